@@ -1,0 +1,10 @@
+//! What a developer needs around Portcullis: a Cloud Controller with its UAA
+//! to talk to, certificates, and a local cluster of real processes.
+//!
+//! Nothing here runs in production, and no service depends on it. The
+//! controller answers as the genuine one does (same documents, same refusals,
+//! same order of messages), so that what works here works there.
+
+pub mod certificates;
+pub mod cloud_controller;
+pub mod cluster;

@@ -1,0 +1,27 @@
+//! `portcullis-dev`: the development Cloud Controller and the local cluster.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "portcullis-dev", version, about, disable_help_subcommand = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a development Cloud Controller and UAA.
+    CloudController(dev::cloud_controller::Arguments),
+    /// Run the whole of Portcullis on this machine, with cells in network namespaces.
+    Cluster(dev::cluster::Arguments),
+}
+
+fn main() -> ExitCode {
+    match CommandLine::parse().command {
+        Command::CloudController(arguments) => dev::cloud_controller::main(arguments),
+        Command::Cluster(arguments) => dev::cluster::main(arguments),
+    }
+}

@@ -1,0 +1,127 @@
+//! Identifiers that other systems gave out.
+//!
+//! They are opaque: Portcullis compares and prints them and never looks inside.
+//! Cloning is cheap, since one space guid occurs in thousands of groups.
+
+use std::{fmt, sync::Arc};
+
+/// The longest identifier in characters; longer ones are refused as garbage.
+pub const MAX_CHARS: usize = 255;
+
+/// Why a text is not an identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The text is empty.
+    #[error("{what} is empty")]
+    Empty {
+        /// Which identifier was read.
+        what: &'static str,
+    },
+    /// The text has more than [`MAX_CHARS`] characters.
+    #[error("{what} has {chars} characters, at most {MAX_CHARS} are allowed")]
+    TooLong {
+        /// Which identifier was read.
+        what: &'static str,
+        /// How long the text is.
+        chars: usize,
+    },
+    /// The text holds a control character, such as a newline.
+    #[error("{what} {text:?} holds a control character")]
+    ControlCharacter {
+        /// Which identifier was read.
+        what: &'static str,
+        /// The text.
+        text: String,
+    },
+}
+
+fn check(what: &'static str, text: &str) -> Result<(), Error> {
+    if text.is_empty() {
+        return Err(Error::Empty { what });
+    }
+    let chars = text.chars().count();
+    if chars > MAX_CHARS {
+        return Err(Error::TooLong { what, chars });
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Error::ControlCharacter { what, text: text.to_owned() });
+    }
+    Ok(())
+}
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Takes a text as it came from outside.
+            ///
+            /// # Errors
+            /// Empty, longer than [`MAX_CHARS`] or holding a control character.
+            pub fn parse(text: &str) -> Result<Self, Error> {
+                check($what, text)?;
+                Ok(Self(text.into()))
+            }
+
+            /// The text as it came.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
+}
+
+identifier!(
+    /// A Cloud Foundry space.
+    SpaceGuid, "space guid"
+);
+identifier!(
+    /// A security group of the Cloud Controller.
+    GroupGuid, "security group guid"
+);
+identifier!(
+    /// Garden's name for a container on one cell.
+    ContainerHandle, "container handle"
+);
+identifier!(
+    /// One cell: a VM that runs app containers.
+    CellId, "cell id"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_identifier_says_why() {
+        assert_eq!(SpaceGuid::parse("").unwrap_err().to_string(), "space guid is empty");
+        assert_eq!(
+            CellId::parse("a\nb").unwrap_err().to_string(),
+            "cell id \"a\\nb\" holds a control character"
+        );
+        assert_eq!(
+            GroupGuid::parse(&"ü".repeat(256)).unwrap_err(),
+            Error::TooLong { what: "security group guid", chars: 256 }
+        );
+    }
+
+    #[test]
+    fn length_is_counted_in_characters() {
+        assert!(GroupGuid::parse(&"ü".repeat(255)).is_ok());
+    }
+}

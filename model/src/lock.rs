@@ -1,0 +1,255 @@
+//! Locket's locks and presences as values (contracts/locket.md 1 and 2).
+
+use std::{fmt, sync::Arc, time::Duration};
+
+/// The longest key and owner, in characters (the original's columns).
+pub const MAX_NAME_CHARS: usize = 255;
+/// The longest value, in characters (the original's column).
+pub const MAX_VALUE_CHARS: usize = 4096;
+
+/// Why a claim on a lock is refused before any lock is looked at.
+///
+/// The variants stand in the order in which the original checks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Neither a lock nor a presence.
+    #[error("invalid-type")]
+    InvalidType,
+    /// The time to live is zero or negative.
+    #[error("invalid-ttl")]
+    InvalidTtl,
+    /// The owner is empty.
+    #[error("invalid-owner")]
+    InvalidOwner,
+    /// A text is longer than the store keeps.
+    #[error("{field} has {chars} characters, at most {max} are allowed")]
+    TooLong {
+        /// `key`, `owner` or `value`.
+        field: &'static str,
+        /// How long it is.
+        chars: usize,
+        /// How long it may be.
+        max: usize,
+    },
+}
+
+fn limit(field: &'static str, text: &str, max: usize) -> Result<(), Error> {
+    // Bytes bound characters from above, and counting bytes is free.
+    if text.len() <= max {
+        return Ok(());
+    }
+    match text.chars().count() {
+        chars if chars > max => Err(Error::TooLong { field, chars, max }),
+        _ => Ok(()),
+    }
+}
+
+macro_rules! text {
+    ($name:ident) => {
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
+}
+
+/// What is locked. Any text, also the empty one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LockKey(Arc<str>);
+text!(LockKey);
+
+impl LockKey {
+    /// # Errors
+    /// Longer than [`MAX_NAME_CHARS`].
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        limit("key", text, MAX_NAME_CHARS)?;
+        Ok(Self(text.into()))
+    }
+}
+
+/// Who holds a key. Never empty; compared exactly.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner(Arc<str>);
+text!(Owner);
+
+impl Owner {
+    /// # Errors
+    /// Empty, or longer than [`MAX_NAME_CHARS`].
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.is_empty() {
+            return Err(Error::InvalidOwner);
+        }
+        limit("owner", text, MAX_NAME_CHARS)?;
+        Ok(Self(text.into()))
+    }
+}
+
+/// What the owner wants others to know, such as a cell's address and size.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct LockValue(Arc<str>);
+text!(LockValue);
+
+impl LockValue {
+    /// # Errors
+    /// Longer than [`MAX_VALUE_CHARS`].
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        limit("value", text, MAX_VALUE_CHARS)?;
+        Ok(Self(text.into()))
+    }
+}
+
+/// The two kinds. They differ only in how clients use them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LockKind {
+    /// One active among several: a client that loses it stops.
+    Lock,
+    /// "I am alive": a client that loses it tries again.
+    Presence,
+}
+
+impl LockKind {
+    /// The canonical text of the deprecated `type` field and of the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Presence => "presence",
+        }
+    }
+
+    /// `type_code` on the wire.
+    #[must_use]
+    pub fn type_code(self) -> i32 {
+        match self {
+            Self::Lock => 1,
+            Self::Presence => 2,
+        }
+    }
+}
+
+/// How long a lock lives after its last refresh, in whole seconds, at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ttl(i64);
+
+impl Ttl {
+    /// The longest: 100 years. The original overflows near 292 years and lets
+    /// such a lock expire at once; ours is cut to this.
+    pub const MAX: Self = Self(100 * 365 * 24 * 60 * 60);
+
+    /// # Errors
+    /// Zero or negative.
+    pub fn try_from_seconds(seconds: i64) -> Result<Self, Error> {
+        if seconds <= 0 {
+            return Err(Error::InvalidTtl);
+        }
+        Ok(Self(seconds.min(Self::MAX.0)))
+    }
+
+    /// Whole seconds.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.0
+    }
+
+    /// As a duration.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0.unsigned_abs())
+    }
+}
+
+/// Rises with each change of owner of a key; never goes down, not even when
+/// the lock is deleted and made again. The first owner of a key has 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FencingToken(pub u64);
+
+impl FencingToken {
+    /// The token of the next owner.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for FencingToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What somebody asks for: to take a key, or to keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Which key.
+    pub key: LockKey,
+    /// For whom.
+    pub owner: Owner,
+    /// Stored beside it.
+    pub value: LockValue,
+    /// As what.
+    pub kind: LockKind,
+    /// For how long without a refresh.
+    pub ttl: Ttl,
+}
+
+/// A key that is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    /// Which key.
+    pub key: LockKey,
+    /// Who holds it.
+    pub owner: Owner,
+    /// What the owner stored.
+    pub value: LockValue,
+    /// As what.
+    pub kind: LockKind,
+    /// For how long without a refresh.
+    pub ttl: Ttl,
+    /// The owner's token.
+    pub token: FencingToken,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_count_characters_not_bytes() {
+        assert!(LockKey::parse(&"ü".repeat(255)).is_ok());
+        assert_eq!(
+            LockKey::parse(&"ü".repeat(256)).unwrap_err().to_string(),
+            "key has 256 characters, at most 255 are allowed"
+        );
+        assert!(LockValue::parse(&"ü".repeat(4096)).is_ok());
+        assert!(LockValue::parse(&"v".repeat(4097)).is_err());
+    }
+
+    #[test]
+    fn the_empty_key_is_legal_the_empty_owner_is_not() {
+        assert!(LockKey::parse("").is_ok());
+        assert_eq!(Owner::parse(""), Err(Error::InvalidOwner));
+    }
+
+    #[test]
+    fn a_ttl_is_positive_and_never_overflows() {
+        assert_eq!(Ttl::try_from_seconds(0), Err(Error::InvalidTtl));
+        assert_eq!(Ttl::try_from_seconds(-1), Err(Error::InvalidTtl));
+        assert_eq!(Ttl::try_from_seconds(1).map(Ttl::seconds), Ok(1));
+        assert_eq!(Ttl::try_from_seconds(i64::MAX), Ok(Ttl::MAX));
+    }
+}

@@ -1,0 +1,108 @@
+//! Opening: the process lock, the settings, the schema.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Options, Synchronous};
+use crate::{Error, Migration, migration};
+
+/// The log is cut to this size when it was emptied: 4 MiB.
+const JOURNAL_SIZE_LIMIT: i64 = 4 << 20;
+/// Distinct statements that a connection keeps prepared.
+const PREPARED: usize = 64;
+
+pub(super) struct Opened {
+    pub(super) writer: Connection,
+    pub(super) readers: Vec<Connection>,
+    /// Holds the process lock until it is dropped.
+    pub(super) guard: File,
+}
+
+pub(super) fn open(
+    path: &Path,
+    options: &Options,
+    migrations: &'static [Migration],
+) -> Result<Opened, Error> {
+    let guard = lock(path)?;
+    create(path)?;
+    let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, options)
+        .and_then(|writer| set_up_writer(writer, options))
+        .map_err(Error::open(path.to_owned()))?;
+    migration::migrate(&mut writer, migrations)?;
+    let readers = (0..options.readers.max(1))
+        .map(|_| {
+            let reader = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, options)?;
+            reader.pragma_update(None, "query_only", true)?;
+            Ok(reader)
+        })
+        .collect::<Result<_, rusqlite::Error>>()
+        .map_err(Error::open(path.to_owned()))?;
+    Ok(Opened { writer, readers, guard })
+}
+
+/// Only the owner may read: values can hold what is nobody else's business.
+fn private(path: &Path) -> Result<File, Error> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| Error::Create { path: path.to_owned(), source: Arc::new(source) })
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let lock_path = lock_path(path);
+    let file = private(&lock_path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => {
+            Err(Error::Create { path: lock_path, source: Arc::new(source) })
+        }
+    }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
+}
+
+/// SQLite takes over the mode of an existing file for its log, too.
+fn create(path: &Path) -> Result<(), Error> {
+    private(path).map(drop)
+}
+
+fn connect(
+    path: &Path,
+    access: OpenFlags,
+    options: &Options,
+) -> Result<Connection, rusqlite::Error> {
+    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(options.busy_timeout)?;
+    connection.set_prepared_statement_cache_capacity(PREPARED);
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
+}
+
+fn set_up_writer(writer: Connection, options: &Options) -> Result<Connection, rusqlite::Error> {
+    writer.pragma_update(None, "journal_mode", "wal")?;
+    let synchronous = match options.synchronous {
+        Synchronous::Full => "full",
+        Synchronous::Normal => "normal",
+    };
+    writer.pragma_update(None, "synchronous", synchronous)?;
+    writer.pragma_update_and_check(None, "journal_size_limit", JOURNAL_SIZE_LIMIT, |_| Ok(()))?;
+    if let Some(pages) = options.max_pages {
+        writer.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+    }
+    Ok(writer)
+}

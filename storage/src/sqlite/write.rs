@@ -1,0 +1,192 @@
+//! The writer thread: takes what waits, runs it in one transaction, answers
+//! after the commit.
+
+use std::{
+    fs::File,
+    io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Error;
+
+pub(super) enum Message {
+    Job(Box<dyn Job>),
+    Close(oneshot::Sender<Result<(), Error>>),
+}
+
+/// A write that waits, runs, and is answered.
+pub(super) trait Job: Send {
+    /// Does the work and keeps its outcome; false when its effects are to be
+    /// undone.
+    fn run(&mut self, transaction: &Transaction<'_>) -> bool;
+    /// Answers with the kept outcome.
+    fn finish(self: Box<Self>);
+    /// Answers that nothing is stored: with its own error if it had one.
+    fn fail(self: Box<Self>, error: Error);
+}
+
+pub(super) struct Write<T, E, F> {
+    work: Option<F>,
+    outcome: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<T, E, F> Write<T, E, F> {
+    pub(super) fn new(work: F, reply: oneshot::Sender<Result<T, E>>) -> Self {
+        Self { work: Some(work), outcome: None, reply }
+    }
+}
+
+impl<T, E, F> Job for Write<T, E, F>
+where
+    F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send,
+    T: Send,
+    E: From<Error> + Send,
+{
+    fn run(&mut self, transaction: &Transaction<'_>) -> bool {
+        let Some(work) = self.work.take() else {
+            return false;
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(transaction)))
+            .unwrap_or_else(|_| Err(Error::Panicked.into()));
+        let keep = outcome.is_ok();
+        self.outcome = Some(outcome);
+        keep
+    }
+
+    // A caller that gave up has dropped its end: nothing to tell anybody.
+    fn finish(self: Box<Self>) {
+        let outcome = self.outcome.unwrap_or_else(|| Err(Error::Closed.into()));
+        let _gave_up = self.reply.send(outcome);
+    }
+
+    fn fail(self: Box<Self>, error: Error) {
+        let outcome = match self.outcome {
+            Some(Err(own)) => Err(own),
+            Some(Ok(_)) | None => Err(error.into()),
+        };
+        let _gave_up = self.reply.send(outcome);
+    }
+}
+
+pub(super) fn start(
+    connection: Connection,
+    guard: File,
+    queue: mpsc::Receiver<Message>,
+    batch: usize,
+) -> io::Result<()> {
+    thread::Builder::new()
+        .name("sqlite-writer".to_owned())
+        .spawn(move || {
+            let closing = serve(&connection, queue, batch);
+            let closed = close(connection);
+            drop(guard);
+            if let Some(closing) = closing {
+                let _gave_up = closing.send(closed);
+            }
+        })
+        .map(drop)
+}
+
+/// Ends when asked to close (the answer is due then) or when the last handle
+/// is gone.
+fn serve(
+    connection: &Connection,
+    mut queue: mpsc::Receiver<Message>,
+    batch: usize,
+) -> Option<oneshot::Sender<Result<(), Error>>> {
+    let mut messages = Vec::with_capacity(batch);
+    let mut jobs = Vec::with_capacity(batch);
+    while queue.blocking_recv_many(&mut messages, batch) > 0 {
+        let mut closing = None;
+        for message in messages.drain(..) {
+            match message {
+                Message::Job(job) if closing.is_none() => jobs.push(job),
+                Message::Job(job) => job.fail(Error::Closed),
+                Message::Close(reply) => closing = Some(reply),
+            }
+        }
+        store(connection, &mut jobs);
+        if closing.is_some() {
+            queue.close();
+            while let Ok(message) = queue.try_recv() {
+                if let Message::Job(job) = message {
+                    job.fail(Error::Closed);
+                }
+            }
+            return closing;
+        }
+    }
+    None
+}
+
+/// Carries out `jobs` in as few transactions as possible, as a rule one.
+fn store(connection: &Connection, jobs: &mut Vec<Box<dyn Job>>) {
+    let mut waiting = mem::take(jobs).into_iter();
+    while waiting.len() > 0 {
+        let mut done = Vec::with_capacity(waiting.len());
+        match transact(connection, &mut waiting, &mut done) {
+            Ok(()) => done.into_iter().for_each(Job::finish),
+            Err(error) => {
+                tracing::error!(error = %error, jobs = done.len(), "sqlite-transaction-failed");
+                // Nobody ran: the same failure is everybody's.
+                if done.is_empty() {
+                    done.extend(waiting.by_ref());
+                }
+                for job in done {
+                    job.fail(error.clone());
+                }
+            }
+        }
+    }
+}
+
+/// One transaction. Whoever ran in it is in `done`. Stops early when SQLite
+/// itself gave the transaction up, as it does when the disk is full: the
+/// rest then gets a transaction of its own.
+fn transact(
+    connection: &Connection,
+    waiting: &mut impl Iterator<Item = Box<dyn Job>>,
+    done: &mut Vec<Box<dyn Job>>,
+) -> Result<(), Error> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
+        .map_err(Error::transaction)?;
+    for mut job in waiting {
+        let ran = in_savepoint(connection, || job.run(&transaction));
+        done.push(job);
+        ran?;
+    }
+    transaction.commit().map_err(Error::transaction)
+}
+
+fn in_savepoint(connection: &Connection, run: impl FnOnce() -> bool) -> Result<(), Error> {
+    execute(connection, "SAVEPOINT job")?;
+    let keep = run();
+    if connection.is_autocommit() {
+        return Err(Error::Abandoned);
+    }
+    if !keep {
+        execute(connection, "ROLLBACK TO job")?;
+    }
+    execute(connection, "RELEASE job")
+}
+
+fn execute(connection: &Connection, sql: &str) -> Result<(), Error> {
+    connection
+        .prepare_cached(sql)
+        .and_then(|mut statement| statement.execute([]))
+        .map(drop)
+        .map_err(Error::transaction)
+}
+
+fn close(connection: Connection) -> Result<(), Error> {
+    let checkpoint = connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .map_err(Error::transaction);
+    let closed = connection.close().map_err(|(_, source)| Error::transaction(source));
+    checkpoint.and(closed)
+}

@@ -1,1 +1,59 @@
-//! The contracts between the parts.
+//! The contracts between the parts: generated code, descriptor sets, and the
+//! conversions between the wire and the model.
+//!
+//! What arrives is converted with `TryFrom`, and an [`Error`] names the field
+//! that is wrong; what leaves is converted with an infallible `From`. Nothing
+//! else in the workspace looks into a generated message for meaning.
+
+mod cell;
+mod error;
+mod lock;
+mod policy;
+
+pub use error::Error;
+pub use lock::{Release, Selector};
+pub use policy::timestamp;
+
+/// `models.Locket`, wire-compatible with the original (contracts/locket.md 1).
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod models {
+    tonic::include_proto!("models");
+}
+
+/// Our own services. Nested as their packages are, since they refer to each
+/// other; use the short names below.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+mod portcullis {
+    pub(crate) mod lock {
+        pub mod v1 {
+            tonic::include_proto!("portcullis.lock.v1");
+        }
+    }
+    pub(crate) mod policy {
+        pub mod v1 {
+            tonic::include_proto!("portcullis.policy.v1");
+        }
+    }
+    pub(crate) mod cell {
+        pub mod v1 {
+            tonic::include_proto!("portcullis.cell.v1");
+        }
+    }
+}
+
+pub use portcullis::{cell::v1 as cell_v1, lock::v1 as lock_v1, policy::v1 as policy_v1};
+
+/// The descriptor set of every contract, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

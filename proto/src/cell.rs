@@ -1,0 +1,14 @@
+//! What a cell tells of itself.
+
+use model::group::Lifecycle;
+
+use crate::cell_v1;
+
+impl From<Lifecycle> for cell_v1::Lifecycle {
+    fn from(lifecycle: Lifecycle) -> Self {
+        match lifecycle {
+            Lifecycle::Running => Self::Running,
+            Lifecycle::Staging => Self::Staging,
+        }
+    }
+}

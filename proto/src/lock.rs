@@ -1,0 +1,188 @@
+//! Locket's messages and the model.
+
+use model::lock::{self, Claim, Lock, LockKey, LockKind, LockValue, Owner, Ttl};
+
+use crate::{Error, lock_v1, models};
+
+impl TryFrom<models::TypeCode> for LockKind {
+    type Error = lock::Error;
+
+    fn try_from(code: models::TypeCode) -> Result<Self, lock::Error> {
+        match code {
+            models::TypeCode::Lock => Ok(Self::Lock),
+            models::TypeCode::Presence => Ok(Self::Presence),
+            models::TypeCode::Unknown => Err(lock::Error::InvalidType),
+        }
+    }
+}
+
+/// A code outside the enum is as invalid as `UNKNOWN`.
+fn kind(code: i32) -> Result<LockKind, lock::Error> {
+    models::TypeCode::try_from(code).map_err(|_| lock::Error::InvalidType)?.try_into()
+}
+
+impl TryFrom<models::LockRequest> for Claim {
+    type Error = Error;
+
+    /// In the original's order: type, ttl, owner; `type` is ignored.
+    fn try_from(request: models::LockRequest) -> Result<Self, Error> {
+        let models::LockRequest { resource, ttl_in_seconds } = request;
+        let resource = resource.ok_or(Error::Missing("resource"))?;
+        let kind = kind(resource.type_code)?;
+        let ttl = Ttl::try_from_seconds(ttl_in_seconds)?;
+        let owner = Owner::parse(&resource.owner)?;
+        let key = LockKey::parse(&resource.key)?;
+        let value = LockValue::parse(&resource.value)?;
+        Ok(Self { key, owner, value, kind, ttl })
+    }
+}
+
+/// What somebody gives back. Nothing is checked, as in the original: an owner
+/// that nobody can be owns nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// Which key.
+    pub key: String,
+    /// For whom.
+    pub owner: String,
+}
+
+impl TryFrom<models::ReleaseRequest> for Release {
+    type Error = Error;
+
+    fn try_from(request: models::ReleaseRequest) -> Result<Self, Error> {
+        let resource = request.resource.ok_or(Error::Missing("resource"))?;
+        Ok(Self { key: resource.key, owner: resource.owner })
+    }
+}
+
+impl TryFrom<models::FetchAllRequest> for LockKind {
+    type Error = Error;
+
+    fn try_from(request: models::FetchAllRequest) -> Result<Self, Error> {
+        Ok(kind(request.type_code)?)
+    }
+}
+
+impl From<&Lock> for models::Resource {
+    #[expect(deprecated, reason = "the original still fills `type` in answers")]
+    fn from(lock: &Lock) -> Self {
+        let Lock { key, owner, value, kind, ttl: _, token: _ } = lock;
+        Self {
+            key: key.as_str().to_owned(),
+            owner: owner.as_str().to_owned(),
+            value: value.as_str().to_owned(),
+            r#type: kind.as_str().to_owned(),
+            type_code: kind.type_code(),
+        }
+    }
+}
+
+/// Which locks a watcher wants to hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// One key.
+    Key(LockKey),
+    /// All of a kind.
+    Kind(LockKind),
+}
+
+impl Selector {
+    /// Whether a lock is wanted.
+    #[must_use]
+    pub fn matches(&self, lock: &Lock) -> bool {
+        match self {
+            Self::Key(key) => lock.key == *key,
+            Self::Kind(kind) => lock.kind == *kind,
+        }
+    }
+}
+
+impl TryFrom<lock_v1::WatchRequest> for Selector {
+    type Error = Error;
+
+    fn try_from(request: lock_v1::WatchRequest) -> Result<Self, Error> {
+        use lock_v1::watch_request::Selector as Wire;
+        match request.selector.ok_or(Error::Missing("selector"))? {
+            Wire::Key(key) => Ok(Self::Key(LockKey::parse(&key)?)),
+            Wire::TypeCode(code) => Ok(Self::Kind(kind(code)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(deprecated, reason = "the deprecated `type` is part of the contract")]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn resource() -> models::Resource {
+        models::Resource {
+            key: "wire".to_owned(),
+            owner: "o1".to_owned(),
+            value: "val".to_owned(),
+            r#type: String::new(),
+            type_code: 1,
+        }
+    }
+
+    /// Recorded bytes of the original, contracts/locket.md 1.2.
+    #[test]
+    fn the_wire_is_the_originals() {
+        let request = models::LockRequest { resource: Some(resource()), ttl_in_seconds: 30 };
+        let recorded = b"\x0a\x11\x0a\x04wire\x12\x02o1\x1a\x03val\x28\x01\x10\x1e";
+        assert_eq!(request.encode_to_vec(), recorded);
+
+        let claim = Claim::try_from(request).unwrap();
+        let lock = Lock {
+            key: claim.key,
+            owner: claim.owner,
+            value: claim.value,
+            kind: claim.kind,
+            ttl: claim.ttl,
+            token: lock::FencingToken(7),
+        };
+        let answer = models::FetchResponse { resource: Some((&lock).into()) };
+        let recorded = b"\x0a\x17\x0a\x04wire\x12\x02o1\x1a\x03val\x22\x04lock\x28\x01";
+        assert_eq!(answer.encode_to_vec(), recorded);
+    }
+
+    /// Clients that do not know the fencing token read an empty answer.
+    #[test]
+    fn the_fencing_token_is_an_unknown_field_to_old_clients() {
+        let bytes = models::LockResponse { fencing_token: 5 }.encode_to_vec();
+        assert!(models::ReleaseResponse::decode(bytes.as_slice()).is_ok());
+    }
+
+    #[test]
+    fn checks_run_in_the_originals_order() {
+        let refused = |type_code, ttl_in_seconds, owner: &str| {
+            let resource = models::Resource {
+                type_code,
+                owner: owner.to_owned(),
+                r#type: "lock".to_owned(),
+                ..resource()
+            };
+            let request = models::LockRequest { resource: Some(resource), ttl_in_seconds };
+            Claim::try_from(request).unwrap_err().to_string()
+        };
+        assert_eq!(refused(0, 0, ""), "invalid-type");
+        assert_eq!(refused(3, 0, ""), "invalid-type");
+        assert_eq!(refused(1, 0, ""), "invalid-ttl");
+        assert_eq!(refused(2, 1, ""), "invalid-owner");
+
+        let nothing = models::LockRequest { resource: None, ttl_in_seconds: 0 };
+        assert_eq!(Claim::try_from(nothing), Err(Error::Missing("resource")));
+    }
+
+    #[test]
+    fn a_watch_names_a_key_or_a_kind() {
+        use lock_v1::watch_request::Selector as Wire;
+        let read = |selector| Selector::try_from(lock_v1::WatchRequest { selector });
+        assert_eq!(read(None), Err(Error::Missing("selector")));
+        assert_eq!(read(Some(Wire::TypeCode(2))), Ok(Selector::Kind(LockKind::Presence)));
+        assert!(read(Some(Wire::TypeCode(9))).is_err());
+        assert!(matches!(read(Some(Wire::Key(String::new()))), Ok(Selector::Key(_))));
+    }
+}

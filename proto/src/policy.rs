@@ -1,0 +1,221 @@
+//! Security groups on the wire and in the model.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use model::{
+    generation::Watermark,
+    group::{ContentHash, GroupId, Scope, SecurityGroup, StoredGroup},
+    ids::{GroupGuid, SpaceGuid},
+    rule::RuleSpec,
+};
+
+use crate::{Error, policy_v1};
+
+impl From<&RuleSpec> for policy_v1::Rule {
+    fn from(rule: &RuleSpec) -> Self {
+        let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } =
+            rule;
+        Self {
+            protocol: protocol.clone(),
+            destination: destination.clone(),
+            ports: ports.clone(),
+            r#type: *icmp_type,
+            code: *icmp_code,
+            description: description.clone(),
+            log: *log,
+        }
+    }
+}
+
+/// Any text and number is a rule that somebody stated.
+impl From<policy_v1::Rule> for RuleSpec {
+    fn from(rule: policy_v1::Rule) -> Self {
+        let policy_v1::Rule { protocol, destination, ports, r#type, code, description, log } = rule;
+        Self { protocol, destination, ports, icmp_type: r#type, icmp_code: code, description, log }
+    }
+}
+
+impl From<&SecurityGroup> for policy_v1::SecurityGroup {
+    fn from(group: &SecurityGroup) -> Self {
+        let SecurityGroup { guid, name, rules, running, staging } = group;
+        let spaces =
+            |scope: &Scope| scope.spaces.iter().map(|space| space.as_str().to_owned()).collect();
+        Self {
+            guid: guid.as_str().to_owned(),
+            name: name.clone(),
+            rules: rules.iter().map(Into::into).collect(),
+            running_default: running.everywhere,
+            staging_default: staging.everywhere,
+            running_space_guids: spaces(running),
+            staging_space_guids: spaces(staging),
+        }
+    }
+}
+
+fn scope(
+    guid: &GroupGuid,
+    field: &'static str,
+    everywhere: bool,
+    spaces: &[String],
+) -> Result<Scope, Error> {
+    let spaces: BTreeSet<SpaceGuid> = spaces
+        .iter()
+        .enumerate()
+        .map(|(index, space)| {
+            SpaceGuid::parse(space)
+                .map_err(|error| Error::invalid(format!("group {guid}: {field}[{index}]"), error))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Scope { everywhere, spaces })
+}
+
+impl TryFrom<policy_v1::SecurityGroup> for SecurityGroup {
+    type Error = Error;
+
+    fn try_from(group: policy_v1::SecurityGroup) -> Result<Self, Error> {
+        let policy_v1::SecurityGroup {
+            guid,
+            name,
+            rules,
+            running_default,
+            staging_default,
+            running_space_guids,
+            staging_space_guids,
+        } = group;
+        let guid = GroupGuid::parse(&guid).map_err(|error| Error::invalid("guid", error))?;
+        let running = scope(&guid, "running_space_guids", running_default, &running_space_guids)?;
+        let staging = scope(&guid, "staging_space_guids", staging_default, &staging_space_guids)?;
+        let rules = rules.into_iter().map(Into::into).collect();
+        Ok(Self { guid, name, rules, running, staging })
+    }
+}
+
+impl From<&StoredGroup> for policy_v1::StoredGroup {
+    fn from(stored: &StoredGroup) -> Self {
+        Self { id: stored.id.0, group: Some((&*stored.group).into()) }
+    }
+}
+
+impl TryFrom<policy_v1::StoredGroup> for StoredGroup {
+    type Error = Error;
+
+    fn try_from(stored: policy_v1::StoredGroup) -> Result<Self, Error> {
+        let group = stored.group.ok_or(Error::Missing("group"))?;
+        Ok(Self { id: GroupId(stored.id), group: Arc::new(group.try_into()?) })
+    }
+}
+
+/// One line of a manifest: which group, with which content.
+impl From<(&GroupGuid, &ContentHash)> for policy_v1::replace_request::ManifestEntry {
+    fn from((guid, hash): (&GroupGuid, &ContentHash)) -> Self {
+        Self { guid: guid.as_str().to_owned(), content_hash: hash.0.to_vec() }
+    }
+}
+
+impl TryFrom<policy_v1::replace_request::ManifestEntry> for (GroupGuid, ContentHash) {
+    type Error = Error;
+
+    fn try_from(entry: policy_v1::replace_request::ManifestEntry) -> Result<Self, Error> {
+        let guid = GroupGuid::parse(&entry.guid)
+            .map_err(|error| Error::invalid("manifest entry: guid", error))?;
+        let hash = <[u8; 32]>::try_from(entry.content_hash.as_slice()).map_err(|_| {
+            Error::invalid(
+                format!("manifest entry {guid}: content_hash"),
+                format!("has {} bytes, not 32", entry.content_hash.len()),
+            )
+        })?;
+        Ok((guid, ContentHash(hash)))
+    }
+}
+
+/// A moment on the wire, for watermarks.
+pub(crate) fn watermark(at: prost_types::Timestamp) -> Result<Watermark, Error> {
+    Watermark::try_new(at.seconds, i64::from(at.nanos))
+        .map_err(|error| Error::invalid("watermark", error))
+}
+
+impl policy_v1::replace_request::Begin {
+    /// The watermark as a value.
+    ///
+    /// # Errors
+    /// Absent, or no moment.
+    pub fn watermark_value(&self) -> Result<Watermark, Error> {
+        self.watermark.ok_or(Error::Missing("watermark")).and_then(watermark)
+    }
+}
+
+/// A watermark as it stands on the wire.
+#[must_use]
+pub fn timestamp(watermark: Watermark) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: watermark.seconds(),
+        nanos: i32::try_from(watermark.nanoseconds()).expect("less than a second"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn rules()(
+            protocol in "[a-z]{0,6}", destination in "\\PC{0,12}", ports in "[0-9,-]{0,8}",
+            icmp_type: i32, icmp_code: i32, description in "\\PC{0,8}", log: bool,
+        ) -> RuleSpec {
+            RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log }
+        }
+    }
+
+    prop_compose! {
+        fn scopes()(
+            everywhere: bool,
+            spaces in proptest::collection::btree_set("[a-z0-9-]{1,12}", 0..4),
+        ) -> Scope {
+            let spaces = spaces.iter().map(|text| SpaceGuid::parse(text).unwrap()).collect();
+            Scope { everywhere, spaces }
+        }
+    }
+
+    prop_compose! {
+        fn groups()(
+            guid in "[a-z0-9-]{1,36}", name in "\\PC{0,20}",
+            rules in proptest::collection::vec(rules(), 0..4),
+            running in scopes(), staging in scopes(),
+        ) -> SecurityGroup {
+            SecurityGroup { guid: GroupGuid::parse(&guid).unwrap(), name, rules, running, staging }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_group_survives_the_wire(group in groups(), id: u64) {
+            let stored = StoredGroup { id: GroupId(id), group: Arc::new(group) };
+            let back = StoredGroup::try_from(policy_v1::StoredGroup::from(&stored)).unwrap();
+            prop_assert_eq!(back.group.content_hash(), stored.group.content_hash());
+            prop_assert_eq!(back, stored);
+        }
+    }
+
+    #[test]
+    fn an_error_names_group_field_and_value() {
+        let wire = policy_v1::SecurityGroup {
+            guid: "g1".to_owned(),
+            running_space_guids: vec!["s1".to_owned(), "s\n2".to_owned()],
+            ..Default::default()
+        };
+        assert_eq!(
+            SecurityGroup::try_from(wire).unwrap_err().to_string(),
+            "group g1: running_space_guids[1]: space guid \"s\\n2\" holds a control character"
+        );
+        let entry = policy_v1::replace_request::ManifestEntry {
+            guid: "g1".to_owned(),
+            content_hash: vec![1, 2],
+        };
+        assert_eq!(
+            <(GroupGuid, ContentHash)>::try_from(entry).unwrap_err().to_string(),
+            "manifest entry g1: content_hash: has 2 bytes, not 32"
+        );
+    }
+}

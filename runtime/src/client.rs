@@ -1,0 +1,139 @@
+//! gRPC channels.
+//!
+//! What holds:
+//! - A channel connects when it is first used, and again after a connection
+//!   ended; a call that finds no connection fails at once with UNAVAILABLE.
+//! - Each new connection uses the TLS material of that moment.
+//! - The server's certificate must name the host of the address, be it a name
+//!   or an IP address.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::ClientTls;
+
+/// How a channel keeps its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The most that connecting, with the TLS handshake, may take.
+    pub connect_timeout: Duration,
+    /// After how much silence, while a call is open, the server is pinged. `None`
+    /// for never. The genuine Locket answers frequent pings without other traffic
+    /// by closing the connection.
+    pub keepalive_interval: Option<Duration>,
+    /// How long the server may take to answer a ping.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            keepalive_interval: Some(Duration::from_secs(10)),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why there can be no channel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not `host:port`.
+    #[error("the address {0} is not host:port")]
+    Address(String),
+    /// A host that no certificate could name.
+    #[error("the host of {0} is neither a name nor an IP address")]
+    Host(String),
+}
+
+/// A channel to `host:port`.
+///
+/// # Errors
+/// When the address is not of that form. Whether somebody is there shows with
+/// the first call.
+pub fn channel(address: &str, tls: Option<ClientTls>, options: Options) -> Result<Channel, Error> {
+    let malformed = || Error::Address(address.to_owned());
+    let (host, port) = address.rsplit_once(':').ok_or_else(malformed)?;
+    let port: u16 = port.parse().map_err(|_| malformed())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned());
+    let name = name.map_err(|_| Error::Host(address.to_owned()))?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let origin: Uri = format!("{scheme}://{address}").parse().map_err(|_| malformed())?;
+    let target = Arc::new(Target {
+        host: host.to_owned(),
+        port,
+        name,
+        tls,
+        connect_timeout: options.connect_timeout,
+    });
+    let connector = tower::service_fn(move |_: Uri| connect(Arc::clone(&target)));
+    Ok(endpoint(origin, options).connect_with_connector_lazy(connector))
+}
+
+/// A channel to a Unix socket.
+pub fn unix(path: &Path) -> Channel {
+    let path: Arc<PathBuf> = Arc::new(path.to_owned());
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = Arc::clone(&path);
+        async move { UnixStream::connect(path.as_path()).await.map(TokioIo::new) }
+    });
+    let origin = Uri::from_static("http://localhost");
+    endpoint(origin, Options::default()).connect_with_connector_lazy(connector)
+}
+
+fn endpoint(origin: Uri, options: Options) -> Endpoint {
+    let Options { connect_timeout, keepalive_interval, keepalive_timeout } = options;
+    // Our connector does TLS itself; to tonic the connection is a plain one.
+    let endpoint = Endpoint::from_static("http://portcullis.invalid")
+        .origin(origin)
+        .connect_timeout(connect_timeout)
+        .keep_alive_while_idle(false)
+        .keep_alive_timeout(keepalive_timeout);
+    match keepalive_interval {
+        Some(interval) => endpoint.http2_keep_alive_interval(interval),
+        None => endpoint,
+    }
+}
+
+/// Where a channel leads.
+struct Target {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+    tls: Option<ClientTls>,
+    connect_timeout: Duration,
+}
+
+type Connection = TokioIo<tokio_util::either::Either<TcpStream, TlsStream<TcpStream>>>;
+
+fn connect(target: Arc<Target>) -> impl Future<Output = io::Result<Connection>> + Send {
+    use tokio_util::either::Either;
+    async move {
+        let open = async {
+            let stream = TcpStream::connect((target.host.as_str(), target.port)).await?;
+            stream.set_nodelay(true)?;
+            let Some(tls) = &target.tls else {
+                return Ok(TokioIo::new(Either::Left(stream)));
+            };
+            let mut config = tls.rustls_config().as_ref().clone();
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            let connector = TlsConnector::from(Arc::new(config));
+            let stream = connector.connect(target.name.clone(), stream).await?;
+            Ok(TokioIo::new(Either::Right(stream)))
+        };
+        let opened = tokio::time::timeout(target.connect_timeout, open).await;
+        opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+    }
+}

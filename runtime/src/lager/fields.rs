@@ -1,0 +1,141 @@
+//! The fields of one event or span, encoded as they are recorded.
+
+use std::cell::Cell;
+use std::error::Error;
+use std::fmt::{self, Debug, Display, Formatter, Write};
+use std::ops::Range;
+
+use serde::Serialize;
+use tracing::field::{Field, Visit};
+
+use super::encode;
+
+/// The field that stands in for a span's name in the message.
+const TASK: &str = "lager.task";
+/// The field that makes an error fatal.
+const FATAL: &str = "lager.fatal";
+/// Where `tracing` puts an event's message.
+const MESSAGE: &str = "message";
+
+/// Names with their values as JSON text, in one buffer.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    entries: Vec<(&'static str, Range<usize>)>,
+    json: String,
+    pub(super) message: Option<String>,
+    pub(super) task: Option<String>,
+    pub(super) fatal: bool,
+}
+
+impl Fields {
+    /// Names and JSON values, in the order in which they were recorded.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let entries = self.entries.iter();
+        entries.map(|(name, range)| (*name, &self.json[range.clone()]))
+    }
+
+    fn record(&mut self, field: &Field, encode: impl FnOnce(&mut String)) {
+        let start = self.json.len();
+        encode(&mut self.json);
+        self.entries.push((field.name(), start..self.json.len()));
+    }
+
+    fn record_text(&mut self, field: &Field, text: &str) {
+        match field.name() {
+            MESSAGE => self.message = Some(text.to_owned()),
+            TASK => self.task = Some(text.to_owned()),
+            _ => self.record(field, |json| encode::push_string(json, text)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_text(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        if field.name() == FATAL {
+            self.fatal = value;
+        } else {
+            self.record(field, |json| encode::push(json, value));
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.record(field, |json| encode::push(json, value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.record(field, |json| encode::push(json, value));
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.record(field, |json| encode::push(json, value));
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.record(field, |json| encode::push(json, value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.record(field, |json| encode::push_float(json, value));
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.record_text(field, &value.to_string());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        match render(value) {
+            Rendered::Text(text) => self.record_text(field, &text),
+            Rendered::Json(text) => self.record(field, |json| encode::push_json(json, &text)),
+        }
+    }
+}
+
+/// Logs `value` as nested JSON rather than as a string.
+pub fn json<T: Serialize + ?Sized>(value: &T) -> impl tracing::Value {
+    tracing::field::display(Json(value))
+}
+
+struct Json<'a, T: ?Sized>(&'a T);
+
+thread_local! {
+    /// `Some` while a field is being rendered; [`Json`] leaves its text here, so
+    /// that no text which merely looks like JSON is ever taken for it.
+    static JSON_SLOT: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+impl<T: Serialize + ?Sized> Display for Json<'_, T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let text = match serde_json::to_string(self.0) {
+            Ok(text) => text,
+            Err(error) => return write!(f, "cannot be shown as JSON: {error}"),
+        };
+        match JSON_SLOT.take() {
+            Some(_) => JSON_SLOT.set(Some(text)),
+            None => f.write_str(&text)?,
+        }
+        Ok(())
+    }
+}
+
+enum Rendered {
+    Text(String),
+    Json(String),
+}
+
+fn render(value: &dyn Debug) -> Rendered {
+    // A value's own formatting may log, which comes back here: keep the outer slot.
+    let outer = JSON_SLOT.replace(Some(String::new()));
+    let mut text = String::new();
+    let written = write!(text, "{value:?}");
+    let json = JSON_SLOT.replace(outer).unwrap_or_default();
+    match written {
+        Err(fmt::Error) => Rendered::Text("cannot be shown".into()),
+        Ok(()) if text.is_empty() && !json.is_empty() => Rendered::Json(json),
+        // JSON inside a longer text: its place is lost, the content is not.
+        Ok(()) => Rendered::Text(text + &json),
+    }
+}

@@ -1,0 +1,284 @@
+//! The layer: which spans and events are wanted, and how they become lines.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::fields::Fields;
+use super::level::{AtomicLevel, Level, TimeFormat};
+use super::{Options, Sink, encode};
+
+/// Crates whose events and spans are ours, by the first part of their target.
+const OURS: [&str; 14] = [
+    "cell_agent",
+    "ctl",
+    "dev",
+    "integration_tests",
+    "lock_server",
+    "main", // test binaries
+    "model",
+    "policy_store",
+    "portcullis_dev",
+    "portcullisctl",
+    "proto",
+    "runtime",
+    "storage",
+    "syncer",
+];
+
+/// Writes lager lines for a `tracing` registry.
+pub struct Lager {
+    source: String,
+    format: TimeFormat,
+    level: Arc<AtomicLevel>,
+    sink: Sink,
+    sessions: AtomicU64,
+}
+
+/// What a span is to lager; kept in the span's extensions.
+struct Session {
+    parent: Option<Arc<Session>>,
+    /// The tasks from the outermost in, joined by dots.
+    path: String,
+    /// `8.2.1` is the first child of the second child of the eighth.
+    number: String,
+    children: AtomicU64,
+    fields: RwLock<Fields>,
+}
+
+impl Lager {
+    pub(super) fn new(options: Options, level: Arc<AtomicLevel>, sink: Sink) -> Self {
+        let Options { source, level: _, format } = options;
+        Self { source, format, level, sink, sessions: AtomicU64::new(0) }
+    }
+
+    fn wants(&self, metadata: &Metadata<'_>) -> bool {
+        let threshold = self.level.load();
+        let level = *metadata.level();
+        if metadata.is_span() {
+            let always = level <= tracing::Level::INFO;
+            return is_ours(metadata.target()) && (always || threshold == Level::Debug);
+        }
+        if is_ours(metadata.target()) {
+            level <= lowest(threshold)
+        } else {
+            level <= tracing::Level::WARN && threshold <= Level::Info
+        }
+    }
+
+    fn new_session(&self, parent: Option<Arc<Session>>, name: &str, fields: Fields) -> Session {
+        let task = fields.task.as_deref().unwrap_or(name);
+        let (path, number) = match &parent {
+            None => {
+                let number = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+                (task.to_owned(), number.to_string())
+            }
+            Some(parent) => {
+                let number = parent.children.fetch_add(1, Ordering::Relaxed) + 1;
+                let path = format!("{}.{task}", parent.path);
+                (path, format!("{}.{number}", parent.number))
+            }
+        };
+        Session { parent, path, number, children: AtomicU64::new(0), fields: RwLock::new(fields) }
+    }
+
+    fn line(&self, severity: Severity, path: &[&str], data: &str) -> String {
+        let now = jiff::Timestamp::now();
+        let mut line = String::with_capacity(128 + data.len());
+        match self.format {
+            TimeFormat::Rfc3339 => {
+                encode::push(&mut line, format_args!("{{\"timestamp\":\"{now:.9}\""));
+                let level = severity.name();
+                encode::push(&mut line, format_args!(",\"level\":\"{level}\""));
+            }
+            TimeFormat::UnixEpoch => {
+                let (seconds, nanoseconds) = (now.as_second(), now.subsec_nanosecond());
+                let stamp = format_args!("{{\"timestamp\":\"{seconds}.{nanoseconds:09}\"");
+                encode::push(&mut line, stamp);
+            }
+        }
+        line.push_str(",\"source\":");
+        encode::push_string(&mut line, &self.source);
+        line.push_str(",\"message\":\"");
+        encode::push_escaped(&mut line, &self.source);
+        for part in path {
+            line.push('.');
+            encode::push_escaped(&mut line, part);
+        }
+        line.push('"');
+        if self.format == TimeFormat::UnixEpoch {
+            let number = severity as u8;
+            encode::push(&mut line, format_args!(",\"log_level\":{number}"));
+        }
+        line.push_str(",\"data\":");
+        line.push_str(data);
+        line.push_str("}\n");
+        line
+    }
+
+    fn write_foreign(&self, target: &str, fields: &Fields) {
+        let mut entries: Vec<_> = fields.iter().collect();
+        let mut text = String::new();
+        if let Some(message) = &fields.message {
+            encode::push_string(&mut text, message);
+            entries.push(("text", &text));
+        }
+        let line = self.line(Severity::Info, &[target], &object(entries));
+        self.sink.write(&line);
+    }
+}
+
+impl<S> Layer<S> for Lager
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.wants(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        self.wants(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(match self.level.load() {
+            Level::Debug => LevelFilter::TRACE,
+            _ => LevelFilter::INFO,
+        })
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let parent = span.parent();
+        let parent = parent.and_then(|parent| parent.extensions().get::<Arc<Session>>().cloned());
+        let session = self.new_session(parent, span.name(), fields);
+        span.extensions_mut().insert(Arc::new(session));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let session = span.extensions().get::<Arc<Session>>().cloned();
+        if let Some(session) = session {
+            let mut fields = session.fields.write().unwrap_or_else(PoisonError::into_inner);
+            values.record(&mut *fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let metadata = event.metadata();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if !is_ours(metadata.target()) {
+            return self.write_foreign(metadata.target(), &fields);
+        }
+        let severity = Severity::of(*metadata.level(), fields.fatal);
+        if self.level.load() == Level::Fatal && severity != Severity::Fatal {
+            return;
+        }
+        let span = context.event_span(event);
+        let session = span.and_then(|span| span.extensions().get::<Arc<Session>>().cloned());
+        let action = fields.message.as_deref().unwrap_or(metadata.name());
+        let data = data(session.as_deref(), &fields);
+        let line = match &session {
+            Some(session) => self.line(severity, &[&session.path, action], &data),
+            None => self.line(severity, &[action], &data),
+        };
+        self.sink.write(&line);
+    }
+}
+
+/// The level of a line; the numbers are those of the `unix-epoch` form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    Debug = 0,
+    Info = 1,
+    Error = 2,
+    Fatal = 3,
+}
+
+impl Severity {
+    fn of(level: tracing::Level, fatal: bool) -> Self {
+        match level {
+            tracing::Level::ERROR if fatal => Self::Fatal,
+            tracing::Level::ERROR => Self::Error,
+            tracing::Level::WARN | tracing::Level::INFO => Self::Info,
+            _ => Self::Debug,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
+/// The lowest `tracing` level that a threshold lets through.
+fn lowest(threshold: Level) -> tracing::Level {
+    match threshold {
+        Level::Debug => tracing::Level::TRACE,
+        Level::Info => tracing::Level::INFO,
+        Level::Warn => tracing::Level::WARN,
+        Level::Error | Level::Fatal => tracing::Level::ERROR,
+    }
+}
+
+fn is_ours(target: &str) -> bool {
+    let name = target.split("::").next().unwrap_or_default();
+    OURS.binary_search(&name).is_ok()
+}
+
+/// The data of an event: inner values win over outer ones of the same name.
+fn data(session: Option<&Session>, event: &Fields) -> String {
+    let mut lineage = Vec::new();
+    let mut next = session;
+    while let Some(session) = next {
+        lineage.push(session);
+        next = session.parent.as_deref();
+    }
+    let guards: Vec<_> = lineage
+        .iter()
+        .rev()
+        .map(|session| session.fields.read().unwrap_or_else(PoisonError::into_inner))
+        .collect();
+    let number = session.map(|session| format!("\"{}\"", session.number));
+    let mut entries: Vec<(&str, &str)> = Vec::new();
+    for fields in &guards {
+        entries.extend(fields.iter());
+    }
+    entries.extend(event.iter());
+    entries.extend(number.iter().map(|number| ("session", number.as_str())));
+    object(entries)
+}
+
+/// A JSON object with sorted keys; of entries with the same key the last counts.
+fn object(mut entries: Vec<(&str, &str)>) -> String {
+    entries.sort_by_key(|(name, _)| *name);
+    let mut json = String::from("{");
+    for (index, (name, value)) in entries.iter().enumerate() {
+        let superseded = entries.get(index + 1).is_some_and(|(next, _)| next == name);
+        if superseded {
+            continue;
+        }
+        if json.len() > 1 {
+            json.push(',');
+        }
+        encode::push_string(&mut json, name);
+        json.push(':');
+        json.push_str(value);
+    }
+    json.push('}');
+    json
+}

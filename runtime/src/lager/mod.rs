@@ -1,0 +1,119 @@
+//! Log lines as the Cloud Foundry components write them (their library is
+//! called lager): one JSON object a line on standard output.
+//!
+//! Code logs with `tracing`. An event's message is the *action*; spans are
+//! lager *sessions*:
+//!
+//! ```
+//! # use runtime::lager;
+//! let span = tracing::info_span!("locket-lock", lock = lager::json(&["a"]));
+//! let _entered = span.enter();
+//! tracing::info!(key = "k1", "type-code" = 1, "acquired-lock");
+//! // {"timestamp":"..","level":"info","source":"locket","message":"locket.locket-lock.acquired-lock",
+//! //  "data":{"key":"k1","lock":["a"],"session":"1","type-code":1}}
+//! ```
+//!
+//! What holds (contracts/locket.md 4.4):
+//! - The message is `<source>.<span>...<action>`. A span field `lager.task`
+//!   stands in for the span's name.
+//! - The data are the fields of the spans from the outermost in, then those of
+//!   the event; the innermost value of a key wins; keys are sorted; `session` is
+//!   the innermost span's. Root sessions count 1, 2, 3; their children append
+//!   `.1`, `.2`.
+//! - Strings are escaped as Go's `encoding/json` does.
+//! - TRACE and DEBUG become `debug`, INFO and WARN `info`, ERROR `error`, and
+//!   ERROR with a field `lager.fatal = true` `fatal`.
+//! - Spans of INFO and above exist at every level, so that a message has the
+//!   same path whatever the level; spans of DEBUG and TRACE exist, and cost
+//!   something, only at level debug.
+//! - Of crates that are not ours only WARN and ERROR pass, as `info` under the
+//!   message `<source>.<target>` with `data.text`.
+//! - A line is written by one locked write. A closed or failing standard output
+//!   loses lines and does no other harm.
+
+mod capture;
+mod encode;
+mod fields;
+mod layer;
+mod level;
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::callsite::rebuild_interest_cache;
+use tracing_subscriber::layer::SubscriberExt;
+
+pub use capture::{Capture, capture};
+pub use fields::json;
+pub use layer::Lager;
+pub use level::{Level, TimeFormat, UnknownName};
+
+use level::AtomicLevel;
+
+/// What a process decides about its log.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The component: the `source` of each line and the first part of its message.
+    pub source: String,
+    /// The lowest level that is written, until [`Control::set_level`].
+    pub level: Level,
+    /// Which of the two forms of a line.
+    pub format: TimeFormat,
+}
+
+/// Changes the level of a running process.
+#[derive(Debug, Clone)]
+pub struct Control {
+    level: Arc<AtomicLevel>,
+}
+
+impl Control {
+    /// The lowest level that is written.
+    pub fn level(&self) -> Level {
+        self.level.load()
+    }
+
+    /// Sets the lowest level that is written, from now on and everywhere.
+    pub fn set_level(&self, level: Level) {
+        self.level.store(level);
+        rebuild_interest_cache();
+    }
+}
+
+/// Where lines go: one locked write each.
+#[derive(Clone)]
+pub(crate) struct Sink(Arc<Mutex<Box<dyn Write + Send>>>);
+
+impl Sink {
+    pub(crate) fn new(writer: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Box::new(writer))))
+    }
+
+    /// Writes a complete line. There is nowhere to report a failure to.
+    fn write(&self, line: &str) {
+        let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lost = writer.write_all(line.as_bytes());
+        let _lost = writer.flush();
+    }
+}
+
+/// Makes a layer that writes to `writer`, and its control.
+pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, Control) {
+    let level = Arc::new(AtomicLevel::new(options.level));
+    let control = Control { level: Arc::clone(&level) };
+    (Lager::new(options, level, Sink::new(writer)), control)
+}
+
+/// Makes lager on standard output the log of this process.
+///
+/// # Errors
+/// When the process has a log already.
+pub fn init(options: Options) -> Result<Control, tracing::subscriber::SetGlobalDefaultError> {
+    let (layer, control) = layer(options, io::stdout());
+    let subscriber = tracing_subscriber::registry().with(layer);
+    tracing::subscriber::set_global_default(subscriber)?;
+    Ok(control)
+}
+
+#[cfg(test)]
+mod tests;

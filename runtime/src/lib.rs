@@ -1,0 +1,28 @@
+//! How a Portcullis process lives: configuration, logs, TLS, signals,
+//! supervision, gRPC and HTTP servers, clients and metrics.
+//!
+//! A service implements [`process::Service`] and its `main` is one line. This
+//! crate knows no domain: nothing in it depends on locks, rules or containers.
+//!
+//! The modules, from the outside in:
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`process`] | the life of a process, from arguments to exit code |
+//! | [`config`] | one JSON file, all of its problems reported at once |
+//! | [`lager`] | log lines in the form of the Cloud Foundry components |
+//! | [`tls`] | certificates, reloaded when their files change |
+//! | [`server`] | listeners, gRPC and HTTP servers, health, the admin endpoint |
+//! | [`client`] | gRPC channels |
+//! | [`supervise`] | tasks, each of which has a waiter |
+//! | [`metrics`] | Prometheus text |
+
+mod args;
+pub mod client;
+pub mod config;
+pub mod lager;
+pub mod metrics;
+pub mod process;
+pub mod server;
+pub mod supervise;
+pub mod tls;

@@ -1,0 +1,123 @@
+//! Prometheus text. Code counts with the macros of the `metrics` crate; this
+//! module holds what they count into and adds what the kernel knows about the
+//! process.
+//!
+//! Histograms whose name ends in `_seconds` have fixed buckets from half a
+//! millisecond to half a minute, so that they can be added up over instances.
+
+use std::fmt::Write;
+use std::fs;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often histograms are folded together, so that they do not grow between
+/// two reads of the metrics.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+const SECONDS_BUCKETS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Kernel clock ticks in a second as /proc shows them: 100 on every Linux
+/// architecture that we build for.
+const TICKS: f64 = 100.0;
+
+/// Renders the metrics of this process.
+#[derive(Clone)]
+pub struct Handle {
+    recorder: PrometheusHandle,
+    build: String,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// Everything, as Prometheus text.
+    pub fn render(&self) -> String {
+        let mut text = self.recorder.render();
+        text.push_str(&self.build);
+        push_process_metrics(&mut text);
+        text
+    }
+
+    /// Keeps the memory of histograms bounded until shutdown.
+    pub(crate) async fn upkeep(&self, shutdown: &CancellationToken) {
+        while shutdown.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
+            self.recorder.run_upkeep();
+        }
+    }
+}
+
+/// Makes a recorder and its handle, without making it that of the process.
+pub(crate) fn recorder(name: &str, version: &str) -> (PrometheusRecorder, Handle) {
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
+        .expect("the buckets are not empty")
+        .build_recorder();
+    let handle = Handle {
+        recorder: recorder.handle(),
+        build: format!(
+            "# TYPE portcullis_build_info gauge\n\
+             portcullis_build_info{{service=\"{name}\",version=\"{version}\"}} 1\n"
+        ),
+    };
+    (recorder, handle)
+}
+
+fn push_process_metrics(text: &mut String) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = |key| field_of(&status, key).map(|value| value * 1024.0);
+    let resident = kilobytes("VmRSS:");
+    push(text, "process_resident_memory_bytes", "gauge", resident);
+    let peak = kilobytes("VmHWM:");
+    push(text, "process_resident_memory_peak_bytes", "gauge", peak);
+    let virt = kilobytes("VmSize:");
+    push(text, "process_virtual_memory_bytes", "gauge", virt);
+    push(text, "process_threads", "gauge", field_of(&status, "Threads:"));
+
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    push(text, "process_cpu_seconds_total", "counter", cpu_seconds(&stat));
+    push(text, "process_start_time_seconds", "gauge", start_time(&stat));
+
+    let open = fs::read_dir("/proc/self/fd").ok();
+    let open = open.map(|entries| entries.count() as f64);
+    push(text, "process_open_fds", "gauge", open);
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let most = field_of(&limits, "Max open files");
+    push(text, "process_max_fds", "gauge", most);
+}
+
+fn push(text: &mut String, name: &str, kind: &str, value: Option<f64>) {
+    if let Some(value) = value {
+        writeln!(text, "# TYPE {name} {kind}\n{name} {value}").expect("writing to a String");
+    }
+}
+
+/// The number that follows `key` at the beginning of a line.
+fn field_of(text: &str, key: &str) -> Option<f64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// Field `number`, counted from 1 as in proc(5), of /proc/self/stat. The second
+/// field is a name in parentheses that may hold anything.
+fn stat_field(stat: &str, number: usize) -> Option<f64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3)?.parse().ok()
+}
+
+fn cpu_seconds(stat: &str) -> Option<f64> {
+    Some((stat_field(stat, 14)? + stat_field(stat, 15)?) / TICKS)
+}
+
+fn start_time(stat: &str) -> Option<f64> {
+    let system = fs::read_to_string("/proc/stat").ok()?;
+    Some(field_of(&system, "btime")? + stat_field(stat, 22)? / TICKS)
+}

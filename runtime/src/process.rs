@@ -1,0 +1,255 @@
+//! The life of a process, from its arguments to its exit code.
+//!
+//! 1. Arguments and configuration; what is wrong goes to standard error, one
+//!    sentence a line, since no log stands yet.
+//! 2. Log, metrics recorder, TLS provider, tokio.
+//! 3. [`Service::bind`]: sockets, stores, certificates.
+//! 4. [`Service::run`] until SIGTERM or SIGINT; then it drains. A second signal
+//!    ends the process at once.
+//!
+//! Exit codes: 0 for an orderly end, [`ConfigError::exit`] for a configuration
+//! that cannot be used, 2 for a wrong command line, 1 for everything else, with
+//! an error line `exited-with-failure` whose `data.error` has the whole chain.
+//! An orderly end is the info line `exited`.
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::panic;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{self, Request};
+use crate::config::{self, Loaded};
+use crate::{lager, metrics};
+
+/// What a service says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct About {
+    /// The name of the program.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub summary: &'static str,
+    /// `env!("CARGO_PKG_VERSION")` of the service.
+    pub version: &'static str,
+    /// The flag that names the configuration, without dashes.
+    pub config_flag: &'static str,
+    /// What a bad configuration does.
+    pub config_error: ConfigError,
+}
+
+/// How the process ends when its configuration cannot be used; the originals
+/// differ in it.
+#[derive(Debug, Clone, Copy)]
+pub struct ConfigError {
+    /// The exit code.
+    pub exit: u8,
+    /// What stands before each problem on standard error.
+    pub prefix: &'static str,
+}
+
+/// What a service gets from its process.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Changes the log level at run time.
+    pub log: lager::Control,
+    /// Renders the metrics.
+    pub metrics: metrics::Handle,
+}
+
+impl Process {
+    /// A process for tests that bind a service themselves: its log level and its
+    /// metrics are connected to nothing.
+    pub fn detached() -> Self {
+        let options = lager::Options {
+            source: "detached".into(),
+            level: lager::Level::Info,
+            format: lager::TimeFormat::Rfc3339,
+        };
+        let (_layer, log) = lager::layer(options, io::sink());
+        let (_recorder, metrics) = metrics::recorder("detached", "0");
+        Self { log, metrics }
+    }
+}
+
+/// A service, as [`main`] runs it.
+pub trait Service: Sized {
+    /// Its configuration.
+    type Config: config::Configure;
+
+    /// Who it is.
+    const ABOUT: About;
+
+    /// How its configuration wants the log.
+    fn log(config: &Self::Config) -> lager::Options;
+
+    /// Acquires sockets, stores and certificates. Nothing is served yet.
+    fn bind(config: Self::Config, process: &Process) -> impl Future<Output = anyhow::Result<Self>>;
+
+    /// Serves until `shutdown`, then drains.
+    fn run(self, shutdown: CancellationToken) -> impl Future<Output = anyhow::Result<()>>;
+}
+
+/// Runs a service to its end. This is the whole of a service's `main`.
+pub fn main<S: Service>() -> ExitCode {
+    let about = S::ABOUT;
+    let request = match args::parse(&about, std::env::args_os()) {
+        Ok(request) => request,
+        Err(error) => {
+            // Help and version are errors to clap; they go to standard output.
+            let _closed = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let (path, check) = match request {
+        Request::Run(path) => (path, false),
+        Request::Check(path) => (path, true),
+        Request::NoConfig => {
+            let flag = about.config_flag;
+            let name = about.name;
+            let text = format!("no configuration file is named: run {name} -{flag}=FILE");
+            return refuse(&about, [text]);
+        }
+    };
+    let loaded = match config::load::<S::Config>(&path) {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(&about, error.lines()),
+    };
+    if check {
+        return report_check(&loaded.unknown);
+    }
+    start::<S>(loaded)
+}
+
+fn refuse(about: &About, problems: impl IntoIterator<Item = String>) -> ExitCode {
+    let ConfigError { exit, prefix } = about.config_error;
+    let mut stderr = io::stderr().lock();
+    for problem in problems {
+        let _closed = writeln!(stderr, "{prefix}: {problem}");
+    }
+    ExitCode::from(exit)
+}
+
+fn report_check(unknown: &[String]) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    let _closed = writeln!(stdout, "configuration is valid");
+    for key in unknown {
+        let _closed = writeln!(stdout, "unknown key, ignored: {key}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn start<S: Service>(loaded: Loaded<S::Config>) -> ExitCode {
+    let Loaded { config, unknown } = loaded;
+    let about = S::ABOUT;
+    let log = match lager::init(S::log(&config)) {
+        Ok(log) => log,
+        Err(error) => return refuse(&about, [format!("cannot set up the log: {error}")]),
+    };
+    log_panics();
+    let process = match prepare(&about, log) {
+        Ok(process) => process,
+        Err(error) => return fail(&error),
+    };
+    if !unknown.is_empty() {
+        tracing::info!(keys = lager::json(&unknown), "unknown-config-keys");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::Error::new(error).context("starting tokio")),
+    };
+    let outcome = runtime.block_on(live::<S>(config, &process));
+    // Blocking work that hangs must not keep the process alive.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => {
+            tracing::info!("exited");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn prepare(about: &About, log: lager::Control) -> anyhow::Result<Process> {
+    crate::tls::install_provider();
+    let (recorder, metrics) = metrics::recorder(about.name, about.version);
+    ::metrics::set_global_recorder(recorder)
+        .map_err(|error| anyhow::anyhow!("installing the metrics recorder: {error}"))?;
+    Ok(Process { log, metrics })
+}
+
+/// Binds, runs, and drains on a signal.
+async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("listening for signals")?;
+    let app = tokio::select! {
+        bound = S::bind(config, process) => bound?,
+        _number = signals.next() => return Ok(()),
+    };
+    let shutdown = CancellationToken::new();
+    let run = async {
+        let outcome = Box::pin(app.run(shutdown.clone())).await;
+        shutdown.cancel();
+        outcome
+    };
+    let watch_signals = async {
+        let number = signals.next().await;
+        tracing::info!(signal = number, "signalled");
+        shutdown.cancel();
+        let number = signals.next().await;
+        anyhow::anyhow!("signal {number} arrived while draining")
+    };
+    let upkeep = async {
+        process.metrics.upkeep(&shutdown).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        outcome = run => outcome,
+        error = watch_signals => Err(error),
+        () = upkeep => Ok(()),
+    }
+}
+
+/// The signals that end a process, and one that must not.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// Held so that SIGUSR1 is ignored, as the originals do.
+    _user: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _user: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// The number of the next signal.
+    async fn next(&mut self) -> i32 {
+        let kind = tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        };
+        kind.as_raw_value()
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    tracing::error!(error = format_args!("{error:#}"), "exited-with-failure");
+    ExitCode::FAILURE
+}
+
+/// Puts panics into the log, besides standard error.
+fn log_panics() {
+    let default = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let text = crate::supervise::panic_text(panic.payload());
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(error = text, location = place.as_deref(), "panicked");
+        default(panic);
+    }));
+}

@@ -1,0 +1,88 @@
+//! The endpoint for operators, plain HTTP on an address that only they reach.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /healthz` | 200 as long as the process lives |
+//! | `GET /readyz` | 200, or 503 with one reason a line |
+//! | `POST /log-level` | sets the level; contracts/locket.md 4.5 |
+//!
+//! Everything else is 404.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use http::{Method, StatusCode, header};
+use tokio_util::sync::CancellationToken;
+
+use super::{Health, Http, Listener};
+use crate::lager::{Control, Level};
+use crate::metrics::Handle;
+use crate::process::Process;
+
+/// The server for operators.
+pub struct Admin {
+    http: Http,
+    router: Router,
+}
+
+impl Admin {
+    /// A server with the routes that every process has.
+    pub fn new(listener: Listener, process: &Process, health: &Health) -> Self {
+        let log_level = any(set_log_level).with_state(process.log.clone());
+        let router = Router::new()
+            .route("/healthz", get(|| async { "alive\n" }))
+            .route("/readyz", get(readyz).with_state(health.clone()))
+            .route("/metrics", get(metrics).with_state(process.metrics.clone()))
+            .route("/log-level", log_level);
+        Self { http: Http::new(listener, None), router }
+    }
+
+    /// Adds a service's own routes.
+    #[must_use]
+    pub fn merge(mut self, router: Router) -> Self {
+        self.router = self.router.merge(router);
+        self
+    }
+
+    /// Serves until shutdown, and then lets open requests end for at most `drain`.
+    pub async fn serve(self, shutdown: CancellationToken, drain: Duration) {
+        self.http.serve(self.router, shutdown, drain).await;
+    }
+}
+
+async fn metrics(State(metrics): State<Handle>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, metrics.render()).into_response()
+}
+
+async fn readyz(State(health): State<Health>) -> Response {
+    let reasons = health.reasons();
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    let lines = reasons.iter();
+    let text: String = lines.map(|(name, reason)| format!("{name}: {reason}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn set_log_level(State(log): State<Control>, method: Method, body: String) -> Response {
+    if method != Method::POST {
+        let text = "send the level in the body of a POST\n";
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    }
+    match Level::parse_loosely(&body) {
+        Ok(level) => {
+            log.set_level(level);
+            tracing::info!(level = level.name(), "log-level-changed");
+            format!("the log level is {}\n", level.name()).into_response()
+        }
+        Err(error) => {
+            let text = format!("the level {error}, nor their first letters, nor 0 to 4\n");
+            (StatusCode::BAD_REQUEST, text).into_response()
+        }
+    }
+}

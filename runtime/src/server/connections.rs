@@ -1,0 +1,317 @@
+//! From a listener to HTTP connections: accepting, TLS, limits and draining.
+//!
+//! What holds:
+//! - A connection that fails, in TLS or later, ends alone. Handshakes run beside
+//!   each other and have a deadline.
+//! - When there are too many connections or no file descriptors, new ones wait
+//!   in the kernel's queue; the server goes on.
+//! - After shutdown nothing is accepted; HTTP/2 connections get a GOAWAY, open
+//!   requests may end. When `drain` has passed, what is left is cut off. When
+//!   [`serve`] returns, no task of it runs.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::{Service, ServiceExt};
+
+use super::Listener;
+use super::listener::Accepted;
+use crate::tls::{Alpn, Identity, Peer, ServerTls};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Bounds of a server, generous by default.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; more wait in the kernel's queue.
+    pub connections: usize,
+    /// Open requests of one HTTP/2 connection.
+    pub streams: u32,
+    /// How long a TLS handshake, and the head of an HTTP/1 request, may take.
+    pub handshake: Duration,
+    /// After how much silence an HTTP/2 client is asked for a sign of life.
+    pub keepalive_interval: Duration,
+    /// How long it may take to answer that.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            streams: 4_096,
+            handshake: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Which HTTP the connections of a server speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http2,
+    Any,
+}
+
+/// How many streams of a connection may be reset at once before it is taken for
+/// an attack.
+const RESETS: usize = 4_096;
+
+/// How long to wait after the kernel refused to give us a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A server, before it serves.
+pub(super) struct Server {
+    pub(super) listener: Listener,
+    pub(super) tls: Option<ServerTls>,
+    pub(super) protocol: Protocol,
+    pub(super) limits: Limits,
+}
+
+impl Server {
+    /// Serves `service` on every connection until shutdown, and then drains. Each
+    /// request has a [`Peer`] in its extensions.
+    pub(super) async fn serve<S, B>(self, service: S, shutdown: CancellationToken, drain: Duration)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let Self { listener, tls, protocol, limits } = self;
+        let streams = Streams::default();
+        let shared = Arc::new(Shared {
+            what: listener.what(),
+            service,
+            tls,
+            http: http_builder(protocol, limits, streams.clone()),
+            handshake: limits.handshake,
+            shutdown: shutdown.clone(),
+        });
+        let places = Arc::new(Semaphore::new(limits.connections));
+        let mut connections = JoinSet::new();
+        while let Some((accepted, place)) =
+            shutdown.run_until_cancelled(accept(&listener, &places)).await
+        {
+            connections.spawn(Arc::clone(&shared).serve_one(accepted, place));
+            while connections.try_join_next().is_some() {}
+        }
+        drop(listener);
+        let drained = async {
+            while connections.join_next().await.is_some() {}
+            streams.ended().await;
+        };
+        if tokio::time::timeout(drain, drained).await.is_err() {
+            let left = connections.len();
+            tracing::warn!(server = shared.what, connections = left, "drain-deadline-exceeded");
+            connections.shutdown().await;
+            streams.cut().await;
+        }
+    }
+}
+
+/// What all connections of a server share.
+struct Shared<S> {
+    what: &'static str,
+    service: S,
+    tls: Option<ServerTls>,
+    http: auto::Builder<Streams>,
+    handshake: Duration,
+    shutdown: CancellationToken,
+}
+
+impl<S, B> Shared<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    async fn serve_one(self: Arc<Self>, accepted: Accepted, _place: OwnedSemaphorePermit) {
+        let open = metrics::gauge!("runtime_server_connections", "server" => self.what);
+        open.increment(1);
+        match accepted {
+            Accepted::Tcp(stream, address) => self.secure(stream, Peer::at(Some(address))).await,
+            Accepted::Unix(stream) => self.secure(stream, Peer::at(None)).await,
+        }
+        open.decrement(1);
+    }
+
+    async fn secure<I>(&self, stream: I, peer: Peer)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(tls) = &self.tls else {
+            return self.drive(stream, peer).await;
+        };
+        let shaken = self.shutdown.run_until_cancelled(shake_hands(tls, stream, self.handshake));
+        match shaken.await {
+            None => {}
+            Some(Ok(stream)) => {
+                let identity = identity_of(&stream).map(Arc::new);
+                self.drive(stream, Peer { identity, ..peer }).await;
+            }
+            Some(Err(error)) => self.note_refused(&peer, &error),
+        }
+    }
+
+    fn note_refused(&self, peer: &Peer, error: &io::Error) {
+        metrics::counter!("runtime_server_tls_failures_total", "server" => self.what).increment(1);
+        let peer = peer.address.map(|address| address.to_string());
+        let (server, peer) = (self.what, peer.as_deref());
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            // A port scanner, a load balancer's probe: no TLS client at all.
+            tracing::debug!(server, peer, error = %error, "tls-handshake-failed");
+        } else {
+            tracing::info!(server, peer, error = %error, "tls-handshake-failed");
+        }
+    }
+
+    /// Serves HTTP on an open connection until it ends or is drained.
+    async fn drive<I>(&self, stream: I, peer: Peer)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            self.service.clone().oneshot(request)
+        });
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            let peer = peer.address.map(|address| address.to_string());
+            let (server, peer) = (self.what, peer.as_deref());
+            tracing::debug!(server, peer, error = %error, "connection-failed");
+        }
+    }
+}
+
+async fn shake_hands<I>(tls: &ServerTls, stream: I, within: Duration) -> io::Result<TlsStream<I>>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let shaken = TlsAcceptor::from(tls.rustls_config()).accept(stream);
+    let shaken = tokio::time::timeout(within, shaken).await;
+    let mut stream = shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))?;
+    let agreed = stream.get_ref().1.alpn_protocol();
+    if tls.alpn() == Alpn::H2 && agreed != Some(b"h2") {
+        // rustls lets clients through that offer no protocol at all.
+        let _gone = stream.shutdown().await;
+        return Err(io::Error::other("the client does not offer the protocol h2"));
+    }
+    Ok(stream)
+}
+
+fn identity_of<I>(stream: &TlsStream<I>) -> Option<Identity> {
+    let chain = stream.get_ref().1.peer_certificates()?;
+    chain.first().map(Identity::of)
+}
+
+fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(streams);
+    if protocol == Protocol::Http2 {
+        builder = builder.http2_only();
+    }
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.handshake);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        // Clients that give up many calls at once are not attackers here.
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
+    builder
+}
+
+/// The next connection, as soon as there is place for it.
+async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> (Accepted, OwnedSemaphorePermit) {
+    let place = Arc::clone(places).acquire_owned().await;
+    let place = place.expect("the semaphore is never closed");
+    let mut complained = false;
+    loop {
+        match listener.accept().await {
+            Ok(connection) => return (connection, place),
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(error) => {
+                if !complained {
+                    complained = true;
+                    let server = listener.what();
+                    tracing::error!(error = %error, server, "failed-to-accept");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the connection died before it was accepted, rather than the listener
+/// being in trouble.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Runs the requests of HTTP/2 connections, so that they can be waited for.
+#[derive(Clone, Default)]
+struct Streams {
+    running: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl Streams {
+    async fn ended(&self) {
+        self.running.close();
+        self.running.wait().await;
+    }
+
+    async fn cut(&self) {
+        self.cut.cancel();
+        self.ended().await;
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let cut = self.cut.clone();
+        self.running.spawn(async move {
+            let _output = cut.run_until_cancelled_owned(future).await;
+        });
+    }
+}

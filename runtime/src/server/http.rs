@@ -1,0 +1,79 @@
+//! HTTP servers around an axum router.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use super::Listener;
+use super::connections::{Limits, Protocol, Server};
+use crate::supervise::panic_text;
+use crate::tls::ServerTls;
+
+/// An HTTP server. Requests have a [`Peer`](crate::tls::Peer) in their
+/// extensions; a handler that panics answers 500.
+pub struct Http {
+    server: Server,
+}
+
+impl Http {
+    /// A server on a bound listener. It speaks HTTP/1.1 and HTTP/2; with TLS what
+    /// [`Alpn`](crate::tls::Alpn) allows.
+    pub fn new(listener: Listener, tls: Option<ServerTls>) -> Self {
+        Self {
+            server: Server { listener, tls, protocol: Protocol::Any, limits: Limits::default() },
+        }
+    }
+
+    /// Other bounds than the default ones.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.server.limits = limits;
+        self
+    }
+
+    /// Serves until shutdown, and then lets open requests end for at most `drain`.
+    pub async fn serve(self, router: Router, shutdown: CancellationToken, drain: Duration) {
+        let guarded = Guarded(router);
+        self.server.serve(guarded, shutdown, drain).await;
+    }
+}
+
+/// A router whose panics become answers.
+#[derive(Clone)]
+struct Guarded(Router);
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<axum::body::Body>, Infallible>> + Send>>;
+
+impl Service<Request<Incoming>> for Guarded {
+    type Response = Response<axum::body::Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Routers are always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Answer {
+        let answer = AssertUnwindSafe(self.0.call(request)).catch_unwind();
+        let answer = answer.map(|answer| {
+            answer.unwrap_or_else(|panic| {
+                let text = panic_text(panic.as_ref());
+                tracing::error!(error = text, "handler-panicked");
+                Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response())
+            })
+        });
+        Box::pin(answer)
+    }
+}

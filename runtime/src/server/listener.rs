@@ -1,0 +1,129 @@
+//! Bound sockets.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::Error;
+
+/// A socket that listens, with what it is for.
+#[derive(Debug)]
+pub struct Listener {
+    what: &'static str,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener, SocketAddr),
+    Unix(UnixListener, OwnedPath),
+}
+
+/// The path of a Unix socket, removed when its listener goes.
+#[derive(Debug)]
+struct OwnedPath(PathBuf);
+
+impl Drop for OwnedPath {
+    fn drop(&mut self) {
+        let _already_gone = fs::remove_file(&self.0);
+    }
+}
+
+/// A connection as it was accepted.
+pub(super) enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Listens on `host:port`. No host means all interfaces, port 0 any free port.
+    ///
+    /// # Errors
+    /// When the address means nothing or is not free; the error says for what.
+    pub async fn tcp(what: &'static str, address: &str) -> Result<Self, Error> {
+        let all_interfaces = address.starts_with(':').then(|| format!("0.0.0.0{address}"));
+        let asked = all_interfaces.as_deref().unwrap_or(address);
+        let resolved = tokio::net::lookup_host(asked).await;
+        let resolved = resolved.map_err(|source| Error::Resolve {
+            what,
+            address: address.to_owned(),
+            source,
+        })?;
+        let addresses: Vec<SocketAddr> = resolved.collect();
+        let listen = async {
+            let listener = TcpListener::bind(addresses.as_slice()).await?;
+            let local = listener.local_addr()?;
+            Ok(Socket::Tcp(listener, local))
+        };
+        let socket = listen.await.map_err(|source| Error::Listen {
+            what,
+            address: address.to_owned(),
+            source,
+        })?;
+        Ok(Self { what, socket })
+    }
+
+    /// Listens on a Unix socket that only the process's own user may use. What a
+    /// killed process left there is removed; a socket in use is not.
+    ///
+    /// # Errors
+    /// When the path cannot be used, or another process listens on it.
+    pub async fn unix(what: &'static str, path: &Path) -> Result<Self, Error> {
+        let bound = bind_unix(path).await.map_err(|source| Error::Listen {
+            what,
+            address: path.display().to_string(),
+            source,
+        })?;
+        let socket = Socket::Unix(bound, OwnedPath(path.to_owned()));
+        Ok(Self { what, socket })
+    }
+
+    /// What it is for, as errors and log lines name it.
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
+    /// Where it listens: `address:port`, or the path of the socket.
+    pub fn local_addr(&self) -> String {
+        match &self.socket {
+            Socket::Tcp(_, address) => address.to_string(),
+            Socket::Unix(_, path) => path.0.display().to_string(),
+        }
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match &self.socket {
+            Socket::Tcp(listener, _) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream, address))
+            }
+            Socket::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted::Unix(stream))
+            }
+        }
+    }
+}
+
+async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if is_stale(path).await {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Whether there is a socket that nobody listens on.
+async fn is_stale(path: &Path) -> bool {
+    let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    is_socket
+        && UnixStream::connect(path)
+            .await
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}

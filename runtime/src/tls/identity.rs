@@ -1,0 +1,87 @@
+//! Who is at the other end of a connection.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::AttributeTypeAndValue;
+
+/// The other end of a connection. Every request has it in its extensions.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// Where it is; `None` on a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// Who it is; `None` without TLS.
+    pub identity: Option<Arc<Identity>>,
+}
+
+/// The names in a client certificate whose chain was verified.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The subject's common name.
+    pub common_name: Option<String>,
+    /// The subject's organizational units, in their order.
+    pub organizational_units: Vec<String>,
+    /// DNS names among the subject's alternative names.
+    pub dns_names: Vec<String>,
+    /// IP addresses among the subject's alternative names.
+    pub ip_addresses: Vec<IpAddr>,
+    /// URIs among the subject's alternative names.
+    pub uris: Vec<String>,
+}
+
+/// Who sent a gRPC request. Empty when the request did not come from a server of
+/// this crate, as in a handler's unit test.
+pub fn peer<T>(request: &tonic::Request<T>) -> Peer {
+    request.extensions().get::<Peer>().cloned().unwrap_or_default()
+}
+
+impl Peer {
+    /// A peer that has not said who it is.
+    pub(crate) fn at(address: Option<SocketAddr>) -> Self {
+        Self { address, identity: None }
+    }
+}
+
+impl Identity {
+    /// Reads a certificate. Names that are not text are left out; a certificate
+    /// that cannot be parsed at all has no names.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Self {
+        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
+            return Self::default();
+        };
+        let subject = parsed.subject();
+        let mut identity = Self {
+            common_name: subject.iter_common_name().find_map(text),
+            organizational_units: subject.iter_organizational_unit().filter_map(text).collect(),
+            ..Self::default()
+        };
+        if let Ok(Some(extension)) = parsed.subject_alternative_name() {
+            for name in &extension.value.general_names {
+                identity.add(name);
+            }
+        }
+        identity
+    }
+
+    fn add(&mut self, name: &GeneralName<'_>) {
+        match name {
+            GeneralName::DNSName(name) => self.dns_names.push((*name).to_owned()),
+            GeneralName::URI(uri) => self.uris.push((*uri).to_owned()),
+            GeneralName::IPAddress(bytes) => self.ip_addresses.extend(ip_address(bytes)),
+            _ => {}
+        }
+    }
+}
+
+fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
+    attribute.as_str().ok().map(str::to_owned)
+}
+
+fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|octets| Ipv4Addr::from(octets).into());
+    let v6 = <[u8; 16]>::try_from(bytes).map(|octets| Ipv6Addr::from(octets).into());
+    v4.or(v6).ok()
+}

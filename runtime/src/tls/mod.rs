@@ -1,0 +1,187 @@
+//! Mutual TLS whose certificates are reloaded when their files change.
+//!
+//! What holds:
+//! - A server demands a client certificate that chains to its CA and, where it
+//!   has extended key usages, has clientAuth (contracts/locket.md 4.3).
+//! - TLS 1.3 with all its suites; TLS 1.2 with ECDHE-RSA-AES256-GCM-SHA384 and
+//!   ECDHE-RSA-AES128-GCM-SHA256 only.
+//! - A connection uses the material of the moment of its handshake.
+//! - Material that cannot be used never replaces material that can; each error
+//!   names the file it is about.
+
+mod identity;
+mod material;
+mod reload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
+use tokio_util::sync::CancellationToken;
+
+pub use identity::{Identity, Peer, peer};
+pub use material::Error;
+
+use material::Material;
+
+/// The three files of one side of mutual TLS, all PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// Authorities that the other side's certificate must chain to.
+    pub ca: PathBuf,
+    /// Our certificate, followed by its intermediates.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The application protocol a server insists on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/2. Clients that do not offer it are refused, as by gRPC servers.
+    H2,
+    /// HTTP/1.1, also for clients that offer nothing.
+    Http1,
+    /// Anything.
+    None,
+}
+
+impl Alpn {
+    fn protocols(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::H2 => vec![b"h2".to_vec()],
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::None => vec![],
+        }
+    }
+}
+
+/// The TLS of a server.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    files: Arc<Files>,
+    alpn: Alpn,
+    current: Arc<ArcSwap<ServerConfig>>,
+}
+
+impl ServerTls {
+    /// Loads the files.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used, when key and certificate do not
+    /// belong together, or when the certificate has expired.
+    pub fn load(files: &Files, alpn: Alpn) -> Result<Self, Error> {
+        let config = server_config(files, alpn)?;
+        Ok(Self { files: Arc::new(files.clone()), alpn, current: Arc::new(ArcSwap::from(config)) })
+    }
+
+    /// Takes up changed files until shutdown. Without this task the material
+    /// stays as it was loaded.
+    ///
+    /// # Errors
+    /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
+    pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { files, alpn, current } = self;
+        let load = move |files: &Files| server_config(files, alpn);
+        reload::watch(files, load, &current, shutdown).await;
+        Ok(())
+    }
+
+    pub(crate) fn alpn(&self) -> Alpn {
+        self.alpn
+    }
+
+    pub(crate) fn rustls_config(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
+    }
+}
+
+/// The TLS of a client.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    files: Arc<Files>,
+    current: Arc<ArcSwap<ClientConfig>>,
+}
+
+impl ClientTls {
+    /// Loads the files.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used, when key and certificate do not
+    /// belong together, or when the certificate has expired.
+    pub fn load(files: &Files) -> Result<Self, Error> {
+        let config = client_config(files)?;
+        Ok(Self { files: Arc::new(files.clone()), current: Arc::new(ArcSwap::from(config)) })
+    }
+
+    /// The configuration of this moment, without an application protocol.
+    pub fn rustls_config(&self) -> Arc<ClientConfig> {
+        self.current.load_full()
+    }
+
+    /// Takes up changed files until shutdown. Without this task the material
+    /// stays as it was loaded.
+    ///
+    /// # Errors
+    /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
+    pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { files, current } = self;
+        reload::watch(files, client_config, &current, shutdown).await;
+        Ok(())
+    }
+}
+
+/// Makes aws-lc-rs what rustls uses where it is not told, as in HTTP clients.
+/// Harmless when done before.
+pub fn install_provider() {
+    let _already_installed = aws_lc_rs::default_provider().install_default();
+}
+
+fn server_config(files: &Files, alpn: Alpn) -> Result<Arc<ServerConfig>, Error> {
+    let Material { roots, chain, key } = Material::load(files)?;
+    let provider = Arc::new(server_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| Error::authorities(files, error))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for both versions")
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|error| Error::pair(files, error))?;
+    config.alpn_protocols = alpn.protocols();
+    Ok(Arc::new(config))
+}
+
+fn client_config(files: &Files) -> Result<Arc<ClientConfig>, Error> {
+    let Material { roots, chain, key } = Material::load(files)?;
+    let config = client_builder(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| Error::pair(files, error))?;
+    Ok(Arc::new(config))
+}
+
+fn client_builder(
+    roots: RootCertStore,
+) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for both versions")
+        .with_root_certificates(roots)
+}
+
+fn server_provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| {
+        suite.tls13().is_some()
+            || matches!(
+                suite.suite(),
+                CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+                    | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+            )
+    });
+    provider
+}

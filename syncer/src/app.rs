@@ -1,0 +1,249 @@
+//! From the configuration to the running syncer.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{Router, routing::post};
+use http::StatusCode;
+use model::lock::{Claim, LockKey, LockKind, LockValue, Ttl};
+use runtime::{
+    client, lager,
+    process::{About, ConfigError, Process, Service},
+    server::{Admin, Health, Listener},
+    supervise::Tasks,
+    tls::ClientTls,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error_span, info};
+
+use crate::{
+    cloud_controller::{self, CloudController, Http, Trust, Uaa},
+    config::{self, Config, InternalTls},
+    lease::{
+        Times,
+        keeper::{self, Keeper},
+        locket::Locket,
+    },
+    poll::{self, Nudge, Poller, schedule::Intervals},
+    store::{self, Store},
+};
+
+/// The key of the lock: the original's, so that ours and genuine ones exclude
+/// each other.
+const LOCK_KEY: &str = "policy-server-asg-syncer";
+/// How long a stopping process may take to give its lock back.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A syncer that is ready to run.
+pub struct App {
+    keeper: Keeper,
+    poller: Arc<Poller>,
+    admin: Option<Admin>,
+    watched: Vec<ClientTls>,
+    interval: Duration,
+}
+
+impl Service for App {
+    type Config = Config;
+
+    const ABOUT: About = About {
+        name: "syncer",
+        summary: "Brings the Cloud Controller's security groups to the policy store",
+        version: env!("CARGO_PKG_VERSION"),
+        config_flag: "config-file",
+        config_error: ConfigError {
+            exit: 1,
+            prefix: "cfnetworking.policy-server-asg-syncer: could not read config file",
+        },
+    };
+
+    fn log(config: &Config) -> lager::Options {
+        lager::Options {
+            source: format!("{}.policy-server-asg-syncer", config.log_prefix),
+            level: config.log_level,
+            format: lager::TimeFormat::Rfc3339,
+        }
+    }
+
+    async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
+        let Config {
+            uuid,
+            log_prefix: _,
+            log_level: _,
+            debug_server,
+            poll,
+            cloud_controller,
+            lock,
+            store,
+        } = config;
+        // The original numbers its log sessions in this order; the spans of the
+        // clients and the lock follow. The first is that of its metrics.
+        let _session_1 = error_span!(parent: None, "time-metric-emitter");
+        let mut watched = Vec::new();
+        let cloud_controller = reach_cloud_controller(cloud_controller, &mut watched)?;
+        let keeper = Keeper::new(settings(&lock, &uuid)?, reach_lock_server(&lock, &mut watched)?);
+        let store = reach_store(store, uuid, &mut watched)?;
+        let health = Health::new();
+        let nudge = Nudge::default();
+        let interval = poll.interval;
+        let freshness = health.component("sync");
+        let poller = Poller::new(poll.into(), cloud_controller, store, freshness, nudge.clone());
+        let admin = match debug_server {
+            Some(address) => Some(debug_endpoint(address.as_str(), process, &health, nudge).await?),
+            None => None,
+        };
+        Ok(Self { keeper, poller: Arc::new(poller), admin, watched, interval })
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { keeper, poller, admin, watched, interval } = self;
+        info!(interval = interval.as_secs(), "starting-asg-syncer");
+        let mut tasks = Tasks::new(shutdown.clone());
+        let lead = move |term| Arc::clone(&poller).lead(term);
+        tasks.add("lease", keeper.run(shutdown.clone(), lead));
+        if let Some(admin) = admin {
+            let shutdown = shutdown.clone();
+            tasks.add("debug-server", async move {
+                admin.serve(shutdown, DRAIN).await;
+                Ok(())
+            });
+        }
+        for tls in watched {
+            tasks.add("certificates", tls.watch(shutdown.clone()));
+        }
+        tasks.join(DRAIN).await
+    }
+}
+
+fn settings(lock: &config::Lock, owner: &model::lock::Owner) -> anyhow::Result<keeper::Settings> {
+    let seconds = i64::try_from(lock.ttl.as_secs()).context("lock_ttl_seconds is too long")?;
+    let claim = Claim {
+        key: LockKey::parse(LOCK_KEY).expect("it is short"),
+        owner: owner.clone(),
+        value: LockValue::parse("").expect("it is short"),
+        kind: LockKind::Lock,
+        ttl: Ttl::try_from_seconds(seconds)?,
+    };
+    let times = Times { ttl: claim.ttl.duration(), retry_interval: lock.retry_interval };
+    Ok(keeper::Settings { claim, times, exit_on_loss: lock.exit_on_loss })
+}
+
+fn reach_lock_server(lock: &config::Lock, watched: &mut Vec<ClientTls>) -> anyhow::Result<Locket> {
+    let tls = ClientTls::load(&lock.tls).context("failed-to-create-locket-client")?;
+    watched.push(tls.clone());
+    let default = client::Options::default();
+    let options = client::Options {
+        keepalive_interval: lock.keepalive_time.or(default.keepalive_interval),
+        keepalive_timeout: lock.keepalive_timeout.unwrap_or(default.keepalive_timeout),
+        ..default
+    };
+    let channel = client::channel(lock.address.as_str(), Some(tls), options)
+        .context("failed-to-create-locket-client")?;
+    Ok(Locket::new(channel))
+}
+
+fn reach_store(
+    store: config::Store,
+    owner: model::lock::Owner,
+    watched: &mut Vec<ClientTls>,
+) -> anyhow::Result<Store> {
+    let config::Store { address, tls, timeout, allow_mass_removal } = store;
+    let tls = ClientTls::load(&tls).context("policy store client")?;
+    watched.push(tls.clone());
+    let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
+        .context("policy store client")?;
+    Ok(Store::new(channel, store::Settings { owner, allow_mass_removal, timeout }))
+}
+
+fn reach_cloud_controller(
+    config: config::CloudController,
+    watched: &mut Vec<ClientTls>,
+) -> anyhow::Result<CloudController> {
+    let config::CloudController {
+        url,
+        internal_url,
+        uaa_url,
+        uaa_client,
+        uaa_client_secret,
+        authorities,
+        internal_tls,
+        page_size,
+        call_timeout,
+        page_timeout,
+        user_agent,
+    } = config;
+    let (public, internal) = match internal_tls {
+        InternalTls::Files(files) => {
+            let tls = ClientTls::load(&files).context("cc_internal client")?;
+            watched.push(tls.clone());
+            (Trust::Authorities(bundles(&authorities)?), Trust::Mutual(tls))
+        }
+        InternalTls::Skip(identity) => {
+            let identity = identity.map(|(cert, key)| pem(&cert, &key)).transpose()?;
+            (Trust::Anything(None), Trust::Anything(identity))
+        }
+    };
+    let settings = cloud_controller::Settings {
+        url,
+        internal_url,
+        uaa: Uaa { url: uaa_url, client: uaa_client, secret: uaa_client_secret },
+        page_size,
+        call_timeout,
+        page_timeout,
+    };
+    let public = Http::new(public, user_agent.clone()).context("uaa_ca, cc_ca_cert")?;
+    let internal = Http::new(internal, user_agent).context("cc_internal client")?;
+    Ok(CloudController::new(settings, public, internal))
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// A file of white space only is passed over, as in the original.
+fn bundles(paths: &[impl AsRef<Path>]) -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut bundles = Vec::new();
+    for path in paths {
+        let pem = read(path.as_ref())?;
+        if !pem.trim_ascii().is_empty() {
+            bundles.push(pem);
+        }
+    }
+    Ok(bundles)
+}
+
+fn pem(cert: &Path, key: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut pem = read(cert)?;
+    pem.push(b'\n');
+    pem.extend(read(key)?);
+    Ok(pem)
+}
+
+async fn debug_endpoint(
+    address: &str,
+    process: &Process,
+    health: &Health,
+    nudge: Nudge,
+) -> anyhow::Result<Admin> {
+    let listener = Listener::tcp("debug-server", address).await?;
+    info!(address = %listener.local_addr(), "debug-server-bound");
+    let sync = move || async move {
+        nudge.request();
+        (StatusCode::ACCEPTED, "the leader syncs now\n")
+    };
+    let router = Router::new().route("/sync", post(sync));
+    Ok(Admin::new(listener, process, health).merge(router))
+}
+
+impl From<config::Poll> for poll::Settings {
+    fn from(poll: config::Poll) -> Self {
+        let config::Poll { interval, full_sync_interval, unstamped_sync_interval, retry_deadline } =
+            poll;
+        let intervals = Intervals {
+            poll: interval,
+            full: full_sync_interval,
+            unstamped: unstamped_sync_interval,
+        };
+        Self { intervals, retry_deadline }
+    }
+}

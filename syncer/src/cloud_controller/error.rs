@@ -1,0 +1,228 @@
+//! What goes wrong between here and the Cloud Controller.
+
+use std::{fmt, time::Duration};
+
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use jiff::Timestamp;
+
+/// Which call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `POST /oauth/token` at UAA.
+    Token,
+    /// `GET /internal/v4/asg_latest_update`.
+    LastUpdate,
+    /// `GET /v3/security_groups`.
+    List,
+}
+
+impl Step {
+    /// The label of the failure metric.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::LastUpdate => "last-update",
+            Self::List => "list",
+        }
+    }
+}
+
+/// A call that failed, and how.
+#[derive(Debug, thiserror::Error)]
+pub struct Error {
+    /// Which call.
+    pub step: Step,
+    /// How.
+    #[source]
+    pub fault: Fault,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.step {
+            Step::Token => "getting a token from uaa",
+            Step::LastUpdate => "getting the last update of the security groups",
+            Step::List => "getting the security groups",
+        })
+    }
+}
+
+/// How a call failed. Texts as the original's where it has one.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Answered, but not with success.
+    #[error("http status {}: {message}", code.as_u16())]
+    Status {
+        /// The status.
+        code: StatusCode,
+        /// What the body says, shortened.
+        message: String,
+        /// How long the server asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// UAA answered, but not with 200.
+    #[error("bad uaa response: {}: {message}", code.as_u16())]
+    Uaa {
+        /// The status.
+        code: StatusCode,
+        /// The body, shortened.
+        message: String,
+        /// How long the server asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// Not answered: no connection, no trust, no time.
+    #[error("http client")]
+    Request(#[source] reqwest::Error),
+    /// Answered in part.
+    #[error("read body")]
+    Body(#[source] reqwest::Error),
+    /// Larger than anything sensible.
+    #[error("the body has more than {limit} bytes")]
+    TooLarge {
+        /// How much is read at most.
+        limit: usize,
+    },
+    /// Not the JSON that was expected.
+    #[error("unmarshal json")]
+    Json(#[source] serde_json::Error),
+    /// A page of the list that is no page.
+    #[error(transparent)]
+    Page(#[from] crate::import::Error),
+    /// A stamp that is no moment.
+    #[error("failed parsing last_update from cloud controller: '{text}'")]
+    Stamp {
+        /// What was there instead.
+        text: String,
+        /// What is wrong with it.
+        source: jiff::Error,
+    },
+    /// UAA answered without a token.
+    #[error("uaa answered without an access token")]
+    NoToken,
+    /// The list changed while it was read.
+    #[error("last_update time has changed")]
+    Moved,
+    /// A page after the first had no list, so the rest is unknown.
+    #[error("page {page} has no resources")]
+    Unlisted {
+        /// Which page.
+        page: u32,
+    },
+}
+
+impl Fault {
+    /// How long the server asks to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } | Self::Uaa { retry_after, .. } => *retry_after,
+            Self::Request(_)
+            | Self::Body(_)
+            | Self::TooLarge { .. }
+            | Self::Json(_)
+            | Self::Page(_)
+            | Self::Stamp { .. }
+            | Self::NoToken
+            | Self::Moved
+            | Self::Unlisted { .. } => None,
+        }
+    }
+
+    /// Whether the Cloud Controller did not accept the token.
+    #[must_use]
+    pub fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::Status { code: StatusCode::UNAUTHORIZED, .. })
+    }
+}
+
+/// The longest wait that a server may ask for; one that asks for a day is not
+/// to keep the cells out of date for a day.
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
+
+/// `Retry-After` (RFC 9110 10.2.3) of an answer with `code`: seconds, or a date
+/// that `now` is compared with.
+pub(super) fn retry_after(
+    code: StatusCode,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Option<Duration> {
+    if !matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        return None;
+    }
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let until = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+            Duration::try_from(until.duration_since(now)).unwrap_or_default()
+        }
+    };
+    Some(wait.min(LONGEST_WAIT))
+}
+
+/// How much of a body stands in an error.
+const LONGEST_MESSAGE: usize = 512;
+
+/// What a refusal says: the member `error` of a JSON object (as the original
+/// reads it), or the details of the Cloud Controller's `errors`, or the text.
+pub(super) fn message(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        error: Option<String>,
+        #[serde(default)]
+        errors: Vec<Detail>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Detail {
+        detail: Option<String>,
+    }
+    if let Ok(Refusal { error, errors }) = serde_json::from_slice(body) {
+        let details = errors.into_iter().filter_map(|error| error.detail);
+        return shorten(error.unwrap_or_else(|| details.collect::<Vec<_>>().join("; ")));
+    }
+    shorten(String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST_MESSAGE)]).into_owned())
+}
+
+fn shorten(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_MESSAGE) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waits(code: u16, value: &str) -> Option<u64> {
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+        let now = "2026-11-23T01:54:34Z".parse().unwrap();
+        retry_after(StatusCode::from_u16(code).unwrap(), &headers, now).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_has_a_bound() {
+        assert_eq!(waits(429, "7"), Some(7));
+        assert_eq!(waits(503, " 7 "), Some(7));
+        assert_eq!(waits(429, "Mon, 23 Nov 2026 01:55:04 GMT"), Some(30));
+        assert_eq!(waits(429, "Mon, 23 Nov 2026 01:00:00 GMT"), Some(0));
+        assert_eq!(waits(429, "864000"), Some(900));
+        assert_eq!(waits(429, "soon"), None);
+        assert_eq!(waits(500, "7"), None);
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_its_own_words() {
+        assert_eq!(message(br#"{"error":"invalid_token"}"#), "invalid_token");
+        assert_eq!(
+            message(br#"{"errors":[{"code":10,"detail":"one"},{"detail":"two"},{}]}"#),
+            "one; two"
+        );
+        assert_eq!(message(b"no json"), "no json");
+        assert_eq!(message(b"[1]"), "[1]");
+        assert_eq!(message(b"\xff"), "\u{fffd}");
+        assert_eq!(message("ü".repeat(600).as_bytes()), format!("{}…", "ü".repeat(512)));
+    }
+}

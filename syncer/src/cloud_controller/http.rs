@@ -1,0 +1,155 @@
+//! One HTTP client: one trust, one identity, one set of log lines.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, redirect::Policy};
+use runtime::tls::ClientTls;
+use rustls::ClientConfig;
+
+use super::error::{Fault, message, retry_after};
+
+/// A connection attempt takes at most this.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than any Cloud Controller sends in a page, and little enough to survive.
+const LARGEST_BODY: usize = 256 << 20;
+
+/// How a server proves who it is, and how we do.
+pub enum Trust {
+    /// Certificates of these authorities only (PEM), or the system's if empty.
+    Authorities(Vec<Vec<u8>>),
+    /// Mutual TLS whose files may change while we run.
+    Mutual(ClientTls),
+    /// Any certificate; with our own if there is one (PEM of certificate and
+    /// key together).
+    Anything(Option<Vec<u8>>),
+}
+
+/// A client that keeps its connections.
+pub struct Http {
+    source: Source,
+    user_agent: String,
+}
+
+enum Source {
+    Fixed(Client),
+    /// Rebuilt when the TLS files have changed.
+    Reloading {
+        tls: ClientTls,
+        built: Mutex<(Arc<ClientConfig>, Client)>,
+    },
+}
+
+/// An answer with its whole body.
+pub(super) struct Answer {
+    /// The status.
+    pub(super) code: StatusCode,
+    /// How long the server asks to be left alone.
+    pub(super) retry_after: Option<Duration>,
+    /// The body.
+    pub(super) body: Bytes,
+}
+
+impl Http {
+    /// # Errors
+    /// A certificate that cannot be used.
+    pub fn new(trust: Trust, user_agent: String) -> Result<Self, reqwest::Error> {
+        let source = match trust {
+            Trust::Authorities(bundles) if bundles.is_empty() => {
+                Source::Fixed(builder(&user_agent).build()?)
+            }
+            Trust::Authorities(bundles) => {
+                let mut certificates = Vec::new();
+                for bundle in bundles {
+                    certificates.extend(reqwest::Certificate::from_pem_bundle(&bundle)?);
+                }
+                Source::Fixed(builder(&user_agent).tls_certs_only(certificates).build()?)
+            }
+            Trust::Anything(identity) => {
+                let mut builder = builder(&user_agent).tls_danger_accept_invalid_certs(true);
+                if let Some(pem) = identity {
+                    builder = builder.identity(reqwest::Identity::from_pem(&pem)?);
+                }
+                Source::Fixed(builder.build()?)
+            }
+            Trust::Mutual(tls) => {
+                let config = tls.rustls_config();
+                let client = mutual(&config, &user_agent)?;
+                Source::Reloading { tls, built: Mutex::new((config, client)) }
+            }
+        };
+        Ok(Self { source, user_agent })
+    }
+
+    /// The client for the certificates that are valid now.
+    pub fn client(&self) -> Result<Client, reqwest::Error> {
+        match &self.source {
+            Source::Fixed(client) => Ok(client.clone()),
+            Source::Reloading { tls, built } => {
+                let config = tls.rustls_config();
+                let mut built = built.lock().unwrap_or_else(PoisonError::into_inner);
+                if !Arc::ptr_eq(&built.0, &config) {
+                    let client = mutual(&config, &self.user_agent)?;
+                    *built = (config, client);
+                }
+                Ok(built.1.clone())
+            }
+        }
+    }
+}
+
+fn mutual(config: &ClientConfig, user_agent: &str) -> Result<Client, reqwest::Error> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    builder(user_agent).tls_backend_preconfigured(config).build()
+}
+
+/// HTTP/1.1, no proxy of the environment, no redirect: as the original, whose
+/// servers send none.
+fn builder(user_agent: &str) -> ClientBuilder {
+    Client::builder()
+        .http1_only()
+        .no_proxy()
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .user_agent(user_agent)
+}
+
+/// Sends and reads everything within `timeout`.
+pub(super) async fn send(request: RequestBuilder, timeout: Duration) -> Result<Answer, Fault> {
+    let mut response = request.timeout(timeout).send().await.map_err(Fault::Request)?;
+    let code = response.status();
+    let retry_after = retry_after(code, response.headers(), jiff::Timestamp::now());
+    let body = read(&mut response).await?;
+    Ok(Answer { code, retry_after, body })
+}
+
+async fn read(response: &mut Response) -> Result<Bytes, Fault> {
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(LARGEST_BODY));
+    while let Some(chunk) = response.chunk().await.map_err(Fault::Body)? {
+        if body.len() + chunk.len() > LARGEST_BODY {
+            return Err(Fault::TooLarge { limit: LARGEST_BODY });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+impl Answer {
+    /// The body of a success.
+    ///
+    /// # Errors
+    /// Any status above 299.
+    pub(super) fn success(self) -> Result<Bytes, Fault> {
+        let Self { code, retry_after, body } = self;
+        if code.as_u16() > 299 {
+            return Err(Fault::Status { code, message: message(&body), retry_after });
+        }
+        Ok(body)
+    }
+}

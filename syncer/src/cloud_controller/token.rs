@@ -1,0 +1,199 @@
+//! UAA's client-credentials token, kept until shortly before it ends.
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{
+    StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
+use tokio::{sync::Mutex, time::Instant};
+use tracing::debug;
+
+use super::{
+    error::{Error, Fault, Step, message},
+    http::{self as client, Http},
+};
+
+/// Where tokens come from.
+#[derive(Debug, Clone)]
+pub struct Uaa {
+    /// With scheme and port, without path.
+    pub url: String,
+    /// The client's name.
+    pub client: String,
+    /// The client's secret.
+    pub secret: Secret,
+}
+
+/// A text that no log line shows.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// The token of the moment.
+pub(super) struct Tokens {
+    uaa: Uaa,
+    timeout: Duration,
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    token: String,
+    good_until: Instant,
+}
+
+#[derive(serde::Deserialize)]
+struct Granted {
+    access_token: Option<String>,
+    expires_in: Option<i64>,
+}
+
+/// How long before its end a token is no longer used.
+const EARLY: Duration = Duration::from_secs(60);
+/// The original asks once a poll and does not look; without a stated life a
+/// token is used this long.
+const UNSTATED_LIFE: Duration = Duration::from_secs(60);
+
+/// How long a token may be used that lives for `expires_in` seconds. A short
+/// life loses a quarter, a long one a minute.
+fn usable(expires_in: Option<i64>) -> Duration {
+    match expires_in {
+        None => UNSTATED_LIFE,
+        Some(seconds) => {
+            let life = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+            life - EARLY.min(life / 4)
+        }
+    }
+}
+
+impl Tokens {
+    /// None yet.
+    #[must_use]
+    pub(super) fn new(uaa: Uaa, timeout: Duration) -> Self {
+        Self { uaa, timeout, kept: Mutex::new(None) }
+    }
+
+    /// The kept token, or a new one.
+    ///
+    /// # Errors
+    /// UAA does not give one.
+    pub(super) async fn get(&self, http: &Http) -> Result<String, Error> {
+        let mut kept = self.kept.lock().await;
+        let now = Instant::now();
+        if let Some(kept) = kept.as_ref().filter(|kept| now < kept.good_until) {
+            return Ok(kept.token.clone());
+        }
+        *kept = None;
+        let (token, life) =
+            self.fetch(http).await.map_err(|fault| Error { step: Step::Token, fault })?;
+        *kept = Some(Kept { token: token.clone(), good_until: now + life });
+        Ok(token)
+    }
+
+    /// Forgets `token`, which was not accepted.
+    pub(super) async fn reject(&self, token: &str) {
+        self.kept.lock().await.take_if(|kept| kept.token == token);
+    }
+
+    /// Neither the header nor the form is url-encoded: the original's habit,
+    /// which UAA has learnt to live with.
+    async fn fetch(&self, http: &Http) -> Result<(String, Duration), Fault> {
+        let Uaa { url, client, secret } = &self.uaa;
+        debug!(URL = runtime::lager::json(&LoggedUrl::token(url)), "get-token");
+        let basic = BASE64_STANDARD.encode(format!("{client}:{}", secret.0));
+        let request = http
+            .client()
+            .map_err(Fault::Request)?
+            .post(format!("{url}{PATH}"))
+            .header(AUTHORIZATION, format!("Basic {basic}"))
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(format!("client_id={client}&grant_type=client_credentials"));
+        let client::Answer { code, retry_after, body } =
+            client::send(request, self.timeout).await?;
+        if code != StatusCode::OK {
+            return Err(Fault::Uaa { code, message: message(&body), retry_after });
+        }
+        let granted: Granted = serde_json::from_slice(&body).map_err(Fault::Json)?;
+        match granted.access_token {
+            Some(token) if !token.is_empty() => Ok((token, usable(granted.expires_in))),
+            _ => Err(Fault::NoToken),
+        }
+    }
+}
+
+const PATH: &str = "/oauth/token";
+
+/// Go's `url.URL` as its JSON encoder prints it.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct LoggedUrl<'a> {
+    scheme: &'a str,
+    opaque: &'a str,
+    user: Option<&'a str>,
+    host: &'a str,
+    path: &'a str,
+    fragment: &'a str,
+    raw_query: &'a str,
+    raw_path: &'a str,
+    raw_fragment: &'a str,
+    force_query: bool,
+    omit_host: bool,
+}
+
+impl<'a> LoggedUrl<'a> {
+    fn token(base: &'a str) -> Self {
+        let (scheme, host) = base.split_once("://").unwrap_or(("", base));
+        Self {
+            scheme,
+            opaque: "",
+            user: None,
+            host,
+            path: PATH,
+            fragment: "",
+            raw_query: "",
+            raw_path: "",
+            raw_fragment: "",
+            force_query: false,
+            omit_host: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_dropped_before_it_ends() {
+        assert_eq!(usable(Some(43_199)), Duration::from_secs(43_139));
+        assert_eq!(usable(Some(8)), Duration::from_secs(6));
+        assert_eq!(usable(Some(0)), Duration::ZERO);
+        assert_eq!(usable(Some(-5)), Duration::ZERO);
+        assert_eq!(usable(None), UNSTATED_LIFE);
+    }
+
+    #[test]
+    fn a_secret_does_not_show() {
+        let uaa = Uaa {
+            url: String::new(),
+            client: "network-policy".to_owned(),
+            secret: Secret("hush".to_owned()),
+        };
+        assert!(!format!("{uaa:?}").contains("hush"));
+    }
+
+    /// As recorded from the original.
+    #[test]
+    fn the_url_is_logged_as_go_logs_it() {
+        assert_eq!(
+            serde_json::to_string(&LoggedUrl::token("https://127.0.0.1:28443")).unwrap(),
+            r#"{"Scheme":"https","Opaque":"","User":null,"Host":"127.0.0.1:28443","Path":"/oauth/token","Fragment":"","RawQuery":"","RawPath":"","RawFragment":"","ForceQuery":false,"OmitHost":false}"#
+        );
+    }
+}

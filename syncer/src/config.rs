@@ -1,0 +1,324 @@
+//! The configuration file: the original's keys, and some of our own
+//! (docs/config/syncer.md).
+
+use std::{path::PathBuf, time::Duration};
+
+use model::lock::Owner;
+use runtime::{
+    config::{Configure, HostPort, Reader, Seconds, Value},
+    lager,
+    tls::Files,
+};
+
+use crate::cloud_controller::Secret;
+
+/// Everything that an operator decides.
+#[derive(Debug)]
+pub struct Config {
+    /// Owner of the lock: the BOSH instance id.
+    pub uuid: Owner,
+    /// First part of the log's source.
+    pub log_prefix: String,
+    /// Lowest level in the log.
+    pub log_level: lager::Level,
+    /// Where the debug server listens; absent for none, as in the original.
+    pub debug_server: Option<HostPort>,
+    /// How often to look and to read.
+    pub poll: Poll,
+    /// The Cloud Controller and UAA.
+    pub cloud_controller: CloudController,
+    /// The lock server and the lock.
+    pub lock: Lock,
+    /// The policy store.
+    pub store: Store,
+}
+
+/// How often to look and to read.
+#[derive(Debug)]
+pub struct Poll {
+    /// Between two looks at the Cloud Controller's stamp.
+    pub interval: Duration,
+    /// Between two readings of the list though the stamp stands still.
+    pub full_sync_interval: Duration,
+    /// Between two readings where the Cloud Controller has no stamp.
+    pub unstamped_sync_interval: Duration,
+    /// After how long without success the leader is unhealthy.
+    pub retry_deadline: Duration,
+}
+
+/// The Cloud Controller and UAA.
+#[derive(Debug)]
+pub struct CloudController {
+    /// v3 API, without a trailing slash.
+    pub url: String,
+    /// Internal API, without a trailing slash.
+    pub internal_url: String,
+    /// UAA, with its port.
+    pub uaa_url: String,
+    /// UAA's client.
+    pub uaa_client: String,
+    /// Its secret.
+    pub uaa_client_secret: Secret,
+    /// Authorities of UAA and the v3 API; none for the system's.
+    pub authorities: Vec<PathBuf>,
+    /// Mutual TLS with the internal API.
+    pub internal_tls: InternalTls,
+    /// Groups a page.
+    pub page_size: u16,
+    /// How long a token or a stamp may take.
+    pub call_timeout: Duration,
+    /// How long a page may take.
+    pub page_timeout: Duration,
+    /// What we call ourselves.
+    pub user_agent: String,
+}
+
+/// How the internal API and we know each other.
+#[derive(Debug)]
+pub enum InternalTls {
+    /// By these files.
+    Files(Files),
+    /// No certificate is looked at, not even UAA's; ours is shown if there is
+    /// one (certificate, key).
+    Skip(Option<(PathBuf, PathBuf)>),
+}
+
+/// The lock server and the lock.
+#[derive(Debug)]
+pub struct Lock {
+    /// The lock server.
+    pub address: HostPort,
+    /// Mutual TLS with it.
+    pub tls: Files,
+    /// How long the lock lives without a renewal, in whole seconds.
+    pub ttl: Duration,
+    /// Between two attempts or renewals.
+    pub retry_interval: Duration,
+    /// After how much silence the lock server is pinged; absent for the default.
+    pub keepalive_time: Option<Duration>,
+    /// How long it may take to answer; absent for the default.
+    pub keepalive_timeout: Option<Duration>,
+    /// Whether losing the lock ends the process, as in the original.
+    pub exit_on_loss: bool,
+}
+
+/// The policy store.
+#[derive(Debug)]
+pub struct Store {
+    /// Where it is.
+    pub address: HostPort,
+    /// Mutual TLS with it.
+    pub tls: Files,
+    /// How long a Replace may take.
+    pub timeout: Duration,
+    /// Whether the store may remove most of what it holds.
+    pub allow_mass_removal: bool,
+}
+
+/// Keys of the original that have no meaning here: there is no database, and
+/// metrics are fetched rather than sent.
+const UNUSED: [&str; 2] = ["database", "metron_address"];
+
+impl Configure for Config {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        keys.ignore(&UNUSED);
+        let uuid = required::<String>(keys, "uuid")
+            .and_then(|text| Owner::parse(&text).map_err(|err| keys.problem("uuid", err)).ok());
+        let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
+        let log_level = keys.or("log_level", lager::Level::Info);
+        let debug_server = debug_server(keys);
+        let poll = Poll::read(keys);
+        let cloud_controller = CloudController::read(keys);
+        let lock = Lock::read(keys);
+        let store = Store::read(keys);
+        Some(Self {
+            uuid: uuid?,
+            log_prefix: log_prefix?,
+            log_level: log_level?,
+            debug_server: debug_server?,
+            poll: poll?,
+            cloud_controller: cloud_controller?,
+            lock: lock?,
+            store: store?,
+        })
+    }
+}
+
+fn required<T: Value>(keys: &mut Reader<'_>, key: &'static str) -> Option<T> {
+    keys.required(key)
+}
+
+#[expect(clippy::option_option, reason = "as the reader: the outer is a recorded problem")]
+fn debug_server(keys: &mut Reader<'_>) -> Option<Option<HostPort>> {
+    let host = keys.or("debug_server_host", "127.0.0.1".to_owned());
+    let port = keys.optional::<u16>("debug_server_port");
+    let (host, Some(port)) = (host?, port?) else { return Some(None) };
+    let bracketed =
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    match HostPort::parse(&bracketed) {
+        Ok(address) => Some(Some(address)),
+        Err(problem) => {
+            keys.problem("debug_server_host", problem);
+            None
+        }
+    }
+}
+
+/// A whole number of seconds, at least 1.
+fn seconds(keys: &mut Reader<'_>, key: &'static str, default: u64) -> Option<Duration> {
+    let Seconds(value) = keys.or(key, Seconds::new(default))?;
+    if value.is_zero() {
+        keys.problem(key, "must be at least 1");
+        return None;
+    }
+    Some(value)
+}
+
+impl Poll {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let interval = seconds(keys, "asg_poll_interval_seconds", 1);
+        let full_sync_interval = seconds(keys, "full_sync_interval_seconds", 300);
+        let unstamped_sync_interval = seconds(keys, "unstamped_sync_interval_seconds", 60);
+        let retry_deadline = seconds(keys, "retry_deadline_seconds", 300);
+        Some(Self {
+            interval: interval?,
+            full_sync_interval: full_sync_interval?,
+            unstamped_sync_interval: unstamped_sync_interval?,
+            retry_deadline: retry_deadline?,
+        })
+    }
+}
+
+/// Largest page that the Cloud Controller gives.
+const LARGEST_PAGE: u16 = 5000;
+
+impl CloudController {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let url = url(keys, "cc_url");
+        let internal_url = self::url(keys, "cc_internal_url");
+        let uaa_base = self::url(keys, "uaa_url");
+        let uaa_port = required::<u16>(keys, "uaa_port");
+        let uaa_client = required(keys, "uaa_client");
+        let uaa_client_secret = required(keys, "uaa_client_secret");
+        let uaa_ca = keys.optional::<PathBuf>("uaa_ca");
+        let cc_ca = keys.optional::<PathBuf>("cc_ca_cert");
+        let internal_tls = InternalTls::read(keys);
+        let page_size = page_size(keys);
+        let call_timeout = seconds(keys, "cc_timeout_seconds", 10);
+        let page_timeout = seconds(keys, "cc_page_timeout_seconds", 120);
+        let agent = concat!("portcullis-syncer/", env!("CARGO_PKG_VERSION"));
+        let user_agent = keys.or("cc_user_agent", agent.to_owned());
+        Some(Self {
+            url: url?,
+            internal_url: internal_url?,
+            uaa_url: format!("{}:{}", uaa_base?, uaa_port?),
+            uaa_client: uaa_client?,
+            uaa_client_secret: Secret(uaa_client_secret?),
+            authorities: [uaa_ca?, cc_ca?].into_iter().flatten().collect(),
+            internal_tls: internal_tls?,
+            page_size: page_size?,
+            call_timeout: call_timeout?,
+            page_timeout: page_timeout?,
+            user_agent: user_agent?,
+        })
+    }
+}
+
+fn page_size(keys: &mut Reader<'_>) -> Option<u16> {
+    let size = keys.or("cc_page_size", LARGEST_PAGE)?;
+    if (1..=LARGEST_PAGE).contains(&size) {
+        return Some(size);
+    }
+    keys.problem("cc_page_size", format_args!("must be from 1 to {LARGEST_PAGE}"));
+    None
+}
+
+/// A base URL; a trailing slash is dropped.
+fn url(keys: &mut Reader<'_>, key: &'static str) -> Option<String> {
+    let text: String = keys.required(key)?;
+    let trimmed = text.trim_end_matches('/');
+    let uri = trimmed.parse::<http::Uri>().ok();
+    let scheme = uri.as_ref().and_then(http::Uri::scheme_str);
+    if uri.as_ref().and_then(http::Uri::host).is_some() && matches!(scheme, Some("http" | "https"))
+    {
+        return Some(trimmed.to_owned());
+    }
+    keys.problem(key, "expects a URL that begins with https:// or http://");
+    None
+}
+
+impl InternalTls {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        const CA: &str = "cc_internal_ca_cert";
+        const CERT: &str = "cc_internal_client_cert";
+        const KEY: &str = "cc_internal_client_key";
+        if keys.or("skip_ssl_validation", false)? {
+            keys.ignore(&[CA]);
+            let cert = keys.optional::<PathBuf>(CERT);
+            let key = keys.optional::<PathBuf>(KEY);
+            return Some(Self::Skip(cert?.zip(key?)));
+        }
+        files(keys, CA, CERT, KEY).map(Self::Files)
+    }
+}
+
+fn files(
+    keys: &mut Reader<'_>,
+    ca: &'static str,
+    cert: &'static str,
+    key: &'static str,
+) -> Option<Files> {
+    let ca = required(keys, ca);
+    let cert = required(keys, cert);
+    let key = required(keys, key);
+    Some(Files { ca: ca?, cert: cert?, key: key? })
+}
+
+impl Lock {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let address = required(keys, "locket_address");
+        let tls =
+            files(keys, "locket_ca_cert_file", "locket_client_cert_file", "locket_client_key_file");
+        let ttl = seconds(keys, "lock_ttl_seconds", 15);
+        let retry_interval = seconds(keys, "lock_retry_interval_seconds", 5);
+        let keepalive_time = keys.or("locket_client_keepalive_time", Seconds::new(0));
+        let keepalive_timeout = keys.or("locket_client_keepalive_timeout", Seconds::new(0));
+        let exit_on_loss = keys.or("exit_on_lock_loss", false);
+        let (ttl, retry_interval) = (ttl?, retry_interval?);
+        // One renewal may get lost, and the lease still outlasts it.
+        if retry_interval * 2 > ttl {
+            keys.problem("lock_retry_interval_seconds", "must be at most half of lock_ttl_seconds");
+            return None;
+        }
+        let set = |Seconds(value): Seconds| (!value.is_zero()).then_some(value);
+        Some(Self {
+            address: address?,
+            tls: tls?,
+            ttl,
+            retry_interval,
+            keepalive_time: set(keepalive_time?),
+            keepalive_timeout: set(keepalive_timeout?),
+            exit_on_loss: exit_on_loss?,
+        })
+    }
+}
+
+impl Store {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let address = required(keys, "policy_store_address");
+        let tls = files(
+            keys,
+            "policy_store_ca_cert_file",
+            "policy_store_client_cert_file",
+            "policy_store_client_key_file",
+        );
+        let timeout = seconds(keys, "policy_store_timeout_seconds", 60);
+        let allow_mass_removal = keys.or("allow_mass_removal", false);
+        Some(Self {
+            address: address?,
+            tls: tls?,
+            timeout: timeout?,
+            allow_mass_removal: allow_mass_removal?,
+        })
+    }
+}

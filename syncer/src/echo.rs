@@ -1,0 +1,85 @@
+//! Security groups as the original's debug lines show them: its own structs,
+//! with every key present.
+
+use model::{
+    group::{Scope, SecurityGroup},
+    rule::RuleSpec,
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+#[derive(Serialize)]
+struct Group<'a> {
+    guid: &'a str,
+    name: &'a str,
+    globally_enabled: Enabled,
+    rules: Vec<Rule<'a>>,
+    relationships: Relationships<'a>,
+}
+
+#[derive(Serialize)]
+struct Enabled {
+    running: bool,
+    staging: bool,
+}
+
+#[derive(Serialize)]
+struct Rule<'a> {
+    protocol: &'a str,
+    destination: &'a str,
+    ports: &'a str,
+    r#type: i32,
+    code: i32,
+    description: &'a str,
+    log: bool,
+}
+
+#[derive(Serialize)]
+struct Relationships<'a> {
+    staging_spaces: Bindings<'a>,
+    running_spaces: Bindings<'a>,
+}
+
+#[derive(Serialize)]
+struct Bindings<'a> {
+    data: Vec<Binding<'a>>,
+}
+
+#[derive(Serialize)]
+struct Binding<'a> {
+    guid: &'a str,
+}
+
+/// One group for the log.
+#[must_use]
+pub(crate) fn group(group: &SecurityGroup) -> Box<RawValue> {
+    let SecurityGroup { guid, name, rules, running, staging } = group;
+    let shown = Group {
+        guid: guid.as_str(),
+        name,
+        globally_enabled: Enabled { running: running.everywhere, staging: staging.everywhere },
+        rules: rules.iter().map(rule).collect(),
+        relationships: Relationships {
+            staging_spaces: bindings(staging),
+            running_spaces: bindings(running),
+        },
+    };
+    serde_json::value::to_raw_value(&shown).expect("texts, numbers and lists are JSON")
+}
+
+fn rule(rule: &RuleSpec) -> Rule<'_> {
+    let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } = rule;
+    Rule {
+        protocol,
+        destination,
+        ports,
+        r#type: *icmp_type,
+        code: *icmp_code,
+        description,
+        log: *log,
+    }
+}
+
+fn bindings(scope: &Scope) -> Bindings<'_> {
+    Bindings { data: scope.spaces.iter().map(|space| Binding { guid: space.as_str() }).collect() }
+}

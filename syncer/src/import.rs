@@ -1,0 +1,345 @@
+//! The Cloud Controller's list of security groups, read into the model.
+//!
+//! Pure. Tolerant as the original is (contracts/policy-server.md 2.6): what is
+//! null or absent takes its default, unknown keys are passed over. Stricter in
+//! one thing: what cannot be read makes that one group [`Malformed`], with its
+//! guid and name and the field's path, and never the page. A page whose JSON
+//! does not hold together is an error as a whole, since nobody can tell what is
+//! missing from it.
+//!
+//! Groups are handed on one by one while the page is read, so a page of
+//! thousands costs its text and one group.
+
+use std::{collections::BTreeSet, fmt};
+
+use model::{
+    group::{Scope, SecurityGroup},
+    ids::{GroupGuid, SpaceGuid},
+    rule::RuleSpec,
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// A group that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    /// Absent when the guid itself is what could not be read.
+    pub guid: Option<GroupGuid>,
+    /// Empty when absent or unreadable.
+    pub name: String,
+    /// The field's path and what is wrong with it.
+    pub reason: String,
+}
+
+/// What a page says besides its groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Whether `pagination.next.href` names another page.
+    pub more: bool,
+    /// Whether there was a list at all; `resources` may be null or absent.
+    pub listed: bool,
+}
+
+/// A page that is no page.
+#[derive(Debug, thiserror::Error)]
+#[error("unmarshal json")]
+pub struct Error(#[from] serde_json::Error);
+
+/// Reads one page of `GET /v3/security_groups` and hands each group to `each`,
+/// in the Cloud Controller's order.
+///
+/// # Errors
+/// The body is not a JSON object of the page's shape. Groups that `each` got
+/// before that must be thrown away.
+pub fn page(
+    body: &[u8],
+    each: &mut dyn FnMut(Result<SecurityGroup, Malformed>),
+) -> Result<Page, Error> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let page = PageReader { each }.deserialize(&mut json)?;
+    json.end()?;
+    Ok(page)
+}
+
+struct PageReader<'f> {
+    each: &'f mut dyn FnMut(Result<SecurityGroup, Malformed>),
+}
+
+impl<'de> DeserializeSeed<'de> for PageReader<'_> {
+    type Value = Page;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Page, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for PageReader<'_> {
+    type Value = Page;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a page of security groups")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Page, A::Error> {
+        let mut page = Page { more: false, listed: false };
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "pagination" => {
+                    let pagination: Option<Pagination> = map.next_value()?;
+                    page.more = pagination.is_some_and(|pagination| pagination.names_next());
+                }
+                "resources" => page.listed = map.next_value_seed(Resources { each: self.each })?,
+                _ => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        Ok(page)
+    }
+}
+
+#[derive(Deserialize)]
+struct Pagination {
+    next: Option<Link>,
+}
+
+#[derive(Deserialize)]
+struct Link {
+    href: Option<String>,
+}
+
+impl Pagination {
+    fn names_next(&self) -> bool {
+        self.next.as_ref().and_then(|link| link.href.as_ref()).is_some_and(|href| !href.is_empty())
+    }
+}
+
+struct Resources<'f> {
+    each: &'f mut dyn FnMut(Result<SecurityGroup, Malformed>),
+}
+
+impl<'de> DeserializeSeed<'de> for Resources<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Resources<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of security groups")
+    }
+
+    fn visit_none<E>(self) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut groups: A) -> Result<bool, A::Error> {
+        while let Some(raw) = groups.next_element::<&RawValue>()? {
+            (self.each)(group(raw.get()));
+        }
+        Ok(true)
+    }
+}
+
+/// Reads one group.
+///
+/// # Errors
+/// What is wrong with it, and who it is as far as that can be read.
+pub fn group(json: &str) -> Result<SecurityGroup, Malformed> {
+    let wire: Group = serde_json::from_str(json)
+        .map_err(|err| Malformed { reason: err.to_string(), ..identify(json) })?;
+    wire.into_model().map_err(|reason| Malformed { reason, ..identify(json) })
+}
+
+/// As much of a group's identity as can be read; the rest may be anything.
+fn identify(json: &str) -> Malformed {
+    let group: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+    let text = |key: &str| group.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+    Malformed {
+        guid: GroupGuid::parse(text("guid")).ok(),
+        name: text("name").to_owned(),
+        reason: String::new(),
+    }
+}
+
+/// A reader for each field: null becomes the default, and an error begins with
+/// the field's name, so that the names of nested fields add up to its path.
+macro_rules! fields {
+    ($($reader:ident $name:literal: $type:ty),+ $(,)?) => {$(
+        fn $reader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+            Option::<$type>::deserialize(deserializer)
+                .map(Option::unwrap_or_default)
+                .map_err(|err| D::Error::custom(format_args!("{}: {err}", $name)))
+        }
+    )+};
+}
+
+fields! {
+    guid "guid": String,
+    name "name": String,
+    rules "rules": Rules,
+    globally_enabled "globally_enabled": Enabled,
+    relationships "relationships": Relationships,
+    running "running": bool,
+    staging "staging": bool,
+    running_spaces "running_spaces": Bindings,
+    staging_spaces "staging_spaces": Bindings,
+    data "data": Vec<Binding>,
+    protocol "protocol": String,
+    destination "destination": String,
+    ports "ports": String,
+    icmp_type "type": i32,
+    icmp_code "code": i32,
+    description "description": String,
+    log "log": bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Group {
+    #[serde(deserialize_with = "guid")]
+    guid: String,
+    #[serde(deserialize_with = "name")]
+    name: String,
+    #[serde(deserialize_with = "globally_enabled")]
+    globally_enabled: Enabled,
+    #[serde(deserialize_with = "rules")]
+    rules: Rules,
+    #[serde(deserialize_with = "relationships")]
+    relationships: Relationships,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Enabled {
+    #[serde(deserialize_with = "running")]
+    running: bool,
+    #[serde(deserialize_with = "staging")]
+    staging: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Relationships {
+    #[serde(deserialize_with = "running_spaces")]
+    running_spaces: Bindings,
+    #[serde(deserialize_with = "staging_spaces")]
+    staging_spaces: Bindings,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Bindings {
+    #[serde(deserialize_with = "data")]
+    data: Vec<Binding>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Binding {
+    guid: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Rule {
+    #[serde(deserialize_with = "protocol")]
+    protocol: String,
+    #[serde(deserialize_with = "destination")]
+    destination: String,
+    #[serde(deserialize_with = "ports")]
+    ports: String,
+    #[serde(rename = "type", deserialize_with = "icmp_type")]
+    icmp_type: i32,
+    #[serde(rename = "code", deserialize_with = "icmp_code")]
+    icmp_code: i32,
+    #[serde(deserialize_with = "description")]
+    description: String,
+    #[serde(deserialize_with = "log")]
+    log: bool,
+}
+
+#[derive(Default)]
+struct Rules(Vec<RuleSpec>);
+
+impl<'de> Deserialize<'de> for Rules {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(RulesVisitor)
+    }
+}
+
+struct RulesVisitor;
+
+impl<'de> Visitor<'de> for RulesVisitor {
+    type Value = Rules;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rules")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Rules, A::Error> {
+        let mut rules = Vec::with_capacity(list.size_hint().unwrap_or(0));
+        loop {
+            let next = list
+                .next_element::<Option<Rule>>()
+                .map_err(|err| A::Error::custom(format_args!("rule {}: {err}", rules.len() + 1)))?;
+            match next {
+                Some(rule) => rules.push(rule.unwrap_or_default().into_model()),
+                None => return Ok(Rules(rules)),
+            }
+        }
+    }
+}
+
+impl Rule {
+    fn into_model(self) -> RuleSpec {
+        let Self { protocol, destination, ports, icmp_type, icmp_code, description, log } = self;
+        RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log }
+    }
+}
+
+impl Group {
+    fn into_model(self) -> Result<SecurityGroup, String> {
+        let Self { guid, name, globally_enabled, rules, relationships } = self;
+        let guid = GroupGuid::parse(&guid).map_err(|err| err.to_string())?;
+        let Relationships { running_spaces, staging_spaces } = relationships;
+        Ok(SecurityGroup {
+            name,
+            rules: rules.0,
+            running: Scope {
+                everywhere: globally_enabled.running,
+                spaces: running_spaces.into_model("running", &guid)?,
+            },
+            staging: Scope {
+                everywhere: globally_enabled.staging,
+                spaces: staging_spaces.into_model("staging", &guid)?,
+            },
+            guid,
+        })
+    }
+}
+
+impl Bindings {
+    /// The texts are the original's; it gives up on the whole sync here.
+    fn into_model(self, lifecycle: &str, group: &GroupGuid) -> Result<BTreeSet<SpaceGuid>, String> {
+        let mut spaces = BTreeSet::new();
+        for Binding { guid } in self.data {
+            let guid = guid.ok_or_else(|| {
+                format!("no 'guid' found for {lifecycle}-space-relationship on asg '{group}'")
+            })?;
+            let space = SpaceGuid::parse(&guid)
+                .map_err(|err| format!("{lifecycle}-space-relationship: {err}"))?;
+            spaces.insert(space);
+        }
+        Ok(spaces)
+    }
+}

@@ -1,0 +1,470 @@
+//! Drives the [`Lease`]: asks the lock server, runs the leader's work while the
+//! lock is held, and tells the story in the log as the original does.
+//!
+//! One loop owns everything, so there is one order of events. At most one
+//! attempt is in flight, and the work runs in a task of its own, so that a long
+//! computation there never delays a renewal here. When a term ends, for whatever
+//! reason, the work is aborted and awaited before anything else happens.
+//!
+//! Differences from the original: the process stays when it loses the lock
+//! (unless told to exit), one failed renewal is not a loss, and a standby that
+//! can watch the lock asks at the moment when it comes free.
+
+use std::{future::pending, pin::Pin, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use metrics::{counter, gauge};
+use model::lock::{Claim, FencingToken};
+use runtime::lager;
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, debug, error, error_span, info};
+
+use super::{
+    Granted, Lease, Times,
+    locket::{Failure, Locket, LoggedLock, Watched},
+};
+
+/// How long a farewell may take: a Release, or asking who holds the lock.
+const COURTESY: Duration = Duration::from_secs(2);
+/// SIGTERM, as the original logs a stop from outside.
+const SIGNAL: u32 = 15;
+
+/// A time of leadership, handed to the work that it allows.
+#[derive(Debug, Clone)]
+pub struct Term {
+    token: FencingToken,
+    ends: watch::Receiver<Instant>,
+}
+
+impl Term {
+    /// A term with a given end; for tests of the work.
+    #[must_use]
+    pub fn new(token: FencingToken, ends: watch::Receiver<Instant>) -> Self {
+        Self { token, ends }
+    }
+
+    /// The lock's token in this term; 0 from a server that gives none.
+    #[must_use]
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// Whether the lock is still ours, by all that is known.
+    #[must_use]
+    pub fn holds(&self, now: Instant) -> bool {
+        now < *self.ends.borrow()
+    }
+}
+
+/// The only way for the work to end by itself: the store knows a newer leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fenced;
+
+/// What the keeper is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The lock that is asked for.
+    pub claim: Claim,
+    /// How often, and for how long.
+    pub times: Times,
+    /// Whether losing the lock ends the process, as in the original.
+    pub exit_on_loss: bool,
+}
+
+/// Keeps the lock, as well as it can.
+pub struct Keeper {
+    settings: Settings,
+    lease: Lease,
+    locket: Locket,
+    span: Span,
+    /// When the next attempt is due, unless one is in flight.
+    due: Instant,
+    attempt: Option<Attempt>,
+    free: Option<BoxFuture<Watched>>,
+    watchable: bool,
+    /// A collision was logged since the lock was last ours.
+    told: bool,
+    tokenless_told: bool,
+    running: Option<Running>,
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct Attempt {
+    sent: Instant,
+    answer: BoxFuture<Result<FencingToken, Failure>>,
+}
+
+struct Running {
+    ends: watch::Sender<Instant>,
+    work: JoinSet<Fenced>,
+}
+
+enum Event {
+    Shutdown,
+    Ended,
+    Work(Result<Fenced, JoinError>),
+    Answer(Instant, Result<FencingToken, Failure>),
+    Watched(Watched),
+    Due,
+}
+
+impl Keeper {
+    /// Not holding anything yet.
+    #[must_use]
+    pub fn new(settings: Settings, locket: Locket) -> Self {
+        let span = error_span!(
+            parent: None,
+            "locket-lock",
+            lock = lager::json(&LoggedLock::from(&settings.claim)),
+            ttl_in_seconds = settings.claim.ttl.seconds(),
+        );
+        Self {
+            lease: Lease::new(settings.times),
+            settings,
+            locket,
+            span,
+            due: Instant::now(),
+            attempt: None,
+            free: None,
+            watchable: true,
+            told: false,
+            tokenless_told: false,
+            running: None,
+        }
+    }
+
+    /// Runs `work` in every term, until `shutdown`; then gives the lock back.
+    ///
+    /// # Errors
+    /// The work panicked, or the lock was lost and that is to end the process.
+    pub async fn run<F>(
+        mut self,
+        shutdown: CancellationToken,
+        work: impl Fn(Term) -> F,
+    ) -> anyhow::Result<()>
+    where
+        F: Future<Output = Fenced> + Send + 'static,
+    {
+        gauge!("syncer_lease_held").set(0.0);
+        self.span.in_scope(|| info!("started"));
+        self.due = Instant::now();
+        let outcome = loop {
+            let event = self.next(&shutdown).await;
+            if matches!(event, Event::Shutdown) {
+                self.span.in_scope(|| info!(signal = SIGNAL, "signalled"));
+                break Ok(());
+            }
+            if let Err(err) = self.handle(event, &work).await {
+                break Err(err);
+            }
+        };
+        self.leave().await;
+        self.span.in_scope(|| info!("completed"));
+        outcome
+    }
+
+    /// The order is the order of importance: the end of the lease is seen
+    /// before anything that would go on under it.
+    async fn next(&mut self, shutdown: &CancellationToken) -> Event {
+        let Self { lease, attempt, free, running, due, .. } = self;
+        let ends = lease.ends().map(Instant::from_std);
+        let idle = attempt.is_none();
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Event::Shutdown,
+            () = at(ends) => Event::Ended,
+            ended = ended(running) => Event::Work(ended),
+            (sent, answer) = answered(attempt) => Event::Answer(sent, answer),
+            watched = freed(free) => Event::Watched(watched),
+            () = sleep_until(*due), if idle => Event::Due,
+        }
+    }
+
+    async fn handle<F>(&mut self, event: Event, work: &impl Fn(Term) -> F) -> anyhow::Result<()>
+    where
+        F: Future<Output = Fenced> + Send + 'static,
+    {
+        match event {
+            Event::Shutdown => Ok(()),
+            Event::Due => {
+                self.ask();
+                Ok(())
+            }
+            Event::Ended => match self.lease.expire(now()) {
+                true => self.lose("no renewal in time", None).await,
+                false => Ok(()),
+            },
+            Event::Work(ended) => {
+                let Fenced = ended.context("the leader's work failed")?;
+                self.surrender().await
+            }
+            Event::Answer(sent, answer) => {
+                self.attempt = None;
+                self.answered(sent, answer, work).await
+            }
+            Event::Watched(watched) => {
+                self.free = None;
+                self.watched(&watched);
+                Ok(())
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let sent = Instant::now();
+        let patience = self.lease.patience(sent.into_std());
+        let mut locket = self.locket.clone();
+        let claim = self.settings.claim.clone();
+        let answer = async move { locket.lock(&claim, patience).await };
+        self.attempt = Some(Attempt { sent, answer: Box::pin(answer) });
+    }
+
+    async fn answered<F>(
+        &mut self,
+        sent: Instant,
+        answer: Result<FencingToken, Failure>,
+        work: &impl Fn(Term) -> F,
+    ) -> anyhow::Result<()>
+    where
+        F: Future<Output = Fenced> + Send + 'static,
+    {
+        let now = now();
+        let failed = answer.is_err();
+        let outcome = match answer {
+            Ok(token) => match self.lease.granted(sent.into_std(), now, token) {
+                Granted::Kept { ends } => {
+                    self.prolong(ends);
+                    Ok(())
+                }
+                Granted::Began { token, ends, broke } => {
+                    self.broken(broke).await?;
+                    self.begin(token, ends, work);
+                    Ok(())
+                }
+                Granted::TooLate { broke } => self.broken(broke).await,
+            },
+            Err(failure) if failure.is_collision() => match self.lease.end() {
+                true => self.lose("request failed", Some((&failure, sent))).await,
+                false => {
+                    self.collided(&failure).await;
+                    Ok(())
+                }
+            },
+            Err(failure) => {
+                self.failed(&failure, sent);
+                Ok(())
+            }
+        };
+        self.due = Instant::from_std(self.lease.next_attempt(sent.into_std(), now, failed));
+        outcome
+    }
+
+    fn begin<F>(&mut self, token: FencingToken, ends: std::time::Instant, work: &impl Fn(Term) -> F)
+    where
+        F: Future<Output = Fenced> + Send + 'static,
+    {
+        self.told = false;
+        self.watchable = true;
+        self.free = None;
+        let (ends, end) = watch::channel(Instant::from_std(ends));
+        let mut tasks = JoinSet::new();
+        self.span.in_scope(|| {
+            info!(fencing_token = token.0, "acquired-lock");
+            if token.0 == 0 && !self.tokenless_told {
+                info!("lock-server-gives-no-fencing-tokens");
+            }
+        });
+        self.tokenless_told |= token.0 == 0;
+        gauge!("syncer_lease_held").set(1.0);
+        counter!("syncer_terms_total").increment(1);
+        tasks.spawn(work(Term::new(token, end)));
+        self.running = Some(Running { ends, work: tasks });
+    }
+
+    fn prolong(&self, ends: std::time::Instant) {
+        if let Some(running) = &self.running {
+            running.ends.send_replace(Instant::from_std(ends));
+        }
+    }
+
+    /// Aborts the work and waits until it is gone.
+    async fn stop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.ends.send_replace(Instant::now());
+            running.work.shutdown().await;
+        }
+        gauge!("syncer_lease_held").set(0.0);
+    }
+
+    async fn broken(&mut self, broke: bool) -> anyhow::Result<()> {
+        match broke {
+            true => self.lose("somebody else may have held the lock in between", None).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn lose(
+        &mut self,
+        why: &'static str,
+        request: Option<(&Failure, Instant)>,
+    ) -> anyhow::Result<()> {
+        self.stop().await;
+        self.span.in_scope(|| match request {
+            Some((failure, sent)) => error!(
+                error = %failure,
+                "request-uuid" = %failure.request_uuid,
+                duration = nanoseconds(sent),
+                "lost-lock"
+            ),
+            None => error!(error = why, "lost-lock"),
+        });
+        counter!("syncer_lost_locks_total").increment(1);
+        match self.settings.exit_on_loss {
+            true => Err(anyhow!("lost lock ({why})")),
+            false => Ok(()),
+        }
+    }
+
+    /// The store refused this term: give the lock back, if it is ours at all,
+    /// and leave others the first try.
+    async fn surrender(&mut self) -> anyhow::Result<()> {
+        self.lease.end();
+        self.attempt = None;
+        let outcome = self.lose("the policy store has seen a newer leader", None).await;
+        self.release().await;
+        self.due = Instant::now() + self.settings.times.retry_interval;
+        outcome
+    }
+
+    /// The original logs the first collision, with the owner, and is silent
+    /// about those after it.
+    async fn collided(&mut self, failure: &Failure) {
+        if !self.told {
+            self.told = true;
+            let owner = self.owner().await;
+            self.span.in_scope(|| {
+                error!(
+                    error = %failure,
+                    "lock-owner" = owner,
+                    "request-uuid" = %failure.request_uuid,
+                    "failed-to-acquire-lock"
+                );
+            });
+        }
+        if self.watchable && self.free.is_none() {
+            let key = self.settings.claim.key.clone();
+            self.free = Some(Box::pin(self.locket.clone().until_free(key)));
+        }
+    }
+
+    fn failed(&self, failure: &Failure, sent: Instant) {
+        counter!("syncer_lock_request_failures_total").increment(1);
+        let duration = nanoseconds(sent);
+        self.span.in_scope(|| {
+            if self.running.is_some() {
+                error!(
+                    error = %failure, "request-uuid" = %failure.request_uuid, duration,
+                    "failed-to-renew-lock"
+                );
+            } else {
+                error!(
+                    error = %failure, "lock-owner" = "", "request-uuid" = %failure.request_uuid,
+                    duration, "failed-to-acquire-lock"
+                );
+            }
+        });
+    }
+
+    async fn owner(&mut self) -> String {
+        match self.locket.owner(&self.settings.claim, COURTESY).await {
+            Ok(owner) => owner,
+            Err(failure) => {
+                self.span.in_scope(|| error!(error = %failure, "failed-fetching-lock-owner"));
+                String::new()
+            }
+        }
+    }
+
+    fn watched(&mut self, watched: &Watched) {
+        match watched {
+            Watched::Free => self.due = Instant::now(),
+            Watched::Unsupported => {
+                self.watchable = false;
+                self.span.in_scope(|| debug!("lock-server-has-no-watch"));
+            }
+            Watched::Failed(status) => {
+                self.span.in_scope(|| debug!(error = %status, "lock-watch-ended"));
+            }
+        }
+    }
+
+    /// Stops the work and gives the lock back, so that a standby takes over at
+    /// once. Also when it is not known to be ours: an attempt may be in flight.
+    async fn leave(&mut self) {
+        let asked = self.attempt.take().is_some();
+        self.free = None;
+        self.stop().await;
+        if self.lease.end() || asked {
+            self.release().await;
+        }
+    }
+
+    async fn release(&mut self) {
+        let span = self.span.clone();
+        let released = self.locket.release(&self.settings.claim, COURTESY).await;
+        async {
+            match released {
+                Ok(()) => info!("released-lock"),
+                Err(failure) if failure.is_collision() => debug!("lock-is-not-ours"),
+                Err(failure) => error!(error = %failure, "failed-to-release-lock"),
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
+async fn ended(running: &mut Option<Running>) -> Result<Fenced, JoinError> {
+    match running {
+        Some(running) => match running.work.join_next().await {
+            Some(ended) => ended,
+            None => pending().await,
+        },
+        None => pending().await,
+    }
+}
+
+async fn answered(attempt: &mut Option<Attempt>) -> (Instant, Result<FencingToken, Failure>) {
+    match attempt {
+        Some(attempt) => (attempt.sent, attempt.answer.as_mut().await),
+        None => pending().await,
+    }
+}
+
+async fn freed(free: &mut Option<BoxFuture<Watched>>) -> Watched {
+    match free {
+        Some(free) => free.as_mut().await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,4 @@
+//! Whole processes, real sockets, and what holds across crates.
+
+#[path = "suite/dependencies.rs"]
+mod dependencies;

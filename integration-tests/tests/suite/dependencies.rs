@@ -67,16 +67,3 @@ fn no_service_depends_on_a_service() {
         assert!(from == "integration-tests" || services.count() == 0, "{from} uses a service");
     }
 }
-
-/// One TLS provider. Two would mean two sets of trusted code and two answers to
-/// "which is it".
-#[test]
-fn ring_is_not_linked() {
-    let metadata = MetadataCommand::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .exec()
-        .expect("cargo metadata runs");
-    let resolved = metadata.resolve.expect("the graph is resolved").nodes;
-    let ring = resolved.iter().find(|node| node.id.repr.contains("#ring@"));
-    assert!(ring.is_none(), "ring is in the dependency graph: cargo tree -i ring");
-}

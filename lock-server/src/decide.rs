@@ -1,0 +1,155 @@
+//! Locket's rules: what a request does to the lock it meets
+//! (contracts/locket.md 2.2, 2.4, 2.5).
+//!
+//! Only owners are compared. The owner may change everything else, also the
+//! kind. Nothing here waits, stores or knows the time.
+
+use model::lock::{Claim, Lock, Owner};
+
+use crate::held::Version;
+
+/// What a claim does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claimed {
+    /// The key is free: it gets an owner, and a higher fencing token.
+    Acquire,
+    /// The owner keeps it, and nothing but the deadline changes.
+    Refresh,
+    /// The owner keeps it with another time to live.
+    Retime,
+    /// The owner keeps it with another value or kind.
+    Update,
+    /// Somebody else has it.
+    Collide,
+}
+
+/// What a claim does to `current`.
+pub fn claim(current: Option<&Lock>, claim: &Claim) -> Claimed {
+    let Some(lock) = current else {
+        return Claimed::Acquire;
+    };
+    if lock.owner != claim.owner {
+        Claimed::Collide
+    } else if lock.value != claim.value || lock.kind != claim.kind {
+        Claimed::Update
+    } else if lock.ttl != claim.ttl {
+        Claimed::Retime
+    } else {
+        Claimed::Refresh
+    }
+}
+
+/// What giving back does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// The owner gives it back.
+    Delete,
+    /// Nobody has it: nothing to do, and no error.
+    Absent,
+    /// Somebody else has it.
+    Collide,
+}
+
+/// What it does to `current` that `owner` gives it back.
+pub fn release(current: Option<&Lock>, owner: &Owner) -> Released {
+    match current {
+        None => Released::Absent,
+        Some(lock) if lock.owner == *owner => Released::Delete,
+        Some(_) => Released::Collide,
+    }
+}
+
+/// What a passed deadline does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// Still the version whose deadline it was.
+    Delete,
+    /// Gone already.
+    Absent,
+    /// Claimed anew since.
+    Newer,
+}
+
+/// What it does to `current` that the deadline of `seen` has passed.
+pub fn expire(current: Option<Version>, seen: Version) -> Expired {
+    match current {
+        None => Expired::Absent,
+        Some(current) if current == seen => Expired::Delete,
+        Some(_) => Expired::Newer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::lock::{FencingToken, LockKey, LockKind, LockValue, Ttl};
+
+    use super::*;
+
+    fn owner(text: &str) -> Owner {
+        Owner::parse(text).unwrap()
+    }
+
+    fn lock() -> Lock {
+        Lock {
+            key: LockKey::parse("k").unwrap(),
+            owner: owner("o"),
+            value: LockValue::parse("v").unwrap(),
+            kind: LockKind::Lock,
+            ttl: Ttl::try_from_seconds(15).unwrap(),
+            token: FencingToken(3),
+        }
+    }
+
+    fn same() -> Claim {
+        let Lock { key, owner, value, kind, ttl, token: _ } = lock();
+        Claim { key, owner, value, kind, ttl }
+    }
+
+    #[test]
+    fn claims() {
+        let value = LockValue::parse("w").unwrap();
+        let ttl = Ttl::try_from_seconds(16).unwrap();
+        let held = Some(lock());
+        let table = [
+            (None, same(), Claimed::Acquire),
+            (held.clone(), same(), Claimed::Refresh),
+            (held.clone(), Claim { ttl, ..same() }, Claimed::Retime),
+            (held.clone(), Claim { value: value.clone(), ttl, ..same() }, Claimed::Update),
+            (held.clone(), Claim { kind: LockKind::Presence, ..same() }, Claimed::Update),
+            (held.clone(), Claim { owner: owner("p"), ..same() }, Claimed::Collide),
+            (held.clone(), Claim { owner: owner("O"), ..same() }, Claimed::Collide),
+            (held, Claim { owner: owner("p"), value, ttl, ..same() }, Claimed::Collide),
+        ];
+        for (current, request, expected) in table {
+            assert_eq!(claim(current.as_ref(), &request), expected, "{current:?} {request:?}");
+        }
+    }
+
+    #[test]
+    fn releases() {
+        let table = [
+            (None, "o", Released::Absent),
+            (Some(lock()), "o", Released::Delete),
+            (Some(lock()), "p", Released::Collide),
+            (Some(lock()), "o ", Released::Collide),
+        ];
+        for (current, by, expected) in table {
+            assert_eq!(release(current.as_ref(), &owner(by)), expected, "{current:?} {by}");
+        }
+    }
+
+    #[test]
+    fn expiries() {
+        let version = |token, index| Version { token: FencingToken(token), index };
+        let table = [
+            (None, Expired::Absent),
+            (Some(version(3, 7)), Expired::Delete),
+            (Some(version(3, 8)), Expired::Newer),
+            (Some(version(4, 7)), Expired::Newer),
+            (Some(version(4, 1)), Expired::Newer),
+        ];
+        for (current, expected) in table {
+            assert_eq!(expire(current, version(3, 7)), expected, "{current:?}");
+        }
+    }
+}

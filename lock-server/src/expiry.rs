@@ -1,0 +1,198 @@
+//! One queue of deadlines for all locks.
+//!
+//! A deadline is the time to live after the moment at which this process last
+//! saw a new version of the lock, by the monotonic clock: nothing about time is
+//! stored, so clocks may differ and step, and a restart grants every lock its
+//! full time to live. What holds:
+//! - there is at most one deadline for a key, the one of the newest version seen,
+//!   in whatever order versions are reported;
+//! - memory is one entry for a key that is held, whatever the number of refreshes.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+use model::lock::LockKey;
+
+use crate::held::{Held, Version};
+
+/// Deadlines, soonest first.
+#[derive(Debug, Default)]
+pub struct Deadlines {
+    queue: BTreeSet<(Instant, LockKey)>,
+    entries: HashMap<LockKey, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    at: Instant,
+    held: Arc<Held>,
+}
+
+impl Deadlines {
+    /// A version was seen at `now`. True when it is now the soonest of all, so
+    /// that whoever waits has to wait for less.
+    pub fn seen(&mut self, held: &Arc<Held>, now: Instant) -> bool {
+        self.schedule(held, now + held.lock.ttl.duration())
+    }
+
+    /// Gives a version a deadline of its own, such as the next try of an expiry
+    /// that failed. An older version than the one known is ignored.
+    pub fn schedule(&mut self, held: &Arc<Held>, at: Instant) -> bool {
+        let key = &held.lock.key;
+        match self.entries.get_mut(key) {
+            Some(entry) if held.version() <= entry.held.version() => return false,
+            Some(entry) => {
+                self.queue.remove(&(entry.at, key.clone()));
+                *entry = Entry { at, held: Arc::clone(held) };
+            }
+            None => {
+                self.entries.insert(key.clone(), Entry { at, held: Arc::clone(held) });
+            }
+        }
+        self.queue.insert((at, key.clone()));
+        self.next() == Some(at)
+    }
+
+    /// The key was freed at `version`: forgets it unless it was seen with a newer owner.
+    pub fn forget(&mut self, key: &LockKey, version: Version) {
+        if self.entries.get(key).is_some_and(|entry| entry.held.version().token <= version.token)
+            && let Some(entry) = self.entries.remove(key)
+        {
+            self.queue.remove(&(entry.at, key.clone()));
+        }
+    }
+
+    /// The soonest deadline.
+    pub fn next(&self) -> Option<Instant> {
+        self.queue.first().map(|(at, _)| *at)
+    }
+
+    /// Takes out at most `limit` of those whose deadline is not after `now`.
+    pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<Arc<Held>> {
+        let mut due = Vec::new();
+        while due.len() < limit && self.next().is_some_and(|at| at <= now) {
+            let Some((_, key)) = self.queue.pop_first() else { break };
+            due.extend(self.entries.remove(&key).map(|entry| entry.held));
+        }
+        due
+    }
+
+    /// How many keys have a deadline.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether no key has a deadline.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tests::held;
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as an origin")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn the_soonest_comes_first_and_only_when_due() {
+        let (mut deadlines, start) = (Deadlines::default(), origin());
+        assert!(deadlines.seen(&held("a", 1, 1, 9), start));
+        assert!(deadlines.seen(&held("b", 1, 1, 3), start));
+        assert!(!deadlines.seen(&held("c", 1, 1, 5), start));
+        assert_eq!(deadlines.next(), Some(start + seconds(3)));
+        assert!(deadlines.take_due(start + Duration::from_millis(2_999), 9).is_empty());
+        let due = deadlines.take_due(start + seconds(5), 9);
+        assert_eq!(due, [held("b", 1, 1, 3), held("c", 1, 1, 5)]);
+        assert_eq!(deadlines.len(), 1);
+    }
+
+    #[test]
+    fn a_refresh_moves_the_deadline_both_ways() {
+        let (mut deadlines, start) = (Deadlines::default(), origin());
+        deadlines.seen(&held("a", 1, 1, 60), start);
+        deadlines.seen(&held("a", 1, 2, 1), start + seconds(1));
+        assert_eq!(deadlines.next(), Some(start + seconds(2)));
+        deadlines.seen(&held("a", 1, 3, 60), start + seconds(1));
+        assert_eq!(deadlines.next(), Some(start + seconds(61)));
+        assert_eq!(deadlines.len(), 1);
+    }
+
+    #[test]
+    fn an_older_version_changes_nothing() {
+        let (mut deadlines, start) = (Deadlines::default(), origin());
+        deadlines.seen(&held("a", 2, 1, 5), start);
+        for older in [held("a", 2, 1, 1), held("a", 1, 99, 1)] {
+            assert!(!deadlines.seen(&older, start));
+            assert_eq!(deadlines.next(), Some(start + seconds(5)));
+        }
+    }
+
+    #[test]
+    fn a_release_forgets_its_owner_only() {
+        let (mut deadlines, start) = (Deadlines::default(), origin());
+        deadlines.seen(&held("a", 2, 4, 5), start);
+        deadlines.forget(&held("a", 1, 9, 5).lock.key, held("a", 1, 9, 5).version());
+        assert_eq!(deadlines.len(), 1, "a late word of the owner before");
+        deadlines.forget(&held("a", 2, 4, 5).lock.key, held("a", 2, 3, 5).version());
+        assert!(deadlines.is_empty());
+        assert_eq!(deadlines.next(), None);
+    }
+
+    #[test]
+    fn the_longest_time_to_live_does_not_overflow() {
+        let (mut deadlines, start) = (Deadlines::default(), origin());
+        deadlines.seen(&held("a", 1, 1, i64::MAX), start);
+        assert!(deadlines.take_due(start + seconds(3_000_000_000), 9).is_empty());
+    }
+
+    proptest! {
+        /// Whatever is seen and forgotten in whatever order: what comes out is,
+        /// for each key, the newest version, at its deadline, once.
+        #[test]
+        fn the_newest_version_is_due_once(
+            versions in prop::collection::vec((0..4u8, 1..4u64, 1..6i64, 1..20i64, 0..30u64), 0..60),
+        ) {
+            let (mut deadlines, start) = (Deadlines::default(), origin());
+            let mut newest: HashMap<u8, (Arc<Held>, Instant)> = HashMap::new();
+            for (key, token, index, ttl, at) in versions {
+                let held = held(&key.to_string(), token, index, ttl);
+                let now = start + seconds(at);
+                deadlines.seen(&held, now);
+                let known = newest.get(&key).map(|(known, _)| known.version());
+                if known.is_none_or(|known| held.version() > known) {
+                    newest.insert(key, (Arc::clone(&held), now + held.lock.ttl.duration()));
+                }
+            }
+            prop_assert_eq!(deadlines.len(), newest.len());
+            prop_assert_eq!(deadlines.next(), newest.values().map(|(_, at)| *at).min());
+            let mut taken = Vec::new();
+            for second in 0..60 {
+                let now = start + seconds(second);
+                for held in deadlines.take_due(now, 1_000) {
+                    let key: u8 = held.lock.key.as_str().parse().unwrap();
+                    let (expected, at) = newest.remove(&key).expect("once");
+                    prop_assert_eq!(&held, &expected);
+                    prop_assert!(at <= now && now < at + seconds(1));
+                    taken.push(held);
+                }
+            }
+            prop_assert!(newest.is_empty());
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Who must hear of a change once it is committed: the deadlines, the watchers,
+//! the metrics, the log.
+//!
+//! A store publishes each change under the same lock under which it makes it
+//! visible. Therefore:
+//! - watchers get changes in the order in which they were committed, and none is
+//!   missed between what they were given first and what follows;
+//! - no version is visible without a deadline, whatever becomes of the request
+//!   that made it.
+//!
+//! A watcher has room for [`WATCHER_ROOM`] events. One that lets them fill up is
+//! cut off and told so, instead of costing memory or holding up the others.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use model::lock::{LockKey, LockKind};
+use proto::Selector;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use crate::{expiry::Deadlines, held::Held, metrics::Population};
+
+/// Events that may wait for a watcher.
+pub const WATCHER_ROOM: usize = 1024;
+/// Watchers at the same time.
+pub const MAX_WATCHERS: usize = 10_000;
+
+/// A committed change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A free key has an owner.
+    Acquired(Arc<Held>),
+    /// The owner stored another value or kind.
+    Updated {
+        /// The version before.
+        before: Arc<Held>,
+        /// The version now.
+        held: Arc<Held>,
+    },
+    /// The owner stored nothing new that clients can see.
+    Refreshed(Arc<Held>),
+    /// The owner gave it back.
+    Released(Arc<Held>),
+    /// Its time to live ended.
+    Expired(Arc<Held>),
+}
+
+impl Event {
+    /// What a claim that succeeded did: `before` became `held`.
+    pub fn claimed(before: Option<Arc<Held>>, held: Arc<Held>) -> Self {
+        match before {
+            None => Self::Acquired(held),
+            Some(before)
+                if before.lock.value != held.lock.value || before.lock.kind != held.lock.kind =>
+            {
+                Self::Updated { before, held }
+            }
+            Some(_) => Self::Refreshed(held),
+        }
+    }
+
+    /// The original's log line about it, if it has one (contracts/locket.md
+    /// 4.4); keys and owners are fields of the span around it.
+    pub fn log(&self) {
+        match self {
+            Self::Acquired(_) => tracing::info!("acquired-lock"),
+            Self::Released(_) => tracing::info!("released-lock"),
+            Self::Expired(_) => tracing::info!("lock-expired"),
+            Self::Updated { .. } | Self::Refreshed(_) => {}
+        }
+    }
+
+    /// The version that it is about.
+    pub fn held(&self) -> &Arc<Held> {
+        match self {
+            Self::Acquired(held)
+            | Self::Updated { held, .. }
+            | Self::Refreshed(held)
+            | Self::Released(held)
+            | Self::Expired(held) => held,
+        }
+    }
+}
+
+/// The distributor; clones share it.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    deadlines: Mutex<Deadlines>,
+    /// Told when a deadline came to stand before all others.
+    sooner: Notify,
+    watchers: Mutex<Watchers>,
+    next_watcher: AtomicU64,
+    population: Population,
+    watcher_room: usize,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self::with_watcher_room(WATCHER_ROOM)
+    }
+}
+
+impl Feed {
+    /// With another number of events that may wait for a watcher.
+    pub fn with_watcher_room(watcher_room: usize) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                deadlines: Mutex::default(),
+                sooner: Notify::new(),
+                watchers: Mutex::default(),
+                next_watcher: AtomicU64::new(0),
+                population: Population::default(),
+                watcher_room,
+            }),
+        }
+    }
+
+    fn deadlines(&self) -> MutexGuard<'_, Deadlines> {
+        self.shared.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Watchers> {
+        self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lock was found in the store at the start of the process.
+    pub fn found(&self, held: &Arc<Held>) {
+        self.shared.population.enters(held.lock.kind);
+        self.seen(held);
+    }
+
+    /// A change was committed. To be called in the order of the commits.
+    pub fn publish(&self, event: &Event) {
+        let population = &self.shared.population;
+        match event {
+            Event::Acquired(held) => {
+                population.enters(held.lock.kind);
+                self.seen(held);
+            }
+            Event::Updated { before, held } => {
+                population.leaves(before.lock.kind);
+                population.enters(held.lock.kind);
+                self.seen(held);
+            }
+            Event::Refreshed(held) => self.seen(held),
+            Event::Released(held) => {
+                population.leaves(held.lock.kind);
+                self.deadlines().forget(&held.lock.key, held.version());
+            }
+            Event::Expired(held) => {
+                population.leaves(held.lock.kind);
+                population.expired(held.lock.kind);
+                self.deadlines().forget(&held.lock.key, held.version());
+            }
+        }
+        self.watchers().tell(event);
+    }
+
+    /// A version was seen: its time to live begins.
+    pub fn seen(&self, held: &Arc<Held>) {
+        let now = Instant::now().into_std();
+        if self.deadlines().seen(held, now) {
+            self.shared.sooner.notify_one();
+        }
+    }
+
+    /// An expiry failed: it is tried again after `delay`, unless the lock is
+    /// claimed before.
+    pub fn retry(&self, held: &Arc<Held>, delay: Duration) {
+        let at = (Instant::now() + delay).into_std();
+        if self.deadlines().schedule(held, at) {
+            self.shared.sooner.notify_one();
+        }
+    }
+
+    /// Waits until at least one deadline has passed, and takes out at most `limit`.
+    pub async fn due(&self, limit: usize) -> Vec<Arc<Held>> {
+        loop {
+            let next = {
+                let mut deadlines = self.deadlines();
+                let due = deadlines.take_due(Instant::now().into_std(), limit);
+                if !due.is_empty() {
+                    return due;
+                }
+                deadlines.next()
+            };
+            // A notification between the look and the wait is kept by `Notify`.
+            let sooner = self.shared.sooner.notified();
+            match next {
+                None => sooner.await,
+                Some(at) => {
+                    let _either = tokio::time::timeout_at(Instant::from_std(at), sooner).await;
+                }
+            }
+        }
+    }
+
+    /// How many locks have a deadline.
+    pub fn deadline_count(&self) -> usize {
+        self.deadlines().len()
+    }
+
+    /// Events for `selector` from now on; none when there are too many watchers.
+    pub fn subscribe(&self, selector: &Selector) -> Option<Subscription> {
+        let mut watchers = self.watchers();
+        if watchers.count >= MAX_WATCHERS {
+            return None;
+        }
+        let id = self.shared.next_watcher.fetch_add(1, Ordering::Relaxed);
+        let (events, receiver) = mpsc::channel(self.shared.watcher_room);
+        let lagged = Arc::new(AtomicBool::new(false));
+        watchers.count += 1;
+        watchers.list(selector).push(Watcher { id, events, lagged: Arc::clone(&lagged) });
+        Some(Subscription { id, selector: selector.clone(), receiver, lagged, feed: self.clone() })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Watchers {
+    keys: HashMap<LockKey, Vec<Watcher>>,
+    locks: Vec<Watcher>,
+    presences: Vec<Watcher>,
+    /// Subscriptions that exist, including those that were cut off.
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    id: u64,
+    events: mpsc::Sender<Event>,
+    lagged: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    /// False when it is not to be told anything again.
+    fn tell(&self, event: &Event) -> bool {
+        match self.events.try_send(event.clone()) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.lagged.store(true, Ordering::Release);
+                false
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+}
+
+impl Watchers {
+    fn kind(&mut self, kind: LockKind) -> &mut Vec<Watcher> {
+        match kind {
+            LockKind::Lock => &mut self.locks,
+            LockKind::Presence => &mut self.presences,
+        }
+    }
+
+    fn list(&mut self, selector: &Selector) -> &mut Vec<Watcher> {
+        match selector {
+            Selector::Key(key) => self.keys.entry(key.clone()).or_default(),
+            Selector::Kind(kind) => self.kind(*kind),
+        }
+    }
+
+    fn tell(&mut self, event: &Event) {
+        if self.count == 0 || matches!(event, Event::Refreshed(_)) {
+            return;
+        }
+        let lock = &event.held().lock;
+        if let Some(watchers) = self.keys.get_mut(&lock.key) {
+            watchers.retain(|watcher| watcher.tell(event));
+        }
+        self.kind(lock.kind).retain(|watcher| watcher.tell(event));
+        // Who watches the kind that it had must learn that it has it no more.
+        if let Event::Updated { before, .. } = event
+            && before.lock.kind != lock.kind
+        {
+            self.kind(before.lock.kind).retain(|watcher| watcher.tell(event));
+        }
+    }
+
+    fn leave(&mut self, selector: &Selector, id: u64) {
+        self.count -= 1;
+        let list = self.list(selector);
+        list.retain(|watcher| watcher.id != id);
+        if let Selector::Key(key) = selector
+            && self.keys.get(key).is_some_and(Vec::is_empty)
+        {
+            self.keys.remove(key);
+        }
+    }
+}
+
+/// The watcher was too slow and missed what follows: it is to begin again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the watcher reads too slowly: begin again")]
+pub struct Lagged;
+
+/// What a watcher reads from.
+#[derive(Debug)]
+pub struct Subscription {
+    id: u64,
+    selector: Selector,
+    receiver: mpsc::Receiver<Event>,
+    lagged: Arc<AtomicBool>,
+    feed: Feed,
+}
+
+impl Subscription {
+    /// The next event.
+    pub async fn next(&mut self) -> Result<Event, Lagged> {
+        // The sender lives in the feed, which this subscription keeps alive: it
+        // is gone only when the watcher was cut off.
+        self.receiver.recv().await.ok_or(Lagged)
+    }
+
+    /// Whether it was cut off; what it holds may still be read.
+    pub fn is_lagged(&self) -> bool {
+        self.lagged.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.feed.watchers().leave(&self.selector, self.id);
+    }
+}

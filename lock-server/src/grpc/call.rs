@@ -1,0 +1,217 @@
+//! What every call has in common: its span and debug lines, its metrics, the
+//! line about a failure, the status.
+
+use model::lock;
+use proto::models::Resource;
+use tokio::time::Instant;
+use tonic::{Code, Response, Status};
+use tracing::{Instrument as _, Span, info_span};
+
+use crate::{chain, held, locks, metrics::Requests, store};
+
+/// Why a call is refused.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    /// The message means nothing.
+    #[error(transparent)]
+    Request(#[from] proto::Error),
+    /// The locks refuse it.
+    #[error(transparent)]
+    Locks(#[from] locks::Error),
+}
+
+/// The one place where refusals become statuses (contracts/locket.md 1.1).
+pub(super) fn status(refusal: &Refusal) -> Status {
+    let code = match refusal {
+        Refusal::Request(proto::Error::Missing("resource")) => {
+            return Status::invalid_argument("invalid-request");
+        }
+        Refusal::Request(error) => match error {
+            proto::Error::Missing(_) | proto::Error::Invalid { .. } => Code::InvalidArgument,
+            proto::Error::Lock(error) => match error {
+                lock::Error::InvalidType => Code::NotFound,
+                lock::Error::InvalidTtl | lock::Error::InvalidOwner => Code::InvalidArgument,
+                lock::Error::TooLong { .. } => Code::InvalidArgument,
+            },
+        },
+        Refusal::Locks(error) => match error {
+            locks::Error::Collision => Code::AlreadyExists,
+            locks::Error::NotFound => Code::NotFound,
+            locks::Error::Deadline => Code::DeadlineExceeded,
+            locks::Error::Store(error) => match error {
+                store::Error::Unavailable(_) | store::Error::Closed => Code::Unavailable,
+                store::Error::TooManyWatchers => Code::ResourceExhausted,
+            },
+        },
+    };
+    Status::new(code, refusal.to_string())
+}
+
+/// A status as Go's clients and logs show it.
+fn go_text(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+}
+
+/// What the log says of a request.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    pub(super) uuid: held::Request,
+    pub(super) key: String,
+    pub(super) owner: String,
+    pub(super) type_code: i32,
+}
+
+impl About {
+    pub(super) fn of(uuid: &held::Request, resource: Option<&Resource>) -> Self {
+        let uuid = uuid.clone();
+        match resource {
+            None => Self { uuid, ..Self::default() },
+            Some(resource) => Self {
+                uuid,
+                key: resource.key.clone(),
+                owner: resource.owner.clone(),
+                type_code: resource.type_code,
+            },
+        }
+    }
+}
+
+/// One for each method.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) lock: Method,
+    pub(super) fetch: Method,
+    pub(super) release: Method,
+    pub(super) fetch_all: Method,
+    pub(super) watch: Method,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            lock: Method::new("Lock", || info_span!("lock")),
+            fetch: Method::new("Fetch", || info_span!("fetch")),
+            release: Method::new("Release", || info_span!("release")),
+            fetch_all: Method::new("FetchAll", || info_span!("fetch-all")),
+            watch: Method::new("Watch", || info_span!("watch")),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Method {
+    name: &'static str,
+    requests: Requests,
+    span: fn() -> Span,
+}
+
+impl Method {
+    fn new(name: &'static str, span: fn() -> Span) -> Self {
+        Self { name, requests: Requests::of(name), span }
+    }
+
+    /// Does the work of one call.
+    pub(super) async fn serve<T>(
+        &self,
+        about: About,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<Response<T>, Status> {
+        let mut call = Call::begin(self, about);
+        let span = (self.span)();
+        let outcome = async {
+            tracing::debug!("started");
+            let outcome = work.await;
+            tracing::debug!("complete");
+            outcome.map_err(|refusal| call.refuse(&refusal))
+        }
+        .instrument(span)
+        .await;
+        call.end(&outcome);
+        outcome.map(Response::new)
+    }
+}
+
+/// A call under way. Dropped before its end, it was given up by its client.
+struct Call<'a> {
+    method: &'a Method,
+    about: About,
+    begun: Instant,
+    ended: bool,
+}
+
+impl<'a> Call<'a> {
+    fn begin(method: &'a Method, about: About) -> Self {
+        method.requests.started.increment(1);
+        method.requests.in_flight.increment(1.0);
+        Self { method, about, begun: Instant::now(), ended: false }
+    }
+
+    /// Says in the log what is wrong, unless it is nothing out of the ordinary.
+    fn refuse(&self, refusal: &Refusal) -> Status {
+        let status = status(refusal);
+        let About { uuid, key, owner, type_code } = &self.about;
+        let uuid = uuid.as_deref();
+        let error = go_text(&status);
+        match refusal {
+            Refusal::Request(_) => {
+                tracing::error!(
+                    error,
+                    "typeCode" = type_code,
+                    "request-uuid" = uuid,
+                    "invalid-request"
+                );
+            }
+            Refusal::Locks(locks::Error::Collision) => {}
+            Refusal::Locks(locks::Error::NotFound) => {
+                let span = info_span!("fetch-lock");
+                span.in_scope(|| tracing::debug!(error, key, "failed-to-fetch-lock"));
+            }
+            Refusal::Locks(cause @ (locks::Error::Deadline | locks::Error::Store(_))) => {
+                let cause = chain(cause);
+                match self.method.name {
+                    "Lock" => tracing::error!(
+                        error = cause,
+                        key,
+                        owner,
+                        "request-uuid" = uuid,
+                        "failed-locking-lock"
+                    ),
+                    "Release" => {
+                        let span = info_span!("release-lock", key, owner, "type-code" = type_code);
+                        span.in_scope(|| tracing::error!(error = cause, "failed-to-release-lock"));
+                    }
+                    _ => tracing::error!(error = cause, key, "request-failed"),
+                }
+            }
+        }
+        status
+    }
+
+    fn end<T>(&mut self, outcome: &Result<T, Status>) {
+        self.ended = true;
+        let requests = &self.method.requests;
+        match outcome {
+            Err(status) if status.code() != Code::AlreadyExists => requests.failed.increment(1),
+            Ok(_) | Err(_) => requests.succeeded.increment(1),
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let requests = &self.method.requests;
+        requests.in_flight.decrement(1.0);
+        requests.took(self.begun.elapsed());
+        if !self.ended {
+            requests.cancelled.increment(1);
+            let About { uuid, key, owner, type_code: _ } = &self.about;
+            tracing::info!(
+                "request-id" = uuid.as_deref(),
+                "request-type" = self.method.name,
+                "resource-key" = key,
+                "resource-owner" = owner,
+                "context-cancelled"
+            );
+        }
+    }
+}

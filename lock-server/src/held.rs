@@ -1,0 +1,68 @@
+//! One version of a lock that is held.
+
+use std::sync::Arc;
+
+use model::lock::{Claim, FencingToken, Lock};
+
+/// A lock as it was stored, with what never leaves the server.
+///
+/// Versions of one key are ordered by (`token`, `index`): the token rises when
+/// the key changes its owner, the index with every claim of the owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What clients see.
+    pub lock: Lock,
+    /// `modified_id` of the original's table: one for each life of the row.
+    pub id: Arc<str>,
+    /// `modified_index` of the original's table: 1 for the first claim.
+    pub index: i64,
+    /// `uuid` of the request that made this version, for log lines; not stored.
+    pub request: Option<Arc<str>>,
+}
+
+/// What orders the versions of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// Rises with each change of owner.
+    pub token: FencingToken,
+    /// Rises with each claim of an owner.
+    pub index: i64,
+}
+
+impl Held {
+    /// The first version for a new owner.
+    pub fn first(claim: Claim, id: Arc<str>, token: FencingToken, request: Request) -> Self {
+        let Claim { key, owner, value, kind, ttl } = claim;
+        Self { lock: Lock { key, owner, value, kind, ttl, token }, id, index: 1, request }
+    }
+
+    /// The next version for the same owner.
+    #[must_use]
+    pub fn again(&self, claim: &Claim, request: Request) -> Self {
+        let Self { lock, id, index, request: _ } = self;
+        // An equal value is shared with the version before: a refresh must not
+        // keep a second copy alive.
+        let value = if lock.value == claim.value { &lock.value } else { &claim.value };
+        Self {
+            lock: Lock {
+                key: lock.key.clone(),
+                owner: lock.owner.clone(),
+                value: value.clone(),
+                kind: claim.kind,
+                ttl: claim.ttl,
+                token: lock.token,
+            },
+            id: Arc::clone(id),
+            index: index.saturating_add(1),
+            request,
+        }
+    }
+
+    /// Its place among the versions of its key.
+    pub fn version(&self) -> Version {
+        Version { token: self.lock.token, index: self.index }
+    }
+}
+
+/// `uuid` of a request's metadata, if it has one: any text.
+pub type Request = Option<Arc<str>>;

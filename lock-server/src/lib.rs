@@ -1,0 +1,40 @@
+//! A lock service that Locket's clients take for Locket.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`decide`] | Locket's rules, pure |
+//! | [`expiry`] | the queue of deadlines, pure |
+//! | [`held`], [`table`] | a version of a lock; all that are held |
+//! | [`store`] | where locks are kept: the seam and its implementations |
+//! | [`feed`] | who hears of a committed change |
+//! | [`locks`] | the use cases |
+//! | [`reaper`] | deletes what has expired |
+//! | [`grpc`] | the wire |
+//! | [`config`], [`app`] | the process |
+
+pub mod app;
+pub mod config;
+pub mod decide;
+pub mod expiry;
+pub mod feed;
+pub mod grpc;
+pub mod held;
+pub mod locks;
+pub mod metrics;
+pub mod reaper;
+pub mod store;
+pub mod table;
+#[cfg(test)]
+mod tests;
+
+/// An error with all that caused it, for one log line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

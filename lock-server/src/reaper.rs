@@ -1,0 +1,65 @@
+//! The task that deletes locks whose time to live has ended.
+//!
+//! It deletes by compare-and-delete: what was claimed since the deadline was set
+//! stays. An expiry that fails is tried again until it succeeds or the lock is
+//! claimed anew.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span};
+
+use crate::{
+    chain,
+    feed::Feed,
+    held::Held,
+    store::{Expired, Store},
+};
+
+/// Expiries at the same time: when a whole zone dies, they share commits.
+const AT_ONCE: usize = 256;
+/// How long to wait after an expiry that failed.
+pub const RETRY: Duration = Duration::from_secs(1);
+
+/// Reaps until `shutdown`.
+pub async fn run<S: Store>(
+    store: S,
+    feed: Feed,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            due = feed.due(AT_ONCE - running.len()), if running.len() < AT_ONCE => {
+                for held in due {
+                    running.spawn(expire(store.clone(), feed.clone(), held));
+                }
+            }
+            Some(ended) = running.join_next() => ended.context("an expiry")?,
+        }
+    }
+}
+
+async fn expire<S: Store>(store: S, feed: Feed, held: Arc<Held>) {
+    let span = info_span!(
+        "register-ttl",
+        key = held.lock.key.as_str(),
+        "modified-index" = held.index,
+        r#type = held.lock.kind.as_str(),
+        "request-uuid" = held.request.as_deref(),
+    );
+    let work = async {
+        match store.expire(&held).await {
+            Ok(Expired::Deleted(_) | Expired::Absent) => {}
+            Ok(Expired::Newer(newer)) => feed.seen(&newer),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "failed-compare-and-release");
+                feed.retry(&held, RETRY);
+            }
+        }
+    };
+    work.instrument(span).instrument(info_span!("lock")).await;
+}

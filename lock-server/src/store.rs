@@ -1,0 +1,110 @@
+//! Where locks are kept.
+//!
+//! [`Store`] is the seam; [`memory`] and [`embedded`] keep its promise, and one
+//! conformance suite proves it for both.
+
+pub mod embedded;
+mod journal;
+pub mod memory;
+
+use std::{error, sync::Arc};
+
+use model::lock::{Claim, LockKey, Owner};
+use proto::Selector;
+
+use crate::{
+    feed::Subscription,
+    held::{Held, Request},
+};
+
+/// Keeps locks.
+///
+/// Promise:
+/// - Calls on one key take effect one after the other, as `decide` says; each
+///   takes effect once or, with an error, as a rule not at all (a disk that fails
+///   in the middle of a commit may bring the effect back at the next start; the
+///   caller was told that it is not known).
+/// - What was answered is stored: it is there after a crash. Only the deadline
+///   of a refresh is not stored.
+/// - Nobody sees a change before it is stored. An answer never rests on a change
+///   that may still fail.
+/// - A call whose caller gives up takes effect all the same, or not at all.
+/// - Fencing tokens of a key rise with each new owner, across deletion and
+///   restart.
+/// - Every version, and every end of a lock, goes to the feed in the order of
+///   the commits.
+pub trait Store: Clone + Send + Sync + 'static {
+    /// Takes or keeps a key.
+    fn claim(
+        &self,
+        claim: Claim,
+        request: Request,
+    ) -> impl Future<Output = Result<Claimed, Error>> + Send;
+
+    /// Gives a key back.
+    fn release(
+        &self,
+        key: &LockKey,
+        owner: &Owner,
+    ) -> impl Future<Output = Result<Released, Error>> + Send;
+
+    /// Frees the key if this version is still the current one.
+    fn expire(&self, seen: &Held) -> impl Future<Output = Result<Expired, Error>> + Send;
+
+    /// What is held now, in the order of the keys.
+    fn select(
+        &self,
+        selector: &Selector,
+    ) -> impl Future<Output = Result<Vec<Arc<Held>>, Error>> + Send;
+
+    /// What is held now, and every change from now on.
+    fn watch(
+        &self,
+        selector: &Selector,
+    ) -> impl Future<Output = Result<(Vec<Arc<Held>>, Subscription), Error>> + Send;
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// The key is the claimant's.
+    Held(Arc<Held>),
+    /// It is somebody else's.
+    Collision(Arc<Held>),
+}
+
+/// What became of a release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Released {
+    /// The key is free now.
+    Deleted(Arc<Held>),
+    /// It was free.
+    Absent,
+    /// It is somebody else's.
+    Collision(Arc<Held>),
+}
+
+/// What became of a passed deadline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expired {
+    /// The key is free now.
+    Deleted(Arc<Held>),
+    /// It was free.
+    Absent,
+    /// It was claimed since: here is its newest version.
+    Newer(Arc<Held>),
+}
+
+/// Why a store does not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// It cannot store at the moment, or not any more. Trying again may help.
+    #[error("the store does not take the change")]
+    Unavailable(#[source] Arc<dyn error::Error + Send + Sync>),
+    /// It was shut down.
+    #[error("the store is shut down")]
+    Closed,
+    /// There are too many watchers.
+    #[error("there are too many watchers")]
+    TooManyWatchers,
+}

@@ -1,0 +1,398 @@
+//! Locks in memory with SQLite as their journal.
+//!
+//! What is in the table is committed, always. A change is decided against the
+//! table, queued, and put into the table when the commit that it shares with all
+//! others in the queue has succeeded; then it is answered. What follows:
+//! - Reads look at the table alone: they touch no disk, wait for no write, and
+//!   never see what may still fail.
+//! - A key with a change on its way is busy: the next call on it waits for the
+//!   commit and decides then. So no answer, not even a collision, rests on a
+//!   change that may fail, and when a commit fails there is nothing to take back:
+//!   the table is as it was, and the callers are told.
+//! - A refresh that changes nothing but the deadline is not stored: a restart
+//!   grants the full time to live anyhow. Its index is in memory only; the next
+//!   version that is stored takes it along.
+//! - A change in the queue is carried out even if its caller gives up.
+//! - The queue is bounded; who finds it full waits.
+//!
+//! After a crash the table is read from the disk: it holds everything that was
+//! answered, and possibly changes that were committed but not answered.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use model::lock::{Claim, FencingToken, LockKey, Owner};
+use proto::Selector;
+use runtime::server::Component;
+use storage::sqlite::{Database, Options};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+use uuid::Uuid;
+
+use super::{Claimed, Error, Expired, Released, Store, journal};
+use crate::{
+    chain, decide,
+    feed::{Event, Feed, Subscription},
+    held::{Held, Request},
+    table::Table,
+};
+
+/// Changes that may wait for a commit.
+const QUEUE: usize = 1024;
+/// Changes that share a commit at most.
+const BATCH: usize = 256;
+
+/// A handle; clones share the locks.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    state: Arc<Mutex<State>>,
+    queue: mpsc::Sender<Pending>,
+    feed: Feed,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    table: Table,
+    /// Keys with a change in the queue or in the commit, and who waits for it.
+    busy: HashMap<LockKey, Vec<oneshot::Sender<()>>>,
+}
+
+/// A change that is decided and not yet stored.
+#[derive(Debug)]
+enum Change {
+    /// A free key gets an owner; its token comes from the disk.
+    Acquire { claim: Claim, id: Arc<str>, request: Request },
+    /// The owner's next version.
+    Replace(Arc<Held>),
+    /// The owner gives it back.
+    Release(Arc<Held>),
+    /// The deadline passed.
+    Expire(Arc<Held>),
+}
+
+impl Change {
+    fn key(&self) -> &LockKey {
+        match self {
+            Self::Acquire { claim, .. } => &claim.key,
+            Self::Replace(held) | Self::Release(held) | Self::Expire(held) => &held.lock.key,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Pending {
+    change: Change,
+    reply: oneshot::Sender<Result<Arc<Held>, Error>>,
+    /// The request's, for the log line about the change.
+    span: Span,
+}
+
+/// What is to be done about a call.
+enum Verdict<T> {
+    Answer(T),
+    /// Only in memory.
+    Remember(Held),
+    Store(Change),
+}
+
+/// How far a call got under the lock of the state.
+enum Step<T> {
+    Answered(T),
+    Queued(oneshot::Receiver<Result<Arc<Held>, Error>>),
+    Busy(oneshot::Receiver<()>),
+    Full,
+}
+
+impl Embedded {
+    /// Opens the database and reads the locks. The flusher has to run for any
+    /// change to be stored.
+    pub async fn open(
+        path: &Path,
+        options: &Options,
+        feed: Feed,
+    ) -> Result<(Self, Flusher), storage::Error> {
+        let database = Database::open(path, options, journal::MIGRATIONS)?;
+        let loaded = database
+            .read(|connection| journal::load(connection).map_err(storage::Error::from))
+            .await?;
+        let mut state = State::default();
+        for held in loaded.into_iter().map(Arc::new) {
+            feed.found(&held);
+            state.table.put(held);
+        }
+        let state = Arc::new(Mutex::new(state));
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let flusher = Flusher { state: Arc::clone(&state), queue, feed: feed.clone(), database };
+        Ok((Self { state, queue: sender, feed }, flusher))
+    }
+
+    /// Decides about `key` when no change is on its way, and waits until what
+    /// was decided is stored.
+    async fn change<T>(
+        &self,
+        key: &LockKey,
+        decide: impl Fn(Option<&Arc<Held>>) -> Verdict<T> + Send + Sync,
+        changed: impl Fn(Arc<Held>) -> T + Send + Sync,
+    ) -> Result<T, Error> {
+        let mut permit = None;
+        loop {
+            match self.step(key, &decide, &changed, &mut permit)? {
+                Step::Answered(answer) => return Ok(answer),
+                Step::Queued(answer) => {
+                    return answer.await.unwrap_or(Err(Error::Closed)).map(changed);
+                }
+                // Either way, sent or dropped: it is free.
+                Step::Busy(free) => drop(free.await),
+                Step::Full => {
+                    permit = Some(self.queue.reserve().await.map_err(|_| Error::Closed)?);
+                }
+            }
+        }
+    }
+
+    fn step<'a, T>(
+        &'a self,
+        key: &LockKey,
+        decide: impl Fn(Option<&Arc<Held>>) -> Verdict<T>,
+        changed: impl Fn(Arc<Held>) -> T,
+        permit: &mut Option<mpsc::Permit<'a, Pending>>,
+    ) -> Result<Step<T>, Error> {
+        let mut state = lock(&self.state);
+        if let Some(waiters) = state.busy.get_mut(key) {
+            let (done, free) = oneshot::channel();
+            waiters.push(done);
+            return Ok(Step::Busy(free));
+        }
+        let change = match decide(state.table.get(key)) {
+            Verdict::Answer(answer) => return Ok(Step::Answered(answer)),
+            Verdict::Remember(held) => {
+                let held = Arc::new(held);
+                state.table.put(Arc::clone(&held));
+                self.feed.publish(&Event::Refreshed(Arc::clone(&held)));
+                return Ok(Step::Answered(changed(held)));
+            }
+            Verdict::Store(change) => change,
+        };
+        let permit = match permit.take() {
+            Some(permit) => permit,
+            None => match self.queue.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => return Ok(Step::Full),
+                Err(mpsc::error::TrySendError::Closed(())) => return Err(Error::Closed),
+            },
+        };
+        let (reply, answer) = oneshot::channel();
+        state.busy.insert(key.clone(), Vec::new());
+        permit.send(Pending { change, reply, span: Span::current() });
+        Ok(Step::Queued(answer))
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store for Embedded {
+    async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
+        let decide = |current: Option<&Arc<Held>>| {
+            let request = request.clone();
+            match (current, decide::claim(current.map(|held| &held.lock), &claim)) {
+                (Some(held), decide::Claimed::Collide) => {
+                    Verdict::Answer(Claimed::Collision(Arc::clone(held)))
+                }
+                (Some(held), decide::Claimed::Refresh) => {
+                    Verdict::Remember(held.again(&claim, request))
+                }
+                (Some(held), _) => {
+                    Verdict::Store(Change::Replace(Arc::new(held.again(&claim, request))))
+                }
+                (None, _) => Verdict::Store(Change::Acquire {
+                    claim: claim.clone(),
+                    id: Uuid::new_v4().to_string().into(),
+                    request,
+                }),
+            }
+        };
+        self.change(&claim.key, decide, Claimed::Held).await
+    }
+
+    async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
+        let decide = |current: Option<&Arc<Held>>| match (
+            current,
+            decide::release(current.map(|held| &held.lock), owner),
+        ) {
+            (Some(held), decide::Released::Delete) => {
+                Verdict::Store(Change::Release(Arc::clone(held)))
+            }
+            (Some(held), decide::Released::Collide) => {
+                Verdict::Answer(Released::Collision(Arc::clone(held)))
+            }
+            (None, _) | (_, decide::Released::Absent) => Verdict::Answer(Released::Absent),
+        };
+        self.change(key, decide, Released::Deleted).await
+    }
+
+    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+        let decide = |current: Option<&Arc<Held>>| match (
+            current,
+            decide::expire(current.map(|held| held.version()), seen.version()),
+        ) {
+            (Some(held), decide::Expired::Delete) => {
+                Verdict::Store(Change::Expire(Arc::clone(held)))
+            }
+            (Some(held), decide::Expired::Newer) => {
+                Verdict::Answer(Expired::Newer(Arc::clone(held)))
+            }
+            (None, _) | (_, decide::Expired::Absent) => Verdict::Answer(Expired::Absent),
+        };
+        self.change(&seen.lock.key, decide, Expired::Deleted).await
+    }
+
+    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+        Ok(lock(&self.state).table.select(selector))
+    }
+
+    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+        let state = lock(&self.state);
+        let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
+        Ok((state.table.select(selector), subscription))
+    }
+}
+
+/// Stores what is queued: the task behind [`Embedded`].
+#[derive(Debug)]
+pub struct Flusher {
+    state: Arc<Mutex<State>>,
+    queue: mpsc::Receiver<Pending>,
+    feed: Feed,
+    database: Database,
+}
+
+impl Flusher {
+    /// Stores until `stop`, then what is still queued, and closes the database.
+    /// Ends early only when the database can store nothing any more.
+    pub async fn run(
+        mut self,
+        stop: CancellationToken,
+        health: Component,
+    ) -> Result<(), storage::Error> {
+        let mut stopping = false;
+        health.ready();
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.queue.close();
+                }
+                () = self.database.closed() => return Err(storage::Error::Closed),
+                count = self.queue.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return self.database.close().await;
+                    }
+                    self.flush(batch.drain(..), &health).await;
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self, batch: impl Iterator<Item = Pending>, health: &Component) {
+        let (changes, callers): (Vec<_>, Vec<_>) =
+            batch.map(|pending| (pending.change, (pending.reply, pending.span))).unzip();
+        let changes = Arc::new(changes);
+        match self.store(Arc::clone(&changes)).await {
+            Ok(tokens) => {
+                health.ready();
+                let events = self.make_visible(&changes, tokens);
+                for (event, (reply, span)) in events.into_iter().zip(callers) {
+                    span.in_scope(|| event.log());
+                    let _gave_up = reply.send(Ok(Arc::clone(event.held())));
+                }
+            }
+            Err(error) => {
+                let (text, changes_count) = (chain(&error), changes.len());
+                tracing::error!(
+                    error = text,
+                    changes = changes_count,
+                    "failed-committing-transaction"
+                );
+                health.not_ready(text);
+                self.take_back(&changes);
+                let error = Error::Unavailable(Arc::new(error));
+                for (reply, _) in callers {
+                    let _gave_up = reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// One token for each change that acquires.
+    async fn store(&self, changes: Arc<Vec<Change>>) -> Result<Vec<FencingToken>, storage::Error> {
+        self.database
+            .write(move |transaction| {
+                let mut tokens = Vec::new();
+                for change in changes.iter() {
+                    match change {
+                        Change::Acquire { claim, id, request } => {
+                            let token = journal::next_token(transaction, &claim.key)?;
+                            let (id, request) = (Arc::clone(id), request.clone());
+                            let held = Held::first(claim.clone(), id, token, request);
+                            journal::put(transaction, &held)?;
+                            tokens.push(token);
+                        }
+                        Change::Replace(held) => journal::put(transaction, held)?,
+                        Change::Release(held) | Change::Expire(held) => {
+                            journal::delete(transaction, &held.lock.key)?;
+                        }
+                    }
+                }
+                Ok(tokens)
+            })
+            .await
+    }
+
+    /// The changes are on the disk: puts them into the table, in their order.
+    fn make_visible(&self, changes: &[Change], tokens: Vec<FencingToken>) -> Vec<Event> {
+        let mut tokens = tokens.into_iter();
+        let mut state = lock(&self.state);
+        let mut events = Vec::with_capacity(changes.len());
+        for change in changes {
+            let event = match change {
+                Change::Acquire { claim, id, request } => {
+                    let token = tokens.next().expect("one for each change that acquires");
+                    let (id, request) = (Arc::clone(id), request.clone());
+                    let held = Arc::new(Held::first(claim.clone(), id, token, request));
+                    Event::claimed(state.table.put(Arc::clone(&held)), held)
+                }
+                Change::Replace(held) => {
+                    Event::claimed(state.table.put(Arc::clone(held)), Arc::clone(held))
+                }
+                Change::Release(held) => {
+                    state.table.remove(&held.lock.key);
+                    Event::Released(Arc::clone(held))
+                }
+                Change::Expire(held) => {
+                    state.table.remove(&held.lock.key);
+                    Event::Expired(Arc::clone(held))
+                }
+            };
+            self.feed.publish(&event);
+            state.busy.remove(change.key());
+            events.push(event);
+        }
+        events
+    }
+
+    /// The changes are not stored: the table never had them.
+    fn take_back(&self, changes: &[Change]) {
+        let mut state = lock(&self.state);
+        for change in changes {
+            state.busy.remove(change.key());
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Locks in memory only: what the other stores are measured by.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use model::lock::{Claim, FencingToken, LockKey, Owner};
+use proto::Selector;
+use uuid::Uuid;
+
+use super::{Claimed, Error, Expired, Released, Store};
+use crate::{
+    decide,
+    feed::{Event, Feed, Subscription},
+    held::{Held, Request},
+    table::Table,
+};
+
+/// Forgets everything when the process ends, the fencing tokens too.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    state: Arc<Mutex<State>>,
+    feed: Feed,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    table: Table,
+    /// The last token of each key that was ever held.
+    tokens: HashMap<LockKey, FencingToken>,
+}
+
+impl Memory {
+    /// Holds nothing yet.
+    pub fn new(feed: Feed) -> Self {
+        Self { state: Arc::default(), feed }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Memory {
+    async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
+        let mut state = self.state();
+        let before = state.table.get(&claim.key).cloned();
+        let held = match (&before, decide::claim(before.as_deref().map(|held| &held.lock), &claim))
+        {
+            (Some(before), decide::Claimed::Collide) => {
+                return Ok(Claimed::Collision(Arc::clone(before)));
+            }
+            (Some(before), _) => before.again(&claim, request),
+            (None, _) => {
+                let token = state.tokens.entry(claim.key.clone()).or_insert(FencingToken(0));
+                *token = token.next();
+                Held::first(claim, Uuid::new_v4().to_string().into(), *token, request)
+            }
+        };
+        let held = Arc::new(held);
+        state.table.put(Arc::clone(&held));
+        self.feed.publish(&Event::claimed(before, Arc::clone(&held)));
+        Ok(Claimed::Held(held))
+    }
+
+    async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
+        let mut state = self.state();
+        let Some(held) = state.table.get(key).cloned() else {
+            return Ok(Released::Absent);
+        };
+        match decide::release(Some(&held.lock), owner) {
+            decide::Released::Absent => Ok(Released::Absent),
+            decide::Released::Collide => Ok(Released::Collision(held)),
+            decide::Released::Delete => {
+                state.table.remove(key);
+                self.feed.publish(&Event::Released(Arc::clone(&held)));
+                Ok(Released::Deleted(held))
+            }
+        }
+    }
+
+    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+        let mut state = self.state();
+        let Some(held) = state.table.get(&seen.lock.key).cloned() else {
+            return Ok(Expired::Absent);
+        };
+        match decide::expire(Some(held.version()), seen.version()) {
+            decide::Expired::Absent => Ok(Expired::Absent),
+            decide::Expired::Newer => Ok(Expired::Newer(held)),
+            decide::Expired::Delete => {
+                state.table.remove(&seen.lock.key);
+                self.feed.publish(&Event::Expired(Arc::clone(&held)));
+                Ok(Expired::Deleted(held))
+            }
+        }
+    }
+
+    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+        Ok(self.state().table.select(selector))
+    }
+
+    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+        let state = self.state();
+        let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
+        Ok((state.table.select(selector), subscription))
+    }
+}

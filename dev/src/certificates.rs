@@ -1,1 +1,232 @@
-//! A development certificate authority.
+//! A development certificate authority and its certificates, as PEM files.
+//!
+//! Every certificate is good for both ends of a connection (serverAuth and
+//! clientAuth), so that one pair of files serves a process in all its roles.
+//! Keys are RSA: the genuine Locket clients speak TLS 1.2 with ECDHE-RSA only
+//! (contracts/locket.md 4.3). Key files are readable for their owner only.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+};
+
+const YEARS: i16 = 2;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory cannot be used.
+    #[error("{what} {path}")]
+    File {
+        /// What was done.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A name or key does not make a certificate.
+    #[error("making the certificate of {name}")]
+    Make {
+        /// Whose.
+        name: String,
+        /// Why.
+        source: rcgen::Error,
+    },
+}
+
+/// The files of one certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The authority's certificate.
+    pub ca: PathBuf,
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl From<Files> for runtime::tls::Files {
+    fn from(files: Files) -> Self {
+        let Files { ca, cert, key } = files;
+        Self { ca, cert, key }
+    }
+}
+
+/// An authority that keeps everything in one directory: `ca.crt`, `ca.key`, and
+/// `NAME.crt`, `NAME.key` for what it issued.
+#[derive(Debug)]
+pub struct Authority {
+    directory: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Makes a new authority. What it replaces cannot be verified any more.
+    pub fn create(directory: &Path) -> Result<Self, Error> {
+        let name = "portcullis development CA";
+        let making = |source| Error::Make { name: name.to_owned(), source };
+        fs::create_dir_all(directory).map_err(|source| Error::File {
+            what: "making the directory",
+            path: directory.to_owned(),
+            source,
+        })?;
+        let key = KeyPair::generate_for(&PKCS_RSA_SHA256).map_err(making)?;
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = distinguished(name, None);
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        set_validity(&mut parameters);
+        let certificate = parameters.self_signed(&key).map_err(making)?;
+        write(&directory.join("ca.crt"), &certificate.pem(), 0o644)?;
+        write(&directory.join("ca.key"), &key.serialize_pem(), 0o600)?;
+        Ok(Self { directory: directory.to_owned(), issuer: Issuer::new(parameters, key) })
+    }
+
+    /// Goes on with the authority of the directory, or makes one there.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let (certificate, key) = (directory.join("ca.crt"), directory.join("ca.key"));
+        if !certificate.exists() || !key.exists() {
+            return Self::create(directory);
+        }
+        let read = |path: &Path| {
+            fs::read_to_string(path).map_err(|source| Error::File {
+                what: "reading",
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let making = |source| Error::Make { name: certificate.display().to_string(), source };
+        let key =
+            KeyPair::from_pem_and_sign_algo(&read(&key)?, &PKCS_RSA_SHA256).map_err(making)?;
+        let issuer = Issuer::from_ca_cert_pem(&read(&certificate)?, key).map_err(making)?;
+        Ok(Self { directory: directory.to_owned(), issuer })
+    }
+
+    /// The authority's certificate.
+    pub fn ca_file(&self) -> PathBuf {
+        self.directory.join("ca.crt")
+    }
+
+    /// Issues a certificate with `name` as common name and file name.
+    ///
+    /// `alternatives` are DNS names and IP addresses that it is a server for.
+    pub fn issue(&self, name: &str, alternatives: &[&str]) -> Result<Files, Error> {
+        self.issue_in(None, name, alternatives)
+    }
+
+    /// The same with an organizational unit, by which a cell is known as one.
+    pub fn issue_in_unit(
+        &self,
+        unit: &str,
+        name: &str,
+        alternatives: &[&str],
+    ) -> Result<Files, Error> {
+        self.issue_in(Some(unit), name, alternatives)
+    }
+
+    fn issue_in(
+        &self,
+        unit: Option<&str>,
+        name: &str,
+        alternatives: &[&str],
+    ) -> Result<Files, Error> {
+        let making = |source| Error::Make { name: name.to_owned(), source };
+        let alternatives: Vec<String> = alternatives.iter().map(|&text| text.to_owned()).collect();
+        let mut parameters = CertificateParams::new(alternatives).map_err(making)?;
+        parameters.distinguished_name = distinguished(name, unit);
+        parameters.is_ca = IsCa::ExplicitNoCa;
+        parameters.use_authority_key_identifier_extension = true;
+        parameters.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        parameters.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        set_validity(&mut parameters);
+        let key = KeyPair::generate_for(&PKCS_RSA_SHA256).map_err(making)?;
+        let certificate = parameters.signed_by(&key, &self.issuer).map_err(making)?;
+        let files = Files {
+            ca: self.ca_file(),
+            cert: self.directory.join(format!("{name}.crt")),
+            key: self.directory.join(format!("{name}.key")),
+        };
+        write(&files.cert, &certificate.pem(), 0o644)?;
+        write(&files.key, &key.serialize_pem(), 0o600)?;
+        Ok(files)
+    }
+}
+
+fn distinguished(name: &str, unit: Option<&str>) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::OrganizationName, "Portcullis");
+    if let Some(unit) = unit {
+        distinguished.push(DnType::OrganizationalUnitName, unit);
+    }
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+/// From yesterday, for clocks that are behind, and for some years.
+fn set_validity(parameters: &mut CertificateParams) {
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let at = |date: jiff::civil::Date| {
+        let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
+        rcgen::date_time_ymd(i32::from(date.year()), month, day)
+    };
+    parameters.not_before = at(today.yesterday().unwrap_or(today));
+    let last = jiff::civil::Date::new(today.year() + YEARS, today.month(), 1).unwrap_or(today);
+    parameters.not_after = at(last);
+}
+
+/// Writes beside and renames, so that a reader never meets half a file.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let written = || {
+        let _none = fs::remove_file(&beside);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        drop(file);
+        fs::rename(&beside, path)
+    };
+    written().map_err(|source| Error::File { what: "writing", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use runtime::tls::{Alpn, ClientTls, ServerTls};
+
+    use super::*;
+
+    #[test]
+    fn certificates_serve_both_ends_and_keys_are_private() {
+        runtime::tls::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(directory.path()).unwrap();
+        let cell = authority.issue_in_unit("cell", "cell-1", &["cell-1", "127.0.0.1"]).unwrap();
+        for key in [&cell.key, &directory.path().join("ca.key")] {
+            assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let files = cell.into();
+        ServerTls::load(&files, Alpn::None).unwrap();
+        ClientTls::load(&files).unwrap();
+    }
+
+    #[test]
+    fn an_opened_authority_is_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Authority::open(directory.path()).unwrap();
+        let text = fs::read(first.ca_file()).unwrap();
+        let again = Authority::open(directory.path()).unwrap();
+        assert_eq!(fs::read(again.ca_file()).unwrap(), text);
+        again.issue("server", &["localhost"]).unwrap();
+    }
+}

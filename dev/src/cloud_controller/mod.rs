@@ -1,18 +1,123 @@
 //! The development Cloud Controller and UAA.
+//!
+//! What they answer is what the genuine ones answer, for everything that has to
+//! do with security groups: documents, refusals, messages and their order, the
+//! stamp of the last update. Facts: contracts/cloud-controller.md.
+//!
+//! - [`validate`] decides about requests, [`state`] about what they change, and
+//!   [`uaa::grant`] about tokens. These are pure.
+//! - [`store`] keeps the state in memory, and in a file if one is configured.
+//! - [`present`] makes the documents, [`http`] and [`uaa::http`] are the paths.
+//! - [`app`] has the three listeners: the API, the UAA (also called login
+//!   server), and `/internal/v4` behind mutual TLS.
+//!
+//! Known differences from the original: deletions are done when they are
+//! answered, so jobs are complete at once; the stamp rises strictly, where the
+//! original's can go back when two writers meet; passwords are kept in the clear.
 
+pub mod app;
+pub mod config;
+pub mod http;
+pub mod json;
+pub mod present;
+pub mod refusal;
+pub mod ruby;
+pub mod state;
+pub mod store;
+pub mod tls;
+pub mod uaa;
+pub mod validate;
+
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::Context;
+use runtime::{config as settings, lager};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use app::App;
+use config::Config;
 
 /// The command line of `portcullis-dev cloud-controller`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The configuration file (JSON).
+    /// The configuration (JSON); without it, every key has its default.
     #[arg(long, value_name = "FILE")]
-    pub config_file: PathBuf,
+    pub config_file: Option<PathBuf>,
+    /// Only check the configuration.
+    #[arg(long)]
+    pub check_config: bool,
 }
 
-/// Serves until it is interrupted, and returns the exit code of the process.
+/// Serves until SIGTERM or SIGINT, and returns the exit code of the process.
 pub fn main(arguments: Arguments) -> ExitCode {
-    let Arguments { config_file: _ } = arguments;
-    ExitCode::FAILURE
+    let Arguments { config_file, check_config } = arguments;
+    let loaded = match config_file {
+        Some(path) => settings::load::<Config>(&path),
+        None => settings::parse::<Config>("{}"),
+    };
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            for line in error.lines() {
+                let _closed = writeln!(io::stderr(), "invalid configuration: {line}");
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    if check_config {
+        let _closed = writeln!(io::stdout(), "configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    let options = lager::Options {
+        source: "cloud-controller".to_owned(),
+        level: loaded.config.log_level,
+        format: lager::TimeFormat::Rfc3339,
+    };
+    if let Err(error) = lager::init(options) {
+        let _closed = writeln!(io::stderr(), "cannot set up the log: {error}");
+        return ExitCode::FAILURE;
+    }
+    if !loaded.unknown.is_empty() {
+        tracing::info!(keys = lager::json(&loaded.unknown), "unknown-config-keys");
+    }
+    match live(loaded.config) {
+        Ok(()) => {
+            tracing::info!("exited");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "exited-with-failure");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live(config: Config) -> anyhow::Result<()> {
+    runtime::tls::install_provider();
+    let runtime = tokio::runtime::Runtime::new().context("starting tokio")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
+        let app = App::bind(config).await?;
+        let shutdown = CancellationToken::new();
+        let signalled = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            shutdown.cancel();
+            // The first signal drains, the second one ends the process.
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        tokio::select! {
+            outcome = app.run(shutdown.clone()) => outcome,
+            () = signalled => Ok(()),
+        }
+    })
 }

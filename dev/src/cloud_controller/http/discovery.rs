@@ -1,0 +1,42 @@
+//! What clients ask before anything else.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::get;
+
+use super::{Shared, answer};
+use crate::cloud_controller::json::{Json, object};
+use crate::cloud_controller::present::{self, Base};
+
+pub(super) fn router() -> Router<Arc<Shared>> {
+    Router::new()
+        .route("/", get(root))
+        .route("/v3", get(async |base: Base| answer(200, &present::v3_root(&base))))
+        .route("/v3/info", get(async |base: Base| answer(200, &present::v3_info(&base))))
+        .route("/v2/info", get(v2_info))
+        .route("/healthz", get(async || "ok"))
+}
+
+async fn root(State(shared): State<Arc<Shared>>, base: Base) -> Response {
+    answer(200, &present::root(&base, shared.uaa_port))
+}
+
+/// What a Cloud Controller without API v2 says.
+async fn v2_info(State(shared): State<Arc<Shared>>, base: Base) -> Response {
+    let uaa = base.at_port(shared.uaa_port);
+    let document = object! {
+        "name": "portcullis-dev",
+        "build": "",
+        "support": "CF API v2 is disabled",
+        "version": 0i64,
+        "description": "",
+        "authorization_endpoint": &uaa,
+        "token_endpoint": &uaa,
+        "api_version": "",
+        "user": Json::Null,
+    };
+    answer(200, &document)
+}

@@ -1,0 +1,130 @@
+//! HTTP in, HTTP out: the handlers parse, call the state, and present.
+
+mod discovery;
+mod extract;
+mod groups;
+mod internal;
+mod nothing;
+mod places;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+
+pub use extract::{Body, Parameters, Scheme};
+pub use internal::internal_router;
+
+use super::json::Json;
+use super::present::Base;
+use super::refusal::Refusal;
+use super::state::Job;
+use super::state::access::{Authority, Caller};
+use super::store::{Store, new_guid};
+use super::uaa::grant;
+use super::uaa::token::Signer;
+use super::uaa::{Client, Lifetimes};
+use super::validate::rules::Flags;
+
+/// What all handlers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The state.
+    pub store: Store,
+    /// Signs and reads tokens.
+    pub signer: Signer,
+    /// Which programs may ask for tokens.
+    pub clients: Vec<Client>,
+    /// How long tokens live.
+    pub lifetimes: Lifetimes,
+    /// How rules are validated.
+    pub flags: Flags,
+    /// Where the UAA listens, for the links to it.
+    pub uaa_port: u16,
+}
+
+/// The largest request. The rules of one group can be 16 MB, and JSON can spell
+/// them longer.
+const MAX_BODY: usize = 64 << 20;
+
+/// The public API.
+pub fn api_router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .merge(discovery::router())
+        .merge(groups::router())
+        .merge(places::router())
+        .merge(nothing::router())
+        .merge(internal::forbidden_router())
+        .fallback(async || Refusal::UnknownRequest)
+        .method_not_allowed_fallback(async || Refusal::UnknownRequest)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(name_request))
+        .with_state(shared)
+}
+
+impl Shared {
+    /// Who sends a request with these headers.
+    pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let value = headers.get(axum::http::header::AUTHORIZATION);
+        let value = value.and_then(|value| value.to_str().ok()).ok_or(Refusal::NotAuthenticated)?;
+        let (scheme, token) = value.split_once(' ').ok_or(Refusal::InvalidToken)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(Refusal::InvalidToken);
+        }
+        let claims = self.signer.read(token.trim(), Timestamp::now().as_second());
+        let claims = claims.filter(|claims| !grant::is_refresh(claims));
+        let claims = claims.ok_or(Refusal::InvalidToken)?;
+        let text = |key: &str| claims.at(&[key]).and_then(Json::as_str);
+        let id = text("user_id").or_else(|| text("client_id")).ok_or(Refusal::InvalidToken)?;
+        let scopes = claims.at(&["scope"]).and_then(Json::as_array).unwrap_or_default();
+        Ok(Caller {
+            id: id.to_owned(),
+            name: text("user_name").unwrap_or(id).to_owned(),
+            authority: Authority::from_scopes(scopes.iter().filter_map(Json::as_str)),
+        })
+    }
+}
+
+/// Gives every answer a name of its own, which clients show with errors.
+async fn name_request(request: Request, next: Next) -> Response {
+    let known = request.headers().get("x-vcap-request-id");
+    let known = known.and_then(|value| value.to_str().ok());
+    let name = match known {
+        Some(known) => format!("{known}::{}", new_guid()),
+        None => new_guid(),
+    };
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&name) {
+        response.headers_mut().insert("x-vcap-request-id", value);
+    }
+    response
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        answer(self.status(), &self.to_json())
+    }
+}
+
+/// A JSON answer.
+pub fn answer(status: u16, document: &Json) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let content_type = (CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    (status, [content_type], document.to_text()).into_response()
+}
+
+/// The answer to a deletion: where its job is.
+fn accepted(job: &Job, base: &Base) -> Response {
+    let location = base.url(&format!("/v3/jobs/{}", job.guid));
+    (StatusCode::ACCEPTED, [(LOCATION, location)]).into_response()
+}
+
+/// The fields of a form or query, in order. What is not UTF-8 is replaced.
+pub fn form(text: &[u8]) -> Vec<(String, String)> {
+    form_urlencoded::parse(text).into_owned().collect()
+}

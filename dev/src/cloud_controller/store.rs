@@ -1,0 +1,144 @@
+//! Where the state is kept: in memory, and in a file if one is configured.
+//!
+//! What holds: a change is made on a copy, saved, and only then becomes the
+//! state that others read; so a change that is refused or cannot be saved has
+//! not happened. The file is replaced as a whole by a rename: a crash leaves the
+//! old or the new one. It holds passwords and the signing key and is readable
+//! for its owner only.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::refusal::Refusal;
+use super::state::saved::Saved;
+use super::state::{Moment, State};
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is there but cannot be read.
+    #[error("reading the state file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not ours.
+    #[error("the state file {path} is not one of this program")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// It cannot be written.
+    #[error("writing the state file {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What the file holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Content {
+    /// The key that tokens are signed with, PKCS 8 in PEM.
+    pub signing_key: String,
+    state: Saved,
+}
+
+impl Content {
+    /// Reads the file; `None` when there is none yet.
+    pub fn load(path: &Path) -> Result<Option<Self>, Error> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+        };
+        let content = serde_json::from_slice(&text);
+        content.map(Some).map_err(|source| Error::Parse { path: path.to_owned(), source })
+    }
+
+    /// The state of the file.
+    pub fn state(&self) -> State {
+        State::from(self.state.clone())
+    }
+}
+
+/// The state, for all who serve it.
+#[derive(Debug)]
+pub struct Store {
+    current: Mutex<Arc<State>>,
+    file: Option<(PathBuf, String)>,
+}
+
+impl Store {
+    /// Begins with `state`. With a file, every change is saved there, beside the
+    /// signing key.
+    pub fn new(state: State, file: Option<(PathBuf, String)>) -> Result<Self, Error> {
+        let store = Self { current: Mutex::new(Arc::new(State::default())), file };
+        store.save(&state)?;
+        *store.lock() = Arc::new(state);
+        Ok(store)
+    }
+
+    /// The state of this moment.
+    pub fn read(&self) -> Arc<State> {
+        self.lock().clone()
+    }
+
+    /// Makes a change, or none.
+    pub fn change<T>(
+        &self,
+        change: impl FnOnce(&mut State, &Moment) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let moment = Moment { now: Timestamp::now(), guid: new_guid() };
+        let mut current = self.lock();
+        let mut state = State::clone(&current);
+        let outcome = change(&mut state, &moment)?;
+        self.save(&state).map_err(|error| {
+            let error = anyhow::Error::new(error);
+            tracing::error!(error = format!("{error:#}"), "failed-to-save-state");
+            Refusal::Broken
+        })?;
+        *current = Arc::new(state);
+        Ok(outcome)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<State>> {
+        // A panic inside a change leaves the old state in place.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save(&self, state: &State) -> Result<(), Error> {
+        let Some((path, signing_key)) = &self.file else { return Ok(()) };
+        let content = Content { signing_key: signing_key.clone(), state: Saved::from(state) };
+        let text = serde_json::to_vec(&content).expect("all of the state has a JSON form");
+        replace(path, &text).map_err(|source| Error::Write { path: path.clone(), source })
+    }
+}
+
+/// A fresh guid.
+pub fn new_guid() -> String {
+    Uuid::new_v4().to_string()
+}
+
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&name)?;
+    file.write_all(text)?;
+    drop(file);
+    fs::rename(&name, path)
+}

@@ -85,3 +85,87 @@ fn double_dash(argument: OsString) -> OsString {
     doubled.extend_from_slice(bytes);
     OsString::from_vec(doubled)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::process::ConfigError;
+
+    const ABOUT: About = About {
+        name: "lock-server",
+        summary: "A lock service",
+        version: "1.2.3",
+        config_flag: "config",
+        config_error: ConfigError { exit: 2, prefix: "invalid-config-file" },
+    };
+
+    fn parsed(arguments: &[&str]) -> Result<Request, clap::Error> {
+        let all = ["lock-server"].iter().chain(arguments);
+        parse(&ABOUT, all.map(OsString::from))
+    }
+
+    #[test]
+    fn the_configuration_is_named_in_every_way_that_go_knows() {
+        let ways: [&[&str]; 8] = [
+            &["-config=/a/b.json"],
+            &["-config", "/a/b.json"],
+            &["--config=/a/b.json"],
+            &["--config", "/a/b.json"],
+            &["--config=other", "-config=/a/b.json"],
+            &["extra", "-config=/a/b.json", "words"],
+            &["-config=/a/b.json", "--", "-x"],
+            &["-config=/a/b.json", "-"],
+        ];
+        for way in ways {
+            let request = parsed(way).expect("a known flag");
+            assert_eq!(request, Request::Run("/a/b.json".into()), "{way:?}");
+        }
+        let request = parsed(&["-config=a=b.json"]).expect("a known flag");
+        assert_eq!(request, Request::Run("a=b.json".into()));
+    }
+
+    #[test]
+    fn a_path_need_not_be_text() {
+        let path = OsString::from_vec(b"/a/\xff.json".to_vec());
+        let mut argument = OsString::from("-config=");
+        argument.push(&path);
+        let request = parse(&ABOUT, ["lock-server".into(), argument]).expect("a known flag");
+        assert_eq!(request, Request::Run(path.into()));
+    }
+
+    #[test]
+    fn checking_needs_a_configuration_too() {
+        let request = parsed(&["-check-config", "-config=a"]).expect("known flags");
+        assert_eq!(request, Request::Check("a".into()));
+        for nothing in [&["--check-config"][..], &[], &["-config="]] {
+            assert_eq!(parsed(nothing).expect("known flags"), Request::NoConfig);
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_told() {
+        for help in ["-h", "-help", "--help"] {
+            let error = parsed(&[help]).expect_err(help);
+            assert_eq!((error.kind(), error.exit_code()), (ErrorKind::DisplayHelp, 0));
+            let text = error.to_string();
+            assert!(text.contains("--config <FILE>") && text.contains("A lock service"), "{text}");
+            assert!(!text.contains("extra"), "{text}");
+        }
+        for version in ["-version", "--version"] {
+            let error = parsed(&[version]).expect_err(version);
+            assert_eq!(error.to_string(), "lock-server 1.2.3\n");
+        }
+    }
+
+    #[test]
+    fn an_unknown_flag_is_an_error_with_the_usage() {
+        for unknown in [&["-confg=a"][..], &["--verbose"], &["-x"], &["-config"]] {
+            let error = parsed(unknown).expect_err("unknown");
+            assert_eq!(error.exit_code(), 2, "{unknown:?}");
+            assert!(error.use_stderr(), "{unknown:?}");
+        }
+        assert!(parsed(&["-x"]).expect_err("unknown").to_string().contains("Usage: lock-server"));
+    }
+}

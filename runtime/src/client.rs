@@ -66,7 +66,8 @@ pub fn channel(address: &str, tls: Option<ClientTls>, options: Options) -> Resul
     let malformed = || Error::Address(address.to_owned());
     let (host, port) = address.rsplit_once(':').ok_or_else(malformed)?;
     let port: u16 = port.parse().map_err(|_| malformed())?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = bracketed.unwrap_or(host);
     let name = ServerName::try_from(host.to_owned());
     let name = name.map_err(|_| Error::Host(address.to_owned()))?;
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -94,11 +95,10 @@ pub fn unix(path: &Path) -> Channel {
 }
 
 fn endpoint(origin: Uri, options: Options) -> Endpoint {
-    let Options { connect_timeout, keepalive_interval, keepalive_timeout } = options;
+    let Options { connect_timeout: _, keepalive_interval, keepalive_timeout } = options;
     // Our connector does TLS itself; to tonic the connection is a plain one.
     let endpoint = Endpoint::from_static("http://portcullis.invalid")
         .origin(origin)
-        .connect_timeout(connect_timeout)
         .keep_alive_while_idle(false)
         .keep_alive_timeout(keepalive_timeout);
     match keepalive_interval {

@@ -121,3 +121,46 @@ fn start_time(stat: &str) -> Option<f64> {
     let system = fs::read_to_string("/proc/stat").ok()?;
     Some(field_of(&system, "btime")? + stat_field(stat, 22)? / TICKS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str, name: &str) -> f64 {
+        let value = field_of(text, &format!("{name} "));
+        value.unwrap_or_else(|| panic!("no {name} in:\n{text}"))
+    }
+
+    #[test]
+    fn counted_things_and_the_process_are_rendered() {
+        let (recorder, handle) = recorder("lock-server", "1.2.3");
+        metrics::with_local_recorder(&recorder, || {
+            metrics::counter!("lock_server_requests_total").increment(3);
+            metrics::histogram!("lock_server_request_seconds").record(0.002);
+        });
+        let text = handle.render();
+        assert_eq!(value(&text, "lock_server_requests_total") as u64, 3);
+        assert!(text.contains("lock_server_request_seconds_bucket{le=\"0.0025\"} 1\n"), "{text}");
+        assert!(text.contains("service=\"lock-server\",version=\"1.2.3\"} 1\n"), "{text}");
+        let resident = value(&text, "process_resident_memory_bytes");
+        assert!(resident > 1e6, "{resident}");
+        assert!(value(&text, "process_resident_memory_peak_bytes") >= resident);
+        assert!(value(&text, "process_virtual_memory_bytes") >= resident);
+        assert!(value(&text, "process_open_fds") >= 3.0);
+        assert!(value(&text, "process_max_fds") >= value(&text, "process_open_fds"));
+        assert!(value(&text, "process_threads") >= 1.0);
+        assert!(value(&text, "process_cpu_seconds_total") >= 0.0);
+        let now = jiff::Timestamp::now().as_second() as f64;
+        let age = now - value(&text, "process_start_time_seconds");
+        assert!((-2.0..3_600.0).contains(&age), "started {age} s ago");
+    }
+
+    #[test]
+    fn the_name_of_a_process_does_not_confuse_its_statistics() {
+        let stat = "7 (a) b ) S 1 7 7 0 -1 0 10 0 0 0 250 150 0 0 20 0 4 0 12345 1000 100";
+        assert_eq!(stat_field(stat, 3), None); // the state is not a number
+        assert_eq!(cpu_seconds(stat), Some(4.0));
+        assert_eq!(stat_field(stat, 22), Some(12_345.0));
+        assert_eq!(cpu_seconds(""), None);
+    }
+}

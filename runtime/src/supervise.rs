@@ -71,7 +71,7 @@ impl Tasks {
     /// are logged as `task-failed`.
     pub async fn join(mut self, deadline: Duration) -> anyhow::Result<()> {
         let mut first = None;
-        while !self.running.is_empty() && !self.shutdown.is_cancelled() {
+        while !self.shutdown.is_cancelled() {
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
                 Some(ended) = self.running.join_next_with_id() => self.note(ended, &mut first),

@@ -149,17 +149,20 @@ fn parse_whole(digits: &str) -> Result<u64, ParseDurationError> {
     Ok(value)
 }
 
-/// The fraction `0.<digits>` of a unit, cut off below one nanosecond. Digits
-/// beyond the eighteenth cannot matter, as the largest unit has 3.6e12
-/// nanoseconds. Go goes by way of a float64 and can be one nanosecond lower.
+/// The fraction `0.<digits>` of a unit, by way of a float64 as in Go, so that
+/// thirds of an hour come out the same. Digits that no longer fit do not count.
 fn fraction_of(digits: &str, unit: u64) -> u64 {
-    let (mut numerator, mut denominator) = (0_u128, 1_u128);
-    for digit in digits.bytes().take(18) {
-        numerator = numerator * 10 + u128::from(digit - b'0');
-        denominator *= 10;
+    let (mut numerator, mut scale) = (0_u64, 1_f64);
+    for digit in digits.bytes() {
+        let next = numerator
+            .checked_mul(10)
+            .and_then(|next| next.checked_add(u64::from(digit - b'0')))
+            .filter(|next| *next <= LIMIT);
+        let Some(next) = next else { break };
+        numerator = next;
+        scale *= 10.0;
     }
-    let part = numerator * u128::from(unit) / denominator;
-    u64::try_from(part).expect("a fraction is less than its unit")
+    (numerator as f64 * (unit as f64 / scale)) as u64
 }
 
 impl Display for GoDuration {

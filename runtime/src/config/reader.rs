@@ -64,10 +64,6 @@ impl<'a> Reader<'a> {
 
     /// A key that may be absent. The outer `None` says that a problem was
     /// recorded, the inner that the key is absent.
-    #[expect(
-        clippy::option_option,
-        reason = "`?` leaves on a recorded problem and keeps absent apart from it"
-    )]
     pub fn optional<T: Value>(&mut self, key: &'static str) -> Option<Option<T>> {
         self.known.insert(key);
         let Some(json) = self.find(key) else {
@@ -91,10 +87,6 @@ impl<'a> Reader<'a> {
     }
 
     /// An object of its own that may be absent.
-    #[expect(
-        clippy::option_option,
-        reason = "`?` leaves on a recorded problem and keeps absent apart from it"
-    )]
     pub fn section<T: Configure>(&mut self, key: &'static str) -> Option<Option<T>> {
         self.known.insert(key);
         let object = match self.find(key) {

@@ -150,12 +150,12 @@ impl HostPort {
         if port.parse::<u16>().is_err() || port.starts_with('+') {
             return Err("expects host:port with a port from 0 to 65535".into());
         }
+        if host.contains(|c: char| c.is_whitespace() || c == '/') {
+            return Err("expects host:port without spaces, scheme or path".into());
+        }
         let bracketed = host.starts_with('[') && host.ends_with(']');
         if host.contains(':') && !bracketed {
             return Err("expects an IPv6 address in brackets, such as [::1]:8891".into());
-        }
-        if host.contains(|c: char| c.is_whitespace() || c == '/') {
-            return Err("expects host:port without spaces, scheme or path".into());
         }
         Ok(Self(text.to_owned()))
     }

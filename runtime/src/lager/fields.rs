@@ -127,15 +127,12 @@ enum Rendered {
 }
 
 fn render(value: &dyn Debug) -> Rendered {
-    // A value's own formatting may log, which comes back here: keep the outer slot.
-    let outer = JSON_SLOT.replace(Some(String::new()));
+    JSON_SLOT.set(Some(String::new()));
     let mut text = String::new();
     let written = write!(text, "{value:?}");
-    let json = JSON_SLOT.replace(outer).unwrap_or_default();
-    match written {
-        Err(fmt::Error) => Rendered::Text("cannot be shown".into()),
-        Ok(()) if text.is_empty() && !json.is_empty() => Rendered::Json(json),
-        // JSON inside a longer text: its place is lost, the content is not.
-        Ok(()) => Rendered::Text(text + &json),
+    match (JSON_SLOT.take(), written) {
+        (Some(json), _) if !json.is_empty() => Rendered::Json(json),
+        (_, Ok(())) => Rendered::Text(text),
+        (_, Err(fmt::Error)) => Rendered::Text("cannot be shown".into()),
     }
 }

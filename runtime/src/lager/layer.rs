@@ -16,7 +16,7 @@ use super::level::{AtomicLevel, Level, TimeFormat};
 use super::{Options, Sink, encode};
 
 /// Crates whose events and spans are ours, by the first part of their target.
-const OURS: [&str; 14] = [
+const OURS: [&str; 15] = [
     "cell_agent",
     "ctl",
     "dev",
@@ -29,6 +29,7 @@ const OURS: [&str; 14] = [
     "portcullisctl",
     "proto",
     "runtime",
+    "runtime_probe",
     "storage",
     "syncer",
 ];

@@ -20,7 +20,8 @@ use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -98,6 +99,8 @@ impl Server {
     {
         let Self { listener, tls, protocol, limits } = self;
         let streams = Streams::default();
+        // Also when this future is dropped instead of ended.
+        let _cut = streams.cut.clone().drop_guard();
         let shared = Arc::new(Shared {
             what: listener.what(),
             service,
@@ -151,10 +154,29 @@ where
         let open = metrics::gauge!("runtime_server_connections", "server" => self.what);
         open.increment(1);
         match accepted {
-            Accepted::Tcp(stream, address) => self.secure(stream, Peer::at(Some(address))).await,
+            Accepted::Tcp(stream, address) => {
+                let peer = Peer::at(Some(address));
+                if self.expects_tls_but_gets_http(&stream).await {
+                    refuse_plain_http(stream).await;
+                } else {
+                    self.secure(stream, peer).await;
+                }
+            }
             Accepted::Unix(stream) => self.secure(stream, Peer::at(None)).await,
         }
         open.decrement(1);
+    }
+
+    /// Whether a client speaks plain HTTP/1 to a port with TLS. A TLS record
+    /// begins with a byte below 32, a request line with a capital letter.
+    async fn expects_tls_but_gets_http(&self, stream: &TcpStream) -> bool {
+        if self.tls.as_ref().is_none_or(|tls| tls.alpn() == Alpn::H2) {
+            return false;
+        }
+        let mut first = [0];
+        let peeked = tokio::time::timeout(self.handshake, stream.peek(&mut first));
+        let peeked = self.shutdown.run_until_cancelled(peeked).await;
+        matches!(peeked, Some(Ok(Ok(1)))) && first[0].is_ascii_uppercase()
     }
 
     async fn secure<I>(&self, stream: I, peer: Peer)
@@ -211,6 +233,18 @@ where
             tracing::debug!(server, peer, error = %error, "connection-failed");
         }
     }
+}
+
+/// Answers as Go's servers do; health checks rely on getting an answer
+/// (contracts/policy-server.md 4.1).
+async fn refuse_plain_http(mut stream: TcpStream) {
+    let answer = b"HTTP/1.0 400 Bad Request\r\n\r\n\
+        Client sent an HTTP request to an HTTPS server.\n";
+    let _gone = stream.write_all(answer).await;
+    // What is unread when a socket closes resets it, and may take the answer along.
+    let _gone = stream.shutdown().await;
+    let mut request = [0; 4_096];
+    let _gone = tokio::time::timeout(ACCEPT_PAUSE, stream.read(&mut request)).await;
 }
 
 async fn shake_hands<I>(tls: &ServerTls, stream: I, within: Duration) -> io::Result<TlsStream<I>>

@@ -78,6 +78,7 @@ impl Grpc {
 
     /// Adds a service, as tonic generates it.
     #[must_use]
+    #[expect(clippy::should_implement_trait, reason = "nobody adds servers with +")]
     pub fn add<S>(mut self, service: S) -> Self
     where
         S: Service<Request<Body>, Error = Infallible> + NamedService,
@@ -151,7 +152,7 @@ async fn report_health(
     for name in &names {
         reporter.clear_service_status(name).await;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn set_all(reporter: &HealthReporter, names: &[&str], status: ServingStatus) {
@@ -215,5 +216,30 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
         "u" => Some(Duration::from_micros(amount)),
         "n" => Some(Duration::from_nanos(amount)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_says() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().expect(text));
+            grpc_timeout(&headers)
+        };
+        assert_eq!(read("1H"), Some(Duration::from_secs(3_600)));
+        assert_eq!(read("2M"), Some(Duration::from_secs(120)));
+        assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(read("4998m"), Some(Duration::from_millis(4_998)));
+        assert_eq!(read("5u"), Some(Duration::from_micros(5)));
+        assert_eq!(read("0n"), Some(Duration::ZERO));
+        for malformed in ["", "S", "1", "1s", "+1S", "-1S", "1.5S", "999999999S", "1 S", "1\u{e9}"]
+        {
+            assert_eq!(read(malformed), None, "{malformed:?}");
+        }
+        assert_eq!(grpc_timeout(&HeaderMap::new()), None);
     }
 }

@@ -40,20 +40,17 @@ pub(super) enum Accepted {
 }
 
 impl Listener {
-    /// Listens on `host:port`. No host means all interfaces, port 0 any free port.
+    /// Listens on `host:port`. No host means all interfaces, port 0 any free port,
+    /// and an empty address both, as for the originals.
     ///
     /// # Errors
     /// When the address means nothing or is not free; the error says for what.
     pub async fn tcp(what: &'static str, address: &str) -> Result<Self, Error> {
-        let all_interfaces = address.starts_with(':').then(|| format!("0.0.0.0{address}"));
-        let asked = all_interfaces.as_deref().unwrap_or(address);
-        let resolved = tokio::net::lookup_host(asked).await;
-        let resolved = resolved.map_err(|source| Error::Resolve {
+        let addresses = resolve(address).await.map_err(|source| Error::Resolve {
             what,
             address: address.to_owned(),
             source,
         })?;
-        let addresses: Vec<SocketAddr> = resolved.collect();
         let listen = async {
             let listener = TcpListener::bind(addresses.as_slice()).await?;
             let local = listener.local_addr()?;
@@ -108,6 +105,20 @@ impl Listener {
             }
         }
     }
+}
+
+async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let address = if address.is_empty() { ":0" } else { address };
+    let asked = match address.strip_prefix(':') {
+        // Without IPv6 in the kernel the first fails and the second is taken.
+        Some(port) => vec![format!("[::]:{port}"), format!("0.0.0.0:{port}")],
+        None => vec![address.to_owned()],
+    };
+    let mut resolved = Vec::new();
+    for address in asked {
+        resolved.extend(tokio::net::lookup_host(address).await?);
+    }
+    Ok(resolved)
 }
 
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {

@@ -1,7 +1,7 @@
 //! Listeners and the servers on them.
 //!
 //! [`Grpc`] and [`Http`] differ in what they route; accepting, TLS and draining
-//! are the same for both and live in [`connections`]. [`Admin`] is an [`Http`]
+//! are the same for both and live in `connections`. [`Admin`] is an [`Http`]
 //! with the routes that every process has.
 
 mod admin;

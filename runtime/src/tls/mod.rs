@@ -16,7 +16,6 @@ mod reload;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
@@ -26,6 +25,7 @@ pub use identity::{Identity, Peer, peer};
 pub use material::Error;
 
 use material::Material;
+use reload::Live;
 
 /// The three files of one side of mutual TLS, all PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,9 +62,8 @@ impl Alpn {
 /// The TLS of a server.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    files: Arc<Files>,
     alpn: Alpn,
-    current: Arc<ArcSwap<ServerConfig>>,
+    live: Live<ServerConfig>,
 }
 
 impl ServerTls {
@@ -74,8 +73,8 @@ impl ServerTls {
     /// When a file cannot be read or used, when key and certificate do not
     /// belong together, or when the certificate has expired.
     pub fn load(files: &Files, alpn: Alpn) -> Result<Self, Error> {
-        let config = server_config(files, alpn)?;
-        Ok(Self { files: Arc::new(files.clone()), alpn, current: Arc::new(ArcSwap::from(config)) })
+        let live = Live::load(files, |files| server_config(files, alpn))?;
+        Ok(Self { alpn, live })
     }
 
     /// Takes up changed files until shutdown. Without this task the material
@@ -84,9 +83,8 @@ impl ServerTls {
     /// # Errors
     /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { files, alpn, current } = self;
-        let load = move |files: &Files| server_config(files, alpn);
-        reload::watch(files, load, &current, shutdown).await;
+        let Self { alpn, live } = self;
+        live.watch(move |files| server_config(files, alpn), shutdown).await;
         Ok(())
     }
 
@@ -94,16 +92,16 @@ impl ServerTls {
         self.alpn
     }
 
-    pub(crate) fn rustls_config(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+    /// The configuration of this moment.
+    pub fn rustls_config(&self) -> Arc<ServerConfig> {
+        self.live.current()
     }
 }
 
 /// The TLS of a client.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
-    files: Arc<Files>,
-    current: Arc<ArcSwap<ClientConfig>>,
+    live: Live<ClientConfig>,
 }
 
 impl ClientTls {
@@ -113,13 +111,12 @@ impl ClientTls {
     /// When a file cannot be read or used, when key and certificate do not
     /// belong together, or when the certificate has expired.
     pub fn load(files: &Files) -> Result<Self, Error> {
-        let config = client_config(files)?;
-        Ok(Self { files: Arc::new(files.clone()), current: Arc::new(ArcSwap::from(config)) })
+        Ok(Self { live: Live::load(files, client_config)? })
     }
 
     /// The configuration of this moment, without an application protocol.
     pub fn rustls_config(&self) -> Arc<ClientConfig> {
-        self.current.load_full()
+        self.live.current()
     }
 
     /// Takes up changed files until shutdown. Without this task the material
@@ -128,8 +125,7 @@ impl ClientTls {
     /// # Errors
     /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { files, current } = self;
-        reload::watch(files, client_config, &current, shutdown).await;
+        self.live.watch(client_config, shutdown).await;
         Ok(())
     }
 }

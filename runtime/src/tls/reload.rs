@@ -6,6 +6,7 @@
 //! as loaded is the one from before the files were read: a change in between is
 //! noticed at the next look.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -24,44 +25,80 @@ const EVERY: Duration = Duration::from_secs(1);
 /// when content and inode last changed. `None` when it cannot be looked at.
 type FileIdentity = Option<[i64; 7]>;
 
-/// Swaps in what `load` makes of changed files, until shutdown.
-pub(super) async fn watch<T: Send + Sync + 'static>(
+/// What all three files are at one moment.
+type Look = [FileIdentity; 3];
+
+/// Something made of files, which can follow them.
+pub(super) struct Live<T> {
     files: Arc<Files>,
-    load: impl Fn(&Files) -> Result<Arc<T>, Error> + Clone + Send + 'static,
-    current: &ArcSwap<T>,
-    shutdown: CancellationToken,
-) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The files may have changed between their loading and now, so load once more.
-    let mut handled = None;
-    let mut last_look = None;
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        let files_to_look_at = Arc::clone(&files);
-        let Some(look) = blocking(move || identities(&files_to_look_at)).await else {
-            return;
-        };
-        let settled = last_look.replace(look) == Some(look);
-        if !settled || handled == Some(look) {
-            continue;
-        }
-        let first = handled.replace(look).is_none();
-        let (files_to_load, load) = (Arc::clone(&files), load.clone());
-        let Some(loaded) = blocking(move || load(&files_to_load)).await else {
-            return;
-        };
-        take_up(&files, loaded, current, first);
+    /// The files before they were loaded first.
+    loaded: Look,
+    current: Arc<ArcSwap<T>>,
+}
+
+impl<T> Clone for Live<T> {
+    fn clone(&self) -> Self {
+        let Self { files, loaded, current } = self;
+        Self { files: Arc::clone(files), loaded: *loaded, current: Arc::clone(current) }
     }
 }
 
-fn take_up<T>(files: &Files, loaded: Result<Arc<T>, Error>, current: &ArcSwap<T>, first: bool) {
+impl<T> fmt::Debug for Live<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> Live<T> {
+    pub(super) fn load(
+        files: &Files,
+        load: impl FnOnce(&Files) -> Result<Arc<T>, Error>,
+    ) -> Result<Self, Error> {
+        let loaded = look_at(files);
+        let current = Arc::new(ArcSwap::from(load(files)?));
+        Ok(Self { files: Arc::new(files.clone()), loaded, current })
+    }
+
+    pub(super) fn current(&self) -> Arc<T> {
+        self.current.load_full()
+    }
+
+    /// Swaps in what `load` makes of changed files, until shutdown.
+    pub(super) async fn watch(
+        self,
+        load: impl Fn(&Files) -> Result<Arc<T>, Error> + Clone + Send + 'static,
+        shutdown: CancellationToken,
+    ) {
+        let Self { files, loaded, current } = self;
+        let mut handled = loaded;
+        let mut last_look = loaded;
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            let files_to_look_at = Arc::clone(&files);
+            let Some(look) = blocking(move || look_at(&files_to_look_at)).await else {
+                return;
+            };
+            let settled = std::mem::replace(&mut last_look, look) == look;
+            if !settled || handled == look {
+                continue;
+            }
+            handled = look;
+            let (files_to_load, load) = (Arc::clone(&files), load.clone());
+            let Some(loaded) = blocking(move || load(&files_to_load)).await else {
+                return;
+            };
+            take_up(&files, loaded, &current);
+        }
+    }
+}
+
+fn take_up<T>(files: &Files, loaded: Result<Arc<T>, Error>, current: &ArcSwap<T>) {
     let cert = files.cert.display();
     match loaded {
         Ok(config) => {
             current.store(config);
-            if !first {
-                tracing::info!(cert = %cert, "tls-files-reloaded");
-            }
+            tracing::info!(cert = %cert, "tls-files-reloaded");
         }
         Err(error) => {
             let error = anyhow::Error::new(error);
@@ -74,7 +111,7 @@ fn take_up<T>(files: &Files, loaded: Result<Arc<T>, Error>, current: &ArcSwap<T>
     }
 }
 
-fn identities(files: &Files) -> [FileIdentity; 3] {
+fn look_at(files: &Files) -> Look {
     let Files { ca, cert, key } = files;
     [identity(ca), identity(cert), identity(key)]
 }

@@ -1,0 +1,110 @@
+//! How servers end.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use runtime::server::{Grpc, Health, Limits, Listener};
+use tokio::time::{Instant, timeout};
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::grpc::{Odd, Running, call, check, spawn};
+use crate::wait;
+
+/// Longer than any test takes: what waits for it fails.
+const LONG: Duration = Duration::from_secs(3_600);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn open_calls_may_end_and_new_connections_are_refused() {
+    let running = Running::start(LONG).await;
+    let slow = spawn(call(running.trusted(), "/test.Odd/Slow"));
+    let begun = || async { running.odd.hanging.load(Ordering::SeqCst) };
+    wait::until("the slow call has begun", begun).await;
+    running.shutdown.cancel();
+    let status = slow.await.unwrap();
+    assert_eq!((status.code(), status.message()), (Code::AlreadyExists, "slow but done"));
+    let address = running.address.clone();
+    timeout(PATIENCE, running.server).await.expect("drained").unwrap().unwrap();
+    let refused = tokio::net::TcpStream::connect(&address).await;
+    assert!(refused.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_cut_off() {
+    let running = Running::start(Duration::from_millis(200)).await;
+    let stuck = spawn(call(running.trusted(), "/test.Odd/Hang"));
+    let begun = || async { running.odd.hanging.load(Ordering::SeqCst) };
+    wait::until("the stuck call has begun", begun).await;
+    let start = Instant::now();
+    running.shutdown.cancel();
+    timeout(PATIENCE, running.server).await.expect("cut off").unwrap().unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert!(running.odd.dropped.load(Ordering::SeqCst), "no handler outlives its server");
+    let status = stuck.await.unwrap();
+    assert_ne!(status.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn idle_connections_and_health_watchers_do_not_hold_up_the_end() {
+    let running = Running::start(LONG).await;
+    let idle = running.trusted();
+    check(idle.clone(), "").await.unwrap();
+    let request = HealthCheckRequest { service: "test.Odd".into() };
+    let mut client = HealthClient::new(running.trusted());
+    let mut watcher = client.watch(request).await.unwrap().into_inner();
+    let mut next = async || watcher.next().await.map(|next| next.unwrap().status);
+    assert_eq!(next().await, Some(ServingStatus::Serving as i32));
+    running.shutdown.cancel();
+    assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
+    assert_eq!(next().await, None);
+    timeout(PATIENCE, running.server).await.expect("drained").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn handshakes_do_not_hold_up_the_end() {
+    let running = Running::start(LONG).await;
+    let _silent = tokio::net::TcpStream::connect(&running.address).await.unwrap();
+    // When a later connection is served, the silent one was accepted too.
+    check(running.trusted(), "").await.unwrap();
+    running.shutdown.cancel();
+    timeout(PATIENCE, running.server).await.expect("drained").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_for_their_turn() {
+    let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let server = Grpc::new(listener, None, &Health::new()).limits(limits).add(Odd::default());
+    let shutdown = CancellationToken::new();
+    let server = spawn(server.serve(shutdown.clone(), LONG));
+    let channel = || runtime::client::channel(&address, None, Default::default()).unwrap();
+    let first = channel();
+    check(first.clone(), "").await.unwrap();
+    let second = spawn(check(channel(), ""));
+    let waited = timeout(Duration::from_millis(200), check(channel(), "")).await;
+    assert!(waited.is_err(), "there is no place for a third");
+    assert!(!second.is_finished(), "nor for a second");
+    drop(first);
+    timeout(PATIENCE, second).await.expect("its turn").unwrap().unwrap();
+    shutdown.cancel();
+    timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_dropped_cuts_its_connections() {
+    let running = Running::start(LONG).await;
+    let stuck = spawn(call(running.trusted(), "/test.Odd/Hang"));
+    let begun = || async { running.odd.hanging.load(Ordering::SeqCst) };
+    wait::until("the stuck call has begun", begun).await;
+    running.server.abort();
+    let status = timeout(PATIENCE, stuck).await.expect("cut off").unwrap();
+    assert_ne!(status.code(), Code::Ok);
+    let dropped = || async { running.odd.dropped.load(Ordering::SeqCst) };
+    wait::until("the handler is gone", dropped).await;
+}

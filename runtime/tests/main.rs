@@ -1,0 +1,14 @@
+//! The runtime from outside: real sockets, real certificates, real processes.
+
+#![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+
+mod certificates;
+mod drain;
+mod grpc;
+mod http;
+mod listen;
+mod process;
+mod reload;
+mod supervise;
+mod tls;
+mod wait;

@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use runtime::server::{Grpc, Health, Limits, Listener};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +32,7 @@ async fn open_calls_may_end_and_new_connections_are_refused() {
     assert_eq!((status.code(), status.message()), (Code::AlreadyExists, "slow but done"));
     let address = running.address.clone();
     timeout(PATIENCE, running.server).await.expect("drained").unwrap().unwrap();
-    let refused = tokio::net::TcpStream::connect(&address).await;
+    let refused = TcpStream::connect(&address).await;
     assert!(refused.is_err(), "nobody listens any more");
 }
 
@@ -68,7 +70,7 @@ async fn idle_connections_and_health_watchers_do_not_hold_up_the_end() {
 #[tokio::test]
 async fn handshakes_do_not_hold_up_the_end() {
     let running = Running::start(LONG).await;
-    let _silent = tokio::net::TcpStream::connect(&running.address).await.unwrap();
+    let _silent = TcpStream::connect(&running.address).await.unwrap();
     // When a later connection is served, the silent one was accepted too.
     check(running.trusted(), "").await.unwrap();
     running.shutdown.cancel();
@@ -107,4 +109,37 @@ async fn a_server_that_is_dropped_cuts_its_connections() {
     assert_ne!(status.code(), Code::Ok);
     let dropped = || async { running.odd.dropped.load(Ordering::SeqCst) };
     wait::until("the handler is gone", dropped).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
+    let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let limits = Limits {
+        keepalive_interval: Duration::from_millis(100),
+        keepalive_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = Grpc::new(listener, None, &Health::new()).limits(limits).add(Odd::default());
+    let shutdown = CancellationToken::new();
+    let server = spawn(server.serve(shutdown.clone(), LONG));
+
+    // A real client answers pings, and here sends many of its own.
+    let options = runtime::client::Options {
+        keepalive_interval: Some(Duration::from_millis(10)),
+        ..Default::default()
+    };
+    let channel = runtime::client::channel(&address, None, options).unwrap();
+    let status = call(channel, "/test.Odd/Slow").await;
+    assert_eq!(status.message(), "slow but done", "{status:?}");
+
+    // This one says what every client says first, and then nothing.
+    let mut silent = TcpStream::connect(&address).await.unwrap();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    silent.write_all(preface).await.unwrap();
+    let mut received = Vec::new();
+    let ended = timeout(PATIENCE, silent.read_to_end(&mut received)).await;
+    let _reset_or_closed = ended.expect("the server gives it up");
+    shutdown.cancel();
+    timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
 }

@@ -72,7 +72,7 @@ async fn both_sides_take_up_new_authorities_without_a_restart() {
 }
 
 #[tokio::test]
-async fn bad_files_are_reported_once_and_change_nothing() {
+async fn bad_files_are_reported_and_change_nothing() {
     let (log, _control, _guard) = capture();
     let authority = Authority::new("test authority");
     let files = authority.issue("server", &Leaf::new("server"));
@@ -91,8 +91,6 @@ async fn bad_files_are_reported_once_and_change_nothing() {
         }
     };
 
-    let stranger = Authority::new("stranger").issue("other", &Leaf::new("other"));
-    let key = fs::read_to_string(&files.key).unwrap();
     fs::write(&files.key, "torn").unwrap();
     wait::until("a torn key is reported", rejected("server.key contains no private key")).await;
     check(running.trusted(), "").await.expect("the old material serves on");
@@ -108,13 +106,6 @@ async fn bad_files_are_reported_once_and_change_nothing() {
     wait::until("good files are taken up", reloaded).await;
     check(running.trusted(), "").await.unwrap();
 
-    let count = || {
-        let lines = log.lines();
-        lines.iter().filter(|line| line["message"] == "test.tls-files-rejected").count()
-    };
-    let before = count();
-    let _unused = (stranger, key);
     stop.cancel();
     watching.await.unwrap().unwrap();
-    assert_eq!(count(), before);
 }

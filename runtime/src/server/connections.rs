@@ -43,8 +43,11 @@ pub struct Limits {
     pub connections: usize,
     /// Open requests of one HTTP/2 connection.
     pub streams: u32,
-    /// How long a TLS handshake, and the head of an HTTP/1 request, may take.
+    /// How long a TLS handshake may take.
     pub handshake: Duration,
+    /// How long an HTTP/1 connection may be without a request, or a request may
+    /// take to arrive. Well above the minute after which agents poll again.
+    pub idle: Duration,
     /// After how much silence an HTTP/2 client is asked for a sign of life.
     pub keepalive_interval: Duration,
     /// How long it may take to answer that.
@@ -57,6 +60,7 @@ impl Default for Limits {
             connections: 16_384,
             streams: 4_096,
             handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(180),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
         }
@@ -66,8 +70,8 @@ impl Default for Limits {
 /// Which HTTP the connections of a server speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
+    Http1,
     Http2,
-    Any,
 }
 
 /// How many streams of a connection may be reset at once before it is taken for
@@ -151,8 +155,7 @@ where
     B::Error: Into<BoxError>,
 {
     async fn serve_one(self: Arc<Self>, accepted: Accepted, _place: OwnedSemaphorePermit) {
-        let open = metrics::gauge!("runtime_server_connections", "server" => self.what);
-        open.increment(1);
+        let _open = Open::new(self.what);
         match accepted {
             Accepted::Tcp(stream, address) => {
                 let peer = Peer::at(Some(address));
@@ -164,7 +167,6 @@ where
             }
             Accepted::Unix(stream) => self.secure(stream, Peer::at(None)).await,
         }
-        open.decrement(1);
     }
 
     /// Whether a client speaks plain HTTP/1 to a port with TLS. A TLS record
@@ -269,11 +271,11 @@ fn identity_of<I>(stream: &TlsStream<I>) -> Option<Identity> {
 }
 
 fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::Builder<Streams> {
-    let mut builder = auto::Builder::new(streams);
-    if protocol == Protocol::Http2 {
-        builder = builder.http2_only();
-    }
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.handshake);
+    let mut builder = match protocol {
+        Protocol::Http1 => auto::Builder::new(streams).http1_only(),
+        Protocol::Http2 => auto::Builder::new(streams).http2_only(),
+    };
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.idle);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -317,6 +319,23 @@ fn concerns_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::NotConnected
             | io::ErrorKind::InvalidInput
     )
+}
+
+/// Counts a connection for as long as it lives.
+struct Open(metrics::Gauge);
+
+impl Open {
+    fn new(server: &'static str) -> Self {
+        let gauge = metrics::gauge!("runtime_server_connections", "server" => server);
+        gauge.increment(1);
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
 }
 
 /// Runs the requests of HTTP/2 connections, so that they can be waited for.

@@ -134,3 +134,130 @@ fn identity(path: &Path) -> FileIdentity {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Three files whose load is counted instead of understood.
+    struct Watched {
+        folder: tempfile::TempDir,
+        loads: Arc<AtomicU32>,
+        live: Live<String>,
+    }
+
+    impl Watched {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = |name| folder.path().join(name);
+            let files = Files { ca: path("ca"), cert: path("cert"), key: path("key") };
+            for path in [&files.ca, &files.cert, &files.key] {
+                fs::write(path, "old").expect("a file");
+            }
+            let live = Live::load(&files, read_key).expect("a good load");
+            Self { folder, loads: Arc::default(), live }
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.folder.path().join(name), text).expect("a file");
+        }
+
+        fn loads(&self) -> u32 {
+            self.loads.load(Ordering::SeqCst)
+        }
+
+        /// Watches while `script` runs.
+        async fn during(&self, script: impl Future<Output = ()>) {
+            let shutdown = CancellationToken::new();
+            let loads = Arc::clone(&self.loads);
+            let load = move |files: &Files| {
+                loads.fetch_add(1, Ordering::SeqCst);
+                read_key(files)
+            };
+            let watch = self.live.clone().watch(load, shutdown.clone());
+            let script = async {
+                script.await;
+                shutdown.cancel();
+            };
+            tokio::join!(watch, script);
+        }
+    }
+
+    /// A key that says "bad" is bad.
+    fn read_key(files: &Files) -> Result<Arc<String>, Error> {
+        let text = fs::read_to_string(&files.key).expect("the key is there");
+        match text.as_str() {
+            "bad" => Err(Error::Empty(files.key.clone(), "private key")),
+            _ => Ok(Arc::new(text)),
+        }
+    }
+
+    async fn seconds(count: u64) {
+        sleep(Duration::from_secs(count)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unchanged_files_are_not_loaded_again() {
+        let watched = Watched::new();
+        watched.during(seconds(60)).await;
+        assert_eq!(watched.loads(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_loaded_once_whichever_file_it_is() {
+        let watched = Watched::new();
+        let script = async {
+            for (loads, name) in ["ca", "cert", "key"].into_iter().enumerate() {
+                watched.write(name, "newer");
+                seconds(3).await;
+                assert_eq!(watched.loads() as usize, loads + 1, "{name}");
+                seconds(60).await;
+                assert_eq!(watched.loads() as usize, loads + 1, "{name}");
+            }
+        };
+        watched.during(script).await;
+        assert_eq!(*watched.live.current(), "newer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bad_files_are_tried_once_and_change_nothing() {
+        let watched = Watched::new();
+        let script = async {
+            watched.write("key", "bad");
+            seconds(60).await;
+            assert_eq!((watched.loads(), watched.live.current().as_str()), (1, "old"));
+            watched.write("key", "good");
+            seconds(3).await;
+            assert_eq!((watched.loads(), watched.live.current().as_str()), (2, "good"));
+        };
+        watched.during(script).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_in_motion_are_waited_for() {
+        let watched = Watched::new();
+        let script = async {
+            for step in 0..20_usize {
+                // The size changes too, whatever the resolution of time stamps.
+                watched.write("cert", &"x".repeat(step));
+                sleep(Duration::from_millis(900)).await;
+            }
+            assert_eq!(watched.loads(), 0);
+            seconds(3).await;
+            assert_eq!(watched.loads(), 1);
+        };
+        watched.during(script).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_before_the_watch_began_is_not_missed() {
+        let watched = Watched::new();
+        watched.write("key", "newer");
+        watched.during(seconds(3)).await;
+        assert_eq!(*watched.live.current(), "newer");
+    }
+}

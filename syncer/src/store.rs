@@ -149,17 +149,22 @@ impl Store {
         }
     }
 
-    /// Two things are refused with FAILED_PRECONDITION: an older token, and a
-    /// removal of too much. The store's own word on its newest writer tells them
-    /// apart; without it the worse one is believed.
+    /// Two things are refused with FAILED_PRECONDITION: a token that is not the
+    /// newest writer's, and a removal of too much. The store's own word on its
+    /// newest writer tells them apart; without it the worse one is believed.
     async fn precondition(&self, message: &str, token: FencingToken) -> Error {
         let mut client = self.client.clone();
         let status = timeout(self.settings.timeout, client.status(StatusRequest {})).await;
-        let newest = match status {
-            Ok(Ok(status)) => status.into_inner().writer.unwrap_or_default().fencing_token,
-            Ok(Err(_)) | Err(_) => u64::MAX,
+        let fenced = match status {
+            Ok(Ok(status)) => {
+                let writer = status.into_inner().writer.unwrap_or_default();
+                let newest = FencingToken(writer.fencing_token);
+                let taken = newest == token && writer.owner != self.settings.owner.as_str();
+                newest > token || (taken && token.0 != 0)
+            }
+            Ok(Err(_)) | Err(_) => true,
         };
-        match newest > token.0 {
+        match fenced {
             true => Error::Fenced(message.to_owned()),
             false => Error::Refused(message.to_owned()),
         }

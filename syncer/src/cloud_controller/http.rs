@@ -38,10 +38,12 @@ pub struct Http {
 enum Source {
     Fixed(Client),
     /// Rebuilt when the TLS files have changed.
-    Reloading {
-        tls: ClientTls,
-        built: Mutex<(Arc<ClientConfig>, Client)>,
-    },
+    Reloading(Box<Reloading>),
+}
+
+struct Reloading {
+    tls: ClientTls,
+    built: Mutex<(Arc<ClientConfig>, Client)>,
 }
 
 /// An answer with its whole body.
@@ -79,7 +81,8 @@ impl Http {
             Trust::Mutual(tls) => {
                 let config = tls.rustls_config();
                 let client = mutual(&config, &user_agent)?;
-                Source::Reloading { tls, built: Mutex::new((config, client)) }
+                let built = Mutex::new((config, client));
+                Source::Reloading(Box::new(Reloading { tls, built }))
             }
         };
         Ok(Self { source, user_agent })
@@ -89,7 +92,8 @@ impl Http {
     pub fn client(&self) -> Result<Client, reqwest::Error> {
         match &self.source {
             Source::Fixed(client) => Ok(client.clone()),
-            Source::Reloading { tls, built } => {
+            Source::Reloading(reloading) => {
+                let Reloading { tls, built } = &**reloading;
                 let config = tls.rustls_config();
                 let mut built = built.lock().unwrap_or_else(PoisonError::into_inner);
                 if !Arc::ptr_eq(&built.0, &config) {

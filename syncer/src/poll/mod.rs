@@ -87,12 +87,12 @@ impl Poller {
     pub async fn lead(self: Arc<Self>, term: Term) -> Fenced {
         let _standby_is_healthy = OnDrop(&self.freshness);
         self.nudge.take();
-        debug!("initializing-lastSyncTime");
         let mut leadership = Leadership {
             poller: &self,
             term,
             schedule: Schedule::new(self.settings.intervals),
             held: None,
+            fresh: true,
             last_good: Instant::now(),
             failures: 0,
         };
@@ -131,6 +131,8 @@ struct Leadership<'a> {
     schedule: Schedule,
     /// What the store is known to hold.
     held: Option<Arc<Held>>,
+    /// Nothing was polled yet.
+    fresh: bool,
     last_good: Instant,
     failures: u32,
 }
@@ -138,6 +140,9 @@ struct Leadership<'a> {
 impl Leadership<'_> {
     async fn poll(&mut self) -> Result<(), cycle::Error> {
         debug!("asg-sync-started");
+        if std::mem::take(&mut self.fresh) {
+            debug!("initializing-lastSyncTime");
+        }
         if self.poller.nudge.take() {
             self.schedule.request();
         }

@@ -1,0 +1,318 @@
+//! Which calls are made, in which order: the sequences of
+//! contracts/policy-server.md 2.4 and 2.5, and what is done about each fault.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::support::{
+    cloud::{Cloud, EARLY, LATE, Reply, STAMP, TOKEN, group, groups, page, stamp, token},
+    leader::Leader,
+    store::PolicyStoreTwin,
+    until,
+};
+
+/// What one situation looks like from the Cloud Controller and the store.
+struct Case {
+    name: &'static str,
+    script: fn(&Cloud),
+    /// The first calls, one letter each: T token, S stamp, 1 to 9 a page.
+    calls: &'static str,
+    /// The guids of each write so far.
+    writes: &'static [&'static [&'static str]],
+}
+
+fn one_page(cloud: &Cloud) {
+    cloud.on(STAMP, [stamp(EARLY)]);
+    cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+}
+
+fn list(first: impl IntoIterator<Item = Reply>) -> impl FnOnce(&Cloud) {
+    let mut replies: Vec<_> = first.into_iter().collect();
+    replies.push(groups(&[group("a", "10.0.0.1")], false));
+    move |cloud| {
+        cloud.on(STAMP, [stamp(EARLY)]);
+        cloud.on(&page(1), replies);
+    }
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "first sync, then no change",
+        script: one_page,
+        calls: "TSS1SSSSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "three pages: k list calls and k + 2 stamps",
+        script: |cloud| {
+            cloud.on(STAMP, [stamp(EARLY)]);
+            cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], true)]);
+            cloud.on(&page(2), [groups(&[group("b", "10.0.0.1")], true)]);
+            cloud.on(&page(3), [groups(&[group("c", "10.0.0.1")], false)]);
+        },
+        calls: "TSS1S2S3SSS",
+        writes: &[&["a", "b", "c"]],
+    },
+    Case {
+        name: "a change",
+        script: |cloud| {
+            cloud.on(STAMP, [EARLY, EARLY, EARLY, EARLY, LATE].map(stamp));
+            let lists = ["a", "b"].map(|guid| groups(&[group(guid, "10.0.0.1")], false));
+            cloud.on(&page(1), lists);
+        },
+        calls: "TSS1SSSS1SSS",
+        writes: &[&["a"], &["b"]],
+    },
+    Case {
+        name: "a change while paging: another attempt at once",
+        script: |cloud| {
+            // Poll, before, after: moved. Before, after: stands still.
+            cloud.on(STAMP, [EARLY, EARLY, LATE].map(stamp));
+            cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+        },
+        // The stamp of the poll is remembered, so the change is synced as well.
+        calls: "TSS1SS1SSS1SSS",
+        writes: &[&["a"], &["a"]],
+    },
+    Case {
+        name: "a change while paging, three times: the poll ends, the next one goes on",
+        script: |cloud| {
+            let stamps = (0..7).map(|second| stamp(&format!("2026-11-23T01:53:{second:02}.5Z")));
+            cloud.on(STAMP, stamps);
+            cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+        },
+        calls: "TSS1SS1SS1SSS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "401: a new token, once, and the call again",
+        script: |cloud| {
+            cloud.on(TOKEN, [token("t1"), token("t2")]);
+            list([Reply::text(401, r#"{"error":"invalid_token"}"#)])(cloud);
+        },
+        calls: "TSS1T1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "401 that stays: three attempts with a new token each, then a pause",
+        script: |cloud| list(vec![Reply::text(401, "{}"); 6])(cloud),
+        calls: "TSS1T1S1T1S1T1SS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "500: three attempts, then a pause",
+        script: |cloud| list(vec![Reply::text(500, "oops"); 3])(cloud),
+        calls: "TSS1S1S1SS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "429: no attempt before the server wants it",
+        script: |cloud| list([Reply::text(429, "{}").header("retry-after", "1")])(cloud),
+        calls: "TSS1SS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "no answer in time counts as a failure",
+        script: |cloud| list(vec![Reply::text(200, "{}").after(Duration::from_secs(60)); 3])(cloud),
+        calls: "TSS1S1S1SS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "bad JSON: three attempts",
+        script: |cloud| list(vec![Reply::text(200, r#"{"resources":[{"#); 3])(cloud),
+        calls: "TSS1S1S1SS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "an empty list is read again before it is believed",
+        script: |cloud| list([groups(&[], false)])(cloud),
+        calls: "TSS1SS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "an empty list twice goes to the store",
+        script: |cloud| {
+            cloud.on(STAMP, [stamp(EARLY)]);
+            cloud.on(&page(1), [groups(&[], false)]);
+        },
+        calls: "TSS1SS1SSSS",
+        writes: &[&[]],
+    },
+    Case {
+        name: "no list at all is read again before it is believed",
+        script: |cloud| list([Reply::text(200, "{}")])(cloud),
+        calls: "TSS1S1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "a later page without a list is no end of the list",
+        script: |cloud| {
+            cloud.on(STAMP, [stamp(EARLY)]);
+            cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], true)]);
+            let second = groups(&[group("b", "10.0.0.1")], false);
+            cloud.on(&page(2), [Reply::text(200, r#"{"resources":null}"#), second]);
+        },
+        calls: "TSS1S2S1S2SSS",
+        writes: &[&["a", "b"]],
+    },
+    Case {
+        name: "a group without a guid does not hold up the others",
+        script: |cloud| {
+            cloud.on(STAMP, [stamp(EARLY)]);
+            let nameless = json!({"name": "nobody"});
+            cloud.on(&page(1), [groups(&[nameless, group("a", "10.0.0.1")], false)]);
+        },
+        calls: "TSS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "404 of the stamp: a list, and then not at every poll",
+        script: |cloud| {
+            one_page(cloud);
+            cloud.on(STAMP, [Reply::text(404, "Unknown request")]);
+        },
+        calls: "TSS1SSSSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "a stamp that is no moment fails the poll",
+        script: |cloud| {
+            one_page(cloud);
+            cloud.on(STAMP, [stamp("yesterday"), stamp(EARLY)]);
+        },
+        calls: "TSSS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "UAA refuses: no other call",
+        script: |cloud| {
+            one_page(cloud);
+            cloud.on(TOKEN, [Reply::text(401, "{}"), token("t1")]);
+        },
+        calls: "TTSS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "UAA answers nonsense: no other call",
+        script: |cloud| {
+            one_page(cloud);
+            let empty = Reply::json(&json!({"access_token": ""}));
+            cloud.on(TOKEN, [Reply::text(200, "<html>"), empty, token("t1")]);
+        },
+        calls: "TTTSS1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "a token that has ended is replaced without being refused",
+        script: |cloud| {
+            one_page(cloud);
+            let brief = json!({"access_token": "t1", "expires_in": 0});
+            cloud.on(TOKEN, [Reply::json(&brief)]);
+        },
+        calls: "TSTST1TSTSTS",
+        writes: &[&["a"]],
+    },
+];
+
+fn letter(call: &str) -> char {
+    match call {
+        TOKEN => 'T',
+        STAMP => 'S',
+        call => call
+            .strip_prefix("GET /v3/security_groups?per_page=5000&page=")
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("a call that nobody expects: {call}")),
+    }
+}
+
+async fn check(case: &Case) {
+    let cloud = Cloud::start().await;
+    let store = PolicyStoreTwin::start().await;
+    (case.script)(&cloud);
+    let client = cloud.client_with_timeout(Duration::from_millis(400));
+    let leader = Leader::start(client, store.client("me"), 1);
+    until(case.name, || cloud.lines().len() >= case.calls.len()).await;
+    until(case.name, || store.writes().len() >= case.writes.len()).await;
+    drop(leader);
+    let calls: String = cloud.lines().iter().map(|call| letter(call)).collect();
+    assert!(calls.starts_with(case.calls), "{}: {calls} instead of {}", case.name, case.calls);
+    let writes: Vec<_> = store.writes().into_iter().map(|write| write.guids).collect();
+    assert_eq!(writes, case.writes, "{}", case.name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_made_in_the_originals_order() {
+    let mut checks = tokio::task::JoinSet::new();
+    for case in CASES {
+        checks.spawn(check(case));
+    }
+    checks.join_all().await;
+}
+
+#[tokio::test]
+async fn requests_have_the_originals_habits() {
+    let cloud = Cloud::start().await;
+    one_page(&cloud);
+    let client = cloud.client();
+    client.list(&Default::default()).await.unwrap();
+    let calls = cloud.calls();
+    let header = |call: usize, name: &str| calls[call].headers[name].to_str().unwrap().to_owned();
+    assert_eq!(calls[0].line, "POST /oauth/token");
+    // base64 of network-policy:se:cret, not url-encoded first.
+    assert_eq!(header(0, "authorization"), "Basic bmV0d29yay1wb2xpY3k6c2U6Y3JldA==");
+    assert_eq!(header(0, "content-type"), "application/x-www-form-urlencoded");
+    assert_eq!(calls[0].body, "client_id=network-policy&grant_type=client_credentials");
+    assert_eq!(calls[2].line, "GET /v3/security_groups?per_page=5000&page=1");
+    for call in 1..calls.len() {
+        assert_eq!(header(call, "authorization"), "bearer t1");
+        assert_eq!(header(call, "accept-encoding"), "gzip");
+        assert_eq!(header(call, "user-agent"), "test-agent/1");
+    }
+}
+
+#[tokio::test]
+async fn a_wish_to_be_left_alone_is_kept() {
+    let cloud = Cloud::start().await;
+    let store = PolicyStoreTwin::start().await;
+    list([Reply::text(503, "{}").header("retry-after", "2")])(&cloud);
+    let began = Instant::now();
+    let _leader = Leader::start(cloud.client(), store.client("me"), 1);
+    until("a write", || store.writes().len() == 1).await;
+    assert!(began.elapsed() >= Duration::from_secs(2));
+    assert_eq!(cloud.count(&page(1)), 2);
+}
+
+#[tokio::test]
+async fn errors_say_which_call_and_why() {
+    let cloud = Cloud::start().await;
+    one_page(&cloud);
+    let failing = [
+        (TOKEN, Reply::text(401, "no"), "getting a token from uaa: bad uaa response: 401: no"),
+        (
+            STAMP,
+            stamp("soon"),
+            "getting the last update of the security groups: \
+             failed parsing last_update from cloud controller: 'soon'",
+        ),
+        (
+            "GET /v3/security_groups?per_page=5000&page=1",
+            Reply::text(500, r#"{"errors":[{"detail":"it is broken"}]}"#),
+            "getting the security groups: http status 500: it is broken",
+        ),
+    ];
+    for (call, reply, expected) in failing {
+        let client = cloud.client();
+        cloud.on(call, [reply]);
+        let err = client.list(&Default::default()).await.unwrap_err();
+        let text = format!("{:#}", anyhow::Error::from(err));
+        assert!(text.starts_with(expected), "{text}");
+        one_page(&cloud);
+        cloud.on(TOKEN, [token("t1")]);
+    }
+    let nobody = Value::Null;
+    cloud.on(STAMP, [Reply::json(&nobody)]);
+    let err = cloud.client().last_update().await.unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(err)).contains("unmarshal json"));
+}

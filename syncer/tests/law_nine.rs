@@ -1,0 +1,250 @@
+//! Law 9: whatever the stamps do, the store ends equal to the Cloud Controller
+//! within the bounds that `poll::schedule` states.
+
+use std::time::{Duration, Instant};
+
+use model::generation::Watermark;
+use proptest::prelude::*;
+use syncer::{
+    poll::schedule::{Intervals, Reason, SLACK, Schedule, TICK, pause},
+    stamp::Stamp,
+};
+
+const POLL: u64 = 1_000;
+const FULL: u64 = 300_000;
+const UNSTAMPED: u64 = 60_000;
+const INTERVALS: Intervals = Intervals {
+    poll: Duration::from_millis(POLL),
+    full: Duration::from_millis(FULL),
+    unstamped: Duration::from_millis(UNSTAMPED),
+};
+
+fn start() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn at(second: i64, nanosecond: i64) -> Stamp {
+    Stamp::At(Watermark::try_new(second, nanosecond).unwrap())
+}
+
+/// How a change treats the stamp.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Touch {
+    /// The second of the change, as Cloud Controllers before 2023.
+    Second,
+    /// The microsecond of the change.
+    Micro,
+    /// Not at all: v2 API, deleted space, seeding.
+    Not,
+    /// So many seconds before the last one.
+    Back(u8),
+}
+
+/// A simulated Cloud Controller: its n-th change happened at a moment, and left
+/// a stamp.
+struct Cloud {
+    /// Its clock minus ours, in ms.
+    skew: i64,
+    changes: Vec<(u64, Stamp)>,
+}
+
+impl Cloud {
+    fn change(&mut self, now: u64, touch: Touch) {
+        let clock = i64::try_from(now).unwrap() + self.skew + 1_700_000_000_000;
+        let last = self.stamp(now);
+        let stamp = match touch {
+            Touch::Second => at(clock.div_euclid(1_000), 0),
+            Touch::Micro => {
+                at(clock.div_euclid(1_000), clock.rem_euclid(1_000) * 1_000_000 + 1_000)
+            }
+            Touch::Not => last,
+            Touch::Back(seconds) => {
+                let last = last.watermark();
+                at(last.seconds() - i64::from(seconds), i64::from(last.nanoseconds()))
+            }
+        };
+        self.changes.push((now, stamp));
+    }
+
+    fn until(&self, now: u64) -> &[(u64, Stamp)] {
+        &self.changes[..self.changes.partition_point(|(moment, _)| *moment <= now)]
+    }
+
+    fn stamp(&self, now: u64) -> Stamp {
+        self.until(now).last().map_or(at(0, 0), |(_, stamp)| *stamp)
+    }
+
+    /// The content is the number of changes.
+    fn content(&self, now: u64) -> usize {
+        self.until(now).len()
+    }
+}
+
+/// Polls from 0 to `end`; each reading takes `reading` ms and sees the list as it
+/// was at half of that. Returns what the store held, and from when.
+fn run(cloud: &Cloud, end: u64, reading: u64, spin: f64) -> Vec<(u64, usize)> {
+    let t = start();
+    let mut schedule = Schedule::new(INTERVALS);
+    let mut stored = Vec::new();
+    let mut now = 0;
+    while now < end {
+        let began = now;
+        let stamp = cloud.stamp(began);
+        if schedule.decide(stamp, t + ms(began)).is_some() {
+            now += reading;
+            if cloud.stamp(now) == stamp {
+                stored.push((now, cloud.content(began + reading / 2)));
+                schedule.synced(stamp, t + ms(began), spin);
+            } else {
+                // Unstable: a pause of a second, then another poll.
+                now += 1_000;
+                continue;
+            }
+        }
+        let next = schedule.next(t + ms(began)).saturating_duration_since(t);
+        now = now.max(u64::try_from(next.as_millis()).unwrap()).max(began + 1);
+    }
+    stored
+}
+
+/// When the store held the last content for good.
+fn settled(stored: &[(u64, usize)], content: usize) -> Option<u64> {
+    let first = stored.iter().rposition(|(_, held)| *held != content).map_or(0, |last| last + 1);
+    stored.get(first).map(|(moment, _)| *moment)
+}
+
+fn changes(touches: impl Strategy<Value = Touch>) -> impl Strategy<Value = Vec<(u64, Touch)>> {
+    // Many changes in few seconds, so that ticks are shared.
+    prop::collection::vec((0_u64..20_000, touches), 1..30).prop_map(|mut changes| {
+        changes.sort_by_key(|(moment, _)| *moment);
+        changes
+    })
+}
+
+fn settles_after(changes: &[(u64, Touch)], skew: i64, reading: u64, spin: f64) -> u64 {
+    let mut cloud = Cloud { skew, changes: Vec::new() };
+    for (moment, touch) in changes {
+        cloud.change(*moment, *touch);
+    }
+    let (last, content) = (changes.last().unwrap().0, changes.len());
+    let stored = run(&cloud, last + 2 * FULL, reading, spin);
+    settled(&stored, content).expect("the last change never arrived").saturating_sub(last)
+}
+
+proptest! {
+    /// Whole-second stamps from a clock that is off: within a tick, its slack, a
+    /// poll, and what readings and one unstable attempt take.
+    #[test]
+    fn changes_that_share_a_second_arrive(
+        changes in changes(Just(Touch::Second)),
+        skew in -10_000_000_i64..10_000_000, reading in 0_u64..400, spin in 0.0..1.0,
+    ) {
+        let bound = u64::try_from((TICK + SLACK).as_millis()).unwrap() + 2 * POLL + 3 * reading;
+        let took = settles_after(&changes, skew, reading, spin);
+        prop_assert!(took <= bound, "{took} ms > {bound} ms");
+    }
+
+    #[test]
+    fn changes_with_fine_stamps_arrive_at_the_next_poll(
+        changes in changes(Just(Touch::Micro)), reading in 0_u64..400, spin in 0.0..1.0,
+    ) {
+        let bound = 2 * POLL + 3 * reading;
+        let took = settles_after(&changes, 0, reading, spin);
+        prop_assert!(took <= bound, "{took} ms > {bound} ms");
+    }
+
+    /// Anything at all: within the full interval.
+    #[test]
+    fn everything_arrives(
+        changes in changes(prop_oneof![
+            Just(Touch::Second), Just(Touch::Micro), Just(Touch::Not), (0_u8..5).prop_map(Touch::Back),
+        ]),
+        skew in -10_000_000_i64..10_000_000, reading in 0_u64..400, spin in 0.0..1.0,
+    ) {
+        let bound = FULL + 2 * POLL + 3 * reading;
+        let took = settles_after(&changes, skew, reading, spin);
+        prop_assert!(took <= bound, "{took} ms > {bound} ms");
+    }
+
+    #[test]
+    fn pauses_grow_and_have_bounds(failures in 1_u32..100, spin in 0.0..1.0) {
+        let longest = pause(failures, None, 1.0);
+        let pause = pause(failures, None, spin);
+        prop_assert!(pause <= longest && pause >= longest / 2);
+        prop_assert!(longest <= Duration::from_secs(30));
+        prop_assert!(longest >= Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn a_stamp_that_stands_still_is_skipped() {
+    let t = start();
+    let mut schedule = Schedule::new(INTERVALS);
+    let fine = at(10, 1_000);
+    assert_eq!(schedule.decide(fine, t), Some(Reason::First));
+    assert_eq!(schedule.watermark(), None, "nothing is remembered before it is confirmed");
+    assert_eq!(schedule.decide(fine, t), Some(Reason::First), "it failed: again");
+    schedule.synced(fine, t, 1.0);
+    assert_eq!(schedule.decide(fine, t + ms(299_999)), None);
+    assert_eq!(schedule.decide(fine, t + ms(300_000)), Some(Reason::Periodic));
+}
+
+#[test]
+fn any_other_stamp_is_a_change() {
+    let t = start();
+    let mut schedule = Schedule::new(INTERVALS);
+    schedule.synced(at(10, 1_000), t, 1.0);
+    assert_eq!(schedule.decide(at(11, 0), t), Some(Reason::Changed));
+    assert_eq!(schedule.decide(at(9, 0), t), Some(Reason::Changed), "backwards");
+    assert_eq!(schedule.decide(Stamp::Unknown, t), Some(Reason::Changed));
+}
+
+#[test]
+fn a_whole_second_is_read_again_when_it_has_passed() {
+    let t = start();
+    let mut schedule = Schedule::new(INTERVALS);
+    let coarse = at(10, 0);
+    schedule.decide(coarse, t);
+    schedule.synced(coarse, t + ms(20), 1.0);
+    assert_eq!(schedule.decide(coarse, t + ms(1_499)), None);
+    assert_eq!(schedule.next(t + ms(1_000)), t + ms(1_500), "not a whole poll later");
+    assert_eq!(schedule.decide(coarse, t + ms(1_500)), Some(Reason::TickPassed));
+    schedule.synced(coarse, t + ms(1_500), 1.0);
+    assert_eq!(schedule.decide(coarse, t + ms(9_000)), None, "once");
+}
+
+#[test]
+fn without_a_stamp_it_is_read_now_and_then() {
+    let t = start();
+    let mut schedule = Schedule::new(INTERVALS);
+    schedule.decide(Stamp::Unknown, t);
+    schedule.synced(Stamp::Unknown, t, 1.0);
+    assert_eq!(schedule.decide(Stamp::Unknown, t + ms(59_999)), None);
+    assert_eq!(schedule.decide(Stamp::Unknown, t + ms(60_000)), Some(Reason::Unstamped));
+}
+
+#[test]
+fn a_request_is_kept_until_it_is_done() {
+    let t = start();
+    let mut schedule = Schedule::new(INTERVALS);
+    let fine = at(10, 1_000);
+    schedule.synced(fine, t, 1.0);
+    schedule.request();
+    assert_eq!(schedule.decide(fine, t), Some(Reason::Requested));
+    assert_eq!(schedule.decide(fine, t), Some(Reason::Requested), "it failed: again");
+    schedule.synced(fine, t, 1.0);
+    assert_eq!(schedule.decide(fine, t), None);
+}
+
+#[test]
+fn a_wish_of_the_server_is_kept() {
+    assert_eq!(pause(1, Some(Duration::from_secs(90)), 0.0), Duration::from_secs(90));
+    assert_eq!(pause(1, Some(Duration::ZERO), 0.0), Duration::from_millis(500));
+    assert_eq!(pause(1, None, 1.0), Duration::from_secs(1));
+    assert_eq!(pause(4, None, 1.0), Duration::from_secs(8));
+    assert_eq!(pause(u32::MAX, None, 1.0), Duration::from_secs(30));
+}

@@ -1,0 +1,136 @@
+//! The log of a first sync and of a poll without change, against a recording of
+//! the original at level debug (cases/syncer/first-sync-debug.log).
+
+use runtime::lager::{self, Level};
+use serde_json::{Value, json};
+
+use crate::support::{
+    cloud::{Cloud, EARLY, STAMP, group, groups, page, stamp},
+    data_of,
+    leader::Leader,
+    log_options,
+    store::PolicyStoreTwin,
+    until,
+};
+
+/// Level, message and data keys, as recorded. Ours in addition: the line
+/// `applied-security-groups` and the key `reason`. Left out:
+/// `successfully-sent-performance-metrics`, since metrics are fetched here. The
+/// two `updating-` lines come after the store has confirmed.
+const RECORDED: &str = "\
+debug asg-sync-started
+debug initializing-lastSyncTime
+debug get-token URL
+info get-security-groups-last-update
+debug cc-internal-json-client.http-do body session
+debug get-security-groups-last-update-response last_update
+debug performing-update cc-latest-update-time local-latest-update-time reason
+info get-security-groups
+debug get-security-groups-retry-loop attempt
+info get-security-groups-attempt-pagination
+info get-security-groups-last-update
+debug cc-internal-json-client.http-do body session
+debug get-security-groups-last-update-response last_update
+debug get-security-groups-request page
+info get-security-groups-with-page page
+debug get-security-groups-with-page-request route
+debug cc-json-client.http-do body session
+debug get-security-groups-with-page-response resources
+debug get-security-groups-response response
+info get-security-groups-last-update
+debug cc-internal-json-client.http-do body session
+debug get-security-groups-last-update-response last_update
+debug get-security-groups-timestamps-match newUpdatedAt originalUpdatedAt
+debug get-security-groups-last-page page
+debug get-security-groups-retry-loop-succeeded security-groups
+info successfully-fetched-security-groups count
+debug updating-local-latest-update-time new-local-latest-update-time old-local-latest-update-time
+debug updating-last-sync-time new-last-sync-time
+info applied-security-groups added changed fencing-token generation kept malformed read-ms reason removed store-ms unchanged watermark
+debug asg-sync-complete
+debug asg-sync-started
+info get-security-groups-last-update
+debug cc-internal-json-client.http-do body session
+debug get-security-groups-last-update-response last_update
+debug skipping-update cc-latest-update-time local-latest-update-time
+debug asg-sync-complete
+";
+
+fn told(line: &Value) -> String {
+    let message = line["message"].as_str().unwrap();
+    let action = message.strip_prefix("cfnetworking.policy-server-asg-syncer.").unwrap();
+    let keys = line["data"].as_object().unwrap().keys().map(String::as_str);
+    let parts = [line["level"].as_str().unwrap(), action].into_iter().chain(keys);
+    parts.collect::<Vec<_>>().join(" ")
+}
+
+async fn first_sync(level: Level, groups_of: &[Value]) -> lager::Capture {
+    let (log, _control, _guard) = lager::capture(log_options(level));
+    let cloud = Cloud::start().await;
+    let store = PolicyStoreTwin::start().await;
+    cloud.on(STAMP, [stamp(EARLY)]);
+    cloud.on(&page(1), [groups(groups_of, false)]);
+    let leader = Leader::start(cloud.client(), store.client("me"), 7);
+    until("polls", || cloud.count(STAMP) >= 6).await;
+    drop(leader);
+    log
+}
+
+#[tokio::test]
+async fn a_first_sync_reads_as_the_originals() {
+    let log = first_sync(Level::Debug, &[group("a", "10.88.139.92")]).await;
+    let lines: Vec<_> = log.lines().iter().map(told).collect();
+    let recorded: Vec<_> = RECORDED.lines().collect();
+    assert_eq!(lines[..recorded.len()], recorded, "{}", log.text());
+}
+
+#[tokio::test]
+async fn values_are_the_originals() {
+    let log = first_sync(Level::Debug, &[group("a", "10.88.139.92")]).await;
+    let only = |action: &str| data_of(&log, action).remove(0);
+    let early = "2026-11-23T01:53:08.742529Z";
+    assert_eq!(only("get-security-groups-last-update-response"), json!({"last_update": early}));
+    let performing = only("performing-update");
+    assert_eq!(performing["cc-latest-update-time"], early);
+    assert_eq!(performing["local-latest-update-time"], "0001-01-01T00:00:00Z");
+    assert_eq!(
+        only("skipping-update"),
+        json!({"cc-latest-update-time": early, "local-latest-update-time": early})
+    );
+    assert_eq!(only("get-security-groups-retry-loop"), json!({"attempt": 0}));
+    assert_eq!(
+        only("get-security-groups-with-page-request"),
+        json!({"route": "/v3/security_groups?per_page=5000&page=1"})
+    );
+    let shown = json!([{
+        "guid": "a", "name": "name-of-a",
+        "globally_enabled": {"running": true, "staging": false},
+        "rules": [{"protocol": "tcp", "destination": "10.88.139.92", "ports": "443", "type": 0,
+                   "code": 0, "description": "", "log": false}],
+        "relationships": {"staging_spaces": {"data": []},
+                          "running_spaces": {"data": [{"guid": "s1"}]}},
+    }]);
+    assert_eq!(only("get-security-groups-retry-loop-succeeded"), json!({"security-groups": shown}));
+    assert_eq!(only("get-security-groups-with-page-response"), json!({"resources": shown}));
+    assert_eq!(only("get-security-groups-response"), json!({"response": shown}));
+    assert_eq!(only("successfully-fetched-security-groups"), json!({"count": 1}));
+    // The keys of a group stand in the original's order, and & is escaped.
+    let text = log.text();
+    assert!(text.contains(r#"{"security-groups":[{"guid":"a","name":"name-of-a","globally_enabled":{"running":true,"staging":false},"rules":[{"protocol":"tcp","destination":"10.88.139.92","ports":"443","type":0,"code":0,"description":"","log":false}],"relationships":{"staging_spaces":{"data":[]},"running_spaces":{"data":[{"guid":"s1"}]}}}]}"#));
+    assert!(text.contains(r"/v3/security_groups?per_page=5000\u0026page=1"));
+    let applied = only("applied-security-groups");
+    assert_eq!((&applied["added"], &applied["fencing-token"]), (&json!(1), &json!(7)));
+    assert_eq!(applied["watermark"], early);
+}
+
+#[tokio::test]
+async fn at_level_info_an_idle_poll_is_one_line() {
+    let log = first_sync(Level::Info, &[group("a", "10.88.139.92")]).await;
+    let lines: Vec<_> = log.lines().iter().map(told).collect();
+    let synced = lines.iter().position(|line| line.contains("applied-security-groups")).unwrap();
+    assert!(lines.len() > synced + 2);
+    for line in &lines[synced + 1..] {
+        assert_eq!(line, "info get-security-groups-last-update");
+    }
+    assert!(!log.text().contains("10.88.139.92"), "no rules in the log");
+}

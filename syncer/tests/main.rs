@@ -1,0 +1,15 @@
+//! All tests of the crate that reach beyond one module.
+
+#![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+
+mod call_order;
+mod configuration;
+mod import;
+mod keeper;
+mod law_nine;
+mod lease;
+mod log_lines;
+mod private_ca;
+mod reading;
+mod support;
+mod syncing;

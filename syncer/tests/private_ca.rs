@@ -1,0 +1,94 @@
+//! TLS with private authorities: the internal API's mutual TLS, and trust in
+//! nobody else.
+
+use std::{fs, path::Path, time::Duration};
+
+use axum::{Router, routing::get};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
+use runtime::{
+    server::{Http as HttpServer, Listener},
+    tls::{Alpn, ClientTls, Files, ServerTls},
+};
+use syncer::cloud_controller::{Http, Trust};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    // Two authorities of one name would be told apart by their keys only.
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    Authority { pem, issuer: Issuer::new(params, key) }
+}
+
+/// Writes an authority's certificate and one that it issued.
+fn issue(authority: &Authority, folder: &Path, name: &str) -> Files {
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+    let file = |kind: &str| folder.join(format!("{name}.{kind}"));
+    let files = Files { ca: file("ca"), cert: file("cert"), key: file("key") };
+    fs::write(&files.ca, &authority.pem).unwrap();
+    fs::write(&files.cert, certificate.pem()).unwrap();
+    fs::write(&files.key, key.serialize_pem()).unwrap();
+    files
+}
+
+async fn serve(files: &Files, server: &mut JoinSet<()>) -> String {
+    let tls = ServerTls::load(files, Alpn::Http1).unwrap();
+    let listener = Listener::tcp("test", "127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr());
+    let router = Router::new().route("/", get(|| async { "in" }));
+    let http = HttpServer::new(listener, Some(tls));
+    server.spawn(http.serve(router, CancellationToken::new(), Duration::ZERO));
+    url
+}
+
+async fn fetch(trust: Trust, url: &str) -> Result<String, String> {
+    let http = Http::new(trust, "test".to_owned()).unwrap();
+    let response = http.client().unwrap().get(url).send().await;
+    match response {
+        Ok(response) => Ok(response.text().await.unwrap()),
+        Err(err) => Err(format!("{:#}", anyhow::Error::from(err))),
+    }
+}
+
+#[tokio::test]
+async fn only_the_configured_authorities_are_trusted() {
+    runtime::tls::install_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (authority("ours"), authority("theirs"));
+    let server_files = issue(&ours, folder.path(), "server");
+    let mut server = JoinSet::new();
+    let url = serve(&server_files, &mut server).await;
+    let mutual = |authority, name| {
+        Trust::Mutual(ClientTls::load(&issue(authority, folder.path(), name)).unwrap())
+    };
+    let only = |authority: &Authority| Trust::Authorities(vec![authority.pem.clone().into_bytes()]);
+
+    assert_eq!(fetch(mutual(&ours, "client"), &url).await, Ok("in".to_owned()));
+    let refused = fetch(mutual(&theirs, "stranger"), &url).await.unwrap_err();
+    assert!(refused.contains("UnknownIssuer"), "{refused}");
+    let refused = fetch(only(&theirs), &url).await.unwrap_err();
+    assert!(refused.contains("UnknownIssuer"), "{refused}");
+    // Trusted, but the server wants to know who we are.
+    let refused = fetch(only(&ours), &url).await.unwrap_err();
+    assert!(!refused.contains("UnknownIssuer"), "{refused}");
+    let refused = fetch(Trust::Anything(None), &url).await.unwrap_err();
+    assert!(!refused.contains("UnknownIssuer"), "{refused}");
+    let files = issue(&ours, folder.path(), "shown");
+    let mut pem = fs::read(&files.cert).unwrap();
+    pem.extend(fs::read(&files.key).unwrap());
+    assert_eq!(fetch(Trust::Anything(Some(pem)), &url).await, Ok("in".to_owned()));
+}

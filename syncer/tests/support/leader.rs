@@ -1,0 +1,65 @@
+//! A poll loop under a term that the test can end.
+
+use std::{sync::Arc, time::Duration};
+
+use model::lock::FencingToken;
+use runtime::server::Health;
+use syncer::{
+    cloud_controller::CloudController,
+    lease::keeper::{Fenced, Term},
+    poll::{Nudge, Poller, Settings, schedule::Intervals},
+    store::Store,
+};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+
+pub(crate) const SETTINGS: Settings = Settings {
+    intervals: Intervals {
+        poll: Duration::from_millis(20),
+        full: Duration::from_secs(300),
+        unstamped: Duration::from_secs(60),
+    },
+    retry_deadline: Duration::from_secs(300),
+};
+
+/// It ends when it is dropped.
+pub(crate) struct Leader {
+    pub(crate) poller: Arc<Poller>,
+    pub(crate) health: Health,
+    pub(crate) nudge: Nudge,
+    pub(crate) work: JoinSet<Fenced>,
+    ends: watch::Sender<Instant>,
+}
+
+impl Leader {
+    pub(crate) fn start(cloud: CloudController, store: Store, token: u64) -> Self {
+        Self::with(SETTINGS, cloud, store, token)
+    }
+
+    pub(crate) fn with(
+        settings: Settings,
+        cloud: CloudController,
+        store: Store,
+        token: u64,
+    ) -> Self {
+        let (health, nudge) = (Health::new(), Nudge::default());
+        let freshness = health.component("sync");
+        let poller = Arc::new(Poller::new(settings, cloud, store, freshness, nudge.clone()));
+        let ends = watch::Sender::new(Instant::now());
+        let mut leader = Self { poller, health, nudge, work: JoinSet::new(), ends };
+        leader.begin_term(token);
+        leader
+    }
+
+    /// Begins another term, after the one before.
+    pub(crate) fn begin_term(&mut self, token: u64) {
+        self.work.abort_all();
+        self.ends.send_replace(Instant::now() + Duration::from_secs(3600));
+        let term = Term::new(FencingToken(token), self.ends.subscribe());
+        self.work.spawn(Arc::clone(&self.poller).lead(term));
+    }
+
+    /// The lease is over, but nobody has stopped the work yet.
+    pub(crate) fn outlive(&self) {
+        self.ends.send_replace(Instant::now());
+    }
+}

@@ -1,0 +1,52 @@
+//! Twins of what a syncer talks to, on loopback.
+
+pub(crate) mod cloud;
+pub(crate) mod leader;
+pub(crate) mod locket;
+pub(crate) mod store;
+
+use std::{net::SocketAddr, time::Duration};
+
+use runtime::{client, lager};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
+use tonic::transport::Channel;
+
+/// A free port.
+pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// A channel to a twin.
+pub(crate) fn channel(address: SocketAddr) -> Channel {
+    client::channel(&address.to_string(), None, client::Options::default()).unwrap()
+}
+
+/// Waits until `condition` holds, at most ten seconds.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The log of a syncer at `level`.
+pub(crate) fn log_options(level: lager::Level) -> lager::Options {
+    lager::Options {
+        source: "cfnetworking.policy-server-asg-syncer".to_owned(),
+        level,
+        format: lager::TimeFormat::Rfc3339,
+    }
+}
+
+/// The data of each line with this message, without the common prefix.
+pub(crate) fn data_of(lines: &lager::Capture, action: &str) -> Vec<serde_json::Value> {
+    let message = format!("cfnetworking.policy-server-asg-syncer.{action}");
+    let mine = |line: &serde_json::Value| line["message"] == message.as_str();
+    lines.lines().into_iter().filter(mine).map(|line| line["data"].clone()).collect()
+}

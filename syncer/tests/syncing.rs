@@ -1,0 +1,279 @@
+//! Leaders against a store: what is written, what is kept, who may write.
+
+use std::time::Duration;
+
+use proto::policy_v1::status_response::Writer;
+use runtime::lager::{self, Level};
+use serde_json::{Value, json};
+use syncer::{lease::keeper::Fenced, poll::Settings};
+use tonic::Status;
+
+use crate::support::{
+    cloud::{Cloud, EARLY, LATE, Reply, STAMP, group, groups, page, stamp},
+    data_of,
+    leader::{Leader, SETTINGS},
+    log_options,
+    store::PolicyStoreTwin,
+    until,
+};
+
+const THIRD: &str = "2026-11-23T01:53:10.5Z";
+
+fn malformed(guid: &str) -> Value {
+    json!({"guid": guid, "name": format!("name-of-{guid}"), "rules": [{"ports": 80}]})
+}
+
+struct World {
+    cloud: Cloud,
+    store: PolicyStoreTwin,
+}
+
+impl World {
+    async fn start() -> Self {
+        Self { cloud: Cloud::start().await, store: PolicyStoreTwin::start().await }
+    }
+
+    /// The Cloud Controller changes to these groups, under this stamp.
+    fn set(&self, at: &str, list: &[Value]) {
+        self.cloud.on(&page(1), [groups(list, false)]);
+        self.cloud.on(STAMP, [stamp(at)]);
+    }
+
+    fn lead(&self, token: u64) -> Leader {
+        Leader::start(self.cloud.client(), self.store.client("me"), token)
+    }
+
+    async fn writes(&self, count: usize) {
+        until("writes", || self.store.writes().len() >= count).await;
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.store.with(|state| state.names().iter().map(|name| (*name).to_owned()).collect())
+    }
+}
+
+#[tokio::test]
+async fn a_write_carries_owner_token_and_watermark() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("b", "10.0.0.1"), group("a", "10.0.0.1")]);
+    let _leader = world.lead(7);
+    world.writes(1).await;
+    let write = world.store.writes().remove(0);
+    assert_eq!((write.begin.owner.as_str(), write.begin.fencing_token), ("me", 7));
+    let watermark = write.begin.watermark.unwrap();
+    assert_eq!((watermark.seconds, watermark.nanos), (1_795_398_788, 742_529_000));
+    assert!(!write.begin.allow_mass_removal);
+    assert_eq!(write.guids, ["b", "a"], "the Cloud Controller's order");
+    assert_eq!(write.sent, ["b", "a"]);
+}
+
+#[tokio::test]
+async fn only_what_changed_is_sent() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1"), group("b", "10.0.0.1")]);
+    let mut leader = world.lead(1);
+    world.writes(1).await;
+    world.set(LATE, &[group("a", "10.0.0.1"), group("b", "10.0.0.2")]);
+    world.writes(2).await;
+    assert_eq!(world.store.writes()[1].sent, ["b"]);
+    // A new term knows nothing, but the store does.
+    leader.begin_term(2);
+    world.writes(3).await;
+    assert_eq!(world.store.writes()[2].sent, [""; 0]);
+    assert_eq!(world.store.with(|state| state.lists), 0, "nobody had to ask");
+}
+
+#[tokio::test]
+async fn a_malformed_group_keeps_its_last_good_version() {
+    let (log, _control, _guard) = lager::capture(log_options(Level::Info));
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1"), group("b", "10.0.0.1")]);
+    let mut leader = world.lead(1);
+    world.writes(1).await;
+    let before = world.store.with(|state| state.groups.clone());
+    world.set(LATE, &[malformed("b"), malformed("never-seen"), group("a", "10.0.0.2")]);
+    world.writes(2).await;
+    assert_eq!(world.names(), ["a", "b"]);
+    let after = world.store.with(|state| state.groups.clone());
+    let (a, b) = (before.keys().next().unwrap(), before.keys().last().unwrap());
+    assert_eq!(after[b], before[b]);
+    assert_ne!(after[a], before[a], "the others go on");
+    assert_eq!(world.store.with(|state| state.lists), 0, "what it wrote it knows");
+    // After a restart it has to ask the store, once.
+    leader.begin_term(2);
+    world.writes(3).await;
+    assert_eq!(world.names(), ["a", "b"]);
+    assert_eq!(world.store.with(|state| state.lists), 1);
+    world.set(THIRD, &[malformed("b"), group("a", "10.0.0.2")]);
+    world.writes(4).await;
+    assert_eq!(world.names(), ["a", "b"]);
+    assert_eq!(world.store.with(|state| state.lists), 1);
+
+    let told = data_of(&log, "malformed-security-group");
+    assert_eq!(
+        (told[0]["guid"].as_str(), told[0]["name"].as_str()),
+        (Some("b"), Some("name-of-b"))
+    );
+    assert!(told[0]["error"].as_str().unwrap().starts_with("rules: rule 1: ports: "));
+    let applied = data_of(&log, "applied-security-groups");
+    assert_eq!((&applied[1]["malformed"], &applied[1]["kept"]), (&json!(2), &json!(1)));
+}
+
+/// More groups than a page of the store's list, so that asking it is paged.
+#[tokio::test]
+async fn a_group_without_guid_holds_back_every_removal() {
+    let world = World::start().await;
+    let many: Vec<_> = (0..1_200).map(|n| group(&format!("g{n:04}"), "10.0.0.1")).collect();
+    world.set(EARLY, &many);
+    let mut leader = world.lead(1);
+    world.writes(1).await;
+    world.set(LATE, &[json!({"name": "nobody"}), group("new", "10.0.0.1")]);
+    leader.begin_term(2);
+    world.writes(2).await;
+    assert_eq!(world.names().len(), 1_201);
+    assert_eq!(world.store.with(|state| state.lists), 3);
+    world.set(THIRD, &many[1..]);
+    world.writes(3).await;
+    assert_eq!(world.names().len(), 1_199, "removals go on when the list is whole");
+}
+
+#[tokio::test]
+async fn a_list_that_shrank_to_nothing_is_stopped_by_the_stores_guard() {
+    let (log, _control, _guard) = lager::capture(log_options(Level::Info));
+    let world = World::start().await;
+    let many: Vec<_> = (0..60).map(|n| group(&format!("g{n:02}"), "10.0.0.1")).collect();
+    world.set(EARLY, &many);
+    let leader = world.lead(1);
+    world.writes(1).await;
+    world.set(LATE, &[]);
+    until("a refusal", || !data_of(&log, "asg-sync-cycle").is_empty()).await;
+    let error = data_of(&log, "asg-sync-cycle")[0]["error"].clone();
+    assert_eq!(error, "the policy store refused the security groups: too much would be removed");
+    assert_eq!(data_of(&log, "reading-empty-list-again").len(), 1);
+    assert_eq!(world.names().len(), 60);
+    assert_eq!(leader.work.len(), 1, "it still leads");
+    // Not synced is not remembered: it tries again until it is right.
+    world.set(LATE, &many[..59]);
+    world.writes(2).await;
+    assert_eq!(world.names().len(), 59);
+}
+
+#[tokio::test]
+async fn a_leader_with_an_older_token_stops() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    world.store.with(|state| state.writer = Writer { owner: "newer".to_owned(), fencing_token: 9 });
+    let mut leader = world.lead(8);
+    assert_eq!(leader.work.join_next().await.unwrap().unwrap(), Fenced);
+    assert_eq!(world.store.writes(), []);
+}
+
+#[tokio::test]
+async fn nothing_is_committed_after_the_lease() {
+    let (log, _control, _guard) = lager::capture(log_options(Level::Info));
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    let leader = world.lead(1);
+    leader.outlive();
+    until("the end of the lease", || !data_of(&log, "asg-sync-cycle").is_empty()).await;
+    assert_eq!(data_of(&log, "asg-sync-cycle")[0]["error"], "the lease ended before the commit");
+    assert_eq!(world.store.writes(), []);
+}
+
+/// Law 4: what the store has not confirmed is not remembered.
+#[tokio::test]
+async fn a_failed_write_is_repeated() {
+    let (log, _control, _guard) = lager::capture(log_options(Level::Info));
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    let failures = vec![Status::unavailable("away"), Status::internal("confused")];
+    world.store.with(|state| state.failures = failures);
+    let _leader = world.lead(1);
+    world.writes(1).await;
+    let errors = data_of(&log, "asg-sync-cycle");
+    assert_eq!(errors[0]["error"], "Replace: rpc error: code = Internal desc = confused");
+    assert_eq!(errors[1]["error"], "Replace: rpc error: code = Unavailable desc = away");
+    assert!(errors[0]["retry_in_ms"].is_u64());
+}
+
+/// The store was emptied behind the leader's back: what it held it holds no more.
+#[tokio::test]
+async fn a_store_that_forgot_gets_everything_again() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1"), group("b", "10.0.0.1")]);
+    let _leader = world.lead(1);
+    world.writes(1).await;
+    world.store.with(|state| state.groups.clear());
+    world.set(LATE, &[group("a", "10.0.0.1"), group("b", "10.0.0.2")]);
+    world.writes(2).await;
+    assert_eq!(world.names(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_leader_that_cannot_keep_up_is_unhealthy_and_a_standby_is_not() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    world.cloud.on(STAMP, [Reply::text(500, "down")]);
+    let settings = Settings { retry_deadline: Duration::from_millis(300), ..SETTINGS };
+    let mut leader = Leader::with(settings, world.cloud.client(), world.store.client("me"), 1);
+    assert!(leader.health.is_ready(), "it has time to begin");
+    let health = leader.health.clone();
+    until("no longer healthy", || !health.is_ready()).await;
+    assert_eq!(health.reasons(), [("sync", "no good poll for 300ms".to_owned())]);
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    until("healthy again", || health.is_ready()).await;
+    world.cloud.on(STAMP, [Reply::text(500, "down")]);
+    until("no longer healthy", || !health.is_ready()).await;
+    leader.work.shutdown().await;
+    assert!(health.is_ready(), "a standby");
+}
+
+#[tokio::test]
+async fn an_unstable_list_is_an_error_only_after_the_deadline() {
+    let (log, _control, _guard) = lager::capture(log_options(Level::Info));
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    let moving = (0..1_000).map(|n| stamp(&format!("2026-11-23T01:53:10.{n:03}Z")));
+    world.cloud.on(STAMP, moving);
+    let settings = Settings { retry_deadline: Duration::from_secs(1), ..SETTINGS };
+    let _leader = Leader::with(settings, world.cloud.client(), world.store.client("me"), 1);
+    until("an error", || !data_of(&log, "asg-sync-cycle").is_empty()).await;
+    assert!(!data_of(&log, "security-groups-did-not-stand-still").is_empty());
+    assert_eq!(
+        data_of(&log, "asg-sync-cycle")[0]["error"],
+        "unable to retrieve a consistent listing of security groups from CAPI after '1s': \
+         getting the security groups: last_update time has changed"
+    );
+}
+
+#[tokio::test]
+async fn sync_now_reads_the_list_though_nothing_moved() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1")]);
+    let settings = Settings {
+        intervals: syncer::poll::schedule::Intervals {
+            poll: Duration::from_secs(600),
+            ..SETTINGS.intervals
+        },
+        ..SETTINGS
+    };
+    let leader = Leader::with(settings, world.cloud.client(), world.store.client("me"), 1);
+    world.writes(1).await;
+    leader.nudge.request();
+    world.writes(2).await;
+}
+
+#[tokio::test]
+async fn whole_second_stamps_are_read_again_once() {
+    let world = World::start().await;
+    world.set("2026-11-23T01:53:08.000000000+00:00", &[group("a", "10.0.0.1")]);
+    let _leader = world.lead(1);
+    world.writes(1).await;
+    // A second change within the tick: the stamp stays.
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.2")], false)]);
+    world.writes(2).await;
+    assert_eq!(world.store.writes()[1].sent, ["a"]);
+    let before = world.cloud.count(STAMP);
+    until("more polls", || world.cloud.count(STAMP) > before + 20).await;
+    assert_eq!(world.store.writes().len(), 2);
+}

@@ -7,6 +7,7 @@
 //! - The server's certificate must name the host of the address, be it a name
 //!   or an IP address.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::tls::ClientTls;
 
@@ -134,6 +136,50 @@ fn connect(target: Arc<Target>) -> impl Future<Output = io::Result<Connection>> 
             Ok(TokioIo::new(Either::Right(stream)))
         };
         let opened = tokio::time::timeout(target.connect_timeout, open).await;
-        opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+        let opened = opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+        opened.map_err(|error: io::Error| {
+            let Target { host, port, .. } = target.as_ref();
+            io::Error::new(error.kind(), format!("connecting to {host}:{port}: {error}"))
+        })
+    }
+}
+
+/// A status as Go prints it, `rpc error: code = NotFound desc = resource-not-found`,
+/// followed by the causes that only this side knows, such as a refused connection.
+pub fn describe(status: &Status) -> String {
+    let (code, message) = (go_name(status.code()), status.message());
+    let mut text = format!("rpc error: code = {code} desc = {message}");
+    let mut next = status.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) && cause_text != "transport error" {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// The name of a code in Go's package `google.golang.org/grpc/codes`.
+fn go_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
     }
 }

@@ -333,12 +333,34 @@ async fn a_channel_connects_again_after_the_server_was_away() {
 }
 
 #[tokio::test]
-async fn a_channel_without_a_server_fails_soon() {
+async fn a_channel_without_a_server_fails_soon_and_says_why() {
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = unused.local_addr().unwrap().to_string();
     drop(unused);
     let channel = client::channel(&address, None, Options::default()).unwrap();
-    assert_eq!(check(channel, "").await.unwrap_err().code(), Code::Unavailable);
+    let status = check(channel, "").await.unwrap_err();
+    let expected = format!(
+        "rpc error: code = Unavailable desc = connecting to {address}: \
+         Connection refused (os error 111)"
+    );
+    assert_eq!(client::describe(&status), expected);
+}
+
+#[tokio::test]
+async fn statuses_are_told_as_go_tells_them() {
+    let text = client::describe(&Status::already_exists("lock-collision"));
+    assert_eq!(text, "rpc error: code = AlreadyExists desc = lock-collision");
+    let text = client::describe(&Status::cancelled(""));
+    assert_eq!(text, "rpc error: code = Canceled desc = ");
+
+    let running = Running::start(DRAIN).await;
+    let stranger = Authority::new("another authority");
+    let mut files = stranger.issue("client", &Leaf::new("client"));
+    files.ca = running.authority.path("ca.crt");
+    let channel = running.channel(Some(ClientTls::load(&files).unwrap()));
+    let text = client::describe(&check(channel, "").await.unwrap_err());
+    // Which cause it is depends on whether the alert or the end comes first.
+    assert!(!text.ends_with("transport error"), "{text}");
 }
 
 #[tokio::test]

@@ -1,7 +1,15 @@
 //! The development Cloud Controller against recorded behaviour of the genuine
 //! one, and over real sockets.
 
+#![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+
+mod api;
 mod cli_calls;
+mod listing;
 mod message_cases;
+mod process;
 mod rule_cases;
+mod stamp;
 mod support;
+mod tokens;
+mod visibility;

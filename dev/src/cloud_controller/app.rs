@@ -181,7 +181,8 @@ impl Public {
             return Ok(Self::Plain(Listener::tcp(what, address).await?));
         };
         let listen = async {
-            let listener = TcpListener::bind(address).await?;
+            let every = address.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
+            let listener = TcpListener::bind(every.as_deref().unwrap_or(address)).await?;
             let local = listener.local_addr()?;
             Ok::<_, std::io::Error>(Self::Tls(listener, local, acceptor))
         };

@@ -128,7 +128,7 @@ pub fn decide(
         }
         "client_credentials" | "password" | "refresh_token" => Err(Denied::new(
             401,
-            "unauthorized_client",
+            "invalid_client",
             format!("Unauthorized grant type: {grant_type}"),
         )),
         _ => Err(Denied::new(

@@ -1,0 +1,164 @@
+//! The process: bind everything, then run it.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use runtime::{
+    lager,
+    process::{About, ConfigError, Process, Service},
+    server::{Admin, Component, Grpc, Health, Listener},
+    supervise::Tasks,
+    tls::{Alpn, ServerTls},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    feed::{
+        cells::Cells,
+        watch::{Feed, save_reports},
+    },
+    groups::{board::Board, commit},
+    grpc::PolicyStore,
+    store::{Store, sqlite::Sqlite},
+};
+
+/// How long tasks may take to end after the servers have drained.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
+
+/// A policy store that has everything it needs, and serves nothing yet.
+pub struct App {
+    config: Config,
+    tls: ServerTls,
+    grpc: Listener,
+    admin: Admin,
+    health: Health,
+    store: Arc<dyn Store>,
+    board: Arc<Board>,
+    cells: Cells,
+}
+
+impl Service for App {
+    type Config = Config;
+
+    const ABOUT: About = About {
+        name: "policy-store",
+        summary: "Keeps security groups and pushes changes to cells",
+        version: env!("CARGO_PKG_VERSION"),
+        config_flag: "config-file",
+        config_error: ConfigError { exit: 1, prefix: "could not read config file" },
+    };
+
+    fn log(config: &Config) -> lager::Options {
+        lager::Options {
+            source: format!("{}.policy-server-internal", config.log_prefix),
+            level: config.log_level,
+            format: lager::TimeFormat::Rfc3339,
+        }
+    }
+
+    async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
+        let tls = ServerTls::load(&config.tls, Alpn::H2)?;
+        let grpc = Listener::tcp("gRPC", config.grpc_listen_address.as_str()).await?;
+        let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
+        let store = Arc::new(Sqlite::open(&config.database)?);
+        let contents = store.load().await.context("reading the database")?;
+        let cells = Cells::new(contents.reports.clone());
+        let board = Arc::new(Board::new(contents.into(), Instant::now()));
+        let health = Health::new();
+        let admin = Admin::new(admin, process, &health);
+        Ok(Self { config, tls, grpc, admin, health, store, board, cells })
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let store = Arc::clone(&self.store);
+        let drain = self.config.drain_timeout;
+        let outcome = self.tasks(&shutdown).join(drain + AFTER_DRAIN).await;
+        // The writers have gone; what was confirmed is durable already.
+        store.close().await.context("closing the database")?;
+        outcome
+    }
+}
+
+impl App {
+    /// Where gRPC is served, with the port that was taken.
+    #[must_use]
+    pub fn grpc_address(&self) -> String {
+        self.grpc.local_addr()
+    }
+
+    fn tasks(self, shutdown: &CancellationToken) -> Tasks {
+        let Self { config, tls, grpc, admin, health, store, board, cells } = self;
+        let snapshot = board.current();
+        tracing::info!(
+            address = grpc.local_addr(),
+            generation = snapshot.state.generation.0,
+            groups = snapshot.entries().len(),
+            "started"
+        );
+        let (commits, committer) = commit::committer(Arc::clone(&store), Arc::clone(&board));
+        let feed = Feed { board: Arc::clone(&board), cells, drain: shutdown.clone() };
+        let stale_after = config.stale_after;
+        let synced = health.component("sync");
+        let drained = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.add("certificates", tls.clone().watch(shutdown.clone()));
+        tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
+        tasks.add(
+            "reports",
+            save_reports(store, feed.clone(), config.report_save_interval, drained.clone()),
+        );
+        tasks.add("writer", committer.run(drained.clone()));
+        let admin_shutdown = shutdown.clone();
+        tasks.add("admin", async move {
+            admin.serve(admin_shutdown, Duration::from_secs(1)).await;
+            Ok(())
+        });
+        let service = PolicyStore::new(config.access, feed, commits);
+        let server = Grpc::new(grpc, Some(tls), &health).descriptors(proto::DESCRIPTORS);
+        let server = server.add(service).serve(shutdown.clone(), config.drain_timeout);
+        tasks.add("grpc", async move {
+            let outcome = server.await;
+            drained.cancel();
+            Ok(outcome?)
+        });
+        tasks
+    }
+}
+
+/// Says that the store is not ready when no writer confirmed its set for too
+/// long: cells then get what was true at that time.
+async fn tell_readiness(
+    board: Arc<Board>,
+    stale_after: Option<Duration>,
+    synced: Component,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut confirmed = board.confirmed();
+    loop {
+        let last = *confirmed.borrow_and_update();
+        synced.ready();
+        let Some(stale_after) = stale_after else {
+            shutdown.cancelled().await;
+            return Ok(());
+        };
+        let deadline = last.checked_add(stale_after);
+        let stale = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+            let seconds = stale_after.as_secs();
+            synced.not_ready(format!("no Replace was confirmed for {seconds} seconds"));
+            tracing::error!(seconds, "store-is-stale");
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = stale => {}
+            // The board lives in this function.
+            _changed = confirmed.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! What cells say about themselves: who is connected, and what each has in
+//! force.
+//!
+//! Kept in memory; [`Cells::unsaved`] hands out what changed, for a task that
+//! writes it down from time to time. A crash loses the reports of the last
+//! seconds, and cells report again.
+//!
+//! What holds:
+//! - What a cell has in force never goes back (law 4), whatever order its
+//!   streams die in. One exception: after the store itself went back, as after
+//!   a restored backup, what the cell said of generations that no longer exist
+//!   counts for nothing.
+//! - Several streams of one cell may overlap, as they do when it reconnects
+//!   before the old stream was noticed to be dead. The cell is connected as long
+//!   as one lives; the newest stream that reported is believed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use model::{generation::Generation, ids::CellId};
+
+/// After so long without a word, a cell that is not connected is forgotten:
+/// seven days.
+pub const FORGOTTEN_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// What a cell said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// The newest generation in force in its kernel; 0 when none.
+    pub enforced: Generation,
+    /// How many containers it has.
+    pub containers: u32,
+    /// How many rules it could not enforce.
+    pub isolated_rules: u32,
+    /// When it said so, by this machine's clock.
+    pub at: Timestamp,
+}
+
+/// A cell that is connected or that reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CellStatus {
+    /// Who it is.
+    pub id: CellId,
+    /// Whether it watches.
+    pub connected: bool,
+    /// What it said last, if anything.
+    pub report: Option<Report>,
+}
+
+/// What has to be written down.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unsaved {
+    /// New reports.
+    pub reports: Vec<(CellId, Report)>,
+    /// Cells that are forgotten.
+    pub forgotten: Vec<CellId>,
+}
+
+impl Unsaved {
+    /// Whether there is anything to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.reports.is_empty() && self.forgotten.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Cell {
+    /// The streams that live.
+    streams: BTreeSet<u64>,
+    report: Option<Report>,
+    /// The stream that `report` came from; 0 for a former life of the store.
+    reporter: u64,
+    unsaved: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    cells: BTreeMap<CellId, Cell>,
+    last_stream: u64,
+}
+
+/// See the module. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Cells(Arc<Mutex<Inner>>);
+
+/// One stream of a cell. The cell counts as connected until it is dropped.
+#[derive(Debug)]
+pub struct Connection {
+    cells: Cells,
+    cell: CellId,
+    stream: u64,
+}
+
+impl Cells {
+    /// What was written down.
+    #[must_use]
+    pub fn new(reports: Vec<(CellId, Report)>) -> Self {
+        let cell = |report| Cell { report: Some(report), ..Cell::default() };
+        let cells = reports.into_iter().map(|(id, report)| (id, cell(report))).collect();
+        Self(Arc::new(Mutex::new(Inner { cells, last_stream: 0 })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A cell begins to watch.
+    #[must_use]
+    pub fn connect(&self, cell: CellId) -> Connection {
+        let mut inner = self.lock();
+        inner.last_stream += 1;
+        let stream = inner.last_stream;
+        inner.cells.entry(cell.clone()).or_default().streams.insert(stream);
+        Connection { cells: self.clone(), cell, stream }
+    }
+
+    /// Every cell, by id.
+    #[must_use]
+    pub fn status(&self) -> Vec<CellStatus> {
+        let inner = self.lock();
+        let status = |(id, cell): (&CellId, &Cell)| CellStatus {
+            id: id.clone(),
+            connected: !cell.streams.is_empty(),
+            report: cell.report,
+        };
+        inner.cells.iter().map(status).collect()
+    }
+
+    /// How many cells are connected, and how many of them have something older
+    /// than `current` in force.
+    #[must_use]
+    pub fn count(&self, current: Generation) -> Count {
+        let inner = self.lock();
+        let connected = inner.cells.values().filter(|cell| !cell.streams.is_empty());
+        let is_behind = |cell: &&Cell| cell.report.is_none_or(|report| report.enforced < current);
+        Count { connected: connected.clone().count(), behind: connected.filter(is_behind).count() }
+    }
+
+    /// Hands out what changed since the last call, and forgets who is long gone.
+    #[must_use]
+    pub fn unsaved(&self, now: Timestamp) -> Unsaved {
+        let mut inner = self.lock();
+        let gone = |cell: &Cell| {
+            let is_old = |report: Report| now.duration_since(report.at) > FORGOTTEN_AFTER;
+            cell.streams.is_empty() && cell.report.is_none_or(is_old)
+        };
+        let forgotten: Vec<CellId> =
+            inner.cells.iter().filter(|(_, cell)| gone(cell)).map(|(id, _)| id.clone()).collect();
+        for id in &forgotten {
+            inner.cells.remove(id);
+        }
+        let changed = inner.cells.iter_mut().filter(|(_, cell)| cell.unsaved);
+        let reports = changed
+            .filter_map(|(id, cell)| {
+                cell.unsaved = false;
+                Some((id.clone(), cell.report?))
+            })
+            .collect();
+        Unsaved { reports, forgotten }
+    }
+
+    /// What [`Self::unsaved`] handed out could not be written: it will be handed
+    /// out again.
+    pub fn not_saved(&self, unsaved: &Unsaved) {
+        let mut inner = self.lock();
+        for (id, _) in &unsaved.reports {
+            if let Some(cell) = inner.cells.get_mut(id) {
+                cell.unsaved = true;
+            }
+        }
+    }
+}
+
+/// See [`Cells::count`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// Cells that watch.
+    pub connected: usize,
+    /// Those of them that are behind.
+    pub behind: usize,
+}
+
+impl Connection {
+    /// Which cell this is.
+    #[must_use]
+    pub fn cell(&self) -> &CellId {
+        &self.cell
+    }
+
+    /// The cell says what it has in force, while the store is at `current`.
+    pub fn report(&self, report: Report, current: Generation) {
+        let mut inner = self.cells.lock();
+        let Some(cell) = inner.cells.get_mut(&self.cell) else { return };
+        if self.stream < cell.reporter {
+            return;
+        }
+        let enforced = enforced(cell.report.map(|before| before.enforced), &report, current);
+        cell.report = Some(Report { enforced, ..report });
+        cell.reporter = self.stream;
+        cell.unsaved = true;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut inner = self.cells.lock();
+        if let Some(cell) = inner.cells.get_mut(&self.cell) {
+            cell.streams.remove(&self.stream);
+        }
+    }
+}
+
+/// What a cell has in force by its own words, cut to what there is, and never
+/// less than before.
+fn enforced(before: Option<Generation>, report: &Report, current: Generation) -> Generation {
+    let exists = |generation: Generation| match generation <= current {
+        true => generation,
+        false => Generation::default(),
+    };
+    exists(before.unwrap_or_default()).max(exists(report.enforced))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(id: &str) -> CellId {
+        CellId::parse(id).unwrap()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn report(enforced: u64) -> Report {
+        Report { enforced: Generation(enforced), containers: 1, isolated_rules: 0, at: at(0) }
+    }
+
+    fn enforced_of(cells: &Cells) -> u64 {
+        cells.status()[0].report.unwrap().enforced.0
+    }
+
+    #[test]
+    fn a_cell_is_connected_while_one_of_its_streams_lives() {
+        let cells = Cells::default();
+        let old = cells.connect(cell("c1"));
+        let new = cells.connect(cell("c1"));
+        drop(old);
+        assert!(cells.status()[0].connected);
+        drop(new);
+        assert!(!cells.status()[0].connected);
+    }
+
+    #[test]
+    fn a_late_word_of_a_dead_stream_does_not_count() {
+        let cells = Cells::default();
+        let (old, new) = (cells.connect(cell("c1")), cells.connect(cell("c1")));
+        new.report(report(7), Generation(9));
+        old.report(Report { containers: 99, ..report(8) }, Generation(9));
+        assert_eq!(enforced_of(&cells), 7);
+        assert_eq!(cells.status()[0].report.unwrap().containers, 1);
+    }
+
+    #[test]
+    fn what_is_in_force_never_goes_back() {
+        let cells = Cells::default();
+        let stream = cells.connect(cell("c1"));
+        stream.report(report(7), Generation(9));
+        stream.report(report(5), Generation(9));
+        assert_eq!(enforced_of(&cells), 7);
+        let next = cells.connect(cell("c1"));
+        next.report(report(6), Generation(9));
+        assert_eq!(enforced_of(&cells), 7);
+    }
+
+    #[test]
+    fn generations_that_do_not_exist_count_for_nothing() {
+        let cells = Cells::new(vec![(cell("c1"), report(500))]);
+        let stream = cells.connect(cell("c1"));
+        stream.report(report(3), Generation(4));
+        assert_eq!(enforced_of(&cells), 3, "the store was restored from a backup");
+        stream.report(report(400), Generation(4));
+        assert_eq!(enforced_of(&cells), 3);
+    }
+
+    #[test]
+    fn those_behind_are_the_connected_with_less() {
+        let cells = Cells::default();
+        let [behind, current, silent, gone] =
+            ["c1", "c2", "c3", "c4"].map(|id| cells.connect(cell(id)));
+        behind.report(report(1), Generation(2));
+        current.report(report(2), Generation(2));
+        gone.report(report(1), Generation(2));
+        drop(gone);
+        assert_eq!(cells.count(Generation(2)), Count { connected: 3, behind: 2 });
+        drop(silent);
+        assert_eq!(cells.count(Generation(2)), Count { connected: 2, behind: 1 });
+    }
+
+    #[test]
+    fn what_changed_is_handed_out_once_and_again_when_it_was_not_saved() {
+        let cells = Cells::default();
+        let stream = cells.connect(cell("c1"));
+        assert!(cells.unsaved(at(0)).is_empty(), "nothing reported yet");
+        stream.report(report(1), Generation(2));
+        let unsaved = cells.unsaved(at(0));
+        assert_eq!(unsaved.reports, [(cell("c1"), report(1))]);
+        assert!(cells.unsaved(at(0)).is_empty());
+        cells.not_saved(&unsaved);
+        assert_eq!(cells.unsaved(at(0)), unsaved);
+    }
+
+    #[test]
+    fn who_is_long_gone_is_forgotten() {
+        let cells = Cells::new(vec![(cell("c1"), report(1)), (cell("c2"), report(1))]);
+        let stays = cells.connect(cell("c2"));
+        let week = FORGOTTEN_AFTER.as_secs();
+        assert!(cells.unsaved(at(week)).forgotten.is_empty());
+        assert_eq!(cells.unsaved(at(week + 1)).forgotten, [cell("c1")]);
+        assert_eq!(cells.status().len(), 1);
+        drop(stays);
+    }
+}

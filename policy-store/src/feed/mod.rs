@@ -1,0 +1,10 @@
+//! The current generation, pushed to those who watch.
+//!
+//! [`cursor`] is pure: what one watcher has to be told. [`parts`] cuts that into
+//! messages. [`watch`] drives one stream. [`cells`] remembers what cells said
+//! about themselves.
+
+pub mod cells;
+pub mod cursor;
+pub mod parts;
+pub mod watch;

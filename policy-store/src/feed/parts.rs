@@ -1,0 +1,85 @@
+//! Cuts an update into messages of bounded size.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use model::{generation::Generation, ids::GroupGuid};
+
+use super::cursor::Update;
+use crate::groups::snapshot::Entry;
+
+/// How large a message may become. Small, since each watcher that does not read
+/// costs one message of memory; a group that is larger goes alone.
+pub const PART_BYTES: usize = 256 << 10;
+
+/// One message of an update.
+#[derive(Debug)]
+pub struct Part {
+    /// The generation that the update leads to.
+    pub generation: Generation,
+    /// The newest Subscribe that it includes.
+    pub sequence: u64,
+    /// Forget everything first; in the first part only.
+    pub reset: bool,
+    /// New and changed groups.
+    pub upserted: Vec<Arc<Entry>>,
+    /// Groups that are gone.
+    pub removed: Vec<GroupGuid>,
+    /// This is the last part.
+    pub complete: bool,
+}
+
+/// What is left to send of an update. Holds on to the groups that it sends and
+/// to nothing else of their generation.
+#[derive(Debug)]
+pub struct Parts {
+    generation: Generation,
+    sequence: u64,
+    reset: bool,
+    upserted: VecDeque<Arc<Entry>>,
+    removed: VecDeque<GroupGuid>,
+    done: bool,
+}
+
+impl From<Update> for Parts {
+    fn from(update: Update) -> Self {
+        let Update { generation, sequence, reset, upserted, removed } = update;
+        let (upserted, removed) = (upserted.into(), removed.into());
+        Self { generation, sequence, reset, upserted, removed, done: false }
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Part;
+
+    fn next(&mut self) -> Option<Part> {
+        if self.done {
+            return None;
+        }
+        let mut room = PART_BYTES;
+        let removed = take(&mut self.removed, &mut room, |guid| guid.as_str().len());
+        let upserted = take(&mut self.upserted, &mut room, |entry| entry.encoded.len());
+        self.done = self.upserted.is_empty() && self.removed.is_empty();
+        Some(Part {
+            generation: self.generation,
+            sequence: self.sequence,
+            reset: std::mem::take(&mut self.reset),
+            upserted,
+            removed,
+            complete: self.done,
+        })
+    }
+}
+
+/// As many as there is room for; one at least while the part is empty.
+fn take<T>(from: &mut VecDeque<T>, room: &mut usize, size: impl Fn(&T) -> usize) -> Vec<T> {
+    let mut taken = Vec::new();
+    while let Some(item) = from.front() {
+        let size = size(item) + 8;
+        if size > *room && *room < PART_BYTES {
+            break;
+        }
+        *room = room.saturating_sub(size);
+        taken.extend(from.pop_front());
+    }
+    taken
+}

@@ -1,0 +1,223 @@
+//! One watcher's stream.
+//!
+//! There is no task and no queue: the stream is asked for its next message when
+//! the connection can take one, and looks then at what is newest. A watcher that
+//! does not read holds at most one message and what is left of one update.
+
+use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use model::{
+    generation::Generation,
+    ids::{CellId, SpaceGuid},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    cells::{Cells, Connection, Report},
+    cursor::{self, Cursor},
+    parts::{Part, Parts},
+};
+use crate::{
+    groups::{board::Board, snapshot::Snapshot},
+    store::{Store, chain},
+};
+
+/// What a cell says to begin with.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Who it is.
+    pub cell: CellId,
+    /// The spaces of its containers.
+    pub spaces: HashSet<SpaceGuid>,
+}
+
+/// What a cell says later.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Its spaces change.
+    Subscribe {
+        /// Rises from 1.
+        sequence: u64,
+        /// Spaces that came.
+        add: Vec<SpaceGuid>,
+        /// Spaces that went.
+        drop: Vec<SpaceGuid>,
+    },
+    /// What it has in force.
+    Report(Report),
+}
+
+/// The words of a cell, after Hello.
+pub trait Words: Send {
+    /// Why there are no more.
+    type Error: Display + From<cursor::Error> + Send;
+
+    /// The next word; `None` when the cell says nothing more. May be dropped
+    /// and called again.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Word>, Self::Error>> + Send;
+}
+
+/// What a stream ends with.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End<E> {
+    /// The process is about to end: the cell should come back, to another one.
+    Draining,
+    /// The cell broke the rules, or its connection broke.
+    Broken(E),
+}
+
+/// What all watchers share.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// The newest snapshot.
+    pub board: Arc<Board>,
+    /// What cells say.
+    pub cells: Cells,
+    /// Ends every stream.
+    pub drain: CancellationToken,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Watcher<W> {
+    feed: Feed,
+    /// Counts the cell as connected.
+    connection: Connection,
+    generations: watch::Receiver<Generation>,
+    cursor: Cursor,
+    parts: Option<Parts>,
+    /// Absent when the cell has said its last word: it still listens.
+    words: Option<W>,
+}
+
+impl<W: Words> Watcher<W> {
+    /// A cell begins to watch.
+    ///
+    /// # Errors
+    /// It asks for too much.
+    pub fn new(feed: Feed, hello: Hello, words: W) -> Result<Self, cursor::Error> {
+        let Hello { cell, spaces } = hello;
+        let snapshot = feed.board.current();
+        let spaces = spaces.into_iter().map(|space| snapshot.shared(space)).collect();
+        let cursor = Cursor::new(spaces)?;
+        metrics::gauge!("policy_store_watchers").increment(1);
+        Ok(Self {
+            connection: feed.cells.connect(cell),
+            generations: feed.board.generations(),
+            feed,
+            cursor,
+            parts: None,
+            words: Some(words),
+        })
+    }
+
+    /// Which cell watches.
+    #[must_use]
+    pub fn cell(&self) -> &CellId {
+        self.connection.cell()
+    }
+
+    /// The next message; waits until there is something to tell.
+    ///
+    /// # Errors
+    /// The stream ends.
+    pub async fn next(&mut self) -> Result<Part, End<W::Error>> {
+        loop {
+            if self.feed.drain.is_cancelled() {
+                return Err(End::Draining);
+            }
+            if let Some(part) = self.parts.as_mut().and_then(Iterator::next) {
+                return Ok(part);
+            }
+            // Marked as seen before the look, so that nothing is missed after it.
+            self.generations.mark_unchanged();
+            let snapshot = self.feed.board.current();
+            self.parts = self.cursor.advance(&snapshot).map(Parts::from);
+            if self.parts.is_none() {
+                drop(snapshot);
+                self.wait().await?;
+            }
+        }
+    }
+
+    /// Until there is something new in the store or from the cell.
+    async fn wait(&mut self) -> Result<(), End<W::Error>> {
+        let word = tokio::select! {
+            () = self.feed.drain.cancelled() => return Err(End::Draining),
+            // The board lives as long as the feed does.
+            _changed = self.generations.changed() => return Ok(()),
+            word = next_word(&mut self.words) => word.map_err(End::Broken)?,
+        };
+        match word {
+            None => self.words = None,
+            Some(word) => self.hear(word).map_err(|error| End::Broken(error.into()))?,
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, word: Word) -> Result<(), cursor::Error> {
+        let snapshot: Arc<Snapshot> = self.feed.board.current();
+        match word {
+            Word::Subscribe { sequence, add, drop } => {
+                let add = add.into_iter().map(|space| snapshot.shared(space)).collect();
+                self.cursor.subscribe(sequence, add, &drop)
+            }
+            Word::Report(report) => {
+                self.connection.report(report, snapshot.state.generation);
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn next_word<W: Words>(words: &mut Option<W>) -> Result<Option<Word>, W::Error> {
+    match words {
+        Some(words) => words.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<W> Drop for Watcher<W> {
+    fn drop(&mut self) {
+        metrics::gauge!("policy_store_watchers").decrement(1);
+    }
+}
+
+/// Writes down what cells report, now and then, and once more after `stop`.
+///
+/// # Errors
+/// Never: a report that cannot be written is tried again; losing one costs
+/// nothing but a gap after a restart.
+pub async fn save_reports(
+    store: Arc<dyn Store>,
+    feed: Feed,
+    every: Duration,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let is_last = tokio::select! {
+            () = stop.cancelled() => true,
+            () = tokio::time::sleep(every) => false,
+        };
+        let count = feed.cells.count(feed.board.current().state.generation);
+        metrics::gauge!("policy_store_cells_connected").set(as_f64(count.connected));
+        metrics::gauge!("policy_store_cells_behind").set(as_f64(count.behind));
+        let unsaved = Arc::new(feed.cells.unsaved(Timestamp::now()));
+        if !unsaved.is_empty()
+            && let Err(error) = store.save_reports(Arc::clone(&unsaved)).await
+        {
+            feed.cells.not_saved(&unsaved);
+            tracing::error!(error = chain(&error), "failed-to-save-reports");
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 cells")]
+fn as_f64(count: usize) -> f64 {
+    count as f64
+}

@@ -1,0 +1,73 @@
+//! The newest snapshot, for all to see.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use model::generation::Generation;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::snapshot::{Entry, Snapshot};
+use crate::store::Contents;
+
+/// See the module. Readers never wait, and never see a generation go back, as
+/// long as only [`super::commit::Committer`] publishes.
+#[derive(Debug)]
+pub struct Board {
+    current: ArcSwap<Snapshot>,
+    generation: watch::Sender<Generation>,
+    /// When this process last confirmed a Replace, or began.
+    confirmed: watch::Sender<Instant>,
+}
+
+impl Board {
+    /// With what a store holds, at the start of a process.
+    #[must_use]
+    pub fn new(snapshot: Snapshot, now: Instant) -> Self {
+        let generation = watch::Sender::new(snapshot.state.generation);
+        let current = ArcSwap::from_pointee(snapshot);
+        Self { current, generation, confirmed: watch::Sender::new(now) }
+    }
+
+    /// The newest.
+    #[must_use]
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Tells of each new generation. Whoever is slow misses some, and sees the
+    /// newest.
+    #[must_use]
+    pub fn generations(&self) -> watch::Receiver<Generation> {
+        self.generation.subscribe()
+    }
+
+    /// When a Replace was confirmed last, also one that changed nothing; the
+    /// start of the process before the first.
+    #[must_use]
+    pub fn confirmed(&self) -> watch::Receiver<Instant> {
+        self.confirmed.subscribe()
+    }
+
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        let generation = snapshot.state.generation;
+        self.current.store(Arc::new(snapshot));
+        self.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
+    }
+
+    pub(super) fn confirm(&self, now: Instant) {
+        self.confirmed.send_replace(now);
+    }
+}
+
+/// What a store holds, encoded for all to share.
+impl From<Contents> for Snapshot {
+    fn from(contents: Contents) -> Self {
+        let Contents { state, groups, reports: _ } = contents;
+        let entry = |group| {
+            let crate::store::Hashed { stored, hash } = group;
+            Arc::new(Entry::new(&stored, hash, None))
+        };
+        Self::new(state, groups.into_iter().map(entry).collect())
+    }
+}

@@ -1,0 +1,267 @@
+//! What a writer promises and then delivers, before anything is written.
+//!
+//! A Replace gathers a [`Manifest`], learns which of its groups the store lacks
+//! ([`Expected`]), and supplies exactly those, each with the promised content.
+//! Nothing here touches the store: a writer that vanishes leaves no trace.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use model::{
+    group::{ContentHash, SecurityGroup},
+    ids::GroupGuid,
+};
+
+/// The most groups that a set may have; more than six times the largest
+/// landscape that is known.
+pub const MAX_GROUPS: usize = 100_000;
+/// The largest group in encoded form, in bytes. With what surrounds it, it
+/// still fits into the 4 MiB that gRPC clients accept in one message.
+pub const MAX_GROUP_BYTES: usize = 3 << 20;
+/// How much one Replace may supply, in encoded bytes.
+pub const MAX_SUPPLIED_BYTES: usize = 512 << 20;
+
+/// Why a writer's words are not a set of groups.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// More than [`MAX_GROUPS`].
+    #[error("the manifest names more than {MAX_GROUPS} groups")]
+    TooManyGroups,
+    /// One guid stands twice in the manifest.
+    #[error("the manifest names group {0} twice")]
+    Duplicate(GroupGuid),
+    /// A group that the store did not ask for, or got already.
+    #[error("group {0} was not asked for")]
+    NotAskedFor(GroupGuid),
+    /// A group that is not what the manifest promised.
+    #[error("group {guid} has content {actual:?}, the manifest promised {promised:?}")]
+    NotAsPromised {
+        /// Which group.
+        guid: GroupGuid,
+        /// Its hash in the manifest.
+        promised: ContentHash,
+        /// The hash of what came.
+        actual: ContentHash,
+    },
+    /// A group beyond [`MAX_GROUP_BYTES`].
+    #[error("group {guid} has {bytes} bytes, at most {MAX_GROUP_BYTES} are allowed")]
+    TooLarge {
+        /// Which group.
+        guid: GroupGuid,
+        /// Its encoded size.
+        bytes: usize,
+    },
+    /// All groups together are beyond [`MAX_SUPPLIED_BYTES`].
+    #[error("more than {MAX_SUPPLIED_BYTES} bytes of groups in one request")]
+    TooMuch,
+    /// The commit came too early.
+    #[error("commit before {missing} of the missing groups came, such as {example}")]
+    Incomplete {
+        /// How many did not come.
+        missing: usize,
+        /// The first of them.
+        example: GroupGuid,
+    },
+}
+
+/// Which groups the new set has, in the writer's order, and their hashes. No
+/// guid stands twice.
+#[derive(Debug, Clone, Default)]
+pub struct Manifest {
+    entries: Vec<(GroupGuid, ContentHash)>,
+    guids: HashSet<GroupGuid>,
+}
+
+impl Manifest {
+    /// Takes the next entry.
+    ///
+    /// # Errors
+    /// Named already, or too many.
+    pub fn push(&mut self, guid: GroupGuid, hash: ContentHash) -> Result<(), Error> {
+        if self.entries.len() >= MAX_GROUPS {
+            return Err(Error::TooManyGroups);
+        }
+        if !self.guids.insert(guid.clone()) {
+            return Err(Error::Duplicate(guid));
+        }
+        self.entries.push((guid, hash));
+        Ok(())
+    }
+
+    /// The entries in the writer's order.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = &(GroupGuid, ContentHash)> {
+        self.entries.iter()
+    }
+
+    /// Whether the set has this group.
+    #[must_use]
+    pub fn names(&self, guid: &GroupGuid) -> bool {
+        self.guids.contains(guid)
+    }
+
+    /// The manifest is whole: what has to come, given what is stored.
+    #[must_use]
+    pub fn expect(self, stored: impl Fn(&GroupGuid) -> Option<ContentHash>) -> Expected {
+        let missing = self
+            .entries
+            .iter()
+            .filter(|(guid, hash)| stored(guid) != Some(*hash))
+            .cloned()
+            .collect();
+        Expected { manifest: self, missing, supplied: HashMap::new(), bytes: 0 }
+    }
+}
+
+/// A manifest of which some groups have to come.
+#[derive(Debug)]
+pub struct Expected {
+    manifest: Manifest,
+    missing: HashMap<GroupGuid, ContentHash>,
+    supplied: HashMap<GroupGuid, Arc<SecurityGroup>>,
+    bytes: usize,
+}
+
+/// A manifest with the groups that the store lacked.
+#[derive(Debug, Clone, Default)]
+pub struct Supplied {
+    /// The set.
+    pub manifest: Manifest,
+    /// The new content, as promised.
+    pub groups: HashMap<GroupGuid, Arc<SecurityGroup>>,
+}
+
+impl Expected {
+    /// The groups that have to come, in the writer's order.
+    #[must_use]
+    pub fn missing(&self) -> Vec<GroupGuid> {
+        let entries = self.manifest.entries.iter().map(|(guid, _)| guid);
+        entries.filter(|guid| self.missing.contains_key(guid)).cloned().collect()
+    }
+
+    /// Takes one of them. `bytes` is its encoded size.
+    ///
+    /// # Errors
+    /// Not asked for, not as promised, or beyond a limit.
+    pub fn supply(&mut self, group: SecurityGroup, bytes: usize) -> Result<(), Error> {
+        let guid = group.guid.clone();
+        if bytes > MAX_GROUP_BYTES {
+            return Err(Error::TooLarge { guid, bytes });
+        }
+        self.bytes += bytes;
+        if self.bytes > MAX_SUPPLIED_BYTES {
+            return Err(Error::TooMuch);
+        }
+        let Some(promised) = self.missing.remove(&guid) else {
+            return Err(Error::NotAskedFor(guid));
+        };
+        let actual = group.content_hash();
+        if actual != promised {
+            return Err(Error::NotAsPromised { guid, promised, actual });
+        }
+        self.supplied.insert(guid, Arc::new(group));
+        Ok(())
+    }
+
+    /// Nothing more comes.
+    ///
+    /// # Errors
+    /// Something has not come.
+    pub fn complete(self) -> Result<Supplied, Error> {
+        if let Some(example) = self.missing().into_iter().next() {
+            return Err(Error::Incomplete { missing: self.missing.len(), example });
+        }
+        Ok(Supplied { manifest: self.manifest, groups: self.supplied })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::group::Scope;
+
+    use super::*;
+
+    fn guid(text: &str) -> GroupGuid {
+        GroupGuid::parse(text).unwrap()
+    }
+
+    fn group(text: &str) -> SecurityGroup {
+        SecurityGroup {
+            guid: guid(text),
+            name: text.to_owned(),
+            rules: Vec::new(),
+            running: Scope::default(),
+            staging: Scope::default(),
+        }
+    }
+
+    fn manifest(groups: &[SecurityGroup]) -> Manifest {
+        let mut manifest = Manifest::default();
+        for group in groups {
+            manifest.push(group.guid.clone(), group.content_hash()).unwrap();
+        }
+        manifest
+    }
+
+    #[test]
+    fn a_guid_stands_once() {
+        let mut manifest = manifest(&[group("a")]);
+        let again = manifest.push(guid("a"), ContentHash([0; 32]));
+        assert_eq!(again.unwrap_err().to_string(), "the manifest names group a twice");
+    }
+
+    #[test]
+    fn too_many_groups_are_refused() {
+        let mut manifest = Manifest::default();
+        for index in 0..MAX_GROUPS {
+            manifest.push(guid(&index.to_string()), ContentHash([0; 32])).unwrap();
+        }
+        assert_eq!(manifest.push(guid("x"), ContentHash([0; 32])), Err(Error::TooManyGroups));
+    }
+
+    #[test]
+    fn only_what_differs_is_missing_in_the_writers_order() {
+        let (a, b, c) = (group("a"), group("b"), group("c"));
+        let stored = HashMap::from([
+            (b.guid.clone(), b.content_hash()),
+            (a.guid.clone(), ContentHash([0; 32])),
+        ]);
+        let expected = manifest(&[c, b, a]).expect(|guid| stored.get(guid).copied());
+        assert_eq!(expected.missing(), [guid("c"), guid("a")]);
+    }
+
+    #[test]
+    fn what_was_not_asked_for_or_promised_is_refused() {
+        let (a, b) = (group("a"), group("b"));
+        let mut expected = manifest(&[a.clone(), b.clone()])
+            .expect(|guid| (guid == &b.guid).then(|| b.content_hash()));
+        let stored = expected.supply(b.clone(), 10).unwrap_err();
+        assert_eq!(stored.to_string(), "group b was not asked for");
+        let mut other = a.clone();
+        other.name.push('x');
+        let error = expected.supply(other, 10).unwrap_err();
+        assert!(matches!(error, Error::NotAsPromised { .. }), "{error}");
+
+        let mut expected = manifest(std::slice::from_ref(&a)).expect(|_| None);
+        assert!(matches!(
+            expected.supply(a.clone(), MAX_GROUP_BYTES + 1),
+            Err(Error::TooLarge { .. })
+        ));
+        expected.supply(a.clone(), MAX_GROUP_BYTES).unwrap();
+        assert_eq!(expected.supply(a.clone(), 10), Err(Error::NotAskedFor(a.guid.clone())));
+        let supplied = expected.complete().unwrap();
+        assert_eq!(*supplied.groups[&a.guid], a);
+    }
+
+    #[test]
+    fn a_commit_before_everything_came_is_refused() {
+        let (a, b) = (group("a"), group("b"));
+        let mut expected = manifest(&[a.clone(), b]).expect(|_| None);
+        expected.supply(a, 10).unwrap();
+        assert_eq!(
+            expected.complete().unwrap_err().to_string(),
+            "commit before 1 of the missing groups came, such as b"
+        );
+    }
+}

@@ -1,0 +1,13 @@
+//! Security groups: replaced as a whole, served from memory.
+//!
+//! [`manifest`] and [`decide`] are pure: what a writer has to deliver, and what
+//! a Replace does. [`snapshot`] and [`history`] are values: what is served.
+//! [`board`] has the newest of them. [`commit`] is the one task that writes.
+
+pub mod board;
+pub mod commit;
+pub mod decide;
+pub mod history;
+pub mod manifest;
+pub mod page;
+pub mod snapshot;

@@ -1,0 +1,274 @@
+//! One generation of all security groups, ready to be served. Never changes:
+//! each Replace makes the next one, which shares everything that stayed.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use model::{
+    group::{ContentHash, GroupId, SecurityGroup, StoredGroup},
+    ids::{GroupGuid, SpaceGuid},
+};
+use prost::Message as _;
+
+use super::{
+    decide::{Decision, State},
+    history::{Change, History},
+};
+
+/// Whom a group concerns.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reach {
+    is_global: bool,
+    /// Ascending, each once.
+    spaces: Box<[SpaceGuid]>,
+}
+
+impl Reach {
+    fn of(group: &SecurityGroup) -> Self {
+        Self { is_global: group.is_global(), spaces: group.bound_spaces().cloned().collect() }
+    }
+
+    /// Whether it concerns everybody.
+    #[must_use]
+    pub fn is_global(&self) -> bool {
+        self.is_global
+    }
+
+    /// The spaces it is bound to, in either lifecycle.
+    #[must_use]
+    pub fn spaces(&self) -> &[SpaceGuid] {
+        &self.spaces
+    }
+
+    /// Whether it concerns somebody who has containers in the spaces that `has`
+    /// says yes to.
+    pub fn concerns(&self, has: impl Fn(&SpaceGuid) -> bool) -> bool {
+        self.is_global || self.spaces.iter().any(has)
+    }
+}
+
+/// A stored group, encoded once for everybody.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its place.
+    pub id: GroupId,
+    /// Who it is.
+    pub guid: GroupGuid,
+    /// Its content.
+    pub hash: ContentHash,
+    /// Whom it concerns.
+    pub reach: Arc<Reach>,
+    /// The message `StoredGroup` as it goes over the wire.
+    pub encoded: Bytes,
+}
+
+impl Entry {
+    /// Encodes a group; keeps `reach` if it is the same still.
+    #[must_use]
+    pub fn new(stored: &StoredGroup, hash: ContentHash, before: Option<&Arc<Reach>>) -> Self {
+        let reach = Reach::of(&stored.group);
+        let reach = match before {
+            Some(before) if **before == reach => Arc::clone(before),
+            Some(_) | None => Arc::new(reach),
+        };
+        let encoded = proto::policy_v1::StoredGroup::from(stored).encode_to_vec().into();
+        Self { id: stored.id, guid: stored.group.guid.clone(), hash, reach, encoded }
+    }
+}
+
+type Index<K, V> = Arc<HashMap<K, V>>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What is stored beside the groups.
+    pub state: State,
+    /// Ascending by id.
+    entries: Vec<Arc<Entry>>,
+    by_guid: Index<GroupGuid, GroupId>,
+    by_space: Index<SpaceGuid, Vec<GroupId>>,
+    global: Arc<BTreeSet<GroupId>>,
+    history: History,
+}
+
+impl Snapshot {
+    /// What a store holds.
+    #[must_use]
+    pub fn new(state: State, mut entries: Vec<Arc<Entry>>) -> Self {
+        entries.sort_unstable_by_key(|entry| entry.id);
+        let mut index = Indexes::default();
+        entries.iter().for_each(|entry| index.add(entry));
+        let history = History::starting(state.generation);
+        index.into_snapshot(state, entries, history)
+    }
+
+    /// What the store holds after `decision`, which was made on this state.
+    #[must_use]
+    pub fn after(&self, decision: &Decision) -> Self {
+        let Decision { state, upserts, removed, .. } = decision;
+        let mut index = Indexes::of(self);
+        let mut changes = Vec::with_capacity(upserts.len() + removed.len());
+        let mut replaced: HashMap<GroupId, Arc<Entry>> = HashMap::new();
+        let mut added = Vec::new();
+        for upsert in upserts {
+            let before = self.get(upsert.id);
+            let stored = StoredGroup { id: upsert.id, group: Arc::clone(&upsert.group) };
+            let entry = Entry::new(&stored, upsert.hash, before.map(|entry| &entry.reach));
+            let entry = Arc::new(entry);
+            index.replace(before, &entry);
+            changes.push(Change {
+                id: entry.id,
+                guid: entry.guid.clone(),
+                before: before.map(|entry| Arc::clone(&entry.reach)),
+            });
+            match before {
+                Some(_) => _ = replaced.insert(entry.id, entry),
+                None => added.push(entry),
+            }
+        }
+        let gone: HashSet<GroupId> = removed.iter().map(|(id, _)| *id).collect();
+        for entry in removed.iter().filter_map(|(id, _)| self.get(*id)) {
+            index.remove(entry);
+            let before = Some(Arc::clone(&entry.reach));
+            changes.push(Change { id: entry.id, guid: entry.guid.clone(), before });
+        }
+        let kept = self.entries.iter().filter(|entry| !gone.contains(&entry.id));
+        let entries = kept
+            .map(|entry| replaced.get(&entry.id).unwrap_or(entry))
+            .chain(&added)
+            .cloned()
+            .collect();
+        let history = match changes.is_empty() && state.generation == self.state.generation {
+            true => self.history.clone(),
+            false => self.history.followed_by(state.generation, changes),
+        };
+        index.into_snapshot(state.clone(), entries, history)
+    }
+
+    /// Every group, ascending by id.
+    #[must_use]
+    pub fn entries(&self) -> &[Arc<Entry>] {
+        &self.entries
+    }
+
+    /// The group at a place.
+    #[must_use]
+    pub fn get(&self, id: GroupId) -> Option<&Arc<Entry>> {
+        let place = self.entries.binary_search_by_key(&id, |entry| entry.id);
+        place.ok().map(|place| &self.entries[place])
+    }
+
+    /// The content of the group with this guid.
+    #[must_use]
+    pub fn hash(&self, guid: &GroupGuid) -> Option<ContentHash> {
+        let id = self.by_guid.get(guid)?;
+        self.get(*id).map(|entry| entry.hash)
+    }
+
+    /// The groups bound to a space, global or not, in no particular order.
+    pub fn bound_to(&self, space: &SpaceGuid) -> impl Iterator<Item = &Arc<Entry>> {
+        let ids = self.by_space.get(space).into_iter().flatten();
+        ids.filter_map(|id| self.get(*id))
+    }
+
+    /// The groups that concern somebody with containers in `spaces`, from the
+    /// place `from` on, ascending by id.
+    #[must_use]
+    pub fn concerning<'a>(
+        &self,
+        spaces: impl IntoIterator<Item = &'a SpaceGuid>,
+        from: GroupId,
+    ) -> Vec<&Arc<Entry>> {
+        let bound = spaces.into_iter().filter_map(|space| self.by_space.get(space)).flatten();
+        let bound = bound.filter(|id| **id >= from);
+        let mut ids: Vec<GroupId> = self.global.range(from..).chain(bound).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().filter_map(|id| self.get(id)).collect()
+    }
+
+    /// What changed in the last generations.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The text that this snapshot holds for a space already, so that thousands
+    /// of watchers of one space share it.
+    #[must_use]
+    pub fn shared(&self, space: SpaceGuid) -> SpaceGuid {
+        self.by_space.get_key_value(&space).map_or(space, |(shared, _)| shared.clone())
+    }
+}
+
+/// The indexes in the making: shared with the snapshot before until something
+/// in them changes.
+#[derive(Default)]
+struct Indexes {
+    by_guid: Index<GroupGuid, GroupId>,
+    by_space: Index<SpaceGuid, Vec<GroupId>>,
+    global: Arc<BTreeSet<GroupId>>,
+}
+
+impl Indexes {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            by_guid: Arc::clone(&snapshot.by_guid),
+            by_space: Arc::clone(&snapshot.by_space),
+            global: Arc::clone(&snapshot.global),
+        }
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        Arc::make_mut(&mut self.by_guid).insert(entry.guid.clone(), entry.id);
+        self.add_reach(entry.id, &entry.reach);
+    }
+
+    fn remove(&mut self, entry: &Entry) {
+        Arc::make_mut(&mut self.by_guid).remove(&entry.guid);
+        self.remove_reach(entry.id, &entry.reach);
+    }
+
+    fn replace(&mut self, before: Option<&Arc<Entry>>, after: &Entry) {
+        match before {
+            None => self.add(after),
+            Some(before) if Arc::ptr_eq(&before.reach, &after.reach) => {}
+            Some(before) => {
+                self.remove_reach(before.id, &before.reach);
+                self.add_reach(after.id, &after.reach);
+            }
+        }
+    }
+
+    fn add_reach(&mut self, id: GroupId, reach: &Reach) {
+        if reach.is_global() {
+            Arc::make_mut(&mut self.global).insert(id);
+        }
+        for space in reach.spaces() {
+            Arc::make_mut(&mut self.by_space).entry(space.clone()).or_default().push(id);
+        }
+    }
+
+    fn remove_reach(&mut self, id: GroupId, reach: &Reach) {
+        if reach.is_global() {
+            Arc::make_mut(&mut self.global).remove(&id);
+        }
+        for space in reach.spaces() {
+            let by_space = Arc::make_mut(&mut self.by_space);
+            if let Some(ids) = by_space.get_mut(space) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    by_space.remove(space);
+                }
+            }
+        }
+    }
+
+    fn into_snapshot(self, state: State, entries: Vec<Arc<Entry>>, history: History) -> Snapshot {
+        let Self { by_guid, by_space, global } = self;
+        Snapshot { state, entries, by_guid, by_space, global, history }
+    }
+}

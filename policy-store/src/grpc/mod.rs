@@ -1,0 +1,204 @@
+//! `portcullis.policy.v1.PolicyStore`.
+//!
+//! A handler parses, checks who asks, calls, and converts. The service is
+//! dispatched by hand and not by the generated code, since List and Watch answer
+//! with bytes that are encoded already ([`wire`]).
+
+mod parse;
+mod replace;
+pub mod status;
+mod watch;
+pub mod wire;
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::Stream;
+use jiff::Timestamp;
+use proto::policy_v1::{
+    ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest,
+    status_response,
+};
+use tokio::sync::Semaphore;
+use tonic::{
+    Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService,
+};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+use self::{
+    parse::Wanted,
+    replace::Replacing,
+    status::{Error, status},
+    watch::Watching,
+    wire::WireCodec,
+};
+use crate::{
+    access::{Access, Action},
+    feed::{cells::CellStatus, parts::Part, watch::Feed},
+    groups::{
+        commit::Commits,
+        page::{Page, page},
+    },
+};
+
+/// How many Replaces may be going on at the same time: each may hold a whole set.
+const REPLACES: usize = 4;
+/// The largest message of a Replace: a group and what surrounds it, with room
+/// for writers that put several into one.
+const MAX_REPLACE_MESSAGE: usize = 8 << 20;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the calls share.
+#[derive(Debug)]
+struct Shared {
+    access: Access,
+    feed: Feed,
+    commits: Commits,
+    replaces: Arc<Semaphore>,
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct PolicyStore(Arc<Shared>);
+
+impl PolicyStore {
+    /// Serves what `feed` has, and hands Replaces to `commits`.
+    #[must_use]
+    pub fn new(access: Access, feed: Feed, commits: Commits) -> Self {
+        let replaces = Arc::new(Semaphore::new(REPLACES));
+        Self(Arc::new(Shared { access, feed, commits, replaces }))
+    }
+
+    fn replace(
+        &self,
+        request: Request<Streaming<ReplaceRequest>>,
+    ) -> Result<Response<Answers<ReplaceResponse>>, Error> {
+        self.0.may(&request, Action::Replace)?;
+        let permit = Arc::clone(&self.0.replaces).try_acquire_owned().map_err(|_| Error::Busy)?;
+        let drain = self.0.feed.drain.clone();
+        let commits = self.0.commits.clone();
+        let snapshot = self.0.feed.board.current();
+        let replacing = Replacing::new(request.into_inner(), snapshot, commits, drain, permit);
+        Ok(Response::new(Box::pin(replacing.into_stream())))
+    }
+
+    fn list(&self, request: Request<ListRequest>) -> Result<Response<Page>, Error> {
+        self.0.may(&request, Action::List)?;
+        let Wanted { filter, from, size } = request.into_inner().try_into()?;
+        Ok(Response::new(page(&self.0.feed.board.current(), &filter, from, size)))
+    }
+
+    fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Response<Answers<Part>> {
+        let identity = runtime::tls::peer(&request).identity;
+        let watching = Watching::new(Arc::clone(&self.0), identity, request.into_inner());
+        Response::new(Box::pin(watching.into_stream()))
+    }
+
+    fn status(&self, request: &Request<StatusRequest>) -> Result<Response<StatusResponse>, Error> {
+        self.0.may(request, Action::Status)?;
+        let snapshot = self.0.feed.board.current();
+        let state = &snapshot.state;
+        let writer = state.writer.as_ref().map(|owner| status_response::Writer {
+            owner: owner.as_str().to_owned(),
+            fencing_token: state.token.map_or(0, |token| token.0),
+        });
+        Ok(Response::new(StatusResponse {
+            generation: state.generation.0,
+            watermark: state.watermark.map(proto::timestamp),
+            writer,
+            synced_at: state.synced_at.map(timestamp),
+            groups: snapshot.entries().len() as u64,
+            cells: self.0.feed.cells.status().into_iter().map(cell).collect(),
+        }))
+    }
+}
+
+impl Shared {
+    fn may<T>(&self, request: &Request<T>, action: Action) -> Result<(), Error> {
+        self.check(runtime::tls::peer(request).identity.as_deref(), action)
+    }
+
+    /// The log line of a refusal names the peer as the answer does.
+    fn check(
+        &self,
+        identity: Option<&runtime::tls::Identity>,
+        action: Action,
+    ) -> Result<(), Error> {
+        self.access.check(identity, action).map_err(|denied| {
+            metrics::counter!("policy_store_denied_total").increment(1);
+            tracing::error!(error = %denied, "permission-denied");
+            denied.into()
+        })
+    }
+}
+
+fn timestamp(at: Timestamp) -> prost_types::Timestamp {
+    // Whole milliseconds after 1970: the fraction is never negative.
+    prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
+}
+
+fn cell(status: CellStatus) -> status_response::Cell {
+    let CellStatus { id, connected, report } = status;
+    status_response::Cell {
+        cell_id: id.as_str().to_owned(),
+        connected,
+        enforced_generation: report.map_or(0, |report| report.enforced.0),
+        reported_at: report.map(|report| timestamp(report.at)),
+        containers: report.map_or(0, |report| report.containers),
+        isolated_rules: report.map_or(0, |report| report.isolated_rules),
+    }
+}
+
+fn answer<T>(outcome: Result<T, Error>) -> std::future::Ready<Result<T, Status>> {
+    std::future::ready(outcome.map_err(|error| status(&error)))
+}
+
+impl NamedService for PolicyStore {
+    const NAME: &'static str = "portcullis.policy.v1.PolicyStore";
+}
+
+type Later = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl Service<http::Request<Body>> for PolicyStore {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Later;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Later {
+        let this = self.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path() {
+                "/portcullis.policy.v1.PolicyStore/Replace" => {
+                    let method = service_fn(|request| answer(this.replace(request)));
+                    tonic::server::Grpc::new(ProstCodec::default())
+                        .max_decoding_message_size(MAX_REPLACE_MESSAGE)
+                        .streaming(method, request)
+                        .await
+                }
+                "/portcullis.policy.v1.PolicyStore/List" => {
+                    let method = service_fn(|request| answer(this.list(request)));
+                    tonic::server::Grpc::new(WireCodec::default()).unary(method, request).await
+                }
+                "/portcullis.policy.v1.PolicyStore/Watch" => {
+                    let method = service_fn(|request| answer(Ok(this.watch(request))));
+                    tonic::server::Grpc::new(WireCodec::default()).streaming(method, request).await
+                }
+                "/portcullis.policy.v1.PolicyStore/Status" => {
+                    let method = service_fn(|request| answer(this.status(&request)));
+                    tonic::server::Grpc::new(ProstCodec::default()).unary(method, request).await
+                }
+                path => Status::unimplemented(format!("there is no method {path}")).into_http(),
+            })
+        })
+    }
+}

@@ -1,0 +1,127 @@
+//! Requests become values of the model here, and nowhere else.
+
+use std::collections::HashSet;
+
+use jiff::Timestamp;
+use model::{
+    generation::{Generation, Watermark},
+    group::GroupId,
+    ids::{CellId, SpaceGuid},
+    lock::{FencingToken, Owner},
+};
+use proto::policy_v1::{
+    ListRequest,
+    replace_request::Begin,
+    watch_request::{Hello, Report, Subscribe},
+};
+
+use super::status::Error;
+use crate::{
+    feed::{
+        cells,
+        cursor::MAX_SPACES,
+        watch::{self, Word},
+    },
+    groups::page::{DEFAULT_SIZE, Filter, MAX_SIZE},
+};
+
+/// What a writer says to begin with.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    pub(super) owner: Owner,
+    pub(super) token: Option<FencingToken>,
+    pub(super) watermark: Watermark,
+    pub(super) allow_mass_removal: bool,
+}
+
+fn invalid(field: &str, problem: impl std::fmt::Display) -> Error {
+    Error::Protocol(format!("{field}: {problem}"))
+}
+
+impl TryFrom<Begin> for Beginning {
+    type Error = Error;
+
+    fn try_from(begin: Begin) -> Result<Self, Error> {
+        let moment = begin.watermark_value()?;
+        let Begin { owner, fencing_token, watermark: _, allow_mass_removal } = begin;
+        if i64::try_from(fencing_token).is_err() {
+            return Err(invalid("fencing_token", format_args!("{fencing_token} is too large")));
+        }
+        Ok(Self {
+            owner: Owner::parse(&owner).map_err(|error| invalid("owner", error))?,
+            token: (fencing_token != 0).then_some(FencingToken(fencing_token)),
+            watermark: moment,
+            allow_mass_removal,
+        })
+    }
+}
+
+fn spaces<C: FromIterator<SpaceGuid>>(field: &str, texts: &[String]) -> Result<C, Error> {
+    if texts.len() > MAX_SPACES {
+        let problem = format_args!("has {} entries, at most {MAX_SPACES} are allowed", texts.len());
+        return Err(invalid(field, problem));
+    }
+    let parse = |(index, text): (usize, &String)| {
+        SpaceGuid::parse(text).map_err(|error| invalid(&format!("{field}[{index}]"), error))
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
+/// Which page of which groups.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) filter: Filter,
+    pub(super) from: GroupId,
+    pub(super) size: usize,
+}
+
+impl TryFrom<ListRequest> for Wanted {
+    type Error = Error;
+
+    fn try_from(request: ListRequest) -> Result<Self, Error> {
+        let ListRequest { space_guids, all, page_size, page_token } = request;
+        let filter = match all {
+            true if !space_guids.is_empty() => {
+                return Err(invalid("space_guids", "must be empty when all is set"));
+            }
+            true => Filter::All,
+            false => Filter::Spaces(spaces::<HashSet<_>>("space_guids", &space_guids)?),
+        };
+        let size = match usize::try_from(page_size).unwrap_or(usize::MAX) {
+            0 => DEFAULT_SIZE,
+            size if size <= MAX_SIZE => size,
+            size => {
+                let problem = format_args!("{size} is more than {MAX_SIZE}");
+                return Err(invalid("page_size", problem));
+            }
+        };
+        Ok(Self { filter, from: GroupId(page_token), size })
+    }
+}
+
+pub(super) fn hello(hello: &Hello) -> Result<watch::Hello, Error> {
+    let Hello { cell_id, space_guids } = hello;
+    Ok(watch::Hello {
+        cell: CellId::parse(cell_id).map_err(|error| invalid("cell_id", error))?,
+        spaces: spaces("space_guids", space_guids)?,
+    })
+}
+
+pub(super) fn subscribe(subscribe: &Subscribe) -> Result<Word, Error> {
+    let Subscribe { sequence, add_space_guids, drop_space_guids } = subscribe;
+    Ok(Word::Subscribe {
+        sequence: *sequence,
+        add: spaces("add_space_guids", add_space_guids)?,
+        drop: spaces("drop_space_guids", drop_space_guids)?,
+    })
+}
+
+pub(super) fn report(report: Report, at: Timestamp) -> Word {
+    let Report { enforced_generation, containers, isolated_rules } = report;
+    Word::Report(cells::Report {
+        enforced: Generation(enforced_generation),
+        containers,
+        isolated_rules,
+        at,
+    })
+}

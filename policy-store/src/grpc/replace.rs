@@ -1,0 +1,193 @@
+//! One Replace: Begin, the manifest, what is missing, those groups, Commit.
+//!
+//! Nothing is written before Commit came, and then by a task of its own: a
+//! stream that breaks before it leaves no trace, and one that breaks after it is
+//! confirmed to nobody but done.
+
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use jiff::Timestamp;
+use model::{group::SecurityGroup, ids::GroupGuid};
+use prost::Message as _;
+use proto::policy_v1::{
+    ReplaceRequest, ReplaceResponse, replace_request,
+    replace_request::Step as Said,
+    replace_response::{self, Missing, Step},
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{
+    parse::Beginning,
+    status::{Error, status},
+};
+use crate::groups::{
+    commit::{Commits, Committed},
+    decide::Replacement,
+    manifest::{Expected, Manifest},
+    snapshot::Snapshot,
+};
+
+/// How long a writer may say nothing.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How many guids one message names.
+const MISSING_AT_ONCE: usize = 5_000;
+
+enum Phase {
+    Opening(Arc<Snapshot>),
+    Telling { beginning: Beginning, expected: Box<Expected>, parts: VecDeque<Missing> },
+    Done,
+}
+
+/// See the module.
+pub(super) struct Replacing {
+    requests: Streaming<ReplaceRequest>,
+    phase: Phase,
+    commits: Commits,
+    drain: CancellationToken,
+    /// One of those that may go on at the same time.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Replacing {
+    /// A Replace on top of `snapshot`.
+    pub(super) fn new(
+        requests: Streaming<ReplaceRequest>,
+        snapshot: Arc<Snapshot>,
+        commits: Commits,
+        drain: CancellationToken,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { requests, phase: Phase::Opening(snapshot), commits, drain, _permit: permit }
+    }
+
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<ReplaceResponse, Status>> + Send {
+        stream::unfold(self, async |mut this| {
+            let answer = this.next().await.transpose()?;
+            if let Err(error) = &answer {
+                tracing::debug!(error = %error, "replace-ended");
+                this.phase = Phase::Done;
+            }
+            let answer = answer.map(|step| ReplaceResponse { step: Some(step) });
+            Some((answer.map_err(|error| status(&error)), this))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Step>, Error> {
+        loop {
+            match mem::replace(&mut self.phase, Phase::Done) {
+                Phase::Opening(snapshot) => {
+                    let beginning = self.begin().await?;
+                    let manifest = self.manifest().await?;
+                    let expected = Box::new(manifest.expect(|guid| snapshot.hash(guid)));
+                    let parts = parts(&expected.missing());
+                    self.phase = Phase::Telling { beginning, expected, parts };
+                }
+                Phase::Telling { beginning, expected, mut parts } => {
+                    let Some(part) = parts.pop_front() else {
+                        return self.finish(beginning, expected).await.map(Some);
+                    };
+                    self.phase = Phase::Telling { beginning, expected, parts };
+                    return Ok(Some(Step::Missing(part)));
+                }
+                Phase::Done => return Ok(None),
+            }
+        }
+    }
+
+    async fn begin(&mut self) -> Result<Beginning, Error> {
+        match self.said().await? {
+            Said::Begin(begin) => begin.try_into(),
+            other => Err(unexpected("Begin", &other)),
+        }
+    }
+
+    async fn manifest(&mut self) -> Result<Manifest, Error> {
+        let mut manifest = Manifest::default();
+        loop {
+            let part = match self.said().await? {
+                Said::Manifest(part) => part,
+                other => return Err(unexpected("Manifest", &other)),
+            };
+            let replace_request::Manifest { entries, last } = part;
+            for entry in entries {
+                let (guid, hash) = entry.try_into()?;
+                manifest.push(guid, hash)?;
+            }
+            if last {
+                return Ok(manifest);
+            }
+        }
+    }
+
+    async fn finish(
+        &mut self,
+        beginning: Beginning,
+        mut expected: Box<Expected>,
+    ) -> Result<Step, Error> {
+        loop {
+            match self.said().await? {
+                Said::Groups(groups) => {
+                    for group in groups.groups {
+                        let bytes = group.encoded_len();
+                        expected.supply(SecurityGroup::try_from(group)?, bytes)?;
+                    }
+                }
+                Said::Commit(replace_request::Commit {}) => break,
+                other => return Err(unexpected("Groups or Commit", &other)),
+            }
+        }
+        let Beginning { owner, token, watermark, allow_mass_removal } = beginning;
+        let supplied = expected.complete()?;
+        let at = Timestamp::now();
+        let write = Replacement { owner, token, watermark, allow_mass_removal, supplied, at };
+        let Committed { generation, added, changed, removed, unchanged } =
+            self.commits.commit(write).await?;
+        Ok(Step::Committed(replace_response::Committed {
+            generation: generation.0,
+            added: added as u64,
+            changed: changed as u64,
+            removed: removed as u64,
+            unchanged: unchanged as u64,
+        }))
+    }
+
+    /// What the writer says next.
+    async fn said(&mut self) -> Result<Said, Error> {
+        let request = tokio::select! {
+            biased;
+            () = self.drain.cancelled() => return Err(Error::Draining),
+            request = tokio::time::timeout(SILENCE, self.requests.message()) => request,
+        };
+        let request = request.map_err(|_elapsed| Error::Silent(SILENCE.as_secs()))??;
+        let protocol = |text: &str| Error::Protocol(text.to_owned());
+        let request = request.ok_or_else(|| protocol("the stream ended before Commit"))?;
+        request.step.ok_or_else(|| protocol("step is missing"))
+    }
+}
+
+fn unexpected(expected: &str, said: &Said) -> Error {
+    let name = match said {
+        Said::Begin(_) => "Begin",
+        Said::Manifest(_) => "Manifest",
+        Said::Groups(_) => "Groups",
+        Said::Commit(_) => "Commit",
+    };
+    Error::Protocol(format!("{name} came where {expected} belongs"))
+}
+
+/// At least one part, the last marked.
+fn parts(missing: &[GroupGuid]) -> VecDeque<Missing> {
+    let texts = |chunk: &[GroupGuid]| chunk.iter().map(|guid| guid.as_str().to_owned()).collect();
+    let mut parts: VecDeque<Missing> = missing
+        .chunks(MISSING_AT_ONCE)
+        .map(|chunk| Missing { guids: texts(chunk), last: false })
+        .collect();
+    match parts.back_mut() {
+        Some(last) => last.last = true,
+        None => parts.push_back(Missing { guids: Vec::new(), last: true }),
+    }
+    parts
+}

@@ -1,0 +1,108 @@
+//! One Watch: Hello, and then what [`Watcher`] has to tell.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use jiff::Timestamp;
+use proto::policy_v1::{WatchRequest, watch_request::Step as Said};
+use runtime::tls::Identity;
+use tonic::{Status, Streaming};
+
+use super::{
+    Shared, parse,
+    status::{Error, status},
+};
+use crate::{
+    access::Action,
+    feed::{
+        parts::Part,
+        watch::{Watcher, Word, Words},
+    },
+};
+
+/// How many seconds a cell may take to say Hello.
+const SILENCE: u64 = 10;
+
+enum Phase {
+    Opening(Box<Streaming<WatchRequest>>),
+    Watching(Box<Watcher<Requests>>),
+    Done,
+}
+
+/// See the module.
+pub(super) struct Watching {
+    shared: Arc<Shared>,
+    identity: Option<Arc<Identity>>,
+    phase: Phase,
+}
+
+impl Watching {
+    /// A stream that has said nothing yet. It is answered at once, and refused
+    /// later if need be: some clients speak only after that.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        identity: Option<Arc<Identity>>,
+        requests: Streaming<WatchRequest>,
+    ) -> Self {
+        Self { shared, identity, phase: Phase::Opening(Box::new(requests)) }
+    }
+
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Part, Status>> + Send {
+        stream::unfold(self, async |mut this| {
+            let answer = this.next().await.transpose()?;
+            if let Err(error) = &answer {
+                tracing::debug!(error = %error, "watch-ended");
+                this.phase = Phase::Done;
+            }
+            Some((answer.map_err(|error| status(&error)), this))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Part>, Error> {
+        if let Phase::Opening(_) = self.phase
+            && let Phase::Opening(requests) = mem::replace(&mut self.phase, Phase::Done)
+        {
+            self.phase = Phase::Watching(Box::new(self.open(*requests).await?));
+        }
+        match &mut self.phase {
+            Phase::Watching(watcher) => Ok(Some(watcher.next().await?)),
+            Phase::Opening(_) | Phase::Done => Ok(None),
+        }
+    }
+
+    async fn open(
+        &self,
+        mut requests: Streaming<WatchRequest>,
+    ) -> Result<Watcher<Requests>, Error> {
+        let first = tokio::time::timeout(Duration::from_secs(SILENCE), requests.message());
+        let first = tokio::select! {
+            () = self.shared.feed.drain.cancelled() => return Err(Error::Draining),
+            first = first => first.map_err(|_elapsed| Error::Silent(SILENCE))??,
+        };
+        let Some(Said::Hello(hello)) = first.and_then(|request| request.step) else {
+            return Err(Error::Protocol("the first request must be Hello".to_owned()));
+        };
+        let hello = parse::hello(&hello)?;
+        self.shared.check(self.identity.as_deref(), Action::Watch(hello.cell.clone()))?;
+        let watcher = Watcher::new(self.shared.feed.clone(), hello, Requests(requests))?;
+        tracing::debug!(cell = %watcher.cell(), "watch-started");
+        Ok(watcher)
+    }
+}
+
+/// What a cell says after Hello.
+pub(super) struct Requests(Streaming<WatchRequest>);
+
+impl Words for Requests {
+    type Error = Error;
+
+    async fn next(&mut self) -> Result<Option<Word>, Error> {
+        let Some(request) = self.0.message().await? else { return Ok(None) };
+        match request.step {
+            Some(Said::Subscribe(subscribe)) => parse::subscribe(&subscribe).map(Some),
+            Some(Said::Report(report)) => Ok(Some(parse::report(report, Timestamp::now()))),
+            Some(Said::Hello(_)) => Err(Error::Protocol("Hello came twice".to_owned())),
+            None => Err(Error::Protocol("step is missing".to_owned())),
+        }
+    }
+}

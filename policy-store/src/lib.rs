@@ -1,0 +1,14 @@
+//! The policy store: keeps the Cloud Controller's security groups and pushes
+//! changes to cells.
+//!
+//! One writer at a time replaces the whole set ([`groups`]); what it wrote is in
+//! a database ([`store`]) and, encoded once, in memory, from where every cell is
+//! told what changed for it ([`feed`]). [`access`] says who may do what.
+
+pub mod access;
+pub mod app;
+pub mod config;
+pub mod feed;
+pub mod groups;
+pub mod grpc;
+pub mod store;

@@ -1,0 +1,101 @@
+//! Where security groups are kept.
+//!
+//! [`Store`] is the seam; `tests/store.rs` holds the suite that each
+//! implementation passes: [`memory`] for tests, [`sqlite`] for one instance.
+
+pub mod memory;
+mod rules;
+pub mod sqlite;
+
+use std::{error::Error as _, fmt::Debug, pin::Pin, sync::Arc};
+
+use model::{
+    group::{ContentHash, StoredGroup},
+    ids::CellId,
+};
+
+use crate::{
+    feed::cells::{Report, Unsaved},
+    groups::decide::{Decision, Refusal, Replacement, State},
+};
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It must not happen. Nothing is stored.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The database failed. Nothing is stored, unless it failed in the middle
+    /// of a commit: only [`Store::load`] knows then.
+    #[error("the database failed")]
+    Database(#[from] storage::Error),
+    /// The database holds something that this program did not write.
+    #[error("the database holds a senseless value in {field}: {problem}")]
+    Senseless {
+        /// Table and column.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// An error with its causes, for the log.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+/// A stored group and the hash of its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hashed {
+    /// The group.
+    pub stored: StoredGroup,
+    /// Its content's hash.
+    pub hash: ContentHash,
+}
+
+/// Everything that is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Contents {
+    /// What is stored beside the groups.
+    pub state: State,
+    /// Ascending by id.
+    pub groups: Vec<Hashed>,
+    /// What each cell said last, by cell.
+    pub reports: Vec<(CellId, Report)>,
+}
+
+/// What a store answers, later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// Keeps one set of security groups, what it was made from, and what cells
+/// reported.
+///
+/// Promises:
+/// - [`Store::replace`] does what [`crate::groups::decide::decide`] decides on
+///   the stored state, all of it or nothing, in one step that no other replace
+///   comes between, and answers after it is durable. Refused or broken off, it
+///   leaves no trace.
+/// - It writes only what changed: unchanged groups cost no write.
+/// - [`Store::load`] sees every replace that was answered before, and no part
+///   of a replace.
+/// - A replace that was begun is carried out even if its caller gives up.
+/// - Reports are kept apart: they neither wait for groups nor count as change.
+pub trait Store: Send + Sync + Debug {
+    /// Reads everything.
+    fn load(&self) -> Answer<'_, Contents>;
+
+    /// Replaces the set.
+    fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision>;
+
+    /// Writes down what cells said, all or nothing.
+    fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, ()>;
+
+    /// Makes everything durable and gives the store up; nothing works after it.
+    fn close(&self) -> Answer<'_, ()>;
+}

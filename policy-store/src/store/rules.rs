@@ -1,0 +1,92 @@
+//! A group's rules in one column, as a JSON text with the keys of the original
+//! (contracts/policy-server.md 3.3).
+//!
+//! One column and not a table: rules are an ordered list that is only ever
+//! written and read whole, nothing asks for a single rule, and a set of 5,000
+//! groups has 250,000 of them.
+
+use model::rule::RuleSpec;
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row<'a> {
+    protocol: Text<'a>,
+    destination: Text<'a>,
+    ports: Text<'a>,
+    #[serde(rename = "type")]
+    icmp_type: i32,
+    #[serde(rename = "code")]
+    icmp_code: i32,
+    description: Text<'a>,
+    log: bool,
+}
+
+type Text<'a> = std::borrow::Cow<'a, str>;
+
+impl<'a> From<&'a RuleSpec> for Row<'a> {
+    fn from(rule: &'a RuleSpec) -> Self {
+        let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } =
+            rule;
+        Self {
+            protocol: protocol.into(),
+            destination: destination.into(),
+            ports: ports.into(),
+            icmp_type: *icmp_type,
+            icmp_code: *icmp_code,
+            description: description.into(),
+            log: *log,
+        }
+    }
+}
+
+impl From<Row<'_>> for RuleSpec {
+    fn from(row: Row<'_>) -> Self {
+        let Row { protocol, destination, ports, icmp_type, icmp_code, description, log } = row;
+        Self {
+            protocol: protocol.into_owned(),
+            destination: destination.into_owned(),
+            ports: ports.into_owned(),
+            icmp_type,
+            icmp_code,
+            description: description.into_owned(),
+            log,
+        }
+    }
+}
+
+pub(super) fn to_text(rules: &[RuleSpec]) -> String {
+    let rows: Vec<Row<'_>> = rules.iter().map(Into::into).collect();
+    serde_json::to_string(&rows).expect("texts, numbers and booleans are JSON")
+}
+
+pub(super) fn parse(text: &str) -> Result<Vec<RuleSpec>, serde_json::Error> {
+    let rows: Vec<Row<'_>> = serde_json::from_str(text)?;
+    Ok(rows.into_iter().map(Into::into).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_the_originals_keys_in_their_order() {
+        let rule = RuleSpec {
+            protocol: "icmp".to_owned(),
+            destination: "10.0.0.0/8".to_owned(),
+            icmp_type: -1,
+            icmp_code: 3,
+            description: "quote \" and \u{1F600}".to_owned(),
+            log: true,
+            ..RuleSpec::default()
+        };
+        let text = to_text(std::slice::from_ref(&rule));
+        assert_eq!(
+            text,
+            "[{\"protocol\":\"icmp\",\"destination\":\"10.0.0.0/8\",\"ports\":\"\",\"type\":-1,\
+             \"code\":3,\"description\":\"quote \\\" and \u{1F600}\",\"log\":true}]"
+        );
+        assert_eq!(parse(&text).unwrap(), [rule]);
+        assert_eq!(parse("[]").unwrap(), []);
+    }
+}

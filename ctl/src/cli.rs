@@ -48,7 +48,7 @@ pub struct Connection {
         long,
         global = true,
         env = "PORTCULLIS_CELL_SOCKET",
-        default_value = "/var/vcap/data/cell-agent/cell.sock"
+        default_value = "/var/vcap/data/cell-agent/control.sock"
     )]
     pub cell_socket: PathBuf,
 

@@ -2,3 +2,11 @@
 
 #[path = "suite/dependencies.rs"]
 mod dependencies;
+#[path = "suite/failover.rs"]
+mod failover;
+#[path = "suite/lock_server.rs"]
+mod lock_server;
+#[path = "suite/policy_store.rs"]
+mod policy_store;
+#[path = "suite/start_failures.rs"]
+mod start_failures;

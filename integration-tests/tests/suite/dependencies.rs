@@ -29,7 +29,8 @@ fn edges() -> BTreeMap<String, BTreeSet<String>> {
         .no_deps()
         .exec()
         .expect("cargo metadata runs");
-    let ours: BTreeSet<_> = metadata.packages.iter().map(|package| package.name.to_string()).collect();
+    let ours: BTreeSet<_> =
+        metadata.packages.iter().map(|package| package.name.to_string()).collect();
     metadata
         .packages
         .iter()

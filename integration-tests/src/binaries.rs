@@ -1,0 +1,29 @@
+//! Our binaries, built once for each test run.
+
+use std::{env, path::PathBuf, process::Command, sync::OnceLock};
+
+/// The built binary of this name.
+///
+/// # Panics
+/// The workspace does not build; cargo has said why.
+pub fn path(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| {
+        // .../target/debug/deps/main-1234 -> .../target/debug
+        let test = env::current_exe().expect("a process knows its own file");
+        let directory = test.ancestors().nth(2).expect("tests lie two levels below the profile");
+        let profile = directory.ends_with("release").then_some("--release");
+        let built = Command::new(env!("CARGO"))
+            // The selection of `cargo test --workspace`, so that nothing is built twice.
+            .args(["build", "--quiet", "--workspace", "--all-targets", "--locked"])
+            .args(profile)
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .status()
+            .expect("cargo can be run");
+        assert!(built.success(), "the binaries do not build");
+        directory.to_owned()
+    });
+    let path = directory.join(name);
+    assert!(path.exists(), "{} was not built", path.display());
+    path
+}

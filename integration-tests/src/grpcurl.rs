@@ -1,0 +1,73 @@
+//! A real grpcurl, as operators use it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use dev::certificates::Files;
+
+/// How the server is reached, and as whom.
+#[derive(Debug)]
+pub enum Target<'a> {
+    /// host:port over mutual TLS.
+    Tls(&'a str, &'a Files),
+    /// host:port over TLS, without a client certificate.
+    TlsWithoutClient(&'a str, &'a Files),
+    /// A Unix socket in plaintext.
+    Unix(&'a Path),
+}
+
+/// What grpcurl said.
+#[derive(Debug)]
+pub struct Answer {
+    /// Whether it exited with 0.
+    pub success: bool,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+/// Runs `grpcurl <target> <args>`, with `data` as the request if given.
+///
+/// # Panics
+/// grpcurl is not installed.
+pub fn run(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
+    let mut command = Command::new(program());
+    command.args(["-max-time", "20"]);
+    if let Some(data) = data {
+        command.args(["-d", data]);
+    }
+    match target {
+        Target::Tls(address, files) => {
+            command.arg("-cacert").arg(&files.ca).arg("-cert").arg(&files.cert);
+            command.arg("-key").arg(&files.key).arg(address)
+        }
+        Target::TlsWithoutClient(address, files) => {
+            command.arg("-cacert").arg(&files.ca).args(["-connect-timeout", "5"]).arg(address)
+        }
+        Target::Unix(path) => command.args(["-plaintext", "-unix"]).arg(path),
+    };
+    let output = command.args(args).output();
+    let Output { status, stdout, stderr } = output.expect("grpcurl can be run");
+    Answer {
+        success: status.success(),
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}
+
+/// From `PATH`, or where `scripts/need grpcurl` puts it.
+fn program() -> PathBuf {
+    let mut places: Vec<PathBuf> =
+        env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
+    let test = env::current_exe().expect("a process knows its own file");
+    places.extend(test.ancestors().map(|directory| directory.join("tools/bin")));
+    places
+        .into_iter()
+        .map(|place| place.join("grpcurl"))
+        .find(|program| program.is_file())
+        .expect("grpcurl is missing: scripts/need grpcurl")
+}

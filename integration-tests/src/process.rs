@@ -1,0 +1,165 @@
+//! One running process and its log.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::{binaries, wait};
+
+/// A process that ends with the test.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts one of our binaries.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start(name: &str, args: &[&str]) -> Self {
+        let child = Command::new(binaries::path(name))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        let mut process = Self {
+            name: name.to_owned(),
+            child,
+            lines: Arc::new(Mutex::new(Vec::new())),
+            readers: Vec::new(),
+        };
+        process.follow();
+        process
+    }
+
+    /// Starts one of our services with its configuration file.
+    pub fn serve(name: &str, flag: &str, config: &Path) -> Self {
+        Self::start(name, &[flag, &config.display().to_string()])
+    }
+
+    fn follow(&mut self) {
+        let streams: [Option<Box<dyn Read + Send>>; 2] = [
+            self.child.stdout.take().map(|stream| Box::new(stream) as _),
+            self.child.stderr.take().map(|stream| Box::new(stream) as _),
+        ];
+        for stream in streams.into_iter().flatten() {
+            let lines = self.lines.clone();
+            self.readers.push(thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    lines.lock().expect("no panic while the lock is held").push(line);
+                }
+            }));
+        }
+    }
+
+    /// Everything it printed so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("no panic while the lock is held").clone()
+    }
+
+    /// Its log lines, as far as they are JSON.
+    pub fn log(&self) -> Vec<Value> {
+        self.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The first log line whose message ends like this.
+    ///
+    /// # Panics
+    /// None came in time.
+    pub fn wait_for(&self, message: &str) -> Value {
+        self.wait_for_line(message, |_| true)
+    }
+
+    /// The first log line whose message ends like this and whose data fit.
+    ///
+    /// # Panics
+    /// None came in time.
+    pub fn wait_for_line(&self, message: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        wait::until(&format!("{message} in the log of {}", self.name), || {
+            self.log()
+                .into_iter()
+                .find(|line| {
+                    let text = line["message"].as_str().unwrap_or_default();
+                    text.ends_with(message) && fits(&line["data"])
+                })
+                .ok_or_else(|| self.lines().join("\n"))
+        })
+    }
+
+    /// How many log lines have a message that ends like this.
+    pub fn count(&self, message: &str) -> usize {
+        let ends =
+            |line: &Value| line["message"].as_str().is_some_and(|text| text.ends_with(message));
+        self.log().iter().filter(|line| ends(line)).count()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// The process is gone.
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).expect("process ids are small");
+        kill(Pid::from_raw(id), signal)
+            .unwrap_or_else(|error| panic!("{} cannot get {signal}: {error}", self.name));
+    }
+
+    /// Ends it without warning and waits for the end.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGKILL);
+        self.wait()
+    }
+
+    /// Asks it to end and waits for the end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// Waits for its end, and for everything that it printed.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub fn wait(&mut self) -> ExitStatus {
+        let (name, lines) = (self.name.clone(), self.lines.clone());
+        let status = wait::until(&format!("the end of {name}"), || match self.child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err(lines.lock().expect("no panic while the lock is held").join("\n")),
+            Err(error) => Err(error.to_string()),
+        });
+        for reader in self.readers.drain(..) {
+            reader.join().expect("a reader ends with its stream");
+        }
+        status
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            // Only if it is still ours: `try_wait` has not reaped it.
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}

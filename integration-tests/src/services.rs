@@ -1,0 +1,345 @@
+//! A control plane on this machine's loopback: certificates, configuration
+//! files and processes.
+
+use std::{
+    collections::{BTreeSet, hash_map::RandomState},
+    fs,
+    hash::{BuildHasher as _, Hasher as _},
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+};
+
+use dev::certificates::{Authority, Files};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    grpcurl::{self, Answer, Target},
+    process::Process,
+    wait,
+};
+
+/// A directory with an authority, in which services keep what they need. Gone
+/// with the test.
+#[derive(Debug)]
+pub struct Site {
+    directory: TempDir,
+    authority: Authority,
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Site {
+    /// # Panics
+    /// There is no temporary directory.
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let authority = Authority::create(&directory.path().join("certs"))
+            .expect("a development authority can be made");
+        Self { directory, authority }
+    }
+
+    /// A file of this site.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A certificate for both ends of a connection on this machine.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn certificate(&self, name: &str) -> Files {
+        self.authority.issue(name, &["localhost", "127.0.0.1"]).expect("a certificate can be made")
+    }
+
+    /// The same for a cell.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn cell_certificate(&self, name: &str) -> Files {
+        let made = self.authority.issue_in_unit("cell", name, &["localhost", "127.0.0.1"]);
+        made.expect("a certificate can be made")
+    }
+
+    /// Writes a configuration file.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn config(&self, name: &str, value: &Value) -> PathBuf {
+        let path = self.path(&format!("{name}.json"));
+        fs::write(&path, value.to_string()).expect("a configuration file can be written");
+        path
+    }
+}
+
+/// A free port below those that the kernel gives to outgoing connections, so
+/// that nobody takes it by accident before the service does.
+///
+/// # Panics
+/// None of a hundred is free.
+pub fn free_port() -> u16 {
+    (0..100_u64)
+        .map(|attempt| {
+            let mut hasher = RandomState::new().build_hasher();
+            hasher.write_u64(attempt);
+            u16::try_from(10_000 + hasher.finish() % 20_000).expect("below 30,000")
+        })
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("one of a hundred ports is free")
+}
+
+/// A running lock server.
+#[derive(Debug)]
+pub struct LockServer {
+    /// The process.
+    pub process: Process,
+    /// Where it serves gRPC.
+    pub address: String,
+    /// Its certificate; good for clients too.
+    pub files: Files,
+    config: PathBuf,
+}
+
+impl LockServer {
+    /// Starts one and waits until it is ready.
+    pub fn start(site: &Site) -> Self {
+        let address = format!("127.0.0.1:{}", free_port());
+        let files = site.certificate("lock-server");
+        let config = site.config(
+            "lock-server",
+            &json!({
+                "listen_address": address,
+                "ca_file": files.ca, "cert_file": files.cert, "key_file": files.key,
+                "database_driver": "sqlite",
+                "database_connection_string": site.path("locks.db"),
+                "log_level": "debug", "time_format": "rfc3339",
+            }),
+        );
+        let process = Process::serve("lock-server", "-config", &config);
+        process.wait_for("locket.started");
+        Self { process, address, files, config }
+    }
+
+    /// Starts it again with the same files.
+    pub fn restart(&mut self) {
+        self.process = Process::serve("lock-server", "-config", &self.config);
+        self.process.wait_for("locket.started");
+    }
+}
+
+/// A control plane: Cloud Controller, lock server, policy store, and syncers.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// Its files.
+    pub site: Site,
+    /// The lock server.
+    pub lock_server: LockServer,
+    /// The policy store.
+    pub policy_store: Process,
+    /// Where the store serves gRPC.
+    pub store_address: String,
+    /// The Cloud Controller, as an administrator reaches it.
+    pub cloud: CloudController,
+    /// As whom operators ask.
+    pub operator: Files,
+    syncer: Files,
+}
+
+/// The development Cloud Controller and an administrator's token.
+#[derive(Debug)]
+pub struct CloudController {
+    process: Process,
+    api: String,
+    uaa_port: u16,
+    internal: String,
+    http: reqwest::blocking::Client,
+    token: String,
+}
+
+/// How long the lock of a syncer lives in these tests, in seconds.
+pub const LOCK_TTL: u64 = 3;
+
+impl ControlPlane {
+    /// Starts everything but the syncers, and waits until it is ready.
+    pub fn start() -> Self {
+        runtime::tls::install_provider();
+        let site = Site::new();
+        let lock_server = LockServer::start(&site);
+        let store_address = format!("127.0.0.1:{}", free_port());
+        let files = site.certificate("policy-store");
+        let config = json!({
+            "grpc_listen_address": store_address,
+            "admin_listen_address": "127.0.0.1:0",
+            "ca_cert_file": files.ca, "server_cert_file": files.cert, "server_key_file": files.key,
+            "database": { "type": "sqlite", "path": site.path("policy-store.db") },
+            "log_level": "debug",
+        });
+        site.config("policy-store", &config);
+        let policy_store = Self::serve_store(&site);
+        let cloud = CloudController::start(&site);
+        let (operator, syncer) = (site.certificate("operator"), site.certificate("syncer"));
+        Self { site, lock_server, policy_store, store_address, cloud, operator, syncer }
+    }
+
+    fn serve_store(site: &Site) -> Process {
+        let process =
+            Process::serve("policy-store", "-config-file", &site.path("policy-store.json"));
+        process.wait_for("policy-server-internal.started");
+        process
+    }
+
+    /// Starts the policy store again with the same files.
+    pub fn restart_store(&mut self) {
+        self.policy_store = Self::serve_store(&self.site);
+    }
+
+    /// Starts a syncer of this name.
+    pub fn syncer(&self, name: &str) -> Process {
+        let files = &self.syncer;
+        let config = json!({
+            "uuid": name,
+            "uaa_client": "network-policy", "uaa_client_secret": "network-policy-secret",
+            "uaa_url": "http://127.0.0.1", "uaa_port": self.cloud.uaa_port,
+            "cc_url": self.cloud.api, "cc_internal_url": self.cloud.internal,
+            "cc_internal_ca_cert": files.ca,
+            "cc_internal_client_cert": files.cert, "cc_internal_client_key": files.key,
+            "locket_address": self.lock_server.address,
+            "locket_ca_cert_file": files.ca,
+            "locket_client_cert_file": files.cert, "locket_client_key_file": files.key,
+            "policy_store_address": self.store_address,
+            "policy_store_ca_cert_file": files.ca,
+            "policy_store_client_cert_file": files.cert,
+            "policy_store_client_key_file": files.key,
+            "lock_ttl_seconds": LOCK_TTL, "lock_retry_interval_seconds": 1,
+            "log_level": "debug",
+        });
+        Process::serve("syncer", "-config-file", &self.site.config(name, &config))
+    }
+
+    /// What the store says of itself.
+    ///
+    /// # Panics
+    /// It does not answer in time.
+    pub fn store_status(&self) -> Value {
+        wait::until("the status of the policy store", || {
+            let answer = self.store("Status", "{}");
+            serde_json::from_str(&answer.stdout).map_err(|_| answer.stderr)
+        })
+    }
+
+    /// Calls the store with a real grpcurl.
+    pub fn store(&self, method: &str, request: &str) -> Answer {
+        let target = Target::Tls(&self.store_address, &self.operator);
+        let method = format!("portcullis.policy.v1.PolicyStore/{method}");
+        grpcurl::run(&target, Some(request), &[&method])
+    }
+
+    /// Waits until the store's groups are those of the Cloud Controller.
+    ///
+    /// # Panics
+    /// They do not become so in time.
+    pub fn wait_until_synced(&self) {
+        wait::until("the store to have the Cloud Controller's groups", || {
+            let (wanted, stored) = (self.cloud.group_names(), self.stored_names());
+            if wanted == stored { Ok(()) } else { Err(format!("{stored:?}, not {wanted:?}")) }
+        });
+    }
+
+    /// The names of the groups in the store.
+    pub fn stored_names(&self) -> BTreeSet<String> {
+        let answer = self.store("List", r#"{"all":true,"page_size":5000}"#);
+        let page: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
+        names(&page["groups"], |group| &group["group"]["name"])
+    }
+
+    /// Who holds the syncers' lock.
+    pub fn leader(&self) -> Option<String> {
+        let target = Target::Tls(&self.lock_server.address, &self.operator);
+        let request = r#"{"key":"policy-server-asg-syncer"}"#;
+        let answer = grpcurl::run(&target, Some(request), &["models.Locket/Fetch"]);
+        let answer: Value = serde_json::from_str(&answer.stdout).ok()?;
+        answer["resource"]["owner"].as_str().map(str::to_owned)
+    }
+}
+
+fn names(list: &Value, name: impl Fn(&Value) -> &Value) -> BTreeSet<String> {
+    let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(|item| name(item).as_str().map(str::to_owned)).collect()
+}
+
+impl CloudController {
+    fn start(site: &Site) -> Self {
+        let [api, uaa, internal] = [(); 3].map(|()| free_port());
+        let files = site.certificate("cloud-controller");
+        let config = json!({
+            "api_address": format!("127.0.0.1:{api}"),
+            "uaa_address": format!("127.0.0.1:{uaa}"),
+            "internal_address": format!("127.0.0.1:{internal}"),
+            "internal_tls": { "ca_file": files.ca, "cert_file": files.cert, "key_file": files.key },
+        });
+        let config = site.config("cloud-controller", &config).display().to_string();
+        let process =
+            Process::start("portcullis-dev", &["cloud-controller", "--config-file", &config]);
+        let http = reqwest::blocking::Client::new();
+        let form = [("grant_type", "password"), ("username", "admin"), ("password", "admin")];
+        let token = wait::until("a token of the UAA", || {
+            let url = format!("http://127.0.0.1:{uaa}/oauth/token");
+            let answer = http.post(url).basic_auth("cf", Some("")).form(&form).send();
+            let answer: Value =
+                answer.and_then(|answer| answer.json()).map_err(|error| error.to_string())?;
+            answer["access_token"].as_str().map(str::to_owned).ok_or_else(|| answer.to_string())
+        });
+        Self {
+            process,
+            api: format!("http://127.0.0.1:{api}"),
+            uaa_port: uaa,
+            internal: format!("https://127.0.0.1:{internal}"),
+            http,
+            token,
+        }
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    fn call(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> Value {
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.api));
+        request = request.bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        let status = answer.status();
+        let text = answer.text().unwrap_or_default();
+        assert!(status.is_success(), "{method} {path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// Makes a group with one rule and returns its guid.
+    pub fn create_group(&self, name: &str, destination: &str) -> String {
+        let body = json!({
+            "name": name,
+            "rules": [{ "protocol": "all", "destination": destination }],
+            "globally_enabled": { "running": true },
+        });
+        let group = self.call(reqwest::Method::POST, "/v3/security_groups", Some(&body));
+        group["guid"].as_str().expect("a group has a guid").to_owned()
+    }
+
+    /// Takes a group away.
+    pub fn delete_group(&self, guid: &str) {
+        self.call(reqwest::Method::DELETE, &format!("/v3/security_groups/{guid}"), None);
+    }
+
+    /// The names of all groups.
+    pub fn group_names(&self) -> BTreeSet<String> {
+        let page = self.call(reqwest::Method::GET, "/v3/security_groups?per_page=5000", None);
+        names(&page["resources"], |group| &group["name"])
+    }
+}

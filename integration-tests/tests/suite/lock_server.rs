@@ -1,0 +1,88 @@
+//! The lock server as an operator meets it: a process, certificates, grpcurl.
+
+use integration_tests::{
+    grpcurl::{self, Answer, Target},
+    services::{LockServer, Site},
+};
+use nix::sys::signal::Signal;
+
+fn lock(server: &LockServer, owner: &str, ttl: u32) -> Answer {
+    let request = format!(
+        r#"{{"resource":{{"key":"k","owner":"{owner}","value":"v","type_code":"LOCK"}},"ttl_in_seconds":{ttl}}}"#
+    );
+    let target = Target::Tls(&server.address, &server.files);
+    grpcurl::run(&target, Some(&request), &["models.Locket/Lock"])
+}
+
+/// Contract section 6, the recorded conversation, with a real grpcurl.
+#[test]
+fn grpcurl_lists_describes_and_calls() {
+    let site = Site::new();
+    let server = LockServer::start(&site);
+    let target = Target::Tls(&server.address, &server.files);
+
+    let list = grpcurl::run(&target, None, &["list"]);
+    for service in ["models.Locket", "portcullis.lock.v1.LockWatch", "grpc.health.v1.Health"] {
+        assert!(list.stdout.contains(service), "{list:?}");
+    }
+    let described = grpcurl::run(&target, None, &["describe", "models.Resource"]);
+    assert!(described.stdout.contains("string owner = 2"), "{described:?}");
+
+    let taken = lock(&server, "o1", 60);
+    assert!(taken.success && taken.stdout.contains(r#""fencingToken": "1""#), "{taken:?}");
+    let refused = lock(&server, "o2", 60);
+    assert!(!refused.success && refused.stderr.contains("Code: AlreadyExists"), "{refused:?}");
+    assert!(refused.stderr.contains("Message: lock-collision"), "{refused:?}");
+
+    let missing = grpcurl::run(&target, Some(r#"{"key":"nope"}"#), &["models.Locket/Fetch"]);
+    assert!(missing.stderr.contains("Message: resource-not-found"), "{missing:?}");
+    let nothing = grpcurl::run(&target, Some("{}"), &["models.Locket/Lock"]);
+    assert!(nothing.stderr.contains("Code: InvalidArgument"), "{nothing:?}");
+    let health = grpcurl::run(&target, Some("{}"), &["grpc.health.v1.Health/Check"]);
+    assert!(health.stdout.contains("SERVING"), "{health:?}");
+}
+
+#[test]
+fn without_a_client_certificate_nobody_gets_in() {
+    let site = Site::new();
+    let server = LockServer::start(&site);
+    let answer =
+        grpcurl::run(&Target::TlsWithoutClient(&server.address, &server.files), None, &["list"]);
+    assert!(!answer.success, "{answer:?}");
+    let other = Site::new();
+    let stranger = other.certificate("stranger");
+    let files = dev::certificates::Files { ca: server.files.ca.clone(), ..stranger };
+    let answer = grpcurl::run(&Target::Tls(&server.address, &files), None, &["list"]);
+    assert!(!answer.success, "{answer:?}");
+}
+
+/// Laws 1 and 2 across kill -9: what was acknowledged is there, and tokens go on.
+#[test]
+fn an_acknowledged_lock_survives_kill_9() {
+    let site = Site::new();
+    let mut server = LockServer::start(&site);
+    assert!(lock(&server, "o1", 60).success);
+    server.process.kill();
+    server.restart();
+    assert!(lock(&server, "o2", 60).stderr.contains("lock-collision"));
+
+    let release = r#"{"resource":{"key":"k","owner":"o1"}}"#;
+    let target = Target::Tls(&server.address, &server.files);
+    assert!(grpcurl::run(&target, Some(release), &["models.Locket/Release"]).success);
+    server.process.kill();
+    server.restart();
+    let taken = lock(&server, "o2", 60);
+    assert!(taken.stdout.contains(r#""fencingToken": "2""#), "{taken:?}");
+}
+
+#[test]
+fn sigterm_ends_it_with_0_and_keeps_the_locks() {
+    let site = Site::new();
+    let mut server = LockServer::start(&site);
+    assert!(lock(&server, "o1", 60).success);
+    assert_eq!(server.process.terminate().code(), Some(0));
+    server.restart();
+    assert!(lock(&server, "o2", 60).stderr.contains("lock-collision"));
+    server.process.signal(Signal::SIGINT);
+    assert_eq!(server.process.wait().code(), Some(0));
+}

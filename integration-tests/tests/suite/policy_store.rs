@@ -1,0 +1,59 @@
+//! The policy store as an operator and a stranger meet it.
+
+use integration_tests::{
+    grpcurl::{self, Target},
+    services::ControlPlane,
+};
+
+#[test]
+fn grpcurl_lists_describes_and_calls() {
+    let plane = ControlPlane::start();
+    let syncer = plane.syncer("syncer-a");
+    plane.wait_until_synced();
+
+    let target = Target::Tls(&plane.store_address, &plane.operator);
+    let list = grpcurl::run(&target, None, &["list"]);
+    for service in ["portcullis.policy.v1.PolicyStore", "grpc.health.v1.Health"] {
+        assert!(list.stdout.contains(service), "{list:?}");
+    }
+    let service = grpcurl::run(&target, None, &["describe", "portcullis.policy.v1.PolicyStore"]);
+    for method in ["rpc Replace", "rpc List", "rpc Watch", "rpc Status"] {
+        assert!(service.stdout.contains(method), "{service:?}");
+    }
+    let status = plane.store_status();
+    assert_eq!(status["writer"]["owner"], "syncer-a", "{status}");
+    assert!(status["watermark"].is_string(), "{status}");
+    drop(syncer);
+}
+
+#[test]
+fn who_is_not_listed_may_not() {
+    let plane = ControlPlane::start();
+    let stranger = plane.site.certificate("stranger");
+    let begin = r#"{"begin":{"owner":"x","watermark":"2026-01-01T00:00:00Z"}}"#;
+    for (files, method, request) in [
+        (&stranger, "Status", "{}"),
+        (&stranger, "Replace", begin),
+        (&plane.operator, "Replace", begin),
+        (&plane.operator, "Watch", r#"{"hello":{"cell_id":"cell-1"}}"#),
+    ] {
+        let target = Target::Tls(&plane.store_address, files);
+        let method = format!("portcullis.policy.v1.PolicyStore/{method}");
+        let answer = grpcurl::run(&target, Some(request), &[&method]);
+        assert!(answer.stderr.contains("PermissionDenied"), "{method}: {answer:?}");
+    }
+}
+
+/// A cell may speak only for itself.
+#[test]
+fn a_cell_may_not_be_another() {
+    let plane = ControlPlane::start();
+    let cell = plane.site.cell_certificate("cell-1");
+    let target = Target::Tls(&plane.store_address, &cell);
+    let answer = grpcurl::run(
+        &target,
+        Some(r#"{"hello":{"cell_id":"cell-2"}}"#),
+        &["portcullis.policy.v1.PolicyStore/Watch"],
+    );
+    assert!(answer.stderr.contains("PermissionDenied"), "{answer:?}");
+}

@@ -8,3 +8,4 @@
 pub mod certificates;
 pub mod cloud_controller;
 pub mod cluster;
+pub mod story;

@@ -1,0 +1,136 @@
+//! A client of the Cloud Controller, as an operator's `curl` is one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::{Certificate, Client, Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::settings::ADMIN;
+
+/// No answer takes longer, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Logged in as administrator.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    http: Client,
+    api: String,
+    token: String,
+}
+
+/// What the Cloud Controller said, and when.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The document; null when there is none.
+    pub body: Value,
+    /// When the answer was complete.
+    pub at: Instant,
+}
+
+impl Cloud {
+    /// Logs in at the UAA, and trusts that authority.
+    pub async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
+        let pem = std::fs::read(ca).with_context(|| format!("cannot read {}", ca.display()))?;
+        let http = Client::builder()
+            .tls_certs_only(Certificate::from_pem_bundle(&pem)?)
+            .timeout(PATIENCE)
+            .build()?;
+        let form = [("grant_type", "password"), ("username", ADMIN.0), ("password", ADMIN.1)];
+        let request =
+            http.post(format!("{uaa}/oauth/token")).basic_auth("cf", Some("")).form(&form);
+        let response = request.send().await.context("cannot reach the UAA")?;
+        let status = response.status();
+        let body: Value = response.json().await.context("the UAA's answer")?;
+        match body["access_token"].as_str() {
+            Some(token) => Ok(Self { http, api: api.to_owned(), token: token.to_owned() }),
+            None => bail!("the UAA gave no token: {status}: {body}"),
+        }
+    }
+
+    /// Calls the API.
+    ///
+    /// # Errors
+    /// Any answer that is not a success, with what the Cloud Controller says.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.api));
+        request = request.bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let what = || format!("{method} {path}");
+        let response = request.send().await.with_context(what)?;
+        let status = response.status();
+        let text = response.text().await.with_context(what)?;
+        let at = Instant::now();
+        if !status.is_success() {
+            bail!("{method} {path}: {status}: {text}");
+        }
+        let body = match text.as_str() {
+            "" => Value::Null,
+            text => serde_json::from_str(text).with_context(what)?,
+        };
+        Ok(Answer { status, body, at })
+    }
+
+    /// Makes an organization, and returns its guid.
+    pub async fn create_organization(&self, name: &str) -> anyhow::Result<String> {
+        let body = json!({ "name": name });
+        self.create("/v3/organizations", &body).await
+    }
+
+    /// Makes a space, and returns its guid.
+    pub async fn create_space(&self, name: &str, organization: &str) -> anyhow::Result<String> {
+        let organization = json!({ "data": { "guid": organization } });
+        let body = json!({ "name": name, "relationships": { "organization": organization } });
+        self.create("/v3/spaces", &body).await
+    }
+
+    async fn create(&self, path: &str, body: &Value) -> anyhow::Result<String> {
+        let answer = self.call(Method::POST, path, Some(body)).await?;
+        let guid = answer.body["guid"].as_str().map(str::to_owned);
+        guid.with_context(|| format!("POST {path} answered without a guid"))
+    }
+}
+
+/// The same call as a line for a shell that has read the cluster's `env` file.
+pub fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
+    let method = match method {
+        &Method::GET => String::new(),
+        other => format!(" -X {other}"),
+    };
+    let body = body.map_or_else(String::new, |body| format!(" -d {}", quoted(&body.to_string())));
+    format!("curl -s --cacert $CA -H \"Authorization: $TOKEN\"{method} \"$CC{path}\"{body}")
+}
+
+/// In single quotes, whatever it holds.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_shown_as_it_is_typed() {
+        assert_eq!(
+            curl(&Method::GET, "/v3/security_groups?names=my-asg", None),
+            r#"curl -s --cacert $CA -H "Authorization: $TOKEN" "$CC/v3/security_groups?names=my-asg""#
+        );
+        let body = json!({ "name": "it's" });
+        assert_eq!(
+            curl(&Method::POST, "/v3/security_groups", Some(&body)),
+            r#"curl -s --cacert $CA -H "Authorization: $TOKEN" -X POST "$CC/v3/security_groups" -d '{"name":"it'\''s"}'"#
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! A container on a cell: a namespace with a process in it, and an entry in
+//! the cell's metadata store. Added and removed in the CNI plugin's order.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use uuid::Uuid;
+
+use super::metadata::Entry;
+use super::namespace::Resident;
+use super::network::Attachment;
+use super::topology::Cell;
+
+/// What runs in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// An app that runs.
+    App,
+    /// An app that is being staged.
+    Staging,
+}
+
+impl Workload {
+    /// As the Cloud Controller writes it into `container_workload`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::App => "app",
+            Self::Staging => "staging",
+        }
+    }
+}
+
+/// A container that is to be.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// What people call it; unique in the cluster.
+    pub name: String,
+    /// Where.
+    pub cell: Cell,
+    /// Its organization's guid.
+    pub organization: String,
+    /// Its space's guid.
+    pub space: String,
+    /// What runs in it.
+    pub workload: Workload,
+}
+
+impl Wanted {
+    /// What Diego would hand to the CNI plugin for it.
+    pub fn entry(&self, handle: &str, app: &str, address: Ipv4Addr) -> Entry {
+        let log_config = format!(
+            r#"{{"guid":"{app}","index":0,"source_name":"{}","tags":{{}}}}"#,
+            match self.workload {
+                Workload::App => "APP/PROC/WEB",
+                Workload::Staging => "STG",
+            }
+        );
+        let metadata = [
+            ("policy_group_id", app),
+            ("app_id", app),
+            ("space_id", &self.space),
+            ("org_id", &self.organization),
+            ("ports", "8080"),
+            ("container_workload", self.workload.as_str()),
+            ("log_config", &log_config),
+        ];
+        let metadata: BTreeMap<String, String> =
+            metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        Entry { handle: handle.to_owned(), ip: address.to_string(), metadata: Some(metadata) }
+    }
+}
+
+/// A container that is.
+#[derive(Debug)]
+pub struct Container {
+    /// As it was wanted.
+    pub wanted: Wanted,
+    /// Its Garden handle.
+    pub handle: String,
+    /// Its place in the network.
+    pub attachment: Attachment,
+}
+
+impl Container {
+    /// A handle and an app's guid, as new as Diego's.
+    pub fn new_guids() -> (String, String) {
+        (Uuid::new_v4().to_string(), Uuid::new_v4().to_string())
+    }
+
+    /// The name of its process in the cluster.
+    pub fn process(name: &str) -> String {
+        format!("container-{name}")
+    }
+
+    /// The thread in its namespace.
+    pub fn resident(&self) -> &Resident {
+        self.attachment.namespace.resident()
+    }
+}
+
+/// What must stay as it is while an app is not restarted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its process.
+    pub pid: u32,
+    /// When that started, in ticks since boot.
+    pub started: u64,
+    /// Its network namespace.
+    pub namespace: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_says_what_diego_says() {
+        let wanted = Wanted {
+            name: "appA".to_owned(),
+            cell: Cell::all(1).next().unwrap(),
+            organization: "o1".to_owned(),
+            space: "s1".to_owned(),
+            workload: Workload::Staging,
+        };
+        let entry = wanted.entry("h", "a", Ipv4Addr::new(10, 255, 1, 2));
+        assert_eq!(
+            serde_json::to_value(&entry).unwrap(),
+            serde_json::json!({"handle": "h", "ip": "10.255.1.2", "metadata": {
+                "policy_group_id": "a", "app_id": "a", "space_id": "s1", "org_id": "o1",
+                "ports": "8080", "container_workload": "staging",
+                "log_config": r#"{"guid":"a","index":0,"source_name":"STG","tags":{}}"#,
+            }})
+        );
+        serde_json::from_str::<serde_json::Value>(&entry.metadata.unwrap()["log_config"]).unwrap();
+    }
+}

@@ -1,0 +1,60 @@
+//! The agent's endpoints for the CNI plugin, called from within the cell as
+//! the plugin calls them.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::handshake;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::namespace::Resident;
+
+/// Where an agent listens in its cell.
+pub const PORT: u16 = 8722;
+
+/// The CNI plugin would wait for ever; a cluster for people does not.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `GET /force-asgs-for-container`: returns when the container's rules are in
+/// force.
+pub async fn force_asgs(cell: &Resident, handle: &str) -> anyhow::Result<()> {
+    expect_ok(cell, &format!("/force-asgs-for-container?container={handle}")).await
+}
+
+/// `GET /force-orphaned-asgs-cleanup`: returns when the container's rules are
+/// gone.
+pub async fn force_cleanup(cell: &Resident, handle: &str) -> anyhow::Result<()> {
+    expect_ok(cell, &format!("/force-orphaned-asgs-cleanup?container={handle}")).await
+}
+
+async fn expect_ok(cell: &Resident, path: &str) -> anyhow::Result<()> {
+    let answer = timeout(PATIENCE, get(cell, path)).await;
+    let answer = answer.with_context(|| format!("no answer within {PATIENCE:?}")).flatten();
+    match answer.with_context(|| format!("GET http://127.0.0.1:{PORT}{path}"))? {
+        (StatusCode::OK, _text) => Ok(()),
+        (status, text) => bail!("GET http://127.0.0.1:{PORT}{path}: {status}: {}", text.trim()),
+    }
+}
+
+async fn get(cell: &Resident, path: &str) -> anyhow::Result<(StatusCode, String)> {
+    let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT);
+    let stream = cell.tcp().await?.connect(address.into()).await?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
+    // The connection ends with this call; its errors come out of the request.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let request = Request::get(path)
+        .header("Host", address.to_string())
+        .header("Connection", "close")
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}

@@ -1,0 +1,55 @@
+//! A way from a cell to one port of the launcher's own namespace.
+//!
+//! It stands for the network between a cell and the control plane. Bytes are
+//! copied and nothing else, so TLS is from end to end; when the server is away,
+//! a connection is accepted and closed.
+
+use std::net::SocketAddrV4;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::namespace::Namespace;
+
+/// A bound forwarder.
+#[derive(Debug)]
+pub struct Forwarder {
+    listener: TcpListener,
+    target: SocketAddrV4,
+}
+
+impl Forwarder {
+    /// Listens in the cell on the same address that it forwards to.
+    pub async fn bind(cell: &Namespace, target: SocketAddrV4) -> anyhow::Result<Self> {
+        let listener = cell.resident().listen(target).await?;
+        Ok(Self { listener, target })
+    }
+
+    /// Forwards until `shutdown`.
+    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { listener, target } = self;
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                accepted = listener.accept() => {
+                    // An accept that fails concerns that peer alone.
+                    if let Ok((stream, _peer)) = accepted {
+                        connections.spawn(forward(stream, target));
+                    }
+                }
+                Some(_ended) = connections.join_next() => {}
+            }
+        }
+    }
+}
+
+async fn forward(mut near: TcpStream, target: SocketAddrV4) {
+    let Ok(mut far) = TcpStream::connect(target).await else { return };
+    // Small frames go both ways: waiting to fill a packet would delay each.
+    let _ = (near.set_nodelay(true), far.set_nodelay(true));
+    // A connection that breaks ends on both sides; the peers know what to do.
+    let _ = copy_bidirectional(&mut near, &mut far).await;
+}

@@ -1,0 +1,419 @@
+//! The cluster as a whole: started part by part, and taken down whatever of it
+//! stands.
+//!
+//! What holds:
+//! - A part is started when those it needs answer.
+//! - [`Cluster::stop`] works from any state that [`Cluster::start`] was left in.
+//! - What the launcher itself serves (the outside, the cells' way to the policy
+//!   store) is supervised: its end cancels [`Cluster::broken`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use runtime::supervise::Tasks;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::container::{Container, Identity, Wanted};
+use super::control;
+use super::forward::Forwarder;
+use super::layout::Layout;
+use super::metadata::Store;
+use super::namespace::Resident;
+use super::network::Network;
+use super::outside::Outside;
+use super::ports::{self, Ports, SYNCERS};
+use super::process::{Death, Processes, Program};
+use super::settings::{self, CELL_UNIT, OPERATOR, SERVER, SYNCER};
+use super::state::State;
+use super::tools;
+use super::topology::{Cell, Name};
+use crate::certificates::Authority;
+
+/// How long a part may take until it answers, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the launcher's own tasks may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a cluster is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its name.
+    pub name: Name,
+    /// How many cells it has.
+    pub cells: u8,
+    /// Where the services' executables are.
+    pub binaries: PathBuf,
+    /// This executable, which also is the Cloud Controller.
+    pub own: PathBuf,
+    /// Where the control plane listens.
+    pub ports: Ports,
+}
+
+/// Where a process runs.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// In the launcher's own namespace.
+    Here,
+    /// In a cell's.
+    On(Cell),
+}
+
+/// A cluster, as far as it stands.
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    layout: Layout,
+    state: State,
+    here: Resident,
+    network: Network,
+    processes: Processes,
+    programs: BTreeMap<String, (Program, Place)>,
+    containers: BTreeMap<String, Container>,
+    tasks: Tasks,
+    shutdown: CancellationToken,
+}
+
+impl Cluster {
+    /// Nothing yet. Processes that end by themselves are told to `deaths`.
+    pub fn new(
+        options: Options,
+        state: State,
+        deaths: mpsc::Sender<Death>,
+    ) -> anyhow::Result<Self> {
+        let shutdown = CancellationToken::new();
+        Ok(Self {
+            layout: Layout::below(state.directory()),
+            network: Network::new(options.name.clone()),
+            here: Resident::here()?,
+            processes: Processes::new(deaths),
+            programs: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            tasks: Tasks::new(shutdown.clone()),
+            options,
+            state,
+            shutdown,
+        })
+    }
+
+    /// Cancelled when something that the launcher serves has broken.
+    pub fn broken(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// What it is.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Where its files are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Its network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Its processes.
+    pub fn processes(&mut self) -> &mut Processes {
+        &mut self.processes
+    }
+
+    /// Starts everything; no container yet.
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.make_directories()?;
+        self.issue_certificates()?;
+        self.network.raise(self.options.cells, &mut self.state).await?;
+        let outside = Outside::bind(self.network.outside()?).await?;
+        self.tasks.add("outside", outside.serve(self.shutdown.clone()));
+        let cells: Vec<Cell> = self.network.cells().collect();
+        for cell in &cells {
+            let target = ports::local(self.options.ports.policy_store);
+            let forwarder = Forwarder::bind(self.network.cell(*cell)?, target).await?;
+            self.tasks.add("forwarder", forwarder.serve(self.shutdown.clone()));
+        }
+        self.start_control_plane().await?;
+        for cell in cells {
+            self.start_agent(cell).await?;
+        }
+        Ok(())
+    }
+
+    fn make_directories(&self) -> anyhow::Result<()> {
+        for directory in self.layout.fresh(self.options.cells) {
+            let failed = || format!("cannot make {} anew", directory.display());
+            match std::fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(failed);
+                }
+                _gone => std::fs::create_dir_all(&directory).with_context(failed)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn issue_certificates(&self) -> anyhow::Result<()> {
+        let authority = Authority::create(&self.layout.certificates())?;
+        let here = ["localhost", "127.0.0.1"];
+        authority.issue(SERVER, &here)?;
+        authority.issue(SYNCER, &[])?;
+        authority.issue(OPERATOR, &[])?;
+        for cell in Cell::all(self.options.cells) {
+            authority.issue_in_unit(CELL_UNIT, &cell.name(), &[])?;
+        }
+        Ok(())
+    }
+
+    async fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        let (layout, ports) = (self.layout.clone(), self.options.ports.clone());
+        let own = self.options.own.clone();
+        let file = layout.config("cloud-controller");
+        write_config(&file, &settings::cloud_controller(&layout, &ports))?;
+        let arguments = vec!["cloud-controller".into(), "--config-file".into(), file.into()];
+        self.launch("cloud-controller", own, arguments, Place::Here).await?;
+        self.service("lock-server", &settings::lock_server(&layout, &ports), Place::Here).await?;
+        self.service("policy-store", &settings::policy_store(&layout, &ports), Place::Here).await?;
+        for port in [ports.api, ports.internal_api, ports.uaa] {
+            wait_for_port("the Cloud Controller", port).await?;
+        }
+        wait_for_port("the lock server", ports.lock_server).await?;
+        wait_for_port("the policy store", ports.policy_store).await?;
+        for number in 1..=SYNCERS {
+            let config = settings::syncer(&layout, &ports, number);
+            let name = settings::syncer_name(number);
+            self.run_service(&name, "syncer", &config, Place::Here).await?;
+            wait_for_port(&name, ports.syncer_debug[number - 1]).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_agent(&mut self, cell: Cell) -> anyhow::Result<()> {
+        let store = self.layout.metadata(cell);
+        let directory = store.parent().context("the metadata store lies in a directory")?;
+        std::fs::create_dir_all(directory)?;
+        std::fs::create_dir_all(self.layout.agent_state(cell))?;
+        let nft = tools::find("nft")?;
+        let config = settings::cell_agent(&self.layout, &self.options.ports, cell, &nft);
+        let name = settings::agent_name(cell);
+        self.run_service(&name, "cell-agent", &config, Place::On(cell)).await?;
+        self.wait_for_agent(cell).await
+    }
+
+    async fn wait_for_agent(&self, cell: Cell) -> anyhow::Result<()> {
+        let resident = self.network.cell(cell)?.resident();
+        let address = ports::local(control::PORT);
+        let since = Instant::now();
+        while let Err(error) = resident.tcp().await?.connect(address.into()).await {
+            if since.elapsed() > PATIENCE {
+                return Err(error).with_context(|| format!("no agent answers on {}", cell.name()));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    async fn service(&mut self, name: &str, config: &Value, place: Place) -> anyhow::Result<()> {
+        self.run_service(name, name, config, place).await
+    }
+
+    async fn run_service(
+        &mut self,
+        name: &str,
+        executable: &str,
+        config: &Value,
+        place: Place,
+    ) -> anyhow::Result<()> {
+        let file = self.layout.config(name);
+        write_config(&file, config)?;
+        // Two take Go's flag of the original, which is named so or so.
+        let flag = if executable == "lock-server" { "-config" } else { "-config-file" };
+        let executable = self.options.binaries.join(executable);
+        self.launch(name, executable, vec![flag.into(), file.into()], place).await
+    }
+
+    async fn launch(
+        &mut self,
+        name: &str,
+        executable: PathBuf,
+        arguments: Vec<std::ffi::OsString>,
+        place: Place,
+    ) -> anyhow::Result<()> {
+        if !executable.is_file() {
+            bail!("{} is not there; build it first, or name its directory", executable.display());
+        }
+        let program =
+            Program { name: name.to_owned(), executable, arguments, log: self.layout.log(name) };
+        self.programs.insert(name.to_owned(), (program, place));
+        self.start_process(name).await
+    }
+
+    /// Starts a process that was stopped before, as it was.
+    pub async fn start_process(&mut self, name: &str) -> anyhow::Result<()> {
+        let (program, place) = self.programs.get(name).with_context(|| format!("no {name}"))?;
+        let resident = match place {
+            Place::Here => &self.here,
+            Place::On(cell) => self.network.cell(*cell)?.resident(),
+        };
+        self.processes.start(program, resident, &mut self.state).await.map(drop)
+    }
+
+    /// Ends a process with SIGTERM.
+    pub async fn stop_process(&mut self, name: &str) -> anyhow::Result<()> {
+        if self.processes.stop(name, &mut self.state).await? {
+            return Ok(());
+        }
+        bail!("{name} did not end after SIGTERM and was killed")
+    }
+
+    /// Kills a process as `kill -9` does.
+    pub async fn kill_process(&mut self, name: &str) -> anyhow::Result<()> {
+        self.processes.kill(name, &mut self.state).await
+    }
+
+    /// Restarts a cell's agent, and waits until it answers.
+    pub async fn restart_agent(&mut self, cell: Cell) -> anyhow::Result<()> {
+        let name = settings::agent_name(cell);
+        self.stop_process(&name).await?;
+        self.start_process(&name).await?;
+        self.wait_for_agent(cell).await
+    }
+
+    /// Starts the policy store after it was stopped, and waits until it answers.
+    pub async fn start_policy_store(&mut self) -> anyhow::Result<()> {
+        self.start_process("policy-store").await?;
+        wait_for_port("the policy store", self.options.ports.policy_store).await
+    }
+
+    /// Adds a container as the CNI plugin does: its network, its entry in the
+    /// metadata store, the forced sync; only then does its process start.
+    pub async fn add_container(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+        let (name, cell) = (wanted.name.clone(), wanted.cell);
+        if self.containers.contains_key(&name) {
+            bail!("there is a container {name} already");
+        }
+        let attachment = self.network.attach(cell, &name, &mut self.state).await?;
+        let (handle, app) = Container::new_guids();
+        let entry = wanted.entry(&handle, &app, attachment.address);
+        let container = Container { wanted, handle: handle.clone(), attachment };
+        self.containers.insert(name.clone(), container);
+        Store::at(self.layout.metadata(cell)).add(entry)?;
+        control::force_asgs(self.network.cell(cell)?.resident(), &handle).await?;
+        let program = Program {
+            name: Container::process(&name),
+            executable: tools::find("sleep")?,
+            arguments: vec!["infinity".into()],
+            log: self.layout.log(&Container::process(&name)),
+        };
+        let container = self.containers.get(&name).context("it was inserted above")?;
+        let resident = container.resident();
+        self.processes.start(&program, resident, &mut self.state).await.map(drop)
+    }
+
+    /// Removes a container as the CNI plugin does.
+    pub async fn remove_container(&mut self, name: &str) -> anyhow::Result<()> {
+        let process = Container::process(name);
+        self.processes.stop(&process, &mut self.state).await?;
+        let container = self.containers.remove(name);
+        let Container { wanted, handle, attachment } =
+            container.with_context(|| format!("there is no container {name}"))?;
+        Store::at(self.layout.metadata(wanted.cell)).remove(&handle)?;
+        self.network.detach(attachment, &mut self.state)?;
+        control::force_cleanup(self.network.cell(wanted.cell)?.resident(), &handle).await
+    }
+
+    /// A container by name.
+    pub fn container(&self, name: &str) -> anyhow::Result<&Container> {
+        self.containers.get(name).with_context(|| format!("there is no container {name}"))
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.containers.values()
+    }
+
+    /// What must stay as it is while a container's app is not restarted.
+    pub fn identity(&self, container: &str) -> anyhow::Result<Identity> {
+        let process = self.processes.mark(&Container::process(container));
+        let mark = process.filter(|mark| mark.runs());
+        let mark = mark.with_context(|| format!("the app in {container} does not run"))?;
+        let namespace = self.container(container)?.attachment.namespace.inode()?;
+        Ok(Identity { pid: mark.pid, started: mark.started, namespace })
+    }
+
+    /// Takes everything down, in the reverse order; goes on after a failure and
+    /// tells the first.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        let mut names = self.processes.names();
+        names.sort_by_key(|name| stop_order(name));
+        for name in names {
+            let stopped = self.processes.stop(&name, &mut self.state).await;
+            result = result.and(stopped.map(drop));
+        }
+        self.shutdown.cancel();
+        result = result.and(self.tasks.join(GRACE).await);
+        for container in std::mem::take(&mut self.containers).into_values() {
+            result = result.and(self.network.detach(container.attachment, &mut self.state));
+        }
+        result = result.and(self.network.lower(&mut self.state));
+        result
+    }
+}
+
+/// Those that are served by others end before them.
+fn stop_order(name: &str) -> usize {
+    let order = ["container-", "cell-agent-", "syncer-", "policy-store", "lock-server"];
+    order.iter().position(|start| name.starts_with(start)).unwrap_or(order.len())
+}
+
+fn write_config(file: &PathBuf, config: &Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(config)? + "\n";
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+async fn wait_for_port(what: &str, port: u16) -> anyhow::Result<()> {
+    let since = Instant::now();
+    while let Err(error) = ports::answers(port).await {
+        if since.elapsed() > PATIENCE {
+            return Err(error).with_context(|| format!("{what} does not answer on port {port}"));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_served_ends_first() {
+        let mut names = [
+            "cloud-controller",
+            "policy-store",
+            "cell-agent-1",
+            "lock-server",
+            "container-appA",
+            "syncer-2",
+        ];
+        names.sort_by_key(|name| stop_order(name));
+        assert_eq!(
+            names,
+            [
+                "container-appA",
+                "cell-agent-1",
+                "syncer-2",
+                "policy-store",
+                "lock-server",
+                "cloud-controller"
+            ]
+        );
+    }
+}

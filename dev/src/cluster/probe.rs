@@ -1,0 +1,175 @@
+//! What a packet from a container meets: one new connection, datagram or ping,
+//! with a bounded wait for what comes back.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::Context;
+use socket2::{Protocol, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::namespace::Resident;
+
+/// How long one probe waits for an answer.
+pub const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Between two probes of [`until`].
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Where a probe goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A new TCP connection.
+    Tcp(SocketAddrV4),
+    /// A datagram that is to be echoed.
+    Udp(SocketAddrV4),
+    /// An ICMP echo request.
+    Ping(Ipv4Addr),
+}
+
+impl Target {
+    /// A TCP target.
+    pub fn tcp(address: Ipv4Addr, port: u16) -> Self {
+        Self::Tcp(SocketAddrV4::new(address, port))
+    }
+
+    /// A UDP target.
+    pub fn udp(address: Ipv4Addr, port: u16) -> Self {
+        Self::Udp(SocketAddrV4::new(address, port))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Udp(address) => write!(f, "udp {address}"),
+            Self::Ping(address) => write!(f, "icmp {address}"),
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The connection stands, or the echo came.
+    Open,
+    /// Refused: a reset, or ICMP port unreachable.
+    Refused,
+    /// Another ICMP unreachable.
+    Unreachable,
+    /// Nothing within the probe's patience.
+    Silent,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Silent => "no answer",
+        })
+    }
+}
+
+/// Sends one probe from the resident's namespace.
+///
+/// # Errors
+/// Only what has nothing to do with the network: no socket, no thread.
+pub async fn probe(from: &Resident, target: Target) -> anyhow::Result<Outcome> {
+    let answer = match target {
+        Target::Tcp(address) => {
+            let socket = from.tcp().await?;
+            timeout(PATIENCE, socket.connect(address.into())).await.map(|r| r.map(drop))
+        }
+        Target::Udp(address) => {
+            let socket = from.udp(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).await?;
+            timeout(PATIENCE, exchange(&socket, address, b"portcullis")).await
+        }
+        Target::Ping(address) => {
+            let socket = from.socket(Type::DGRAM, Protocol::ICMPV4).await?;
+            let socket = UdpSocket::from_std(socket.into())?;
+            let target = SocketAddrV4::new(address, 0);
+            timeout(PATIENCE, exchange(&socket, target, &ECHO_REQUEST)).await
+        }
+    };
+    match answer {
+        Ok(Ok(())) => Ok(Outcome::Open),
+        Ok(Err(error)) => meaning(&error).ok_or(error).context("the probe could not be sent"),
+        Err(_elapsed) => Ok(Outcome::Silent),
+    }
+}
+
+/// Type 8, code 0; the kernel fills in the checksum and the identifier of an
+/// unprivileged ICMP socket.
+const ECHO_REQUEST: [u8; 16] = *b"\x08\0\0\0\0\0\0\x01portcull";
+
+async fn exchange(socket: &UdpSocket, to: SocketAddrV4, text: &[u8]) -> io::Result<()> {
+    socket.connect(to).await?;
+    socket.send(text).await?;
+    socket.recv(&mut [0; 64]).await.map(drop)
+}
+
+fn meaning(error: &io::Error) -> Option<Outcome> {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Some(Outcome::Refused),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Some(Outcome::Unreachable)
+        }
+        io::ErrorKind::TimedOut => Some(Outcome::Silent),
+        _ => None,
+    }
+}
+
+/// Probes over and over until the outcome is `wanted`, and returns how long
+/// that took from `since` to the first packet that was treated so.
+pub async fn until(
+    from: &Resident,
+    target: Target,
+    wanted: Outcome,
+    since: Instant,
+    limit: Duration,
+) -> anyhow::Result<Result<Duration, Outcome>> {
+    loop {
+        let seen = probe(from, target).await?;
+        let after = since.elapsed();
+        if seen == wanted {
+            return Ok(Ok(after));
+        }
+        if after > limit {
+            return Ok(Err(seen));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// A TCP connection that stays open between probes.
+#[derive(Debug)]
+pub struct Kept {
+    stream: TcpStream,
+}
+
+impl Kept {
+    /// Opens it from the resident's namespace.
+    pub async fn open(from: &Resident, to: SocketAddrV4) -> anyhow::Result<Self> {
+        let connected = timeout(PATIENCE, from.tcp().await?.connect(to.into())).await;
+        let stream = connected.context("no answer")?.context("not connected")?;
+        Ok(Self { stream })
+    }
+
+    /// Whether a word sent now comes back.
+    pub async fn echoes(&mut self) -> bool {
+        let word = *b"still there?";
+        let mut back = [0; 12];
+        let exchange = async {
+            self.stream.write_all(&word).await?;
+            self.stream.read_exact(&mut back).await
+        };
+        matches!(timeout(PATIENCE, exchange).await, Ok(Ok(_length))) && back == word
+    }
+}

@@ -1,0 +1,319 @@
+//! The cluster's processes: started with a log file each, watched, stopped.
+//!
+//! What holds:
+//! - Each has a watcher; one that ends without having been asked is reported.
+//! - Each dies with the launcher: the kernel kills it when the thread that
+//!   started it ends (`setpriv --pdeathsig`), whatever ended that.
+//! - Each is in a process group of its own, so Ctrl-C reaches the launcher
+//!   alone, and the launcher decides about the order.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::namespace::Resident;
+use super::state::{Mark, State};
+use super::tools;
+
+/// How long a process may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Lines of a log that are shown when its process died.
+const LAST_LINES: usize = 12;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// What the cluster calls the process; unique.
+    pub name: String,
+    /// The executable.
+    pub executable: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Where standard output and error go, appended.
+    pub log: PathBuf,
+}
+
+/// A process that ended without having been asked.
+#[derive(Debug)]
+pub struct Death {
+    /// What the cluster calls it.
+    pub name: String,
+    /// How it ended.
+    pub status: Option<ExitStatus>,
+    /// Its log file.
+    pub log: PathBuf,
+}
+
+impl Death {
+    /// What to tell: who, how, and the last lines of its log.
+    pub fn report(&self) -> String {
+        let status = self.status.map_or_else(|| "unknown status".to_owned(), |s| s.to_string());
+        let log = self.log.display();
+        let mut report = format!("{} ended unexpectedly: {status}\n  {log} ends with", self.name);
+        for line in last_lines(&self.log) {
+            let _ = write!(report, "\n    {line}");
+        }
+        report
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    mark: Mark,
+    asked_to_end: Arc<AtomicBool>,
+    ended: watch::Receiver<bool>,
+}
+
+/// All processes of a cluster.
+#[derive(Debug)]
+pub struct Processes {
+    running: BTreeMap<String, Running>,
+    peaks: BTreeMap<String, u64>,
+    watchers: JoinSet<()>,
+    deaths: mpsc::Sender<Death>,
+}
+
+impl Processes {
+    /// None yet; deaths are told to the other end of `deaths`.
+    pub fn new(deaths: mpsc::Sender<Death>) -> Self {
+        let (running, peaks) = (BTreeMap::new(), BTreeMap::new());
+        Self { running, peaks, watchers: JoinSet::new(), deaths }
+    }
+
+    /// Starts a program where `resident` lives.
+    pub async fn start(
+        &mut self,
+        program: &Program,
+        resident: &Resident,
+        state: &mut State,
+    ) -> anyhow::Result<u32> {
+        let Program { name, executable, arguments: _, log } = program;
+        if self.running.contains_key(name) {
+            bail!("{name} is already running");
+        }
+        let command = command(program)?;
+        let child = resident.spawn(command).await;
+        let child = child.with_context(|| format!("cannot start {}", executable.display()))?;
+        let pid = child.id().ok_or_else(|| anyhow!("{name} has no process id"))?;
+        let mark = Mark::of(name, pid);
+        let (tell, ended) = watch::channel(false);
+        let asked_to_end = Arc::new(AtomicBool::new(false));
+        let death = Death { name: name.clone(), status: None, log: log.clone() };
+        let watcher = look_after(child, tell, asked_to_end.clone(), death, self.deaths.clone());
+        self.watchers.spawn(watcher);
+        // Without a mark it has ended already; its watcher tells.
+        if let Some(mark) = mark {
+            state.note_process(mark.clone())?;
+            self.running.insert(name.clone(), Running { mark, asked_to_end, ended });
+        }
+        Ok(pid)
+    }
+
+    /// Ends a process with SIGTERM, and with SIGKILL when it takes too long.
+    ///
+    /// Returns whether it ended by itself.
+    pub async fn stop(&mut self, name: &str, state: &mut State) -> anyhow::Result<bool> {
+        self.end(name, Signal::SIGTERM, state).await
+    }
+
+    /// Kills a process as `kill -9` does.
+    pub async fn kill(&mut self, name: &str, state: &mut State) -> anyhow::Result<()> {
+        self.end(name, Signal::SIGKILL, state).await.map(drop)
+    }
+
+    async fn end(&mut self, name: &str, signal: Signal, state: &mut State) -> anyhow::Result<bool> {
+        self.note_peak(name);
+        let running = self.running.remove(name).with_context(|| format!("no process {name}"))?;
+        let Running { mark, asked_to_end, mut ended } = running;
+        asked_to_end.store(true, Ordering::SeqCst);
+        send(&mark, signal);
+        let graceful = timeout(GRACE, ended.wait_for(|ended| *ended)).await.is_ok();
+        if !graceful {
+            send(&mark, Signal::SIGKILL);
+            // The kernel sees to it: no process outlives SIGKILL for long.
+            let _ = timeout(GRACE, ended.wait_for(|ended| *ended)).await;
+        }
+        state.forget_process(mark.pid)?;
+        Ok(graceful)
+    }
+
+    /// The names of all that run.
+    pub fn names(&self) -> Vec<String> {
+        self.running.keys().cloned().collect()
+    }
+
+    /// The process of that name, if it runs.
+    pub fn mark(&self, name: &str) -> Option<&Mark> {
+        self.running.get(name).map(|running| &running.mark)
+    }
+
+    /// The most memory that each process ever held, in KiB, those that have
+    /// been stopped included.
+    pub fn peaks(&mut self) -> &BTreeMap<String, u64> {
+        for name in self.names() {
+            self.note_peak(&name);
+        }
+        &self.peaks
+    }
+
+    fn note_peak(&mut self, name: &str) {
+        let Some(running) = self.running.get(name) else { return };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.mark.pid));
+        if let Some(peak) = status.ok().as_deref().and_then(peak_memory) {
+            let known = self.peaks.entry(name.to_owned()).or_default();
+            *known = peak.max(*known);
+        }
+    }
+}
+
+fn command(program: &Program) -> anyhow::Result<Command> {
+    let Program { name: _, executable, arguments, log } = program;
+    let opened = File::options().create(true).append(true).open(log);
+    let output = opened.with_context(|| format!("cannot open {}", log.display()))?;
+    let errors = output.try_clone()?;
+    let mut command = Command::new(tools::find("setpriv")?);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(executable).args(arguments);
+    command.stdin(Stdio::null()).stdout(output).stderr(errors);
+    command.process_group(0).kill_on_drop(true);
+    Ok(command)
+}
+
+async fn look_after(
+    mut child: Child,
+    tell: watch::Sender<bool>,
+    asked_to_end: Arc<AtomicBool>,
+    death: Death,
+    deaths: mpsc::Sender<Death>,
+) {
+    let status = child.wait().await.ok();
+    tell.send_replace(true);
+    if !asked_to_end.load(Ordering::SeqCst) {
+        // Nobody listens when the cluster is being torn down already.
+        let _ = deaths.send(Death { status, ..death }).await;
+    }
+}
+
+fn send(mark: &Mark, signal: Signal) {
+    // A watcher may have reaped it since, and then the pid can be another's.
+    if mark.runs() {
+        let pid = i32::try_from(mark.pid).expect("the kernel's process ids fit");
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// Kills what an earlier launcher left running, and waits until it is gone.
+pub async fn end_leftovers(leftovers: &[&Mark]) {
+    for mark in leftovers {
+        send(mark, Signal::SIGKILL);
+    }
+    let gone = async {
+        while leftovers.iter().any(|mark| mark.runs()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = timeout(GRACE, gone).await;
+}
+
+/// `VmHWM` of `/proc/PID/status`, in KiB.
+fn peak_memory(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
+fn last_lines(log: &Path) -> Vec<String> {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture {
+        directory: tempfile::TempDir,
+        state: State,
+        processes: Processes,
+        deaths: mpsc::Receiver<Death>,
+        here: Resident,
+    }
+
+    fn fixture() -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let (state, _before) = State::take(directory.path()).unwrap();
+        let (sender, deaths) = mpsc::channel(4);
+        let here = Resident::here().unwrap();
+        Fixture { directory, state, processes: Processes::new(sender), deaths, here }
+    }
+
+    impl Fixture {
+        async fn shell(&mut self, script: &str) -> u32 {
+            let program = Program {
+                name: "shell".to_owned(),
+                executable: "/bin/sh".into(),
+                arguments: vec!["-c".into(), script.into()],
+                log: self.directory.path().join("shell.log"),
+            };
+            self.processes.start(&program, &self.here, &mut self.state).await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_by_itself_is_reported_with_its_last_lines() {
+        let mut fixture = fixture();
+        fixture.shell("echo first; echo no such file >&2; exit 3").await;
+        let death = fixture.deaths.recv().await.unwrap();
+        let report = death.report();
+        assert!(report.starts_with("shell ended unexpectedly: exit status: 3\n"), "{report}");
+        assert!(report.ends_with("shell.log ends with\n    first\n    no such file"), "{report}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_stopped_is_not_reported() {
+        let mut fixture = fixture();
+        let pid = fixture.shell("exec sleep 1000").await;
+        let mark = fixture.processes.mark("shell").unwrap().clone();
+        assert_eq!(mark.pid, pid);
+        assert!(fixture.processes.stop("shell", &mut fixture.state).await.unwrap());
+        assert!(!mark.runs());
+        assert!(fixture.processes.peaks()["shell"] > 100);
+        drop(fixture.processes);
+        assert!(fixture.deaths.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_process_dies_with_the_thread_that_started_it() {
+        let mut fixture = fixture();
+        fixture.shell("echo up; exec sleep 1000").await;
+        let log = fixture.directory.path().join("shell.log");
+        while last_lines(&log).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let Fixture { mut deaths, here, .. } = fixture;
+        drop(here);
+        let death = deaths.recv().await.unwrap();
+        assert_eq!(death.status.unwrap().to_string(), "signal: 9 (SIGKILL)");
+    }
+
+    #[test]
+    fn peak_memory_is_read_from_the_status() {
+        assert_eq!(peak_memory("Name:\tx\nVmHWM:\t    5123 kB\nVmRSS:\t 1 kB\n"), Some(5123));
+        assert_eq!(peak_memory("Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! What every cluster begins with: an organization, two spaces, an app in each.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::cloud::Cloud;
+use super::container::{Wanted, Workload};
+use super::launch::Cluster;
+use super::operator::Held;
+use super::topology::Cell;
+
+/// How long the first lock and the first sync may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The guids of what was made, and a way to make more.
+#[derive(Debug)]
+pub struct Stage {
+    /// Logged in as administrator.
+    pub cloud: Cloud,
+    /// The organization `o1`.
+    pub organization: String,
+    /// The space `s1`.
+    pub s1: String,
+    /// The space `s2`.
+    pub s2: String,
+    /// The cell of `appA`.
+    pub cell_a: Cell,
+    /// The cell of `appB`.
+    pub cell_b: Cell,
+    /// The syncer that leads.
+    pub leader: Held,
+}
+
+impl Stage {
+    /// Waits until groups are synced, then puts `appA` into `s1` and `appB` into
+    /// `s2`, each on a cell of its own if there are two.
+    pub async fn set(cluster: &mut Cluster) -> anyhow::Result<Self> {
+        let ports = cluster.options().ports.clone();
+        let api = format!("https://127.0.0.1:{}", ports.api);
+        let uaa = format!("https://127.0.0.1:{}", ports.uaa);
+        let cloud = Cloud::log_in(&api, &uaa, &cluster.layout().ca()).await?;
+        let organization = cloud.create_organization("o1").await?;
+        let s1 = cloud.create_space("s1", &organization).await?;
+        let s2 = cloud.create_space("s2", &organization).await?;
+        let leader = wait_for_sync(cluster).await?;
+        let mut cells = cluster.network().cells();
+        let cell_a = cells.next().context("a cluster has a cell")?;
+        let cell_b = cells.next().unwrap_or(cell_a);
+        drop(cells);
+        let stage = Self { cloud, organization, s1, s2, cell_a, cell_b, leader };
+        cluster.add_container(stage.wanted("appA", cell_a, &stage.s1, Workload::App)).await?;
+        cluster.add_container(stage.wanted("appB", cell_b, &stage.s2, Workload::App)).await?;
+        Ok(stage)
+    }
+
+    /// A container of the organization.
+    pub fn wanted(&self, name: &str, cell: Cell, space: &str, workload: Workload) -> Wanted {
+        let (organization, space) = (self.organization.clone(), space.to_owned());
+        Wanted { name: name.to_owned(), cell, organization, space, workload }
+    }
+}
+
+/// Until somebody leads, and the policy store has a first set of groups.
+async fn wait_for_sync(cluster: &Cluster) -> anyhow::Result<Held> {
+    let since = Instant::now();
+    loop {
+        if let (Some(leader), true) = (cluster.leader().await?, is_synced(cluster).await?) {
+            return Ok(leader);
+        }
+        if since.elapsed() > PATIENCE {
+            bail!("no syncer has synced the Cloud Controller's groups within {PATIENCE:?}");
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn is_synced(cluster: &Cluster) -> anyhow::Result<bool> {
+    let text = cluster.ctl(&["status", "--json"]).await?;
+    let status: Value = serde_json::from_str(&text).context("portcullisctl's JSON")?;
+    Ok(!status["synced_at"].is_null())
+}

@@ -1,0 +1,279 @@
+//! The agent as a process: binds sockets, files and the kernel, then runs.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::{any, get},
+};
+use nix::ifaddrs::getifaddrs;
+use proto::cell_v1::cell_server::CellServer;
+use runtime::{
+    client,
+    lager::{self, Level, TimeFormat},
+    process::{About, ConfigError, Process},
+    server::{Grpc, Health, Http, Listener},
+    supervise::Tasks,
+    tls::ClientTls,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::http::{Method, StatusCode};
+
+use crate::{
+    apply::Nft,
+    config::Config,
+    containers::{Feed, StoreFile},
+    control::{self, Control},
+    diff, groups,
+    groups::Link,
+    grpc,
+    reconcile::{Inputs, Kernel, Reconciler},
+    state::StateDirectory,
+};
+
+/// How long the store's lock may be held by somebody else.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long open requests and tasks may take to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The agent, bound.
+pub struct App {
+    config: Config,
+    nft: Nft,
+    state: StateDirectory,
+    tls: ClientTls,
+    channel: tonic::transport::Channel,
+    http: Listener,
+    debug: Listener,
+    socket: Listener,
+    process: Process,
+}
+
+impl runtime::process::Service for App {
+    type Config = Config;
+
+    const ABOUT: About = About {
+        name: "cell-agent",
+        summary: "Enforces security groups for the containers of one cell",
+        version: env!("CARGO_PKG_VERSION"),
+        config_flag: "config-file",
+        config_error: ConfigError {
+            exit: 1,
+            prefix: "cfnetworking: could not read config file invalid config",
+        },
+    };
+
+    fn log(config: &Config) -> lager::Options {
+        lager::Options {
+            source: format!("{}.vxlan-policy-agent", config.log_prefix),
+            level: config.log_level,
+            format: TimeFormat::Rfc3339,
+        }
+    }
+
+    async fn bind(mut config: Config, process: &Process) -> anyhow::Result<Self> {
+        let directory = config.container_store.parent().filter(|path| !path.as_os_str().is_empty());
+        if let Some(directory) = directory
+            && !directory.is_dir()
+        {
+            bail!("datastore-directory-stat: there is no directory {}", directory.display());
+        }
+        config.settings.underlay = interfaces(&config.underlay_ips)?;
+        let nft = Nft::new(&config.nft);
+        nft.list().await?;
+        let state = StateDirectory::open(&config.state_directory).with_context(|| {
+            format!("the state directory {} cannot be used", config.state_directory.display())
+        })?;
+        let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
+        let address = config.policy_store.as_str();
+        let channel = client::channel(address, Some(tls.clone()), client::Options::default())
+            .context("policy_store_address")?;
+        let http = Listener::tcp("the control endpoints", &config.control_address).await?;
+        let debug = Listener::tcp("the debug server", &config.debug_address).await?;
+        let socket = Listener::unix("the cell service", &config.control_socket).await?;
+        let process = process.clone();
+        Ok(Self { config, nft, state, tls, channel, http, debug, socket, process })
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        tracing::info!(
+            cell = %self.config.cell,
+            control = self.http.local_addr(),
+            debug = self.debug.local_addr(),
+            socket = self.socket.local_addr(),
+            "policy-store" = self.config.policy_store.as_str(),
+            enabled = self.config.enabled,
+            "started"
+        );
+        let mut tasks = Tasks::new(shutdown.clone());
+        if self.config.enabled {
+            self.start(&mut tasks, &shutdown).await;
+        } else {
+            self.nft.apply(&diff::remove()).await.context("taking our table out of the kernel")?;
+            let routes = control::router(Control { cell: None });
+            let health = Health::new();
+            let (http, debug) = (self.http, debug_router(&self.process, &health));
+            serve(&mut tasks, "control-endpoints", http, routes, &shutdown);
+            serve(&mut tasks, "debug-server", self.debug, debug, &shutdown);
+        }
+        tasks.join(DRAIN).await
+    }
+}
+
+impl App {
+    /// Starts every part of an agent that enforces.
+    async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) {
+        let Self { config, nft, state, tls, channel, http, debug, socket, process } = self;
+        let health = Health::new();
+        let (containers, follower) =
+            Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT)).await;
+        let (known, groups) = watch::channel(groups::load(&state));
+        let inputs = Inputs {
+            settings: Arc::new(config.settings),
+            containers: containers.latest(),
+            groups: groups.clone(),
+            drift_interval: config.drift_interval,
+            full_interval: config.full_interval,
+        };
+        let (reconciler, enforced, nudge) =
+            Reconciler::new(inputs, Kernel::new(nft, state.clone()));
+        let (client, link) = groups::Client::new(
+            config.cell.clone(),
+            channel,
+            containers.latest(),
+            enforced.clone(),
+            known,
+        );
+        let cell =
+            control::Cell { containers, enforced: enforced.clone(), timeout: config.force_timeout };
+        let service = grpc::Service {
+            cell: config.cell,
+            enforced: enforced.clone(),
+            known: groups.clone(),
+            link: link.clone(),
+            nudge,
+        };
+        let grpc = Grpc::new(socket, None, &health)
+            .descriptors(proto::DESCRIPTORS)
+            .add(CellServer::new(service));
+        let routes = control::router(Control { cell: Some(cell) });
+        let debug_routes = debug_router(&process, &health);
+        let token = || shutdown.clone();
+        tasks.add("certificate-watch", tls.watch(token()));
+        tasks.add("container-store", follower.run(token()));
+        tasks.add("policy-store-watch", client.run(token()));
+        tasks.add("saved-groups", groups::save_latest(state, groups, token()));
+        tasks.add("health", watch_health(health, enforced, link, token()));
+        tasks.add("reconcile", reconciler.run(token()));
+        tasks.add("cell-service", {
+            let shutdown = token();
+            async move { Ok(grpc.serve(shutdown, DRAIN).await?) }
+        });
+        serve(tasks, "control-endpoints", http, routes, shutdown);
+        serve(tasks, "debug-server", debug, debug_routes, shutdown);
+    }
+}
+
+fn serve(
+    tasks: &mut Tasks,
+    name: &'static str,
+    listener: Listener,
+    router: Router,
+    shutdown: &CancellationToken,
+) {
+    let shutdown = shutdown.clone();
+    tasks.add(name, async move {
+        Http::new(listener, None).serve(router, shutdown, DRAIN).await;
+        Ok(())
+    });
+}
+
+/// The names of the interfaces that have these addresses.
+fn interfaces(addresses: &[IpAddr]) -> anyhow::Result<Vec<String>> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut names = BTreeSet::new();
+    for wanted in addresses {
+        let found = getifaddrs().context("looking up interface names")?.find(|interface| {
+            let address = interface.address.as_ref();
+            let v4 = address.and_then(|a| a.as_sockaddr_in()).map(|a| IpAddr::V4(a.ip()));
+            let v6 = address.and_then(|a| a.as_sockaddr_in6()).map(|a| IpAddr::V6(a.ip()));
+            v4.or(v6) == Some(*wanted)
+        });
+        let Some(found) = found else {
+            bail!("looking up interface names: no interface has the underlay address {wanted}");
+        };
+        names.insert(found.interface_name);
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// Ready as long as what should be in force is, and the store was reached since
+/// the start.
+async fn watch_health(
+    health: Health,
+    mut enforced: watch::Receiver<Arc<crate::reconcile::Enforced>>,
+    mut link: watch::Receiver<Link>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let (kernel, store) = (health.component("kernel"), health.component("policy-store"));
+    loop {
+        {
+            let enforced = enforced.borrow_and_update();
+            match (&enforced.error, enforced.at) {
+                (Some(error), _) => kernel.not_ready(error.clone()),
+                (None, None) => kernel.not_ready("nothing was applied yet"),
+                (None, Some(_)) => kernel.ready(),
+            }
+        }
+        match *link.borrow_and_update() {
+            Link::Up => store.ready(),
+            Link::Down => store.not_ready("the policy store is not reached"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            Ok(()) = enforced.changed() => {}
+            Ok(()) = link.changed() => {}
+        }
+    }
+}
+
+/// The original's debug server, as far as jobs and operators use it.
+fn debug_router(process: &Process, health: &Health) -> Router {
+    let metrics = process.metrics.clone();
+    let health = health.clone();
+    Router::new()
+        .route("/log-level", any(log_level).with_state(process.log.clone()))
+        .route("/metrics", get(async move || metrics.render()))
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(async move || readiness(&health)))
+}
+
+fn readiness(health: &Health) -> Response {
+    let reasons = health.reasons();
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    let text: String = reasons.iter().map(|(name, reason)| format!("{name}: {reason}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+/// GET is the original's health check; POST and PUT set the level.
+async fn log_level(State(log): State<lager::Control>, method: Method, body: String) -> Response {
+    if method != Method::POST && method != Method::PUT {
+        return StatusCode::OK.into_response();
+    }
+    match Level::parse_loosely(&body) {
+        Ok(level) => {
+            log.set_level(level);
+            tracing::info!(level = level.name(), "log-level-changed");
+            StatusCode::OK.into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("the level {error}\n")).into_response(),
+    }
+}

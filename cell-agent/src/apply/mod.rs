@@ -1,0 +1,174 @@
+//! Hands transactions to the kernel through the nft program.
+//!
+//! One call is one process and one transaction: all of a script is in force
+//! after it, or nothing (law 8). nft reads the whole script before it looks at
+//! the kernel.
+
+pub mod isolate;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tokio::{io::AsyncWriteExt as _, process::Command};
+
+use crate::render::table::NAME;
+
+/// The longest that nft may take; far more than any script needs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such program.
+    #[error("there is no {program}: install nftables, or set nft_path")]
+    Missing {
+        /// The program.
+        program: String,
+    },
+    /// The program did not run.
+    #[error("cannot run {program}")]
+    Run {
+        /// The program.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent may not change the packet filter.
+    #[error("no permission to change the packet filter: the agent needs the capability NET_ADMIN")]
+    Permission,
+    /// nft or the kernel does not take the script.
+    #[error("nft refuses: {0}")]
+    Refused(String),
+    /// nft hangs.
+    #[error("nft did not end within {DEADLINE:?}")]
+    Hangs,
+}
+
+/// The nft program.
+#[derive(Debug, Clone)]
+pub struct Nft {
+    program: PathBuf,
+}
+
+impl Nft {
+    /// The program at this path, or of this name in `PATH`.
+    #[must_use]
+    pub fn new(program: &Path) -> Self {
+        Self { program: program.to_owned() }
+    }
+
+    /// Puts a script in force, all or nothing.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub async fn apply(&self, script: &str) -> Result<(), Error> {
+        self.run(&["-f", "-"], script).await.map(drop)
+    }
+
+    /// Asks nft and the kernel whether they would take a script.
+    ///
+    /// # Errors
+    /// They would not.
+    pub async fn check(&self, script: &str) -> Result<(), Error> {
+        self.run(&["-c", "-f", "-"], script).await.map(drop)
+    }
+
+    /// Our table as nft lists it, without counters; `None` when there is none.
+    ///
+    /// # Errors
+    /// nft does not answer.
+    pub async fn list(&self) -> Result<Option<String>, Error> {
+        match self.run(&["-s", "list", "table", "inet", NAME], "").await {
+            Ok(listing) => Ok(Some(listing)),
+            Err(Error::Refused(text)) if text.contains("No such file or directory") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
+        let program = || self.program.display().to_string();
+        let run = |source| Error::Run { program: program(), source };
+        let mut child = Command::new(&self.program)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => Error::Missing { program: program() },
+                _ => run(source),
+            })?;
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        // nft may end without reading; then its output says why.
+        let _closed = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await;
+        let output = output.map_err(|_elapsed| Error::Hangs)?.map_err(run)?;
+        read(&output)
+    }
+}
+
+fn read(output: &Output) -> Result<String, Error> {
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("Operation not permitted") {
+        return Err(Error::Permission);
+    }
+    Err(Error::Refused(first_error(&stderr, output)))
+}
+
+/// The first message, without the line that nft quotes, which may be very long.
+fn first_error(stderr: &str, output: &Output) -> String {
+    let message = stderr.lines().find_map(|line| line.split_once("Error: "));
+    match message {
+        Some((_place, message)) => message.trim().chars().take(300).collect(),
+        None if stderr.trim().is_empty() => format!("it ended with {}", output.status),
+        None => stderr.trim().chars().take(300).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    fn output(code: i32, stderr: &str) -> Output {
+        let status = std::process::ExitStatus::from_raw(code << 8);
+        Output { status, stdout: b"out".to_vec(), stderr: stderr.into() }
+    }
+
+    #[test]
+    fn the_message_is_kept_and_the_quoted_line_is_not() {
+        let stderr =
+            "/dev/stdin:3:5-10: Error: Could not process rule: File exists\nadd element\n  ^^^\n";
+        let error = read(&output(1, stderr)).unwrap_err();
+        assert_eq!(error.to_string(), "nft refuses: Could not process rule: File exists");
+        assert_eq!(read(&output(0, "")).unwrap(), "out");
+        let silent = read(&output(1, "")).unwrap_err().to_string();
+        assert!(silent.contains("exit status: 1"), "{silent}");
+    }
+
+    #[test]
+    fn a_missing_permission_is_told_as_such() {
+        let stderr = "Error: Could not process rule: Operation not permitted\n";
+        assert!(matches!(read(&output(1, stderr)), Err(Error::Permission)));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_told_as_such() {
+        let error = Nft::new(Path::new("/nonexistent/nft")).list().await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "there is no /nonexistent/nft: install nftables, or set nft_path"
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! The configuration file: vxlan-policy-agent's keys and ours
+//! (contracts/cell-agent.md 1.2, docs/config/cell-agent.md).
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use model::ids::CellId;
+use runtime::{
+    config::{Configure, GoDuration, HostPort, Reader, Seconds},
+    lager::Level,
+    tls,
+};
+
+use crate::plan::{ConnectionLimit, DenyNetworks, Settings};
+
+/// Everything in the file that is used.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Our name at the policy store.
+    pub cell: CellId,
+    /// Where the policy store is.
+    pub policy_store: HostPort,
+    /// Mutual TLS with it.
+    pub tls: tls::Files,
+    /// The data file of the container metadata store.
+    pub container_store: PathBuf,
+    /// Where what survives a restart is kept.
+    pub state_directory: PathBuf,
+    /// The Unix socket of `portcullis.cell.v1`.
+    pub control_socket: PathBuf,
+    /// The nft program.
+    pub nft: PathBuf,
+    /// How often the kernel is asked for changes by others.
+    pub drift_interval: Duration,
+    /// How often everything is compared without any reason.
+    pub full_interval: Duration,
+    /// The longest that a forced update waits.
+    pub force_timeout: Duration,
+    /// Whether anything is enforced at all.
+    pub enabled: bool,
+    /// The endpoints for the CNI plugin.
+    pub control_address: String,
+    /// The endpoints for operators.
+    pub debug_address: String,
+    /// First part of the log source.
+    pub log_prefix: String,
+    /// How much is logged.
+    pub log_level: Level,
+    /// Packets that leave by the interfaces with these addresses are decided.
+    pub underlay_ips: Vec<IpAddr>,
+    /// What shapes the rules; its `underlay` is empty until the interfaces are
+    /// looked up.
+    pub settings: Settings,
+}
+
+/// Keys of the original that mean nothing here.
+const UNUSED: &[&str] = &[
+    "poll_interval",
+    "policy_server_url",
+    "vni",
+    "metron_address",
+    "client_timeout_seconds",
+    "iptables_lock_file",
+    "iptables_c2c_logging",
+    "enable_overlay_ingress_rules",
+    "loggregator",
+];
+
+impl Configure for Config {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        keys.ignore(UNUSED);
+        let cell = parsed(keys, "cell_id", |text| CellId::parse(text).map_err(|e| e.to_string()));
+        let policy_store = keys.required("policy_store_address");
+        let tls = tls_files(keys);
+        let container_store: Option<PathBuf> = keys.required("cni_datastore_path");
+        let state_directory =
+            keys.or("state_directory", PathBuf::from("/var/vcap/data/cell-agent"));
+        let control_socket: Option<Option<PathBuf>> = keys.optional("control_socket");
+        let nft = keys.or("nft_path", PathBuf::from("nft"));
+        let drift_interval = interval(keys, "drift_interval", Duration::from_secs(2));
+        let force_timeout = interval(keys, "force_timeout", Duration::from_secs(10));
+        let full_interval = keys.or("asg_poll_interval", Seconds::new(60));
+        let full_interval =
+            full_interval.and_then(|seconds| positive(keys, "asg_poll_interval", seconds.0));
+        let enabled = keys.or("enable_asg_syncing", true);
+        let control_address =
+            address(keys, ("force_policy_poll_cycle_host", "force_policy_poll_cycle_port"), 8722);
+        let debug_address = address(keys, ("debug_server_host", "debug_server_port"), 8721);
+        let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
+        let log_level = keys.or("log_level", Level::Info);
+        let underlay_ips = texts(keys, "underlay_ips", |text| text.parse().ok(), "an IP address");
+        let settings = settings(keys);
+        let state_directory = state_directory?;
+        Some(Self {
+            cell: cell?,
+            policy_store: policy_store?,
+            tls: tls?,
+            container_store: container_store?,
+            control_socket: control_socket?
+                .unwrap_or_else(|| Path::join(&state_directory, "control.sock")),
+            state_directory,
+            nft: nft?,
+            drift_interval: drift_interval?,
+            full_interval: full_interval?,
+            force_timeout: force_timeout?,
+            enabled: enabled?,
+            control_address: control_address?,
+            debug_address: debug_address?,
+            log_prefix: log_prefix?,
+            log_level: log_level?,
+            underlay_ips: underlay_ips?,
+            settings: settings?,
+        })
+    }
+}
+
+fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
+    let overlay = parsed(keys, "overlay_network", |text| {
+        network(text).ok_or_else(|| "is not an address with a prefix length".to_owned())
+    });
+    let disable_network_policy = keys.or("disable_container_network_policy", false);
+    let deny_networks = keys.section::<DenyNetworks>("deny_networks");
+    let log_all = keys.or("iptables_asg_logging", false);
+    let denied_logs_per_second = rate(keys, "iptables_denied_logs_per_sec", 1);
+    let udp_logs_per_second = rate(keys, "iptables_accepted_udp_logs_per_sec", 100);
+    let connection_limit = keys.section::<OutboundConnections>("outbound_connections");
+    Some(Settings {
+        overlay: overlay?,
+        underlay: Vec::new(),
+        disable_network_policy: disable_network_policy?,
+        deny_networks: deny_networks?.unwrap_or_default(),
+        log_all: log_all?,
+        denied_logs_per_second: denied_logs_per_second?,
+        udp_logs_per_second: udp_logs_per_second?,
+        connection_limit: connection_limit?.and_then(|connections| connections.0),
+    })
+}
+
+impl Configure for DenyNetworks {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let mut list = |key| texts(keys, key, network, "an address with a prefix length");
+        let (always, running, staging) = (list("always"), list("running"), list("staging"));
+        Some(Self { always: always?, running: running?, staging: staging? })
+    }
+}
+
+/// The section `outbound_connections`; `None` inside when nothing is limited.
+struct OutboundConnections(Option<ConnectionLimit>);
+
+impl Configure for OutboundConnections {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        // The original's agent does not look at it, either (case 16).
+        keys.ignore(&["dry_run"]);
+        let limit = keys.or("limit", false);
+        let log = keys.or("logging", false);
+        let burst = rate(keys, "burst", 1000);
+        let per_second = rate(keys, "rate_per_sec", 100);
+        let connections = ConnectionLimit { per_second: per_second?, burst: burst?, log: log? };
+        Some(Self(limit?.then_some(connections)))
+    }
+}
+
+fn tls_files(keys: &mut Reader<'_>) -> Option<tls::Files> {
+    let ca = keys.required("ca_cert_file");
+    let cert = keys.required("client_cert_file");
+    let key = keys.required("client_key_file");
+    Some(tls::Files { ca: ca?, cert: cert?, key: key? })
+}
+
+/// A network; host bits do not matter.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().map(|net: IpNet| net.trunc())
+}
+
+fn parsed<T>(
+    keys: &mut Reader<'_>,
+    key: &'static str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    let text: String = keys.required(key)?;
+    parse(&text).map_err(|problem| keys.problem(key, problem)).ok()
+}
+
+fn texts<T>(
+    keys: &mut Reader<'_>,
+    key: &'static str,
+    parse: impl Fn(&str) -> Option<T>,
+    what: &str,
+) -> Option<Vec<T>> {
+    let texts: Vec<String> = keys.or(key, Vec::new())?;
+    let mut values = Vec::with_capacity(texts.len());
+    for text in &texts {
+        match parse(text) {
+            Some(value) => values.push(value),
+            None => {
+                keys.problem(key, format_args!("{text:?} is not {what}"));
+                return None;
+            }
+        }
+    }
+    Some(values)
+}
+
+fn rate(keys: &mut Reader<'_>, key: &'static str, default: u32) -> Option<u32> {
+    let rate = keys.or(key, default)?;
+    if rate == 0 {
+        keys.problem(key, "must not be zero");
+        return None;
+    }
+    Some(rate)
+}
+
+fn interval(keys: &mut Reader<'_>, key: &'static str, default: Duration) -> Option<Duration> {
+    let Some(given) = keys.optional::<GoDuration>(key)? else { return Some(default) };
+    let given = u64::try_from(given.nanoseconds()).unwrap_or_default();
+    positive(keys, key, Duration::from_nanos(given))
+}
+
+fn positive(keys: &mut Reader<'_>, key: &'static str, time: Duration) -> Option<Duration> {
+    if time.is_zero() {
+        keys.problem(key, "must be more than zero");
+        return None;
+    }
+    Some(time)
+}
+
+fn address(
+    keys: &mut Reader<'_>,
+    (host, port): (&'static str, &'static str),
+    default: u16,
+) -> Option<String> {
+    let host = keys.or(host, "127.0.0.1".to_owned());
+    let port = keys.or(port, default);
+    let (host, port) = (host?, port?);
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    Some(format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::config::{Loaded, parse};
+
+    use super::*;
+
+    const LEAST: &str = r#""cell_id":"cell-1","policy_store_address":"127.0.0.1:4004",
+        "ca_cert_file":"ca","client_cert_file":"crt","client_key_file":"key",
+        "cni_datastore_path":"/tmp/store.json","overlay_network":"10.255.0.0/16""#;
+
+    fn read(more: &str) -> Result<Loaded<Config>, Vec<String>> {
+        parse(&format!("{{{LEAST}{more}}}")).map_err(|error| error.problems().to_vec())
+    }
+
+    #[test]
+    fn defaults_are_the_originals() {
+        let Loaded { config, unknown } = read("").unwrap();
+        assert!(unknown.is_empty());
+        assert!(config.enabled);
+        assert_eq!(config.control_address, "127.0.0.1:8722");
+        assert_eq!(config.debug_address, "127.0.0.1:8721");
+        assert_eq!(config.full_interval, Duration::from_secs(60));
+        assert_eq!(config.control_socket, Path::new("/var/vcap/data/cell-agent/control.sock"));
+        assert_eq!(config.settings.denied_logs_per_second, 1);
+        assert_eq!(config.settings.udp_logs_per_second, 100);
+        assert_eq!(config.settings.connection_limit, None);
+    }
+
+    /// As the BOSH job renders it, all keys of contracts/cell-agent.md 1.2.
+    #[test]
+    fn the_originals_file_is_accepted() {
+        let Loaded { config, unknown } = read(
+            r#","poll_interval":5,"enable_asg_syncing":true,"asg_poll_interval":60,
+            "policy_server_url":"https://policy-server.service.cf.internal:4003","vni":1,
+            "metron_address":"127.0.0.1:3457","client_timeout_seconds":5,
+            "iptables_lock_file":"/var/vcap/data/garden-cni/iptables.lock",
+            "debug_server_host":"127.0.0.1","debug_server_port":8721,"log_level":"info",
+            "log_prefix":"cfnetworking","iptables_c2c_logging":false,
+            "iptables_accepted_udp_logs_per_sec":100,"enable_overlay_ingress_rules":false,
+            "force_policy_poll_cycle_host":"127.0.0.1","force_policy_poll_cycle_port":8722,
+            "disable_container_network_policy":false,"underlay_ips":["10.0.0.4"],
+            "iptables_asg_logging":true,"iptables_denied_logs_per_sec":3,
+            "deny_networks":{"always":["10.0.0.0/8"],"running":[],"staging":["10.11.1.0/16"]},
+            "outbound_connections":{"limit":true,"logging":true,"burst":9,"rate_per_sec":2,"dry_run":false},
+            "loggregator":{"loggregator_use_v2_api":false}"#,
+        )
+        .unwrap();
+        assert_eq!(unknown, Vec::<String>::new());
+        let limit = ConnectionLimit { per_second: 2, burst: 9, log: true };
+        assert_eq!(config.settings.connection_limit, Some(limit));
+        assert_eq!(config.settings.deny_networks.staging[0].to_string(), "10.11.0.0/16");
+        assert!(config.settings.log_all);
+    }
+
+    #[test]
+    fn a_limit_that_is_off_is_none() {
+        let config = read(r#","outbound_connections":{"limit":false,"dry_run":true}"#).unwrap();
+        assert_eq!(config.config.settings.connection_limit, None);
+    }
+
+    #[test]
+    fn all_problems_are_told_with_their_keys() {
+        let problems = parse::<Config>(
+            r#"{"overlay_network":"10.255.0.0","iptables_denied_logs_per_sec":0,"asg_poll_interval":0,
+            "drift_interval":"0s","underlay_ips":["x"],"deny_networks":{"always":["y"]},"cell_id":"a\nb"}"#,
+        )
+        .unwrap_err()
+        .problems()
+        .to_vec();
+        for key in [
+            "cell_id",
+            "policy_store_address",
+            "ca_cert_file",
+            "client_cert_file",
+            "client_key_file",
+            "cni_datastore_path",
+            "overlay_network",
+            "iptables_denied_logs_per_sec",
+            "asg_poll_interval",
+            "drift_interval",
+            "underlay_ips",
+            "deny_networks.always",
+        ] {
+            let told = problems.iter().filter(|problem| problem.starts_with(&format!("{key}: ")));
+            assert_eq!(told.count(), 1, "{key} in {problems:#?}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The containers of this cell, as the CNI plugin wrote them down.
+//!
+//! Parsing is pure and total: one bad entry is isolated and named, and never
+//! costs another container anything (contracts/cell-agent.md 1.1). Metadata that
+//! the agent does not need, `log_config` above all, is not looked at.
+
+mod file;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
+
+use model::{
+    group::Lifecycle,
+    ids::{ContainerHandle, SpaceGuid},
+};
+use serde_json::{Map, Value};
+
+pub use file::{Error, StoreFile};
+pub use watch::{Containers, Feed};
+
+/// One container, as far as its entry can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Garden's name for it.
+    pub handle: ContainerHandle,
+    /// Its address, or what is wrong with it.
+    pub address: Result<IpAddr, String>,
+    /// Which groups apply, or why none do.
+    pub belongs: Result<Belongs, String>,
+    /// For people; empty when absent.
+    pub app: String,
+    /// For people, as it came; empty when absent.
+    pub workload: String,
+}
+
+/// What decides which groups apply to a container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Belongs {
+    /// Its space.
+    pub space: SpaceGuid,
+    /// Its life.
+    pub lifecycle: Lifecycle,
+}
+
+/// All containers of the cell at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// By handle.
+    pub containers: BTreeMap<ContainerHandle, Container>,
+    /// Entries that do not even have a usable handle, each as a sentence.
+    pub problems: Vec<String>,
+}
+
+impl Snapshot {
+    /// Reads the text of a metadata store. An empty text is an empty store, and
+    /// only the first JSON value counts.
+    ///
+    /// # Errors
+    /// The text does not begin with a JSON object or `null`.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Value>();
+        let entries = match values.next() {
+            None | Some(Ok(Value::Null)) => Map::new(),
+            Some(Ok(Value::Object(entries))) => entries,
+            Some(Ok(_)) => return Err("it is not a JSON object".to_owned()),
+            Some(Err(error)) => return Err(error.to_string()),
+        };
+        let mut snapshot = Self::default();
+        for (key, entry) in &entries {
+            if let Err(problem) = snapshot.add(key, entry) {
+                snapshot.problems.push(format!("entry {key:?}: {problem}"));
+            }
+        }
+        snapshot.refuse_shared_addresses();
+        Ok(snapshot)
+    }
+
+    fn add(&mut self, key: &str, entry: &Value) -> Result<(), String> {
+        let Value::Object(entry) = entry else {
+            return Err("it is not an object".to_owned());
+        };
+        let handle = text(entry, "handle").unwrap_or(key);
+        let handle = ContainerHandle::parse(handle).map_err(|error| error.to_string())?;
+        match self.containers.entry(handle.clone()) {
+            Entry::Occupied(_) => Err(format!("the handle {handle} stands in another entry, too")),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Container::read(handle, entry));
+                Ok(())
+            }
+        }
+    }
+
+    /// An address that two containers claim belongs to neither: whoever has it
+    /// is denied until one of them is gone.
+    fn refuse_shared_addresses(&mut self) {
+        let mut owners: BTreeMap<IpAddr, Vec<ContainerHandle>> = BTreeMap::new();
+        for container in self.containers.values() {
+            if let Ok(address) = container.address {
+                owners.entry(address).or_default().push(container.handle.clone());
+            }
+        }
+        for (address, owners) in owners.into_iter().filter(|(_, owners)| owners.len() > 1) {
+            let names: Vec<&str> = owners.iter().map(ContainerHandle::as_str).collect();
+            let problem = format!("the address {address} is claimed by {}", names.join(" and "));
+            for owner in owners {
+                if let Some(container) = self.containers.get_mut(&owner) {
+                    container.address = Err(problem.clone());
+                }
+            }
+        }
+    }
+}
+
+impl Container {
+    fn read(handle: ContainerHandle, entry: &Map<String, Value>) -> Self {
+        let address = match text(entry, "ip") {
+            None => Err("it has no address".to_owned()),
+            Some(ip) => ip.parse().map_err(|_| format!("the address {ip:?} is not an IP address")),
+        };
+        let empty = Map::new();
+        let metadata = entry.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+        Self {
+            handle,
+            address,
+            belongs: belongs(metadata),
+            app: text(metadata, "app_id").unwrap_or_default().to_owned(),
+            workload: text(metadata, "container_workload").unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Without a policy group id a container is none of the original's business;
+/// without a space or with an unknown workload no group applies (1.1, 1.4).
+fn belongs(metadata: &Map<String, Value>) -> Result<Belongs, String> {
+    if text(metadata, "policy_group_id").is_none() {
+        return Err("its metadata has no policy_group_id".to_owned());
+    }
+    let space = text(metadata, "space_id").ok_or("its metadata has no space_id")?;
+    let space = SpaceGuid::parse(space).map_err(|error| error.to_string())?;
+    let workload = text(metadata, "container_workload").unwrap_or_default();
+    let lifecycle = Lifecycle::of_workload(workload)
+        .ok_or_else(|| format!("its workload {workload:?} is not app, task or staging"))?;
+    Ok(Belongs { space, lifecycle })
+}
+
+/// A text that is there and not empty.
+fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Snapshot {
+        Snapshot::parse(text.as_bytes()).unwrap()
+    }
+
+    fn handle(text: &str) -> ContainerHandle {
+        ContainerHandle::parse(text).unwrap()
+    }
+
+    const GOOD: &str = r#"{"handle":"c1","ip":"10.255.1.1","metadata":{"policy_group_id":"app",
+        "app_id":"app","space_id":"s1","container_workload":"task","ports":"8080"}}"#;
+
+    #[test]
+    fn a_good_entry_is_read() {
+        let snapshot = parse(&format!(r#"{{"c1":{GOOD}}}"#));
+        assert!(snapshot.problems.is_empty());
+        let container = &snapshot.containers[&handle("c1")];
+        assert_eq!(container.address, Ok("10.255.1.1".parse().unwrap()));
+        let space = SpaceGuid::parse("s1").unwrap();
+        assert_eq!(container.belongs, Ok(Belongs { space, lifecycle: Lifecycle::Running }));
+        assert_eq!((container.app.as_str(), container.workload.as_str()), ("app", "task"));
+    }
+
+    #[test]
+    fn nothing_is_an_empty_store_and_only_the_first_value_counts() {
+        assert_eq!(parse(""), Snapshot::default());
+        assert_eq!(parse(" \n"), Snapshot::default());
+        assert_eq!(parse("null"), Snapshot::default());
+        assert_eq!(parse(&format!(r#"{{"c1":{GOOD}}}{{torn"#)).containers.len(), 1);
+    }
+
+    #[test]
+    fn a_torn_store_is_an_error() {
+        for torn in [r#"{"c1":{"handle":"c1","#, "[]", "3", "{\"c1\"", "\u{0}"] {
+            Snapshot::parse(torn.as_bytes()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn one_bad_entry_costs_no_other() {
+        let snapshot = parse(&format!(
+            r#"{{"c1":{GOOD},"c2":3,"c3":{{"handle":"a\nb"}},"c4":{{"handle":"c4","ip":"x"}},
+                "c5":{{"handle":"c1"}},"c6":{{"ip":7,"metadata":null}},
+                "c7":{{"ip":"10.255.1.7","metadata":{{"policy_group_id":"p","space_id":"s",
+                       "container_workload":"app","log_config":"{{broken"}}}}}}"#
+        ));
+        assert_eq!(snapshot.problems.len(), 3, "{:?}", snapshot.problems);
+        let read = |name| &snapshot.containers[&handle(name)];
+        assert!(read("c1").belongs.is_ok());
+        assert!(read("c4").address.as_ref().unwrap_err().contains("\"x\""));
+        assert!(read("c6").address.is_err());
+        assert!(read("c7").address.is_ok() && read("c7").belongs.is_ok());
+    }
+
+    #[test]
+    fn what_has_no_groups_says_why() {
+        let why = |metadata: &str| {
+            let store = parse(&format!(r#"{{"c":{{"ip":"10.0.0.1","metadata":{metadata}}}}}"#));
+            store.containers[&handle("c")].belongs.clone().unwrap_err()
+        };
+        assert!(why("null").contains("policy_group_id"));
+        assert!(why(r#"{"policy_group_id":7,"space_id":"s"}"#).contains("policy_group_id"));
+        assert!(why(r#"{"policy_group_id":"p","space_id":""}"#).contains("space_id"));
+        let workload = r#"{"policy_group_id":"p","space_id":"s","container_workload":"App"}"#;
+        assert!(why(workload).contains("\"App\""));
+    }
+
+    #[test]
+    fn an_address_claimed_twice_belongs_to_nobody() {
+        let snapshot =
+            parse(r#"{"a":{"ip":"10.0.0.1"},"b":{"ip":"10.0.0.1"},"c":{"ip":"10.0.0.2"}}"#);
+        for name in ["a", "b"] {
+            let problem = snapshot.containers[&handle(name)].address.clone().unwrap_err();
+            assert_eq!(problem, "the address 10.0.0.1 is claimed by a and b");
+        }
+        assert!(snapshot.containers[&handle("c")].address.is_ok());
+    }
+}

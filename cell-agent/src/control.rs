@@ -1,0 +1,199 @@
+//! The endpoints for the CNI plugin (contracts/cell-agent.md 2.8, 3): plain HTTP
+//! on loopback, any method, no authentication.
+//!
+//! "updated container H" is a promise: the container's rules are in the kernel.
+//! So the store is read anew, the policy store must have told the groups of the
+//! container's space, and the transaction must be committed. Where the policy
+//! store is down, its last good answer counts, if there is one.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use model::ids::ContainerHandle;
+use tokio::sync::watch;
+use tonic::codegen::http::StatusCode;
+
+use crate::{containers::Feed, plan::Standing, reconcile::Enforced};
+
+/// What the endpoints work with.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// `None` when nothing is enforced; the endpoints say so.
+    pub cell: Option<Cell>,
+}
+
+/// The enforcing parts of the agent.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// The containers.
+    pub containers: Feed,
+    /// What is in force.
+    pub enforced: watch::Receiver<Arc<Enforced>>,
+    /// The longest that a request waits.
+    pub timeout: Duration,
+}
+
+/// The routes.
+#[must_use]
+pub fn router(control: Control) -> Router {
+    Router::new()
+        .route("/force-policy-poll-cycle", any(force_policy_poll_cycle))
+        .route("/force-asgs-for-container", any(force_asgs_for_container))
+        .route("/force-orphaned-asgs-cleanup", any(force_orphaned_asgs_cleanup))
+        .with_state(control)
+}
+
+/// Container-to-container policies are none of ours; the CNI plugin asks before
+/// the chains of a new container exist, and only wants a 200.
+async fn force_policy_poll_cycle() -> StatusCode {
+    StatusCode::OK
+}
+
+async fn force_asgs_for_container(
+    State(control): State<Control>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let (cell, handle) = match control.asked(query.as_deref()) {
+        Ok(asked) => asked,
+        Err(refusal) => return refusal,
+    };
+    match cell.update(&handle).await {
+        Ok(()) => format!("updated container {handle}").into_response(),
+        Err(reason) => {
+            tracing::error!(container = handle, error = reason, "force-asgs-for-container-failed");
+            failed(format!("failed to update asgs for container {handle}: {reason}"))
+        }
+    }
+}
+
+async fn force_orphaned_asgs_cleanup(
+    State(control): State<Control>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let (cell, handle) = match control.asked(query.as_deref()) {
+        Ok(asked) => asked,
+        Err(refusal) => return refusal,
+    };
+    match cell.clean_up(&handle).await {
+        Ok(()) => format!("cleaned up ASGs for container {handle}").into_response(),
+        Err(reason) => {
+            tracing::error!(
+                container = handle,
+                error = reason,
+                "force-orphaned-asgs-cleanup-failed"
+            );
+            failed(format!("failed to cleanup ASGs for container {handle}: {reason}"))
+        }
+    }
+}
+
+fn failed(text: String) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+}
+
+impl Control {
+    /// The cell and the handle, or the answer that says why not.
+    fn asked(&self, query: Option<&str>) -> Result<(&Cell, String), Response> {
+        let disabled = "ASG syncing has been disabled administratively";
+        let cell = self.cell.as_ref();
+        let cell =
+            cell.ok_or_else(|| (StatusCode::METHOD_NOT_ALLOWED, disabled).into_response())?;
+        let handle = container(query.unwrap_or_default());
+        let handle = handle
+            .ok_or_else(|| (StatusCode::BAD_REQUEST, "no container specified").into_response())?;
+        Ok((cell, handle))
+    }
+}
+
+/// The first parameter `container` that is there; empty counts as absent.
+fn container(query: &str) -> Option<String> {
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (_, value) = pairs.find(|(name, _)| *name == "container")?;
+    let value = unescape(value)?;
+    (!value.is_empty()).then_some(value)
+}
+
+/// `%41` and `+`, as in a query; `None` if it is not well-formed UTF-8.
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+impl Cell {
+    /// Waits until the container's rules are in the kernel. A container that the
+    /// store does not have is none of ours, as for the original.
+    async fn update(&self, handle: &str) -> Result<(), String> {
+        let reading = self.containers.reload().await?.reading;
+        let Ok(handle) = ContainerHandle::parse(handle) else { return Ok(()) };
+        let standing = |enforced: &Enforced| {
+            enforced.ruleset.containers.get(&handle).map(|planned| planned.standing.clone())
+        };
+        let done = |enforced: &Enforced| {
+            let decided = !matches!(standing(enforced), Some(Standing::Unknown(_)));
+            attempted(enforced, reading) && (decided || enforced.error.is_some())
+        };
+        let enforced = self.wait(done).await;
+        if let Some(error) = failure(&enforced, reading) {
+            return Err(error);
+        }
+        match standing(&enforced) {
+            None | Some(Standing::Bound(_) | Standing::Ungrouped(_)) => Ok(()),
+            Some(Standing::Isolated(reason)) => Err(reason),
+            Some(Standing::Unknown(space)) => {
+                Err(format!("the policy store has not told the security groups of space {space}"))
+            }
+        }
+    }
+
+    /// Waits until nothing of a container that is gone is left in the kernel.
+    async fn clean_up(&self, handle: &str) -> Result<(), String> {
+        let containers = self.containers.reload().await?;
+        let Ok(handle) = ContainerHandle::parse(handle) else { return Ok(()) };
+        if containers.snapshot.containers.contains_key(&handle) {
+            return Err("it is still in the container metadata store".to_owned());
+        }
+        let enforced = self.wait(|enforced| attempted(enforced, containers.reading)).await;
+        failure(&enforced, containers.reading).map_or(Ok(()), Err)
+    }
+
+    /// The state when `done`, or at the latest when the time is up.
+    async fn wait(&self, done: impl Fn(&Enforced) -> bool) -> Arc<Enforced> {
+        let mut enforced = self.enforced.clone();
+        let waited = enforced.wait_for(|enforced| done(enforced));
+        let _time_is_up = tokio::time::timeout(self.timeout, waited).await;
+        self.enforced.borrow().clone()
+    }
+}
+
+/// Whether an attempt was made with this reading of the store or a newer one.
+fn attempted(enforced: &Enforced, reading: u64) -> bool {
+    enforced.attempted >= reading
+}
+
+fn failure(enforced: &Enforced, reading: u64) -> Option<String> {
+    if enforced.reading >= reading {
+        return None;
+    }
+    let reason = enforced.error.as_deref();
+    Some(reason.unwrap_or("the rules are not in the kernel yet").to_owned())
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

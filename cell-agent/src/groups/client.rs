@@ -1,0 +1,280 @@
+//! Keeps a watch of the policy store open, for as long as the agent lives.
+//!
+//! While there is none, the last known groups stand (law 5). Spaces without a
+//! container are kept for [`LINGER`], so that an app that is started again while
+//! the store is down finds its rules.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
+    hash::{BuildHasher as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{
+    generation::Generation,
+    ids::{CellId, SpaceGuid},
+};
+use proto::policy_v1::{
+    WatchRequest, WatchResponse,
+    policy_store_client::PolicyStoreClient,
+    watch_request::{Hello, Report, Step},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming, transport::Channel};
+
+use super::Follow;
+use crate::{containers::Containers, plan::Known, reconcile::Enforced};
+
+/// How long a space without containers is still watched.
+const LINGER: Duration = Duration::from_secs(3600);
+const LINGER_CHECK: Duration = Duration::from_secs(60);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+/// A watch that lasted this long was a good one: the next begins at once.
+const GOOD: Duration = Duration::from_secs(10);
+/// The largest answer: 16 MiB of rules is what the Cloud Controller allows one
+/// group to have.
+const LARGEST_MESSAGE: usize = 64 << 20;
+
+/// Whether the store can be reached, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// A whole state came on the watch that is open.
+    Up,
+    /// There is no watch, or it has not said anything yet.
+    Down,
+}
+
+/// The task that keeps the watch.
+#[derive(Debug)]
+pub struct Client {
+    cell: CellId,
+    store: PolicyStoreClient<Channel>,
+    containers: watch::Receiver<Containers>,
+    enforced: watch::Receiver<Arc<Enforced>>,
+    known: watch::Sender<Option<Arc<Known>>>,
+    link: watch::Sender<Link>,
+    /// When each watched space had a container for the last time.
+    used: BTreeMap<SpaceGuid, Instant>,
+    failures: u32,
+}
+
+impl Client {
+    /// A client that has not begun. `known` holds the last good groups.
+    #[must_use]
+    pub fn new(
+        cell: CellId,
+        channel: Channel,
+        containers: watch::Receiver<Containers>,
+        enforced: watch::Receiver<Arc<Enforced>>,
+        known: watch::Sender<Option<Arc<Known>>>,
+    ) -> (Self, watch::Receiver<Link>) {
+        let (link, linked) = watch::channel(Link::Down);
+        let now = Instant::now();
+        let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
+        let client = Self {
+            cell,
+            store: PolicyStoreClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE),
+            containers,
+            enforced,
+            known,
+            link,
+            used: spaces.into_iter().map(|space| (space, now)).collect(),
+            failures: 0,
+        };
+        (client, linked)
+    }
+
+    /// Watches until shutdown.
+    ///
+    /// # Errors
+    /// Never; whatever happens to a watch is told and tried again.
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let began = Instant::now();
+            let ended = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                ended = self.watch() => ended,
+            };
+            self.link.send_replace(Link::Down);
+            if began.elapsed() > GOOD {
+                self.failures = 0;
+            }
+            let wait = backoff(self.failures, spin());
+            self.failures += 1;
+            let error = ended.err().map(|status| describe(&status));
+            tracing::error!(
+                error = error.as_deref().unwrap_or("the store ended the watch"),
+                "retry-milliseconds" = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                "policy-store-watch-ended.keeping-last-good-groups"
+            );
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One watch, until it ends.
+    async fn watch(&mut self) -> Result<(), Status> {
+        let spaces = self.spaces();
+        let hello = Hello {
+            cell_id: self.cell.as_str().to_owned(),
+            space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
+        };
+        let mut follow = Follow::hello(spaces);
+        let (requests, outgoing) = mpsc::channel(32);
+        send(&requests, Step::Hello(hello)).await?;
+        let answers = self.store.watch(ReceiverStream::new(outgoing)).await?;
+        self.follow(&mut follow, &requests, answers.into_inner()).await
+    }
+
+    async fn follow(
+        &mut self,
+        follow: &mut Follow,
+        requests: &mpsc::Sender<WatchRequest>,
+        mut answers: Streaming<WatchResponse>,
+    ) -> Result<(), Status> {
+        let mut reported = Report::default();
+        let mut linger = tokio::time::interval(LINGER_CHECK);
+        let mut containers = self.containers.clone();
+        let mut enforced = self.enforced.clone();
+        containers.mark_changed();
+        enforced.mark_changed();
+        loop {
+            tokio::select! {
+                answer = answers.message() => match answer? {
+                    Some(answer) => self.receive(follow, answer),
+                    None => return Ok(()),
+                },
+                Ok(()) = containers.changed() => self.subscribe(follow, requests).await?,
+                _ = linger.tick() => self.subscribe(follow, requests).await?,
+                Ok(()) = enforced.changed(), if *self.link.borrow() == Link::Up => {
+                    let report = report(&enforced.borrow_and_update());
+                    if report != reported {
+                        reported = report;
+                        send(requests, Step::Report(report)).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The spaces to watch now.
+    fn spaces(&mut self) -> BTreeSet<SpaceGuid> {
+        let now = Instant::now();
+        let snapshot = Arc::clone(&self.containers.borrow_and_update().snapshot);
+        for container in snapshot.containers.values() {
+            if let Ok(belongs) = &container.belongs {
+                self.used.insert(belongs.space.clone(), now);
+            }
+        }
+        self.used.retain(|_, at| now - *at < LINGER);
+        self.used.keys().cloned().collect()
+    }
+
+    async fn subscribe(
+        &mut self,
+        follow: &mut Follow,
+        requests: &mpsc::Sender<WatchRequest>,
+    ) -> Result<(), Status> {
+        let spaces = self.spaces();
+        match follow.subscribe(&spaces) {
+            Some(request) => send(requests, Step::Subscribe(request)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn receive(&mut self, follow: &mut Follow, answer: WatchResponse) {
+        let told = follow.receive(answer);
+        for problem in &told.problems {
+            tracing::error!(error = problem, "group-isolated");
+        }
+        let Some(known) = told.known else { return };
+        let before = self.known.borrow().as_ref().map_or(Generation(0), |known| known.generation);
+        if known.generation == Generation(0) && before > Generation(0) {
+            // A store that was never filled says nothing about the rules.
+            tracing::error!(
+                generation = before.0,
+                "policy-store-is-empty.keeping-last-good-groups"
+            );
+            return;
+        }
+        if known.generation < before {
+            let (from, to) = (before.0, known.generation.0);
+            tracing::error!(from, to, "policy-store-went-back");
+        }
+        tracing::debug!(
+            generation = known.generation.0,
+            groups = known.groups.len(),
+            spaces = known.spaces.len(),
+            "groups-received"
+        );
+        self.known.send_replace(Some(known));
+        if self.link.send_replace(Link::Up) == Link::Down {
+            tracing::info!("policy-store-watched");
+            self.failures = 0;
+        }
+    }
+}
+
+fn report(enforced: &Enforced) -> Report {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Report {
+        enforced_generation: enforced.generation().0,
+        containers: count(enforced.ruleset.containers.len()),
+        isolated_rules: count(enforced.ruleset.isolated_rules()),
+    }
+}
+
+async fn send(requests: &mpsc::Sender<WatchRequest>, step: Step) -> Result<(), Status> {
+    let gone = |_| Status::unavailable("the store does not take requests any more");
+    requests.send(WatchRequest { step: Some(step) }).await.map_err(gone)
+}
+
+/// The status with its causes, which tonic keeps out of its message.
+fn describe(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(&format!(": {cause}"));
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Doubles with each failure, and is shortened by up to half, so that cells that
+/// lost their store together do not come back together. `spin` is from 0 to 1.
+fn backoff(failures: u32, spin: f64) -> Duration {
+    let full = RETRY_FIRST.saturating_mul(1 << failures.min(10)).min(RETRY_MOST);
+    full.mul_f64(1.0 - spin.clamp(0.0, 1.0) / 2.0)
+}
+
+/// A number from 0 to 1 that differs from cell to cell and from time to time.
+#[expect(clippy::cast_precision_loss, reason = "any number will do")]
+fn spin() -> f64 {
+    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_grows_to_a_bound_and_spreads() {
+        assert_eq!(backoff(0, 0.0), RETRY_FIRST);
+        assert_eq!(backoff(0, 1.0), RETRY_FIRST / 2);
+        assert_eq!(backoff(40, 0.0), RETRY_MOST);
+        assert!((1..20).all(|n| backoff(n, 0.3) >= backoff(n - 1, 0.3)));
+        assert!((0..50).any(|_| spin() != spin()));
+    }
+}

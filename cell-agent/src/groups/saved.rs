@@ -1,0 +1,140 @@
+//! The last good groups on disk, as the messages that the store would send: the
+//! Hello for the known spaces, and one whole state.
+
+use std::{sync::Arc, time::Duration};
+
+use model::ids::SpaceGuid;
+use prost::Message as _;
+use proto::policy_v1::{StoredGroup, WatchResponse, watch_request::Hello};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Follow;
+use crate::{plan::Known, state::StateDirectory};
+
+const FILE: &str = "groups";
+/// Changes closer than this are written together.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// What was saved; `None`, after telling why, when there is nothing to rely on.
+#[must_use]
+pub fn load(state: &StateDirectory) -> Option<Arc<Known>> {
+    let content = match state.read(FILE) {
+        Ok(content) => content?,
+        Err(error) => {
+            tracing::error!(error = %error, file = FILE, "state-unreadable");
+            return None;
+        }
+    };
+    match decode(&content) {
+        Ok(known) => {
+            let (groups, spaces) = (known.groups.len(), known.spaces.len());
+            let generation = known.generation.0;
+            tracing::info!(groups, spaces, generation, "last-good-groups-loaded");
+            Some(known)
+        }
+        Err(error) => {
+            tracing::error!(error = %error, file = FILE, "state-unreadable");
+            None
+        }
+    }
+}
+
+/// Saves each state that comes, until shutdown; the newest one at the end.
+///
+/// # Errors
+/// Never; a state that cannot be written is told, and the next one is tried.
+pub async fn save_latest(
+    state: StateDirectory,
+    mut groups: watch::Receiver<Option<Arc<Known>>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            changed = groups.changed() => if changed.is_err() {
+                shutdown.cancelled().await;
+                return Ok(());
+            },
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        tokio::time::sleep(GATHER).await;
+        let Some(known) = groups.borrow_and_update().clone() else { continue };
+        let state = state.clone();
+        let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));
+        if let Err(error) = written.await.expect("writing does not panic") {
+            tracing::error!(error = %error, file = FILE, "state-not-written");
+        }
+    }
+}
+
+fn encode(known: &Known) -> Vec<u8> {
+    let Known { generation, spaces, groups } = known;
+    let hello = Hello {
+        cell_id: String::new(),
+        space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
+    };
+    let whole = WatchResponse {
+        generation: generation.0,
+        reset: true,
+        upserted: groups.values().map(|group| StoredGroup::from(&group.stored)).collect(),
+        removed: Vec::new(),
+        complete: true,
+        subscription_sequence: 0,
+    };
+    let mut content = hello.encode_length_delimited_to_vec();
+    content.extend(whole.encode_length_delimited_to_vec());
+    content
+}
+
+fn decode(mut content: &[u8]) -> Result<Arc<Known>, String> {
+    let text = |error: prost::DecodeError| error.to_string();
+    let Hello { cell_id: _, space_guids } =
+        Hello::decode_length_delimited(&mut content).map_err(text)?;
+    let whole = WatchResponse::decode_length_delimited(&mut content).map_err(text)?;
+    let spaces: Result<Vec<SpaceGuid>, _> =
+        space_guids.iter().map(|space| SpaceGuid::parse(space)).collect();
+    let told = Follow::hello(spaces.map_err(|error| error.to_string())?).receive(whole);
+    match (told.known, told.problems.first()) {
+        (Some(known), None) => Ok(known),
+        (_, Some(problem)) => Err(problem.clone()),
+        (None, None) => Err("the state is not whole".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::policy_v1::{Rule, SecurityGroup};
+
+    use super::*;
+
+    #[test]
+    fn groups_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        assert!(load(&state).is_none());
+        let rule =
+            Rule { protocol: "all".into(), destination: "10.0.0.1".into(), ..Rule::default() };
+        let group = SecurityGroup { guid: "g".into(), rules: vec![rule], ..Default::default() };
+        let known = Follow::hello([SpaceGuid::parse("s1").unwrap()])
+            .receive(WatchResponse {
+                generation: 7,
+                upserted: vec![StoredGroup { id: 3, group: Some(group) }],
+                complete: true,
+                ..Default::default()
+            })
+            .known
+            .unwrap();
+        state.write(FILE, &encode(&known)).unwrap();
+        let back = load(&state).unwrap();
+        assert_eq!((&back.spaces, back.generation), (&known.spaces, known.generation));
+        assert_eq!(back.groups, known.groups);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_not_relied_on() {
+        let content = encode(&Known::default());
+        for length in 0..content.len() {
+            decode(&content[..length]).unwrap_err();
+        }
+    }
+}

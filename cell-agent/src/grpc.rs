@@ -1,0 +1,232 @@
+//! `portcullis.cell.v1`, on a Unix socket that only root may use.
+
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+use model::{
+    effective::{Probe, ProbeKind, Source},
+    ids::{CellId, ContainerHandle, GroupGuid},
+};
+use proto::cell_v1::{
+    Container, EffectiveRule, EffectiveRulesRequest, EffectiveRulesResponse, Enforcement,
+    ExplainRequest, ExplainResponse, IsolatedRule, Lifecycle, ListContainersRequest,
+    ListContainersResponse, NearMiss, ReconcileRequest, ReconcileResponse, RuleSource,
+    StatusRequest, StatusResponse, cell_server::Cell, explain_response,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    explain::{Explanation, explain, why_denied},
+    groups::Link,
+    plan::{Known, Planned, Policy, Standing},
+    reconcile::{Enforced, Nudge},
+};
+
+/// The service.
+#[derive(Debug)]
+pub struct Service {
+    /// Who we are.
+    pub cell: CellId,
+    /// What is in force.
+    pub enforced: watch::Receiver<Arc<Enforced>>,
+    /// What the store told last.
+    pub known: watch::Receiver<Option<Arc<Known>>>,
+    /// Whether the store can be reached.
+    pub link: watch::Receiver<Link>,
+    /// The reconcile loop.
+    pub nudge: mpsc::Sender<Nudge>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Cell for Service {
+    async fn list_containers(
+        &self,
+        _request: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        let enforced = self.enforced.borrow().clone();
+        let handles = enforced.ruleset.containers.keys();
+        let containers = handles.filter_map(|handle| container(&enforced, handle)).collect();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn effective_rules(
+        &self,
+        request: Request<EffectiveRulesRequest>,
+    ) -> Answer<EffectiveRulesResponse> {
+        let EffectiveRulesRequest { handle } = request.into_inner();
+        let handle = parse_handle(&handle)?;
+        let enforced = self.enforced.borrow().clone();
+        let container = container(&enforced, &handle).ok_or_else(|| unknown(&handle))?;
+        let policy = policy(&enforced, &handle);
+        Ok(Response::new(EffectiveRulesResponse {
+            container: Some(container),
+            rules: policy.map(|policy| effective(&enforced, policy)).unwrap_or_default(),
+            isolated: policy.map(|policy| isolated(&enforced, policy)).unwrap_or_default(),
+        }))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Answer<ExplainResponse> {
+        let request = request.into_inner();
+        let handle = parse_handle(&request.handle)?;
+        let probe = parse_probe(&request).map_err(Status::invalid_argument)?;
+        let enforced = self.enforced.borrow().clone();
+        let explanation =
+            explain(&enforced.ruleset, &handle, probe).ok_or_else(|| unknown(&handle))?;
+        Ok(Response::new(explained(&enforced, &explanation)))
+    }
+
+    async fn reconcile(&self, _request: Request<ReconcileRequest>) -> Answer<ReconcileResponse> {
+        let (answer, answered) = oneshot::channel();
+        let ending = || Status::unavailable("the agent is shutting down");
+        self.nudge.send(answer).await.map_err(|_| ending())?;
+        let repaired = answered.await.map_err(|_| ending())?.map_err(Status::internal)?;
+        let generation = self.enforced.borrow().generation().0;
+        Ok(Response::new(ReconcileResponse { generation, repaired }))
+    }
+
+    async fn status(&self, _request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        let enforced = self.enforced.borrow().clone();
+        let received = self.known.borrow().as_ref().map_or(0, |known| known.generation.0);
+        Ok(Response::new(StatusResponse {
+            cell_id: self.cell.as_str().to_owned(),
+            received_generation: received,
+            enforced_generation: enforced.generation().0,
+            enforced_at: enforced.at.map(timestamp),
+            store_connected: *self.link.borrow() == Link::Up,
+            containers: count(enforced.ruleset.containers.len()),
+            isolated_rules: count(enforced.ruleset.isolated_rules()),
+            drift_healed: enforced.drift_healed,
+            last_error: enforced.error.clone().unwrap_or_default(),
+        }))
+    }
+}
+
+fn parse_handle(handle: &str) -> Result<ContainerHandle, Status> {
+    ContainerHandle::parse(handle).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn unknown(handle: &ContainerHandle) -> Status {
+    Status::not_found(format!("there is no container {handle} on this cell"))
+}
+
+/// The connection that is asked about.
+fn parse_probe(request: &ExplainRequest) -> Result<Probe, String> {
+    let ExplainRequest { handle: _, protocol, destination, port, icmp_type, icmp_code } = request;
+    let destination: IpAddr = destination
+        .parse()
+        .map_err(|_| format!("destination: {destination:?} is not an address"))?;
+    let port = || u16::try_from(*port).map_err(|_| format!("port: {port} is more than 65535"));
+    let byte = |name: &str, value: u32| {
+        u8::try_from(value).map_err(|_| format!("{name}: {value} is more than 255"))
+    };
+    let kind = match protocol.as_str() {
+        "tcp" => ProbeKind::Tcp(port()?),
+        "udp" => ProbeKind::Udp(port()?),
+        "icmp" => ProbeKind::Icmp {
+            icmp_type: byte("icmp_type", *icmp_type)?,
+            code: byte("icmp_code", *icmp_code)?,
+        },
+        other => return Err(format!("protocol: {other:?} is not tcp, udp or icmp")),
+    };
+    Ok(Probe { destination, kind })
+}
+
+fn policy<'a>(enforced: &'a Enforced, handle: &ContainerHandle) -> Option<&'a Policy> {
+    match &enforced.ruleset.containers.get(handle)?.standing {
+        Standing::Bound(belongs) => enforced.ruleset.policies.get(belongs),
+        _ => None,
+    }
+}
+
+fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container> {
+    let Planned { address, standing } = enforced.ruleset.containers.get(handle)?;
+    let entry = enforced.snapshot.containers.get(handle)?;
+    let enforcement = match standing {
+        Standing::Bound(_) => Enforcement::Enforced,
+        Standing::Unknown(_) => Enforcement::DeniedUntilKnown,
+        Standing::Ungrouped(_) => Enforcement::DeniedNoGroups,
+        Standing::Isolated(_) => Enforcement::DeniedBadEntry,
+    };
+    let belongs = entry.belongs.as_ref().ok();
+    let lifecycle = belongs.map(|belongs| Lifecycle::from(belongs.lifecycle));
+    let rules = policy(enforced, handle).map_or(0, |policy| policy.rules.permits.len());
+    Some(Container {
+        handle: handle.as_str().to_owned(),
+        ip: address.map(|address| address.to_string()).unwrap_or_default(),
+        space_guid: belongs.map(|belongs| belongs.space.as_str().to_owned()).unwrap_or_default(),
+        app_guid: entry.app.clone(),
+        workload: entry.workload.clone(),
+        lifecycle: lifecycle.unwrap_or_default().into(),
+        enforcement: enforcement.into(),
+        rules: count(rules),
+        reason: why_denied(standing),
+    })
+}
+
+/// Each rule of a group once, however many destinations and ports it has.
+fn effective(enforced: &Enforced, policy: &Policy) -> Vec<EffectiveRule> {
+    let mut sources: Vec<&Source> = policy.rules.permits.iter().map(|(_, source)| source).collect();
+    sources.dedup();
+    sources.into_iter().map(|source| rule(enforced, source)).collect()
+}
+
+fn rule(enforced: &Enforced, source: &Source) -> EffectiveRule {
+    let (rule, source) = written(enforced, &source.group, source.rule);
+    EffectiveRule { rule, source: Some(source) }
+}
+
+/// A rule as it was written, and where.
+fn written(
+    enforced: &Enforced,
+    group: &GroupGuid,
+    index: usize,
+) -> (Option<proto::policy_v1::Rule>, RuleSource) {
+    let read = enforced.known.groups.get(group);
+    let source = RuleSource {
+        group_guid: group.as_str().to_owned(),
+        group_name: read.map(|read| read.stored.group.name.clone()).unwrap_or_default(),
+        rule_index: count(index),
+    };
+    (read.and_then(|read| read.rule(index)).map(Into::into), source)
+}
+
+fn isolated(enforced: &Enforced, policy: &Policy) -> Vec<IsolatedRule> {
+    let unreadable = policy.rules.isolated.iter();
+    let unreadable = unreadable.map(|(problem, at)| (&at.group, at.rule, problem.to_string()));
+    let refused = policy.refused.iter();
+    let refused = refused.map(|(group, rule, reason)| (group, *rule, reason.clone()));
+    let isolated = unreadable.chain(refused).map(|(group, index, reason)| {
+        let (rule, source) = written(enforced, group, index);
+        IsolatedRule { rule, source: Some(source), reason }
+    });
+    isolated.collect()
+}
+
+fn explained(enforced: &Enforced, explanation: &Explanation<'_>) -> ExplainResponse {
+    use explain_response::Verdict;
+    let (verdict, decisive, near_misses, reason) = match explanation {
+        Explanation::Allowed { permit, source, reason } => {
+            let verdict = if permit.log { Verdict::AllowedAndLogged } else { Verdict::Allowed };
+            (verdict, Some(rule(enforced, source)), Vec::new(), reason)
+        }
+        Explanation::AllowedAlways { reason } => (Verdict::Allowed, None, Vec::new(), reason),
+        Explanation::Denied { reason, nearest } => {
+            let nearest = nearest.iter().map(|(source, reason)| NearMiss {
+                rule: Some(rule(enforced, source)),
+                reason: reason.clone(),
+            });
+            (Verdict::Denied, None, nearest.collect(), reason)
+        }
+    };
+    ExplainResponse { verdict: verdict.into(), decisive, near_misses, reason: reason.clone() }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn timestamp(at: SystemTime) -> prost_types::Timestamp {
+    prost_types::Timestamp::from(at)
+}

@@ -1,0 +1,27 @@
+//! The cell agent: keeps the egress rules of every container of one cell in the
+//! kernel, as the security groups say.
+//!
+//! ```text
+//! containers ─┐
+//!             ├─► plan ─► Ruleset ─► render ─► Table ─► diff ─► Change ─► apply ─► kernel
+//! groups ─────┘  (pure)             (pure)             (pure)
+//! ```
+//!
+//! [`reconcile`] drives the loop, [`drift`] notices what others do to the kernel,
+//! `control` and `grpc` are asked by the CNI plugin and by operators, and
+//! `explain` says why.
+
+pub mod app;
+pub mod apply;
+pub mod config;
+pub mod containers;
+pub mod control;
+pub mod diff;
+pub mod drift;
+pub mod explain;
+pub mod groups;
+pub mod grpc;
+pub mod plan;
+pub mod reconcile;
+pub mod render;
+pub mod state;

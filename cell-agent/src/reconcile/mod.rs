@@ -1,0 +1,447 @@
+//! The loop that makes the kernel hold what should be in force.
+//!
+//! Level-triggered: it compares what should be with what is, whenever an input
+//! changes, when the kernel was changed by somebody else, and from time to time.
+//! It alone writes to the kernel, so what it believes of the kernel is:
+//!
+//! - the table that its last transaction left there, as long as nobody else has
+//!   changed anything; or
+//! - nothing, after a start or a foreign change: then everything is written
+//!   again, in place.
+//!
+//! A crash at any point leaves a whole old or a whole new table in the kernel.
+//! What is on disk says which, with a fingerprint of the kernel's own listing;
+//! if they do not agree, the table is written again.
+
+mod enforced;
+mod kernel;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use model::ids::GroupGuid;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use enforced::Enforced;
+pub use kernel::Kernel;
+
+use crate::{
+    apply::{
+        Error,
+        isolate::{Finding, Search, Unit},
+    },
+    containers::{Containers, Snapshot},
+    plan::{Known, Refused, Ruleset, Segment, Settings, plan},
+    render::nftables::render,
+};
+
+/// A single change waits this long for others that come with it.
+const GATHER: Duration = Duration::from_millis(2);
+/// Under a burst changes are gathered for this long.
+const GATHER_BURST: Duration = Duration::from_millis(40);
+/// Changes closer than this are a burst.
+const BURST: Duration = Duration::from_millis(100);
+/// The first wait after a failure; it doubles up to [`RETRY_MOST`].
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+/// How long after the last change unused chains are swept and the kernel's
+/// listing is taken; under steady change [`SETTLE_MOST`] after the first one.
+const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE_MOST: Duration = Duration::from_secs(1);
+
+/// What the loop works with.
+#[derive(Debug)]
+pub struct Inputs {
+    /// What the operator fixed.
+    pub settings: Arc<Settings>,
+    /// The containers of the cell.
+    pub containers: watch::Receiver<Containers>,
+    /// What the policy store told; `None` when it never told anything.
+    pub groups: watch::Receiver<Option<Arc<Known>>>,
+    /// How often the kernel is asked whether somebody changed it.
+    pub drift_interval: Duration,
+    /// How often everything is compared without any reason.
+    pub full_interval: Duration,
+}
+
+/// Asks for a comparison with the kernel now.
+pub type Nudge = oneshot::Sender<Result<bool, String>>;
+
+/// The loop.
+#[derive(Debug)]
+pub struct Reconciler {
+    inputs: Inputs,
+    kernel: Kernel,
+    refused: Refused,
+    nudges: mpsc::Receiver<Nudge>,
+    published: watch::Sender<Arc<Enforced>>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    settle_at: Option<Instant>,
+    changing_since: Option<Instant>,
+    changed_at: Option<Instant>,
+    holding: bool,
+}
+
+/// The inputs of one attempt.
+struct Attempt {
+    reading: u64,
+    snapshot: Arc<Snapshot>,
+    known: Arc<Known>,
+}
+
+impl Reconciler {
+    /// A loop that has not begun, with what it publishes and how to nudge it.
+    #[must_use]
+    pub fn new(
+        inputs: Inputs,
+        kernel: Kernel,
+    ) -> (Self, watch::Receiver<Arc<Enforced>>, mpsc::Sender<Nudge>) {
+        let ruleset = Arc::new(Ruleset::empty(Arc::clone(&inputs.settings)));
+        let (published, enforced) = watch::channel(Arc::new(Enforced::nothing(ruleset)));
+        let (nudge, nudges) = mpsc::channel(4);
+        let reconciler = Self {
+            inputs,
+            kernel,
+            refused: Refused::default(),
+            nudges,
+            published,
+            failures: 0,
+            retry_at: None,
+            settle_at: None,
+            changing_since: None,
+            changed_at: None,
+            holding: false,
+        };
+        (reconciler, enforced, nudge)
+    }
+
+    /// Runs until shutdown; a transaction that has begun is finished first. The
+    /// kernel keeps what it has.
+    ///
+    /// # Errors
+    /// The kernel cannot be read at the start.
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        self.kernel.recover().await?;
+        self.reconcile().await;
+        let every = |interval| {
+            let mut every = tokio::time::interval_at(Instant::now() + interval, interval);
+            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            every
+        };
+        let mut drift = every(self.inputs.drift_interval);
+        let mut full = every(self.inputs.full_interval);
+        loop {
+            let (retry_at, settle_at) = (self.retry_at, self.settle_at);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(nudge) = self.nudges.recv() => self.nudged(nudge).await,
+                Ok(()) = self.inputs.containers.changed() => self.gather().await,
+                Ok(()) = self.inputs.groups.changed() => self.gather().await,
+                () = at(retry_at) => self.reconcile().await,
+                () = at(settle_at) => self.settle().await,
+                _ = drift.tick() => { self.check(false).await; }
+                _ = full.tick() => {
+                    self.refused = Refused::default();
+                    if !self.check(true).await {
+                        self.reconcile().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn nudged(&mut self, nudge: Nudge) {
+        if self.settle_at.is_some() {
+            self.settle().await;
+        }
+        let healed = self.check(true).await;
+        self.reconcile().await;
+        let answer = self.published.borrow().error.clone().map_or(Ok(healed), Err);
+        let _gave_up = nudge.send(answer);
+    }
+
+    /// Lets changes that come together go together.
+    async fn gather(&mut self) {
+        let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
+        tokio::time::sleep(if burst { GATHER_BURST } else { GATHER }).await;
+        self.reconcile().await;
+    }
+
+    /// One attempt with the newest inputs.
+    async fn reconcile(&mut self) {
+        self.retry_at = None;
+        let Some(attempt) = self.attempt() else { return };
+        let started = Instant::now();
+        let before = Arc::clone(&self.published.borrow().ruleset);
+        match self.enforce(&attempt).await {
+            Ok((ruleset, changed)) => {
+                self.failures = 0;
+                if changed {
+                    self.changed(started, &before, &ruleset, &attempt);
+                }
+                self.publish(&attempt, Ok(ruleset));
+            }
+            Err(error) => self.failed(&attempt, &error),
+        }
+    }
+
+    fn attempt(&mut self) -> Option<Attempt> {
+        let Containers { reading, snapshot } = self.inputs.containers.borrow_and_update().clone();
+        let known = self.inputs.groups.borrow_and_update().clone();
+        if known.is_none() && self.kernel.holds_rules() {
+            // Nobody told what the rules are, but the kernel has some: keep them.
+            if !std::mem::replace(&mut self.holding, true) {
+                tracing::info!("keeping-last-rules-until-groups-are-known");
+            }
+            return None;
+        }
+        Some(Attempt { reading, snapshot, known: known.unwrap_or_default() })
+    }
+
+    async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
+        let ruleset = self.plan(attempt, &self.refused);
+        match self.kernel.bring(render(&ruleset)).await {
+            Err(Error::Refused(reason)) => {
+                self.isolate(attempt, &ruleset, reason).await?;
+                let ruleset = self.plan(attempt, &self.refused);
+                self.kernel.bring(render(&ruleset)).await?;
+                Ok((ruleset, true))
+            }
+            brought => Ok((ruleset, brought?)),
+        }
+    }
+
+    fn plan(&self, attempt: &Attempt, refused: &Refused) -> Ruleset {
+        plan(&self.inputs.settings, &attempt.snapshot, &attempt.known, refused)
+    }
+
+    /// Finds what the kernel does not take, and leaves it out from now on.
+    async fn isolate(
+        &mut self,
+        attempt: &Attempt,
+        ruleset: &Ruleset,
+        reason: String,
+    ) -> Result<(), Error> {
+        tracing::error!(error = reason, "kernel-refused.looking-for-the-culprit");
+        let all = units(ruleset);
+        let mut search = Search::new(all.iter().cloned().collect());
+        while let Some(trial) = search.trial() {
+            let mut refused = self.refused.clone();
+            for unit in all.iter().filter(|unit| !trial.contains(unit)) {
+                refuse(&mut refused, attempt, unit, "left out for a trial");
+            }
+            let table = render(&self.plan(attempt, &refused));
+            match self.kernel.check(&table).await {
+                Ok(()) => search.answer(Ok(())),
+                Err(Error::Refused(reason)) => search.answer(Err(reason)),
+                Err(error) => return Err(error),
+            }
+        }
+        match search.finding() {
+            Finding::Culprits(culprits) if !culprits.is_empty() => {
+                for (unit, reason) in culprits {
+                    tell(ruleset, &unit, &reason);
+                    refuse(&mut self.refused, attempt, &unit, &reason);
+                }
+                Ok(())
+            }
+            Finding::Culprits(_) => Err(Error::Refused(reason)),
+            Finding::NoUnit(reason) => Err(Error::Refused(reason)),
+        }
+    }
+
+    fn changed(&mut self, started: Instant, before: &Ruleset, after: &Ruleset, attempt: &Attempt) {
+        let now = Instant::now();
+        let took = now - started;
+        let (added, removed) = difference(before, after);
+        tracing::info!(
+            containers = after.containers.len(),
+            added,
+            removed,
+            milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            generation = attempt.known.generation.0,
+            isolated = after.isolated_rules(),
+            "rules-applied"
+        );
+        metrics::histogram!("cell_agent_apply_seconds").record(took.as_secs_f64());
+        self.changed_at = Some(now);
+        let since = *self.changing_since.get_or_insert(now);
+        self.settle_at = Some((now + SETTLE).min(since + SETTLE_MOST));
+    }
+
+    fn failed(&mut self, attempt: &Attempt, error: &Error) {
+        let text = source_chain(error);
+        let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MOST);
+        self.failures += 1;
+        self.retry_at = Some(Instant::now() + wait);
+        tracing::error!(error = text, attempts = self.failures, "apply-failed");
+        metrics::counter!("cell_agent_apply_failures_total").increment(1);
+        self.publish(attempt, Err(text));
+    }
+
+    fn publish(&self, attempt: &Attempt, outcome: Result<Ruleset, String>) {
+        self.published.send_modify(|published| {
+            let enforced = Arc::make_mut(published);
+            enforced.attempted = attempt.reading;
+            match outcome {
+                Ok(ruleset) => {
+                    enforced.reading = attempt.reading;
+                    enforced.snapshot = Arc::clone(&attempt.snapshot);
+                    enforced.known = Arc::clone(&attempt.known);
+                    enforced.ruleset = Arc::new(ruleset);
+                    enforced.at = Some(now());
+                    enforced.error = None;
+                }
+                Err(error) => enforced.error = Some(error),
+            }
+        });
+        let enforced = self.published.borrow();
+        gauge("cell_agent_enforced_generation", enforced.generation().0);
+        gauge("cell_agent_containers", enforced.ruleset.containers.len() as u64);
+        gauge("cell_agent_policies", enforced.ruleset.policies.len() as u64);
+        gauge("cell_agent_isolated_rules", enforced.ruleset.isolated_rules() as u64);
+    }
+
+    /// Sweeps what is no longer used, and remembers how the kernel looks.
+    async fn settle(&mut self) {
+        (self.settle_at, self.changing_since) = (None, None);
+        if let Err(error) = self.kernel.settle().await {
+            tracing::error!(error = source_chain(&error), "settle-failed");
+            self.settle_at = Some(Instant::now() + SETTLE_MOST);
+        }
+    }
+
+    /// Whether somebody else had changed our table; it is mended then.
+    async fn check(&mut self, thoroughly: bool) -> bool {
+        if self.settle_at.is_some() && !thoroughly {
+            return false;
+        }
+        let strayed = self.kernel.has_strayed(thoroughly).await.unwrap_or_else(|error| {
+            tracing::error!(error = source_chain(&error), "drift-check-failed");
+            false
+        });
+        if strayed {
+            tracing::error!("drift-found");
+            self.reconcile().await;
+            if self.published.borrow().error.is_none() {
+                self.published.send_modify(|published| Arc::make_mut(published).drift_healed += 1);
+                metrics::counter!("cell_agent_drift_healed_total").increment(1);
+                tracing::info!("drift-healed");
+            }
+        }
+        strayed
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the time stamp is shown to people")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
+fn gauge(name: &'static str, value: u64) {
+    metrics::gauge!(name).set(value as f64);
+}
+
+/// The error with its causes.
+fn source_chain(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {source}"),
+    }
+}
+
+/// Everything that the kernel could refuse by itself; rules of one group stand
+/// together, so that halves are groups at first.
+fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
+    let mut units = BTreeSet::new();
+    for policy in ruleset.policies.values() {
+        let rules = policy.rules.permits.iter();
+        units.extend(rules.map(|(_, at)| Unit::Rule(at.group.clone(), at.rule)));
+    }
+    let bound = ruleset.containers.iter().filter(|(_, planned)| planned.address.is_some());
+    units.extend(bound.map(|(handle, _)| Unit::Container(handle.clone())));
+    units
+}
+
+fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
+    match unit {
+        Unit::Rule(group, rule) => {
+            let read = attempt.known.groups.get(group);
+            if let Some(spec) = read.and_then(|read| read.rule(*rule)) {
+                let entry = (spec.clone(), reason.to_owned());
+                refused.rules.insert((group.clone(), *rule), entry);
+            }
+        }
+        Unit::Container(handle) => {
+            if let Some(container) = attempt.snapshot.containers.get(handle) {
+                let entry = (container.clone(), format!("the kernel refuses it: {reason}"));
+                refused.containers.insert(handle.clone(), entry);
+            }
+        }
+    }
+}
+
+/// Says what was left out, and whom it concerns.
+fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
+    match unit {
+        Unit::Container(handle) => {
+            tracing::error!(container = %handle, error = reason, "container-isolated");
+        }
+        Unit::Rule(group, rule) => {
+            let containers = concerned(ruleset, group);
+            tracing::error!(
+                "security-group" = %group,
+                rule,
+                containers = runtime::lager::json(&containers),
+                error = reason,
+                "rule-isolated"
+            );
+        }
+    }
+}
+
+/// The containers that have rules of a group, as far as a log line holds them.
+fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
+    let has = |standing: &_| match standing {
+        crate::plan::Standing::Bound(belongs) => {
+            ruleset.policies[belongs].rules.permits.iter().any(|(_, source)| source.group == *group)
+        }
+        _ => false,
+    };
+    let containers = ruleset.containers.iter().filter(|(_, planned)| has(&planned.standing));
+    containers.map(|(handle, _)| handle.as_str()).take(20).collect()
+}
+
+/// How many rules came and went; rules that several containers share count once.
+fn difference(before: &Ruleset, after: &Ruleset) -> (usize, usize) {
+    fn segments(ruleset: &Ruleset) -> HashSet<&Segment> {
+        ruleset.policies.values().flat_map(|policy| &policy.segments).map(Arc::as_ref).collect()
+    }
+    let (old, new) = (segments(before), segments(after));
+    let permits = |these: &HashSet<_>, others: &HashSet<_>| {
+        let only: Vec<&Segment> = these.difference(others).copied().collect();
+        let permits = only.iter().flat_map(|segment| {
+            segment.permits.iter().map(|permit| (segment.group.clone(), *permit))
+        });
+        permits.collect::<HashSet<_>>()
+    };
+    let (gone, come) = (permits(&old, &new), permits(&new, &old));
+    (come.difference(&gone).count(), gone.difference(&come).count())
+}

@@ -1,0 +1,135 @@
+//! One nftables table as plain data: named chains, maps and sets, each with the
+//! lines that make it.
+//!
+//! Names say what content is behind them (`rules-<hash>`), or for whom
+//! (`policy-<hash>`), so the difference of two tables is a difference of names
+//! and a few lines. What is compared is text: equal text is equal behaviour.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The name of our table, in family inet.
+pub const NAME: &str = "portcullis";
+
+/// Everything in the table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Table {
+    /// By name.
+    pub chains: BTreeMap<String, Chain>,
+    /// Maps from a container's address to what is done about it.
+    pub maps: BTreeMap<String, Map>,
+    /// Sets that the kernel fills; their definition, without elements.
+    pub sets: BTreeMap<String, String>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Chain {
+    /// What it says of itself: its hook, or a comment. Cannot change.
+    pub header: String,
+    /// Its rules, in order.
+    pub rules: Vec<String>,
+}
+
+/// A map from addresses to verdicts.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Map {
+    /// `ipv4_addr` or `ipv6_addr`.
+    pub key: String,
+    /// Where each address jumps to.
+    pub jumps: BTreeMap<IpAddr, String>,
+}
+
+impl Chain {
+    /// A chain without rules.
+    #[must_use]
+    pub fn new(header: impl Into<String>) -> Self {
+        Self { header: header.into(), rules: Vec::new() }
+    }
+
+    /// Adds a rule at the end.
+    pub fn rule(&mut self, rule: impl Into<String>) {
+        self.rules.push(rule.into());
+    }
+}
+
+impl Map {
+    fn elements<'a>(jumps: impl IntoIterator<Item = (&'a IpAddr, &'a String)>) -> String {
+        let jumps = jumps.into_iter().map(|(address, chain)| format!("{address} : jump {chain}"));
+        jumps.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Table {
+    /// The block that adds these chains and rules to what there is, and the maps
+    /// and sets without elements.
+    #[must_use]
+    pub fn block(&self) -> String {
+        let mut text = format!("table inet {NAME} {{\n");
+        for (name, Map { key, .. }) in &self.maps {
+            write!(text, "map {name} {{ type {key} : verdict; }}\n").expect(TO_STRING);
+        }
+        for (name, definition) in &self.sets {
+            write!(text, "set {name} {{ {definition} }}\n").expect(TO_STRING);
+        }
+        for (name, Chain { header, rules }) in &self.chains {
+            write!(text, "chain {name} {{\n{header}\n").expect(TO_STRING);
+            for rule in rules {
+                writeln!(text, "{rule}").expect(TO_STRING);
+            }
+            text.push_str("}\n");
+        }
+        text.push_str("}\n");
+        text
+    }
+
+    /// The commands that add these elements to the maps.
+    #[must_use]
+    pub fn elements(&self) -> String {
+        let filled = self.maps.iter().filter(|(_, map)| !map.jumps.is_empty());
+        filled.map(|(name, map)| add_elements(name, &map.jumps)).collect()
+    }
+}
+
+/// Writing to a `String` cannot fail.
+pub(crate) const TO_STRING: &str = "a String takes everything";
+
+/// The command that adds elements to a map.
+#[must_use]
+pub fn add_elements<'a>(
+    map: &str,
+    jumps: impl IntoIterator<Item = (&'a IpAddr, &'a String)>,
+) -> String {
+    format!("add element inet {NAME} {map} {{ {} }}\n", Map::elements(jumps))
+}
+
+/// A name of its own for each content.
+#[must_use]
+pub fn name(kind: &str, content: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in content {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let hash = hash.finalize();
+    let mut name = format!("{kind}-");
+    for byte in &hash[..8] {
+        write!(name, "{byte:02x}").expect(TO_STRING);
+    }
+    name
+}
+
+/// A comment line of a chain; nft takes at most 128 characters.
+#[must_use]
+pub fn comment(text: &str) -> String {
+    let text: String = text.chars().take(100).collect();
+    format!("comment \"{}\"", plain(&text))
+}
+
+/// The text without anything that means something inside nft's quotes.
+pub(super) fn plain(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " -_.:/@+=,".contains(c);
+    text.chars().map(|c| if plain(c) { c } else { '?' }).collect()
+}

@@ -1,0 +1,102 @@
+//! What survives a restart: small files in the state directory.
+//!
+//! A file is written beside its place and renamed over it after its bytes are on
+//! disk, so that there is always a whole one, the old or the new. Each begins
+//! with its own name and the hash of what follows: anything else is no state at
+//! all, rather than a wrong one.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest as _, Sha256};
+
+/// A directory of state files.
+#[derive(Debug, Clone)]
+pub struct StateDirectory {
+    path: PathBuf,
+}
+
+impl StateDirectory {
+    /// The directory, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made or written to.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let directory = Self { path: path.to_owned() };
+        directory.write("writable", b"")?;
+        Ok(directory)
+    }
+
+    /// Replaces a file. Blocks until it is on disk.
+    ///
+    /// # Errors
+    /// The file is as it was.
+    pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let fresh = self.path.join(format!("{name}.new"));
+        let mut file = File::create(&fresh)?;
+        file.write_all(header(name, content).as_bytes())?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&fresh, self.path.join(name))?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Reads a file back; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what was written.
+    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let mut content = match fs::read(self.path.join(name)) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file is damaged");
+        let length = content.iter().position(|byte| *byte == b'\n').ok_or_else(damaged)? + 1;
+        let body = content.split_off(length);
+        if content != header(name, &body).as_bytes() {
+            return Err(damaged());
+        }
+        Ok(Some(body))
+    }
+}
+
+fn header(name: &str, content: &[u8]) -> String {
+    format!("portcullis cell-agent {name} 1 {:x}\n", Sha256::digest(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(&directory.path().join("a/b")).unwrap();
+        assert!(state.read("groups").unwrap().is_none());
+        state.write("groups", b"one\ntwo").unwrap();
+        assert_eq!(state.read("groups").unwrap().unwrap(), b"one\ntwo");
+        state.write("groups", b"").unwrap();
+        assert_eq!(state.read("groups").unwrap().unwrap(), b"");
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        state.write("groups", b"content").unwrap();
+        let path = directory.path().join("groups");
+        let whole = fs::read(&path).unwrap();
+        for torn in [&whole[..whole.len() - 1], &whole[..10], b"", b"\n"] {
+            fs::write(&path, torn).unwrap();
+            assert_eq!(state.read("groups").unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        fs::write(directory.path().join("applied"), &whole).unwrap();
+        state.read("applied").unwrap_err();
+    }
+}

@@ -15,6 +15,9 @@
 //! - A change in the queue is carried out even if its caller gives up.
 //! - The queue is bounded; who finds it full waits.
 //!
+//! - Without the flusher there are no answers: its end may have cut a commit in
+//!   two, and then the table is not the truth.
+//!
 //! After a crash the table is read from the disk: it holds everything that was
 //! answered, and possibly changes that were committed but not answered.
 
@@ -59,6 +62,9 @@ struct State {
     table: Table,
     /// Keys with a change in the queue or in the commit, and who waits for it.
     busy: HashMap<LockKey, Vec<oneshot::Sender<()>>>,
+    /// The flusher is gone, possibly in the middle of a commit: what the table
+    /// says may not be true any more.
+    closed: bool,
 }
 
 /// A change that is decided and not yet stored.
@@ -130,6 +136,11 @@ impl Embedded {
         Ok((Self { state, queue: sender, feed }, flusher))
     }
 
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = lock(&self.state);
+        if state.closed { Err(Error::Closed) } else { Ok(state) }
+    }
+
     /// Decides about `key` when no change is on its way, and waits until what
     /// was decided is stored.
     async fn change<T>(
@@ -161,7 +172,7 @@ impl Embedded {
         changed: impl Fn(Arc<Held>) -> T,
         permit: &mut Option<mpsc::Permit<'a, Pending>>,
     ) -> Result<Step<T>, Error> {
-        let mut state = lock(&self.state);
+        let mut state = self.open_state()?;
         if let Some(waiters) = state.busy.get_mut(key) {
             let (done, free) = oneshot::channel();
             waiters.push(done);
@@ -253,11 +264,11 @@ impl Store for Embedded {
     }
 
     async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
-        Ok(lock(&self.state).table.select(selector))
+        Ok(self.open_state()?.table.select(selector))
     }
 
     async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
-        let state = lock(&self.state);
+        let state = self.open_state()?;
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
         Ok((state.table.select(selector), subscription))
     }
@@ -270,6 +281,15 @@ pub struct Flusher {
     queue: mpsc::Receiver<Pending>,
     feed: Feed,
     database: Database,
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        // Whoever waits for a key wakes up and sees that it is over.
+        state.busy.clear();
+    }
 }
 
 impl Flusher {

@@ -1,0 +1,298 @@
+//! Several clients at the same time, a crash in the middle, and a look at what
+//! was answered.
+//!
+//! Time is a counter: each call takes a number when it begins and one when it
+//! was answered. A call that was never answered ends after everything else.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use lock_server::store::{Claimed, Released, Store, embedded::Embedded};
+use model::lock::{Claim, LockValue};
+use proptest::{prelude::*, sample::select};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::support::{Running, claim, find, key, owner};
+
+const KEYS: [&str; 2] = ["k", "l"];
+const OWNERS: [&str; 3] = ["a", "b", "c"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Claim { changes: bool },
+    Release,
+    Look,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The owner has it, with this token.
+    Held(&'static str, u64),
+    /// It was given back.
+    Freed,
+    /// Nothing was changed.
+    Nothing,
+    /// None, or that it is not known.
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    key: &'static str,
+    owner: &'static str,
+    call: Call,
+    begin: u64,
+    end: u64,
+    answer: Answer,
+}
+
+impl Entry {
+    /// May have given the key back at some time between `after` and `before`.
+    fn may_free(&self, key: &str, owner: &str, after: u64, before: u64) -> bool {
+        self.call == Call::Release
+            && self.key == key
+            && self.owner == owner
+            && self.answer != Answer::Nothing
+            && self.begin < before
+            && self.end > after
+    }
+}
+
+/// The first thing that cannot be with one owner, durable answers and rising
+/// tokens.
+fn check(history: &[Entry]) -> Result<(), String> {
+    let held = |entry: &Entry| match entry.answer {
+        Answer::Held(owner, token) => Some((owner, token)),
+        Answer::Freed | Answer::Nothing | Answer::Unknown => None,
+    };
+    for x in history {
+        let Some((x_owner, x_token)) = held(x) else { continue };
+        for y in history.iter().filter(|y| y.key == x.key) {
+            let Some((y_owner, y_token)) = held(y) else {
+                continue;
+            };
+            if x_token == y_token && x_owner != y_owner {
+                return Err(format!("one token, two owners: {x:?} {y:?}"));
+            }
+            if x.end < y.begin && x_token > y_token {
+                return Err(format!("the token went down: {x:?} {y:?}"));
+            }
+            let freed =
+                || history.iter().any(|entry| entry.may_free(x.key, x_owner, x.begin, y.end));
+            if x_token < y_token && !freed() {
+                return Err(format!("two owners: nobody freed {x:?} before {y:?}"));
+            }
+        }
+        let lost = history.iter().find(|look| {
+            look.key == x.key
+                && look.call == Call::Look
+                && look.answer == Answer::Nothing
+                && look.begin > x.end
+                && !history.iter().any(|entry| entry.may_free(x.key, x_owner, x.begin, look.end))
+        });
+        if let Some(look) = lost {
+            return Err(format!("lost: {x:?} {look:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Recorder {
+    clock: AtomicU64,
+    history: Mutex<Vec<Entry>>,
+}
+
+impl Recorder {
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    async fn call(&self, store: &Embedded, key: &'static str, owner: &'static str, call: Call) {
+        let begin = self.tick();
+        let entry = Entry { key, owner, call, begin, end: u64::MAX, answer: Answer::Unknown };
+        let at = {
+            let mut history = self.history.lock().unwrap();
+            history.push(entry);
+            history.len() - 1
+        };
+        let answer = answer(store, entry, begin).await;
+        let end = if answer == Answer::Unknown { u64::MAX } else { self.tick() };
+        let mut history = self.history.lock().unwrap();
+        history[at] = Entry { answer, end, ..entry };
+    }
+}
+
+async fn answer(store: &Embedded, entry: Entry, number: u64) -> Answer {
+    let Entry { key: on, owner: by, call, .. } = entry;
+    match call {
+        Call::Claim { changes } => {
+            let text = if changes { number.to_string() } else { String::new() };
+            let value = LockValue::parse(&text).unwrap();
+            match store.claim(Claim { value, ..claim(on, by) }, None).await {
+                Ok(Claimed::Held(held)) => Answer::Held(by, held.lock.token.0),
+                Ok(Claimed::Collision(held)) => Answer::Held(
+                    OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
+                    held.lock.token.0,
+                ),
+                Err(_) => Answer::Unknown,
+            }
+        }
+        Call::Release => match store.release(&key(on), &owner(by)).await {
+            Ok(Released::Deleted(_)) => Answer::Freed,
+            Ok(Released::Absent | Released::Collision(_)) => Answer::Nothing,
+            Err(_) => Answer::Unknown,
+        },
+        Call::Look => match find(store, on).await {
+            Some(held) => Answer::Held(
+                OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
+                held.lock.token.0,
+            ),
+            None => Answer::Nothing,
+        },
+    }
+}
+
+type Script = Vec<(&'static str, Call)>;
+
+async fn live(path: &Path, lives: Vec<(Vec<Script>, u64)>) -> Vec<Entry> {
+    let recorder = Arc::new(Recorder::default());
+    for (scripts, crash_after) in lives {
+        let running = Running::open(path).await;
+        for on in KEYS {
+            recorder.call(&running.store, on, "", Call::Look).await;
+        }
+        let mut clients = JoinSet::new();
+        let born = recorder.clock.load(Ordering::SeqCst);
+        for (by, script) in OWNERS.into_iter().cycle().zip(scripts) {
+            let (recorder, store) = (Arc::clone(&recorder), running.store.clone());
+            clients.spawn(async move {
+                for (on, call) in script {
+                    recorder.call(&store, on, by, call).await;
+                }
+            });
+        }
+        while !clients.is_empty() && recorder.clock.load(Ordering::SeqCst) < born + crash_after {
+            tokio::select! {
+                _ = clients.join_next() => {}
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        running.crash().await;
+        while clients.join_next().await.is_some() {}
+    }
+    let running = Running::open(path).await;
+    for on in KEYS {
+        recorder.call(&running.store, on, "", Call::Look).await;
+    }
+    running.close().await;
+    let history = recorder.history.lock().unwrap();
+    history.clone()
+}
+
+fn lives() -> impl Strategy<Value = Vec<(Vec<Script>, u64)>> {
+    let call = prop_oneof![
+        3 => Just(Call::Claim { changes: true }),
+        2 => Just(Call::Claim { changes: false }),
+        2 => Just(Call::Release),
+        1 => Just(Call::Look),
+    ];
+    let script = prop::collection::vec((select(&KEYS[..]), call), 0..20);
+    let life = (prop::collection::vec(script, 1..7), 0..120_u64);
+    prop::collection::vec(life, 1..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_owner_durable_answers_rising_tokens(lives in lives()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let directory = TempDir::new().unwrap();
+        let history = runtime.block_on(live(&directory.path().join("db"), lives));
+        if let Err(problem) = check(&history) {
+            panic!("{problem}\n{history:#?}");
+        }
+    }
+}
+
+/// A checker that finds nothing proves nothing.
+mod checker {
+    use super::*;
+
+    fn entry(owner: &'static str, call: Call, begin: u64, end: u64, answer: Answer) -> Entry {
+        Entry { key: "k", owner, call, begin, end, answer }
+    }
+
+    const CLAIM: Call = Call::Claim { changes: false };
+
+    #[test]
+    fn accepts_a_hand_over() {
+        let history = [
+            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", Call::Release, 2, 4, Answer::Freed),
+            entry("b", CLAIM, 3, 5, Answer::Held("b", 2)),
+            entry("", Call::Look, 6, 7, Answer::Held("b", 2)),
+        ];
+        assert_eq!(check(&history), Ok(()));
+    }
+
+    #[test]
+    fn accepts_that_an_unanswered_release_freed_it() {
+        let history = [
+            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", Call::Release, 2, u64::MAX, Answer::Unknown),
+            entry("", Call::Look, 6, 7, Answer::Nothing),
+        ];
+        assert_eq!(check(&history), Ok(()));
+    }
+
+    #[test]
+    fn finds_two_owners() {
+        let history = [
+            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("b", CLAIM, 2, 3, Answer::Held("b", 2)),
+        ];
+        assert!(check(&history).unwrap_err().starts_with("two owners"));
+    }
+
+    #[test]
+    fn finds_a_token_with_two_owners() {
+        let history = [
+            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", Call::Release, 2, 3, Answer::Freed),
+            entry("b", CLAIM, 4, 5, Answer::Held("b", 1)),
+        ];
+        assert!(check(&history).unwrap_err().starts_with("one token"));
+    }
+
+    #[test]
+    fn finds_a_token_that_goes_down() {
+        let history = [
+            entry("a", CLAIM, 0, 1, Answer::Held("a", 2)),
+            entry("a", Call::Release, 2, 3, Answer::Freed),
+            entry("b", CLAIM, 4, 5, Answer::Held("b", 1)),
+        ];
+        assert!(check(&history).unwrap_err().starts_with("the token went down"));
+    }
+
+    #[test]
+    fn finds_a_lock_that_was_lost() {
+        let history = [
+            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("b", Call::Release, 2, 3, Answer::Nothing),
+            entry("", Call::Look, 4, 5, Answer::Nothing),
+        ];
+        assert!(check(&history).unwrap_err().starts_with("lost"));
+    }
+}

@@ -1,0 +1,110 @@
+//! What the tests share.
+
+pub(crate) mod certificates;
+pub(crate) mod server;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use lock_server::{
+    feed::Feed,
+    held::Held,
+    store::{Claimed, Store, embedded::Embedded},
+};
+use model::lock::{Claim, LockKey, LockKind, LockValue, Owner, Ttl};
+use proto::Selector;
+use runtime::server::Health;
+use storage::sqlite::Options;
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Far longer than anything takes that is going to happen at all.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn key(text: &str) -> LockKey {
+    LockKey::parse(text).unwrap()
+}
+
+pub(crate) fn owner(text: &str) -> Owner {
+    Owner::parse(text).unwrap()
+}
+
+pub(crate) fn claim(on: &str, by: &str) -> Claim {
+    Claim {
+        key: key(on),
+        owner: owner(by),
+        value: LockValue::parse("v").unwrap(),
+        kind: LockKind::Lock,
+        ttl: Ttl::try_from_seconds(15).unwrap(),
+    }
+}
+
+pub(crate) fn by_key(on: &str) -> Selector {
+    Selector::Key(key(on))
+}
+
+/// Claims, and expects to get it.
+pub(crate) async fn take<S: Store>(store: &S, claim: Claim) -> Arc<Held> {
+    match store.claim(claim, None).await.unwrap() {
+        Claimed::Held(held) => held,
+        Claimed::Collision(held) => panic!("{held:?} has it"),
+    }
+}
+
+pub(crate) async fn find<S: Store>(store: &S, on: &str) -> Option<Arc<Held>> {
+    store.select(&by_key(on)).await.unwrap().into_iter().next()
+}
+
+/// An embedded store with the task behind it.
+pub(crate) struct Running {
+    pub(crate) store: Embedded,
+    pub(crate) feed: Feed,
+    stop: CancellationToken,
+    flusher: JoinHandle<Result<(), storage::Error>>,
+}
+
+impl Running {
+    pub(crate) async fn open(path: &Path) -> Self {
+        Self::open_with(path, &Options::default(), Feed::default()).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "`close` and `crash` wait for the task")]
+    pub(crate) async fn open_with(path: &Path, options: &Options, feed: Feed) -> Self {
+        let (store, flusher) = open_when_free(path, options, &feed).await;
+        let stop = CancellationToken::new();
+        let health = Health::new().component("store");
+        let flusher = tokio::spawn(flusher.run(stop.clone(), health));
+        Self { store, feed, stop, flusher }
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn close(self) {
+        self.stop.cancel();
+        let ended = timeout(PATIENCE, self.flusher).await.expect("in time");
+        ended.expect("no panic").expect("no error");
+    }
+
+    /// Ends it wherever it stands: what is queued and not yet with the database
+    /// is lost.
+    pub(crate) async fn crash(self) {
+        self.flusher.abort();
+        assert!(self.flusher.await.is_err() || self.stop.is_cancelled());
+    }
+}
+
+/// After a crash, the database's thread may need a moment to let go of it.
+async fn open_when_free(
+    path: &Path,
+    options: &Options,
+    feed: &Feed,
+) -> (Embedded, lock_server::store::embedded::Flusher) {
+    let opening = async {
+        loop {
+            match Embedded::open(path, options, feed.clone()).await {
+                Ok(opened) => return opened,
+                Err(storage::Error::InUse { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    };
+    timeout(PATIENCE, opening).await.expect("in time")
+}

@@ -10,7 +10,7 @@
 //! Groups are handed on one by one while the page is read, so a page of
 //! thousands costs its text and one group.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, io};
 
 use model::{
     group::{Scope, SecurityGroup},
@@ -55,10 +55,10 @@ pub struct Error(#[from] serde_json::Error);
 /// The body is not a JSON object of the page's shape. Groups that `each` got
 /// before that must be thrown away.
 pub fn page(
-    body: &[u8],
+    body: impl io::Read,
     each: &mut dyn FnMut(Result<SecurityGroup, Malformed>),
 ) -> Result<Page, Error> {
-    let mut json = serde_json::Deserializer::from_slice(body);
+    let mut json = serde_json::Deserializer::from_reader(body);
     let page = PageReader { each }.deserialize(&mut json)?;
     json.end()?;
     Ok(page)
@@ -143,7 +143,7 @@ impl<'de> Visitor<'de> for Resources<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut groups: A) -> Result<bool, A::Error> {
-        while let Some(raw) = groups.next_element::<&RawValue>()? {
+        while let Some(raw) = groups.next_element::<Box<RawValue>>()? {
             (self.each)(group(raw.get()));
         }
         Ok(true)

@@ -22,7 +22,10 @@
 //! loose as it was until it can be read again; that is why each one is an error
 //! line and a metric.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+};
 
 use model::{
     group::{ContentHash, SecurityGroup},
@@ -77,7 +80,7 @@ impl Reading {
     ///
     /// # Errors
     /// The body is no page; the reading must be thrown away.
-    pub fn page(&mut self, body: &[u8], held: &Held) -> Result<Page, crate::import::Error> {
+    pub fn page(&mut self, body: impl io::Read, held: &Held) -> Result<Page, crate::import::Error> {
         crate::import::page(body, &mut |group| match group {
             Ok(group) => self.good(&group, held),
             Err(malformed) => self.malformed(malformed),

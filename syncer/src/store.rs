@@ -113,8 +113,9 @@ pub struct Settings {
 
 /// Entries in one part of the manifest: about 80 bytes each.
 const ENTRIES: usize = 4_096;
-/// Encoded bytes in one part of the groups; servers take messages of 4 MiB.
-const PART: usize = 1 << 20;
+/// Encoded bytes in one part of the groups, beyond which a part is sent. Several
+/// parts are in memory at a time, decoded to several times that.
+const PART: usize = 128 << 10;
 /// Groups in one page of List.
 const PAGE: u32 = 500;
 
@@ -221,7 +222,7 @@ impl Replace<'_> {
     /// manifest before it opens its stream, and may refuse before it has read
     /// anything.
     async fn run(&self) -> Result<Committed, Error> {
-        let (requests, stream) = mpsc::channel(4);
+        let (requests, stream) = mpsc::channel(1);
         let mut client = self.store.client.clone();
         let open = async {
             let mut answers = client

@@ -274,6 +274,6 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        _ = import::page(&bytes, &mut |_| {});
+        _ = import::page(&*bytes, &mut |_| {});
     }
 }

@@ -10,6 +10,7 @@ mod law_nine;
 mod lease;
 mod log_lines;
 mod private_ca;
+mod process;
 mod reading;
 mod support;
 mod syncing;

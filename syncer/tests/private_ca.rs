@@ -1,12 +1,9 @@
 //! TLS with private authorities: the internal API's mutual TLS, and trust in
 //! nobody else.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use axum::{Router, routing::get};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-};
 use runtime::{
     server::{Http as HttpServer, Listener},
     tls::{Alpn, ClientTls, Files, ServerTls},
@@ -15,35 +12,7 @@ use syncer::cloud_controller::{Http, Trust};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-fn authority(name: &str) -> Authority {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    // Two authorities of one name would be told apart by their keys only.
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let pem = params.self_signed(&key).unwrap().pem();
-    Authority { pem, issuer: Issuer::new(params, key) }
-}
-
-/// Writes an authority's certificate and one that it issued.
-fn issue(authority: &Authority, folder: &Path, name: &str) -> Files {
-    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
-    let file = |kind: &str| folder.join(format!("{name}.{kind}"));
-    let files = Files { ca: file("ca"), cert: file("cert"), key: file("key") };
-    fs::write(&files.ca, &authority.pem).unwrap();
-    fs::write(&files.cert, certificate.pem()).unwrap();
-    fs::write(&files.key, key.serialize_pem()).unwrap();
-    files
-}
+use crate::support::certificates::{Authority, authority, issue};
 
 async fn serve(files: &Files, server: &mut JoinSet<()>) -> String {
     let tls = ServerTls::load(files, Alpn::Http1).unwrap();

@@ -6,17 +6,16 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
 use reqwest::{Client, ClientBuilder, RequestBuilder, Response, redirect::Policy};
 use runtime::tls::ClientTls;
 use rustls::ClientConfig;
 
-use super::error::{Fault, message, retry_after};
+use super::error::{Fault, retry_after};
 
 /// A connection attempt takes at most this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// More than any Cloud Controller sends in a page, and little enough to survive.
-const LARGEST_BODY: usize = 256 << 20;
+/// More than any token, stamp or refusal has.
+const LARGEST_SMALL_BODY: usize = 1 << 20;
 
 /// How a server proves who it is, and how we do.
 pub enum Trust {
@@ -44,16 +43,6 @@ enum Source {
 struct Reloading {
     tls: ClientTls,
     built: Mutex<(Arc<ClientConfig>, Client)>,
-}
-
-/// An answer with its whole body.
-pub(super) struct Answer {
-    /// The status.
-    pub(super) code: StatusCode,
-    /// How long the server asks to be left alone.
-    pub(super) retry_after: Option<Duration>,
-    /// The body.
-    pub(super) body: Bytes,
 }
 
 impl Http {
@@ -123,37 +112,25 @@ fn builder(user_agent: &str) -> ClientBuilder {
         .user_agent(user_agent)
 }
 
-/// Sends and reads everything within `timeout`.
-pub(super) async fn send(request: RequestBuilder, timeout: Duration) -> Result<Answer, Fault> {
-    let mut response = request.timeout(timeout).send().await.map_err(Fault::Request)?;
-    let code = response.status();
-    let retry_after = retry_after(code, response.headers(), jiff::Timestamp::now());
-    let body = read(&mut response).await?;
-    Ok(Answer { code, retry_after, body })
+/// Sends, and waits for the head of the answer; the body must have arrived
+/// within `timeout` as well.
+pub(super) async fn send(request: RequestBuilder, timeout: Duration) -> Result<Response, Fault> {
+    request.timeout(timeout).send().await.map_err(Fault::Request)
 }
 
-async fn read(response: &mut Response) -> Result<Bytes, Fault> {
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
-    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(LARGEST_BODY));
+/// How long the server asks to be left alone.
+pub(super) fn wish(response: &Response) -> Option<Duration> {
+    retry_after(response.status(), response.headers(), jiff::Timestamp::now())
+}
+
+/// The whole of a body that is small by its nature.
+pub(super) async fn read(mut response: Response) -> Result<Bytes, Fault> {
+    let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(Fault::Body)? {
-        if body.len() + chunk.len() > LARGEST_BODY {
-            return Err(Fault::TooLarge { limit: LARGEST_BODY });
+        if body.len() + chunk.len() > LARGEST_SMALL_BODY {
+            return Err(Fault::TooLarge { limit: LARGEST_SMALL_BODY });
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
-}
-
-impl Answer {
-    /// The body of a success.
-    ///
-    /// # Errors
-    /// Any status above 299.
-    pub(super) fn success(self) -> Result<Bytes, Fault> {
-        let Self { code, retry_after, body } = self;
-        if code.as_u16() > 299 {
-            return Err(Fault::Status { code, message: message(&body), retry_after });
-        }
-        Ok(body)
-    }
 }

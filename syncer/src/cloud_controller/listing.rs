@@ -12,14 +12,10 @@
 
 use std::sync::Arc;
 
-use tokio::task::spawn_blocking;
 use tracing::{Level, debug, info};
 
-use super::{CloudController, Error, Fault, Step};
-use crate::{
-    import::Page,
-    reading::{Held, Reading},
-};
+use super::{CloudController, Error, Fault, Step, stream};
+use crate::reading::{Held, Reading};
 
 /// How often the list is tried within one poll.
 const ATTEMPTS: u32 = 3;
@@ -67,9 +63,17 @@ impl CloudController {
         loop {
             debug!(page, "get-security-groups-request");
             let shown = reading.count();
-            let body = self.page(page).await?;
-            let (so_far, found) = decode(reading, body, held, page).await?;
-            reading = so_far;
+            let response = self.page(page).await?;
+            let error = |fault| Error { step: Step::List, fault };
+            let read = stream::read(response, reading, Arc::clone(held)).await.map_err(error)?;
+            reading = read.reading;
+            if let Some(body) = read.echo {
+                self.public.show(&body);
+            }
+            let found = read.page;
+            if !found.listed && page > 1 {
+                return Err(error(Fault::Unlisted { page }));
+            }
             let groups = reading.echo(shown);
             debug!(
                 resources = runtime::lager::json(&groups),
@@ -86,7 +90,7 @@ impl CloudController {
                     originalUpdatedAt = %before, newUpdatedAt = %after,
                     "get-security-groups-timestamps-differ"
                 );
-                return Err(Error { step: Step::List, fault: Fault::Moved });
+                return Err(error(Fault::Moved));
             }
             debug!(
                 originalUpdatedAt = %before, newUpdatedAt = %after,
@@ -99,28 +103,4 @@ impl CloudController {
             page += 1;
         }
     }
-}
-
-/// On a thread of its own: thousands of groups take long enough to hold up the
-/// renewal of the lease.
-async fn decode(
-    mut reading: Reading,
-    body: bytes::Bytes,
-    held: &Arc<Held>,
-    page: u32,
-) -> Result<(Reading, Page), Error> {
-    let held = Arc::clone(held);
-    let decoded = spawn_blocking(move || {
-        let found = reading.page(&body, &held)?;
-        Ok((reading, found))
-    });
-    let error = |fault| Error { step: Step::List, fault };
-    let (reading, found) = decoded
-        .await
-        .expect("decoding neither panics nor is cancelled")
-        .map_err(|err: crate::import::Error| error(err.into()))?;
-    if !found.listed && page > 1 {
-        return Err(error(Fault::Unlisted { page }));
-    }
-    Ok((reading, found))
 }

@@ -8,12 +8,13 @@
 mod error;
 mod http;
 pub mod listing;
+mod stream;
 mod token;
 
 use std::time::Duration;
 
 use ::http::{StatusCode, header::AUTHORIZATION};
-use bytes::Bytes;
+use reqwest::Response;
 use tracing::{Span, debug, error, error_span, info};
 
 use self::token::Tokens;
@@ -90,14 +91,17 @@ impl CloudController {
         let error = |fault| Error { step: Step::LastUpdate, fault };
         let token = self.tokens.get(&self.public.http).await?;
         info!("get-security-groups-last-update");
-        let body = match self.get(&self.internal, "/internal/v4/asg_latest_update", token).await? {
-            Ok(body) => body,
+        const ROUTE: &str = "/internal/v4/asg_latest_update";
+        let response = match self.get(&self.internal, ROUTE, token).await? {
+            Ok(response) => response,
             Err(Fault::Status { code: StatusCode::NOT_FOUND, .. }) => {
                 info!("get-security-groups-last-update-not-found");
                 return Ok(Stamp::Unknown);
             }
             Err(fault) => return Err(error(fault)),
         };
+        let body = http::read(response).await.map_err(error)?;
+        self.internal.show(&body);
         let answer: LastUpdate =
             serde_json::from_slice(&body).map_err(|err| error(Fault::Json(err)))?;
         let text = answer.last_update.unwrap_or_default();
@@ -106,8 +110,8 @@ impl CloudController {
         Ok(stamp)
     }
 
-    /// One page of the list, from 1 on, as it came.
-    async fn page(&self, page: u32) -> Result<Bytes, Error> {
+    /// One page of the list, from 1 on, whose body is yet to be read.
+    async fn page(&self, page: u32) -> Result<Response, Error> {
         info!(page, "get-security-groups-with-page");
         let route = format!("/v3/security_groups?per_page={}&page={page}", self.settings.page_size);
         debug!(route, "get-security-groups-with-page-request");
@@ -124,7 +128,7 @@ impl CloudController {
         api: &Api,
         route: &str,
         token: String,
-    ) -> Result<Result<Bytes, Fault>, Error> {
+    ) -> Result<Result<Response, Fault>, Error> {
         match api.get(route, &token).await {
             Err(fault) if fault.is_unauthorized() => {
                 self.tokens.reject(&token).await;
@@ -137,31 +141,35 @@ impl CloudController {
 }
 
 impl Api {
-    async fn get(&self, route: &str, token: &str) -> Result<Bytes, Fault> {
+    /// The answer, if it is a success.
+    async fn get(&self, route: &str, token: &str) -> Result<Response, Fault> {
         let request = self
             .http
             .client()
             .map_err(Fault::Request)?
             .get(format!("{}{route}", self.base))
             .header(AUTHORIZATION, format!("bearer {token}"));
-        let answer = http::send(request, self.timeout).await?;
-        let code = answer.code;
-        self.span.in_scope(|| debug!(body = &*String::from_utf8_lossy(&answer.body), "http-do"));
-        answer.success().inspect_err(|fault| {
-            // A Cloud Controller without the stamp says so at every poll, and
-            // the caller tells it in a line of its own.
-            if code != StatusCode::NOT_FOUND {
-                self.span.in_scope(|| {
-                    error!(body = body_of(fault), code = code.as_u16(), error = %fault, "http-client");
-                });
-            }
-        })
+        let response = http::send(request, self.timeout).await?;
+        let code = response.status();
+        if code.as_u16() <= 299 {
+            return Ok(response);
+        }
+        let retry_after = http::wish(&response);
+        let body = http::read(response).await?;
+        self.show(&body);
+        let fault = Fault::Status { code, message: error::message(&body), retry_after };
+        // A Cloud Controller without the stamp says so at every poll, and the
+        // caller tells it in a line of its own.
+        if code != StatusCode::NOT_FOUND {
+            let body = error::message(&body);
+            self.span
+                .in_scope(|| error!(body, code = code.as_u16(), error = %fault, "http-client"));
+        }
+        Err(fault)
     }
-}
 
-fn body_of(fault: &Fault) -> &str {
-    match fault {
-        Fault::Status { message, .. } => message,
-        _ => "",
+    /// The body, for the log.
+    fn show(&self, body: &[u8]) {
+        self.span.in_scope(|| debug!(body = &*String::from_utf8_lossy(body), "http-do"));
     }
 }

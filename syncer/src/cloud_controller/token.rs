@@ -114,8 +114,9 @@ impl Tokens {
             .header(AUTHORIZATION, format!("Basic {basic}"))
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(format!("client_id={client}&grant_type=client_credentials"));
-        let client::Answer { code, retry_after, body } =
-            client::send(request, self.timeout).await?;
+        let response = client::send(request, self.timeout).await?;
+        let (code, retry_after) = (response.status(), client::wish(&response));
+        let body = client::read(response).await?;
         if code != StatusCode::OK {
             return Err(Fault::Uaa { code, message: message(&body), retry_after });
         }

@@ -282,6 +282,7 @@ impl Keeper {
         });
         self.tokenless_told |= token.0 == 0;
         gauge!("syncer_lease_held").set(1.0);
+        gauge!("syncer_fencing_token").set(token.0 as f64);
         counter!("syncer_terms_total").increment(1);
         tasks.spawn(work(Term::new(token, end)));
         self.running = Some(Running { ends, work: tasks });

@@ -1,7 +1,6 @@
 //! A lock server with one lock, which can be told to misbehave.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -17,14 +16,15 @@ use proto::{
         locket_server::{Locket, LocketServer},
     },
 };
+use runtime::tls::ServerTls;
 use syncer::lease::locket as client;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::Instant,
 };
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, transport::Server};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
@@ -53,14 +53,17 @@ pub(crate) struct State {
 pub(crate) struct LockServer {
     state: Arc<Mutex<State>>,
     freed: Arc<watch::Sender<u64>>,
-    pub(crate) address: SocketAddr,
+    pub(crate) address: String,
     _server: JoinSet<()>,
 }
 
 impl LockServer {
     /// `watchable`: with our extension, as a genuine Locket is without.
     pub(crate) async fn start(watchable: bool) -> Self {
-        let (listener, address) = super::listen().await;
+        Self::with_tls(watchable, None).await
+    }
+
+    pub(crate) async fn with_tls(watchable: bool, tls: Option<ServerTls>) -> Self {
         let state = Arc::new(Mutex::new(State {
             mood: Mood::Normal,
             owner: None,
@@ -72,17 +75,17 @@ impl LockServer {
         }));
         let freed = Arc::new(watch::Sender::new(0));
         let twin = Twin { state: Arc::clone(&state), freed: Arc::clone(&freed) };
-        let router = Server::builder()
-            .add_service(LocketServer::new(twin.clone()))
-            .add_optional_service(watchable.then(|| LockWatchServer::new(twin)));
-        let mut server = JoinSet::new();
-        let connections = TcpListenerStream::new(listener);
-        server.spawn(async move { router.serve_with_incoming(connections).await.unwrap() });
-        Self { state, freed, address, _server: server }
+        let (grpc, address) = super::grpc(tls).await;
+        let grpc = grpc.add(LocketServer::new(twin.clone()));
+        let grpc = match watchable {
+            true => grpc.add(LockWatchServer::new(twin)),
+            false => grpc,
+        };
+        Self { state, freed, address, _server: super::serve(grpc) }
     }
 
     pub(crate) fn client(&self) -> client::Locket {
-        client::Locket::new(super::channel(self.address))
+        client::Locket::new(super::channel(&self.address))
     }
 
     pub(crate) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {

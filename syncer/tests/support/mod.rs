@@ -1,5 +1,6 @@
 //! Twins of what a syncer talks to, on loopback.
 
+pub(crate) mod certificates;
 pub(crate) mod cloud;
 pub(crate) mod leader;
 pub(crate) mod locket;
@@ -7,11 +8,17 @@ pub(crate) mod store;
 
 use std::{net::SocketAddr, time::Duration};
 
-use runtime::{client, lager};
+use runtime::{
+    client, lager,
+    server::{Grpc, Health, Listener},
+    tls::ServerTls,
+};
 use tokio::{
     net::TcpListener,
+    task::JoinSet,
     time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 /// A free port.
@@ -21,9 +28,25 @@ pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A gRPC server on a free port.
+async fn grpc(tls: Option<ServerTls>) -> (Grpc, String) {
+    let listener = Listener::tcp("twin", "127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    (Grpc::new(listener, tls, &Health::new()), address)
+}
+
+/// Serves until it is dropped.
+fn serve(grpc: Grpc) -> JoinSet<()> {
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        grpc.serve(CancellationToken::new(), Duration::ZERO).await.unwrap();
+    });
+    server
+}
+
 /// A channel to a twin.
-pub(crate) fn channel(address: SocketAddr) -> Channel {
-    client::channel(&address.to_string(), None, client::Options::default()).unwrap()
+pub(crate) fn channel(address: &str) -> Channel {
+    client::channel(address, None, client::Options::default()).unwrap()
 }
 
 /// Waits until `condition` holds, at most ten seconds.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -21,13 +20,11 @@ use proto::policy_v1::{
     replace_response::{Committed, Missing, Step as Answer},
     status_response::Writer,
 };
+use runtime::tls::ServerTls;
 use syncer::store::{Settings, Store};
 use tokio::{sync::mpsc, task::JoinSet};
-use tokio_stream::{
-    Stream,
-    wrappers::{ReceiverStream, TcpListenerStream},
-};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
 
 /// One Replace that was committed.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,21 +58,20 @@ impl State {
 /// The twin. It ends when it is dropped.
 pub(crate) struct PolicyStoreTwin {
     state: Arc<Mutex<State>>,
-    pub(crate) address: SocketAddr,
+    pub(crate) address: String,
     _server: JoinSet<()>,
 }
 
 impl PolicyStoreTwin {
     pub(crate) async fn start() -> Self {
-        let (listener, address) = super::listen().await;
+        Self::with_tls(None).await
+    }
+
+    pub(crate) async fn with_tls(tls: Option<ServerTls>) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        let service = PolicyStoreServer::new(Twin(Arc::clone(&state)));
-        let mut server = JoinSet::new();
-        let connections = TcpListenerStream::new(listener);
-        server.spawn(async move {
-            Server::builder().add_service(service).serve_with_incoming(connections).await.unwrap();
-        });
-        Self { state, address, _server: server }
+        let (grpc, address) = super::grpc(tls).await;
+        let grpc = grpc.add(PolicyStoreServer::new(Twin(Arc::clone(&state))));
+        Self { state, address, _server: super::serve(grpc) }
     }
 
     pub(crate) fn client(&self, owner: &str) -> Store {
@@ -84,7 +80,7 @@ impl PolicyStoreTwin {
             allow_mass_removal: false,
             timeout: Duration::from_secs(5),
         };
-        Store::new(super::channel(self.address), settings)
+        Store::new(super::channel(&self.address), settings)
     }
 
     pub(crate) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {

@@ -1,0 +1,95 @@
+//! A page of the list, read while it arrives.
+//!
+//! A page may have tens of megabytes, so it is never held as a whole: chunks go
+//! through a short queue to a thread that parses, hashes and encodes group by
+//! group. The thread is one for blocking work, so that thousands of groups do
+//! not hold up the renewal of the lease; when the caller goes, the queue ends,
+//! and the thread with it.
+
+use std::{
+    io::{self, BufReader},
+    sync::Arc,
+};
+
+use bytes::{Buf as _, Bytes};
+use reqwest::Response;
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tracing::Level;
+
+use super::Fault;
+use crate::{
+    import::{self, Page},
+    reading::{Held, Reading},
+};
+
+/// More than any Cloud Controller sends in a page.
+const LARGEST_PAGE: usize = 256 << 20;
+/// Chunks on their way to the parser.
+const QUEUE: usize = 4;
+
+/// What came of a page.
+pub(super) struct Read {
+    pub(super) reading: Reading,
+    pub(super) page: Page,
+    /// The body, where the log is to show it.
+    pub(super) echo: Option<Vec<u8>>,
+}
+
+/// Reads the body of `response` into `reading`.
+pub(super) async fn read(
+    mut response: Response,
+    mut reading: Reading,
+    held: Arc<Held>,
+) -> Result<Read, Fault> {
+    let (chunks, received) = mpsc::channel(QUEUE);
+    let parser = spawn_blocking(move || {
+        let body = BufReader::new(Body { received, chunk: Bytes::new() });
+        let page = reading.page(body, &held)?;
+        Ok::<_, import::Error>((reading, page))
+    });
+    let echo = feed(&mut response, chunks).await?;
+    let parsed = parser.await.expect("parsing neither panics nor is cancelled");
+    let (reading, page) = parsed?;
+    Ok(Read { reading, page, echo })
+}
+
+/// Passes the body on until its end, also when nobody takes it any more: the
+/// rest of a page that is no page is worth the connection.
+async fn feed(
+    response: &mut Response,
+    chunks: mpsc::Sender<Bytes>,
+) -> Result<Option<Vec<u8>>, Fault> {
+    let mut echo = tracing::enabled!(Level::DEBUG).then(Vec::new);
+    let mut size = 0;
+    while let Some(chunk) = response.chunk().await.map_err(Fault::Body)? {
+        size += chunk.len();
+        if size > LARGEST_PAGE {
+            return Err(Fault::TooLarge { limit: LARGEST_PAGE });
+        }
+        if let Some(echo) = &mut echo {
+            echo.extend_from_slice(&chunk);
+        }
+        _ = chunks.send(chunk).await;
+    }
+    Ok(echo)
+}
+
+/// The body as the parser reads it.
+struct Body {
+    received: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+}
+
+impl io::Read for Body {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.received.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let length = into.len().min(self.chunk.len());
+        self.chunk.copy_to_slice(&mut into[..length]);
+        Ok(length)
+    }
+}

@@ -1,0 +1,298 @@
+//! The whole process: configuration, certificates, signals, the debug server.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use runtime::tls::{Alpn, Files, ServerTls};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{
+    certificates::{Authority, authority, issue},
+    cloud::{Cloud, EARLY, LATE, Reply, STAMP, group, groups, page, stamp},
+    locket::LockServer,
+    store::PolicyStoreTwin,
+    until,
+};
+
+/// Everything that a syncer talks to, with certificates.
+struct World {
+    folder: tempfile::TempDir,
+    authority: Authority,
+    cloud: Cloud,
+    locks: LockServer,
+    store: PolicyStoreTwin,
+}
+
+impl World {
+    async fn start() -> Self {
+        runtime::tls::install_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let authority = authority("ours");
+        let tls =
+            |name| ServerTls::load(&issue(&authority, folder.path(), name), Alpn::H2).unwrap();
+        let locks = LockServer::with_tls(true, Some(tls("locks"))).await;
+        let store = PolicyStoreTwin::with_tls(Some(tls("store"))).await;
+        Self { cloud: Cloud::start().await, locks, store, authority, folder }
+    }
+
+    fn config(&self, uuid: &str) -> Value {
+        let Files { ca, cert, key } = issue(&self.authority, self.folder.path(), uuid);
+        let (scheme_and_host, port) = self.cloud.url.rsplit_once(':').unwrap();
+        json!({
+            "uuid": uuid, "log_level": "info", "asg_poll_interval_seconds": 1,
+            "uaa_client": "network-policy", "uaa_client_secret": "hush",
+            "uaa_url": scheme_and_host, "uaa_port": port.parse::<u16>().unwrap(),
+            "uaa_ca": ca,
+            "cc_url": self.cloud.url, "cc_internal_url": self.cloud.url,
+            "cc_internal_ca_cert": ca, "cc_internal_client_cert": cert,
+            "cc_internal_client_key": key,
+            "locket_address": self.locks.address,
+            "locket_ca_cert_file": ca, "locket_client_cert_file": cert,
+            "locket_client_key_file": key,
+            "policy_store_address": self.store.address,
+            "policy_store_ca_cert_file": ca, "policy_store_client_cert_file": cert,
+            "policy_store_client_key_file": key,
+            "debug_server_port": 0,
+        })
+    }
+
+    fn run(&self, uuid: &str) -> Syncer {
+        Syncer::start(self.folder.path(), uuid, &self.config(uuid))
+    }
+}
+
+/// A running process; killed when it is dropped.
+struct Syncer {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Syncer {
+    fn start(folder: &Path, name: &str, config: &Value) -> Self {
+        let path = folder.join(format!("{name}.json"));
+        fs::write(&path, config.to_string()).unwrap();
+        let log = folder.join(format!("{name}.log"));
+        let child = Command::new(env!("CARGO_BIN_EXE_syncer"))
+            .arg(format!("-config-file={}", path.display()))
+            .stdout(File::create(&log).unwrap())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    /// The data of each line with this message.
+    fn told(&self, action: &str) -> Vec<Value> {
+        let message = format!("cfnetworking.policy-server-asg-syncer.{action}");
+        let text = fs::read_to_string(&self.log).unwrap();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines
+            .filter(|line| line["message"] == message.as_str())
+            .map(|mut l| l["data"].take())
+            .collect()
+    }
+
+    async fn until_told(&self, action: &str) -> Value {
+        until(action, || !self.told(action).is_empty()).await;
+        self.told(action).remove(0)
+    }
+
+    async fn url(&self) -> String {
+        let told = self.until_told("debug-server-bound").await;
+        format!("http://{}", told["address"].as_str().unwrap())
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The most memory that it ever had, in KiB.
+    fn peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+async fn get(url: &str) -> (u16, String) {
+    let response = reqwest::get(url).await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_when_the_leader_is_told_to_stop() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    let mut leader = world.run("first");
+    let applied = leader.until_told("applied-security-groups").await;
+    assert_eq!((&applied["added"], &applied["fencing-token"]), (&json!(1), &json!(1)));
+    let standby = world.run("second");
+    let collision = standby.until_told("locket-lock.failed-to-acquire-lock").await;
+    assert_eq!(collision["error"], "rpc error: code = AlreadyExists desc = lock-collision");
+    assert_eq!(collision["lock-owner"], "first");
+    assert_eq!(collision["session"], "4", "as in the original");
+    for syncer in [&leader, &standby] {
+        assert_eq!(get(&format!("{}/readyz", syncer.url().await)).await.0, 200);
+    }
+    let metrics = get(&format!("{}/metrics", leader.url().await)).await.1;
+    for line in ["syncer_lease_held 1", "syncer_groups 1", "syncer_generation 1"] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    for name in [
+        "syncer_last_success_timestamp_seconds",
+        "syncer_watermark_age_seconds",
+        "syncer_cycle_duration_seconds_bucket",
+        "syncer_polls_total",
+        "syncer_fencing_token",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
+    until("the standby watches", || {
+        world.locks.with(|state| state.calls.iter().any(|(call, _)| *call == "watch"))
+    })
+    .await;
+    world.cloud.on(STAMP, [stamp(LATE)]);
+    let stopped = Instant::now();
+    leader.signal("-TERM");
+    until("the standby's first write", || {
+        world.store.writes().last().is_some_and(|write| write.begin.owner == "second")
+    })
+    .await;
+    let took = stopped.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(leader.ended().await.code(), Some(0));
+    assert_eq!(leader.told("exited").len(), 1);
+    assert_eq!(world.store.writes().last().unwrap().begin.fencing_token, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sync_now_is_a_request_to_the_debug_server() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    let syncer = world.run("only");
+    syncer.until_told("applied-security-groups").await;
+    let url = format!("{}/sync", syncer.url().await);
+    let response = reqwest::Client::new().post(url).send().await.unwrap();
+    assert_eq!(response.status(), 202);
+    until("another sync", || syncer.told("applied-security-groups").len() == 2).await;
+    assert_eq!(syncer.told("applied-security-groups")[1]["reason"], "requested");
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_ends_it_with_a_reason() {
+    let world = World::start().await;
+    let mut config = world.config("bad");
+    config["locket_client_key_file"] = json!("/nowhere/key.pem");
+    let mut syncer = Syncer::start(world.folder.path(), "bad", &config);
+    assert_eq!(syncer.ended().await.code(), Some(1));
+    let error = syncer.told("exited-with-failure").remove(0)["error"].to_string();
+    assert!(error.contains("failed-to-create-locket-client"), "{error}");
+    assert!(error.contains("/nowhere/key.pem"), "{error}");
+
+    let empty = world.folder.path().join("empty.json");
+    fs::write(&empty, "{}").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_syncer"))
+        .arg("-config-file")
+        .arg(&empty)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let prefix = "cfnetworking.policy-server-asg-syncer: could not read config file: ";
+    assert!(stderr.lines().count() > 10 && stderr.lines().all(|line| line.starts_with(prefix)));
+}
+
+const GROUPS: usize = 13_500;
+const MOST_KIB: u64 = 64 * 1024;
+
+/// A page of large groups: 20 rules and about three bindings each. `version`
+/// changes the content of one group in ten.
+fn large_page(from: usize, to: usize, version: usize) -> Reply {
+    let mut body = String::from(r#"{"resources":["#);
+    for number in from..to {
+        let port = if number % 10 == 0 { version } else { 0 };
+        let rule = format!(
+            r#"{{"protocol":"tcp","destination":"10.{}.{}.0/24","ports":"8000-{}","description":"service {number}","log":false}}"#,
+            number / 256 % 256,
+            number % 256,
+            9000 + port,
+        );
+        let rules = vec![rule; 20].join(",");
+        let space = |n: usize| format!(r#"{{"guid":"1d0d9cf0-0000-4000-8000-{:012x}"}}"#, n);
+        let comma = if number + 1 == to { "" } else { "," };
+        body += &format!(
+            r#"{{"guid":"5b8d9cf0-0000-4000-8000-{number:012x}","created_at":"2026-11-23T01:53:08Z","updated_at":"2026-11-23T01:53:08Z","name":"group-{number}","globally_enabled":{{"running":false,"staging":false}},"rules":[{rules}],"relationships":{{"running_spaces":{{"data":[{},{}]}},"staging_spaces":{{"data":[{}]}}}},"links":{{"self":{{"href":"https://api.example.org/v3/security_groups/5b8d9cf0-0000-4000-8000-{number:012x}"}}}}}}{comma}"#,
+            space(number),
+            space(number + 1),
+            space(number + 2),
+        );
+    }
+    let next = if to < GROUPS { r#"{"href":"https://api.example.org/next"}"# } else { "null" };
+    Reply::text(200, &format!(r#"{body}],"pagination":{{"next":{next}}}}}"#))
+}
+
+fn large_list(cloud: &Cloud, version: usize) {
+    for (number, from) in (1..).zip((0..GROUPS).step_by(5_000)) {
+        cloud.on(&page(number), [large_page(from, GROUPS.min(from + 5_000), version)]);
+    }
+}
+
+/// 13,500 groups with 270,000 rules and 40,500 bindings (50 MB of JSON) in
+/// at most 64 MiB, in whatever profile the tests are built.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_foundation_fits_into_little_memory() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    large_list(&world.cloud, 0);
+    let syncer = world.run("large");
+    let patient = |writes| {
+        let store = &world.store;
+        async move {
+            let deadline = Instant::now() + Duration::from_secs(120);
+            while store.writes().len() < writes {
+                assert!(Instant::now() < deadline, "no write {writes} in time");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    patient(1).await;
+    let first = syncer.peak();
+    large_list(&world.cloud, 1);
+    world.cloud.on(STAMP, [stamp(LATE)]);
+    patient(2).await;
+    let peak = syncer.peak();
+    let writes = world.store.writes();
+    assert_eq!((writes[0].sent.len(), writes[1].sent.len()), (GROUPS, GROUPS / 10));
+    println!("peak {first} KiB after the first sync, {peak} KiB after a change");
+    for applied in syncer.told("applied-security-groups") {
+        println!("{applied}");
+    }
+    assert!(peak <= MOST_KIB, "{peak} KiB");
+}

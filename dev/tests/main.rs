@@ -8,6 +8,7 @@ mod cli_calls;
 mod listing;
 mod message_cases;
 mod process;
+mod properties;
 mod rule_cases;
 mod stamp;
 mod support;

@@ -4,18 +4,18 @@ use super::json::Json;
 
 /// `String#to_i`: leading white space and sign, then digits (a single `_` may
 /// stand between two), and whatever follows is ignored. Saturates.
-pub fn to_i(text: &str) -> i64 {
+pub fn to_i(text: &str) -> i128 {
     let text = text.trim_start_matches(is_space);
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
-    let mut value: i64 = 0;
+    let mut value: i128 = 0;
     let mut after_digit = false;
     for c in digits.chars() {
         match c.to_digit(10) {
             Some(digit) => {
-                value = value.saturating_mul(10).saturating_add(i64::from(digit));
+                value = value.saturating_mul(10).saturating_add(i128::from(digit));
                 after_digit = true;
             }
             None if c == '_' && after_digit => after_digit = false,
@@ -99,7 +99,7 @@ mod tests {
             ("1_000", 1000),
             ("1__0", 1),
             ("_1", 0),
-            ("99999999999999999999", i64::MAX),
+            ("99999999999999999999", 99_999_999_999_999_999_999),
         ] {
             assert_eq!(to_i(text), value, "{text:?}");
         }

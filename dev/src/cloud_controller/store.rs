@@ -1,8 +1,9 @@
 //! Where the state is kept: in memory, and in a file if one is configured.
 //!
-//! What holds: a change is made on a copy, saved, and only then becomes the
-//! state that others read; so a change that is refused or cannot be saved has
-//! not happened. The file is replaced as a whole by a rename: a crash leaves the
+//! What holds: who reads has a state that does not change any more. A change
+//! that is refused or cannot be saved has not happened: the methods of [`State`]
+//! check everything before they change anything, and with a file the change is
+//! made on a copy, saved, and only then becomes the state. The file is replaced as a whole by a rename: a crash leaves the
 //! old or the new one. It holds passwords and the signing key and is readable
 //! for its owner only.
 
@@ -104,6 +105,10 @@ impl Store {
     ) -> Result<T, Refusal> {
         let moment = Moment { now: Timestamp::now(), guid: new_guid() };
         let mut current = self.lock();
+        if self.file.is_none() {
+            // Copies only while somebody still reads the old state.
+            return change(Arc::make_mut(&mut current), &moment);
+        }
         let mut state = State::clone(&current);
         let outcome = change(&mut state, &moment)?;
         self.save(&state).map_err(|error| {

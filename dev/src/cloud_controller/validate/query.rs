@@ -52,7 +52,8 @@ pub const ROLES: Spec = Spec {
 };
 
 const COMMON: [&str; 6] = ["page", "per_page", "order_by", "created_ats", "updated_ats", "guids"];
-const MAX_PER_PAGE: i64 = 5000;
+const MAX_PER_PAGE: i128 = 5000;
+const MAX_RESULT: i128 = i64::MAX as i128;
 const DEFAULT_PER_PAGE: usize = 50;
 const BAD_TIMESTAMP: &str =
     "has an invalid timestamp format. Timestamps should be formatted as 'YYYY-MM-DDThh:mm:ssZ'";
@@ -147,7 +148,11 @@ impl Query {
     /// The filters as they are repeated in the links of a page.
     pub fn filter_parameters(&self) -> Vec<(String, String)> {
         let escaped = |values: &[String]| {
-            values.iter().map(|value| value.replace(',', "%2C")).collect::<Vec<_>>().join(",")
+            values
+                .iter()
+                .map(|value| value.replace('%', "%25").replace(',', "%2C"))
+                .collect::<Vec<_>>()
+                .join(",")
         };
         let lists = self.lists.iter().map(|(key, values)| ((*key).to_owned(), escaped(values)));
         let flags = self.flags.iter().map(|(key, value)| ((*key).to_owned(), value.to_string()));
@@ -223,21 +228,25 @@ fn known_parameters(spec: &Spec) -> Vec<&'static str> {
 }
 
 fn read_page(parameters: &Parameters<'_>, query: &mut Query, errors: &mut Vec<String>) {
-    if let Some(text) = parameters.text("page") {
-        match usize::try_from(ruby::to_i(text)) {
-            Ok(page) if page > 0 => query.page = page,
-            _ => errors.push("Page must be a positive integer".to_owned()),
-        }
+    let page = parameters.text("page").map(ruby::to_i);
+    let per_page = parameters.text("per_page").map(ruby::to_i);
+    if page.is_some_and(|page| page < 1) {
+        errors.push("Page must be a positive integer".to_owned());
     }
-    if let Some(text) = parameters.text("per_page") {
-        match ruby::to_i(text) {
-            ..=0 => errors.push("Per page must be a positive integer".to_owned()),
-            number if number > MAX_PER_PAGE => {
-                errors.push(format!("Per page must be between 1 and {MAX_PER_PAGE}"));
-            }
-            number => query.per_page = usize::try_from(number).unwrap_or(DEFAULT_PER_PAGE),
+    match per_page {
+        Some(..=0) => errors.push("Per page must be a positive integer".to_owned()),
+        Some(number) if number > MAX_PER_PAGE => {
+            errors.push(format!("Per page must be between 1 and {MAX_PER_PAGE}"));
         }
+        Some(_) | None => {}
     }
+    let default = i128::try_from(DEFAULT_PER_PAGE).unwrap_or(MAX_PER_PAGE);
+    if page.unwrap_or(1).saturating_mul(per_page.unwrap_or(default)) > MAX_RESULT {
+        errors.push(format!("Maximum result (page * per_page) must be less than {MAX_RESULT}"));
+    }
+    let number = |number: Option<i128>| number.and_then(|number| usize::try_from(number).ok());
+    query.page = number(page).unwrap_or(query.page);
+    query.per_page = number(per_page).unwrap_or(query.per_page);
 }
 
 fn read_order(
@@ -445,9 +454,9 @@ mod tests {
 
     #[test]
     fn lists_split_at_commas_that_are_not_escaped() {
-        let query = query(&[("names", "a, b,c%2Cd,")]).unwrap();
-        assert_eq!(query.list("names").unwrap(), ["a", "b", "c,d", ""]);
-        assert_eq!(query.filter_parameters(), [("names".to_owned(), "a,b,c%2Cd,".to_owned())]);
+        let query = query(&[("names", "a, b,c%2Cd,%2541")]).unwrap();
+        assert_eq!(query.list("names").unwrap(), ["a", "b", "c,d", "%41"]);
+        assert_eq!(query.filter_parameters(), [("names".to_owned(), "a,b,c%2Cd,%2541".to_owned())]);
     }
 
     #[test]
@@ -472,6 +481,13 @@ mod tests {
         );
         assert!(errors[5].starts_with("Unknown query parameter(s): 'foo'. Valid"));
         assert_eq!(errors[6], "Globally enabled staging must be 'true' or 'false'");
+    }
+
+    #[test]
+    fn a_page_far_beyond_is_refused() {
+        let far = query(&[("page", "99999999999999999999")]).unwrap_err();
+        assert_eq!(far, ["Maximum result (page * per_page) must be less than 9223372036854775807"]);
+        assert_eq!(query(&[("page", "1000000"), ("per_page", "5000")]).unwrap().page, 1_000_000);
     }
 
     #[test]

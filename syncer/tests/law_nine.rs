@@ -105,8 +105,8 @@ fn run(cloud: &Cloud, end: u64, reading: u64, spin: f64) -> Vec<(u64, usize)> {
                 continue;
             }
         }
-        let next = schedule.next(t + ms(began)).saturating_duration_since(t);
-        now = now.max(u64::try_from(next.as_millis()).unwrap()).max(began + 1);
+        let next = schedule.next(t + ms(now)).saturating_duration_since(t);
+        now = u64::try_from(next.as_millis()).unwrap();
     }
     stored
 }

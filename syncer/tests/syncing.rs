@@ -158,14 +158,28 @@ async fn a_list_that_shrank_to_nothing_is_stopped_by_the_stores_guard() {
     assert_eq!(world.names().len(), 59);
 }
 
+/// Tokens: the leader's, and that of another owner who wrote before.
 #[tokio::test]
-async fn a_leader_with_an_older_token_stops() {
+async fn a_leader_whose_token_is_not_the_newest_stops() {
+    for (token, newest) in [(8, 9), (8, 8), (0, 1)] {
+        let world = World::start().await;
+        world.set(EARLY, &[group("a", "10.0.0.1")]);
+        let writer = Writer { owner: "another".to_owned(), fencing_token: newest };
+        world.store.with(|state| state.writer = writer);
+        let mut leader = world.lead(token);
+        assert_eq!(leader.work.join_next().await.unwrap().unwrap(), Fenced, "{token} {newest}");
+        assert_eq!(world.store.writes(), []);
+    }
+}
+
+#[tokio::test]
+async fn without_tokens_anybody_who_leads_may_write() {
     let world = World::start().await;
     world.set(EARLY, &[group("a", "10.0.0.1")]);
-    world.store.with(|state| state.writer = Writer { owner: "newer".to_owned(), fencing_token: 9 });
-    let mut leader = world.lead(8);
-    assert_eq!(leader.work.join_next().await.unwrap().unwrap(), Fenced);
-    assert_eq!(world.store.writes(), []);
+    let writer = Writer { owner: "another".to_owned(), fencing_token: 0 };
+    world.store.with(|state| state.writer = writer);
+    let _leader = world.lead(0);
+    world.writes(1).await;
 }
 
 #[tokio::test]

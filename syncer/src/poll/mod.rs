@@ -97,9 +97,8 @@ impl Poller {
             failures: 0,
         };
         loop {
-            let began = Instant::now();
             let next = match leadership.poll().await {
-                Ok(()) => Instant::from_std(leadership.schedule.next(began.into_std())),
+                Ok(()) => Instant::from_std(leadership.schedule.next(Instant::now().into_std())),
                 Err(cycle::Error::Store(store::Error::Fenced(message))) => {
                     counter!("syncer_failures_total", "cause" => "fenced").increment(1);
                     error!(error = message, "fenced-by-policy-store");

@@ -142,14 +142,14 @@ impl Schedule {
         });
     }
 
-    /// When to poll next, after a poll that began at `began` and went well.
+    /// When to poll next, after a poll that went well and ended at `ended`. The
+    /// interval is a pause, so that a list which takes longer to read than that
+    /// is not read without end.
     #[must_use]
-    pub fn next(&self, began: Instant) -> Instant {
-        let poll = began + self.intervals.poll;
+    pub fn next(&self, ended: Instant) -> Instant {
+        let poll = ended + self.intervals.poll;
         let again = self.synced.and_then(|synced| synced.again);
-        // Only what is yet to come: a reading that fails must not be repeated
-        // without a pause.
-        again.filter(|again| *again > began).map_or(poll, |again| again.min(poll))
+        again.filter(|again| *again > ended).map_or(poll, |again| again.min(poll))
     }
 }
 

@@ -194,9 +194,13 @@ async fn answer(answers: &Answers, step: Answer) {
 }
 
 fn fence(begin: &Begin, writer: &Writer) -> Result<(), Status> {
-    match begin.fencing_token < writer.fencing_token {
-        true => Err(Status::failed_precondition("the fencing token is old")),
-        false => Ok(()),
+    let same = begin.fencing_token == writer.fencing_token && begin.fencing_token != 0;
+    if begin.fencing_token < writer.fencing_token {
+        Err(Status::failed_precondition("the fencing token is old"))
+    } else if same && begin.owner != writer.owner {
+        Err(Status::failed_precondition("the fencing token is another's"))
+    } else {
+        Ok(())
     }
 }
 

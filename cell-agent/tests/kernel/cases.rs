@@ -1,0 +1,282 @@
+//! The recorded cases of the original: the same inputs, and for every probing
+//! packet the same verdict (accept, accept and log, reject, blocked).
+//!
+//! What a case does with iptables itself has no counterpart here: snapshots and
+//! log texts are skipped, a flush of chains flushes our table, faults of the
+//! original's policy server are a store that is down.
+
+use std::{fs, net::Ipv4Addr, path::Path};
+
+use proto::policy_v1::{Rule, SecurityGroup};
+use serde_json::Value;
+
+use crate::{
+    agent::Cell,
+    lab::{Lab, lab, sh},
+    packets::{Fate, Kind, Prober},
+};
+
+/// Where ours is meant to differ, with the verdicts that ours gives
+/// (docs/cell-agent-differences.md). By case and number of the operation.
+const DIFFERENCES: &[(&str, usize, &str, &str)] = &[
+    (
+        "21-bad-destination-first-sync",
+        5,
+        "a destination that does not parse costs nothing but itself",
+        "accept",
+    ),
+    (
+        "22-bad-destination-while-running",
+        11,
+        "a destination that does not parse costs nothing but itself",
+        "accept",
+    ),
+    ("22-bad-destination-while-running", 17, "nothing has to be mended by a restart", "accept"),
+    (
+        "23-ipv6-destination",
+        8,
+        "an IPv6 destination does not cost the change it came with",
+        "accept accept",
+    ),
+    ("33-cleanup-endpoint-live", 6, "cleaning up a live container does not cut it off", "accept"),
+    ("34-outside-flush", 8, "what others flush is put back", "accept"),
+];
+
+#[test]
+fn every_recorded_packet_is_treated_as_by_the_original() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cases");
+    let mut names: Vec<String> = fs::read_dir(&folder)
+        .unwrap()
+        .filter_map(|entry| {
+            entry.unwrap().file_name().to_str()?.strip_suffix(".json").map(str::to_owned)
+        })
+        .collect();
+    names.sort();
+    assert!(names.len() >= 20, "{names:?}");
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for name in &names {
+        let read = |suffix| fs::read_to_string(folder.join(format!("{name}{suffix}"))).unwrap();
+        let case: Value = serde_json::from_str(&read(".json")).unwrap();
+        let recorded = read(".legacy.txt");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let case_name = name.clone();
+        lab(async move |lab| {
+            let outcome = Play::new(lab, &case_name, &case).await.play(&case, &recorded).await;
+            sender.send(outcome).unwrap();
+        });
+        let (count, differences) = receiver.recv().unwrap();
+        compared += count;
+        wrong.extend(differences);
+    }
+    println!("{compared} verdicts compared in {} cases", names.len());
+    assert!(wrong.is_empty(), "{} of {compared} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(compared >= 149, "only {compared} verdicts were compared");
+}
+
+/// One case being played.
+struct Play {
+    name: String,
+    lab: Lab,
+    prober: Prober,
+    cell: Cell,
+}
+
+impl Play {
+    async fn new(lab: Lab, name: &str, case: &Value) -> Self {
+        let prober = Prober::new(&lab);
+        let overrides = case["agent_config"].clone();
+        let cell = Cell::running(overrides).await;
+        Self { name: name.to_owned(), lab, prober, cell }
+    }
+
+    async fn play(mut self, case: &Value, recorded: &str) -> (usize, Vec<String>) {
+        let (mut compared, mut wrong) = (0, Vec::new());
+        for (index, op) in case["ops"].as_array().unwrap().iter().enumerate() {
+            let number = index + 1;
+            if op["op"] == "probe" {
+                let verdicts = self.probe(op).await;
+                let expected = self.expected(number, recorded);
+                assert_eq!(verdicts.len(), expected.len(), "{} {number}", self.name);
+                compared += verdicts.len();
+                for ((found, expected), probe) in
+                    verdicts.iter().zip(expected).zip(op["probes"].as_array().unwrap())
+                {
+                    if *found != expected {
+                        let name = &self.name;
+                        wrong.push(format!(
+                            "{name} {number}: {expected} expected, {found} found: {probe}"
+                        ));
+                    }
+                }
+            } else {
+                self.act(op).await;
+            }
+        }
+        self.cell.stop().await;
+        (compared, wrong)
+    }
+
+    /// The verdicts of an operation, as recorded or as listed to differ.
+    fn expected(&self, number: usize, recorded: &str) -> Vec<String> {
+        let listed = DIFFERENCES.iter().find(|(name, op, ..)| *name == self.name && *op == number);
+        if let Some((.., ours)) = listed {
+            return ours.split(' ').map(str::to_owned).collect();
+        }
+        let start = format!("## {number} probe ");
+        let section =
+            recorded.split("\n\n").find(|section| section.trim_start().starts_with(&start));
+        let lines = section.unwrap_or_else(|| panic!("{}: no section {start}", self.name)).trim();
+        lines.lines().skip(1).map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    }
+
+    async fn act(&mut self, op: &Value) {
+        let handle = op["handle"].as_str().unwrap_or_default().to_owned();
+        match op["op"].as_str().unwrap() {
+            "asgs" => self.cell.store.set(groups(&op["value"])),
+            "cni_add" => {
+                let ip = op["ip"].as_str().unwrap();
+                self.lab.container(ip.parse().unwrap());
+                self.cell.add_entry(&handle, ip, &op["metadata"]);
+                let (status, _) = self.cell.get("/force-policy-poll-cycle").await;
+                assert_eq!(status, 200);
+                self.force(&handle).await;
+            }
+            "cni_del" => {
+                self.cell.delete_entry(&handle);
+                self.clean_up(&handle).await;
+            }
+            "store_delete" => self.cell.delete_entry(&handle),
+            "force" => self.force(&handle).await,
+            "cleanup" => self.clean_up(&handle).await,
+            "get" => {
+                let (status, _) = self.cell.get(op["path"].as_str().unwrap()).await;
+                assert_eq!(status, 400);
+            }
+            "control" if op["value"] == Value::Object(serde_json::Map::new()) => {
+                self.cell.store.up().await;
+            }
+            "control" => self.cell.store.down().await,
+            "poll" => self.settle().await,
+            "iptables" => {
+                self.cell.settled().await;
+                sh("nft flush table inet portcullis");
+                self.cell.settled().await;
+            }
+            "restart_agent" => {
+                self.cell.stop().await;
+                if let Some(overrides) = op["agent_config"].as_object() {
+                    self.cell.configure(overrides);
+                }
+                self.cell.start().await;
+            }
+            // What only the original has, and what only looks.
+            "snapshot" | "logs" | "requests" | "policies" | "hold_lock" | "sleep" | "put"
+            | "stop_agent" => {}
+            other => panic!("{}: nobody knows the operation {other}", self.name),
+        }
+    }
+
+    /// As the CNI plugin: 405 means that others filter.
+    async fn force(&mut self, handle: &str) {
+        self.settle().await;
+        let (status, body) = self.cell.force(handle).await;
+        assert!(status == 200 || status == 405 || status == 500, "{status} {body}");
+    }
+
+    async fn clean_up(&mut self, handle: &str) {
+        let path = format!("/force-orphaned-asgs-cleanup?container={handle}");
+        let (status, body) = self.cell.get(&path).await;
+        assert!(status == 200 || status == 405 || status == 500, "{status} {body}");
+    }
+
+    async fn settle(&mut self) {
+        if self.cell.enforces() && self.cell.store.is_up() {
+            self.cell.caught_up().await;
+        }
+    }
+
+    async fn probe(&mut self, op: &Value) -> Vec<String> {
+        self.settle().await;
+        let from: Ipv4Addr = op["ip"].as_str().unwrap().parse().unwrap();
+        let mut verdicts = Vec::new();
+        for probe in op["probes"].as_array().unwrap() {
+            let to: Ipv4Addr = probe["dst"].as_str().unwrap().parse().unwrap();
+            let before = logged();
+            let fate = self.prober.probe(from, to, kind(probe)).await;
+            let log = if logged() > before { "+log" } else { "" };
+            verdicts.push(match fate {
+                Fate::Accept => format!("accept{log}"),
+                Fate::Reject => format!("reject{log}"),
+                Fate::Blocked => format!("blocked{log}"),
+            });
+        }
+        verdicts
+    }
+}
+
+/// How many packets the log rules for allowed connections have seen.
+fn logged() -> u64 {
+    let listing = sh("nft list table inet portcullis 2>/dev/null || true");
+    let counters = listing.lines().filter(|line| line.contains("log prefix \"OK_"));
+    counters
+        .filter_map(|line| {
+            line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+fn kind(probe: &Value) -> Kind {
+    let number = |key: &str, default: u64| probe[key].as_u64().unwrap_or(default);
+    let port = |key: &str, default: u64| u16::try_from(number(key, default)).unwrap();
+    let byte = |key: &str, default: u64| u8::try_from(number(key, default)).unwrap();
+    // Each packet is a connection of its own unless the case says otherwise.
+    let source = port("sport", u64::from(20_000 + rand_port()));
+    match probe["proto"].as_str().unwrap() {
+        "tcp" => Kind::Tcp { port: port("port", 0), source, flags: byte("flags", 2) },
+        "udp" => Kind::Udp { port: port("port", 0), source },
+        "icmp" => Kind::Icmp { icmp_type: byte("type", 8), code: byte("code", 0) },
+        "sctp" => Kind::Other(132),
+        "esp" => Kind::Other(50),
+        "gre" => Kind::Other(47),
+        other => panic!("nobody knows the protocol {other}"),
+    }
+}
+
+fn rand_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed) % 20_000
+}
+
+fn groups(value: &Value) -> Vec<SecurityGroup> {
+    let texts = |value: &Value| {
+        let texts = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        texts.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let groups = value.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    groups
+        .map(|group| SecurityGroup {
+            guid: group["guid"].as_str().unwrap().to_owned(),
+            name: group["name"].as_str().unwrap().to_owned(),
+            rules: group["rules"].as_array().unwrap().iter().map(rule).collect(),
+            running_default: group["running_default"].as_bool().unwrap_or_default(),
+            staging_default: group["staging_default"].as_bool().unwrap_or_default(),
+            running_space_guids: texts(&group["running_space_guids"]),
+            staging_space_guids: texts(&group["staging_space_guids"]),
+        })
+        .collect()
+}
+
+fn rule(rule: &Value) -> Rule {
+    let text = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
+    let number = |key: &str| i32::try_from(rule[key].as_i64().unwrap_or_default()).unwrap();
+    Rule {
+        protocol: text("protocol"),
+        destination: text("destination"),
+        ports: text("ports"),
+        r#type: number("type"),
+        code: number("code"),
+        description: text("description"),
+        log: rule["log"].as_bool().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,13 @@
+//! The agent against a real kernel: real packets through network namespaces.
+//!
+//! Needs root (or user namespaces with all capabilities), nft and ip; where they
+//! are missing, the tests fail and say so.
+
+mod agent;
+mod cases;
+mod faults;
+mod lab;
+mod packets;
+mod speed;
+mod store;
+mod swap;

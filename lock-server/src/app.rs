@@ -78,13 +78,15 @@ impl runtime::process::Service for App {
         let health = Health::new();
         let tls = ServerTls::load(&tls, Alpn::H2).context("invalid-tls-config")?;
         let listener = Listener::tcp("listen_address", &listen_address).await?;
-        let admin = match debug_address {
-            Some(address) => {
-                let listener = Listener::tcp("debug_address", address.as_str()).await?;
-                Some(Admin::new(listener, process, &health))
-            }
+        let debug = match debug_address {
+            Some(address) => Some(Listener::tcp("debug_address", address.as_str()).await?),
             None => None,
         };
+        let admin = debug.map(|listener| {
+            let address = listener.local_addr();
+            info_span!("debug-server").in_scope(|| tracing::info!(address, "bound"));
+            Admin::new(listener, process, &health)
+        });
         let feed = Feed::default();
         let (store, flusher) = Embedded::open(&database, &Options::default(), feed.clone())
             .await
@@ -113,6 +115,7 @@ impl runtime::process::Service for App {
         }
         tasks.add("grpc", {
             let address = listener.local_addr();
+            info_span!("grpc-server").in_scope(|| tracing::info!(address, "started"));
             let service = Service::new(Locks::new(store, operation_timeout), shutdown.clone());
             let server = Grpc::new(listener, Some(tls), &health)
                 .descriptors(proto::DESCRIPTORS)
@@ -121,7 +124,6 @@ impl runtime::process::Service for App {
             let drained = drained.drop_guard();
             async move {
                 let _drained = drained;
-                info_span!("grpc-server").in_scope(|| tracing::info!(address, "started"));
                 server.serve(shutdown, drain).await?;
                 Ok(())
             }

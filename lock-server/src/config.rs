@@ -96,3 +96,68 @@ impl Configure for Config {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use runtime::config::parse;
+
+    use super::*;
+
+    const MINIMAL: &str = r#"{
+        "ca_file": "ca", "cert_file": "cert", "key_file": "key",
+        "database_connection_string": "locket.db", "log_level": "info"
+    }"#;
+
+    /// The minimal file with more keys.
+    fn with(more: &str) -> String {
+        MINIMAL.replacen('{', &format!("{{{more},"), 1)
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_in_the_original() {
+        let loaded = parse::<Config>(MINIMAL).unwrap();
+        assert!(loaded.unknown.is_empty());
+        let Config {
+            listen_address,
+            tls,
+            database,
+            operation_timeout,
+            debug_address,
+            log_level,
+            time_format,
+        } = loaded.config;
+        assert_eq!(listen_address, ":0");
+        assert_eq!((tls.ca, tls.cert, tls.key), ("ca".into(), "cert".into(), "key".into()));
+        assert_eq!(database, PathBuf::from("locket.db"));
+        assert_eq!(operation_timeout, Duration::from_secs(10));
+        assert_eq!(debug_address, None);
+        assert_eq!((log_level, time_format), (Level::Info, TimeFormat::UnixEpoch));
+    }
+
+    #[test]
+    fn a_timeout_that_is_none_is_the_default() {
+        for (given, expected) in
+            [("1m30s", 90_000), ("500ms", 500), ("0s", 10_000), ("-5s", 10_000)]
+        {
+            let json = with(&format!(r#""db_operation_timeout": "{given}""#));
+            let timeout = parse::<Config>(&json).unwrap().config.operation_timeout;
+            assert_eq!(timeout, Duration::from_millis(expected), "{given}");
+        }
+    }
+
+    #[test]
+    fn keys_of_the_original_are_known() {
+        for key in IGNORED {
+            let loaded = parse::<Config>(&with(&format!(r#""{key}": "anything""#))).unwrap();
+            assert!(loaded.unknown.is_empty(), "{key}");
+        }
+    }
+
+    #[test]
+    fn another_driver_is_one_problem_among_all() {
+        let error = parse::<Config>(r#"{"database_driver": "mysql"}"#).unwrap_err();
+        assert_eq!(error.problems().len(), 6, "{error}");
+        let driver = error.problems().iter().find(|problem| problem.contains("database_driver"));
+        assert!(driver.unwrap().contains("mysql"), "{error}");
+    }
+}

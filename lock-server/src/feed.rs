@@ -15,7 +15,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -69,11 +69,13 @@ impl Event {
     }
 
     /// The original's log line about it, if it has one (contracts/locket.md
-    /// 4.4); keys and owners are fields of the span around it.
+    /// 4.4); what else it says are fields of the span around it.
     pub fn log(&self) {
         match self {
             Self::Acquired(_) => tracing::info!("acquired-lock"),
-            Self::Released(_) => tracing::info!("released-lock"),
+            Self::Released(held) => {
+                tracing::info!("type-code" = held.lock.kind.type_code(), "released-lock");
+            }
             Self::Expired(_) => tracing::info!("lock-expired"),
             Self::Updated { .. } | Self::Refreshed(_) => {}
         }
@@ -222,10 +224,9 @@ impl Feed {
         }
         let id = self.shared.next_watcher.fetch_add(1, Ordering::Relaxed);
         let (events, receiver) = mpsc::channel(self.shared.watcher_room);
-        let lagged = Arc::new(AtomicBool::new(false));
         watchers.count += 1;
-        watchers.list(selector).push(Watcher { id, events, lagged: Arc::clone(&lagged) });
-        Some(Subscription { id, selector: selector.clone(), receiver, lagged, feed: self.clone() })
+        watchers.list(selector).push(Watcher { id, events });
+        Some(Subscription { id, selector: selector.clone(), receiver, feed: self.clone() })
     }
 }
 
@@ -242,20 +243,12 @@ struct Watchers {
 struct Watcher {
     id: u64,
     events: mpsc::Sender<Event>,
-    lagged: Arc<AtomicBool>,
 }
 
 impl Watcher {
-    /// False when it is not to be told anything again.
+    /// False when it has no room left: it is then cut off by dropping it.
     fn tell(&self, event: &Event) -> bool {
-        match self.events.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                self.lagged.store(true, Ordering::Release);
-                false
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-        }
+        self.events.try_send(event.clone()).is_ok()
     }
 }
 
@@ -314,7 +307,6 @@ pub struct Subscription {
     id: u64,
     selector: Selector,
     receiver: mpsc::Receiver<Event>,
-    lagged: Arc<AtomicBool>,
     feed: Feed,
 }
 
@@ -325,15 +317,47 @@ impl Subscription {
         // is gone only when the watcher was cut off.
         self.receiver.recv().await.ok_or(Lagged)
     }
-
-    /// Whether it was cut off; what it holds may still be read.
-    pub fn is_lagged(&self) -> bool {
-        self.lagged.load(Ordering::Acquire)
-    }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.feed.watchers().leave(&self.selector, self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::held;
+
+    #[tokio::test]
+    async fn watchers_are_bounded_and_leave_nothing_behind() {
+        let feed = Feed::default();
+        let subscribe = |number: usize| {
+            let key = LockKey::parse(&number.to_string()).unwrap();
+            feed.subscribe(&Selector::Key(key))
+        };
+        let mut all: Vec<_> = (0..MAX_WATCHERS).map(|n| subscribe(n).unwrap()).collect();
+        assert!(subscribe(0).is_none());
+        all.pop();
+        all.push(subscribe(0).unwrap());
+        assert!(subscribe(0).is_none());
+        drop(all);
+        let watchers = feed.watchers();
+        assert_eq!((watchers.count, watchers.keys.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_was_cut_off_frees_its_place_when_it_goes() {
+        let feed = Feed::with_watcher_room(1);
+        let mut slow = feed.subscribe(&Selector::Kind(LockKind::Lock)).unwrap();
+        for index in 1..4 {
+            feed.publish(&Event::Acquired(held("k", 1, index, 9)));
+        }
+        assert_eq!(feed.watchers().locks.len(), 0);
+        assert!(slow.next().await.is_ok());
+        assert_eq!(slow.next().await, Err(Lagged));
+        drop(slow);
+        assert_eq!(feed.watchers().count, 0);
     }
 }

@@ -44,7 +44,9 @@ pub async fn run<S: Store>(
 }
 
 async fn expire<S: Store>(store: S, feed: Feed, held: Arc<Held>) {
+    let outer = info_span!("lock");
     let span = info_span!(
+        parent: &outer,
         "register-ttl",
         key = held.lock.key.as_str(),
         "modified-index" = held.index,
@@ -61,5 +63,5 @@ async fn expire<S: Store>(store: S, feed: Feed, held: Arc<Held>) {
             }
         }
     };
-    work.instrument(span).instrument(info_span!("lock")).await;
+    work.instrument(span).await;
 }

@@ -215,3 +215,68 @@ impl Drop for Call<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn codes_and_texts() {
+        let too_long = lock::Error::TooLong { field: "key", chars: 300, max: 255 };
+        let cause = Arc::new(storage::Error::Closed);
+        let table: [(Refusal, Code, &str); 12] = [
+            (proto::Error::Missing("resource").into(), Code::InvalidArgument, "invalid-request"),
+            (
+                proto::Error::Missing("selector").into(),
+                Code::InvalidArgument,
+                "selector is missing",
+            ),
+            (proto::Error::from(lock::Error::InvalidType).into(), Code::NotFound, "invalid-type"),
+            (
+                proto::Error::from(lock::Error::InvalidTtl).into(),
+                Code::InvalidArgument,
+                "invalid-ttl",
+            ),
+            (
+                proto::Error::from(lock::Error::InvalidOwner).into(),
+                Code::InvalidArgument,
+                "invalid-owner",
+            ),
+            (
+                proto::Error::from(too_long).into(),
+                Code::InvalidArgument,
+                "key has 300 characters, at most 255 are allowed",
+            ),
+            (locks::Error::Collision.into(), Code::AlreadyExists, "lock-collision"),
+            (locks::Error::NotFound.into(), Code::NotFound, "resource-not-found"),
+            (locks::Error::Deadline.into(), Code::DeadlineExceeded, "context deadline exceeded"),
+            (
+                locks::Error::from(store::Error::Unavailable(cause)).into(),
+                Code::Unavailable,
+                "the store does not take the change",
+            ),
+            (
+                locks::Error::from(store::Error::Closed).into(),
+                Code::Unavailable,
+                "the store is shut down",
+            ),
+            (
+                locks::Error::from(store::Error::TooManyWatchers).into(),
+                Code::ResourceExhausted,
+                "there are too many watchers",
+            ),
+        ];
+        for (refusal, code, text) in table {
+            let status = status(&refusal);
+            assert_eq!((status.code(), status.message()), (code, text), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_shown_as_go_shows_them() {
+        let status = Status::already_exists("lock-collision");
+        assert_eq!(go_text(&status), "rpc error: code = AlreadyExists desc = lock-collision");
+    }
+}

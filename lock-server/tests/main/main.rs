@@ -1,8 +1,11 @@
 //! The lock server from outside: stores, wire, process.
 
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
+
 mod conformance;
 mod disk;
 mod laws;
+mod patience;
 mod process;
 mod reaper;
 mod support;

@@ -146,7 +146,7 @@ fn the_configuration_of_the_original_is_understood() {
     config.as_object_mut().unwrap().extend(of_the_template.as_object().unwrap().clone());
     let mut server = Server::start(site.command(&config));
     let unknown = server.line("locket.unknown-config-keys");
-    assert_eq!(unknown["data"]["keys"], json!(["typo"]));
+    assert_eq!(unknown["data"]["keys"], json!(["something_else", "typo"]));
 }
 
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn the_last_line_of_the_start_is_started_and_sigterm_ends_it() {
         let mut client = site.client(&server.address);
         client.lock(lock("k", "o", 60)).await.unwrap();
         server.signal(signal);
-        let (status, lines) = server.end();
+        let (status, lines) = server.end().await;
         assert_eq!(status.code(), Some(0), "{lines:#?}");
     }
     let server = site.start();
@@ -187,7 +187,7 @@ async fn open_watches_do_not_hold_up_the_end() {
     server.signal(Signal::SIGTERM);
     let ended = timeout(PATIENCE, stream.message()).await.unwrap();
     assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
-    let (status, _) = tokio::task::spawn_blocking(|| server.end()).await.unwrap();
+    let (status, _) = server.end().await;
     assert_eq!(status.code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
@@ -317,6 +317,50 @@ async fn a_full_disk_is_unavailable_and_heals() {
         assert!(fetch(&mut client, key).await.is_some(), "{key}");
     }
     server.signal(Signal::SIGTERM);
-    let (status, lines) = tokio::task::spawn_blocking(|| server.end()).await.unwrap();
+    let (status, lines) = server.end().await;
     assert!(status.code().is_some(), "{lines:#?}");
+}
+
+/// One GET over plain HTTP.
+async fn get(address: &str, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn operators_see_health_and_counts() {
+    let site = Site::new();
+    let mut config = site.config();
+    config["debug_address"] = json!("127.0.0.1:0");
+    let mut server = Server::start(site.command(&config));
+    let line = server.line("locket.debug-server.bound");
+    let debug = line["data"]["address"].as_str().unwrap().to_owned();
+    assert!(get(&debug, "/readyz").await.starts_with("HTTP/1.1 200"));
+
+    let mut client = site.client(&server.address);
+    client.lock(lock("a", "o", 60)).await.unwrap();
+    client.lock(lock("b", "o", 60)).await.unwrap();
+    client.lock(lock("b", "p", 60)).await.unwrap_err();
+    client.lock(lock("b", "", 60)).await.unwrap_err();
+    client.release(ReleaseRequest { resource: resource("a", "o") }).await.unwrap();
+    let metrics = get(&debug, "/metrics").await;
+    for line in [
+        "lock_server_active_locks 1",
+        "lock_server_active_presences 0",
+        "lock_server_locks_expired_total 0",
+        "lock_server_requests_started_total{request_type=\"Lock\"} 4",
+        "lock_server_requests_succeeded_total{request_type=\"Lock\"} 3",
+        "lock_server_requests_failed_total{request_type=\"Lock\"} 1",
+        "lock_server_requests_succeeded_total{request_type=\"Release\"} 1",
+        "lock_server_requests_failed_total{request_type=\"FetchAll\"} 0",
+        "lock_server_requests_in_flight{request_type=\"Lock\"} 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    }
+    assert!(metrics.contains("lock_server_request_seconds_count{request_type=\"Lock\"} 4"));
 }

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
 };
 
@@ -20,6 +20,7 @@ use runtime::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 use tonic::transport::Channel;
 
 use super::{PATIENCE, certificates::Authority};
@@ -143,12 +144,19 @@ impl Server {
     }
 
     /// Waits for its end, which must come by itself.
-    pub(crate) fn end(mut self) -> (ExitStatus, Vec<Value>) {
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
-            self.seen.push(line);
-        }
-        let status = self.child.try_wait().unwrap().expect("it ended");
-        (status, std::mem::take(&mut self.seen))
+    pub(crate) async fn end(mut self) -> (ExitStatus, Vec<Value>) {
+        // Clients of this test go on meanwhile: an end waits for them.
+        let ended = spawn_blocking(move || {
+            loop {
+                match self.lines.recv_timeout(PATIENCE) {
+                    Ok(line) => self.seen.push(line),
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Err(RecvTimeoutError::Timeout) => panic!("it does not end"),
+                }
+            }
+            (self.child.wait().unwrap(), std::mem::take(&mut self.seen))
+        });
+        ended.await.unwrap()
     }
 
     /// As `kill -9`.

@@ -1,1 +1,16 @@
 //! Everything that needs more than one module.
+#![expect(clippy::unwrap_used, reason = "tests: a panic is a failure with its place")]
+
+mod access;
+mod config;
+mod decide;
+mod grpc;
+mod large;
+mod process;
+mod slow;
+mod snapshot;
+mod status;
+mod store;
+mod support;
+mod watch;
+mod wire;

@@ -17,9 +17,9 @@ use model::{
 /// The most groups that a set may have; more than six times the largest
 /// landscape that is known.
 pub const MAX_GROUPS: usize = 100_000;
-/// The largest group in encoded form, in bytes. With what surrounds it, it
-/// still fits into the 4 MiB that gRPC clients accept in one message.
-pub const MAX_GROUP_BYTES: usize = 3 << 20;
+/// The largest group in encoded form, in bytes: more than the Cloud Controller
+/// can keep in its column for a group's rules.
+pub const MAX_GROUP_BYTES: usize = 16 << 20;
 /// How much one Replace may supply, in encoded bytes.
 pub const MAX_SUPPLIED_BYTES: usize = 512 << 20;
 

@@ -11,7 +11,7 @@ pub const DEFAULT_SIZE: usize = 500;
 /// How many groups a page may have.
 pub const MAX_SIZE: usize = 5000;
 /// A page ends early when its groups have so many encoded bytes, so that it
-/// stays within the 4 MiB that gRPC clients accept.
+/// stays within the 4 MiB that gRPC clients accept. A larger group goes alone.
 const MAX_BYTES: usize = 3 << 20;
 
 /// Which groups.

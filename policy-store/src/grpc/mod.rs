@@ -50,7 +50,7 @@ use crate::{
 const REPLACES: usize = 4;
 /// The largest message of a Replace: a group and what surrounds it, with room
 /// for writers that put several into one.
-const MAX_REPLACE_MESSAGE: usize = 8 << 20;
+const MAX_REPLACE_MESSAGE: usize = 24 << 20;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 

@@ -1,0 +1,115 @@
+//! The configuration file.
+
+use std::time::Duration;
+
+use policy_store::{
+    access::{Access, CellIdentity},
+    config::Config,
+};
+use serde_json::{Value, json};
+
+fn minimal() -> Value {
+    json!({
+        "ca_cert_file": "ca", "server_cert_file": "cert", "server_key_file": "key",
+        "database": { "type": "sqlite", "path": "/db" },
+    })
+}
+
+fn with(changes: &Value) -> Value {
+    let mut config = minimal();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+fn read(config: &Value) -> Config {
+    let loaded = runtime::config::parse::<Config>(&config.to_string()).unwrap();
+    assert_eq!(loaded.unknown, Vec::<String>::new());
+    loaded.config
+}
+
+fn problems(config: &Value) -> Vec<String> {
+    let error = runtime::config::parse::<Config>(&config.to_string()).unwrap_err();
+    error.problems().to_vec()
+}
+
+#[test]
+fn what_is_not_given_has_the_documented_default() {
+    let config = read(&minimal());
+    assert_eq!(config.grpc_listen_address.as_str(), "0.0.0.0:4004");
+    assert_eq!(config.admin_listen_address.as_str(), "127.0.0.1:4005");
+    assert_eq!(config.stale_after, Some(Duration::from_secs(600)));
+    assert_eq!(config.report_save_interval, Duration::from_secs(5));
+    assert_eq!(config.drain_timeout, Duration::from_secs(10));
+    assert_eq!(config.log_prefix, "cfnetworking");
+    let list = |text: &str| vec![text.parse().unwrap()];
+    let expected = Access {
+        writers: list("cn=syncer"),
+        cells: list("ou=cell"),
+        operators: list("cn=operator"),
+        cell_identity: CellIdentity::CommonName,
+    };
+    assert_eq!(config.access, expected);
+}
+
+/// The documentation's example is one that works, and every key that it lists
+/// is read or accepted.
+#[test]
+fn the_documentation_agrees() {
+    let text = include_str!("../../docs/config/policy-store.md");
+    let example = text.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    read(&serde_json::from_str(example).unwrap());
+    let mut config = minimal();
+    let listed = text.split("### Accepted and not used").nth(1).unwrap();
+    let (ours, databases) = listed.split("## Example").next().unwrap().split_once(';').unwrap();
+    for key in ours.split('`').skip(1).step_by(2) {
+        config[key] = json!(1);
+    }
+    for key in databases.split('`').skip(1).step_by(2).filter(|key| *key != "database") {
+        config["database"][key] = json!(1);
+    }
+    read(&config);
+}
+
+#[test]
+fn the_originals_database_name_is_the_file() {
+    let config = with(&json!({ "database": { "type": "sqlite", "database_name": "/other" } }));
+    assert_eq!(read(&config).database, std::path::Path::new("/other"));
+}
+
+#[test]
+fn a_store_that_may_be_stale_forever_can_be_had() {
+    assert_eq!(read(&with(&json!({ "stale_after_seconds": 0 }))).stale_after, None);
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let problems = problems(&json!({
+        "grpc_listen_address": "nowhere",
+        "database": { "type": "postgres" },
+        "writer_identities": ["syncer"],
+        "cell_id_from": "ip",
+        "report_save_interval_seconds": 0,
+        "log_level": "loud",
+    }));
+    for start in [
+        "grpc_listen_address: ",
+        "ca_cert_file: missing",
+        "server_cert_file: missing",
+        "server_key_file: missing",
+        "database.type: must be sqlite (the value is \"postgres\")",
+        "writer_identities: \"syncer\" is not of the form cn=NAME",
+        "cell_id_from: \"ip\" is not one of cn, dns and any",
+        "report_save_interval_seconds: must not be zero",
+        "log_level: ",
+    ] {
+        assert!(problems.iter().any(|text| text.starts_with(start)), "{start} in {problems:#?}");
+    }
+}
+
+#[test]
+fn a_database_without_a_file_is_a_problem() {
+    let problems = problems(&with(&json!({ "database": { "type": "sqlite" } })));
+    assert_eq!(problems, ["database.path: missing: the file of the database"]);
+}

@@ -1,0 +1,178 @@
+//! What a Replace does, rule by rule. `store.rs` shows the same through stores.
+
+use std::collections::HashMap;
+
+use model::{
+    generation::{Generation, Watermark},
+    group::GroupId,
+    ids::GroupGuid,
+    lock::FencingToken,
+};
+use policy_store::groups::{
+    decide::{Decision, Known, Refusal, Replacement, State, decide},
+    manifest::Supplied,
+};
+
+use crate::support::sets::{Set, fenced, group, guid, named, owner, replacement, set};
+
+/// A store of one page: the state and the groups after each decision.
+#[derive(Default)]
+struct Stored {
+    state: State,
+    known: HashMap<GroupGuid, Known>,
+}
+
+impl Stored {
+    fn replace(&mut self, write: &Replacement) -> Result<Decision, Refusal> {
+        let decision = decide(&self.state, &self.known, write)?;
+        self.state = decision.state.clone();
+        for (_, guid) in &decision.removed {
+            self.known.remove(guid);
+        }
+        for upsert in &decision.upserts {
+            let known = Known { id: upsert.id, hash: upsert.hash };
+            self.known.insert(upsert.group.guid.clone(), known);
+        }
+        Ok(decision)
+    }
+
+    fn with(set: &Set) -> Self {
+        let mut stored = Self::default();
+        stored.replace(&replacement(set)).unwrap();
+        stored
+    }
+}
+
+fn ids(decision: &Decision) -> Vec<(&str, u64)> {
+    let pair = |upsert: &policy_store::groups::decide::Upsert| upsert.id.0;
+    let guids = decision.upserts.iter().map(|upsert| upsert.group.guid.as_str());
+    guids.zip(decision.upserts.iter().map(pair)).collect()
+}
+
+#[test]
+fn ids_ascend_from_one_are_kept_and_never_given_again() {
+    let mut stored = Stored::default();
+    let first = stored.replace(&replacement(&set([group("b", "1"), group("a", "1")]))).unwrap();
+    assert_eq!(ids(&first), [("a", 1), ("b", 2)], "in the manifest's order");
+    let changed = set([group("a", "2"), group("b", "1"), group("0", "1")]);
+    let second = stored.replace(&replacement(&changed)).unwrap();
+    assert_eq!(ids(&second), [("a", 1), ("0", 3)]);
+    assert_eq!((second.added(), second.changed(), second.unchanged), (1, 1, 1));
+    let third = stored.replace(&replacement(&set([group("a", "2")]))).unwrap();
+    assert_eq!(third.removed, [(GroupId(2), guid("b")), (GroupId(3), guid("0"))]);
+    let fourth = stored.replace(&replacement(&set([group("a", "2"), group("b", "1")]))).unwrap();
+    assert_eq!(ids(&fourth), [("b", 4)]);
+}
+
+#[test]
+fn the_generation_rises_with_content_only_and_with_the_first() {
+    let mut stored = Stored::default();
+    let mut generation = |set: &Set| {
+        stored.replace(&replacement(set)).unwrap();
+        stored.state.generation.0
+    };
+    assert_eq!(generation(&Set::new()), 1, "the first, though it is empty");
+    assert_eq!(generation(&Set::new()), 1);
+    assert_eq!(generation(&set([group("a", "1")])), 2);
+    assert_eq!(generation(&set([group("a", "1")])), 2);
+    assert_eq!(generation(&set([group("a", "2")])), 3);
+    assert_eq!(generation(&Set::new()), 4);
+}
+
+#[test]
+fn what_is_confirmed_is_noted_though_nothing_changed() {
+    let one = set([group("a", "1")]);
+    let mut stored = Stored::with(&one);
+    let mut write = fenced(&one, "syncer-b", 7);
+    write.watermark = Watermark::try_new(9, 9).unwrap();
+    let decision = stored.replace(&write).unwrap();
+    assert_eq!((decision.upserts.len(), decision.removed.len()), (0, 0));
+    assert_eq!(stored.state.watermark, Some(write.watermark));
+    assert_eq!(stored.state.token, Some(FencingToken(7)));
+    assert_eq!(stored.state.writer, Some(owner("syncer-b")));
+    assert_eq!(stored.state.synced_at, Some(write.at));
+}
+
+#[test]
+fn an_older_stamp_brings_its_content_and_leaves_the_watermark() {
+    let mut stored = Stored::with(&set([group("a", "1")]));
+    let newest = stored.state.watermark;
+    let mut write = replacement(&set([group("a", "2")]));
+    write.watermark = Watermark::try_new(0, 5).unwrap();
+    let decision = stored.replace(&write).unwrap();
+    assert!(decision.watermark_went_back);
+    assert_eq!(decision.changed(), 1);
+    assert_eq!(stored.state.watermark, newest);
+    assert_eq!(stored.state.generation, Generation(2));
+}
+
+#[test]
+fn tokens_fence() {
+    let one = set([group("a", "1")]);
+    let mut stored = Stored::default();
+    // While nobody has a token, everybody is welcome.
+    stored.replace(&fenced(&one, "syncer-a", 0)).unwrap();
+    stored.replace(&fenced(&one, "syncer-b", 0)).unwrap();
+    stored.replace(&fenced(&one, "syncer-a", 5)).unwrap();
+    stored.replace(&fenced(&one, "syncer-a", 5)).unwrap();
+
+    let refused = stored.replace(&fenced(&one, "syncer-b", 4)).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "fencing token 4 of syncer-b is older than 5 of syncer-a, which has written since"
+    );
+    let refused = stored.replace(&fenced(&one, "syncer-a", 4)).unwrap_err();
+    assert!(matches!(refused, Refusal::OldToken { .. }), "its own older one: {refused}");
+    let refused = stored.replace(&fenced(&one, "syncer-b", 5)).unwrap_err();
+    assert_eq!(refused.to_string(), "fencing token 5 is the one of syncer-a, not of syncer-b");
+    let refused = stored.replace(&fenced(&one, "syncer-a", 0)).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "fencing token 0 of syncer-a is older than 5 of syncer-a, which has written since"
+    );
+    stored.replace(&fenced(&one, "syncer-b", 6)).unwrap();
+    assert!(stored.replace(&fenced(&one, "syncer-a", 5)).is_err());
+}
+
+#[test]
+fn a_refused_write_leaves_no_trace_of_its_token() {
+    let mut stored = Stored::with(&named(60, "1"));
+    let refused = stored.replace(&fenced(&Set::new(), "syncer-b", 9)).unwrap_err();
+    assert!(matches!(refused, Refusal::MassRemoval { .. }), "{refused}");
+    stored.replace(&fenced(&named(60, "2"), "syncer-a", 3)).unwrap();
+}
+
+#[test]
+fn more_than_half_of_fifty_is_not_removed_by_mistake() {
+    for (before, after, may) in
+        [(49, 0, true), (50, 25, true), (50, 24, false), (50, 0, false), (1000, 499, false)]
+    {
+        let mut stored = Stored::with(&named(before, "1"));
+        let answer = stored.replace(&replacement(&named(after, "1")));
+        assert_eq!(answer.is_ok(), may, "{before} -> {after}");
+        if let Err(refused) = answer {
+            assert_eq!(
+                refused.to_string(),
+                format!(
+                    "this would remove {} of {before} security groups at once, more than half: \
+                     refused unless the request allows mass removal",
+                    before - after
+                )
+            );
+            let mut write = replacement(&named(after, "1"));
+            write.allow_mass_removal = true;
+            assert_eq!(stored.replace(&write).unwrap().removed.len(), before - after);
+        }
+    }
+}
+
+#[test]
+fn a_replace_that_was_overtaken_is_refused() {
+    let (one, two) = (set([group("a", "1")]), set([group("a", "2")]));
+    let mut stored = Stored::with(&one);
+    // Learnt that nothing is missing, and then another write came first.
+    let mut write = replacement(&one);
+    write.supplied = Supplied { groups: HashMap::new(), ..write.supplied };
+    stored.replace(&replacement(&two)).unwrap();
+    assert_eq!(stored.replace(&write).unwrap_err(), Refusal::Overtaken { lacking: 1 });
+}

@@ -1,0 +1,511 @@
+//! The service over loopback with mutual TLS, as clients meet it.
+
+use std::sync::Arc;
+
+use model::{group::ContentHash, lock::FencingToken};
+use proto::policy_v1::{
+    ListRequest, SecurityGroup, StatusRequest, StatusResponse,
+    replace_request::{Begin, Commit, Groups, Manifest, Step},
+    watch_request,
+};
+use tonic::{Code, Status};
+
+use crate::support::{
+    client::{Cell, Talk, begin, entries, entry, list, list_all, replace},
+    process::Program,
+    sets::{Set, bound, fenced, global, group, named, replacement, set},
+    site::{Client, Served, Site},
+    until,
+};
+
+async fn status(client: &Client) -> StatusResponse {
+    client.clone().status(StatusRequest {}).await.unwrap().into_inner()
+}
+
+/// Fails with this code and a message that begins so.
+#[track_caller]
+fn assert_status(status: &Status, code: Code, start: &str) {
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().starts_with(start), "{start} <- {}", status.message());
+}
+
+fn guids(groups: &[proto::policy_v1::StoredGroup]) -> Vec<(u64, &str)> {
+    groups.iter().map(|stored| (stored.id, stored.group.as_ref().unwrap().guid.as_str())).collect()
+}
+
+#[tokio::test]
+async fn a_set_goes_in_and_comes_out() {
+    let served = Served::start().await;
+    let (writer, operator) = (served.writer(), served.operator());
+    let empty = status(&operator).await;
+    assert_eq!((empty.generation, empty.groups, empty.synced_at), (0, 0, None));
+
+    let one = set([global("a", "1"), bound("b", "1", &["s1"]), bound("c", "1", &["s2"])]);
+    let write = fenced(&one, "syncer-a", 7);
+    let committed = replace(&writer, &write).await.unwrap();
+    assert_eq!((committed.generation, committed.added), (1, 3));
+
+    let (generation, groups) = list_all(&operator).await;
+    assert_eq!(generation, 1);
+    let expected: Vec<SecurityGroup> = one.values().map(|group| (&**group).into()).collect();
+    let listed: Vec<_> = groups.iter().map(|stored| stored.group.clone().unwrap()).collect();
+    assert_eq!(listed, expected);
+    assert_eq!(guids(&groups), [(1, "a"), (2, "b"), (3, "c")]);
+
+    let request = ListRequest {
+        space_guids: vec!["s2".to_owned(), "nobody".to_owned()],
+        page_size: 1,
+        ..ListRequest::default()
+    };
+    let (_, groups) = list(&operator, request).await.unwrap();
+    assert_eq!(guids(&groups), [(1, "a"), (3, "c")]);
+
+    let full = status(&operator).await;
+    assert_eq!((full.generation, full.groups), (1, 3));
+    assert_eq!(full.watermark, Some(proto::timestamp(write.watermark)));
+    let writer = full.writer.unwrap();
+    assert_eq!((writer.owner.as_str(), writer.fencing_token), ("syncer-a", 7));
+    assert!(full.synced_at.unwrap().seconds > 1_700_000_000);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn only_what_changed_travels() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    let mut groups = named(12_000, "1");
+    let mut talk = Talk::open(&writer).await.unwrap();
+    let missing = talk.promise(&replacement(&groups)).await.unwrap();
+    assert_eq!(missing.len(), 12_000, "in several parts");
+    talk.deliver(&replacement(&groups), &missing).await;
+    assert_eq!(talk.commit().await.unwrap().added, 12_000);
+
+    groups.extend(set([group("g00500", "2")]));
+    let write = replacement(&groups);
+    let mut talk = Talk::open(&writer).await.unwrap();
+    let missing = talk.promise(&write).await.unwrap();
+    assert_eq!(missing, ["g00500"]);
+    talk.deliver(&write, &missing).await;
+    let committed = talk.commit().await.unwrap();
+    assert_eq!((committed.changed, committed.unchanged, committed.generation), (1, 11_999, 2));
+
+    let mut talk = Talk::open(&writer).await.unwrap();
+    assert_eq!(talk.promise(&write).await.unwrap(), Vec::<String>::new());
+    let committed = talk.commit().await.unwrap();
+    assert_eq!((committed.unchanged, committed.generation), (12_000, 2));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_manifest_may_come_in_parts() {
+    let served = Served::start().await;
+    let write = replacement(&named(10, "1"));
+    let mut talk = Talk::open(&served.writer()).await.unwrap();
+    talk.say(Step::Begin(begin(&write))).await;
+    for part in entries(&write).chunks(3) {
+        talk.say(Step::Manifest(Manifest { entries: part.to_vec(), last: false })).await;
+    }
+    talk.say(Step::Manifest(Manifest { entries: Vec::new(), last: true })).await;
+    let missing = talk.missing().await.unwrap();
+    talk.deliver(&write, &missing).await;
+    assert_eq!(talk.commit().await.unwrap().added, 10);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_breaks_the_rules_changes_nothing() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    let (one, write) = (group("a", "1"), replacement(&set([group("a", "1")])));
+    let begin = || Step::Begin(begin(&write));
+    let manifest = |entries| Step::Manifest(Manifest { entries, last: true });
+    let good = || manifest(entries(&write));
+    let groups = |groups: Vec<SecurityGroup>| Step::Groups(Groups { groups });
+    let wire = || SecurityGroup::from(&one);
+    let hash = one.content_hash();
+    let with = |change: fn(&mut Begin)| {
+        let mut begin = crate::support::client::begin(&write);
+        change(&mut begin);
+        Step::Begin(begin)
+    };
+    let commit = || Step::Commit(Commit {});
+    let mut other = wire();
+    other.name.push('x');
+    let mut nameless = wire();
+    nameless.guid.clear();
+    let short = ContentHash([0; 32]);
+    let mut cut = entry("a", short);
+    cut.content_hash.truncate(31);
+    for (steps, problem) in [
+        (vec![good()], "Manifest came where Begin belongs"),
+        (vec![begin(), begin()], "Begin came where Manifest belongs"),
+        (vec![begin(), commit()], "Commit came where Manifest belongs"),
+        (vec![with(|begin| begin.owner.clear())], "owner: invalid-owner"),
+        (vec![with(|begin| begin.watermark = None)], "watermark is missing"),
+        (vec![with(|begin| begin.fencing_token = 1 << 63)], "fencing_token: 92233720368547758"),
+        (vec![begin(), manifest(vec![cut])], "manifest entry a: content_hash: has 31 bytes, not"),
+        (vec![begin(), manifest(vec![entry("", hash)])], "manifest entry: guid: "),
+        (
+            vec![begin(), manifest(vec![entry("a", hash), entry("a", hash)])],
+            "the manifest names group a twice",
+        ),
+        (vec![begin(), good(), groups(vec![wire(), wire()])], "group a was not asked for"),
+        (vec![begin(), good(), groups(vec![other])], "group a has content "),
+        (vec![begin(), good(), groups(vec![nameless])], "guid: security group guid is empty"),
+        (vec![begin(), good(), good()], "Manifest came where Groups or Commit belongs"),
+        (vec![begin(), good(), commit()], "commit before 1 of the missing groups came, such as a"),
+    ] {
+        let mut talk = Talk::open(&writer).await.unwrap();
+        for step in steps {
+            talk.say(step).await;
+        }
+        let error = loop {
+            match talk.hear().await {
+                Ok(_missing) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_status(&error, Code::InvalidArgument, problem);
+    }
+    assert_eq!(list_all(&writer).await, (0, Vec::new()));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_before_commit_changes_nothing() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    replace(&writer, &fenced(&named(3, "1"), "syncer-a", 1)).await.unwrap();
+    let before = list_all(&writer).await;
+    let write = fenced(&named(3, "2"), "syncer-a", 1);
+    // Four may go on at the same time; those that broke make room again.
+    for _ in 0..8 {
+        let mut talk = Talk::open(&writer).await.unwrap();
+        let missing = talk.promise(&write).await.unwrap();
+        talk.deliver(&write, &missing).await;
+        drop(talk);
+        until("there is room for another", async || {
+            let answer = Talk::open(&writer).await;
+            answer.is_ok()
+        })
+        .await;
+    }
+    assert_eq!(list_all(&writer).await, before);
+    replace(&writer, &write).await.unwrap();
+    assert_eq!(list_all(&writer).await.0, 2);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn too_many_at_the_same_time_are_told_so() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    let mut talks = Vec::new();
+    for _ in 0..4 {
+        talks.push(Talk::open(&writer).await.unwrap());
+    }
+    let error = Talk::open(&writer).await.err().expect("refused");
+    assert_status(&error, Code::ResourceExhausted, "too many Replaces");
+    drop(talks);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_leader_is_refused() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    // The old leader is paused in the middle of its Replace.
+    let old = fenced(&named(3, "old"), "syncer-a", 1);
+    let mut paused = Talk::open(&writer).await.unwrap();
+    let missing = paused.promise(&old).await.unwrap();
+    paused.deliver(&old, &missing).await;
+    replace(&writer, &fenced(&named(3, "new"), "syncer-b", 2)).await.unwrap();
+    let before = list_all(&writer).await;
+    let error = paused.commit().await.unwrap_err();
+    let text = "fencing token 1 of syncer-a is older than 2 of syncer-b";
+    assert_status(&error, Code::FailedPrecondition, text);
+    let error = replace(&writer, &fenced(&named(3, "x"), "syncer-c", 2)).await.unwrap_err();
+    let text = "fencing token 2 is the one of syncer-b, not of syncer-c";
+    assert_status(&error, Code::FailedPrecondition, text);
+    assert_eq!(list_all(&writer).await, before);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_replace_that_was_overtaken_starts_again() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    replace(&writer, &replacement(&named(3, "1"))).await.unwrap();
+    let again = replacement(&named(3, "1"));
+    let mut slow = Talk::open(&writer).await.unwrap();
+    assert!(slow.promise(&again).await.unwrap().is_empty());
+    replace(&writer, &replacement(&named(3, "2"))).await.unwrap();
+    let error = slow.commit().await.unwrap_err();
+    assert_status(&error, Code::Aborted, "another Replace came first: 3 groups are missing now");
+    assert_eq!(replace(&writer, &again).await.unwrap().changed, 3);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn the_guard_holds_until_it_is_told_otherwise() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    replace(&writer, &replacement(&named(60, "1"))).await.unwrap();
+    let mut write = replacement(&Set::new());
+    let error = replace(&writer, &write).await.unwrap_err();
+    let text = "this would remove 60 of 60 security groups at once, more than half: refused unless";
+    assert_status(&error, Code::FailedPrecondition, text);
+    assert_eq!(list_all(&writer).await.1.len(), 60);
+    write.allow_mass_removal = true;
+    assert_eq!(replace(&writer, &write).await.unwrap().removed, 60);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_makes_no_sense_says_why() {
+    let served = Served::start().await;
+    let operator = served.operator();
+    let spaces = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+    for (request, problem) in [
+        (
+            ListRequest { all: true, space_guids: spaces(&["s"]), ..ListRequest::default() },
+            "space_guids: must be empty when all is set",
+        ),
+        (
+            ListRequest { space_guids: spaces(&["s", ""]), ..ListRequest::default() },
+            "space_guids[1]: space guid is empty",
+        ),
+        (
+            ListRequest { page_size: 5001, ..ListRequest::default() },
+            "page_size: 5001 is more than 5000",
+        ),
+        (
+            ListRequest { space_guids: vec!["s".to_owned(); 10_001], ..ListRequest::default() },
+            "space_guids: has 10001 entries, at most 10000 are allowed",
+        ),
+    ] {
+        let error = list(&operator, request).await.unwrap_err();
+        assert_status(&error, Code::InvalidArgument, problem);
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_cell_is_kept_up_to_date() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    let mut cell = Cell::hello(&served.cell("cell-1"), "cell-1", &["s1"]).await;
+    let first = set([global("all", "1"), bound("one", "1", &["s1"]), bound("two", "1", &["s2"])]);
+    replace(&writer, &replacement(&first)).await.unwrap();
+    cell.until(1).await;
+    let guids = |cell: &Cell| cell.mirror.groups.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(guids(&cell), ["all", "one"]);
+
+    cell.subscribe(1, &["s2"], &["s1"]).await;
+    cell.whole().await.unwrap();
+    assert_eq!((guids(&cell), cell.mirror.sequence), (vec!["all".into(), "two".into()], 1));
+
+    cell.subscribe(2, &[], &[]).await;
+    cell.whole().await.unwrap();
+    assert_eq!(cell.mirror.sequence, 2, "acknowledged though nothing changed");
+
+    // It has said its last word, and is told of what it subscribed to still.
+    cell.fall_silent();
+    replace(&writer, &replacement(&set([bound("two", "2", &["s2"])]))).await.unwrap();
+    cell.until(2).await;
+    assert_eq!(guids(&cell), ["two"]);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_cell_that_breaks_the_rules_is_told_so() {
+    let served = Served::start().await;
+    let client = served.cell("cell-1");
+    let hello = |id: &str, spaces: &[&str]| {
+        let space_guids = spaces.iter().map(|&text| text.to_owned()).collect();
+        watch_request::Step::Hello(watch_request::Hello { cell_id: id.to_owned(), space_guids })
+    };
+    let report = watch_request::Step::Report(watch_request::Report::default());
+    for (first, then, problem) in [
+        (None, None, "the first request must be Hello"),
+        (Some(report), None, "the first request must be Hello"),
+        (Some(hello("", &[])), None, "cell_id: cell id is empty"),
+        (Some(hello("cell-1", &["\n"])), None, "space_guids[0]: space guid \"\\n\" holds a"),
+        (Some(hello("cell-1", &[])), Some(hello("cell-1", &[])), "Hello came twice"),
+    ] {
+        let mut cell = Cell::open(&client, first).await;
+        if let Some(step) = then {
+            cell.say(step).await;
+        }
+        assert_status(&cell.end().await, Code::InvalidArgument, problem);
+    }
+    let mut cell = Cell::hello(&client, "cell-1", &[]).await;
+    cell.subscribe(2, &[], &[]).await;
+    cell.subscribe(1, &[], &[]).await;
+    let text = "subscription sequence 1 does not rise above 2";
+    assert_status(&cell.end().await, Code::InvalidArgument, text);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn the_status_tells_what_cells_have_in_force() {
+    let served = Served::start().await;
+    let (writer, operator) = (served.writer(), served.operator());
+    replace(&writer, &replacement(&named(2, "1"))).await.unwrap();
+    let mut one = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
+    let mut two = Cell::hello(&served.cell("cell-2"), "cell-2", &[]).await;
+    one.until(1).await;
+    two.until(1).await;
+    one.report(1).await;
+    until("cell-1 reported", async || {
+        status(&operator).await.cells.iter().any(|cell| cell.enforced_generation == 1)
+    })
+    .await;
+    let cells = status(&operator).await.cells;
+    let ids: Vec<_> = cells.iter().map(|cell| (cell.cell_id.as_str(), cell.connected)).collect();
+    assert_eq!(ids, [("cell-1", true), ("cell-2", true)]);
+    assert_eq!((cells[0].containers, cells[0].isolated_rules), (3, 1));
+    assert!(cells[0].reported_at.is_some());
+    assert_eq!((cells[1].enforced_generation, cells[1].reported_at), (0, None));
+
+    // A second stream of the same cell, and then the first ends.
+    let mut again = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
+    again.until(1).await;
+    drop(one);
+    drop(two);
+    until("cell-2 has gone", async || {
+        status(&operator)
+            .await
+            .cells
+            .iter()
+            .all(|cell| cell.connected == (cell.cell_id == "cell-1"))
+    })
+    .await;
+    drop(again);
+    until("cell-1 has gone", async || {
+        status(&operator).await.cells.iter().all(|cell| !cell.connected)
+    })
+    .await;
+
+    // Its report outlives the process.
+    let site = served.stop().await;
+    let served = Served::start_at(site).await;
+    let cells = status(&served.operator()).await.cells;
+    let reported: Vec<_> =
+        cells.iter().map(|cell| (cell.cell_id.as_str(), cell.enforced_generation)).collect();
+    assert_eq!(reported, [("cell-1", 1)]);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn who_may_not_is_refused() {
+    let served = Served::start().await;
+    let (writer, operator, cell) = (served.writer(), served.operator(), served.cell("cell-1"));
+    let stranger = served.site.client(&served.address, "stranger", None);
+    for client in [&operator, &cell, &stranger] {
+        let error = Talk::open(client).await.err().expect("may not write");
+        assert_status(&error, Code::PermissionDenied, "the peer cn=");
+    }
+    for client in [&cell, &stranger] {
+        let error = client.clone().status(StatusRequest {}).await.unwrap_err();
+        assert_status(&error, Code::PermissionDenied, "the peer cn=");
+    }
+    let error = list(&stranger, ListRequest::default()).await.unwrap_err();
+    assert_status(&error, Code::PermissionDenied, "the peer cn=stranger may not list");
+    for (client, id) in
+        [(&writer, "syncer"), (&operator, "operator"), (&cell, "cell-2"), (&stranger, "stranger")]
+    {
+        let mut watch = Cell::hello(client, id, &[]).await;
+        assert_status(&watch.end().await, Code::PermissionDenied, "the peer cn=");
+    }
+    assert!(status(&operator).await.cells.is_empty(), "a refused cell is none");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_sends_everybody_away_and_keeps_what_was_confirmed() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    replace(&writer, &fenced(&named(3, "1"), "syncer-a", 4)).await.unwrap();
+    let mut cells = Vec::new();
+    for index in 0..20 {
+        let id = format!("cell-{index}");
+        let mut cell = Cell::hello(&served.cell(&id), &id, &[]).await;
+        cell.until(1).await;
+        cells.push(cell);
+    }
+    let mut talk = Talk::open(&writer).await.unwrap();
+    let write = fenced(&named(3, "2"), "syncer-a", 4);
+    talk.promise(&write).await.unwrap();
+    served.shutdown.cancel();
+    for cell in &mut cells {
+        assert_status(&cell.end().await, Code::Unavailable, "the store is shutting down");
+    }
+    let error = talk.hear().await.unwrap_err();
+    assert_status(&error, Code::Unavailable, "the store is shutting down");
+    let site = served.stop().await;
+    let served = Served::start_at(site).await;
+    let status = status(&served.operator()).await;
+    assert_eq!((status.generation, status.groups), (1, 3));
+    assert_eq!(status.writer.unwrap().fencing_token, FencingToken(4).0);
+    served.stop().await;
+}
+
+/// Writers that race over the wire: whoever has the newest token has the last
+/// word, and nobody sees an older writer's set after a newer one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn racing_writers_are_fenced() {
+    let served = Served::start().await;
+    let mut cell = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
+    let mut racing = tokio::task::JoinSet::new();
+    for token in 1..=4u64 {
+        let writer = served.writer();
+        racing.spawn(async move {
+            for round in 0..10u64 {
+                let name = format!("{token:03}-{round:03}");
+                let mut write = fenced(&named(5, &name), &format!("w{token}"), token);
+                let manifest = &mut write.supplied;
+                let everybody = named(5, &name).into_iter().map(|(guid, mut group)| {
+                    Arc::make_mut(&mut group).running.everywhere = true;
+                    (guid, group)
+                });
+                *manifest = replacement(&everybody.collect()).supplied;
+                match replace(&writer, &write).await {
+                    Ok(_) => {}
+                    Err(status) if status.code() == Code::FailedPrecondition => {}
+                    Err(status) if status.code() == Code::Aborted => {}
+                    Err(status) => panic!("{status:?}"),
+                }
+            }
+        });
+    }
+    racing.join_all().await;
+    let (generation, groups) = list_all(&served.writer()).await;
+    let newest = "004-009";
+    assert!(groups.iter().all(|stored| stored.group.as_ref().unwrap().name == newest));
+    let mut last = String::new();
+    while cell.mirror.generation < generation {
+        cell.whole().await.unwrap();
+        let names: Vec<_> = cell
+            .mirror
+            .groups
+            .values()
+            .map(|stored| stored.group.as_ref().unwrap().name.clone())
+            .collect();
+        assert_eq!(names.len(), 5);
+        assert!(names.iter().all(|name| *name == names[0]), "a torn set: {names:?}");
+        assert!(names[0] > last, "{} after {last}", names[0]);
+        last.clone_from(&names[0]);
+    }
+    assert_eq!(last, newest);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_certificate_there_is_no_conversation() {
+    let site = Site::new();
+    let program = Program::start(&site);
+    let stranger = Site::new().client(&program.address, "syncer", None);
+    let error = stranger.clone().status(StatusRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+}

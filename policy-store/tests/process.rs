@@ -1,0 +1,180 @@
+//! The real program: crashes, signals, logs, faults at the start.
+
+use std::{collections::BTreeSet, process::Output, time::Duration};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tonic::Code;
+
+use crate::support::{
+    client::{Cell, list_all, replace},
+    process::{Program, command},
+    sets::{fenced, named},
+    site::{Client, Site},
+};
+
+/// kill -9 in the middle of Replaces: the next life has one whole set, at least
+/// as new as the last that was confirmed, and every confirmed token counts.
+#[tokio::test]
+async fn a_crash_leaves_a_whole_set() {
+    let site = Site::new();
+    let confirmed = watch::Sender::new(0u64);
+    let mut round = 0u64;
+    for life in 0..8u64 {
+        let mut program = Program::start(&site);
+        let writer = site.client(&program.address, "syncer", None);
+        if life > 0 {
+            let name = the_only_name(&writer).await;
+            let last = *confirmed.borrow();
+            assert!((last..=round).contains(&name), "{name}, {last} confirmed, {round} sent");
+            let old = fenced(&named(200, "0"), "old", life);
+            let error = replace(&writer, &old).await.unwrap_err();
+            assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+        }
+        let writes = async {
+            loop {
+                round += 1;
+                let write = fenced(&named(200, &round.to_string()), "syncer-a", life + 1);
+                match replace(&writer, &write).await {
+                    Ok(_) => _ = confirmed.send_replace(round),
+                    Err(status) => return status,
+                }
+            }
+        };
+        let enough = *confirmed.borrow() + 2;
+        let killed = async {
+            confirmed.subscribe().wait_for(|confirmed| *confirmed >= enough).await.unwrap();
+            // A different moment of the next Replace in each life.
+            tokio::time::sleep(Duration::from_millis(life * 3)).await;
+            program.signal(Signal::SIGKILL);
+        };
+        tokio::join!(writes, killed);
+        program.wait();
+    }
+}
+
+/// The name that all of the 200 groups have.
+async fn the_only_name(client: &Client) -> u64 {
+    let (_, groups) = list_all(client).await;
+    let names: BTreeSet<_> =
+        groups.iter().map(|stored| stored.group.as_ref().unwrap().name.clone()).collect();
+    assert_eq!((groups.len(), names.len()), (200, 1), "a torn set: {names:?}");
+    names.first().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_signal_sends_watchers_away_and_ends_in_order() {
+    let site = Site::new();
+    let mut program = Program::start(&site);
+    let writer = site.client(&program.address, "syncer", None);
+    replace(&writer, &fenced(&named(3, "1"), "syncer-a", 9)).await.unwrap();
+    let client = site.client(&program.address, "cell-1", Some("cell"));
+    let mut cell = Cell::hello(&client, "cell-1", &[]).await;
+    cell.until(1).await;
+    program.signal(Signal::SIGTERM);
+    assert_eq!(cell.end().await.code(), Code::Unavailable);
+    assert!(program.wait().success());
+    program.line("exited", 0);
+}
+
+#[tokio::test]
+async fn the_log_tells_of_each_replace_and_refusal() {
+    let site = Site::new();
+    let program = Program::start(&site);
+    let writer = site.client(&program.address, "syncer", None);
+    replace(&writer, &fenced(&named(60, "1"), "syncer-a", 9)).await.unwrap();
+    let line = program.line("replaced-security-groups", 0);
+    assert_eq!(line["level"], "info");
+    assert_eq!(line["source"], "cfnetworking.policy-server-internal");
+    let mut data = line["data"].clone();
+    assert!(data["milliseconds"].as_u64().is_some(), "{line}");
+    data.as_object_mut().unwrap().remove("milliseconds");
+    assert_eq!(
+        data,
+        json!({
+            "added": 60, "changed": 0, "removed": 0, "unchanged": 0, "generation": 1,
+            "fencing-token": 9, "writer": "syncer-a",
+        })
+    );
+
+    replace(&writer, &fenced(&named(10, "1"), "syncer-a", 9)).await.unwrap_err();
+    let line = program.line("refused-replace", 0);
+    assert_eq!(
+        (&line["level"], &line["data"]["reason"]),
+        (&json!("error"), &json!("mass-removal"))
+    );
+    let error = line["data"]["error"].as_str().unwrap();
+    assert!(error.starts_with("this would remove 50 of 60 security groups"), "{line}");
+
+    replace(&writer, &fenced(&named(60, "2"), "syncer-b", 8)).await.unwrap_err();
+    let line = program.line("refused-replace", 1);
+    assert_eq!(line["data"]["reason"], "fenced");
+    assert_eq!(line["data"]["fencing-token"], 8);
+
+    let mut write = fenced(&named(60, "1"), "syncer-a", 9);
+    write.watermark = model::generation::Watermark::try_new(0, 500_000_000).unwrap();
+    replace(&writer, &write).await.unwrap();
+    let line = program.line("watermark-went-back", 0);
+    assert_eq!(
+        line["data"],
+        json!({ "given": "1970-01-01T00:00:00.5Z", "stored": "1970-01-01T00:00:01Z" })
+    );
+
+    let stranger = site.client(&program.address, "stranger", None);
+    replace(&stranger, &write).await.unwrap_err();
+    let line = program.line("permission-denied", 0);
+    assert_eq!(line["data"]["error"], "the peer cn=stranger may not replace security groups");
+}
+
+fn run(site: &Site, config: &Value) -> Output {
+    command(site, config).output().unwrap()
+}
+
+#[test]
+fn a_bad_configuration_is_told_in_sentences() {
+    let site = Site::new();
+    let output = run(&site, &json!({ "database": { "type": "oracle" }, "log_level": "loud" }));
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    for text in ["database.type: must be sqlite", "ca_cert_file: missing", "log_level: "] {
+        assert!(errors.contains(text), "{text} in {errors}");
+    }
+    assert_eq!(errors.lines().count(), 5, "{errors}");
+    assert!(errors.lines().all(|line| line.starts_with("could not read config file: ")));
+}
+
+/// What fails after the log stands is one line that names the cause, and exit 1.
+#[test]
+fn what_cannot_be_bound_is_named() {
+    let site = Site::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let nowhere = site.path().join("nowhere");
+    for (key, value, texts) in [
+        ("grpc_listen_address", json!(taken), vec!["gRPC", taken.as_str()]),
+        ("admin_listen_address", json!(taken), vec!["admin", taken.as_str()]),
+        ("server_cert_file", json!(nowhere), vec!["nowhere"]),
+        ("database", json!({ "type": "sqlite", "path": nowhere.join("db") }), vec!["nowhere/db"]),
+    ] {
+        let _held = std::net::TcpListener::bind(&taken);
+        let mut config = site.config();
+        config[key] = value;
+        let output = run(&site, &config);
+        assert_eq!(output.status.code(), Some(1), "{key}");
+        let log = String::from_utf8(output.stdout).unwrap();
+        let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        assert!(line["message"].as_str().unwrap().ends_with(".exited-with-failure"), "{line}");
+        let error = line["data"]["error"].as_str().unwrap();
+        for text in texts {
+            assert!(error.contains(text), "{text} in {error}");
+        }
+    }
+}
+
+#[test]
+fn a_good_configuration_can_be_checked() {
+    let site = Site::new();
+    let output = command(&site, &site.config()).arg("--check-config").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

@@ -1,0 +1,69 @@
+//! Watchers that do not read cost the store bounded memory, and get the newest
+//! state in the end and not a backlog.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::support::{
+    client::{Cell, replace},
+    process::Program,
+    sets::{Set, fenced, named},
+    site::Site,
+};
+
+const WATCHERS: usize = 20;
+const CHANGES: usize = 150;
+
+/// One mebibyte for everybody.
+fn large(round: usize) -> Set {
+    let mut set = named(20, &format!("{round} {}", "x".repeat(25_000)));
+    for group in set.values_mut() {
+        Arc::make_mut(group).running.everywhere = true;
+    }
+    set
+}
+
+#[tokio::test]
+async fn memory_stays_flat() {
+    let site = Site::new();
+    let program = Program::start(&site);
+    let writer = site.client(&program.address, "syncer", None);
+    replace(&writer, &fenced(&large(0), "syncer-a", 1)).await.unwrap();
+    let mut stalled = Vec::new();
+    for index in 0..WATCHERS {
+        let id = format!("cell-{index}");
+        let client = site.client(&program.address, &id, Some("cell"));
+        // Opened, and not read from any more.
+        stalled.push(Cell::hello(&client, &id, &[]).await);
+    }
+    let id = "prompt";
+    let mut prompt = Cell::hello(&site.client(&program.address, id, Some("cell")), id, &[]).await;
+    prompt.until(1).await;
+    let mut highest = 0;
+    let mut settled = 0;
+    for round in 1..=CHANGES {
+        let committed = replace(&writer, &fenced(&large(round), "syncer-a", 1)).await.unwrap();
+        prompt.until(committed.generation).await;
+        let memory = program.memory();
+        match round {
+            // Allocators and flow control windows have filled by then.
+            30 => settled = memory,
+            31.. => highest = highest.max(memory),
+            _ => {}
+        }
+    }
+    println!("settled at {settled} KiB, highest {highest} KiB");
+    // A queue would hold 20 watchers x 120 changes x 1 MiB.
+    assert!(highest < settled + 60 * 1024, "{settled} KiB grew to {highest} KiB");
+    let newest = prompt.mirror.generation;
+    for cell in &mut stalled {
+        let mut answers = 0;
+        while cell.mirror.generation < newest {
+            answers += tokio::time::timeout(Duration::from_secs(30), cell.whole())
+                .await
+                .expect("it is told")
+                .unwrap();
+        }
+        assert_eq!(cell.mirror.groups, prompt.mirror.groups);
+        assert!(answers < 60, "{answers} answers: a backlog");
+    }
+}

@@ -1,0 +1,67 @@
+//! The one table from errors to statuses.
+
+use policy_store::{
+    access::{Action, Denied},
+    feed::cursor,
+    groups::{commit::Failure, decide::Refusal, manifest},
+    grpc::status::{Error, status},
+    store,
+};
+use tonic::{Code, Status};
+
+use crate::support::sets::{guid, owner};
+
+fn refused(refusal: Refusal) -> Error {
+    Error::Replace(Failure::Store(store::Error::Refused(refusal)))
+}
+
+#[test]
+fn each_error_has_its_status() {
+    let token = model::lock::FencingToken;
+    let old = Refusal::OldToken {
+        owner: owner("b"),
+        given: Some(token(1)),
+        newest: token(2),
+        writer: owner("a"),
+    };
+    let of_another =
+        Refusal::TokenOfAnother { owner: owner("b"), token: token(2), writer: owner("a") };
+    let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Replace };
+    let senseless = store::Error::Senseless { field: "a.b", problem: "secret".to_owned() };
+    let closed = store::Error::Database(storage::Error::Closed);
+    for (error, code, text) in [
+        (Error::Denied(denied), Code::PermissionDenied, "the peer cn=x may not replace security"),
+        (Error::Field(proto::Error::Missing("watermark")), Code::InvalidArgument, "watermark is"),
+        (Error::Protocol("out of turn".to_owned()), Code::InvalidArgument, "out of turn"),
+        (
+            Error::Manifest(manifest::Error::Duplicate(guid("g"))),
+            Code::InvalidArgument,
+            "the manifest names group g twice",
+        ),
+        (
+            Error::Subscription(cursor::Error::TooManySpaces),
+            Code::InvalidArgument,
+            "more than 10000 spaces",
+        ),
+        (refused(old), Code::FailedPrecondition, "fencing token 1 of b is older than 2 of a"),
+        (refused(of_another), Code::FailedPrecondition, "fencing token 2 is the one of a"),
+        (
+            refused(Refusal::MassRemoval { removed: 30, stored: 50 }),
+            Code::FailedPrecondition,
+            "this would remove 30 of 50",
+        ),
+        (refused(Refusal::Overtaken { lacking: 2 }), Code::Aborted, "another Replace came first"),
+        (Error::Replace(Failure::Store(closed)), Code::Internal, "the database failed"),
+        (Error::Replace(Failure::Store(senseless)), Code::Internal, "the database failed"),
+        (Error::Replace(Failure::ShuttingDown), Code::Unavailable, "the store is shutting down"),
+        (Error::Busy, Code::ResourceExhausted, "too many Replaces"),
+        (Error::Silent(60), Code::DeadlineExceeded, "the writer said nothing for 60 seconds"),
+        (Error::Draining, Code::Unavailable, "the store is shutting down"),
+        (Status::data_loss("its own").into(), Code::DataLoss, "its own"),
+    ] {
+        let status = status(&error);
+        assert_eq!(status.code(), code, "{error:?}");
+        assert!(status.message().starts_with(text), "{error:?}: {}", status.message());
+        assert!(!status.message().contains("secret"), "{error:?}");
+    }
+}

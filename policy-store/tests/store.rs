@@ -1,0 +1,358 @@
+//! The conformance suite: what every store promises, shown for each.
+
+use std::{path::PathBuf, sync::Arc};
+
+use jiff::Timestamp;
+use model::{
+    generation::{Generation, Watermark},
+    group::{ContentHash, Scope, SecurityGroup, StoredGroup},
+    ids::CellId,
+    lock::FencingToken,
+    rule::RuleSpec,
+};
+use policy_store::{
+    feed::cells::{Report, Unsaved},
+    groups::decide::{Refusal, Replacement},
+    store::{Contents, Error, Store, memory::Memory, sqlite::Sqlite},
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::support::sets::{
+    Set, bound, fenced, group, guid, named, owner, replacement, set, sets, space,
+};
+
+/// Where a store is kept, so that it can be opened again.
+enum Place {
+    Memory(Memory),
+    Sqlite(TempDir),
+}
+
+impl Place {
+    fn all() -> [Self; 2] {
+        [Self::Memory(Memory::default()), Self::Sqlite(tempfile::tempdir().unwrap())]
+    }
+
+    fn open(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Memory(memory) => Arc::new(memory.clone()),
+            Self::Sqlite(directory) => Arc::new(Sqlite::open(&file(directory)).unwrap()),
+        }
+    }
+}
+
+fn file(directory: &TempDir) -> PathBuf {
+    directory.path().join("store.db")
+}
+
+/// Makes a test of the suite run on every store.
+macro_rules! conformance {
+    ($($(#[$doc:meta])* async fn $name:ident($place:ident: &Place) $body:block)*) => {$(
+        $(#[$doc])*
+        #[tokio::test]
+        async fn $name() {
+            async fn check($place: &Place) $body
+            for place in Place::all() {
+                check(&place).await;
+            }
+        }
+    )*};
+}
+
+async fn replace(store: &dyn Store, write: Replacement) -> Result<u64, Error> {
+    Ok(store.replace(Arc::new(write)).await?.state.generation.0)
+}
+
+async fn load(store: &dyn Store) -> Contents {
+    store.load().await.unwrap()
+}
+
+fn groups(contents: &Contents) -> Set {
+    let pair = |hashed: &policy_store::store::Hashed| {
+        assert_eq!(hashed.hash, hashed.stored.group.content_hash(), "the hash is the content's");
+        let StoredGroup { id: _, group } = &hashed.stored;
+        (group.guid.clone(), Arc::clone(group))
+    };
+    contents.groups.iter().map(pair).collect()
+}
+
+fn refusal(answer: Result<u64, Error>) -> Refusal {
+    match answer {
+        Err(Error::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// A group with something in every field, and text that needs escaping.
+fn full() -> SecurityGroup {
+    let rule = |protocol: &str, icmp: i32| RuleSpec {
+        protocol: protocol.to_owned(),
+        destination: "10.0.0.0/8,192.168.0.1-192.168.0.9".to_owned(),
+        ports: "1-65535".to_owned(),
+        icmp_type: icmp,
+        icmp_code: i32::MIN,
+        description: "\"quotes\", \u{1F600}, \0 and '); DROP TABLE security_groups;--".to_owned(),
+        log: true,
+    };
+    SecurityGroup {
+        guid: guid("full"),
+        name: "name with \u{FFFD} and \n".to_owned(),
+        rules: vec![rule("icmp", -1), RuleSpec::default(), rule("all", i32::MAX)],
+        running: Scope { everywhere: true, spaces: [space("s2"), space("s1")].into() },
+        staging: Scope { everywhere: false, spaces: [space("s1")].into() },
+    }
+}
+
+conformance! {
+    async fn a_new_store_is_empty(place: &Place) {
+        assert_eq!(load(&*place.open()).await, Contents::default());
+    }
+
+    async fn everything_comes_back(place: &Place) {
+        let store = place.open();
+        let mut everything = named(100, "1");
+        everything.extend(set([full(), bound("b", "1", &["s1", "s9"])]));
+        let mut write = fenced(&everything, "syncer-a", 1 << 40);
+        write.watermark = Watermark::try_new(-5, 999_999_999).unwrap();
+        replace(&*store, write.clone()).await.unwrap();
+        let before = load(&*store).await;
+        assert_eq!(groups(&before), everything);
+        assert_eq!(before.state.generation, Generation(1));
+        assert_eq!(before.state.watermark, Some(write.watermark));
+        assert_eq!(before.state.token, write.token);
+        assert_eq!(before.state.writer, Some(write.owner));
+        assert_eq!(before.state.synced_at, Some(write.at));
+        assert_eq!(before.state.last_id, 102);
+        let ids: Vec<u64> = before.groups.iter().map(|group| group.stored.id.0).collect();
+        assert_eq!(ids, (1..=102).collect::<Vec<_>>());
+        store.close().await.unwrap();
+        drop(store);
+        assert_eq!(load(&*place.open()).await, before, "after it was opened again");
+    }
+
+    async fn every_kind_of_change_is_stored(place: &Place) {
+        let store = place.open();
+        let first = set([group("stays", "1"), bound("changes", "1", &["s1"]), group("goes", "1")]);
+        let second = set([group("stays", "1"), bound("changes", "2", &["s2"]), group("new", "1")]);
+        replace(&*store, replacement(&first)).await.unwrap();
+        let decision = store.replace(Arc::new(replacement(&second))).await.unwrap();
+        assert_eq!((decision.added(), decision.changed()), (1, 1));
+        assert_eq!((decision.removed.len(), decision.unchanged), (1, 1));
+        assert_eq!(decision.before, Generation(1));
+        assert_eq!(groups(&load(&*store).await), second);
+        replace(&*store, replacement(&Set::new())).await.unwrap();
+        assert_eq!(groups(&load(&*store).await), Set::new());
+    }
+
+    async fn what_is_unchanged_leaves_the_generation(place: &Place) {
+        let store = place.open();
+        let one = named(3, "1");
+        assert_eq!(replace(&*store, fenced(&one, "a", 3)).await.unwrap(), 1);
+        assert_eq!(replace(&*store, fenced(&one, "b", 4)).await.unwrap(), 1);
+        let state = load(&*store).await.state;
+        assert_eq!((state.token, state.writer), (Some(FencingToken(4)), Some(owner("b"))));
+    }
+
+    async fn unchanged_content_need_not_be_supplied(place: &Place) {
+        let store = place.open();
+        let one = named(3, "1");
+        replace(&*store, replacement(&one)).await.unwrap();
+        let mut write = replacement(&one);
+        write.supplied.groups.clear();
+        replace(&*store, write.clone()).await.unwrap();
+        replace(&*store, replacement(&named(3, "2"))).await.unwrap();
+        let refused = refusal(replace(&*store, write).await);
+        assert_eq!(refused, Refusal::Overtaken { lacking: 3 });
+    }
+
+    async fn what_is_refused_leaves_no_trace(place: &Place) {
+        let store = place.open();
+        replace(&*store, fenced(&named(60, "1"), "a", 5)).await.unwrap();
+        let before = load(&*store).await;
+        for write in [
+            fenced(&named(60, "2"), "b", 4),
+            fenced(&named(60, "2"), "b", 5),
+            fenced(&named(60, "2"), "a", 0),
+            fenced(&named(29, "2"), "b", 6),
+        ] {
+            let newer = Watermark::try_new(1 << 40, 0).unwrap();
+            refusal(replace(&*store, Replacement { watermark: newer, ..write }).await);
+            assert_eq!(load(&*store).await, before);
+        }
+    }
+
+    async fn reports_are_kept_apart(place: &Place) {
+        let store = place.open();
+        let cell = |text: &str| CellId::parse(text).unwrap();
+        let report = |enforced| Report {
+            enforced: Generation(enforced),
+            containers: u32::MAX,
+            isolated_rules: 7,
+            at: Timestamp::from_millisecond(1_700_000_000_001).unwrap(),
+        };
+        let unsaved = |reports: &[(&str, u64)], forgotten: &[&str]| {
+            let reports = reports.iter().map(|(id, enforced)| (cell(id), report(*enforced)));
+            let forgotten = forgotten.iter().map(|id| cell(id)).collect();
+            Arc::new(Unsaved { reports: reports.collect(), forgotten })
+        };
+        store.save_reports(unsaved(&[("c2", 1), ("c1", 2)], &[])).await.unwrap();
+        store.save_reports(unsaved(&[("c2", 3), ("c3", 4)], &["c1", "unknown"])).await.unwrap();
+        let contents = load(&*store).await;
+        assert_eq!(contents.reports, [(cell("c2"), report(3)), (cell("c3"), report(4))]);
+        assert_eq!(contents.state.generation, Generation(0));
+        store.close().await.unwrap();
+        drop(store);
+        assert_eq!(load(&*place.open()).await, contents);
+    }
+
+    /// Racing writers: whoever has the newest token has the last word.
+    async fn the_newest_of_racing_writers_wins(place: &Place) {
+        let store = place.open();
+        let mut racing = tokio::task::JoinSet::new();
+        for round in 0..40u64 {
+            let store = Arc::clone(&store);
+            let token = round * 7 % 40 + 1;
+            let name = format!("w{token}");
+            racing.spawn(async move {
+                let answer = replace(&*store, fenced(&named(20, &name), &name, token)).await;
+                answer.is_ok().then_some(token)
+            });
+        }
+        let accepted: Vec<_> = racing.join_all().await.into_iter().flatten().collect();
+        assert!(accepted.contains(&40));
+        let contents = load(&*store).await;
+        assert_eq!(contents.state.token, Some(FencingToken(40)));
+        assert_eq!(groups(&contents), named(20, "w40"));
+        assert_eq!(contents.state.generation, Generation(accepted.len() as u64));
+    }
+}
+
+/// One writer of a random history: who, with which token, writes what.
+fn writes() -> impl Strategy<Value = Vec<(u8, u64, i64, Set)>> {
+    prop::collection::vec((0u8..3, 0u64..6, 0i64..8, sets()), 1..14)
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Laws 3 and 4 on a random history, against a model of a few lines.
+async fn laws_hold(store: &dyn Store, writes: &[(u8, u64, i64, Set)]) {
+    let mut newest: Option<(u64, u8)> = None;
+    let mut expected = Contents::default();
+    let mut content = Set::new();
+    for (writer, token, seconds, set) in writes {
+        let mut write = fenced(set, &format!("w{writer}"), *token);
+        write.watermark = Watermark::try_new(*seconds, 0).unwrap();
+        let may = match newest {
+            None => true,
+            Some((newest, by)) => *token > newest || (*token == newest && *writer == by),
+        };
+        let answer = replace(store, write.clone()).await;
+        assert_eq!(answer.is_ok(), may, "token {token} of w{writer} after {newest:?}");
+        if may {
+            newest = (*token != 0).then_some((*token, *writer));
+            let is_new = content != *set || expected.state.generation == Generation(0);
+            content.clone_from(set);
+            let state = &mut expected.state;
+            state.generation = Generation(state.generation.0 + u64::from(is_new));
+            state.watermark = state.watermark.max(Some(write.watermark));
+            state.token = write.token;
+            state.writer = Some(write.owner);
+        }
+        let contents = load(store).await;
+        assert_eq!(groups(&contents), content, "content is that of the last that was let in");
+        assert_eq!(contents.state.generation, expected.state.generation);
+        assert_eq!(contents.state.watermark, expected.state.watermark);
+        assert_eq!(contents.state.token, expected.state.token);
+        assert_eq!(contents.state.writer, expected.state.writer);
+    }
+}
+
+proptest! {
+    #[test]
+    fn laws_hold_in_memory(writes in writes()) {
+        run(laws_hold(&Memory::default(), &writes));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn laws_hold_in_sqlite(writes in writes()) {
+        let directory = tempfile::tempdir().unwrap();
+        run(async {
+            let store = Sqlite::open(&file(&directory)).unwrap();
+            laws_hold(&store, &writes).await;
+            store.close().await.unwrap();
+        });
+    }
+
+    /// The twins agree on ids too, and SQLite also after it was opened again.
+    #[test]
+    fn sqlite_is_the_twin_of_memory(sets in prop::collection::vec(sets(), 1..8)) {
+        let directory = tempfile::tempdir().unwrap();
+        run(async {
+            let memory = Memory::default();
+            for set in &sets {
+                let sqlite = Sqlite::open(&file(&directory)).unwrap();
+                let write = Arc::new(replacement(set));
+                let one = memory.replace(Arc::clone(&write)).await.unwrap();
+                let other = sqlite.replace(write).await.unwrap();
+                assert_eq!(one, other);
+                assert_eq!(load(&memory).await, load(&sqlite).await);
+                sqlite.close().await.unwrap();
+            }
+        });
+    }
+}
+
+/// An unchanged group is not written: its row is the one from before.
+#[tokio::test]
+async fn sqlite_writes_only_what_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(&file(&directory)).unwrap();
+    let mut groups = named(50, "1");
+    replace(&store, replacement(&groups)).await.unwrap();
+    // Marks every row; whatever is written again loses its mark.
+    let other = rusqlite::Connection::open(file(&directory)).unwrap();
+    other.execute("UPDATE security_groups SET name = 'marked'", []).unwrap();
+    groups.extend(set([group("g00007", "2"), group("new", "1")]));
+    replace(&store, replacement(&groups)).await.unwrap();
+    let count = |sql: &str| other.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM security_groups WHERE name = 'marked'"), 49);
+    assert_eq!(count("SELECT count(*) FROM security_groups"), 51);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_row_that_makes_no_sense_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(&file(&directory)).unwrap();
+    replace(&store, replacement(&named(1, "1"))).await.unwrap();
+    let other = rusqlite::Connection::open(file(&directory)).unwrap();
+    let hash = ContentHash([0; 32]).0;
+    for (sql, field) in [
+        ("UPDATE security_groups SET rules = 'null'", "security_groups.rules"),
+        ("UPDATE security_groups SET rules = '[]', content_hash = x'00'", "content_hash"),
+        ("UPDATE store_state SET watermark_nanoseconds = -1", "watermark_nanoseconds"),
+        ("UPDATE store_state SET generation = -1, watermark_seconds = NULL", "generation"),
+    ] {
+        other.execute(sql, []).unwrap();
+        let error = store.load().await.unwrap_err().to_string();
+        assert!(error.contains(field), "{sql}: {error}");
+        other.execute("UPDATE security_groups SET content_hash = ?1", [hash]).unwrap();
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_in_use_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(&file(&directory)).unwrap();
+    let error = Sqlite::open(&file(&directory)).unwrap_err();
+    let Error::Database(error) = error else { panic!("{error}") };
+    assert!(error.to_string().contains("in use by another process"), "{error}");
+    store.close().await.unwrap();
+}

@@ -1,0 +1,21 @@
+//! What the tests share.
+
+pub(crate) mod client;
+pub(crate) mod process;
+pub(crate) mod sets;
+pub(crate) mod site;
+
+use std::time::Duration;
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a condition, and says which one did not come.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}

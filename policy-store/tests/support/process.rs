@@ -1,0 +1,109 @@
+//! The real program as a process of its own.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{PATIENCE, site::Site};
+
+/// What the program has logged.
+#[derive(Default)]
+struct Log {
+    lines: Vec<Value>,
+    /// Nothing more comes: the program has ended.
+    is_whole: bool,
+}
+
+type Shared = Arc<(Mutex<Log>, Condvar)>;
+
+/// A running store. Killed when it is dropped.
+pub(crate) struct Program {
+    child: Child,
+    log: Shared,
+    pub(crate) address: String,
+}
+
+/// The program with a configuration, which is not started yet.
+pub(crate) fn command(site: &Site, config: &Value) -> Command {
+    let path = site.path().join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_policy-store"));
+    command.arg("-config-file").arg(path);
+    command
+}
+
+impl Program {
+    pub(crate) fn start(site: &Site) -> Self {
+        let mut command = command(site, &site.config());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let log = Shared::default();
+        let shared = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).expect("a line is JSON");
+                shared.0.lock().unwrap().lines.push(line);
+                shared.1.notify_all();
+            }
+            shared.0.lock().unwrap().is_whole = true;
+            shared.1.notify_all();
+        });
+        let mut this = Self { child, log, address: String::new() };
+        let started = this.line("started", 0);
+        started["data"]["address"].as_str().unwrap().clone_into(&mut this.address);
+        this
+    }
+
+    /// Waits until the log is as wanted.
+    fn log(&self, what: &str, wanted: impl Fn(&Log) -> bool) -> MutexGuard<'_, Log> {
+        let (log, changed) = &*self.log;
+        let guard = log.lock().unwrap();
+        let (guard, timeout) =
+            changed.wait_timeout_while(guard, PATIENCE, |log| !wanted(log)).unwrap();
+        assert!(!timeout.timed_out(), "{what} does not come: {:#?}", guard.lines);
+        guard
+    }
+
+    /// The `nth` line whose message ends so, from 0 on; waits for it.
+    pub(crate) fn line(&self, action: &str, nth: usize) -> Value {
+        let end = format!(".{action}");
+        let fits = |line: &&Value| line["message"].as_str().unwrap().ends_with(&end);
+        let find = |log: &Log| log.lines.iter().filter(fits).nth(nth).cloned();
+        let log = self.log(action, |log| log.is_whole || find(log).is_some());
+        find(&log).unwrap_or_else(|| panic!("ended without {action}: {:#?}", log.lines))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Waits for its end, and for its last line.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        drop(self.log("its end", |log| log.is_whole));
+        self.child.wait().unwrap()
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Both fail when `wait` was there before.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}

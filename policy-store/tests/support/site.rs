@@ -1,0 +1,132 @@
+//! A certificate authority, and a store that is served in this process.
+
+use std::{path::Path, sync::Arc};
+
+use policy_store::{app::App, config::Config};
+use proto::policy_v1::policy_store_client::PolicyStoreClient;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair,
+};
+use runtime::{
+    client,
+    process::{Process, Service as _},
+    tls::{ClientTls, Files},
+};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+pub(crate) type Client = PolicyStoreClient<Channel>;
+
+/// A directory with certificates and a database.
+#[derive(Clone)]
+pub(crate) struct Site {
+    directory: Arc<TempDir>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        runtime::tls::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = parameters.self_signed(&key).unwrap();
+        std::fs::write(directory.path().join("ca.crt"), certificate.pem()).unwrap();
+        let issuer = Arc::new(Issuer::new(parameters, key));
+        Self { directory: Arc::new(directory), issuer }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A certificate with this common name, and a unit if one is named.
+    pub(crate) fn certificate(&self, name: &str, unit: Option<&str>) -> Files {
+        let mut parameters = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, name);
+        if let Some(unit) = unit {
+            subject.push(DnType::OrganizationalUnitName, unit);
+        }
+        parameters.distinguished_name = subject;
+        parameters.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &*self.issuer).unwrap();
+        let file = |end: &str| self.path().join(format!("{name}.{end}"));
+        std::fs::write(file("crt"), certificate.pem()).unwrap();
+        std::fs::write(file("key"), key.serialize_pem()).unwrap();
+        Files { ca: self.path().join("ca.crt"), cert: file("crt"), key: file("key") }
+    }
+
+    /// A configuration of this site, on free ports.
+    pub(crate) fn config(&self) -> serde_json::Value {
+        let server = self.certificate("server", None);
+        json!({
+            "grpc_listen_address": "127.0.0.1:0",
+            "admin_listen_address": "127.0.0.1:0",
+            "ca_cert_file": server.ca,
+            "server_cert_file": server.cert,
+            "server_key_file": server.key,
+            "database": { "type": "sqlite", "path": self.path().join("store.db") },
+            "report_save_interval_seconds": 1,
+            "drain_timeout_seconds": 5,
+        })
+    }
+
+    /// Somebody with this certificate, at a store.
+    pub(crate) fn client(&self, address: &str, name: &str, unit: Option<&str>) -> Client {
+        let tls = ClientTls::load(&self.certificate(name, unit)).unwrap();
+        let channel = client::channel(address, Some(tls), client::Options::default()).unwrap();
+        PolicyStoreClient::new(channel).max_decoding_message_size(32 << 20)
+    }
+}
+
+/// A store that is served in this process, as [`App`] does it.
+pub(crate) struct Served {
+    pub(crate) site: Site,
+    pub(crate) address: String,
+    pub(crate) shutdown: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Served {
+    pub(crate) async fn start() -> Self {
+        Self::start_at(Site::new()).await
+    }
+
+    pub(crate) async fn start_at(site: Site) -> Self {
+        let config = site.config().to_string();
+        let config: Config = runtime::config::parse(&config).unwrap().config;
+        let app = App::bind(config, &Process::detached()).await.unwrap();
+        let address = app.grpc_address();
+        let shutdown = CancellationToken::new();
+        #[expect(clippy::disallowed_methods, reason = "`stop` waits for it")]
+        let running = tokio::spawn(app.run(shutdown.clone()));
+        Self { site, address, shutdown, running }
+    }
+
+    pub(crate) fn writer(&self) -> Client {
+        self.site.client(&self.address, "syncer", None)
+    }
+
+    pub(crate) fn operator(&self) -> Client {
+        self.site.client(&self.address, "operator", None)
+    }
+
+    pub(crate) fn cell(&self, id: &str) -> Client {
+        self.site.client(&self.address, id, Some("cell"))
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(self) -> Site {
+        self.shutdown.cancel();
+        self.running.await.unwrap().unwrap();
+        self.site
+    }
+}

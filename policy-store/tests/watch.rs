@@ -1,0 +1,360 @@
+//! Whoever applies what a watch tells has what List gives, at every whole state
+//! and whatever happens in between (law 9).
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use model::{
+    generation::Generation,
+    ids::{CellId, SpaceGuid},
+};
+use policy_store::{
+    feed::{
+        cells::Cells,
+        cursor::{self, Cursor, MAX_SPACES},
+        parts::Parts,
+        watch::{End, Feed, Hello, Watcher, Word, Words},
+    },
+    groups::{
+        board::Board,
+        commit::{Commits, committer},
+        page::{Filter, page},
+        snapshot::Snapshot,
+    },
+    grpc::wire::to_bytes,
+    store::{Store, memory::Memory},
+};
+use proptest::prelude::*;
+use prost::Message as _;
+use proto::policy_v1::{ListResponse, WatchResponse};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    client::Mirror,
+    sets::{SPACES, Set, bound, global, named, replacement, set, sets, space},
+};
+
+/// A board with a committer behind it, which ends with it.
+struct Served {
+    board: Arc<Board>,
+    commits: Commits,
+    _committer: JoinSet<anyhow::Result<()>>,
+}
+
+impl Served {
+    fn start() -> Self {
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let empty = Snapshot::new(policy_store::groups::decide::State::default(), Vec::new());
+        let board = Arc::new(Board::new(empty, Instant::now()));
+        let (commits, committer) = committer(store, Arc::clone(&board));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(committer.run(CancellationToken::new()));
+        Self { board, commits, _committer: tasks }
+    }
+
+    async fn replace(&self, set: &Set) -> u64 {
+        self.commits.commit(replacement(set)).await.unwrap().generation.0
+    }
+
+    fn feed(&self, drain: &CancellationToken) -> Feed {
+        let board = Arc::clone(&self.board);
+        Feed { board, cells: Cells::default(), drain: drain.clone() }
+    }
+}
+
+/// What happens to a watcher.
+#[derive(Debug, Clone)]
+enum Event {
+    /// The set is replaced.
+    Replace(Set),
+    /// The watcher's spaces change: bits to add, bits to drop.
+    Subscribe(u8, u8),
+    /// The watcher reads until nothing is left to tell.
+    Read,
+    /// So many small changes that the history forgets.
+    Storm,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let spaces = 0u8..1 << SPACES;
+    let event = prop_oneof![
+        8 => sets().prop_map(Event::Replace),
+        5 => (spaces.clone(), spaces).prop_map(|(add, drop)| Event::Subscribe(add, drop)),
+        8 => Just(Event::Read),
+        1 => Just(Event::Storm),
+    ];
+    prop::collection::vec(event, 1..24)
+}
+
+fn spaces_of(bits: u8) -> Vec<SpaceGuid> {
+    let has = |index: &u8| bits & (1 << index) != 0;
+    (0..SPACES).filter(has).map(|index| space(&format!("s{index}"))).collect()
+}
+
+/// A watcher, what it told, and what it has.
+struct Watched {
+    cursor: Cursor,
+    mirror: Mirror,
+    spaces: BTreeSet<SpaceGuid>,
+    sequence: u64,
+}
+
+impl Watched {
+    fn new(bits: u8) -> Self {
+        let spaces = spaces_of(bits);
+        Self {
+            cursor: Cursor::new(spaces.iter().cloned().collect()).unwrap(),
+            mirror: Mirror::default(),
+            spaces: spaces.into_iter().collect(),
+            sequence: 0,
+        }
+    }
+
+    fn subscribe(&mut self, add: u8, drop: u8) {
+        self.sequence += 1;
+        let (add, drop) = (spaces_of(add), spaces_of(drop));
+        self.spaces.retain(|space| !drop.contains(space));
+        self.spaces.extend(add.iter().cloned());
+        self.cursor.subscribe(self.sequence, add, &drop).unwrap();
+    }
+
+    /// Reads all there is over the wire and compares with List.
+    fn read(&mut self, board: &Board) {
+        let snapshot = board.current();
+        let generation = snapshot.state.generation.0;
+        let is_due = generation != 0
+            && (self.mirror.generation != generation || self.mirror.sequence != self.sequence);
+        let update = self.cursor.advance(&snapshot);
+        assert_eq!(update.is_some(), is_due);
+        let Some(update) = update else { return };
+        let mut whole = false;
+        for part in Parts::from(update) {
+            assert!(!whole, "nothing comes after the last part");
+            whole = self.mirror.apply(WatchResponse::decode(to_bytes(&part)).unwrap());
+        }
+        assert!(whole);
+        assert_eq!(self.mirror.generation, generation);
+        assert_eq!(self.mirror.sequence, self.sequence);
+        let filter = Filter::Spaces(self.spaces.iter().cloned().collect());
+        let listed = page(&snapshot, &filter, model::group::GroupId(0), 1000);
+        let listed = ListResponse::decode(to_bytes(&listed)).unwrap();
+        assert_eq!(self.mirror.sorted(), listed.groups);
+        assert!(self.cursor.advance(&snapshot).is_none(), "everything was told");
+    }
+}
+
+async fn storm(served: &Served) {
+    for round in 0..300u32 {
+        served.replace(&set([global("storm", &round.to_string())])).await;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Two watchers, of which one always reads and one reads when it likes.
+    #[test]
+    fn a_watcher_ends_equal_to_the_store(
+        (first, second) in (0u8..1 << SPACES, 0u8..1 << SPACES), events in events(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let served = Served::start();
+            let (mut prompt, mut lazy) = (Watched::new(first), Watched::new(second));
+            for event in events {
+                match event {
+                    Event::Replace(set) => _ = served.replace(&set).await,
+                    Event::Subscribe(add, drop) => {
+                        prompt.subscribe(add, drop);
+                        lazy.subscribe(add, drop);
+                    }
+                    Event::Read => lazy.read(&served.board),
+                    Event::Storm => storm(&served).await,
+                }
+                prompt.read(&served.board);
+            }
+            lazy.read(&served.board);
+        });
+    }
+}
+
+#[tokio::test]
+async fn only_what_changed_is_told() {
+    let served = Served::start();
+    let mut watched = Watched::new(0b1);
+    let groups = |name: &str| {
+        set([global("all", "1"), bound("mine", name, &["s0"]), bound("other", name, &["s1"])])
+    };
+    served.replace(&groups("1")).await;
+    let first = watched.cursor.advance(&served.board.current()).unwrap();
+    assert!(first.reset);
+    assert_eq!(first.upserted.len(), 2);
+    served.replace(&groups("2")).await;
+    let second = watched.cursor.advance(&served.board.current()).unwrap();
+    assert!(!second.reset);
+    let told: Vec<_> = second.upserted.iter().map(|entry| entry.guid.as_str()).collect();
+    assert_eq!((told, second.removed.len()), (vec!["mine"], 0));
+    let mut third = groups("2");
+    third.remove(&crate::support::sets::guid("other"));
+    served.replace(&third).await;
+    let third = watched.cursor.advance(&served.board.current()).unwrap();
+    assert_eq!((third.upserted.len(), third.removed.len()), (0, 0));
+    assert_eq!(third.generation, Generation(3), "told though nothing concerns it");
+}
+
+#[tokio::test]
+async fn who_is_too_far_behind_gets_a_complete_state() {
+    let served = Served::start();
+    let mut watched = Watched::new(0);
+    served.replace(&set([global("a", "1")])).await;
+    watched.read(&served.board);
+    storm(&served).await;
+    let update = watched.cursor.advance(&served.board.current()).unwrap();
+    assert!(update.reset);
+    assert_eq!(update.upserted.len(), 1);
+}
+
+#[test]
+fn a_subscription_has_limits() {
+    let mut cursor = Cursor::new(HashSet::new()).unwrap();
+    cursor.subscribe(3, vec![space("s")], &[]).unwrap();
+    let error = cursor.subscribe(3, Vec::new(), &[]).unwrap_err();
+    assert_eq!(error.to_string(), "subscription sequence 3 does not rise above 3");
+    let many = |count: usize| (0..count).map(|index| space(&index.to_string()));
+    assert!(Cursor::new(many(MAX_SPACES).collect()).is_ok());
+    let error = Cursor::new(many(MAX_SPACES + 1).collect()).unwrap_err();
+    assert_eq!(error, cursor::Error::TooManySpaces);
+    let error = cursor.subscribe(4, many(MAX_SPACES).collect(), &[]).unwrap_err();
+    assert_eq!(error, cursor::Error::TooManySpaces, "with the one it has");
+}
+
+/// Words that a test says.
+struct Said(mpsc::Receiver<Word>);
+
+impl Words for Said {
+    type Error = cursor::Error;
+
+    async fn next(&mut self) -> Result<Option<Word>, cursor::Error> {
+        Ok(self.0.recv().await)
+    }
+}
+
+fn watcher(feed: Feed, spaces: &[&str]) -> (Watcher<Said>, mpsc::Sender<Word>) {
+    let (say, said) = mpsc::channel(4);
+    let spaces = spaces.iter().map(|text| space(text)).collect();
+    let hello = Hello { cell: CellId::parse("cell-1").unwrap(), spaces };
+    (Watcher::new(feed, hello, Said(said)).unwrap(), say)
+}
+
+fn subscribe(sequence: u64, add: &[&str]) -> Word {
+    let add = add.iter().map(|text| space(text)).collect();
+    Word::Subscribe { sequence, add, drop: Vec::new() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_told_before_the_first_replace() {
+    let served = Served::start();
+    let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &["s0"]);
+    say.send(subscribe(1, &["s1"])).await.unwrap();
+    let an_hour = std::time::Duration::from_secs(3600);
+    assert!(tokio::time::timeout(an_hour, watcher.next()).await.is_err());
+    served.replace(&Set::new()).await;
+    let part = watcher.next().await.unwrap();
+    assert!(part.reset && part.complete);
+    assert_eq!((part.generation, part.sequence), (Generation(1), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_subscription_is_acknowledged_though_nothing_changes() {
+    let served = Served::start();
+    served.replace(&set([bound("a", "1", &["s1"])])).await;
+    let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &[]);
+    assert!(watcher.next().await.unwrap().complete);
+    say.send(subscribe(1, &["nobody"])).await.unwrap();
+    say.send(subscribe(2, &["nobody"])).await.unwrap();
+    say.send(subscribe(3, &["s1"])).await.unwrap();
+    for (sequence, told) in [(1, 0), (2, 0), (3, 1)] {
+        let part = watcher.next().await.unwrap();
+        assert!(part.complete && !part.reset);
+        assert_eq!((part.sequence, part.upserted.len()), (sequence, told));
+    }
+}
+
+/// A cell that has said its last word goes on listening.
+#[tokio::test(start_paused = true)]
+async fn who_falls_silent_is_still_told() {
+    let served = Served::start();
+    served.replace(&Set::new()).await;
+    let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &[]);
+    watcher.next().await.unwrap();
+    drop(say);
+    let (part, _) = tokio::join!(watcher.next(), async {
+        tokio::task::yield_now().await;
+        served.replace(&set([global("a", "1")])).await
+    });
+    assert_eq!(part.unwrap().upserted.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_every_watch() {
+    let served = Served::start();
+    let drain = CancellationToken::new();
+    let (mut idle, _say) = watcher(served.feed(&drain), &[]);
+    drain.cancel();
+    assert_eq!(idle.next().await.unwrap_err(), End::Draining);
+    served.replace(&named(3, "1")).await;
+    let (mut busy, _say) = watcher(served.feed(&drain), &[]);
+    assert_eq!(busy.next().await.unwrap_err(), End::Draining);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_rule_ends_the_watch() {
+    let served = Served::start();
+    let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &[]);
+    say.send(subscribe(0, &[])).await.unwrap();
+    let end = watcher.next().await.unwrap_err();
+    let error = cursor::Error::SequenceDoesNotRise { sequence: 0, before: 0 };
+    assert_eq!(end, End::Broken(error));
+}
+
+/// A watcher that never reads holds no snapshot: old ones are freed.
+#[tokio::test]
+async fn a_watcher_that_does_not_read_holds_no_snapshot() {
+    let served = Served::start();
+    let everybody = |round: usize| {
+        let mut set = named(50, &format!("{round} {}", "x".repeat(20_000)));
+        for group in set.values_mut() {
+            Arc::make_mut(group).running.everywhere = true;
+        }
+        set
+    };
+    served.replace(&everybody(0)).await;
+    let feed = served.feed(&CancellationToken::new());
+    let mut watchers: Vec<_> = (0..8).map(|_| watcher(feed.clone(), &[])).collect();
+    // Each is in the middle of a state that has several parts.
+    for (watcher, _say) in &mut watchers {
+        let part = watcher.next().await.unwrap();
+        assert!(!part.complete);
+    }
+    let mut old = Vec::new();
+    for round in 1..100 {
+        old.push(Arc::downgrade(&served.board.current()));
+        served.replace(&everybody(round)).await;
+    }
+    let alive = old.iter().filter(|snapshot| snapshot.upgrade().is_some()).count();
+    assert_eq!(alive, 0, "old snapshots that live");
+    // Asked at last, each ends the state that it was told and comes to the newest.
+    for (watcher, _say) in &mut watchers {
+        let mut generation = 0;
+        let mut parts = 0;
+        while generation < 100 {
+            let part = watcher.next().await.unwrap();
+            parts += 1;
+            generation = if part.complete { part.generation.0 } else { generation };
+        }
+        assert!(parts < 30, "{parts} parts: a backlog");
+    }
+}

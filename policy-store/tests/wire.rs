@@ -1,0 +1,131 @@
+//! The generated code reads what is put together from shared bytes.
+
+use std::{collections::HashSet, sync::Arc};
+
+use model::{generation::Generation, group::GroupId};
+use policy_store::{
+    feed::{
+        cursor::{Cursor, Update},
+        parts::{PART_BYTES, Part, Parts},
+    },
+    groups::{
+        page::{Filter, page},
+        snapshot::Snapshot,
+    },
+    grpc::wire::to_bytes,
+    store::{Store as _, memory::Memory},
+};
+use prost::Message as _;
+use proto::policy_v1::{ListResponse, StoredGroup, WatchResponse};
+
+use crate::support::sets::{Set, bound, global, guid, named, replacement, set};
+
+async fn snapshot(set: &Set) -> Snapshot {
+    let store = Memory::default();
+    store.replace(Arc::new(replacement(set))).await.unwrap();
+    Snapshot::from(store.load().await.unwrap())
+}
+
+fn stored(set: &Set) -> Vec<StoredGroup> {
+    let groups = set.values().map(|group| Some((&**group).into()));
+    (1..).zip(groups).map(|(id, group)| StoredGroup { id, group }).collect()
+}
+
+#[tokio::test]
+async fn an_answer_to_watch() {
+    let set = set([global("a", "one"), bound("b", "two", &["s1"])]);
+    let snapshot = snapshot(&set).await;
+    let part = Part {
+        generation: Generation(300),
+        sequence: 7,
+        reset: true,
+        upserted: snapshot.entries().to_vec(),
+        removed: vec![guid("gone-1"), guid("gone-2")],
+        complete: true,
+    };
+    let expected = WatchResponse {
+        generation: 300,
+        reset: true,
+        upserted: stored(&set),
+        removed: vec!["gone-1".to_owned(), "gone-2".to_owned()],
+        complete: true,
+        subscription_sequence: 7,
+    };
+    assert_eq!(WatchResponse::decode(to_bytes(&part)).unwrap(), expected);
+    assert_eq!(to_bytes(&part), expected.encode_to_vec());
+    let empty = Part {
+        generation: Generation(0),
+        sequence: 0,
+        reset: false,
+        upserted: Vec::new(),
+        removed: Vec::new(),
+        complete: false,
+    };
+    assert_eq!(to_bytes(&empty), WatchResponse::default().encode_to_vec());
+}
+
+#[tokio::test]
+async fn an_answer_to_list() {
+    let set = named(3, "x");
+    let snapshot = snapshot(&set).await;
+    let page = page(&snapshot, &Filter::All, GroupId(0), 2);
+    let mut groups = stored(&set);
+    groups.truncate(2);
+    let expected = ListResponse { groups, next_page_token: 3, generation: 1 };
+    assert_eq!(ListResponse::decode(to_bytes(&page)).unwrap(), expected);
+    assert_eq!(to_bytes(&page), expected.encode_to_vec());
+}
+
+/// Messages stay small, the first says reset, the last says complete, and
+/// nothing is lost between them.
+#[tokio::test]
+async fn a_large_state_comes_in_parts() {
+    let mut groups = named(600, &"x".repeat(1000));
+    groups.extend(set([global("large", &"x".repeat(PART_BYTES))]));
+    for group in groups.values_mut() {
+        Arc::make_mut(group).running.everywhere = true;
+    }
+    let snapshot = snapshot(&groups).await;
+    let update = Cursor::new(HashSet::new()).unwrap().advance(&snapshot).unwrap();
+    let parts: Vec<WatchResponse> =
+        Parts::from(update).map(|part| WatchResponse::decode(to_bytes(&part)).unwrap()).collect();
+    assert!(parts.len() > 5, "{} parts", parts.len());
+    for (index, part) in parts.iter().enumerate() {
+        assert_eq!(part.reset, index == 0);
+        assert_eq!(part.complete, index == parts.len() - 1);
+        assert_eq!(part.generation, 1);
+        assert!(part.encoded_len() <= PART_BYTES + 64 || part.upserted.len() == 1);
+    }
+    let all: Vec<_> = parts.into_iter().flat_map(|part| part.upserted).collect();
+    assert_eq!(all, stored(&groups));
+}
+
+#[test]
+fn an_update_without_content_is_one_message() {
+    let update = Update {
+        generation: Generation(4),
+        sequence: 2,
+        reset: false,
+        upserted: Vec::new(),
+        removed: Vec::new(),
+    };
+    let parts: Vec<Part> = Parts::from(update).collect();
+    assert_eq!(parts.len(), 1);
+    assert!(parts[0].complete && !parts[0].reset);
+}
+
+#[test]
+fn many_removals_come_in_parts_too() {
+    let removed = (0..20_000).map(|index| guid(&format!("{index:036}"))).collect();
+    let update = Update {
+        generation: Generation(4),
+        sequence: 0,
+        reset: false,
+        upserted: Vec::new(),
+        removed,
+    };
+    let parts: Vec<Part> = Parts::from(update).collect();
+    assert!(parts.len() > 2);
+    assert_eq!(parts.iter().map(|part| part.removed.len()).sum::<usize>(), 20_000);
+    assert!(parts.iter().all(|part| to_bytes(part).len() <= PART_BYTES));
+}

@@ -162,3 +162,52 @@ async fn tell_readiness(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use model::{generation::Watermark, lock::Owner};
+
+    use super::*;
+    use crate::{
+        groups::{
+            decide::{Replacement, State},
+            manifest::Supplied,
+            snapshot::Snapshot,
+        },
+        store::memory::Memory,
+    };
+
+    /// As time goes by: ready, stale, and ready again after a Replace.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_without_a_writer_becomes_stale() {
+        let empty = Snapshot::new(State::default(), Vec::new());
+        let board = Arc::new(Board::new(empty, Instant::now()));
+        let (commits, committer) =
+            commit::committer(Arc::new(Memory::default()), Arc::clone(&board));
+        let health = Health::new();
+        let (synced, shutdown) = (health.component("sync"), CancellationToken::new());
+        let stale_after = Duration::from_secs(600);
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.add("writer", committer.run(shutdown.clone()));
+        tasks.add("readiness", tell_readiness(board, Some(stale_after), synced, shutdown.clone()));
+        health.wait_for(true).await;
+        let began = Instant::now();
+        health.wait_for(false).await;
+        assert_eq!(began.elapsed().as_secs(), 600);
+        let reason = "no Replace was confirmed for 600 seconds".to_owned();
+        assert_eq!(health.reasons(), [("sync", reason)]);
+        let nothing = Replacement {
+            owner: Owner::parse("syncer").unwrap(),
+            token: None,
+            watermark: Watermark::try_new(0, 0).unwrap(),
+            allow_mass_removal: false,
+            supplied: Supplied::default(),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        commits.commit(nothing).await.unwrap();
+        health.wait_for(true).await;
+        shutdown.cancel();
+        tasks.join(Duration::from_secs(1)).await.unwrap();
+    }
+}

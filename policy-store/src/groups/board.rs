@@ -24,6 +24,7 @@ impl Board {
     /// With what a store holds, at the start of a process.
     #[must_use]
     pub fn new(snapshot: Snapshot, now: Instant) -> Self {
+        gauge(&snapshot);
         let generation = watch::Sender::new(snapshot.state.generation);
         let current = ArcSwap::from_pointee(snapshot);
         Self { current, generation, confirmed: watch::Sender::new(now) }
@@ -50,6 +51,7 @@ impl Board {
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
+        gauge(&snapshot);
         let generation = snapshot.state.generation;
         self.current.store(Arc::new(snapshot));
         self.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
@@ -58,6 +60,12 @@ impl Board {
     pub(super) fn confirm(&self, now: Instant) {
         self.confirmed.send_replace(now);
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no store comes to 2^52 of either")]
+fn gauge(snapshot: &Snapshot) {
+    metrics::gauge!("policy_store_generation").set(snapshot.state.generation.0 as f64);
+    metrics::gauge!("policy_store_groups").set(snapshot.entries().len() as f64);
 }
 
 /// What a store holds, encoded for all to share.

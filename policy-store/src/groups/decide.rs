@@ -208,10 +208,7 @@ pub fn decide(
 }
 
 /// Whether this writer may write after the one before.
-///
-/// # Errors
-/// [`Refusal::OldToken`] or [`Refusal::TokenOfAnother`].
-pub fn fence(state: &State, write: &Replacement) -> Result<(), Refusal> {
+fn fence(state: &State, write: &Replacement) -> Result<(), Refusal> {
     let (Some(newest), Some(writer)) = (state.token, &state.writer) else {
         return Ok(());
     };

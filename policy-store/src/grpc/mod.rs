@@ -81,10 +81,8 @@ impl PolicyStore {
     ) -> Result<Response<Answers<ReplaceResponse>>, Error> {
         self.0.may(&request, Action::Replace)?;
         let permit = Arc::clone(&self.0.replaces).try_acquire_owned().map_err(|_| Error::Busy)?;
-        let drain = self.0.feed.drain.clone();
         let commits = self.0.commits.clone();
-        let snapshot = self.0.feed.board.current();
-        let replacing = Replacing::new(request.into_inner(), snapshot, commits, drain, permit);
+        let replacing = Replacing::new(request.into_inner(), &self.0.feed, commits, permit);
         Ok(Response::new(Box::pin(replacing.into_stream())))
     }
 

@@ -23,11 +23,14 @@ use super::{
     parse::Beginning,
     status::{Error, status},
 };
-use crate::groups::{
-    commit::{Commits, Committed},
-    decide::Replacement,
-    manifest::{Expected, Manifest},
-    snapshot::Snapshot,
+use crate::{
+    feed::watch::Feed,
+    groups::{
+        board::Board,
+        commit::{Commits, Committed},
+        decide::Replacement,
+        manifest::{Expected, Manifest},
+    },
 };
 
 /// How long a writer may say nothing.
@@ -36,7 +39,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 const MISSING_AT_ONCE: usize = 5_000;
 
 enum Phase {
-    Opening(Arc<Snapshot>),
+    Opening,
     Telling { beginning: Beginning, expected: Box<Expected>, parts: VecDeque<Missing> },
     Done,
 }
@@ -45,6 +48,7 @@ enum Phase {
 pub(super) struct Replacing {
     requests: Streaming<ReplaceRequest>,
     phase: Phase,
+    board: Arc<Board>,
     commits: Commits,
     drain: CancellationToken,
     /// One of those that may go on at the same time.
@@ -52,15 +56,15 @@ pub(super) struct Replacing {
 }
 
 impl Replacing {
-    /// A Replace on top of `snapshot`.
+    /// A Replace that has not begun.
     pub(super) fn new(
         requests: Streaming<ReplaceRequest>,
-        snapshot: Arc<Snapshot>,
+        feed: &Feed,
         commits: Commits,
-        drain: CancellationToken,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        Self { requests, phase: Phase::Opening(snapshot), commits, drain, _permit: permit }
+        let (board, drain) = (Arc::clone(&feed.board), feed.drain.clone());
+        Self { requests, phase: Phase::Opening, board, commits, drain, _permit: permit }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<ReplaceResponse, Status>> + Send {
@@ -78,9 +82,10 @@ impl Replacing {
     async fn next(&mut self) -> Result<Option<Step>, Error> {
         loop {
             match mem::replace(&mut self.phase, Phase::Done) {
-                Phase::Opening(snapshot) => {
+                Phase::Opening => {
                     let beginning = self.begin().await?;
                     let manifest = self.manifest().await?;
+                    let snapshot = self.board.current();
                     let expected = Box::new(manifest.expect(|guid| snapshot.hash(guid)));
                     let parts = parts(&expected.missing());
                     self.phase = Phase::Telling { beginning, expected, parts };

@@ -16,7 +16,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    data_of,
+    data_of, ended,
     locket::{LockServer, Mood},
     log_options, until,
 };
@@ -110,7 +110,7 @@ impl Running {
 
     async fn stop(mut self) -> anyhow::Result<()> {
         self.shutdown.cancel();
-        self.keeper.join_next().await.unwrap().unwrap()
+        ended(&mut self.keeper).await
     }
 }
 
@@ -297,7 +297,7 @@ async fn a_panic_in_the_work_ends_the_keeper() {
     let server = LockServer::start(true).await;
     let work = |_| async { panic!("a defect") };
     let mut running = Running::with(&server, "me", TIMES, false, work);
-    let outcome = running.keeper.join_next().await.unwrap().unwrap();
+    let outcome = ended(&mut running.keeper).await;
     assert!(outcome.unwrap_err().to_string().contains("the leader's work failed"));
     assert_eq!(server.with(|state| state.owner.clone()), None, "given back all the same");
 }
@@ -309,7 +309,7 @@ async fn the_originals_way_is_to_exit() {
     let mut running = Running::with(&server, "me", TIMES, true, work);
     running.steps(1).await;
     server.give_to("somebody");
-    let outcome = running.keeper.join_next().await.unwrap().unwrap();
+    let outcome = ended(&mut running.keeper).await;
     assert_eq!(outcome.unwrap_err().to_string(), "lost lock (request failed)");
 }
 

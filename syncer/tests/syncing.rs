@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::support::{
     cloud::{Cloud, EARLY, LATE, Reply, STAMP, group, groups, page, stamp},
-    data_of,
+    data_of, ended,
     leader::{Leader, SETTINGS},
     log_options,
     store::PolicyStoreTwin,
@@ -119,6 +119,22 @@ async fn a_malformed_group_keeps_its_last_good_version() {
     assert_eq!((&applied[1]["malformed"], &applied[1]["kept"]), (&json!(2), &json!(1)));
 }
 
+/// What the store holds stays known when the Cloud Controller fails.
+#[tokio::test]
+async fn a_failed_reading_costs_no_listing_of_the_store() {
+    let world = World::start().await;
+    world.set(EARLY, &[group("a", "10.0.0.1"), group("b", "10.0.0.1")]);
+    let _leader = world.lead(1);
+    world.writes(1).await;
+    let broken = Reply::text(500, "oops");
+    let list = groups(&[malformed("b"), group("a", "10.0.0.2")], false);
+    world.cloud.on(&page(1), [broken.clone(), broken.clone(), broken, list]);
+    world.cloud.on(STAMP, [stamp(LATE)]);
+    world.writes(2).await;
+    assert_eq!(world.names(), ["a", "b"]);
+    assert_eq!(world.store.with(|state| state.lists), 0);
+}
+
 /// More groups than a page of the store's list, so that asking it is paged.
 #[tokio::test]
 async fn a_group_without_guid_holds_back_every_removal() {
@@ -167,7 +183,7 @@ async fn a_leader_whose_token_is_not_the_newest_stops() {
         let writer = Writer { owner: "another".to_owned(), fencing_token: newest };
         world.store.with(|state| state.writer = writer);
         let mut leader = world.lead(token);
-        assert_eq!(leader.work.join_next().await.unwrap().unwrap(), Fenced, "{token} {newest}");
+        assert_eq!(ended(&mut leader.work).await, Fenced, "{token} {newest}");
         assert_eq!(world.store.writes(), []);
     }
 }

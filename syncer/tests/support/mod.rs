@@ -16,7 +16,7 @@ use runtime::{
 use tokio::{
     net::TcpListener,
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -56,6 +56,12 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// What the task ends with, within ten seconds.
+pub(crate) async fn ended<T: 'static>(task: &mut JoinSet<T>) -> T {
+    let ended = timeout(Duration::from_secs(10), task.join_next()).await;
+    ended.expect("the task does not end").unwrap().unwrap()
 }
 
 /// The log of a syncer at `level`.

@@ -8,5 +8,6 @@ mod laws;
 mod patience;
 mod process;
 mod reaper;
+mod strange;
 mod support;
 mod wire;

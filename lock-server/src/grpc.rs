@@ -1,7 +1,7 @@
 //! The wire: Locket, and our watch beside it.
 //!
 //! A handler parses, calls, converts. What every call has in common (spans,
-//! debug lines, metrics, the mapping of errors) is in [`call`].
+//! debug lines, metrics, the mapping of errors) is in `call`.
 
 mod call;
 mod watch;

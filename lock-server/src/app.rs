@@ -102,6 +102,8 @@ impl runtime::process::Service for App {
 
         tasks.add("store", {
             let (stop, health) = (drained.clone(), health.component("store"));
+            // Its locks are loaded: `started` may be said.
+            health.ready();
             async move { Ok(flusher.run(stop, health).await?) }
         });
         tasks.add("reaper", reaper::run(store.clone(), feed, shutdown.clone()));

@@ -301,7 +301,6 @@ impl Flusher {
         health: Component,
     ) -> Result<(), storage::Error> {
         let mut stopping = false;
-        health.ready();
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {

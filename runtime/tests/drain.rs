@@ -28,7 +28,7 @@ async fn open_calls_may_end_and_new_connections_are_refused() {
     let begun = || async { running.odd.hanging.load(Ordering::SeqCst) };
     wait::until("the slow call has begun", begun).await;
     running.shutdown.cancel();
-    let status = slow.await.unwrap();
+    let status = timeout(PATIENCE, slow).await.expect("an answer").unwrap();
     assert_eq!((status.code(), status.message()), (Code::AlreadyExists, "slow but done"));
     let address = running.address.clone();
     timeout(PATIENCE, running.server).await.expect("drained").unwrap().unwrap();
@@ -47,7 +47,7 @@ async fn what_does_not_end_is_cut_off() {
     timeout(PATIENCE, running.server).await.expect("cut off").unwrap().unwrap();
     assert!(start.elapsed() >= Duration::from_millis(200));
     assert!(running.odd.dropped.load(Ordering::SeqCst), "no handler outlives its server");
-    let status = stuck.await.unwrap();
+    let status = timeout(PATIENCE, stuck).await.expect("cut off").unwrap();
     assert_ne!(status.code(), Code::Ok);
 }
 
@@ -59,7 +59,10 @@ async fn idle_connections_and_health_watchers_do_not_hold_up_the_end() {
     let request = HealthCheckRequest { service: "test.Odd".into() };
     let mut client = HealthClient::new(running.trusted());
     let mut watcher = client.watch(request).await.unwrap().into_inner();
-    let mut next = async || watcher.next().await.map(|next| next.unwrap().status);
+    let mut next = async || {
+        let next = timeout(PATIENCE, watcher.next()).await.expect("an answer or the end");
+        next.map(|next| next.unwrap().status)
+    };
     assert_eq!(next().await, Some(ServingStatus::Serving as i32));
     running.shutdown.cancel();
     assert_eq!(next().await, Some(ServingStatus::NotServing as i32));

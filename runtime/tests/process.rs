@@ -3,6 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value as Json;
 use tempfile::NamedTempFile;
@@ -15,8 +18,27 @@ fn config(text: &str) -> NamedTempFile {
     file
 }
 
+/// Runs a probe that ends by itself.
 fn run(arguments: &[&str]) -> Output {
-    Command::new(PROBE).args(arguments).output().unwrap()
+    let mut command = Command::new(PROBE);
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let _watchdog = watch(&child);
+    child.wait_with_output().unwrap()
+}
+
+/// Kills the child if the returned value lives for too long, so that a process
+/// that hangs fails its test.
+fn watch(child: &Child) -> Sender<()> {
+    const LONGEST: Duration = Duration::from_secs(30);
+    let (alive, watched) = mpsc::channel();
+    let id = child.id().to_string();
+    thread::spawn(move || {
+        if watched.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout) {
+            let _already_gone = Command::new("kill").args(["-s", "KILL", &id]).status();
+        }
+    });
+    alive
 }
 
 fn run_with(text: &str) -> Output {
@@ -40,6 +62,7 @@ struct Running {
     /// `None` once nobody reads it any more.
     log: Option<BufReader<ChildStdout>>,
     admin: String,
+    _watchdog: Sender<()>,
 }
 
 impl Drop for Running {
@@ -57,7 +80,8 @@ impl Running {
         command.arg("--config").arg(file.path()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = child.stdout.take().map(BufReader::new);
-        let mut running = Self { child, log, admin: String::new() };
+        let _watchdog = watch(&child);
+        let mut running = Self { child, log, admin: String::new(), _watchdog };
         let bound = running.wait_for("probe.bound");
         running.admin = bound["data"]["admin"].as_str().unwrap().to_owned();
         running.wait_for("probe.started");

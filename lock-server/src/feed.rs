@@ -20,8 +20,7 @@ use std::{
     time::Duration,
 };
 
-use model::lock::{LockKey, LockKind};
-use proto::Selector;
+use model::lock::{LockKey, LockKind, Selector};
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,

@@ -8,9 +8,9 @@ mod watch;
 
 use std::sync::Arc;
 
-use model::lock::{Claim, LockKind};
+use model::lock::{Claim, LockKind, Release, Selector};
 use proto::{
-    Release, Selector, lock_v1,
+    lock_v1,
     models::{self, locket_server::Locket},
 };
 use tokio_util::sync::CancellationToken;

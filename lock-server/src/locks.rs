@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use model::lock::{Claim, FencingToken, LockKey, LockKind, Owner};
-use proto::{Release, Selector};
+use model::lock::{Claim, FencingToken, LockKey, LockKind, Owner, Release, Selector};
 use tokio::time::timeout;
 use tracing::{Instrument as _, info_span};
 

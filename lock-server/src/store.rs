@@ -9,8 +9,7 @@ pub mod memory;
 
 use std::{error, sync::Arc};
 
-use model::lock::{Claim, LockKey, Owner};
-use proto::Selector;
+use model::lock::{Claim, LockKey, Owner, Selector};
 
 use crate::{
     feed::Subscription,

@@ -5,8 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use model::lock::{LockKey, LockKind};
-use proto::Selector;
+use model::lock::{LockKey, LockKind, Selector};
 
 use crate::held::Held;
 

@@ -207,6 +207,16 @@ pub struct Claim {
     pub ttl: Ttl,
 }
 
+/// What somebody gives back. Nothing is checked, as in the original: an owner
+/// that nobody can be owns nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// Which key.
+    pub key: String,
+    /// For whom.
+    pub owner: String,
+}
+
 /// A key that is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lock {
@@ -222,6 +232,26 @@ pub struct Lock {
     pub ttl: Ttl,
     /// The owner's token.
     pub token: FencingToken,
+}
+
+/// Which locks a watcher wants to hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// One key.
+    Key(LockKey),
+    /// All of a kind.
+    Kind(LockKind),
+}
+
+impl Selector {
+    /// Whether a lock is wanted.
+    #[must_use]
+    pub fn matches(&self, lock: &Lock) -> bool {
+        match self {
+            Self::Key(key) => lock.key == *key,
+            Self::Kind(kind) => lock.kind == *kind,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod lock;
 mod policy;
 
 pub use error::Error;
-pub use lock::{Release, Selector};
 pub use policy::timestamp;
 
 /// `models.Locket`, wire-compatible with the original (contracts/locket.md 1).

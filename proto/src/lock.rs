@@ -1,6 +1,6 @@
 //! Locket's messages and the model.
 
-use model::lock::{self, Claim, Lock, LockKey, LockKind, LockValue, Owner, Ttl};
+use model::lock::{self, Claim, Lock, LockKey, LockKind, LockValue, Owner, Release, Selector, Ttl};
 
 use crate::{Error, lock_v1, models};
 
@@ -37,16 +37,6 @@ impl TryFrom<models::LockRequest> for Claim {
     }
 }
 
-/// What somebody gives back. Nothing is checked, as in the original: an owner
-/// that nobody can be owns nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Release {
-    /// Which key.
-    pub key: String,
-    /// For whom.
-    pub owner: String,
-}
-
 impl TryFrom<models::ReleaseRequest> for Release {
     type Error = Error;
 
@@ -74,26 +64,6 @@ impl From<&Lock> for models::Resource {
             value: value.as_str().to_owned(),
             r#type: kind.as_str().to_owned(),
             type_code: kind.type_code(),
-        }
-    }
-}
-
-/// Which locks a watcher wants to hear of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selector {
-    /// One key.
-    Key(LockKey),
-    /// All of a kind.
-    Kind(LockKind),
-}
-
-impl Selector {
-    /// Whether a lock is wanted.
-    #[must_use]
-    pub fn matches(&self, lock: &Lock) -> bool {
-        match self {
-            Self::Key(key) => lock.key == *key,
-            Self::Kind(kind) => lock.kind == *kind,
         }
     }
 }

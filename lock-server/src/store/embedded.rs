@@ -27,8 +27,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use model::lock::{Claim, FencingToken, LockKey, Owner};
-use proto::Selector;
+use model::lock::{Claim, FencingToken, LockKey, Owner, Selector};
 use runtime::server::Component;
 use storage::sqlite::{Database, Options};
 use tokio::sync::{mpsc, oneshot};

@@ -5,8 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use model::lock::{Claim, FencingToken, LockKey, Owner};
-use proto::Selector;
+use model::lock::{Claim, FencingToken, LockKey, Owner, Selector};
 use uuid::Uuid;
 
 use super::{Claimed, Error, Expired, Released, Store};

@@ -7,8 +7,7 @@ use lock_server::{
     held::Held,
     store::{Claimed, Expired, Released, Store, memory::Memory},
 };
-use model::lock::{Claim, FencingToken, LockKind, LockValue, Ttl};
-use proto::Selector;
+use model::lock::{Claim, FencingToken, LockKind, LockValue, Selector, Ttl};
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
 

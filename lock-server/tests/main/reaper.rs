@@ -14,8 +14,7 @@ use lock_server::{
     reaper,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
-use model::lock::{Claim, LockKey, LockKind, Owner, Ttl};
-use proto::Selector;
+use model::lock::{Claim, LockKey, LockKind, Owner, Selector, Ttl};
 use tokio::{
     task::JoinSet,
     time::{self, Instant},

@@ -10,8 +10,7 @@ use lock_server::{
     held::Held,
     store::{Claimed, Store, embedded::Embedded},
 };
-use model::lock::{Claim, LockKey, LockKind, LockValue, Owner, Ttl};
-use proto::Selector;
+use model::lock::{Claim, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use runtime::server::Health;
 use storage::sqlite::Options;
 use tokio::{task::JoinHandle, time::timeout};

@@ -9,11 +9,8 @@ use lock_server::{
     locks::Locks,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
-use model::lock::{Claim, LockKey, Owner};
-use proto::{
-    Selector,
-    models::{LockRequest, Resource, locket_server::Locket},
-};
+use model::lock::{Claim, LockKey, Owner, Selector};
+use proto::models::{LockRequest, Resource, locket_server::Locket};
 use runtime::lager;
 use serde_json::json;
 use tokio::time::timeout;

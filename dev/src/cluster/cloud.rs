@@ -6,12 +6,22 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use reqwest::{Certificate, Client, Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::settings::ADMIN;
 
 /// No answer takes longer, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the UAA may take to start.
+const START: Duration = Duration::from_secs(30);
+
+/// How long one login may take; the next one is a connection of its own.
+const ONE_LOGIN: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reach the UAA")]
+struct Unreachable(#[source] reqwest::Error);
 
 /// Logged in as administrator.
 #[derive(Debug, Clone)]
@@ -33,8 +43,20 @@ pub struct Answer {
 }
 
 impl Cloud {
-    /// Logs in at the UAA, and trusts that authority.
+    /// Logs in at the UAA as soon as that answers, and trusts that authority.
     pub async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
+        let since = Instant::now();
+        loop {
+            match Self::try_log_in(api, uaa, ca).await {
+                Err(error) if error.is::<Unreachable>() && since.elapsed() < START => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
         let pem = std::fs::read(ca).with_context(|| format!("cannot read {}", ca.display()))?;
         let http = Client::builder()
             .tls_certs_only(Certificate::from_pem_bundle(&pem)?)
@@ -43,7 +65,7 @@ impl Cloud {
         let form = [("grant_type", "password"), ("username", ADMIN.0), ("password", ADMIN.1)];
         let request =
             http.post(format!("{uaa}/oauth/token")).basic_auth("cf", Some("")).form(&form);
-        let response = request.send().await.context("cannot reach the UAA")?;
+        let response = request.timeout(ONE_LOGIN).send().await.map_err(Unreachable)?;
         let status = response.status();
         let body: Value = response.json().await.context("the UAA's answer")?;
         match body["access_token"].as_str() {

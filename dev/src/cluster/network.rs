@@ -303,6 +303,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_comes_and_goes_disturbs_nobody() {
+        let mut fixture = Fixture::raise("calm").await;
+        let cell = fixture.containers[0].cell;
+        let inside = fixture.containers[0].namespace.name().to_owned();
+        // A single packet: a connection would try again until it gets through.
+        let once = Target::Ping(PUBLIC);
+        for round in 0..8 {
+            // What is learnt of the gateway beside the guest has to hold without it.
+            let state = &mut fixture.state;
+            let guest = fixture.network.attach(cell, &format!("g{round}"), state).await.unwrap();
+            tools::run("ip", ["-n", &inside, "neigh", "flush", "dev", "eth0"]).unwrap();
+            let seen = probe(fixture.in_container(), once).await.unwrap();
+            assert_eq!(seen, Outcome::Open, "beside guest {round}");
+            fixture.network.detach(guest, &mut fixture.state).unwrap();
+            let seen = probe(fixture.in_container(), once).await.unwrap();
+            assert_eq!(seen, Outcome::Open, "after guest {round}");
+        }
+        fixture.lower().await;
+    }
+
+    #[tokio::test]
     async fn a_seat_is_free_again_at_once() {
         let mut fixture = Fixture::raise("seat").await;
         for _round in 0..5 {

@@ -173,8 +173,7 @@ impl Processes {
 
     fn note_peak(&mut self, name: &str) {
         let Some(running) = self.running.get(name) else { return };
-        let status = std::fs::read_to_string(format!("/proc/{}/status", running.mark.pid));
-        if let Some(peak) = status.ok().as_deref().and_then(peak_memory) {
+        if let Some(peak) = peak(running.mark.pid) {
             let known = self.peaks.entry(name.to_owned()).or_default();
             *known = peak.max(*known);
         }
@@ -227,6 +226,11 @@ pub async fn end_leftovers(leftovers: &[&Mark]) {
         }
     };
     let _ = timeout(GRACE, gone).await;
+}
+
+/// The most memory that a running process ever held, in KiB.
+pub fn peak(pid: u32) -> Option<u64> {
+    peak_memory(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
 /// `VmHWM` of `/proc/PID/status`, in KiB.

@@ -116,6 +116,13 @@ impl Cell {
         Ipv4Addr::new(172, 30, self.0, 2)
     }
 
+    /// The bridge's own. Without one it would take the lowest of its ports', so
+    /// that a container that comes or goes would make the others' gateway
+    /// unreachable until they ask for its address again.
+    fn bridge_mac(self) -> String {
+        format!("02:00:0a:ff:{:02x}:01", self.0)
+    }
+
     fn router(self) -> Ipv4Addr {
         Ipv4Addr::new(172, 30, self.0, 1)
     }
@@ -184,7 +191,7 @@ pub fn cell(name: &Name, cell: Cell) -> Links {
     let (underlay, router) = (cell.underlay(), cell.router());
     let own = vec![
         "link set lo up".to_owned(),
-        format!("link add {BRIDGE} type bridge"),
+        format!("link add {BRIDGE} address {} type bridge", cell.bridge_mac()),
         format!("addr add {}/{} dev {BRIDGE}", cell.gateway(), cell.subnet().prefix_len()),
         format!("link set {BRIDGE} up"),
         format!("link add {UNDERLAY} type veth peer name {port} netns {}", name.router()),

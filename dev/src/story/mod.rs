@@ -1,9 +1,40 @@
-//! The operator's story.
+//! The operator's story: what Portcullis is for, played on a local cluster with
+//! real packets.
+//!
+//! Each step shows the command an operator would type and what was seen. The
+//! first thing that is not as told is an error, and ends the story.
 
+mod closing;
+mod faults;
+mod leaders;
+mod log_file;
+mod opening;
+mod spaces;
+mod teller;
+
+use tokio::time::Instant;
+
+use self::teller::Teller;
+use crate::cluster::guide;
 use crate::cluster::launch::Cluster;
+use crate::cluster::say;
 use crate::cluster::stage::Stage;
 
-/// Plays the story.
-pub async fn play(_cluster: &mut Cluster, _stage: Stage) -> anyhow::Result<()> {
-    Ok(())
+/// Plays the story from a to the end.
+pub async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let env = guide::write_env(cluster)?;
+    say(&format!("\nShell variables below are those of {}.\n", env.display()))?;
+    say(&format!("{} leads, fencing token {}.\n", stage.leader.owner, stage.leader.fencing_token))?;
+    let mut teller = Teller::new(cluster, stage)?;
+    opening::two_apps(&mut teller).await?;
+    opening::close_and_open(&mut teller).await?;
+    leaders::logs(&mut teller).await?;
+    leaders::takeover(&mut teller).await?;
+    spaces::one_space(&mut teller).await?;
+    faults::store_away(&mut teller).await?;
+    faults::flushed(&mut teller).await?;
+    closing::why(&mut teller).await?;
+    closing::account(&mut teller)?;
+    say(&format!("\nEverything is as told. {} s.\n", began.elapsed().as_secs()))
 }

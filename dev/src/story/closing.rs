@@ -1,0 +1,80 @@
+//! The end: why a connection fares as it does, how long changes took, how much
+//! memory everything needed.
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::opening::PRIVATE;
+use super::teller::{THERE, Teller};
+use crate::cluster::probe::{Outcome, Target};
+use crate::cluster::process;
+
+/// The most memory that a process may have held, in KiB.
+const MOST_MEMORY: u64 = 64 * 1024;
+
+/// Ask the agent about an allowed, a denied and a logged destination.
+pub(super) async fn why(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+    teller.chapter("i", "Why: an allowed, a denied and a logged destination")?;
+    let logged = Target::tcp(PRIVATE, 443);
+    let rules = json!([{ "protocol": "tcp", "destination": PRIVATE, "ports": "443", "log": true }]);
+    let running = json!({ "running": true });
+    let group = json!({ "name": "audited", "rules": rules, "globally_enabled": running });
+    let answer = teller.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
+    teller.turns("create audited: open", "appA", logged, Outcome::Open, answer.at).await?;
+    for (to, verdict) in [
+        (format!("{THERE}:80"), "allowed"),
+        (format!("{PRIVATE}:80"), "denied"),
+        (format!("{PRIVATE}:443"), "allowed and logged"),
+    ] {
+        explain(teller, &to, verdict).await?;
+    }
+    Ok(())
+}
+
+async fn explain(teller: &Teller<'_>, to: &str, verdict: &str) -> anyhow::Result<()> {
+    let container = teller.cluster.container("appA")?;
+    let (cell, handle) = (container.wanted.cell, container.handle.clone());
+    let arguments = ["explain", &handle, "tcp", to];
+    let socket = teller.cluster.layout().agent_socket(cell);
+    teller.command(&format!(
+        "portcullisctl --cell-socket {} {}",
+        socket.display(),
+        arguments.join(" ")
+    ))?;
+    teller.seen(&teller.cluster.ctl_on(cell, &arguments).await?)?;
+    let json: Vec<&str> = arguments.into_iter().chain(["--json"]).collect();
+    let answer: Value = serde_json::from_str(&teller.cluster.ctl_on(cell, &json).await?)
+        .context("portcullisctl's JSON")?;
+    let seen = answer["verdict"].as_str().unwrap_or_default().replace('_', " ").to_lowercase();
+    if seen != verdict {
+        bail!("not as told: tcp {to} is to be {verdict}, and is {seen:?}");
+    }
+    Ok(())
+}
+
+/// How long the changes took, and the memory of every process.
+pub(super) fn account(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+    teller
+        .remark("== From the Cloud Controller's answer to the first packet treated the new way")?;
+    for (change, took) in teller.timings() {
+        teller.seen(&format!("{:>6} ms  {change}", took.as_millis()))?;
+    }
+    teller.remark("== Peak memory")?;
+    let mut peaks = teller.cluster.processes().peaks().clone();
+    peaks.extend(process::peak(std::process::id()).map(|own| ("this launcher".to_owned(), own)));
+    for (name, peak) in &peaks {
+        teller.seen(&format!("{:>6.1} MiB  {name}", mebibytes(*peak)))?;
+    }
+    match peaks.iter().find(|(_name, peak)| **peak > MOST_MEMORY) {
+        None => Ok(()),
+        Some((name, peak)) => {
+            bail!("not as told: {name} held {:.1} MiB, and 64 MiB are the limit", mebibytes(*peak))
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, with one digit")]
+fn mebibytes(kibibytes: u64) -> f64 {
+    kibibytes as f64 / 1024.0
+}

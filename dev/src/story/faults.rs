@@ -1,0 +1,138 @@
+//! Chapters g and h: the store away, an agent restarted, a table flushed.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::opening::PRIVATE;
+use super::teller::{PATIENCE, THERE, Teller};
+use crate::cluster::probe::{Outcome, Target};
+use crate::cluster::settings::agent_name;
+use crate::cluster::topology::Cell;
+
+/// Another public address; no group covers it since chapter b.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(5, 6, 7, 8);
+
+/// A table that does not change for so long is at rest.
+const STILL: Duration = Duration::from_millis(1500);
+
+/// Until syncer and agents have noticed that the store is back.
+const RECONNECTED: Duration = Duration::from_secs(20);
+
+/// Stop the store, restart an agent, start the store.
+pub(super) async fn store_away(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+    teller.chapter("g", "Without the policy store, and with a restarted agent")?;
+    let cell = teller.stage.cell_a;
+    let agent = agent_name(cell);
+    stop(teller, "policy-store").await?;
+    in_force(teller).await?;
+    stop(teller, &agent).await?;
+    teller.remark("No agent on appA's cell, and its rules still are in force:")?;
+    in_force(teller).await?;
+    started(teller, &agent)?;
+    teller.cluster.start_agent_again(cell).await?;
+    teller.remark("The agent is back and has no store to ask:")?;
+    in_force(teller).await?;
+
+    teller.remark("A change that the store does not hear of; then the store comes back:")?;
+    let guid = teller.group("my-asg").await?;
+    let destinations = [THERE, ELSEWHERE];
+    let rules = destinations.map(|to| json!({ "protocol": "all", "destination": to }));
+    let path = format!("/v3/security_groups/{guid}");
+    teller.call(Method::PATCH, &path, Some(&json!({ "rules": rules }))).await?;
+    teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await?;
+    started(teller, "policy-store")?;
+    teller.cluster.start_policy_store().await?;
+    let back = Instant::now();
+    for app in ["appA", "appB"] {
+        let change = "the store is back: open";
+        let target = Target::tcp(ELSEWHERE, 80);
+        teller.turns_within(change, app, target, Outcome::Open, back, RECONNECTED).await?;
+    }
+    teller.nobody_was_restarted()
+}
+
+async fn stop(teller: &mut Teller<'_>, process: &str) -> anyhow::Result<()> {
+    let mark = teller.cluster.processes().mark(process);
+    let pid = mark.with_context(|| format!("{process} does not run"))?.pid;
+    teller.command(&format!("kill {pid}     # {process}"))?;
+    teller.cluster.stop_process(process).await
+}
+
+fn started(teller: &Teller<'_>, process: &str) -> anyhow::Result<()> {
+    let program = process.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit());
+    let config = teller.cluster.layout().config(process);
+    teller.command(&format!("{program} -config-file {} &", config.display()))
+}
+
+/// What chapter b left is what packets meet.
+async fn in_force(teller: &Teller<'_>) -> anyhow::Result<()> {
+    teller.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
+    teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await
+}
+
+/// Flush and delete the agent's table by hand.
+pub(super) async fn flushed(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+    teller.chapter("h", "Flush the agent's table by hand")?;
+    let cell = teller.stage.cell_a;
+    for by_hand in
+        [["flush", "table", "inet", "portcullis"], ["delete", "table", "inet", "portcullis"]]
+    {
+        let before = settled(teller, cell).await?;
+        teller.on_cell(cell, "nft", &by_hand).await?;
+        let since = Instant::now();
+        healed(teller, cell, &before, since).await?;
+        teller.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
+        teller.expect("appA", Target::tcp(PRIVATE, 80), Outcome::Refused).await?;
+    }
+    teller.nobody_was_restarted()
+}
+
+/// What the agent leaves when it has nothing more to do: a little after a change
+/// it sweeps what is no longer used.
+async fn settled(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
+    let since = Instant::now();
+    let mut before = rules(teller, cell).await?;
+    loop {
+        sleep(STILL).await;
+        let now = rules(teller, cell).await?;
+        if now == before {
+            return Ok(now);
+        }
+        if since.elapsed() > PATIENCE {
+            bail!("not as told: the table of {} is to come to rest", cell.name());
+        }
+        before = now;
+    }
+}
+
+/// Waits until the table holds what it held before.
+async fn healed(
+    teller: &Teller<'_>,
+    cell: Cell,
+    before: &[String],
+    since: Instant,
+) -> anyhow::Result<()> {
+    while rules(teller, cell).await? != before {
+        if since.elapsed() > PATIENCE {
+            bail!("not as told: the table of {} is to be as before", cell.name());
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let took = since.elapsed().as_millis();
+    teller.seen(&format!("back after {took} ms, {} lines as before", before.len()))
+}
+
+/// The table's lines without counters, in an order of their own: chains stand
+/// in the order in which they were made.
+async fn rules(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
+    let list = ["-s", "list", "ruleset"];
+    let text = teller.cluster.on_cell(cell, "nft", &list).await?;
+    let mut lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    lines.sort_unstable();
+    Ok(lines)
+}

@@ -1,0 +1,171 @@
+//! Chapters c and d: what leader and standby log, and what happens when the
+//! leader is killed.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::log_file::{Line, shortened};
+use super::opening::PRIVATE;
+use super::teller::Teller;
+use crate::cluster::operator::{Held, LOCK};
+use crate::cluster::ports::SYNCERS;
+use crate::cluster::probe::{Outcome, Target};
+use crate::cluster::settings::syncer_name;
+
+/// The lock's time to live, the standby's next attempt, and a busy machine.
+const TAKEOVER: Duration = Duration::from_secs(40);
+
+/// Characters of a log line that are shown.
+const SHOWN: usize = 400;
+
+const COLLISION: &str = "rpc error: code = AlreadyExists desc = lock-collision";
+
+/// What the two logs say.
+pub(super) async fn logs(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+    teller.chapter("c", "The leader's log and the standby's")?;
+    let leader = teller.stage.leader.owner.clone();
+    let standby = standby_of(&leader)?;
+    let what = [
+        "get-security-groups-last-update-response",
+        "get-security-groups-retry-loop-succeeded",
+        "skipping-update",
+    ];
+    let has_group = |line: &Line| line.data["security-groups"].to_string().contains("my-asg");
+    let looked = |line: &Line| line.task.ends_with(what[0]) && !line.data["last_update"].is_null();
+    let fetched = |line: &Line| line.task == what[1] && has_group(line);
+    let skipped = |line: &Line| line.task == what[2];
+    let log = teller.cluster.layout().log(&leader);
+    teller.command(&format!("grep -E '{}' {}", what.join("|"), log.display()))?;
+    for line in teller.log_shows(&leader, &what, &[&looked, &fetched, &skipped]).await? {
+        teller.seen(&shortened(&line.text, SHOWN))?;
+    }
+    let line = collision(teller, &standby).await?;
+    teller.seen(&shortened(&line.text, SHOWN))
+}
+
+/// The standby's line about the lock that it did not get.
+async fn collision(teller: &Teller<'_>, standby: &str) -> anyhow::Result<Line> {
+    let task = "locket-lock.failed-to-acquire-lock";
+    let log = teller.cluster.layout().log(standby);
+    teller.command(&format!("grep {task} {}", log.display()))?;
+    let failed = |line: &Line| line.task == task;
+    let mut found = teller.log_shows(standby, &[task], &[&failed]).await?;
+    let line = found.pop().context("one line was asked for")?;
+    let lock = json!({ "key": LOCK, "owner": standby, "type": "lock", "type_code": 1 });
+    let as_told = line.data["error"] == COLLISION && holds(&line.data["lock"], &lock);
+    if !as_told {
+        bail!(
+            "not as told: data.error is to be {COLLISION:?} and data.lock {lock}, and the line is {}",
+            line.text
+        );
+    }
+    Ok(line)
+}
+
+/// Whether every member of `wanted` is in `seen`.
+fn holds(seen: &Value, wanted: &Value) -> bool {
+    wanted.as_object().is_some_and(|wanted| wanted.iter().all(|(key, value)| seen[key] == *value))
+}
+
+/// Kill the leader; the standby takes over.
+pub(super) async fn takeover(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+    teller.chapter("d", "Kill the leader: the standby takes the lock, the next change arrives")?;
+    let before = teller.stage.leader.clone();
+    teller.ctl(&["locks"]).await?;
+    let mark = teller.cluster.processes().mark(&before.owner);
+    let pid = mark.with_context(|| format!("{} does not run", before.owner))?.pid;
+    teller.command(&format!("kill -9 {pid}     # {}", before.owner))?;
+    let killed = Instant::now();
+    teller.cluster.kill_process(&before.owner).await?;
+
+    teller.remark("A change, while nobody leads:")?;
+    let private = Target::tcp(PRIVATE, 80);
+    let rules = json!([{ "protocol": "tcp", "destination": PRIVATE, "ports": "80" }]);
+    let group = json!({
+        "name": "after-the-kill", "rules": rules, "globally_enabled": { "running": true }
+    });
+    let answer = teller.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
+    let guid = answer.body["guid"].as_str().context("the new group has a guid")?.to_owned();
+    let change = "create after-the-kill while nobody leads: open";
+    teller.turns_within(change, "appA", private, Outcome::Open, answer.at, TAKEOVER).await?;
+
+    let after = new_leader(teller, &before, killed).await?;
+    teller.ctl(&["locks"]).await?;
+    if after.fencing_token <= before.fencing_token {
+        bail!(
+            "not as told: the fencing token is to be higher than {}, and is {}",
+            before.fencing_token,
+            after.fencing_token
+        );
+    }
+    teller.seen(&format!(
+        "{} leads with fencing token {}; {} had {}",
+        after.owner, after.fencing_token, before.owner, before.fencing_token
+    ))?;
+    teller.stage.leader = after;
+
+    teller.remark("The killed one comes back as standby, and a group that is deleted is gone:")?;
+    teller.cluster.start_process(&before.owner).await?;
+    collision_again(teller, &before.owner).await?;
+    let path = format!("/v3/security_groups/{guid}");
+    let answer = teller.call(Method::DELETE, &path, None).await?;
+    let change = "delete after-the-kill: closed";
+    teller.turns(change, "appA", private, Outcome::Refused, answer.at).await?;
+    teller.nobody_was_restarted()
+}
+
+/// The lock's new owner, as the lock server tells it.
+async fn new_leader(teller: &Teller<'_>, before: &Held, killed: Instant) -> anyhow::Result<Held> {
+    loop {
+        let leader = teller.cluster.leader().await?;
+        if let Some(leader) = leader.filter(|leader| leader.owner != before.owner) {
+            return Ok(leader);
+        }
+        if killed.elapsed() > TAKEOVER {
+            bail!("not as told: nobody took the lock within {} s", TAKEOVER.as_secs());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The log goes on in the same file: the collision must be a line of the new
+/// process.
+async fn collision_again(teller: &Teller<'_>, standby: &str) -> anyhow::Result<()> {
+    let acquired = |line: &Line| line.task == "locket-lock.acquired-lock";
+    let failed = |line: &Line| {
+        line.task == "locket-lock.failed-to-acquire-lock" && line.data["error"] == COLLISION
+    };
+    let what = ["locket-lock.acquired-lock", "locket-lock.failed-to-acquire-lock"];
+    let log = teller.cluster.layout().log(standby);
+    teller.command(&format!("tail -f {}", log.display()))?;
+    let found = teller.log_shows(standby, &what, &[&acquired, &failed]).await?;
+    teller.seen(&shortened(&found[1].text, SHOWN))
+}
+
+fn standby_of(leader: &str) -> anyhow::Result<String> {
+    let mut all = (1..=SYNCERS).map(syncer_name);
+    all.find(|name| name != leader).context("a cluster has a standby")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standby_is_the_other_one() {
+        assert_eq!(standby_of("syncer-1").unwrap(), "syncer-2");
+        assert_eq!(standby_of("syncer-2").unwrap(), "syncer-1");
+    }
+
+    #[test]
+    fn a_lock_may_carry_more_than_is_told() {
+        let wanted = json!({"key": "k", "type_code": 1});
+        assert!(holds(&json!({"key": "k", "type_code": 1, "value": ""}), &wanted));
+        assert!(!holds(&json!({"key": "k", "type_code": 2}), &wanted));
+        assert!(!holds(&Value::Null, &wanted));
+    }
+}

@@ -1,0 +1,255 @@
+//! How the story is told: every command before it is carried out, then what
+//! was seen; the first thing that is not as told ends it.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::log_file::{self, Line};
+use crate::cluster::cloud::{Answer, curl};
+use crate::cluster::container::Identity;
+use crate::cluster::launch::Cluster;
+use crate::cluster::probe::{self, Outcome, Target, probe};
+use crate::cluster::say;
+use crate::cluster::stage::Stage;
+use crate::cluster::topology::Cell;
+
+/// The longest that the story waits for a change that has no limit of its own.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// From the Cloud Controller's answer to the first packet that is treated the
+/// new way, with a poll interval of one second.
+pub(super) const PROMPT: Duration = Duration::from_millis(1500);
+
+/// The address that most of the story is about.
+pub(super) const THERE: Ipv4Addr = Ipv4Addr::new(1, 2, 3, 4);
+
+/// Who tells the story, and of what.
+#[derive(Debug)]
+pub(super) struct Teller<'a> {
+    /// The cluster it plays on.
+    pub(super) cluster: &'a mut Cluster,
+    /// Spaces, cells, the Cloud Controller.
+    pub(super) stage: Stage,
+    /// The apps that must never be restarted.
+    apps: Vec<(&'static str, Identity)>,
+    /// How long each change took.
+    timings: Vec<(String, Duration)>,
+}
+
+impl<'a> Teller<'a> {
+    /// Remembers who the apps are.
+    pub(super) fn new(cluster: &'a mut Cluster, stage: Stage) -> anyhow::Result<Self> {
+        let known = |name| Ok((name, cluster.identity(name)?));
+        let apps = ["appA", "appB"].into_iter().map(known).collect::<anyhow::Result<_>>()?;
+        Ok(Self { cluster, stage, apps, timings: Vec::new() })
+    }
+
+    /// Begins a chapter.
+    pub(super) fn chapter(&self, letter: &str, title: &str) -> anyhow::Result<()> {
+        say(&format!("\n== {letter}. {title}\n"))
+    }
+
+    /// Says what comes.
+    pub(super) fn remark(&self, text: &str) -> anyhow::Result<()> {
+        say(&format!("\n{text}\n"))
+    }
+
+    /// Shows a command.
+    pub(super) fn command(&self, text: &str) -> anyhow::Result<()> {
+        say(&format!("$ {text}\n"))
+    }
+
+    /// Shows what is done without a command.
+    pub(super) fn step(&self, text: &str) -> anyhow::Result<()> {
+        say(&format!("* {text}\n"))
+    }
+
+    /// Shows what was seen.
+    pub(super) fn seen(&self, text: &str) -> anyhow::Result<()> {
+        text.lines().try_for_each(|line| say(&format!("    {line}\n")))
+    }
+
+    /// Calls the Cloud Controller, shows the call and the status.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
+        self.command(&curl(&method, path, body))?;
+        let answer = self.stage.cloud.call(method, path, body).await?;
+        self.seen(&answer.status.to_string())?;
+        Ok(answer)
+    }
+
+    /// The guid of a security group.
+    pub(super) async fn group(&self, name: &str) -> anyhow::Result<String> {
+        let path = format!("/v3/security_groups?names={name}");
+        let answer = self.call(Method::GET, &path, None).await?;
+        let guid = answer.body["resources"][0]["guid"].as_str().map(str::to_owned);
+        guid.with_context(|| format!("not as told: there is no security group {name}"))
+    }
+
+    /// One probe that must have this outcome.
+    pub(super) async fn expect(
+        &self,
+        from: &str,
+        target: Target,
+        wanted: Outcome,
+    ) -> anyhow::Result<()> {
+        let container = self.cluster.container(from)?;
+        self.command(&probe_command(container.attachment.namespace.name(), target))?;
+        let seen = probe(container.resident(), target).await?;
+        self.seen(&seen.to_string())?;
+        if seen != wanted {
+            bail!("not as told: {from} to {target} is to be {wanted}, and is {seen}");
+        }
+        Ok(())
+    }
+
+    /// Probes over and over until the outcome is as wanted, and notes how long
+    /// that took since the Cloud Controller's answer.
+    pub(super) async fn turns(
+        &mut self,
+        change: &str,
+        from: &str,
+        target: Target,
+        wanted: Outcome,
+        since: Instant,
+    ) -> anyhow::Result<Duration> {
+        self.turns_within(change, from, target, wanted, since, PROMPT).await
+    }
+
+    /// The same with a limit of its own.
+    pub(super) async fn turns_within(
+        &mut self,
+        change: &str,
+        from: &str,
+        target: Target,
+        wanted: Outcome,
+        since: Instant,
+        limit: Duration,
+    ) -> anyhow::Result<Duration> {
+        let container = self.cluster.container(from)?;
+        self.step(&format!("new connections from {from} to {target}, until {wanted}"))?;
+        let patience = limit.max(PATIENCE);
+        let result = probe::until(container.resident(), target, wanted, since, patience).await?;
+        let took = match result {
+            Ok(took) => took,
+            Err(seen) => bail!(
+                "not as told: {from} to {target} is to be {wanted}, and still is {seen} {} ms \
+                 after the answer",
+                since.elapsed().as_millis()
+            ),
+        };
+        self.seen(&format!("{wanted}, {} ms after the answer", took.as_millis()))?;
+        self.timings.push((format!("{change} for {from}"), took));
+        if took >= limit {
+            bail!(
+                "not as told: that took {} ms, and {} ms are the limit",
+                took.as_millis(),
+                limit.as_millis()
+            );
+        }
+        Ok(took)
+    }
+
+    /// Runs something on a cell, and returns what it printed.
+    pub(super) async fn on_cell(
+        &self,
+        cell: Cell,
+        program: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<String> {
+        let namespace = self.cluster.options().name.cell(cell);
+        self.command(&format!("ip netns exec {namespace} {program} {}", arguments.join(" ")))?;
+        self.cluster.on_cell(cell, program, arguments).await
+    }
+
+    /// Runs `portcullisctl`, and shows what it printed.
+    pub(super) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        self.command(&format!("portcullisctl {}", arguments.join(" ")))?;
+        let text = self.cluster.ctl(arguments).await?;
+        self.seen(&text)?;
+        Ok(text)
+    }
+
+    /// Waits until the log of a process holds lines that match in this order,
+    /// and returns them.
+    pub(super) async fn log_shows(
+        &self,
+        process: &str,
+        what: &[&str],
+        wanted: &[&dyn Fn(&Line) -> bool],
+    ) -> anyhow::Result<Vec<Line>> {
+        let file = self.cluster.layout().log(process);
+        let since = Instant::now();
+        loop {
+            let lines = log_file::lines(&std::fs::read_to_string(&file)?);
+            match log_file::in_order(&lines, wanted) {
+                Ok(found) => return Ok(found.into_iter().cloned().collect()),
+                Err(place) if since.elapsed() > PATIENCE => bail!(
+                    "not as told: {} has no line `{}`{}",
+                    file.display(),
+                    what[place],
+                    if place > 0 { " after the ones before it" } else { "" }
+                ),
+                Err(_place) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// No app is another process or in another namespace than at the beginning.
+    pub(super) fn nobody_was_restarted(&self) -> anyhow::Result<()> {
+        for (name, before) in &self.apps {
+            let now = self.cluster.identity(name)?;
+            if now != *before {
+                bail!("not as told: {name} was restarted: {before:?}, now {now:?}");
+            }
+            self.seen(&format!(
+                "{name} was not restarted: process {}, namespace {}",
+                now.pid, now.namespace
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// How long each change took.
+    pub(super) fn timings(&self) -> &[(String, Duration)] {
+        &self.timings
+    }
+}
+
+/// A command that probes the same way.
+fn probe_command(namespace: &str, target: Target) -> String {
+    let exec = format!("ip netns exec {namespace}");
+    match target {
+        Target::Tcp(to) => {
+            format!("{exec} bash -c 'exec 3<>/dev/tcp/{}/{}'", to.ip(), to.port())
+        }
+        Target::Udp(to) => format!(
+            "{exec} bash -c 'exec 3<>/dev/udp/{}/{}; echo portcullis >&3; read -t 2 <&3'",
+            to.ip(),
+            to.port()
+        ),
+        Target::Ping(to) => format!("{exec} ping -c 1 -W 2 {to}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_is_shown_as_it_is_typed() {
+        let command = probe_command("p-cell-1-appA", Target::tcp(THERE, 80));
+        assert_eq!(command, "ip netns exec p-cell-1-appA bash -c 'exec 3<>/dev/tcp/1.2.3.4/80'");
+        let command = probe_command("p-cell-1-appA", Target::Ping(THERE));
+        assert_eq!(command, "ip netns exec p-cell-1-appA ping -c 1 -W 2 1.2.3.4");
+    }
+}

@@ -42,13 +42,7 @@ impl Connection {
     }
 }
 
-/// The server's answer as a sentence: its own message, or the kind of failure.
+/// What failed, and what the server says about it.
 pub(crate) fn explained(what: &str, status: &tonic::Status) -> anyhow::Error {
-    let mut chain = String::new();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        chain = format!("{chain}: {error}");
-        cause = error.source();
-    }
-    anyhow::anyhow!("{what}: {} ({:?}){chain}", status.message(), status.code())
+    anyhow::anyhow!("{what}: {}", client::describe(status))
 }

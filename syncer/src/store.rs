@@ -14,6 +14,7 @@ use proto::policy_v1::{
     replace_request::{Begin, Commit, Groups, Manifest as ManifestPart, ManifestEntry, Step},
     replace_response::{Committed as WireCommitted, Step as Answer},
 };
+use runtime::client;
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -22,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    lease::{keeper::Term, locket::go_style},
+    lease::keeper::Term,
     reading::{Held, Manifest},
     stamp::Stamp,
 };
@@ -48,7 +49,7 @@ pub enum Error {
         count: usize,
     },
     /// The call failed.
-    #[error("{operation}: {}", go_style(status))]
+    #[error("{operation}: {}", client::describe(status))]
     Call {
         /// Which call.
         operation: &'static str,

@@ -3,6 +3,7 @@
 
 use model::lock;
 use proto::models::Resource;
+use runtime::client;
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument as _, Span, info_span};
@@ -45,11 +46,6 @@ pub(super) fn status(refusal: &Refusal) -> Status {
         },
     };
     Status::new(code, refusal.to_string())
-}
-
-/// A status as Go's clients and logs show it.
-fn go_text(status: &Status) -> String {
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 /// What the log says of a request.
@@ -151,7 +147,7 @@ impl<'a> Call<'a> {
         let status = status(refusal);
         let About { uuid, key, owner, type_code } = &self.about;
         let uuid = uuid.as_deref();
-        let error = go_text(&status);
+        let error = client::describe(&status);
         match refusal {
             Refusal::Request(_) => {
                 tracing::error!(
@@ -277,6 +273,9 @@ mod tests {
     #[test]
     fn statuses_are_shown_as_go_shows_them() {
         let status = Status::already_exists("lock-collision");
-        assert_eq!(go_text(&status), "rpc error: code = AlreadyExists desc = lock-collision");
+        assert_eq!(
+            client::describe(&status),
+            "rpc error: code = AlreadyExists desc = lock-collision"
+        );
     }
 }

@@ -9,6 +9,7 @@ use proto::{
     },
     models::{self, locket_client::LocketClient},
 };
+use runtime::client;
 use tonic::{Code, Request, Status, transport::Channel};
 use uuid::Uuid;
 
@@ -63,32 +64,8 @@ impl Failure {
 /// As Go's gRPC prints a status.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        go_style(&self.status).fmt(f)
+        client::describe(&self.status).fmt(f)
     }
-}
-
-/// `rpc error: code = AlreadyExists desc = lock-collision`.
-pub(crate) fn go_style(status: &Status) -> String {
-    let code = match status.code() {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
-    };
-    format!("rpc error: code = {code} desc = {}", status.message())
 }
 
 /// Why a watch for the lock ended.

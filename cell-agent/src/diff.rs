@@ -4,11 +4,11 @@
 //! until a later sweep ([`Sweep::Later`]): then no packet that is under way in an
 //! old chain meets it half taken down, and what comes back is still there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::render::table::{Chain, Map, NAME, Table, add_elements};
 
-/// Whether unused chains go in this transaction.
+/// Whether what is no longer used goes in this transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sweep {
     /// They stay for now.
@@ -33,6 +33,12 @@ pub fn diff(applied: &Table, wanted: &Table, sweep: Sweep) -> Option<Change> {
     if sweep == Sweep::Later {
         for (name, chain) in &applied.chains {
             after.chains.entry(name.clone()).or_insert_with(|| chain.clone());
+        }
+        for (name, map) in &applied.maps {
+            after.maps.entry(name.clone()).or_insert_with(|| map.clone());
+        }
+        for (name, set) in &applied.sets {
+            after.sets.entry(name.clone()).or_insert_with(|| set.clone());
         }
     }
     if after == *applied {
@@ -106,8 +112,8 @@ fn map_changes(name: &str, old: &Map, new: &Map) -> String {
 /// First everything is emptied, so that nothing refers to what is deleted.
 fn removals(applied: &Table, after: &Table) -> String {
     let mut script = String::new();
-    for (name, map) in applied.maps.iter().filter(|(name, _)| !after.maps.contains_key(*name)) {
-        script.push_str(&map_changes(name, map, &Map::default()));
+    for name in applied.maps.keys().filter(|name| !after.maps.contains_key(*name)) {
+        script.push_str(&format!("flush map inet {NAME} {name}\n"));
     }
     let gone: Vec<&String> =
         applied.chains.keys().filter(|name| !after.chains.contains_key(*name)).collect();
@@ -128,7 +134,7 @@ fn removals(applied: &Table, after: &Table) -> String {
 
 /// The table anew, whatever there was. Connection counters are lost, and while
 /// the kernel switches, the old base chain ends an instant before the new one
-/// begins; so this is only for what [`rewrite`] cannot mend.
+/// begins; so this is only for a table that cannot be changed in place.
 #[must_use]
 pub fn replace(wanted: &Table) -> Change {
     let script = format!(
@@ -145,44 +151,55 @@ pub fn remove() -> String {
     format!("table inet {NAME} {{}}\ndelete table inet {NAME}\n")
 }
 
-/// What the table in the kernel holds, by kind (`chain`, `map`, `set`) and name,
-/// from nft's listing.
+/// The table that nft lists, as far as it can be relied on: which chains, maps
+/// and sets there are, and what stands in our maps. What the chains hold is taken
+/// for wrong, so that each that is wanted is written again, at one instant for
+/// every packet, and what is right in the maps stays untouched.
 #[must_use]
-pub fn objects(listing: &str) -> BTreeSet<(String, String)> {
-    let mut objects = BTreeSet::new();
-    for line in listing.lines() {
-        let Some(line) = line.strip_prefix('\t').filter(|line| !line.starts_with('\t')) else {
-            continue;
-        };
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let [kind, name, "{"] = words.as_slice() {
-            objects.insert(((*kind).to_owned(), (*name).to_owned()));
+pub fn suspect(listing: &str, wanted: &Table) -> Table {
+    let mut found = Table::default();
+    let mut lines = listing.lines();
+    while let Some(line) = lines.next() {
+        let Some([kind, name]) = block_head(line) else { continue };
+        let body: Vec<&str> = lines.by_ref().take_while(|line| *line != "\t}").collect();
+        let name = name.to_owned();
+        match kind {
+            "chain" => {
+                let header = wanted.chains.get(&name).map(|chain| chain.header.clone());
+                let rules = vec!["unknown".to_owned()];
+                found.chains.insert(name, Chain { header: header.unwrap_or_default(), rules });
+            }
+            "map" => _ = found.maps.insert(name, read_map(&body.join(" "))),
+            "set" => {
+                let definition = wanted.sets.get(&name).cloned().unwrap_or_default();
+                found.sets.insert(name, definition);
+            }
+            _ => {}
         }
     }
-    objects
+    found
 }
 
-/// Writes everything again over a table that somebody changed, in one
-/// transaction and in place: what was right is right all the time.
-#[must_use]
-pub fn rewrite(found: &BTreeSet<(String, String)>, wanted: &Table) -> Change {
-    let mut script = format!("table inet {NAME} {{}}\nflush table inet {NAME}\n");
-    let known = |kind: &str, name: &String| match kind {
-        "chain" => wanted.chains.contains_key(name),
-        "map" => wanted.maps.contains_key(name),
-        "set" => wanted.sets.contains_key(name),
-        _ => false,
-    };
-    for (_, name) in found.iter().filter(|(kind, _)| kind == "map") {
-        script.push_str(&format!("flush map inet {NAME} {name}\n"));
-    }
-    let strangers = found.iter().filter(|(kind, name)| !known(kind, name));
-    for (kind, name) in strangers {
-        script.push_str(&format!("delete {kind} inet {NAME} {name}\n"));
-    }
-    script.push_str(&wanted.block());
-    script.push_str(&wanted.elements());
-    Change { script, after: wanted.clone() }
+/// Kind and name of what begins at a line such as `\tchain forward {`.
+fn block_head(line: &str) -> Option<[&str; 2]> {
+    let line = line.strip_prefix('\t')?.strip_suffix(" {")?;
+    let (kind, name) = line.split_once(' ')?;
+    (!kind.is_empty() && !name.contains(char::is_whitespace)).then_some([kind, name])
+}
+
+/// Key and elements of a listed map. What is no jump cannot equal what is wanted.
+fn read_map(body: &str) -> Map {
+    let key =
+        body.trim_start().strip_prefix("type ").and_then(|rest| rest.split_whitespace().next());
+    let key = key.filter(|_| body.contains(" : verdict")).unwrap_or_default().to_owned();
+    let elements = body.split_once("elements = {").map_or("", |(_, rest)| rest);
+    let jumps = elements.trim_end().trim_end_matches('}').split(',').filter_map(|element| {
+        let (address, verdict) = element.split_once(" : ")?;
+        let verdict = verdict.trim();
+        let chain = verdict.strip_prefix("jump ").unwrap_or(verdict);
+        Some((address.trim().parse().ok()?, chain.to_owned()))
+    });
+    Map { key, jumps: jumps.collect() }
 }
 
 #[cfg(test)]

@@ -1,1 +1,188 @@
+use std::net::IpAddr;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::render::table::NAME;
+
+fn table() -> impl Strategy<Value = Table> {
+    let rules = proptest::collection::vec("accept|drop|jump [ab]", 0..3);
+    let chains = proptest::collection::btree_map("[a-d]", rules, 0..4);
+    let jumps = proptest::collection::btree_map(1_u8..5, "[a-d]", 0..4);
+    (chains, jumps, any::<bool>()).prop_map(|(chains, jumps, limited)| {
+        let chain = |rules| Chain { header: String::new(), rules };
+        let jump = |(n, chain): (u8, String)| (IpAddr::from([10, 0, 0, n]), chain);
+        let jumps = jumps.into_iter().map(jump).collect();
+        let map = Map { key: "ipv4_addr".to_owned(), jumps };
+        let set = limited.then(|| ("connections".to_owned(), "type ipv4_addr;".to_owned()));
+        Table {
+            chains: chains.into_iter().map(|(name, rules)| (name, chain(rules))).collect(),
+            maps: BTreeMap::from([("policies".to_owned(), map)]),
+            sets: set.into_iter().collect(),
+        }
+    })
+}
+
+/// What nft makes of the commands that we send; anything else is a mistake.
+fn play(mut table: Table, script: &str) -> Table {
+    let mut lines = script.lines();
+    while let Some(line) = lines.next() {
+        let line = line.replace(&format!(" inet {NAME}"), "");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["table", "{"] => block(&mut table, &mut lines),
+            ["flush", "chain", name] => table.chains.get_mut(*name).unwrap().rules.clear(),
+            ["flush", "map", name] => table.maps.get_mut(*name).unwrap().jumps.clear(),
+            ["delete", "chain", name] => {
+                assert!(table.chains.remove(*name).unwrap().rules.is_empty(), "{name} holds rules");
+            }
+            ["delete", "map", name] => assert!(table.maps.remove(*name).is_some()),
+            ["delete", "set", name] => assert!(table.sets.remove(*name).is_some()),
+            ["delete", "element", map, ..] => {
+                let jumps = &mut table.maps.get_mut(*map).unwrap().jumps;
+                for address in inside(&line).split(", ") {
+                    assert!(jumps.remove(&address.parse().unwrap()).is_some(), "{address}");
+                }
+            }
+            ["add", "element", map, ..] => {
+                let jumps = &mut table.maps.get_mut(*map).unwrap().jumps;
+                for element in inside(&line).split(", ") {
+                    let (address, chain) = element.split_once(" : jump ").unwrap();
+                    let old = jumps.insert(address.parse().unwrap(), chain.to_owned());
+                    assert_eq!(old, None, "{address} was there");
+                }
+            }
+            _ => panic!("unknown command {line:?}"),
+        }
+    }
+    table
+}
+
+fn inside(line: &str) -> &str {
+    line.split_once("{ ").unwrap().1.strip_suffix(" }").unwrap()
+}
+
+fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
+    while let Some(line) = lines.next().filter(|line| *line != "}") {
+        let (head, rest) = line.split_once(" {").unwrap();
+        let (kind, name) = head.split_once(' ').unwrap();
+        let rest = rest.trim().trim_end_matches(" }").to_owned();
+        match kind {
+            "map" => {
+                let key = rest["type ".len()..].split(' ').next().unwrap().to_owned();
+                table.maps.entry(name.to_owned()).or_default().key = key;
+            }
+            "set" => _ = table.sets.insert(name.to_owned(), rest),
+            "chain" => {
+                let header = lines.next().unwrap().to_owned();
+                let chain = table.chains.entry(name.to_owned()).or_default();
+                chain.header = header;
+                chain.rules.extend(lines.take_while(|line| *line != "}").map(str::to_owned));
+            }
+            other => panic!("unknown kind {other}"),
+        }
+    }
+}
+
+proptest! {
+    /// From any table to any other, by any way of sweeping.
+    #[test]
+    fn the_script_leads_to_what_is_wanted(from in table(), to in table()) {
+        match diff(&from, &to, Sweep::Now) {
+            None => prop_assert_eq!(&from, &to),
+            Some(change) => {
+                prop_assert_eq!(&change.after, &to);
+                prop_assert_eq!(&play(from.clone(), &change.script), &to);
+            }
+        }
+        let later = diff(&from, &to, Sweep::Later);
+        let between = later.as_ref().map_or(&from, |change| &change.after);
+        if let Some(change) = &later {
+            prop_assert_eq!(&play(from.clone(), &change.script), between);
+        }
+        for (name, chain) in &to.chains {
+            prop_assert_eq!(between.chains.get(name), Some(chain), "wanted is there before the sweep");
+        }
+        let swept = diff(between, &to, Sweep::Now).map_or(between.clone(), |change| play(between.clone(), &change.script));
+        prop_assert_eq!(&swept, &to);
+        prop_assert_eq!(diff(&to, &to, Sweep::Now), None);
+        prop_assert_eq!(diff(between, &to, Sweep::Later), None);
+    }
+}
+
+#[test]
+fn another_shape_replaces_the_table() {
+    let chain = |header: &str| {
+        let chains = BTreeMap::from([("forward".to_owned(), Chain::new(header))]);
+        Table { chains, ..Table::default() }
+    };
+    let change = diff(&chain("type filter"), &chain("type route"), Sweep::Later).unwrap();
+    assert!(change.script.contains("delete table inet portcullis\n"), "{}", change.script);
+    assert_eq!(change.after, chain("type route"));
+}
+
+const LISTING: &str = "table inet portcullis {
+\tmap policies {
+\t\ttype ipv4_addr : verdict
+\t\telements = { 10.255.1.1 : jump policy-a, 10.255.1.2 : goto policy-a,
+\t\t\t     10.255.1.3 : jump policy-b }
+\t}
+
+\tmap strange {
+\t\ttype ipv4_addr : ipv4_addr
+\t}
+
+\tset connections {
+\t\ttype ipv4_addr . ipv4_addr . inet_service
+\t\telements = { 10.255.1.1 . 10.0.0.1 . 80 }
+\t}
+
+\tchain policy-a {
+\t\tcomment \"space s1\"
+\t\ttcp dport vmap { 80 : jump x, 81 : jump y }
+\t}
+
+\tchain policy-b {
+\t}
+
+\tchain stranger {
+\t\ttype filter hook forward priority filter; policy drop;
+\t}
+}
+";
+
+#[test]
+fn a_listing_is_read_and_its_rules_are_not_relied_on() {
+    let mut wanted = Table::default();
+    let mut policy = Chain::new("comment \"space s1\"");
+    policy.rule("accept");
+    wanted.chains.insert("policy-a".to_owned(), policy);
+    wanted.sets.insert("connections".to_owned(), "definition".to_owned());
+    let jumps = [([10, 255, 1, 1], "policy-a"), ([10, 255, 1, 2], "policy-a")];
+    let jumps = jumps.map(|(address, chain)| (IpAddr::from(address), chain.to_owned()));
+    let map = Map { key: "ipv4_addr".to_owned(), jumps: jumps.into() };
+    wanted.maps.insert("policies".to_owned(), map);
+
+    let found = suspect(LISTING, &wanted);
+    let names: Vec<&String> = found.chains.keys().collect();
+    assert_eq!(names, ["policy-a", "policy-b", "stranger"]);
+    assert_eq!(found.maps["policies"].jumps.len(), 3);
+    assert_eq!(found.sets, wanted.sets);
+    let change = diff(&found, &wanted, Sweep::Later).unwrap();
+    assert_eq!(
+        change.script,
+        "flush chain inet portcullis policy-a\n\
+         table inet portcullis {\nchain policy-a {\ncomment \"space s1\"\naccept\n}\n}\n\
+         delete element inet portcullis policies { 10.255.1.2, 10.255.1.3 }\n\
+         add element inet portcullis policies { 10.255.1.2 : jump policy-a }\n"
+    );
+    let sweep = diff(&change.after, &wanted, Sweep::Now).unwrap();
+    assert_eq!(
+        sweep.script,
+        "flush map inet portcullis strange\n\
+         flush chain inet portcullis policy-b\nflush chain inet portcullis stranger\n\
+         delete chain inet portcullis policy-b\ndelete chain inet portcullis stranger\n\
+         delete map inet portcullis strange\n"
+    );
+    assert_eq!(suspect("", &wanted), Table::default());
+}

@@ -49,6 +49,12 @@ impl KernelGeneration {
         ask(&socket)
     }
 
+    /// A text that no earlier generation of this namespace gave.
+    #[must_use]
+    pub fn salt(self) -> String {
+        self.0.to_string()
+    }
+
     /// Whether one change lies between.
     #[must_use]
     pub fn follows(self, before: Self) -> bool {

@@ -99,7 +99,7 @@ pub struct Ruleset {
     pub settings: Arc<Settings>,
     /// Every container of the cell.
     pub containers: BTreeMap<ContainerHandle, Planned>,
-    /// Every policy that a container is bound to.
+    /// Every policy that concerns a container.
     pub policies: BTreeMap<Belongs, Policy>,
 }
 
@@ -193,7 +193,10 @@ pub fn plan(
     let mut segments = HashSet::new();
     for (handle, container) in &snapshot.containers {
         let standing = standing(container, known, refused);
-        if let Standing::Bound(belongs) = &standing
+        // Also for a container that is isolated: what is wrong with the policy's
+        // rules must not look like a fault of the container.
+        if let Ok(belongs) = &container.belongs
+            && known.spaces.contains(&belongs.space)
             && !ruleset.policies.contains_key(belongs)
         {
             let policy = policy(settings, belongs, known, refused, &mut segments);

@@ -1,1 +1,213 @@
+use model::{
+    group::{GroupId, Scope, SecurityGroup, StoredGroup},
+    rule::RuleSpec,
+};
+use proptest::prelude::*;
 
+use super::*;
+
+fn space(text: &str) -> SpaceGuid {
+    SpaceGuid::parse(text).unwrap()
+}
+
+fn handle(text: &str) -> ContainerHandle {
+    ContainerHandle::parse(text).unwrap()
+}
+
+fn settings() -> Arc<Settings> {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Arc::new(Settings {
+        overlay: "10.255.0.0/16".parse().unwrap(),
+        underlay: Vec::new(),
+        disable_network_policy: false,
+        deny_networks: DenyNetworks {
+            always: nets(&["10.11.0.0/16", "10.12.0.0/16"]),
+            running: nets(&["10.13.0.0/16", "10.14.0.0/16"]),
+            staging: nets(&["10.15.0.0/16"]),
+        },
+        log_all: false,
+        denied_logs_per_second: 1,
+        udp_logs_per_second: 100,
+        connection_limit: None,
+    })
+}
+
+fn spec(destination: &str) -> RuleSpec {
+    let (protocol, destination) = ("all".to_owned(), destination.to_owned());
+    RuleSpec { protocol, destination, ..RuleSpec::default() }
+}
+
+/// Global when no spaces are given.
+fn group(id: u64, spaces: &[&str], rules: Vec<RuleSpec>) -> Arc<ReadGroup> {
+    let running = Scope {
+        everywhere: spaces.is_empty(),
+        spaces: spaces.iter().map(|text| space(text)).collect(),
+    };
+    let guid = GroupGuid::parse(&format!("g{id}")).unwrap();
+    let name = format!("g{id}");
+    let staging = Scope::default();
+    let group = Arc::new(SecurityGroup { guid, name, rules, running, staging });
+    Arc::new(ReadGroup::new(StoredGroup { id: GroupId(id), group }))
+}
+
+fn known(spaces: &[&str], groups: impl IntoIterator<Item = Arc<ReadGroup>>) -> Known {
+    let guid = |group: &Arc<ReadGroup>| group.stored.group.guid.clone();
+    Known {
+        generation: Generation(1),
+        spaces: spaces.iter().map(|text| space(text)).collect(),
+        groups: groups.into_iter().map(|group| (guid(&group), group)).collect(),
+    }
+}
+
+fn snapshot(entries: &[(&str, &str, &str, &str)]) -> Snapshot {
+    let entry = |(handle, ip, space, workload): &(&str, &str, &str, &str)| {
+        let text = format!(
+            r#""{handle}":{{"ip":"{ip}","metadata":{{"policy_group_id":"p","space_id":"{space}",
+            "container_workload":"{workload}"}}}}"#
+        );
+        text
+    };
+    let entries: Vec<String> = entries.iter().map(entry).collect();
+    Snapshot::parse(format!("{{{}}}", entries.join(",")).as_bytes()).unwrap()
+}
+
+fn shown(policy: &Policy) -> Vec<String> {
+    let segments = policy.segments.iter();
+    segments
+        .map(|segment| {
+            let permits: Vec<String> =
+                segment.permits.iter().map(|permit| permit.destination.to_string()).collect();
+            format!("{}: {}", segment.group, permits.join(" "))
+        })
+        .collect()
+}
+
+#[test]
+fn the_filter_holds_the_operators_order_reversed() {
+    let known = known(
+        &["s1"],
+        [
+            group(1, &[], vec![spec("1.0.0.1"), spec("1.0.0.2")]),
+            group(2, &["s1"], vec![spec("2.0.0.1,2.0.0.2"), spec("1.0.0.1")]),
+            group(3, &["s1"], vec![spec("3.0.0.1")]),
+        ],
+    );
+    let snapshot = snapshot(&[("c", "10.255.1.1", "s1", "app")]);
+    let ruleset = plan(&settings(), &snapshot, &known, &Refused::default());
+    let belongs = Belongs { space: space("s1"), lifecycle: Lifecycle::Running };
+    assert_eq!(ruleset.containers[&handle("c")].standing, Standing::Bound(belongs.clone()));
+    let policy = &ruleset.policies[&belongs];
+    assert_eq!(shown(policy), ["g3: 3.0.0.1", "g2: 2.0.0.2 2.0.0.1", "g1: 1.0.0.2 1.0.0.1"]);
+    let deny: Vec<String> = policy.deny.iter().map(ToString::to_string).collect();
+    assert_eq!(deny, ["10.14.0.0/16", "10.13.0.0/16", "10.12.0.0/16", "10.11.0.0/16"]);
+}
+
+#[test]
+fn who_is_not_bound_is_denied_with_a_reason() {
+    let snapshot = snapshot(&[
+        ("bound", "10.255.1.1", "s1", "task"),
+        ("early", "10.255.1.2", "s2", "app"),
+        ("odd", "10.255.1.3", "s1", "cron"),
+        ("lost", "nowhere", "s1", "app"),
+    ]);
+    let ruleset = plan(&settings(), &snapshot, &known(&["s1"], []), &Refused::default());
+    let standing = |name| &ruleset.containers[&handle(name)].standing;
+    assert!(matches!(standing("bound"), Standing::Bound(_)));
+    assert_eq!(standing("early"), &Standing::Unknown(space("s2")));
+    assert!(matches!(standing("odd"), Standing::Ungrouped(reason) if reason.contains("cron")));
+    assert!(matches!(standing("lost"), Standing::Isolated(reason) if reason.contains("nowhere")));
+    assert_eq!(ruleset.containers[&handle("lost")].address, None);
+    assert!(ruleset.containers[&handle("odd")].address.is_some(), "its denials are logged");
+    assert_eq!(ruleset.policies.len(), 1);
+}
+
+#[test]
+fn policies_share_what_is_the_same() {
+    let groups = [
+        group(1, &[], vec![spec("1.0.0.1"), spec("1.0.0.2")]),
+        group(2, &["s1"], vec![spec("2.0.0.1")]),
+    ];
+    let snapshot = snapshot(&[("a", "10.255.1.1", "s1", "app"), ("b", "10.255.1.2", "s2", "app")]);
+    let known = known(&["s1", "s2"], groups);
+    let ruleset = plan(&settings(), &snapshot, &known, &Refused::default());
+    let last = |space_guid: &str| {
+        let belongs = Belongs { space: space(space_guid), lifecycle: Lifecycle::Running };
+        Arc::clone(ruleset.policies[&belongs].segments.last().unwrap())
+    };
+    assert!(Arc::ptr_eq(&last("s1"), &last("s2")));
+}
+
+#[test]
+fn what_was_refused_is_left_out_as_long_as_it_is_the_same() {
+    let snapshot = snapshot(&[("c", "10.255.1.1", "s1", "app")]);
+    let guid = GroupGuid::parse("g1").unwrap();
+    let rules = BTreeMap::from([((guid.clone(), 1), (spec("1.0.0.2"), "no".to_owned()))]);
+    let container = snapshot.containers[&handle("c")].clone();
+    let refused = Refused { rules, containers: BTreeMap::new() };
+    let policy_with = |rules| {
+        let known = known(&["s1"], [group(1, &[], rules)]);
+        let ruleset = plan(&settings(), &snapshot, &known, &refused);
+        ruleset.policies.into_values().next().unwrap()
+    };
+    let policy = policy_with(vec![spec("1.0.0.1"), spec("1.0.0.2"), spec("1.0.0.3")]);
+    assert_eq!(shown(&policy), ["g1: 1.0.0.3 1.0.0.1"]);
+    assert_eq!(policy.refused, [(guid, 1, "no".to_owned())]);
+    let mended = policy_with(vec![spec("1.0.0.1"), spec("1.0.0.9"), spec("1.0.0.3")]);
+    assert_eq!(shown(&mended), ["g1: 1.0.0.3 1.0.0.9 1.0.0.1"]);
+    assert!(mended.refused.is_empty());
+
+    let refused = Refused {
+        containers: BTreeMap::from([(handle("c"), (container, "no".to_owned()))]),
+        ..Refused::default()
+    };
+    let ruleset = plan(&settings(), &snapshot, &known(&["s1"], []), &refused);
+    let planned = &ruleset.containers[&handle("c")];
+    assert_eq!((planned.address, &planned.standing), (None, &Standing::Isolated("no".to_owned())));
+    let moved = self::snapshot(&[("c", "10.255.1.2", "s1", "app")]);
+    let ruleset = plan(&settings(), &moved, &known(&["s1"], []), &refused);
+    assert!(matches!(ruleset.containers[&handle("c")].standing, Standing::Bound(_)));
+}
+
+#[test]
+fn isolated_rules_count_once_however_many_policies_have_them() {
+    let bad = group(1, &[], vec![spec("nowhere"), spec("1.0.0.1")]);
+    let snapshot = snapshot(&[("a", "10.255.1.1", "s1", "app"), ("b", "10.255.1.2", "s2", "app")]);
+    let known = known(&["s1", "s2"], [bad]);
+    let ruleset = plan(&settings(), &snapshot, &known, &Refused::default());
+    assert_eq!(ruleset.isolated_rules(), 1);
+}
+
+proptest! {
+    /// Groups and containers in any order give the same plan, and each container
+    /// ends in a verdict: bound to a policy that is there, or denied.
+    #[test]
+    fn the_plan_does_not_depend_on_order_and_knows_every_container(
+        containers in proptest::collection::vec((0_u8..6, "s[1-3]", "app|task|staging|x"), 0..12),
+        groups in proptest::collection::vec(
+            (proptest::option::of("s[1-3]"), proptest::collection::vec("1.0.0.[1-6]|bad", 0..5)), 0..6),
+        turn in any::<prop::sample::Index>(),
+    ) {
+        let entries: Vec<_> = containers.iter().enumerate()
+            .map(|(n, (ip, space, workload))| (format!("c{n}"), format!("10.255.1.{ip}"), space.clone(), workload.clone()))
+            .collect();
+        let mut entries: Vec<_> = entries.iter()
+            .map(|(a, b, c, d)| (a.as_str(), b.as_str(), c.as_str(), d.as_str())).collect();
+        let mut groups: Vec<_> = groups.iter().zip(1..).map(|((space, rules), id)| {
+            let spaces: Vec<&str> = space.iter().map(String::as_str).collect();
+            group(id, &spaces, rules.iter().map(|rule| spec(rule)).collect())
+        }).collect();
+        let settings = settings();
+        let make = |entries: &[_], groups: &[Arc<ReadGroup>]| plan(
+            &settings, &snapshot(entries), &known(&["s1", "s2"], groups.iter().cloned()), &Refused::default());
+        let one = make(&entries, &groups);
+        if !entries.is_empty() { let n = turn.index(entries.len()); entries.rotate_left(n); }
+        if !groups.is_empty() { let n = turn.index(groups.len()); groups.rotate_left(n); }
+        prop_assert_eq!(&one, &make(&entries, &groups));
+        prop_assert_eq!(one.containers.len(), entries.len());
+        for planned in one.containers.values() {
+            if let Standing::Bound(belongs) = &planned.standing {
+                prop_assert!(one.policies.contains_key(belongs) && planned.address.is_some());
+            }
+        }
+    }
+}

@@ -1,19 +1,37 @@
 //! What the kernel is believed to hold, and the steps that change it.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     apply::{Error, Nft},
-    diff::{Change, Sweep, diff, objects, replace, rewrite},
+    diff::{Change, Sweep, diff, replace, suspect},
     drift::{KernelGeneration, fingerprint},
-    render::table::Table,
+    plan::Ruleset,
+    render::{nftables::render, table::Table},
     state::StateDirectory,
 };
 
 /// The state file that says what the kernel holds.
 const FILE: &str = "applied";
+
+/// Nothing is swept sooner than this after a transaction: a packet that was under
+/// way before it, on a processor that was taken away for a while, may still be in
+/// chains that nothing refers to any more.
+const QUIET: Duration = Duration::from_millis(50);
+/// How often settling is tried while others are at work.
+const SETTLE_ATTEMPTS: usize = 2;
+
+/// What a transaction says of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// All of it: it is right after it, whatever was there.
+    Everything,
+    /// What is other than before: it is right after it if it was before.
+    Difference,
+}
 
 /// Our table in the kernel.
 #[derive(Debug)]
@@ -23,10 +41,14 @@ pub struct Kernel {
     belief: Belief,
     /// What is wanted, without leftovers that are still in the kernel.
     wanted: Table,
+    /// Chains that are known by their content get new names when what stands
+    /// under the old ones cannot be relied on.
+    salt: String,
     /// After the last transaction, if nobody else was at work since the one
     /// before.
     generation: Option<KernelGeneration>,
     settled: Option<Settled>,
+    committed_at: Instant,
 }
 
 /// What we know of the kernel.
@@ -34,8 +56,8 @@ pub struct Kernel {
 enum Belief {
     /// Our last transaction left this.
     Known(Table),
-    /// There may be anything; at least things of these kinds and names.
-    Strange(BTreeSet<(String, String)>),
+    /// Somebody changed it; this is how nft lists it.
+    Strange(String),
 }
 
 /// How the kernel looked when nothing was left to do.
@@ -49,6 +71,7 @@ struct Settled {
 #[derive(Debug, Serialize, Deserialize)]
 struct Applied {
     fingerprint: String,
+    salt: String,
     table: Table,
 }
 
@@ -59,10 +82,12 @@ impl Kernel {
         Self {
             nft,
             state,
-            belief: Belief::Strange(BTreeSet::new()),
+            belief: Belief::Strange(String::new()),
             wanted: Table::default(),
+            salt: String::new(),
             generation: None,
             settled: None,
+            committed_at: Instant::now(),
         }
     }
 
@@ -78,16 +103,17 @@ impl Kernel {
         let fingerprint = fingerprint(&listing);
         let applied = self.remembered().filter(|applied| applied.fingerprint == fingerprint);
         match applied {
-            Some(Applied { table, .. }) => {
+            Some(Applied { table, salt, .. }) => {
                 tracing::info!(chains = table.chains.len(), "own-table-recognised");
                 self.belief = Belief::Known(table.clone());
                 self.wanted = table;
+                self.salt = salt;
                 self.generation = generation;
                 self.settled = Some(Settled { fingerprint, generation });
             }
             None => {
                 tracing::info!("own-table-not-as-left");
-                self.belief = Belief::Strange(objects(&listing));
+                self.belief = Belief::Strange(listing);
             }
         }
         Ok(())
@@ -107,87 +133,121 @@ impl Kernel {
     pub(super) fn holds_rules(&self) -> bool {
         match &self.belief {
             Belief::Known(table) => !table.chains.is_empty(),
-            Belief::Strange(found) => !found.is_empty(),
+            Belief::Strange(listing) => !listing.is_empty(),
         }
     }
 
-    /// Makes the kernel hold `wanted`; unused chains may be left in it. Whether
-    /// there was anything to do.
-    pub(super) async fn bring(&mut self, wanted: Table) -> Result<bool, Error> {
-        let change = match &self.belief {
-            Belief::Known(applied) => match diff(applied, &wanted, Sweep::Later) {
-                Some(change) => change,
-                None => {
+    /// Makes the kernel hold the ruleset; what is unused may be left in it.
+    /// Whether there was anything to do.
+    pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        if let Belief::Known(applied) = &self.belief {
+            let wanted = render(ruleset, &self.salt);
+            let Some(change) = diff(applied, &wanted, Sweep::Later) else {
+                self.wanted = wanted;
+                return Ok(false);
+            };
+            match self.commit(change, Scope::Difference).await {
+                Ok(()) => {
                     self.wanted = wanted;
-                    return Ok(false);
+                    return Ok(true);
                 }
-            },
-            Belief::Strange(found) => rewrite(found, &wanted),
-        };
-        match self.commit(change).await {
-            Err(Error::Refused(_)) => self.bring_anyhow(&wanted).await?,
-            committed => committed?,
+                Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.wanted = wanted;
-        Ok(true)
+        // The kernel is not, or may not be, as it was left.
+        let listing = match &mut self.belief {
+            Belief::Strange(listing) => std::mem::take(listing),
+            Belief::Known(_) => self.nft.list().await?.unwrap_or_default(),
+        };
+        let written = self.write_again(&listing, ruleset).await;
+        if written.is_err() {
+            self.belief = Belief::Strange(listing);
+        }
+        written.map(|()| true)
     }
 
-    /// The kernel may be other than it was believed to be, or the table be of
-    /// another shape.
-    async fn bring_anyhow(&mut self, wanted: &Table) -> Result<(), Error> {
-        let listing = self.nft.list().await?.unwrap_or_default();
-        match self.commit(rewrite(&objects(&listing), wanted)).await {
-            Err(Error::Refused(_)) => self.commit(replace(wanted)).await,
+    /// Writes everything again, in place if that can be.
+    async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
+        let salt = KernelGeneration::now().map(KernelGeneration::salt).unwrap_or_default();
+        let wanted = render(ruleset, &salt);
+        let in_place = diff(&suspect(listing, &wanted), &wanted, Sweep::Later);
+        let change = in_place.unwrap_or_else(|| replace(&wanted));
+        match self.commit(change, Scope::Everything).await {
+            Err(Error::Refused(_)) => {
+                self.commit(replace(&wanted), Scope::Everything).await?;
+                tracing::info!("table-replaced");
+            }
+            committed => {
+                committed?;
+                tracing::debug!("table-written-again");
+            }
+        }
+        (self.salt, self.wanted) = (salt, wanted);
+        Ok(())
+    }
+
+    async fn commit(&mut self, change: Change, scope: Scope) -> Result<(), Error> {
+        let Change { script, after } = change;
+        let before = KernelGeneration::now().ok();
+        self.nft.apply(&script).await?;
+        let right_before = scope == Scope::Everything || before == self.generation;
+        self.generation = KernelGeneration::now()
+            .ok()
+            .filter(|now| right_before && before.is_some_and(|before| now.follows(before)));
+        self.belief = Belief::Known(after);
+        self.settled = None;
+        self.committed_at = Instant::now();
+        Ok(())
+    }
+
+    /// Whether the kernel would take this ruleset, if there were none.
+    pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+        self.nft.check(&replace(&render(ruleset, "")).script).await
+    }
+
+    /// Sweeps what is unused, and writes down how the kernel looks now. If others
+    /// were at work in between, the ruleset is written again first, so that what
+    /// is written down is right. False when others are at work all the time.
+    pub(super) async fn settle(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        for _ in 0..SETTLE_ATTEMPTS {
+            if self.generation.is_none() || self.generation != KernelGeneration::now().ok() {
+                let listing = self.nft.list().await?.unwrap_or_default();
+                self.write_again(&listing, ruleset).await?;
+            }
+            let Belief::Known(applied) = &self.belief else { return Ok(false) };
+            if let Some(change) = diff(applied, &self.wanted, Sweep::Now) {
+                sleep_until(self.committed_at + QUIET).await;
+                self.sweep(change).await?;
+            }
+            let fingerprint = fingerprint(&self.nft.list().await?.unwrap_or_default());
+            if self.generation.is_some() && self.generation == KernelGeneration::now().ok() {
+                self.remember(&fingerprint).await;
+                self.settled = Some(Settled { fingerprint, generation: self.generation });
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What others hung onto leftovers can make the kernel refuse to sweep them.
+    async fn sweep(&mut self, change: Change) -> Result<(), Error> {
+        match self.commit(change, Scope::Difference).await {
+            Err(Error::Refused(_)) => {
+                self.commit(replace(&self.wanted), Scope::Everything).await?;
+                tracing::info!("table-replaced");
+                Ok(())
+            }
             committed => committed,
         }
     }
 
-    async fn commit(&mut self, change: Change) -> Result<(), Error> {
-        let Change { script, after } = change;
-        let before = KernelGeneration::now().ok();
-        self.nft.apply(&script).await?;
-        let alone = match &self.belief {
-            Belief::Known(_) => before == self.generation,
-            Belief::Strange(_) => true,
-        };
-        self.generation = KernelGeneration::now()
-            .ok()
-            .filter(|now| alone && before.is_some_and(|before| now.follows(before)));
-        self.belief = Belief::Known(after);
-        self.settled = None;
-        Ok(())
-    }
-
-    /// Whether the kernel would take this table, if there were none.
-    pub(super) async fn check(&self, table: &Table) -> Result<(), Error> {
-        self.nft.check(&replace(table).script).await
-    }
-
-    /// Sweeps unused chains, and writes down how the kernel looks now. If others
-    /// were at work in between, everything is written again first, so that what
-    /// is written down is right.
-    pub(super) async fn settle(&mut self) -> Result<(), Error> {
-        let Belief::Known(applied) = &self.belief else { return Ok(()) };
-        let alone = self.generation.is_some() && self.generation == KernelGeneration::now().ok();
-        let change = if alone {
-            diff(applied, &self.wanted, Sweep::Now)
-        } else {
-            let listing = self.nft.list().await?.unwrap_or_default();
-            Some(rewrite(&objects(&listing), &self.wanted))
-        };
-        if let Some(change) = change {
-            self.commit(change).await?;
-        }
-        let generation = KernelGeneration::now().ok();
-        let fingerprint = fingerprint(&self.nft.list().await?.unwrap_or_default());
-        self.remember(&fingerprint).await;
-        self.generation = generation;
-        self.settled = Some(Settled { fingerprint, generation });
-        Ok(())
-    }
-
     async fn remember(&self, fingerprint: &str) {
-        let applied = Applied { fingerprint: fingerprint.to_owned(), table: self.wanted.clone() };
+        let applied = Applied {
+            fingerprint: fingerprint.to_owned(),
+            salt: self.salt.clone(),
+            table: self.wanted.clone(),
+        };
         let state = self.state.clone();
         let written = tokio::task::spawn_blocking(move || {
             let content = serde_json::to_vec(&applied).expect("a table of texts");
@@ -212,7 +272,7 @@ impl Kernel {
             self.generation = generation;
             return Ok(false);
         }
-        self.belief = Belief::Strange(objects(&listing));
+        self.belief = Belief::Strange(listing);
         self.settled = None;
         Ok(true)
     }

@@ -39,7 +39,6 @@ use crate::{
     },
     containers::{Containers, Snapshot},
     plan::{Known, Refused, Ruleset, Segment, Settings, plan},
-    render::nftables::render,
 };
 
 /// A single change waits this long for others that come with it.
@@ -209,11 +208,11 @@ impl Reconciler {
 
     async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
         let ruleset = self.plan(attempt, &self.refused);
-        match self.kernel.bring(render(&ruleset)).await {
+        match self.kernel.bring(&ruleset).await {
             Err(Error::Refused(reason)) => {
                 self.isolate(attempt, &ruleset, reason).await?;
                 let ruleset = self.plan(attempt, &self.refused);
-                self.kernel.bring(render(&ruleset)).await?;
+                self.kernel.bring(&ruleset).await?;
                 Ok((ruleset, true))
             }
             brought => Ok((ruleset, brought?)),
@@ -239,8 +238,8 @@ impl Reconciler {
             for unit in all.iter().filter(|unit| !trial.contains(unit)) {
                 refuse(&mut refused, attempt, unit, "left out for a trial");
             }
-            let table = render(&self.plan(attempt, &refused));
-            match self.kernel.check(&table).await {
+            let trial = self.plan(attempt, &refused);
+            match self.kernel.check(&trial).await {
                 Ok(()) => search.answer(Ok(())),
                 Err(Error::Refused(reason)) => search.answer(Err(reason)),
                 Err(error) => return Err(error),
@@ -314,8 +313,12 @@ impl Reconciler {
     /// Sweeps what is no longer used, and remembers how the kernel looks.
     async fn settle(&mut self) {
         (self.settle_at, self.changing_since) = (None, None);
-        if let Err(error) = self.kernel.settle().await {
+        let ruleset = Arc::clone(&self.published.borrow().ruleset);
+        let settled = self.kernel.settle(&ruleset).await.unwrap_or_else(|error| {
             tracing::error!(error = source_chain(&error), "settle-failed");
+            false
+        });
+        if !settled {
             self.settle_at = Some(Instant::now() + SETTLE_MOST);
         }
     }

@@ -48,9 +48,10 @@ struct Family {
 const V4: Family = Family { keyword: "ip", key: "ipv4_addr", suffix: "" };
 const V6: Family = Family { keyword: "ip6", key: "ipv6_addr", suffix: "_v6" };
 
-/// The table for a ruleset.
+/// The table for a ruleset. The salt goes into the names of chains that are known
+/// by their content; another one gives them all new names.
 #[must_use]
-pub fn render(ruleset: &Ruleset) -> Table {
+pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
     let mut table = Table::default();
     let settings = &*ruleset.settings;
     for family in families(ruleset) {
@@ -67,7 +68,7 @@ pub fn render(ruleset: &Ruleset) -> Table {
         }
     }
     fixed_chains(&mut table, ruleset);
-    let mut rendered = HashMap::new();
+    let mut rendered = Rendered { salt, names: HashMap::new() };
     for (belongs, policy) in &ruleset.policies {
         let chain = policy_chain(&mut table, &mut rendered, belongs, policy);
         table.chains.insert(policy_name(belongs), chain);
@@ -202,10 +203,15 @@ fn lifecycle(lifecycle: Lifecycle) -> &'static str {
     }
 }
 
-/// `rendered` knows where segments that policies share are already.
+/// Where segments that policies share are already.
+struct Rendered<'a> {
+    salt: &'a str,
+    names: HashMap<*const Segment, String>,
+}
+
 fn policy_chain(
     table: &mut Table,
-    rendered: &mut HashMap<*const Segment, String>,
+    rendered: &mut Rendered<'_>,
     belongs: &Belongs,
     policy: &Policy,
 ) -> Chain {
@@ -219,8 +225,8 @@ fn policy_chain(
         }
     }
     for segment in &policy.segments {
-        let name = rendered.entry(Arc::as_ptr(segment)).or_insert_with(|| {
-            let chains = segment::chains(segment);
+        let name = rendered.names.entry(Arc::as_ptr(segment)).or_insert_with(|| {
+            let chains = segment::chains(segment, rendered.salt);
             let name = chains[0].0.clone();
             table.chains.extend(chains);
             name

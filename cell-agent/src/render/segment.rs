@@ -28,13 +28,13 @@ use crate::plan::Segment;
 const LINEAR: usize = 4;
 
 /// The chains of a segment; the first is where to jump. Their names depend on
-/// everything in them, so equal names mean equal chains.
-pub(super) fn chains(segment: &Segment) -> Vec<(String, Chain)> {
+/// everything in them and on the salt, so equal names mean equal chains.
+pub(super) fn chains(segment: &Segment, salt: &str) -> Vec<(String, Chain)> {
     let mut draft = Draft::default();
     let runs = segment.permits.chunk_by(|one, next| one.log == next.log);
     runs.for_each(|run| draft.run(run));
     let header = comment(&format!("group {}", segment.group));
-    draft.finish(&header)
+    draft.finish(&header, salt)
 }
 
 /// Chains that do not know their name yet.
@@ -182,8 +182,8 @@ impl Draft {
         self.rules.push(Line::PortMap { protocol, jumps });
     }
 
-    fn finish(self, header: &str) -> Vec<(String, Chain)> {
-        let mut content = vec![header.to_owned()];
+    fn finish(self, header: &str, salt: &str) -> Vec<(String, Chain)> {
+        let mut content = vec![salt.to_owned(), header.to_owned()];
         content.extend(self.rules.iter().map(|line| line.text("")));
         content.extend(self.inner.iter().flatten().cloned());
         let content: Vec<&str> = content.iter().map(String::as_str).collect();

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cell_agent::app::App;
+use cell_agent::{app::App, config::Config};
 use proto::{
     cell_v1::{self, cell_client::CellClient},
     policy_v1::{Rule, SecurityGroup},
@@ -71,8 +71,9 @@ impl Cell {
             "overlay_network": "10.255.0.0/16",
             "state_directory": path("state"),
             "control_socket": path("cell.sock"),
-            "force_policy_poll_cycle_port": free_port(),
-            "debug_server_port": free_port(),
+            // The namespace is this test's own, so any port is free in it.
+            "force_policy_poll_cycle_port": 8722,
+            "debug_server_port": 8721,
             "drift_interval": "100ms",
             "force_timeout": "1s",
         });
@@ -93,9 +94,15 @@ impl Cell {
         self.config.extend(overrides.clone());
     }
 
+    /// The configuration with one key changed.
+    pub(crate) fn config_with(&self, key: &str, value: Value) -> Config {
+        let mut config = self.config.clone();
+        config.insert(key.to_owned(), value);
+        runtime::config::parse(&Value::Object(config).to_string()).unwrap().config
+    }
+
     pub(crate) async fn start(&mut self) {
-        let text = Value::Object(self.config.clone()).to_string();
-        let config = runtime::config::parse(&text).unwrap().config;
+        let config = self.config_with("cell_id", json!("cell-1"));
         let port = |key: &str| {
             let port = self.config[key].as_u64().unwrap();
             SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
@@ -245,12 +252,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
         assert!(Instant::now() < deadline, "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// Namespaces are fresh, so any port is free in them.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {

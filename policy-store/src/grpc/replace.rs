@@ -51,8 +51,9 @@ pub(super) struct Replacing {
     board: Arc<Board>,
     commits: Commits,
     drain: CancellationToken,
-    /// One of those that may go on at the same time.
-    _permit: OwnedSemaphorePermit,
+    /// One of those that may go on at the same time; given back before the last
+    /// answer, so that whoever heard it may begin again.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Replacing {
@@ -64,7 +65,7 @@ impl Replacing {
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let (board, drain) = (Arc::clone(&feed.board), feed.drain.clone());
-        Self { requests, phase: Phase::Opening, board, commits, drain, _permit: permit }
+        Self { requests, phase: Phase::Opening, board, commits, drain, permit: Some(permit) }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<ReplaceResponse, Status>> + Send {
@@ -73,6 +74,9 @@ impl Replacing {
             if let Err(error) = &answer {
                 tracing::debug!(error = %error, "replace-ended");
                 this.phase = Phase::Done;
+            }
+            if let Phase::Done = this.phase {
+                this.permit = None;
             }
             let answer = answer.map(|step| ReplaceResponse { step: Some(step) });
             Some((answer.map_err(|error| status(&error)), this))

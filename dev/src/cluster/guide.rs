@@ -1,10 +1,10 @@
 //! What a person needs to work with a running cluster: where everything
 //! listens, and commands to copy.
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::cloud::quoted;
+use super::container::Container;
 use super::launch::Cluster;
 use super::rootless::Footing;
 use super::settings::{self, ADMIN, OPERATOR};
@@ -12,7 +12,7 @@ use super::settings::{self, ADMIN, OPERATOR};
 /// Writes the file that a shell reads to have addresses, certificates and a
 /// token at hand, and returns its path.
 pub fn write_env(cluster: &Cluster) -> anyhow::Result<PathBuf> {
-    let file = cluster.layout().logs().with_file_name("env");
+    let file = cluster.layout().env();
     std::fs::write(&file, env(cluster))?;
     Ok(file)
 }
@@ -47,128 +47,107 @@ fn env(cluster: &Cluster) -> String {
 
 /// Where everything listens, and what to type.
 pub fn guide(cluster: &Cluster, env: &Path, footing: Footing) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = listening(&mut text, cluster);
-    let _ = commands(&mut text, cluster, env, footing);
-    text
-}
-
-fn listening(text: &mut String, cluster: &Cluster) -> std::fmt::Result {
-    let (layout, ports) = (cluster.layout(), &cluster.options().ports);
-    writeln!(text, "Listening (127.0.0.1):")?;
-    let line = |what: &str, port: u16, how: &str| format!("  {what:<28} {port:<6} {how}\n");
-    text.push_str(&line("Cloud Controller", ports.api, "HTTPS, admin / admin"));
-    text.push_str(&line("  internal", ports.internal_api, "HTTPS, client certificate"));
-    text.push_str(&line("UAA", ports.uaa, "HTTPS"));
-    text.push_str(&line("lock-server", ports.lock_server, "gRPC, client certificate"));
-    text.push_str(&line("  metrics, health, log level", ports.lock_server_debug, "HTTP"));
-    text.push_str(&line("policy-store", ports.policy_store, "gRPC, client certificate"));
-    text.push_str(&line("  metrics, health, log level", ports.policy_store_debug, "HTTP"));
-    for (number, port) in (1..).zip(ports.syncer_debug) {
-        let what = format!("{} metrics, health", settings::syncer_name(number));
-        text.push_str(&line(&what, port, "HTTP"));
-    }
-    writeln!(text, "\nCells:")?;
-    for cell in cluster.network().cells() {
-        let namespace = cluster.options().name.cell(cell);
-        let socket = layout.agent_socket(cell);
-        writeln!(
-            text,
-            "  {} is namespace {namespace}, agent at {}",
-            cell.name(),
-            socket.display()
-        )?;
-    }
-    writeln!(text, "\nContainers:")?;
+    let mut lines = listening(cluster);
+    lines.extend(places(cluster));
+    lines.extend(commands(cluster, env, footing));
     for container in cluster.containers() {
-        writeln!(
-            text,
-            "  {} on {}: {}, space {}, handle {}",
-            container.wanted.name,
-            container.wanted.cell.name(),
-            container.attachment.address,
-            container.wanted.space,
-            container.handle,
-        )?;
+        lines.extend(cell_commands(cluster, container));
     }
-    writeln!(text, "\nLogs: {}", layout.logs().display())
+    lines.extend([String::new(), "Ctrl-C ends the cluster and removes everything.".to_owned()]);
+    lines.join("\n")
 }
 
-fn commands(
-    text: &mut String,
-    cluster: &Cluster,
-    env: &Path,
-    footing: Footing,
-) -> std::fmt::Result {
+fn listening(cluster: &Cluster) -> Vec<String> {
     let ports = &cluster.options().ports;
-    writeln!(text, "\nIn another shell, for addresses, certificates and a token:\n")?;
-    if let Some(prefix) = footing.shell_prefix() {
-        writeln!(text, "  {prefix} bash     # first: the cluster has a network of its own")?;
-    }
-    writeln!(text, "  . {}\n", env.display())?;
-    let grpc = "grpcurl -cacert $CA -cert $CERT -key $KEY";
-    let mut block = |title: &str, lines: &[String]| {
-        let _ = writeln!(text, "{title}");
-        for line in lines {
-            let _ = writeln!(text, "  {line}");
-        }
-        let _ = writeln!(text);
-    };
-    let curl = "curl -s --cacert $CA -H \"Authorization: $TOKEN\"";
-    block(
-        "The Cloud Controller:",
-        &[
-            format!("{curl} $CC/v3/security_groups"),
-            format!(
-                "{curl} -X POST $CC/v3/security_groups -d '{{\"name\":\"my-asg\",\"rules\":[{{\"protocol\":\"tcp\",\
-                 \"destination\":\"10.20.30.40\",\"ports\":\"80\"}}],\"globally_enabled\":{{\"running\":true}}}}'"
-            ),
-        ],
-    );
-    block(
-        "Each service over gRPC:",
-        &[
-            format!("{grpc} 127.0.0.1:{} list", ports.lock_server),
-            format!(
-                "{grpc} -d '{{\"type_code\":1}}' 127.0.0.1:{} models.Locket/FetchAll",
-                ports.lock_server
-            ),
-            format!(
-                "{grpc} 127.0.0.1:{} portcullis.policy.v1.PolicyStore/Status",
-                ports.policy_store
-            ),
-        ],
-    );
-    cell_commands(text, cluster, footing)
+    let line = |what: &str, port: u16, how: &str| format!("  {what:<28} {port:<6} {how}");
+    let mut lines = vec![
+        "Listening (127.0.0.1):".to_owned(),
+        line("Cloud Controller", ports.api, "HTTPS, admin / admin"),
+        line("  internal", ports.internal_api, "HTTPS, client certificate"),
+        line("UAA", ports.uaa, "HTTPS"),
+        line("lock-server", ports.lock_server, "gRPC, client certificate"),
+        line("  metrics, health, log level", ports.lock_server_debug, "HTTP"),
+        line("policy-store", ports.policy_store, "gRPC, client certificate"),
+        line("  metrics, health, log level", ports.policy_store_debug, "HTTP"),
+    ];
+    lines.extend((1..).zip(ports.syncer_debug).map(|(number, port)| {
+        line(&format!("{} metrics, health", settings::syncer_name(number)), port, "HTTP")
+    }));
+    lines
 }
 
-fn cell_commands(text: &mut String, cluster: &Cluster, footing: Footing) -> std::fmt::Result {
-    let exec = |namespace: &str, command: &str| match footing {
-        Footing::Root => format!("ip netns exec {namespace} {command}"),
-        Footing::Inside => format!("ip netns exec {namespace} {command}"),
-    };
-    writeln!(text, "Who holds the lock, how far each cell is:")?;
-    writeln!(text, "  portcullisctl locks")?;
-    writeln!(text, "  portcullisctl cells")?;
-    for container in cluster.containers() {
-        let (name, cell) = (&container.wanted.name, container.wanted.cell);
-        let socket = cluster.layout().agent_socket(cell);
-        let socket = socket.display();
-        let on_cell = cluster.options().name.cell(cell);
-        let inside = container.attachment.namespace.name();
-        let handle = &container.handle;
-        writeln!(text, "\nThe rules on {}, and {name} in it:", cell.name())?;
-        writeln!(text, "  {}", exec(&on_cell, "nft list table inet portcullis"))?;
-        writeln!(text, "  portcullisctl --cell-socket {socket} containers")?;
-        writeln!(text, "  portcullisctl --cell-socket {socket} rules {handle}")?;
-        writeln!(text, "  portcullisctl --cell-socket {socket} explain {handle} tcp 1.2.3.4:80")?;
-        writeln!(text, "  {}", exec(inside, "ping -c 1 1.2.3.4"))?;
-        writeln!(
-            text,
-            "  {}",
-            exec(inside, "bash -c 'echo hello >/dev/tcp/1.2.3.4/80 && echo open'")
-        )?;
-    }
-    writeln!(text, "\nCtrl-C ends the cluster and removes everything.")
+/// Cells, containers, logs.
+fn places(cluster: &Cluster) -> Vec<String> {
+    let (layout, name) = (cluster.layout(), &cluster.options().name);
+    let mut lines = vec![String::new(), "Cells:".to_owned()];
+    lines.extend(cluster.network().cells().map(|cell| {
+        let socket = layout.agent_socket(cell);
+        format!("  {} is namespace {}, agent at {}", cell.name(), name.cell(cell), socket.display())
+    }));
+    lines.extend([String::new(), "Containers:".to_owned()]);
+    lines.extend(cluster.containers().map(|container| {
+        let Container { wanted, handle, attachment } = container;
+        let (cell, address) = (wanted.cell.name(), attachment.address);
+        format!("  {} on {cell}: {address}, space {}, handle {handle}", wanted.name, wanted.space)
+    }));
+    lines.extend([String::new(), format!("Logs: {}", layout.logs().display())]);
+    lines
+}
+
+fn commands(cluster: &Cluster, env: &Path, footing: Footing) -> Vec<String> {
+    let ports = &cluster.options().ports;
+    let curl = "curl -s --cacert $CA -H \"Authorization: $TOKEN\"";
+    let grpc = "grpcurl -cacert $CA -cert $CERT -key $KEY 127.0.0.1";
+    let (lock_server, policy_store) = (ports.lock_server, ports.policy_store);
+    let enter = footing
+        .shell_prefix()
+        .map(|prefix| format!("  {prefix} bash     # first: the cluster has a network of its own"));
+    let mut lines = vec![
+        String::new(),
+        "In another shell, for addresses, certificates and a token:".to_owned(),
+    ];
+    lines.extend(enter);
+    lines.push(format!("  . {}", quoted(&env.display().to_string())));
+    let rest = format!(
+        "
+The Cloud Controller:
+  {curl} $CC/v3/security_groups
+  {curl} -X POST $CC/v3/security_groups -d '{GROUP}'
+
+Each service over gRPC (`scripts/need grpcurl` puts one into target/tools/bin):
+  {grpc}:{lock_server} list
+  {grpc}:{lock_server} describe models.Locket
+  {grpc}:{policy_store} list
+  {grpc}:{policy_store} portcullis.policy.v1.PolicyStore/Status
+
+Who holds the lock, how far each cell is:
+  portcullisctl locks
+  portcullisctl cells"
+    );
+    lines.push(rest);
+    lines
+}
+
+const GROUP: &str = r#"{"name":"my-asg","rules":[{"protocol":"tcp","destination":"10.20.30.40","ports":"80"}],"globally_enabled":{"running":true}}"#;
+
+fn cell_commands(cluster: &Cluster, container: &Container) -> Vec<String> {
+    let Container { wanted, handle, attachment } = container;
+    let socket = cluster.layout().agent_socket(wanted.cell);
+    let socket = quoted(&socket.display().to_string());
+    let on_cell = format!("ip netns exec {}", cluster.options().name.cell(wanted.cell));
+    let inside = format!("ip netns exec {}", attachment.namespace.name());
+    let ctl = format!("portcullisctl --cell-socket {socket}");
+    vec![
+        String::new(),
+        format!("The rules on {}, and {} in it:", wanted.cell.name(), wanted.name),
+        format!("  {on_cell} nft list table inet portcullis"),
+        format!("  {ctl} containers"),
+        format!("  {ctl} rules {handle}"),
+        format!("  {ctl} explain {handle} tcp 1.2.3.4:80"),
+        format!(
+            "  grpcurl -plaintext -authority cell -unix {socket} portcullis.cell.v1.Cell/Status"
+        ),
+        format!("  {inside} ping -c 1 1.2.3.4"),
+        format!("  {inside} bash -c 'echo hello >/dev/tcp/1.2.3.4/80 && echo open'"),
+    ]
 }

@@ -53,6 +53,11 @@ impl Layout {
         self.root.join("logs")
     }
 
+    /// What a person's shell reads.
+    pub fn env(&self) -> PathBuf {
+        self.root.join("env")
+    }
+
     /// The database of a service.
     pub fn database(&self, service: &str) -> PathBuf {
         self.root.join("data").join(format!("{service}.db"))

@@ -35,6 +35,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Lines of a log that are shown when its process died.
 const LAST_LINES: usize = 12;
 
+/// Characters of such a line: at debug level, some hold whole documents.
+const LONGEST_LINE: usize = 1000;
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Program {
@@ -243,7 +246,8 @@ fn last_lines(log: &Path) -> Vec<String> {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    last.iter().map(|line| line.chars().take(LONGEST_LINE).collect()).collect()
 }
 
 #[cfg(test)]
@@ -276,6 +280,17 @@ mod tests {
             };
             self.processes.start(&program, &self.here, &mut self.state).await.unwrap()
         }
+
+        /// The script runs, and no wrapper any more.
+        async fn wait_for_output(&self) {
+            let log = self.directory.path().join("shell.log");
+            let written = async {
+                while last_lines(&log).is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(GRACE, written).await.unwrap();
+        }
     }
 
     #[tokio::test]
@@ -291,7 +306,8 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_was_stopped_is_not_reported() {
         let mut fixture = fixture();
-        let pid = fixture.shell("exec sleep 1000").await;
+        let pid = fixture.shell("echo up; exec sleep 1000").await;
+        fixture.wait_for_output().await;
         let mark = fixture.processes.mark("shell").unwrap().clone();
         assert_eq!(mark.pid, pid);
         assert!(fixture.processes.stop("shell", &mut fixture.state).await.unwrap());
@@ -305,10 +321,7 @@ mod tests {
     async fn a_process_dies_with_the_thread_that_started_it() {
         let mut fixture = fixture();
         fixture.shell("echo up; exec sleep 1000").await;
-        let log = fixture.directory.path().join("shell.log");
-        while last_lines(&log).is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        fixture.wait_for_output().await;
         let Fixture { mut deaths, here, .. } = fixture;
         drop(here);
         let death = deaths.recv().await.unwrap();

@@ -1,0 +1,8 @@
+//! The local cluster on the real kernel. Needs root, or user namespaces with all
+//! capabilities (`unshare -rnm` with a tmpfs on /run); where they are missing,
+//! these tests fail and say so.
+
+#![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+
+mod launcher;
+mod network;

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::{cli::Connection, connect::explained, report::Report};
 
+/// A page may hold groups as large as the Cloud Controller lets them be.
+const LARGEST_PAGE: usize = 64 << 20;
+
 async fn fetch_status(connection: &Connection) -> anyhow::Result<StatusResponse> {
     let mut client = PolicyStoreClient::new(connection.to_policy_store()?);
     let answer = client.status(StatusRequest {}).await;
@@ -56,7 +59,8 @@ pub(crate) async fn cells(connection: &Connection) -> anyhow::Result<Report> {
 
 /// All groups, or those of some spaces, page by page.
 pub(crate) async fn groups(connection: &Connection, spaces: Vec<String>) -> anyhow::Result<Report> {
-    let mut client = PolicyStoreClient::new(connection.to_policy_store()?);
+    let client = PolicyStoreClient::new(connection.to_policy_store()?);
+    let mut client = client.max_decoding_message_size(LARGEST_PAGE);
     let mut request =
         ListRequest { all: spaces.is_empty(), space_guids: spaces, page_size: 0, page_token: 0 };
     let mut rows = Vec::new();

@@ -119,12 +119,16 @@ const ENTRIES: usize = 4_096;
 const PART: usize = 128 << 10;
 /// Groups in one page of List.
 const PAGE: u32 = 500;
+/// A page of List may hold groups as large as the Cloud Controller lets them be
+/// (16 MiB of rules), so the usual limit of 4 MiB would strand a sync.
+const LARGEST_ANSWER: usize = 64 << 20;
 
 impl Store {
     /// Over a channel that connects by itself.
     #[must_use]
     pub fn new(channel: Channel, settings: Settings) -> Self {
-        Self { client: PolicyStoreClient::new(channel), settings }
+        let client = PolicyStoreClient::new(channel).max_decoding_message_size(LARGEST_ANSWER);
+        Self { client, settings }
     }
 
     /// Makes the store hold exactly the manifest, all or nothing.

@@ -39,7 +39,6 @@ pub struct Cell {
 }
 
 /// The routes.
-#[must_use]
 pub fn router(control: Control) -> Router {
     Router::new()
         .route("/force-policy-poll-cycle", any(force_policy_poll_cycle))
@@ -60,7 +59,7 @@ async fn force_asgs_for_container(
 ) -> Response {
     let (cell, handle) = match control.asked(query.as_deref()) {
         Ok(asked) => asked,
-        Err(refusal) => return refusal,
+        Err(refusal) => return refusal.into_response(),
     };
     match cell.update(&handle).await {
         Ok(()) => format!("updated container {handle}").into_response(),
@@ -77,7 +76,7 @@ async fn force_orphaned_asgs_cleanup(
 ) -> Response {
     let (cell, handle) = match control.asked(query.as_deref()) {
         Ok(asked) => asked,
-        Err(refusal) => return refusal,
+        Err(refusal) => return refusal.into_response(),
     };
     match cell.clean_up(&handle).await {
         Ok(()) => format!("cleaned up ASGs for container {handle}").into_response(),
@@ -92,21 +91,20 @@ async fn force_orphaned_asgs_cleanup(
     }
 }
 
+/// Why a request is not looked at.
+type Refusal = (StatusCode, &'static str);
+
 fn failed(text: String) -> Response {
     (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
 }
 
 impl Control {
-    /// The cell and the handle, or the answer that says why not.
-    fn asked(&self, query: Option<&str>) -> Result<(&Cell, String), Response> {
+    /// The cell and the handle, or why there is neither.
+    fn asked(&self, query: Option<&str>) -> Result<(&Cell, String), Refusal> {
         let disabled = "ASG syncing has been disabled administratively";
-        let cell = self.cell.as_ref();
-        let cell =
-            cell.ok_or_else(|| (StatusCode::METHOD_NOT_ALLOWED, disabled).into_response())?;
+        let cell = self.cell.as_ref().ok_or((StatusCode::METHOD_NOT_ALLOWED, disabled))?;
         let handle = container(query.unwrap_or_default());
-        let handle = handle
-            .ok_or_else(|| (StatusCode::BAD_REQUEST, "no container specified").into_response())?;
-        Ok((cell, handle))
+        Ok((cell, handle.ok_or((StatusCode::BAD_REQUEST, "no container specified"))?))
     }
 }
 

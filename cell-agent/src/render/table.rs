@@ -69,10 +69,10 @@ impl Table {
     pub fn block(&self) -> String {
         let mut text = format!("table inet {NAME} {{\n");
         for (name, Map { key, .. }) in &self.maps {
-            write!(text, "map {name} {{ type {key} : verdict; }}\n").expect(TO_STRING);
+            writeln!(text, "map {name} {{ type {key} : verdict; }}").expect(TO_STRING);
         }
         for (name, definition) in &self.sets {
-            write!(text, "set {name} {{ {definition} }}\n").expect(TO_STRING);
+            writeln!(text, "set {name} {{ {definition} }}").expect(TO_STRING);
         }
         for (name, Chain { header, rules }) in &self.chains {
             write!(text, "chain {name} {{\n{header}\n").expect(TO_STRING);

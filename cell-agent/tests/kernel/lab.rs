@@ -40,7 +40,8 @@ impl Namespace {
         answer.recv().expect("the job did not panic")
     }
 
-    fn sh(&self, command: &str) {
+    /// Runs a command line inside.
+    pub(crate) fn sh(&self, command: &str) {
         let command = command.to_owned();
         self.run(move || sh(&command));
     }

@@ -6,6 +6,7 @@
 mod agent;
 mod cases;
 mod faults;
+mod features;
 mod lab;
 mod packets;
 mod speed;

@@ -120,23 +120,6 @@ fn no_packet_meets_half_a_rule_set() {
             cell.store.set(version());
             cell.caught_up().await;
             swaps += 1;
-            if std::env::var("SWAP_DEBUG").is_ok() {
-                let text = cell.log.text();
-                let events: Vec<&str> = text.lines().rev().take(4).collect();
-                eprintln!(
-                    "{swaps}: {} {}",
-                    counted("before", ALLOWED) as i64 - counted("after", ALLOWED) as i64,
-                    events
-                        .iter()
-                        .map(|l| format!(
-                            "{} {}",
-                            &l[26..33],
-                            l.split("agent.").nth(1).unwrap_or_default()
-                        ))
-                        .collect::<Vec<_>>()
-                        .join(" | ")
-                );
-            }
             // Some changes come right after each other, some after a sweep, and
             // some while others are at work, so that all is written again.
             if swaps % 8 == 0 {

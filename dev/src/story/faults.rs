@@ -110,7 +110,7 @@ async fn settled(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>>
     }
 }
 
-/// Waits until the table holds what it held before.
+/// Waits until the table says what it said before.
 async fn healed(
     teller: &Teller<'_>,
     cell: Cell,
@@ -127,12 +127,50 @@ async fn healed(
     teller.seen(&format!("back after {took} ms, {} lines as before", before.len()))
 }
 
-/// The table's lines without counters, in an order of their own: chains stand
-/// in the order in which they were made.
+/// What the cell's tables say.
 async fn rules(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
-    let list = ["-s", "list", "ruleset"];
-    let text = teller.cluster.on_cell(cell, "nft", &list).await?;
-    let mut lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    Ok(comparable(&teller.cluster.on_cell(cell, "nft", &["-s", "list", "ruleset"]).await?))
+}
+
+/// Lines of a listing in an order of their own, since chains stand in the order
+/// in which they were made, and without the hashes that tell one making of a
+/// chain from another.
+fn comparable(listing: &str) -> Vec<String> {
+    let mut lines: Vec<String> = listing
+        .lines()
+        .map(|line| line.split_whitespace().map(unhashed).collect::<Vec<_>>().join(" "))
+        .collect();
     lines.sort_unstable();
-    Ok(lines)
+    lines
+}
+
+/// `rules-3a9600df62cef5fc` without its hash.
+fn unhashed(word: &str) -> &str {
+    match word.rsplit_once('-') {
+        Some((kind, hash)) if hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()) => {
+            kind
+        }
+        _ => word,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_was_made_again_is_the_same() {
+        let before = "table inet t {\n\tchain rules-3a9600df62cef5fc {\n\t\taccept\n\t}\n\n\tchain a {\n\t}\n}\n";
+        let after = "table inet t {\n\tchain a {\n\t}\n\n\tchain rules-f84707de5a1ee507 {\n\t\taccept\n\t}\n}\n";
+        assert_eq!(comparable(before), comparable(after));
+        assert_ne!(comparable(before), comparable(&after.replace("accept", "reject")));
+        assert_ne!(comparable(before), comparable(&after.replace("chain a", "chain b")));
+    }
+
+    #[test]
+    fn a_guid_is_no_hash() {
+        let guid = "fe3f18e8-3353-48e9-82c3-18fca74a9aa4";
+        assert_eq!(unhashed(guid), guid);
+        assert_eq!(unhashed("rules-3a9600df62cef5fc"), "rules");
+    }
 }

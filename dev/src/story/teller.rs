@@ -136,7 +136,7 @@ impl<'a> Teller<'a> {
         limit: Duration,
     ) -> anyhow::Result<Duration> {
         let container = self.cluster.container(from)?;
-        self.step(&format!("new connections from {from} to {target}, until {wanted}"))?;
+        self.step(&format!("{from} to {target}, over and over, until {wanted}"))?;
         let patience = limit.max(PATIENCE);
         let result = probe::until(container.resident(), target, wanted, since, patience).await?;
         let took = match result {

@@ -21,9 +21,6 @@ const FILE: &str = "applied";
 /// way before it, on a processor that was taken away for a while, may still be in
 /// chains that nothing refers to any more.
 const QUIET: Duration = Duration::from_millis(50);
-/// How often settling is tried while others are at work.
-const SETTLE_ATTEMPTS: usize = 2;
-
 /// What a transaction says of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
@@ -76,7 +73,7 @@ struct Applied {
 }
 
 impl Kernel {
-    /// Nothing is known of the kernel until [`Self::recover`].
+    /// Nothing is known of the kernel before the loop begins.
     #[must_use]
     pub fn new(nft: Nft, state: StateDirectory) -> Self {
         Self {
@@ -206,32 +203,38 @@ impl Kernel {
         self.nft.check(&replace(&render(ruleset, "")).script).await
     }
 
-    /// Sweeps what is unused, and writes down how the kernel looks now. If others
-    /// were at work in between, the ruleset is written again first, so that what
-    /// is written down is right. False when others are at work all the time.
-    pub(super) async fn settle(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
-        for _ in 0..SETTLE_ATTEMPTS {
-            if self.generation.is_none() || self.generation != KernelGeneration::now().ok() {
-                let listing = self.nft.list().await?.unwrap_or_default();
-                self.write_again(&listing, ruleset).await?;
-            }
-            let Belief::Known(applied) = &self.belief else { return Ok(false) };
-            if let Some(change) = diff(applied, &self.wanted, Sweep::Now) {
-                sleep_until(self.committed_at + QUIET).await;
-                self.sweep(change).await?;
-            }
-            let fingerprint = fingerprint(&self.nft.list().await?.unwrap_or_default());
-            if self.generation.is_some() && self.generation == KernelGeneration::now().ok() {
-                self.remember(&fingerprint).await;
-                self.settled = Some(Settled { fingerprint, generation: self.generation });
-                return Ok(true);
-            }
+    /// Sweeps what is unused. If others were at work since the last transaction
+    /// of ours, the ruleset is written again first, so that it is right.
+    pub(super) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
+        if !self.alone() {
+            let listing = self.nft.list().await?.unwrap_or_default();
+            self.write_again(&listing, ruleset).await?;
         }
-        Ok(false)
+        let Belief::Known(applied) = &self.belief else { return Ok(()) };
+        let Some(change) = diff(applied, &self.wanted, Sweep::Now) else { return Ok(()) };
+        sleep_until(self.committed_at + QUIET).await;
+        self.take_out(change).await
+    }
+
+    /// Writes down how the kernel looks now. False, and nothing is written down,
+    /// if others were at work again. May be abandoned at any point.
+    pub(super) async fn settle(&mut self) -> Result<bool, Error> {
+        let fingerprint = fingerprint(&self.nft.list().await?.unwrap_or_default());
+        if !self.alone() {
+            return Ok(false);
+        }
+        self.remember(&fingerprint).await;
+        self.settled = Some(Settled { fingerprint, generation: self.generation });
+        Ok(true)
+    }
+
+    /// Whether nobody else changed anything since our last transaction.
+    fn alone(&self) -> bool {
+        self.generation.is_some() && self.generation == KernelGeneration::now().ok()
     }
 
     /// What others hung onto leftovers can make the kernel refuse to sweep them.
-    async fn sweep(&mut self, change: Change) -> Result<(), Error> {
+    async fn take_out(&mut self, change: Change) -> Result<(), Error> {
         match self.commit(change, Scope::Difference).await {
             Err(Error::Refused(_)) => {
                 self.commit(replace(&self.wanted), Scope::Everything).await?;

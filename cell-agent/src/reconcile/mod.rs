@@ -310,16 +310,31 @@ impl Reconciler {
         gauge("cell_agent_isolated_rules", enforced.ruleset.isolated_rules() as u64);
     }
 
-    /// Sweeps what is no longer used, and remembers how the kernel looks.
+    /// Sweeps what is no longer used, and remembers how the kernel looks; gives
+    /// way to changes that come meanwhile.
     async fn settle(&mut self) {
-        (self.settle_at, self.changing_since) = (None, None);
+        let since = self.changing_since.take();
+        self.settle_at = Some(Instant::now() + SETTLE);
         let ruleset = Arc::clone(&self.published.borrow().ruleset);
-        let settled = self.kernel.settle(&ruleset).await.unwrap_or_else(|error| {
-            tracing::error!(error = source_chain(&error), "settle-failed");
-            false
-        });
-        if !settled {
-            self.settle_at = Some(Instant::now() + SETTLE_MOST);
+        let settled = match self.kernel.sweep(&ruleset).await {
+            Ok(()) => tokio::select! {
+                biased;
+                Ok(()) = self.inputs.containers.changed() => {
+                    self.inputs.containers.mark_changed();
+                    self.changing_since = since;
+                    Ok(false)
+                }
+                settled = self.kernel.settle() => settled,
+            },
+            Err(error) => Err(error),
+        };
+        match settled {
+            Ok(true) => self.settle_at = None,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(error = source_chain(&error), "settle-failed");
+                self.settle_at = Some(Instant::now() + SETTLE_MOST);
+            }
         }
     }
 

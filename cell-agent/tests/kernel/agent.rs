@@ -5,8 +5,9 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 use cell_agent::{app::App, config::Config};
 use proto::{

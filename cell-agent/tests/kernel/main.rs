@@ -3,6 +3,8 @@
 //! Needs root (or user namespaces with all capabilities), nft and ip; where they
 //! are missing, the tests fail and say so.
 
+#![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+
 mod agent;
 mod cases;
 mod faults;

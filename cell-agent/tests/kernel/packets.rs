@@ -9,8 +9,9 @@ use std::{
         atomic::{AtomicU16, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
 

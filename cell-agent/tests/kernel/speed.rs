@@ -1,7 +1,9 @@
 //! How long changes take at the size of a full cell. The bounds are loose, since
 //! tests run unoptimised beside each other; the numbers are printed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use proto::policy_v1::{Rule, SecurityGroup};
 use serde_json::json;

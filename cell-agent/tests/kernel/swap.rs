@@ -13,8 +13,9 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use proto::policy_v1::{Rule, SecurityGroup};

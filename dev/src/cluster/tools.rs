@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 /// A tool that is missing, cannot be run, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// None of the directories of [`SEARCHED`] has it.
+    /// None of the usual directories has it.
     #[error("{tool} is not installed: {}", package(.tool))]
     Missing {
         /// The program's name.

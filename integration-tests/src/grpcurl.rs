@@ -48,7 +48,10 @@ pub fn run(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
         Target::TlsWithoutClient(address, files) => {
             command.arg("-cacert").arg(&files.ca).args(["-connect-timeout", "5"]).arg(address)
         }
-        Target::Unix(path) => command.args(["-plaintext", "-unix"]).arg(path),
+        // Go would send the path as the authority, which HTTP/2 does not allow.
+        Target::Unix(path) => {
+            command.args(["-plaintext", "-authority", "localhost", "-unix"]).arg(path)
+        }
     };
     let output = command.args(args).output();
     let Output { status, stdout, stderr } = output.expect("grpcurl can be run");

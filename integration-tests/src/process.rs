@@ -31,8 +31,26 @@ impl Process {
     /// # Panics
     /// It cannot be started.
     pub fn start(name: &str, args: &[&str]) -> Self {
-        let child = Command::new(binaries::path(name))
-            .args(args)
+        let mut command = Command::new(binaries::path(name));
+        command.args(args);
+        Self::spawn(name, command)
+    }
+
+    /// Starts one of our binaries in a network namespace of its own, where it
+    /// may change the packet filter.
+    ///
+    /// # Panics
+    /// `unshare` is missing, or may not make a namespace.
+    pub fn start_apart(name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new("unshare");
+        let script = r#"ip link set lo up && exec "$0" "$@""#;
+        command.args(["--map-root-user", "--net", "sh", "-c", script]);
+        command.arg(binaries::path(name)).args(args);
+        Self::spawn(name, command)
+    }
+
+    fn spawn(name: &str, mut command: Command) -> Self {
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

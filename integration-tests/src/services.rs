@@ -308,7 +308,7 @@ impl CloudController {
         &mut self.process
     }
 
-    fn call(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> Value {
+    fn call(&self, method: &reqwest::Method, path: &str, body: Option<&Value>) -> Value {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.api));
         request = request.bearer_auth(&self.token);
         if let Some(body) = body {
@@ -328,18 +328,18 @@ impl CloudController {
             "rules": [{ "protocol": "all", "destination": destination }],
             "globally_enabled": { "running": true },
         });
-        let group = self.call(reqwest::Method::POST, "/v3/security_groups", Some(&body));
+        let group = self.call(&reqwest::Method::POST, "/v3/security_groups", Some(&body));
         group["guid"].as_str().expect("a group has a guid").to_owned()
     }
 
     /// Takes a group away.
     pub fn delete_group(&self, guid: &str) {
-        self.call(reqwest::Method::DELETE, &format!("/v3/security_groups/{guid}"), None);
+        self.call(&reqwest::Method::DELETE, &format!("/v3/security_groups/{guid}"), None);
     }
 
     /// The names of all groups.
     pub fn group_names(&self) -> BTreeSet<String> {
-        let page = self.call(reqwest::Method::GET, "/v3/security_groups?per_page=5000", None);
+        let page = self.call(&reqwest::Method::GET, "/v3/security_groups?per_page=5000", None);
         names(&page["resources"], |group| &group["name"])
     }
 }

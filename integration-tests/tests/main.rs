@@ -1,5 +1,7 @@
 //! Whole processes, real sockets, and what holds across crates.
 
+#[path = "suite/cell_agent.rs"]
+mod cell_agent;
 #[path = "suite/dependencies.rs"]
 mod dependencies;
 #[path = "suite/failover.rs"]

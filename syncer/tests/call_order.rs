@@ -141,9 +141,15 @@ const CASES: &[Case] = &[
         writes: &[&[]],
     },
     Case {
-        name: "no list at all is read again before it is believed",
+        name: "no list at all is read again at once",
         script: |cloud| list([Reply::text(200, "{}")])(cloud),
         calls: "TSS1S1SSS",
+        writes: &[&["a"]],
+    },
+    Case {
+        name: "no list at all, three times, deletes nothing",
+        script: |cloud| list(vec![Reply::text(200, r#"{"resources":null}"#); 3])(cloud),
+        calls: "TSS1S1S1SS1SSS",
         writes: &[&["a"]],
     },
     Case {

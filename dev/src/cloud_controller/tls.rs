@@ -102,7 +102,12 @@ impl Listener for TlsListener {
                         tokio::time::sleep(PAUSE).await;
                     }
                 },
-                Some(Ok(Some(ready))) = self.handshakes.join_next() => return ready,
+                // A failed one must not end the waiting for the others.
+                Some(done) = self.handshakes.join_next() => {
+                    if let Ok(Some(ready)) = done {
+                        return ready;
+                    }
+                }
             }
         }
     }

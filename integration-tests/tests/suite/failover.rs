@@ -52,7 +52,7 @@ impl Pair {
     }
 }
 
-/// Issue text, story c: the message and data keys of the original.
+/// Message and data keys are the original's (contracts/policy-server.md 2.7).
 #[test]
 fn the_standby_logs_the_collision_and_waits() {
     let mut pair = Pair::start();

@@ -103,7 +103,7 @@ pub enum Fault {
     /// The list changed while it was read.
     #[error("last_update time has changed")]
     Moved,
-    /// A page after the first had no list, so the rest is unknown.
+    /// A page had no list, so what there is is unknown: no reason to delete anything.
     #[error("page {page} has no resources")]
     Unlisted {
         /// Which page.

@@ -71,7 +71,7 @@ impl CloudController {
                 self.public.show(&body);
             }
             let found = read.page;
-            if !found.listed && page > 1 {
+            if !found.listed {
                 return Err(error(Fault::Unlisted { page }));
             }
             let groups = reading.echo(shown);
@@ -80,10 +80,6 @@ impl CloudController {
                 "get-security-groups-with-page-response"
             );
             debug!(response = runtime::lager::json(&groups), "get-security-groups-response");
-            if !found.listed {
-                debug!("no-additional-security-groups");
-                return Ok(reading);
-            }
             let after = self.last_update().await?;
             if after != before {
                 debug!(

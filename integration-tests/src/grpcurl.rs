@@ -35,8 +35,16 @@ pub struct Answer {
 /// # Panics
 /// grpcurl is not installed.
 pub fn run(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
+    run_for(20, target, data, args)
+}
+
+/// The same, but it is ended after so many seconds: for streams without an end.
+///
+/// # Panics
+/// grpcurl is not installed.
+pub fn run_for(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
     let mut command = Command::new(program());
-    command.args(["-max-time", "20"]);
+    command.args(["-max-time", &seconds.to_string()]);
     if let Some(data) = data {
         command.args(["-d", data]);
     }

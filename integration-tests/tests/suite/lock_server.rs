@@ -40,6 +40,9 @@ fn grpcurl_lists_describes_and_calls() {
     assert!(nothing.stderr.contains("Code: InvalidArgument"), "{nothing:?}");
     let health = grpcurl::run(&target, Some("{}"), &["grpc.health.v1.Health/Check"]);
     assert!(health.stdout.contains("SERVING"), "{health:?}");
+    let watch = ["portcullis.lock.v1.LockWatch/Watch"];
+    let events = grpcurl::run_for(3, &target, Some(r#"{"type_code":"LOCK"}"#), &watch);
+    assert!(events.stdout.contains("EXISTING") && events.stdout.contains("SYNCED"), "{events:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
+use percent_encoding::percent_decode_str;
 
 use crate::cloud_controller::ruby;
 
@@ -369,23 +370,7 @@ fn comma_list(text: &str) -> Vec<String> {
 }
 
 fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let hex = bytes.get(index + 1..index + 3).and_then(|pair| std::str::from_utf8(pair).ok());
-        match hex.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit())) {
-            Some(hex) if bytes[index] == b'%' => {
-                out.push(u8::from_str_radix(hex, 16).unwrap_or(b'%'));
-                index += 3;
-            }
-            _ => {
-                out.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// `created_ats` -> `Created ats`

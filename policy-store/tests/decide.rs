@@ -24,7 +24,12 @@ struct Stored {
 
 impl Stored {
     fn replace(&mut self, write: &Replacement) -> Result<Decision, Refusal> {
-        let decision = decide(&self.state, &self.known, write)?;
+        let decision = decide(&self.state, &self.known, write).map_err(|refused| {
+            if let Some(seen) = refused.seen {
+                self.state = *seen;
+            }
+            refused.refusal
+        })?;
         self.state = decision.state.clone();
         for (_, guid) in &decision.removed {
             self.known.remove(guid);
@@ -119,7 +124,7 @@ fn tokens_fence() {
     let refused = stored.replace(&fenced(&one, "syncer-b", 4)).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "fencing token 4 of syncer-b is older than 5 of syncer-a, which has written since"
+        "fencing token 4 of syncer-b is older than 5 of syncer-a, which came since"
     );
     let refused = stored.replace(&fenced(&one, "syncer-a", 4)).unwrap_err();
     assert!(matches!(refused, Refusal::OldToken { .. }), "its own older one: {refused}");
@@ -128,18 +133,43 @@ fn tokens_fence() {
     let refused = stored.replace(&fenced(&one, "syncer-a", 0)).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "fencing token 0 of syncer-a is older than 5 of syncer-a, which has written since"
+        "fencing token 0 of syncer-a is older than 5 of syncer-a, which came since"
     );
     stored.replace(&fenced(&one, "syncer-b", 6)).unwrap();
     assert!(stored.replace(&fenced(&one, "syncer-a", 5)).is_err());
 }
 
+/// Law 3 speaks of tokens that were seen: the guard stands behind the fence.
 #[test]
-fn a_refused_write_leaves_no_trace_of_its_token() {
-    let mut stored = Stored::with(&named(60, "1"));
+fn a_token_counts_though_its_replace_is_refused() {
+    let sixty = named(60, "1");
+    let mut stored = Stored::default();
+    stored.replace(&fenced(&sixty, "syncer-a", 3)).unwrap();
+    let before = stored.state.clone();
     let refused = stored.replace(&fenced(&Set::new(), "syncer-b", 9)).unwrap_err();
     assert!(matches!(refused, Refusal::MassRemoval { .. }), "{refused}");
-    stored.replace(&fenced(&named(60, "2"), "syncer-a", 3)).unwrap();
+    let seen = State { token: Some(FencingToken(9)), writer: Some(owner("syncer-b")), ..before };
+    assert_eq!(stored.state, seen, "nothing but token and writer");
+    let refused = stored.replace(&fenced(&sixty, "syncer-a", 3)).unwrap_err();
+    assert!(matches!(refused, Refusal::OldToken { .. }), "{refused}");
+    // The guard says its word again, and to the same owner no other.
+    let refused = stored.replace(&fenced(&Set::new(), "syncer-b", 9)).unwrap_err();
+    assert!(matches!(refused, Refusal::MassRemoval { .. }), "{refused}");
+    let mut lacking = fenced(&named(60, "2"), "syncer-c", 10);
+    lacking.supplied.groups.clear();
+    let refused = stored.replace(&lacking).unwrap_err();
+    assert_eq!(refused, Refusal::Overtaken { lacking: 60 });
+    let refused = stored.replace(&fenced(&sixty, "syncer-b", 9)).unwrap_err();
+    assert!(matches!(refused, Refusal::OldToken { .. }), "{refused}");
+}
+
+#[test]
+fn a_refused_write_without_a_token_leaves_no_trace() {
+    let mut stored = Stored::with(&named(60, "1"));
+    let before = stored.state.clone();
+    let refused = stored.replace(&fenced(&Set::new(), "syncer-b", 0)).unwrap_err();
+    assert!(matches!(refused, Refusal::MassRemoval { .. }), "{refused}");
+    assert_eq!(stored.state, before);
 }
 
 #[test]

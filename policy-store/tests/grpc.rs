@@ -261,6 +261,30 @@ async fn the_guard_holds_until_it_is_told_otherwise() {
     served.stop().await;
 }
 
+/// A syncer asks the status whether it was fenced: the same token and owner
+/// there mean that it was not.
+#[tokio::test]
+async fn the_status_names_a_writer_that_the_guard_refused() {
+    let served = Served::start().await;
+    let (writer, mut operator) = (served.writer(), served.operator());
+    replace(&writer, &fenced(&named(60, "1"), "syncer-a", 4)).await.unwrap();
+    let before = operator.status(StatusRequest {}).await.unwrap().into_inner();
+    let error = replace(&writer, &fenced(&Set::new(), "syncer-b", 5)).await.unwrap_err();
+    assert_status(&error, Code::FailedPrecondition, "this would remove 60 of 60");
+    let status = operator.status(StatusRequest {}).await.unwrap().into_inner();
+    let named_writer = status.writer.clone().unwrap();
+    assert_eq!((&*named_writer.owner, named_writer.fencing_token), ("syncer-b", 5));
+    assert_eq!(status, StatusResponse { writer: status.writer.clone(), ..before });
+    let error = replace(&writer, &fenced(&named(60, "1"), "syncer-a", 4)).await.unwrap_err();
+    let text = "fencing token 4 of syncer-a is older than 5 of syncer-b";
+    assert_status(&error, Code::FailedPrecondition, text);
+    assert_eq!(
+        replace(&writer, &fenced(&named(60, "2"), "syncer-b", 5)).await.unwrap().changed,
+        60
+    );
+    served.stop().await;
+}
+
 #[tokio::test]
 async fn a_list_that_makes_no_sense_says_why() {
     let served = Served::start().await;

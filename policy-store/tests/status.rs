@@ -3,7 +3,11 @@
 use policy_store::{
     access::{Action, Denied},
     feed::cursor,
-    groups::{commit::Failure, decide::Refusal, manifest},
+    groups::{
+        commit::Failure,
+        decide::{Refusal, Refused},
+        manifest,
+    },
     grpc::status::{Error, status},
     store,
 };
@@ -12,7 +16,7 @@ use tonic::{Code, Status};
 use crate::support::sets::{guid, owner};
 
 fn refused(refusal: Refusal) -> Error {
-    Error::Replace(Failure::Store(store::Error::Refused(refusal)))
+    Error::Replace(Failure::Store(store::Error::Refused(Refused { refusal, seen: None })))
 }
 
 #[test]

@@ -12,7 +12,7 @@ use model::{
 };
 use policy_store::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Refusal, Replacement},
+    groups::decide::{Refusal, Refused, Replacement},
     store::{Contents, Error, Store, memory::Memory, sqlite::Sqlite},
 };
 use proptest::prelude::*;
@@ -78,7 +78,7 @@ fn groups(contents: &Contents) -> Set {
 
 fn refusal(answer: Result<u64, Error>) -> Refusal {
     match answer {
-        Err(Error::Refused(refusal)) => refusal,
+        Err(Error::Refused(refused)) => refused.refusal,
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -165,7 +165,26 @@ conformance! {
         assert_eq!(refused, Refusal::Overtaken { lacking: 3 });
     }
 
-    async fn what_is_refused_leaves_no_trace(place: &Place) {
+    async fn what_is_refused_leaves_its_token_alone(place: &Place) {
+        let store = place.open();
+        replace(&*store, fenced(&named(60, "1"), "a", 5)).await.unwrap();
+        let before = load(&*store).await;
+        let guarded = refusal(replace(&*store, fenced(&named(29, "2"), "b", 6)).await);
+        assert!(matches!(guarded, Refusal::MassRemoval { .. }), "{guarded}");
+        store.close().await.unwrap();
+        drop(store);
+        let store = place.open();
+        let mut expected = before;
+        expected.state.token = Some(FencingToken(6));
+        expected.state.writer = Some(owner("b"));
+        assert_eq!(load(&*store).await, expected, "also after it was opened again");
+        let fenced_off = refusal(replace(&*store, fenced(&named(60, "2"), "a", 5)).await);
+        assert!(matches!(fenced_off, Refusal::OldToken { .. }), "{fenced_off}");
+        assert_eq!(load(&*store).await, expected);
+        replace(&*store, fenced(&named(60, "2"), "b", 6)).await.unwrap();
+    }
+
+    async fn who_is_fenced_leaves_no_trace(place: &Place) {
         let store = place.open();
         replace(&*store, fenced(&named(60, "1"), "a", 5)).await.unwrap();
         let before = load(&*store).await;
@@ -173,7 +192,7 @@ conformance! {
             fenced(&named(60, "2"), "b", 4),
             fenced(&named(60, "2"), "b", 5),
             fenced(&named(60, "2"), "a", 0),
-            fenced(&named(29, "2"), "b", 6),
+            fenced(&named(29, "2"), "a", 5),
         ] {
             let newer = Watermark::try_new(1 << 40, 0).unwrap();
             refusal(replace(&*store, Replacement { watermark: newer, ..write }).await);
@@ -227,9 +246,13 @@ conformance! {
     }
 }
 
-/// One writer of a random history: who, with which token, writes what.
-fn writes() -> impl Strategy<Value = Vec<(u8, u64, i64, Set)>> {
-    prop::collection::vec((0u8..3, 0u64..6, 0i64..8, sets()), 1..14)
+/// One writer of a random history: who, with which token, writes what, and
+/// whether with all the content that it promises.
+type Write = (u8, u64, i64, Set, bool);
+
+fn writes() -> impl Strategy<Value = Vec<Write>> {
+    let is_whole = prop::bool::weighted(0.7);
+    prop::collection::vec((0u8..3, 0u64..6, 0i64..8, sets(), is_whole), 1..14)
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
@@ -237,27 +260,43 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Laws 3 and 4 on a random history, against a model of a few lines.
-async fn laws_hold(store: &dyn Store, writes: &[(u8, u64, i64, Set)]) {
+async fn laws_hold(store: &dyn Store, writes: &[Write]) {
     let mut newest: Option<(u64, u8)> = None;
     let mut expected = Contents::default();
     let mut content = Set::new();
-    for (writer, token, seconds, set) in writes {
+    for (writer, token, seconds, set, is_whole) in writes {
         let mut write = fenced(set, &format!("w{writer}"), *token);
         write.watermark = Watermark::try_new(*seconds, 0).unwrap();
+        if !is_whole {
+            write.supplied.groups.clear();
+        }
+        let lacks = set.iter().any(|(guid, group)| content.get(guid) != Some(group));
+        let overtaken = !is_whole && lacks;
         let may = match newest {
             None => true,
             Some((newest, by)) => *token > newest || (*token == newest && *writer == by),
         };
         let answer = replace(store, write.clone()).await;
-        assert_eq!(answer.is_ok(), may, "token {token} of w{writer} after {newest:?}");
-        if may {
-            newest = (*token != 0).then_some((*token, *writer));
+        let is_fenced = matches!(
+            &answer,
+            Err(Error::Refused(Refused {
+                refusal: Refusal::OldToken { .. } | Refusal::TokenOfAnother { .. },
+                ..
+            }))
+        );
+        assert_eq!(is_fenced, !may, "token {token} of w{writer} after {newest:?}: {answer:?}");
+        assert_eq!(answer.is_ok(), may && !overtaken, "{answer:?}");
+        if may && *token != 0 {
+            newest = Some((*token, *writer));
+            expected.state.token = write.token;
+            expected.state.writer = Some(write.owner.clone());
+        }
+        if may && !overtaken {
             let is_new = content != *set || expected.state.generation == Generation(0);
             content.clone_from(set);
             let state = &mut expected.state;
             state.generation = Generation(state.generation.0 + u64::from(is_new));
             state.watermark = state.watermark.max(Some(write.watermark));
-            state.token = write.token;
             state.writer = Some(write.owner);
         }
         let contents = load(store).await;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     board::Board,
-    decide::{Decision, Refusal, Replacement},
+    decide::{Decision, Refusal, Replacement, State},
     snapshot::Snapshot,
 };
 use crate::store::{Error, Store, chain};
@@ -126,9 +126,12 @@ impl Committer {
                     unchanged: decision.unchanged,
                 })
             }
-            Err(Error::Refused(refusal)) => {
-                tell_refusal(&write, &refusal);
-                Err(refusal.into())
+            Err(Error::Refused(refused)) => {
+                tell_refusal(&write, &refused.refusal);
+                if let Some(seen) = &refused.seen {
+                    self.publish_seen(seen).await;
+                }
+                Err(refused.into())
             }
             Err(error) => {
                 tell_failure(&write, &error);
@@ -150,6 +153,24 @@ impl Committer {
         }
     }
 
+    /// The status names the newest token that was seen, as the fence does.
+    async fn publish_seen(&self, seen: &State) {
+        if !self.publish_writer(seen) {
+            self.reload().await;
+        }
+    }
+
+    /// False when the groups of `state` are others than those that are served.
+    fn publish_writer(&self, state: &State) -> bool {
+        let current = self.board.current();
+        let is_same = current.state.generation == state.generation;
+        if is_same && current.state.token < state.token {
+            let (token, writer) = (state.token, state.writer.clone());
+            self.board.publish(current.with(State { token, writer, ..current.state.clone() }));
+        }
+        is_same
+    }
+
     /// A write that failed in the middle may have happened all the same.
     async fn reload(&self) {
         let current = self.board.current();
@@ -157,7 +178,7 @@ impl Committer {
             Ok(contents) if contents.state.generation > current.state.generation => {
                 self.board.publish(Snapshot::from(contents));
             }
-            Ok(_) => {}
+            Ok(contents) => _ = self.publish_writer(&contents.state),
             Err(error) => tracing::error!(error = chain(&error), "failed-to-reload"),
         }
     }

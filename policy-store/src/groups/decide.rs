@@ -9,6 +9,8 @@
 //!   belongs to one owner. No token at all, as with a lock server that gives
 //!   none, is older than any token: such writers are welcome only while no
 //!   writer with a token was ever seen, and are not fenced from each other.
+//!   A token counts from when it passed the fence, also when its Replace is
+//!   then refused for another reason: see [`Refused::seen`].
 //! - **Mass removal.** More than half of [`GUARDED_FROM`] or more groups are not
 //!   removed unless the writer says that it means it: a Cloud Controller that
 //!   answers with an empty list by mistake must not cut off a foundation.
@@ -37,16 +39,18 @@ use super::manifest::Supplied;
 /// The mass removal guard looks at sets of so many groups or more.
 pub const GUARDED_FROM: usize = 50;
 
-/// Everything that is stored beside the groups. Changed by a Replace only.
+/// Everything that is stored beside the groups. Changed by a Replace only, all
+/// of it by one that is confirmed, token and writer also by a refused one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// 0 before the first Replace.
     pub generation: Generation,
     /// The highest one that came; absent before the first Replace.
     pub watermark: Option<Watermark>,
-    /// The newest token that wrote; absent while all writers came without.
+    /// The newest token that was seen, also when what it came with was refused;
+    /// absent while all writers came without.
     pub token: Option<FencingToken>,
-    /// Who wrote last.
+    /// Whose token that is; who wrote last while there is none.
     pub writer: Option<Owner>,
     /// When the last Replace was confirmed, also one that changed nothing; by
     /// this machine's clock.
@@ -81,12 +85,12 @@ pub struct Replacement {
     pub at: Timestamp,
 }
 
-/// Why a Replace does not happen. Nothing is stored then, not even its token.
+/// Why a Replace does not happen. No group is changed then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// A newer owner of the lock has written.
+    /// A newer owner of the lock was here.
     #[error(
-        "fencing token {} of {owner} is older than {newest} of {writer}, which has written since",
+        "fencing token {} of {owner} is older than {newest} of {writer}, which came since",
         given.map_or(0, |token| token.0)
     )]
     OldToken {
@@ -94,7 +98,7 @@ pub enum Refusal {
         owner: Owner,
         /// With which token.
         given: Option<FencingToken>,
-        /// The newest token that wrote.
+        /// The newest token that was seen.
         newest: FencingToken,
         /// Whose it is.
         writer: Owner,
@@ -126,6 +130,18 @@ pub enum Refusal {
         /// How many groups are neither stored as promised nor supplied.
         lacking: usize,
     },
+}
+
+/// A [`Refusal`], and what it leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{refusal}")]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// The state to store all the same: the writer passed the fence and has a
+    /// token that is new, so that no older one may write from now on. Absent
+    /// when the state stays as it is.
+    pub seen: Option<Box<State>>,
 }
 
 /// A group to write.
@@ -175,15 +191,16 @@ impl Decision {
 /// See the module.
 ///
 /// # Errors
-/// A [`Refusal`]: nothing may be written then.
+/// Refused: nothing may be written then but [`Refused::seen`].
 pub fn decide(
     state: &State,
     known: &HashMap<GroupGuid, Known>,
     write: &Replacement,
-) -> Result<Decision, Refusal> {
-    fence(state, write)?;
-    let removed = removals(known, write)?;
-    let (upserts, unchanged) = upserts(state, known, write)?;
+) -> Result<Decision, Refused> {
+    fence(state, write).map_err(|refusal| Refused { refusal, seen: None })?;
+    let refused = |refusal| Refused { refusal, seen: seen(state, write).map(Box::new) };
+    let removed = removals(known, write).map_err(refused)?;
+    let (upserts, unchanged) = upserts(state, known, write).map_err(refused)?;
     let is_change = !upserts.is_empty() || !removed.is_empty();
     let never_synced = state.generation == Generation::default();
     let last_id = upserts.iter().map(|upsert| upsert.id.0).max();
@@ -223,6 +240,12 @@ fn fence(state: &State, write: &Replacement) -> Result<(), Refusal> {
             Err(Refusal::OldToken { owner: owner.clone(), given, newest, writer: writer.clone() })
         }
     }
+}
+
+/// The state with a token that passed the fence and is new.
+fn seen(state: &State, write: &Replacement) -> Option<State> {
+    let is_new = write.token > state.token;
+    is_new.then(|| State { token: write.token, writer: Some(write.owner.clone()), ..state.clone() })
 }
 
 fn removals(

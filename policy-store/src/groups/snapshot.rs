@@ -105,6 +105,12 @@ impl Snapshot {
         index.into_snapshot(state, entries, history)
     }
 
+    /// The same groups beside another state of the same generation.
+    #[must_use]
+    pub fn with(&self, state: State) -> Self {
+        Indexes::of(self).into_snapshot(state, self.entries.clone(), self.history.clone())
+    }
+
     /// What the store holds after `decision`, which was made on this state.
     #[must_use]
     pub fn after(&self, decision: &Decision) -> Self {

@@ -68,7 +68,7 @@ pub fn status(error: &Error) -> Status {
         Error::Field(_) | Error::Protocol(_) | Error::Manifest(_) | Error::Subscription(_) => {
             Code::InvalidArgument
         }
-        Error::Replace(Failure::Store(store::Error::Refused(refusal))) => match refusal {
+        Error::Replace(Failure::Store(store::Error::Refused(refused))) => match refused.refusal {
             Refusal::OldToken { .. }
             | Refusal::TokenOfAnother { .. }
             | Refusal::MassRemoval { .. } => Code::FailedPrecondition,

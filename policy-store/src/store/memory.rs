@@ -42,7 +42,12 @@ impl Tables {
     }
 
     fn replace(&mut self, write: &Replacement) -> Result<Decision, Error> {
-        let decision = decide::decide(&self.state, &self.known(), write)?;
+        let decision =
+            decide::decide(&self.state, &self.known(), write).inspect_err(|refused| {
+                if let Some(state) = &refused.seen {
+                    self.state = State::clone(state);
+                }
+            })?;
         for (id, _) in &decision.removed {
             self.groups.remove(id);
         }

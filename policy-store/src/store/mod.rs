@@ -16,15 +16,16 @@ use model::{
 
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Decision, Refusal, Replacement, State},
+    groups::decide::{Decision, Refused, Replacement, State},
 };
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It must not happen. Nothing is stored.
+    /// It must not happen. Nothing is stored but the token, if it is new and
+    /// passed the fence.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] Refused),
     /// The database failed. Nothing is stored, unless it failed in the middle
     /// of a commit: only [`Store::load`] knows then.
     #[error("the database failed")]
@@ -79,8 +80,9 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 
 /// Promises:
 /// - [`Store::replace`] does what [`crate::groups::decide::decide`] decides on
 ///   the stored state, all of it or nothing, in one step that no other replace
-///   comes between, and answers after it is durable. Refused or broken off, it
-///   leaves no trace.
+///   comes between, and answers after it is durable. Refused, it leaves nothing
+///   but what [`Refused::seen`] says, which is durable too; broken off, it leaves
+///   no trace.
 /// - It writes only what changed: unchanged groups cost no write.
 /// - [`Store::load`] sees every replace that was answered before, and no part
 ///   of a replace.

@@ -23,7 +23,7 @@ use storage::{
 use super::{Answer, Contents, Error, Hashed, Store, rules};
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Decision, Known, Replacement, State, Upsert, decide},
+    groups::decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
 };
 
 const MIGRATIONS: &[Migration] = &[Migration {
@@ -55,7 +55,8 @@ impl Store for Sqlite {
     }
 
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
-        Box::pin(self.database.write(move |transaction| replace(transaction, &write)))
+        let work = move |transaction: &Transaction<'_>| replace(transaction, &write);
+        Box::pin(async { Ok(self.database.write(work).await??) })
     }
 
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, ()> {
@@ -223,9 +224,21 @@ fn load_reports(connection: &Connection) -> Result<Vec<(CellId, Report)>, Error>
     Ok(reports)
 }
 
-fn replace(transaction: &Transaction<'_>, write: &Replacement) -> Result<Decision, Error> {
+/// A refusal is no error of the transaction: what was seen is committed.
+fn replace(
+    transaction: &Transaction<'_>,
+    write: &Replacement,
+) -> Result<Result<Decision, Refused>, Error> {
     let state = load_state(transaction)?;
-    let decision = decide(&state, &known(transaction)?, write)?;
+    let decision = match decide(&state, &known(transaction)?, write) {
+        Ok(decision) => decision,
+        Err(refused) => {
+            if let Some(seen) = &refused.seen {
+                store_state(transaction, seen)?;
+            }
+            return Ok(Err(refused));
+        }
+    };
     for (id, _) in &decision.removed {
         remove(transaction, *id)?;
     }
@@ -233,7 +246,7 @@ fn replace(transaction: &Transaction<'_>, write: &Replacement) -> Result<Decisio
         store(transaction, upsert)?;
     }
     store_state(transaction, &decision.state)?;
-    Ok(decision)
+    Ok(Ok(decision))
 }
 
 fn known(connection: &Connection) -> Result<HashMap<GroupGuid, Known>, Error> {

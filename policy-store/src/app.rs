@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use runtime::{
     lager,
     process::{About, ConfigError, Process, Service},
@@ -76,8 +76,9 @@ impl Service for App {
         let drain = self.config.drain_timeout;
         let outcome = self.tasks(&shutdown).join(drain + AFTER_DRAIN).await;
         // The writers have gone; what was confirmed is durable already.
-        store.close().await.context("closing the database")?;
-        outcome
+        let closed = store.close().await.context("closing the database");
+        // Why it ended says more than what that did to the database.
+        outcome.and(closed)
     }
 }
 
@@ -105,6 +106,7 @@ impl App {
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
+        tasks.add("database", wait_for_writer(Arc::clone(&store), drained.clone()));
         tasks.add(
             "reports",
             save_reports(store, feed.clone(), config.report_save_interval, drained.clone()),
@@ -124,6 +126,16 @@ impl App {
             Ok(outcome?)
         });
         tasks
+    }
+}
+
+/// The thread that writes has no task of its own: its end is to end the process,
+/// and not to make each Replace fail in one that looks healthy.
+async fn wait_for_writer(store: Arc<dyn Store>, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        () = store.closed() => bail!("the writer of the database has ended"),
     }
 }
 
@@ -177,6 +189,33 @@ mod tests {
         },
         store::memory::Memory,
     };
+
+    /// The thread is gone as after a panic of its own: nobody asked for the end.
+    #[tokio::test]
+    async fn the_end_of_the_writer_ends_the_process() {
+        runtime::tls::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        let own = rcgen::generate_simple_self_signed(["policy-store".to_owned()]).unwrap();
+        std::fs::write(file("crt"), own.cert.pem()).unwrap();
+        std::fs::write(file("key"), own.signing_key.serialize_pem()).unwrap();
+        let config = serde_json::json!({
+            "grpc_listen_address": "127.0.0.1:0",
+            "admin_listen_address": "127.0.0.1:0",
+            "ca_cert_file": file("crt"),
+            "server_cert_file": file("crt"),
+            "server_key_file": file("key"),
+            "database": { "type": "sqlite", "path": file("db") },
+        });
+        let config = runtime::config::parse(&config.to_string()).unwrap().config;
+        let app = App::bind(config, &Process::detached()).await.unwrap();
+        app.store.close().await.unwrap();
+        let running = app.run(CancellationToken::new());
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await;
+        let error = format!("{:#}", ended.expect("it ends by itself").unwrap_err());
+        assert!(error.contains("database"), "{error}");
+        assert!(error.contains("the writer of the database has ended"), "{error}");
+    }
 
     /// As time goes by: ready, stale, and ready again after a Replace.
     #[tokio::test(start_paused = true)]

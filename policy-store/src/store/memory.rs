@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -87,6 +88,11 @@ impl Store for Memory {
             }
             Ok(())
         })
+    }
+
+    /// Never: whoever opens this store again has another clone of it.
+    fn closed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::pending())
     }
 
     fn close(&self) -> Answer<'_, ()> {

@@ -98,6 +98,10 @@ pub trait Store: Send + Sync + Debug {
     /// Writes down what cells said, all or nothing.
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, ()>;
 
+    /// Resolves when nothing can be written any more: after [`Store::close`], or
+    /// when the writer behind the store has died.
+    fn closed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
     /// Makes everything durable and gives the store up; nothing works after it.
     fn close(&self) -> Answer<'_, ()>;
 }

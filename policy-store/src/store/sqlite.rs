@@ -5,7 +5,7 @@
 //! confirmed to a writer is on the disk, so a watermark never claims more than
 //! what a power failure leaves.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, pin::Pin, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
@@ -61,6 +61,10 @@ impl Store for Sqlite {
 
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, ()> {
         Box::pin(self.database.write(move |transaction| save_reports(transaction, &unsaved)))
+    }
+
+    fn closed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.database.closed())
     }
 
     fn close(&self) -> Answer<'_, ()> {

@@ -99,7 +99,7 @@ impl runtime::process::Service for App {
         Ok(Self { config, nft, state, tls, channel, http, debug, socket, process })
     }
 
-    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         tracing::info!(
             cell = %self.config.cell,
             control = self.http.local_addr(),

@@ -1,12 +1,18 @@
 //! What to tell the kernel so that it holds the wanted table.
 //!
-//! Pure. Every script is one transaction of nft. What is no longer used may stay
-//! until a later sweep ([`Sweep::Later`]): then no packet that is under way in an
-//! old chain meets it half taken down, and what comes back is still there.
+//! Pure. Every script is one transaction of nft, and a difference is one or two
+//! of them: the first adds chains that no packet meets yet, the second switches
+//! to them, so for packets all of the difference happens at one instant. One
+//! transaction is not enough for that: the kernel switches chains at one instant,
+//! but finds what is in a new set of intervals an instant later.
+//!
+//! What is no longer used may stay until a later sweep ([`Sweep::Later`]): then no
+//! packet that is under way in an old chain meets it half taken down, and what
+//! comes back is still there.
 
 use std::collections::BTreeMap;
 
-use crate::render::table::{Chain, Map, NAME, Table, add_elements};
+use crate::render::table::{Chain, HOOK, Map, NAME, Table, add_elements};
 
 /// Whether what is no longer used goes in this transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,28 +32,52 @@ pub struct Change {
     pub after: Table,
 }
 
-/// What leads from `applied` to `wanted`; `None` when nothing is to be done.
+/// What leads from `applied` to `wanted`, in this order; nothing when they are
+/// equal.
 #[must_use]
-pub fn diff(applied: &Table, wanted: &Table, sweep: Sweep) -> Option<Change> {
+pub fn diff(applied: &Table, wanted: &Table, sweep: Sweep) -> Vec<Change> {
     let mut after = wanted.clone();
     if sweep == Sweep::Later {
-        for (name, chain) in &applied.chains {
-            after.chains.entry(name.clone()).or_insert_with(|| chain.clone());
-        }
-        for (name, map) in &applied.maps {
-            after.maps.entry(name.clone()).or_insert_with(|| map.clone());
-        }
-        for (name, set) in &applied.sets {
-            after.sets.entry(name.clone()).or_insert_with(|| set.clone());
-        }
+        after = with_more(after, applied);
     }
     if after == *applied {
-        return None;
+        return Vec::new();
     }
     if !can_change_in_place(applied, wanted) {
-        return Some(replace(wanted));
+        return vec![replace(wanted)];
     }
-    Some(Change { script: script(applied, &after), after })
+    let prepared = with_more(applied.clone(), &unused(&after));
+    let mut changes = Vec::new();
+    if prepared != *applied {
+        changes.push(Change { script: script(applied, &prepared), after: prepared.clone() });
+    }
+    if after != prepared {
+        changes.push(Change { script: script(&prepared, &after), after });
+    }
+    changes
+}
+
+/// The table, and what only the other has.
+fn with_more(mut table: Table, other: &Table) -> Table {
+    for (name, chain) in &other.chains {
+        table.chains.entry(name.clone()).or_insert_with(|| chain.clone());
+    }
+    for (name, map) in &other.maps {
+        table.maps.entry(name.clone()).or_insert_with(|| map.clone());
+    }
+    for (name, set) in &other.sets {
+        table.sets.entry(name.clone()).or_insert_with(|| set.clone());
+    }
+    table
+}
+
+/// What no packet meets as long as nothing else leads to it: all but the hook
+/// and the elements of maps.
+fn unused(table: &Table) -> Table {
+    let mut table = table.clone();
+    table.chains.retain(|_, chain| !chain.header.starts_with(HOOK));
+    table.maps.values_mut().for_each(|map| map.jumps.clear());
+    table
 }
 
 /// Definitions of sets and maps, and headers of chains, are for ever.

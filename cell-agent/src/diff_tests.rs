@@ -84,30 +84,65 @@ fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
     }
 }
 
+/// One transaction after the other, each as it says of itself.
+fn play_all(mut table: Table, changes: &[Change]) -> Table {
+    for change in changes {
+        table = play(table, &change.script);
+        assert_eq!(table, change.after);
+    }
+    table
+}
+
 proptest! {
     /// From any table to any other, by any way of sweeping.
     #[test]
-    fn the_script_leads_to_what_is_wanted(from in table(), to in table()) {
-        match diff(&from, &to, Sweep::Now) {
-            None => prop_assert_eq!(&from, &to),
-            Some(change) => {
-                prop_assert_eq!(&change.after, &to);
-                prop_assert_eq!(&play(from.clone(), &change.script), &to);
-            }
-        }
+    fn the_scripts_lead_to_what_is_wanted(from in table(), to in table()) {
+        let at_once = diff(&from, &to, Sweep::Now);
+        prop_assert_eq!(at_once.is_empty(), from == to);
+        prop_assert_eq!(&play_all(from.clone(), &at_once), &to);
+
         let later = diff(&from, &to, Sweep::Later);
-        let between = later.as_ref().map_or(&from, |change| &change.after);
-        if let Some(change) = &later {
-            prop_assert_eq!(&play(from.clone(), &change.script), between);
-        }
+        let between = play_all(from.clone(), &later);
         for (name, chain) in &to.chains {
             prop_assert_eq!(between.chains.get(name), Some(chain), "wanted is there before the sweep");
         }
-        let swept = diff(between, &to, Sweep::Now).map_or(between.clone(), |change| play(between.clone(), &change.script));
-        prop_assert_eq!(&swept, &to);
-        prop_assert_eq!(diff(&to, &to, Sweep::Now), None);
-        prop_assert_eq!(diff(between, &to, Sweep::Later), None);
+        prop_assert!(from.chains.keys().all(|name| between.chains.contains_key(name)));
+        prop_assert_eq!(diff(&between, &to, Sweep::Later), vec![]);
+        prop_assert_eq!(&play_all(between.clone(), &diff(&between, &to, Sweep::Now)), &to);
+        prop_assert_eq!(diff(&to, &to, Sweep::Now), vec![]);
     }
+
+    /// A transaction that adds chains does nothing else; what packets meet
+    /// changes in one transaction.
+    #[test]
+    fn the_switch_leads_to_nothing_that_is_new(from in table(), to in table()) {
+        let changes = diff(&from, &to, Sweep::Later);
+        prop_assert!(changes.len() <= 2);
+        let mut before = &from;
+        let mut switches = 0;
+        for change in &changes {
+            let old = |(name, chain): (&String, &Chain)| before.chains.get(name).is_some_and(|old| old != chain);
+            let switch = change.after.chains.iter().any(old) || change.after.maps != before.maps;
+            let adds = change.after.chains.keys().any(|name| !before.chains.contains_key(name));
+            prop_assert!(!(switch && adds));
+            switches += usize::from(switch);
+            before = &change.after;
+        }
+        prop_assert!(switches <= 1);
+    }
+}
+
+#[test]
+fn the_hook_comes_last() {
+    let chain =
+        |header: &str| Chain { header: header.to_owned(), rules: vec!["accept".to_owned()] };
+    let chains = [("forward", chain("type filter")), ("other", chain(""))];
+    let chains = chains.map(|(name, chain)| (name.to_owned(), chain)).into();
+    let wanted = Table { chains, ..Table::default() };
+    let changes = diff(&Table::default(), &wanted, Sweep::Later);
+    let [prepare, switch] = changes.as_slice() else { panic!("{changes:?}") };
+    assert!(!prepare.script.contains("forward") && prepare.script.contains("other"));
+    assert!(switch.script.contains("forward") && !switch.script.contains("other"));
 }
 
 #[test]
@@ -116,7 +151,8 @@ fn another_shape_replaces_the_table() {
         let chains = BTreeMap::from([("forward".to_owned(), Chain::new(header))]);
         Table { chains, ..Table::default() }
     };
-    let change = diff(&chain("type filter"), &chain("type route"), Sweep::Later).unwrap();
+    let changes = diff(&chain("type filter"), &chain("type route"), Sweep::Later);
+    let [change] = changes.as_slice() else { panic!("{changes:?}") };
     assert!(change.script.contains("delete table inet portcullis\n"), "{}", change.script);
     assert_eq!(change.after, chain("type route"));
 }
@@ -168,7 +204,8 @@ fn a_listing_is_read_and_its_rules_are_not_relied_on() {
     assert_eq!(names, ["policy-a", "policy-b", "stranger"]);
     assert_eq!(found.maps["policies"].jumps.len(), 3);
     assert_eq!(found.sets, wanted.sets);
-    let change = diff(&found, &wanted, Sweep::Later).unwrap();
+    let changes = diff(&found, &wanted, Sweep::Later);
+    let [change] = changes.as_slice() else { panic!("{changes:?}") };
     assert_eq!(
         change.script,
         "flush chain inet portcullis policy-a\n\
@@ -176,9 +213,9 @@ fn a_listing_is_read_and_its_rules_are_not_relied_on() {
          delete element inet portcullis policies { 10.255.1.2, 10.255.1.3 }\n\
          add element inet portcullis policies { 10.255.1.2 : jump policy-a }\n"
     );
-    let sweep = diff(&change.after, &wanted, Sweep::Now).unwrap();
+    let sweep = diff(&change.after, &wanted, Sweep::Now);
     assert_eq!(
-        sweep.script,
+        sweep[0].script,
         "flush map inet portcullis strange\n\
          flush chain inet portcullis policy-b\nflush chain inet portcullis stranger\n\
          delete chain inet portcullis policy-b\ndelete chain inet portcullis stranger\n\

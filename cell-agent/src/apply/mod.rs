@@ -2,7 +2,8 @@
 //!
 //! One call is one process and one transaction: all of a script is in force
 //! after it, or nothing (law 8). nft reads the whole script before it looks at
-//! the kernel.
+//! the kernel, so the process for the next script is started ahead and waits for
+//! it: starting it would take as long as a small change.
 
 pub mod isolate;
 
@@ -13,12 +14,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+};
 
 use crate::render::table::NAME;
 
 /// The longest that nft may take; far more than any script needs.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The arguments for a script on standard input.
+const APPLY: &[&str] = &["-f", "-"];
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -49,24 +56,33 @@ pub enum Error {
 }
 
 /// The nft program.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Nft {
     program: PathBuf,
+    /// Waits for a script.
+    waiting: Option<Child>,
 }
 
 impl Nft {
     /// The program at this path, or of this name in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned() }
+        Self { program: program.to_owned(), waiting: None }
     }
 
     /// Puts a script in force, all or nothing.
     ///
     /// # Errors
     /// Nothing has changed then.
-    pub async fn apply(&self, script: &str) -> Result<(), Error> {
-        self.run(&["-f", "-"], script).await.map(drop)
+    pub async fn apply(&mut self, script: &str) -> Result<(), Error> {
+        let mut waiting = self.waiting.take();
+        let alive = waiting.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        let child = match waiting.filter(|_| alive) {
+            Some(child) => child,
+            None => self.start(APPLY)?,
+        };
+        self.waiting = self.start(APPLY).ok();
+        self.finish(child, script).await.map(drop)
     }
 
     /// Asks nft and the kernel whether they would take a script.
@@ -90,27 +106,36 @@ impl Nft {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
-        let program = || self.program.display().to_string();
-        let run = |source| Error::Run { program: program(), source };
-        let mut child = Command::new(&self.program)
+        self.finish(self.start(arguments)?, input).await
+    }
+
+    fn start(&self, arguments: &[&str]) -> Result<Child, Error> {
+        let started = Command::new(&self.program)
             .args(arguments)
             .env("LC_ALL", "C")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .spawn()
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => Error::Missing { program: program() },
-                _ => run(source),
-            })?;
+            .spawn();
+        started.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing { program: self.name() },
+            _ => Error::Run { program: self.name(), source },
+        })
+    }
+
+    async fn finish(&self, mut child: Child, input: &str) -> Result<String, Error> {
         let mut stdin = child.stdin.take().expect("stdin is piped");
         // nft may end without reading; then its output says why.
         let _closed = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
         let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await;
-        let output = output.map_err(|_elapsed| Error::Hangs)?.map_err(run)?;
-        read(&output)
+        let output = output.map_err(|_elapsed| Error::Hangs)?;
+        read(&output.map_err(|source| Error::Run { program: self.name(), source })?)
+    }
+
+    fn name(&self) -> String {
+        self.program.display().to_string()
     }
 }
 

@@ -120,9 +120,9 @@ impl StoreFile {
         let stamp = self.stamp()?;
         let text = absent_is_none(fs::read(&self.data), &self.data)?;
         let torn = |problem| Error::Torn { path: self.data.clone(), problem };
-        let emptied = text.as_ref().is_some_and(Vec::is_empty);
+        let emptied = text.as_ref().is_none_or(Vec::is_empty);
         if emptied && before.is_some_and(|before| before.version == stamp.version) {
-            return Err(torn("it is empty, but its version was not raised".to_owned()));
+            return Err(torn("it is empty or gone, but its version was not raised".to_owned()));
         }
         let snapshot = Snapshot::parse(&text.unwrap_or_default()).map_err(torn)?;
         Ok((stamp, snapshot))
@@ -204,6 +204,8 @@ mod tests {
         fs::write(&store.data, "").unwrap();
         let error = store.read(Some(&before)).unwrap_err();
         assert!(error.to_string().contains("its version was not raised"), "{error}");
+        fs::remove_file(&store.data).unwrap();
+        assert!(store.read(Some(&before)).is_err(), "a file that is gone is no empty cell");
         fs::write(&store.version, "2").unwrap();
         assert_eq!(store.read(Some(&before)).unwrap().1, Snapshot::default());
     }

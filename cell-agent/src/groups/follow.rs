@@ -88,6 +88,11 @@ impl Follow {
         if reset {
             self.draft.clear();
         }
+        for guid in removed {
+            if let Ok(guid) = GroupGuid::parse(&guid) {
+                self.draft.remove(&guid);
+            }
+        }
         for group in upserted {
             let name = group.group.as_ref().map(|group| group.guid.clone()).unwrap_or_default();
             match StoredGroup::try_from(group) {
@@ -96,11 +101,6 @@ impl Follow {
                     self.draft.insert(guid, Arc::new(ReadGroup::new(stored)));
                 }
                 Err(error) => told.problems.push(format!("group {name:?}: {error}")),
-            }
-        }
-        for guid in removed {
-            if let Ok(guid) = GroupGuid::parse(&guid) {
-                self.draft.remove(&guid);
             }
         }
         if complete {
@@ -163,6 +163,15 @@ mod tests {
         let mut reset = state(5, 0, &["c"]);
         reset.reset = true;
         assert_eq!(names(&follow.receive(reset).known.unwrap()), ["c"]);
+    }
+
+    /// A group that was deleted and made again between two answers.
+    #[test]
+    fn a_guid_that_is_removed_and_upserted_is_there() {
+        let mut follow = Follow::hello([]);
+        let mut answer = state(3, 0, &["a"]);
+        answer.removed = vec!["a".to_owned()];
+        assert_eq!(names(&follow.receive(answer).known.unwrap()), ["a"]);
     }
 
     #[test]

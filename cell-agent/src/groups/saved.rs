@@ -49,15 +49,19 @@ pub async fn save_latest(
     mut groups: watch::Receiver<Option<Arc<Known>>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    loop {
+    let mut last = false;
+    while !last {
         tokio::select! {
-            changed = groups.changed() => if changed.is_err() {
-                shutdown.cancelled().await;
-                return Ok(());
-            },
-            () = shutdown.cancelled() => return Ok(()),
+            changed = groups.changed() => last = changed.is_err(),
+            () = shutdown.cancelled() => last = true,
         }
-        tokio::time::sleep(GATHER).await;
+        tokio::select! {
+            () = tokio::time::sleep(GATHER) => {}
+            () = shutdown.cancelled() => last = true,
+        }
+        if !groups.has_changed().unwrap_or(true) && last {
+            break;
+        }
         let Some(known) = groups.borrow_and_update().clone() else { continue };
         let state = state.clone();
         let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));
@@ -65,6 +69,8 @@ pub async fn save_latest(
             tracing::error!(error = %error, file = FILE, "state-not-written");
         }
     }
+    shutdown.cancelled().await;
+    Ok(())
 }
 
 fn encode(known: &Known) -> Vec<u8> {

@@ -139,16 +139,15 @@ impl Kernel {
     pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         if let Belief::Known(applied) = &self.belief {
             let wanted = render(ruleset, &self.salt);
-            let Some(change) = diff(applied, &wanted, Sweep::Later) else {
-                self.wanted = wanted;
-                return Ok(false);
-            };
-            match self.commit(change, Scope::Difference).await {
+            let changes = diff(applied, &wanted, Sweep::Later);
+            let changed = !changes.is_empty();
+            let as_left = self.alone();
+            match self.commit(changes, Scope::Difference).await {
                 Ok(()) => {
                     self.wanted = wanted;
-                    return Ok(true);
+                    return Ok(changed);
                 }
-                Err(Error::Refused(_)) => {}
+                Err(Error::Refused(_)) if !as_left => {}
                 Err(error) => return Err(error),
             }
         }
@@ -169,10 +168,9 @@ impl Kernel {
         let salt = KernelGeneration::now().map(KernelGeneration::salt).unwrap_or_default();
         let wanted = render(ruleset, &salt);
         let in_place = diff(&suspect(listing, &wanted), &wanted, Sweep::Later);
-        let change = in_place.unwrap_or_else(|| replace(&wanted));
-        match self.commit(change, Scope::Everything).await {
+        match self.commit(in_place, Scope::Everything).await {
             Err(Error::Refused(_)) => {
-                self.commit(replace(&wanted), Scope::Everything).await?;
+                self.commit(vec![replace(&wanted)], Scope::Everything).await?;
                 tracing::info!("table-replaced");
             }
             committed => {
@@ -184,17 +182,20 @@ impl Kernel {
         Ok(())
     }
 
-    async fn commit(&mut self, change: Change, scope: Scope) -> Result<(), Error> {
-        let Change { script, after } = change;
-        let before = KernelGeneration::now().ok();
-        self.nft.apply(&script).await?;
-        let right_before = scope == Scope::Everything || before == self.generation;
-        self.generation = KernelGeneration::now()
-            .ok()
-            .filter(|now| right_before && before.is_some_and(|before| now.follows(before)));
-        self.belief = Belief::Known(after);
-        self.settled = None;
-        self.committed_at = Instant::now();
+    /// Commits one transaction after the other.
+    async fn commit(&mut self, changes: Vec<Change>, scope: Scope) -> Result<(), Error> {
+        let mut right = scope == Scope::Everything || self.alone();
+        for Change { script, after } in changes {
+            let before = KernelGeneration::now().ok();
+            right &= scope == Scope::Everything || before == self.generation;
+            self.nft.apply(&script).await?;
+            let now = KernelGeneration::now().ok();
+            right &= now.zip(before).is_some_and(|(now, before)| now.follows(before));
+            self.generation = now.filter(|_| right);
+            self.belief = Belief::Known(after);
+            self.settled = None;
+            self.committed_at = Instant::now();
+        }
         Ok(())
     }
 
@@ -211,9 +212,20 @@ impl Kernel {
             self.write_again(&listing, ruleset).await?;
         }
         let Belief::Known(applied) = &self.belief else { return Ok(()) };
-        let Some(change) = diff(applied, &self.wanted, Sweep::Now) else { return Ok(()) };
+        let changes = diff(applied, &self.wanted, Sweep::Now);
+        if changes.is_empty() {
+            return Ok(());
+        }
         sleep_until(self.committed_at + QUIET).await;
-        self.take_out(change).await
+        match self.commit(changes, Scope::Difference).await {
+            // Others may have hung something onto leftovers.
+            Err(Error::Refused(_)) => {
+                self.commit(vec![replace(&self.wanted)], Scope::Everything).await?;
+                tracing::info!("table-replaced");
+                Ok(())
+            }
+            committed => committed,
+        }
     }
 
     /// Writes down how the kernel looks now. False, and nothing is written down,
@@ -231,18 +243,6 @@ impl Kernel {
     /// Whether nobody else changed anything since our last transaction.
     fn alone(&self) -> bool {
         self.generation.is_some() && self.generation == KernelGeneration::now().ok()
-    }
-
-    /// What others hung onto leftovers can make the kernel refuse to sweep them.
-    async fn take_out(&mut self, change: Change) -> Result<(), Error> {
-        match self.commit(change, Scope::Difference).await {
-            Err(Error::Refused(_)) => {
-                self.commit(replace(&self.wanted), Scope::Everything).await?;
-                tracing::info!("table-replaced");
-                Ok(())
-            }
-            committed => committed,
-        }
     }
 
     async fn remember(&self, fingerprint: &str) {

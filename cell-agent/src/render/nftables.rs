@@ -9,10 +9,11 @@
 //! What always holds:
 //! - An address that no map knows ends in `denied`. Maps jump, so a chain that
 //!   lets a packet fall through hands it to `denied` as well.
-//! - Sets and maps inside rules are anonymous: they change with their chain, and
-//!   chains change at one instant for every packet. The named maps change by
-//!   whole elements, and a missing element never means a different verdict than
-//!   the one before or after: only log lines hang on the maps of log chains.
+//! - Sets of intervals stand only in chains that never change: their name says
+//!   what is in them. Chains that change hold no intervals (see [`crate::diff`]).
+//! - The named maps change by whole elements, and a missing element never means
+//!   a different verdict than the one before or after: only log lines hang on the
+//!   maps of log chains.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -58,6 +59,7 @@ pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
         let mut kinds = vec!["policies", "ok_logs"];
         kinds.extend(settings.log_all.then_some("deny_logs"));
         kinds.extend(limit_logs(settings).then_some("limit_logs"));
+        kinds.extend(outsiders(ruleset, family).next().map(|_| "outsiders"));
         for kind in kinds {
             let map = Map { key: family.key.to_owned(), ..Map::default() };
             table.maps.insert(format!("{kind}{}", family.suffix), map);
@@ -116,12 +118,14 @@ fn fixed_chains(table: &mut Table, ruleset: &Ruleset) {
     egress.rule("meta l4proto tcp ct state invalid drop");
     for family in families(ruleset) {
         let Family { keyword, suffix, .. } = family;
-        let from = sources(ruleset, family);
-        if !from.is_empty() {
-            let from = address(keyword, "saddr", &from);
-            let out = leaving(&settings.underlay);
-            forward.rule(format!("{from}{out} jump egress"));
-            forward.rule(format!("{from}{out} {REJECT}"));
+        let out = leaving(&settings.underlay);
+        let overlay = settings.overlay;
+        if family_of(overlay.addr()).key == family.key {
+            forward.rule(format!("{out}{keyword} saddr {overlay} jump egress"));
+            forward.rule(format!("{out}{keyword} saddr {overlay} {REJECT}"));
+        }
+        if outsiders(ruleset, family).next().is_some() {
+            forward.rule(format!("{out}{keyword} saddr vmap @outsiders{suffix}"));
         }
         if let Some(ConnectionLimit { per_second, burst, log }) = settings.connection_limit {
             let over = if log { "jump over_limit" } else { REJECT };
@@ -159,17 +163,15 @@ fn family_of(address: IpAddr) -> &'static Family {
     if address.is_ipv4() { &V4 } else { &V6 }
 }
 
-/// The overlay, and containers that have their address elsewhere.
-fn sources(ruleset: &Ruleset, family: &Family) -> Vec<AddressRange> {
-    let overlay = ruleset.settings.overlay;
-    let containers = ruleset.containers.values().filter_map(|planned| planned.address);
-    let outside = containers.filter(|address| !overlay.contains(address)).map(IpNet::from);
-    let ranges = std::iter::once(overlay)
-        .chain(outside)
-        .filter(|net| family_of(net.addr()).key == family.key)
-        .map(range)
-        .collect();
-    merge(ranges)
+/// Containers that have their address outside the overlay.
+fn outsiders<'a>(
+    ruleset: &'a Ruleset,
+    family: &'a Family,
+) -> impl Iterator<Item = IpAddr> + use<'a> {
+    let addresses = ruleset.containers.values().filter_map(|planned| planned.address);
+    addresses.filter(|address| {
+        family_of(*address).key == family.key && !ruleset.settings.overlay.contains(address)
+    })
 }
 
 fn range(net: IpNet) -> AddressRange {
@@ -180,8 +182,8 @@ fn leaving(underlay: &[String]) -> String {
     let quoted: Vec<String> = underlay.iter().map(|name| format!("\"{name}\"")).collect();
     match quoted.as_slice() {
         [] => String::new(),
-        [one] => format!(" oifname {one}"),
-        many => format!(" oifname {{ {} }}", many.join(", ")),
+        [one] => format!("oifname {one} "),
+        many => format!("oifname {{ {} }} ", many.join(", ")),
     }
 }
 
@@ -217,12 +219,9 @@ fn policy_chain(
 ) -> Chain {
     let Belongs { space, lifecycle: life } = belongs;
     let mut chain = Chain::new(comment(&format!("space {space} {}", lifecycle(*life))));
-    for family in [&V4, &V6] {
-        let deny = policy.deny.iter().filter(|net| family_of(net.addr()).key == family.key);
-        let deny = merge(deny.copied().map(range).collect());
-        if !deny.is_empty() {
-            chain.rule(format!("{} {REJECT}", address(family.keyword, "daddr", &deny)));
-        }
+    if let Some((name, deny)) = deny_chain(policy, rendered.salt) {
+        chain.rule(format!("jump {name}"));
+        table.chains.insert(name, deny);
     }
     for segment in &policy.segments {
         let name = rendered.names.entry(Arc::as_ptr(segment)).or_insert_with(|| {
@@ -234,6 +233,22 @@ fn policy_chain(
         chain.rule(format!("jump {name}"));
     }
     chain
+}
+
+/// The chain that rejects what no rule opens, if there is anything.
+fn deny_chain(policy: &Policy, salt: &str) -> Option<(String, Chain)> {
+    let mut chain = Chain::new(comment("denied networks"));
+    for family in [&V4, &V6] {
+        let deny = policy.deny.iter().filter(|net| family_of(net.addr()).key == family.key);
+        let deny = merge(deny.copied().map(range).collect());
+        if !deny.is_empty() {
+            chain.rule(format!("{} {REJECT}", address(family.keyword, "daddr", &deny)));
+        }
+    }
+    let mut content = vec![salt];
+    content.extend(chain.rules.iter().map(String::as_str));
+    let name = name("networks", &content);
+    (!chain.rules.is_empty()).then_some((name, chain))
 }
 
 fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, planned: &Planned) {
@@ -250,6 +265,9 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
         }
     };
     let log_chain = |kind: &str| name(kind, &[handle.as_str()]);
+    if !settings.overlay.contains(&address) {
+        bind("outsiders", "egress".to_owned(), None);
+    }
     if let Standing::Bound(belongs) = &planned.standing {
         bind("policies", policy_name(belongs), None);
         if ruleset.policies.get(belongs).is_some_and(Policy::logs) {

@@ -13,6 +13,9 @@ use sha2::{Digest as _, Sha256};
 /// The name of our table, in family inet.
 pub const NAME: &str = "portcullis";
 
+/// How the header of a chain begins that packets come to by themselves.
+pub const HOOK: &str = "type ";
+
 /// Everything in the table.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Table {

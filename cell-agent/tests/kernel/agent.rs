@@ -102,14 +102,25 @@ impl Cell {
         runtime::config::parse(&Value::Object(config).to_string()).unwrap().config
     }
 
-    pub(crate) async fn start(&mut self) {
+    async fn bind(&self) -> anyhow::Result<App> {
         let config = self.config_with("cell_id", json!("cell-1"));
+        App::bind(config, &Process::detached()).await
+    }
+
+    pub(crate) async fn start(&mut self) {
         let port = |key: &str| {
             let port = self.config[key].as_u64().unwrap();
             SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
         };
         let (control, debug) = (port("force_policy_poll_cycle_port"), port("debug_server_port"));
-        let app = App::bind(config, &Process::detached()).await.unwrap();
+        // Tests that run beside this one start programs, and a program that is just
+        // being started has every socket of this process for an instant.
+        let mut app = self.bind().await;
+        while app.as_ref().is_err_and(|error| format!("{error:#}").contains("in use")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            app = self.bind().await;
+        }
+        let app = app.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::task::spawn_local(app.run(shutdown.clone()));
         self.agent = Some(Agent { shutdown, task, control, debug });
@@ -128,6 +139,12 @@ impl Cell {
         if let Some(agent) = self.agent.take() {
             agent.task.abort();
             let _aborted = agent.task.await;
+            // The ports of a process that is killed are free at once; its tasks
+            // end when the runtime comes to them.
+            let gone = async || TcpStream::connect(agent.control).await.is_err();
+            eventually("the killed agent is gone", gone).await;
+            let gone = async || TcpStream::connect(agent.debug).await.is_err();
+            eventually("the killed agent is gone", gone).await;
         }
     }
 

@@ -25,6 +25,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use model::lock::{Claim, FencingToken, LockKey, Owner, Selector};
@@ -47,6 +48,10 @@ use crate::{
 const QUEUE: usize = 1024;
 /// Changes that share a commit at most.
 const BATCH: usize = 256;
+
+/// After a commit that failed, and while nobody has a change: how often it is
+/// tried whether the disk takes one again.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// A handle; clones share the locks.
 #[derive(Debug, Clone)]
@@ -300,6 +305,9 @@ impl Flusher {
         health: Component,
     ) -> Result<(), storage::Error> {
         let mut stopping = false;
+        // Refreshes write nothing: who has only those would never learn that the
+        // disk is well again.
+        let mut is_failing = false;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -313,13 +321,35 @@ impl Flusher {
                     if count == 0 {
                         return self.database.close().await;
                     }
-                    self.flush(batch.drain(..), &health).await;
+                    is_failing = !self.flush(batch.drain(..), &health).await;
+                }
+                () = tokio::time::sleep(PROBE), if is_failing => {
+                    is_failing = !self.probe(&health).await;
                 }
             }
         }
     }
 
-    async fn flush(&mut self, batch: impl Iterator<Item = Pending>, health: &Component) {
+    /// Whether the disk takes a change; tells the health.
+    async fn probe(&self, health: &Component) -> bool {
+        let probed = self
+            .database
+            .write(|transaction| journal::probe(transaction).map_err(storage::Error::from))
+            .await;
+        match probed {
+            Ok(()) => {
+                health.ready();
+                true
+            }
+            Err(error) => {
+                health.not_ready(chain(&error));
+                false
+            }
+        }
+    }
+
+    /// Whether the changes are stored.
+    async fn flush(&mut self, batch: impl Iterator<Item = Pending>, health: &Component) -> bool {
         let (changes, callers): (Vec<_>, Vec<_>) =
             batch.map(|pending| (pending.change, (pending.reply, pending.span))).unzip();
         let changes = Arc::new(changes);
@@ -331,6 +361,7 @@ impl Flusher {
                     span.in_scope(|| event.log());
                     let _gave_up = reply.send(Ok(Arc::clone(event.held())));
                 }
+                true
             }
             Err(error) => {
                 let (text, changes_count) = (chain(&error), changes.len());
@@ -345,6 +376,7 @@ impl Flusher {
                 for (reply, _) in callers {
                     let _gave_up = reply.send(Err(error.clone()));
                 }
+                false
             }
         }
     }

@@ -1,14 +1,19 @@
-//! A disk that is full: errors for those who need it, right answers for all.
+//! A disk that is full or fails: errors for those who need it, right answers for
+//! all.
+
+use std::{path::Path, time::Duration};
 
 use lock_server::{
     feed::Feed,
     store::{Claimed, Error, Store},
 };
 use model::lock::{Claim, LockValue};
+use rusqlite::Connection;
 use storage::sqlite::Options;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
-use crate::support::{Running, claim, find, key, owner, take};
+use crate::support::{PATIENCE, Running, claim, find, key, owner, take};
 
 fn big(on: &str, by: &str) -> Claim {
     Claim { value: LockValue::parse(&"x".repeat(4_000)).unwrap(), ..claim(on, by) }
@@ -58,5 +63,44 @@ async fn a_full_database_refuses_changes_and_nothing_else() {
         assert_eq!(found.is_some(), !["k001", "k002"].contains(&on), "{on}");
     }
     assert!(find(&running.store, &refused).await.is_some());
+    running.close().await;
+}
+
+/// A disk that takes no commit, as long as the answer lives: another connection
+/// has the lock on the file.
+fn failing(path: &Path) -> Connection {
+    let other = Connection::open(path).unwrap();
+    other.busy_timeout(PATIENCE).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    other
+}
+
+fn impatient() -> Options {
+    Options { busy_timeout: Duration::from_millis(20), ..Options::default() }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_well_again_is_noticed_without_a_change() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("db");
+    let running = Running::open_with(&path, &impatient(), Feed::default()).await;
+    let store = &running.store;
+    take(store, claim("k", "o")).await;
+    assert!(running.health.is_ready());
+
+    let other = failing(&path);
+    let refused = store.claim(claim("l", "o"), None).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert!(!running.health.is_ready());
+    let reason = "a transaction failed: the database is busy";
+    assert!(running.health.reasons()[0].1.starts_with(reason), "{:?}", running.health.reasons());
+    // It is answered from memory, and says nothing about the disk.
+    take(store, claim("k", "o")).await;
+    assert!(timeout(Duration::from_secs(2), running.health.wait_for(true)).await.is_err());
+
+    drop(other);
+    let ready = timeout(PATIENCE, running.health.wait_for(true)).await;
+    assert!(ready.is_ok(), "{:?}", running.health.reasons());
+    take(store, claim("l", "o")).await;
     running.close().await;
 }

@@ -57,6 +57,7 @@ pub(crate) async fn find<S: Store>(store: &S, on: &str) -> Option<Arc<Held>> {
 pub(crate) struct Running {
     pub(crate) store: Embedded,
     pub(crate) feed: Feed,
+    pub(crate) health: Health,
     stop: CancellationToken,
     flusher: JoinHandle<Result<(), storage::Error>>,
 }
@@ -70,9 +71,11 @@ impl Running {
     pub(crate) async fn open_with(path: &Path, options: &Options, feed: Feed) -> Self {
         let (store, flusher) = open_when_free(path, options, &feed).await;
         let stop = CancellationToken::new();
-        let health = Health::new().component("store");
-        let flusher = tokio::spawn(flusher.run(stop.clone(), health));
-        Self { store, feed, stop, flusher }
+        let health = Health::new();
+        let component = health.component("store");
+        component.ready();
+        let flusher = tokio::spawn(flusher.run(stop.clone(), component));
+        Self { store, feed, health, stop, flusher }
     }
 
     /// Ends it in order.

@@ -49,28 +49,33 @@ pub async fn save_latest(
     mut groups: watch::Receiver<Option<Arc<Known>>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut last = false;
-    while !last {
+    let mut pending = false;
+    while !shutdown.is_cancelled() {
         tokio::select! {
-            changed = groups.changed() => last = changed.is_err(),
-            () = shutdown.cancelled() => last = true,
+            changed = groups.changed() => match changed {
+                Ok(()) => pending = true,
+                Err(_) => shutdown.cancelled().await,
+            },
+            () = shutdown.cancelled() => {}
         }
-        tokio::select! {
-            () = tokio::time::sleep(GATHER) => {}
-            () = shutdown.cancelled() => last = true,
-        }
-        if !groups.has_changed().unwrap_or(true) && last {
-            break;
-        }
-        let Some(known) = groups.borrow_and_update().clone() else { continue };
-        let state = state.clone();
-        let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));
-        if let Err(error) = written.await.expect("writing does not panic") {
-            tracing::error!(error = %error, file = FILE, "state-not-written");
+        // At the end there is nothing to wait for.
+        let _stopped = shutdown.run_until_cancelled(tokio::time::sleep(GATHER)).await;
+        pending |= groups.has_changed().unwrap_or(false);
+        if std::mem::take(&mut pending) {
+            let known = groups.borrow_and_update().clone();
+            save(&state, known).await;
         }
     }
-    shutdown.cancelled().await;
     Ok(())
+}
+
+async fn save(state: &StateDirectory, known: Option<Arc<Known>>) {
+    let Some(known) = known else { return };
+    let state = state.clone();
+    let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));
+    if let Err(error) = written.await.expect("writing does not panic") {
+        tracing::error!(error = %error, file = FILE, "state-not-written");
+    }
 }
 
 fn encode(known: &Known) -> Vec<u8> {
@@ -109,6 +114,7 @@ fn decode(mut content: &[u8]) -> Result<Arc<Known>, String> {
 
 #[cfg(test)]
 mod tests {
+    use model::generation::Generation;
     use proto::policy_v1::{Rule, SecurityGroup};
 
     use super::*;
@@ -134,6 +140,27 @@ mod tests {
         let back = load(&state).unwrap();
         assert_eq!((&back.spaces, back.generation), (&known.spaces, known.generation));
         assert_eq!(back.groups, known.groups);
+    }
+
+    /// A change that comes with the order to stop is not lost.
+    #[tokio::test]
+    async fn the_newest_state_is_saved_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let (sender, groups) = watch::channel(None);
+        let shutdown = CancellationToken::new();
+        let saving = save_latest(state.clone(), groups, shutdown.clone());
+        let telling = async {
+            sender.send_replace(Some(Arc::new(Known {
+                generation: Generation(9),
+                ..Known::default()
+            })));
+            tokio::task::yield_now().await;
+            shutdown.cancel();
+        };
+        let (saved, ()) = tokio::join!(saving, telling);
+        saved.unwrap();
+        assert_eq!(load(&state).unwrap().generation, Generation(9));
     }
 
     #[test]

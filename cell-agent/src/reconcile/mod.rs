@@ -196,10 +196,15 @@ impl Reconciler {
     fn attempt(&mut self) -> Option<Attempt> {
         let Containers { reading, snapshot } = self.inputs.containers.borrow_and_update().clone();
         let known = self.inputs.groups.borrow_and_update().clone();
-        if known.is_none() && self.kernel.holds_rules() {
-            // Nobody told what the rules are, but the kernel has some: keep them.
+        // Nobody told yet which containers or rules there are, but the kernel has
+        // some: keep them.
+        if (known.is_none() || reading == 0) && self.kernel.holds_rules() {
             if !std::mem::replace(&mut self.holding, true) {
-                tracing::info!("keeping-last-rules-until-groups-are-known");
+                tracing::info!(
+                    groups = known.is_some(),
+                    containers = reading > 0,
+                    "keeping-last-rules-until-groups-are-known"
+                );
             }
             return None;
         }

@@ -177,7 +177,7 @@ impl Cursor {
                 });
             }
         }
-        let (mut upserted, mut removed) = (Vec::new(), Vec::new());
+        let (mut upserted, mut removed) = (Vec::<Arc<Entry>>::new(), Vec::new());
         for (id, Candidate { guid, before, has_changed }) in candidates {
             let did_concern = before.is_some_and(|reach| reach.concerns(|space| self.had(space)));
             let entry = snapshot
@@ -189,6 +189,9 @@ impl Cursor {
                 Some(_) | None => {}
             }
         }
+        // A group that was deleted and made again has a new id and its old guid.
+        let again: HashSet<&GroupGuid> = upserted.iter().map(|entry| &entry.guid).collect();
+        removed.retain(|guid| !again.contains(guid));
         Some((upserted, removed))
     }
 

@@ -11,7 +11,9 @@
 //!   the table is as it was, and the callers are told.
 //! - A refresh that changes nothing but the deadline is not stored: a restart
 //!   grants the full time to live anyhow. Its index is in memory only; the next
-//!   version that is stored takes it along.
+//!   version that is stored takes it along. The exception is a key whose last
+//!   commit failed: a disk that failed in the middle may hold that change, an
+//!   expiry, say, so the next claim writes the lock whatever it changes.
 //! - A change in the queue is carried out even if its caller gives up.
 //! - The queue is bounded; who finds it full waits.
 //!
@@ -22,7 +24,7 @@
 //! answered, and possibly changes that were committed but not answered.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -66,6 +68,9 @@ struct State {
     table: Table,
     /// Keys with a change in the queue or in the commit, and who waits for it.
     busy: HashMap<LockKey, Vec<oneshot::Sender<()>>>,
+    /// Keys of the table that the disk may hold otherwise, since a commit that
+    /// changes them failed.
+    doubtful: HashSet<LockKey>,
     /// The flusher is gone, possibly in the middle of a commit: what the table
     /// says may not be true any more.
     closed: bool,
@@ -184,6 +189,9 @@ impl Embedded {
         }
         let change = match decide(state.table.get(key)) {
             Verdict::Answer(answer) => return Ok(Step::Answered(answer)),
+            Verdict::Remember(held) if state.doubtful.contains(key) => {
+                Change::Replace(Arc::new(held))
+            }
             Verdict::Remember(held) => {
                 let held = Arc::new(held);
                 state.table.put(Arc::clone(&held));
@@ -432,16 +440,21 @@ impl Flusher {
                 }
             };
             self.feed.publish(&event);
+            state.doubtful.remove(change.key());
             state.busy.remove(change.key());
             events.push(event);
         }
         events
     }
 
-    /// The changes are not stored: the table never had them.
+    /// The changes are not stored, as far as is known: the table never had them.
     fn take_back(&self, changes: &[Change]) {
         let mut state = lock(&self.state);
         for change in changes {
+            // A key that nobody has is written by its next claim anyhow.
+            if state.table.get(change.key()).is_some() {
+                state.doubtful.insert(change.key().clone());
+            }
             state.busy.remove(change.key());
         }
     }

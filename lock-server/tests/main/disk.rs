@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use lock_server::{
     feed::Feed,
-    store::{Claimed, Error, Store},
+    store::{Claimed, Error, Expired, Store},
 };
 use model::lock::{Claim, LockValue};
 use rusqlite::Connection;
@@ -103,4 +103,49 @@ async fn a_disk_that_is_well_again_is_noticed_without_a_change() {
     assert!(ready.is_ok(), "{:?}", running.health.reasons());
     take(store, claim("l", "o")).await;
     running.close().await;
+}
+
+/// A commit that failed with an error of the disk may be there after a crash.
+#[tokio::test]
+async fn a_refresh_undoes_an_expiry_that_may_be_on_the_disk() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("db");
+    let running = Running::open_with(&path, &impatient(), Feed::default()).await;
+    let store = &running.store;
+    let held = take(store, claim("k", "o")).await;
+    let other = failing(&path);
+    let failed = store.expire(&held).await;
+    assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+    // The caller was told of an error, and the disk has the effect all the same.
+    let deleted = other.execute("DELETE FROM locks WHERE path = 'k'", []).unwrap();
+    assert_eq!(deleted, 1);
+    other.execute_batch("COMMIT").unwrap();
+
+    let refreshed = take(store, claim("k", "o")).await;
+    assert_eq!(refreshed.lock, held.lock);
+    assert_eq!(store.expire(&held).await.unwrap(), Expired::Newer(refreshed.clone()));
+    running.crash().await;
+    let running = Running::open(&path).await;
+    let found = find(&running.store, "k").await.expect("the owner was told that it has it");
+    assert_eq!((&found.lock, found.index), (&refreshed.lock, refreshed.index));
+    running.close().await;
+}
+
+/// Once it is written, refreshes are in memory again.
+#[tokio::test]
+async fn a_key_is_in_doubt_only_until_it_is_written() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("db");
+    let running = Running::open_with(&path, &impatient(), Feed::default()).await;
+    let store = &running.store;
+    let held = take(store, claim("k", "o")).await;
+    let other = failing(&path);
+    assert!(store.release(&held.lock.key, &held.lock.owner).await.is_err());
+    let refused = store.claim(claim("k", "o"), None).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "it has to be written: {refused:?}");
+    drop(other);
+    take(store, claim("k", "o")).await;
+    let _other = failing(&path);
+    take(store, claim("k", "o")).await;
+    running.crash().await;
 }

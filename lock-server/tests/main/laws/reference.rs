@@ -1,6 +1,10 @@
 //! One call after the other, against a model of a few lines.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use lock_server::{
     feed::Feed,
@@ -60,6 +64,8 @@ struct Row {
 struct Model {
     rows: BTreeMap<&'static str, Row>,
     tokens: BTreeMap<&'static str, u64>,
+    /// Rows with a change that failed since they were written.
+    doubtful: BTreeSet<&'static str>,
 }
 
 const KEYS: [&str; 3] = ["", "k", "K"];
@@ -117,6 +123,7 @@ impl World {
                 for row in self.model.rows.values_mut() {
                     row.index = row.stored_index;
                 }
+                self.model.doubtful.clear();
                 self.seen.clear();
             }
             Step::Block => {
@@ -165,7 +172,8 @@ impl World {
                 return;
             }
             Some(row) => {
-                let same = (row.value, row.kind, row.ttl) == (value, kind, ttl);
+                let same = (row.value, row.kind, row.ttl) == (value, kind, ttl)
+                    && !self.model.doubtful.contains(on);
                 let index = row.index + 1;
                 let stored_index = if same { row.stored_index } else { index };
                 Row { value, kind, ttl, index, stored_index, ..*row }
@@ -178,7 +186,13 @@ impl World {
         let stores = before.is_none_or(|row| row.stored_index != next.stored_index);
         if stores && self.blocker.is_some() {
             assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+            if before.is_some() {
+                self.model.doubtful.insert(on);
+            }
             return;
+        }
+        if stores {
+            self.model.doubtful.remove(on);
         }
         let Ok(Claimed::Held(held)) = answer else { panic!("{answer:?}") };
         self.model.tokens.insert(on, next.token);
@@ -195,10 +209,12 @@ impl World {
             }
             Some(_) if self.blocker.is_some() => {
                 assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+                self.model.doubtful.insert(on);
             }
             Some(_) => {
                 assert!(matches!(answer, Ok(Released::Deleted(_))), "{answer:?}");
                 self.model.rows.remove(on);
+                self.model.doubtful.remove(on);
             }
         }
     }
@@ -217,10 +233,12 @@ impl World {
             }
             Some(_) if self.blocker.is_some() => {
                 assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+                self.model.doubtful.insert(on);
             }
             Some(_) => {
                 assert!(matches!(answer, Ok(Expired::Deleted(_))), "{answer:?}");
                 self.model.rows.remove(on);
+                self.model.doubtful.remove(on);
             }
         }
     }

@@ -111,6 +111,8 @@ impl Kernel {
             None => {
                 tracing::info!("own-table-not-as-left");
                 self.belief = Belief::Strange(listing);
+                // So that another change is seen before we made one.
+                self.settled = Some(Settled { fingerprint, generation });
             }
         }
         Ok(())
@@ -161,6 +163,17 @@ impl Kernel {
             self.belief = Belief::Strange(listing);
         }
         written.map(|()| true)
+    }
+
+    /// Puts back what was there before somebody changed it, when nobody can say
+    /// what should be there. False if that is not known either.
+    pub(super) async fn restore(&mut self) -> Result<bool, Error> {
+        if self.wanted == Table::default() {
+            return Ok(false);
+        }
+        self.commit(vec![replace(&self.wanted)], Scope::Everything).await?;
+        tracing::info!("table-replaced");
+        Ok(true)
     }
 
     /// Writes everything again, in place if that can be.

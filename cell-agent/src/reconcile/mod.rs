@@ -44,7 +44,7 @@ use crate::{
 /// A single change waits this long for others that come with it.
 const GATHER: Duration = Duration::from_millis(2);
 /// Under a burst changes are gathered for this long.
-const GATHER_BURST: Duration = Duration::from_millis(40);
+const GATHER_BURST: Duration = Duration::from_millis(15);
 /// Changes closer than this are a burst.
 const BURST: Duration = Duration::from_millis(100);
 /// The first wait after a failure; it doubles up to [`RETRY_MOST`].
@@ -86,7 +86,10 @@ pub struct Reconciler {
     settle_at: Option<Instant>,
     changing_since: Option<Instant>,
     changed_at: Option<Instant>,
+    /// Whether the kernel keeps what it has until the inputs are known.
     holding: bool,
+    /// Whether somebody took that away, and nobody knows what it was.
+    lost: bool,
 }
 
 /// The inputs of one attempt.
@@ -118,6 +121,7 @@ impl Reconciler {
             changing_since: None,
             changed_at: None,
             holding: false,
+            lost: false,
         };
         (reconciler, enforced, nudge)
     }
@@ -198,7 +202,9 @@ impl Reconciler {
         let known = self.inputs.groups.borrow_and_update().clone();
         // Nobody told yet which containers or rules there are, but the kernel has
         // some: keep them.
-        if (known.is_none() || reading == 0) && self.kernel.holds_rules() {
+        let untold = known.is_none() || reading == 0;
+        self.holding &= untold;
+        if untold && self.kernel.holds_rules() && !self.lost {
             if !std::mem::replace(&mut self.holding, true) {
                 tracing::info!(
                     groups = known.is_some(),
@@ -354,14 +360,35 @@ impl Reconciler {
         });
         if strayed {
             tracing::error!("drift-found");
-            self.reconcile().await;
-            if self.published.borrow().error.is_none() {
+            if self.mend().await {
                 self.published.send_modify(|published| Arc::make_mut(published).drift_healed += 1);
                 metrics::counter!("cell_agent_drift_healed_total").increment(1);
                 tracing::info!("drift-healed");
             }
         }
         strayed
+    }
+
+    /// Whether the kernel is right again.
+    async fn mend(&mut self) -> bool {
+        self.reconcile().await;
+        if !self.holding {
+            return self.published.borrow().error.is_none();
+        }
+        // Nobody told what should be there, so what was there is put back; if
+        // that is not known, everything is closed (law 7).
+        match self.kernel.restore().await {
+            Ok(true) => self.settle_at = Some(Instant::now() + SETTLE),
+            Ok(false) => {
+                self.lost = true;
+                self.reconcile().await;
+            }
+            Err(error) => {
+                tracing::error!(error = source_chain(&error), "restore-failed");
+                return false;
+            }
+        }
+        self.published.borrow().error.is_none()
     }
 }
 

@@ -270,6 +270,45 @@ fn without_its_state_the_agent_keeps_what_the_kernel_has() {
     });
 }
 
+/// Law 5: an agent that cannot read its containers at the start keeps their rules.
+#[test]
+fn a_metadata_store_that_is_torn_at_the_start_strips_nobody() {
+    lab(async |lab| {
+        let (mut cell, prober) = cell(&lab, json!({})).await;
+        cell.settled().await;
+        cell.stop().await;
+        fs::write(cell.store_path(), "{\"c1\":{").unwrap();
+        cell.start().await;
+        let told = async || cell.log.text().contains("keeping-last-rules-until-groups-are-known");
+        eventually("the agent waits", told).await;
+        assert_eq!(prober.probe(C1, OPEN, to(80)).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, CLOSED, to(80)).await, Fate::Reject);
+        cell.add_app("c1", "10.255.1.1", "s1").await;
+        assert_eq!(prober.probe(C1, OPEN, to(80)).await, Fate::Accept);
+        cell.stop().await;
+    });
+}
+
+/// Laws 5 and 7: what is flushed while nobody can tell the rules is put back.
+#[test]
+fn a_flush_while_the_groups_are_unknown_opens_nothing() {
+    lab(async |lab| {
+        let (mut cell, prober) = cell(&lab, json!({})).await;
+        cell.settled().await;
+        cell.stop().await;
+        cell.store.down().await;
+        fs::write(cell.directory.path().join("state/groups"), "damaged").unwrap();
+        cell.start().await;
+        let told = async || cell.log.text().contains("keeping-last-rules-until-groups-are-known");
+        eventually("the agent waits", told).await;
+        sh("nft flush table inet portcullis");
+        eventually("the drift is healed", async || cell.log.text().contains("drift-healed")).await;
+        assert_eq!(prober.probe(C1, OPEN, to(80)).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, CLOSED, to(80)).await, Fate::Reject);
+        cell.stop().await;
+    });
+}
+
 /// Killed at any point, the next agent brings what should be.
 #[test]
 fn a_killed_agent_leaves_nothing_that_the_next_cannot_mend() {

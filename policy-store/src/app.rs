@@ -117,7 +117,7 @@ impl App {
             admin.serve(admin_shutdown, Duration::from_secs(1)).await;
             Ok(())
         });
-        let service = PolicyStore::new(config.access, feed, commits);
+        let service = PolicyStore::new(config.access, feed, commits, config.replace_timeout);
         let server = Grpc::new(grpc, Some(tls), &health).descriptors(proto::DESCRIPTORS);
         let server = server.add(service).serve(shutdown.clone(), config.drain_timeout);
         tasks.add("grpc", async move {

@@ -27,6 +27,8 @@ pub struct Config {
     pub stale_after: Option<Duration>,
     /// How often reports are written down.
     pub report_save_interval: Duration,
+    /// How long a Replace may take, from its first message to its last answer.
+    pub replace_timeout: Duration,
     /// How long open calls may take to end.
     pub drain_timeout: Duration,
     /// What is logged.
@@ -64,6 +66,10 @@ impl Configure for Config {
         if report_save_interval == Some(Seconds::new(0)) {
             keys.problem("report_save_interval_seconds", "must not be zero");
         }
+        let replace_timeout = keys.or("replace_timeout_seconds", Seconds::new(600));
+        if replace_timeout == Some(Seconds::new(0)) {
+            keys.problem("replace_timeout_seconds", "must not be zero");
+        }
         let drain_timeout = keys.or("drain_timeout_seconds", Seconds::new(10));
         let log_level = keys.or("log_level", Level::Info);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
@@ -75,6 +81,7 @@ impl Configure for Config {
             access: access?,
             stale_after: Some(stale_after?.0).filter(|after| !after.is_zero()),
             report_save_interval: report_save_interval?.0,
+            replace_timeout: replace_timeout?.0,
             drain_timeout: drain_timeout?.0,
             log_level: log_level?,
             log_prefix: log_prefix?,

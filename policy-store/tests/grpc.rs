@@ -210,6 +210,33 @@ async fn too_many_at_the_same_time_are_told_so() {
     served.stop().await;
 }
 
+/// Missing groups of 4 MiB fill the window of a stream twice over, so the store is stuck
+/// in its answers and not in waiting for the writer's word.
+#[tokio::test]
+async fn writers_that_do_not_read_hold_their_places_for_a_while_only() {
+    let site = Site::new();
+    let mut config = site.config();
+    config["replace_timeout_seconds"] = 2.into();
+    let served = Served::start_with(site, &config).await;
+    let hash = group("g", "1").content_hash();
+    let entries: Vec<_> = (0..100_000).map(|n| entry(&format!("{n:036}"), hash)).collect();
+    let stalled = served.writer();
+    let mut talks = Vec::new();
+    for _ in 0..4 {
+        let talk = Talk::open(&stalled).await.unwrap();
+        talk.say(Step::Begin(begin(&replacement(&Set::new())))).await;
+        talk.say(Step::Manifest(Manifest { entries: entries.clone(), last: true })).await;
+        talks.push(talk);
+    }
+    let write = replacement(&named(3, "1"));
+    let prompt = served.writer();
+    until("a place among the Replaces", async || replace(&prompt, &write).await.is_ok()).await;
+    // The others may be in time still, now that somebody reads.
+    let error = talks[0].missing().await.expect_err("not all of them were told");
+    assert_status(&error, Code::DeadlineExceeded, "the Replace took longer than 2 seconds");
+    served.stop().await;
+}
+
 #[tokio::test]
 async fn an_old_leader_is_refused() {
     let served = Served::start().await;

@@ -15,6 +15,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::Stream;
@@ -61,6 +62,8 @@ struct Shared {
     feed: Feed,
     commits: Commits,
     replaces: Arc<Semaphore>,
+    /// How long one may take.
+    replace_timeout: Duration,
 }
 
 /// The service.
@@ -68,11 +71,12 @@ struct Shared {
 pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
-    /// Serves what `feed` has, and hands Replaces to `commits`.
+    /// Serves what `feed` has, and hands Replaces to `commits`, each of which may
+    /// take as long as `replace_timeout`.
     #[must_use]
-    pub fn new(access: Access, feed: Feed, commits: Commits) -> Self {
+    pub fn new(access: Access, feed: Feed, commits: Commits, replace_timeout: Duration) -> Self {
         let replaces = Arc::new(Semaphore::new(REPLACES));
-        Self(Arc::new(Shared { access, feed, commits, replaces }))
+        Self(Arc::new(Shared { access, feed, commits, replaces, replace_timeout }))
     }
 
     fn replace(
@@ -82,7 +86,8 @@ impl PolicyStore {
         self.0.may(&request, Action::Replace)?;
         let permit = Arc::clone(&self.0.replaces).try_acquire_owned().map_err(|_| Error::Busy)?;
         let commits = self.0.commits.clone();
-        let replacing = Replacing::new(request.into_inner(), &self.0.feed, commits, permit);
+        let (requests, limit) = (request.into_inner(), self.0.replace_timeout);
+        let replacing = Replacing::new(requests, &self.0.feed, commits, permit, limit);
         Ok(Response::new(Box::pin(replacing.into_stream())))
     }
 

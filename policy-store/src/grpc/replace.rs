@@ -3,6 +3,10 @@
 //! Nothing is written before Commit came, and then by a task of its own: a
 //! stream that breaks before it leaves no trace, and one that breaks after it is
 //! confirmed to nobody but done.
+//!
+//! It goes on beside the stream of its answers, and has a deadline: a writer that
+//! does not read its answers holds neither a set nor a place among the Replaces
+//! for longer than that. The stream waits for it, and its end ends the Replace.
 
 use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
@@ -15,7 +19,10 @@ use proto::policy_v1::{
     replace_request::Step as Said,
     replace_response::{self, Missing, Step},
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -51,36 +58,60 @@ pub(super) struct Replacing {
     board: Arc<Board>,
     commits: Commits,
     drain: CancellationToken,
+    limit: Duration,
     /// One of those that may go on at the same time; given back before the last
     /// answer, so that whoever heard it may begin again.
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Replacing {
-    /// A Replace that has not begun.
+    /// A Replace that has not begun, and may take as long as `limit`.
     pub(super) fn new(
         requests: Streaming<ReplaceRequest>,
         feed: &Feed,
         commits: Commits,
         permit: OwnedSemaphorePermit,
+        limit: Duration,
     ) -> Self {
         let (board, drain) = (Arc::clone(&feed.board), feed.drain.clone());
-        Self { requests, phase: Phase::Opening, board, commits, drain, permit: Some(permit) }
+        let (phase, permit) = (Phase::Opening, Some(permit));
+        Self { requests, phase, board, commits, drain, limit, permit }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<ReplaceResponse, Status>> + Send {
-        stream::unfold(self, async |mut this| {
-            let answer = this.next().await.transpose()?;
-            if let Err(error) = &answer {
-                tracing::debug!(error = %error, "replace-ended");
-                this.phase = Phase::Done;
-            }
-            if let Phase::Done = this.phase {
-                this.permit = None;
-            }
-            let answer = answer.map(|step| ReplaceResponse { step: Some(step) });
-            Some((answer.map_err(|error| status(&error)), this))
+        let (answers, receiver) = mpsc::channel(1);
+        let mut running = JoinSet::new();
+        running.spawn(self.run(answers));
+        stream::unfold((receiver, running), async |(mut receiver, mut running)| {
+            let answer = match receiver.recv().await {
+                Some(step) => Ok(ReplaceResponse { step: Some(step) }),
+                None => match running.join_next().await? {
+                    Ok(Ok(())) => return None,
+                    Ok(Err(error)) => Err(status(&error)),
+                    Err(_panicked) => Err(Status::internal("the Replace panicked")),
+                },
+            };
+            Some((answer, (receiver, running)))
         })
+    }
+
+    async fn run(mut self, answers: mpsc::Sender<Step>) -> Result<(), Error> {
+        let limit = self.limit;
+        let outcome = tokio::time::timeout(limit, self.answer(&answers)).await;
+        let outcome = outcome.unwrap_or(Err(Error::Slow(limit.as_secs())));
+        outcome.inspect_err(|error| tracing::debug!(error = %error, "replace-ended"))
+    }
+
+    async fn answer(&mut self, answers: &mpsc::Sender<Step>) -> Result<(), Error> {
+        while let Some(step) = self.next().await? {
+            if let Phase::Done = self.phase {
+                self.permit = None;
+            }
+            if answers.send(step).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn next(&mut self) -> Result<Option<Step>, Error> {

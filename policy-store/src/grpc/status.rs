@@ -37,6 +37,9 @@ pub enum Error {
     /// A writer said nothing for too long.
     #[error("the writer said nothing for {0} seconds")]
     Silent(u64),
+    /// A Replace did not come to its end in time.
+    #[error("the Replace took longer than {0} seconds")]
+    Slow(u64),
     /// The process is about to end.
     #[error("the store is shutting down: connect again")]
     Draining,
@@ -86,7 +89,7 @@ pub fn status(error: &Error) -> Status {
         }
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,
         Error::Busy => Code::ResourceExhausted,
-        Error::Silent(_) => Code::DeadlineExceeded,
+        Error::Silent(_) | Error::Slow(_) => Code::DeadlineExceeded,
         Error::Transport(status) => return (**status).clone(),
     };
     Status::new(code, error.to_string())

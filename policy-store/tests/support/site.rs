@@ -101,8 +101,13 @@ impl Served {
     }
 
     pub(crate) async fn start_at(site: Site) -> Self {
-        let config = site.config().to_string();
-        let config: Config = runtime::config::parse(&config).unwrap().config;
+        let config = site.config();
+        Self::start_with(site, &config).await
+    }
+
+    /// With a configuration of this site that was changed.
+    pub(crate) async fn start_with(site: Site, config: &serde_json::Value) -> Self {
+        let config: Config = runtime::config::parse(&config.to_string()).unwrap().config;
         let app = App::bind(config, &Process::detached()).await.unwrap();
         let address = app.grpc_address();
         let shutdown = CancellationToken::new();

@@ -101,6 +101,9 @@ pub struct Ruleset {
     pub containers: BTreeMap<ContainerHandle, Planned>,
     /// Every policy that concerns a container.
     pub policies: BTreeMap<Belongs, Policy>,
+    /// Addresses that are decided beside the overlay, also those that nobody
+    /// gets: they are denied.
+    pub claimed: BTreeSet<IpAddr>,
 }
 
 /// One container.
@@ -166,7 +169,12 @@ impl Ruleset {
     /// An empty cell.
     #[must_use]
     pub fn empty(settings: Arc<Settings>) -> Self {
-        Self { settings, containers: BTreeMap::new(), policies: BTreeMap::new() }
+        Self {
+            settings,
+            containers: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            claimed: BTreeSet::new(),
+        }
     }
 
     /// How many different rules of groups are not enforced.
@@ -190,6 +198,7 @@ pub fn plan(
     refused: &Refused,
 ) -> Ruleset {
     let mut ruleset = Ruleset::empty(Arc::clone(settings));
+    ruleset.claimed.clone_from(&snapshot.claimed);
     let mut segments = HashSet::new();
     for (handle, container) in &snapshot.containers {
         let standing = standing(container, known, refused);

@@ -211,3 +211,17 @@ proptest! {
         }
     }
 }
+
+/// Law 7: an address outside the overlay that two entries name is nobody's, and
+/// so is denied; it must not slip past the table.
+#[test]
+fn an_outside_address_that_nobody_gets_is_still_decided() {
+    let entries = [("a", "192.168.5.5", "s1", "app"), ("b", "192.168.5.5", "s1", "app")];
+    let known = known(&["s1"], []);
+    let ruleset = plan(&settings(), &snapshot(&entries), &known, &Refused::default());
+    assert!(ruleset.containers.values().all(|planned| planned.address.is_none()));
+    let table = crate::render::nftables::render(&ruleset, "");
+    let decided = &table.maps["outsiders"].jumps;
+    assert_eq!(decided.keys().map(ToString::to_string).collect::<Vec<_>>(), ["192.168.5.5"]);
+    assert!(table.maps["policies"].jumps.is_empty(), "{table:?}");
+}

@@ -8,7 +8,7 @@ mod file;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
 };
 
@@ -50,6 +50,8 @@ pub struct Belongs {
 pub struct Snapshot {
     /// By handle.
     pub containers: BTreeMap<ContainerHandle, Container>,
+    /// Every address that an entry names, also where nobody gets it.
+    pub claimed: BTreeSet<IpAddr>,
     /// Entries that do not even have a usable handle, each as a sentence.
     pub problems: Vec<String>,
 }
@@ -99,6 +101,7 @@ impl Snapshot {
         let mut owners: BTreeMap<IpAddr, Vec<ContainerHandle>> = BTreeMap::new();
         for container in self.containers.values() {
             if let Ok(address) = container.address {
+                self.claimed.insert(address);
                 owners.entry(address).or_default().push(container.handle.clone());
             }
         }

@@ -15,7 +15,11 @@
 //!   a different verdict than the one before or after: only log lines hang on the
 //!   maps of log chains.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use model::{group::Lifecycle, ids::ContainerHandle, rule::AddressRange};
@@ -59,10 +63,15 @@ pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
         let mut kinds = vec!["policies", "ok_logs"];
         kinds.extend(settings.log_all.then_some("deny_logs"));
         kinds.extend(limit_logs(settings).then_some("limit_logs"));
-        kinds.extend(outsiders(ruleset, family).next().map(|_| "outsiders"));
         for kind in kinds {
             let map = Map { key: family.key.to_owned(), ..Map::default() };
             table.maps.insert(format!("{kind}{}", family.suffix), map);
+        }
+        let outsiders: BTreeMap<IpAddr, String> =
+            outsiders(ruleset, family).map(|address| (address, "egress".to_owned())).collect();
+        if !outsiders.is_empty() {
+            let map = Map { key: family.key.to_owned(), jumps: outsiders };
+            table.maps.insert(format!("outsiders{}", family.suffix), map);
         }
         if let Some(limit) = &settings.connection_limit {
             let definition = connections(family, limit);
@@ -83,8 +92,7 @@ pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
 
 /// IPv6 only where a container has such an address.
 fn families(ruleset: &Ruleset) -> impl Iterator<Item = &'static Family> {
-    let v6 =
-        ruleset.containers.values().any(|planned| planned.address.is_some_and(|a| a.is_ipv6()));
+    let v6 = ruleset.claimed.iter().any(IpAddr::is_ipv6);
     [&V4].into_iter().chain(v6.then_some(&V6))
 }
 
@@ -163,12 +171,12 @@ fn family_of(address: IpAddr) -> &'static Family {
     if address.is_ipv4() { &V4 } else { &V6 }
 }
 
-/// Containers that have their address outside the overlay.
+/// Addresses of containers outside the overlay, whether somebody gets them or not.
 fn outsiders<'a>(
     ruleset: &'a Ruleset,
     family: &'a Family,
 ) -> impl Iterator<Item = IpAddr> + use<'a> {
-    let addresses = ruleset.containers.values().filter_map(|planned| planned.address);
+    let addresses = ruleset.claimed.iter().copied();
     addresses.filter(|address| {
         family_of(*address).key == family.key && !ruleset.settings.overlay.contains(address)
     })
@@ -265,9 +273,6 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
         }
     };
     let log_chain = |kind: &str| name(kind, &[handle.as_str()]);
-    if !settings.overlay.contains(&address) {
-        bind("outsiders", "egress".to_owned(), None);
-    }
     if let Standing::Bound(belongs) = &planned.standing {
         bind("policies", policy_name(belongs), None);
         if ruleset.policies.get(belongs).is_some_and(Policy::logs) {

@@ -65,6 +65,7 @@ fn ruleset(
         settings: Arc::new(settings),
         containers: containers.iter().map(planned).collect(),
         policies: policies.into_iter().collect(),
+        claimed: containers.iter().filter_map(|(_, address, _)| address.parse().ok()).collect(),
     }
 }
 

@@ -114,6 +114,8 @@ impl runtime::process::Service for App {
             self.start(&mut tasks, &shutdown).await;
         } else {
             self.nft.apply(&diff::remove()).await.context("taking our table out of the kernel")?;
+            // There is nothing to tell of: who asks is refused at once.
+            drop(self.socket);
             let routes = control::router(Control { cell: None });
             let health = Health::new();
             let (http, debug) = (self.http, debug_router(&self.process, &health));
@@ -213,8 +215,9 @@ fn interfaces(addresses: &[IpAddr]) -> anyhow::Result<Vec<String>> {
     Ok(names.into_iter().collect())
 }
 
-/// Ready as long as what should be in force is, and the store was reached since
-/// the start.
+/// Ready as long as what should be in force is, and the store is reached: without
+/// it no change arrives. A supervisor that restarts the agent looks at `/healthz`,
+/// or at `/log-level` as for the original; a restart mends no store.
 async fn watch_health(
     health: Health,
     mut enforced: watch::Receiver<Arc<crate::reconcile::Enforced>>,

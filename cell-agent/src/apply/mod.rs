@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// The arguments for a script on standard input.
 const APPLY: &[&str] = &["-f", "-"];
 
-/// Why nothing was changed.
+/// Why a script is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such program.
@@ -73,7 +73,8 @@ impl Nft {
     /// Puts a script in force, all or nothing.
     ///
     /// # Errors
-    /// Nothing has changed then.
+    /// Nothing has changed then, except that nobody knows after
+    /// [`Error::Hangs`] and [`Error::Run`].
     pub async fn apply(&mut self, script: &str) -> Result<(), Error> {
         let mut waiting = self.waiting.take();
         let alive = waiting.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
@@ -126,11 +127,13 @@ impl Nft {
 
     async fn finish(&self, mut child: Child, input: &str) -> Result<String, Error> {
         let mut stdin = child.stdin.take().expect("stdin is piped");
-        // nft may end without reading; then its output says why.
-        let _closed = stdin.write_all(input.as_bytes()).await;
-        drop(stdin);
-        let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await;
-        let output = output.map_err(|_elapsed| Error::Hangs)?;
+        let talk = async {
+            // nft may end without reading; then its output says why.
+            let _closed = stdin.write_all(input.as_bytes()).await;
+            drop(stdin);
+            child.wait_with_output().await
+        };
+        let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_elapsed| Error::Hangs)?;
         read(&output.map_err(|source| Error::Run { program: self.name(), source })?)
     }
 
@@ -186,6 +189,19 @@ mod tests {
     fn a_missing_permission_is_told_as_such() {
         let stderr = "Error: Could not process rule: Operation not permitted\n";
         assert!(matches!(read(&output(1, stderr)), Err(Error::Permission)));
+    }
+
+    /// More than a pipe holds, so that writing is what hangs.
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_does_not_read_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nft");
+        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        let script = "#".repeat(1 << 20);
+        let error = Nft::new(&path).apply(&script).await.unwrap_err();
+        assert!(matches!(error, Error::Hangs), "{error}");
     }
 
     #[tokio::test]

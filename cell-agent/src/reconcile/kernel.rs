@@ -201,7 +201,13 @@ impl Kernel {
         for Change { script, after } in changes {
             let before = KernelGeneration::now().ok();
             right &= scope == Scope::Everything || before == self.generation;
-            self.nft.apply(&script).await?;
+            if let Err(error) = self.nft.apply(&script).await {
+                // It may have come through all the same: rely on nothing.
+                if matches!(error, Error::Hangs | Error::Run { .. }) {
+                    self.generation = None;
+                }
+                return Err(error);
+            }
             let now = KernelGeneration::now().ok();
             right &= now.zip(before).is_some_and(|(now, before)| now.follows(before));
             self.generation = now.filter(|_| right);

@@ -7,7 +7,7 @@
 //!   in the kernel's queue; the server goes on.
 //! - After shutdown nothing is accepted; HTTP/2 connections get a GOAWAY, open
 //!   requests may end. When `drain` has passed, what is left is cut off. When
-//!   [`serve`] returns, no task of it runs.
+//!   `serve` returns, no task of it runs.
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -18,7 +18,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("syncer", vec!["model", "proto", "runtime"]),
         ("cell-agent", vec!["model", "proto", "runtime"]),
         ("ctl", vec!["model", "proto", "runtime"]),
-        ("dev", vec!["model", "runtime"]),
+        ("dev", vec!["model", "proto", "runtime"]),
     ])
 }
 

@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tower::Service;
 
 use crate::tls::ClientTls;
 
@@ -57,6 +58,9 @@ pub enum Error {
     /// A host that no certificate could name.
     #[error("the host of {0} is neither a name nor an IP address")]
     Host(String),
+    /// Nobody is there, or not who is wanted.
+    #[error("no connection")]
+    Connect(#[source] tonic::transport::Error),
 }
 
 /// A channel to `host:port`.
@@ -65,24 +69,52 @@ pub enum Error {
 /// When the address is not of that form. Whether somebody is there shows with
 /// the first call.
 pub fn channel(address: &str, tls: Option<ClientTls>, options: Options) -> Result<Channel, Error> {
+    let (endpoint, target) = target(address, None, tls, options)?;
+    Ok(endpoint.connect_with_connector_lazy(connector(target)))
+}
+
+/// A channel to `host:port` that is connected, to a server whose certificate
+/// must be for `name` wherever it is.
+///
+/// # Errors
+/// When the address is not of that form, when nobody is there, or somebody else.
+pub async fn connect_as(
+    name: &str,
+    address: &str,
+    tls: &ClientTls,
+    options: Options,
+) -> Result<Channel, Error> {
+    let (endpoint, target) = target(address, Some(name), Some(tls.clone()), options)?;
+    endpoint.connect_with_connector(connector(target)).await.map_err(Error::Connect)
+}
+
+/// Where `address` leads. The certificate must be for `name`, or for the host of
+/// the address.
+fn target(
+    address: &str,
+    name: Option<&str>,
+    tls: Option<ClientTls>,
+    options: Options,
+) -> Result<(Endpoint, Target), Error> {
     let malformed = || Error::Address(address.to_owned());
     let (host, port) = address.rsplit_once(':').ok_or_else(malformed)?;
     let port: u16 = port.parse().map_err(|_| malformed())?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = bracketed.unwrap_or(host);
-    let name = ServerName::try_from(host.to_owned());
+    let name = ServerName::try_from(name.unwrap_or(host).to_owned());
     let name = name.map_err(|_| Error::Host(address.to_owned()))?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let origin: Uri = format!("{scheme}://{address}").parse().map_err(|_| malformed())?;
-    let target = Arc::new(Target {
-        host: host.to_owned(),
-        port,
-        name,
-        tls,
-        connect_timeout: options.connect_timeout,
-    });
-    let connector = tower::service_fn(move |_: Uri| connect(Arc::clone(&target)));
-    Ok(endpoint(origin, options).connect_with_connector_lazy(connector))
+    let Options { connect_timeout, .. } = options;
+    let target = Target { host: host.to_owned(), port, name, tls, connect_timeout };
+    Ok((endpoint(origin, options), target))
+}
+
+fn connector(
+    target: Target,
+) -> impl Service<Uri, Response = Connection, Error = io::Error, Future: Send> + Send + 'static {
+    let target = Arc::new(target);
+    tower::service_fn(move |_: Uri| connect(Arc::clone(&target)))
 }
 
 /// A channel to a Unix socket.

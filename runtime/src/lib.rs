@@ -14,6 +14,7 @@
 //! | [`tls`] | certificates, reloaded when their files change |
 //! | [`server`] | listeners, gRPC and HTTP servers, health, the admin endpoint |
 //! | [`client`] | gRPC channels |
+//! | [`loggregator`] | metrics and app logs for the agent of the machine |
 //! | [`supervise`] | tasks, each of which has a waiter |
 //! | [`metrics`] | Prometheus text |
 
@@ -21,6 +22,7 @@ mod args;
 pub mod client;
 pub mod config;
 pub mod lager;
+pub mod loggregator;
 pub mod metrics;
 pub mod process;
 pub mod server;

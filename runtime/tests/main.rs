@@ -7,6 +7,7 @@ mod drain;
 mod grpc;
 mod http;
 mod listen;
+mod loggregator;
 mod process;
 mod reload;
 mod supervise;

@@ -1,0 +1,126 @@
+//! The keys of the originals' `loggregator` section (contracts/locket.md 4.2).
+
+use crate::config::{Configure, Reader};
+use crate::tls;
+
+/// Where the agent is when no port is given.
+const ANY_AGENT: &str = "localhost:3458";
+const LOCAL_HOST: &str = "127.0.0.1";
+/// Envelopes in a batch.
+const BATCH: u32 = 100;
+
+/// Keys that name the job; the originals read them and use none.
+const IGNORED: [&str; 4] = [
+    "loggregator_job_deployment",
+    "loggregator_job_name",
+    "loggregator_job_index",
+    "loggregator_job_ip",
+];
+
+/// What the section says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `loggregator_use_v2_api`: Locket ignores it, other components obey it.
+    pub use_v2_api: bool,
+    /// `loggregator_api_host` and `loggregator_api_port`.
+    pub address: String,
+    /// `loggregator_ca_path`, `loggregator_cert_path`, `loggregator_key_path`;
+    /// `None` when none of them is given.
+    pub files: Option<tls::Files>,
+    /// `loggregator_job_origin`: the tag `origin` of every envelope.
+    pub origin: String,
+    /// `loggregator_source_id`: who gauges are about.
+    pub source_id: String,
+    /// `loggregator_instance_id`: and which instance.
+    pub instance_id: String,
+    /// `loggregator_batch_max_size`: envelopes in a batch, at least 1.
+    pub batch: usize,
+}
+
+impl Configure for Config {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        keys.ignore(&IGNORED);
+        let use_v2_api = keys.or("loggregator_use_v2_api", false);
+        let host = keys.or("loggregator_api_host", LOCAL_HOST.to_owned());
+        let port = keys.or::<u16>("loggregator_api_port", 0);
+        let files = files(keys);
+        let origin = keys.or("loggregator_job_origin", String::new());
+        let source_id = keys.or("loggregator_source_id", String::new());
+        let instance_id = keys.or("loggregator_instance_id", String::new());
+        let batch = keys.or("loggregator_batch_max_size", BATCH);
+        let (host, port) = (host?, port?);
+        Some(Self {
+            use_v2_api: use_v2_api?,
+            address: if port == 0 { ANY_AGENT.to_owned() } else { format!("{host}:{port}") },
+            files: files?,
+            origin: origin?,
+            source_id: source_id?,
+            instance_id: instance_id?,
+            // 0 is what the originals see when the key is absent.
+            batch: match batch? {
+                0 => BATCH as usize,
+                some => some as usize,
+            },
+        })
+    }
+}
+
+/// All three files or none. The outer `None` says that a problem was recorded.
+fn files(keys: &mut Reader<'_>) -> Option<Option<tls::Files>> {
+    const NAMES: [&str; 3] =
+        ["loggregator_ca_path", "loggregator_cert_path", "loggregator_key_path"];
+    let read = NAMES.map(|name| keys.optional(name));
+    let [ca, cert, key] = read;
+    let paths = [ca?, cert?, key?];
+    if paths.iter().all(Option::is_none) {
+        return Some(None);
+    }
+    for (name, _) in NAMES.iter().zip(&paths).filter(|(_, path)| path.is_none()) {
+        keys.problem(name, "missing, although another file of the three is given");
+    }
+    let [ca, cert, key] = paths;
+    Some(Some(tls::Files { ca: ca?, cert: cert?, key: key? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    #[test]
+    fn an_empty_section_is_an_agent_that_is_not_used() {
+        let Config { use_v2_api, address, files, origin, source_id, instance_id, batch } =
+            parse::<Config>("{}").unwrap().config;
+        assert!(!use_v2_api);
+        assert_eq!((address.as_str(), batch), ("localhost:3458", 100));
+        assert_eq!(files, None);
+        assert_eq!((origin, source_id, instance_id), Default::default());
+    }
+
+    #[test]
+    fn the_section_of_the_job_is_understood() {
+        let json = r#"{
+            "loggregator_use_v2_api": true, "loggregator_api_port": 3459,
+            "loggregator_ca_path": "ca", "loggregator_cert_path": "cert",
+            "loggregator_key_path": "key", "loggregator_job_origin": "locket",
+            "loggregator_source_id": "locket", "loggregator_instance_id": "7",
+            "loggregator_job_deployment": "cf", "loggregator_job_name": "diego-api",
+            "loggregator_job_index": "7", "loggregator_job_ip": "10.0.0.1",
+            "loggregator_batch_max_size": 0
+        }"#;
+        let loaded = parse::<Config>(json).unwrap();
+        assert!(loaded.unknown.is_empty(), "{:?}", loaded.unknown);
+        let config = loaded.config;
+        assert_eq!((config.address.as_str(), config.batch), ("127.0.0.1:3459", 100));
+        let files = tls::Files { ca: "ca".into(), cert: "cert".into(), key: "key".into() };
+        assert_eq!(config.files, Some(files));
+        assert!(config.use_v2_api);
+    }
+
+    #[test]
+    fn a_file_alone_is_a_problem_for_each_that_is_missing() {
+        let error = parse::<Config>(r#"{"loggregator_cert_path": "cert"}"#).unwrap_err();
+        assert_eq!(error.problems().len(), 2, "{error}");
+        assert!(error.to_string().contains("loggregator_key_path: missing"), "{error}");
+    }
+}

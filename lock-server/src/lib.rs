@@ -26,15 +26,3 @@ pub mod store;
 pub mod table;
 #[cfg(test)]
 mod tests;
-
-/// An error with all that caused it, for one log line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -7,12 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use runtime::error::chain;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
-    chain,
     feed::Feed,
     held::Held,
     store::{Expired, Store},

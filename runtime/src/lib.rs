@@ -17,10 +17,13 @@
 //! | [`loggregator`] | metrics and app logs for the agent of the machine |
 //! | [`supervise`] | tasks, each of which has a waiter |
 //! | [`metrics`] | Prometheus text |
+//! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
 
 mod args;
+pub mod backoff;
 pub mod client;
 pub mod config;
+pub mod error;
 pub mod lager;
 pub mod loggregator;
 pub mod metrics;

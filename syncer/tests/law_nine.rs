@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use model::generation::Watermark;
 use proptest::prelude::*;
 use syncer::{
-    poll::schedule::{Intervals, Reason, SLACK, Schedule, TICK, pause},
+    poll::schedule::{Intervals, Reason, SLACK, Schedule, TICK},
     stamp::Stamp,
 };
 
@@ -169,15 +169,6 @@ proptest! {
         let took = settles_after(&changes, skew, reading, spin);
         prop_assert!(took <= bound, "{took} ms > {bound} ms");
     }
-
-    #[test]
-    fn pauses_grow_and_have_bounds(failures in 1_u32..100, spin in 0.0..1.0) {
-        let longest = pause(failures, None, 1.0);
-        let pause = pause(failures, None, spin);
-        prop_assert!(pause <= longest && pause >= longest / 2);
-        prop_assert!(longest <= Duration::from_secs(30));
-        prop_assert!(longest >= Duration::from_secs(1));
-    }
 }
 
 #[test]
@@ -238,13 +229,4 @@ fn a_request_is_kept_until_it_is_done() {
     assert_eq!(schedule.decide(fine, t), Some(Reason::Requested), "it failed: again");
     schedule.synced(fine, t, 1.0);
     assert_eq!(schedule.decide(fine, t), None);
-}
-
-#[test]
-fn a_wish_of_the_server_is_kept() {
-    assert_eq!(pause(1, Some(Duration::from_secs(90)), 0.0), Duration::from_secs(90));
-    assert_eq!(pause(1, Some(Duration::ZERO), 0.0), Duration::from_millis(500));
-    assert_eq!(pause(1, None, 1.0), Duration::from_secs(1));
-    assert_eq!(pause(4, None, 1.0), Duration::from_secs(8));
-    assert_eq!(pause(u32::MAX, None, 1.0), Duration::from_secs(30));
 }

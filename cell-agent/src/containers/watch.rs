@@ -7,6 +7,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use inotify::{Inotify, WatchMask};
+use runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior},
@@ -172,13 +173,6 @@ impl Follower {
         metrics::counter!("cell_agent_container_store_failures_total").increment(1);
         self.failing = Some(text.clone());
         text
-    }
-}
-
-fn chain(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {source}"),
     }
 }
 

@@ -5,8 +5,7 @@
 //! the store is down finds its rules.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
-    hash::{BuildHasher as _, Hasher as _},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +19,7 @@ use proto::policy_v1::{
     policy_store_client::PolicyStoreClient,
     watch_request::{Hello, Report, Step},
 };
+use runtime::{backoff::Backoff, client::describe};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -62,7 +62,7 @@ pub struct Client {
     link: watch::Sender<Link>,
     /// When each watched space had a container for the last time.
     used: BTreeMap<SpaceGuid, Instant>,
-    failures: u32,
+    backoff: Backoff,
 }
 
 impl Client {
@@ -86,7 +86,7 @@ impl Client {
             known,
             link,
             used: spaces.into_iter().map(|space| (space, now)).collect(),
-            failures: 0,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
         };
         (client, linked)
     }
@@ -104,10 +104,9 @@ impl Client {
             };
             self.link.send_replace(Link::Down);
             if began.elapsed() > GOOD {
-                self.failures = 0;
+                self.backoff.reset();
             }
-            let wait = backoff(self.failures, spin());
-            self.failures += 1;
+            let wait = self.backoff.pause();
             let error = ended.err().map(|status| describe(&status));
             tracing::error!(
                 error = error.as_deref().unwrap_or("the store ended the watch"),
@@ -219,7 +218,7 @@ impl Client {
         self.known.send_replace(Some(known));
         if self.link.send_replace(Link::Up) == Link::Down {
             tracing::info!("policy-store-watched");
-            self.failures = 0;
+            self.backoff.reset();
         }
     }
 }
@@ -236,45 +235,4 @@ fn report(enforced: &Enforced) -> Report {
 async fn send(requests: &mpsc::Sender<WatchRequest>, step: Step) -> Result<(), Status> {
     let gone = |_| Status::unavailable("the store does not take requests any more");
     requests.send(WatchRequest { step: Some(step) }).await.map_err(gone)
-}
-
-/// The status with its causes, which tonic keeps out of its message.
-fn describe(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text.push_str(&format!(": {cause}"));
-        }
-        source = error.source();
-    }
-    text
-}
-
-/// Doubles with each failure, and is shortened by up to half, so that cells that
-/// lost their store together do not come back together. `spin` is from 0 to 1.
-fn backoff(failures: u32, spin: f64) -> Duration {
-    let full = RETRY_FIRST.saturating_mul(1 << failures.min(10)).min(RETRY_MOST);
-    full.mul_f64(1.0 - spin.clamp(0.0, 1.0) / 2.0)
-}
-
-/// A number from 0 to 1 that differs from cell to cell and from time to time.
-#[expect(clippy::cast_precision_loss, reason = "any number will do")]
-fn spin() -> f64 {
-    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_grows_to_a_bound_and_spreads() {
-        assert_eq!(backoff(0, 0.0), RETRY_FIRST);
-        assert_eq!(backoff(0, 1.0), RETRY_FIRST / 2);
-        assert_eq!(backoff(40, 0.0), RETRY_MOST);
-        assert!((1..20).all(|n| backoff(n, 0.3) >= backoff(n - 1, 0.3)));
-        assert!((0..50).any(|_| spin() != spin()));
-    }
 }

@@ -23,6 +23,7 @@ use std::{
 };
 
 use model::ids::GroupGuid;
+use runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, sleep_until},
@@ -289,7 +290,7 @@ impl Reconciler {
     }
 
     fn failed(&mut self, attempt: &Attempt, error: &Error) {
-        let text = source_chain(error);
+        let text = chain(error);
         let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MOST);
         self.failures += 1;
         self.retry_at = Some(Instant::now() + wait);
@@ -343,7 +344,7 @@ impl Reconciler {
             Ok(true) => self.settle_at = None,
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(error = source_chain(&error), "settle-failed");
+                tracing::error!(error = chain(&error), "settle-failed");
                 self.settle_at = Some(Instant::now() + SETTLE_MOST);
             }
         }
@@ -355,7 +356,7 @@ impl Reconciler {
             return false;
         }
         let strayed = self.kernel.has_strayed(thoroughly).await.unwrap_or_else(|error| {
-            tracing::error!(error = source_chain(&error), "drift-check-failed");
+            tracing::error!(error = chain(&error), "drift-check-failed");
             false
         });
         if strayed {
@@ -384,7 +385,7 @@ impl Reconciler {
                 self.reconcile().await;
             }
             Err(error) => {
-                tracing::error!(error = source_chain(&error), "restore-failed");
+                tracing::error!(error = chain(&error), "restore-failed");
                 return false;
             }
         }
@@ -410,13 +411,6 @@ fn gauge(name: &'static str, value: u64) {
 }
 
 /// The error with its causes.
-fn source_chain(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {source}"),
-    }
-}
-
 /// Everything that the kernel could refuse by itself; rules of one group stand
 /// together, so that halves are groups at first.
 fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {

@@ -3,12 +3,12 @@
 
 use model::lock;
 use proto::models::Resource;
-use runtime::client;
+use runtime::{client, error::chain};
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument as _, Span, info_span};
 
-use crate::{chain, held, locks, metrics::Requests, store};
+use crate::{held, locks, metrics::Requests, store};
 
 /// Why a call is refused.
 #[derive(Debug, Clone, thiserror::Error)]

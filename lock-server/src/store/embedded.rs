@@ -31,7 +31,7 @@ use std::{
 };
 
 use model::lock::{Claim, FencingToken, LockKey, Owner, Selector};
-use runtime::server::Component;
+use runtime::{error::chain, server::Component};
 use storage::sqlite::{Database, Options};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ use uuid::Uuid;
 
 use super::{Claimed, Error, Expired, Released, Store, journal};
 use crate::{
-    chain, decide,
+    decide,
     feed::{Event, Feed, Subscription},
     held::{Held, Request},
     table::Table,

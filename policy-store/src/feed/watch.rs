@@ -11,6 +11,7 @@ use model::{
     generation::Generation,
     ids::{CellId, SpaceGuid},
 };
+use runtime::error::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     groups::{board::Board, snapshot::Snapshot},
-    store::{Store, chain},
+    store::Store,
 };
 
 /// What a cell says to begin with.

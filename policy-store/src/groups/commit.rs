@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::generation::{Generation, Watermark};
+use runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -19,7 +20,7 @@ use super::{
     decide::{Decision, Refusal, Replacement, State},
     snapshot::Snapshot,
 };
-use crate::store::{Error, Store, chain};
+use crate::store::{Error, Store};
 
 /// How many Replaces may wait.
 const WAITING: usize = 4;

@@ -7,7 +7,7 @@ pub mod memory;
 mod rules;
 pub mod sqlite;
 
-use std::{error::Error as _, fmt::Debug, pin::Pin, sync::Arc};
+use std::{fmt::Debug, pin::Pin, sync::Arc};
 
 use model::{
     group::{ContentHash, StoredGroup},
@@ -38,17 +38,6 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-}
-
-/// An error with its causes, for the log.
-pub(crate) fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 /// A stored group and the hash of its content.

@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+use runtime::error::chain;
 use tracing::{Level, debug, info};
 
 use super::{CloudController, Error, Fault, Step, stream};
@@ -46,10 +47,7 @@ impl CloudController {
                     if attempt == ATTEMPTS || err.fault.retry_after().is_some() {
                         return Err(err);
                     }
-                    debug!(
-                        error = format!("{:#}", anyhow::Error::from(err)),
-                        attempt, "get-security-groups-attempt-failed"
-                    );
+                    debug!(error = chain(&err), attempt, "get-security-groups-attempt-failed");
                 }
             }
         }

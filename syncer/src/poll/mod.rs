@@ -16,14 +16,14 @@ use std::{
 };
 
 use metrics::{counter, gauge, histogram};
-use runtime::server::Component;
+use runtime::{backoff::Backoff, error::chain, server::Component};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
 use tracing::{debug, error, info};
 
-use self::schedule::{Intervals, Reason, Schedule, pause};
+use self::schedule::{Intervals, Reason, Schedule};
 use crate::{
     cloud_controller::CloudController,
     cycle::{self, Synced},
@@ -32,6 +32,11 @@ use crate::{
     stamp::Stamp,
     store::{self, Store},
 };
+
+/// The first pause after a failure, at most; a server may ask for a longer one.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause of our own.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How to poll.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +99,7 @@ impl Poller {
             held: None,
             fresh: true,
             last_good: Instant::now(),
-            failures: 0,
+            backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
         };
         loop {
             let next = match leadership.poll().await {
@@ -104,7 +109,7 @@ impl Poller {
                     error!(error = message, "fenced-by-policy-store");
                     return Fenced;
                 }
-                Err(err) => Instant::now() + leadership.failed(err),
+                Err(err) => Instant::now() + leadership.failed(&err),
             };
             tokio::select! {
                 () = sleep_until(next) => {}
@@ -133,7 +138,7 @@ struct Leadership<'a> {
     /// Nothing was polled yet.
     fresh: bool,
     last_good: Instant,
-    failures: u32,
+    backoff: Backoff,
 }
 
 impl Leadership<'_> {
@@ -188,7 +193,7 @@ impl Leadership<'_> {
                 return Err(err);
             }
         };
-        self.schedule.synced(synced.stamp, synced.began, spin());
+        self.schedule.synced(synced.stamp, synced.began, fastrand::f64());
         debug!(
             "old-local-latest-update-time" = %local,
             "new-local-latest-update-time" = %synced.stamp,
@@ -201,7 +206,7 @@ impl Leadership<'_> {
     }
 
     fn good(&mut self) {
-        self.failures = 0;
+        self.backoff.reset();
         self.last_good = Instant::now();
         self.poller.freshness.ready();
         let now = seconds_now();
@@ -214,15 +219,14 @@ impl Leadership<'_> {
     }
 
     /// Tells of a poll that failed. Returns how long to pause.
-    fn failed(&mut self, err: cycle::Error) -> Duration {
-        self.failures += 1;
+    fn failed(&mut self, err: &cycle::Error) -> Duration {
         counter!("syncer_polls_total", "outcome" => "failed").increment(1);
         counter!("syncer_failures_total", "cause" => err.cause()).increment(1);
-        let pause = pause(self.failures, err.retry_after(), spin());
+        let pause = self.backoff.pause().max(err.retry_after().unwrap_or_default());
         let deadline = self.poller.settings.retry_deadline;
         let stale = self.last_good.elapsed() > deadline;
         let unstable = err.is_unstable();
-        let mut text = format!("{:#}", anyhow::Error::from(err));
+        let mut text = chain(err);
         if unstable && stale {
             text = format!(
                 "unable to retrieve a consistent listing of security groups from CAPI after \
@@ -273,10 +277,4 @@ fn millis(duration: Duration) -> u64 {
 /// The wall clock, where a time stamp leaves the process.
 fn seconds_now() -> f64 {
     jiff::Timestamp::now().as_millisecond() as f64 / 1e3
-}
-
-/// A random number in 0..1.
-fn spin() -> f64 {
-    let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
-    (high >> 32) as f64 / f64::from(u32::MAX)
 }

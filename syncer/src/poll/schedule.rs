@@ -157,18 +157,3 @@ impl Schedule {
 fn jittered(interval: Duration, spin: f64) -> Duration {
     interval.mul_f64(0.9 + 0.1 * spin.clamp(0.0, 1.0))
 }
-
-/// The longest pause after failures.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The first pause.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long to pause after `failures` polls in a row failed, the last of which
-/// asked for `wished`. Doubles, with jitter of half (`spin` in 0..1), so that
-/// syncers of many foundations do not come back in step.
-#[must_use]
-pub fn pause(failures: u32, wished: Option<Duration>, spin: f64) -> Duration {
-    let doubled = SHORTEST_PAUSE * 2_u32.pow(failures.saturating_sub(1).min(8));
-    let pause = doubled.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * spin.clamp(0.0, 1.0));
-    pause.max(wished.unwrap_or_default())
-}

@@ -1,0 +1,38 @@
+//! Errors as one line of text.
+
+use std::error::Error;
+
+/// An error and what caused it, `outer: inner: innermost`.
+///
+/// Our errors do not repeat their source in their text, so that it stands here
+/// once. For a gRPC status see [`client::describe`](crate::client::describe).
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Link {
+        text: &'static str,
+        source: Option<Box<Link>>,
+    }
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let link = |text, source| Link { text, source };
+        let inner = link("inner", Some(Box::new(link("innermost", None))));
+        assert_eq!(chain(&link("outer", Some(Box::new(inner)))), "outer: inner: innermost");
+        assert_eq!(chain(&link("alone", None)), "alone");
+    }
+}

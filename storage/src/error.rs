@@ -1,8 +1,10 @@
 //! What can go wrong with a database, sorted by what the caller can do.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rusqlite::ErrorCode;
+
+use crate::server::Fault;
 
 /// A failed operation on a database. The source is in the chain, not in the
 /// text.
@@ -94,6 +96,66 @@ pub enum Error {
     /// SQLite gave the transaction up because of another write in it.
     #[error("the transaction was given up because another write in it failed")]
     Abandoned,
+    /// A connection string cannot be understood.
+    #[error("the connection string is wrong: {problem}")]
+    ConnectionString {
+        /// What is wrong, without the string.
+        problem: String,
+    },
+    /// There is no connection to the database server; nothing was sent to it.
+    #[error("no connection to the database: {}", source.kind().text())]
+    Connect {
+        /// What the server, or the way to it, said.
+        #[source]
+        source: Arc<Fault>,
+    },
+    /// A statement failed on the database server, and had no effect. A read may
+    /// also have lost its connection.
+    #[error("a statement failed: {}", source.kind().text())]
+    Server {
+        /// What the server said.
+        #[source]
+        source: Arc<Fault>,
+    },
+    /// A write was sent and its answer never came: it is stored, or it is not.
+    #[error("it is not known whether a write is stored: {}", source.kind().text())]
+    OutcomeUnknown {
+        /// Why there was no answer.
+        #[source]
+        source: Arc<Fault>,
+    },
+    /// The database server took too long; nothing is stored.
+    #[error("the database did not answer within {after:?}")]
+    Timeout {
+        /// How long it had.
+        after: Duration,
+        /// Why it was tried so long, if that is known.
+        #[source]
+        source: Option<Arc<Fault>>,
+    },
+    /// A column is not what the program takes it for.
+    #[error("column {column} is {found}, not {wanted}")]
+    Column {
+        /// Counted from 0.
+        column: usize,
+        /// What is in the row.
+        found: &'static str,
+        /// What was asked for.
+        wanted: &'static str,
+    },
+    /// A statement of a migration failed on the database server.
+    #[error("statement {statement} of migration {version} ({name}) failed: {}", source.kind().text())]
+    Step {
+        /// The migration's number.
+        version: u32,
+        /// Its name.
+        name: &'static str,
+        /// Which of its statements, from 1; those before it are done.
+        statement: usize,
+        /// What the server said.
+        #[source]
+        source: Arc<Fault>,
+    },
     /// The work itself panicked; nothing of it is stored.
     #[error("the work on the database panicked")]
     Panicked,
@@ -115,8 +177,19 @@ pub enum Kind {
     Corrupt,
     /// No permission, or the file cannot be written.
     ReadOnly,
+    /// The server takes no writes at the moment: a standby, as a rule, and
+    /// another will be made primary.
+    Standby,
+    /// The server, or the way to it, is not there at the moment.
+    Unavailable,
+    /// It took too long.
+    Timeout,
+    /// The server does not take us, or we do not trust it.
+    Refused,
     /// A constraint of the schema.
     Constraint,
+    /// A value that cannot be stored: too long, or not text.
+    Data,
     /// The schema does not fit this program.
     Schema,
     /// The database was closed.
@@ -155,7 +228,12 @@ impl Kind {
             Self::Io => "the disk does not answer",
             Self::Corrupt => "the database is damaged",
             Self::ReadOnly => "the database cannot be written",
+            Self::Standby => "the server takes no writes",
+            Self::Unavailable => "the server is not there",
+            Self::Timeout => "it took too long",
+            Self::Refused => "the server refuses us, or is not trusted",
             Self::Constraint => "a constraint is violated",
+            Self::Data => "a value cannot be stored",
             Self::Schema => "the schema does not fit",
             Self::Closed => "the database is closed",
             Self::Other => "the database refuses it",
@@ -171,6 +249,13 @@ impl Error {
             | Self::Migration { source, .. }
             | Self::Statement { source }
             | Self::Transaction { source } => Kind::of(source),
+            Self::Connect { source }
+            | Self::Server { source }
+            | Self::OutcomeUnknown { source }
+            | Self::Step { source, .. } => source.kind(),
+            Self::Timeout { .. } => Kind::Timeout,
+            Self::Column { .. } => Kind::Schema,
+            Self::ConnectionString { .. } => Kind::Other,
             Self::Create { .. } => Kind::ReadOnly,
             Self::InUse { .. } => Kind::Busy,
             Self::MigrationOrder { .. }
@@ -186,10 +271,17 @@ impl Error {
     /// program or a repair of the database.
     pub fn is_retryable(&self) -> bool {
         match self.kind() {
-            Kind::Busy | Kind::Full | Kind::Io => true,
+            Kind::Busy
+            | Kind::Full
+            | Kind::Io
+            | Kind::Standby
+            | Kind::Unavailable
+            | Kind::Timeout => true,
             Kind::Corrupt
             | Kind::ReadOnly
+            | Kind::Refused
             | Kind::Constraint
+            | Kind::Data
             | Kind::Schema
             | Kind::Closed
             | Kind::Other => false,

@@ -1,11 +1,15 @@
-//! SQL databases: open, migrate, write in groups, read beside the writer.
+//! SQL databases: open, migrate, write, read.
 //!
-//! This crate knows no domain: it gets statements and closures. [`sqlite`] is
-//! the embedded database; its promise is in the header of that module.
+//! This crate knows no domain: it gets statements and closures. [`sqlite`] is the
+//! embedded database, of one process; [`server`] is PostgreSQL, MySQL or MariaDB,
+//! shared by several. Their promises are in the headers of these modules.
 
 mod error;
 mod migration;
+pub mod server;
 pub mod sqlite;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use self::{
     error::{Error, Kind},

@@ -1,8 +1,8 @@
 //! Numbered changes of the schema.
 //!
-//! All pending migrations run in one transaction together with their record in
-//! `schema_migrations`: whenever the process dies, the schema is the old or the
-//! new one. The record keeps the statements themselves, so that a database of
+//! On SQLite all pending migrations run in one transaction together with their
+//! record in `schema_migrations`: whenever the process dies, the schema is the old
+//! or the new one. The record keeps the statements themselves, so that a database of
 //! another program, or a migration that was edited after it was applied, is
 //! recognised before anything is written.
 
@@ -54,10 +54,11 @@ pub(crate) fn migrate(
     transaction.commit().map_err(Error::transaction)
 }
 
-struct Applied {
-    version: u32,
-    name: String,
-    sql: String,
+/// What the record says of a migration.
+pub(crate) struct Applied {
+    pub(crate) version: u32,
+    pub(crate) name: String,
+    pub(crate) sql: String,
 }
 
 fn applied(connection: &Connection) -> Result<Vec<Applied>, Error> {
@@ -69,7 +70,7 @@ fn applied(connection: &Connection) -> Result<Vec<Applied>, Error> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-fn check_order(migrations: &[Migration]) -> Result<(), Error> {
+pub(crate) fn check_order(migrations: &[Migration]) -> Result<(), Error> {
     for (expected, migration) in (1u32..).zip(migrations) {
         if migration.version != expected {
             return Err(Error::MigrationOrder {
@@ -82,9 +83,16 @@ fn check_order(migrations: &[Migration]) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_applied(applied: &[Applied], migrations: &[Migration]) -> Result<(), Error> {
-    for (applied, known) in applied.iter().zip(migrations) {
-        if applied.version != known.version || applied.sql != known.sql {
+pub(crate) fn check_applied<'a>(
+    applied: impl IntoIterator<Item = &'a Applied>,
+    migrations: &[Migration],
+) -> Result<(), Error> {
+    let mut last = 0;
+    for (at, applied) in applied.into_iter().enumerate() {
+        last = applied.version;
+        if let Some(known) = migrations.get(at)
+            && (applied.version != known.version || applied.sql != known.sql)
+        {
             return Err(Error::ChangedMigration {
                 version: applied.version,
                 applied: applied.name.clone(),
@@ -92,11 +100,6 @@ fn check_applied(applied: &[Applied], migrations: &[Migration]) -> Result<(), Er
             });
         }
     }
-    match applied.get(migrations.len()) {
-        Some(newer) => Err(Error::NewerSchema {
-            found: applied.last().unwrap_or(newer).version,
-            known: migrations.last().map_or(0, |last| last.version),
-        }),
-        None => Ok(()),
-    }
+    let known = migrations.last().map_or(0, |last| last.version);
+    if last > known { Err(Error::NewerSchema { found: last, known }) } else { Ok(()) }
 }

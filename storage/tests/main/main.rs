@@ -1,9 +1,11 @@
-//! SQLite from outside: the promises in the header of `storage::sqlite`.
+//! The databases from outside: the promises in the headers of `storage::sqlite` and
+//! `storage::server`.
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
 
 mod crash;
 mod migrations;
+mod server;
 mod writes;
 
 use std::{path::PathBuf, time::Duration};

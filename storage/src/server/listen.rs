@@ -1,0 +1,183 @@
+//! PostgreSQL's notifications.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_postgres::{AsyncMessage, Client};
+
+use super::{
+    fault::Fault,
+    postgres::{Connector, Driven},
+};
+use crate::Kind;
+
+/// What a listener hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// From here on nothing is missed; what was told before may have been. The
+    /// first notice, and the first after each lost connection.
+    Listening,
+    /// Somebody told this.
+    Told(String),
+}
+
+/// Hears what is told on a channel, over a connection of its own that is made
+/// again whenever it is lost.
+pub struct Listener {
+    connector: Connector,
+    channel: &'static str,
+    connect_timeout: Duration,
+    /// How long an answer to "are you there" may take, and how often it is asked.
+    patience: Duration,
+    link: Option<Link>,
+    again: Again,
+}
+
+struct Link {
+    client: Client,
+    connection: Driven,
+    /// Told and not yet passed on.
+    heard: VecDeque<String>,
+}
+
+/// When to connect, after it failed.
+struct Again {
+    pause: Duration,
+    at: Option<Instant>,
+}
+
+/// The first pause after a lost connection, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Listener").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+impl Listener {
+    pub(super) fn new(
+        connector: Connector,
+        channel: &'static str,
+        connect_timeout: Duration,
+        patience: Duration,
+    ) -> Self {
+        let again = Again { pause: PAUSES.0, at: None };
+        Self { connector, channel, connect_timeout, patience, link: None, again }
+    }
+
+    /// The next notice, whenever it comes. May be given up and called again
+    /// without losing any.
+    pub async fn next(&mut self) -> Notice {
+        loop {
+            let Some(link) = &mut self.link else {
+                if self.connect().await {
+                    return Notice::Listening;
+                }
+                continue;
+            };
+            match link.next(self.patience).await {
+                Ok(told) => return Notice::Told(told),
+                Err(fault) => self.lost(&fault),
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> bool {
+        if let Some(at) = self.again.at {
+            sleep_until(at).await;
+        }
+        let linked = timeout(self.connect_timeout, self.link()).await;
+        let linked =
+            linked.unwrap_or_else(|_| Err(Fault::new(Kind::Unavailable, "no connection in time")));
+        match linked {
+            Ok(link) => {
+                tracing::debug!(channel = self.channel, "database-listening");
+                self.link = Some(link);
+                self.again = Again { pause: PAUSES.0, at: None };
+                true
+            }
+            Err(fault) => {
+                self.lost(&fault);
+                false
+            }
+        }
+    }
+
+    async fn link(&self) -> Result<Link, Fault> {
+        let (client, connection) = self.connector.dial().await?;
+        let mut link = Link { client, connection, heard: VecDeque::new() };
+        link.send(&format!("LISTEN \"{}\"", self.channel)).await?;
+        Ok(link)
+    }
+
+    fn lost(&mut self, fault: &Fault) {
+        tracing::info!(channel = self.channel, error = %fault, "database-listener-lost");
+        self.link = None;
+        self.again.at = Some(Instant::now() + self.again.pause);
+        self.again.pause = (self.again.pause * 2).min(PAUSES.1);
+    }
+}
+
+impl Link {
+    /// Asks every now and then whether the server is still there: nothing else
+    /// would tell that it is gone.
+    async fn next(&mut self, patience: Duration) -> Result<String, Fault> {
+        loop {
+            if let Some(told) = self.heard.pop_front() {
+                return Ok(told);
+            }
+            let told = poll_fn(|context| poll_told(&mut self.connection, context));
+            match timeout(patience, told).await {
+                Ok(told) => return told,
+                Err(_) => {
+                    let gone = |_| Fault::new(Kind::Unavailable, "it answers no more");
+                    timeout(patience, self.send("")).await.map_err(gone)??;
+                }
+            }
+        }
+    }
+
+    /// Sends something, and keeps what is told meanwhile.
+    async fn send(&mut self, sql: &str) -> Result<(), Fault> {
+        let Self { client, connection, heard } = self;
+        let mut answer = pin!(client.batch_execute(sql));
+        poll_fn(|context| {
+            loop {
+                if let Poll::Ready(answered) = answer.as_mut().poll(context) {
+                    return Poll::Ready(answered.map_err(Fault::from));
+                }
+                match poll_told(connection, context) {
+                    Poll::Ready(Ok(told)) => heard.push_back(told),
+                    Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Drives the connection until something is told, or it ends.
+fn poll_told(connection: &mut Driven, context: &mut Context<'_>) -> Poll<Result<String, Fault>> {
+    loop {
+        return match connection.poll_message(context) {
+            Poll::Ready(Some(Ok(AsyncMessage::Notification(told)))) => {
+                Poll::Ready(Ok(told.payload().to_owned()))
+            }
+            Poll::Ready(Some(Ok(_))) => continue,
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Err(error.into())),
+            Poll::Ready(None) => {
+                Poll::Ready(Err(Fault::new(Kind::Unavailable, "the server ended it")))
+            }
+            Poll::Pending => Poll::Pending,
+        };
+    }
+}

@@ -1,0 +1,221 @@
+//! Connections to MySQL and MariaDB.
+
+use std::{fmt, time::Duration};
+
+use mysql_async::{
+    Column, Conn, Opts, OptsBuilder, Params, SslOpts, consts::ColumnType, prelude::Queryable as _,
+};
+use tokio::time::Instant;
+
+use super::{
+    Options, Rows,
+    address::{self, Place},
+    fault::Fault,
+    tls::{self, Trust},
+    value::{Row, Value},
+};
+use crate::{Error, Kind};
+
+/// Character set number of what is not text.
+const BINARY: u16 = 63;
+
+/// A connection that was idle longer is asked whether it still lives: nobody
+/// listens on it meanwhile.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// `skip_domain_validation` of the driver looks for this word in the error's
+/// text, where newer releases of rustls write the name of the host instead. As
+/// the name of the host it is found in both, and only there: a certificate of
+/// another authority is refused before names are looked at.
+const NO_NAME: &str = "NotValidForName.invalid";
+
+/// How to connect.
+#[derive(Clone)]
+pub(super) struct Connector {
+    opts: OptsBuilder,
+    trust: Trust,
+    session: String,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Connector").field("trust", &self.trust).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+        let address = address::mysql(&options.connection_string)?;
+        let trust = trust(options, address.tls.as_deref())?;
+        let mut opts = OptsBuilder::default()
+            .user(address.user)
+            .pass(address.password)
+            .db_name(address.database)
+            .prefer_socket(false)
+            .tcp_keepalive(Some(Duration::from_secs(10)))
+            .tcp_nodelay(true)
+            .client_found_rows(true)
+            .stmt_cache_size(256);
+        opts = match address.place {
+            Place::Tcp { host, port } => opts.ip_or_hostname(host).tcp_port(port),
+            Place::Socket(path) => opts.socket(Some(path)),
+        };
+        // Whatever the server's defaults are. Committed reads take no locks on
+        // gaps: two new keys do not wait for each other.
+        let session = format!(
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
+             SET SESSION autocommit = 1, innodb_lock_wait_timeout = {},
+             sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'",
+            options.operation_timeout.as_secs().max(1)
+        );
+        Ok(Self { opts, trust, session })
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+        let mut conn = match (ssl(&self.trust)?, &self.trust) {
+            (Some(ssl), Trust::IfOffered) => match self.dial(Some(ssl)).await {
+                Err(mysql_async::Error::Driver(
+                    mysql_async::DriverError::NoClientSslFlagFromServer,
+                )) => self.dial(None).await?,
+                dialled => dialled?,
+            },
+            (ssl, _) => self.dial(ssl).await?,
+        };
+        conn.query_drop(self.session.as_str()).await?;
+        Ok(Connection { conn, used: Instant::now() })
+    }
+
+    async fn dial(&self, ssl: Option<SslOpts>) -> Result<Conn, mysql_async::Error> {
+        Conn::new(Opts::from(self.opts.clone().ssl_opts(ssl))).await
+    }
+}
+
+fn trust(options: &Options, tls: Option<&str>) -> Result<Trust, Error> {
+    if let Some(tls) = &options.tls {
+        return Ok(Trust::Verified { ca: tls.ca.clone(), identity: tls.verify_identity });
+    }
+    let problem = |problem: &str| Err(Error::ConnectionString { problem: problem.to_owned() });
+    match tls {
+        None | Some("" | "false") => Ok(Trust::Plain),
+        Some("skip-verify") => Ok(Trust::AnyCertificate),
+        Some("preferred") => Ok(Trust::IfOffered),
+        Some("true") => problem("tls=true asks for verification, and no authority is named"),
+        Some(_) => problem("tls is none of true, false, skip-verify, preferred"),
+    }
+}
+
+fn ssl(trust: &Trust) -> Result<Option<SslOpts>, Fault> {
+    let none = SslOpts::default().with_disable_built_in_roots(true);
+    Ok(match trust {
+        Trust::Plain => None,
+        Trust::IfOffered | Trust::AnyCertificate => {
+            Some(none.with_danger_accept_invalid_certs(true))
+        }
+        Trust::Verified { ca, identity } => {
+            // An empty file would leave nobody to trust and say so only as
+            // "unknown issuer".
+            tls::roots(ca)?;
+            let verified = none.with_root_certs(vec![ca.clone().into()]);
+            Some(if *identity {
+                verified
+            } else {
+                verified
+                    .with_danger_skip_domain_validation(true)
+                    .with_danger_tls_hostname_override(Some(NO_NAME))
+            })
+        }
+    })
+}
+
+/// An open connection.
+pub(super) struct Connection {
+    conn: Conn,
+    used: Instant,
+}
+
+impl Connection {
+    /// Whether it still lives.
+    pub(super) async fn check(&mut self) -> Result<(), Fault> {
+        if self.used.elapsed() > FRESH {
+            self.conn.ping().await?;
+            self.used = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// One statement; with `begin`, it is the first of a transaction.
+    pub(super) async fn run(
+        &mut self,
+        begin: bool,
+        sql: &str,
+        parameters: &[Value],
+    ) -> Result<Rows, Fault> {
+        if begin {
+            self.conn.query_drop("BEGIN").await?;
+        }
+        let parameters = match parameters {
+            [] => Params::Empty,
+            parameters => Params::Positional(parameters.iter().map(to_mysql).collect()),
+        };
+        let mut answer = self.conn.exec_iter(sql, parameters).await?;
+        let affected = answer.affected_rows();
+        let rows = answer.collect::<mysql_async::Row>().await?;
+        answer.drop_result().await?;
+        self.used = Instant::now();
+        let rows = rows.into_iter().map(to_row).collect::<Result<_, _>>()?;
+        Ok(Rows { rows, affected })
+    }
+
+    /// Statements without parameters and without an answer.
+    pub(super) async fn batch(&mut self, sql: &str) -> Result<Rows, Fault> {
+        self.conn.query_drop(sql).await?;
+        self.used = Instant::now();
+        Ok(Rows::default())
+    }
+}
+
+fn to_mysql(value: &Value) -> mysql_async::Value {
+    match value {
+        Value::Null => mysql_async::Value::NULL,
+        Value::Int(number) => mysql_async::Value::Int(*number),
+        Value::Text(text) => mysql_async::Value::Bytes(text.clone().into_bytes()),
+        Value::Bytes(bytes) => mysql_async::Value::Bytes(bytes.clone()),
+    }
+}
+
+fn to_row(row: mysql_async::Row) -> Result<Row, Fault> {
+    let columns = row.columns();
+    let values = columns.iter().zip(row.unwrap()).map(|(column, value)| to_value(column, value));
+    Ok(Row::new(values.collect::<Result<_, _>>()?))
+}
+
+fn to_value(column: &Column, value: mysql_async::Value) -> Result<Value, Fault> {
+    let refuse =
+        |what: &str| Err(Fault::new(Kind::Other, format!("column {} {what}", column.name_str())));
+    match value {
+        mysql_async::Value::NULL => Ok(Value::Null),
+        mysql_async::Value::Int(number) => Ok(Value::Int(number)),
+        mysql_async::Value::UInt(number) => match i64::try_from(number) {
+            Ok(number) => Ok(Value::Int(number)),
+            Err(_) => refuse("is larger than any number here"),
+        },
+        mysql_async::Value::Bytes(bytes) => match column.column_type() {
+            // What a sum of integers is.
+            ColumnType::MYSQL_TYPE_NEWDECIMAL => {
+                match str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok()) {
+                    Some(number) => Ok(Value::Int(number)),
+                    None => refuse("is no whole number"),
+                }
+            }
+            _ if column.character_set() == BINARY => Ok(Value::Bytes(bytes)),
+            _ => match String::from_utf8(bytes) {
+                Ok(text) => Ok(Value::Text(text)),
+                Err(_) => refuse("is no UTF-8"),
+            },
+        },
+        mysql_async::Value::Float(_)
+        | mysql_async::Value::Double(_)
+        | mysql_async::Value::Date(..)
+        | mysql_async::Value::Time(..) => refuse("is neither integer, text nor bytes"),
+    }
+}

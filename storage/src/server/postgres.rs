@@ -1,0 +1,345 @@
+//! Connections to PostgreSQL.
+
+use std::{collections::HashMap, env, error, fmt, path::Path, time::Duration};
+
+use bytes::BytesMut;
+use futures_util::{TryStreamExt as _, future};
+use tokio::task::JoinSet;
+use tokio_postgres::{
+    Client, Config, Socket, Statement,
+    config::{SslMode, TargetSessionAttrs},
+    tls::MakeTlsConnect,
+    types::{IsNull, ToSql, Type, to_sql_checked},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::{
+    Options, Rows,
+    address::{self, Settings},
+    fault::Fault,
+    text,
+    tls::{self, Trust},
+    value::{Row, Value},
+};
+use crate::{Error, Kind};
+
+/// Statements that a connection keeps prepared; with more, it begins anew.
+const STATEMENTS: usize = 256;
+
+/// Where a Debian or a BOSH PostgreSQL has its socket, when no host is named.
+const SOCKETS: &str = "/var/run/postgresql";
+
+/// A connection that has to be driven by somebody.
+pub(super) type Driven =
+    tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+/// How to connect.
+#[derive(Clone)]
+pub(super) struct Connector {
+    config: Config,
+    trust: Trust,
+    session: String,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Connector").field("trust", &self.trust).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+        let settings = address::postgres(&options.connection_string, |name| env::var(name).ok())?;
+        let trust = trust(options, &settings)?;
+        let mut config = config(settings, options)?;
+        config.ssl_mode(match trust {
+            Trust::Plain => SslMode::Disable,
+            Trust::IfOffered => SslMode::Prefer,
+            Trust::AnyCertificate | Trust::Verified { .. } => SslMode::Require,
+        });
+        // Whatever the database has been told: a session of ours gives up when
+        // its caller has, and an answered commit is on the disk.
+        let millis = options.operation_timeout.as_millis().max(1);
+        let session = format!(
+            "SET statement_timeout = {millis}; SET lock_timeout = {millis};
+             SET idle_in_transaction_session_timeout = {};
+             SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
+             SELECT set_config('synchronous_commit', 'on', false)
+             WHERE current_setting('synchronous_commit') = 'off'",
+            millis * 2
+        );
+        Ok(Self { config, trust, session })
+    }
+
+    /// A connection that somebody else is to drive.
+    pub(super) async fn dial(&self) -> Result<(Client, Driven), Fault> {
+        let tls = MakeRustlsConnect::new(tls::client_config(&self.trust)?);
+        Ok(self.config.connect(tls).await?)
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+        let (client, connection) = self.dial().await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            // Whoever waits for an answer gets the error; nobody waits for us.
+            let _ended = connection.await;
+        });
+        client.batch_execute(&self.session).await?;
+        Ok(Connection { client, statements: HashMap::new(), _driver: driver })
+    }
+}
+
+fn trust(options: &Options, settings: &Settings) -> Result<Trust, Error> {
+    if let Some(tls) = &options.tls {
+        return Ok(Trust::Verified { ca: tls.ca.clone(), identity: tls.verify_identity });
+    }
+    let problem = |problem: &str| Err(Error::ConnectionString { problem: problem.to_owned() });
+    let verified = |identity| match settings.get("sslrootcert") {
+        Some(ca) => Ok(Trust::Verified { ca: ca.into(), identity }),
+        None => problem("sslmode asks for verification, and no authority is named"),
+    };
+    match settings.get("sslmode").map_or("prefer", String::as_str) {
+        "disable" => Ok(Trust::Plain),
+        "allow" | "prefer" => Ok(Trust::IfOffered),
+        "require" if settings.contains_key("sslrootcert") => verified(false),
+        "require" => Ok(Trust::AnyCertificate),
+        "verify-ca" => verified(false),
+        "verify-full" => verified(true),
+        _ => problem("sslmode is none that PostgreSQL knows"),
+    }
+}
+
+fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
+    let problem = |problem: &str| Error::ConnectionString { problem: problem.to_owned() };
+    let mut config = Config::new();
+    config
+        .application_name(&options.application_name)
+        .connect_timeout(options.connect_timeout)
+        .tcp_user_timeout(options.operation_timeout)
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(3);
+    if !settings.contains_key("host") && !settings.contains_key("hostaddr") {
+        config.host(if Path::new(SOCKETS).exists() { SOCKETS } else { "localhost" });
+    }
+    if !settings.contains_key("user") {
+        let user = env::var("USER").or_else(|_| env::var("LOGNAME"));
+        config.user(user.map_err(|_| problem("no user is named"))?);
+    }
+    let mut session = Vec::new();
+    for (key, value) in settings {
+        match key.as_str() {
+            "host" => {
+                for host in value.split(',') {
+                    config.host(host);
+                }
+            }
+            "hostaddr" => {
+                for address in value.split(',') {
+                    let address = address.parse();
+                    config.hostaddr(address.map_err(|_| problem("hostaddr is no IP address"))?);
+                }
+            }
+            "port" => {
+                for port in value.split(',') {
+                    let port = if port.is_empty() { "5432" } else { port };
+                    config.port(port.parse().map_err(|_| problem("the port is not a number"))?);
+                }
+            }
+            "user" => _ = config.user(value),
+            "password" => _ = config.password(value),
+            "dbname" => _ = config.dbname(value),
+            "application_name" => _ = config.application_name(value),
+            "options" => session.insert(0, value),
+            "target_session_attrs" => {
+                config.target_session_attrs(match value.as_str() {
+                    "any" => TargetSessionAttrs::Any,
+                    "read-write" | "primary" => TargetSessionAttrs::ReadWrite,
+                    "read-only" | "standby" => TargetSessionAttrs::ReadOnly,
+                    _ => return Err(problem("target_session_attrs is none that is known")),
+                });
+            }
+            // Said by our own options, or of no meaning to us.
+            "sslmode"
+            | "sslrootcert"
+            | "connect_timeout"
+            | "sslcert"
+            | "sslkey"
+            | "sslsni"
+            | "passfile"
+            | "service"
+            | "servicefile"
+            | "krbsrvname"
+            | "channel_binding"
+            | "client_encoding"
+            | "keepalives"
+            | "keepalives_idle"
+            | "keepalives_interval"
+            | "keepalives_count"
+            | "tcp_user_timeout"
+            | "gssencmode"
+            | "min_protocol_version"
+            | "fallback_application_name" => {}
+            // As the original's driver: a setting of the session.
+            setting => session.push(format!("-c {setting}={}", escaped(&value))),
+        }
+    }
+    if !session.is_empty() {
+        config.options(session.join(" "));
+    }
+    Ok(config)
+}
+
+/// For the startup message: a blank or a backslash gets a backslash.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace(' ', "\\ ")
+}
+
+/// An open connection.
+pub(super) struct Connection {
+    client: Client,
+    statements: HashMap<String, Statement>,
+    /// Moves the bytes; ends with the connection.
+    _driver: JoinSet<()>,
+}
+
+impl Connection {
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    async fn prepared(&mut self, sql: &str) -> Result<Statement, Fault> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&text::numbered(sql)).await?;
+        if self.statements.len() >= STATEMENTS {
+            self.statements.clear();
+        }
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// One statement; with `begin`, it is the first of a transaction, and both
+    /// go out together.
+    pub(super) async fn run(
+        &mut self,
+        begin: bool,
+        sql: &str,
+        parameters: &[Value],
+    ) -> Result<Rows, Fault> {
+        let statement = self.prepared(sql).await?;
+        let answer = async {
+            let stream = self.client.query_raw(&statement, parameters).await?;
+            let mut stream = std::pin::pin!(stream);
+            let mut rows = Vec::new();
+            while let Some(row) = stream.try_next().await? {
+                rows.push(to_row(&row)?);
+            }
+            Ok(Rows { rows, affected: stream.rows_affected().unwrap_or(0) })
+        };
+        if !begin {
+            return answer.await;
+        }
+        let (begun, answer) = future::join(self.client.batch_execute("BEGIN"), answer).await;
+        begun?;
+        answer
+    }
+
+    /// Statements without parameters and without an answer.
+    pub(super) async fn batch(&mut self, sql: &str) -> Result<Rows, Fault> {
+        self.client.batch_execute(sql).await?;
+        Ok(Rows::default())
+    }
+}
+
+fn to_row(row: &tokio_postgres::Row) -> Result<Row, Fault> {
+    let values = row.columns().iter().enumerate().map(|(at, column)| match *column.type_() {
+        Type::INT8 => Ok(row.try_get::<_, Option<i64>>(at)?.into()),
+        Type::INT4 => Ok(row.try_get::<_, Option<i32>>(at)?.map(i64::from).into()),
+        Type::INT2 => Ok(row.try_get::<_, Option<i16>>(at)?.map(i64::from).into()),
+        Type::BOOL => Ok(row.try_get::<_, Option<bool>>(at)?.into()),
+        Type::BYTEA => Ok(row.try_get::<_, Option<Vec<u8>>>(at)?.into()),
+        Type::VOID => Ok(Value::Null),
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UNKNOWN => {
+            Ok(row.try_get::<_, Option<String>>(at)?.into())
+        }
+        ref other => Err(Fault::new(
+            Kind::Other,
+            format!("column {at} is a {other}: cast it to BIGINT, TEXT or BYTEA"),
+        )),
+    });
+    Ok(Row::new(values.collect::<Result<_, Fault>>()?))
+}
+
+impl ToSql for Value {
+    fn to_sql(
+        &self,
+        of: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn error::Error + Sync + Send>> {
+        match (self, of) {
+            (Self::Null, _) => Ok(IsNull::Yes),
+            (Self::Int(number), &Type::INT8) => number.to_sql(of, out),
+            (Self::Int(number), &Type::INT4) => i32::try_from(*number)?.to_sql(of, out),
+            (Self::Int(number), &Type::INT2) => i16::try_from(*number)?.to_sql(of, out),
+            (Self::Int(number), &Type::BOOL) => (*number != 0).to_sql(of, out),
+            (Self::Text(text), of) if <&str as ToSql>::accepts(of) => text.to_sql(of, out),
+            (Self::Bytes(bytes), &Type::BYTEA) => bytes.to_sql(of, out),
+            (_, of) => Err(format!("the statement wants a {of}").into()),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::server::{Dialect, Tls};
+
+    fn trusts(text: &str, tls: Option<Tls>) -> Result<Trust, String> {
+        let mut options = Options::new(Dialect::Postgres, text);
+        options.tls = tls;
+        Connector::new(&options).map(|made| made.trust).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn whom_it_trusts() {
+        let ca = || PathBuf::from("ca");
+        let verified = |identity| Ok(Trust::Verified { ca: ca(), identity });
+        for (text, trust) in [
+            ("host=h user=u", Ok(Trust::IfOffered)),
+            ("host=h user=u sslmode=disable", Ok(Trust::Plain)),
+            ("host=h user=u sslmode=require", Ok(Trust::AnyCertificate)),
+            ("host=h user=u sslmode=require sslrootcert=ca", verified(false)),
+            ("host=h user=u sslmode=verify-ca sslrootcert=ca", verified(false)),
+            ("host=h user=u sslmode=verify-full sslrootcert=ca", verified(true)),
+        ] {
+            assert_eq!(trusts(text, None), trust, "{text}");
+            for identity in [false, true] {
+                let tls = Tls { ca: ca(), verify_identity: identity };
+                assert_eq!(trusts(text, Some(tls)), verified(identity), "{text}");
+            }
+        }
+        assert!(trusts("host=h user=u sslmode=verify-full", None).is_err());
+        assert!(trusts("host=h user=u sslmode=sometimes", None).is_err());
+    }
+
+    #[test]
+    fn unknown_settings_are_the_sessions() {
+        let options = Options::new(
+            Dialect::Postgres,
+            r"host=h user=u options='-c geqo=off' search_path='a b' dbname=d",
+        );
+        let made = Connector::new(&options).unwrap();
+        assert_eq!(made.config.get_options(), Some(r"-c geqo=off -c search_path=a\ b"));
+        assert!(!format!("{options:?} {made:?}").contains("geqo"));
+    }
+}

@@ -1,0 +1,94 @@
+//! Texts of statements: what is code in them and what is quoted.
+//!
+//! A quote inside of quotes is doubled, as the standard has it; there are no
+//! backslashes and no dollar quotes in our texts.
+
+use std::borrow::Cow;
+
+/// The bytes outside of quotes and comments, with their places.
+fn code(sql: &str) -> impl Iterator<Item = (usize, u8)> {
+    let bytes = sql.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let byte = *bytes.get(at)?;
+            let rest = &bytes[at + 1..];
+            let skipped = match byte {
+                b'\'' | b'"' | b'`' => find(rest, &[byte]),
+                b'-' if rest.starts_with(b"-") => find(rest, b"\n"),
+                b'/' if rest.starts_with(b"*") => find(rest, b"*/"),
+                _ => {
+                    at += 1;
+                    return Some((at - 1, byte));
+                }
+            };
+            at += 1 + skipped;
+        }
+    })
+}
+
+/// How much of `bytes` ends with the first `end`.
+fn find(bytes: &[u8], end: &[u8]) -> usize {
+    bytes
+        .windows(end.len())
+        .position(|window| window == end)
+        .map_or(bytes.len(), |at| at + end.len())
+}
+
+/// `?` as PostgreSQL has it: `$1`, `$2` ...
+pub(super) fn numbered(sql: &str) -> Cow<'_, str> {
+    let mut places = code(sql).filter(|(_, byte)| *byte == b'?').map(|(at, _)| at).peekable();
+    if places.peek().is_none() {
+        return Cow::Borrowed(sql);
+    }
+    let mut text = String::with_capacity(sql.len() + 16);
+    let mut copied = 0;
+    for (number, at) in (1..).zip(places) {
+        text.push_str(&sql[copied..at]);
+        text.push_str(&format!("${number}"));
+        copied = at + 1;
+    }
+    text.push_str(&sql[copied..]);
+    Cow::Owned(text)
+}
+
+/// The single statements.
+pub(super) fn statements(sql: &str) -> Vec<&str> {
+    let mut from = 0;
+    let ends = code(sql).filter(|(_, byte)| *byte == b';').map(|(at, _)| at);
+    ends.chain([sql.len()])
+        .map(|at| {
+            let statement = sql[from..at].trim();
+            from = (at + 1).min(sql.len());
+            statement
+        })
+        .filter(|statement| code(statement).any(|(_, byte)| !byte.is_ascii_whitespace()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_numbered() {
+        for (given, expected) in [
+            ("SELECT 1", "SELECT 1"),
+            ("a = ? AND b = ?", "a = $1 AND b = $2"),
+            ("'?' \"?\" `?` ? 'it''s ?' ?", "'?' \"?\" `?` $1 'it''s ?' $2"),
+            ("? -- ?\n? /* ? */ ? - ? / ?", "$1 -- ?\n$2 /* ? */ $3 - $4 / $5"),
+            ("'open ?", "'open ?"),
+            ("é?é", "é$1é"),
+        ] {
+            assert_eq!(numbered(given), expected);
+        }
+    }
+
+    #[test]
+    fn statements_are_split() {
+        assert_eq!(statements("a; b ;\n c"), ["a", "b", "c"]);
+        assert_eq!(statements("a ';' ;; -- x;\n"), ["a ';'"]);
+        assert_eq!(statements(" ; "), [""; 0]);
+        assert_eq!(statements("a /* ; */ b;-- last"), ["a /* ; */ b"]);
+    }
+}

@@ -1,0 +1,113 @@
+//! Several statements that take effect together.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::{
+    Rows,
+    fault::Fault,
+    pool::Lease,
+    value::{Row, Value},
+};
+use crate::Error;
+
+/// A transaction under way; clones are the same one. It begins with its first
+/// statement. After a statement that failed nothing more can be done in it, and
+/// it will be undone.
+#[derive(Clone)]
+pub struct Transaction {
+    active: Arc<Mutex<Active>>,
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Transaction").finish_non_exhaustive()
+    }
+}
+
+struct Active {
+    /// None when the transaction is over.
+    lease: Option<Lease>,
+    begun: bool,
+    failed: Option<Error>,
+}
+
+impl Transaction {
+    pub(super) fn new(lease: Lease) -> Self {
+        let active = Active { lease: Some(lease), begun: false, failed: None };
+        Self { active: Arc::new(Mutex::new(active)) }
+    }
+
+    /// Runs a statement, and returns the rows of its answer.
+    pub async fn query(&self, sql: &str, parameters: &[Value]) -> Result<Vec<Row>, Error> {
+        Ok(self.run(sql, parameters).await?.rows)
+    }
+
+    /// Runs a statement, and returns how many rows it changed.
+    pub async fn execute(&self, sql: &str, parameters: &[Value]) -> Result<u64, Error> {
+        Ok(self.run(sql, parameters).await?.affected)
+    }
+
+    async fn run(&self, sql: &str, parameters: &[Value]) -> Result<Rows, Error> {
+        let mut active = self.active.lock().await;
+        if let Some(failed) = &active.failed {
+            return Err(failed.clone());
+        }
+        let begin = !active.begun;
+        active.begun = true;
+        let lease = active.lease.as_mut().ok_or(Error::Closed)?;
+        let outcome = lease.part(begin, sql, parameters).await;
+        outcome.map_err(|fault| {
+            let error = Error::Server { source: Arc::new(fault) };
+            active.failed = Some(error.clone());
+            error
+        })
+    }
+
+    /// The error of the statement that failed.
+    pub(super) async fn failed(&self) -> Option<Error> {
+        self.active.lock().await.failed.clone()
+    }
+
+    /// Ends it well. Whoever still has a clone finds it closed.
+    pub(super) async fn commit(self) -> Result<(), Unstored> {
+        let mut active = self.active.lock().await;
+        let Some(mut lease) = active.lease.take() else { return Ok(()) };
+        if !active.begun {
+            return Ok(());
+        }
+        drop(active);
+        lease.commit().await.map_err(Unstored::of)
+    }
+
+    /// Undoes it. If that fails, the connection is closed, and the server does.
+    pub(super) async fn rollback(self) {
+        let mut active = self.active.lock().await;
+        let Some(mut lease) = active.lease.take() else { return };
+        if active.begun {
+            let _closed_then = lease.rollback().await;
+        }
+    }
+}
+
+/// Why a write is not known to be stored.
+pub(super) enum Unstored {
+    /// The server refused it: it is not.
+    Refused(Error),
+    /// It may be.
+    Unknown(Error),
+}
+
+impl Unstored {
+    /// A write, or a commit, that was sent and failed.
+    pub(super) fn of(fault: Fault) -> Self {
+        let unknown = fault.is_unclear();
+        let source = Arc::new(fault);
+        if unknown {
+            Self::Unknown(Error::OutcomeUnknown { source })
+        } else {
+            Self::Refused(Error::Server { source })
+        }
+    }
+}

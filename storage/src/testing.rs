@@ -1,0 +1,481 @@
+//! Private PostgreSQL and MariaDB servers for tests.
+//!
+//! A server runs from Debian's packages in a directory of its own, on a loopback
+//! port of its own, with everything on that makes commits durable, and as nobody
+//! when the tests run as root. It ends, and its directory goes, when its handle is
+//! dropped and also when the test process ends, however it ends: a small shell waits
+//! for that. Failing to start one fails the test, with the name of the package.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::TcpListener,
+    os::unix::fs::{MetadataExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::server::{Dialect, Options};
+
+/// Who runs the servers when root runs the tests: they refuse to run as root.
+const NOBODY: u32 = 65534;
+
+/// Ports that the kernel gives to nobody by itself.
+const PORTS: std::ops::Range<u32> = 10_000..32_000;
+
+/// Ports that are tried before a start is given up.
+const ATTEMPTS: u32 = 5;
+
+/// Looks at a server that starts or ends, and the pause between two.
+const LOOKS: (u32, Duration) = (600, Duration::from_millis(50));
+
+/// Removes the server when the other end of its input is gone.
+const KEEPER: &str = r#"trap '' INT TERM HUP
+cat >/dev/null
+if pid=$(head -n 1 "$1/pid" 2>/dev/null); then kill -KILL "$pid" 2>/dev/null; fi
+rm -rf "$1""#;
+
+/// The files of a server's certificate.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// PEM.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// A server of its own.
+#[derive(Debug)]
+pub struct TestServer {
+    dialect: Dialect,
+    port: u16,
+    child: Mutex<Option<Child>>,
+    /// Its input is what it waits for.
+    keeper: Child,
+    directory: TempDir,
+    databases: AtomicU32,
+}
+
+impl TestServer {
+    /// One that all tests of this process share.
+    pub fn shared(dialect: Dialect) -> &'static Self {
+        static POSTGRES: OnceLock<TestServer> = OnceLock::new();
+        static MYSQL: OnceLock<TestServer> = OnceLock::new();
+        match dialect {
+            Dialect::Postgres => POSTGRES.get_or_init(|| Self::start(Dialect::Postgres)),
+            Dialect::MySql => MYSQL.get_or_init(|| Self::start(Dialect::MySql)),
+        }
+    }
+
+    /// One for a test that stops or kills it.
+    pub fn start(dialect: Dialect) -> Self {
+        Self::start_with(dialect, None, &[])
+    }
+
+    /// One that offers TLS.
+    pub fn start_with_tls(dialect: Dialect, certificate: &Certificate) -> Self {
+        Self::start_with(dialect, Some(certificate), &[])
+    }
+
+    /// One with settings of its own, `name=value`.
+    pub fn start_with(
+        dialect: Dialect,
+        certificate: Option<&Certificate>,
+        settings: &[&str],
+    ) -> Self {
+        let directory = TempDir::new().expect("a directory for a database server");
+        let keeper = Command::new("/bin/sh")
+            .args(["-c", KEEPER, "keeper"])
+            .arg(directory.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("/bin/sh runs");
+        own(directory.path());
+        let mut server = Self {
+            dialect,
+            port: 0,
+            child: Mutex::new(None),
+            keeper,
+            directory,
+            databases: AtomicU32::new(0),
+        };
+        server.create(certificate, settings);
+        for _ in 0..ATTEMPTS {
+            server.port = free_port();
+            if server.spawn() {
+                return server;
+            }
+        }
+        panic!("{dialect:?} does not start: {}", server.log());
+    }
+
+    /// Its language.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A new, empty database.
+    pub fn database(&self) -> Options {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql(&format!("CREATE DATABASE {name}"));
+        self.options(&name)
+    }
+
+    /// How a database is reached.
+    pub fn options(&self, database: &str) -> Options {
+        Options::new(self.dialect, self.connection_string("127.0.0.1", database))
+    }
+
+    /// The string for a database, by a name of this host.
+    pub fn connection_string(&self, host: &str, database: &str) -> String {
+        let port = self.port;
+        match self.dialect {
+            Dialect::Postgres => format!("postgres://tester:secret@{host}:{port}/{database}"),
+            Dialect::MySql => format!("tester:secret@tcp({host}:{port})/{database}"),
+        }
+    }
+
+    /// Runs statements as the administrator, with the server's own client.
+    pub fn sql(&self, sql: &str) -> String {
+        self.sql_in("", sql)
+    }
+
+    /// The same in a database.
+    pub fn sql_in(&self, database: &str, sql: &str) -> String {
+        let port = self.port.to_string();
+        let mut command = match self.dialect {
+            Dialect::Postgres => {
+                let mut command = Command::new(program(self.dialect, "psql"));
+                let database = if database.is_empty() { "postgres" } else { database };
+                command
+                    .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1"])
+                    .args(["-p", &port, "-U", "tester", "-d", database, "-c", sql])
+                    .env("PGPASSWORD", "secret");
+                command
+            }
+            Dialect::MySql => {
+                let mut command = Command::new(program(self.dialect, "mariadb"));
+                command
+                    .args(["--no-defaults", "-h", "127.0.0.1", "-P", &port, "-u", "tester"])
+                    .args(["--skip-ssl", "-N", "-B", "-e", sql])
+                    .env("MYSQL_PWD", "secret");
+                if !database.is_empty() {
+                    command.arg(database);
+                }
+                command
+            }
+        };
+        let output = command.output().expect("the client of the database runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{sql}: {said}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Ends it as its operator would. What waits for it is cut off.
+    pub fn stop(&self) {
+        self.end(if self.dialect == Dialect::Postgres { "INT" } else { "TERM" });
+    }
+
+    /// Ends it as the loss of power would.
+    pub fn kill(&self) {
+        self.end(if self.dialect == Dialect::Postgres { "QUIT" } else { "KILL" });
+    }
+
+    /// Stands still, as a machine that is stuck.
+    pub fn pause(&self) {
+        self.signal_all("STOP");
+    }
+
+    /// Goes on.
+    pub fn resume(&self) {
+        self.signal_all("CONT");
+    }
+
+    /// Starts it again, on the same port.
+    pub fn restart(&self) {
+        assert!(self.spawn(), "{:?} does not start again: {}", self.dialect, self.log());
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, signal: &str) {
+        let Some(mut child) = self.child().take() else { return };
+        send(signal, child.id());
+        wait(&mut child).expect("a database server that was told to end ends");
+    }
+
+    /// The server and, of PostgreSQL, its processes for each connection.
+    fn signal_all(&self, signal: &str) {
+        let Some(pid) = self.child().as_ref().map(Child::id) else { return };
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([pid]) {
+            send(signal, pid);
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Makes its data and its settings.
+    fn create(&self, certificate: Option<&Certificate>, settings: &[&str]) {
+        let place = self.directory.path();
+        let mut command = match self.dialect {
+            Dialect::Postgres => {
+                let mut command = unprivileged(&program(self.dialect, "initdb"));
+                let password = place.join("password");
+                fs::write(&password, "secret").expect("the password's file can be written");
+                own(&password);
+                command
+                    .args(["--no-sync", "--auth=scram-sha-256", "--username=tester"])
+                    .args(["--encoding=UTF8", "--locale=C", "--pwfile"])
+                    .arg(password)
+                    .arg("-D")
+                    .arg(self.data());
+                command
+            }
+            Dialect::MySql => {
+                let mut command = unprivileged(&program(self.dialect, "mariadb-install-db"));
+                command
+                    .args(["--no-defaults", "--skip-test-db"])
+                    .arg("--auth-root-authentication-method=normal")
+                    .arg(format!("--datadir={}", self.data().display()));
+                command
+            }
+        };
+        let output = command.current_dir(place).output();
+        let output = output.expect("the program that makes a database runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = match self.dialect {
+            Dialect::Postgres => postgres_settings(place, certificate, settings),
+            Dialect::MySql => mysql_settings(place, certificate, settings),
+        };
+        let path = place.join("settings");
+        fs::write(&path, text).expect("the settings can be written");
+        own(&path);
+        if self.dialect == Dialect::MySql {
+            let path = place.join("init.sql");
+            let sql = "CREATE USER IF NOT EXISTS tester@'%' IDENTIFIED BY 'secret';\n\
+                       GRANT ALL ON *.* TO tester@'%' WITH GRANT OPTION;\n";
+            fs::write(&path, sql).expect("the users can be written");
+            own(&path);
+        }
+    }
+
+    /// Starts it, and waits until it answers; false when its port is taken.
+    fn spawn(&self) -> bool {
+        let place = self.directory.path();
+        let log = File::options().create(true).append(true).open(place.join("log"));
+        let log = log.expect("the server's log can be written");
+        let mut command = match self.dialect {
+            Dialect::Postgres => {
+                let mut command = unprivileged(&program(self.dialect, "postgres"));
+                command.arg("-D").arg(self.data());
+                command.arg("-c").arg(format!("config_file={}", place.join("settings").display()));
+                command.args(["-c", &format!("port={}", self.port)]);
+                command
+            }
+            Dialect::MySql => {
+                let mut command = unprivileged(&program(self.dialect, "mariadbd"));
+                command.arg(format!("--defaults-file={}", place.join("settings").display()));
+                command.arg(format!("--port={}", self.port));
+                command
+            }
+        };
+        let mut child = command
+            .current_dir(place)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("the database server runs");
+        fs::write(place.join("pid"), child.id().to_string()).expect("its number can be written");
+        for _ in 0..LOOKS.0 {
+            if child.try_wait().expect("a child can be looked at").is_some() {
+                return false;
+            }
+            if self.answers() {
+                *self.child() = Some(child);
+                return true;
+            }
+            pause();
+        }
+        send("KILL", child.id());
+        panic!("{:?} does not answer: {}", self.dialect, self.log());
+    }
+
+    fn answers(&self) -> bool {
+        let port = self.port.to_string();
+        let mut command = match self.dialect {
+            Dialect::Postgres => {
+                let mut command = Command::new(program(self.dialect, "pg_isready"));
+                command.args(["-q", "-h", "127.0.0.1", "-p", &port]);
+                command
+            }
+            Dialect::MySql => {
+                let mut command = Command::new(program(self.dialect, "mariadb"));
+                command
+                    .args(["--no-defaults", "-h", "127.0.0.1", "-P", &port, "-u", "tester"])
+                    .args(["--skip-ssl", "-e", "SELECT 1"])
+                    .env("MYSQL_PWD", "secret");
+                command
+            }
+        };
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.expect("the client of the database runs").success()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child().take() {
+            send("KILL", child.id());
+            let _ended = child.wait();
+        }
+        // Its input ends with the handle.
+        drop(self.keeper.stdin.take());
+        let _ended = self.keeper.wait();
+    }
+}
+
+fn postgres_settings(place: &Path, certificate: Option<&Certificate>, more: &[&str]) -> String {
+    let data = place.join("data");
+    let mut text = format!(
+        "data_directory = '{data}'\nhba_file = '{data}/pg_hba.conf'\n\
+         ident_file = '{data}/pg_ident.conf'\n\
+         listen_addresses = '127.0.0.1'\nunix_socket_directories = '{place}'\n\
+         fsync = on\nsynchronous_commit = on\nfull_page_writes = on\nmax_connections = 200\n\
+         shared_buffers = 32MB\ndynamic_shared_memory_type = posix\n\
+         deadlock_timeout = 100ms\nlog_min_messages = warning\n",
+        data = data.display(),
+        place = place.display(),
+    );
+    if let Some(files) = certificate {
+        let (certificate, key) = owned(place, files);
+        text += &format!("ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n");
+    }
+    more.iter().for_each(|setting| text += &format!("{setting}\n"));
+    text
+}
+
+fn mysql_settings(place: &Path, certificate: Option<&Certificate>, more: &[&str]) -> String {
+    let mut text = format!(
+        "[mariadbd]\ndatadir = {place}/data\nsocket = {place}/socket\npid-file = {place}/data/pid\n\
+         init-file = {place}/init.sql\nbind-address = 127.0.0.1\nskip-name-resolve\n\
+         character-set-server = utf8mb4\ninnodb_flush_log_at_trx_commit = 1\ninnodb_buffer_pool_size = 32M\n\
+         innodb_log_file_size = 16M\nmax_connections = 200\nperformance_schema = off\n",
+        place = place.display(),
+    );
+    if let Some(files) = certificate {
+        let (certificate, key) = owned(place, files);
+        text += &format!("ssl_cert = {certificate}\nssl_key = {key}\n");
+    }
+    more.iter().for_each(|setting| text += &format!("{setting}\n"));
+    text
+}
+
+/// Copies that the server may read, and nobody else.
+fn owned(place: &Path, files: &Certificate) -> (String, String) {
+    let copy = |from: &Path, name: &str| {
+        let to = place.join(name);
+        fs::copy(from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&to, mode).expect("a copy of ours can be protected");
+        own(&to);
+        to.display().to_string()
+    };
+    (copy(&files.certificate, "server.crt"), copy(&files.key, "server.key"))
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|of| of.uid() == 0)
+}
+
+/// Gives a file to whoever runs the servers.
+fn own(path: &Path) {
+    if is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give its files away");
+    }
+}
+
+fn unprivileged(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    let nobody = NOBODY.to_string();
+    command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups", "--"]).arg(program);
+    command
+}
+
+/// Where a program is; Debian keeps those of PostgreSQL out of the path.
+fn program(dialect: Dialect, name: &str) -> PathBuf {
+    let mut places: Vec<PathBuf> =
+        std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    places.extend(["/usr/sbin".into(), "/usr/bin".into()]);
+    if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
+        places.extend(versions.flatten().map(|version| version.path().join("bin")));
+    }
+    let found = places.iter().map(|place| place.join(name)).find(|path| path.is_file());
+    let package = match dialect {
+        Dialect::Postgres => "postgresql",
+        Dialect::MySql => "mariadb-server",
+    };
+    found.unwrap_or_else(|| panic!("{name} is missing: install the package {package}"))
+}
+
+/// A port that nobody listens on. Another process may take it meanwhile.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = PORTS.end - PORTS.start;
+    let first = std::process::id().wrapping_mul(97);
+    loop {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count;
+        let port = u16::try_from(PORTS.start + offset).expect("the range is one of ports");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn send(signal: &str, pid: u32) {
+    // Gone already is fine.
+    let _gone = Command::new("/bin/kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+}
+
+fn wait(child: &mut Child) -> io::Result<ExitStatus> {
+    for _ in 0..LOOKS.0 {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        pause();
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the start of a server for tests, not a runtime")]
+fn pause() {
+    std::thread::sleep(LOOKS.1);
+}

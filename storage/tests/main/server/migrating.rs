@@ -1,0 +1,143 @@
+//! The schema on a server.
+
+use storage::{
+    Error, Kind, Migration,
+    server::{Dialect, Schema, Server},
+    testing::TestServer,
+};
+use tokio::task::JoinSet;
+
+use super::{ACCOUNTS, SCHEMA, balances, on_both};
+
+const NOTES: Migration = Migration {
+    version: 2,
+    name: "notes",
+    sql: "CREATE TABLE notes (text VARCHAR(20)); CREATE INDEX note ON notes (text);
+          INSERT INTO notes VALUES ('once')",
+};
+
+const TWO: Schema = Schema { record: SCHEMA.record, migrations: &[ACCOUNTS, NOTES] };
+
+on_both! {
+    four_instances_may_start_at_once
+    the_schema_goes_forward_and_a_newer_or_a_foreign_one_is_refused
+    a_migration_that_fails_is_named
+    programs_with_different_records_share_a_database
+}
+
+async fn count(server: &Server, table: &str) -> i64 {
+    let rows = server.query(&format!("SELECT COUNT(*) FROM {table}"), &[]).await.unwrap();
+    rows[0].get(0).unwrap()
+}
+
+async fn four_instances_may_start_at_once(dialect: Dialect) {
+    let options = TestServer::shared(dialect).database();
+    let mut instances = JoinSet::new();
+    for _ in 0..4 {
+        let options = options.clone();
+        instances.spawn(async move { Server::connect(&options, &TWO).await.unwrap() });
+    }
+    for server in instances.join_all().await {
+        assert_eq!(balances(&server).await, [100, 100]);
+        assert_eq!(count(&server, "notes").await, 1);
+        assert_eq!(count(&server, "test_migrations").await, 2);
+    }
+}
+
+async fn the_schema_goes_forward_and_a_newer_or_a_foreign_one_is_refused(dialect: Dialect) {
+    const OTHER: Schema = Schema {
+        record: SCHEMA.record,
+        migrations: &[Migration { sql: "CREATE TABLE other (a INT)", ..ACCOUNTS }],
+    };
+    let options = TestServer::shared(dialect).database();
+    let server = Server::connect(&options, &SCHEMA).await.unwrap();
+    server.execute("UPDATE accounts SET balance = 7", &[]).await.unwrap();
+    let newer = Server::connect(&options, &TWO).await.unwrap();
+    assert_eq!(balances(&newer).await, [7, 7]);
+    let error = Server::connect(&options, &SCHEMA).await.unwrap_err();
+    assert!(matches!(error, Error::NewerSchema { found: 2, known: 1 }), "{error:?}");
+    let error = Server::connect(&options, &OTHER).await.unwrap_err();
+    assert!(matches!(error, Error::ChangedMigration { version: 1, .. }), "{error:?}");
+    assert_eq!(error.kind(), Kind::Schema);
+}
+
+async fn a_migration_that_fails_is_named(dialect: Dialect) {
+    const BROKEN: Schema = Schema {
+        record: SCHEMA.record,
+        migrations: &[
+            ACCOUNTS,
+            Migration { version: 2, name: "bad", sql: "CREATE TABLE half (a INT); SELEC" },
+        ],
+    };
+    const MENDED: Schema = Schema {
+        record: SCHEMA.record,
+        migrations: &[
+            ACCOUNTS,
+            Migration { version: 2, name: "good", sql: "CREATE TABLE half (a INT)" },
+        ],
+    };
+    let options = TestServer::shared(dialect).database();
+    let error = Server::connect(&options, &BROKEN).await.unwrap_err();
+    let statement = if dialect == Dialect::Postgres { 1 } else { 2 };
+    let text = format!("statement {statement} of migration 2 (bad) failed");
+    assert!(error.to_string().starts_with(&text), "{error}");
+    match dialect {
+        // Nothing of any of them is there.
+        Dialect::Postgres => {
+            let server = Server::connect(&options, &MENDED).await.unwrap();
+            assert_eq!(count(&server, "half").await, 0);
+        }
+        // The first statement is: the release with another text says whose it is.
+        Dialect::MySql => {
+            let error = Server::connect(&options, &MENDED).await.unwrap_err();
+            assert!(matches!(error, Error::ChangedMigration { version: 2, .. }), "{error:?}");
+        }
+    }
+}
+
+async fn programs_with_different_records_share_a_database(dialect: Dialect) {
+    const OTHER: Schema = Schema {
+        record: "other_migrations",
+        migrations: &[Migration { version: 1, name: "other", sql: "CREATE TABLE o (a INT)" }],
+    };
+    let options = TestServer::shared(dialect).database();
+    let one = Server::connect(&options, &SCHEMA).await.unwrap();
+    let other = Server::connect(&options, &OTHER).await.unwrap();
+    assert_eq!((count(&one, "o").await, balances(&other).await), (0, vec![100, 100]));
+}
+
+/// MySQL commits each statement by itself: the process may die between two, or
+/// between a statement and its record.
+#[tokio::test]
+async fn a_migration_that_was_cut_short_is_carried_on() {
+    let mariadb = TestServer::shared(Dialect::MySql);
+    for done in ["", "CREATE TABLE notes (text VARCHAR(20))"] {
+        let options = mariadb.database();
+        Server::connect(&options, &SCHEMA).await.unwrap();
+        let database = options.connection_string.rsplit('/').next().unwrap().to_owned();
+        let statements = NOTES.sql.replace('\'', "''");
+        mariadb.sql_in(
+            &database,
+            &format!("INSERT INTO test_migrations VALUES (2, 'notes', '{statements}', 0); {done}"),
+        );
+        let server = Server::connect(&options, &TWO).await.unwrap();
+        assert_eq!(count(&server, "notes").await, 1);
+        let done = server.query("SELECT done FROM test_migrations ORDER BY version", &[]).await;
+        let done: Vec<i64> = done.unwrap().iter().map(|row| row.get(0).unwrap()).collect();
+        assert_eq!(done, [2, 3]);
+    }
+    // Anything else that fails stays an error.
+    let options = mariadb.database();
+    Server::connect(&options, &SCHEMA).await.unwrap();
+    let database = options.connection_string.rsplit('/').next().unwrap().to_owned();
+    let statements = NOTES.sql.replace('\'', "''");
+    mariadb.sql_in(
+        &database,
+        &format!(
+            "INSERT INTO test_migrations VALUES (2, 'notes', '{statements}', 2);
+             CREATE TABLE notes (other INT)"
+        ),
+    );
+    let error = Server::connect(&options, &TWO).await.unwrap_err();
+    assert!(error.to_string().starts_with("statement 3 of migration 2 (notes)"), "{error}");
+}

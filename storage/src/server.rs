@@ -357,7 +357,7 @@ impl Server {
     pub fn listen(&self, channel: &'static str) -> Option<Listener> {
         match &self.shared.connector {
             Connector::Postgres(connector) => Some(Listener::new(
-                connector.clone(),
+                postgres::Connector::clone(connector),
                 channel,
                 self.shared.connect_timeout,
                 self.shared.operation_timeout,

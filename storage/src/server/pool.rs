@@ -36,15 +36,15 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
 pub(super) enum Connector {
-    Postgres(postgres::Connector),
-    MySql(mysql::Connector),
+    Postgres(Box<postgres::Connector>),
+    MySql(Box<mysql::Connector>),
 }
 
 impl Connector {
     pub(super) fn new(options: &Options) -> Result<Self, Error> {
         Ok(match options.dialect {
-            Dialect::Postgres => Self::Postgres(postgres::Connector::new(options)?),
-            Dialect::MySql => Self::MySql(mysql::Connector::new(options)?),
+            Dialect::Postgres => Self::Postgres(Box::new(postgres::Connector::new(options)?)),
+            Dialect::MySql => Self::MySql(Box::new(mysql::Connector::new(options)?)),
         })
     }
 

@@ -1,5 +1,7 @@
 //! The layer: which spans and events are wanted, and how they become lines.
 
+use std::borrow::Cow;
+use std::iter;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -43,15 +45,38 @@ pub struct Lager {
     sessions: AtomicU64,
 }
 
-/// What a span is to lager; kept in the span's extensions.
+/// What a span is to lager; kept in the span's extensions. Most spans never see a
+/// line, so what only lines need is put together for each line.
 struct Session {
     parent: Option<Arc<Session>>,
-    /// The tasks from the outermost in, joined by dots.
-    path: String,
-    /// `8.2.1` is the first child of the second child of the eighth.
-    number: String,
+    task: Cow<'static, str>,
+    /// Its place among those with the same parent, from 1.
+    number: u64,
     children: AtomicU64,
     fields: RwLock<Fields>,
+}
+
+impl Session {
+    /// From the outermost in.
+    fn lineage(&self) -> Vec<&Self> {
+        let mut lineage: Vec<_> =
+            iter::successors(Some(self), |session| session.parent.as_deref()).collect();
+        lineage.reverse();
+        lineage
+    }
+
+    /// The tasks, joined by dots.
+    fn path(&self) -> String {
+        let tasks: Vec<&str> = self.lineage().iter().map(|session| &*session.task).collect();
+        tasks.join(".")
+    }
+
+    /// `8.2.1` is the first child of the second child of the eighth.
+    fn number(&self) -> String {
+        let numbers: Vec<String> =
+            self.lineage().iter().map(|session| session.number.to_string()).collect();
+        numbers.join(".")
+    }
 }
 
 impl Lager {
@@ -74,20 +99,16 @@ impl Lager {
         }
     }
 
-    fn new_session(&self, parent: Option<Arc<Session>>, name: &str, fields: Fields) -> Session {
-        let task = fields.task.as_deref().unwrap_or(name);
-        let (path, number) = match &parent {
-            None => {
-                let number = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
-                (task.to_owned(), number.to_string())
-            }
-            Some(parent) => {
-                let number = parent.children.fetch_add(1, Ordering::Relaxed) + 1;
-                let path = format!("{}.{task}", parent.path);
-                (path, format!("{}.{number}", parent.number))
-            }
-        };
-        Session { parent, path, number, children: AtomicU64::new(0), fields: RwLock::new(fields) }
+    fn new_session(
+        &self,
+        parent: Option<Arc<Session>>,
+        name: &'static str,
+        mut fields: Fields,
+    ) -> Session {
+        let siblings = parent.as_ref().map_or(&self.sessions, |parent| &parent.children);
+        let number = siblings.fetch_add(1, Ordering::Relaxed) + 1;
+        let task = fields.task.take().map_or(Cow::Borrowed(name), Cow::Owned);
+        Session { parent, task, number, children: AtomicU64::new(0), fields: RwLock::new(fields) }
     }
 
     fn line(&self, severity: Severity, path: &[&str], data: &str) -> String {
@@ -190,7 +211,7 @@ where
         let action = fields.message.as_deref().unwrap_or(metadata.name());
         let data = data(session.as_deref(), &fields);
         let line = match &session {
-            Some(session) => self.line(severity, &[&session.path, action], &data),
+            Some(session) => self.line(severity, &[&session.path(), action], &data),
             None => self.line(severity, &[action], &data),
         };
         self.sink.write(&line);
@@ -243,18 +264,13 @@ fn is_ours(target: &str) -> bool {
 
 /// The data of an event: inner values win over outer ones of the same name.
 fn data(session: Option<&Session>, event: &Fields) -> String {
-    let mut lineage = Vec::new();
-    let mut next = session;
-    while let Some(session) = next {
-        lineage.push(session);
-        next = session.parent.as_deref();
-    }
-    let guards: Vec<_> = lineage
-        .iter()
-        .rev()
+    let guards: Vec<_> = session
+        .map(Session::lineage)
+        .unwrap_or_default()
+        .into_iter()
         .map(|session| session.fields.read().unwrap_or_else(PoisonError::into_inner))
         .collect();
-    let number = session.map(|session| format!("\"{}\"", session.number));
+    let number = session.map(|session| format!("\"{}\"", session.number()));
     let mut entries: Vec<(&str, &str)> = Vec::new();
     for fields in &guards {
         entries.extend(fields.iter());

@@ -12,10 +12,12 @@ use storage::Migration;
 
 use crate::held::{Held, Request};
 
-pub(super) const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "locks and fencing tokens",
-    sql: "CREATE TABLE locks (
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "locks and fencing tokens", sql: FIRST },
+    Migration { version: 2, name: "locks in the order of their arrival", sql: BY_ARRIVAL },
+];
+
+const FIRST: &str = "CREATE TABLE locks (
     path TEXT NOT NULL PRIMARY KEY,
     owner TEXT,
     value TEXT,
@@ -27,17 +29,35 @@ pub(super) const MIGRATIONS: &[Migration] = &[Migration {
 CREATE TABLE fencing_tokens (
     path TEXT NOT NULL PRIMARY KEY,
     token INTEGER NOT NULL CHECK (token > 0)
-) STRICT, WITHOUT ROWID;",
-}];
+) STRICT, WITHOUT ROWID;";
+
+// Rows have about 800 bytes. In the order of their keys each new one changes a
+// page of its own; one after the other, those of one commit share pages.
+const BY_ARRIVAL: &str = "CREATE TABLE locks_by_arrival (
+    path TEXT NOT NULL PRIMARY KEY,
+    owner TEXT,
+    value TEXT,
+    type TEXT DEFAULT '',
+    modified_index INTEGER DEFAULT 0,
+    modified_id TEXT DEFAULT '',
+    ttl INTEGER DEFAULT 0
+) STRICT;
+INSERT INTO locks_by_arrival (path, owner, value, type, modified_index, modified_id, ttl)
+SELECT path, owner, value, type, modified_index, modified_id, ttl FROM locks;
+DROP TABLE locks;
+ALTER TABLE locks_by_arrival RENAME TO locks;";
 
 const NEXT_TOKEN: &str = "INSERT INTO fencing_tokens (path, token) VALUES (:path, 1)
 ON CONFLICT (path) DO UPDATE SET token = token + 1 RETURNING token";
 
 // What is in memory is the truth: a row that a failed disk brought back, or
 // one that cannot be read, is replaced.
-const PUT: &str = "INSERT OR REPLACE INTO locks
+const PUT: &str = "INSERT INTO locks
 (path, owner, value, type, modified_index, modified_id, ttl)
-VALUES (:path, :owner, :value, :type, :modified_index, :modified_id, :ttl)";
+VALUES (:path, :owner, :value, :type, :modified_index, :modified_id, :ttl)
+ON CONFLICT (path) DO UPDATE SET owner = excluded.owner, value = excluded.value,
+type = excluded.type, modified_index = excluded.modified_index,
+modified_id = excluded.modified_id, ttl = excluded.ttl";
 
 const DELETE: &str = "DELETE FROM locks WHERE path = :path";
 

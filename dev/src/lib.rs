@@ -1,5 +1,6 @@
 //! What a developer needs around Portcullis: a Cloud Controller with its UAA
-//! to talk to, certificates, and a local cluster of real processes.
+//! to talk to, certificates, a local cluster of real processes, and load for the
+//! services.
 //!
 //! Nothing here runs in production, and no service depends on it. The
 //! controller answers as the genuine one does (same documents, same refusals,
@@ -8,4 +9,5 @@
 pub mod certificates;
 pub mod cloud_controller;
 pub mod cluster;
+pub mod load;
 pub mod story;

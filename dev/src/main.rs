@@ -1,4 +1,5 @@
-//! `portcullis-dev`: the development Cloud Controller and the local cluster.
+//! `portcullis-dev`: the development Cloud Controller, the local cluster, and
+//! load tools.
 
 use std::process::ExitCode;
 
@@ -17,11 +18,14 @@ enum Command {
     CloudController(dev::cloud_controller::Arguments),
     /// Run the whole of Portcullis on this machine, with cells in network namespaces.
     Cluster(dev::cluster::Arguments),
+    /// Measure a lock server or a policy store under load.
+    Load(dev::load::Arguments),
 }
 
 fn main() -> ExitCode {
     match CommandLine::parse().command {
         Command::CloudController(arguments) => dev::cloud_controller::main(arguments),
         Command::Cluster(arguments) => dev::cluster::main(arguments),
+        Command::Load(arguments) => dev::load::main(arguments),
     }
 }

@@ -6,6 +6,8 @@ mod cell_agent;
 mod dependencies;
 #[path = "suite/failover.rs"]
 mod failover;
+#[path = "suite/load.rs"]
+mod load;
 #[path = "suite/lock_server.rs"]
 mod lock_server;
 #[path = "suite/policy_store.rs"]

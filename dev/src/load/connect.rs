@@ -1,0 +1,60 @@
+//! How the tools reach a server: mutual TLS, as all clients of the services.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use runtime::client::{self, Options};
+use runtime::tls::{ClientTls, Files};
+use tonic::transport::Channel;
+
+/// The server under load.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Target {
+    /// Where it listens: host:port, as its certificate names it.
+    #[arg(long)]
+    pub(super) address: String,
+    /// The authority that its certificate and ours chain to.
+    #[arg(long)]
+    pub(super) ca: PathBuf,
+    /// Our certificate.
+    #[arg(long)]
+    pub(super) cert: PathBuf,
+    /// Its key.
+    #[arg(long)]
+    pub(super) key: PathBuf,
+    /// The server's process, when it runs on this machine: its CPU time and memory
+    /// are reported.
+    #[arg(long)]
+    pub(super) server_pid: Option<u32>,
+}
+
+impl Target {
+    /// This many channels, one connection each.
+    pub(super) fn channels(&self, count: usize) -> anyhow::Result<Vec<Channel>> {
+        let tls = self.tls()?;
+        // Pings would be the only traffic that the genuine clients do not have.
+        let options = Options { keepalive_interval: None, ..Options::default() };
+        (0..count)
+            .map(|_| Ok(client::channel(&self.address, Some(tls.clone()), options)?))
+            .collect()
+    }
+
+    /// The client's side of the connection.
+    pub(super) fn tls(&self) -> anyhow::Result<ClientTls> {
+        let Self { address: _, ca, cert, key, server_pid: _ } = self;
+        let files = Files { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+        ClientTls::load(&files).context("the certificate of the load")
+    }
+}
+
+/// Each connection is a file: takes as many as the process may have.
+pub(super) fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let (soft, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+            .context("raising the limit of open files")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! One operation on a Locket, as fast as it answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use runtime::client;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::calls::{Caller, Presences};
+use super::connect::Target;
+use super::meter::Reading;
+use super::report::Report;
+use super::tally::Tally;
+use super::{length, positive_length, say};
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(super) enum Operation {
+    /// Lock a key that nobody has.
+    LockNew,
+    /// Lock a key that the caller has, with the same value.
+    LockRefresh,
+    /// Read one presence.
+    Fetch,
+    /// Read all presences.
+    FetchAll,
+    /// Give back a presence that was taken before.
+    Release,
+    /// Call what does nothing; `load empty-server` has it.
+    Empty,
+}
+
+impl Operation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::LockNew => "lock-new",
+            Self::LockRefresh => "lock-refresh",
+            Self::Fetch => "fetch",
+            Self::FetchAll => "fetch-all",
+            Self::Release => "release",
+            Self::Empty => "empty",
+        }
+    }
+
+    /// Whether it is about presences that have to be there.
+    fn needs_presences(self) -> bool {
+        match self {
+            Self::LockRefresh | Self::Fetch | Self::FetchAll | Self::Release => true,
+            Self::LockNew | Self::Empty => false,
+        }
+    }
+}
+
+/// How much of it.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Load {
+    #[arg(long, value_enum)]
+    pub(super) operation: Operation,
+    /// Workers; each has one call open at a time.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) concurrency: u32,
+    /// Connections that the workers share; one for each worker when not given.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) connections: Option<u32>,
+    /// How long is measured.
+    #[arg(long, default_value = "4s", value_parser = positive_length)]
+    pub(super) duration: Duration,
+    /// How long before that.
+    #[arg(long, default_value = "1s", value_parser = length)]
+    pub(super) warm_up: Duration,
+    /// Bytes of a presence's value.
+    #[arg(long, default_value_t = 600)]
+    pub(super) value_size: u32,
+    /// Presences that are there beforehand, for all operations but lock-new.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) presences: u32,
+    /// Their time to live in seconds.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) ttl: u32,
+    /// Leave what was taken to its time to live, instead of giving it back.
+    #[arg(long)]
+    pub(super) keep: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    load: Load,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { target, load, json } = arguments;
+    let report = measure(&target, &load).await?;
+    if json {
+        return say(&format!("{}\n", serde_json::to_string_pretty(&report)?));
+    }
+    say(&report.text())
+}
+
+/// Takes the presences, calls, and gives everything back.
+pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Report> {
+    let concurrency = load.concurrency as usize;
+    let connections = load.connections.map_or(concurrency, |count| count as usize);
+    let channels = target.channels(connections)?;
+    let presences = Arc::new(Presences::new(load.value_size, load.ttl));
+    let mut workers: Vec<Worker> = (0..concurrency)
+        .map(|number| Worker {
+            number,
+            operation: load.operation,
+            caller: Caller::new(channels[number % connections].clone()),
+            presences: Arc::clone(&presences),
+            taken: 0,
+        })
+        .collect();
+    // Handshakes are no part of what is measured.
+    workers = all(workers.into_iter().map(Worker::connect)).await?;
+    if load.operation.needs_presences() {
+        let shares = shares(load.presences, load.concurrency);
+        let tasks = workers.into_iter().zip(shares).map(|(worker, share)| worker.take(share));
+        workers = all(tasks).await.context("taking the presences")?;
+    }
+    let (report, workers) = call(target, load, connections, workers).await?;
+    if !load.keep {
+        all(workers.into_iter().map(Worker::give_back)).await.context("giving back")?;
+    }
+    Ok(report)
+}
+
+async fn call(
+    target: &Target,
+    load: &Load,
+    connections: usize,
+    workers: Vec<Worker>,
+) -> anyhow::Result<(Report, Vec<Worker>)> {
+    let from = Instant::now() + load.warm_up;
+    let window = Window { from, until: from + load.duration, over: CancellationToken::new() };
+    let mut tasks = JoinSet::new();
+    for worker in workers {
+        tasks.spawn(worker.work(window.clone()));
+    }
+    sleep_until(window.from).await;
+    let before = Reading::take(target.server_pid)?;
+    let _early = window.over.run_until_cancelled(sleep_until(window.until)).await;
+    let after = Reading::take(target.server_pid)?;
+    let elapsed = window.from.elapsed();
+    let (mut tally, mut workers) = (Tally::default(), Vec::new());
+    while let Some(done) = tasks.join_next().await {
+        let (worker, its) = done?;
+        tally.add(its);
+        workers.push(worker);
+    }
+    let calls = tally.summary(elapsed);
+    if calls.operations == 0 && calls.failures.is_empty() {
+        bail!("nothing was answered in the measured time: more presences, or more time");
+    }
+    let report = Report {
+        operation: load.operation.name().to_owned(),
+        concurrency: load.concurrency as usize,
+        connections,
+        seconds: elapsed.as_secs_f64(),
+        cost: after.since(&before, elapsed, calls.operations),
+        calls,
+    };
+    Ok((report, workers))
+}
+
+/// How many presences each worker has, so that all have the same, give or take one.
+pub(super) fn shares(presences: u32, workers: u32) -> impl Iterator<Item = u64> {
+    let more = presences % workers;
+    (0..workers).map(move |worker| u64::from(presences / workers + u32::from(worker < more)))
+}
+
+/// Runs tasks beside each other until all have ended, or one failed.
+pub(super) async fn all<T: Send + 'static>(
+    tasks: impl Iterator<Item = impl Future<Output = anyhow::Result<T>> + Send + 'static>,
+) -> anyhow::Result<Vec<T>> {
+    let mut running: JoinSet<_> = tasks.collect();
+    let mut done = Vec::new();
+    while let Some(ended) = running.join_next().await {
+        done.push(ended??);
+    }
+    Ok(done)
+}
+
+/// A status with everything that is known of it.
+pub(super) fn failure(status: &Status) -> anyhow::Error {
+    anyhow!("{}", client::describe(status))
+}
+
+/// What is measured.
+#[derive(Debug, Clone)]
+struct Window {
+    from: Instant,
+    until: Instant,
+    /// Set by whoever has nothing more to call.
+    over: CancellationToken,
+}
+
+struct Worker {
+    number: usize,
+    operation: Operation,
+    caller: Caller,
+    presences: Arc<Presences>,
+    /// Its presences are numbered from 0 to this.
+    taken: u64,
+}
+
+impl Worker {
+    /// Calls once; whatever a server that is there says is good.
+    async fn connect(mut self) -> anyhow::Result<Self> {
+        match self.caller.fetch(&self.presences, self.number, 0).await {
+            Err(status) if status.code() == Code::Unavailable => Err(failure(&status)),
+            Ok(()) | Err(_) => Ok(self),
+        }
+    }
+
+    async fn take(mut self, share: u64) -> anyhow::Result<Self> {
+        while self.taken < share {
+            let locked = self.caller.lock(&self.presences, self.number, self.taken).await;
+            locked.map_err(|status| failure(&status))?;
+            self.taken += 1;
+        }
+        Ok(self)
+    }
+
+    async fn give_back(mut self) -> anyhow::Result<()> {
+        for number in 0..self.taken {
+            let released = self.caller.release(&self.presences, self.number, number).await;
+            released.map_err(|status| failure(&status))?;
+        }
+        Ok(())
+    }
+
+    async fn work(mut self, window: Window) -> (Self, Tally) {
+        let mut tally = Tally::default();
+        let mut next = 0;
+        loop {
+            let began = Instant::now();
+            if began >= window.until || window.over.is_cancelled() {
+                return (self, tally);
+            }
+            if self.operation == Operation::Release && self.taken == 0 {
+                window.over.cancel();
+                return (self, tally);
+            }
+            let outcome = self.call(next).await;
+            let ended = Instant::now();
+            next += 1;
+            if ended <= window.from || ended > window.until || window.over.is_cancelled() {
+                continue;
+            }
+            match outcome {
+                Ok(bytes) => tally.success(ended - began, bytes),
+                Err(status) => tally.failure(status.code()),
+            }
+        }
+    }
+
+    /// The bytes of the answer, where they are of interest.
+    async fn call(&mut self, next: u64) -> Result<usize, Status> {
+        let Self { number, operation, caller, presences, taken } = self;
+        match operation {
+            Operation::LockNew => {
+                let new = *taken;
+                *taken += 1;
+                caller.lock(presences, *number, new).await.map(|_token| 0)
+            }
+            Operation::LockRefresh => {
+                caller.lock(presences, *number, next % (*taken).max(1)).await.map(|_token| 0)
+            }
+            Operation::Fetch => {
+                caller.fetch(presences, *number, next % (*taken).max(1)).await.map(|()| 0)
+            }
+            Operation::FetchAll => caller.fetch_all().await,
+            Operation::Release => {
+                *taken -= 1;
+                caller.release(presences, *number, *taken).await.map(|()| 0)
+            }
+            Operation::Empty => caller.empty().await.map(|()| 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presences_are_shared_out_evenly() {
+        for (presences, workers, expected) in
+            [(10, 4, vec![3, 3, 2, 2]), (2, 3, vec![1, 1, 0]), (6, 1, vec![6])]
+        {
+            assert_eq!(shares(presences, workers).collect::<Vec<_>>(), expected);
+        }
+    }
+}

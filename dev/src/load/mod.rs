@@ -1,0 +1,120 @@
+//! Load: how much a lock server or a policy store does in a second, how long its
+//! callers wait, and what it costs.
+//!
+//! What holds:
+//! - A worker has one call open at a time. A latency is what the caller waited,
+//!   and a call counts if its answer arrived in the measured time.
+//! - CPU time and memory are the kernel's word (`/proc`) about the server's
+//!   process, so the server runs on the same machine.
+//! - What other processes burned meanwhile is reported: on a busy machine the
+//!   figures say little.
+
+mod calls;
+mod connect;
+mod empty;
+mod hold;
+mod locket;
+mod meter;
+mod plot;
+mod report;
+mod server;
+mod store;
+mod suite;
+mod tally;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use runtime::config::GoDuration;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Call a Locket, ours or the genuine one, as fast as it answers.
+    Locket(locket::Arguments),
+    /// Keep many presences alive for a while and watch the server's memory.
+    Hold(hold::Arguments),
+    /// Measure the lock server in one run against an empty call, and print the table.
+    LocketSuite(suite::Arguments),
+    /// Change groups in a policy store and time them to simulated cells.
+    Store(Box<store::Arguments>),
+    /// Serve a call that does nothing, on the same stack as the services.
+    EmptyServer(empty::Arguments),
+}
+
+/// Runs one of the tools.
+///
+/// Returns the exit code of the process.
+pub fn main(arguments: Arguments) -> ExitCode {
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(std::io::stderr(), "load: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    runtime::tls::install_provider();
+    connect::raise_descriptor_limit()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        match arguments.command {
+            Command::Locket(arguments) => locket::run(arguments).await,
+            Command::Hold(arguments) => hold::run(arguments).await,
+            Command::LocketSuite(arguments) => suite::run(arguments).await,
+            Command::Store(arguments) => store::run(*arguments).await,
+            Command::EmptyServer(arguments) => empty::run(arguments).await,
+        }
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Writes to standard output at once.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot print")
+}
+
+/// A length of time as a person types it: `4s`, `10m`, `500ms`.
+fn length(text: &str) -> Result<Duration, String> {
+    let length: GoDuration = text.parse().map_err(|error| format!("{text:?} {error}"))?;
+    if length < GoDuration::ZERO {
+        return Err(format!("{text:?} is negative"));
+    }
+    Ok(length.to_duration())
+}
+
+/// The same, but not nothing.
+fn positive_length(text: &str) -> Result<Duration, String> {
+    length(text)?.checked_sub(Duration::from_nanos(1)).ok_or(format!("{text:?} is no time"))?;
+    length(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_written_as_in_configuration_files() {
+        assert_eq!(length("4s"), Ok(Duration::from_secs(4)));
+        assert_eq!(length("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(length("0s"), Ok(Duration::ZERO));
+        for wrong in ["", "4", "-1s", "soon"] {
+            assert!(length(wrong).unwrap_err().contains(wrong), "{wrong}");
+        }
+        assert!(positive_length("0s").unwrap_err().contains("0s"));
+        assert_eq!(positive_length("1ms"), Ok(Duration::from_millis(1)));
+    }
+}

@@ -1,0 +1,129 @@
+//! Line charts as PNG files.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Once;
+
+use anyhow::{Context, anyhow};
+use plotters::prelude::{
+    BitMapBackend, ChartBuilder, Circle, Color, EmptyElement, IntoDrawingArea, LineSeries, Palette,
+    Palette99, PathElement, PointSeries, SeriesLabelPosition, WHITE,
+};
+use plotters::style::{BLACK, FontStyle, register_font};
+
+const SIZE: (u32, u32) = (1_000, 520);
+const FONT: &str = "sans-serif";
+
+/// A chart; both axes begin at zero.
+#[derive(Debug)]
+pub(super) struct Chart<'a> {
+    pub(super) title: &'a str,
+    pub(super) x: &'a str,
+    pub(super) y: &'a str,
+    pub(super) lines: Vec<Line>,
+    /// With a mark at each point; for charts of few.
+    pub(super) marks: bool,
+}
+
+/// A line with a name.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+impl Chart<'_> {
+    /// Draws it into a file.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        static FONTS: Once = Once::new();
+        FONTS.call_once(|| {
+            // The fonts are part of the program: that they can be read is tested.
+            let _never = register_font(FONT, FontStyle::Normal, notosans::REGULAR_TTF);
+            let _never = register_font(FONT, FontStyle::Bold, notosans::BOLD_TTF);
+        });
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("making {}", directory.display()))?;
+        }
+        self.draw(path)
+            .map_err(|error| anyhow!("{error}"))
+            .with_context(|| format!("drawing {}", path.display()))
+    }
+
+    fn draw(&self, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        let area = BitMapBackend::new(path, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(self.title, (FONT, 24))
+            .margin(16)
+            .x_label_area_size(48)
+            .y_label_area_size(72)
+            .build_cartesian_2d(self.range(|point| point.0), self.range(|point| point.1))?;
+        chart
+            .configure_mesh()
+            .x_desc(self.x)
+            .y_desc(self.y)
+            .label_style((FONT, 16))
+            .axis_desc_style((FONT, 18))
+            .x_label_formatter(&|value| number(*value))
+            .y_label_formatter(&|value| number(*value))
+            .light_line_style(WHITE)
+            .draw()?;
+        for (index, Line { name, points }) in self.lines.iter().enumerate() {
+            let color = Palette99::pick(index).to_rgba();
+            let line = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+            chart.draw_series(line)?.label(name).legend(move |(x, y)| {
+                PathElement::new(vec![(x, y), (x + 20, y)], color.stroke_width(3))
+            });
+            if self.marks {
+                chart.draw_series(PointSeries::of_element(
+                    points.iter().copied(),
+                    4,
+                    color.filled(),
+                    &|at, size, style| EmptyElement::at(at) + Circle::new((0, 0), size, style),
+                ))?;
+            }
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .label_font((FONT, 16))
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
+        area.present()?;
+        Ok(())
+    }
+
+    /// From zero to a little above the largest.
+    fn range(&self, of: impl Fn(&(f64, f64)) -> f64) -> Range<f64> {
+        let values = self.lines.iter().flat_map(|line| &line.points).map(of);
+        let largest = values.fold(0.0, f64::max);
+        0.0..if largest > 0.0 { largest * 1.1 } else { 1.0 }
+    }
+}
+
+/// Without digits that say nothing.
+fn number(value: f64) -> String {
+    let decimals = if value.fract().abs() < 1e-9 { 0 } else { 1 };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chart_is_a_png_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("plots/a.png");
+        let line = |name: &str, points| Line { name: name.to_owned(), points };
+        let lines = vec![line("one", vec![(0.0, 1.0), (1.0, 2.5)]), line("none", vec![])];
+        let chart = Chart { title: "t", x: "x", y: "y", lines, marks: true };
+        chart.write(&path).unwrap();
+        assert!(std::fs::read(&path).unwrap().starts_with(b"\x89PNG"));
+        let nowhere = directory.path().join("plots/a.png/b.png");
+        let error = chart.write(&nowhere).unwrap_err();
+        assert!(format!("{error:#}").contains("a.png"), "{error:#}");
+    }
+}

@@ -1,0 +1,254 @@
+//! Servers that the tools start themselves: processes of our binaries with files
+//! of their own. They end with the tool.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::connect::Target;
+use super::empty;
+use super::store::Ends;
+use crate::certificates::{Authority, Files};
+
+/// How long a server may take to listen, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often its log is looked at meanwhile.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Where servers find what they need, with certificates of an authority that is
+/// made for them.
+#[derive(Debug)]
+pub(super) struct Site {
+    directory: tempfile::TempDir,
+    authority: Authority,
+    files: Files,
+    binaries: PathBuf,
+    started: u32,
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub(super) struct Server {
+    name: String,
+    child: Child,
+    pid: u32,
+    /// Where it listens.
+    address: String,
+    files: Files,
+}
+
+impl Site {
+    /// Binaries are taken from the directory, or from that of this program.
+    pub(super) fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
+        let own = std::env::current_exe()?;
+        let beside = own.parent().context("this executable lies in a directory")?;
+        let directory = tempfile::tempdir().context("making a directory for the servers")?;
+        let authority = Authority::create(&directory.path().join("certificates"))?;
+        let files = authority.issue("load", &["localhost", "127.0.0.1"])?;
+        let binaries = binaries.unwrap_or_else(|| beside.to_owned());
+        Ok(Self { directory, authority, files, binaries, started: 0 })
+    }
+
+    /// A new path for a server's file.
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{}-{name}", self.started))
+    }
+
+    /// A lock server with a new SQLite file, or on a database server.
+    pub(super) async fn lock_server(
+        &mut self,
+        database: Option<&Database>,
+    ) -> anyhow::Result<Server> {
+        self.started += 1;
+        let Files { ca, cert, key } = &self.files;
+        let (driver, connection) = match database {
+            None => ("sqlite", json!(self.path("locks.db"))),
+            Some(Database { driver, connection }) => (*driver, json!(connection)),
+        };
+        let config = json!({
+            "listen_address": "127.0.0.1:0",
+            "ca_file": ca, "cert_file": cert, "key_file": key,
+            "database_driver": driver, "database_connection_string": connection,
+            "max_open_database_connections": 200,
+            "log_level": "info",
+        });
+        let path = self.path("lock-server.json");
+        fs::write(&path, config.to_string()).context("writing a configuration")?;
+        let mut command = Command::new(self.binaries.join("lock-server"));
+        command.arg("-config").arg(path);
+        self.start("lock-server", command, listens_by_log).await
+    }
+
+    /// A policy store with a new SQLite file, which believes a cell's certificate
+    /// whatever cell it says it is; and how its writer and its cells reach it.
+    pub(super) async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
+        self.started += 1;
+        let Files { ca, cert, key } = &self.files;
+        let config = json!({
+            "grpc_listen_address": "127.0.0.1:0", "admin_listen_address": "127.0.0.1:0",
+            "ca_cert_file": ca, "server_cert_file": cert, "server_key_file": key,
+            "database": { "type": "sqlite", "path": self.path("groups.db") },
+            "writer_identities": ["cn=writer"], "cell_identities": ["ou=cell"],
+            "cell_id_from": "any",
+            "log_level": "info",
+        });
+        let path = self.path("policy-store.json");
+        fs::write(&path, config.to_string()).context("writing a configuration")?;
+        let mut command = Command::new(self.binaries.join("policy-store"));
+        command.arg("-config-file").arg(path);
+        let server = self.start("policy-store", command, listens_by_log).await?;
+        let as_client = |files: Files| {
+            let Files { ca: _, cert, key } = files;
+            Target { cert, key, ..server.target() }
+        };
+        let writer = as_client(self.authority.issue("writer", &[])?);
+        let cell = as_client(self.authority.issue_in_unit("cell", "cell", &[])?);
+        Ok((server, Ends { writer, cell }))
+    }
+
+    /// A server of the empty call.
+    pub(super) async fn empty(&mut self) -> anyhow::Result<Server> {
+        self.started += 1;
+        let mut command = Command::new(std::env::current_exe()?);
+        let Files { ca, cert, key } = &self.files;
+        command.args(["load", "empty-server", "--ca"]).arg(ca);
+        command.arg("--cert").arg(cert).arg("--key").arg(key);
+        let listens = |text: &str| text.strip_prefix(empty::LISTENS).map(str::to_owned);
+        self.start("empty-server", command, listens).await
+    }
+
+    async fn start(
+        &self,
+        name: &str,
+        mut command: Command,
+        listens: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<Server> {
+        let log = self.path(&format!("{name}.log"));
+        let out = File::create(&log).context("making a log file")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
+        let pid = child.id().with_context(|| format!("{name} has ended already"))?;
+        let files = self.files.clone();
+        let mut server =
+            Server { name: name.to_owned(), child, pid, address: String::new(), files };
+        server.address = server.wait_for_address(&log, listens).await?;
+        Ok(server)
+    }
+}
+
+impl Server {
+    async fn wait_for_address(
+        &mut self,
+        log: &Path,
+        listens: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text =
+                fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?;
+            if let Some(address) = text.lines().find_map(&listens) {
+                return Ok(address);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended with {status} and said: {text}", self.name);
+            }
+            if Instant::now() > deadline {
+                bail!("{} does not listen; it said: {text}", self.name);
+            }
+            sleep(GLANCE).await;
+        }
+    }
+
+    /// How to reach it.
+    pub(super) fn target(&self) -> Target {
+        let Files { ca, cert, key } = self.files.clone();
+        Target { address: self.address.clone(), ca, cert, key, server_pid: Some(self.pid) }
+    }
+
+    /// Asks it to end, and waits for that.
+    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid)?);
+        kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))?;
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.with_context(|| format!("{} does not end", self.name))??;
+        if !status.success() {
+            bail!("{} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+}
+
+/// A database server, as `database_driver` and `database_connection_string` name
+/// it (contracts/locket.md 4.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Database {
+    driver: &'static str,
+    connection: String,
+}
+
+impl FromStr for Database {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let driver = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            "postgres"
+        } else if text.contains("@tcp(") {
+            "mysql"
+        } else {
+            return Err(format!(
+                "{text:?} is neither postgres://user@host/name nor user:password@tcp(host:port)/name"
+            ));
+        };
+        Ok(Self { driver, connection: text.to_owned() })
+    }
+}
+
+/// Where a service listens for gRPC, if this line of its log says so.
+fn listens_by_log(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let is_started = line["message"].as_str()?.ends_with(".started");
+    let address = line["data"]["address"].as_str()?;
+    let _well_formed: SocketAddr = address.parse().ok()?;
+    is_started.then(|| address.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_are_told_by_the_connection_string() {
+        let driver = |text: &str| text.parse().map(|database: Database| database.driver);
+        assert_eq!(driver("postgres://u@h/locket"), Ok("postgres"));
+        assert_eq!(driver("u:p@tcp(127.0.0.1:3306)/locket"), Ok("mysql"));
+        assert!(driver("locket.db").unwrap_err().contains("locket.db"));
+    }
+
+    #[test]
+    fn the_log_says_where_a_service_listens() {
+        let line = r#"{"message":"locket.grpc-server.started","data":{"address":"127.0.0.1:7"}}"#;
+        assert_eq!(listens_by_log(line).as_deref(), Some("127.0.0.1:7"));
+        for other in [
+            r#"{"message":"locket.debug-server.bound","data":{"address":"127.0.0.1:7"}}"#,
+            r#"{"message":"locket.started","data":{}}"#,
+            "thread panicked",
+        ] {
+            assert_eq!(listens_by_log(other), None, "{other}");
+        }
+    }
+}

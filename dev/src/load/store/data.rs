@@ -1,0 +1,142 @@
+//! Made-up security groups. Pure: the same shape is the same groups.
+
+use model::group::{ContentHash, Scope, SecurityGroup};
+use model::ids::{GroupGuid, SpaceGuid};
+use model::rule::RuleSpec;
+
+/// How many of what.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Shape {
+    /// Security groups.
+    #[arg(long, default_value_t = 13_500, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) groups: u32,
+    /// Of them, those that apply everywhere.
+    #[arg(long, default_value_t = 0)]
+    pub(super) global: u32,
+    /// Rules of a group.
+    #[arg(long, default_value_t = 20)]
+    pub(super) rules: u32,
+    /// Spaces that a group is bound to.
+    #[arg(long, default_value_t = 3)]
+    pub(super) bindings: u32,
+    /// Spaces that there are.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) spaces: u32,
+}
+
+/// A set of groups that changes, with the hash of each.
+#[derive(Debug)]
+pub(super) struct Data {
+    groups: Vec<SecurityGroup>,
+    hashes: Vec<ContentHash>,
+}
+
+impl Data {
+    pub(super) fn new(shape: &Shape) -> Self {
+        let groups: Vec<_> = (0..shape.groups).map(|index| group(shape, index)).collect();
+        let hashes = groups.iter().map(SecurityGroup::content_hash).collect();
+        Self { groups, hashes }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The first group gets another rule; that is a global one, if there are any.
+    pub(super) fn change(&mut self, revision: u32) {
+        let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
+            return;
+        };
+        group.rules.truncate(group.rules.len().saturating_sub(1));
+        group.rules.push(rule(0, 1_000_000 + revision));
+        *hash = group.content_hash();
+    }
+
+    /// The guid and hash of each, in order.
+    pub(super) fn manifest(&self) -> impl Iterator<Item = (&GroupGuid, &ContentHash)> {
+        self.groups.iter().map(|group| &group.guid).zip(&self.hashes)
+    }
+
+    /// The groups with these guids.
+    pub(super) fn find<'a>(
+        &'a self,
+        guids: &'a std::collections::HashSet<String>,
+    ) -> impl Iterator<Item = &'a SecurityGroup> {
+        self.groups.iter().filter(|group| guids.contains(group.guid.as_str()))
+    }
+}
+
+/// The spaces of a simulated cell: each has its own, until there are no more.
+pub(super) fn spaces_of(cell: usize, count: u32, shape: &Shape) -> Vec<SpaceGuid> {
+    let first = cell as u64 * u64::from(count);
+    (0..u64::from(count)).map(|offset| space((first + offset) % u64::from(shape.spaces))).collect()
+}
+
+fn space(number: u64) -> SpaceGuid {
+    SpaceGuid::parse(&guid(1, number)).expect("it has the form of a guid")
+}
+
+fn guid(kind: u8, number: u64) -> String {
+    format!("{kind:08x}-0000-4000-8000-{number:012x}")
+}
+
+fn group(shape: &Shape, index: u32) -> SecurityGroup {
+    let first = u64::from(index) * u64::from(shape.bindings);
+    let spaces = (0..u64::from(shape.bindings))
+        .map(|offset| space((first + offset) % u64::from(shape.spaces)))
+        .collect();
+    SecurityGroup {
+        guid: GroupGuid::parse(&guid(2, index.into())).expect("it has the form of a guid"),
+        name: format!("asg-{index:05}"),
+        rules: (0..shape.rules).map(|number| rule(index, number)).collect(),
+        running: Scope { everywhere: index < shape.global, spaces },
+        staging: Scope::default(),
+    }
+}
+
+fn rule(group: u32, number: u32) -> RuleSpec {
+    let [_, a, b, c] = (group.wrapping_mul(251).wrapping_add(number)).to_be_bytes();
+    RuleSpec {
+        protocol: "tcp".to_owned(),
+        destination: format!("10.{a}.{b}.{c}"),
+        ports: format!("{}", 1_024 + number % 60_000),
+        description: format!("rule {number}"),
+        ..RuleSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { groups: 10, global: 2, rules: 3, bindings: 2, spaces: 15 };
+
+    #[test]
+    fn the_same_shape_is_the_same_data() {
+        let (one, other) = (Data::new(&SHAPE), Data::new(&SHAPE));
+        assert!(one.manifest().eq(other.manifest()));
+        let bound = one.groups.iter().map(|group| group.running.spaces.len()).sum::<usize>();
+        let global = one.groups.iter().filter(|group| group.is_global()).count();
+        assert_eq!((one.len(), bound, global), (10, 20, 2));
+        assert!(one.groups.iter().all(|group| group.rules.len() == 3));
+    }
+
+    #[test]
+    fn a_change_is_one_group_with_another_hash() {
+        let mut data = Data::new(&SHAPE);
+        let mut before = data.hashes.clone();
+        for revision in 1..4 {
+            data.change(revision);
+            let changed = (0..10).filter(|&index| data.hashes[index] != before[index]);
+            assert_eq!(changed.collect::<Vec<_>>(), [0]);
+            assert_eq!(data.groups[0].rules.len(), 3);
+            before.clone_from(&data.hashes);
+        }
+    }
+
+    #[test]
+    fn cells_take_turns_in_the_spaces() {
+        let shape = Shape { spaces: 5, ..SHAPE };
+        assert_eq!(spaces_of(1, 3, &shape), [space(3), space(4), space(0)]);
+    }
+}

@@ -1,0 +1,314 @@
+//! A policy store with its cells: a writer changes a group again and again, and
+//! each change is timed from the answer to the writer until every cell has it.
+//! Then agents of the original poll over HTTP, if any are wanted.
+
+mod data;
+mod pollers;
+mod watchers;
+mod writer;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use self::data::{Data, Shape};
+use self::pollers::{Habits, Polled};
+use self::watchers::Watchers;
+use self::writer::{Identity, Writer};
+use super::connect::Target;
+use super::meter::{Cost, Reading};
+use super::plot::{Chart, Line};
+use super::report::{costs, mebibytes};
+use super::server::Site;
+use super::tally::{Summary, Tally};
+use super::{length, say};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    existing: Existing,
+    /// Where the binary `policy-store` is, when no address is given and one is
+    /// started; beside this program when not given.
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    shape: Shape,
+    #[command(flatten)]
+    identity: Identity,
+    /// Simulated cells; several numbers are measured one after the other.
+    #[arg(long, value_delimiter = ',', default_value = "1000")]
+    watchers: Vec<usize>,
+    /// Spaces of each cell.
+    #[arg(long, default_value_t = 200)]
+    cell_spaces: u32,
+    /// How often a group is changed with each number of cells.
+    #[arg(long, default_value_t = 20)]
+    changes: u32,
+    /// How long is waited after each change.
+    #[arg(long, default_value = "200ms", value_parser = length)]
+    pause: Duration,
+    #[command(flatten)]
+    habits: Habits,
+    /// Draw propagation over the number of cells into this PNG file.
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A store that runs already. Its `cell_id_from` has to be `any`: all simulated
+/// cells have the same certificate.
+#[derive(Debug, Clone, clap::Args)]
+struct Existing {
+    /// Where a running store serves gRPC; without it, one is started.
+    #[arg(long, requires_all = ["ca", "writer_cert", "writer_key", "cell_cert", "cell_key"])]
+    address: Option<String>,
+    /// The authority of all certificates.
+    #[arg(long)]
+    ca: Option<PathBuf>,
+    /// The certificate of a writer.
+    #[arg(long)]
+    writer_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long)]
+    writer_key: Option<PathBuf>,
+    /// The certificate of all cells.
+    #[arg(long)]
+    cell_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long)]
+    cell_key: Option<PathBuf>,
+    /// The store's process, when it runs on this machine.
+    #[arg(long)]
+    server_pid: Option<u32>,
+}
+
+/// The store as its writer and as its cells reach it.
+#[derive(Debug, Clone)]
+pub(super) struct Ends {
+    pub(super) writer: Target,
+    pub(super) cell: Target,
+}
+
+impl Existing {
+    fn ends(&self) -> Option<Ends> {
+        let Self { address, ca, writer_cert, writer_key, cell_cert, cell_key, server_pid } =
+            self.clone();
+        let (address, ca) = (address?, ca?);
+        let (cert, key) = (writer_cert?, writer_key?);
+        let writer = Target { address, ca, cert, key, server_pid };
+        let cell = Target { cert: cell_cert?, key: cell_key?, ..writer.clone() };
+        Some(Ends { writer, cell })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    groups: usize,
+    /// Milliseconds until a store without them had all groups.
+    first_replace_ms: f64,
+    /// Milliseconds of a Replace that changes nothing.
+    unchanged_replace_ms: f64,
+    stages: Vec<Stage>,
+    polled: Option<Polled>,
+    /// While the agents polled.
+    polling_cost: Option<Cost>,
+}
+
+/// With one number of cells.
+#[derive(Debug, Serialize)]
+struct Stage {
+    watchers: usize,
+    /// Milliseconds until the new cells had their first state, and its bytes.
+    first_state_ms: f64,
+    first_state_bytes: u64,
+    /// Of a Replace with one changed group.
+    replace: Summary,
+    /// Of each change to each cell, from the answer to the writer.
+    propagation: Summary,
+    /// Of each change, until the last cell had it.
+    everywhere: Summary,
+    cost: Cost,
+}
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut site;
+    let mut server = None;
+    let ends = match arguments.existing.ends() {
+        Some(ends) => ends,
+        None => {
+            site = Site::new(arguments.bin_dir.clone())?;
+            let (started, ends) = site.policy_store().await?;
+            server = Some(started);
+            ends
+        }
+    };
+    let report = measure(&arguments, &ends).await?;
+    if let Some(server) = server {
+        server.end().await?;
+    }
+    if let Some(path) = &arguments.plot {
+        chart(&report.stages).write(path)?;
+    }
+    if arguments.json {
+        return say(&format!("{}\n", serde_json::to_string_pretty(&report)?));
+    }
+    say(&text(&report))
+}
+
+async fn measure(arguments: &Arguments, ends: &Ends) -> anyhow::Result<Report> {
+    let mut data = Data::new(&arguments.shape);
+    let channel = ends.writer.channels(1)?.remove(0);
+    let mut writer = Writer::new(channel, arguments.identity.clone());
+    let first = writer.replace(&data).await.context("the first Replace")?;
+    let again = writer.replace(&data).await.context("the second Replace")?;
+    let mut watchers = Watchers::new();
+    let (mut stages, mut revision) = (Vec::new(), 0);
+    for &count in &arguments.watchers {
+        let began = Instant::now();
+        let spaces = arguments.cell_spaces;
+        let told = watchers.grow(count, &ends.cell, &arguments.shape, spaces).await?;
+        let first_state = (began.elapsed(), told.bytes);
+        let mut stage = Changes { arguments, ends, writer: &mut writer, watchers: &mut watchers };
+        stages.push(stage.measure(count, first_state, &mut data, &mut revision).await?);
+    }
+    let (polled, polling_cost) = match arguments.habits.pollers {
+        0 => (None, None),
+        _ => {
+            let before = Reading::take(ends.cell.server_pid)?;
+            let begin = Instant::now();
+            let polled = pollers::poll(&arguments.habits, &ends.cell, &arguments.shape).await?;
+            let after = Reading::take(ends.cell.server_pid)?;
+            let cost = after.since(&before, begin.elapsed(), polled.polls.operations);
+            (Some(polled), Some(cost))
+        }
+    };
+    Ok(Report {
+        groups: data.len(),
+        first_replace_ms: millis(first.confirmed - first.began),
+        unchanged_replace_ms: millis(again.confirmed - again.began),
+        stages,
+        polled,
+        polling_cost,
+    })
+}
+
+fn millis(length: Duration) -> f64 {
+    length.as_secs_f64() * 1e3
+}
+
+/// The changes with one number of cells.
+struct Changes<'a> {
+    arguments: &'a Arguments,
+    ends: &'a Ends,
+    writer: &'a mut Writer,
+    watchers: &'a mut Watchers,
+}
+
+impl Changes<'_> {
+    async fn measure(
+        &mut self,
+        count: usize,
+        (first_state, first_state_bytes): (Duration, u64),
+        data: &mut Data,
+        revision: &mut u32,
+    ) -> anyhow::Result<Stage> {
+        let (mut replace, mut propagation, mut everywhere) =
+            (Tally::default(), Tally::default(), Tally::default());
+        let begin = Instant::now();
+        let before = Reading::take(self.ends.cell.server_pid)?;
+        for _ in 0..self.arguments.changes {
+            *revision += 1;
+            data.change(*revision);
+            let replaced = self.writer.replace(data).await?;
+            replace.success(replaced.confirmed - replaced.began, 0);
+            let told = self.watchers.all(replaced.generation).await?;
+            // A cell may have it before the writer has its answer.
+            let after = told.at.iter().map(|at| at.saturating_duration_since(replaced.confirmed));
+            everywhere.success(after.clone().max().unwrap_or_default(), 0);
+            for took in after {
+                propagation.success(took, 0);
+            }
+            everywhere.add_bytes(told.bytes);
+            sleep(self.arguments.pause).await;
+        }
+        let elapsed = begin.elapsed();
+        let after = Reading::take(self.ends.cell.server_pid)?;
+        Ok(Stage {
+            watchers: count,
+            first_state_ms: millis(first_state),
+            first_state_bytes,
+            replace: replace.summary(elapsed),
+            propagation: propagation.summary(elapsed),
+            everywhere: everywhere.summary(elapsed),
+            cost: after.since(&before, elapsed, self.arguments.changes.into()),
+        })
+    }
+}
+
+fn chart(stages: &[Stage]) -> Chart<'static> {
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    let line = |name: &str, of: &dyn Fn(&Stage) -> f64| Line {
+        name: name.to_owned(),
+        points: stages.iter().map(|stage| (stage.watchers as f64, of(stage))).collect(),
+    };
+    let lines = vec![
+        line("p50", &|stage| stage.propagation.p50_ms),
+        line("p99", &|stage| stage.propagation.p99_ms),
+        line("the last cell", &|stage| stage.everywhere.max_ms),
+    ];
+    Chart {
+        title: "From the answer to the writer until cells have the change",
+        x: "cells that watch",
+        y: "ms",
+        lines,
+        marks: true,
+    }
+}
+
+fn text(report: &Report) -> String {
+    let Report { groups, first_replace_ms, unchanged_replace_ms, stages, polled, polling_cost } =
+        report;
+    let mut text = format!(
+        "Replace of {groups} groups: {first_replace_ms:.0} ms, of the same again: \
+         {unchanged_replace_ms:.0} ms\n"
+    );
+    for stage in stages {
+        let Stage { watchers, first_state_ms, first_state_bytes, .. } = stage;
+        let Stage { replace, propagation, everywhere, cost, .. } = stage;
+        let first_state_bytes = mebibytes(*first_state_bytes);
+        let Summary { operations: changes, bytes, p50_ms, max_ms, .. } = everywhere;
+        text += &format!(
+            "\n{watchers} cells: first state after {first_state_ms:.0} ms, \
+             {first_state_bytes:.1} MiB\n\
+             Replace of one changed group  p50 {:.1} ms  max {:.1} ms\n\
+             propagation to each cell      p50 {:.1} ms  p99 {:.1} ms  max {:.1} ms\n\
+             until the last cell has it    p50 {p50_ms:.1} ms  max {max_ms:.1} ms\n\
+             {changes} changes, {} bytes each to all cells together\n{}",
+            replace.p50_ms,
+            replace.max_ms,
+            propagation.p50_ms,
+            propagation.p99_ms,
+            propagation.max_ms,
+            bytes / (*changes).max(1),
+            costs(cost),
+        );
+    }
+    if let Some(Polled { pollers, seconds, polls }) = polled {
+        let Summary { operations, per_second, p50_ms, p99_ms, max_ms, bytes, failures } = polls;
+        let each = bytes / (*operations).max(1);
+        text += &format!(
+            "\n{pollers} agents over HTTP, {seconds:.0} s\n\
+             polls    {per_second:.1}/s ({operations}), {each} bytes each\n\
+             latency  p50 {p50_ms:.1} ms  p99 {p99_ms:.1} ms  max {max_ms:.1} ms\n"
+        );
+        for (code, count) in failures {
+            text += &format!("failed   {code} {count}\n");
+        }
+    }
+    text + &polling_cost.as_ref().map(costs).unwrap_or_default()
+}

@@ -1,0 +1,243 @@
+//! Simulated cells: each has a connection of its own and watches its spaces. Of
+//! what it is told it reads the generation and counts the bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, stream};
+use prost::Message;
+use prost::bytes::Buf;
+use proto::policy_v1::WatchRequest;
+use proto::policy_v1::watch_request::{Hello, Step};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstEncoder;
+
+use super::super::connect::Target;
+use super::super::locket::failure;
+use super::data::{Shape, spaces_of};
+
+/// Cells that connect at the same time.
+const CONNECTING: usize = 64;
+/// Arrivals that may wait to be counted; their times are taken before.
+const ARRIVALS: usize = 1 << 14;
+/// How long all cells together may take to be told something.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The most that one message may have.
+const LARGEST: usize = 64 << 20;
+
+/// A cell has the whole of a generation.
+#[derive(Debug)]
+struct Arrival {
+    generation: u64,
+    at: Instant,
+    bytes: u64,
+}
+
+/// All cells.
+#[derive(Debug)]
+pub(super) struct Watchers {
+    arrivals: mpsc::Receiver<Arrival>,
+    sender: mpsc::Sender<Arrival>,
+    running: JoinSet<anyhow::Error>,
+    connecting: Arc<Semaphore>,
+}
+
+/// What all cells were told.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// When each had it.
+    pub(super) at: Vec<Instant>,
+    pub(super) bytes: u64,
+}
+
+impl Watchers {
+    pub(super) fn new() -> Self {
+        let (sender, arrivals) = mpsc::channel(ARRIVALS);
+        let connecting = Arc::new(Semaphore::new(CONNECTING));
+        Self { arrivals, sender, running: JoinSet::new(), connecting }
+    }
+
+    /// More cells, until there are so many. Returns when the new ones have been
+    /// told everything.
+    pub(super) async fn grow(
+        &mut self,
+        count: usize,
+        target: &Target,
+        shape: &Shape,
+        spaces: u32,
+    ) -> anyhow::Result<Told> {
+        let first = self.running.len();
+        let channels = target.channels(count.saturating_sub(first))?;
+        let fresh = channels.len();
+        for (offset, channel) in channels.into_iter().enumerate() {
+            let cell = first + offset;
+            let hello = Hello {
+                cell_id: format!("cell-{cell}"),
+                space_guids: spaces_of(cell, spaces, shape)
+                    .iter()
+                    .map(|space| space.as_str().to_owned())
+                    .collect(),
+            };
+            let (sender, connecting) = (self.sender.clone(), Arc::clone(&self.connecting));
+            self.running.spawn(watch(channel, hello, sender, connecting));
+        }
+        self.told(0, fresh).await.context("the first state")
+    }
+
+    /// Waits until all cells have this generation.
+    pub(super) async fn all(&mut self, generation: u64) -> anyhow::Result<Told> {
+        self.told(generation, self.running.len()).await
+    }
+
+    async fn told(&mut self, generation: u64, count: usize) -> anyhow::Result<Told> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut told = Told { at: Vec::with_capacity(count), bytes: 0 };
+        while told.at.len() < count {
+            let arrival = tokio::select! {
+                arrival = timeout_at(deadline, self.arrivals.recv()) => arrival,
+                Some(ended) = self.running.join_next() => return Err(ended?),
+            };
+            let Ok(Some(arrival)) = arrival else {
+                let have = told.at.len();
+                bail!("{have} of {count} cells were told within {} s", PATIENCE.as_secs());
+            };
+            if arrival.generation >= generation {
+                told.at.push(arrival.at);
+                told.bytes += arrival.bytes;
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// A cell, until its stream ends; why that happened.
+async fn watch(
+    channel: Channel,
+    hello: Hello,
+    sender: mpsc::Sender<Arrival>,
+    connecting: Arc<Semaphore>,
+) -> anyhow::Error {
+    let cell = hello.cell_id.clone();
+    let first = async {
+        let _place = connecting.acquire().await;
+        let mut answers = open(channel, hello).await?;
+        Ok::<_, Status>((whole(&mut answers).await?, answers))
+    };
+    let (first, mut answers) = match first.await {
+        Ok(opened) => opened,
+        Err(status) => return failure(&status).context(cell),
+    };
+    let mut arrived = Ok(first);
+    loop {
+        match arrived {
+            // Nobody waits for it when the tool is at its end.
+            Ok(arrival) => drop(sender.send(arrival).await),
+            Err(status) => return failure(&status).context(cell),
+        }
+        arrived = whole(&mut answers).await;
+    }
+}
+
+/// The next whole state.
+async fn whole(answers: &mut Streaming<Answer>) -> Result<Arrival, Status> {
+    let mut all = 0;
+    while let Some(Answer { generation, complete, bytes }) = answers.message().await? {
+        all += bytes;
+        if complete {
+            return Ok(Arrival { generation, at: Instant::now(), bytes: all });
+        }
+    }
+    Err(Status::unavailable("the store ended the watch"))
+}
+
+async fn open(channel: Channel, hello: Hello) -> Result<Streaming<Answer>, Status> {
+    let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST);
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let hello = WatchRequest { step: Some(Step::Hello(hello)) };
+    // A cell that says nothing more, and listens.
+    let words = stream::iter([hello]).chain(stream::pending());
+    let path = PathAndQuery::from_static("/portcullis.policy.v1.PolicyStore/Watch");
+    Ok(client.streaming(Request::new(words), path, Glance).await?.into_inner())
+}
+
+/// The fields of `WatchResponse` that are of interest here; others are skipped.
+#[derive(Clone, PartialEq, Message)]
+struct Progress {
+    #[prost(uint64, tag = "1")]
+    generation: u64,
+    #[prost(bool, tag = "5")]
+    complete: bool,
+}
+
+#[derive(Debug, PartialEq)]
+struct Answer {
+    generation: u64,
+    complete: bool,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Glance;
+
+impl Codec for Glance {
+    type Encode = WatchRequest;
+    type Decode = Answer;
+    type Encoder = ProstEncoder<WatchRequest>;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Decoder for Glance {
+    type Item = Answer;
+    type Error = Status;
+
+    fn decode(&mut self, answer: &mut DecodeBuf<'_>) -> Result<Option<Answer>, Status> {
+        glance(answer).map(Some)
+    }
+}
+
+fn glance(answer: &mut impl Buf) -> Result<Answer, Status> {
+    let bytes = answer.remaining() as u64;
+    let Progress { generation, complete } =
+        Progress::decode(answer).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(Answer { generation, complete, bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::policy_v1::{StoredGroup, WatchResponse};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_without_its_groups() {
+        let upserted = vec![StoredGroup { id: 7, group: None }];
+        let removed = vec!["guid".to_owned()];
+        let answer = WatchResponse {
+            generation: 9,
+            upserted,
+            removed,
+            complete: true,
+            ..WatchResponse::default()
+        };
+        let encoded = answer.encode_to_vec();
+        let expected = Answer { generation: 9, complete: true, bytes: encoded.len() as u64 };
+        assert_eq!(glance(&mut &encoded[..]).unwrap(), expected);
+        assert!(glance(&mut &encoded[1..]).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! Replace by manifest, as a syncer does it.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use model::generation::Watermark;
+use prost::Message;
+use proto::policy_v1::policy_store_client::PolicyStoreClient;
+use proto::policy_v1::replace_request::{Begin, Commit, Groups, Manifest, ManifestEntry, Step};
+use proto::policy_v1::replace_response::{Committed, Step as Answer};
+use proto::policy_v1::{ReplaceRequest, ReplaceResponse, SecurityGroup};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::super::locket::failure;
+use super::data::Data;
+
+/// Entries of a manifest in one message.
+const ENTRIES: usize = 2_000;
+/// Bytes of groups in one message, about.
+const PART: usize = 1 << 20;
+
+/// Who writes.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Identity {
+    /// The lock owner that the store is told.
+    #[arg(long, default_value = "load")]
+    owner: String,
+    /// Its fencing token; a store takes none that is older than one it has seen.
+    #[arg(long, default_value_t = 0)]
+    token: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    client: PolicyStoreClient<Channel>,
+    identity: Identity,
+}
+
+/// A Replace that was confirmed.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    pub(super) generation: u64,
+    pub(super) began: Instant,
+    pub(super) confirmed: Instant,
+}
+
+type Requests = mpsc::Sender<ReplaceRequest>;
+
+impl Writer {
+    pub(super) fn new(channel: Channel, identity: Identity) -> Self {
+        Self { client: PolicyStoreClient::new(channel), identity }
+    }
+
+    /// Brings the store to this data. Sending and receiving go side by side: the
+    /// store may read all of the manifest before it answers.
+    pub(super) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
+        let began = Instant::now();
+        let (requests, stream) = mpsc::channel(1);
+        let begin = self.begin()?;
+        let open = async {
+            let opened = self.client.replace(ReceiverStream::new(stream)).await;
+            let mut answers = opened.map_err(|status| failure(&status))?.into_inner();
+            let missing = missing(&mut answers).await?;
+            Ok::<_, anyhow::Error>((answers, missing))
+        };
+        let (opened, ()) = tokio::join!(open, send_manifest(&requests, begin, data));
+        let (mut answers, missing) = opened.context("Replace")?;
+        let sent = send_groups(requests, data, &missing);
+        let (committed, ()) = tokio::join!(committed(&mut answers), sent);
+        let generation = committed.context("Replace")?.generation;
+        Ok(Replaced { generation, began, confirmed: Instant::now() })
+    }
+
+    fn begin(&self) -> anyhow::Result<Begin> {
+        let now = Timestamp::now();
+        let watermark = Watermark::try_new(now.as_second(), now.subsec_nanosecond().into())
+            .context("the time of day is no watermark")?;
+        Ok(Begin {
+            owner: self.identity.owner.clone(),
+            fencing_token: self.identity.token,
+            watermark: Some(proto::timestamp(watermark)),
+            allow_mass_removal: true,
+        })
+    }
+}
+
+/// A refused send means that the call is over: its answer says why.
+async fn send(requests: &Requests, step: Step) {
+    let _refused = requests.send(ReplaceRequest { step: Some(step) }).await;
+}
+
+async fn send_manifest(requests: &Requests, begin: Begin, data: &Data) {
+    send(requests, Step::Begin(begin)).await;
+    let entries: Vec<ManifestEntry> = data.manifest().map(ManifestEntry::from).collect();
+    let parts = entries.chunks(ENTRIES);
+    let count = parts.len();
+    for (index, part) in parts.enumerate() {
+        let manifest = Manifest { entries: part.to_vec(), last: index + 1 == count };
+        send(requests, Step::Manifest(manifest)).await;
+    }
+}
+
+async fn send_groups(requests: Requests, data: &Data, missing: &HashSet<String>) {
+    let (mut part, mut size) = (Vec::new(), 0);
+    for group in data.find(missing) {
+        let group = SecurityGroup::from(group);
+        size += group.encoded_len();
+        part.push(group);
+        if size >= PART {
+            size = 0;
+            let groups = std::mem::take(&mut part);
+            send(&requests, Step::Groups(Groups { groups })).await;
+        }
+    }
+    if !part.is_empty() {
+        send(&requests, Step::Groups(Groups { groups: part })).await;
+    }
+    send(&requests, Step::Commit(Commit {})).await;
+}
+
+async fn next(answers: &mut Streaming<ReplaceResponse>) -> anyhow::Result<Answer> {
+    let answer = answers.message().await.map_err(|status| failure(&status))?;
+    answer.and_then(|answer| answer.step).context("the store ended the stream early")
+}
+
+async fn missing(answers: &mut Streaming<ReplaceResponse>) -> anyhow::Result<HashSet<String>> {
+    let mut guids = HashSet::new();
+    loop {
+        match next(answers).await? {
+            Answer::Missing(part) => {
+                guids.extend(part.guids);
+                if part.last {
+                    return Ok(guids);
+                }
+            }
+            Answer::Committed(_) => bail!("the store confirmed before the commit"),
+        }
+    }
+}
+
+async fn committed(answers: &mut Streaming<ReplaceResponse>) -> anyhow::Result<Committed> {
+    match next(answers).await? {
+        Answer::Committed(committed) => Ok(committed),
+        Answer::Missing(_) => bail!("the store lacks groups that it was given"),
+    }
+}

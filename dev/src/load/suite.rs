@@ -1,0 +1,304 @@
+//! The lock server against an empty call and against the original's figures, in
+//! one run on one machine: each row gets a new server, the rows take turns, and
+//! the median of the rounds counts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::locket::{Load, Operation, measure};
+use super::report::{Report, mebibytes};
+use super::server::{Database, Site};
+use super::tally::median;
+use super::{length, positive_length, say};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Where the binary `lock-server` is; beside this one when not given.
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Keep the locks in this database instead of SQLite: postgres://user@host/name,
+    /// or user:password@tcp(host:port)/name. The table `locks` there is used.
+    #[arg(long)]
+    database: Option<Database>,
+    /// Every operation with 1, 16 and 64 workers, instead of what has a goal.
+    #[arg(long)]
+    all: bool,
+    /// How often each row is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How long each time.
+    #[arg(long, default_value = "4s", value_parser = positive_length)]
+    duration: Duration,
+    /// How long before that.
+    #[arg(long, default_value = "1s", value_parser = length)]
+    warm_up: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// An operation with so many workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    operation: Operation,
+    workers: u32,
+}
+
+/// What a row is measured by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Goal {
+    /// A part of the empty call's rate.
+    OfEmpty(f64),
+    /// A multiple of the original's rate.
+    OfOriginal(f64),
+}
+
+/// A row's figures: medians over the rounds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Figures {
+    operation: &'static str,
+    workers: u32,
+    per_second: f64,
+    of_empty: Option<f64>,
+    of_original: Option<f64>,
+    p50_ms: f64,
+    p99_ms: f64,
+    server_micros_per_call: f64,
+    server_peak_mib: f64,
+    other_cores: f64,
+    failed: u64,
+    holds: Option<bool>,
+}
+
+/// Calls a second of the original on PostgreSQL with fsync, with mutual TLS, a
+/// connection for each worker and values of 600 bytes (contracts/locket.md 7).
+const ORIGINAL: [(Operation, u32, f64); 15] = [
+    (Operation::LockNew, 1, 566.0),
+    (Operation::LockNew, 16, 2_014.0),
+    (Operation::LockNew, 64, 2_556.0),
+    (Operation::LockRefresh, 1, 773.0),
+    (Operation::LockRefresh, 16, 3_334.0),
+    (Operation::LockRefresh, 64, 2_116.0),
+    (Operation::Fetch, 1, 1_412.0),
+    (Operation::Fetch, 16, 3_738.0),
+    (Operation::Fetch, 64, 3_318.0),
+    (Operation::FetchAll, 1, 174.0),
+    (Operation::FetchAll, 16, 253.0),
+    (Operation::FetchAll, 64, 243.0),
+    (Operation::Release, 1, 948.0),
+    (Operation::Release, 16, 2_036.0),
+    (Operation::Release, 64, 2_110.0),
+];
+
+const EMPTY: Row = Row { operation: Operation::Empty, workers: 64 };
+
+impl Row {
+    fn original(self) -> Option<f64> {
+        let same = |(operation, workers, _): &&(Operation, u32, f64)| {
+            (*operation, *workers) == (self.operation, self.workers)
+        };
+        ORIGINAL.iter().find(same).map(|(_, _, rate)| *rate)
+    }
+
+    /// What must be reached, embedded and on a database server.
+    fn goals(self, embedded: bool) -> &'static [Goal] {
+        use Goal::{OfEmpty, OfOriginal};
+        match (self.operation, self.workers, embedded) {
+            (Operation::LockRefresh, 64, true) => &[OfEmpty(0.75)],
+            (Operation::LockNew, 64, true) => &[OfEmpty(0.5), OfOriginal(5.0)],
+            (Operation::Fetch, 64, true) => &[OfEmpty(0.8)],
+            (Operation::FetchAll, 16, true) => &[OfOriginal(10.0)],
+            (Operation::LockRefresh | Operation::LockNew, 64, false) => &[OfOriginal(1.5)],
+            _ => &[],
+        }
+    }
+
+    fn load(self, arguments: &Arguments) -> Load {
+        Load {
+            operation: self.operation,
+            concurrency: self.workers,
+            connections: None,
+            duration: arguments.duration,
+            warm_up: arguments.warm_up,
+            value_size: 600,
+            // Enough to give back for as long as it is measured.
+            presences: if self.operation == Operation::Release { 100_000 } else { 1_000 },
+            ttl: 600,
+            keep: arguments.database.is_none(),
+        }
+    }
+}
+
+/// The rows with a goal, or all; the empty call with each number of workers.
+fn rows(all: bool, embedded: bool) -> Vec<Row> {
+    let measured = ORIGINAL
+        .iter()
+        .map(|(operation, workers, _)| Row { operation: *operation, workers: *workers });
+    let measured = measured.filter(|row| all || !row.goals(embedded).is_empty());
+    let workers: &[u32] = if all { &[1, 16, 64] } else { &[64] };
+    let empty = workers.iter().map(|&workers| Row { workers, ..EMPTY });
+    empty.chain(measured).collect()
+}
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let embedded = arguments.database.is_none();
+    let rows = rows(arguments.all, embedded);
+    let mut site = Site::new(arguments.bin_dir.clone())?;
+    let mut measured: BTreeMap<Row, Vec<Report>> = BTreeMap::new();
+    for _round in 0..arguments.rounds {
+        for row in &rows {
+            let server = match row.operation {
+                Operation::Empty => site.empty().await?,
+                _ => site.lock_server(arguments.database.as_ref()).await?,
+            };
+            let report = measure(&server.target(), &row.load(&arguments)).await?;
+            server.end().await?;
+            measured.entry(*row).or_default().push(report);
+        }
+    }
+    let figures = figures(&rows, &measured, embedded);
+    if arguments.json {
+        return say(&format!("{}\n", serde_json::to_string_pretty(&figures)?));
+    }
+    say(&table(&figures))
+}
+
+fn figures(rows: &[Row], measured: &BTreeMap<Row, Vec<Report>>, embedded: bool) -> Vec<Figures> {
+    let middle = |row: &Row, of: &dyn Fn(&Report) -> f64| {
+        let reports = measured.get(row).map(Vec::as_slice).unwrap_or_default();
+        median(reports.iter().map(of).collect()).unwrap_or_default()
+    };
+    let rate = |row: &Row| middle(row, &|report| report.calls.per_second);
+    let one = |row: &Row| {
+        let empty = Row { workers: row.workers, ..EMPTY };
+        let of_empty = measured.contains_key(&empty).then(|| rate(row) / rate(&empty));
+        let of_original = row.original().map(|original| rate(row) / original);
+        let holds = |goal: &Goal| match goal {
+            Goal::OfEmpty(part) => of_empty.is_some_and(|reached| reached >= *part),
+            Goal::OfOriginal(times) => of_original.is_some_and(|reached| reached >= *times),
+        };
+        let goals = row.goals(embedded);
+        let failed = |report: &Report| report.calls.failures.values().sum::<u64>();
+        Figures {
+            operation: row.operation.name(),
+            workers: row.workers,
+            per_second: rate(row),
+            of_empty,
+            of_original,
+            p50_ms: middle(row, &|report| report.calls.p50_ms),
+            p99_ms: middle(row, &|report| report.calls.p99_ms),
+            server_micros_per_call: middle(row, &|report| {
+                report.cost.server_micros_per_call.unwrap_or_default()
+            }),
+            server_peak_mib: middle(row, &|report| {
+                mebibytes(report.cost.server_peak.unwrap_or_default())
+            }),
+            other_cores: middle(row, &|report| report.cost.other_cores),
+            failed: measured.get(row).into_iter().flatten().map(failed).sum(),
+            holds: (!goals.is_empty()).then(|| goals.iter().all(holds)),
+        }
+    };
+    rows.iter().map(one).collect()
+}
+
+fn table(figures: &[Figures]) -> String {
+    let mut text = "\
+| operation | workers | calls/s | of empty | x original | p50 ms | p99 ms | server CPU us | \
+peak MiB | others' cores | failed | goal |
+|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for row in figures {
+        let Figures { operation, workers, per_second, p50_ms, p99_ms, failed, .. } = row;
+        let percent = row.of_empty.map_or(String::new(), |part| format!("{:.0} %", part * 100.0));
+        let times = row.of_original.map_or(String::new(), |times| format!("{times:.1}"));
+        let (micros, peak) = (row.server_micros_per_call, row.server_peak_mib);
+        let (others, goal) = (row.other_cores, holds(row.holds));
+        text += &format!(
+            "| {operation} | {workers} | {per_second:.0} | {percent} | {times} | {p50_ms:.2} | \
+             {p99_ms:.2} | {micros:.0} | {peak:.0} | {others:.2} | {failed} | {goal} |\n"
+        );
+    }
+    text
+}
+
+fn holds(goal: Option<bool>) -> &'static str {
+    match goal {
+        None => "",
+        Some(true) => "holds",
+        Some(false) => "missed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::meter::Cost;
+    use super::super::tally::Tally;
+    use super::*;
+
+    fn report(row: Row, calls: u64) -> Report {
+        let mut tally = Tally::default();
+        for _ in 0..calls {
+            tally.success(Duration::from_millis(1), 0);
+        }
+        Report {
+            operation: row.operation.name().to_owned(),
+            concurrency: 1,
+            connections: 1,
+            seconds: 1.0,
+            calls: tally.summary(Duration::from_secs(1)),
+            cost: Cost {
+                server_cores: None,
+                server_micros_per_call: None,
+                server_resident: None,
+                server_peak: None,
+                load_cores: 0.0,
+                other_cores: 0.0,
+            },
+        }
+    }
+
+    #[test]
+    fn goals_are_held_against_the_median() {
+        let rows = rows(false, true);
+        let measured = |fetches: [u64; 3]| {
+            rows.iter()
+                .map(|row| {
+                    let counts = match row.operation {
+                        Operation::Fetch => fetches,
+                        _ => [1_000, 900, 5_000],
+                    };
+                    (*row, counts.map(|count| report(*row, count)).to_vec())
+                })
+                .collect()
+        };
+        let holds = |fetches| {
+            let figures = figures(&rows, &measured(fetches), true);
+            let fetch = figures.into_iter().find(|row| row.operation == "fetch").unwrap();
+            (fetch.holds, fetch.of_empty)
+        };
+        assert_eq!(holds([700, 800, 9_000]), (Some(true), Some(0.8)));
+        assert_eq!(holds([100, 790, 9_000]).0, Some(false));
+    }
+
+    #[test]
+    fn every_row_with_a_goal_is_measured() {
+        let names =
+            |rows: Vec<Row>| rows.iter().map(|row| row.operation.name()).collect::<Vec<_>>();
+        let embedded = ["empty", "lock-new", "lock-refresh", "fetch", "fetch-all"];
+        assert_eq!(names(rows(false, true)), embedded);
+        assert_eq!(names(rows(false, false)), ["empty", "lock-new", "lock-refresh"]);
+        assert_eq!(rows(true, true).len(), ORIGINAL.len() + 3);
+    }
+
+    #[test]
+    fn the_table_says_what_is_missed() {
+        let row = Row { operation: Operation::LockNew, workers: 64 };
+        let measured = [(row, vec![report(row, 100)])].into_iter().collect();
+        let text = table(&figures(&[row], &measured, true));
+        assert!(text.contains("| lock-new | 64 | 100 |"), "{text}");
+        assert!(text.contains("missed"), "{text}");
+    }
+}

@@ -15,6 +15,7 @@
 //! | [`server`] | listeners, gRPC and HTTP servers, health, the admin endpoint |
 //! | [`client`] | gRPC channels |
 //! | [`loggregator`] | metrics and app logs for the agent of the machine |
+//! | [`https`] | HTTP clients |
 //! | [`supervise`] | tasks, each of which has a waiter |
 //! | [`metrics`] | Prometheus text |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
@@ -24,6 +25,7 @@ pub mod backoff;
 pub mod client;
 pub mod config;
 pub mod error;
+pub mod https;
 pub mod lager;
 pub mod loggregator;
 pub mod metrics;

@@ -25,13 +25,14 @@ use tonic::codegen::http::{Method, StatusCode};
 
 use crate::{
     apply::Nft,
-    config::Config,
-    containers::{Feed, StoreFile},
+    config::{Config, Source},
+    containers::{Containers, Feed, StoreFile},
     control::{self, Control},
     diff, groups,
-    groups::Link,
+    groups::{Link, Refresh},
     grpc,
-    reconcile::{Inputs, Kernel, Reconciler},
+    plan::Known,
+    reconcile::{Enforced, Inputs, Kernel, Reconciler},
     state::StateDirectory,
 };
 
@@ -46,7 +47,6 @@ pub struct App {
     nft: Nft,
     state: StateDirectory,
     tls: ClientTls,
-    channel: tonic::transport::Channel,
     http: Listener,
     debug: Listener,
     socket: Listener,
@@ -89,14 +89,11 @@ impl runtime::process::Service for App {
             format!("the state directory {} cannot be used", config.state_directory.display())
         })?;
         let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
-        let address = config.policy_store.as_str();
-        let channel = client::channel(address, Some(tls.clone()), client::Options::default())
-            .context("policy_store_address")?;
         let http = Listener::tcp("the control endpoints", &config.control_address).await?;
         let debug = Listener::tcp("the debug server", &config.debug_address).await?;
         let socket = Listener::unix("the cell service", &config.control_socket).await?;
         let process = process.clone();
-        Ok(Self { config, nft, state, tls, channel, http, debug, socket, process })
+        Ok(Self { config, nft, state, tls, http, debug, socket, process })
     }
 
     async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -105,13 +102,13 @@ impl runtime::process::Service for App {
             control = self.http.local_addr(),
             debug = self.debug.local_addr(),
             socket = self.socket.local_addr(),
-            "policy-store" = self.config.policy_store.as_str(),
+            "policy-store" = self.config.source.address(),
             enabled = self.config.enabled,
             "started"
         );
         let mut tasks = Tasks::new(shutdown.clone());
         if self.config.enabled {
-            self.start(&mut tasks, &shutdown).await;
+            self.start(&mut tasks, &shutdown).await?;
         } else {
             self.nft.apply(&diff::remove()).await.context("taking our table out of the kernel")?;
             // There is nothing to tell of: who asks is refused at once.
@@ -128,14 +125,14 @@ impl runtime::process::Service for App {
 
 impl App {
     /// Starts every part of an agent that enforces.
-    async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) {
-        let Self { config, nft, state, tls, channel, http, debug, socket, process } = self;
+    async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let Self { config, nft, state, tls, http, debug, socket, process } = self;
         let health = Health::new();
         let (containers, follower) =
             Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT)).await;
         let (known, groups) = watch::channel(groups::load(&state));
         let inputs = Inputs {
-            settings: Arc::new(config.settings),
+            settings: Arc::new(config.settings.clone()),
             containers: containers.latest(),
             groups: groups.clone(),
             drift_interval: config.drift_interval,
@@ -143,15 +140,15 @@ impl App {
         };
         let (reconciler, enforced, nudge) =
             Reconciler::new(inputs, Kernel::new(nft, state.clone()));
-        let (client, link) = groups::Client::new(
-            config.cell.clone(),
-            channel,
-            containers.latest(),
-            enforced.clone(),
-            known,
-        );
-        let cell =
-            control::Cell { containers, enforced: enforced.clone(), timeout: config.force_timeout };
+        let parts = Groups { containers: containers.latest(), enforced: enforced.clone(), known };
+        let (link, refresh) = follow_groups(tasks, &config, &tls, parts, shutdown)?;
+        let cell = control::Cell {
+            containers,
+            groups: groups.clone(),
+            refresh,
+            enforced: enforced.clone(),
+            timeout: config.force_timeout,
+        };
         let service = grpc::Service {
             cell: config.cell,
             enforced: enforced.clone(),
@@ -167,7 +164,6 @@ impl App {
         let token = || shutdown.clone();
         tasks.add("certificate-watch", tls.watch(token()));
         tasks.add("container-store", follower.run(token()));
-        tasks.add("policy-store-watch", client.run(token()));
         tasks.add("saved-groups", groups::save_latest(state, groups, token()));
         tasks.add("health", watch_health(health, enforced, link, token()));
         tasks.add("reconcile", reconciler.run(token()));
@@ -177,6 +173,43 @@ impl App {
         });
         serve(tasks, "control-endpoints", http, routes, shutdown);
         serve(tasks, "debug-server", debug, debug_routes, shutdown);
+        Ok(())
+    }
+}
+
+/// What the source of groups works with.
+struct Groups {
+    containers: watch::Receiver<Containers>,
+    enforced: watch::Receiver<Arc<Enforced>>,
+    known: watch::Sender<Option<Arc<Known>>>,
+}
+
+/// Starts the task that learns the groups.
+fn follow_groups(
+    tasks: &mut Tasks,
+    config: &Config,
+    tls: &ClientTls,
+    Groups { containers, enforced, known }: Groups,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<(watch::Receiver<Link>, Refresh)> {
+    let (shutdown, tls) = (shutdown.clone(), tls.clone());
+    match &config.source {
+        Source::Grpc(address) => {
+            let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
+                .context("policy_store_address")?;
+            let (client, link) =
+                groups::Client::new(config.cell.clone(), channel, containers, enforced, known);
+            tasks.add("policy-store-watch", client.run(shutdown));
+            Ok((link, Refresh::pushed()))
+        }
+        Source::Http { url, timeout } => {
+            let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
+            let server = groups::Server { url, timeout, interval };
+            let (poller, link, refresh) = groups::Poller::new(server, tls, containers, known)
+                .context("an HTTP client for policy_server_url")?;
+            tasks.add("policy-server-poll", poller.run(shutdown));
+            Ok((link, refresh))
+        }
     }
 }
 
@@ -220,7 +253,7 @@ fn interfaces(addresses: &[IpAddr]) -> anyhow::Result<Vec<String>> {
 /// or at `/log-level` as for the original; a restart mends no store.
 async fn watch_health(
     health: Health,
-    mut enforced: watch::Receiver<Arc<crate::reconcile::Enforced>>,
+    mut enforced: watch::Receiver<Arc<Enforced>>,
     mut link: watch::Receiver<Link>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {

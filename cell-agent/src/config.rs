@@ -22,8 +22,8 @@ use crate::plan::{ConnectionLimit, DenyNetworks, Settings};
 pub struct Config {
     /// Our name at the policy store.
     pub cell: CellId,
-    /// Where the policy store is.
-    pub policy_store: HostPort,
+    /// Where the groups come from.
+    pub source: Source,
     /// Mutual TLS with it.
     pub tls: tls::Files,
     /// The data file of the container metadata store.
@@ -36,7 +36,8 @@ pub struct Config {
     pub nft: PathBuf,
     /// How often the kernel is asked for changes by others.
     pub drift_interval: Duration,
-    /// How often everything is compared without any reason.
+    /// How often everything is compared without any reason, and the policy server
+    /// is asked if it is one that does not tell by itself.
     pub full_interval: Duration,
     /// The longest that a forced update waits.
     pub force_timeout: Duration,
@@ -57,13 +58,36 @@ pub struct Config {
     pub settings: Settings,
 }
 
+/// Where the groups come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Our policy store pushes them, over gRPC.
+    Grpc(HostPort),
+    /// A genuine policy-server-internal is asked, over HTTP.
+    Http {
+        /// Scheme, host and port.
+        url: String,
+        /// For one request.
+        timeout: Duration,
+    },
+}
+
+impl Source {
+    /// As the configuration names it.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match self {
+            Self::Grpc(address) => address.as_str(),
+            Self::Http { url, .. } => url,
+        }
+    }
+}
+
 /// Keys of the original that mean nothing here.
 const UNUSED: &[&str] = &[
     "poll_interval",
-    "policy_server_url",
     "vni",
     "metron_address",
-    "client_timeout_seconds",
     "iptables_lock_file",
     "iptables_c2c_logging",
     "enable_overlay_ingress_rules",
@@ -73,8 +97,8 @@ const UNUSED: &[&str] = &[
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
         keys.ignore(UNUSED);
-        let cell = parsed(keys, "cell_id", |text| CellId::parse(text).map_err(|e| e.to_string()));
-        let policy_store = keys.required("policy_store_address");
+        let source = source(keys);
+        let cell = cell(keys, source.as_ref());
         let tls = tls_files(keys);
         let container_store: Option<PathBuf> = keys.required("cni_datastore_path");
         let state_directory =
@@ -97,7 +121,7 @@ impl Configure for Config {
         let state_directory = state_directory?;
         Some(Self {
             cell: cell?,
-            policy_store: policy_store?,
+            source: source?,
             tls: tls?,
             container_store: container_store?,
             control_socket: control_socket?
@@ -115,6 +139,54 @@ impl Configure for Config {
             underlay_ips: underlay_ips?,
             settings: settings?,
         })
+    }
+}
+
+/// Without a word about it: our own store where it is named, or else the policy
+/// server, so that the original's file can be taken as it is.
+fn source(keys: &mut Reader<'_>) -> Option<Source> {
+    let api: Option<Option<String>> = keys.optional("policy_server_api");
+    let store: Option<Option<HostPort>> = keys.optional("policy_store_address");
+    let url: Option<Option<String>> = keys.optional("policy_server_url");
+    let timeout = keys.or("client_timeout_seconds", Seconds::new(5));
+    let timeout = timeout.and_then(|seconds| positive(keys, "client_timeout_seconds", seconds.0));
+    let (api, store, url, timeout) = (api?, store?, url?, timeout?);
+    let default = if store.is_none() && url.is_some() { "http" } else { "grpc" };
+    match api.as_deref().unwrap_or(default) {
+        "grpc" => match store {
+            Some(store) => Some(Source::Grpc(store)),
+            None => {
+                let what = "is missing; or name policy_server_url for a server that is polled";
+                keys.problem("policy_store_address", what);
+                None
+            }
+        },
+        "http" => {
+            let url = url.unwrap_or_default();
+            let good = |url: &reqwest::Url| matches!(url.scheme(), "https" | "http");
+            if !reqwest::Url::parse(&url).is_ok_and(|url| good(&url)) {
+                keys.problem("policy_server_url", format_args!("{url:?} is not a URL"));
+                return None;
+            }
+            Some(Source::Http { url, timeout })
+        }
+        other => {
+            keys.problem("policy_server_api", format_args!("{other:?} is not grpc or http"));
+            None
+        }
+    }
+}
+
+/// Only our own store is told who asks.
+fn cell(keys: &mut Reader<'_>, source: Option<&Source>) -> Option<CellId> {
+    let parse = |text: &str| CellId::parse(text).map_err(|error| error.to_string());
+    match (source, keys.optional::<String>("cell_id")?) {
+        (Some(Source::Http { .. }), None) => Some(CellId::parse("cell").expect("a cell's name")),
+        (_, Some(text)) => parse(&text).map_err(|error| keys.problem("cell_id", error)).ok(),
+        (_, None) => {
+            keys.problem("cell_id", "is missing");
+            None
+        }
     }
 }
 
@@ -292,6 +364,33 @@ mod tests {
         assert_eq!(config.settings.connection_limit, Some(limit));
         assert_eq!(config.settings.deny_networks.staging[0].to_string(), "10.11.0.0/16");
         assert!(config.settings.log_all);
+    }
+
+    #[test]
+    fn a_store_that_is_named_pushes_and_a_server_that_is_named_is_polled() {
+        for more in ["", r#","policy_server_url":"https://p:4003""#] {
+            let source = read(more).unwrap().config.source;
+            assert!(matches!(&source, Source::Grpc(store) if store.as_str() == "127.0.0.1:4004"));
+        }
+        let polled = |timeout| Source::Http {
+            url: "https://p:4003".to_owned(),
+            timeout: Duration::from_secs(timeout),
+        };
+        let told = r#","policy_server_url":"https://p:4003","policy_server_api":"http","client_timeout_seconds":7"#;
+        assert_eq!(read(told).unwrap().config.source, polled(7));
+        let original =
+            LEAST.replace(r#""cell_id":"cell-1","policy_store_address":"127.0.0.1:4004","#, "");
+        let original = format!(r#"{{{original},"policy_server_url":"https://p:4003"}}"#);
+        let config = parse::<Config>(&original).unwrap().config;
+        assert_eq!(config.source, polled(5));
+        for (more, key) in [
+            (r#","policy_server_api":"carrier""#, "policy_server_api"),
+            (r#","policy_server_api":"http""#, "policy_server_url"),
+            (r#","policy_server_api":"http","policy_server_url":"ftp://x""#, "policy_server_url"),
+        ] {
+            let problems = read(more).unwrap_err();
+            assert!(problems[0].starts_with(&format!("{key}: ")), "{problems:?}");
+        }
     }
 
     #[test]

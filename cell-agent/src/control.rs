@@ -4,7 +4,8 @@
 //! "updated container H" is a promise: the container's rules are in the kernel.
 //! So the store is read anew, the policy store must have told the groups of the
 //! container's space, and the transaction must be committed. Where the policy
-//! store is down, its last good answer counts, if there is one.
+//! store is down, its last good answer counts, if there is one. A policy server
+//! that is polled is asked now.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +19,12 @@ use model::ids::ContainerHandle;
 use tokio::sync::watch;
 use tonic::codegen::http::StatusCode;
 
-use crate::{containers::Feed, plan::Standing, reconcile::Enforced};
+use crate::{
+    containers::Feed,
+    groups::Refresh,
+    plan::{Known, Standing},
+    reconcile::Enforced,
+};
 
 /// What the endpoints work with.
 #[derive(Debug, Clone)]
@@ -32,6 +38,10 @@ pub struct Control {
 pub struct Cell {
     /// The containers.
     pub containers: Feed,
+    /// The groups that are known.
+    pub groups: watch::Receiver<Option<Arc<Known>>>,
+    /// Has them asked for now.
+    pub refresh: Refresh,
     /// What is in force.
     pub enforced: watch::Receiver<Arc<Enforced>>,
     /// The longest that a request waits.
@@ -139,12 +149,18 @@ impl Cell {
     async fn update(&self, handle: &str) -> Result<(), String> {
         let reading = self.containers.reload().await?.reading;
         let Ok(handle) = ContainerHandle::parse(handle) else { return Ok(()) };
+        let asked = tokio::time::timeout(self.timeout, self.refresh.now()).await;
+        let refreshed =
+            asked.unwrap_or_else(|_| Err("the policy server does not answer".to_owned()));
+        let known = self.groups.borrow().clone();
         let standing = |enforced: &Enforced| {
             enforced.ruleset.containers.get(&handle).map(|planned| planned.standing.clone())
         };
         let done = |enforced: &Enforced| {
             let decided = !matches!(standing(enforced), Some(Standing::Unknown(_)));
-            attempted(enforced, reading) && (decided || enforced.error.is_some())
+            let newest = known.as_ref().is_none_or(|known| enforced.has_seen(known));
+            let tried = attempted(enforced, reading) && newest;
+            tried && (decided || refreshed.is_err()) || enforced.error.is_some()
         };
         let enforced = self.wait(done).await;
         if let Some(error) = failure(&enforced, reading) {
@@ -153,9 +169,9 @@ impl Cell {
         match standing(&enforced) {
             None | Some(Standing::Bound(_) | Standing::Ungrouped(_)) => Ok(()),
             Some(Standing::Isolated(reason)) => Err(reason),
-            Some(Standing::Unknown(space)) => {
-                Err(format!("the policy store has not told the security groups of space {space}"))
-            }
+            Some(Standing::Unknown(space)) => Err(refreshed.err().unwrap_or_else(|| {
+                format!("the policy store has not told the security groups of space {space}")
+            })),
         }
     }
 

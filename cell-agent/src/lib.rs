@@ -21,6 +21,7 @@ pub mod drift;
 pub mod explain;
 pub mod groups;
 pub mod grpc;
+mod metrics;
 pub mod plan;
 pub mod reconcile;
 pub mod render;

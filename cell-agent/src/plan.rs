@@ -92,6 +92,14 @@ pub struct Refused {
     pub containers: BTreeMap<ContainerHandle, (Container, String)>,
 }
 
+impl Refused {
+    /// Remembers these as well.
+    pub fn add(&mut self, Self { rules, containers }: Self) {
+        self.rules.extend(rules);
+        self.containers.extend(containers);
+    }
+}
+
 /// Everything that should be in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {

@@ -15,7 +15,6 @@ use crate::tls::ClientTls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What every client begins with.
-#[must_use]
 pub fn builder(user_agent: &str) -> ClientBuilder {
     Client::builder()
         .http1_only()
@@ -31,18 +30,24 @@ pub fn builder(user_agent: &str) -> ClientBuilder {
 pub struct MutualClient {
     tls: ClientTls,
     user_agent: String,
+    adjust: fn(ClientBuilder) -> ClientBuilder,
     built: Mutex<(Arc<ClientConfig>, Client)>,
 }
 
 impl MutualClient {
-    /// A client for the certificates that are valid now.
+    /// A client for the certificates that are valid now. `adjust` changes what
+    /// [`builder`] begins with.
     ///
     /// # Errors
     /// They cannot be used for HTTP.
-    pub fn new(tls: ClientTls, user_agent: String) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        tls: ClientTls,
+        user_agent: String,
+        adjust: fn(ClientBuilder) -> ClientBuilder,
+    ) -> Result<Self, reqwest::Error> {
         let config = tls.rustls_config();
-        let client = build(&config, &user_agent)?;
-        Ok(Self { tls, user_agent, built: Mutex::new((config, client)) })
+        let client = build(&config, adjust(builder(&user_agent)))?;
+        Ok(Self { tls, user_agent, adjust, built: Mutex::new((config, client)) })
     }
 
     /// The client of this moment; ask anew for each request.
@@ -53,15 +58,15 @@ impl MutualClient {
         let config = self.tls.rustls_config();
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&built.0, &config) {
-            let client = build(&config, &self.user_agent)?;
+            let client = build(&config, (self.adjust)(builder(&self.user_agent)))?;
             *built = (config, client);
         }
         Ok(built.1.clone())
     }
 }
 
-fn build(config: &ClientConfig, user_agent: &str) -> Result<Client, reqwest::Error> {
+fn build(config: &ClientConfig, builder: ClientBuilder) -> Result<Client, reqwest::Error> {
     let mut config = config.clone();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    builder(user_agent).tls_backend_preconfigured(config).build()
+    builder.tls_backend_preconfigured(config).build()
 }

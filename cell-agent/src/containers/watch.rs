@@ -136,7 +136,9 @@ impl Follower {
         let file = self.file.clone();
         let inhabited = !self.latest.borrow().snapshot.containers.is_empty();
         let before = self.stamp.clone().filter(|_| inhabited);
+        let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || file.read(before.as_ref())).await;
+        crate::metrics::milliseconds("containerMetadataTime", began.elapsed());
         match read.expect("reading the store does not panic") {
             Ok((stamp, snapshot)) => Ok(self.accept(stamp, snapshot)),
             Err(error) => Err(self.refuse(&error)),

@@ -1,14 +1,8 @@
 //! Keeps a watch of the policy store open, for as long as the agent lives.
 //!
-//! While there is none, the last known groups stand (law 5). Spaces without a
-//! container are kept for [`LINGER`], so that an app that is started again while
-//! the store is down finds its rules.
+//! While there is none, the last known groups stand (law 5).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use model::{
     generation::Generation,
@@ -28,11 +22,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::Follow;
+use super::{Follow, Link, spaces::Spaces};
 use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 
-/// How long a space without containers is still watched.
-const LINGER: Duration = Duration::from_secs(3600);
 const LINGER_CHECK: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
@@ -41,15 +33,6 @@ const GOOD: Duration = Duration::from_secs(10);
 /// The largest answer: 16 MiB of rules is what the Cloud Controller allows one
 /// group to have.
 const LARGEST_MESSAGE: usize = 64 << 20;
-
-/// Whether the store can be reached, and since when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
-    /// A whole state came on the watch that is open.
-    Up,
-    /// There is no watch, or it has not said anything yet.
-    Down,
-}
 
 /// The task that keeps the watch.
 #[derive(Debug)]
@@ -60,8 +43,7 @@ pub struct Client {
     enforced: watch::Receiver<Arc<Enforced>>,
     known: watch::Sender<Option<Arc<Known>>>,
     link: watch::Sender<Link>,
-    /// When each watched space had a container for the last time.
-    used: BTreeMap<SpaceGuid, Instant>,
+    spaces: Spaces,
     backoff: Backoff,
 }
 
@@ -76,7 +58,6 @@ impl Client {
         known: watch::Sender<Option<Arc<Known>>>,
     ) -> (Self, watch::Receiver<Link>) {
         let (link, linked) = watch::channel(Link::Down);
-        let now = Instant::now();
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let client = Self {
             cell,
@@ -85,7 +66,7 @@ impl Client {
             enforced,
             known,
             link,
-            used: spaces.into_iter().map(|space| (space, now)).collect(),
+            spaces: Spaces::new(spaces, Instant::now()),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
         };
         (client, linked)
@@ -167,15 +148,8 @@ impl Client {
 
     /// The spaces to watch now.
     fn spaces(&mut self) -> BTreeSet<SpaceGuid> {
-        let now = Instant::now();
         let snapshot = Arc::clone(&self.containers.borrow_and_update().snapshot);
-        for container in snapshot.containers.values() {
-            if let Ok(belongs) = &container.belongs {
-                self.used.insert(belongs.space.clone(), now);
-            }
-        }
-        self.used.retain(|_, at| now - *at < LINGER);
-        self.used.keys().cloned().collect()
+        self.spaces.of(&snapshot, Instant::now())
     }
 
     async fn subscribe(

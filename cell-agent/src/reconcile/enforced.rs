@@ -1,12 +1,13 @@
 //! What the rest of the agent may know of the kernel.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use model::generation::Generation;
 
 use crate::{
     containers::Snapshot,
-    plan::{Known, Ruleset},
+    metrics::number,
+    plan::{Known, Ruleset, Standing},
 };
 
 /// The outcome of the last attempt, and what is in force.
@@ -46,9 +47,42 @@ impl Enforced {
         }
     }
 
+    /// Whether it was made from these groups or newer ones.
+    #[must_use]
+    pub fn has_seen(&self, known: &Arc<Known>) -> bool {
+        Arc::ptr_eq(&self.known, known) || self.known.generation > known.generation
+    }
+
+    /// Sets the metrics that tell what is in force.
+    pub(super) fn measure(&self) {
+        let (before, after) = rules(&self.ruleset);
+        number("cell_agent_enforced_generation", self.generation().0);
+        number("cell_agent_containers", self.ruleset.containers.len() as u64);
+        number("cell_agent_policies", self.ruleset.policies.len() as u64);
+        number("cell_agent_rules_before_sharing", before);
+        number("cell_agent_rules_after_sharing", after);
+        number("cell_agent_isolated_rules", self.ruleset.isolated_rules() as u64);
+    }
+
     /// The newest generation of the policy store that is in force.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.known.generation
     }
+}
+
+/// How many rules the containers have, each for itself, and how many there are
+/// when containers share what is the same for them.
+fn rules(ruleset: &Ruleset) -> (u64, u64) {
+    let own = |standing: &_| match standing {
+        Standing::Bound(belongs) => {
+            ruleset.policies.get(belongs).map_or(0, |policy| policy.rules.permits.len())
+        }
+        Standing::Unknown(_) | Standing::Ungrouped(_) | Standing::Isolated(_) => 0,
+    };
+    let before: usize = ruleset.containers.values().map(|planned| own(&planned.standing)).sum();
+    let segments = ruleset.policies.values().flat_map(|policy| &policy.segments);
+    let shared: BTreeMap<_, usize> =
+        segments.map(|segment| (Arc::as_ptr(segment), segment.permits.len())).collect();
+    (before as u64, shared.values().sum::<usize>() as u64)
 }

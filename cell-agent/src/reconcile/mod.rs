@@ -13,16 +13,17 @@
 //! What is on disk says which, with a fingerprint of the kernel's own listing;
 //! if they do not agree, the table is written again.
 
+mod culprits;
 mod enforced;
 mod kernel;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use model::ids::GroupGuid;
+use model::generation::Generation;
 use runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -33,12 +34,15 @@ use tokio_util::sync::CancellationToken;
 pub use enforced::Enforced;
 pub use kernel::Kernel;
 
+use culprits::{is_same, refuse, tell, units};
+
 use crate::{
     apply::{
         Error,
-        isolate::{Finding, Search, Unit},
+        isolate::{Finding, Search},
     },
     containers::{Containers, Snapshot},
+    metrics::milliseconds,
     plan::{Known, Refused, Ruleset, Segment, Settings, plan},
 };
 
@@ -80,6 +84,8 @@ pub struct Reconciler {
     inputs: Inputs,
     kernel: Kernel,
     refused: Refused,
+    /// What was told to be refused; each is told once, however often it is tried.
+    told: Refused,
     nudges: mpsc::Receiver<Nudge>,
     published: watch::Sender<Arc<Enforced>>,
     failures: u32,
@@ -87,6 +93,8 @@ pub struct Reconciler {
     settle_at: Option<Instant>,
     changing_since: Option<Instant>,
     changed_at: Option<Instant>,
+    /// The generation in force, and since when.
+    generation_since: Option<(Generation, Instant)>,
     /// Whether the kernel keeps what it has until the inputs are known.
     holding: bool,
     /// Whether somebody took that away, and nobody knows what it was.
@@ -114,6 +122,7 @@ impl Reconciler {
             inputs,
             kernel,
             refused: Refused::default(),
+            told: Refused::default(),
             nudges,
             published,
             failures: 0,
@@ -121,6 +130,7 @@ impl Reconciler {
             settle_at: None,
             changing_since: None,
             changed_at: None,
+            generation_since: None,
             holding: false,
             lost: false,
         };
@@ -152,14 +162,39 @@ impl Reconciler {
                 Ok(()) = self.inputs.groups.changed() => self.gather().await,
                 () = at(retry_at) => self.reconcile().await,
                 () = at(settle_at) => self.settle().await,
-                _ = drift.tick() => { self.check(false).await; }
-                _ = full.tick() => {
-                    self.refused = Refused::default();
-                    if !self.check(true).await {
-                        self.reconcile().await;
-                    }
+                _ = drift.tick() => {
+                    self.measure_age();
+                    self.check(false).await;
                 }
+                _ = full.tick() => self.compare_all().await,
             }
+        }
+    }
+
+    /// Without a reason; when nothing has changed there is nothing to do.
+    async fn compare_all(&mut self) {
+        // The kernel may take now what it refused.
+        let refused = std::mem::take(&mut self.refused);
+        let retries = refused != Refused::default();
+        self.told.add(refused);
+        if !self.check(false).await && (retries || !self.is_current()) {
+            self.reconcile().await;
+        }
+    }
+
+    /// Whether the inputs of this moment are in force.
+    fn is_current(&self) -> bool {
+        let enforced = self.published.borrow();
+        let known = self.inputs.groups.borrow();
+        enforced.error.is_none()
+            && Arc::ptr_eq(&enforced.snapshot, &self.inputs.containers.borrow().snapshot)
+            && known.as_ref().is_some_and(|known| Arc::ptr_eq(&enforced.known, known))
+    }
+
+    fn measure_age(&self) {
+        if let Some((_, since)) = self.generation_since {
+            let age = since.elapsed().as_secs_f64();
+            metrics::gauge!("cell_agent_enforced_generation_age_seconds").set(age);
         }
     }
 
@@ -186,9 +221,12 @@ impl Reconciler {
         let Some(attempt) = self.attempt() else { return };
         let started = Instant::now();
         let before = Arc::clone(&self.published.borrow().ruleset);
-        match self.enforce(&attempt).await {
+        let enforced = self.enforce(&attempt).await;
+        milliseconds("asgIptablesEnforceTime", started.elapsed());
+        match enforced {
             Ok((ruleset, changed)) => {
                 self.failures = 0;
+                self.told = Refused::default();
                 if changed {
                     self.changed(started, &before, &ruleset, &attempt);
                 }
@@ -242,7 +280,9 @@ impl Reconciler {
         ruleset: &Ruleset,
         reason: String,
     ) -> Result<(), Error> {
-        tracing::error!(error = reason, "kernel-refused.looking-for-the-culprit");
+        if self.told == Refused::default() {
+            tracing::error!(error = reason, "kernel-refused.looking-for-the-culprit");
+        }
         let all = units(ruleset);
         let mut search = Search::new(all.iter().cloned().collect());
         while let Some(trial) = search.trial() {
@@ -260,8 +300,10 @@ impl Reconciler {
         match search.finding() {
             Finding::Culprits(culprits) if !culprits.is_empty() => {
                 for (unit, reason) in culprits {
-                    tell(ruleset, &unit, &reason);
                     refuse(&mut self.refused, attempt, &unit, &reason);
+                    if !is_same(&self.told, &self.refused, &unit) {
+                        tell(ruleset, &unit, &reason);
+                    }
                 }
                 Ok(())
             }
@@ -299,7 +341,7 @@ impl Reconciler {
         self.publish(attempt, Err(text));
     }
 
-    fn publish(&self, attempt: &Attempt, outcome: Result<Ruleset, String>) {
+    fn publish(&mut self, attempt: &Attempt, outcome: Result<Ruleset, String>) {
         self.published.send_modify(|published| {
             let enforced = Arc::make_mut(published);
             enforced.attempted = attempt.reading;
@@ -316,10 +358,11 @@ impl Reconciler {
             }
         });
         let enforced = self.published.borrow();
-        gauge("cell_agent_enforced_generation", enforced.generation().0);
-        gauge("cell_agent_containers", enforced.ruleset.containers.len() as u64);
-        gauge("cell_agent_policies", enforced.ruleset.policies.len() as u64);
-        gauge("cell_agent_isolated_rules", enforced.ruleset.isolated_rules() as u64);
+        enforced.measure();
+        let generation = enforced.generation();
+        if self.generation_since.is_none_or(|(in_force, _)| in_force != generation) {
+            self.generation_since = Some((generation, Instant::now()));
+        }
     }
 
     /// Sweeps what is no longer used, and remembers how the kernel looks; gives
@@ -328,7 +371,10 @@ impl Reconciler {
         let since = self.changing_since.take();
         self.settle_at = Some(Instant::now() + SETTLE);
         let ruleset = Arc::clone(&self.published.borrow().ruleset);
-        let settled = match self.kernel.sweep(&ruleset).await {
+        let started = Instant::now();
+        let swept = self.kernel.sweep(&ruleset).await;
+        milliseconds("asgIptablesCleanupTime", started.elapsed());
+        let settled = match swept {
             Ok(()) => tokio::select! {
                 biased;
                 Ok(()) = self.inputs.containers.changed() => {
@@ -403,74 +449,6 @@ async fn at(time: Option<Instant>) {
 #[expect(clippy::disallowed_methods, reason = "the time stamp is shown to people")]
 fn now() -> SystemTime {
     SystemTime::now()
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
-fn gauge(name: &'static str, value: u64) {
-    metrics::gauge!(name).set(value as f64);
-}
-
-/// The error with its causes.
-/// Everything that the kernel could refuse by itself; rules of one group stand
-/// together, so that halves are groups at first.
-fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
-    let mut units = BTreeSet::new();
-    for policy in ruleset.policies.values() {
-        let rules = policy.rules.permits.iter();
-        units.extend(rules.map(|(_, at)| Unit::Rule(at.group.clone(), at.rule)));
-    }
-    let bound = ruleset.containers.iter().filter(|(_, planned)| planned.address.is_some());
-    units.extend(bound.map(|(handle, _)| Unit::Container(handle.clone())));
-    units
-}
-
-fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
-    match unit {
-        Unit::Rule(group, rule) => {
-            let read = attempt.known.groups.get(group);
-            if let Some(spec) = read.and_then(|read| read.rule(*rule)) {
-                let entry = (spec.clone(), reason.to_owned());
-                refused.rules.insert((group.clone(), *rule), entry);
-            }
-        }
-        Unit::Container(handle) => {
-            if let Some(container) = attempt.snapshot.containers.get(handle) {
-                let entry = (container.clone(), format!("the kernel refuses it: {reason}"));
-                refused.containers.insert(handle.clone(), entry);
-            }
-        }
-    }
-}
-
-/// Says what was left out, and whom it concerns.
-fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
-    match unit {
-        Unit::Container(handle) => {
-            tracing::error!(container = %handle, error = reason, "container-isolated");
-        }
-        Unit::Rule(group, rule) => {
-            let containers = concerned(ruleset, group);
-            tracing::error!(
-                "security-group" = %group,
-                rule,
-                containers = runtime::lager::json(&containers),
-                error = reason,
-                "rule-isolated"
-            );
-        }
-    }
-}
-
-/// The containers that have rules of a group, as far as a log line holds them.
-fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
-    let has = |standing: &_| match standing {
-        crate::plan::Standing::Bound(belongs) => {
-            ruleset.policies[belongs].rules.permits.iter().any(|(_, source)| source.group == *group)
-        }
-        _ => false,
-    };
-    let containers = ruleset.containers.iter().filter(|(_, planned)| has(&planned.standing));
-    containers.map(|(handle, _)| handle.as_str()).take(20).collect()
 }
 
 /// How many rules came and went; rules that several containers share count once.

@@ -11,6 +11,7 @@ mod faults;
 mod features;
 mod lab;
 mod packets;
+mod polled;
 mod speed;
 mod store;
 mod swap;

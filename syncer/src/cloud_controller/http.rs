@@ -55,7 +55,9 @@ impl Http {
                 }
                 Self::Fixed(builder.build()?)
             }
-            Trust::Mutual(tls) => Self::Reloading(Box::new(MutualClient::new(tls, user_agent)?)),
+            Trust::Mutual(tls) => {
+                Self::Reloading(Box::new(MutualClient::new(tls, user_agent, |builder| builder)?))
+            }
         })
     }
 

@@ -1,0 +1,260 @@
+//! The groups in the JSON of policy-server-internal (contracts/cell-agent.md 1.3,
+//! contracts/policy-server.md 4.2), purely.
+//!
+//! A group or a rule that cannot be read is told by name and costs nothing else:
+//! the rule counts as one that nobody can enforce, so that the others keep their
+//! places, and of the group the last good version stands. An answer without a
+//! list is no answer, and never an empty list.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use model::{effective::ReadGroup, ids::GroupGuid};
+use proto::policy_v1::{Rule, SecurityGroup, StoredGroup};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Groups by guid.
+pub type Groups = BTreeMap<GroupGuid, Arc<ReadGroup>>;
+
+/// One answer.
+#[derive(Debug)]
+pub struct Page {
+    /// Where the next page begins; 0 when there is none.
+    pub next: u64,
+    /// In the order of the server.
+    pub groups: Vec<Entry>,
+}
+
+/// One group of an answer.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its guid, if that much can be read.
+    pub guid: Option<String>,
+    /// The group, or what is wrong with it.
+    pub group: Result<SecurityGroup, String>,
+    /// Rules that cannot be read, each as a sentence.
+    pub problems: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct RawPage<'a> {
+    #[serde(default)]
+    next: Option<u64>,
+    #[serde(borrow)]
+    security_groups: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RawGuid {
+    guid: String,
+}
+
+#[derive(Deserialize)]
+struct RawGroup {
+    guid: String,
+    #[serde(default)]
+    name: Option<String>,
+    rules: String,
+    #[serde(default)]
+    staging_default: Option<bool>,
+    #[serde(default)]
+    running_default: Option<bool>,
+    #[serde(default)]
+    staging_space_guids: Option<Vec<String>>,
+    #[serde(default)]
+    running_space_guids: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawRule {
+    protocol: Option<String>,
+    destination: Option<String>,
+    ports: Option<String>,
+    #[serde(rename = "type")]
+    icmp_type: Option<i32>,
+    code: Option<i32>,
+    description: Option<String>,
+    log: Option<bool>,
+}
+
+impl Page {
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// It is not JSON, or has no list of groups.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let RawPage { next, security_groups } =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let groups = security_groups.into_iter().map(Entry::parse).collect();
+        Ok(Self { next: next.unwrap_or_default(), groups })
+    }
+}
+
+impl Entry {
+    fn parse(raw: &RawValue) -> Self {
+        let guid = serde_json::from_str(raw.get()).map(|RawGuid { guid }| guid).ok();
+        let mut problems = Vec::new();
+        let group = serde_json::from_str(raw.get()).map_err(|error| error.to_string());
+        let group = group.and_then(|group| read(group, &mut problems));
+        Self { guid, group, problems }
+    }
+}
+
+fn read(raw: RawGroup, problems: &mut Vec<String>) -> Result<SecurityGroup, String> {
+    let RawGroup {
+        guid,
+        name,
+        rules,
+        staging_default,
+        running_default,
+        staging_space_guids,
+        running_space_guids,
+    } = raw;
+    let list: Option<Vec<&RawValue>> =
+        serde_json::from_str(&rules).map_err(|error| format!("rules: {error}"))?;
+    let rules = list.unwrap_or_default().into_iter().enumerate();
+    let rules = rules.map(|(index, raw)| {
+        rule(raw).unwrap_or_else(|error| {
+            problems.push(format!("rule {index}: {error}"));
+            // No protocol: nothing is allowed by it.
+            Rule { description: format!("not readable: {error}"), ..Rule::default() }
+        })
+    });
+    Ok(SecurityGroup {
+        rules: rules.collect(),
+        guid,
+        name: name.unwrap_or_default(),
+        running_default: running_default.unwrap_or_default(),
+        staging_default: staging_default.unwrap_or_default(),
+        running_space_guids: running_space_guids.unwrap_or_default(),
+        staging_space_guids: staging_space_guids.unwrap_or_default(),
+    })
+}
+
+fn rule(raw: &RawValue) -> Result<Rule, serde_json::Error> {
+    let RawRule { protocol, destination, ports, icmp_type, code, description, log } =
+        serde_json::from_str::<Option<_>>(raw.get())?.unwrap_or_default();
+    Ok(Rule {
+        protocol: protocol.unwrap_or_default(),
+        destination: destination.unwrap_or_default(),
+        ports: ports.unwrap_or_default(),
+        r#type: icmp_type.unwrap_or_default(),
+        code: code.unwrap_or_default(),
+        description: description.unwrap_or_default(),
+        log: log.unwrap_or_default(),
+    })
+}
+
+/// Puts the pages of one answer together. The places of the groups in it are
+/// their ids. What cannot be read is told; `before` has the last good versions.
+#[must_use]
+pub fn collect(entries: Vec<Entry>, before: &Groups) -> (Groups, Vec<String>) {
+    let (mut groups, mut problems) = (Groups::new(), Vec::new());
+    for (id, Entry { guid, group, problems: of_rules }) in (1..).zip(entries) {
+        let name = guid.as_deref().map_or(format!("number {id}"), |guid| format!("{guid:?}"));
+        problems.extend(of_rules.iter().map(|problem| format!("group {name}: {problem}")));
+        let stored = group.and_then(|group| {
+            model::group::StoredGroup::try_from(StoredGroup { id, group: Some(group) })
+                .map_err(|error| error.to_string())
+        });
+        match stored {
+            Ok(stored) => {
+                let guid = stored.group.guid.clone();
+                groups.insert(guid, kept(before, stored));
+            }
+            Err(error) => {
+                problems.push(format!("group {name}: {error}"));
+                let guid = guid.and_then(|guid| GroupGuid::parse(&guid).ok());
+                let last_good = guid.and_then(|guid| before.get_key_value(&guid));
+                groups.extend(last_good.map(|(guid, group)| (guid.clone(), Arc::clone(group))));
+            }
+        }
+    }
+    (groups, problems)
+}
+
+/// What is the same as before is not read again.
+fn kept(before: &Groups, stored: model::group::StoredGroup) -> Arc<ReadGroup> {
+    match before.get(&stored.group.guid) {
+        Some(same) if same.stored == stored => Arc::clone(same),
+        _ => Arc::new(ReadGroup::new(stored)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guid(text: &str) -> GroupGuid {
+        GroupGuid::parse(text).unwrap()
+    }
+
+    fn groups(text: &str, before: &Groups) -> (Groups, Vec<String>) {
+        collect(Page::parse(text.as_bytes()).unwrap().groups, before)
+    }
+
+    #[test]
+    fn the_servers_own_answer_is_read() {
+        // contracts/policy-server.md 4.2
+        let page = Page::parse(
+            br#"{"next":2,"security_groups":[{"guid":"594afa3a","name":"asg-00000","rules":
+            "[{\"protocol\":\"tcp\",\"destination\":\"10.88.139.92\",\"ports\":\"57506\",\"type\":0,\"code\":0,\"description\":\"rule 0\",\"log\":true}]",
+            "staging_default":true,"running_default":true,"staging_space_guids":["s1"],"running_space_guids":["s1","s2"]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(page.next, 2);
+        let (groups, problems) = collect(page.groups, &Groups::new());
+        assert!(problems.is_empty(), "{problems:?}");
+        let group = &groups[&guid("594afa3a")].stored;
+        assert_eq!((group.id.0, group.group.name.as_str()), (1, "asg-00000"));
+        assert_eq!((group.group.running.spaces.len(), group.group.staging.spaces.len()), (2, 1));
+        let [rule] = group.group.rules.as_slice() else { panic!("{group:?}") };
+        assert_eq!((rule.destination.as_str(), rule.ports.as_str()), ("10.88.139.92", "57506"));
+        assert!(rule.log && group.group.running.everywhere && group.group.staging.everywhere);
+    }
+
+    #[test]
+    fn what_is_absent_or_null_is_empty() {
+        let text = r#"{"security_groups":[{"guid":"a","rules":"null"},
+            {"guid":"b","name":null,"rules":"[{\"protocol\":\"all\",\"type\":null},null]","running_space_guids":null}]}"#;
+        let (groups, problems) = groups(text, &Groups::new());
+        assert!(problems.is_empty(), "{problems:?}");
+        assert!(groups[&guid("a")].stored.group.rules.is_empty());
+        assert_eq!(groups[&guid("b")].stored.group.rules.len(), 2);
+    }
+
+    #[test]
+    fn an_answer_without_a_list_is_no_answer() {
+        for text in ["{}", "", "null", r#"{"security_groups":null}"#, r#"{"error":"x"}"#, "[]"] {
+            Page::parse(text.as_bytes()).unwrap_err();
+        }
+        assert!(Page::parse(br#"{"next":0,"security_groups":[]}"#).unwrap().groups.is_empty());
+    }
+
+    #[test]
+    fn a_bad_group_keeps_its_last_good_version_and_costs_no_other() {
+        let good = r#"{"next":0,"security_groups":[
+            {"guid":"a","rules":"[{\"protocol\":\"all\",\"destination\":\"10.0.0.1\"}]"},{"guid":"b","rules":"[]"}]}"#;
+        let (before, _) = groups(good, &Groups::new());
+        let bad = r#"{"next":0,"security_groups":[
+            {"guid":"a","rules":[]},{"guid":"new","rules":"{"},{"guid":7},3,{"guid":"b","rules":"[]"}]}"#;
+        let (after, problems) = groups(bad, &before);
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems[0].starts_with("group \"a\": "), "{problems:?}");
+        assert!(problems[2].starts_with("group number 3: "), "{problems:?}");
+        assert_eq!(after.keys().collect::<Vec<_>>(), [&guid("a"), &guid("b")]);
+        assert!(Arc::ptr_eq(&after[&guid("a")], &before[&guid("a")]));
+    }
+
+    #[test]
+    fn a_bad_rule_allows_nothing_and_keeps_its_place() {
+        let text = r#"{"security_groups":[{"guid":"a","rules":
+            "[{\"protocol\":\"all\",\"ports\":443,\"destination\":\"0.0.0.0/0\"},{\"protocol\":\"all\",\"destination\":\"10.0.0.1\"}]"}]}"#;
+        let (groups, problems) = groups(text, &Groups::new());
+        assert!(problems[0].starts_with("group \"a\": rule 0: "), "{problems:?}");
+        let read = &groups[&guid("a")];
+        assert_eq!(read.stored.group.rules.len(), 2);
+        assert_eq!(read.problems().map(|(index, _)| index).collect::<Vec<_>>(), [0]);
+    }
+}

@@ -1,0 +1,256 @@
+//! Asks a genuine policy-server-internal for the groups, from time to time and
+//! when a container needs them.
+//!
+//! - The stamp of the last change is asked for first, where the server has one.
+//!   It counts as seen only after the list that was asked for after it.
+//! - A state is passed on when all of its pages have come, never a part of it.
+//! - Whatever fails, the last known groups stand (law 5).
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use model::{generation::Generation, ids::SpaceGuid};
+use runtime::{backoff::Backoff, error::chain, tls::ClientTls};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Link,
+    api::{Api, Error},
+    page::{self, Entry},
+    spaces::Spaces,
+};
+use crate::{containers::Containers, plan::Known};
+
+/// The first wait after a failure; it doubles up to the interval of polls.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Without a change of the stamp the list is asked for all the same each so many
+/// polls: the genuine server does not move its stamp when it loses all groups.
+const UNCHANGED_MOST: u32 = 10;
+/// A list of several pages is asked for again this often when it changes
+/// meanwhile; after that the next poll makes it right.
+const ATTEMPTS: u32 = 3;
+
+type Answer = oneshot::Sender<Result<(), String>>;
+
+/// How others have the groups asked for now.
+#[derive(Debug, Clone)]
+pub struct Refresh(Option<mpsc::Sender<Answer>>);
+
+impl Refresh {
+    /// For a source that tells each change by itself.
+    #[must_use]
+    pub fn pushed() -> Self {
+        Self(None)
+    }
+
+    /// Returns when the groups of all spaces with containers have been asked for,
+    /// after this call.
+    ///
+    /// # Errors
+    /// Why they are not known, as a sentence.
+    pub async fn now(&self) -> Result<(), String> {
+        let Some(ask) = &self.0 else { return Ok(()) };
+        let gone = || "the agent is shutting down".to_owned();
+        let (answer, answered) = oneshot::channel();
+        ask.send(answer).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+/// Where and how often to ask.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Scheme, host and port.
+    pub url: String,
+    /// For one request, body included.
+    pub timeout: Duration,
+    /// From the end of a poll to the next one.
+    pub interval: Duration,
+}
+
+/// The task that asks.
+#[derive(Debug)]
+pub struct Poller {
+    api: Api,
+    interval: Duration,
+    containers: watch::Receiver<Containers>,
+    known: watch::Sender<Option<Arc<Known>>>,
+    link: watch::Sender<Link>,
+    asked: mpsc::Receiver<Answer>,
+    spaces: Spaces,
+    /// What the last list was for; `None` before the first one.
+    fetched: Option<Fetched>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Fetched {
+    stamp: Option<u64>,
+    spaces: BTreeSet<SpaceGuid>,
+    /// How many polls ago.
+    polls: u32,
+}
+
+impl Poller {
+    /// A task that has not begun. `known` holds the last good groups.
+    ///
+    /// # Errors
+    /// The certificates cannot be used for HTTP.
+    pub fn new(
+        server: Server,
+        tls: ClientTls,
+        containers: watch::Receiver<Containers>,
+        known: watch::Sender<Option<Arc<Known>>>,
+    ) -> Result<(Self, watch::Receiver<Link>, Refresh), reqwest::Error> {
+        let Server { url, timeout, interval } = server;
+        let (link, linked) = watch::channel(Link::Down);
+        let (ask, asked) = mpsc::channel(64);
+        let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
+        let poller = Self {
+            api: Api::new(&url, tls, timeout)?,
+            interval,
+            containers,
+            known,
+            link,
+            asked,
+            spaces: Spaces::new(spaces, Instant::now()),
+            fetched: None,
+            backoff: Backoff::new(RETRY_FIRST, interval),
+        };
+        Ok((poller, linked, Refresh(Some(ask))))
+    }
+
+    /// Asks until shutdown; for the first time at once.
+    ///
+    /// # Errors
+    /// Never; whatever fails is told and tried again.
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut next = Instant::now();
+        loop {
+            let mut waiting = Vec::new();
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = sleep_until(next) => {}
+                Some(answer) = self.asked.recv() => waiting.push(answer),
+                Ok(()) = self.containers.changed() => {
+                    if !self.lacks_a_space() {
+                        continue;
+                    }
+                }
+            }
+            // Who asked before a request went out is answered by it.
+            while let Ok(answer) = self.asked.try_recv() {
+                waiting.push(answer);
+            }
+            let Some(outcome) = shutdown.run_until_cancelled(self.cycle()).await else {
+                return Ok(());
+            };
+            next = Instant::now() + self.told(&outcome);
+            let outcome = outcome.map_err(|error| chain(&error));
+            for answer in waiting {
+                let _gave_up = answer.send(outcome.clone());
+            }
+        }
+    }
+
+    fn wanted(&mut self) -> BTreeSet<SpaceGuid> {
+        let snapshot = Arc::clone(&self.containers.borrow_and_update().snapshot);
+        self.spaces.of(&snapshot, Instant::now())
+    }
+
+    fn lacks_a_space(&mut self) -> bool {
+        let wanted = self.wanted();
+        self.fetched.as_ref().is_none_or(|fetched| !wanted.is_subset(&fetched.spaces))
+    }
+
+    async fn cycle(&mut self) -> Result<(), Error> {
+        let began = Instant::now();
+        let spaces = self.wanted();
+        let mut stamp = self.api.last_updated().await?;
+        if let Some(fetched) = &mut self.fetched
+            && stamp.is_some()
+            && fetched.stamp == stamp
+            && spaces.is_subset(&fetched.spaces)
+            && fetched.polls < UNCHANGED_MOST
+        {
+            fetched.polls += 1;
+            return Ok(());
+        }
+        let mut attempts = 0;
+        let entries = loop {
+            attempts += 1;
+            let (entries, pages) = self.api.groups(&spaces).await?;
+            if pages == 1 || stamp.is_none() || attempts == ATTEMPTS {
+                break entries;
+            }
+            let after = self.api.last_updated().await?;
+            if after == stamp {
+                break entries;
+            }
+            stamp = after;
+        };
+        crate::metrics::milliseconds("policyServerASGPollTime", began.elapsed());
+        self.receive(entries, stamp, &spaces);
+        self.fetched = Some(Fetched { stamp, spaces, polls: 0 });
+        Ok(())
+    }
+
+    fn receive(&mut self, entries: Vec<Entry>, stamp: Option<u64>, spaces: &BTreeSet<SpaceGuid>) {
+        let before = self.known.borrow().clone();
+        let Known { generation, spaces: old_spaces, groups: old } =
+            before.as_deref().cloned().unwrap_or_default();
+        if stamp == Some(0) && entries.is_empty() && !old.is_empty() {
+            // A server that was never filled says nothing about the rules.
+            tracing::error!("policy-server-is-empty.keeping-last-good-groups");
+            return;
+        }
+        let (groups, problems) = page::collect(entries, &old);
+        for problem in problems {
+            tracing::error!(error = problem, "group-isolated");
+        }
+        let same = before.is_some() && groups == old && old_spaces == *spaces;
+        let generation = match stamp {
+            Some(stamp) => Generation(stamp),
+            None if same => generation,
+            None => Generation(generation.0 + 1),
+        };
+        tracing::debug!(
+            generation = generation.0,
+            groups = groups.len(),
+            spaces = spaces.len(),
+            "groups-received"
+        );
+        let known = Known { generation, spaces: spaces.clone(), groups };
+        self.known.send_if_modified(|last| {
+            let changed = !same || last.as_ref().is_none_or(|last| last.generation != generation);
+            if changed {
+                *last = Some(Arc::new(known));
+            }
+            changed
+        });
+    }
+
+    /// Tells how a poll went, and how long to wait for the next one.
+    fn told(&mut self, outcome: &Result<(), Error>) -> Duration {
+        let Err(error) = outcome else {
+            self.backoff.reset();
+            if self.link.send_replace(Link::Up) == Link::Down {
+                tracing::info!("policy-server-polled");
+            }
+            // Cells that started together do not go on asking together.
+            return Backoff::new(self.interval, self.interval).pause();
+        };
+        self.link.send_replace(Link::Down);
+        let wait = self.backoff.pause();
+        metrics::counter!("cell_agent_policy_server_failures_total").increment(1);
+        tracing::error!(
+            error = format_args!("get-asg-rules: {}", chain(error)),
+            "retry-milliseconds" = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            "poll-cycle"
+        );
+        wait
+    }
+}

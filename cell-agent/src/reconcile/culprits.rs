@@ -1,0 +1,88 @@
+//! What the kernel refuses, by its names in the inputs.
+
+use std::collections::BTreeSet;
+
+use model::ids::GroupGuid;
+
+use super::Attempt;
+use crate::{
+    apply::isolate::Unit,
+    plan::{Refused, Ruleset, Standing},
+};
+
+/// Everything that the kernel could refuse by itself; rules of one group stand
+/// together, so that halves are groups at first.
+pub(super) fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
+    let mut units = BTreeSet::new();
+    for policy in ruleset.policies.values() {
+        let rules = policy.rules.permits.iter();
+        units.extend(rules.map(|(_, at)| Unit::Rule(at.group.clone(), at.rule)));
+    }
+    let bound = ruleset.containers.iter().filter(|(_, planned)| planned.address.is_some());
+    units.extend(bound.map(|(handle, _)| Unit::Container(handle.clone())));
+    units
+}
+
+pub(super) fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
+    match unit {
+        Unit::Rule(group, rule) => {
+            let read = attempt.known.groups.get(group);
+            if let Some(spec) = read.and_then(|read| read.rule(*rule)) {
+                let entry = (spec.clone(), reason.to_owned());
+                refused.rules.insert((group.clone(), *rule), entry);
+            }
+        }
+        Unit::Container(handle) => {
+            if let Some(container) = attempt.snapshot.containers.get(handle) {
+                let entry = (container.clone(), format!("the kernel refuses it: {reason}"));
+                refused.containers.insert(handle.clone(), entry);
+            }
+        }
+    }
+}
+
+/// Whether a unit is refused in both for the same content.
+pub(super) fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
+    match unit {
+        Unit::Rule(group, rule) => {
+            let at = (group.clone(), *rule);
+            let (one, other) = (one.rules.get(&at), other.rules.get(&at));
+            one.zip(other).is_some_and(|((one, _), (other, _))| one == other)
+        }
+        Unit::Container(handle) => {
+            let (one, other) = (one.containers.get(handle), other.containers.get(handle));
+            one.zip(other).is_some_and(|((one, _), (other, _))| one == other)
+        }
+    }
+}
+
+/// Says what was left out, and whom it concerns.
+pub(super) fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
+    match unit {
+        Unit::Container(handle) => {
+            tracing::error!(container = %handle, error = reason, "container-isolated");
+        }
+        Unit::Rule(group, rule) => {
+            let containers = concerned(ruleset, group);
+            tracing::error!(
+                "security-group" = %group,
+                rule,
+                containers = runtime::lager::json(&containers),
+                error = reason,
+                "rule-isolated"
+            );
+        }
+    }
+}
+
+/// The containers that have rules of a group, as far as a log line holds them.
+fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
+    let has = |standing: &_| match standing {
+        Standing::Bound(belongs) => {
+            ruleset.policies[belongs].rules.permits.iter().any(|(_, source)| source.group == *group)
+        }
+        _ => false,
+    };
+    let containers = ruleset.containers.iter().filter(|(_, planned)| has(&planned.standing));
+    containers.map(|(handle, _)| handle.as_str()).take(20).collect()
+}

@@ -25,6 +25,7 @@ use tonic::codegen::http::{Method, StatusCode};
 
 use crate::{
     apply::Nft,
+    c2c_logging,
     config::{Config, Source},
     containers::{Containers, Feed, StoreFile},
     control::{self, Control},
@@ -288,6 +289,7 @@ fn debug_router(process: &Process, health: &Health) -> Router {
         .route("/metrics", get(async move || metrics.render()))
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(async move || readiness(&health)))
+        .merge(c2c_logging::router())
 }
 
 fn readiness(health: &Health) -> Response {

@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod apply;
+mod c2c_logging;
 pub mod config;
 pub mod containers;
 pub mod control;

@@ -395,6 +395,18 @@ fn the_endpoints_answer_as_the_original() {
         assert_eq!(cell.debug("GET", "/log-level", "").await, (200, String::new()));
         assert_eq!(cell.debug("PUT", "/log-level", "debug").await.0, 200);
         assert_eq!(cell.debug("POST", "/log-level", "loud").await.0, 400);
+        for (method, body, answer) in [
+            ("GET", "", (200, "{\"enabled\":false}")),
+            ("PUT", "{\"enabled\":true}", (200, "{\"enabled\":true}")),
+            ("GET", "", (200, "{\"enabled\":true}")),
+        ] {
+            let (status, told) = cell.debug(method, "/iptables-c2c-logging", body).await;
+            assert_eq!((status, told.as_str()), answer, "{method} {body}");
+        }
+        for bad in ["", "{}", "{\"enabled\":1}"] {
+            let (status, told) = cell.debug("PUT", "/iptables-c2c-logging", bad).await;
+            assert!(status == 400 && told.starts_with("{\"error\":"), "{bad:?}: {status} {told}");
+        }
         assert_eq!(cell.debug("GET", "/readyz", "").await, (200, "ready\n".to_owned()));
         cell.stop().await;
 

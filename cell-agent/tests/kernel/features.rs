@@ -1,9 +1,10 @@
 //! What the configuration adds to the rules, with real packets.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV6, UdpSocket};
 
 use proto::policy_v1::{Rule, SecurityGroup};
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     agent::{Cell, all, app, bound, eventually, global, listing, rule},
@@ -236,14 +237,27 @@ fn an_address_outside_the_overlay_is_guarded_too() {
 fn ipv6_is_filtered_for_containers_that_have_it() {
     lab(async |lab| {
         sh("nft 'table inet measure { chain after { type filter hook forward priority 100;
-            ip6 daddr fd00:1::1 counter; ip6 daddr fd00:2::1 counter; ip6 daddr fd00:3::1 counter; }; }'");
+            ip6 daddr fd00:1::1 counter; ip6 daddr fd00:2::1 counter; ip6 daddr fd00:3::1 counter;
+            ip6 daddr fd00:4::1 counter; ip6 daddr fd00:5::1 counter; }; }'");
         let groups = vec![global(
             "g1",
-            vec![all("fd00:1::/32,10.1.0.0/16"), rule("udp", "fd00:3::1", "53")],
+            vec![
+                all("fd00:1::/32,10.1.0.0/16"),
+                rule("udp", "fd00:3::1", "53"),
+                Rule { r#type: 128, code: 0, ..rule("icmpv6", "fd00:4::/32", "") },
+                // Another message than the one that is sent.
+                Rule { r#type: 1, code: 4, ..rule("icmpv6", "fd00:5::/32", "") },
+            ],
         )];
         let (mut cell, prober) = cell(&lab, json!({}), groups).await;
         cell.add_app("c6", "fd00:255::2", "s1").await;
         let socket = lab.inside.run(|| UdpSocket::bind("[fd00:255::2]:0").unwrap());
+        let echo = lab.inside.run(|| {
+            let echo = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+            let from: SocketAddrV6 = "[fd00:255::2]:0".parse().unwrap();
+            echo.bind(&from.into()).unwrap();
+            echo
+        });
         let passed = |to: &str| {
             let listing = sh("nft list table inet measure");
             !listing.lines().find(|line| line.contains(to)).unwrap().contains("packets 0 ")
@@ -252,10 +266,15 @@ fn ipv6_is_filtered_for_containers_that_have_it() {
             for to in ["[fd00:1::1]:80", "[fd00:2::1]:80", "[fd00:3::1]:53"] {
                 let _refused = socket.send_to(b"ping", to);
             }
-            passed("fd00:1::1") && passed("fd00:3::1")
+            for to in ["[fd00:5::1]:0", "[fd00:4::1]:0"] {
+                let to: SocketAddrV6 = to.parse().unwrap();
+                let request = [128, 0, 0, 0, 0, 1, 0, 1];
+                let _refused = echo.send_to(&request, &to.into());
+            }
+            passed("fd00:1::1") && passed("fd00:3::1") && passed("fd00:4::1")
         })
         .await;
-        assert!(!passed("fd00:2::1"));
+        assert!(!passed("fd00:2::1") && !passed("fd00:5::1"));
         assert_eq!(prober.probe(C1, address("10.1.0.1"), tcp(80)).await, Fate::Accept);
         cell.stop().await;
     });

@@ -3,28 +3,34 @@
 //! Order at the end: the signal ends accepting; open calls get their answers;
 //! then the flusher stores what is queued and closes the database. The flusher is
 //! told by a token that falls when the gRPC task ends, however it ends: it does
-//! not wait for handles of the store to be dropped.
+//! not wait for handles of the store to be dropped. The agent's last envelopes
+//! leave beside that.
+//!
+//! A start that fails says so in the original's words (contracts/locket.md 4.2).
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use proto::{lock_v1::lock_watch_server::LockWatchServer, models::locket_server::LocketServer};
 use runtime::{
-    process::{About, ConfigError, Process},
-    server::{Admin, Grpc, Health, Listener},
+    loggregator::{self, Delivery, Loggregator},
+    process::{About, ConfigError, Ending, Failure, Process},
+    server::{Admin, Grpc, Health, Limits, Listener},
     supervise::Tasks,
     tls::{Alpn, ServerTls},
 };
 use storage::sqlite::Options;
 use tokio_util::sync::CancellationToken;
-use tracing::info_span;
+use tracing::{Span, info_span};
 
 use crate::{
-    config::Config,
+    access::Access,
+    config::{Config, Database},
     feed::Feed,
     grpc::Service,
     locks::Locks,
     reaper,
+    report::Report,
     store::embedded::{Embedded, Flusher},
 };
 
@@ -38,9 +44,21 @@ pub struct App {
     feed: Feed,
     listener: Listener,
     tls: ServerTls,
+    limits: Limits,
     admin: Option<Admin>,
     health: Health,
-    operation_timeout: Duration,
+    access: Access,
+    agent: Option<(Loggregator, Delivery)>,
+    timing: Timing,
+    ending: Ending,
+}
+
+/// How long things may take, and how often they happen.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    operation: Duration,
+    drain: Duration,
+    report: Duration,
 }
 
 impl App {
@@ -65,19 +83,34 @@ impl runtime::process::Service for App {
         config.log()
     }
 
+    fn censor(config: &Config) -> runtime::lager::Censor {
+        config.log.censor.clone()
+    }
+
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
         let Config {
             listen_address,
             tls,
             database,
             operation_timeout,
+            drain_timeout,
+            max_connections,
+            access,
+            health_check: _,
+            report_interval,
+            loggregator,
             debug_address,
-            log_level: _,
-            time_format: _,
+            log: _,
         } = config;
         let health = Health::new();
-        let tls = ServerTls::load(&tls, Alpn::H2).context("invalid-tls-config")?;
-        let listener = Listener::tcp("listen_address", &listen_address).await?;
+        let agent = match &loggregator {
+            Some(config) => loggregator::bind(config)
+                .map_err(|error| Failure::error("failed-to-initialize-metron-client", error))?,
+            None => None,
+        };
+        let tls = ServerTls::load(&tls, Alpn::H2)
+            .map_err(|error| Failure::fatal("invalid-tls-config", error))?;
+        let listener = listen(&listen_address).await?;
         let debug = match debug_address {
             Some(address) => Some(Listener::tcp("debug_address", address.as_str()).await?),
             None => None,
@@ -88,15 +121,43 @@ impl runtime::process::Service for App {
             Admin::new(listener, process, &health)
         });
         let feed = Feed::default();
-        let (store, flusher) = Embedded::open(&database, &Options::default(), feed.clone())
-            .await
-            .context("opening database_connection_string")?;
-        Ok(Self { store, flusher, feed, listener, tls, admin, health, operation_timeout })
+        let (store, flusher) = open(database, feed.clone()).await?;
+        let limits = Limits { connections: max_connections, ..Limits::default() };
+        let timing =
+            Timing { operation: operation_timeout, drain: drain_timeout, report: report_interval };
+        let ending = process.ending.clone();
+        Ok(Self {
+            store,
+            flusher,
+            feed,
+            listener,
+            tls,
+            limits,
+            admin,
+            health,
+            access,
+            agent,
+            timing,
+            ending,
+        })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { store, flusher, feed, listener, tls, admin, health, operation_timeout } = self;
-        let drain = operation_timeout;
+        let Self {
+            store,
+            flusher,
+            feed,
+            listener,
+            tls,
+            limits,
+            admin,
+            health,
+            access,
+            agent,
+            timing,
+            ending,
+        } = self;
+        let Timing { operation, drain, report: interval } = timing;
         let drained = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
 
@@ -106,7 +167,7 @@ impl runtime::process::Service for App {
             health.ready();
             async move { Ok(flusher.run(stop, health).await?) }
         });
-        tasks.add("reaper", reaper::run(store.clone(), feed, shutdown.clone()));
+        tasks.add("reaper", reaper::run(store.clone(), feed.clone(), shutdown.clone()));
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
         if let Some(admin) = admin {
             let shutdown = shutdown.clone();
@@ -115,22 +176,71 @@ impl runtime::process::Service for App {
                 Ok(())
             });
         }
+        let service = Service::new(Locks::new(store, operation), shutdown.clone()).only(access);
+        if let Some((loggregator, delivery)) = agent {
+            let report = Report { loggregator, feed, calls: service.calls(), interval };
+            tasks.add("report", report.run(shutdown.clone()));
+            tasks.add("loggregator", delivery.run(shutdown.clone()));
+        }
         tasks.add("grpc", {
-            let address = listener.local_addr();
-            info_span!("grpc-server").in_scope(|| tracing::info!(address, "started"));
-            let service = Service::new(Locks::new(store, operation_timeout), shutdown.clone());
             let server = Grpc::new(listener, Some(tls), &health)
+                .limits(limits)
                 .descriptors(proto::DESCRIPTORS)
                 .add(LocketServer::new(service.clone()))
                 .add(LockWatchServer::new(service));
             let drained = drained.drop_guard();
+            let span = info_span!("grpc-server");
+            span.in_scope(|| tracing::info!(address = server.local_addr(), "started"));
             async move {
                 let _drained = drained;
-                server.serve(shutdown, drain).await?;
-                Ok(())
+                serve(server, span, shutdown, drain, ending).await
             }
         });
         tracing::info!("started");
         tasks.join(drain + CLOSE).await
     }
+}
+
+async fn listen(address: &str) -> anyhow::Result<Listener> {
+    let listened = Listener::tcp("listen_address", address).await.map_err(anyhow::Error::new);
+    let span = info_span!("grpc-server");
+    span.in_scope(|| match &listened {
+        Ok(_) => {}
+        Err(error) => tracing::error!(error = format_args!("{error:#}"), "failed-to-listen"),
+    });
+    listened
+}
+
+async fn open(database: Database, feed: Feed) -> Result<(Embedded, Flusher), Failure> {
+    match database {
+        Database::Embedded(path) => Embedded::open(&path, &Options::default(), feed)
+            .await
+            .context("opening database_connection_string")
+            .map_err(|error| Failure::fatal("sql-failed-to-connect", error)),
+        Database::Shared(server) => {
+            let error = anyhow!("this release keeps locks in sqlite only, not on {server:?}");
+            Err(Failure::fatal("invalid-driver-name", error))
+        }
+    }
+}
+
+/// Serves with the original's lines about it.
+async fn serve(
+    server: Grpc,
+    span: Span,
+    shutdown: CancellationToken,
+    drain: Duration,
+    ending: Ending,
+) -> anyhow::Result<()> {
+    let mut served = pin!(server.serve(shutdown.clone(), drain));
+    let served = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {
+            span.in_scope(|| tracing::info!(signal = ending.signal(), "signalled"));
+            served.await
+        }
+        served = served.as_mut() => served,
+    };
+    span.in_scope(|| tracing::info!("complete"));
+    Ok(served?)
 }

@@ -1,39 +1,33 @@
-//! The configuration file: the original's keys (contracts/locket.md 4.2).
+//! The configuration file: the original's keys (contracts/locket.md 4.2), and a
+//! few of ours.
+//!
+//! A duration that is not positive stands for its default, as the original's zero
+//! value does, unless its key says otherwise.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use runtime::{
     config::{Configure, GoDuration, HostPort, Reader},
-    lager::{self, Level, TimeFormat},
-    tls,
+    lager::{self, Censor, Level, TimeFormat},
+    loggregator,
+    server::Limits,
+    tls::{self, Pattern},
 };
 
-/// How long a request waits for the store when nothing else is said.
-const OPERATION_TIMEOUT: GoDuration = GoDuration::from_seconds(10);
+use crate::access::Access;
+
 /// What Go listens on when no address is given: any free port, everywhere.
 const ANY_ADDRESS: &str = ":0";
 
-/// Keys that have no meaning here. Those of SQL servers, because there is none;
-/// those of the loggregator agent and of redaction, because metrics are served as
-/// Prometheus text and no line carries a secret.
-const IGNORED: &[&str] = &[
-    "max_open_database_connections",
-    "max_database_connection_lifetime",
-    "sql_ca_cert_file",
-    "sql_enable_identity_verification",
-    "db_connection_timeout",
-    "db_read_timeout",
-    "db_write_timeout",
-    "report_interval",
-    "enable_db_health_check",
-    "health_check_timeout",
-    "health_check_interval",
-    "health_check_failure_threshold",
-    "redact_secrets",
-    "redact_patterns",
-    "max_data_string_length",
-    "loggregator",
-];
+const SECOND: Duration = Duration::from_secs(1);
+/// How long a request waits for the store.
+const OPERATION: Duration = Duration::from_secs(10);
+/// How long connecting to a database server may take. The original has ten
+/// minutes, within which nobody would wait for the answer.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a start waits for a database that is not there yet.
+const START: GoDuration = GoDuration::from_seconds(300);
+const REPORT: Duration = Duration::from_secs(60);
 
 /// What the file says.
 #[derive(Debug, Clone)]
@@ -42,122 +36,243 @@ pub struct Config {
     pub listen_address: String,
     /// `ca_file`, `cert_file`, `key_file`.
     pub tls: tls::Files,
-    /// `database_connection_string`: the path of the SQLite file.
-    pub database: PathBuf,
+    /// Where locks are kept.
+    pub database: Database,
     /// `db_operation_timeout`: how long a request waits for the store.
     pub operation_timeout: Duration,
+    /// `drain_timeout`: what open calls get after SIGTERM.
+    pub drain_timeout: Duration,
+    /// `max_connections`: clients at a time.
+    pub max_connections: usize,
+    /// `writer_identities`, `reader_identities`.
+    pub access: Access,
+    /// `enable_db_health_check` and its keys.
+    pub health_check: Option<HealthCheck>,
+    /// `report_interval`: the period of metrics for the loggregator agent.
+    pub report_interval: Duration,
+    /// `loggregator`: its agent; not used without certificates.
+    pub loggregator: Option<loggregator::Config>,
     /// `debug_address`: metrics, health and log level; not served when absent.
     pub debug_address: Option<HostPort>,
+    /// The keys about the log.
+    pub log: Log,
+}
+
+/// `log_level`, `time_format`, and what is kept out of the log.
+#[derive(Debug, Clone)]
+pub struct Log {
     /// `log_level`.
-    pub log_level: Level,
+    pub level: Level,
     /// `time_format`.
-    pub time_format: TimeFormat,
+    pub format: TimeFormat,
+    /// `redact_secrets`, `redact_patterns`, `max_data_string_length`.
+    pub censor: Censor,
+}
+
+/// Where locks are kept: `database_driver` and its keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Database {
+    /// `sqlite`: in this file.
+    Embedded(PathBuf),
+    /// `postgres`, `mysql`: on a server that others may share.
+    Shared(Server),
+}
+
+/// Which language a server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// `postgres`.
+    Postgres,
+    /// `mysql`: MySQL or MariaDB.
+    MySql,
+}
+
+/// A database server and how it is used.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Server {
+    /// `database_driver`.
+    pub driver: Driver,
+    /// `database_connection_string`; it holds a password, and is shown nowhere.
+    pub connection_string: String,
+    /// `sql_ca_cert_file`: the authority of the server's certificate, if TLS is
+    /// demanded.
+    pub ca: Option<PathBuf>,
+    /// `sql_enable_identity_verification`: whether the certificate must be for the
+    /// host of the connection string.
+    pub verify_identity: bool,
+    /// `max_open_database_connections`; `None` leaves it to the store.
+    pub max_open: Option<usize>,
+    /// `max_database_connection_lifetime`.
+    pub max_lifetime: Option<Duration>,
+    /// `db_connection_timeout`.
+    pub connect_timeout: Duration,
+    /// How long a call may take: the shortest of `db_operation_timeout`,
+    /// `db_read_timeout` and `db_write_timeout`.
+    pub operation_timeout: Duration,
+    /// `db_start_timeout`: how long a start waits for the server; none at all when
+    /// it is not positive.
+    pub start_timeout: Duration,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            driver,
+            connection_string: _,
+            ca,
+            verify_identity,
+            max_open,
+            max_lifetime,
+            connect_timeout,
+            operation_timeout,
+            start_timeout,
+        } = self;
+        f.debug_struct("Server")
+            .field("driver", driver)
+            .field("ca", ca)
+            .field("verify_identity", verify_identity)
+            .field("max_open", max_open)
+            .field("max_lifetime", max_lifetime)
+            .field("connect_timeout", connect_timeout)
+            .field("operation_timeout", operation_timeout)
+            .field("start_timeout", start_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether and how a database is asked for a sign of life (contracts/locket.md
+/// 4.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `health_check_timeout`: of one attempt.
+    pub timeout: Duration,
+    /// `health_check_interval`: between checks.
+    pub interval: Duration,
+    /// `health_check_failure_threshold`: attempts of one check.
+    pub attempts: u32,
 }
 
 impl Config {
     /// How it wants the log.
     pub fn log(&self) -> lager::Options {
-        lager::Options {
-            source: "locket".to_owned(),
-            level: self.log_level,
-            format: self.time_format,
-        }
+        let Log { level, format, censor: _ } = self.log;
+        lager::Options { source: "locket".to_owned(), level, format }
     }
 }
 
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        keys.ignore(IGNORED);
         let listen_address = keys.optional::<HostPort>("listen_address");
         let ca = keys.required("ca_file");
         let cert = keys.required("cert_file");
         let key = keys.required("key_file");
-        let driver = keys.or("database_driver", "sqlite".to_owned());
-        let database = keys.required("database_connection_string");
-        let operation_timeout = keys.or("db_operation_timeout", OPERATION_TIMEOUT);
+        let operation_timeout = duration(keys, "db_operation_timeout", OPERATION);
+        let database = database(keys, operation_timeout.unwrap_or(OPERATION));
+        let drain_timeout = duration(keys, "drain_timeout", operation_timeout.unwrap_or(OPERATION));
+        let max_connections = keys.or("max_connections", 0_usize);
+        let access = access(keys);
+        let health_check = health_check(keys);
+        let report_interval = duration(keys, "report_interval", REPORT);
+        let loggregator = keys.section("loggregator");
         let debug_address = keys.optional("debug_address");
-        let log_level = keys.required("log_level");
-        let time_format = keys.or("time_format", TimeFormat::UnixEpoch);
-        if driver.is_some_and(|driver| driver != "sqlite") {
-            keys.problem("database_driver", "is not supported; this release knows `sqlite`");
-            return None;
-        }
-        let operation_timeout = operation_timeout
-            .map(|timeout| if timeout <= GoDuration::ZERO { OPERATION_TIMEOUT } else { timeout })?;
+        let log = log(keys);
         Some(Self {
             listen_address: listen_address?
                 .map_or_else(|| ANY_ADDRESS.to_owned(), |address| address.to_string()),
             tls: tls::Files { ca: ca?, cert: cert?, key: key? },
             database: database?,
-            operation_timeout: operation_timeout.to_duration(),
+            operation_timeout: operation_timeout?,
+            drain_timeout: drain_timeout?,
+            max_connections: match max_connections? {
+                0 => Limits::default().connections,
+                some => some,
+            },
+            access: access?,
+            health_check: health_check?,
+            report_interval: report_interval?,
+            loggregator: loggregator?,
             debug_address: debug_address?,
-            log_level: log_level?,
-            time_format: time_format?,
+            log: log?,
         })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use runtime::config::parse;
-
-    use super::*;
-
-    const MINIMAL: &str = r#"{
-        "ca_file": "ca", "cert_file": "cert", "key_file": "key",
-        "database_connection_string": "locket.db", "log_level": "info"
-    }"#;
-
-    /// The minimal file with more keys.
-    fn with(more: &str) -> String {
-        MINIMAL.replacen('{', &format!("{{{more},"), 1)
-    }
-
-    #[test]
-    fn what_is_not_said_is_as_in_the_original() {
-        let loaded = parse::<Config>(MINIMAL).unwrap();
-        assert!(loaded.unknown.is_empty());
-        let Config {
-            listen_address,
-            tls,
-            database,
-            operation_timeout,
-            debug_address,
-            log_level,
-            time_format,
-        } = loaded.config;
-        assert_eq!(listen_address, ":0");
-        assert_eq!((tls.ca, tls.cert, tls.key), ("ca".into(), "cert".into(), "key".into()));
-        assert_eq!(database, PathBuf::from("locket.db"));
-        assert_eq!(operation_timeout, Duration::from_secs(10));
-        assert_eq!(debug_address, None);
-        assert_eq!((log_level, time_format), (Level::Info, TimeFormat::UnixEpoch));
-    }
-
-    #[test]
-    fn a_timeout_that_is_none_is_the_default() {
-        for (given, expected) in
-            [("1m30s", 90_000), ("500ms", 500), ("0s", 10_000), ("-5s", 10_000)]
-        {
-            let json = with(&format!(r#""db_operation_timeout": "{given}""#));
-            let timeout = parse::<Config>(&json).unwrap().config.operation_timeout;
-            assert_eq!(timeout, Duration::from_millis(expected), "{given}");
-        }
-    }
-
-    #[test]
-    fn keys_of_the_original_are_known() {
-        for key in IGNORED {
-            let loaded = parse::<Config>(&with(&format!(r#""{key}": "anything""#))).unwrap();
-            assert!(loaded.unknown.is_empty(), "{key}");
-        }
-    }
-
-    #[test]
-    fn another_driver_is_one_problem_among_all() {
-        let error = parse::<Config>(r#"{"database_driver": "mysql"}"#).unwrap_err();
-        assert_eq!(error.problems().len(), 6, "{error}");
-        let driver = error.problems().iter().find(|problem| problem.contains("database_driver"));
-        assert!(driver.unwrap().contains("mysql"), "{error}");
-    }
+/// A duration, or its default where it is absent or not positive.
+fn duration(keys: &mut Reader<'_>, key: &'static str, default: Duration) -> Option<Duration> {
+    Some(positive(keys, key)?.unwrap_or(default))
 }
+
+/// A duration, if it is there and positive.
+fn positive(keys: &mut Reader<'_>, key: &'static str) -> Option<Option<Duration>> {
+    let given: Option<GoDuration> = keys.optional(key)?;
+    Some(given.filter(|given| *given > GoDuration::ZERO).map(GoDuration::to_duration))
+}
+
+/// What is read here is read whatever the driver is: a problem is told before
+/// the key is needed.
+fn database(keys: &mut Reader<'_>, operation: Duration) -> Option<Database> {
+    let driver: Option<String> = keys.or("database_driver", "sqlite".to_owned());
+    let connection: Option<String> = keys.required("database_connection_string");
+    let max_open = keys.or::<i64>("max_open_database_connections", 0);
+    let max_lifetime = positive(keys, "max_database_connection_lifetime");
+    let ca = keys.optional("sql_ca_cert_file");
+    let verify_identity = keys.or("sql_enable_identity_verification", false);
+    let connect_timeout = duration(keys, "db_connection_timeout", CONNECT);
+    let read_timeout = duration(keys, "db_read_timeout", operation);
+    let write_timeout = duration(keys, "db_write_timeout", operation);
+    let start_timeout = keys.or("db_start_timeout", START).map(GoDuration::to_duration);
+    let driver = match driver?.as_str() {
+        "sqlite" => None,
+        "postgres" => Some(Driver::Postgres),
+        "mysql" => Some(Driver::MySql),
+        _ => {
+            let text = "invalid-driver-name: expects sqlite, postgres or mysql";
+            keys.problem("database_driver", text);
+            return None;
+        }
+    };
+    let (connection_string, ca, verify_identity) = (connection?, ca?, verify_identity?);
+    let (max_open, max_lifetime) = (max_open?, max_lifetime?);
+    let (connect_timeout, start_timeout) = (connect_timeout?, start_timeout?);
+    let operation_timeout = operation.min(read_timeout?).min(write_timeout?);
+    Some(match driver {
+        None => Database::Embedded(connection_string.into()),
+        Some(driver) => Database::Shared(Server {
+            driver,
+            connection_string,
+            ca,
+            verify_identity,
+            max_open: usize::try_from(max_open).ok().filter(|max| *max > 0),
+            max_lifetime,
+            connect_timeout,
+            operation_timeout,
+            start_timeout,
+        }),
+    })
+}
+
+fn access(keys: &mut Reader<'_>) -> Option<Access> {
+    let writers = keys.optional::<Vec<Pattern>>("writer_identities");
+    let readers = keys.optional::<Vec<Pattern>>("reader_identities");
+    Some(Access { writers: writers?, readers: readers? })
+}
+
+fn health_check(keys: &mut Reader<'_>) -> Option<Option<HealthCheck>> {
+    let wanted = keys.or("enable_db_health_check", false);
+    let timeout = duration(keys, "health_check_timeout", 5 * SECOND);
+    let interval = duration(keys, "health_check_interval", 10 * SECOND);
+    let attempts = keys.or::<i64>("health_check_failure_threshold", 0);
+    let attempts = u32::try_from(attempts?).ok().filter(|attempts| *attempts > 0).unwrap_or(3);
+    let check = HealthCheck { timeout: timeout?, interval: interval?, attempts };
+    Some(wanted?.then_some(check))
+}
+
+fn log(keys: &mut Reader<'_>) -> Option<Log> {
+    let level = keys.required("log_level");
+    let format = keys.or("time_format", TimeFormat::UnixEpoch);
+    let censor = Censor::read(keys);
+    Some(Log { level: level?, format: format?, censor: censor? })
+}
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
+use tracing::info_span;
 
 use crate::{expiry::Deadlines, held::Held, metrics::Population};
 
@@ -75,7 +76,15 @@ impl Event {
             Self::Released(held) => {
                 tracing::info!("type-code" = held.lock.kind.type_code(), "released-lock");
             }
-            Self::Expired(_) => tracing::info!("lock-expired"),
+            Self::Expired(held) => {
+                let (owner, code) = (held.lock.owner.as_str(), held.lock.kind.type_code());
+                let span = info_span!("fetch-and-release-lock", owner, "type-code" = code);
+                span.in_scope(|| {
+                    tracing::info!("fetched-lock");
+                    tracing::info!("released-lock");
+                });
+                tracing::info!("lock-expired");
+            }
             Self::Updated { .. } | Self::Refreshed(_) => {}
         }
     }
@@ -128,6 +137,11 @@ impl Feed {
                 watcher_room,
             }),
         }
+    }
+
+    /// How many are held, and how many expired.
+    pub fn population(&self) -> &Population {
+        &self.shared.population
     }
 
     fn deadlines(&self) -> MutexGuard<'_, Deadlines> {

@@ -13,17 +13,24 @@ use proto::{
     lock_v1,
     models::{self, locket_server::Locket},
 };
+use runtime::tls::peer;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-pub use self::call::Refusal;
-use self::call::{About, Calls};
-use crate::{held, locks::Locks, store::Store};
+use self::call::About;
+pub use self::call::{Calls, Refusal};
+use crate::{
+    access::{Access, Action, Denied},
+    held,
+    locks::Locks,
+    store::Store,
+};
 
 /// Serves both services; clones share everything.
 #[derive(Debug)]
 pub struct Service<S> {
     locks: Locks<S>,
+    access: Arc<Access>,
     calls: Arc<Calls>,
     /// Ends the watches, which would hold up the drain.
     shutdown: CancellationToken,
@@ -31,15 +38,35 @@ pub struct Service<S> {
 
 impl<S: Clone> Clone for Service<S> {
     fn clone(&self) -> Self {
-        let Self { locks, calls, shutdown } = self;
-        Self { locks: locks.clone(), calls: Arc::clone(calls), shutdown: shutdown.clone() }
+        let Self { locks, access, calls, shutdown } = self;
+        Self {
+            locks: locks.clone(),
+            access: Arc::clone(access),
+            calls: Arc::clone(calls),
+            shutdown: shutdown.clone(),
+        }
     }
 }
 
 impl<S: Store> Service<S> {
-    /// Serves `locks`; watches end at `shutdown`.
+    /// Serves `locks` to everybody; watches end at `shutdown`.
     pub fn new(locks: Locks<S>, shutdown: CancellationToken) -> Self {
-        Self { locks, calls: Arc::default(), shutdown }
+        Self { locks, access: Arc::default(), calls: Arc::default(), shutdown }
+    }
+
+    /// Serves only those that may.
+    #[must_use]
+    pub fn only(self, access: Access) -> Self {
+        Self { access: Arc::new(access), ..self }
+    }
+
+    /// The calls, for who reports about them.
+    pub fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
+    }
+
+    fn check<T>(&self, request: &Request<T>, action: Action) -> Result<(), Denied> {
+        self.access.check(peer(request).identity.as_deref(), action)
     }
 }
 
@@ -56,10 +83,11 @@ impl<S: Store> Locket for Service<S> {
         request: Request<models::LockRequest>,
     ) -> Result<Response<models::LockResponse>, Status> {
         let uuid = request_uuid(&request);
-        let about = About::of(&uuid, request.get_ref().resource.as_ref());
+        let about = About::of(&uuid, request.get_ref().resource.as_ref()).until(&request);
         self.calls
             .lock
             .serve(about, async {
+                self.check(&request, Action::Write)?;
                 let claim = Claim::try_from(request.into_inner())?;
                 let token = self.locks.lock(claim, uuid).await?;
                 Ok(models::LockResponse { fencing_token: token.0 })
@@ -71,12 +99,13 @@ impl<S: Store> Locket for Service<S> {
         &self,
         request: Request<models::FetchRequest>,
     ) -> Result<Response<models::FetchResponse>, Status> {
-        let uuid = request_uuid(&request);
-        let models::FetchRequest { key } = request.into_inner();
-        let about = About { uuid, key: key.clone(), ..About::default() };
+        let (uuid, key) = (request_uuid(&request), request.get_ref().key.clone());
+        let about = About { uuid, key, ..About::default() }.until(&request);
         self.calls
             .fetch
             .serve(about, async {
+                self.check(&request, Action::Read)?;
+                let models::FetchRequest { key } = request.into_inner();
                 let held = self.locks.fetch(&key).await?;
                 Ok(models::FetchResponse { resource: Some((&held.lock).into()) })
             })
@@ -88,10 +117,11 @@ impl<S: Store> Locket for Service<S> {
         request: Request<models::ReleaseRequest>,
     ) -> Result<Response<models::ReleaseResponse>, Status> {
         let uuid = request_uuid(&request);
-        let about = About::of(&uuid, request.get_ref().resource.as_ref());
+        let about = About::of(&uuid, request.get_ref().resource.as_ref()).until(&request);
         self.calls
             .release
             .serve(about, async {
+                self.check(&request, Action::Write)?;
                 let release = Release::try_from(request.into_inner())?;
                 self.locks.release(release).await?;
                 Ok(models::ReleaseResponse {})
@@ -105,10 +135,11 @@ impl<S: Store> Locket for Service<S> {
     ) -> Result<Response<models::FetchAllResponse>, Status> {
         let uuid = request_uuid(&request);
         let type_code = request.get_ref().type_code;
-        let about = About { uuid, type_code, ..About::default() };
+        let about = About { uuid, type_code, ..About::default() }.until(&request);
         self.calls
             .fetch_all
             .serve(about, async {
+                self.check(&request, Action::Read)?;
                 let kind = LockKind::try_from(request.into_inner())?;
                 let held = self.locks.fetch_all(kind).await?;
                 let resources = held.iter().map(|held| (&held.lock).into()).collect();
@@ -126,10 +157,11 @@ impl<S: Store> lock_v1::lock_watch_server::LockWatch for Service<S> {
         &self,
         request: Request<lock_v1::WatchRequest>,
     ) -> Result<Response<watch::Stream>, Status> {
-        let about = About { uuid: request_uuid(&request), ..About::default() };
+        let about = About { uuid: request_uuid(&request), ..About::default() }.until(&request);
         self.calls
             .watch
             .serve(about, async {
+                self.check(&request, Action::Read)?;
                 let selector = Selector::try_from(request.into_inner())?;
                 let (held, subscription) = self.locks.watch(&selector).await?;
                 Ok(watch::stream(held, subscription, self.shutdown.clone()))

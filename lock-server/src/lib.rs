@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`decide`] | Locket's rules, pure |
+//! | [`access`] | who may write and read, pure |
 //! | [`expiry`] | the queue of deadlines, pure |
 //! | [`held`], [`table`] | a version of a lock; all that are held |
 //! | [`store`] | where locks are kept: the seam and its implementations |
@@ -10,8 +11,10 @@
 //! | [`locks`] | the use cases |
 //! | [`reaper`] | deletes what has expired |
 //! | [`grpc`] | the wire |
+//! | [`metrics`], [`report`] | what is counted, and who is told |
 //! | [`config`], [`app`] | the process |
 
+pub mod access;
 pub mod app;
 pub mod config;
 pub mod decide;
@@ -22,6 +25,7 @@ pub mod held;
 pub mod locks;
 pub mod metrics;
 pub mod reaper;
+pub mod report;
 pub mod store;
 pub mod table;
 #[cfg(test)]

@@ -51,9 +51,13 @@ impl<S: Store> Locks<S> {
             "type-code" = claim.kind.type_code(),
             "request-uuid" = request.as_deref(),
         );
-        match self.within(self.store.claim(claim, request)).instrument(span).await? {
+        let claimed = self.within(self.store.claim(claim, request)).instrument(span.clone());
+        match claimed.await? {
             Claimed::Held(held) => Ok(held.lock.token),
-            Claimed::Collision(_) => Err(Error::Collision),
+            Claimed::Collision(_) => {
+                span.in_scope(|| tracing::debug!("lock-already-exists"));
+                Err(Error::Collision)
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use std::{fmt, str::FromStr};
 
 use model::ids::CellId;
 use runtime::tls::Identity;
+pub use runtime::tls::Pattern;
 
 /// What somebody wants to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,83 +50,6 @@ pub struct Denied {
     pub peer: String,
     /// What it wanted.
     pub action: Action,
-}
-
-/// A part of a certificate that says something about its owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
-    CommonName,
-    OrganizationalUnit,
-    DnsName,
-    Uri,
-}
-
-impl Field {
-    const ALL: [(&'static str, Self); 4] = [
-        ("cn", Self::CommonName),
-        ("ou", Self::OrganizationalUnit),
-        ("dns", Self::DnsName),
-        ("uri", Self::Uri),
-    ];
-
-    fn values(self, identity: &Identity) -> impl Iterator<Item = &str> {
-        let (one, many): (_, &[String]) = match self {
-            Self::CommonName => (identity.common_name.as_deref(), &[]),
-            Self::OrganizationalUnit => (None, &identity.organizational_units),
-            Self::DnsName => (None, &identity.dns_names),
-            Self::Uri => (None, &identity.uris),
-        };
-        one.into_iter().chain(many.iter().map(String::as_str))
-    }
-}
-
-/// Which certificates: conditions such as `cn=syncer` or `ou=cell,dns=*.cf`,
-/// all of which have to hold. A value may hold one `*`, which stands for any
-/// text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(Vec<(Field, String)>);
-
-impl FromStr for Pattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let condition = |condition: &str| {
-            let (name, value) = condition
-                .split_once('=')
-                .ok_or_else(|| format!("{condition:?} is not of the form cn=NAME"))?;
-            let field = Field::ALL.into_iter().find(|(known, _)| *known == name.trim());
-            let (_, field) =
-                field.ok_or_else(|| format!("{name:?} is not one of cn, ou, dns and uri"))?;
-            match value.trim() {
-                "" => Err(format!("{condition:?} has no value")),
-                value if value.matches('*').count() > 1 => {
-                    Err(format!("{condition:?} has more than one *"))
-                }
-                value => Ok((field, value.to_owned())),
-            }
-        };
-        text.split(',').map(condition).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-impl Pattern {
-    fn fits(&self, identity: &Identity) -> bool {
-        let holds = |(field, wanted): &(Field, String)| {
-            field.values(identity).any(|value| fits(wanted, value))
-        };
-        self.0.iter().all(holds)
-    }
-}
-
-fn fits(wanted: &str, value: &str) -> bool {
-    match wanted.split_once('*') {
-        None => wanted == value,
-        Some((start, end)) => {
-            value.len() >= start.len() + end.len()
-                && value.starts_with(start)
-                && value.ends_with(end)
-        }
-    }
 }
 
 /// How a cell's certificate says which cell it is.
@@ -190,12 +114,11 @@ impl Access {
     }
 
     fn is_cell(&self, identity: &Identity, cell: &CellId) -> bool {
-        let field = match self.cell_identity {
-            CellIdentity::CommonName => Field::CommonName,
-            CellIdentity::DnsName => Field::DnsName,
-            CellIdentity::Unproven => return true,
-        };
-        field.values(identity).any(|value| value == cell.as_str())
+        match self.cell_identity {
+            CellIdentity::CommonName => identity.common_name.as_deref() == Some(cell.as_str()),
+            CellIdentity::DnsName => identity.dns_names.iter().any(|name| name == cell.as_str()),
+            CellIdentity::Unproven => true,
+        }
     }
 }
 
@@ -203,12 +126,8 @@ fn describe(identity: Option<&Identity>) -> String {
     let Some(identity) = identity else {
         return "a peer without a certificate".to_owned();
     };
-    let mut parts = Vec::new();
-    for (name, field) in Field::ALL {
-        parts.extend(field.values(identity).map(|value| format!("{name}={value}")));
-    }
-    match parts.is_empty() {
-        true => "a peer whose certificate names nobody".to_owned(),
-        false => format!("the peer {}", parts.join(",")),
+    match identity.to_string().as_str() {
+        "" => "a peer whose certificate names nobody".to_owned(),
+        names => format!("the peer {names}"),
     }
 }

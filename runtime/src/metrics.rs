@@ -71,6 +71,22 @@ pub(crate) fn recorder(name: &str, version: &str) -> (PrometheusRecorder, Handle
     (recorder, handle)
 }
 
+/// What the process holds for itself, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Private and resident: heap and stacks.
+    pub private: u64,
+    /// The stack of the main thread.
+    pub stack: u64,
+}
+
+/// What the process holds now; 0 where the kernel does not say.
+pub fn memory() -> Memory {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bytes = |key| field_of(&status, key).map_or(0, |kilobytes| kilobytes as u64 * 1024);
+    Memory { private: bytes("RssAnon:"), stack: bytes("VmStk:") }
+}
+
 fn push_process_metrics(text: &mut String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = |key| field_of(&status, key).map(|value| value * 1024.0);
@@ -153,6 +169,13 @@ mod tests {
         let now = jiff::Timestamp::now().as_second() as f64;
         let age = now - value(&text, "process_start_time_seconds");
         assert!((-2.0..3_600.0).contains(&age), "started {age} s ago");
+    }
+
+    #[test]
+    fn the_process_knows_its_memory() {
+        let Memory { private, stack } = memory();
+        assert!(private > 100_000 && private < 1 << 40, "{private}");
+        assert!(stack > 4_096 && stack < 1 << 32, "{stack}");
     }
 
     #[test]

@@ -8,16 +8,19 @@
 //!    ends the process at once.
 //!
 //! Exit codes: 0 for an orderly end, [`ConfigError::exit`] for a configuration
-//! that cannot be used, 2 for a wrong command line, 1 for everything else, with
-//! an error line `exited-with-failure` whose `data.error` has the whole chain.
+//! that cannot be used, 2 for a wrong command line, that of a [`Failure`] where
+//! the original has one, and 1 for everything else, with an error line
+//! `exited-with-failure` whose `data.error` has the whole chain.
 //! An orderly end is the info line `exited`.
 
 use std::future::Future;
 use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
+use clap::error::ErrorKind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +53,31 @@ pub struct ConfigError {
     pub prefix: &'static str,
 }
 
+/// A failure that the original reports in a line of its own, with an exit code of
+/// its own. It takes the place of `exited-with-failure` wherever it stands in the
+/// chain of an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{line}")]
+pub struct Failure {
+    line: &'static str,
+    is_fatal: bool,
+    exit: u8,
+    #[source]
+    cause: anyhow::Error,
+}
+
+impl Failure {
+    /// A fatal line, and exit code 2.
+    pub fn fatal(line: &'static str, cause: impl Into<anyhow::Error>) -> Self {
+        Self { line, is_fatal: true, exit: 2, cause: cause.into() }
+    }
+
+    /// An error line, and exit code 1.
+    pub fn error(line: &'static str, cause: impl Into<anyhow::Error>) -> Self {
+        Self { line, is_fatal: false, exit: 1, cause: cause.into() }
+    }
+}
+
 /// What a service gets from its process.
 #[derive(Debug, Clone)]
 pub struct Process {
@@ -57,6 +85,20 @@ pub struct Process {
     pub log: lager::Control,
     /// Renders the metrics.
     pub metrics: metrics::Handle,
+    /// The signal that ends it.
+    pub ending: Ending,
+}
+
+/// The signal that ends a process, once it has come.
+#[derive(Debug, Clone, Default)]
+pub struct Ending(Arc<OnceLock<i32>>);
+
+impl Ending {
+    /// Its number; `None` as long as none has come, or when something else is the
+    /// end.
+    pub fn signal(&self) -> Option<i32> {
+        self.0.get().copied()
+    }
 }
 
 impl Process {
@@ -70,7 +112,7 @@ impl Process {
         };
         let (_layer, log) = lager::layer(options, io::sink());
         let (_recorder, metrics) = metrics::recorder("detached", "0");
-        Self { log, metrics }
+        Self { log, metrics, ending: Ending::default() }
     }
 }
 
@@ -85,6 +127,11 @@ pub trait Service: Sized {
     /// How its configuration wants the log.
     fn log(config: &Self::Config) -> lager::Options;
 
+    /// What its configuration wants to be kept out of the log.
+    fn censor(_config: &Self::Config) -> lager::Censor {
+        lager::Censor::default()
+    }
+
     /// Acquires sockets, stores and certificates. Nothing is served yet.
     fn bind(config: Self::Config, process: &Process) -> impl Future<Output = anyhow::Result<Self>>;
 
@@ -98,8 +145,11 @@ pub fn main<S: Service>() -> ExitCode {
     let request = match args::parse(&about, std::env::args_os()) {
         Ok(request) => request,
         Err(error) => {
-            // Help and version are errors to clap; they go to standard output.
-            let _closed = error.print();
+            // Help and version are errors to clap. Go writes help to standard error.
+            let _closed = match error.kind() {
+                ErrorKind::DisplayHelp => write!(io::stderr(), "{error}"),
+                _ => error.print(),
+            };
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -144,7 +194,7 @@ fn report_check(unknown: &[String]) -> ExitCode {
 fn start<S: Service>(loaded: Loaded<S::Config>) -> ExitCode {
     let Loaded { config, unknown } = loaded;
     let about = S::ABOUT;
-    let log = match lager::init(S::log(&config)) {
+    let log = match lager::init(S::log(&config), S::censor(&config)) {
         Ok(log) => log,
         Err(error) => return refuse(&about, [format!("cannot set up the log: {error}")]),
     };
@@ -177,7 +227,7 @@ fn prepare(about: &About, log: lager::Control) -> anyhow::Result<Process> {
     let (recorder, metrics) = metrics::recorder(about.name, about.version);
     ::metrics::set_global_recorder(recorder)
         .map_err(|error| anyhow::anyhow!("installing the metrics recorder: {error}"))?;
-    Ok(Process { log, metrics })
+    Ok(Process { log, metrics, ending: Ending::default() })
 }
 
 /// Binds, runs, and drains on a signal.
@@ -196,6 +246,8 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
     let watch_signals = async {
         let number = signals.next().await;
         tracing::info!(signal = number, "signalled");
+        // Only the first is the end; nobody else sets it.
+        let _only_once = process.ending.0.set(number);
         shutdown.cancel();
         let number = signals.next().await;
         anyhow::anyhow!("signal {number} arrived while draining")
@@ -239,8 +291,14 @@ impl Signals {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    tracing::error!(error = format_args!("{error:#}"), "exited-with-failure");
-    ExitCode::FAILURE
+    let Some(failure) = error.downcast_ref::<Failure>() else {
+        tracing::error!(error = format_args!("{error:#}"), "exited-with-failure");
+        return ExitCode::FAILURE;
+    };
+    let Failure { line, is_fatal, exit, cause } = failure;
+    let text = format_args!("{cause:#}");
+    tracing::error!("lager.fatal" = *is_fatal, error = text, "{line}");
+    ExitCode::from(*exit)
 }
 
 /// Puts panics into the log, besides standard error.

@@ -285,7 +285,8 @@ fn a_configuration_can_be_checked_without_serving() {
 fn the_command_line_is_explained() {
     let output = run(&["-h"]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stdout).contains("Usage: runtime-probe"));
+    assert!(text(&output.stderr).contains("Usage: runtime-probe"));
+    assert_eq!(text(&output.stdout), "");
     let output = run(&["-version"]);
     assert_eq!(text(&output.stdout), format!("runtime-probe {}\n", env!("CARGO_PKG_VERSION")));
     let output = run(&["-unknown"]);

@@ -84,7 +84,7 @@ fn an_unreadable_certificate_is_named() {
         }),
     );
     let (code, text) = ended("lock-server", &["-config", &config.display().to_string()]);
-    assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("/nowhere/ca.crt"), "{text}");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("/nowhere/ca.crt") && text.contains("invalid-tls-config"), "{text}");
     assert!(!text.contains("panicked"), "{text}");
 }

@@ -1,14 +1,14 @@
 //! What every call has in common: its span and debug lines, its metrics, the
 //! line about a failure, the status.
 
-use model::lock;
-use proto::models::Resource;
-use runtime::{client, error::chain};
+use model::lock::{self, LockKind};
+use proto::models::{Resource, TypeCode};
+use runtime::{client, error::chain, server::Deadline};
 use tokio::time::Instant;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span, info_span};
 
-use crate::{held, locks, metrics::Requests, store};
+use crate::{access::Denied, held, locks, metrics::Requests, store};
 
 /// Why a call is refused.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum Refusal {
     /// The locks refuse it.
     #[error(transparent)]
     Locks(#[from] locks::Error),
+    /// The peer may not.
+    #[error(transparent)]
+    Denied(#[from] Denied),
 }
 
 /// The one place where refusals become statuses (contracts/locket.md 1.1).
@@ -44,6 +47,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
                 store::Error::TooManyWatchers => Code::ResourceExhausted,
             },
         },
+        Refusal::Denied(_) => Code::PermissionDenied,
     };
     Status::new(code, refusal.to_string())
 }
@@ -55,9 +59,17 @@ pub(super) struct About {
     pub(super) key: String,
     pub(super) owner: String,
     pub(super) type_code: i32,
+    /// Until when its client waits.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl About {
+    /// With the deadline that its client set.
+    pub(super) fn until<T>(self, request: &Request<T>) -> Self {
+        let deadline = request.extensions().get::<Deadline>();
+        Self { deadline: deadline.map(|Deadline(at)| *at), ..self }
+    }
+
     pub(super) fn of(uuid: &held::Request, resource: Option<&Resource>) -> Self {
         let uuid = uuid.clone();
         match resource {
@@ -67,6 +79,7 @@ impl About {
                 key: resource.key.clone(),
                 owner: resource.owner.clone(),
                 type_code: resource.type_code,
+                deadline: None,
             },
         }
     }
@@ -74,7 +87,7 @@ impl About {
 
 /// One for each method.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub struct Calls {
     pub(super) lock: Method,
     pub(super) fetch: Method,
     pub(super) release: Method,
@@ -91,6 +104,14 @@ impl Default for Calls {
             fetch_all: Method::new("FetchAll", || info_span!("fetch-all")),
             watch: Method::new("Watch", || info_span!("watch")),
         }
+    }
+}
+
+impl Calls {
+    /// The requests of the original's methods, by the names it gives them.
+    pub fn of_the_original(&self) -> [(&'static str, &Requests); 4] {
+        [&self.lock, &self.release, &self.fetch, &self.fetch_all]
+            .map(|method| (method.name, &method.requests))
     }
 }
 
@@ -137,15 +158,15 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     fn begin(method: &'a Method, about: About) -> Self {
-        method.requests.started.increment(1);
-        method.requests.in_flight.increment(1.0);
+        method.requests.started.increment();
+        method.requests.in_flight.add(1);
         Self { method, about, begun: Instant::now(), ended: false }
     }
 
     /// Says in the log what is wrong, unless it is nothing out of the ordinary.
     fn refuse(&self, refusal: &Refusal) -> Status {
         let status = status(refusal);
-        let About { uuid, key, owner, type_code } = &self.about;
+        let About { uuid, key, owner, type_code, deadline: _ } = &self.about;
         let uuid = uuid.as_deref();
         let error = client::describe(&status);
         match refusal {
@@ -157,6 +178,7 @@ impl<'a> Call<'a> {
                     "invalid-request"
                 );
             }
+            Refusal::Denied(_) => tracing::error!(error, "permission-denied"),
             Refusal::Locks(locks::Error::Collision) => {}
             Refusal::Locks(locks::Error::NotFound) => {
                 let span = info_span!("fetch-lock");
@@ -176,6 +198,17 @@ impl<'a> Call<'a> {
                         let span = info_span!("release-lock", key, owner, "type-code" = type_code);
                         span.in_scope(|| tracing::error!(error = cause, "failed-to-release-lock"));
                     }
+                    "Fetch" => {
+                        let span = info_span!("fetch-lock", key);
+                        span.in_scope(|| tracing::error!(error = cause, "failed-to-fetch-lock"));
+                    }
+                    "FetchAll" => {
+                        let kind = TypeCode::try_from(*type_code).ok();
+                        let kind = kind.and_then(|code| LockKind::try_from(code).ok());
+                        let kind = kind.map_or("", LockKind::as_str);
+                        let span = info_span!("fetch-all-locks", r#type = kind);
+                        span.in_scope(|| tracing::error!(error = cause, "failed-to-fetch-locks"));
+                    }
                     _ => tracing::error!(error = cause, key, "request-failed"),
                 }
             }
@@ -187,8 +220,8 @@ impl<'a> Call<'a> {
         self.ended = true;
         let requests = &self.method.requests;
         match outcome {
-            Err(status) if status.code() != Code::AlreadyExists => requests.failed.increment(1),
-            Ok(_) | Err(_) => requests.succeeded.increment(1),
+            Err(status) if status.code() != Code::AlreadyExists => requests.failed.increment(),
+            Ok(_) | Err(_) => requests.succeeded.increment(),
         }
     }
 }
@@ -196,17 +229,22 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let requests = &self.method.requests;
-        requests.in_flight.decrement(1.0);
+        requests.in_flight.add(-1);
         requests.took(self.begun.elapsed());
         if !self.ended {
-            requests.cancelled.increment(1);
-            let About { uuid, key, owner, type_code: _ } = &self.about;
+            let About { uuid, key, owner, type_code: _, deadline } = &self.about;
+            let message = if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                "context-deadline-exceeded"
+            } else {
+                requests.cancelled.increment();
+                "context-cancelled"
+            };
             tracing::info!(
                 "request-id" = uuid.as_deref(),
                 "request-type" = self.method.name,
                 "resource-key" = key,
                 "resource-owner" = owner,
-                "context-cancelled"
+                "{message}"
             );
         }
     }
@@ -217,12 +255,15 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::access::Action;
 
     #[test]
     fn codes_and_texts() {
         let too_long = lock::Error::TooLong { field: "key", chars: 300, max: 255 };
         let cause = Arc::new(storage::Error::Closed);
-        let table: [(Refusal, Code, &str); 12] = [
+        let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Write };
+        let table: [(Refusal, Code, &str); 13] = [
+            (denied.into(), Code::PermissionDenied, "the peer cn=x may not write locks"),
             (proto::Error::Missing("resource").into(), Code::InvalidArgument, "invalid-request"),
             (
                 proto::Error::Missing("selector").into(),

@@ -4,10 +4,14 @@
 
 mod conformance;
 mod disk;
+mod fuzz;
 mod laws;
+mod operators;
 mod patience;
 mod process;
 mod reaper;
+mod refused;
+mod shape;
 mod strange;
 mod support;
 mod wire;

@@ -57,7 +57,7 @@ fn refuses(site: &Site, config: &Value) -> (Option<i32>, String, Vec<Value>) {
 fn a_bad_configuration_is_refused_with_everything_that_is_wrong() {
     let site = Site::new();
     let config = json!({
-        "database_driver": "postgres",
+        "database_driver": "oracle",
         "database_connection_string": "",
         "log_level": "loud",
         "db_operation_timeout": 10,
@@ -91,27 +91,39 @@ fn without_a_configuration_there_is_no_start() {
     }
 }
 
+/// The lines and exit codes of contracts/locket.md 4.2.
 #[test]
-fn what_fails_later_is_a_log_line_and_exit_code_1() {
+fn what_fails_later_is_a_log_line_and_an_exit_code() {
     let site = Site::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     std::fs::write(site.path("not-a-database"), "x".repeat(8192)).unwrap();
+    let agent = json!({
+        "loggregator_ca_path": "/nonexistent/ca", "loggregator_cert_path": "/nonexistent/cert",
+        "loggregator_key_path": "/nonexistent/key",
+    });
+    let database = |path: &std::path::Path| json!(path);
+    let (nowhere, not_one) = (site.path("nowhere/locket.db"), site.path("not-a-database"));
+    let connection = "database_connection_string";
     let table = [
-        ("listen_address", json!(address), "in use"),
-        ("debug_address", json!(address), "in use"),
-        ("cert_file", json!("/nonexistent"), "/nonexistent"),
-        ("database_connection_string", json!("/nonexistent/locket.db"), "/nonexistent/locket.db"),
-        ("database_connection_string", json!(site.path("not-a-database")), "not a database"),
+        ("listen_address", json!(address), "exited-with-failure", 1, "in use"),
+        ("debug_address", json!(address), "exited-with-failure", 1, "in use"),
+        ("cert_file", json!("/nonexistent"), "invalid-tls-config", 2, "/nonexistent"),
+        (connection, database(&nowhere), "sql-failed-to-connect", 2, "nowhere/locket.db"),
+        (connection, database(&not_one), "sql-failed-to-connect", 2, "not a database"),
+        ("loggregator", agent, "failed-to-initialize-metron-client", 1, "/nonexistent/ca"),
     ];
-    for (key, value, said) in table {
+    for (key, value, message, exit, said) in table {
         let mut config = site.config();
         config[key] = value;
         let (code, _, lines) = refuses(&site, &config);
-        assert_eq!(code, Some(1), "{key}");
+        assert_eq!(code, Some(exit), "{key}");
         let last = lines.last().expect("a line");
-        assert_eq!(last["message"], "locket.exited-with-failure");
-        assert_eq!(last["level"], "error");
+        assert_eq!(last["message"], format!("locket.{message}"));
+        assert_eq!(last["level"], if exit == 2 { "fatal" } else { "error" });
+        let listening =
+            lines.iter().any(|line| line["message"] == "locket.grpc-server.failed-to-listen");
+        assert_eq!(listening, key == "listen_address");
         let error = last["data"]["error"].as_str().unwrap();
         assert!(error.contains(said), "{key}: {error}");
     }
@@ -122,7 +134,7 @@ fn one_database_has_one_server() {
     let site = Site::new();
     let _first = site.start();
     let (code, _, lines) = refuses(&site, &site.config());
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     let error = lines.last().unwrap()["data"]["error"].as_str().unwrap().to_owned();
     assert!(error.contains("in use by another process"), "{error}");
 }
@@ -159,6 +171,10 @@ async fn the_last_line_of_the_start_is_started_and_sigterm_ends_it() {
         server.signal(signal);
         let (status, lines) = server.end().await;
         assert_eq!(status.code(), Some(0), "{lines:#?}");
+        let said = |message| lines.iter().find(|line| line["message"] == message).unwrap();
+        let signalled = said("locket.grpc-server.signalled");
+        assert_eq!(signalled["data"]["signal"], signal as i32);
+        assert_eq!(said("locket.grpc-server.complete")["level"], "info");
     }
     let server = site.start();
     let held = fetch(&mut site.client(&server.address), "k").await;

@@ -117,7 +117,7 @@ async fn what_cannot_be_read_is_refused_and_hurts_nobody() {
     let malformed = send(&channel, "/models.Locket/Lock", vec![0xff; 3]).await;
     assert_eq!(malformed.code(), Code::Internal, "{malformed}");
     let huge = send(&channel, "/models.Locket/Fetch", vec![b'k'; 5 << 20]).await;
-    assert_eq!(huge.code(), Code::OutOfRange, "{huge}");
+    assert_eq!(huge.code(), Code::ResourceExhausted, "{huge}");
     let unknown = send(&channel, "/models.Locket/Steal", vec![]).await;
     assert_eq!(unknown.code(), Code::Unimplemented, "{unknown}");
     let mut client = site.client(&server.address);

@@ -15,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::fields::Fields;
 use super::level::{AtomicLevel, Level, TimeFormat};
-use super::{Options, Sink, encode};
+use super::{Censor, Options, Sink, encode};
 
 /// Crates whose events and spans are ours, by the first part of their target.
 const OURS: [&str; 15] = [
@@ -41,6 +41,7 @@ pub struct Lager {
     source: String,
     format: TimeFormat,
     level: Arc<AtomicLevel>,
+    censor: Censor,
     sink: Sink,
     sessions: AtomicU64,
 }
@@ -82,7 +83,14 @@ impl Session {
 impl Lager {
     pub(super) fn new(options: Options, level: Arc<AtomicLevel>, sink: Sink) -> Self {
         let Options { source, level: _, format } = options;
-        Self { source, format, level, sink, sessions: AtomicU64::new(0) }
+        let (censor, sessions) = (Censor::default(), AtomicU64::new(0));
+        Self { source, format, level, censor, sink, sessions }
+    }
+
+    /// The same without what `censor` takes out.
+    #[must_use]
+    pub fn censored(self, censor: Censor) -> Self {
+        Self { censor, ..self }
     }
 
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
@@ -152,7 +160,7 @@ impl Lager {
             encode::push_string(&mut text, message);
             entries.push(("text", &text));
         }
-        let line = self.line(Severity::Info, &[target], &object(entries));
+        let line = self.line(Severity::Info, &[target], &self.censor.apply(object(entries)));
         self.sink.write(&line);
     }
 }
@@ -209,7 +217,7 @@ where
         let span = context.event_span(event);
         let session = span.and_then(|span| span.extensions().get::<Arc<Session>>().cloned());
         let action = fields.message.as_deref().unwrap_or(metadata.name());
-        let data = data(session.as_deref(), &fields);
+        let data = self.censor.apply(data(session.as_deref(), &fields));
         let line = match &session {
             Some(session) => self.line(severity, &[&session.path(), action], &data),
             None => self.line(severity, &[action], &data),

@@ -32,6 +32,7 @@
 //!   loses lines and does no other harm.
 
 mod capture;
+mod censor;
 mod encode;
 mod fields;
 mod layer;
@@ -44,6 +45,7 @@ use tracing::callsite::rebuild_interest_cache;
 use tracing_subscriber::layer::SubscriberExt;
 
 pub use capture::{Capture, capture};
+pub use censor::Censor;
 pub use fields::json;
 pub use layer::Lager;
 pub use level::{Level, TimeFormat, UnknownName};
@@ -104,12 +106,17 @@ pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, C
     (Lager::new(options, level, Sink::new(writer)), control)
 }
 
-/// Makes lager on standard output the log of this process.
+/// Makes lager on standard output the log of this process; it does not say what
+/// `censor` takes out.
 ///
 /// # Errors
 /// When the process has a log already.
-pub fn init(options: Options) -> Result<Control, tracing::subscriber::SetGlobalDefaultError> {
+pub fn init(
+    options: Options,
+    censor: Censor,
+) -> Result<Control, tracing::subscriber::SetGlobalDefaultError> {
     let (layer, control) = layer(options, io::stdout());
+    let layer = layer.censored(censor);
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::set_global_default(subscriber)?;
     Ok(control)

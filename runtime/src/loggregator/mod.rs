@@ -90,6 +90,15 @@ pub fn bind(config: &Config) -> Result<Option<(Loggregator, Delivery)>, tls::Err
     Ok(Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch))))
 }
 
+/// A queue that nobody empties, and what is queued. For tests.
+pub fn detached() -> (Loggregator, mpsc::Receiver<Envelope>) {
+    let (queue, queued) = mpsc::channel(QUEUE);
+    let name = || "detached".to_owned();
+    let about = About { source_id: name(), instance_id: name(), origin: name() };
+    let dropped = Counter::noop();
+    (Loggregator { queue, about: Arc::new(about), dropped }, queued)
+}
+
 impl Loggregator {
     /// Sends a value of this moment, one metric in its envelope, as the originals
     /// do; tags besides `origin` are `tags`.

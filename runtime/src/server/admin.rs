@@ -6,6 +6,7 @@
 //! | `GET /healthz` | 200 as long as the process lives |
 //! | `GET /readyz` | 200, or 503 with one reason a line |
 //! | `POST /log-level` | sets the level; contracts/locket.md 4.5 |
+//! | `/block-profile-rate`, `/mutex-profile-fraction` | Go's profiles: an integer is taken and has no effect |
 //!
 //! Everything else is 404.
 
@@ -37,6 +38,8 @@ impl Admin {
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(readyz).with_state(health.clone()))
             .route("/metrics", get(metrics).with_state(process.metrics.clone()))
+            .route("/block-profile-rate", any(profile))
+            .route("/mutex-profile-fraction", any(profile))
             .route("/log-level", log_level);
         Self { http: Http::new(listener, None), router }
     }
@@ -67,6 +70,14 @@ async fn readyz(State(health): State<Health>) -> Response {
     let lines = reasons.iter();
     let text: String = lines.map(|(name, reason)| format!("{name}: {reason}\n")).collect();
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+/// Scripts for the originals may set these; nothing here is profiled.
+async fn profile(body: String) -> Response {
+    match body.trim().parse::<i64>() {
+        Ok(_) => "there is no such profile here\n".into_response(),
+        Err(_) => (StatusCode::BAD_REQUEST, "the body must be an integer\n").into_response(),
+    }
 }
 
 async fn set_log_level(State(log): State<Control>, method: Method, body: String) -> Response {

@@ -32,7 +32,7 @@ use tower::{Service, ServiceExt};
 
 use super::Listener;
 use super::listener::Accepted;
-use crate::tls::{Alpn, Identity, Peer, ServerTls};
+use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -188,26 +188,32 @@ where
         let Some(tls) = &self.tls else {
             return self.drive(stream, peer).await;
         };
-        let shaken = self.shutdown.run_until_cancelled(shake_hands(tls, stream, self.handshake));
-        match shaken.await {
-            None => {}
-            Some(Ok(stream)) => {
+        let shaken = tls::noting(shake_hands(tls, stream, self.handshake));
+        let (shaken, refused) = match self.shutdown.run_until_cancelled(shaken).await {
+            None => return,
+            Some(shaken) => shaken,
+        };
+        match shaken {
+            Ok(stream) => {
                 let identity = identity_of(&stream).map(Arc::new);
                 self.drive(stream, Peer { identity, ..peer }).await;
             }
-            Some(Err(error)) => self.note_refused(&peer, &error),
+            Err(error) => self.note_refused(&peer, refused.as_ref(), &error),
         }
     }
 
-    fn note_refused(&self, peer: &Peer, error: &io::Error) {
+    /// `refused` are the names in a certificate that is not good: what the client
+    /// says of itself.
+    fn note_refused(&self, peer: &Peer, refused: Option<&Identity>, error: &io::Error) {
         metrics::counter!("runtime_server_tls_failures_total", "server" => self.what).increment(1);
         let peer = peer.address.map(|address| address.to_string());
         let (server, peer) = (self.what, peer.as_deref());
+        let certificate = refused.map(ToString::to_string);
         if error.kind() == io::ErrorKind::UnexpectedEof {
             // A port scanner, a load balancer's probe: no TLS client at all.
             tracing::debug!(server, peer, error = %error, "tls-handshake-failed");
         } else {
-            tracing::info!(server, peer, error = %error, "tls-handshake-failed");
+            tracing::info!(server, peer, certificate, error = %error, "tls-handshake-failed");
         }
     }
 

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
@@ -21,7 +23,7 @@ use tonic_health::server::HealthReporter;
 use tower::Service;
 
 use super::connections::{Limits, Protocol, Server};
-use super::{Error, Health, Listener};
+use super::{Error, Health, Listener, manners};
 use crate::supervise::panic_text;
 use crate::tls::ServerTls;
 
@@ -59,6 +61,11 @@ impl Grpc {
                 tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
             ],
         }
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> String {
+        self.server.listener.local_addr()
     }
 
     /// Other bounds than the default ones.
@@ -104,7 +111,8 @@ impl Grpc {
             .add_service(health_service)
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha);
-        let guarded = Guarded(routes.prepare());
+        let services = names.iter().chain(&OWN_SERVICES).copied().collect();
+        let guarded = Guarded { routes: routes.prepare(), services };
         let report = report_health(&health, reporter, &names, &shutdown);
         tokio::select! {
             () = server.serve(guarded, shutdown.clone(), drain) => {}
@@ -161,9 +169,18 @@ async fn set_all(reporter: &HealthReporter, names: &[&str], status: ServingStatu
     }
 }
 
+/// Until when the client waits for its answer. A request whose client set a
+/// deadline has it in its extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(pub Instant);
+
 /// Routes whose panics and deadlines become statuses.
 #[derive(Clone)]
-struct Guarded(Routes);
+struct Guarded {
+    routes: Routes,
+    /// The names of what they lead to.
+    services: Arc<[&'static str]>,
+}
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -177,22 +194,31 @@ impl Service<Request<Incoming>> for Guarded {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Answer {
-        let deadline = grpc_timeout(request.headers());
-        let answer = AssertUnwindSafe(self.0.call(request)).catch_unwind();
+    fn call(&mut self, mut request: Request<Incoming>) -> Answer {
+        if let Some(refusal) = manners::refuse(&request) {
+            return Box::pin(async { Ok(refusal) });
+        }
+        let deadline = grpc_timeout(request.headers()).map(|timeout| Instant::now() + timeout);
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        let uri = request.uri().clone();
+        let services = Arc::clone(&self.services);
+        let answer = AssertUnwindSafe(self.routes.call(request)).catch_unwind();
         Box::pin(async move {
             let answer = match deadline {
                 None => answer.await,
-                Some(deadline) => match tokio::time::timeout(deadline, answer).await {
+                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
                     Ok(answer) => answer,
                     Err(_elapsed) => return Ok(deadline_exceeded()),
                 },
             };
-            answer.unwrap_or_else(|panic| {
+            let answer = answer.unwrap_or_else(|panic| {
                 let text = panic_text(panic.as_ref());
                 tracing::error!(error = text, "handler-panicked");
                 Ok(Status::internal("internal error").into_http())
-            })
+            });
+            answer.map(|answer| manners::translate(answer, uri.path(), &services))
         })
     }
 }

@@ -10,12 +10,13 @@ mod grpc;
 mod health;
 mod http;
 mod listener;
+mod manners;
 
 use std::io;
 
 pub use admin::Admin;
 pub use connections::Limits;
-pub use grpc::Grpc;
+pub use grpc::{Deadline, Grpc};
 pub use health::{Component, Health};
 pub use http::Http;
 pub use listener::Listener;

@@ -11,6 +11,8 @@
 
 mod identity;
 mod material;
+mod pattern;
+mod refused;
 mod reload;
 
 use std::path::PathBuf;
@@ -23,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use identity::{Identity, Peer, peer};
 pub use material::Error;
+pub use pattern::Pattern;
+
+pub(crate) use refused::noting;
 
 use material::Material;
 use reload::Live;
@@ -145,7 +150,7 @@ fn server_config(files: &Files, alpn: Alpn) -> Result<Arc<ServerConfig>, Error> 
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites for both versions")
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(refused::Noting(verifier)))
         .with_single_cert(chain, key)
         .map_err(|error| Error::pair(files, error))?;
     config.alpn_protocols = alpn.protocols();

@@ -43,10 +43,19 @@ impl Authority {
     }
 
     fn issue(&self, who: &str, purpose: ExtendedKeyUsagePurpose) -> Files {
+        self.issue_with(who, |params| params.extended_key_usages = vec![purpose])
+    }
+
+    /// For the names by which tests reach their servers, with a change.
+    pub(crate) fn issue_with(
+        &self,
+        who: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Files {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, who);
-        params.extended_key_usages = vec![purpose];
+        change(&mut params);
         let pair = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&pair, &self.issuer).unwrap();
         let file = |end| self.directory.join(format!("{}-{who}.{end}", self.name));

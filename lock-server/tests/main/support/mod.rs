@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub(crate) mod certificates;
+pub(crate) mod raw;
 pub(crate) mod server;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -10,7 +11,7 @@ use lock_server::{
     held::Held,
     store::{Claimed, Store, embedded::Embedded},
 };
-use model::lock::{Claim, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
+use model::lock::{Claim, FencingToken, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use runtime::server::Health;
 use storage::sqlite::Options;
 use tokio::{task::JoinHandle, time::timeout};
@@ -35,6 +36,11 @@ pub(crate) fn claim(on: &str, by: &str) -> Claim {
         kind: LockKind::Lock,
         ttl: Ttl::try_from_seconds(15).unwrap(),
     }
+}
+
+/// The first version of a lock, as a store would have it.
+pub(crate) fn held(on: &str) -> Arc<Held> {
+    Arc::new(Held::first(claim(on, "o"), "id".into(), FencingToken(1), None))
 }
 
 pub(crate) fn by_key(on: &str) -> Selector {

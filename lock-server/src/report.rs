@@ -1,0 +1,125 @@
+//! The original's metrics for the loggregator agent: its names, units, tags and
+//! periods (contracts/locket.md 4.7).
+//!
+//! Three tasks in one, as the original has three notifiers, each with its period;
+//! the first report comes after the first period. Sending waits for nobody, see
+//! [`runtime::loggregator`]. Of the gauges of Go's runtime those are sent that
+//! mean something here: private memory for the heap, the stack, tasks for
+//! goroutines. There is no garbage collector, hence no pause of one.
+
+use std::{sync::Arc, time::Duration};
+
+use model::lock::LockKind;
+use runtime::{loggregator::Loggregator, metrics::memory};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info_span};
+
+use crate::{feed::Feed, grpc::Calls, metrics::Requests};
+
+/// What the original counts without a unit of its own.
+const METRIC: &str = "Metric";
+const NANOS: &str = "nanos";
+/// Periods that no key changes.
+const EXPIRED: Duration = Duration::from_secs(60);
+const PROCESS: Duration = Duration::from_secs(10);
+
+/// What is reported, and to whom.
+#[derive(Debug)]
+pub struct Report {
+    /// The agent.
+    pub loggregator: Loggregator,
+    /// Knows what is held and what expired.
+    pub feed: Feed,
+    /// The requests.
+    pub calls: Arc<Calls>,
+    /// `report_interval`.
+    pub interval: Duration,
+}
+
+impl Report {
+    /// Reports until `shutdown`.
+    ///
+    /// # Errors
+    /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let (interval, shutdown) = (self.interval, &shutdown);
+        let (locks, requests) =
+            (info_span!("lock-metrics-notifier"), info_span!("request-metrics-notifier"));
+        tokio::join!(
+            notify(locks, interval, shutdown, || self.active()),
+            notify(requests, interval, shutdown, || self.requests()),
+            every(EXPIRED, shutdown, || self.expired()),
+            every(PROCESS, shutdown, || self.process()),
+        );
+        Ok(())
+    }
+
+    fn send(&self, name: &str, unit: &str, value: f64) {
+        self.loggregator.gauge(name, unit, value, &[]);
+    }
+
+    fn active(&self) {
+        let population = self.feed.population();
+        for (kind, name) in
+            [(LockKind::Lock, "ActiveLocks"), (LockKind::Presence, "ActivePresences")]
+        {
+            self.send(name, METRIC, population.of(kind).active.get() as f64);
+        }
+    }
+
+    fn expired(&self) {
+        let population = self.feed.population();
+        for (kind, name) in
+            [(LockKind::Lock, "LocksExpired"), (LockKind::Presence, "PresenceExpired")]
+        {
+            self.send(name, METRIC, population.of(kind).expired.get() as f64);
+        }
+    }
+
+    fn requests(&self) {
+        for (rpc, requests) in self.calls.of_the_original() {
+            let tags = [("request-type", rpc)];
+            let Requests { started, succeeded, failed, cancelled, in_flight, .. } = requests;
+            let counts = [
+                ("RequestsStarted", started.get() as f64),
+                ("RequestsSucceeded", succeeded.get() as f64),
+                ("RequestsFailed", failed.get() as f64),
+                ("RequestsInFlight", in_flight.get() as f64),
+                ("RequestsCancelled", cancelled.get() as f64),
+            ];
+            for (name, value) in counts {
+                self.loggregator.gauge(name, METRIC, value, &tags);
+            }
+            let longest = requests.take_longest().as_nanos() as f64;
+            self.loggregator.gauge("RequestLatencyMax", NANOS, longest, &tags);
+        }
+    }
+
+    fn process(&self) {
+        let memory = memory();
+        self.send("memoryStats.numBytesAllocatedHeap", "Bytes", memory.private as f64);
+        self.send("memoryStats.numBytesAllocatedStack", "Bytes", memory.stack as f64);
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        self.send("numGoRoutines", "Count", tasks as f64);
+    }
+}
+
+/// One of the original's notifiers, with its lines.
+async fn notify(span: Span, period: Duration, shutdown: &CancellationToken, report: impl FnMut()) {
+    let work = async {
+        let interval = i64::try_from(period.as_nanos()).unwrap_or(i64::MAX);
+        tracing::info!(interval, "starting");
+        every(period, shutdown, report).await;
+        tracing::info!("completed");
+    };
+    work.instrument(span).await;
+}
+
+async fn every(period: Duration, shutdown: &CancellationToken, mut report: impl FnMut()) {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        report();
+    }
+}

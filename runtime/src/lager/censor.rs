@@ -1,0 +1,187 @@
+//! What stays out of the log: secrets, and texts that are too long.
+//!
+//! The rules are those of the originals' `redact_secrets`, `redact_patterns` and
+//! `max_data_string_length`: they concern the values of a line's data, however
+//! deep, and nothing else of the line. Secrets go first, so that no half of one
+//! is left by a cut.
+
+use regex_lite::Regex;
+use serde_json::Value as Json;
+
+use super::encode;
+use crate::config::Reader;
+
+/// What stands where a secret stood.
+const REDACTED: &str = "*REDACTED*";
+/// What stands where a text was cut; it counts as part of the text.
+const CUT: &str = "-(truncated)";
+
+/// Names under which secrets stand.
+const NAMES: [&str; 2] = ["[Pp]wd", "[Pp]ass"];
+/// Texts that are secrets wherever they stand, when no patterns are given: keys
+/// of AWS, hashes of passwords, private keys.
+const TEXTS: [&str; 6] = [
+    r"AKIA[A-Z0-9]{16}",
+    r#"KEY["']?\s*(?::|=>|=)\s*["']?[A-Z0-9/+=]{40}["']?"#,
+    r"\$1\$[A-Z0-9./]{1,16}\$[A-Z0-9./]{22}",
+    r"\$5\$[A-Z0-9./]{1,16}\$[A-Z0-9./]{43}",
+    r"\$6\$[A-Z0-9./]{1,16}\$[A-Z0-9./]{86}",
+    r"-----BEGIN(.*)PRIVATE KEY-----",
+];
+
+/// Takes things out of the data of lines; the default takes out nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Censor {
+    secrets: Option<Secrets>,
+    longest: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct Secrets {
+    names: Vec<Regex>,
+    texts: Vec<Regex>,
+}
+
+impl Secrets {
+    fn new(texts: &[String]) -> Result<Self, regex_lite::Error> {
+        let names = compile(&NAMES)?;
+        let texts = if texts.is_empty() { compile(&TEXTS)? } else { compile(texts)? };
+        Ok(Self { names, texts })
+    }
+}
+
+fn compile<T: AsRef<str>>(patterns: &[T]) -> Result<Vec<Regex>, regex_lite::Error> {
+    patterns.iter().map(|pattern| Regex::new(pattern.as_ref())).collect()
+}
+
+impl Censor {
+    /// Reads the originals' three keys.
+    pub fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let wanted = keys.or("redact_secrets", false);
+        let texts = keys.or::<Vec<String>>("redact_patterns", Vec::new());
+        let longest = keys.or::<i64>("max_data_string_length", 0);
+        // Patterns are checked also when they are not used.
+        let secrets = match Secrets::new(&texts?) {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                keys.problem("redact_patterns", format!("has a pattern that is none: {error}"));
+                return None;
+            }
+        };
+        let longest = usize::try_from(longest?).ok().filter(|longest| *longest > 0);
+        Some(Self { secrets: wanted?.then_some(secrets), longest })
+    }
+
+    /// A JSON object without what is to stay out of it.
+    pub(super) fn apply(&self, object: String) -> String {
+        if self.secrets.is_none() && self.longest.is_none() {
+            return object;
+        }
+        // Lines are made here and parse; one that did not would say too much.
+        let Ok(mut json) = serde_json::from_str(&object) else { return "{}".to_owned() };
+        self.visit(&mut json);
+        let mut text = String::with_capacity(object.len());
+        encode::push_json(&mut text, &json.to_string());
+        text
+    }
+
+    fn visit(&self, json: &mut Json) {
+        match json {
+            Json::String(text) => self.text(text),
+            Json::Array(items) => items.iter_mut().for_each(|item| self.visit(item)),
+            Json::Object(entries) => {
+                for (name, value) in entries {
+                    if self.is_secret(name) {
+                        *value = REDACTED.into();
+                    } else {
+                        self.visit(value);
+                    }
+                }
+            }
+            Json::Null | Json::Bool(_) | Json::Number(_) => {}
+        }
+    }
+
+    fn is_secret(&self, name: &str) -> bool {
+        let secrets = self.secrets.as_ref();
+        secrets.is_some_and(|secrets| secrets.names.iter().any(|pattern| pattern.is_match(name)))
+    }
+
+    fn text(&self, text: &mut String) {
+        if let Some(secrets) = &self.secrets
+            && secrets.texts.iter().any(|pattern| pattern.is_match(text))
+        {
+            REDACTED.clone_into(text);
+        }
+        let Some(longest) = self.longest.map(|longest| longest.max(CUT.len())) else { return };
+        if text.len() > longest {
+            text.truncate(text.floor_char_boundary(longest - CUT.len()));
+            text.push_str(CUT);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Configure, parse};
+
+    struct Read(Censor);
+
+    impl Configure for Read {
+        fn read(keys: &mut Reader<'_>) -> Option<Self> {
+            Censor::read(keys).map(Self)
+        }
+    }
+
+    fn censored(config: &str, data: &str) -> String {
+        parse::<Read>(config).unwrap().config.0.apply(data.to_owned())
+    }
+
+    #[test]
+    fn without_the_keys_everything_is_said() {
+        let data = r#"{"password":"secret","text":"a text of any length","n":1e+21}"#;
+        assert_eq!(censored("{}", data), data);
+    }
+
+    #[test]
+    fn secrets_are_known_by_their_name_or_their_look() {
+        let config = r#"{"redact_secrets": true}"#;
+        let table = [
+            (r#"{"password":{"a":1}}"#, r#"{"password":"*REDACTED*"}"#),
+            (r#"{"a":[{"dbPwd":1}]}"#, r#"{"a":[{"dbPwd":"*REDACTED*"}]}"#),
+            (r#"{"a":"AKIAABCDEFGHIJKLMNOP!"}"#, r#"{"a":"*REDACTED*"}"#),
+            (r#"{"a":"-----BEGIN RSA PRIVATE KEY-----"}"#, r#"{"a":"*REDACTED*"}"#),
+            (r#"{"a":"\u003cplain\u003e","n":2}"#, r#"{"a":"\u003cplain\u003e","n":2}"#),
+        ];
+        for (data, expected) in table {
+            assert_eq!(censored(config, data), expected);
+        }
+    }
+
+    #[test]
+    fn own_patterns_stand_in_for_the_known_looks() {
+        let config = r#"{"redact_secrets": true, "redact_patterns": ["^token-\\d+$"]}"#;
+        let data = r#"{"a":"token-42","b":"AKIAABCDEFGHIJKLMNOP","passwd":"x"}"#;
+        let expected = r#"{"a":"*REDACTED*","b":"AKIAABCDEFGHIJKLMNOP","passwd":"*REDACTED*"}"#;
+        assert_eq!(censored(config, data), expected);
+        let error = parse::<Read>(r#"{"redact_patterns": ["("]}"#).err().unwrap();
+        assert!(error.to_string().contains("redact_patterns: has a pattern that is none"));
+    }
+
+    #[test]
+    fn long_texts_are_cut_to_the_length_with_the_mark() {
+        let cut = |longest: usize, text: &str| {
+            let config = format!(r#"{{"max_data_string_length": {longest}}}"#);
+            censored(&config, &format!(r#"{{"a":["{text}"]}}"#))
+        };
+        let long = "a".repeat(25);
+        assert_eq!(cut(20, &long), r#"{"a":["aaaaaaaa-(truncated)"]}"#);
+        assert_eq!(cut(13, &long), r#"{"a":["a-(truncated)"]}"#);
+        assert_eq!(cut(5, &long), r#"{"a":["-(truncated)"]}"#);
+        assert_eq!(cut(5, "foobar"), r#"{"a":["foobar"]}"#);
+        assert_eq!(cut(25, &long), format!(r#"{{"a":["{long}"]}}"#));
+        assert_eq!(cut(15, &"\u{fc}".repeat(20)), "{\"a\":[\"\u{fc}-(truncated)\"]}");
+        assert_eq!(cut(0, &long), format!(r#"{{"a":["{long}"]}}"#));
+    }
+}

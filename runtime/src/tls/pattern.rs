@@ -1,0 +1,111 @@
+//! Patterns for the names in certificates.
+
+use std::fmt::{self, Display, Formatter};
+use std::str::FromStr;
+
+use serde_json::Value as Json;
+
+use super::Identity;
+use crate::config::Value;
+
+/// A part of a certificate that says something about its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    CommonName,
+    OrganizationalUnit,
+    DnsName,
+    Uri,
+}
+
+impl Field {
+    const ALL: [(&'static str, Self); 4] = [
+        ("cn", Self::CommonName),
+        ("ou", Self::OrganizationalUnit),
+        ("dns", Self::DnsName),
+        ("uri", Self::Uri),
+    ];
+
+    fn values(self, identity: &Identity) -> impl Iterator<Item = &str> {
+        let (one, many): (_, &[String]) = match self {
+            Self::CommonName => (identity.common_name.as_deref(), &[]),
+            Self::OrganizationalUnit => (None, &identity.organizational_units),
+            Self::DnsName => (None, &identity.dns_names),
+            Self::Uri => (None, &identity.uris),
+        };
+        one.into_iter().chain(many.iter().map(String::as_str))
+    }
+}
+
+/// The names as a [`Pattern`] would demand them: `cn=syncer,dns=a.cf.internal`.
+impl Display for Identity {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (name, field) in Field::ALL {
+            for value in field.values(self) {
+                write!(f, "{separator}{name}={value}")?;
+                separator = ",";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which certificates: conditions such as `cn=syncer` or `ou=cell,dns=*.cf`,
+/// all of which have to hold. A value may hold one `*`, which stands for any
+/// text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(Vec<(Field, String)>);
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let condition = |condition: &str| {
+            let (name, value) = condition
+                .split_once('=')
+                .ok_or_else(|| format!("{condition:?} is not of the form cn=NAME"))?;
+            let field = Field::ALL.into_iter().find(|(known, _)| *known == name.trim());
+            let (_, field) =
+                field.ok_or_else(|| format!("{name:?} is not one of cn, ou, dns and uri"))?;
+            match value.trim() {
+                "" => Err(format!("{condition:?} has no value")),
+                value if value.matches('*').count() > 1 => {
+                    Err(format!("{condition:?} has more than one *"))
+                }
+                value => Ok((field, value.to_owned())),
+            }
+        };
+        text.split(',').map(condition).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Value for Vec<Pattern> {
+    fn from_json(json: &Json) -> Result<Self, String> {
+        Vec::<String>::from_json(json)?.iter().map(|text| text.parse()).collect()
+    }
+
+    fn is_zero(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl Pattern {
+    /// Whether all conditions hold.
+    pub fn fits(&self, identity: &Identity) -> bool {
+        let holds = |(field, wanted): &(Field, String)| {
+            field.values(identity).any(|value| fits(wanted, value))
+        };
+        self.0.iter().all(holds)
+    }
+}
+
+fn fits(wanted: &str, value: &str) -> bool {
+    match wanted.split_once('*') {
+        None => wanted == value,
+        Some((start, end)) => {
+            value.len() >= start.len() + end.len()
+                && value.starts_with(start)
+                && value.ends_with(end)
+        }
+    }
+}

@@ -224,6 +224,11 @@ impl Feed {
         }
     }
 
+    /// Whether anybody would hear of a change.
+    pub fn has_watchers(&self) -> bool {
+        self.watchers().count > 0
+    }
+
     /// How many locks have a deadline.
     pub fn deadline_count(&self) -> usize {
         self.deadlines().len()

@@ -1,11 +1,14 @@
 //! Where locks are kept.
 //!
-//! [`Store`] is the seam; [`memory`] and [`embedded`] keep its promise, and one
-//! conformance suite proves it for both.
+//! [`Store`] is the seam; [`memory`], [`embedded`] and [`shared`] keep its promise,
+//! and one conformance suite proves it for all. [`any`] is the one that the
+//! configuration names.
 
+pub mod any;
 pub mod embedded;
 mod journal;
 pub mod memory;
+pub mod shared;
 
 use std::{error, sync::Arc};
 
@@ -100,6 +103,9 @@ pub enum Error {
     /// It cannot store at the moment, or not any more. Trying again may help.
     #[error("the store does not take the change")]
     Unavailable(#[source] Arc<dyn error::Error + Send + Sync>),
+    /// The text can be stored by other databases, not by this one.
+    #[error("the database cannot keep this text")]
+    Unstorable(#[source] Arc<dyn error::Error + Send + Sync>),
     /// It was shut down.
     #[error("the store is shut down")]
     Closed,

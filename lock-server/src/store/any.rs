@@ -1,0 +1,113 @@
+//! The store that the configuration names.
+
+use std::{path::Path, sync::Arc};
+
+use model::lock::{Claim, LockKey, Owner, Selector};
+use runtime::server::Component;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Claimed, Error, Expired, Released, Store,
+    embedded::{Embedded, Flusher},
+    shared::{Follower, Shared},
+};
+use crate::{
+    feed::{Feed, Subscription},
+    held::{Held, Request},
+};
+
+/// An embedded or a shared store.
+#[derive(Debug, Clone)]
+pub enum Any {
+    /// In a file of this process.
+    Embedded(Embedded),
+    /// On a database server.
+    Shared(Shared),
+}
+
+/// The task behind the store.
+#[derive(Debug)]
+pub enum Keeper {
+    /// Writes the journal.
+    Embedded(Flusher),
+    /// Follows the table.
+    Shared(Follower),
+}
+
+impl Any {
+    /// The locks in a file.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    pub async fn embedded(path: &Path, feed: Feed) -> Result<(Self, Keeper), storage::Error> {
+        let options = storage::sqlite::Options::default();
+        let (store, flusher) = Embedded::open(path, &options, feed).await?;
+        Ok((Self::Embedded(store), Keeper::Embedded(flusher)))
+    }
+
+    /// The locks on a server.
+    ///
+    /// # Errors
+    /// The server cannot be reached or used.
+    pub async fn shared(
+        options: &storage::server::Options,
+        feed: Feed,
+    ) -> Result<(Self, Keeper), storage::Error> {
+        let (store, follower) = Shared::open(options, feed).await?;
+        Ok((Self::Shared(store), Keeper::Shared(follower)))
+    }
+}
+
+impl Keeper {
+    /// Runs until `stop`, then finishes what is queued and closes the store.
+    ///
+    /// # Errors
+    /// The store cannot go on.
+    pub async fn run(
+        self,
+        stop: CancellationToken,
+        health: Component,
+    ) -> Result<(), storage::Error> {
+        match self {
+            Self::Embedded(flusher) => flusher.run(stop, health).await,
+            Self::Shared(follower) => follower.run(stop, health).await,
+        }
+    }
+}
+
+impl Store for Any {
+    async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
+        match self {
+            Self::Embedded(store) => store.claim(claim, request).await,
+            Self::Shared(store) => store.claim(claim, request).await,
+        }
+    }
+
+    async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
+        match self {
+            Self::Embedded(store) => store.release(key, owner).await,
+            Self::Shared(store) => store.release(key, owner).await,
+        }
+    }
+
+    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+        match self {
+            Self::Embedded(store) => store.expire(seen).await,
+            Self::Shared(store) => store.expire(seen).await,
+        }
+    }
+
+    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+        match self {
+            Self::Embedded(store) => store.select(selector).await,
+            Self::Shared(store) => store.select(selector).await,
+        }
+    }
+
+    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+        match self {
+            Self::Embedded(store) => store.watch(selector).await,
+            Self::Shared(store) => store.watch(selector).await,
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Locks in a database server that several instances share, the original's too.
+//!
+//! The database is the truth: every claim, release and expiry is one transaction
+//! there, and every answer is its answer (contracts/locket.md 2 and 3). What follows:
+//! - A refresh always reaches the table, with a higher `modified_index`: whoever
+//!   measures the time to live of a version, ours or the original, sees that it is
+//!   alive.
+//! - Each instance measures by its own monotonic clock since it last saw a version,
+//!   and deletes only the version whose time it measured.
+//! - A call whose outcome is not known answers [`Error::Unavailable`]; what it did
+//!   is found by the next pass over the table.
+//!
+//! The view in memory is what deadlines and watchers are told from. Others' changes
+//! get there by PostgreSQL's notifications, within milliseconds, and by a pass over
+//! the table every [`PASS`]; MySQL has no notifications: there the pass comes every
+//! [`WATCHED_PASS`] while somebody watches. The original's changes are told by nobody:
+//! they are found by the pass.
+
+mod follow;
+mod notice;
+mod rows;
+mod statements;
+mod view;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use model::lock::{Claim, Lock, LockKey, Owner, Selector};
+use storage::{
+    Kind,
+    server::{Options, Server},
+};
+use tokio::{sync::mpsc, time::Instant};
+use uuid::Uuid;
+
+pub use self::follow::Follower;
+use self::{
+    notice::Notice,
+    rows::Found,
+    statements::Taken,
+    view::{End, View},
+};
+use super::{Claimed, Error, Expired, Released, Store};
+use crate::{
+    feed::{Event, Feed, Subscription},
+    held::{Held, Request},
+};
+
+/// How often the table is read: the original's interval.
+pub const PASS: Duration = Duration::from_secs(5);
+/// The same on MySQL while there are watchers.
+pub const WATCHED_PASS: Duration = Duration::from_millis(500);
+
+/// Notices that may wait to be told; what finds no room is found by the pass.
+const NOTICES: usize = 4096;
+
+/// How often a call looks again when the row changes between its two looks.
+const LOOKS: usize = 8;
+
+/// A handle; clones share the connections and the view.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    server: Server,
+    view: Arc<Mutex<View>>,
+    feed: Feed,
+    notices: mpsc::Sender<Notice>,
+}
+
+/// The row was another one at each look.
+#[derive(Debug, thiserror::Error)]
+#[error("the lock changed at each of {LOOKS} looks")]
+struct Restless;
+
+fn failed(error: storage::Error) -> Error {
+    match error.kind() {
+        Kind::Data => Error::Unstorable(Arc::new(error)),
+        Kind::Closed => Error::Closed,
+        _ => Error::Unavailable(Arc::new(error)),
+    }
+}
+
+impl Shared {
+    /// Connects, makes the tables that are missing, and reads the locks. The
+    /// follower has to run for others' changes, and for the ends of locks, to be seen.
+    ///
+    /// # Errors
+    /// The server cannot be reached or used; tables cannot be made.
+    pub async fn open(options: &Options, feed: Feed) -> Result<(Self, Follower), storage::Error> {
+        let schema = statements::schema(options.dialect);
+        let server = Server::connect(options, &schema).await?;
+        let view = Arc::new(Mutex::new(View::new(feed.clone())));
+        let (notices, to_tell) = mpsc::channel(NOTICES);
+        let shared = Self { server, view, feed, notices };
+        shared.pass().await?;
+        let follower = Follower::new(shared.clone(), to_tell);
+        Ok((shared, follower))
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the connections did, for the metrics.
+    pub fn stats(&self) -> storage::server::Stats {
+        self.server.stats()
+    }
+
+    fn tell(&self, notice: Notice) {
+        // Full: the pass over the table tells them.
+        let _told = self.notices.try_send(notice);
+    }
+
+    /// A version that this instance wrote.
+    fn wrote(&self, held: Held) -> Arc<Held> {
+        let (held, event) = self.view().observe(held, Instant::now());
+        if let Some(Event::Acquired(_) | Event::Updated { .. }) = event {
+            let Lock { key, token, .. } = &held.lock;
+            self.tell(Notice { key: key.clone(), token: *token, end: None });
+        }
+        held
+    }
+
+    /// An end that this instance wrote.
+    fn ended(&self, held: &Held, end: End) {
+        let Lock { key, token, .. } = &held.lock;
+        self.view().end(key, *token, end, Instant::now());
+        self.tell(Notice { key: key.clone(), token: *token, end: Some(end) });
+    }
+
+    /// The row of a key, whoever has it.
+    async fn look(&self, key: &LockKey) -> Result<Option<Arc<Held>>, Error> {
+        let found = self.read(&Selector::Key(key.clone())).await?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn read(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+        let rows = rows::read(&self.server, Some(selector)).await.map_err(failed)?;
+        let mut view = self.view();
+        let now = Instant::now();
+        let mut all = Vec::with_capacity(rows.len());
+        for row in &rows {
+            match rows::parse(row) {
+                Ok(Found::Held(held)) => all.push(view.observe(held, now).0),
+                // The pass gives it a token, or deletes it.
+                Ok(Found::Untold(held) | Found::Dead(held)) => all.push(Arc::new(held)),
+                Err(error) => {
+                    let key = rows::key(row);
+                    tracing::error!(key, error = %error, "failed-to-scan-lock");
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Reads the whole table: what is new is told, what is missing has ended.
+    async fn pass(&self) -> Result<(), storage::Error> {
+        let mark = self.view().mark();
+        let rows = rows::read(&self.server, None).await?;
+        let mut found = std::collections::HashSet::with_capacity(rows.len());
+        for row in &rows {
+            match rows::parse(row) {
+                Ok(Found::Held(held)) => {
+                    found.insert(held.lock.key.clone());
+                    self.view().observe(held, Instant::now());
+                }
+                Ok(Found::Untold(mut held)) => {
+                    if let Some(token) = statements::fence(&self.server, &held).await? {
+                        held.lock.token = token;
+                        found.insert(held.lock.key.clone());
+                        self.view().observe(held, Instant::now());
+                    }
+                }
+                Ok(Found::Dead(held)) => {
+                    statements::delete_version(&self.server, &held).await?;
+                }
+                Err(error) => {
+                    let key = rows::key(row);
+                    tracing::error!(key, error = %error, "failed-to-scan-lock");
+                }
+            }
+        }
+        self.view().end_missing(mark, |_| true, |key| found.contains(key), Instant::now());
+        Ok(())
+    }
+}
+
+fn held(claim: Claim, taken: Taken, request: Request) -> Result<Held, Error> {
+    let Taken { path, index, id, token } = taken;
+    let Claim { mut key, owner, value, kind, ttl } = claim;
+    if path != key.as_str() {
+        key = LockKey::parse(&path).map_err(|error| Error::Unavailable(Arc::new(error)))?;
+    }
+    let lock = Lock { key, owner, value, kind, ttl, token };
+    Ok(Held { lock, id: id.into(), index, request })
+}
+
+impl Store for Shared {
+    async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
+        let id = Uuid::new_v4().to_string();
+        for _ in 0..LOOKS {
+            let taken = statements::claim(&self.server, &claim, &id).await.map_err(failed)?;
+            if let Some(taken) = taken {
+                if taken.id == id && taken.index == 1 {
+                    tracing::info!("acquired-lock");
+                }
+                return Ok(Claimed::Held(self.wrote(held(claim, taken, request)?)));
+            }
+            match self.look(&claim.key).await? {
+                Some(other) if other.lock.owner != claim.owner => {
+                    return Ok(Claimed::Collision(other));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Err(Error::Unavailable(Arc::new(Restless)))
+    }
+
+    async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
+        let known = self.view().get(key).cloned();
+        let mut known = known.filter(|held| held.lock.owner == *owner);
+        for _ in 0..LOOKS {
+            let held = match known.take() {
+                Some(held) => held,
+                None => match self.look(key).await? {
+                    None => return Ok(Released::Absent),
+                    Some(held) if held.lock.owner != *owner => {
+                        return Ok(Released::Collision(held));
+                    }
+                    Some(held) => held,
+                },
+            };
+            if statements::release(&self.server, key, owner).await.map_err(failed)? {
+                self.ended(&held, End::Released);
+                Event::Released(Arc::clone(&held)).log();
+                return Ok(Released::Deleted(held));
+            }
+        }
+        Err(Error::Unavailable(Arc::new(Restless)))
+    }
+
+    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+        for _ in 0..LOOKS {
+            if statements::delete_version(&self.server, seen).await.map_err(failed)? {
+                self.ended(seen, End::Expired);
+                let held = Arc::new(seen.clone());
+                Event::Expired(Arc::clone(&held)).log();
+                return Ok(Expired::Deleted(held));
+            }
+            match self.look(&seen.lock.key).await? {
+                None => return Ok(Expired::Absent),
+                Some(held) if (&held.id, held.index) != (&seen.id, seen.index) => {
+                    return Ok(Expired::Newer(held));
+                }
+                Some(_) => {}
+            }
+        }
+        Err(Error::Unavailable(Arc::new(Restless)))
+    }
+
+    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+        let mut all = match self.read(selector).await {
+            // What cannot be stored is not there.
+            Err(Error::Unstorable(_)) => Vec::new(),
+            read => read?,
+        };
+        all.sort_unstable_by(|a, b| a.lock.key.cmp(&b.lock.key));
+        if let Selector::Key(key) = selector {
+            // Where the table's collation takes two keys for one, the answer has the
+            // one that was asked for, as the original's.
+            for held in all.iter_mut().filter(|held| held.lock.key != *key) {
+                Arc::make_mut(held).lock.key = key.clone();
+            }
+        }
+        Ok(all)
+    }
+
+    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+        let mark = self.view().mark();
+        let found = self.select(selector).await?;
+        let mut view = self.view();
+        let named = |held: &Held| match selector {
+            Selector::Key(key) => held.lock.key == *key,
+            Selector::Kind(kind) => held.lock.kind == *kind,
+        };
+        let is_found = |key: &LockKey| found.iter().any(|held| held.lock.key == *key);
+        view.end_missing(mark, named, is_found, Instant::now());
+        let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
+        Ok((view.select(selector), subscription))
+    }
+}

@@ -1,0 +1,127 @@
+//! What instances tell each other on PostgreSQL's channel.
+//!
+//! A payload is some lines, each `INSTANCE WHAT TOKEN KEY`. A lost notice costs
+//! nothing but time: the next pass over the table finds what it was about.
+
+use std::fmt;
+
+use model::lock::{FencingToken, LockKey};
+
+use super::view::End;
+
+/// The channel.
+pub(super) const CHANNEL: &str = "portcullis_locks";
+/// The longest payload; PostgreSQL's limit is 8,000 bytes.
+const MAX_PAYLOAD: usize = 7_000;
+
+/// What there is to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Notice {
+    pub(super) key: LockKey,
+    pub(super) token: FencingToken,
+    /// How it ended; none when it has a new owner, value or kind.
+    pub(super) end: Option<End>,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, token, end } = self;
+        let what = match end {
+            None => "changed",
+            Some(End::Released) => "released",
+            Some(End::Expired) => "expired",
+        };
+        let key = key.as_str().replace('\\', "\\\\").replace('\n', "\\n");
+        write!(formatter, "{what} {} {key}", token.0)
+    }
+}
+
+fn unescape(text: &str) -> String {
+    let mut key = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => match characters.next() {
+                Some('n') => key.push('\n'),
+                Some(other) => key.push(other),
+                None => {}
+            },
+            other => key.push(other),
+        }
+    }
+    key
+}
+
+fn parse_line(line: &str) -> Option<(&str, Notice)> {
+    let mut parts = line.splitn(4, ' ');
+    let (from, what, token, key) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let end = match what {
+        "changed" => None,
+        "released" => Some(End::Released),
+        "expired" => Some(End::Expired),
+        _ => return None,
+    };
+    let token = FencingToken(token.parse().ok()?);
+    let key = LockKey::parse(&unescape(key)).ok()?;
+    Some((from, Notice { key, token, end }))
+}
+
+/// What others than `instance` told. What is not understood is passed over: it is
+/// another release's.
+pub(super) fn parse(payload: &str, instance: &str) -> Vec<Notice> {
+    payload
+        .split('\n')
+        .filter_map(parse_line)
+        .filter(|(from, _)| *from != instance)
+        .map(|(_, notice)| notice)
+        .collect()
+}
+
+/// As few payloads as possible.
+pub(super) fn payloads(instance: &str, notices: impl Iterator<Item = Notice>) -> Vec<String> {
+    let mut payloads: Vec<String> = Vec::new();
+    for notice in notices {
+        let line = format!("{instance} {notice}");
+        match payloads.last_mut() {
+            Some(last) if last.len() + 1 + line.len() <= MAX_PAYLOAD => {
+                last.push('\n');
+                last.push_str(&line);
+            }
+            Some(_) | None => payloads.push(line),
+        }
+    }
+    payloads
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn notice() -> impl Strategy<Value = Notice> {
+        let end = prop_oneof![Just(None), Just(Some(End::Released)), Just(Some(End::Expired))];
+        ("(?s).{0,255}", any::<u64>(), end).prop_map(|(key, token, end)| Notice {
+            key: LockKey::parse(&key).unwrap(),
+            token: FencingToken(token),
+            end,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_is_heard(notices in prop::collection::vec(notice(), 0..40)) {
+            let payloads = payloads("me", notices.clone().into_iter());
+            prop_assert!(payloads.iter().all(|payload| payload.len() < 8_000));
+            let heard: Vec<_> =
+                payloads.iter().flat_map(|payload| parse(payload, "other")).collect();
+            prop_assert_eq!(heard, notices);
+            prop_assert!(payloads.iter().all(|payload| parse(payload, "me").is_empty()));
+        }
+
+        #[test]
+        fn anything_may_be_told(payload in "(?s).{0,300}") {
+            let _no_panic = parse(&payload, "me");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The statements, in both languages.
+//!
+//! Each call is one transaction: on PostgreSQL one statement, which is one round
+//! trip; MySQL has no `RETURNING`, so there some take several. A claim writes the row
+//! and its token together, and only if the row is free or the claimant's own; no row
+//! is locked before it is written, so different keys never wait for each other.
+//!
+//! `fencing_tokens.modified_id` says for which life of the row the token was given. A
+//! row with another `modified_id` got its owner from a server that gives no tokens
+//! (the original): the next look raises the token.
+
+use model::lock::{Claim, FencingToken, LockKey, Owner};
+use storage::{
+    Migration,
+    server::{Dialect, Row, Schema, Server, Transaction, Value},
+};
+
+use crate::held::Held;
+
+const POSTGRES_SCHEMA: &[Migration] = &[Migration {
+    version: 1,
+    name: "locks and fencing tokens",
+    sql: "CREATE TABLE IF NOT EXISTS locks (
+    path VARCHAR(255) PRIMARY KEY,
+    owner VARCHAR(255),
+    value VARCHAR(4096),
+    type VARCHAR(255) DEFAULT '',
+    modified_index BIGINT DEFAULT 0,
+    modified_id VARCHAR(255) DEFAULT '',
+    ttl BIGINT DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS fencing_tokens (
+    path VARCHAR(255) PRIMARY KEY,
+    token BIGINT NOT NULL,
+    modified_id VARCHAR(255) NOT NULL
+)",
+}];
+
+// A collation that compares exactly has another name on MariaDB than on MySQL. A
+// table that is there already keeps its own, as with the original: therefore the
+// other table compares bytes, whatever the collation of the first.
+const MYSQL_SCHEMA: &[Migration] = &[Migration {
+    version: 1,
+    name: "locks and fencing tokens",
+    sql: "CREATE TABLE IF NOT EXISTS locks (
+    path VARCHAR(255) PRIMARY KEY,
+    owner VARCHAR(255),
+    value VARCHAR(4096),
+    type VARCHAR(255) DEFAULT '',
+    modified_index BIGINT DEFAULT 0,
+    modified_id VARCHAR(255) DEFAULT '',
+    ttl BIGINT DEFAULT 0
+) CHARACTER SET utf8mb4 /*M!100202 COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */;
+CREATE TABLE IF NOT EXISTS fencing_tokens (
+    path VARBINARY(1020) PRIMARY KEY,
+    token BIGINT NOT NULL,
+    modified_id VARCHAR(255) NOT NULL
+)",
+}];
+
+/// The tables.
+pub(super) fn schema(dialect: Dialect) -> Schema {
+    let migrations = match dialect {
+        Dialect::Postgres => POSTGRES_SCHEMA,
+        Dialect::MySql => MYSQL_SCHEMA,
+    };
+    Schema { record: "lock_server_migrations", migrations }
+}
+
+/// What a claim that succeeded made of the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// The key as it is stored: with another case, say, where the table's collation
+    /// takes the two for one.
+    pub(super) path: String,
+    pub(super) index: i64,
+    pub(super) id: String,
+    pub(super) token: FencingToken,
+}
+
+fn token(number: i64) -> FencingToken {
+    FencingToken(number.unsigned_abs())
+}
+
+fn claim_values(claim: &Claim, id: &str) -> [Value; 6] {
+    let Claim { key, owner, value, kind, ttl } = claim;
+    [
+        key.as_str().into(),
+        owner.as_str().into(),
+        value.as_str().into(),
+        kind.as_str().into(),
+        id.into(),
+        ttl.seconds().into(),
+    ]
+}
+
+/// Takes or keeps a key; none when it is somebody else's. `id` is for a new life of
+/// the row.
+pub(super) async fn claim(
+    server: &Server,
+    claim: &Claim,
+    id: &str,
+) -> Result<Option<Taken>, storage::Error> {
+    let values = claim_values(claim, id);
+    match server.dialect() {
+        Dialect::Postgres => claim_on_postgres(server, &values).await,
+        Dialect::MySql => {
+            let (values, owner) = (&values, claim.owner.as_str());
+            server
+                .transaction(|transaction: Transaction| async move {
+                    claim_on_mysql(&transaction, values, owner).await
+                })
+                .await
+        }
+    }
+}
+
+const POSTGRES_CLAIM: &str = "WITH taken AS (
+    INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
+    VALUES (?, ?, ?, ?, 1, ?, ?)
+    ON CONFLICT (path) DO UPDATE SET
+        owner = excluded.owner, value = excluded.value, type = excluded.type, ttl = excluded.ttl,
+        modified_index = COALESCE(l.modified_index, 0) + 1,
+        modified_id = CASE WHEN COALESCE(l.owner, '') = '' OR COALESCE(l.modified_id, '') = ''
+            THEN excluded.modified_id ELSE l.modified_id END
+    WHERE COALESCE(l.owner, '') = '' OR l.owner = excluded.owner
+    RETURNING path, modified_index, modified_id
+), fenced AS (
+    INSERT INTO fencing_tokens AS f (path, token, modified_id)
+    SELECT path, 1, modified_id FROM taken
+    ON CONFLICT (path) DO UPDATE SET token = f.token + 1, modified_id = excluded.modified_id
+    WHERE f.modified_id <> excluded.modified_id
+    RETURNING token
+)
+SELECT t.modified_index, t.modified_id, f.token, s.token, s.modified_id, t.path
+FROM taken t LEFT JOIN fenced f ON true LEFT JOIN fencing_tokens s ON s.path = t.path";
+
+const TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?";
+
+async fn claim_on_postgres(
+    server: &Server,
+    values: &[Value; 6],
+) -> Result<Option<Taken>, storage::Error> {
+    let rows = server.execute_returning(POSTGRES_CLAIM, values).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let id: String = row.get(1)?;
+    let given: Option<i64> = row.get(2)?;
+    let known: Option<String> = row.get(4)?;
+    let number = match given {
+        Some(number) => number,
+        None if known.as_ref() == Some(&id) => row.get(3)?,
+        // The statement sees the tokens as they were when it began: another claim of
+        // this owner has given one since.
+        None => number(&server.query(TOKEN, &values[..1]).await?)?,
+    };
+    Ok(Some(Taken { path: row.get(5)?, index: row.get(0)?, id, token: token(number) }))
+}
+
+fn number(rows: &[Row]) -> Result<i64, storage::Error> {
+    rows.first().map_or(Ok(0), |row| row.get(0))
+}
+
+// Assignments take effect one after the other: the owner, on which the others
+// depend, comes last.
+const MYSQL_CLAIM: &str = "INSERT INTO locks
+(path, owner, value, type, modified_index, modified_id, ttl) VALUES (?, ?, ?, ?, 1, ?, ?)
+ON DUPLICATE KEY UPDATE
+value = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(value), value),
+type = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(type), type),
+ttl = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(ttl), ttl),
+modified_index = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner),
+    COALESCE(modified_index, 0) + 1, modified_index),
+modified_id = IF(COALESCE(owner, '') = ''
+    OR (BINARY owner = BINARY VALUES(owner) AND COALESCE(modified_id, '') = ''),
+    VALUES(modified_id), modified_id),
+owner = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(owner), owner)";
+
+// The token first: it depends on the id that was there.
+const MYSQL_TOKEN: &str = "INSERT INTO fencing_tokens (path, token, modified_id) VALUES (?, 1, ?)
+ON DUPLICATE KEY UPDATE token = IF(modified_id = VALUES(modified_id), token, token + 1),
+modified_id = VALUES(modified_id)";
+
+async fn claim_on_mysql(
+    transaction: &Transaction,
+    values: &[Value; 6],
+    owner: &str,
+) -> Result<Option<Taken>, storage::Error> {
+    transaction.execute(MYSQL_CLAIM, values).await?;
+    let key = &values[..1];
+    let rows = transaction
+        .query("SELECT owner, modified_index, modified_id, path FROM locks WHERE path = ?", key)
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    if row.get::<Option<String>>(0)?.as_deref() != Some(owner) {
+        return Ok(None);
+    }
+    let (index, id, path): (i64, String, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    let token = fence_on_mysql(transaction, &Value::from(path.as_str()), &id).await?;
+    Ok(Some(Taken { path, index, id, token }))
+}
+
+async fn fence_on_mysql(
+    transaction: &Transaction,
+    key: &Value,
+    id: &str,
+) -> Result<FencingToken, storage::Error> {
+    transaction.execute(MYSQL_TOKEN, &[key.clone(), id.into()]).await?;
+    Ok(token(number(&transaction.query(TOKEN, std::slice::from_ref(key)).await?)?))
+}
+
+/// Gives a key back if it is `owner`'s; whether it was.
+pub(super) async fn release(
+    server: &Server,
+    key: &LockKey,
+    owner: &Owner,
+) -> Result<bool, storage::Error> {
+    let sql = match server.dialect() {
+        Dialect::Postgres => "DELETE FROM locks WHERE path = ? AND owner = ?",
+        Dialect::MySql => "DELETE FROM locks WHERE path = ? AND BINARY owner = BINARY ?",
+    };
+    let deleted = server.execute(sql, &[key.as_str().into(), owner.as_str().into()]).await?;
+    Ok(deleted > 0)
+}
+
+/// Deletes the row if it is still this version; whether it was.
+pub(super) async fn delete_version(server: &Server, held: &Held) -> Result<bool, storage::Error> {
+    let sql = "DELETE FROM locks WHERE path = ? AND owner = ?
+        AND COALESCE(modified_id, '') = ? AND COALESCE(modified_index, 0) = ?";
+    let values = [
+        held.lock.key.as_str().into(),
+        held.lock.owner.as_str().into(),
+        (&*held.id).into(),
+        held.index.into(),
+    ];
+    Ok(server.execute(sql, &values).await? > 0)
+}
+
+/// Gives the owner of this life of the row a token of its own, if the row still
+/// lives that life.
+pub(super) async fn fence(
+    server: &Server,
+    held: &Held,
+) -> Result<Option<FencingToken>, storage::Error> {
+    let values: [Value; 2] = [held.lock.key.as_str().into(), (&*held.id).into()];
+    let values = &values;
+    server
+        .transaction(|transaction: Transaction| async move {
+            let life = "SELECT 1 FROM locks WHERE path = ? AND modified_id = ? FOR UPDATE";
+            if transaction.query(life, values).await?.is_empty() {
+                return Ok(None);
+            }
+            match server.dialect() {
+                Dialect::MySql => {
+                    fence_on_mysql(&transaction, &values[0], &held.id).await.map(Some)
+                }
+                Dialect::Postgres => {
+                    let sql = "INSERT INTO fencing_tokens AS f (path, token, modified_id)
+                        VALUES (?, 1, ?) ON CONFLICT (path) DO UPDATE SET
+                        token = CASE WHEN f.modified_id = excluded.modified_id
+                            THEN f.token ELSE f.token + 1 END,
+                        modified_id = excluded.modified_id RETURNING token";
+                    Ok(Some(token(number(&transaction.query(sql, values).await?)?)))
+                }
+            }
+        })
+        .await
+}

@@ -44,6 +44,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
             locks::Error::Deadline => Code::DeadlineExceeded,
             locks::Error::Store(error) => match error {
                 store::Error::Unavailable(_) | store::Error::Closed => Code::Unavailable,
+                store::Error::Unstorable(_) => Code::InvalidArgument,
                 store::Error::TooManyWatchers => Code::ResourceExhausted,
             },
         },
@@ -262,7 +263,7 @@ mod tests {
         let too_long = lock::Error::TooLong { field: "key", chars: 300, max: 255 };
         let cause = Arc::new(storage::Error::Closed);
         let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Write };
-        let table: [(Refusal, Code, &str); 13] = [
+        let table: [(Refusal, Code, &str); 14] = [
             (denied.into(), Code::PermissionDenied, "the peer cn=x may not write locks"),
             (proto::Error::Missing("resource").into(), Code::InvalidArgument, "invalid-request"),
             (
@@ -289,6 +290,11 @@ mod tests {
             (locks::Error::Collision.into(), Code::AlreadyExists, "lock-collision"),
             (locks::Error::NotFound.into(), Code::NotFound, "resource-not-found"),
             (locks::Error::Deadline.into(), Code::DeadlineExceeded, "context deadline exceeded"),
+            (
+                locks::Error::from(store::Error::Unstorable(Arc::clone(&cause) as _)).into(),
+                Code::InvalidArgument,
+                "the database cannot keep this text",
+            ),
             (
                 locks::Error::from(store::Error::Unavailable(cause)).into(),
                 Code::Unavailable,

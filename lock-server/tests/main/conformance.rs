@@ -5,13 +5,14 @@ use std::sync::Arc;
 use lock_server::{
     feed::{Event, Feed},
     held::Held,
-    store::{Claimed, Expired, Released, Store, memory::Memory},
+    store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
 use model::lock::{Claim, FencingToken, LockKind, LockValue, Selector, Ttl};
+use storage::{server::Dialect, testing::TestServer};
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::support::{PATIENCE, Running, by_key, claim, find, key, owner, take};
+use crate::support::{Instance, PATIENCE, Running, by_key, claim, find, key, owner, take};
 
 /// Each test of the suite on each store.
 macro_rules! conformance {
@@ -32,6 +33,24 @@ macro_rules! conformance {
                 let running = Running::open(&directory.path().join("db")).await;
                 super::$name(running.store.clone(), running.feed.clone()).await;
                 running.close().await;
+            })*
+        }
+        mod postgres {
+            use super::*;
+            $(#[tokio::test]
+            async fn $name() {
+                let instance = Instance::open(&TestServer::shared(Dialect::Postgres).database()).await;
+                super::$name(instance.store.clone(), instance.feed.clone()).await;
+                instance.close().await;
+            })*
+        }
+        mod mariadb {
+            use super::*;
+            $(#[tokio::test]
+            async fn $name() {
+                let instance = Instance::open(&TestServer::shared(Dialect::MySql).database()).await;
+                super::$name(instance.store.clone(), instance.feed.clone()).await;
+                instance.close().await;
             })*
         }
     };
@@ -141,12 +160,21 @@ async fn a_token_rises_with_each_owner<S: Store>(store: S, _feed: Feed) {
 async fn keys_are_exact_texts<S: Store>(store: S, _feed: Feed) {
     let long = "ü".repeat(255);
     let keys = ["", " ", "k", "K", "k ", "k\0", "k\0x", "日本", "e\u{301}", "\u{e9}", &long];
+    let mut stored = 0;
     for on in keys {
-        let held = take(&store, claim(on, "o")).await;
-        assert_eq!((held.lock.key.as_str(), held.lock.token), (on, FencingToken(1)));
+        match store.claim(claim(on, "o"), None).await {
+            Ok(Claimed::Held(held)) => {
+                assert_eq!((held.lock.key.as_str(), held.lock.token), (on, FencingToken(1)));
+                stored += 1;
+            }
+            // PostgreSQL has no character for it, and says so.
+            Err(Error::Unstorable(_)) => assert!(on.contains('\0')),
+            other => panic!("{on:?}: {other:?}"),
+        }
     }
+    assert!(stored >= keys.len() - 2);
     let all = store.select(&Selector::Kind(LockKind::Lock)).await.unwrap();
-    assert_eq!(all.len(), keys.len());
+    assert_eq!(all.len(), stored);
     store.release(&key("k"), &owner("o")).await.unwrap();
     assert_eq!(find(&store, "k").await, None);
     assert!(find(&store, "K").await.is_some());

@@ -94,7 +94,8 @@ impl Listener {
         if let Some(at) = self.again.at {
             sleep_until(at).await;
         }
-        let linked = timeout(self.connect_timeout, self.link()).await;
+        let linking = Link::open(&self.connector, self.channel);
+        let linked = timeout(self.connect_timeout, linking).await;
         let linked =
             linked.unwrap_or_else(|_| Err(Fault::new(Kind::Unavailable, "no connection in time")));
         match linked {
@@ -111,13 +112,6 @@ impl Listener {
         }
     }
 
-    async fn link(&self) -> Result<Link, Fault> {
-        let (client, connection) = self.connector.dial().await?;
-        let mut link = Link { client, connection, heard: VecDeque::new() };
-        link.send(&format!("LISTEN \"{}\"", self.channel)).await?;
-        Ok(link)
-    }
-
     fn lost(&mut self, fault: &Fault) {
         tracing::info!(channel = self.channel, error = %fault, "database-listener-lost");
         self.link = None;
@@ -127,6 +121,13 @@ impl Listener {
 }
 
 impl Link {
+    async fn open(connector: &Connector, channel: &str) -> Result<Self, Fault> {
+        let (client, connection) = connector.dial().await?;
+        let mut link = Self { client, connection, heard: VecDeque::new() };
+        link.send(&format!("LISTEN \"{channel}\"")).await?;
+        Ok(link)
+    }
+
     /// Asks every now and then whether the server is still there: nothing else
     /// would tell that it is gone.
     async fn next(&mut self, patience: Duration) -> Result<String, Fault> {

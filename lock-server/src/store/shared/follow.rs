@@ -16,8 +16,6 @@ use super::{
     PASS, Shared, WATCHED_PASS,
     notice::{self, CHANNEL, Notice},
 };
-use crate::store::Error;
-
 /// Notices that are told together.
 const TOGETHER: usize = 256;
 
@@ -42,82 +40,82 @@ impl Follower {
     /// # Errors
     /// None at present: what fails is told to `health` and tried again.
     pub async fn run(
-        mut self,
+        self,
         stop: CancellationToken,
         health: Component,
     ) -> Result<(), storage::Error> {
+        let Self { shared, instance, mut to_tell, mut listener } = self;
+        let is_told = listener.is_some();
         let mut last = Instant::now();
         let mut batch = Vec::with_capacity(TOGETHER);
         loop {
-            let next = last + self.interval();
+            let is_polled = !is_told && shared.feed.has_watchers();
+            let next = last + if is_polled { WATCHED_PASS } else { PASS };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = self.to_tell.recv_many(&mut batch, TOGETHER) => {
-                    self.tell(batch.drain(..)).await;
+                _ = to_tell.recv_many(&mut batch, TOGETHER) => {
+                    tell(&shared, &instance, is_told, batch.drain(..)).await;
                 }
-                heard = next_notice(&mut self.listener) => match heard {
-                    Heard::Told(payload) => self.heard(&payload).await,
+                heard = next_notice(&mut listener) => match heard {
+                    Heard::Told(payload) => look(&shared, notice::parse(&payload, &instance)).await,
                     Heard::Listening => {
                         last = Instant::now();
-                        self.pass(&health).await;
+                        pass(&shared, &health).await;
                     }
                 },
                 () = sleep_until(next) => {
                     last = Instant::now();
-                    self.pass(&health).await;
+                    pass(&shared, &health).await;
                 }
             }
         }
-        while let Ok(notice) = self.to_tell.try_recv() {
+        while let Ok(notice) = to_tell.try_recv() {
             batch.push(notice);
         }
-        self.tell(batch.drain(..)).await;
-        self.shared.server.close();
+        tell(&shared, &instance, is_told, batch.drain(..)).await;
+        shared.server.close();
         Ok(())
     }
+}
 
-    fn interval(&self) -> std::time::Duration {
-        let is_polled = self.listener.is_none() && self.shared.feed.has_watchers();
-        if is_polled { WATCHED_PASS } else { PASS }
-    }
-
-    async fn pass(&self, health: &Component) {
-        match self.shared.pass().await {
-            Ok(()) => health.ready(),
-            Err(error) => {
-                let text = chain(&error);
-                tracing::error!(error = text, "failed-fetching-locks");
-                health.not_ready(text);
-            }
+async fn pass(shared: &Shared, health: &Component) {
+    match shared.pass().await {
+        Ok(()) => health.ready(),
+        Err(error) => {
+            let text = chain(&error);
+            tracing::error!(error = text, "failed-fetching-locks");
+            health.not_ready(text);
         }
     }
+}
 
-    async fn tell(&self, notices: impl Iterator<Item = Notice>) {
-        if self.listener.is_none() {
-            return;
-        }
-        for payload in notice::payloads(&self.instance, notices) {
-            let values = [Value::from(CHANNEL), Value::from(payload)];
-            let told = self.shared.server.query("SELECT 1 FROM pg_notify(?, ?)", &values).await;
-            if let Err(error) = told {
-                // The others find it by their next pass.
-                tracing::debug!(error = chain(&error), "failed-telling-locks");
-            }
+async fn tell(
+    shared: &Shared,
+    instance: &str,
+    is_told: bool,
+    notices: impl Iterator<Item = Notice>,
+) {
+    if !is_told {
+        return;
+    }
+    for payload in notice::payloads(instance, notices) {
+        let values = [Value::from(CHANNEL), Value::from(payload)];
+        if let Err(error) = shared.server.query("SELECT 1 FROM pg_notify(?, ?)", &values).await {
+            // The others find it by their next pass.
+            tracing::debug!(error = chain(&error), "failed-telling-locks");
         }
     }
+}
 
-    async fn heard(&self, payload: &str) {
-        for Notice { key, token, end } in notice::parse(payload, &self.instance) {
-            match end {
-                Some(end) => self.shared.view().end(&key, token, end, Instant::now()),
-                None => match self.shared.look(&key).await {
-                    Ok(_) => {}
-                    Err(error) => {
-                        let error: Error = error;
-                        tracing::debug!(error = chain(&error), "failed-fetching-locks");
-                    }
-                },
+async fn look(shared: &Shared, notices: Vec<Notice>) {
+    for Notice { key, token, end } in notices {
+        match end {
+            Some(end) => shared.view().end(&key, token, end, Instant::now()),
+            None => {
+                if let Err(error) = shared.look(&key).await {
+                    tracing::debug!(error = chain(&error), "failed-fetching-locks");
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use lock_server::{
     feed::Feed,
     held::Held,
-    store::{Claimed, Store, embedded::Embedded},
+    store::{Claimed, Store, embedded::Embedded, shared::Shared},
 };
 use model::lock::{Claim, FencingToken, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use runtime::server::Health;
@@ -115,4 +115,37 @@ async fn open_when_free(
         }
     };
     timeout(PATIENCE, opening).await.expect("in time")
+}
+
+/// An instance on a database server, with the task behind it.
+pub(crate) struct Instance {
+    pub(crate) store: Shared,
+    pub(crate) feed: Feed,
+    stop: CancellationToken,
+    follower: JoinHandle<Result<(), storage::Error>>,
+}
+
+impl Instance {
+    #[expect(clippy::disallowed_methods, reason = "`close` and `crash` wait for the task")]
+    pub(crate) async fn open(options: &storage::server::Options) -> Self {
+        let feed = Feed::default();
+        let (store, follower) = Shared::open(options, feed.clone()).await.unwrap();
+        let stop = CancellationToken::new();
+        let component = Health::new().component("store");
+        let follower = tokio::spawn(follower.run(stop.clone(), component));
+        Self { store, feed, stop, follower }
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn close(self) {
+        self.stop.cancel();
+        let ended = timeout(PATIENCE, self.follower).await.expect("in time");
+        ended.expect("no panic").expect("no error");
+    }
+
+    /// Ends it wherever it stands.
+    pub(crate) async fn crash(self) {
+        self.follower.abort();
+        assert!(self.follower.await.is_err() || self.stop.is_cancelled());
+    }
 }

@@ -12,6 +12,7 @@ mod process;
 mod reaper;
 mod refused;
 mod shape;
+mod shared;
 mod strange;
 mod support;
 mod wire;

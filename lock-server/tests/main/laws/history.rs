@@ -12,26 +12,26 @@ use std::{
     },
 };
 
-use lock_server::store::{Claimed, Released, Store, embedded::Embedded};
+use lock_server::store::{Claimed, Released, Store};
 use model::lock::{Claim, LockValue};
 use proptest::{prelude::*, sample::select};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::support::{Running, claim, find, key, owner};
+use crate::support::{Running, by_key, claim, key, owner};
 
-const KEYS: [&str; 2] = ["k", "l"];
-const OWNERS: [&str; 3] = ["a", "b", "c"];
+pub(super) const KEYS: [&str; 2] = ["k", "l"];
+pub(super) const OWNERS: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
+pub(super) enum Call {
     Claim { changes: bool },
     Release,
     Look,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+pub(super) enum Answer {
     /// The owner has it, with this token.
     Held(&'static str, u64),
     /// It was given back.
@@ -43,7 +43,7 @@ enum Answer {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+pub(super) struct Entry {
     key: &'static str,
     owner: &'static str,
     call: Call,
@@ -66,7 +66,7 @@ impl Entry {
 
 /// The first thing that cannot be with one owner, durable answers and rising
 /// tokens.
-fn check(history: &[Entry]) -> Result<(), String> {
+pub(super) fn check(history: &[Entry]) -> Result<(), String> {
     let held = |entry: &Entry| match entry.answer {
         Answer::Held(owner, token) => Some((owner, token)),
         Answer::Freed | Answer::Nothing | Answer::Unknown => None,
@@ -104,9 +104,9 @@ fn check(history: &[Entry]) -> Result<(), String> {
 }
 
 #[derive(Debug, Default)]
-struct Recorder {
-    clock: AtomicU64,
-    history: Mutex<Vec<Entry>>,
+pub(super) struct Recorder {
+    pub(super) clock: AtomicU64,
+    pub(super) history: Mutex<Vec<Entry>>,
 }
 
 impl Recorder {
@@ -114,7 +114,13 @@ impl Recorder {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
 
-    async fn call(&self, store: &Embedded, key: &'static str, owner: &'static str, call: Call) {
+    pub(super) async fn call<S: Store>(
+        &self,
+        store: &S,
+        key: &'static str,
+        owner: &'static str,
+        call: Call,
+    ) {
         let begin = self.tick();
         let entry = Entry { key, owner, call, begin, end: u64::MAX, answer: Answer::Unknown };
         let at = {
@@ -129,7 +135,7 @@ impl Recorder {
     }
 }
 
-async fn answer(store: &Embedded, entry: Entry, number: u64) -> Answer {
+async fn answer<S: Store>(store: &S, entry: Entry, number: u64) -> Answer {
     let Entry { key: on, owner: by, call, .. } = entry;
     match call {
         Call::Claim { changes } => {
@@ -149,17 +155,19 @@ async fn answer(store: &Embedded, entry: Entry, number: u64) -> Answer {
             Ok(Released::Absent | Released::Collision(_)) => Answer::Nothing,
             Err(_) => Answer::Unknown,
         },
-        Call::Look => match find(store, on).await {
-            Some(held) => Answer::Held(
+        Call::Look => match store.select(&by_key(on)).await.as_deref() {
+            Ok([held]) => Answer::Held(
                 OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
                 held.lock.token.0,
             ),
-            None => Answer::Nothing,
+            Ok([]) => Answer::Nothing,
+            Ok(more) => panic!("one key, {more:?}"),
+            Err(_) => Answer::Unknown,
         },
     }
 }
 
-type Script = Vec<(&'static str, Call)>;
+pub(super) type Script = Vec<(&'static str, Call)>;
 
 async fn live(path: &Path, lives: Vec<(Vec<Script>, u64)>) -> Vec<Entry> {
     let recorder = Arc::new(Recorder::default());
@@ -196,7 +204,7 @@ async fn live(path: &Path, lives: Vec<(Vec<Script>, u64)>) -> Vec<Entry> {
     history.clone()
 }
 
-fn lives() -> impl Strategy<Value = Vec<(Vec<Script>, u64)>> {
+pub(super) fn lives() -> impl Strategy<Value = Vec<(Vec<Script>, u64)>> {
     let call = prop_oneof![
         3 => Just(Call::Claim { changes: true }),
         2 => Just(Call::Claim { changes: false }),

@@ -3,7 +3,9 @@
 //!
 //! [`reference`](self) compares a store with a naive model, call by call, over
 //! restarts and commits that fail. [`history`] lets several clients loose at the
-//! same time, ends the store in the middle, and looks at what was answered.
+//! same time, ends the store in the middle, and looks at what was answered;
+//! [`shared`] does so with two instances on one database server.
 
 mod history;
 mod reference;
+mod shared;

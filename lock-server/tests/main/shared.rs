@@ -1,0 +1,217 @@
+//! Several servers on one database: ours with ours, and ours with the original.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use lock_server::{
+    feed::Event,
+    reaper,
+    store::{Claimed, Store},
+};
+use model::lock::{Claim, FencingToken, LockKind, Selector, Ttl};
+use storage::{
+    server::{Dialect, Options, Schema, Server, Value},
+    testing::TestServer,
+};
+use tokio::time::{Instant, interval, timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::support::{Instance, PATIENCE, by_key, claim, find, key, owner, take};
+
+/// Runs the task that deletes what has expired.
+#[expect(clippy::disallowed_methods, reason = "it ends with the handle")]
+fn reap(instance: &Instance) -> AbortOnDropHandle<anyhow::Result<()>> {
+    let (store, feed) = (instance.store.clone(), instance.feed.clone());
+    AbortOnDropHandle::new(tokio::spawn(reaper::run(store, feed, CancellationToken::new())))
+}
+
+fn seconds(claim: Claim, ttl: i64) -> Claim {
+    Claim { ttl: Ttl::try_from_seconds(ttl).unwrap(), ..claim }
+}
+
+async fn watchers_hear_of_the_other_instance(options: &Options) {
+    let (here, there) = (Instance::open(options).await, Instance::open(options).await);
+    let (held, mut events) = here.store.watch(&by_key("k")).await.unwrap();
+    assert_eq!(held, []);
+    let taken = take(&there.store, claim("k", "o")).await;
+    let next = timeout(PATIENCE, events.next()).await.unwrap().unwrap();
+    assert!(matches!(&next, Event::Acquired(held) if held.lock == taken.lock), "{next:?}");
+    there.store.release(&key("k"), &owner("o")).await.unwrap();
+    let next = timeout(PATIENCE, events.next()).await.unwrap().unwrap();
+    assert!(matches!(&next, Event::Released(held) if held.lock == taken.lock), "{next:?}");
+    let token = take(&here.store, claim("k", "p")).await.lock.token;
+    assert!(token > taken.lock.token);
+    let claimed = there.store.claim(claim("k", "o"), None).await.unwrap();
+    assert!(matches!(claimed, Claimed::Collision(held) if held.lock.token == token));
+    here.close().await;
+    there.close().await;
+}
+
+#[tokio::test]
+async fn watchers_hear_of_the_other_instance_on_postgres() {
+    watchers_hear_of_the_other_instance(&TestServer::shared(Dialect::Postgres).database()).await;
+}
+
+#[tokio::test]
+async fn watchers_hear_of_the_other_instance_on_mariadb() {
+    watchers_hear_of_the_other_instance(&TestServer::shared(Dialect::MySql).database()).await;
+}
+
+/// The instance that took a lock dies: another one lets it expire.
+#[tokio::test]
+async fn the_lock_of_a_dead_instance_expires() {
+    let options = TestServer::shared(Dialect::Postgres).database();
+    let (dead, here) = (Instance::open(&options).await, Instance::open(&options).await);
+    let _reaper = reap(&here);
+    let (_, mut events) = here.store.watch(&by_key("k")).await.unwrap();
+    let taken = take(&dead.store, seconds(claim("k", "o"), 1)).await;
+    dead.crash().await;
+    let acquired = timeout(PATIENCE, events.next()).await.unwrap();
+    assert!(matches!(acquired, Ok(Event::Acquired(_))), "{acquired:?}");
+    let expired = timeout(PATIENCE, events.next()).await.unwrap();
+    assert!(matches!(expired, Ok(Event::Expired(held)) if held.lock == taken.lock));
+    here.close().await;
+}
+
+/// What the original does with the table (contracts/locket.md 2.2 and 2.5): it
+/// reads a row, writes it with the next index, and deletes what has not changed for
+/// a time to live, looking every so often.
+struct Original {
+    server: Server,
+    /// The version that it timed last, and since when.
+    timed: HashMap<String, (String, i64, Instant)>,
+}
+
+impl Original {
+    async fn connect(options: &Options) -> Self {
+        let schema = Schema { record: "unused_by_the_original", migrations: &[] };
+        let server = Server::connect(options, &schema).await.unwrap();
+        Self { server, timed: HashMap::new() }
+    }
+
+    /// Takes a free key.
+    async fn insert(&self, key: &str, owner: &str, ttl: i64) {
+        let id = uuid::Uuid::new_v4().to_string();
+        let values: [Value; 4] = [key.into(), owner.into(), id.into(), ttl.into()];
+        let sql = "INSERT INTO locks (path, owner, value, type, modified_index, modified_id, ttl)
+            VALUES (?, ?, '', 'lock', 1, ?, ?)";
+        self.server.execute(sql, &values).await.unwrap();
+    }
+
+    /// Refreshes what it has.
+    async fn refresh(&self, key: &str, owner: &str) {
+        let sql = "UPDATE locks SET modified_index = modified_index + 1
+            WHERE path = ? AND owner = ?";
+        assert_eq!(self.server.execute(sql, &[key.into(), owner.into()]).await.unwrap(), 1);
+    }
+
+    /// Times every row anew that has changed; deletes those whose time is over.
+    async fn pass(&mut self) -> Vec<String> {
+        let rows = "SELECT path, modified_id, modified_index, ttl FROM locks";
+        let mut deleted = Vec::new();
+        for row in self.server.query(rows, &[]).await.unwrap() {
+            let (path, id): (String, String) = (row.get(0).unwrap(), row.get(1).unwrap());
+            let (index, ttl): (i64, i64) = (row.get(2).unwrap(), row.get(3).unwrap());
+            let now = Instant::now();
+            match self.timed.get(&path) {
+                Some((timed, at, since)) if (timed, *at) == (&id, index) => {
+                    if now.duration_since(*since) >= Duration::from_secs(ttl.unsigned_abs()) {
+                        let sql = "DELETE FROM locks
+                            WHERE path = ? AND modified_id = ? AND modified_index = ?";
+                        let values = [path.as_str().into(), id.into(), index.into()];
+                        if self.server.execute(sql, &values).await.unwrap() > 0 {
+                            deleted.push(path);
+                        }
+                    }
+                }
+                _ => {
+                    self.timed.insert(path, (id, index, now));
+                }
+            }
+        }
+        deleted
+    }
+}
+
+async fn neither_expires_the_others_live_locks(options: &Options) {
+    let ours = Instance::open(options).await;
+    let _reaper = reap(&ours);
+    let mut original = Original::connect(options).await;
+    take(&ours.store, seconds(claim("ours", "o"), 2)).await;
+    original.insert("theirs", "original", 2).await;
+    take(&ours.store, seconds(claim("left", "o"), 2)).await;
+
+    // Five times the time to live, refreshed twice in each.
+    let mut beat = interval(Duration::from_millis(500));
+    for _ in 0..20 {
+        beat.tick().await;
+        take(&ours.store, seconds(claim("ours", "o"), 2)).await;
+        original.refresh("theirs", "original").await;
+        let deleted = original.pass().await;
+        assert!(deleted.iter().all(|key| key == "left"), "{deleted:?}");
+    }
+    assert!(find(&ours.store, "ours").await.is_some());
+    let theirs = find(&ours.store, "theirs").await.expect("the original's lock is alive");
+    assert!(theirs.lock.token >= FencingToken(1));
+    assert_eq!(find(&ours.store, "left").await, None, "nobody refreshed it");
+    let claimed = ours.store.claim(claim("theirs", "o"), None).await.unwrap();
+    assert!(matches!(claimed, Claimed::Collision(_)));
+    // The original is gone: its lock expires here, and the token rises.
+    let freed = async {
+        while find(&ours.store, "theirs").await.is_some() {
+            beat.tick().await;
+        }
+    };
+    timeout(PATIENCE, freed).await.expect("in time");
+    let token = take(&ours.store, claim("theirs", "o")).await.lock.token;
+    assert!(token > theirs.lock.token);
+    ours.close().await;
+}
+
+#[tokio::test]
+async fn beside_the_original_on_postgres() {
+    let options = TestServer::shared(Dialect::Postgres).database();
+    neither_expires_the_others_live_locks(&options).await;
+}
+
+#[tokio::test]
+async fn beside_the_original_on_mariadb() {
+    let options = TestServer::shared(Dialect::MySql).database();
+    neither_expires_the_others_live_locks(&options).await;
+}
+
+/// Rows that our server would never write.
+#[tokio::test]
+async fn rows_of_others_are_read_as_far_as_they_make_sense() {
+    for dialect in [Dialect::Postgres, Dialect::MySql] {
+        let options = TestServer::shared(dialect).database();
+        Instance::open(&options).await.close().await;
+        let original = Original::connect(&options).await;
+        let rows = [
+            "('nobody', '', 'v', 'lock', 7, 'i', 15)",
+            "('null', NULL, 'v', 'lock', 7, 'i', 15)",
+            "('strange', 'o', 'v', 'sandwich', 7, 'i', 15)",
+            "('dead', 'o', 'v', 'lock', 7, 'i', 0)",
+            "('good', 'o', 'v', 'presence', 7, 'i', 15)",
+        ];
+        let sql = format!(
+            "INSERT INTO locks (path, owner, value, type, modified_index, modified_id, ttl)
+             VALUES {}",
+            rows.join(", ")
+        );
+        original.server.execute(&sql, &[]).await.unwrap();
+        let ours = Instance::open(&options).await;
+        for absent in ["nobody", "null", "dead"] {
+            assert_eq!(find(&ours.store, absent).await, None, "{absent}");
+            take(&ours.store, claim(absent, "p")).await;
+        }
+        let good = find(&ours.store, "good").await.unwrap();
+        assert_eq!((good.lock.kind, good.index), (LockKind::Presence, 7));
+        let presences = ours.store.select(&Selector::Kind(LockKind::Presence)).await.unwrap();
+        assert_eq!(presences, [Arc::clone(&good)]);
+        assert_eq!(take(&ours.store, claim("good", "o")).await.index, 8);
+        let claimed = ours.store.claim(claim("strange", "p"), None).await.unwrap();
+        assert!(matches!(claimed, Claimed::Collision(_)));
+        take(&ours.store, claim("strange", "o")).await;
+        ours.close().await;
+    }
+}

@@ -10,7 +10,6 @@
 
 use std::{pin::pin, time::Duration};
 
-use anyhow::{Context as _, anyhow};
 use proto::{lock_v1::lock_watch_server::LockWatchServer, models::locket_server::LocketServer};
 use runtime::{
     loggregator::{self, Delivery, Loggregator},
@@ -19,19 +18,22 @@ use runtime::{
     supervise::Tasks,
     tls::{Alpn, ServerTls},
 };
-use storage::sqlite::Options;
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, info_span};
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::{
     access::Access,
-    config::{Config, Database},
+    config::{Config, HealthCheck},
     feed::Feed,
     grpc::Service,
     locks::Locks,
+    open::open,
     reaper,
     report::Report,
-    store::embedded::{Embedded, Flusher},
+    store::{
+        any::{Any, Keeper},
+        shared::Check,
+    },
 };
 
 /// What the queue and the database get after the last call was answered.
@@ -39,8 +41,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 /// A server that is bound and not serving yet.
 pub struct App {
-    store: Embedded,
-    flusher: Flusher,
+    store: Any,
+    keeper: Keeper,
+    check: Option<HealthCheck>,
     feed: Feed,
     listener: Listener,
     tls: ServerTls,
@@ -96,7 +99,7 @@ impl runtime::process::Service for App {
             drain_timeout,
             max_connections,
             access,
-            health_check: _,
+            health_check,
             report_interval,
             loggregator,
             debug_address,
@@ -121,14 +124,15 @@ impl runtime::process::Service for App {
             Admin::new(listener, process, &health)
         });
         let feed = Feed::default();
-        let (store, flusher) = open(database, feed.clone()).await?;
+        let (store, keeper) = open(&database, feed.clone()).await?;
         let limits = Limits { connections: max_connections, ..Limits::default() };
         let timing =
             Timing { operation: operation_timeout, drain: drain_timeout, report: report_interval };
         let ending = process.ending.clone();
         Ok(Self {
             store,
-            flusher,
+            keeper,
+            check: health_check,
             feed,
             listener,
             tls,
@@ -145,7 +149,8 @@ impl runtime::process::Service for App {
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self {
             store,
-            flusher,
+            keeper,
+            check,
             feed,
             listener,
             tls,
@@ -165,8 +170,15 @@ impl runtime::process::Service for App {
             let (stop, health) = (drained.clone(), health.component("store"));
             // Its locks are loaded: `started` may be said.
             health.ready();
-            async move { Ok(flusher.run(stop, health).await?) }
+            async move { Ok(keeper.run(stop, health).await?) }
         });
+        if let (Any::Shared(store), Some(check)) = (&store, check) {
+            let HealthCheck { timeout, interval, attempts } = check;
+            let (store, check) = (store.clone(), Check { timeout, interval, attempts });
+            let span = info_span!("db-health-check-runner");
+            let work = store.watch_health(check, shutdown.clone()).instrument(span);
+            tasks.add("database health", work);
+        }
         tasks.add("reaper", reaper::run(store.clone(), feed.clone(), shutdown.clone()));
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
         if let Some(admin) = admin {
@@ -209,19 +221,6 @@ async fn listen(address: &str) -> anyhow::Result<Listener> {
         Err(error) => tracing::error!(error = format_args!("{error:#}"), "failed-to-listen"),
     });
     listened
-}
-
-async fn open(database: Database, feed: Feed) -> Result<(Embedded, Flusher), Failure> {
-    match database {
-        Database::Embedded(path) => Embedded::open(&path, &Options::default(), feed)
-            .await
-            .context("opening database_connection_string")
-            .map_err(|error| Failure::fatal("sql-failed-to-connect", error)),
-        Database::Shared(server) => {
-            let error = anyhow!("this release keeps locks in sqlite only, not on {server:?}");
-            Err(Failure::fatal("invalid-driver-name", error))
-        }
-    }
 }
 
 /// Serves with the original's lines about it.

@@ -12,7 +12,7 @@
 //! | [`reaper`] | deletes what has expired |
 //! | [`grpc`] | the wire |
 //! | [`metrics`], [`report`] | what is counted, and who is told |
-//! | [`config`], [`app`] | the process |
+//! | [`config`], [`open`], [`app`] | the process |
 
 pub mod access;
 pub mod app;
@@ -24,6 +24,7 @@ pub mod grpc;
 pub mod held;
 pub mod locks;
 pub mod metrics;
+pub mod open;
 pub mod reaper;
 pub mod report;
 pub mod store;

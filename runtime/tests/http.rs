@@ -136,8 +136,21 @@ async fn metrics_are_prometheus_text() {
 #[tokio::test]
 async fn everything_else_is_not_found() {
     let running = Running::start().await;
-    for path in ["/", "/debug/pprof/", "/metrics/", "/block-profile-rate"] {
+    for path in ["/", "/debug/pprof/", "/metrics/", "/block-profile"] {
         assert_eq!(running.get(path).await.0, StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+/// Runbooks set them; there is no Go runtime that would sample by them.
+#[tokio::test]
+async fn the_rates_of_gos_profiles_take_numbers_only() {
+    let running = Running::start().await;
+    for path in ["/block-profile-rate", "/mutex-profile-fraction"] {
+        assert_eq!(running.ask(Method::POST, path, "5").await.0, StatusCode::OK, "{path}");
+        for wrong in ["", "often", "1.5"] {
+            let (status, _) = running.ask(Method::POST, path, wrong).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {wrong:?}");
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! they are found by the pass.
 
 mod follow;
+mod health;
 mod notice;
 mod rows;
 mod statements;
@@ -35,7 +36,7 @@ use storage::{
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
-pub use self::follow::Follower;
+pub use self::{follow::Follower, health::Check};
 use self::{
     notice::Notice,
     rows::Found,

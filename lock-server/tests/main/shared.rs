@@ -8,14 +8,21 @@ use lock_server::{
     store::{Claimed, Store},
 };
 use model::lock::{Claim, FencingToken, LockKind, Selector, Ttl};
+use proto::models::{FetchRequest, LockRequest, ReleaseRequest, Resource};
+use serde_json::json;
 use storage::{
     server::{Dialect, Options, Schema, Server, Value},
     testing::TestServer,
 };
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::Code;
 
-use crate::support::{Instance, PATIENCE, by_key, claim, find, key, owner, take};
+use crate::support::{
+    Instance, PATIENCE, by_key, claim, find, key, owner,
+    server::{Server as Process, Site},
+    take,
+};
 
 /// Runs the task that deletes what has expired.
 #[expect(clippy::disallowed_methods, reason = "it ends with the handle")]
@@ -214,4 +221,44 @@ async fn rows_of_others_are_read_as_far_as_they_make_sense() {
         take(&ours.store, claim("strange", "o")).await;
         ours.close().await;
     }
+}
+
+/// Two processes, the real wire, and a start before the database is there.
+#[tokio::test]
+async fn two_servers_share_a_database() {
+    let database = TestServer::start(Dialect::Postgres);
+    let options = database.database();
+    database.stop();
+    let site = Site::new();
+    let mut config = site.config();
+    config["database_driver"] = json!("postgres");
+    config["database_connection_string"] = json!(options.connection_string);
+    config["enable_db_health_check"] = json!(true);
+    let waiting = std::thread::spawn({
+        let command = site.command(&config);
+        move || Process::start(command)
+    });
+    database.restart();
+    let first = waiting.join().unwrap();
+    let second = Process::start(site.command(&config));
+
+    let lock = |owner: &str| LockRequest {
+        resource: Some(Resource {
+            key: "k".to_owned(),
+            owner: owner.to_owned(),
+            type_code: 1,
+            ..Resource::default()
+        }),
+        ttl_in_seconds: 60,
+    };
+    let (mut here, mut there) = (site.client(&first.address), site.client(&second.address));
+    here.lock(lock("o")).await.unwrap();
+    let refused = there.lock(lock("p")).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::AlreadyExists, "lock-collision"));
+    there.lock(lock("o")).await.unwrap();
+    let fetched = here.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap().into_inner();
+    assert_eq!(fetched.resource.unwrap().owner, "o");
+    there.release(ReleaseRequest { resource: lock("o").resource }).await.unwrap();
+    let gone = here.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap_err();
+    assert_eq!((gone.code(), gone.message()), (Code::NotFound, "resource-not-found"));
 }

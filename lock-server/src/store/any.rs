@@ -31,7 +31,7 @@ pub enum Keeper {
     /// Writes the journal.
     Embedded(Flusher),
     /// Follows the table.
-    Shared(Follower),
+    Shared(Box<Follower>),
 }
 
 impl Any {
@@ -54,7 +54,7 @@ impl Any {
         feed: Feed,
     ) -> Result<(Self, Keeper), storage::Error> {
         let (store, follower) = Shared::open(options, feed).await?;
-        Ok((Self::Shared(store), Keeper::Shared(follower)))
+        Ok((Self::Shared(store), Keeper::Shared(Box::new(follower))))
     }
 }
 
@@ -70,7 +70,7 @@ impl Keeper {
     ) -> Result<(), storage::Error> {
         match self {
             Self::Embedded(flusher) => flusher.run(stop, health).await,
-            Self::Shared(follower) => follower.run(stop, health).await,
+            Self::Shared(follower) => Box::pin(follower.run(stop, health)).await,
         }
     }
 }

@@ -182,7 +182,7 @@ async fn bytes_hurt_nobody() {
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut executions = 0_usize;
     while Instant::now() < end {
-        if executions % LIFE == 0 {
+        if executions.is_multiple_of(LIFE) {
             target = Target::new();
         }
         let mut input = inputs[dice.below(inputs.len())].clone();

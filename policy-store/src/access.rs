@@ -11,6 +11,9 @@
 //! | List | yes | yes | yes |
 //! | Watch | | as itself | |
 //! | Status | yes | | yes |
+//!
+//! The HTTP API is of the original, which lets in every certificate of its
+//! authority: so does this, unless patterns say who may poll.
 
 use std::{fmt, str::FromStr};
 
@@ -29,6 +32,8 @@ pub enum Action {
     Watch(CellId),
     /// See how far everything has come.
     Status,
+    /// Ask the HTTP API.
+    Poll,
 }
 
 impl fmt::Display for Action {
@@ -38,6 +43,7 @@ impl fmt::Display for Action {
             Self::List => f.write_str("list security groups"),
             Self::Watch(cell) => write!(f, "watch as cell {cell}"),
             Self::Status => f.write_str("see the status"),
+            Self::Poll => f.write_str("poll"),
         }
     }
 }
@@ -86,6 +92,8 @@ pub struct Access {
     pub cells: Vec<Pattern>,
     /// Those that may see everything.
     pub operators: Vec<Pattern>,
+    /// Those that may use the HTTP API; all that have a certificate when absent.
+    pub pollers: Option<Vec<Pattern>>,
     /// Which cell a cell is.
     pub cell_identity: CellIdentity,
 }
@@ -106,6 +114,7 @@ impl Access {
                 has(&self.cells) && identity.is_some_and(|identity| self.is_cell(identity, cell))
             }
             Action::Status => has(&self.writers) || has(&self.operators),
+            Action::Poll => self.pollers.as_deref().map_or(identity.is_some(), has),
         };
         match may {
             true => Ok(()),

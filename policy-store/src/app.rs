@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use runtime::{
     lager,
     process::{About, ConfigError, Process, Service},
-    server::{Admin, Component, Grpc, Health, Listener},
+    server::{Admin, Component, Grpc, Health, Http, Limits, Listener},
     supervise::Tasks,
     tls::{Alpn, ServerTls},
 };
@@ -21,17 +21,35 @@ use crate::{
     },
     groups::{board::Board, commit},
     grpc::PolicyStore,
+    http::{
+        self, Api,
+        gate::{self, Gate},
+        tags::Tags,
+    },
     store::{Store, sqlite::Sqlite},
 };
 
 /// How long tasks may take to end after the servers have drained.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
 
+/// Room for a request with the longest URL that HTTP knows here, and the most
+/// that waits for a slow reader.
+const HTTP_BUFFER: usize = 96 << 10;
+
+/// The original's port: its listener and its certificates.
+struct Internal {
+    listener: Listener,
+    tls: ServerTls,
+}
+
 /// A policy store that has everything it needs, and serves nothing yet.
 pub struct App {
     config: Config,
     tls: ServerTls,
     grpc: Listener,
+    internal: Option<Internal>,
+    health_checks: Option<Listener>,
+    began: Instant,
     admin: Admin,
     health: Health,
     store: Arc<dyn Store>,
@@ -61,6 +79,17 @@ impl Service for App {
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
         let tls = ServerTls::load(&config.tls, Alpn::H2)?;
         let grpc = Listener::tcp("gRPC", config.grpc_listen_address.as_str()).await?;
+        let internal = match &config.internal_listen_address {
+            None => None,
+            Some(address) => Some(Internal {
+                listener: Listener::tcp("internal API", address.as_str()).await?,
+                tls: ServerTls::load(&config.tls, Alpn::Http1)?,
+            }),
+        };
+        let health_checks = match &config.health_check_address {
+            None => None,
+            Some(address) => Some(Listener::tcp("health checks", address.as_str()).await?),
+        };
         let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
         let store = Arc::new(Sqlite::open(&config.database)?);
         let contents = store.load().await.context("reading the database")?;
@@ -68,7 +97,20 @@ impl Service for App {
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
         let health = Health::new();
         let admin = Admin::new(admin, process, &health);
-        Ok(Self { config, tls, grpc, admin, health, store, board, cells })
+        let began = Instant::now();
+        Ok(Self {
+            config,
+            tls,
+            grpc,
+            internal,
+            health_checks,
+            began,
+            admin,
+            health,
+            store,
+            board,
+            cells,
+        })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -89,8 +131,32 @@ impl App {
         self.grpc.local_addr()
     }
 
+    /// Where the original's HTTP API is served, if it is.
+    #[must_use]
+    pub fn internal_address(&self) -> Option<String> {
+        self.internal.as_ref().map(|internal| internal.listener.local_addr())
+    }
+
+    /// Where the original's health checks are answered, if they are.
+    #[must_use]
+    pub fn health_check_address(&self) -> Option<String> {
+        self.health_checks.as_ref().map(Listener::local_addr)
+    }
+
     fn tasks(self, shutdown: &CancellationToken) -> Tasks {
-        let Self { config, tls, grpc, admin, health, store, board, cells } = self;
+        let Self {
+            config,
+            tls,
+            grpc,
+            internal,
+            health_checks,
+            began,
+            admin,
+            health,
+            store,
+            board,
+            cells,
+        } = self;
         let snapshot = board.current();
         tracing::info!(
             address = grpc.local_addr(),
@@ -105,6 +171,17 @@ impl App {
         let drained = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
+        if let Some(internal) = internal {
+            serve_internal(&mut tasks, internal, &config, &board, shutdown);
+        }
+        if let Some(listener) = health_checks {
+            let router = http::health::router(health.clone(), began);
+            let shutdown = shutdown.clone();
+            tasks.add("health checks", async move {
+                Http::new(listener, None).serve(router, shutdown, Duration::from_secs(1)).await;
+                Ok(())
+            });
+        }
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
         tasks.add("database", wait_for_writer(Arc::clone(&store), drained.clone()));
         tasks.add(
@@ -127,6 +204,32 @@ impl App {
         });
         tasks
     }
+}
+
+/// The HTTP API of the original.
+fn serve_internal(
+    tasks: &mut Tasks,
+    internal: Internal,
+    config: &Config,
+    board: &Arc<Board>,
+    shutdown: &CancellationToken,
+) {
+    let Internal { listener, tls } = internal;
+    let address = listener.local_addr();
+    if let Some((host, port)) = address.rsplit_once(':') {
+        tracing::info!("listen-address" = host, port, "starting internal server");
+    }
+    tasks.add("internal certificates", tls.clone().watch(shutdown.clone()));
+    let (access, board) = (config.access.clone(), Arc::clone(board));
+    let gate = Gate::new(config.concurrent_lists, gate::PATIENCE);
+    let router = Api::new(access, board, gate, Tags::new(config.tag_length)).router();
+    let limits = Limits { buffer: HTTP_BUFFER, ..Limits::default() };
+    let server = Http::new(listener, Some(tls)).limits(limits);
+    let (shutdown, drain) = (shutdown.clone(), config.drain_timeout);
+    tasks.add("internal API", async move {
+        server.serve(router, shutdown, drain).await;
+        Ok(())
+    });
 }
 
 /// The thread that writes has no task of its own: its end is to end the process,

@@ -15,6 +15,10 @@ use crate::access::{Access, CellIdentity, Pattern};
 pub struct Config {
     /// Where gRPC is served.
     pub grpc_listen_address: HostPort,
+    /// Where the original's HTTP API is served, if it is.
+    pub internal_listen_address: Option<HostPort>,
+    /// Where the original's health checks are answered, if they are.
+    pub health_check_address: Option<HostPort>,
     /// Where operators find metrics and health.
     pub admin_listen_address: HostPort,
     /// Certificates.
@@ -29,6 +33,10 @@ pub struct Config {
     pub report_save_interval: Duration,
     /// How long a Replace may take, from its first message to its last answer.
     pub replace_timeout: Duration,
+    /// How many lists the HTTP API answers at the same time.
+    pub concurrent_lists: usize,
+    /// How many bytes a tag has.
+    pub tag_length: usize,
     /// How long open calls may take to end.
     pub drain_timeout: Duration,
     /// What is logged.
@@ -38,12 +46,6 @@ pub struct Config {
 }
 
 const UNUSED: &[&str] = &[
-    "listen_host",
-    "internal_listen_port",
-    "debug_server_host",
-    "debug_server_port",
-    "health_check_port",
-    "tag_length",
     "metron_address",
     "max_idle_connections",
     "max_open_connections",
@@ -55,7 +57,12 @@ impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
         keys.ignore(UNUSED);
         let grpc_listen_address = address(keys, "grpc_listen_address", "0.0.0.0:4004");
-        let admin_listen_address = address(keys, "admin_listen_address", "127.0.0.1:4005");
+        let internal_listen_address = host_and_port(keys, INTERNAL, "0.0.0.0");
+        let health_check_address = keys
+            .optional("health_check_port")
+            .map(|port| port.and_then(|port| joined("127.0.0.1", port)));
+        let debug_server = host_and_port(keys, DEBUG, "127.0.0.1");
+        let admin_listen_address = admin(keys, debug_server);
         let ca = keys.required("ca_cert_file");
         let cert = keys.required("server_cert_file");
         let key = keys.required("server_key_file");
@@ -70,11 +77,21 @@ impl Configure for Config {
         if replace_timeout == Some(Seconds::new(0)) {
             keys.problem("replace_timeout_seconds", "must not be zero");
         }
+        let concurrent_lists = keys.or("concurrent_lists", 256);
+        if concurrent_lists == Some(0) {
+            keys.problem("concurrent_lists", "must not be zero");
+        }
+        let tag_length: Option<usize> = keys.or("tag_length", 2);
+        if tag_length.is_some_and(|bytes| !(1..=3).contains(&bytes)) {
+            keys.problem("tag_length", "must be from 1 to 3");
+        }
         let drain_timeout = keys.or("drain_timeout_seconds", Seconds::new(10));
         let log_level = keys.or("log_level", Level::Info);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         Some(Self {
             grpc_listen_address: grpc_listen_address?,
+            internal_listen_address: internal_listen_address?,
+            health_check_address: health_check_address?,
             admin_listen_address: admin_listen_address?,
             tls: Files { ca: ca?, cert: cert?, key: key? },
             database: database?.0,
@@ -82,6 +99,8 @@ impl Configure for Config {
             stale_after: Some(stale_after?.0).filter(|after| !after.is_zero()),
             report_save_interval: report_save_interval?.0,
             replace_timeout: replace_timeout?.0,
+            concurrent_lists: concurrent_lists?,
+            tag_length: tag_length?,
             drain_timeout: drain_timeout?.0,
             log_level: log_level?,
             log_prefix: log_prefix?,
@@ -93,10 +112,54 @@ fn address(keys: &mut Reader<'_>, key: &'static str, default: &str) -> Option<Ho
     keys.or(key, HostPort::parse(default).expect("the default is an address"))
 }
 
+/// The keys of a listener of the original: host, port.
+type Keys = (&'static str, &'static str);
+
+const INTERNAL: Keys = ("listen_host", "internal_listen_port");
+const DEBUG: Keys = ("debug_server_host", "debug_server_port");
+
+/// A listener that is there when its port is given.
+fn host_and_port(
+    keys: &mut Reader<'_>,
+    (host_key, port_key): Keys,
+    default: &str,
+) -> Option<Option<HostPort>> {
+    let host = keys.or(host_key, default.to_owned());
+    let host = host.filter(|host| {
+        let is_host = joined(host, 0).is_some();
+        if !is_host {
+            keys.problem(host_key, "must be an address or a name");
+        }
+        is_host
+    });
+    let port: Option<Option<u16>> = keys.optional(port_key);
+    let (host, port) = (host?, port?);
+    Some(port.and_then(|port| joined(&host, port)))
+}
+
+fn joined(host: &str, port: u16) -> Option<HostPort> {
+    let is_bare = host.contains(':') && !host.starts_with('[');
+    let text = if is_bare { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    HostPort::parse(&text).ok()
+}
+
+/// Where nothing is said, operators find ours where they found the original's.
+fn admin(keys: &mut Reader<'_>, debug_server: Option<Option<HostPort>>) -> Option<HostPort> {
+    let address: Option<Option<HostPort>> = keys.optional("admin_listen_address");
+    let default = || HostPort::parse("127.0.0.1:4005").expect("it is an address");
+    Some(address?.or(debug_server?).unwrap_or_else(default))
+}
+
 fn access(keys: &mut Reader<'_>) -> Option<Access> {
     let writers = patterns(keys, "writer_identities", "cn=syncer");
     let cells = patterns(keys, "cell_identities", "ou=cell");
     let operators = patterns(keys, "operator_identities", "cn=operator");
+    let pollers: Option<Option<Vec<String>>> = keys.optional("internal_api_identities");
+    let pollers = pollers.and_then(|texts| {
+        let mut parse =
+            |texts: Vec<String>| parse_patterns(keys, "internal_api_identities", &texts);
+        texts.map_or(Some(None), |texts| parse(texts).map(Some))
+    });
     let cell_identity: Option<String> = keys.or("cell_id_from", "cn".to_owned());
     let cell_identity: Option<CellIdentity> = cell_identity.and_then(|text| {
         text.parse().map_err(|problem: String| keys.problem("cell_id_from", problem)).ok()
@@ -105,12 +168,21 @@ fn access(keys: &mut Reader<'_>) -> Option<Access> {
         writers: writers?,
         cells: cells?,
         operators: operators?,
+        pollers: pollers?,
         cell_identity: cell_identity?,
     })
 }
 
 fn patterns(keys: &mut Reader<'_>, key: &'static str, default: &str) -> Option<Vec<Pattern>> {
     let texts: Vec<String> = keys.or(key, vec![default.to_owned()])?;
+    parse_patterns(keys, key, &texts)
+}
+
+fn parse_patterns(
+    keys: &mut Reader<'_>,
+    key: &'static str,
+    texts: &[String],
+) -> Option<Vec<Pattern>> {
     let patterns: Result<_, String> = texts.iter().map(|text| text.parse()).collect();
     patterns.map_err(|problem| keys.problem(key, problem)).ok()
 }

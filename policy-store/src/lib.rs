@@ -3,7 +3,8 @@
 //!
 //! One writer at a time replaces the whole set ([`groups`]); what it wrote is in
 //! a database ([`store`]) and, encoded once, in memory, from where every cell is
-//! told what changed for it ([`feed`]). [`access`] says who may do what.
+//! told what changed for it ([`feed`]) or asks itself ([`http`]). [`access`] says
+//! who may do what.
 
 pub mod access;
 pub mod app;
@@ -11,4 +12,5 @@ pub mod config;
 pub mod feed;
 pub mod groups;
 pub mod grpc;
+pub mod http;
 pub mod store;

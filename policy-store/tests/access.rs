@@ -13,6 +13,7 @@ fn access() -> Access {
         writers: vec![pattern("cn=syncer")],
         cells: vec![pattern("ou=cell")],
         operators: vec![pattern("cn=operator")],
+        pollers: None,
         cell_identity: CellIdentity::CommonName,
     }
 }
@@ -126,4 +127,17 @@ fn a_cell_is_who_its_certificate_says() {
     // Believed or not, it has to be a cell.
     let access = Access { cell_identity: CellIdentity::Unproven, ..access() };
     assert!(access.check(Some(&identity("operator", None)), watch("operator")).is_err());
+}
+
+/// As the original: every certificate, unless somebody is named.
+#[test]
+fn who_may_poll() {
+    let (anybody, agent) = (identity("anybody", None), identity("agent", None));
+    let may = |pollers: Option<Vec<Pattern>>| {
+        let access = Access { pollers, ..access() };
+        [None, Some(&anybody), Some(&agent)].map(|who| access.check(who, Action::Poll).is_ok())
+    };
+    assert_eq!(may(None), [false, true, true]);
+    assert_eq!(may(Some(vec![pattern("cn=agent")])), [false, false, true]);
+    assert_eq!(may(Some(Vec::new())), [false, false, false]);
 }

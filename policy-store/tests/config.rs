@@ -48,6 +48,7 @@ fn what_is_not_given_has_the_documented_default() {
         writers: list("cn=syncer"),
         cells: list("ou=cell"),
         operators: list("cn=operator"),
+        pollers: None,
         cell_identity: CellIdentity::CommonName,
     };
     assert_eq!(config.access, expected);

@@ -1,13 +1,16 @@
 //! Security groups: replaced as a whole, served from memory.
 //!
 //! [`manifest`] and [`decide`] are pure: what a writer has to deliver, and what
-//! a Replace does. [`snapshot`] and [`history`] are values: what is served.
+//! a Replace does. [`snapshot`] and [`history`] are values: what is served, over
+//! HTTP as [`json`] in compressed [`fragment`]s.
 //! [`board`] has the newest of them. [`commit`] is the one task that writes.
 
 pub mod board;
 pub mod commit;
 pub mod decide;
+pub mod fragment;
 pub mod history;
+pub mod json;
 pub mod manifest;
 pub mod page;
 pub mod snapshot;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
@@ -15,7 +15,9 @@ use prost::Message as _;
 
 use super::{
     decide::{Decision, State},
+    fragment::Fragment,
     history::{Change, History},
+    json,
 };
 
 /// Whom a group concerns.
@@ -63,6 +65,8 @@ pub struct Entry {
     pub reach: Arc<Reach>,
     /// The message `StoredGroup` as it goes over the wire.
     pub encoded: Bytes,
+    /// Made when it is asked for first: a store whose cells all watch needs none.
+    fragment: OnceLock<Fragment>,
 }
 
 impl Entry {
@@ -75,7 +79,17 @@ impl Entry {
             Some(_) | None => Arc::new(reach),
         };
         let encoded = proto::policy_v1::StoredGroup::from(stored).encode_to_vec().into();
-        Self { id: stored.id, guid: stored.group.guid.clone(), hash, reach, encoded }
+        let (id, guid, fragment) = (stored.id, stored.group.guid.clone(), OnceLock::new());
+        Self { id, guid, hash, reach, encoded, fragment }
+    }
+
+    /// The group's part of HTTP answers.
+    pub fn fragment(&self) -> &Fragment {
+        self.fragment.get_or_init(|| {
+            let stored = proto::policy_v1::StoredGroup::decode(self.encoded.clone());
+            let group = stored.expect("we encoded it").group.expect("we put it in");
+            Fragment::new(json::to_text(&group).as_bytes())
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub(crate) mod client;
+pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod sets;
 pub(crate) mod site;

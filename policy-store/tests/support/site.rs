@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use super::http::Poller;
+
 pub(crate) type Client = PolicyStoreClient<Channel>;
 
 /// A directory with certificates and a database.
@@ -69,6 +71,9 @@ impl Site {
         let server = self.certificate("server", None);
         json!({
             "grpc_listen_address": "127.0.0.1:0",
+            "listen_host": "127.0.0.1",
+            "internal_listen_port": 0,
+            "health_check_port": 0,
             "admin_listen_address": "127.0.0.1:0",
             "ca_cert_file": server.ca,
             "server_cert_file": server.cert,
@@ -91,6 +96,8 @@ impl Site {
 pub(crate) struct Served {
     pub(crate) site: Site,
     pub(crate) address: String,
+    pub(crate) internal: String,
+    pub(crate) health_checks: String,
     pub(crate) shutdown: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -110,14 +117,21 @@ impl Served {
         let config: Config = runtime::config::parse(&config.to_string()).unwrap().config;
         let app = App::bind(config, &Process::detached()).await.unwrap();
         let address = app.grpc_address();
+        let internal = app.internal_address().unwrap();
+        let health_checks = app.health_check_address().unwrap();
         let shutdown = CancellationToken::new();
         #[expect(clippy::disallowed_methods, reason = "`stop` waits for it")]
         let running = tokio::spawn(app.run(shutdown.clone()));
-        Self { site, address, shutdown, running }
+        Self { site, address, internal, health_checks, shutdown, running }
     }
 
     pub(crate) fn writer(&self) -> Client {
         self.site.client(&self.address, "syncer", None)
+    }
+
+    /// An agent that polls, with a certificate that says nothing special.
+    pub(crate) fn poller(&self) -> Poller {
+        Poller::new(&self.site, &self.internal, "agent")
     }
 
     pub(crate) fn operator(&self) -> Client {

@@ -32,6 +32,7 @@ use tower::{Service, ServiceExt};
 
 use super::Listener;
 use super::listener::Accepted;
+use super::patient::Patient;
 use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -48,6 +49,11 @@ pub struct Limits {
     /// How long an HTTP/1 connection may be without a request, or a request may
     /// take to arrive. Well above the minute after which agents poll again.
     pub idle: Duration,
+    /// How long an HTTP/1 client may take none of what is sent to it.
+    pub stall: Duration,
+    /// How much of an HTTP/1 request's head, and of an answer that its client
+    /// does not take, one connection holds.
+    pub buffer: usize,
     /// After how much silence an HTTP/2 client is asked for a sign of life.
     pub keepalive_interval: Duration,
     /// How long it may take to answer that.
@@ -61,6 +67,8 @@ impl Default for Limits {
             streams: 4_096,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(180),
+            stall: Duration::from_secs(30),
+            buffer: 408 << 10,
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
         }
@@ -111,6 +119,7 @@ impl Server {
             tls,
             http: http_builder(protocol, limits, streams.clone()),
             handshake: limits.handshake,
+            stall: (protocol == Protocol::Http1).then_some(limits.stall),
             shutdown: shutdown.clone(),
         });
         let places = Arc::new(Semaphore::new(limits.connections));
@@ -142,6 +151,9 @@ struct Shared<S> {
     tls: Option<ServerTls>,
     http: auto::Builder<Streams>,
     handshake: Duration,
+    /// Absent for HTTP/2, where a client that takes nothing is asked for a sign
+    /// of life, and may have reason to take nothing.
+    stall: Option<Duration>,
     shutdown: CancellationToken,
 }
 
@@ -226,7 +238,8 @@ where
             request.extensions_mut().insert(peer.clone());
             self.service.clone().oneshot(request)
         });
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let stream = TokioIo::new(Patient::new(stream, self.stall));
+        let connection = self.http.serve_connection(stream, service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -281,7 +294,11 @@ fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::B
         Protocol::Http1 => auto::Builder::new(streams).http1_only(),
         Protocol::Http2 => auto::Builder::new(streams).http2_only(),
     };
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.idle);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .max_buf_size(limits.buffer);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -11,6 +11,7 @@ mod health;
 mod http;
 mod listener;
 mod manners;
+mod patient;
 
 use std::io;
 

@@ -1,0 +1,151 @@
+//! An answer with security groups, put together piece by piece while it is sent.
+//!
+//! Nobody ever has the whole of it: a frame holds what was put together since
+//! the last one, and the groups' own bytes belong to the snapshot.
+
+use std::{mem, sync::Arc, vec};
+
+use bytes::Bytes;
+use flate2::Crc;
+
+use crate::groups::snapshot::Entry;
+
+/// Frames are at least so large, except the last: about one TLS record.
+const FRAME: usize = 16 << 10;
+
+/// How the text is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// As it is.
+    Identity,
+    /// As one gzip member.
+    Gzip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Start,
+    First,
+    Later,
+    End,
+}
+
+/// The frames of one answer.
+#[derive(Debug)]
+pub struct Frames {
+    coding: Coding,
+    next: u64,
+    entries: vec::IntoIter<Arc<Entry>>,
+    place: Place,
+    frame: Vec<u8>,
+    /// A piece that is a frame of its own and follows `frame`.
+    large: Option<Bytes>,
+    /// Of the text so far.
+    checksum: Crc,
+}
+
+impl Frames {
+    /// An answer with these groups, and where the next page begins (0 after the
+    /// last).
+    #[must_use]
+    pub fn new(coding: Coding, next: u64, entries: Vec<Arc<Entry>>) -> Self {
+        Self {
+            coding,
+            next,
+            entries: entries.into_iter(),
+            place: Place::Start,
+            frame: Vec::new(),
+            large: None,
+            checksum: Crc::new(),
+        }
+    }
+
+    /// Whether everything was handed out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.place == Place::End && self.frame.is_empty() && self.large.is_none()
+    }
+
+    fn step(&mut self) {
+        match (self.place, self.entries.next()) {
+            (Place::Start, first) => {
+                self.begin();
+                self.place = Place::First;
+                match first {
+                    Some(entry) => self.group(&entry),
+                    None => self.end(),
+                }
+            }
+            (Place::First | Place::Later, Some(entry)) => self.group(&entry),
+            (Place::First | Place::Later, None) => self.end(),
+            (Place::End, _) => {}
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.coding == Coding::Gzip {
+            // Deflate, no name, no time, any system.
+            self.frame.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]);
+        }
+        let text = format!("{{\"next\":{},\"security_groups\":[", self.next);
+        self.text(text.as_bytes(), false);
+    }
+
+    fn group(&mut self, entry: &Entry) {
+        if self.place == Place::Later {
+            self.text(b",", false);
+        }
+        self.place = Place::Later;
+        let fragment = entry.fragment();
+        match self.coding {
+            Coding::Identity => fragment.inflate(&mut self.frame),
+            Coding::Gzip => {
+                self.checksum.combine(fragment.checksum());
+                let piece = fragment.deflated();
+                match piece.len() < FRAME {
+                    true => self.frame.extend_from_slice(piece),
+                    false => self.large = Some(piece.clone()),
+                }
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.text(b"]}", true);
+        if self.coding == Coding::Gzip {
+            self.frame.extend(self.checksum.sum().to_le_bytes());
+            self.frame.extend(self.checksum.amount().to_le_bytes());
+        }
+        self.place = Place::End;
+    }
+
+    /// A few bytes; in gzip as a block that is not compressed.
+    fn text(&mut self, text: &[u8], is_last: bool) {
+        if self.coding == Coding::Gzip {
+            self.checksum.update(text);
+            let length = u16::try_from(text.len()).expect("a few bytes");
+            self.frame.push(u8::from(is_last));
+            self.frame.extend(length.to_le_bytes());
+            self.frame.extend((!length).to_le_bytes());
+        }
+        self.frame.extend_from_slice(text);
+    }
+}
+
+impl Iterator for Frames {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        while self.place != Place::End && self.frame.len() < FRAME && self.large.is_none() {
+            self.step();
+        }
+        if self.frame.is_empty() {
+            return self.large.take();
+        }
+        let room = match self.place {
+            Place::End => 0,
+            Place::Start | Place::First | Place::Later => FRAME + FRAME / 4,
+        };
+        Some(mem::replace(&mut self.frame, Vec::with_capacity(room)).into())
+    }
+}

@@ -1,0 +1,47 @@
+//! The probes of the original: plain HTTP on the loopback address
+//! (contracts/policy-server.md 4.1).
+
+use axum::{Router, response::Response};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use runtime::{config::GoDuration, server::Health};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::answer;
+
+/// The component of [`Health`] that is a database elsewhere.
+pub const DATABASE: &str = "database";
+
+/// For a server on the port for health checks, of a process that began at
+/// `began`.
+pub fn router(health: Health, began: Instant) -> Router {
+    Router::new().fallback(async move |method: Method, uri: Uri, headers: HeaderMap| {
+        let serve: fn(&Health, Instant) -> Response = match uri.path() {
+            "/" | "/networking" => uptime,
+            "/health" => check,
+            _ => return answer::not_found(),
+        };
+        if method != Method::GET {
+            return answer::not_allowed(&Method::GET);
+        }
+        let mut response = serve(&health, began);
+        let id = Uuid::new_v4().to_string();
+        answer::sign(&mut response, &id, answer::given_id(&headers));
+        response
+    })
+}
+
+fn uptime(_: &Health, began: Instant) -> Response {
+    let up = GoDuration::from(began.elapsed());
+    answer::ok(format!("Network policy server, up for {up}\n"))
+}
+
+/// As in the original, only a database that does not answer is bad health; what
+/// else there is to know is at `/readyz`.
+fn check(health: &Health, _: Instant) -> Response {
+    let is_gone = health.reasons().iter().any(|(component, _)| *component == DATABASE);
+    match is_gone {
+        true => answer::error(StatusCode::INTERNAL_SERVER_ERROR, "check database failed"),
+        false => answer::ok(""),
+    }
+}

@@ -1,0 +1,277 @@
+//! The JSON API of policy-server-internal, for its clients: agents that poll
+//! (contracts/policy-server.md 4).
+//!
+//! - An answer is made from one snapshot, so it is one generation's; what each
+//!   group adds to it is encoded and compressed once for all ([`frames`]).
+//! - [`gate`] bounds how many lists are under way. A list whose reader has gone is
+//!   dropped with its connection; one that is not read to its end within
+//!   [`LONGEST`] is cut off.
+//! - Policies between containers are not ours: those routes answer that there are
+//!   none, so that an agent runs for its security groups.
+//! - Before the first Replace there is nothing to tell: a list is refused then,
+//!   so that a store that lost its database strips no cell of its rules.
+
+mod answer;
+pub mod coding;
+pub mod frames;
+pub mod gate;
+pub mod health;
+pub mod query;
+pub mod route;
+pub mod tags;
+
+use std::{iter, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, extract::State, response::Response};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{
+    HeaderMap, HeaderValue, Request, StatusCode, Uri,
+    header::{CONTENT_ENCODING, VARY},
+    request::Parts,
+};
+use model::generation::Generation;
+use runtime::tls::Peer;
+use tokio::time::Instant;
+use tracing::{Instrument as _, Span, debug, error, info_span};
+use uuid::Uuid;
+
+use self::{
+    frames::{Coding, Frames},
+    gate::{Gate, Permit},
+    query::{Limit, Wanted},
+    route::{Route, Routed},
+    tags::Tags,
+};
+use crate::{
+    access::{Access, Action},
+    groups::{board::Board, snapshot::Snapshot},
+};
+
+/// How long a client may take to read a list. Agents take five seconds at most.
+pub const LONGEST: Duration = Duration::from_secs(60);
+/// The largest body that is read: an id and a type.
+const LARGEST_BODY: usize = 64 << 10;
+/// When policies between containers changed last. They never do; and 0 would
+/// mean that nobody ever asked, so that agents would ask each time.
+const POLICIES_CHANGED: &str = "1";
+
+/// What the requests share.
+#[derive(Debug)]
+pub struct Api {
+    access: Access,
+    board: Arc<Board>,
+    gate: Gate,
+    tags: Tags,
+}
+
+impl Api {
+    /// Serves what `board` has to those that `access` lets in and `gate` has a
+    /// place for.
+    #[must_use]
+    pub fn new(access: Access, board: Arc<Board>, gate: Gate, tags: Tags) -> Self {
+        Self { access, board, gate, tags }
+    }
+
+    /// For a server on the port of the original.
+    pub fn router(self) -> Router {
+        Router::new().fallback(answer).with_state(Arc::new(self))
+    }
+}
+
+async fn answer(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
+    let route = match route::route(request.method(), request.uri().path()) {
+        Routed::To(route) => route,
+        Routed::NotAllowed(allowed) => return answer::not_allowed(&allowed),
+        Routed::NotFound => return answer::not_found(),
+    };
+    let began = Instant::now();
+    let (parts, body) = request.into_parts();
+    let id = Uuid::new_v4().to_string();
+    let span = span(&parts, &id);
+    let serve = async {
+        debug!("serving");
+        let handler = info_span!("handler", "lager.task" = route.handler());
+        let outcome = api.serve(route, &parts, body).instrument(handler.clone()).await;
+        let response = outcome.unwrap_or_else(|refusal| refusal.tell(&handler));
+        debug!("done");
+        response
+    };
+    let mut response = serve.instrument(span).await;
+    answer::sign(&mut response, &id, answer::given_id(&parts.headers));
+    count(route, response.status(), began.elapsed());
+    response
+}
+
+/// Every line about a request says which one it was, as the original's do.
+fn span(parts: &Parts, id: &str) -> Span {
+    let task = format!("request_{id}");
+    info_span!(
+        "request",
+        "lager.task" = task.as_str(),
+        method = parts.method.as_str(),
+        request = parts.uri.path_and_query().map_or("/", |path| path.as_str()),
+        request_guid = id,
+    )
+}
+
+fn count(route: Route, status: StatusCode, took: Duration) {
+    let (route, status) = (route.metric(), status.as_u16().to_string());
+    metrics::counter!("policy_store_http_requests_total", "route" => route, "status" => status)
+        .increment(1);
+    metrics::histogram!("policy_store_http_request_seconds", "route" => route)
+        .record(took.as_secs_f64());
+}
+
+/// A request that is not served as asked.
+#[derive(Debug)]
+struct Refusal {
+    response: Response,
+    /// What the client is told.
+    description: String,
+    /// Why.
+    error: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, description: &str, error: impl ToString) -> Self {
+        let response = answer::error(status, description);
+        Self { response, description: description.to_owned(), error: error.to_string() }
+    }
+
+    fn unavailable(description: &str, seconds: u32, error: impl ToString) -> Self {
+        let response = answer::unavailable(description, seconds);
+        Self { response, description: description.to_owned(), error: error.to_string() }
+    }
+
+    fn tell(self, handler: &Span) -> Response {
+        let Self { response, description, error } = self;
+        handler.in_scope(|| error!(error, "{description}"));
+        response
+    }
+}
+
+impl Api {
+    async fn serve(&self, route: Route, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+        self.may(parts)?;
+        match route {
+            Route::Policies => Ok(answer::ok(r#"{"total_policies":0,"policies":[]}"#)),
+            Route::PoliciesLastUpdated => Ok(answer::ok(POLICIES_CHANGED)),
+            Route::SecurityGroups => self.list(&parts.uri, &parts.headers).await,
+            Route::SecurityGroupsLastUpdated => Ok(answer::ok(self.last_updated().to_string())),
+            Route::CreateTags => self.tag(body).await,
+        }
+    }
+
+    fn may(&self, parts: &Parts) -> Result<(), Refusal> {
+        let identity = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.as_deref());
+        self.access.check(identity, Action::Poll).map_err(|denied| {
+            metrics::counter!("policy_store_denied_total").increment(1);
+            Refusal::new(StatusCode::FORBIDDEN, "permission denied", denied)
+        })
+    }
+
+    async fn list(&self, uri: &Uri, headers: &HeaderMap) -> Result<Response, Refusal> {
+        let wanted = Wanted::parse(uri.query().unwrap_or_default()).map_err(|error| {
+            let description = format!("invalid value for '{}' parameter", error.name);
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, &description, error)
+        })?;
+        let place = self.gate.enter().await.map_err(|full| {
+            metrics::counter!("policy_store_http_lists_refused_total").increment(1);
+            Refusal::unavailable("too many requests", 1, full)
+        })?;
+        let snapshot = self.board.current();
+        if snapshot.state.generation == Generation::default() {
+            let description = "no security groups were synced yet";
+            return Err(Refusal::unavailable(description, 5, "there was no Replace yet"));
+        }
+        Ok(list(&snapshot, &wanted, coding::coding(headers), place))
+    }
+
+    /// See [`stamp`].
+    fn last_updated(&self) -> i128 {
+        stamp(&self.board.current())
+    }
+
+    async fn tag(&self, body: Body) -> Result<Response, Refusal> {
+        let body = axum::body::to_bytes(body, LARGEST_BODY).await.map_err(|error| {
+            Refusal::new(StatusCode::BAD_REQUEST, "failed reading request body", error)
+        })?;
+        let group = tags::parse(&body).map_err(|error| {
+            Refusal::new(StatusCode::BAD_REQUEST, "failed parsing request body", error)
+        })?;
+        let tag = self.tags.tag(&group).map_err(|error| {
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "database create failed", error)
+        })?;
+        let tags::Group { id, kind } = group;
+        Ok(answer::ok(crate::groups::json::encode(&Tag { id, tag, r#type: kind })))
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Tag {
+    id: String,
+    tag: String,
+    r#type: String,
+}
+
+/// When the groups changed last, in nanoseconds, from what is stored alone: the
+/// same on every instance, higher for each generation, never lower than before.
+fn stamp(snapshot: &Snapshot) -> i128 {
+    let watermark = snapshot.state.watermark;
+    let nanoseconds = watermark
+        .map_or(0, |at| i128::from(at.seconds()) * 1_000_000_000 + i128::from(at.nanoseconds()));
+    nanoseconds + i128::from(snapshot.state.generation.0)
+}
+
+fn list(snapshot: &Snapshot, wanted: &Wanted, coding: Coding, place: Permit) -> Response {
+    let Wanted { spaces, from, limit } = wanted;
+    let found = snapshot.concerning(spaces, *from);
+    let size = match limit {
+        Limit::None => found.len(),
+        Limit::AtMost(size) => (*size).min(found.len()),
+        Limit::Negative => 0,
+    };
+    let next = match limit {
+        Limit::Negative => found.last(),
+        Limit::None | Limit::AtMost(_) => found.get(size),
+    };
+    let next = next.map_or(0, |entry| entry.id.0);
+    let entries = found.into_iter().take(size).cloned().collect();
+    send(Frames::new(coding, next, entries), coding, place)
+}
+
+/// What is ready at once has a length, what is not comes in chunks.
+fn send(mut frames: Frames, coding: Coding, place: Permit) -> Response {
+    let first = frames.next().unwrap_or_default();
+    let mut response = match frames.is_empty() {
+        true => {
+            sent(&first);
+            answer::ok(first)
+        }
+        false => {
+            let deadline = Instant::now() + LONGEST;
+            let rest = iter::once(first).chain(frames);
+            let frames = rest.map(move |frame| {
+                // Held until the last frame was asked for, or nobody asks any more.
+                let _place = &place;
+                sent(&frame);
+                match Instant::now() < deadline {
+                    true => Ok(frame),
+                    false => Err("the client took too long to read the answer"),
+                }
+            });
+            answer::ok(Body::from_stream(stream::iter(frames)))
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+    if coding == Coding::Gzip {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    response
+}
+
+fn sent(frame: &Bytes) {
+    metrics::counter!("policy_store_http_list_bytes_total").increment(frame.len() as u64);
+}

@@ -1,0 +1,178 @@
+//! Tags of groups of apps.
+//!
+//! Container-to-container policies are not ours: no rule refers to a tag. But an
+//! agent asks for the one of the ingress router before it does anything else, and
+//! marks packets with it. Tags are therefore given as the original gives them,
+//! the lowest free one to each new id, and are forgotten with the process.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use serde::Deserialize;
+
+/// Longer texts do not fit the original's columns.
+const MAX_CHARS: usize = 255;
+/// So that strangers cannot fill the memory.
+const MAX_TAGS: usize = 65_535;
+
+/// What a tag is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Group {
+    /// Which group.
+    pub id: String,
+    /// Of which type.
+    pub kind: String,
+}
+
+/// Why there is no tag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The body is no JSON object with texts.
+    #[error("{0}")]
+    Body(String),
+    /// The group has another type.
+    #[error("group {id:?} has the type {stored:?}, not {given:?}")]
+    OtherType {
+        /// Which group.
+        id: String,
+        /// Its type.
+        stored: String,
+        /// What it is now.
+        given: String,
+    },
+    /// An id or a type is too long.
+    #[error("{what} has more than {MAX_CHARS} characters")]
+    TooLong {
+        /// Which of the two.
+        what: &'static str,
+    },
+    /// All tags are given.
+    #[error("all {0} tags are given")]
+    NoneLeft(usize),
+}
+
+/// Reads a body. As in Go, names match without regard to case, the last of
+/// several counts, and `null` is nothing.
+///
+/// # Errors
+/// It is no such JSON.
+pub fn parse(body: &[u8]) -> Result<Group, Error> {
+    let bad = |error: serde_json::Error| Error::Body(error.to_string());
+    let fields: Option<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_slice(body).map_err(bad)?;
+    let mut group = Group::default();
+    for (name, value) in fields.into_iter().flatten() {
+        let field = match name.to_ascii_lowercase().as_str() {
+            "id" => &mut group.id,
+            "type" => &mut group.kind,
+            _ => continue,
+        };
+        if let Some(text) = Option::<String>::deserialize(value).map_err(bad)? {
+            *field = text;
+        }
+    }
+    Ok(group)
+}
+
+/// The tags that were given.
+#[derive(Debug)]
+pub struct Tags {
+    /// Hexadecimal digits of a tag.
+    digits: usize,
+    most: usize,
+    /// Each id's type and number, from 1 on.
+    given: Mutex<HashMap<String, (String, usize)>>,
+}
+
+impl Tags {
+    /// Tags of so many bytes.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        let most = match bytes {
+            0 => 0,
+            1 => 255,
+            _ => MAX_TAGS,
+        };
+        Self { digits: 2 * bytes, most, given: Mutex::default() }
+    }
+
+    /// The group's tag, the same each time.
+    ///
+    /// # Errors
+    /// It cannot have one.
+    pub fn tag(&self, group: &Group) -> Result<String, Error> {
+        let Group { id, kind } = group;
+        for (what, text) in [("id", id), ("type", kind)] {
+            if text.chars().count() > MAX_CHARS {
+                return Err(Error::TooLong { what });
+            }
+        }
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = match given.get(id) {
+            Some((stored, number)) if stored == kind => *number,
+            Some((stored, _)) => {
+                let (id, stored, given) = (id.clone(), stored.clone(), kind.clone());
+                return Err(Error::OtherType { id, stored, given });
+            }
+            None if given.len() >= self.most => return Err(Error::NoneLeft(self.most)),
+            None => {
+                let number = given.len() + 1;
+                given.insert(id.clone(), (kind.clone(), number));
+                number
+            }
+        };
+        Ok(format!("{number:0width$X}", width = self.digits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(id: &str, kind: &str) -> Group {
+        Group { id: id.to_owned(), kind: kind.to_owned() }
+    }
+
+    #[test]
+    fn bodies() {
+        let router = group("INGRESS_ROUTER", "router");
+        for body in [
+            r#"{"id":"INGRESS_ROUTER","type":"router"}"#,
+            r#"{"ID":"INGRESS_ROUTER","Type":"router"}"#,
+            r#"{"else":1,"TYPE":"router","id":"INGRESS_ROUTER"}"#,
+        ] {
+            assert_eq!(parse(body.as_bytes()).unwrap(), router, "{body}");
+        }
+        for body in ["{}", "null", r#"{"id":null}"#] {
+            assert_eq!(parse(body.as_bytes()).unwrap(), Group::default(), "{body}");
+        }
+        for body in ["", "{", "[]", "1", r#"{"id":1}"#, "{} {}"] {
+            assert!(matches!(parse(body.as_bytes()), Err(Error::Body(_))), "{body}");
+        }
+    }
+
+    #[test]
+    fn each_group_has_the_lowest_tag_that_was_free() {
+        let tags = Tags::new(2);
+        assert_eq!(tags.tag(&group("INGRESS_ROUTER", "router")).unwrap(), "0001");
+        assert_eq!(tags.tag(&group("", "")).unwrap(), "0002");
+        assert_eq!(tags.tag(&group("INGRESS_ROUTER", "router")).unwrap(), "0001");
+        let error = tags.tag(&group("INGRESS_ROUTER", "app")).unwrap_err();
+        assert_eq!(error.to_string(), r#"group "INGRESS_ROUTER" has the type "router", not "app""#);
+        let long = "x".repeat(256);
+        assert_eq!(tags.tag(&group(&long, "")), Err(Error::TooLong { what: "id" }));
+        assert_eq!(tags.tag(&group("a", &long)), Err(Error::TooLong { what: "type" }));
+    }
+
+    #[test]
+    fn there_are_as_many_as_fit() {
+        let tags = Tags::new(1);
+        for number in 1..=255 {
+            let tag = tags.tag(&group(&number.to_string(), "app")).unwrap();
+            assert_eq!(tag, format!("{number:02X}"));
+        }
+        assert_eq!(tags.tag(&group("more", "app")), Err(Error::NoneLeft(255)));
+    }
+}

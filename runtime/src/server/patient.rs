@@ -1,0 +1,116 @@
+//! A connection whose other end has to take what it is sent.
+//!
+//! A client that stops reading would keep its answer, and what the answer holds
+//! on to, for as long as it likes: TCP has no limit for that.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// See the module. Writes fail when nothing was taken for too long.
+pub(super) struct Patient<I> {
+    io: I,
+    limit: Option<Duration>,
+    /// There while a write waits.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<I> Patient<I> {
+    /// With so much patience, or with no end to it.
+    pub(super) fn new(io: I, limit: Option<Duration>) -> Self {
+        Self { io, limit, stalled: None }
+    }
+
+    /// What a write came to, unless it waits for too long.
+    fn judge<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        let Some(limit) = self.limit else { return written };
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, to)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.judge(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, pieces);
+        self.judge(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        self.judge(flushed, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.io).poll_shutdown(context);
+        self.judge(shut, context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_given_up() {
+        let limit = Duration::from_secs(30);
+        let (near, mut far) = duplex(8);
+        let mut near = Patient::new(near, Some(limit));
+        near.write_all(b"12345678").await.unwrap();
+        let began = Instant::now();
+        // Slow, but it takes something now and then.
+        let (written, ()) = tokio::join!(near.write_all(b"abcdef"), async {
+            for _ in 0..6 {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                far.read_u8().await.unwrap();
+            }
+        });
+        written.unwrap();
+        assert_eq!(began.elapsed(), Duration::from_secs(120));
+        let began = Instant::now();
+        let error = near.write_all(b"123456789").await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, limit));
+    }
+}

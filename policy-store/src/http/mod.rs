@@ -126,7 +126,7 @@ fn count(route: Route, status: StatusCode, took: Duration) {
 /// A request that is not served as asked.
 #[derive(Debug)]
 struct Refusal {
-    response: Response,
+    response: Box<Response>,
     /// What the client is told.
     description: String,
     /// Why.
@@ -134,20 +134,20 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, description: &str, error: impl ToString) -> Self {
-        let response = answer::error(status, description);
+    fn new(status: StatusCode, description: &str, error: &impl ToString) -> Self {
+        let response = Box::new(answer::error(status, description));
         Self { response, description: description.to_owned(), error: error.to_string() }
     }
 
-    fn unavailable(description: &str, seconds: u32, error: impl ToString) -> Self {
-        let response = answer::unavailable(description, seconds);
+    fn unavailable(description: &str, seconds: u32, error: &impl ToString) -> Self {
+        let response = Box::new(answer::unavailable(description, seconds));
         Self { response, description: description.to_owned(), error: error.to_string() }
     }
 
     fn tell(self, handler: &Span) -> Response {
         let Self { response, description, error } = self;
         handler.in_scope(|| error!(error, "{description}"));
-        response
+        *response
     }
 }
 
@@ -167,23 +167,23 @@ impl Api {
         let identity = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.as_deref());
         self.access.check(identity, Action::Poll).map_err(|denied| {
             metrics::counter!("policy_store_denied_total").increment(1);
-            Refusal::new(StatusCode::FORBIDDEN, "permission denied", denied)
+            Refusal::new(StatusCode::FORBIDDEN, "permission denied", &denied)
         })
     }
 
     async fn list(&self, uri: &Uri, headers: &HeaderMap) -> Result<Response, Refusal> {
         let wanted = Wanted::parse(uri.query().unwrap_or_default()).map_err(|error| {
             let description = format!("invalid value for '{}' parameter", error.name);
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, &description, error)
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, &description, &error)
         })?;
         let place = self.gate.enter().await.map_err(|full| {
             metrics::counter!("policy_store_http_lists_refused_total").increment(1);
-            Refusal::unavailable("too many requests", 1, full)
+            Refusal::unavailable("too many requests", 1, &full)
         })?;
         let snapshot = self.board.current();
         if snapshot.state.generation == Generation::default() {
             let description = "no security groups were synced yet";
-            return Err(Refusal::unavailable(description, 5, "there was no Replace yet"));
+            return Err(Refusal::unavailable(description, 5, &"there was no Replace yet"));
         }
         Ok(list(&snapshot, &wanted, coding::coding(headers), place))
     }
@@ -195,13 +195,13 @@ impl Api {
 
     async fn tag(&self, body: Body) -> Result<Response, Refusal> {
         let body = axum::body::to_bytes(body, LARGEST_BODY).await.map_err(|error| {
-            Refusal::new(StatusCode::BAD_REQUEST, "failed reading request body", error)
+            Refusal::new(StatusCode::BAD_REQUEST, "failed reading request body", &error)
         })?;
         let group = tags::parse(&body).map_err(|error| {
-            Refusal::new(StatusCode::BAD_REQUEST, "failed parsing request body", error)
+            Refusal::new(StatusCode::BAD_REQUEST, "failed parsing request body", &error)
         })?;
         let tag = self.tags.tag(&group).map_err(|error| {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "database create failed", error)
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "database create failed", &error)
         })?;
         let tags::Group { id, kind } = group;
         Ok(answer::ok(crate::groups::json::encode(&Tag { id, tag, r#type: kind })))

@@ -103,7 +103,7 @@ mod tests {
         // Slow, but it takes something now and then.
         let (written, ()) = tokio::join!(near.write_all(b"abcdef"), async {
             for _ in 0..6 {
-                tokio::time::sleep(Duration::from_secs(20)).await;
+                sleep(Duration::from_secs(20)).await;
                 far.read_u8().await.unwrap();
             }
         });

@@ -24,6 +24,32 @@ impl fmt::Display for Generation {
     }
 }
 
+/// When a store made a generation, in nanoseconds since 1970 by its own clock;
+/// 0 before the first.
+///
+/// It rises with each generation, also when the clock does not, and is the same
+/// on every instance. Cells compare stamps with each other only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Stamp(pub i64);
+
+impl Stamp {
+    /// The stamp of the generation after this one, made at `now`.
+    #[must_use]
+    pub fn next(self, now: Self) -> Self {
+        now.max(Self(self.0.saturating_add(1)))
+    }
+}
+
+/// One generation of one store, and no other: a store that was restored from a
+/// backup counts the same generations again, and stamps them anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Point {
+    /// Which generation.
+    pub generation: Generation,
+    /// When it was made.
+    pub stamp: Stamp,
+}
+
 /// The Cloud Controller's last-update stamp that was fully synced: a moment in
 /// UTC as seconds and nanoseconds since 1970.
 ///
@@ -72,6 +98,13 @@ mod tests {
         let at = |s, n| Watermark::try_new(s, n).unwrap();
         assert!(at(1, 999_999_999) < at(2, 0));
         assert!(at(-2, 5) < at(-1, 0));
+    }
+
+    #[test]
+    fn stamps_rise_whatever_the_clock_does() {
+        assert_eq!(Stamp(5).next(Stamp(9)), Stamp(9));
+        assert_eq!(Stamp(5).next(Stamp(5)), Stamp(6));
+        assert_eq!(Stamp(5).next(Stamp(-3)), Stamp(6));
     }
 
     #[test]

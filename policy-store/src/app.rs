@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use runtime::{
     lager,
     process::{About, ConfigError, Process, Service},
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, Database},
     feed::{
         cells::Cells,
         watch::{Feed, save_reports},
@@ -26,7 +26,7 @@ use crate::{
         gate::{self, Gate},
         tags::Tags,
     },
-    store::{Store, sqlite::Sqlite},
+    store::{Store, server::Server, sqlite::Sqlite},
 };
 
 /// How long tasks may take to end after the servers have drained.
@@ -91,8 +91,8 @@ impl Service for App {
             Some(address) => Some(Listener::tcp("health checks", address.as_str()).await?),
         };
         let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
-        let store = Arc::new(Sqlite::open(&config.database)?);
-        let contents = store.load().await.context("reading the database")?;
+        let store = open(&config.database).await?;
+        let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
         let health = Health::new();
@@ -183,7 +183,6 @@ impl App {
             });
         }
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
-        tasks.add("database", wait_for_writer(Arc::clone(&store), drained.clone()));
         tasks.add(
             "reports",
             save_reports(store, feed.clone(), config.report_save_interval, drained.clone()),
@@ -232,14 +231,11 @@ fn serve_internal(
     });
 }
 
-/// The thread that writes has no task of its own: its end is to end the process,
-/// and not to make each Replace fail in one that looks healthy.
-async fn wait_for_writer(store: Arc<dyn Store>, stop: CancellationToken) -> anyhow::Result<()> {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Ok(()),
-        () = store.closed() => bail!("the writer of the database has ended"),
-    }
+async fn open(database: &Database) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match database {
+        Database::Sqlite(path) => Arc::new(Sqlite::open(path)?),
+        Database::Server(options) => Arc::new(Server::connect(options).await?),
+    })
 }
 
 /// Says that the store is not ready when no writer confirmed its set for too
@@ -285,12 +281,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        groups::{
-            decide::{Replacement, State},
-            manifest::Supplied,
-            snapshot::Snapshot,
-        },
-        store::memory::Memory,
+        groups::{decide::Replacement, manifest::Supplied, snapshot::Snapshot},
+        store::{Contents, memory::Memory},
     };
 
     /// The thread is gone as after a panic of its own: nobody asked for the end.
@@ -323,7 +315,7 @@ mod tests {
     /// As time goes by: ready, stale, and ready again after a Replace.
     #[tokio::test(start_paused = true)]
     async fn a_store_without_a_writer_becomes_stale() {
-        let empty = Snapshot::new(State::default(), Vec::new());
+        let empty = Snapshot::from(Contents::default());
         let board = Arc::new(Board::new(empty, Instant::now()));
         let (commits, committer) =
             commit::committer(Arc::new(Memory::default()), Arc::clone(&board));

@@ -1,6 +1,8 @@
 //! The configuration file; docs/config/policy-store.md has every key.
 
-use std::{path::PathBuf, time::Duration};
+mod database;
+
+use std::time::Duration;
 
 use runtime::{
     config::{Configure, HostPort, Reader, Seconds},
@@ -8,6 +10,7 @@ use runtime::{
     tls::Files,
 };
 
+pub use self::database::Database;
 use crate::access::{Access, CellIdentity, Pattern};
 
 /// Everything that a process is told.
@@ -23,8 +26,8 @@ pub struct Config {
     pub admin_listen_address: HostPort,
     /// Certificates.
     pub tls: Files,
-    /// The database's file.
-    pub database: PathBuf,
+    /// Where the groups are kept.
+    pub database: Database,
     /// Who may what.
     pub access: Access,
     /// Without a confirmed Replace for so long, the store is not ready.
@@ -94,7 +97,7 @@ impl Configure for Config {
             health_check_address: health_check_address?,
             admin_listen_address: admin_listen_address?,
             tls: Files { ca: ca?, cert: cert?, key: key? },
-            database: database?.0,
+            database: database?,
             access: access?,
             stale_after: Some(stale_after?.0).filter(|after| !after.is_zero()),
             report_save_interval: report_save_interval?.0,
@@ -185,36 +188,4 @@ fn parse_patterns(
 ) -> Option<Vec<Pattern>> {
     let patterns: Result<_, String> = texts.iter().map(|text| text.parse()).collect();
     patterns.map_err(|problem| keys.problem(key, problem)).ok()
-}
-
-/// The file of the embedded database.
-struct Database(PathBuf);
-
-const UNUSED_OF_DATABASE: &[&str] = &[
-    "user",
-    "password",
-    "host",
-    "port",
-    "timeout",
-    "require_ssl",
-    "ca_cert",
-    "skip_hostname_validation",
-];
-
-impl Configure for Database {
-    fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        keys.ignore(UNUSED_OF_DATABASE);
-        let kind: Option<String> = keys.required("type");
-        let path: Option<Option<PathBuf>> = keys.optional("path");
-        let name: Option<Option<PathBuf>> = keys.optional("database_name");
-        if kind.as_ref().is_some_and(|kind| kind != "sqlite") {
-            keys.problem("type", "must be sqlite");
-            return None;
-        }
-        let path = path?.or(name?);
-        if kind.is_some() && path.is_none() {
-            keys.problem("path", "missing: the file of the database");
-        }
-        kind.and(path).map(Self)
-    }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use policy_store::{
     access::{Access, CellIdentity},
-    config::Config,
+    config::{Config, Database},
 };
 use serde_json::{Value, json};
+use storage::server::{Dialect, Tls};
 
 fn minimal() -> Value {
     json!({
@@ -76,7 +77,8 @@ fn the_documentation_agrees() {
 #[test]
 fn the_originals_database_name_is_the_file() {
     let config = with(&json!({ "database": { "type": "sqlite", "database_name": "/other" } }));
-    assert_eq!(read(&config).database, std::path::Path::new("/other"));
+    let Database::Sqlite(path) = read(&config).database else { panic!("a file") };
+    assert_eq!(path, std::path::Path::new("/other"));
 }
 
 #[test]
@@ -88,7 +90,7 @@ fn a_store_that_may_be_stale_forever_can_be_had() {
 fn every_problem_is_told_at_once() {
     let problems = problems(&json!({
         "grpc_listen_address": "nowhere",
-        "database": { "type": "postgres" },
+        "database": { "type": "oracle" },
         "writer_identities": ["syncer"],
         "cell_id_from": "ip",
         "report_save_interval_seconds": 0,
@@ -99,7 +101,7 @@ fn every_problem_is_told_at_once() {
         "ca_cert_file: missing",
         "server_cert_file: missing",
         "server_key_file: missing",
-        "database.type: must be sqlite (the value is \"postgres\")",
+        "database.type: must be sqlite, postgres or mysql (the value is \"oracle\")",
         "writer_identities: \"syncer\" is not of the form cn=NAME",
         "cell_id_from: \"ip\" is not one of cn, dns and any",
         "report_save_interval_seconds: must not be zero",
@@ -113,4 +115,57 @@ fn every_problem_is_told_at_once() {
 fn a_database_without_a_file_is_a_problem() {
     let problems = problems(&with(&json!({ "database": { "type": "sqlite" } })));
     assert_eq!(problems, ["database.path: missing: the file of the database"]);
+}
+
+/// The original's object, with a password that needs escaping.
+fn server(kind: &str) -> Value {
+    json!({ "database": {
+        "type": kind, "user": "policy", "password": "p' @/:\\ w", "host": "10.0.0.5", "port": 1234,
+        "timeout": 120, "database_name": "network_policy", "require_ssl": true, "ca_cert": "/ca",
+        "skip_hostname_validation": true,
+    } })
+}
+
+#[test]
+fn the_originals_database_is_understood() {
+    for (kind, dialect) in [("postgres", Dialect::Postgres), ("mysql", Dialect::MySql)] {
+        let config = read(&with(&server(kind)));
+        let text = format!("{config:?}");
+        assert!(!text.contains("p' @"), "the password: {text}");
+        let Database::Server(options) = config.database else { panic!("a server") };
+        assert_eq!(options.dialect, dialect);
+        assert_eq!(options.operation_timeout, Duration::from_secs(120));
+        assert_eq!(options.connect_timeout, Duration::from_secs(10));
+        let tls = Tls { ca: "/ca".into(), verify_identity: false };
+        assert_eq!(options.tls, Some(tls));
+    }
+}
+
+#[test]
+fn a_server_without_what_it_needs_is_told_so_at_once() {
+    for kind in ["postgres", "mysql"] {
+        let database = json!({ "type": kind, "timeout": 0, "require_ssl": true, "port": "x" });
+        let problems = problems(&with(&json!({ "database": database })));
+        for start in [
+            "database.user: missing",
+            "database.host: missing",
+            "database.port: ",
+            "database.database_name: missing",
+            "database.timeout: must not be zero",
+            "database.ca_cert: missing",
+        ] {
+            assert!(problems.iter().any(|text| text.starts_with(start)), "{start}: {problems:#?}");
+        }
+        assert_eq!(problems.len(), 6, "{problems:#?}");
+    }
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let mut config = server("postgres");
+    config["database"]["password"] = json!(["hidden"]);
+    let problems = problems(&with(&config));
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(problems[0].starts_with("database.password: "), "{problems:#?}");
+    assert!(!problems[0].contains("hidden"), "{problems:#?}");
 }

@@ -374,7 +374,11 @@ async fn a_cell_that_breaks_the_rules_is_told_so() {
     let client = served.cell("cell-1");
     let hello = |id: &str, spaces: &[&str]| {
         let space_guids = spaces.iter().map(|&text| text.to_owned()).collect();
-        watch_request::Step::Hello(watch_request::Hello { cell_id: id.to_owned(), space_guids })
+        watch_request::Step::Hello(watch_request::Hello {
+            cell_id: id.to_owned(),
+            space_guids,
+            ..watch_request::Hello::default()
+        })
     };
     let report = watch_request::Step::Report(watch_request::Report::default());
     for (first, then, problem) in [

@@ -40,7 +40,7 @@ impl Crowded {
             Arc::make_mut(group).running.everywhere = true;
         }
         store.replace(Arc::new(replacement(&groups))).await.unwrap();
-        let snapshot = Snapshot::from(store.load().await.unwrap());
+        let snapshot = Snapshot::from(store.load(None).await.unwrap());
         let board = Arc::new(Board::new(snapshot, Instant::now()));
         let access = Access {
             writers: Vec::new(),

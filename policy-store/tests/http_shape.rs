@@ -53,6 +53,6 @@ fn snapshot(write: Replacement) -> Snapshot {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         store.replace(Arc::new(write)).await.unwrap();
-        Snapshot::from(store.load().await.unwrap())
+        Snapshot::from(store.load(None).await.unwrap())
     })
 }

@@ -10,6 +10,7 @@ mod http_gate;
 mod http_shape;
 mod large;
 mod process;
+mod shared;
 mod slow;
 mod snapshot;
 mod status;

@@ -137,7 +137,9 @@ fn a_bad_configuration_is_told_in_sentences() {
     let output = run(&site, &json!({ "database": { "type": "oracle" }, "log_level": "loud" }));
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8(output.stderr).unwrap();
-    for text in ["database.type: must be sqlite", "ca_cert_file: missing", "log_level: "] {
+    for text in
+        ["database.type: must be sqlite, postgres or mysql", "ca_cert_file: missing", "log_level: "]
+    {
         assert!(errors.contains(text), "{text} in {errors}");
     }
     assert_eq!(errors.lines().count(), 5, "{errors}");

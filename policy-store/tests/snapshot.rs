@@ -47,11 +47,11 @@ proptest! {
     ) {
         block_on(async {
             let store = Memory::default();
-            let mut snapshot = Snapshot::from(store.load().await.unwrap());
+            let mut snapshot = Snapshot::from(store.load(None).await.unwrap());
             for set in &sets {
                 let decision = store.replace(Arc::new(replacement(set))).await.unwrap();
                 snapshot = snapshot.after(&decision);
-                let contents = store.load().await.unwrap();
+                let contents = store.load(None).await.unwrap();
                 let stored: Vec<_> =
                     contents.groups.iter().map(|group| group.stored.clone()).collect();
                 assert_eq!(groups(&snapshot), stored);
@@ -108,7 +108,7 @@ proptest! {
 async fn snapshot_of(set: &Set) -> Snapshot {
     let store = Memory::default();
     store.replace(Arc::new(replacement(set))).await.unwrap();
-    Snapshot::from(store.load().await.unwrap())
+    Snapshot::from(store.load(None).await.unwrap())
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn what_stays_is_shared() {
         let one = set([bound("a", "1", &["s1"]), bound("b", "1", &["s2"])]);
         let two = set([bound("a", "1", &["s1"]), bound("b", "2", &["s2"])]);
         store.replace(Arc::new(replacement(&one))).await.unwrap();
-        let before = Snapshot::from(store.load().await.unwrap());
+        let before = Snapshot::from(store.load(None).await.unwrap());
         let decision = store.replace(Arc::new(replacement(&two))).await.unwrap();
         let after = before.after(&decision);
         assert!(Arc::ptr_eq(&before.entries()[0], &after.entries()[0]));

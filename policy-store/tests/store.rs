@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
-    generation::{Generation, Watermark},
+    generation::{Generation, Point, Stamp, Watermark},
     group::{ContentHash, Scope, SecurityGroup, StoredGroup},
     ids::CellId,
     lock::FencingToken,
@@ -12,10 +12,22 @@ use model::{
 };
 use policy_store::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Refusal, Refused, Replacement},
-    store::{Contents, Error, Store, memory::Memory, sqlite::Sqlite},
+    groups::{
+        decide::{Refusal, Refused, Replacement},
+        snapshot::Snapshot,
+    },
+    store::{
+        Contents, Error, News, Store,
+        memory::Memory,
+        server::{CHECK, Server},
+        sqlite::Sqlite,
+    },
 };
 use proptest::prelude::*;
+use storage::{
+    server::{Dialect, Options},
+    testing::TestServer,
+};
 use tempfile::TempDir;
 
 use crate::support::sets::{
@@ -26,17 +38,32 @@ use crate::support::sets::{
 enum Place {
     Memory(Memory),
     Sqlite(TempDir),
+    Server(Options),
 }
 
 impl Place {
-    fn all() -> [Self; 2] {
-        [Self::Memory(Memory::default()), Self::Sqlite(tempfile::tempdir().unwrap())]
+    fn all() -> [Self; 4] {
+        let [postgres, mariadb] = Self::servers();
+        let sqlite = Self::Sqlite(tempfile::tempdir().unwrap());
+        [Self::Memory(Memory::default()), sqlite, postgres, mariadb]
     }
 
-    fn open(&self) -> Arc<dyn Store> {
+    fn servers() -> [Self; 2] {
+        let new = |dialect| Self::Server(TestServer::shared(dialect).database());
+        [new(Dialect::Postgres), new(Dialect::MySql)]
+    }
+
+    /// Those that several instances can have at the same time.
+    fn shared() -> [Self; 3] {
+        let [postgres, mariadb] = Self::servers();
+        [Self::Memory(Memory::default()), postgres, mariadb]
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
         match self {
             Self::Memory(memory) => Arc::new(memory.clone()),
             Self::Sqlite(directory) => Arc::new(Sqlite::open(&file(directory)).unwrap()),
+            Self::Server(options) => Arc::new(Server::connect(options).await.unwrap()),
         }
     }
 }
@@ -47,12 +74,12 @@ fn file(directory: &TempDir) -> PathBuf {
 
 /// Makes a test of the suite run on every store.
 macro_rules! conformance {
-    ($($(#[$doc:meta])* async fn $name:ident($place:ident: &Place) $body:block)*) => {$(
+    ($places:ident: $($(#[$doc:meta])* async fn $name:ident($place:ident: &Place) $body:block)*) => {$(
         $(#[$doc])*
         #[tokio::test]
         async fn $name() {
             async fn check($place: &Place) $body
-            for place in Place::all() {
+            for place in Place::$places() {
                 check(&place).await;
             }
         }
@@ -64,7 +91,7 @@ async fn replace(store: &dyn Store, write: Replacement) -> Result<u64, Error> {
 }
 
 async fn load(store: &dyn Store) -> Contents {
-    store.load().await.unwrap()
+    store.load(None).await.unwrap()
 }
 
 fn groups(contents: &Contents) -> Set {
@@ -103,13 +130,13 @@ fn full() -> SecurityGroup {
     }
 }
 
-conformance! {
+conformance! { all:
     async fn a_new_store_is_empty(place: &Place) {
-        assert_eq!(load(&*place.open()).await, Contents::default());
+        assert_eq!(load(&*place.open().await).await, Contents::default());
     }
 
     async fn everything_comes_back(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         let mut everything = named(100, "1");
         everything.extend(set([full(), bound("b", "1", &["s1", "s9"])]));
         let mut write = fenced(&everything, "syncer-a", 1 << 40);
@@ -127,25 +154,25 @@ conformance! {
         assert_eq!(ids, (1..=102).collect::<Vec<_>>());
         store.close().await.unwrap();
         drop(store);
-        assert_eq!(load(&*place.open()).await, before, "after it was opened again");
+        assert_eq!(load(&*place.open().await).await, before, "after it was opened again");
     }
 
     async fn every_kind_of_change_is_stored(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         let first = set([group("stays", "1"), bound("changes", "1", &["s1"]), group("goes", "1")]);
         let second = set([group("stays", "1"), bound("changes", "2", &["s2"]), group("new", "1")]);
         replace(&*store, replacement(&first)).await.unwrap();
         let decision = store.replace(Arc::new(replacement(&second))).await.unwrap();
         assert_eq!((decision.added(), decision.changed()), (1, 1));
         assert_eq!((decision.removed.len(), decision.unchanged), (1, 1));
-        assert_eq!(decision.before, Generation(1));
+        assert_eq!(decision.before.generation, Generation(1));
         assert_eq!(groups(&load(&*store).await), second);
         replace(&*store, replacement(&Set::new())).await.unwrap();
         assert_eq!(groups(&load(&*store).await), Set::new());
     }
 
     async fn what_is_unchanged_leaves_the_generation(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         let one = named(3, "1");
         assert_eq!(replace(&*store, fenced(&one, "a", 3)).await.unwrap(), 1);
         assert_eq!(replace(&*store, fenced(&one, "b", 4)).await.unwrap(), 1);
@@ -154,7 +181,7 @@ conformance! {
     }
 
     async fn unchanged_content_need_not_be_supplied(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         let one = named(3, "1");
         replace(&*store, replacement(&one)).await.unwrap();
         let mut write = replacement(&one);
@@ -166,14 +193,14 @@ conformance! {
     }
 
     async fn what_is_refused_leaves_its_token_alone(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         replace(&*store, fenced(&named(60, "1"), "a", 5)).await.unwrap();
         let before = load(&*store).await;
         let guarded = refusal(replace(&*store, fenced(&named(29, "2"), "b", 6)).await);
         assert!(matches!(guarded, Refusal::MassRemoval { .. }), "{guarded}");
         store.close().await.unwrap();
         drop(store);
-        let store = place.open();
+        let store = place.open().await;
         let mut expected = before;
         expected.state.token = Some(FencingToken(6));
         expected.state.writer = Some(owner("b"));
@@ -185,7 +212,7 @@ conformance! {
     }
 
     async fn who_is_fenced_leaves_no_trace(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         replace(&*store, fenced(&named(60, "1"), "a", 5)).await.unwrap();
         let before = load(&*store).await;
         for write in [
@@ -201,7 +228,7 @@ conformance! {
     }
 
     async fn reports_are_kept_apart(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         let cell = |text: &str| CellId::parse(text).unwrap();
         let report = |enforced| Report {
             enforced: Generation(enforced),
@@ -209,24 +236,26 @@ conformance! {
             isolated_rules: 7,
             at: Timestamp::from_millisecond(1_700_000_000_001).unwrap(),
         };
-        let unsaved = |reports: &[(&str, u64)], forgotten: &[&str]| {
+        let at = report(0).at;
+        let unsaved = |reports: &[(&str, u64)], forgotten: &[(&str, Timestamp)]| {
             let reports = reports.iter().map(|(id, enforced)| (cell(id), report(*enforced)));
-            let forgotten = forgotten.iter().map(|id| cell(id)).collect();
+            let forgotten = forgotten.iter().map(|(id, at)| (cell(id), *at)).collect();
             Arc::new(Unsaved { reports: reports.collect(), forgotten })
         };
         store.save_reports(unsaved(&[("c2", 1), ("c1", 2)], &[])).await.unwrap();
-        store.save_reports(unsaved(&[("c2", 3), ("c3", 4)], &["c1", "unknown"])).await.unwrap();
+        let gone = [("c1", at), ("unknown", at), ("c2", Timestamp::UNIX_EPOCH)];
+        store.save_reports(unsaved(&[("c2", 3), ("c3", 4)], &gone)).await.unwrap();
         let contents = load(&*store).await;
         assert_eq!(contents.reports, [(cell("c2"), report(3)), (cell("c3"), report(4))]);
         assert_eq!(contents.state.generation, Generation(0));
         store.close().await.unwrap();
         drop(store);
-        assert_eq!(load(&*place.open()).await, contents);
+        assert_eq!(load(&*place.open().await).await, contents);
     }
 
     /// Racing writers: whoever has the newest token has the last word.
     async fn the_newest_of_racing_writers_wins(place: &Place) {
-        let store = place.open();
+        let store = place.open().await;
         let mut racing = tokio::task::JoinSet::new();
         for round in 0..40u64 {
             let store = Arc::clone(&store);
@@ -243,6 +272,232 @@ conformance! {
         assert_eq!(contents.state.token, Some(FencingToken(40)));
         assert_eq!(groups(&contents), named(20, "w40"));
         assert_eq!(contents.state.generation, Generation(accepted.len() as u64));
+    }
+}
+
+/// What a snapshot serves.
+fn served(snapshot: &Snapshot) -> Vec<(u64, &[u8])> {
+    snapshot.entries().iter().map(|entry| (entry.id.0, &*entry.encoded)).collect()
+}
+
+conformance! { all:
+    /// From each generation that is remembered one comes to the newest by what
+    /// changed, and knows the same past then as who reads everything.
+    async fn a_difference_leads_to_the_newest(place: &Place) {
+        let store = place.open().await;
+        let mut seen = vec![Snapshot::from(load(&*store).await)];
+        for round in 0..6 {
+            let set = set([
+                group("stays", "1"),
+                bound("changes", &round.to_string(), &["s1"]),
+                bound("moves", "1", &[["s1", "s2", "s3"][round % 3]]),
+                bound(&format!("new-{round}"), "1", &["s2"]),
+            ]);
+            replace(&*store, replacement(&set)).await.unwrap();
+            seen.push(Snapshot::from(load(&*store).await));
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let store = place.open().await;
+        let newest = Snapshot::from(load(&*store).await);
+        for before in &seen[1..] {
+            let difference = store.load(Some(before.point())).await.unwrap();
+            assert_eq!(difference.since, Some(before.point()));
+            assert!(difference.groups.len() < 4, "{difference:?}");
+            let after = before.followed_by(difference);
+            assert_eq!(served(&after), served(&newest));
+            assert_eq!(after.state, newest.state);
+            for point in seen[1..].iter().map(Snapshot::point) {
+                let [one, other] = [&after, &newest].map(|snapshot| {
+                    let changes = snapshot.history().since(point).map(|changes| changes.cloned());
+                    changes.map(Vec::from_iter)
+                });
+                assert_eq!(one, other, "after {point:?}");
+            }
+        }
+        let nothing = store.load(Some(newest.point())).await.unwrap();
+        assert_eq!((nothing.since, nothing.groups.len()), (Some(newest.point()), 0));
+        assert_eq!(nothing.state, newest.state);
+    }
+
+    async fn who_knows_another_life_gets_everything(place: &Place) {
+        let store = place.open().await;
+        for name in ["1", "2", "3"] {
+            replace(&*store, replacement(&named(3, name))).await.unwrap();
+        }
+        let contents = load(&*store).await;
+        let point = contents.state.point();
+        for (generation, stamp) in [(0, 0), (2, 1), (3, point.stamp.0 + 1), (4, point.stamp.0)] {
+            let other = Point { generation: Generation(generation), stamp: Stamp(stamp) };
+            assert_eq!(store.load(Some(other)).await.unwrap(), contents, "{other:?}");
+        }
+    }
+
+    /// The first set is no change that anybody has to be told, and a change of
+    /// more than can be remembered is forgotten.
+    async fn a_store_remembers_within_bounds(place: &Place) {
+        let store = place.open().await;
+        replace(&*store, replacement(&named(3, "0"))).await.unwrap();
+        let first = load(&*store).await;
+        assert_eq!((first.past.from, first.past.steps.len()), (first.state.point(), 0));
+        for round in 1..=260 {
+            replace(&*store, replacement(&named(1, &round.to_string()))).await.unwrap();
+        }
+        let contents = load(&*store).await;
+        assert_eq!(contents.past.steps.len(), 256);
+        assert_eq!(contents.past.from.generation, Generation(261 - 256));
+        assert_eq!(store.load(Some(first.state.point())).await.unwrap().since, None);
+    }
+
+    /// One group of 10,000 rules, and one rule of 6,000 destinations.
+    async fn large_groups_come_back(place: &Place) {
+        let store = place.open().await;
+        let mut many = full();
+        many.rules = vec![many.rules[0].clone(); 10_000];
+        let mut wide = bound("wide", "1", &["s1"]);
+        let destinations: Vec<String> =
+            (0..6_000).map(|index| format!("10.{}.{}.0/24", index / 250, index % 250)).collect();
+        wide.rules[0].destination = destinations.join(",");
+        let everything = set([many, wide]);
+        replace(&*store, replacement(&everything)).await.unwrap();
+        assert_eq!(groups(&load(&*store).await), everything);
+    }
+}
+
+conformance! { shared:
+    /// Two instances, each with writers of its own (law 3): every generation that
+    /// was made has a token that is at least that of the one before.
+    async fn an_old_token_never_gets_in_at_another_instance(place: &Place) {
+        let instances = [place.open().await, place.open().await];
+        let mut racing = tokio::task::JoinSet::new();
+        for round in 0..40u64 {
+            let store = Arc::clone(&instances[usize::try_from(round % 2).unwrap()]);
+            let token = round * 7 % 40 + 1;
+            racing.spawn(async move {
+                let name = format!("w{token}");
+                let answer = replace(&*store, fenced(&named(20, &name), &name, token)).await;
+                match answer {
+                    Ok(generation) => Some((generation, token)),
+                    Err(Error::Refused(_)) => None,
+                    Err(error) => panic!("{error:?}"),
+                }
+            });
+        }
+        let mut accepted: Vec<_> = racing.join_all().await.into_iter().flatten().collect();
+        accepted.sort_unstable();
+        assert!(accepted.is_sorted_by_key(|(_, token)| *token), "{accepted:?}");
+        let generations: Vec<u64> = accepted.iter().map(|(generation, _)| *generation).collect();
+        assert_eq!(generations, (1..=accepted.len() as u64).collect::<Vec<_>>());
+        let [one, other] = [load(&*instances[0]).await, load(&*instances[1]).await];
+        assert_eq!(one, other);
+        assert_eq!(one.state.token, Some(FencingToken(40)));
+        assert_eq!(groups(&one), named(20, "w40"));
+    }
+
+    async fn an_instance_learns_of_what_another_writes(place: &Place) {
+        let (here, there) = (place.open().await, place.open().await);
+        for name in ["1", "2"] {
+            let before = load(&*here).await.state;
+            replace(&*there, replacement(&named(3, name))).await.unwrap();
+            let heard = async {
+                while here.load(Some(before.point())).await.unwrap().state == before {
+                    assert_eq!(here.news().await, News::Written);
+                }
+            };
+            // Less than what PostgreSQL would be looked at without a notification.
+            tokio::time::timeout(CHECK / 2, heard).await.expect("it is told");
+        }
+    }
+
+    async fn instances_tell_each_other_of_cells(place: &Place) {
+        let (here, there) = (place.open().await, place.open().await);
+        let cell = CellId::parse("c1").unwrap();
+        let report = |enforced, second: i64| Report {
+            enforced: Generation(enforced),
+            containers: 3,
+            isolated_rules: 1,
+            at: Timestamp::from_second(1_700_000_000 + second).unwrap(),
+        };
+        let save = |report| {
+            let reports = vec![(cell.clone(), report)];
+            Arc::new(Unsaved { reports, forgotten: Vec::new() })
+        };
+        there.save_reports(save(report(4, 10))).await.unwrap();
+        let heard = here.save_reports(Arc::default()).await.unwrap();
+        assert_eq!(heard, [(cell.clone(), report(4, 10))]);
+        here.save_reports(save(report(5, 20))).await.unwrap();
+        let heard = there.save_reports(Arc::default()).await.unwrap();
+        assert_eq!(heard, [(cell.clone(), report(5, 20))]);
+    }
+
+    /// The tables are made once, whoever comes first.
+    async fn instances_may_begin_at_the_same_time(place: &Place) {
+        let opened = futures_util::future::join_all((0..6).map(|_| place.open())).await;
+        replace(&*opened[0], replacement(&named(3, "1"))).await.unwrap();
+        for store in opened {
+            assert_eq!(groups(&load(&*store).await), named(3, "1"));
+        }
+    }
+}
+
+/// A report that was said earlier and is written later does not count.
+#[tokio::test]
+async fn the_later_word_of_a_cell_counts() {
+    for place in Place::servers() {
+        let store = place.open().await;
+        let cell = CellId::parse("c1").unwrap();
+        let report = |enforced, second: i64| Report {
+            enforced: Generation(enforced),
+            containers: 1,
+            isolated_rules: 0,
+            at: Timestamp::from_second(second).unwrap(),
+        };
+        for (enforced, second) in [(4, 20), (3, 10)] {
+            let reports = vec![(cell.clone(), report(enforced, second))];
+            let unsaved = Arc::new(Unsaved { reports, forgotten: Vec::new() });
+            store.save_reports(unsaved).await.unwrap();
+        }
+        assert_eq!(load(&*store).await.reports, [(cell, report(4, 20))]);
+    }
+}
+
+/// MariaDB takes statements of 16 MiB and no more: a group beyond that is named.
+#[tokio::test]
+async fn a_group_that_is_too_large_for_the_database_is_named() {
+    let place = Place::Server(TestServer::shared(Dialect::MySql).database());
+    let store = place.open().await;
+    let large = |bytes: usize| {
+        let mut one = group("large", "1");
+        one.rules[0].description = "x".repeat(bytes);
+        set([one, group("small", "1")])
+    };
+    let fits = large(15 << 20);
+    replace(&*store, replacement(&fits)).await.unwrap();
+    assert_eq!(groups(&load(&*store).await), fits);
+    let error = replace(&*store, replacement(&large(16 << 20))).await.unwrap_err();
+    let Error::TooLarge { guid, bytes, most } = &error else { panic!("{error:?}") };
+    assert_eq!(guid.as_str(), "large");
+    assert!(bytes > most, "{error}");
+    assert_eq!(groups(&load(&*store).await), fits, "nothing is changed");
+}
+
+/// The database ends and begins again: what was confirmed is there, and nobody
+/// has to open anything anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_killed_comes_back_whole() {
+    for dialect in [Dialect::Postgres, Dialect::MySql] {
+        let server = TestServer::start(dialect);
+        let place = Place::Server(server.database());
+        let store = place.open().await;
+        replace(&*store, fenced(&named(100, "1"), "a", 5)).await.unwrap();
+        let before = load(&*store).await;
+        server.kill();
+        tokio::task::block_in_place(|| server.restart());
+        assert_eq!(load(&*store).await, before, "{dialect:?}");
+        let late = refusal(replace(&*store, fenced(&named(100, "2"), "b", 4)).await);
+        assert!(matches!(late, Refusal::OldToken { .. }), "{late}");
+        replace(&*store, fenced(&named(100, "2"), "a", 5)).await.unwrap();
+        assert_eq!(groups(&load(&*store).await), named(100, "2"));
     }
 }
 
@@ -316,7 +571,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
 
     #[test]
     fn laws_hold_in_sqlite(writes in writes()) {
@@ -325,6 +580,15 @@ proptest! {
             let store = Sqlite::open(&file(&directory)).unwrap();
             laws_hold(&store, &writes).await;
             store.close().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn laws_hold_on_servers(writes in writes()) {
+        run(async {
+            for place in Place::servers() {
+                laws_hold(&*place.open().await, &writes).await;
+            }
         });
     }
 
@@ -379,7 +643,7 @@ async fn a_row_that_makes_no_sense_is_named() {
         ("UPDATE store_state SET generation = -1, watermark_seconds = NULL", "generation"),
     ] {
         other.execute(sql, []).unwrap();
-        let error = store.load().await.unwrap_err().to_string();
+        let error = store.load(None).await.unwrap_err().to_string();
         assert!(error.contains(field), "{sql}: {error}");
         other.execute("UPDATE security_groups SET content_hash = ?1", [hash]).unwrap();
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use model::{
-    generation::Generation,
+    generation::{Generation, Point, Stamp},
     ids::{CellId, SpaceGuid},
 };
 use policy_store::{
@@ -24,7 +24,7 @@ use policy_store::{
         snapshot::Snapshot,
     },
     grpc::wire::to_bytes,
-    store::{Store, memory::Memory},
+    store::{Contents, Store, memory::Memory},
 };
 use proptest::prelude::*;
 use prost::Message as _;
@@ -39,6 +39,7 @@ use crate::support::{
 
 /// A board with a committer behind it, which ends with it.
 struct Served {
+    store: Memory,
     board: Arc<Board>,
     commits: Commits,
     _committer: JoinSet<anyhow::Result<()>>,
@@ -46,13 +47,21 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
-        let store: Arc<dyn Store> = Arc::new(Memory::default());
-        let empty = Snapshot::new(policy_store::groups::decide::State::default(), Vec::new());
-        let board = Arc::new(Board::new(empty, Instant::now()));
-        let (commits, committer) = committer(store, Arc::clone(&board));
+        Self::on(Memory::default(), Contents::default())
+    }
+
+    /// Another instance, which has just begun.
+    async fn restart(&self) -> Self {
+        let contents = self.store.load(None).await.unwrap();
+        Self::on(self.store.clone(), contents)
+    }
+
+    fn on(store: Memory, contents: Contents) -> Self {
+        let board = Arc::new(Board::new(Snapshot::from(contents), Instant::now()));
+        let (commits, committer) = committer(Arc::new(store.clone()), Arc::clone(&board));
         let mut tasks = JoinSet::new();
         tasks.spawn(committer.run(CancellationToken::new()));
-        Self { board, commits, _committer: tasks }
+        Self { store, board, commits, _committer: tasks }
     }
 
     async fn replace(&self, set: &Set) -> u64 {
@@ -76,6 +85,11 @@ enum Event {
     Read,
     /// So many small changes that the history forgets.
     Storm,
+    /// The watch breaks, and the watcher comes back with what it has; or what it
+    /// says it has is of another life of the store.
+    Reconnect(bool),
+    /// The store's process begins anew.
+    Restart,
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -85,6 +99,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         5 => (spaces.clone(), spaces).prop_map(|(add, drop)| Event::Subscribe(add, drop)),
         8 => Just(Event::Read),
         1 => Just(Event::Storm),
+        3 => prop::bool::weighted(0.2).prop_map(Event::Reconnect),
+        2 => Just(Event::Restart),
     ];
     prop::collection::vec(event, 1..24)
 }
@@ -99,18 +115,35 @@ struct Watched {
     cursor: Cursor,
     mirror: Mirror,
     spaces: BTreeSet<SpaceGuid>,
+    /// Those of the last state that it was told.
+    told_spaces: BTreeSet<SpaceGuid>,
     sequence: u64,
+    is_greeted: bool,
 }
 
 impl Watched {
     fn new(bits: u8) -> Self {
         let spaces = spaces_of(bits);
         Self {
-            cursor: Cursor::new(spaces.iter().cloned().collect()).unwrap(),
+            cursor: Cursor::new(spaces.iter().cloned().collect(), None).unwrap(),
             mirror: Mirror::default(),
-            spaces: spaces.into_iter().collect(),
+            spaces: spaces.iter().cloned().collect(),
+            told_spaces: spaces.into_iter().collect(),
             sequence: 0,
+            is_greeted: false,
         }
+    }
+
+    /// With the spaces of the last state that it was told.
+    fn reconnect(&mut self, is_of_another_life: bool) {
+        self.mirror = std::mem::take(&mut self.mirror).on_a_new_watch();
+        self.spaces.clone_from(&self.told_spaces);
+        self.sequence = 0;
+        let stamp = Stamp(self.mirror.stamp + i64::from(is_of_another_life));
+        let generation = Generation(self.mirror.generation);
+        let known = (generation.0 != 0).then_some(Point { generation, stamp });
+        self.cursor = Cursor::new(self.spaces.iter().cloned().collect(), known).unwrap();
+        self.is_greeted = false;
     }
 
     fn subscribe(&mut self, add: u8, drop: u8) {
@@ -126,7 +159,9 @@ impl Watched {
         let snapshot = board.current();
         let generation = snapshot.state.generation.0;
         let is_due = generation != 0
-            && (self.mirror.generation != generation || self.mirror.sequence != self.sequence);
+            && (!self.is_greeted
+                || self.mirror.generation != generation
+                || self.mirror.sequence != self.sequence);
         let update = self.cursor.advance(&snapshot);
         assert_eq!(update.is_some(), is_due);
         let Some(update) = update else { return };
@@ -136,6 +171,8 @@ impl Watched {
             whole = self.mirror.apply(WatchResponse::decode(to_bytes(&part)).unwrap());
         }
         assert!(whole);
+        self.is_greeted = true;
+        self.told_spaces.clone_from(&self.spaces);
         assert_eq!(self.mirror.generation, generation);
         assert_eq!(self.mirror.sequence, self.sequence);
         let filter = Filter::Spaces(self.spaces.iter().cloned().collect());
@@ -162,7 +199,7 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let served = Served::start();
+            let mut served = Served::start();
             let (mut prompt, mut lazy) = (Watched::new(first), Watched::new(second));
             for event in events {
                 match event {
@@ -173,6 +210,12 @@ proptest! {
                     }
                     Event::Read => lazy.read(&served.board),
                     Event::Storm => storm(&served).await,
+                    Event::Reconnect(is_of_another_life) => lazy.reconnect(is_of_another_life),
+                    Event::Restart => {
+                        served = served.restart().await;
+                        lazy.reconnect(false);
+                        prompt.reconnect(false);
+                    }
                 }
                 prompt.read(&served.board);
             }
@@ -202,7 +245,42 @@ async fn only_what_changed_is_told() {
     served.replace(&third).await;
     let third = watched.cursor.advance(&served.board.current()).unwrap();
     assert_eq!((third.upserted.len(), third.removed.len()), (0, 0));
-    assert_eq!(third.generation, Generation(3), "told though nothing concerns it");
+    assert_eq!(third.point.generation, Generation(3), "told though nothing concerns it");
+}
+
+/// A cell that comes back is told what it missed, also by a store that has begun
+/// anew meanwhile; one from another life of the store is told everything.
+#[tokio::test]
+async fn who_comes_back_is_told_what_it_missed() {
+    let served = Served::start();
+    let mut watched = Watched::new(0b1);
+    let groups = |name: &str| {
+        set([global("all", "1"), bound("mine", name, &["s0"]), bound("other", name, &["s1"])])
+    };
+    served.replace(&groups("1")).await;
+    watched.read(&served.board);
+    served.replace(&groups("2")).await;
+    let served = served.restart().await;
+    watched.reconnect(false);
+    let update = watched.cursor.advance(&served.board.current()).unwrap();
+    let told: Vec<_> = update.upserted.iter().map(|entry| entry.guid.as_str()).collect();
+    assert_eq!((update.reset, told), (false, vec!["mine"]));
+    watched.reconnect(true);
+    let update = watched.cursor.advance(&served.board.current()).unwrap();
+    assert_eq!((update.reset, update.upserted.len()), (true, 2));
+}
+
+/// Each Hello is answered, also when there is nothing to tell.
+#[tokio::test]
+async fn who_missed_nothing_is_told_so() {
+    let served = Served::start();
+    let mut watched = Watched::new(0b1);
+    served.replace(&set([global("all", "1")])).await;
+    watched.read(&served.board);
+    watched.reconnect(false);
+    let update = watched.cursor.advance(&served.board.current()).unwrap();
+    assert_eq!((update.reset, update.upserted.len(), update.removed.len()), (false, 0, 0));
+    assert!(watched.cursor.advance(&served.board.current()).is_none());
 }
 
 #[tokio::test]
@@ -219,13 +297,13 @@ async fn who_is_too_far_behind_gets_a_complete_state() {
 
 #[test]
 fn a_subscription_has_limits() {
-    let mut cursor = Cursor::new(HashSet::new()).unwrap();
+    let mut cursor = Cursor::new(HashSet::new(), None).unwrap();
     cursor.subscribe(3, vec![space("s")], &[]).unwrap();
     let error = cursor.subscribe(3, Vec::new(), &[]).unwrap_err();
     assert_eq!(error.to_string(), "subscription sequence 3 does not rise above 3");
     let many = |count: usize| (0..count).map(|index| space(&index.to_string()));
-    assert!(Cursor::new(many(MAX_SPACES).collect()).is_ok());
-    let error = Cursor::new(many(MAX_SPACES + 1).collect()).unwrap_err();
+    assert!(Cursor::new(many(MAX_SPACES).collect(), None).is_ok());
+    let error = Cursor::new(many(MAX_SPACES + 1).collect(), None).unwrap_err();
     assert_eq!(error, cursor::Error::TooManySpaces);
     let error = cursor.subscribe(4, many(MAX_SPACES).collect(), &[]).unwrap_err();
     assert_eq!(error, cursor::Error::TooManySpaces, "with the one it has");
@@ -245,7 +323,7 @@ impl Words for Said {
 fn watcher(feed: Feed, spaces: &[&str]) -> (Watcher<Said>, mpsc::Sender<Word>) {
     let (say, said) = mpsc::channel(4);
     let spaces = spaces.iter().map(|text| space(text)).collect();
-    let hello = Hello { cell: CellId::parse("cell-1").unwrap(), spaces };
+    let hello = Hello { cell: CellId::parse("cell-1").unwrap(), spaces, known: None };
     (Watcher::new(feed, hello, Said(said)).unwrap(), say)
 }
 
@@ -264,7 +342,7 @@ async fn nothing_is_told_before_the_first_replace() {
     served.replace(&Set::new()).await;
     let part = watcher.next().await.unwrap();
     assert!(part.reset && part.complete);
-    assert_eq!((part.generation, part.sequence), (Generation(1), 1));
+    assert_eq!((part.point.generation, part.sequence), (Generation(1), 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,7 +431,7 @@ async fn a_watcher_that_does_not_read_holds_no_snapshot() {
         while generation < 100 {
             let part = watcher.next().await.unwrap();
             parts += 1;
-            generation = if part.complete { part.generation.0 } else { generation };
+            generation = if part.complete { part.point.generation.0 } else { generation };
         }
         assert!(parts < 30, "{parts} parts: a backlog");
     }

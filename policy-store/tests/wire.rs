@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use model::{generation::Generation, group::GroupId};
+use model::{
+    generation::{Generation, Point, Stamp},
+    group::GroupId,
+};
 use policy_store::{
     feed::{
         cursor::{Cursor, Update},
@@ -23,7 +26,7 @@ use crate::support::sets::{Set, bound, global, guid, named, replacement, set};
 async fn snapshot(set: &Set) -> Snapshot {
     let store = Memory::default();
     store.replace(Arc::new(replacement(set))).await.unwrap();
-    Snapshot::from(store.load().await.unwrap())
+    Snapshot::from(store.load(None).await.unwrap())
 }
 
 fn stored(set: &Set) -> Vec<StoredGroup> {
@@ -36,7 +39,7 @@ async fn an_answer_to_watch() {
     let set = set([global("a", "one"), bound("b", "two", &["s1"])]);
     let snapshot = snapshot(&set).await;
     let part = Part {
-        generation: Generation(300),
+        point: Point { generation: Generation(300), stamp: Stamp(-1) },
         sequence: 7,
         reset: true,
         upserted: snapshot.entries().to_vec(),
@@ -50,11 +53,12 @@ async fn an_answer_to_watch() {
         removed: vec!["gone-1".to_owned(), "gone-2".to_owned()],
         complete: true,
         subscription_sequence: 7,
+        stamp: -1,
     };
     assert_eq!(WatchResponse::decode(to_bytes(&part)).unwrap(), expected);
     assert_eq!(to_bytes(&part), expected.encode_to_vec());
     let empty = Part {
-        generation: Generation(0),
+        point: Point::default(),
         sequence: 0,
         reset: false,
         upserted: Vec::new(),
@@ -86,7 +90,7 @@ async fn a_large_state_comes_in_parts() {
         Arc::make_mut(group).running.everywhere = true;
     }
     let snapshot = snapshot(&groups).await;
-    let update = Cursor::new(HashSet::new()).unwrap().advance(&snapshot).unwrap();
+    let update = Cursor::new(HashSet::new(), None).unwrap().advance(&snapshot).unwrap();
     let parts: Vec<WatchResponse> =
         Parts::from(update).map(|part| WatchResponse::decode(to_bytes(&part)).unwrap()).collect();
     assert!(parts.len() > 5, "{} parts", parts.len());
@@ -103,7 +107,7 @@ async fn a_large_state_comes_in_parts() {
 #[test]
 fn an_update_without_content_is_one_message() {
     let update = Update {
-        generation: Generation(4),
+        point: Point { generation: Generation(4), stamp: Stamp(0) },
         sequence: 2,
         reset: false,
         upserted: Vec::new(),
@@ -118,7 +122,7 @@ fn an_update_without_content_is_one_message() {
 fn many_removals_come_in_parts_too() {
     let removed = (0..20_000).map(|index| guid(&format!("{index:036}"))).collect();
     let update = Update {
-        generation: Generation(4),
+        point: Point { generation: Generation(4), stamp: Stamp(0) },
         sequence: 0,
         reset: false,
         upserted: Vec::new(),

@@ -107,6 +107,7 @@ impl Client {
         let hello = Hello {
             cell_id: self.cell.as_str().to_owned(),
             space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
+            ..Hello::default()
         };
         let mut follow = Follow::hello(spaces);
         let (requests, outgoing) = mpsc::channel(32);

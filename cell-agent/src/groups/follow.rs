@@ -82,8 +82,15 @@ impl Follow {
 
     /// Takes in an answer.
     pub fn receive(&mut self, response: WatchResponse) -> Told {
-        let WatchResponse { generation, reset, upserted, removed, complete, subscription_sequence } =
-            response;
+        let WatchResponse {
+            generation,
+            reset,
+            upserted,
+            removed,
+            complete,
+            subscription_sequence,
+            stamp: _,
+        } = response;
         let mut told = Told::default();
         if reset {
             self.draft.clear();

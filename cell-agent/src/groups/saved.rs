@@ -83,14 +83,14 @@ fn encode(known: &Known) -> Vec<u8> {
     let hello = Hello {
         cell_id: String::new(),
         space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
+        ..Hello::default()
     };
     let whole = WatchResponse {
         generation: generation.0,
         reset: true,
         upserted: groups.values().map(|group| StoredGroup::from(&group.stored)).collect(),
-        removed: Vec::new(),
         complete: true,
-        subscription_sequence: 0,
+        ..WatchResponse::default()
     };
     let mut content = hello.encode_length_delimited_to_vec();
     content.extend(whole.encode_length_delimited_to_vec());
@@ -99,8 +99,7 @@ fn encode(known: &Known) -> Vec<u8> {
 
 fn decode(mut content: &[u8]) -> Result<Arc<Known>, String> {
     let text = |error: prost::DecodeError| error.to_string();
-    let Hello { cell_id: _, space_guids } =
-        Hello::decode_length_delimited(&mut content).map_err(text)?;
+    let Hello { space_guids, .. } = Hello::decode_length_delimited(&mut content).map_err(text)?;
     let whole = WatchResponse::decode_length_delimited(&mut content).map_err(text)?;
     let spaces: Result<Vec<SpaceGuid>, _> =
         space_guids.iter().map(|space| SpaceGuid::parse(space)).collect();

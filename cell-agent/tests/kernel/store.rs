@@ -240,9 +240,9 @@ impl Watcher {
             generation: state.generation,
             reset: true,
             upserted: state.groups.iter().filter(concerns).cloned().collect(),
-            removed: Vec::new(),
             complete: true,
             subscription_sequence: self.sequence,
+            ..WatchResponse::default()
         }
     }
 }

@@ -55,8 +55,9 @@ pub struct CellStatus {
 pub struct Unsaved {
     /// New reports.
     pub reports: Vec<(CellId, Report)>,
-    /// Cells that are forgotten.
-    pub forgotten: Vec<CellId>,
+    /// Cells that are forgotten, and when each said its last word: one that said
+    /// something to another instance since is not.
+    pub forgotten: Vec<(CellId, Timestamp)>,
 }
 
 impl Unsaved {
@@ -148,10 +149,9 @@ impl Cells {
             let is_old = |report: Report| now.duration_since(report.at) > FORGOTTEN_AFTER;
             cell.streams.is_empty() && cell.report.is_none_or(is_old)
         };
-        let forgotten: Vec<CellId> =
-            inner.cells.iter().filter(|(_, cell)| gone(cell)).map(|(id, _)| id.clone()).collect();
-        for id in &forgotten {
-            inner.cells.remove(id);
+        let mut forgotten = Vec::new();
+        for (id, cell) in inner.cells.extract_if(.., |_, cell| gone(cell)) {
+            forgotten.extend(cell.report.map(|report| (id, report.at)));
         }
         let changed = inner.cells.iter_mut().filter(|(_, cell)| cell.unsaved);
         let reports = changed
@@ -161,6 +161,20 @@ impl Cells {
             })
             .collect();
         Unsaved { reports, forgotten }
+    }
+
+    /// What other instances heard. What a cell says here counts for more while it
+    /// watches here.
+    pub fn hear(&self, reports: Vec<(CellId, Report)>) {
+        let mut inner = self.lock();
+        for (id, report) in reports {
+            let cell = inner.cells.entry(id).or_default();
+            if !cell.streams.is_empty() || cell.unsaved {
+                continue;
+            }
+            let before = cell.report.filter(|before| before.at >= report.at);
+            cell.report = before.or(Some(report));
+        }
     }
 
     /// What [`Self::unsaved`] handed out could not be written: it will be handed
@@ -315,12 +329,31 @@ mod tests {
     }
 
     #[test]
+    fn what_others_heard_counts_for_cells_that_are_elsewhere() {
+        let cells = Cells::default();
+        let later = |enforced, second| Report { at: at(second), ..report(enforced) };
+        cells.hear(vec![(cell("c1"), later(3, 10))]);
+        cells.hear(vec![(cell("c1"), later(2, 5))]);
+        assert_eq!(enforced_of(&cells), 3, "the older word came late");
+        assert!(!cells.status()[0].connected);
+        let here = cells.connect(cell("c1"));
+        here.report(later(4, 11), Generation(9));
+        cells.hear(vec![(cell("c1"), later(8, 99))]);
+        assert_eq!(enforced_of(&cells), 4);
+        assert_eq!(cells.unsaved(at(12)).reports, [(cell("c1"), later(4, 11))]);
+        drop(here);
+        cells.hear(vec![(cell("c1"), later(8, 99))]);
+        assert_eq!(enforced_of(&cells), 8);
+        assert!(cells.unsaved(at(100)).is_empty(), "it is written already");
+    }
+
+    #[test]
     fn who_is_long_gone_is_forgotten() {
         let cells = Cells::new(vec![(cell("c1"), report(1)), (cell("c2"), report(1))]);
         let stays = cells.connect(cell("c2"));
         let week = FORGOTTEN_AFTER.as_secs();
         assert!(cells.unsaved(at(week)).forgotten.is_empty());
-        assert_eq!(cells.unsaved(at(week + 1)).forgotten, [cell("c1")]);
+        assert_eq!(cells.unsaved(at(week + 1)).forgotten, [(cell("c1"), at(0))]);
         assert_eq!(cells.status().len(), 1);
         drop(stays);
     }

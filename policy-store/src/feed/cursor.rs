@@ -12,7 +12,7 @@ use std::{
 };
 
 use model::{
-    generation::Generation,
+    generation::{Generation, Point},
     group::GroupId,
     ids::{GroupGuid, SpaceGuid},
 };
@@ -42,7 +42,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Update {
     /// The generation that it is at afterwards.
-    pub generation: Generation,
+    pub point: Point,
     /// The newest Subscribe that is included; 0 when only Hello.
     pub sequence: u64,
     /// Forget everything: this is all there is.
@@ -63,25 +63,30 @@ pub struct Cursor {
     /// Those that went since.
     dropped: HashSet<SpaceGuid>,
     /// What it was told; `None` before the first state.
-    told: Option<Generation>,
+    told: Option<Point>,
     /// The newest Subscribe, and the newest that it was told of.
     sequence: u64,
     acknowledged: u64,
+    /// It got an answer: one is due to each Hello.
+    is_greeted: bool,
 }
 
 impl Cursor {
-    /// A watcher that knows nothing.
+    /// A watcher that has the groups of these spaces as they were at `known`, if
+    /// anything. It is told what it missed, or everything where that is not
+    /// remembered any more.
     ///
     /// # Errors
     /// Too many spaces.
-    pub fn new(spaces: HashSet<SpaceGuid>) -> Result<Self, Error> {
+    pub fn new(spaces: HashSet<SpaceGuid>, known: Option<Point>) -> Result<Self, Error> {
         let cursor = Self {
             spaces,
             added: HashSet::new(),
             dropped: HashSet::new(),
-            told: None,
+            told: known,
             sequence: 0,
             acknowledged: 0,
+            is_greeted: false,
         };
         cursor.check()
     }
@@ -131,9 +136,10 @@ impl Cursor {
     /// itself knows nothing: before the first Replace an empty answer would
     /// strip the cell of rules that are still good (law 5).
     pub fn advance(&mut self, snapshot: &Snapshot) -> Option<Update> {
-        let generation = snapshot.state.generation;
-        let is_current = self.told == Some(generation) && self.acknowledged == self.sequence;
-        if is_current || generation == Generation::default() {
+        let point = snapshot.point();
+        let is_current =
+            self.is_greeted && self.told == Some(point) && self.acknowledged == self.sequence;
+        if is_current || point.generation == Generation::default() {
             return None;
         }
         let difference = self.told.and_then(|told| self.difference(told, snapshot));
@@ -141,11 +147,12 @@ impl Cursor {
             Some((upserted, removed)) => (false, upserted, removed),
             None => (true, self.everything(snapshot), Vec::new()),
         };
-        self.told = Some(generation);
+        self.told = Some(point);
+        self.is_greeted = true;
         self.acknowledged = self.sequence;
         self.added = HashSet::new();
         self.dropped = HashSet::new();
-        Some(Update { generation, sequence: self.sequence, reset, upserted, removed })
+        Some(Update { point, sequence: self.sequence, reset, upserted, removed })
     }
 
     fn everything(&self, snapshot: &Snapshot) -> Vec<Arc<Entry>> {
@@ -155,7 +162,7 @@ impl Cursor {
     /// `None`: the snapshot does not know that far back.
     fn difference(
         &self,
-        told: Generation,
+        told: Point,
         snapshot: &Snapshot,
     ) -> Option<(Vec<Arc<Entry>>, Vec<GroupGuid>)> {
         // Where a group changed more than once, the first change knows whom it

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use model::{generation::Generation, ids::GroupGuid};
+use model::{generation::Point, ids::GroupGuid};
 
 use super::cursor::Update;
 use crate::groups::snapshot::Entry;
@@ -15,7 +15,7 @@ pub const PART_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub struct Part {
     /// The generation that the update leads to.
-    pub generation: Generation,
+    pub point: Point,
     /// The newest Subscribe that it includes.
     pub sequence: u64,
     /// Forget everything first; in the first part only.
@@ -32,7 +32,7 @@ pub struct Part {
 /// to nothing else of their generation.
 #[derive(Debug)]
 pub struct Parts {
-    generation: Generation,
+    point: Point,
     sequence: u64,
     reset: bool,
     upserted: VecDeque<Arc<Entry>>,
@@ -42,9 +42,9 @@ pub struct Parts {
 
 impl From<Update> for Parts {
     fn from(update: Update) -> Self {
-        let Update { generation, sequence, reset, upserted, removed } = update;
+        let Update { point, sequence, reset, upserted, removed } = update;
         let (upserted, removed) = (upserted.into(), removed.into());
-        Self { generation, sequence, reset, upserted, removed, done: false }
+        Self { point, sequence, reset, upserted, removed, done: false }
     }
 }
 
@@ -60,7 +60,7 @@ impl Iterator for Parts {
         let upserted = take(&mut self.upserted, &mut room, |entry| entry.encoded.len());
         self.done = self.upserted.is_empty() && self.removed.is_empty();
         Some(Part {
-            generation: self.generation,
+            point: self.point,
             sequence: self.sequence,
             reset: std::mem::take(&mut self.reset),
             upserted,

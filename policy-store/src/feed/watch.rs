@@ -8,7 +8,7 @@ use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
-    generation::Generation,
+    generation::{Generation, Point},
     ids::{CellId, SpaceGuid},
 };
 use runtime::error::chain;
@@ -32,6 +32,8 @@ pub struct Hello {
     pub cell: CellId,
     /// The spaces of its containers.
     pub spaces: HashSet<SpaceGuid>,
+    /// The generation whose groups of these spaces it has.
+    pub known: Option<Point>,
 }
 
 /// What a cell says later.
@@ -99,10 +101,10 @@ impl<W: Words> Watcher<W> {
     /// # Errors
     /// It asks for too much.
     pub fn new(feed: Feed, hello: Hello, words: W) -> Result<Self, cursor::Error> {
-        let Hello { cell, spaces } = hello;
+        let Hello { cell, spaces, known } = hello;
         let snapshot = feed.board.current();
         let spaces = spaces.into_iter().map(|space| snapshot.shared(space)).collect();
-        let cursor = Cursor::new(spaces)?;
+        let cursor = Cursor::new(spaces, known)?;
         metrics::gauge!("policy_store_watchers").increment(1);
         Ok(Self {
             connection: feed.cells.connect(cell),
@@ -186,7 +188,8 @@ impl<W> Drop for Watcher<W> {
     }
 }
 
-/// Writes down what cells report, now and then, and once more after `stop`.
+/// Writes down what cells report, now and then, and once more after `stop`; hears
+/// what other instances wrote.
 ///
 /// # Errors
 /// Never: a report that cannot be written is tried again; losing one costs
@@ -206,11 +209,12 @@ pub async fn save_reports(
         metrics::gauge!("policy_store_cells_connected").set(as_f64(count.connected));
         metrics::gauge!("policy_store_cells_behind").set(as_f64(count.behind));
         let unsaved = Arc::new(feed.cells.unsaved(Timestamp::now()));
-        if !unsaved.is_empty()
-            && let Err(error) = store.save_reports(Arc::clone(&unsaved)).await
-        {
-            feed.cells.not_saved(&unsaved);
-            tracing::error!(error = chain(&error), "failed-to-save-reports");
+        match store.save_reports(Arc::clone(&unsaved)).await {
+            Ok(elsewhere) => feed.cells.hear(elsewhere),
+            Err(error) => {
+                feed.cells.not_saved(&unsaved);
+                tracing::error!(error = chain(&error), "failed-to-save-reports");
+            }
         }
         if is_last {
             return Ok(());

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::snapshot::{Entry, Snapshot};
-use crate::store::Contents;
+use crate::store::{Contents, Hashed};
 
 /// See the module. Readers never wait, and never see a generation go back, as
 /// long as only [`super::commit::Committer`] publishes.
@@ -68,14 +68,11 @@ fn gauge(snapshot: &Snapshot) {
     metrics::gauge!("policy_store_groups").set(snapshot.entries().len() as f64);
 }
 
-/// What a store holds, encoded for all to share.
+/// Everything that a store holds, encoded for all to share.
 impl From<Contents> for Snapshot {
     fn from(contents: Contents) -> Self {
-        let Contents { state, groups, reports: _ } = contents;
-        let entry = |group| {
-            let crate::store::Hashed { stored, hash } = group;
-            Arc::new(Entry::new(&stored, hash, None))
-        };
-        Self::new(state, groups.into_iter().map(entry).collect())
+        let Contents { state, groups, past, since: _, reports: _ } = contents;
+        let entry = |hashed: Hashed| Arc::new(Entry::new(&hashed.stored, hashed.hash, None));
+        Self::new(state, groups.into_iter().map(entry).collect(), past)
     }
 }

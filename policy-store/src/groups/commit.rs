@@ -1,13 +1,18 @@
-//! The one task that writes.
+//! The one task that writes, and the one that publishes.
 //!
 //! Replaces are written one after the other, and each is published before the
 //! next begins, so snapshots follow each other as generations do. A Replace that
 //! was handed over is written and published also if its writer has gone.
+//!
+//! What other instances write to the same store is read and published between
+//! two Replaces. A store that went back, as after a restored backup, ends the
+//! process: its cells have to begin anew.
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::bail;
 use jiff::Timestamp;
-use model::generation::{Generation, Watermark};
+use model::generation::{Generation, Point, Watermark};
 use runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -17,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     board::Board,
-    decide::{Decision, Refusal, Replacement, State},
+    decide::{Decision, Refusal, Replacement},
     snapshot::Snapshot,
 };
-use crate::store::{Error, Store};
+use crate::store::{Error, News, Store};
 
 /// How many Replaces may wait.
 const WAITING: usize = 4;
@@ -51,12 +56,12 @@ pub enum Failure {
     ShuttingDown,
 }
 
-struct Job {
-    write: Arc<Replacement>,
-    reply: oneshot::Sender<Result<Committed, Error>>,
+enum Job {
+    Replace { write: Arc<Replacement>, reply: oneshot::Sender<Result<Committed, Error>> },
+    CatchUp { reply: oneshot::Sender<Result<(), Error>> },
 }
 
-/// Hands Replaces to the [`Committer`].
+/// Hands work to the [`Committer`].
 #[derive(Debug, Clone)]
 pub struct Commits(mpsc::Sender<Job>);
 
@@ -66,9 +71,24 @@ impl Commits {
     /// # Errors
     /// Refused, or not written.
     pub async fn commit(&self, write: Replacement) -> Result<Committed, Failure> {
+        let write = Arc::new(write);
+        self.ask(|reply| Job::Replace { write, reply }).await
+    }
+
+    /// Answers after every reader sees what was in the store when this was asked.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn catch_up(&self) -> Result<(), Failure> {
+        self.ask(|reply| Job::CatchUp { reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Job,
+    ) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { write: Arc::new(write), reply };
-        self.0.send(job).await.map_err(|_| Failure::ShuttingDown)?;
+        self.0.send(job(reply)).await.map_err(|_| Failure::ShuttingDown)?;
         Ok(answer.await.map_err(|_| Failure::ShuttingDown)??)
     }
 }
@@ -92,7 +112,7 @@ impl Committer {
     /// Writes what comes until `stop`, and then what waits still.
     ///
     /// # Errors
-    /// Never; the result lets it be a supervised task.
+    /// The store ended, or went back.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             let job = tokio::select! {
@@ -102,94 +122,132 @@ impl Committer {
                     self.jobs.close();
                     self.jobs.recv().await
                 }
+                news = self.store.news() => match news {
+                    News::Closed => bail!("the writer of the database has ended"),
+                    News::Written => {
+                        self.follow().await?;
+                        continue;
+                    }
+                }
             };
-            let Some(Job { write, reply }) = job else { return Ok(()) };
-            let outcome = self.commit(write).await;
-            // A writer that has gone asks the status when it is back.
-            let _gone = reply.send(outcome);
+            // Whoever has gone asks again when it is back.
+            match job {
+                None => return Ok(()),
+                Some(Job::CatchUp { reply }) => _ = reply.send(self.catch_up().await?),
+                Some(Job::Replace { write, reply }) => {
+                    let outcome = self.commit(write).await?;
+                    let _gone = reply.send(outcome);
+                }
+            }
         }
     }
 
-    async fn commit(&self, write: Arc<Replacement>) -> Result<Committed, Error> {
+    async fn commit(&self, write: Arc<Replacement>) -> Result<Result<Committed, Error>, WentBack> {
         let began = Instant::now();
-        let outcome = self.store.replace(Arc::clone(&write)).await;
-        match outcome {
+        match self.store.replace(Arc::clone(&write)).await {
             Ok(decision) => {
-                self.publish(&decision).await?;
+                let decision = Arc::new(decision);
+                if let Err(error) = self.publish(&decision).await? {
+                    return Ok(Err(error));
+                }
                 let took = began.elapsed();
                 self.board.confirm(Instant::now());
                 tell(&write, &decision, took);
-                Ok(Committed {
+                Ok(Ok(Committed {
                     generation: decision.state.generation,
                     added: decision.added(),
                     changed: decision.changed(),
                     removed: decision.removed.len(),
                     unchanged: decision.unchanged,
-                })
+                }))
             }
             Err(Error::Refused(refused)) => {
                 tell_refusal(&write, &refused.refusal);
-                if let Some(seen) = &refused.seen {
-                    self.publish_seen(seen).await;
+                if refused.seen.is_some() {
+                    // The status names the newest token that was seen.
+                    self.follow().await?;
                 }
-                Err(refused.into())
+                Ok(Err(refused.into()))
             }
             Err(error) => {
                 tell_failure(&write, &error);
-                self.reload().await;
-                Err(error)
+                // What failed in the middle may have happened all the same.
+                self.follow().await?;
+                Ok(Err(error))
             }
         }
     }
 
-    async fn publish(&self, decision: &Decision) -> Result<(), Error> {
+    async fn publish(&self, decision: &Arc<Decision>) -> Result<Result<(), Error>, WentBack> {
         let current = self.board.current();
-        if current.state.generation == decision.before {
-            self.board.publish(current.after(decision));
-            Ok(())
-        } else {
-            // Somebody else wrote in between: only the store knows what.
-            self.board.publish(self.store.load().await?.into());
-            Ok(())
+        if current.point() == decision.before {
+            let decision = Arc::clone(decision);
+            self.board.publish(made(move || current.after(&decision)).await);
+            return Ok(Ok(()));
         }
+        // Another instance wrote in between: only the store knows what.
+        self.catch_up().await
     }
 
-    /// The status names the newest token that was seen, as the fence does.
-    async fn publish_seen(&self, seen: &State) {
-        if !self.publish_writer(seen) {
-            self.reload().await;
+    /// As [`Self::catch_up`]; what cannot be read now is read at the next news.
+    async fn follow(&self) -> Result<(), WentBack> {
+        if let Err(error) = self.catch_up().await? {
+            tracing::error!(error = chain(&error), "failed-to-reload");
         }
+        Ok(())
     }
 
-    /// False when the groups of `state` are others than those that are served.
-    fn publish_writer(&self, state: &State) -> bool {
+    /// Publishes what the store holds, if that is new.
+    async fn catch_up(&self) -> Result<Result<(), Error>, WentBack> {
         let current = self.board.current();
-        let is_same = current.state.generation == state.generation;
-        if is_same && current.state.token < state.token {
-            let (token, writer) = (state.token, state.writer.clone());
-            self.board.publish(current.with(State { token, writer, ..current.state.clone() }));
+        let served = current.point();
+        let contents = match self.store.load(Some(served)).await {
+            Ok(contents) => contents,
+            Err(error) => return Ok(Err(error)),
+        };
+        let stored = contents.state.point();
+        if stored.generation < served.generation
+            || (stored.generation == served.generation && stored.stamp != served.stamp)
+        {
+            return Err(WentBack { served, stored });
         }
-        is_same
-    }
-
-    /// A write that failed in the middle may have happened all the same.
-    async fn reload(&self) {
-        let current = self.board.current();
-        match self.store.load().await {
-            Ok(contents) if contents.state.generation > current.state.generation => {
-                self.board.publish(Snapshot::from(contents));
-            }
-            Ok(contents) => _ = self.publish_writer(&contents.state),
-            Err(error) => tracing::error!(error = chain(&error), "failed-to-reload"),
+        if contents.state == current.state {
+            return Ok(Ok(()));
         }
+        let is_confirmed = contents.state.synced_at != current.state.synced_at;
+        let snapshot = made(move || match contents.since {
+            Some(_) => current.followed_by(contents),
+            None => Snapshot::from(contents),
+        });
+        self.board.publish(snapshot.await);
+        if is_confirmed {
+            self.board.confirm(Instant::now());
+        }
+        Ok(Ok(()))
     }
 }
 
+/// The store holds something older than what was read from it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the database went back from generation {} ({}) to {} ({}), as after a restored backup",
+    served.generation, served.stamp.0, stored.generation, stored.stamp.0
+)]
+pub struct WentBack {
+    /// What is served.
+    pub served: Point,
+    /// What is stored.
+    pub stored: Point,
+}
+
+/// Encoding thousands of groups keeps a thread busy: one that nobody waits for.
+async fn made(snapshot: impl FnOnce() -> Snapshot + Send + 'static) -> Snapshot {
+    let made = tokio::task::spawn_blocking(snapshot).await;
+    made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
 fn tell(write: &Replacement, decision: &Decision, took: Duration) {
-    let outcome = match decision.state.generation == decision.before {
-        true => "unchanged",
-        false => "changed",
-    };
+    let outcome = if decision.is_change() { "changed" } else { "unchanged" };
     metrics::counter!("policy_store_replaces_total", "outcome" => outcome).increment(1);
     metrics::histogram!("policy_store_commit_seconds").record(took.as_secs_f64());
     let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

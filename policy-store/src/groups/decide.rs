@@ -16,7 +16,8 @@
 //!   answers with an empty list by mistake must not cut off a foundation.
 //! - **Generation (law 4).** It rises by one when content changes and stays
 //!   otherwise. The first Replace always raises it, also when it is empty:
-//!   generation 0 means that nothing was ever synced.
+//!   generation 0 means that nothing was ever synced. Each has a stamp, which
+//!   rises with it.
 //! - **Watermark (law 4).** It never goes back. When the Cloud Controller's
 //!   stamp does (its database was restored, say), the content is taken all the
 //!   same, since it is what the Cloud Controller says now, and the higher
@@ -28,7 +29,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
-    generation::{Generation, Watermark},
+    generation::{Generation, Point, Stamp, Watermark},
     group::{ContentHash, GroupId, SecurityGroup},
     ids::GroupGuid,
     lock::{FencingToken, Owner},
@@ -45,6 +46,8 @@ pub const GUARDED_FROM: usize = 50;
 pub struct State {
     /// 0 before the first Replace.
     pub generation: Generation,
+    /// When that was made: when content changed last, as far as cells care.
+    pub stamp: Stamp,
     /// The highest one that came; absent before the first Replace.
     pub watermark: Option<Watermark>,
     /// The newest token that was seen, also when what it came with was refused;
@@ -57,6 +60,14 @@ pub struct State {
     pub synced_at: Option<Timestamp>,
     /// The highest [`GroupId`] that was ever given; 0 before the first.
     pub last_id: u64,
+}
+
+impl State {
+    /// The generation, and which one of that number.
+    #[must_use]
+    pub fn point(&self) -> Point {
+        Point { generation: self.generation, stamp: self.stamp }
+    }
 }
 
 /// A stored group, as far as a decision needs it.
@@ -161,7 +172,7 @@ pub struct Upsert {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// The generation that this follows.
-    pub before: Generation,
+    pub before: Point,
     /// The state afterwards.
     pub state: State,
     /// New and changed groups, ascending by id.
@@ -175,6 +186,12 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Whether content changed.
+    #[must_use]
+    pub fn is_change(&self) -> bool {
+        self.state.generation != self.before.generation
+    }
+
     /// How many groups are new.
     #[must_use]
     pub fn added(&self) -> usize {
@@ -201,20 +218,18 @@ pub fn decide(
     let refused = |refusal| Refused { refusal, seen: seen(state, write).map(Box::new) };
     let removed = removals(known, write).map_err(refused)?;
     let (upserts, unchanged) = upserts(state, known, write).map_err(refused)?;
-    let is_change = !upserts.is_empty() || !removed.is_empty();
     let never_synced = state.generation == Generation::default();
+    let is_new = !upserts.is_empty() || !removed.is_empty() || never_synced;
     let last_id = upserts.iter().map(|upsert| upsert.id.0).max();
     Ok(Decision {
-        before: state.generation,
+        before: state.point(),
         state: State {
-            generation: match is_change || never_synced {
-                true => state.generation.next(),
-                false => state.generation,
-            },
+            generation: if is_new { state.generation.next() } else { state.generation },
+            stamp: if is_new { state.stamp.next(stamp(write.at)) } else { state.stamp },
             watermark: state.watermark.max(Some(write.watermark)),
             token: state.token.max(write.token),
             writer: Some(write.owner.clone()),
-            synced_at: Some(write.at),
+            synced_at: Some(in_milliseconds(write.at)),
             last_id: state.last_id.max(last_id.unwrap_or(0)),
         },
         upserts,
@@ -222,6 +237,16 @@ pub fn decide(
         unchanged,
         watermark_went_back: state.watermark > Some(write.watermark),
     })
+}
+
+/// Clocks that are centuries off stay at the end of what fits.
+fn stamp(at: Timestamp) -> Stamp {
+    Stamp(i64::try_from(at.as_nanosecond()).unwrap_or(i64::MAX))
+}
+
+/// As precise as every store keeps it.
+fn in_milliseconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 
 /// Whether this writer may write after the one before.

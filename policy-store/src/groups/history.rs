@@ -5,10 +5,17 @@
 //! all together weigh too much the oldest generations are forgotten. A watcher
 //! that is further behind starts from a complete state. So a slow watcher costs
 //! nothing here, and is never owed a backlog.
+//!
+//! Stores keep the same ([`Past`]), within the same bounds: a process that starts
+//! again, and every other instance, knows what the first one knew.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use model::{generation::Generation, group::GroupId, ids::GroupGuid};
+use model::{
+    generation::{Generation, Point},
+    group::GroupId,
+    ids::GroupGuid,
+};
 
 use super::snapshot::Reach;
 
@@ -18,7 +25,7 @@ const MAX_STEPS: usize = 256;
 const MAX_WEIGHT: usize = 200_000;
 
 /// One group that was added, changed or removed.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Its place.
     pub id: GroupId,
@@ -28,55 +35,20 @@ pub struct Change {
     pub before: Option<Arc<Reach>>,
 }
 
-#[derive(Debug)]
-struct Step {
-    /// The generation that these changes made.
-    generation: Generation,
-    changes: Vec<Change>,
-    weight: usize,
+/// What one Replace changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The generation that it made.
+    pub point: Point,
+    /// Ascending by place, each group once.
+    pub changes: Vec<Change>,
 }
 
-/// The changes of the last generations, oldest first.
-#[derive(Debug, Clone)]
-pub struct History {
-    /// The oldest generation from which every later one can be told.
-    from: Generation,
-    steps: VecDeque<Arc<Step>>,
-    weight: usize,
-}
-
-impl History {
-    /// Nothing is known of what was before `generation`.
+impl Step {
+    /// What it costs to remember.
     #[must_use]
-    pub fn starting(generation: Generation) -> Self {
-        Self { from: generation, steps: VecDeque::new(), weight: 0 }
-    }
-
-    /// The same with the changes that made `generation`, the next one.
-    #[must_use]
-    pub fn followed_by(&self, generation: Generation, changes: Vec<Change>) -> Self {
-        let weight = changes.iter().map(weight).sum();
-        let mut next = self.clone();
-        next.steps.push_back(Arc::new(Step { generation, changes, weight }));
-        next.weight += weight;
-        while next.steps.len() > MAX_STEPS || next.weight > MAX_WEIGHT {
-            let Some(oldest) = next.steps.pop_front() else { break };
-            next.weight -= oldest.weight;
-            next.from = oldest.generation;
-        }
-        next
-    }
-
-    /// Every change after `seen`, oldest first. `None`: that is not known, or
-    /// `seen` is a generation that never was.
-    #[must_use]
-    pub fn since(&self, seen: Generation) -> Option<impl Iterator<Item = &Change>> {
-        let newest = self.steps.back().map_or(self.from, |step| step.generation);
-        if seen < self.from || seen > newest {
-            return None;
-        }
-        let first = self.steps.partition_point(|step| step.generation <= seen);
-        Some(self.steps.range(first..).flat_map(|step| &step.changes))
+    pub fn weight(&self) -> usize {
+        self.changes.iter().map(weight).sum()
     }
 }
 
@@ -84,48 +56,146 @@ fn weight(change: &Change) -> usize {
     1 + change.before.as_ref().map_or(0, |reach| reach.spaces().len())
 }
 
+/// How many steps are kept, of these generations and what each weighs, newest
+/// first.
+#[must_use]
+pub fn kept(newest_first: &[(Generation, usize)]) -> usize {
+    let mut total = 0;
+    let fits = |(_, weight): &&(Generation, usize)| {
+        total += weight;
+        total <= MAX_WEIGHT
+    };
+    newest_first.iter().take(MAX_STEPS).take_while(fits).count()
+}
+
+/// Steps that follow each other without a gap.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Past {
+    /// What the first step changed.
+    pub from: Point,
+    /// Oldest first.
+    pub steps: Vec<Step>,
+}
+
+/// The changes of the last generations, oldest first.
+#[derive(Debug, Clone)]
+pub struct History {
+    /// The oldest generation from which every later one can be told.
+    from: Point,
+    steps: VecDeque<Arc<(Step, usize)>>,
+    weight: usize,
+}
+
+impl History {
+    /// Nothing is known of what was before `from`.
+    #[must_use]
+    pub fn starting(from: Point) -> Self {
+        Self { from, steps: VecDeque::new(), weight: 0 }
+    }
+
+    /// The same with the changes that follow.
+    #[must_use]
+    pub fn followed_by(&self, steps: impl IntoIterator<Item = Step>) -> Self {
+        let mut next = self.clone();
+        for step in steps {
+            let weight = step.weight();
+            next.steps.push_back(Arc::new((step, weight)));
+            next.weight += weight;
+            while next.steps.len() > MAX_STEPS || next.weight > MAX_WEIGHT {
+                let Some(oldest) = next.steps.pop_front() else { break };
+                next.weight -= oldest.1;
+                next.from = oldest.0.point;
+            }
+        }
+        next
+    }
+
+    /// Every change after `seen`, oldest first. `None`: that is not known, or
+    /// `seen` is a generation that never was.
+    #[must_use]
+    pub fn since(&self, seen: Point) -> Option<impl Iterator<Item = &Change>> {
+        let first = match seen == self.from {
+            true => 0,
+            false => self.steps.iter().position(|step| step.0.point == seen)? + 1,
+        };
+        Some(self.steps.range(first..).flat_map(|step| &step.0.changes))
+    }
+}
+
+impl From<Past> for History {
+    fn from(Past { from, steps }: Past) -> Self {
+        Self::starting(from).followed_by(steps)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use model::generation::Stamp;
+
     use super::*;
 
     fn change(id: u64) -> Change {
         Change { id: GroupId(id), guid: GroupGuid::parse(&id.to_string()).unwrap(), before: None }
     }
 
-    fn ids(history: &History, seen: u64) -> Option<Vec<u64>> {
-        Some(history.since(Generation(seen))?.map(|change| change.id.0).collect())
+    fn point(generation: u64) -> Point {
+        let stamp = Stamp(i64::try_from(generation).unwrap() * 10);
+        Point { generation: Generation(generation), stamp }
+    }
+
+    fn step(generation: u64, changes: Vec<Change>) -> [Step; 1] {
+        [Step { point: point(generation), changes }]
+    }
+
+    fn ids(history: &History, seen: Point) -> Option<Vec<u64>> {
+        Some(history.since(seen)?.map(|change| change.id.0).collect())
     }
 
     #[test]
     fn changes_after_a_generation_are_told_in_order() {
-        let history = History::starting(Generation(5))
-            .followed_by(Generation(6), vec![change(1), change(2)])
-            .followed_by(Generation(7), vec![change(1)]);
-        assert_eq!(ids(&history, 4), None);
-        assert_eq!(ids(&history, 5), Some(vec![1, 2, 1]));
-        assert_eq!(ids(&history, 6), Some(vec![1]));
-        assert_eq!(ids(&history, 7), Some(vec![]));
-        assert_eq!(ids(&history, 8), None, "a generation that never was");
+        let history = History::starting(point(5))
+            .followed_by(step(6, vec![change(1), change(2)]))
+            .followed_by(step(7, vec![change(1)]));
+        assert_eq!(ids(&history, point(4)), None);
+        assert_eq!(ids(&history, point(5)), Some(vec![1, 2, 1]));
+        assert_eq!(ids(&history, point(6)), Some(vec![1]));
+        assert_eq!(ids(&history, point(7)), Some(vec![]));
+        assert_eq!(ids(&history, point(8)), None, "a generation that never was");
+    }
+
+    /// A store that was restored from a backup and written again.
+    #[test]
+    fn a_generation_of_another_life_is_not_known() {
+        let history = History::starting(point(5)).followed_by(step(6, vec![change(1)]));
+        for generation in [5, 6] {
+            let other = Point { stamp: Stamp(1), ..point(generation) };
+            assert_eq!(ids(&history, other), None);
+        }
     }
 
     #[test]
     fn the_oldest_generations_are_forgotten() {
-        let mut history = History::starting(Generation(0));
+        let mut history = History::starting(point(0));
         for generation in 1..=MAX_STEPS as u64 + 10 {
-            history = history.followed_by(Generation(generation), vec![change(generation)]);
+            history = history.followed_by(step(generation, vec![change(generation)]));
         }
-        assert_eq!(ids(&history, 9), None);
-        assert_eq!(ids(&history, 10).unwrap().len(), MAX_STEPS);
+        assert_eq!(ids(&history, point(9)), None);
+        assert_eq!(ids(&history, point(10)).unwrap().len(), MAX_STEPS);
+        let weights: Vec<_> = (0..300).rev().map(|at| (Generation(at), 1)).collect();
+        assert_eq!(kept(&weights), MAX_STEPS, "as a store does it");
     }
 
     #[test]
     fn a_change_that_is_too_large_to_remember_is_not_remembered() {
-        let first = History::starting(Generation(0)).followed_by(Generation(1), vec![change(1)]);
-        let large = (0..=MAX_WEIGHT as u64).map(change).collect();
-        let history = first.followed_by(Generation(2), large);
-        assert_eq!(ids(&history, 1), None);
-        assert_eq!(ids(&history, 2), Some(vec![]));
-        let history = history.followed_by(Generation(3), vec![change(1)]);
-        assert_eq!(ids(&history, 2), Some(vec![1]));
+        let first = History::starting(point(0)).followed_by(step(1, vec![change(1)]));
+        let large: Vec<Change> = (0..=MAX_WEIGHT as u64).map(change).collect();
+        let history = first.followed_by(step(2, large));
+        assert_eq!(ids(&history, point(1)), None);
+        assert_eq!(ids(&history, point(2)), Some(vec![]));
+        let history = history.followed_by(step(3, vec![change(1)]));
+        assert_eq!(ids(&history, point(2)), Some(vec![1]));
+        let weights = |of_second| [(Generation(3), 1), (Generation(2), of_second)];
+        assert_eq!(kept(&weights(MAX_WEIGHT + 1)), 1, "as a store does it");
+        assert_eq!(kept(&weights(MAX_WEIGHT - 1)), 2);
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use model::{
+    generation::Point,
     group::{ContentHash, GroupId, SecurityGroup, StoredGroup},
     ids::{GroupGuid, SpaceGuid},
 };
@@ -16,9 +17,10 @@ use prost::Message as _;
 use super::{
     decide::{Decision, State},
     fragment::Fragment,
-    history::{Change, History},
+    history::{Change, History, Past, Step},
     json,
 };
+use crate::store::{Contents, Hashed};
 
 /// Whom a group concerns.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +31,12 @@ pub struct Reach {
 }
 
 impl Reach {
+    /// Everybody, or whoever has containers in one of these spaces.
+    #[must_use]
+    pub fn new(is_global: bool, spaces: BTreeSet<SpaceGuid>) -> Self {
+        Self { is_global, spaces: spaces.into_iter().collect() }
+    }
+
     fn of(group: &SecurityGroup) -> Self {
         Self { is_global: group.is_global(), spaces: group.bound_spaces().cloned().collect() }
     }
@@ -109,63 +117,73 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What a store holds.
+    /// Entries with what led to them.
     #[must_use]
-    pub fn new(state: State, mut entries: Vec<Arc<Entry>>) -> Self {
+    pub fn new(state: State, mut entries: Vec<Arc<Entry>>, past: Past) -> Self {
         entries.sort_unstable_by_key(|entry| entry.id);
         let mut index = Indexes::default();
         entries.iter().for_each(|entry| index.add(entry));
-        let history = History::starting(state.generation);
-        index.into_snapshot(state, entries, history)
-    }
-
-    /// The same groups beside another state of the same generation.
-    #[must_use]
-    pub fn with(&self, state: State) -> Self {
-        Indexes::of(self).into_snapshot(state, self.entries.clone(), self.history.clone())
+        index.into_snapshot(state, entries, past.into())
     }
 
     /// What the store holds after `decision`, which was made on this state.
     #[must_use]
     pub fn after(&self, decision: &Decision) -> Self {
         let Decision { state, upserts, removed, .. } = decision;
+        let before = |id: GroupId| self.get(id).map(|entry| Arc::clone(&entry.reach));
+        let upserted = upserts.iter().map(|upsert| (upsert.id, upsert.group.guid.clone()));
+        let changes = upserted.chain(removed.iter().cloned());
+        let mut changes: Vec<Change> =
+            changes.map(|(id, guid)| Change { id, guid, before: before(id) }).collect();
+        changes.sort_unstable_by_key(|change| change.id);
+        let step = decision.is_change().then(|| Step { point: state.point(), changes });
+        let hashed = upserts.iter().map(|upsert| Hashed {
+            stored: StoredGroup { id: upsert.id, group: Arc::clone(&upsert.group) },
+            hash: upsert.hash,
+        });
+        let removed = removed.iter().map(|(id, _)| *id).collect();
+        self.changed(state.clone(), hashed, &removed, step)
+    }
+
+    /// What the store holds now, given what changed since.
+    #[must_use]
+    pub fn followed_by(&self, difference: Contents) -> Self {
+        let Contents { state, groups, past, .. } = difference;
+        let there: HashSet<GroupId> = groups.iter().map(|hashed| hashed.stored.id).collect();
+        let changed = past.steps.iter().flat_map(|step| &step.changes).map(|change| change.id);
+        let removed = changed.filter(|id| !there.contains(id)).collect();
+        self.changed(state, groups, &removed, past.steps)
+    }
+
+    fn changed(
+        &self,
+        state: State,
+        upserts: impl IntoIterator<Item = Hashed>,
+        removed: &HashSet<GroupId>,
+        steps: impl IntoIterator<Item = Step>,
+    ) -> Self {
         let mut index = Indexes::of(self);
-        let mut changes = Vec::with_capacity(upserts.len() + removed.len());
         let mut replaced: HashMap<GroupId, Arc<Entry>> = HashMap::new();
         let mut added = Vec::new();
-        for upsert in upserts {
-            let before = self.get(upsert.id);
-            let stored = StoredGroup { id: upsert.id, group: Arc::clone(&upsert.group) };
-            let entry = Entry::new(&stored, upsert.hash, before.map(|entry| &entry.reach));
-            let entry = Arc::new(entry);
+        for Hashed { stored, hash } in upserts {
+            let before = self.get(stored.id);
+            let entry = Arc::new(Entry::new(&stored, hash, before.map(|entry| &entry.reach)));
             index.replace(before, &entry);
-            changes.push(Change {
-                id: entry.id,
-                guid: entry.guid.clone(),
-                before: before.map(|entry| Arc::clone(&entry.reach)),
-            });
             match before {
                 Some(_) => _ = replaced.insert(entry.id, entry),
                 None => added.push(entry),
             }
         }
-        let gone: HashSet<GroupId> = removed.iter().map(|(id, _)| *id).collect();
-        for entry in removed.iter().filter_map(|(id, _)| self.get(*id)) {
+        for entry in removed.iter().filter_map(|id| self.get(*id)) {
             index.remove(entry);
-            let before = Some(Arc::clone(&entry.reach));
-            changes.push(Change { id: entry.id, guid: entry.guid.clone(), before });
         }
-        let kept = self.entries.iter().filter(|entry| !gone.contains(&entry.id));
+        let kept = self.entries.iter().filter(|entry| !removed.contains(&entry.id));
         let entries = kept
             .map(|entry| replaced.get(&entry.id).unwrap_or(entry))
             .chain(&added)
             .cloned()
             .collect();
-        let history = match changes.is_empty() && state.generation == self.state.generation {
-            true => self.history.clone(),
-            false => self.history.followed_by(state.generation, changes),
-        };
-        index.into_snapshot(state.clone(), entries, history)
+        index.into_snapshot(state, entries, self.history.followed_by(steps))
     }
 
     /// Every group, ascending by id.
@@ -208,6 +226,12 @@ impl Snapshot {
         ids.sort_unstable();
         ids.dedup();
         ids.into_iter().filter_map(|id| self.get(id)).collect()
+    }
+
+    /// Which generation this is.
+    #[must_use]
+    pub fn point(&self) -> Point {
+        self.state.point()
     }
 
     /// What changed in the last generations.

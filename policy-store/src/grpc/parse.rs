@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 use model::{
-    generation::{Generation, Watermark},
+    generation::{Generation, Point, Stamp, Watermark},
     group::GroupId,
     ids::{CellId, SpaceGuid},
     lock::{FencingToken, Owner},
@@ -100,10 +100,12 @@ impl TryFrom<ListRequest> for Wanted {
 }
 
 pub(super) fn hello(hello: &Hello) -> Result<watch::Hello, Error> {
-    let Hello { cell_id, space_guids } = hello;
+    let Hello { cell_id, space_guids, generation, stamp } = hello;
+    let known = Point { generation: Generation(*generation), stamp: Stamp(*stamp) };
     Ok(watch::Hello {
         cell: CellId::parse(cell_id).map_err(|error| invalid("cell_id", error))?,
         spaces: spaces("space_guids", space_guids)?,
+        known: (*generation != 0).then_some(known),
     })
 }
 

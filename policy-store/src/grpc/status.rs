@@ -68,9 +68,11 @@ impl From<End<Error>> for Error {
 pub fn status(error: &Error) -> Status {
     let code = match error {
         Error::Denied(_) => Code::PermissionDenied,
-        Error::Field(_) | Error::Protocol(_) | Error::Manifest(_) | Error::Subscription(_) => {
-            Code::InvalidArgument
-        }
+        Error::Field(_)
+        | Error::Protocol(_)
+        | Error::Manifest(_)
+        | Error::Subscription(_)
+        | Error::Replace(Failure::Store(store::Error::TooLarge { .. })) => Code::InvalidArgument,
         Error::Replace(Failure::Store(store::Error::Refused(refused))) => match refused.refusal {
             Refusal::OldToken { .. }
             | Refusal::TokenOfAnother { .. }

@@ -4,6 +4,7 @@ use std::{mem, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
+use model::generation::{Generation, Point};
 use proto::policy_v1::{WatchRequest, watch_request::Step as Said};
 use runtime::tls::Identity;
 use tonic::{Status, Streaming};
@@ -84,9 +85,23 @@ impl Watching {
         };
         let hello = parse::hello(&hello)?;
         self.shared.check(self.identity.as_deref(), Action::Watch(hello.cell.clone()))?;
+        self.be_as_new_as(hello.known).await?;
         let watcher = Watcher::new(self.shared.feed.clone(), hello, Requests(requests))?;
         tracing::debug!(cell = %watcher.cell(), "watch-started");
         Ok(watcher)
+    }
+}
+
+impl Watching {
+    /// A cell that comes from another instance may know more than this one does
+    /// yet: it is not told anything older. If the store itself knows less, it was
+    /// restored from a backup, and the cell has to follow.
+    async fn be_as_new_as(&self, known: Option<Point>) -> Result<(), Error> {
+        let generation = known.map_or(Generation::default(), |known| known.generation);
+        if generation > self.shared.feed.board.current().state.generation {
+            self.shared.commits.catch_up().await?;
+        }
+        Ok(())
     }
 }
 

@@ -27,8 +27,8 @@ pub trait Wire {
 /// `WatchResponse`.
 impl Wire for Part {
     fn write(&self, to: &mut impl BufMut) {
-        let Self { generation, sequence, reset, upserted, removed, complete } = self;
-        number(1, generation.0, to);
+        let Self { point, sequence, reset, upserted, removed, complete } = self;
+        number(1, point.generation.0, to);
         flag(2, *reset, to);
         for entry in upserted {
             message(3, &entry.encoded, to);
@@ -38,6 +38,7 @@ impl Wire for Part {
         }
         flag(5, *complete, to);
         number(6, *sequence, to);
+        signed(7, point.stamp.0, to);
     }
 }
 
@@ -57,6 +58,12 @@ impl Wire for Page {
 fn number(field: u32, value: u64, to: &mut impl BufMut) {
     if value != 0 {
         encoding::uint64::encode(field, &value, to);
+    }
+}
+
+fn signed(field: u32, value: i64, to: &mut impl BufMut) {
+    if value != 0 {
+        encoding::int64::encode(field, &value, to);
     }
 }
 

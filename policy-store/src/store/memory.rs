@@ -1,4 +1,5 @@
-//! The twin of the databases for tests: a few maps behind a mutex.
+//! The twin of the databases for tests: a few maps behind a mutex. A clone is
+//! another instance on the same database.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,30 +8,59 @@ use std::{
 };
 
 use model::{
+    generation::{Generation, Point},
     group::{GroupId, StoredGroup},
     ids::{CellId, GroupGuid},
 };
+use tokio::sync::watch;
 
-use super::{Answer, Contents, Error, Hashed, Store};
+use super::{Answer, Contents, Error, Hashed, News, Store};
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{self, Decision, Known, Replacement, State},
+    groups::{
+        decide::{self, Decision, Known, Replacement, State},
+        history::{Change, Past, Step, kept},
+        snapshot::Reach,
+    },
 };
 
 #[derive(Debug, Default)]
 struct Tables {
     state: State,
     groups: BTreeMap<GroupId, Hashed>,
+    past: Past,
     reports: BTreeMap<CellId, Report>,
 }
 
 /// Forgets everything when the last clone is dropped.
-#[derive(Debug, Clone, Default)]
-pub struct Memory(Arc<Mutex<Tables>>);
+#[derive(Debug)]
+pub struct Memory {
+    tables: Arc<Mutex<Tables>>,
+    /// Tells every instance of every Replace.
+    written: watch::Sender<()>,
+    heard: tokio::sync::Mutex<watch::Receiver<()>>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::on(Arc::default(), watch::Sender::new(()))
+    }
+}
+
+impl Clone for Memory {
+    fn clone(&self) -> Self {
+        Self::on(Arc::clone(&self.tables), self.written.clone())
+    }
+}
 
 impl Memory {
+    fn on(tables: Arc<Mutex<Tables>>, written: watch::Sender<()>) -> Self {
+        let heard = tokio::sync::Mutex::new(written.subscribe());
+        Self { tables, written, heard }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tables> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -49,6 +79,9 @@ impl Tables {
                     self.state = State::clone(state);
                 }
             })?;
+        if decision.is_change() {
+            self.remember(&decision);
+        }
         for (id, _) in &decision.removed {
             self.groups.remove(id);
         }
@@ -59,40 +92,106 @@ impl Tables {
         self.state = decision.state.clone();
         Ok(decision)
     }
+
+    /// Before the groups change.
+    fn remember(&mut self, decision: &Decision) {
+        let upserts = decision.upserts.iter();
+        let ids = upserts.map(|upsert| (upsert.id, upsert.group.guid.clone()));
+        let ids: BTreeMap<GroupId, GroupGuid> =
+            ids.chain(decision.removed.iter().cloned()).collect();
+        let change = |(id, guid)| {
+            let before = self.groups.get(&id).map(|hashed| {
+                let group = &hashed.stored.group;
+                Arc::new(Reach::new(group.is_global(), group.bound_spaces().cloned().collect()))
+            });
+            Change { id, guid, before }
+        };
+        let changes = ids.into_iter().map(change).collect();
+        let Past { from, steps } = &mut self.past;
+        steps.push(Step { point: decision.state.point(), changes });
+        let weights: Vec<(Generation, usize)> =
+            steps.iter().rev().map(|step| (step.point.generation, step.weight())).collect();
+        // What made the first generation has to be told to nobody.
+        let kept = match decision.before.generation == Generation::default() {
+            true => 0,
+            false => kept(&weights),
+        };
+        if let Some(oldest) = steps.drain(..weights.len() - kept).next_back() {
+            *from = oldest.point;
+        }
+    }
+
+    /// `None`: that is not known any more.
+    fn difference(&self, since: Point) -> Option<Contents> {
+        let first = match since == self.past.from {
+            true => 0,
+            false => self.past.steps.iter().position(|step| step.point == since)? + 1,
+        };
+        let steps = self.past.steps[first..].to_vec();
+        let mut changed: Vec<GroupId> =
+            steps.iter().flat_map(|step| &step.changes).map(|change| change.id).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        Some(Contents {
+            state: self.state.clone(),
+            since: Some(since),
+            groups: changed.iter().filter_map(|id| self.groups.get(id)).cloned().collect(),
+            past: Past { from: since, steps },
+            reports: Vec::new(),
+        })
+    }
+
+    fn everything(&self) -> Contents {
+        Contents {
+            state: self.state.clone(),
+            since: None,
+            groups: self.groups.values().cloned().collect(),
+            past: self.past.clone(),
+            reports: self.reports.iter().map(|(id, report)| (id.clone(), *report)).collect(),
+        }
+    }
 }
 
 impl Store for Memory {
-    fn load(&self) -> Answer<'_, Contents> {
-        Box::pin(async {
+    fn load(&self, since: Option<Point>) -> Answer<'_, Contents> {
+        Box::pin(async move {
             let tables = self.lock();
-            Ok(Contents {
-                state: tables.state.clone(),
-                groups: tables.groups.values().cloned().collect(),
-                reports: tables.reports.iter().map(|(id, report)| (id.clone(), *report)).collect(),
-            })
+            let difference = since.and_then(|since| tables.difference(since));
+            Ok(difference.unwrap_or_else(|| tables.everything()))
         })
     }
 
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
-        Box::pin(async move { self.lock().replace(&write) })
+        Box::pin(async move {
+            let outcome = self.lock().replace(&write);
+            self.written.send_replace(());
+            outcome
+        })
     }
 
-    fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, ()> {
+    fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {
         Box::pin(async move {
             let mut tables = self.lock();
             for (id, report) in &unsaved.reports {
                 tables.reports.insert(id.clone(), *report);
             }
-            for id in &unsaved.forgotten {
-                tables.reports.remove(id);
+            for (id, at) in &unsaved.forgotten {
+                let is_same = tables.reports.get(id).is_some_and(|report| report.at == *at);
+                if is_same {
+                    tables.reports.remove(id);
+                }
             }
-            Ok(())
+            Ok(tables.reports.iter().map(|(id, report)| (id.clone(), *report)).collect())
         })
     }
 
-    /// Never: whoever opens this store again has another clone of it.
-    fn closed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(std::future::pending())
+    /// Never closed: whoever opens this store again has another clone of it.
+    fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
+        Box::pin(async {
+            // The other end lives beside it.
+            let _written = self.heard.lock().await.changed().await;
+            News::Written
+        })
     }
 
     fn close(&self) -> Answer<'_, ()> {

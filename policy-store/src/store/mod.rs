@@ -1,22 +1,30 @@
 //! Where security groups are kept.
 //!
 //! [`Store`] is the seam; `tests/store.rs` holds the suite that each
-//! implementation passes: [`memory`] for tests, [`sqlite`] for one instance.
+//! implementation passes: [`memory`] for tests, [`sqlite`] for one instance,
+//! [`server`] for several that share a database.
 
 pub mod memory;
+mod plan;
+mod rows;
 mod rules;
+pub mod server;
 pub mod sqlite;
 
 use std::{fmt::Debug, pin::Pin, sync::Arc};
 
 use model::{
+    generation::Point,
     group::{ContentHash, StoredGroup},
-    ids::CellId,
+    ids::{CellId, GroupGuid},
 };
 
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Decision, Refused, Replacement, State},
+    groups::{
+        decide::{Decision, Refused, Replacement, State},
+        history::Past,
+    },
 };
 
 /// Why a store did not do what it was asked.
@@ -30,6 +38,16 @@ pub enum Error {
     /// of a commit: only [`Store::load`] knows then.
     #[error("the database failed")]
     Database(#[from] storage::Error),
+    /// A group is more than this database takes in one statement.
+    #[error("group {guid} has {bytes} bytes of rules, this database takes at most {most}")]
+    TooLarge {
+        /// Which group.
+        guid: GroupGuid,
+        /// How much it is in the database.
+        bytes: usize,
+        /// How much it may be.
+        most: usize,
+    },
     /// The database holds something that this program did not write.
     #[error("the database holds a senseless value in {field}: {problem}")]
     Senseless {
@@ -49,15 +67,31 @@ pub struct Hashed {
     pub hash: ContentHash,
 }
 
-/// Everything that is stored.
+/// Everything that is stored, or what changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
     /// What is stored beside the groups.
     pub state: State,
-    /// Ascending by id.
+    /// The generation that this is the difference to; absent when this is
+    /// everything.
+    pub since: Option<Point>,
+    /// Ascending by id. Of a difference, those that were added or changed and
+    /// are there still.
     pub groups: Vec<Hashed>,
-    /// What each cell said last, by cell.
+    /// What the last Replaces changed. Of a difference, those after `since`.
+    pub past: Past,
+    /// What each cell said last, by cell; of a difference, nothing.
     pub reports: Vec<(CellId, Report)>,
+}
+
+/// What [`Store::news`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// Another instance may have written.
+    Written,
+    /// Nothing can be written any more: after [`Store::close`], or when the
+    /// writer behind the store has died.
+    Closed,
 }
 
 /// What a store answers, later.
@@ -75,21 +109,25 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 
 /// - It writes only what changed: unchanged groups cost no write.
 /// - [`Store::load`] sees every replace that was answered before, and no part
 ///   of a replace.
+/// - Several instances may have one store, if it is on a shared database: all
+///   promises hold between them, too.
 /// - A replace that was begun is carried out even if its caller gives up.
 /// - Reports are kept apart: they neither wait for groups nor count as change.
 pub trait Store: Send + Sync + Debug {
-    /// Reads everything.
-    fn load(&self) -> Answer<'_, Contents>;
+    /// Reads everything; or only what changed since a generation that the caller
+    /// knows, if the store remembers that far back ([`Contents::since`] says so).
+    fn load(&self, since: Option<Point>) -> Answer<'_, Contents>;
 
     /// Replaces the set.
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision>;
 
-    /// Writes down what cells said, all or nothing.
-    fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, ()>;
+    /// Writes down what cells said here, all or nothing, and answers what other
+    /// instances have written lately.
+    fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>>;
 
-    /// Resolves when nothing can be written any more: after [`Store::close`], or
-    /// when the writer behind the store has died.
-    fn closed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Resolves when there is something to know. May be dropped and called
+    /// again: nothing is missed by that.
+    fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>>;
 
     /// Makes everything durable and gives the store up; nothing works after it.
     fn close(&self) -> Answer<'_, ()>;

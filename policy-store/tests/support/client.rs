@@ -130,10 +130,11 @@ pub(crate) async fn list_all(client: &Client) -> (u64, Vec<StoredGroup>) {
 }
 
 /// What a cell knows from the answers of a watch alone.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Mirror {
     pub(crate) groups: BTreeMap<String, StoredGroup>,
     pub(crate) generation: u64,
+    pub(crate) stamp: i64,
     pub(crate) sequence: u64,
     /// The answers since the last whole state.
     parts: usize,
@@ -143,10 +144,22 @@ impl Mirror {
     /// Applies an answer; true when the state is whole. Also checks what every
     /// answer promises.
     pub(crate) fn apply(&mut self, answer: WatchResponse) -> bool {
-        let WatchResponse { generation, reset, upserted, removed, complete, subscription_sequence } =
-            answer;
+        let WatchResponse {
+            generation,
+            reset,
+            upserted,
+            removed,
+            complete,
+            subscription_sequence,
+            stamp,
+        } = answer;
         assert!(generation >= self.generation, "generations never go back");
         assert!(self.parts == 0 || generation == self.generation, "an update has one generation");
+        assert_eq!(
+            stamp.cmp(&self.stamp),
+            generation.cmp(&self.generation),
+            "each generation has its stamp, and both rise"
+        );
         assert!(!reset || self.parts == 0, "reset comes first");
         assert!(subscription_sequence >= self.sequence, "sequences never go back");
         if reset {
@@ -158,12 +171,21 @@ impl Mirror {
         for group in upserted {
             let guid = group.group.as_ref().unwrap().guid.clone();
             let before = self.groups.insert(guid, group.clone());
-            assert_ne!(before, Some(group), "only what changed is told");
+            // What changed and changed back while nobody looked is told, too.
+            let is_next = generation <= self.generation + 1;
+            assert!(!is_next || before != Some(group), "only what changed is told");
         }
         self.generation = generation;
+        self.stamp = stamp;
         self.sequence = subscription_sequence;
         self.parts = if complete { 0 } else { self.parts + 1 };
         complete
+    }
+
+    /// What counts for the next watch: the groups of the last whole state.
+    pub(crate) fn on_a_new_watch(self) -> Self {
+        assert_eq!(self.parts, 0, "between two states it has nothing to come back with");
+        Self { sequence: 0, ..self }
     }
 
     /// Its groups, ascending by place.
@@ -183,16 +205,36 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) async fn hello(client: &Client, id: &str, spaces: &[&str]) -> Self {
-        let hello = watch_request::Hello { cell_id: id.to_owned(), space_guids: texts(spaces) };
-        Self::open(client, Some(watch_request::Step::Hello(hello))).await
+        Self::back(client, id, spaces, Mirror::default()).await.unwrap()
+    }
+
+    /// Comes back with what it has of these spaces.
+    pub(crate) async fn back(
+        client: &Client,
+        id: &str,
+        spaces: &[&str],
+        mirror: Mirror,
+    ) -> Result<Self, Status> {
+        let hello = watch_request::Hello {
+            cell_id: id.to_owned(),
+            space_guids: texts(spaces),
+            generation: mirror.generation,
+            stamp: mirror.stamp,
+        };
+        let mut cell = Self::try_open(client, Some(watch_request::Step::Hello(hello))).await?;
+        cell.mirror = mirror.on_a_new_watch();
+        Ok(cell)
     }
 
     pub(crate) async fn open(client: &Client, first: Option<watch_request::Step>) -> Self {
+        Self::try_open(client, first).await.unwrap()
+    }
+
+    async fn try_open(client: &Client, first: Option<watch_request::Step>) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
-        requests.send(WatchRequest { step: first }).await.unwrap();
-        let answers = client.clone().watch(ReceiverStream::new(stream)).await.unwrap();
-        let answers = answers.into_inner();
-        Self { requests: Some(requests), answers, mirror: Mirror::default() }
+        requests.send(WatchRequest { step: first }).await.expect("there is room");
+        let answers = client.clone().watch(ReceiverStream::new(stream)).await?.into_inner();
+        Ok(Self { requests: Some(requests), answers, mirror: Mirror::default() })
     }
 
     pub(crate) async fn say(&self, step: watch_request::Step) {

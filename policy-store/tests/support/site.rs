@@ -13,7 +13,8 @@ use runtime::{
     process::{Process, Service as _},
     tls::{ClientTls, Files},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use storage::{server::Dialect, testing::TestServer};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ pub(crate) type Client = PolicyStoreClient<Channel>;
 pub(crate) struct Site {
     directory: Arc<TempDir>,
     issuer: Arc<Issuer<'static, KeyPair>>,
+    database: Value,
 }
 
 impl Site {
@@ -40,7 +42,20 @@ impl Site {
         let certificate = parameters.self_signed(&key).unwrap();
         std::fs::write(directory.path().join("ca.crt"), certificate.pem()).unwrap();
         let issuer = Arc::new(Issuer::new(parameters, key));
-        Self { directory: Arc::new(directory), issuer }
+        let database = json!({ "type": "sqlite", "path": directory.path().join("store.db") });
+        Self { directory: Arc::new(directory), issuer, database }
+    }
+
+    /// One whose stores are on a new database of this server.
+    pub(crate) fn on(server: &TestServer) -> Self {
+        let options = server.database();
+        let (_, name) = options.connection_string.rsplit_once('/').expect("a name at the end");
+        let database = json!({
+            "type": if server.dialect() == Dialect::Postgres { "postgres" } else { "mysql" },
+            "user": "tester", "password": "secret", "host": "127.0.0.1", "port": server.port(),
+            "database_name": name, "timeout": 5,
+        });
+        Self { database, ..Self::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -67,7 +82,7 @@ impl Site {
     }
 
     /// A configuration of this site, on free ports.
-    pub(crate) fn config(&self) -> serde_json::Value {
+    pub(crate) fn config(&self) -> Value {
         let server = self.certificate("server", None);
         json!({
             "grpc_listen_address": "127.0.0.1:0",
@@ -78,7 +93,7 @@ impl Site {
             "ca_cert_file": server.ca,
             "server_cert_file": server.cert,
             "server_key_file": server.key,
-            "database": { "type": "sqlite", "path": self.path().join("store.db") },
+            "database": self.database,
             "report_save_interval_seconds": 1,
             "drain_timeout_seconds": 5,
         })
@@ -113,7 +128,7 @@ impl Served {
     }
 
     /// With a configuration of this site that was changed.
-    pub(crate) async fn start_with(site: Site, config: &serde_json::Value) -> Self {
+    pub(crate) async fn start_with(site: Site, config: &Value) -> Self {
         let config: Config = runtime::config::parse(&config.to_string()).unwrap().config;
         let app = App::bind(config, &Process::detached()).await.unwrap();
         let address = app.grpc_address();

@@ -1,0 +1,149 @@
+//! What a decision writes, row by row: pure, and the same for every SQL
+//! database.
+//!
+//! Only what differs: a group that is bound to one more space is one row of
+//! `security_groups` and one of `security_group_spaces`.
+
+use std::sync::Arc;
+
+use model::{
+    generation::{Generation, Point},
+    group::{GroupId, Lifecycle},
+    ids::{GroupGuid, SpaceGuid},
+};
+
+use super::{
+    Error,
+    rows::{self, RUNNING, STAGING, Scopes, to_sql},
+};
+use crate::groups::{
+    decide::Decision,
+    history::{Change, Step, kept},
+    snapshot::Reach,
+};
+
+/// Reaches that are larger than this in their column are not remembered: 4 MiB.
+const MAX_REACH_BYTES: usize = 4 << 20;
+
+/// A row of `security_group_spaces`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Binding<'a> {
+    pub(super) group_id: i64,
+    pub(super) lifecycle: &'static str,
+    pub(super) space: &'a SpaceGuid,
+}
+
+/// A row of `group_changes`, less its generation.
+#[derive(Debug)]
+pub(super) struct ChangeRow {
+    pub(super) id: i64,
+    pub(super) guid: GroupGuid,
+    pub(super) reach_before: Option<String>,
+}
+
+/// What becomes of `generations` and `group_changes`.
+#[derive(Debug)]
+pub(super) struct PastPlan {
+    /// The generation that is made.
+    pub(super) point: Point,
+    pub(super) weight: i64,
+    /// What it changed; nothing if that is too much to remember.
+    pub(super) changes: Vec<ChangeRow>,
+    /// Generations before this one are forgotten, and what made it, too.
+    pub(super) from: Generation,
+}
+
+/// The ids whose scopes a plan has to know: of changed and of removed groups.
+pub(super) fn touched(decision: &Decision) -> Result<Vec<i64>, Error> {
+    let changed = decision.upserts.iter().filter(|upsert| !upsert.added).map(|upsert| upsert.id);
+    let ids = changed.chain(decision.removed.iter().map(|(id, _)| *id));
+    ids.map(sql_id).collect()
+}
+
+pub(super) fn sql_id(id: GroupId) -> Result<i64, Error> {
+    to_sql("security_groups.id", id.0)
+}
+
+/// Bindings that go and bindings that come, of added and changed groups. Removed
+/// groups lose all of theirs.
+pub(super) fn bindings<'a>(
+    decision: &'a Decision,
+    before: &'a Scopes,
+) -> Result<(Vec<Binding<'a>>, Vec<Binding<'a>>), Error> {
+    let (mut gone, mut new) = (Vec::new(), Vec::new());
+    for upsert in &decision.upserts {
+        let group_id = sql_id(upsert.id)?;
+        for (lifecycle, name) in [(Lifecycle::Running, RUNNING), (Lifecycle::Staging, STAGING)] {
+            let old = before.get(group_id, lifecycle).map(|scope| &scope.spaces);
+            let now = &upsert.group.scope(lifecycle).spaces;
+            let binding = |space| Binding { group_id, lifecycle: name, space };
+            match old {
+                None => new.extend(now.iter().map(binding)),
+                Some(old) => {
+                    gone.extend(old.difference(now).map(binding));
+                    new.extend(now.difference(old).map(binding));
+                }
+            }
+        }
+    }
+    Ok((gone, new))
+}
+
+/// `None`: no generation is made. `newest_first`: the rows of `generations`.
+pub(super) fn past(
+    decision: &Decision,
+    before: &Scopes,
+    newest_first: &[(Generation, usize)],
+) -> Result<Option<PastPlan>, Error> {
+    if !decision.is_change() {
+        return Ok(None);
+    }
+    let step = step(decision, before)?;
+    let point = step.point;
+    // Generation 0 was told to nobody: nobody has to be told what followed it.
+    let is_first = decision.before.generation == Generation::default();
+    let reaches: Vec<_> =
+        step.changes.iter().map(|change| change.before.as_deref().map(rows::reach_text)).collect();
+    let bytes: usize = reaches.iter().flatten().map(String::len).sum();
+    let weight = step.weight();
+    let mut all = vec![(point.generation, weight)];
+    all.extend(newest_first);
+    let kept = match is_first || bytes > MAX_REACH_BYTES {
+        true => 0,
+        false => kept(&all).min(all.len() - 1),
+    };
+    let (weight, changes) = match kept {
+        0 => (0, Vec::new()),
+        _ => {
+            let rows = step.changes.into_iter().zip(reaches).map(|(change, reach_before)| {
+                Ok(ChangeRow { id: sql_id(change.id)?, guid: change.guid, reach_before })
+            });
+            (weight, rows.collect::<Result<_, Error>>()?)
+        }
+    };
+    let weight = to_sql("generations.weight", weight as u64)?;
+    Ok(Some(PastPlan { point, weight, changes, from: all[kept].0 }))
+}
+
+fn step(decision: &Decision, before: &Scopes) -> Result<Step, Error> {
+    let mut changes = Vec::with_capacity(decision.upserts.len() + decision.removed.len());
+    for upsert in &decision.upserts {
+        let guid = upsert.group.guid.clone();
+        let before = if upsert.added { None } else { Some(reach(upsert.id, before)?) };
+        changes.push(Change { id: upsert.id, guid, before });
+    }
+    for (id, guid) in &decision.removed {
+        changes.push(Change { id: *id, guid: guid.clone(), before: Some(reach(*id, before)?) });
+    }
+    changes.sort_unstable_by_key(|change| change.id);
+    Ok(Step { point: decision.state.point(), changes })
+}
+
+fn reach(id: GroupId, before: &Scopes) -> Result<Arc<Reach>, Error> {
+    let id = sql_id(id)?;
+    let scopes = [Lifecycle::Running, Lifecycle::Staging].map(|which| before.get(id, which));
+    let scopes = scopes.into_iter().flatten();
+    let is_global = scopes.clone().any(|scope| scope.everywhere);
+    let spaces = scopes.flat_map(|scope| scope.spaces.iter().cloned()).collect();
+    Ok(Arc::new(Reach::new(is_global, spaces)))
+}

@@ -1,0 +1,164 @@
+//! PostgreSQL, MySQL and MariaDB: for several instances that share a database.
+//!
+//! What holds, beside what [`Store`] promises:
+//! - A Replace locks the one row of the state first. Of two that race, one
+//!   decides on what the other has committed: an old fencing token never gets in.
+//! - Whoever reads holds that row, too: a difference is of one moment.
+//! - An instance learns of what another has committed by `NOTIFY` on PostgreSQL,
+//!   and by looking every [`POLL`] on MySQL. PostgreSQL is looked at as well every
+//!   [`CHECK`], should a notification be lost.
+//! - Tables have names of their own (`portcullis_...`): the database may be the
+//!   one of the original.
+
+mod batch;
+mod load;
+mod write;
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use model::{generation::Point, ids::CellId};
+use storage::{
+    Migration,
+    server::{self, Dialect, Listener, Options, Row, Schema},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Answer, Contents, Error, News, Store, rows::senseless};
+use crate::{
+    feed::cells::{Report, Unsaved},
+    groups::decide::{Decision, Replacement},
+};
+
+/// How often MySQL is asked for news: the bound of how late an instance learns
+/// of them.
+pub const POLL: Duration = Duration::from_millis(100);
+/// How often PostgreSQL is asked although it tells by itself.
+pub const CHECK: Duration = Duration::from_secs(5);
+
+const CHANNEL: &str = "portcullis_policy_store";
+const RECORD: &str = "portcullis_policy_store_migrations";
+const NAME: &str = "security groups, their spaces, the state, the last changes, cells' reports";
+
+const POSTGRES: Schema = Schema {
+    record: RECORD,
+    migrations: &[Migration { version: 1, name: NAME, sql: include_str!("server/postgres_1.sql") }],
+};
+const MYSQL: Schema = Schema {
+    record: RECORD,
+    migrations: &[Migration { version: 1, name: NAME, sql: include_str!("server/mysql_1.sql") }],
+};
+
+/// What a statement has beside the rules of a group.
+const STATEMENT_ROOM: usize = 64 << 10;
+/// Reports are read again from so long before the newest that was read: clocks
+/// of instances may differ, and transactions overtake each other.
+const OVERLAP_MS: i64 = 60_000;
+
+/// A database on a server.
+#[derive(Debug)]
+pub struct Server {
+    server: server::Server,
+    /// The most bytes that a group's rules may have.
+    most: usize,
+    listener: tokio::sync::Mutex<Option<Listener>>,
+    /// Up to when reports of others were read.
+    heard_ms: Mutex<i64>,
+    closed: CancellationToken,
+}
+
+impl Server {
+    /// Connects, and makes the tables if they are not there.
+    ///
+    /// # Errors
+    /// The server cannot be reached or used.
+    pub async fn connect(options: &Options) -> Result<Self, Error> {
+        let schema = match options.dialect {
+            Dialect::Postgres => &POSTGRES,
+            Dialect::MySql => &MYSQL,
+        };
+        let server = server::Server::connect(options, schema).await?;
+        let listener = tokio::sync::Mutex::new(server.listen(CHANNEL));
+        let most = most(&server).await?;
+        let closed = CancellationToken::new();
+        Ok(Self { server, most, listener, heard_ms: Mutex::new(0), closed })
+    }
+
+    async fn wait_for_news(&self) {
+        match &mut *self.listener.lock().await {
+            None => tokio::time::sleep(POLL).await,
+            // Whatever it says: something may have happened.
+            Some(listener) => _ = tokio::time::timeout(CHECK, listener.next()).await,
+        }
+    }
+}
+
+/// How large a group's rules may be, in one statement.
+async fn most(server: &server::Server) -> Result<usize, Error> {
+    match server.dialect() {
+        Dialect::Postgres => Ok(usize::MAX),
+        Dialect::MySql => {
+            let rows = server.query("SELECT @@max_allowed_packet", &[]).await?;
+            let bytes: i64 = only(&rows)?.get(0)?;
+            let bytes = usize::try_from(bytes).map_err(senseless("max_allowed_packet"))?;
+            Ok(bytes.saturating_sub(STATEMENT_ROOM))
+        }
+    }
+}
+
+fn only(rows: &[Row]) -> Result<&Row, Error> {
+    match rows {
+        [row] => Ok(row),
+        rows => Err(senseless("store_state")(format!("{} rows instead of one", rows.len()))),
+    }
+}
+
+/// A text, also where the column is binary.
+fn text<'a>(row: &'a Row, column: usize, field: &'static str) -> Result<&'a str, Error> {
+    match row.get::<&str>(column) {
+        Ok(text) => Ok(text),
+        Err(_) => str::from_utf8(row.get::<&[u8]>(column)?).map_err(senseless(field)),
+    }
+}
+
+impl Store for Server {
+    fn load(&self, since: Option<Point>) -> Answer<'_, Contents> {
+        Box::pin(load::load(&self.server, since))
+    }
+
+    fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
+        Box::pin(write::replace(&self.server, self.most, write))
+    }
+
+    fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {
+        Box::pin(async move {
+            write::save_reports(&self.server, &unsaved).await?;
+            let since = *self.heard_ms.lock().unwrap_or_else(PoisonError::into_inner);
+            let reports = load::reports(&self.server, since - OVERLAP_MS).await?;
+            let newest = reports.iter().map(|(_, report)| report.at.as_millisecond()).max();
+            let mut heard = self.heard_ms.lock().unwrap_or_else(PoisonError::into_inner);
+            *heard = since.max(newest.unwrap_or(0));
+            Ok(reports)
+        })
+    }
+
+    fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
+        Box::pin(async {
+            match self.closed.run_until_cancelled(self.wait_for_news()).await {
+                Some(()) => News::Written,
+                None => News::Closed,
+            }
+        })
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            self.server.close();
+            self.closed.cancel();
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,341 @@
+//! Writing: one transaction a Replace.
+
+use std::{collections::HashMap, sync::Arc};
+
+use model::ids::GroupGuid;
+use storage::server::{Dialect, Server, Transaction, Value};
+
+use super::{
+    super::{
+        Error,
+        plan::{self, PastPlan},
+        rows::{self, ReportRow, Scopes, StateRow, to_sql},
+        rules,
+    },
+    CHANNEL,
+    batch::Batch,
+    load::{bind_all, state_for_update},
+    text,
+};
+use crate::{
+    feed::cells::Unsaved,
+    groups::decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+};
+
+/// How many ids one statement names.
+const IDS_AT_ONCE: usize = 500;
+
+const GROUPS: &str = "INSERT INTO portcullis_security_groups
+    (id, guid, name, running_default, staging_default, rules, content_hash) VALUES";
+
+/// A refusal is no error of the transaction: what was seen is committed.
+pub(super) async fn replace(
+    server: &Server,
+    most: usize,
+    write: Arc<Replacement>,
+) -> Result<Decision, Error> {
+    let dialect = server.dialect();
+    let outcome: Result<Decision, Refused> = server
+        .transaction(async |transaction: Transaction| {
+            let state = state_for_update(&transaction).await?;
+            let known = known(&transaction).await?;
+            match decide(&state, &known, &write) {
+                Ok(decision) => {
+                    carry_out(&transaction, dialect, most, &decision).await?;
+                    tell(&transaction, dialect).await?;
+                    Ok::<_, Error>(Ok(decision))
+                }
+                Err(refused) => {
+                    if let Some(seen) = &refused.seen {
+                        store_state(&transaction, seen).await?;
+                        tell(&transaction, dialect).await?;
+                    }
+                    Ok(Err(refused))
+                }
+            }
+        })
+        .await?;
+    Ok(outcome?)
+}
+
+async fn carry_out(
+    transaction: &Transaction,
+    dialect: Dialect,
+    most: usize,
+    decision: &Decision,
+) -> Result<(), Error> {
+    let before = scopes(transaction, &plan::touched(decision)?).await?;
+    if decision.is_change() {
+        let generations = generations(transaction).await?;
+        if let Some(past) = plan::past(decision, &before, &generations)? {
+            remember(transaction, past).await?;
+        }
+    }
+    remove(transaction, decision).await?;
+    store(transaction, dialect, most, &decision.upserts).await?;
+    bind(transaction, dialect, decision, &before).await?;
+    store_state(transaction, &decision.state).await
+}
+
+/// Wakes the other instances when the transaction is committed.
+async fn tell(transaction: &Transaction, dialect: Dialect) -> Result<(), Error> {
+    if dialect == Dialect::Postgres {
+        transaction.query("SELECT pg_notify(?, '')", &[CHANNEL.into()]).await?;
+    }
+    Ok(())
+}
+
+async fn known(transaction: &Transaction) -> Result<HashMap<GroupGuid, Known>, Error> {
+    let sql = "SELECT guid, id, content_hash FROM portcullis_security_groups";
+    let rows = transaction.query(sql, &[]).await?;
+    let known = rows
+        .iter()
+        .map(|row| rows::known(row.get(1)?, text(row, 0, "security_groups.guid")?, row.get(2)?));
+    known.collect()
+}
+
+/// Where these groups apply.
+async fn scopes(transaction: &Transaction, ids: &[i64]) -> Result<Scopes, Error> {
+    let mut scopes = Scopes::default();
+    for ids in ids.chunks(IDS_AT_ONCE) {
+        let marks = vec!["?"; ids.len()].join(",");
+        let ids: Vec<Value> = ids.iter().map(|id| Value::Int(*id)).collect();
+        let sql = format!(
+            "SELECT id, running_default, staging_default FROM portcullis_security_groups
+             WHERE id IN ({marks})"
+        );
+        for row in transaction.query(&sql, &ids).await? {
+            scopes.everywhere(row.get(0)?, row.get(1)?, row.get(2)?);
+        }
+        let sql = format!(
+            "SELECT group_id, lifecycle, space_guid FROM portcullis_security_group_spaces
+             WHERE group_id IN ({marks})"
+        );
+        bind_all(&transaction.query(&sql, &ids).await?, &mut scopes)?;
+    }
+    Ok(scopes)
+}
+
+async fn generations(
+    transaction: &Transaction,
+) -> Result<Vec<(model::generation::Generation, usize)>, Error> {
+    let sql = "SELECT generation, weight FROM portcullis_generations ORDER BY generation DESC";
+    let rows = transaction.query(sql, &[]).await?;
+    rows.iter().map(|row| rows::weighed(row.get(0)?, row.get(1)?)).collect()
+}
+
+async fn remember(transaction: &Transaction, past: PastPlan) -> Result<(), Error> {
+    let PastPlan { point, weight, changes, from } = past;
+    let generation = to_sql("generations.generation", point.generation.0)?;
+    let sql = "INSERT INTO portcullis_generations (generation, stamp_ns, weight) VALUES (?, ?, ?)";
+    let row = [generation.into(), point.stamp.0.into(), weight.into()];
+    transaction.execute(sql, &row).await?;
+    let insert = Batch {
+        before: "INSERT INTO portcullis_group_changes (generation, group_id, guid, reach_before)
+                 VALUES",
+        marks: "(?,?,?,?)",
+        after: "",
+    };
+    let rows = changes.into_iter().map(|change| {
+        let guid = change.guid.as_str().into();
+        vec![generation.into(), change.id.into(), guid, change.reach_before.into()]
+    });
+    insert.run(transaction, rows.collect()).await?;
+    let from = [to_sql("generations.generation", from.0)?.into()];
+    let sql = "DELETE FROM portcullis_group_changes WHERE generation <= ?";
+    transaction.execute(sql, &from).await?;
+    transaction.execute("DELETE FROM portcullis_generations WHERE generation < ?", &from).await?;
+    Ok(())
+}
+
+async fn remove(transaction: &Transaction, decision: &Decision) -> Result<(), Error> {
+    let ids = || decision.removed.iter().map(|(id, _)| Ok(vec![plan::sql_id(*id)?.into()]));
+    for before in [
+        "DELETE FROM portcullis_security_group_spaces WHERE group_id IN (",
+        "DELETE FROM portcullis_security_groups WHERE id IN (",
+    ] {
+        let ids = ids().collect::<Result<Vec<Vec<Value>>, Error>>()?;
+        Batch { before, marks: "?", after: ")" }.run(transaction, ids).await?;
+    }
+    Ok(())
+}
+
+async fn store(
+    transaction: &Transaction,
+    dialect: Dialect,
+    most: usize,
+    upserts: &[Upsert],
+) -> Result<(), Error> {
+    let after = match dialect {
+        Dialect::Postgres => {
+            "ON CONFLICT (id) DO UPDATE SET
+                 name = excluded.name, running_default = excluded.running_default,
+                 staging_default = excluded.staging_default, rules = excluded.rules,
+                 content_hash = excluded.content_hash"
+        }
+        Dialect::MySql => {
+            "ON DUPLICATE KEY UPDATE
+                 name = VALUES(name), running_default = VALUES(running_default),
+                 staging_default = VALUES(staging_default), rules = VALUES(rules),
+                 content_hash = VALUES(content_hash)"
+        }
+    };
+    let batch = Batch { before: GROUPS, marks: "(?,?,?,?,?,?,?)", after };
+    // Rows are made as they go: all of a large set at once would be in memory twice.
+    for upserts in upserts.chunks(IDS_AT_ONCE) {
+        let rows = upserts.iter().map(|upsert| group_row(upsert, most));
+        batch.run(transaction, rows.collect::<Result<_, Error>>()?).await?;
+    }
+    Ok(())
+}
+
+fn group_row(upsert: &Upsert, most: usize) -> Result<Vec<Value>, Error> {
+    let Upsert { id, group, hash, added: _ } = upsert;
+    let rules = rules::to_text(&group.rules);
+    let bytes = rules.len() + group.name.len();
+    if bytes > most {
+        return Err(Error::TooLarge { guid: group.guid.clone(), bytes, most });
+    }
+    Ok(vec![
+        plan::sql_id(*id)?.into(),
+        group.guid.as_str().into(),
+        group.name.as_bytes().into(),
+        group.running.everywhere.into(),
+        group.staging.everywhere.into(),
+        rules.into(),
+        hash.0.to_vec().into(),
+    ])
+}
+
+async fn bind(
+    transaction: &Transaction,
+    dialect: Dialect,
+    decision: &Decision,
+    before: &Scopes,
+) -> Result<(), Error> {
+    let (gone, new) = plan::bindings(decision, before)?;
+    let row = |binding: &plan::Binding<'_>| {
+        vec![binding.group_id.into(), binding.lifecycle.into(), binding.space.as_str().into()]
+    };
+    let delete = Batch {
+        before: "DELETE FROM portcullis_security_group_spaces
+                 WHERE (group_id, lifecycle, space_guid) IN (",
+        marks: "(?,?,?)",
+        after: ")",
+    };
+    delete.run(transaction, gone.iter().map(row).collect()).await?;
+    match dialect {
+        Dialect::Postgres => bind_by_arrays(transaction, &new).await,
+        Dialect::MySql => {
+            let insert = Batch {
+                before: "INSERT INTO portcullis_security_group_spaces
+                         (group_id, lifecycle, space_guid) VALUES",
+                marks: "(?,?,?)",
+                after: "",
+            };
+            insert.run(transaction, new.iter().map(row).collect()).await
+        }
+    }
+}
+
+/// How many bindings one statement has on PostgreSQL.
+const BINDINGS_AT_ONCE: usize = 20_000;
+
+/// Three parameters for any number of rows: several times as fast as a mark for
+/// each value. Identifiers hold no control characters, so one separates them.
+async fn bind_by_arrays(transaction: &Transaction, new: &[plan::Binding<'_>]) -> Result<(), Error> {
+    let sql = "INSERT INTO portcullis_security_group_spaces (group_id, lifecycle, space_guid)
+        SELECT CAST(id AS BIGINT), lifecycle, space FROM unnest(
+            string_to_array(?, chr(31)), string_to_array(?, chr(31)), string_to_array(?, chr(31))
+        ) AS bound (id, lifecycle, space)";
+    for new in new.chunks(BINDINGS_AT_ONCE) {
+        let ids: Vec<String> = new.iter().map(|binding| binding.group_id.to_string()).collect();
+        let lifecycles: Vec<&str> = new.iter().map(|binding| binding.lifecycle).collect();
+        let spaces: Vec<&str> = new.iter().map(|binding| binding.space.as_str()).collect();
+        let columns = [ids.join("\u{1f}"), lifecycles.join("\u{1f}"), spaces.join("\u{1f}")];
+        transaction.execute(sql, &columns.map(Value::from)).await?;
+    }
+    Ok(())
+}
+
+async fn store_state(transaction: &Transaction, state: &State) -> Result<(), Error> {
+    let row = StateRow::try_from(state)?;
+    let sql = "UPDATE portcullis_store_state SET
+            generation = ?, stamp_ns = ?, watermark_seconds = ?, watermark_nanoseconds = ?,
+            fencing_token = ?, writer = ?, synced_at_ms = ?, last_id = ?
+        WHERE only_row = 1";
+    let parameters = [
+        row.generation.into(),
+        row.stamp_ns.into(),
+        row.watermark_seconds.into(),
+        row.watermark_nanoseconds.into(),
+        row.fencing_token.into(),
+        row.writer.map(String::into_bytes).into(),
+        row.synced_at_ms.into(),
+        row.last_id.into(),
+    ];
+    transaction.execute(sql, &parameters).await?;
+    Ok(())
+}
+
+/// What a cell said earlier never takes the place of what it said later, to
+/// whichever instance.
+pub(super) async fn save_reports(server: &Server, unsaved: &Unsaved) -> Result<(), Error> {
+    if unsaved.is_empty() {
+        return Ok(());
+    }
+    let after = match server.dialect() {
+        Dialect::Postgres => {
+            "ON CONFLICT (cell_id) DO UPDATE SET
+                 enforced_generation = excluded.enforced_generation,
+                 containers = excluded.containers, isolated_rules = excluded.isolated_rules,
+                 reported_at_ms = excluded.reported_at_ms
+             WHERE portcullis_cell_reports.reported_at_ms <= excluded.reported_at_ms"
+        }
+        // Carried out from left to right: the time is compared until it changes.
+        Dialect::MySql => {
+            "ON DUPLICATE KEY UPDATE
+                 enforced_generation = IF(reported_at_ms <= VALUES(reported_at_ms),
+                     VALUES(enforced_generation), enforced_generation),
+                 containers = IF(reported_at_ms <= VALUES(reported_at_ms),
+                     VALUES(containers), containers),
+                 isolated_rules = IF(reported_at_ms <= VALUES(reported_at_ms),
+                     VALUES(isolated_rules), isolated_rules),
+                 reported_at_ms = GREATEST(reported_at_ms, VALUES(reported_at_ms))"
+        }
+    };
+    let insert = Batch {
+        before: "INSERT INTO portcullis_cell_reports
+            (cell_id, enforced_generation, containers, isolated_rules, reported_at_ms) VALUES",
+        marks: "(?,?,?,?,?)",
+        after,
+    };
+    let delete = Batch {
+        before: "DELETE FROM portcullis_cell_reports WHERE (cell_id, reported_at_ms) IN (",
+        marks: "(?,?)",
+        after: ")",
+    };
+    server
+        .transaction(async |transaction: Transaction| {
+            let rows = unsaved.reports.iter().map(|(cell, report)| {
+                let row = rows::report_row(cell, report)?;
+                Ok::<_, Error>(report_values(&row))
+            });
+            insert.run(&transaction, rows.collect::<Result<_, Error>>()?).await?;
+            let gone = unsaved.forgotten.iter();
+            let gone =
+                gone.map(|(cell, at)| vec![cell.as_str().into(), at.as_millisecond().into()]);
+            delete.run(&transaction, gone.collect()).await
+        })
+        .await
+}
+
+fn report_values(row: &ReportRow<'_>) -> Vec<Value> {
+    vec![
+        row.cell_id.into(),
+        row.enforced_generation.into(),
+        row.containers.into(),
+        row.isolated_rules.into(),
+        row.reported_at_ms.into(),
+    ]
+}

@@ -1,0 +1,307 @@
+//! Several instances on one database, as processes: laws 3, 4 and 9 while
+//! watchers come, go, stall and change their minds, instances are killed, and the
+//! database is.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use proto::policy_v1::{ListRequest, StatusRequest, StoredGroup};
+use storage::{server::Dialect, testing::TestServer};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tonic::Code;
+
+use crate::support::{
+    client::{Cell, Mirror, list, replace},
+    process::Program,
+    sets::{Set, bound, fenced, global, set},
+    site::{Client, Site},
+    until,
+};
+
+const WATCHERS: u64 = 8;
+
+/// How long the disorder goes on: a few seconds, or what the environment says.
+fn disorder() -> Duration {
+    let seconds = std::env::var("PORTCULLIS_DISORDER_SECONDS");
+    Duration::from_secs(seconds.map_or(8, |text| text.parse().expect("a number of seconds")))
+}
+
+/// Numbers that look random and come again with the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// Below `sides`.
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    async fn pause(&mut self, most: u64) {
+        tokio::time::sleep(Duration::from_millis(self.roll(most))).await;
+    }
+}
+
+fn space_name(number: u64) -> String {
+    format!("s{number}")
+}
+
+fn some_set(dice: &mut Dice) -> Set {
+    set((0..12).filter_map(|index| {
+        let (guid, name) = (format!("g{index}"), format!("name-{}", dice.roll(4)));
+        match dice.roll(8) {
+            0 | 1 => None,
+            2 => Some(global(&guid, &name)),
+            _ => Some(bound(&guid, &name, &[&space_name(dice.roll(5)), &space_name(dice.roll(5))])),
+        }
+    }))
+}
+
+/// Two instances, and where each listens at the moment.
+struct Cluster {
+    site: Site,
+    addresses: Mutex<[String; 2]>,
+}
+
+impl Cluster {
+    fn client(&self, which: u64, name: &str, unit: Option<&str>) -> Client {
+        let at = usize::try_from(which % 2).unwrap();
+        let address = self.addresses.lock().unwrap()[at].clone();
+        self.site.client(&address, name, unit)
+    }
+}
+
+/// A cell that follows whichever instance it finds, and comes back with what it
+/// has.
+struct Follower {
+    id: String,
+    dice: Dice,
+    /// The last whole state, and the spaces that it was for.
+    whole: Mirror,
+    spaces: BTreeSet<String>,
+}
+
+impl Follower {
+    fn new(number: u64) -> Self {
+        let mut dice = Dice::new(number + 1);
+        let spaces = (0..3).map(|_| space_name(dice.roll(5))).collect();
+        Self { id: format!("cell-{number}"), dice, whole: Mirror::default(), spaces }
+    }
+
+    /// Watches until `enough` says which generation is the last, and it is there.
+    async fn run(
+        mut self,
+        cluster: Arc<Cluster>,
+        mut enough: watch::Receiver<Option<u64>>,
+    ) -> Self {
+        let is_done = |this: &Self, enough: Option<u64>| enough == Some(this.whole.generation);
+        while !is_done(&self, *enough.borrow()) {
+            let client = cluster.client(self.dice.roll(2), &self.id, Some("cell"));
+            let spaces: Vec<&str> = self.spaces.iter().map(String::as_str).collect();
+            let Ok(cell) = Cell::back(&client, &self.id, &spaces, self.whole.clone()).await else {
+                self.dice.pause(100).await;
+                continue;
+            };
+            self.watch(cell, &mut enough).await;
+        }
+        self
+    }
+
+    /// One watch, until it ends or is left.
+    async fn watch(&mut self, mut cell: Cell, enough: &mut watch::Receiver<Option<u64>>) {
+        let (mut sequence, mut asked) = (0, None);
+        loop {
+            let told = tokio::select! {
+                told = cell.whole() => told,
+                _ = enough.changed() => return,
+            };
+            if told.is_err() {
+                return;
+            }
+            if cell.mirror.sequence == sequence {
+                self.spaces = asked.take().unwrap_or_else(|| self.spaces.clone());
+            }
+            self.whole = cell.mirror.clone();
+            if *enough.borrow() == Some(self.whole.generation) {
+                return;
+            }
+            if asked.is_some() {
+                // The answer to what was asked is on its way.
+                continue;
+            }
+            match self.dice.roll(6) {
+                0 => return,
+                1 => self.dice.pause(400).await,
+                _ => {}
+            }
+            let (add, drop) = (space_name(self.dice.roll(5)), space_name(self.dice.roll(5)));
+            let mut next = self.spaces.clone();
+            next.remove(&drop);
+            next.insert(add.clone());
+            sequence += 1;
+            cell.subscribe(sequence, &[&add], &[&drop]).await;
+            asked = Some(next);
+            cell.report(self.whole.generation).await;
+        }
+    }
+}
+
+/// Writes at random instances; remembers the newest token that was confirmed.
+async fn write(cluster: Arc<Cluster>, mut enough: watch::Receiver<Option<u64>>) -> u64 {
+    let mut dice = Dice::new(77);
+    let (mut token, mut confirmed, mut refused) = (1, 0, 0);
+    while enough.borrow_and_update().is_none() {
+        if dice.roll(5) == 0 {
+            token += 1;
+        }
+        let writer = cluster.client(dice.roll(2), "syncer", None);
+        let set = some_set(&mut dice);
+        if replace(&writer, &fenced(&set, &format!("syncer-{token}"), token)).await.is_ok() {
+            confirmed = token;
+        }
+        if confirmed > 1 && dice.roll(3) == 0 {
+            let old = confirmed - 1;
+            let writer = cluster.client(dice.roll(2), "syncer", None);
+            let status = replace(&writer, &fenced(&set, &format!("syncer-{old}"), old)).await;
+            let status = status.expect_err("an old token never gets in");
+            refused += u64::from(status.code() == Code::FailedPrecondition);
+        }
+        dice.pause(60).await;
+    }
+    assert!(refused > 0, "an old token was never tried");
+    confirmed
+}
+
+/// Kills instances and the database until the time is over.
+async fn disturb(cluster: &Cluster, server: &TestServer, programs: &mut [Program; 2]) {
+    let until = Instant::now() + disorder();
+    let mut dice = Dice::new(5);
+    let mut round = 0;
+    while Instant::now() < until {
+        dice.pause(1500).await;
+        round += 1;
+        if round % 3 == 0 {
+            server.kill();
+            dice.pause(500).await;
+            tokio::task::block_in_place(|| server.restart());
+            continue;
+        }
+        let which = usize::try_from(dice.roll(2)).unwrap();
+        programs[which].signal(Signal::SIGKILL);
+        tokio::task::block_in_place(|| {
+            programs[which].wait();
+            programs[which] = Program::start(&cluster.site);
+        });
+        cluster.addresses.lock().unwrap()[which].clone_from(&programs[which].address);
+    }
+}
+
+async fn in_disorder(dialect: Dialect) {
+    let server = TestServer::start(dialect);
+    let site = Site::on(&server);
+    let mut programs =
+        tokio::task::block_in_place(|| [Program::start(&site), Program::start(&site)]);
+    let addresses = Mutex::new([programs[0].address.clone(), programs[1].address.clone()]);
+    let cluster = Arc::new(Cluster { site, addresses });
+    let (tell_enough, enough) = watch::channel(None);
+    let (writing, stop) = watch::channel(None);
+    let mut writers = JoinSet::new();
+    writers.spawn(write(Arc::clone(&cluster), stop));
+    let mut followers = JoinSet::new();
+    for number in 0..WATCHERS {
+        followers.spawn(Follower::new(number).run(Arc::clone(&cluster), enough.clone()));
+    }
+    disturb(&cluster, &server, &mut programs).await;
+    writing.send_replace(Some(0));
+    let token = writers.join_all().await[0];
+
+    // Quiet again: both instances come to the same, with the newest token.
+    let mut status = Vec::new();
+    until("both instances serve the same", async || {
+        status.clear();
+        for which in [0, 1] {
+            let mut operator = cluster.client(which, "operator", None);
+            match operator.status(StatusRequest {}).await {
+                Ok(answer) => status.push(answer.into_inner()),
+                Err(_) => return false,
+            }
+        }
+        let [one, other] = &status[..] else { return false };
+        (one.generation, &one.writer, one.synced_at)
+            == (other.generation, &other.writer, other.synced_at)
+    })
+    .await;
+    assert!(status[0].writer.as_ref().unwrap().fencing_token >= token, "law 3");
+    let generation = status[0].generation;
+    assert!(generation > 10, "little happened: {generation}");
+    tell_enough.send_replace(Some(generation));
+    let ended = tokio::time::timeout(Duration::from_secs(60), followers.join_all()).await;
+    for follower in ended.expect("every watcher comes to the newest") {
+        for which in [0, 1] {
+            let operator = cluster.client(which, "operator", None);
+            let space_guids = follower.spaces.iter().cloned().collect();
+            let request = ListRequest { space_guids, ..ListRequest::default() };
+            let listed: (u64, Vec<StoredGroup>) = list(&operator, request).await.unwrap();
+            assert_eq!((follower.whole.generation, follower.whole.sorted()), listed);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_watcher_ends_equal_to_postgresql() {
+    in_disorder(Dialect::Postgres).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_watcher_ends_equal_to_mariadb() {
+    in_disorder(Dialect::MySql).await;
+}
+
+/// A Replace at one instance is pushed by the other; what cells report to one is
+/// told by both.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_are_one_store() {
+    for dialect in [Dialect::Postgres, Dialect::MySql] {
+        let site = Site::on(TestServer::shared(dialect));
+        let [one, other] =
+            tokio::task::block_in_place(|| [Program::start(&site), Program::start(&site)]);
+        let writer = site.client(&one.address, "syncer", None);
+        let client = |program: &Program| site.client(&program.address, "cell-1", Some("cell"));
+        let mut cell = Cell::hello(&client(&other), "cell-1", &["s1"]).await;
+        let groups = |name: &str| set([bound("a", name, &["s1"]), global("b", "1")]);
+        replace(&writer, &fenced(&groups("1"), "a", 1)).await.unwrap();
+        cell.until(1).await;
+        replace(&writer, &fenced(&groups("2"), "a", 1)).await.unwrap();
+        let answered = Instant::now();
+        cell.until(2).await;
+        println!("{dialect:?}: told by the other instance after {:?}", answered.elapsed());
+        // PostgreSQL without a notification, or MySQL without a look, takes longer.
+        assert!(answered.elapsed() < Duration::from_secs(2));
+
+        // It moves to the other instance, and misses nothing but what changed.
+        let mirror = cell.mirror.clone();
+        drop(cell);
+        replace(&writer, &fenced(&groups("3"), "a", 1)).await.unwrap();
+        let mut cell = Cell::back(&client(&one), "cell-1", &["s1"], mirror).await.unwrap();
+        let answer = cell.answers.message().await.unwrap().unwrap();
+        assert_eq!((answer.reset, answer.upserted.len()), (false, 1));
+        assert!(cell.mirror.apply(answer));
+
+        cell.report(3).await;
+        let mut operator = site.client(&other.address, "operator", None);
+        until("the other instance tells of the report", async || {
+            let status = operator.status(StatusRequest {}).await.unwrap().into_inner();
+            status.cells.iter().any(|cell| cell.enforced_generation == 3)
+        })
+        .await;
+    }
+}

@@ -85,6 +85,7 @@ impl Watchers {
                     .iter()
                     .map(|space| space.as_str().to_owned())
                     .collect(),
+                ..Hello::default()
             };
             let (sender, connecting) = (self.sender.clone(), Arc::clone(&self.connecting));
             self.running.spawn(watch(channel, hello, sender, connecting));

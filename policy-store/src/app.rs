@@ -91,7 +91,7 @@ impl Service for App {
             Some(address) => Some(Listener::tcp("health checks", address.as_str()).await?),
         };
         let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
-        let store = open(&config.database).await?;
+        let store = Box::pin(open(&config.database)).await?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
@@ -234,7 +234,7 @@ fn serve_internal(
 async fn open(database: &Database) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match database {
         Database::Sqlite(path) => Arc::new(Sqlite::open(path)?),
-        Database::Server(options) => Arc::new(Server::connect(options).await?),
+        Database::Server(options) => Arc::new(Box::pin(Server::connect(options)).await?),
     })
 }
 

@@ -24,16 +24,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::codegen::http::{Method, StatusCode};
 
 use crate::{
-    apply::Nft,
+    apply::{Error, Nft, iptables::Iptables},
     c2c_logging,
-    config::{Config, Source},
+    config::{Config, DataPlane, Source},
     containers::{Containers, Feed, StoreFile},
     control::{self, Control},
     diff, groups,
     groups::{Link, Refresh},
     grpc,
     plan::Known,
-    reconcile::{Enforced, Inputs, Kernel, Reconciler},
+    reconcile::{Chains, Enforced, Inputs, Kernel, Plane, Reconciler},
     state::StateDirectory,
 };
 
@@ -45,7 +45,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The agent, bound.
 pub struct App {
     config: Config,
-    nft: Nft,
+    plane: Plane,
     state: StateDirectory,
     tls: ClientTls,
     http: Listener,
@@ -84,20 +84,19 @@ impl runtime::process::Service for App {
             bail!("datastore-directory-stat: there is no directory {}", directory.display());
         }
         config.settings.underlay = interfaces(&config.underlay_ips)?;
-        let nft = Nft::new(&config.nft);
-        nft.list().await?;
         let state = StateDirectory::open(&config.state_directory).with_context(|| {
             format!("the state directory {} cannot be used", config.state_directory.display())
         })?;
+        let plane = plane(&config, &state).await?;
         let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
         let http = Listener::tcp("the control endpoints", &config.control_address).await?;
         let debug = Listener::tcp("the debug server", &config.debug_address).await?;
         let socket = Listener::unix("the cell service", &config.control_socket).await?;
         let process = process.clone();
-        Ok(Self { config, nft, state, tls, http, debug, socket, process })
+        Ok(Self { config, plane, state, tls, http, debug, socket, process })
     }
 
-    async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         tracing::info!(
             cell = %self.config.cell,
             control = self.http.local_addr(),
@@ -111,7 +110,11 @@ impl runtime::process::Service for App {
         if self.config.enabled {
             self.start(&mut tasks, &shutdown).await?;
         } else {
-            self.nft.apply(&diff::remove()).await.context("taking our table out of the kernel")?;
+            // Chains beside those of the CNI plugin stay, as with the original.
+            if let DataPlane::Nftables = self.config.plane {
+                let mut nft = Nft::new(&self.config.nft);
+                nft.apply(&diff::remove()).await.context("taking our table out of the kernel")?;
+            }
             // There is nothing to tell of: who asks is refused at once.
             drop(self.socket);
             let routes = control::router(Control { cell: None });
@@ -124,10 +127,33 @@ impl runtime::process::Service for App {
     }
 }
 
+/// The data plane, if it can be used.
+async fn plane(config: &Config, state: &StateDirectory) -> Result<Plane, Error> {
+    let mut nft = Nft::new(&config.nft);
+    match &config.plane {
+        DataPlane::Nftables => {
+            nft.list().await?;
+            Ok(Plane::Nftables(Kernel::new(nft, state.clone())))
+        }
+        DataPlane::Iptables { path, lock } => {
+            let chains = Chains::open(Iptables::new(path, lock)).await?;
+            // A table of ours from before would go on rejecting. It only ever
+            // rejects, so nothing is open without it.
+            match nft.apply(&diff::remove()).await {
+                Ok(()) | Err(Error::Missing { .. }) => {}
+                Err(error) => {
+                    tracing::error!(error = %error, "table-of-the-other-plane-not-removed");
+                }
+            }
+            Ok(Plane::Iptables(chains))
+        }
+    }
+}
+
 impl App {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let Self { config, nft, state, tls, http, debug, socket, process } = self;
+        let Self { config, plane, state, tls, http, debug, socket, process } = self;
         let health = Health::new();
         let (containers, follower) =
             Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT)).await;
@@ -139,8 +165,7 @@ impl App {
             drift_interval: config.drift_interval,
             full_interval: config.full_interval,
         };
-        let (reconciler, enforced, nudge) =
-            Reconciler::new(inputs, Kernel::new(nft, state.clone()));
+        let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
         let parts = Groups { containers: containers.latest(), enforced: enforced.clone(), known };
         let (link, refresh) = follow_groups(tasks, &config, &tls, parts, shutdown)?;
         let cell = control::Cell {

@@ -32,6 +32,8 @@ pub struct Config {
     pub state_directory: PathBuf,
     /// The Unix socket of `portcullis.cell.v1`.
     pub control_socket: PathBuf,
+    /// What holds the rules.
+    pub plane: DataPlane,
     /// The nft program.
     pub nft: PathBuf,
     /// How often the kernel is asked for changes by others.
@@ -83,12 +85,25 @@ impl Source {
     }
 }
 
+/// What holds the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataPlane {
+    /// A table of our own.
+    Nftables,
+    /// Chains of iptables beside those of silk-cni.
+    Iptables {
+        /// How the names of the programs begin.
+        path: PathBuf,
+        /// The lock around every use of iptables on the cell.
+        lock: PathBuf,
+    },
+}
+
 /// Keys of the original that mean nothing here.
 const UNUSED: &[&str] = &[
     "poll_interval",
     "vni",
     "metron_address",
-    "iptables_lock_file",
     "iptables_c2c_logging",
     "enable_overlay_ingress_rules",
     "loggregator",
@@ -105,7 +120,10 @@ impl Configure for Config {
             keys.or("state_directory", PathBuf::from("/var/vcap/data/cell-agent"));
         let control_socket: Option<Option<PathBuf>> = keys.optional("control_socket");
         let nft = keys.or("nft_path", PathBuf::from("nft"));
-        let drift_interval = interval(keys, "drift_interval", Duration::from_secs(2));
+        let plane = plane(keys);
+        // Reading what iptables holds costs more than asking nftables for a number.
+        let seconds = if let Some(DataPlane::Iptables { .. }) = plane { 5 } else { 2 };
+        let drift_interval = interval(keys, "drift_interval", Duration::from_secs(seconds));
         let force_timeout = interval(keys, "force_timeout", Duration::from_secs(10));
         let full_interval = keys.or("asg_poll_interval", Seconds::new(60));
         let full_interval =
@@ -127,6 +145,7 @@ impl Configure for Config {
             control_socket: control_socket?
                 .unwrap_or_else(|| Path::join(&state_directory, "control.sock")),
             state_directory,
+            plane: plane?,
             nft: nft?,
             drift_interval: drift_interval?,
             full_interval: full_interval?,
@@ -185,6 +204,22 @@ fn cell(keys: &mut Reader<'_>, source: Option<&Source>) -> Option<CellId> {
         (_, Some(text)) => parse(&text).map_err(|error| keys.problem("cell_id", error)).ok(),
         (_, None) => {
             keys.problem("cell_id", "is missing");
+            None
+        }
+    }
+}
+
+fn plane(keys: &mut Reader<'_>) -> Option<DataPlane> {
+    let plane = keys.or("data_plane", "nftables".to_owned());
+    let path = keys.or("iptables_path", PathBuf::from("iptables"));
+    let lock =
+        keys.or("iptables_lock_file", PathBuf::from("/var/vcap/data/garden-cni/iptables.lock"));
+    let (plane, path, lock) = (plane?, path?, lock?);
+    match plane.as_str() {
+        "nftables" => Some(DataPlane::Nftables),
+        "iptables" => Some(DataPlane::Iptables { path, lock }),
+        _ => {
+            keys.problem("data_plane", "must be nftables or iptables");
             None
         }
     }
@@ -338,6 +373,23 @@ mod tests {
         assert_eq!(config.settings.denied_logs_per_second, 1);
         assert_eq!(config.settings.udp_logs_per_second, 100);
         assert_eq!(config.settings.connection_limit, None);
+    }
+
+    #[test]
+    fn the_data_plane_is_ours_unless_iptables_is_asked_for() {
+        let config = read("").unwrap().config;
+        assert_eq!(config.plane, DataPlane::Nftables);
+        assert_eq!(config.drift_interval, Duration::from_secs(2));
+        let more = r#","data_plane":"iptables","iptables_path":"/x/iptables","iptables_lock_file":"/x/lock""#;
+        let config = read(more).unwrap().config;
+        let (path, lock) = ("/x/iptables".into(), "/x/lock".into());
+        assert_eq!(config.plane, DataPlane::Iptables { path, lock });
+        assert_eq!(config.drift_interval, Duration::from_secs(5));
+        let problems = read(r#","data_plane":"ebtables""#).unwrap_err();
+        assert_eq!(
+            problems,
+            [r#"data_plane: must be nftables or iptables (the value is "ebtables")"#]
+        );
     }
 
     /// As the BOSH job renders it, all keys of contracts/cell-agent.md 1.2.

@@ -166,6 +166,9 @@ impl Cell {
         if let Some(error) = failure(&enforced, reading) {
             return Err(error);
         }
+        if let Some(reason) = enforced.waiting.get(&handle) {
+            return Err(reason.clone());
+        }
         match standing(&enforced) {
             None | Some(Standing::Bound(_) | Standing::Ungrouped(_)) => Ok(()),
             Some(Standing::Isolated(reason)) => Err(reason),

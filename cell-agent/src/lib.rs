@@ -7,12 +7,17 @@
 //! groups ─────┘  (pure)             (pure)             (pure)
 //! ```
 //!
+//! On the iptables plane the middle is shorter: what iptables-save shows is
+//! compared with the chains of [`render::iptables`], and [`batch`] leads from one
+//! to the other.
+//!
 //! [`reconcile`] drives the loop, [`drift`] notices what others do to the kernel,
 //! `control` and `grpc` are asked by the CNI plugin and by operators, and
 //! `explain` says why.
 
 pub mod app;
 pub mod apply;
+pub mod batch;
 mod c2c_logging;
 pub mod config;
 pub mod containers;

@@ -112,6 +112,8 @@ pub struct Ruleset {
     /// Addresses that are decided beside the overlay, also those that nobody
     /// gets: they are denied.
     pub claimed: BTreeSet<IpAddr>,
+    /// Containers that the original does not look at.
+    pub ignored: BTreeSet<ContainerHandle>,
 }
 
 /// One container.
@@ -182,6 +184,7 @@ impl Ruleset {
             containers: BTreeMap::new(),
             policies: BTreeMap::new(),
             claimed: BTreeSet::new(),
+            ignored: BTreeSet::new(),
         }
     }
 
@@ -210,6 +213,9 @@ pub fn plan(
     let mut segments = HashSet::new();
     for (handle, container) in &snapshot.containers {
         let standing = standing(container, known, refused);
+        if container.ignored {
+            ruleset.ignored.insert(handle.clone());
+        }
         // Also for a container that is isolated: what is wrong with the policy's
         // rules must not look like a fault of the container.
         if let Ok(belongs) = &container.belongs

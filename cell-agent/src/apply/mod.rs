@@ -1,10 +1,12 @@
-//! Hands transactions to the kernel through the nft program.
+//! Hands transactions to the kernel through the programs of the data planes;
+//! here nft.
 //!
 //! One call is one process and one transaction: all of a script is in force
 //! after it, or nothing (law 8). nft reads the whole script before it looks at
 //! the kernel, so the process for the next script is started ahead and waits for
 //! it: starting it would take as long as a small change.
 
+pub mod iptables;
 pub mod isolate;
 
 use std::{
@@ -19,7 +21,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::render::table::NAME;
+use crate::{apply::isolate::Unit, render::table::NAME};
 
 /// The longest that nft may take; far more than any script needs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,10 +33,14 @@ const APPLY: &[&str] = &["-f", "-"];
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such program.
-    #[error("there is no {program}: install nftables, or set nft_path")]
+    #[error("there is no {program}: install {package}, or set {key}")]
     Missing {
         /// The program.
         program: String,
+        /// What has it.
+        package: &'static str,
+        /// What says where it is.
+        key: &'static str,
     },
     /// The program did not run.
     #[error("cannot run {program}")]
@@ -47,18 +53,79 @@ pub enum Error {
     /// The agent may not change the packet filter.
     #[error("no permission to change the packet filter: the agent needs the capability NET_ADMIN")]
     Permission,
-    /// nft or the kernel does not take the script.
-    #[error("nft refuses: {0}")]
+    /// The program or the kernel does not take the script.
+    #[error("the packet filter refuses: {0}")]
     Refused(String),
-    /// nft hangs.
-    #[error("nft did not end within {DEADLINE:?}")]
+    /// It says which part of the script it does not take.
+    #[error("the packet filter refuses {unit:?}: {reason}")]
+    Culprit {
+        /// What that is in the inputs.
+        unit: Unit,
+        /// Why.
+        reason: String,
+    },
+    /// The program hangs.
+    #[error("the program did not end within {DEADLINE:?}")]
     Hangs,
+    /// Somebody does not let go of the lock around iptables.
+    #[error("cannot lock {path}")]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A program that changes the packet filter.
+#[derive(Debug, Clone)]
+struct Program {
+    path: PathBuf,
+    /// What has it.
+    package: &'static str,
+    /// What says where it is.
+    key: &'static str,
+}
+
+impl Program {
+    fn start(&self, arguments: &[&str]) -> Result<Child, Error> {
+        let started = Command::new(&self.path)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn();
+        started.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                Error::Missing { program: self.name(), package: self.package, key: self.key }
+            }
+            _ => Error::Run { program: self.name(), source },
+        })
+    }
+
+    async fn finish(&self, mut child: Child, input: &str) -> Result<Output, Error> {
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        let talk = async {
+            // It may end without reading; then its output says why.
+            let _closed = stdin.write_all(input.as_bytes()).await;
+            drop(stdin);
+            child.wait_with_output().await
+        };
+        let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_elapsed| Error::Hangs)?;
+        output.map_err(|source| Error::Run { program: self.name(), source })
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
 }
 
 /// The nft program.
 #[derive(Debug)]
 pub struct Nft {
-    program: PathBuf,
+    program: Program,
     /// Waits for a script.
     waiting: Option<Child>,
 }
@@ -67,7 +134,9 @@ impl Nft {
     /// The program at this path, or of this name in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned(), waiting: None }
+        let path = program.to_owned();
+        let program = Program { path, package: "nftables", key: "nft_path" };
+        Self { program, waiting: None }
     }
 
     /// Puts a script in force, all or nothing.
@@ -80,10 +149,10 @@ impl Nft {
         let alive = waiting.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
         let child = match waiting.filter(|_| alive) {
             Some(child) => child,
-            None => self.start(APPLY)?,
+            None => self.program.start(APPLY)?,
         };
-        self.waiting = self.start(APPLY).ok();
-        self.finish(child, script).await.map(drop)
+        self.waiting = self.program.start(APPLY).ok();
+        read(&self.program.finish(child, script).await?).map(drop)
     }
 
     /// Asks nft and the kernel whether they would take a script.
@@ -107,38 +176,7 @@ impl Nft {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
-        self.finish(self.start(arguments)?, input).await
-    }
-
-    fn start(&self, arguments: &[&str]) -> Result<Child, Error> {
-        let started = Command::new(&self.program)
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn();
-        started.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::Missing { program: self.name() },
-            _ => Error::Run { program: self.name(), source },
-        })
-    }
-
-    async fn finish(&self, mut child: Child, input: &str) -> Result<String, Error> {
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        let talk = async {
-            // nft may end without reading; then its output says why.
-            let _closed = stdin.write_all(input.as_bytes()).await;
-            drop(stdin);
-            child.wait_with_output().await
-        };
-        let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_elapsed| Error::Hangs)?;
-        read(&output.map_err(|source| Error::Run { program: self.name(), source })?)
-    }
-
-    fn name(&self) -> String {
-        self.program.display().to_string()
+        read(&self.program.finish(self.program.start(arguments)?, input).await?)
     }
 }
 
@@ -179,7 +217,10 @@ mod tests {
         let stderr =
             "/dev/stdin:3:5-10: Error: Could not process rule: File exists\nadd element\n  ^^^\n";
         let error = read(&output(1, stderr)).unwrap_err();
-        assert_eq!(error.to_string(), "nft refuses: Could not process rule: File exists");
+        assert_eq!(
+            error.to_string(),
+            "the packet filter refuses: Could not process rule: File exists"
+        );
         assert_eq!(read(&output(0, "")).unwrap(), "out");
         let silent = read(&output(1, "")).unwrap_err().to_string();
         assert!(silent.contains("exit status: 1"), "{silent}");

@@ -30,6 +30,9 @@ pub struct Container {
     pub address: Result<IpAddr, String>,
     /// Which groups apply, or why none do.
     pub belongs: Result<Belongs, String>,
+    /// Whether the original does not look at it at all: without a policy group id
+    /// or a space. Only which chains there are depends on it.
+    pub ignored: bool,
     /// For people; empty when absent.
     pub app: String,
     /// For people, as it came; empty when absent.
@@ -129,6 +132,9 @@ impl Container {
             handle,
             address,
             belongs: belongs(metadata),
+            ignored: ["policy_group_id", "space_id"]
+                .iter()
+                .any(|key| text(metadata, key).is_none()),
             app: text(metadata, "app_id").unwrap_or_default().to_owned(),
             workload: text(metadata, "container_workload").unwrap_or_default().to_owned(),
         }

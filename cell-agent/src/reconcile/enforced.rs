@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use model::generation::Generation;
+use model::{generation::Generation, ids::ContainerHandle};
 
 use crate::{
     containers::Snapshot,
@@ -27,6 +27,9 @@ pub struct Enforced {
     pub at: Option<SystemTime>,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// Containers whose rules cannot be in the kernel yet, with the reason; their
+    /// egress is denied by others until then.
+    pub waiting: BTreeMap<ContainerHandle, String>,
     /// How often somebody else's change was undone.
     pub drift_healed: u64,
 }
@@ -43,6 +46,7 @@ impl Enforced {
             known: Arc::default(),
             at: None,
             error: None,
+            waiting: BTreeMap::new(),
             drift_healed: 0,
         }
     }

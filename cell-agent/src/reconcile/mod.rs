@@ -15,7 +15,9 @@
 
 mod culprits;
 mod enforced;
+mod iptables;
 mod kernel;
+mod plane;
 
 use std::{
     collections::HashSet,
@@ -32,14 +34,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use enforced::Enforced;
+pub use iptables::Chains;
 pub use kernel::Kernel;
+pub use plane::Plane;
 
 use culprits::{is_same, refuse, tell, units};
 
 use crate::{
     apply::{
         Error,
-        isolate::{Finding, Search},
+        isolate::{Finding, Search, Unit},
     },
     containers::{Containers, Snapshot},
     metrics::milliseconds,
@@ -59,6 +63,9 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 /// listing is taken; under steady change [`SETTLE_MOST`] after the first one.
 const SETTLE: Duration = Duration::from_millis(200);
 const SETTLE_MOST: Duration = Duration::from_secs(1);
+/// So many culprits that the data plane names are left out one by one; then it is
+/// quicker to search.
+const NAMED_MOST: usize = 8;
 
 /// What the loop works with.
 #[derive(Debug)]
@@ -82,7 +89,7 @@ pub type Nudge = oneshot::Sender<Result<bool, String>>;
 #[derive(Debug)]
 pub struct Reconciler {
     inputs: Inputs,
-    kernel: Kernel,
+    kernel: Plane,
     refused: Refused,
     /// What was told to be refused; each is told once, however often it is tried.
     told: Refused,
@@ -113,7 +120,7 @@ impl Reconciler {
     #[must_use]
     pub fn new(
         inputs: Inputs,
-        kernel: Kernel,
+        kernel: Plane,
     ) -> (Self, watch::Receiver<Arc<Enforced>>, mpsc::Sender<Nudge>) {
         let ruleset = Arc::new(Ruleset::empty(Arc::clone(&inputs.settings)));
         let (published, enforced) = watch::channel(Arc::new(Enforced::nothing(ruleset)));
@@ -257,9 +264,16 @@ impl Reconciler {
     }
 
     async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
-        let ruleset = self.plan(attempt, &self.refused);
-        match self.kernel.bring(&ruleset).await {
-            Err(Error::Refused(reason)) => {
+        let mut ruleset = self.plan(attempt, &self.refused);
+        let mut brought = self.kernel.bring(&ruleset).await;
+        for _ in 0..NAMED_MOST {
+            let Err(Error::Culprit { unit, reason }) = &brought else { break };
+            self.leave_out(attempt, &ruleset, unit, reason);
+            ruleset = self.plan(attempt, &self.refused);
+            brought = self.kernel.bring(&ruleset).await;
+        }
+        match brought {
+            Err(Error::Refused(reason) | Error::Culprit { reason, .. }) => {
                 self.isolate(attempt, &ruleset, reason).await?;
                 let ruleset = self.plan(attempt, &self.refused);
                 self.kernel.bring(&ruleset).await?;
@@ -300,15 +314,19 @@ impl Reconciler {
         match search.finding() {
             Finding::Culprits(culprits) if !culprits.is_empty() => {
                 for (unit, reason) in culprits {
-                    refuse(&mut self.refused, attempt, &unit, &reason);
-                    if !is_same(&self.told, &self.refused, &unit) {
-                        tell(ruleset, &unit, &reason);
-                    }
+                    self.leave_out(attempt, ruleset, &unit, &reason);
                 }
                 Ok(())
             }
             Finding::Culprits(_) => Err(Error::Refused(reason)),
             Finding::NoUnit(reason) => Err(Error::Refused(reason)),
+        }
+    }
+
+    fn leave_out(&mut self, attempt: &Attempt, ruleset: &Ruleset, unit: &Unit, reason: &str) {
+        refuse(&mut self.refused, attempt, unit, reason);
+        if !is_same(&self.told, &self.refused, unit) {
+            tell(ruleset, unit, reason);
         }
     }
 
@@ -345,6 +363,7 @@ impl Reconciler {
         self.published.send_modify(|published| {
             let enforced = Arc::make_mut(published);
             enforced.attempted = attempt.reading;
+            enforced.waiting = self.kernel.waiting();
             match outcome {
                 Ok(ruleset) => {
                     enforced.reading = attempt.reading;
@@ -412,6 +431,8 @@ impl Reconciler {
                 metrics::counter!("cell_agent_drift_healed_total").increment(1);
                 tracing::info!("drift-healed");
             }
+        } else if self.kernel.has_work() {
+            self.reconcile().await;
         }
         strayed
     }

@@ -1,6 +1,8 @@
 //! Rulesets as the text of a data plane.
 
+mod arguments;
 pub mod intervals;
+pub mod iptables;
 pub mod nftables;
 mod segment;
 pub mod table;

@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use ipnet::IpNet;
 use model::{
@@ -66,6 +70,7 @@ fn ruleset(
         containers: containers.iter().map(planned).collect(),
         policies: policies.into_iter().collect(),
         claimed: containers.iter().filter_map(|(_, address, _)| address.parse().ok()).collect(),
+        ignored: BTreeSet::new(),
     }
 }
 

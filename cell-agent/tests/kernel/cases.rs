@@ -1,19 +1,23 @@
 //! The recorded cases of the original: the same inputs, and for every probing
 //! packet the same verdict (accept, accept and log, reject, blocked).
 //!
-//! What a case does with iptables itself has no counterpart here: snapshots and
-//! log texts are skipped, a flush of chains flushes our table, faults of the
-//! original's policy server are a store that is down.
+//! On the iptables plane every snapshot of the original's tables is compared as
+//! well, our chains and their parents, with both programs that are called
+//! iptables. On the nftables plane a case's own use of iptables has no
+//! counterpart: a flush of chains flushes our table. Log texts are skipped, and
+//! faults of the original's policy server are a store that is down.
 
-use std::{fs, net::Ipv4Addr, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
 
 use proto::policy_v1::{Rule, SecurityGroup};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::{
     agent::Cell,
     lab::{Lab, lab, sh},
     packets::{Fate, Kind, Prober},
+    silk::{BACKENDS, Silk, chains},
 };
 
 /// Where ours is meant to differ, with the verdicts that ours gives
@@ -42,8 +46,204 @@ const DIFFERENCES: &[(&str, usize, &str, &str)] = &[
     ("34-outside-flush", 8, "what others flush is put back", "accept"),
 ];
 
+/// The same for tables: our chains and their parents as they are with ours.
+const TABLES: &[(&str, usize, &str, &str)] = &[
+    (
+        "20-log-removed",
+        6,
+        "a candidate chain never stays",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "21-bad-destination-first-sync",
+        3,
+        "a bad destination costs nothing but itself",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m iprange --dst-range 10.2.0.1-10.2.0.1 -m tcp --dport 80 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "22-bad-destination-while-running",
+        9,
+        "a bad destination costs nothing but itself",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.2.0.0-10.2.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         :asg-00000002aaaabbbbcccc\n\
+         -A asg-00000002aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000002aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000002-aaaa-bbbb-c -j asg-00000002aaaabbbbcccc\n\
+         -A netout--00000002-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "22-bad-destination-while-running",
+        15,
+        "a bad destination costs nothing but itself",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.2.0.0-10.2.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         :asg-00000002aaaabbbbcccc\n\
+         -A asg-00000002aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000002aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000002-aaaa-bbbb-c -j asg-00000002aaaabbbbcccc\n\
+         -A netout--00000002-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "23-ipv6-destination",
+        6,
+        "an IPv6 destination does not cost the change it came with",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.3.0.0-10.3.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "26-policy-server-down",
+        7,
+        "groups that are known serve a new container while the store is down",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         :asg-00000002aaaabbbbcccc\n\
+         -A asg-00000002aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000002aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000002-aaaa-bbbb-c -j asg-00000002aaaabbbbcccc\n\
+         -A netout--00000002-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "26-policy-server-down",
+        17,
+        "groups that are known serve a new container while the store is down",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         :asg-00000002aaaabbbbcccc\n\
+         -A asg-00000002aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000002aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000002aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000002-aaaa-bbbb-c -j asg-00000002aaaabbbbcccc\n\
+         -A netout--00000002-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "27-metadata-gaps",
+        11,
+        "one bad log_config does not stop the cell",
+        ":asg-00000004aaaabbbbcccc\n\
+         -A asg-00000004aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000004aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000004aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000004aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000002-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000003-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000004-aaaa-bbbb-c -j asg-00000004aaaabbbbcccc\n\
+         -A netout--00000004-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "33-cleanup-endpoint-live",
+        4,
+        "cleaning up a live container does not cut it off",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "33-cleanup-endpoint-live",
+        8,
+        "cleaning up a live container does not cut it off",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+    (
+        "34-outside-flush",
+        7,
+        "what others flush is put back",
+        ":asg-00000001aaaabbbbcccc\n\
+         -A asg-00000001aaaabbbbcccc -m state --state RELATED,ESTABLISHED -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -p tcp -m state --state INVALID -j DROP\n\
+         -A asg-00000001aaaabbbbcccc -m iprange --dst-range 10.1.0.0-10.1.255.255 -j ACCEPT\n\
+         -A asg-00000001aaaabbbbcccc -j REJECT --reject-with icmp-port-unreachable\n\
+         -A netout--00000001-aaaa-bbbb-c -j asg-00000001aaaabbbbcccc\n\
+         -A netout--00000001-aaaa-bbbb-c -j REJECT --reject-with icmp-port-unreachable",
+    ),
+];
+
 #[test]
 fn every_recorded_packet_is_treated_as_by_the_original() {
+    let Outcome { verdicts, tables: _ } = play_all(None);
+    assert!(verdicts >= 149, "only {verdicts} verdicts were compared");
+}
+
+#[test]
+fn every_recorded_table_of_iptables_legacy_comes_out() {
+    let Outcome { verdicts, tables } = play_all(Some(BACKENDS[0]));
+    assert!(verdicts >= 149 && tables >= 40, "only {verdicts} verdicts, {tables} tables");
+}
+
+#[test]
+fn every_recorded_table_of_iptables_nft_comes_out() {
+    let Outcome { verdicts, tables } = play_all(Some(BACKENDS[1]));
+    assert!(verdicts >= 149 && tables >= 40, "only {verdicts} verdicts, {tables} tables");
+}
+
+/// How much was compared.
+#[derive(Default)]
+struct Outcome {
+    verdicts: usize,
+    tables: usize,
+}
+
+/// Plays all cases; without a plugin on the nftables plane.
+fn play_all(silk: Option<Silk>) -> Outcome {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cases");
     let mut names: Vec<String> = fs::read_dir(&folder)
         .unwrap()
@@ -53,24 +253,27 @@ fn every_recorded_packet_is_treated_as_by_the_original() {
         .collect();
     names.sort();
     assert!(names.len() >= 20, "{names:?}");
-    let (mut compared, mut wrong) = (0, Vec::new());
+    let (mut total, mut wrong) = (Outcome::default(), Vec::new());
     for name in &names {
         let read = |suffix| fs::read_to_string(folder.join(format!("{name}{suffix}"))).unwrap();
         let case: Value = serde_json::from_str(&read(".json")).unwrap();
-        let recorded = read(".legacy.txt");
+        let backend = silk.map_or("legacy", |silk| silk.backend);
+        let recorded = read(&format!(".{backend}.txt"));
         let (sender, receiver) = std::sync::mpsc::channel();
         let case_name = name.clone();
         lab(async move |lab| {
-            let outcome = Play::new(lab, &case_name, &case).await.play(&case, &recorded).await;
-            sender.send(outcome).unwrap();
+            let play = Play::new(lab, &case_name, &case, silk).await;
+            sender.send(play.play(&case, &recorded).await).unwrap();
         });
-        let (count, differences) = receiver.recv().unwrap();
-        compared += count;
+        let (outcome, differences) = receiver.recv().unwrap();
+        total.verdicts += outcome.verdicts;
+        total.tables += outcome.tables;
         wrong.extend(differences);
     }
-    println!("{compared} verdicts compared in {} cases", names.len());
-    assert!(wrong.is_empty(), "{} of {compared} differ:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(compared >= 149, "only {compared} verdicts were compared");
+    let Outcome { verdicts, tables } = total;
+    println!("{verdicts} verdicts and {tables} tables compared in {} cases", names.len());
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    total
 }
 
 /// One case being played.
@@ -79,25 +282,29 @@ struct Play {
     lab: Lab,
     prober: Prober,
     cell: Cell,
+    silk: Option<Silk>,
+    config: Value,
 }
 
 impl Play {
-    async fn new(lab: Lab, name: &str, case: &Value) -> Self {
+    async fn new(lab: Lab, name: &str, case: &Value, silk: Option<Silk>) -> Self {
         let prober = Prober::new(&lab);
-        let overrides = case["agent_config"].clone();
+        let config = case["agent_config"].clone();
+        let overrides = config.clone();
+        let overrides = silk.map_or(overrides.clone(), |silk| silk.config(overrides));
         let cell = Cell::running(overrides).await;
-        Self { name: name.to_owned(), lab, prober, cell }
+        Self { name: name.to_owned(), lab, prober, cell, silk, config }
     }
 
-    async fn play(mut self, case: &Value, recorded: &str) -> (usize, Vec<String>) {
-        let (mut compared, mut wrong) = (0, Vec::new());
+    async fn play(mut self, case: &Value, recorded: &str) -> (Outcome, Vec<String>) {
+        let (mut outcome, mut wrong) = (Outcome::default(), Vec::new());
         for (index, op) in case["ops"].as_array().unwrap().iter().enumerate() {
             let number = index + 1;
             if op["op"] == "probe" {
                 let verdicts = self.probe(op).await;
                 let expected = self.expected(number, recorded);
                 assert_eq!(verdicts.len(), expected.len(), "{} {number}", self.name);
-                compared += verdicts.len();
+                outcome.verdicts += verdicts.len();
                 for ((found, expected), probe) in
                     verdicts.iter().zip(expected).zip(op["probes"].as_array().unwrap())
                 {
@@ -108,12 +315,42 @@ impl Play {
                         ));
                     }
                 }
+            } else if op["op"] == "snapshot" && self.silk.is_some() && self.cell.enforces() {
+                wrong.extend(self.compare_tables(number, recorded).await);
+                outcome.tables += 1;
             } else {
                 self.act(op).await;
             }
         }
         self.cell.stop().await;
-        (compared, wrong)
+        (outcome, wrong)
+    }
+
+    /// What differs from the recorded table once the agent has come to rest.
+    async fn compare_tables(&mut self, number: usize, recorded: &str) -> Option<String> {
+        self.settle().await;
+        let silk = self.silk?;
+        let listed = TABLES.iter().find(|(name, op, ..)| *name == self.name && *op == number);
+        let expected = match listed {
+            Some((.., ours)) => chains(ours.lines().map(|line| line.trim().to_owned())),
+            None => chains(section(recorded, number, "snapshot").lines().map(str::to_owned)),
+        };
+        // Longer than two looks at the kernel.
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let found = silk.ours();
+            if found == expected {
+                return None;
+            }
+            if Instant::now() > deadline {
+                let (expected, found) = (expected.join("\n"), found.join("\n"));
+                return Some(format!(
+                    "{} {number}: expected\n{expected}\nfound\n{found}",
+                    self.name
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The verdicts of an operation, as recorded or as listed to differ.
@@ -122,10 +359,7 @@ impl Play {
         if let Some((.., ours)) = listed {
             return ours.split(' ').map(str::to_owned).collect();
         }
-        let start = format!("## {number} probe ");
-        let section =
-            recorded.split("\n\n").find(|section| section.trim_start().starts_with(&start));
-        let lines = section.unwrap_or_else(|| panic!("{}: no section {start}", self.name)).trim();
+        let lines = section(recorded, number, "probe");
         lines.lines().skip(1).map(|line| line.split(' ').next().unwrap().to_owned()).collect()
     }
 
@@ -136,6 +370,9 @@ impl Play {
             "cni_add" => {
                 let ip = op["ip"].as_str().unwrap();
                 self.lab.container(ip.parse().unwrap());
+                if let Some(silk) = self.silk {
+                    silk.add(&handle, ip, &self.config);
+                }
                 self.cell.add_entry(&handle, ip, &op["metadata"]);
                 let (status, _) = self.cell.get("/force-policy-poll-cycle").await;
                 assert_eq!(status, 200);
@@ -143,6 +380,9 @@ impl Play {
             }
             "cni_del" => {
                 self.cell.delete_entry(&handle);
+                if let Some(silk) = self.silk {
+                    silk.delete(&handle, op["ip"].as_str().unwrap());
+                }
                 self.clean_up(&handle).await;
             }
             "store_delete" => self.cell.delete_entry(&handle),
@@ -157,6 +397,18 @@ impl Play {
             }
             "control" => self.cell.store.down().await,
             "poll" => self.settle().await,
+            "iptables" if let Some(silk) = self.silk => {
+                let words =
+                    op["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+                let (command, before) = (words.collect::<Vec<_>>().join(" "), silk.ours());
+                silk.run(&command);
+                // What it takes out of our chains is put back by the next look.
+                let deadline = Instant::now() + Duration::from_secs(15);
+                while command.starts_with("-F asg-") && silk.ours() != before {
+                    assert!(Instant::now() < deadline, "{}: {command} was not healed", self.name);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
             "iptables" => {
                 self.cell.settled().await;
                 sh("nft flush table inet portcullis");
@@ -189,6 +441,10 @@ impl Play {
         assert!(status == 200 || status == 405 || status == 500, "{status} {body}");
     }
 
+    fn logged(&self) -> u64 {
+        self.silk.map_or_else(logged, Silk::logged)
+    }
+
     async fn settle(&mut self) {
         if self.cell.enforces() && self.cell.store.is_up() {
             self.cell.caught_up().await;
@@ -201,9 +457,9 @@ impl Play {
         let mut verdicts = Vec::new();
         for probe in op["probes"].as_array().unwrap() {
             let to: Ipv4Addr = probe["dst"].as_str().unwrap().parse().unwrap();
-            let before = logged();
+            let before = self.logged();
             let fate = self.prober.probe(from, to, kind(probe)).await;
-            let log = if logged() > before { "+log" } else { "" };
+            let log = if self.logged() > before { "+log" } else { "" };
             verdicts.push(match fate {
                 Fate::Accept => format!("accept{log}"),
                 Fate::Reject => format!("reject{log}"),
@@ -212,6 +468,13 @@ impl Play {
         }
         verdicts
     }
+}
+
+/// What was recorded of an operation, below its heading.
+fn section<'a>(recorded: &'a str, number: usize, op: &str) -> &'a str {
+    let start = format!("## {number} {op} ");
+    let section = recorded.split("\n\n").find(|section| section.trim_start().starts_with(&start));
+    section.unwrap_or_else(|| panic!("no section {start}")).trim()
 }
 
 /// How many packets the log rules for allowed connections have seen.

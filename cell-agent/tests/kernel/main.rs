@@ -12,6 +12,7 @@ mod features;
 mod lab;
 mod packets;
 mod polled;
+mod silk;
 mod speed;
 mod store;
 mod swap;

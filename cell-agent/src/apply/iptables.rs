@@ -1,0 +1,221 @@
+//! The programs of iptables, and the lock that all users of them on a cell take.
+//!
+//! The CNI plugin and others take the lock for each single command
+//! (contracts/cell-agent.md 2.7). Here it is held from reading the table to
+//! changing it, so that what was read still holds; for them that is one command.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Error, Program};
+use crate::render::iptables::Family;
+
+/// The longest that others may hold the lock; their commands take seconds at most.
+const LOCK_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a lock that somebody else has is tried.
+const LOCK_RETRY: Duration = Duration::from_millis(2);
+/// How long iptables-restore waits for the kernel's own lock, in seconds.
+const WAIT: &str = "30";
+
+/// iptables-save and iptables-restore for both families.
+#[derive(Debug)]
+pub struct Iptables {
+    path: PathBuf,
+    lock: PathBuf,
+}
+
+/// Released when dropped.
+#[derive(Debug)]
+pub struct Locked {
+    _file: File,
+}
+
+/// Why a batch is not in force.
+#[derive(Debug)]
+pub enum Refusal {
+    /// iptables-restore or the kernel does not take it.
+    Refused {
+        /// In which line, counted from 1, if that is told.
+        line: Option<usize>,
+        /// Why.
+        reason: String,
+    },
+    /// Anything else.
+    Failed(Error),
+}
+
+impl Iptables {
+    /// The programs whose names begin with `path` (`iptables`, `iptables-legacy`,
+    /// `/sbin/iptables`), under a lock.
+    #[must_use]
+    pub fn new(path: &Path, lock: &Path) -> Self {
+        Self { path: path.to_owned(), lock: lock.to_owned() }
+    }
+
+    fn program(&self, family: Family, what: &str) -> Program {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let name = match family {
+            Family::V4 => name.into_owned(),
+            Family::V6 => name.replacen("iptables", "ip6tables", 1),
+        };
+        let path = self.path.with_file_name(format!("{name}-{what}"));
+        Program { path, package: "iptables", key: "iptables_path" }
+    }
+
+    /// Whether these programs write through nftables, so that the kernel counts
+    /// their changes.
+    ///
+    /// # Errors
+    /// The program does not run.
+    pub async fn is_nft(&self) -> Result<bool, Error> {
+        let program = self.program(Family::V4, "restore");
+        let output = program.finish(program.start(&["--version"])?, "").await?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
+    }
+
+    /// The filter table in the words of iptables-save.
+    ///
+    /// # Errors
+    /// The program does not run, or cannot read the table.
+    pub async fn save(&self, family: Family) -> Result<String, Error> {
+        let program = self.program(family, "save");
+        let output = program.finish(program.start(&["-t", "filter"])?, "").await?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(match refusal(&String::from_utf8_lossy(&output.stderr)) {
+            Refusal::Refused { reason, .. } => Error::Refused(reason),
+            Refusal::Failed(error) => error,
+        })
+    }
+
+    /// Puts a batch in force, all or nothing.
+    ///
+    /// # Errors
+    /// Nothing has changed then, except that nobody knows after
+    /// [`Error::Hangs`] and [`Error::Run`].
+    pub async fn restore(&self, family: Family, batch: &str) -> Result<(), Refusal> {
+        let program = self.program(family, "restore");
+        let child = program.start(&["--noflush", "-w", WAIT]).map_err(Refusal::Failed)?;
+        let output = program.finish(child, batch).await.map_err(Refusal::Failed)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(refusal(&String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Waits until nobody else on the cell uses iptables.
+    ///
+    /// # Errors
+    /// The lock file cannot be made, or is not let go of.
+    pub async fn lock(&self) -> Result<Locked, Error> {
+        let failed = |source| Error::Lock { path: self.lock.clone(), source };
+        let directory = self.lock.parent().unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = file.open(&self.lock).map_err(failed)?;
+        let deadline = Instant::now() + LOCK_DEADLINE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Locked { _file: file }),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+                Err(TryLockError::WouldBlock) if Instant::now() > deadline => {
+                    return Err(failed(io::Error::from(io::ErrorKind::TimedOut)));
+                }
+                Err(TryLockError::WouldBlock) => sleep(LOCK_RETRY).await,
+            }
+        }
+    }
+}
+
+/// Reads the complaint. iptables-restore says it in several ways: for a line that
+/// it does not understand, for one that the kernel refuses (nft), and for a whole
+/// table that the kernel refuses (legacy), where the line is that of COMMIT.
+fn refusal(stderr: &str) -> Refusal {
+    if stderr.contains("Permission denied") || stderr.contains("you must be root") {
+        return Refusal::Failed(Error::Permission);
+    }
+    if stderr.contains("holding the xtables lock") {
+        let source = io::Error::from(io::ErrorKind::TimedOut);
+        return Refusal::Failed(Error::Lock { path: "/run/xtables.lock".into(), source });
+    }
+    let number = |text: &str| {
+        let digits = text.trim_start().split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    };
+    let after = |mark: &str| stderr.split_once(mark).and_then(|(_, rest)| number(rest));
+    let line = after("occurred at line:").or_else(|| after("line "));
+    let noise = |line: &&str| {
+        let line = line.trim();
+        let says_nothing = line.is_empty() || line.ends_with("):");
+        !(says_nothing || line.starts_with("Try `") || line.starts_with("Error occurred"))
+    };
+    let message = stderr.lines().find(noise).unwrap_or("it says nothing").trim();
+    // "iptables-restore v1.8.9 (legacy): unknown option"
+    let is_named = message.starts_with("iptables") || message.starts_with("ip6tables");
+    let message =
+        message.split_once("): ").filter(|_| is_named).map_or(message, |(_, message)| message);
+    Refusal::Refused { line, reason: message.chars().take(300).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_and_the_reason_are_found_in_every_complaint() {
+        for (stderr, line, reason) in [
+            (
+                "iptables-restore v1.8.9 (legacy): invalid portrange (min > max)\n\
+                 Error occurred at line: 3\nTry `iptables-restore -h' for more information.\n",
+                Some(3),
+                "invalid portrange (min > max)",
+            ),
+            ("iptables-restore: line 9 failed\n", Some(9), "iptables-restore: line 9 failed"),
+            (
+                "iptables-nft-restore v1.8.9 (nf_tables): \n\
+                 line 7: RULE_APPEND failed (No such file or directory): rule in chain asg-a\n",
+                Some(7),
+                "line 7: RULE_APPEND failed (No such file or directory): rule in chain asg-a",
+            ),
+            ("", None, "it says nothing"),
+        ] {
+            let Refusal::Refused { line: told, reason: why } = refusal(stderr) else { panic!() };
+            assert_eq!((told, why.as_str()), (line, reason), "{stderr}");
+        }
+    }
+
+    #[test]
+    fn the_programs_are_found_by_how_their_names_begin() {
+        let name = |path: &str, family, what: &str| {
+            Iptables::new(Path::new(path), Path::new("lock")).program(family, what).name()
+        };
+        assert_eq!(name("iptables", Family::V4, "save"), "iptables-save");
+        assert_eq!(name("iptables-legacy", Family::V6, "restore"), "ip6tables-legacy-restore");
+        assert_eq!(
+            name("/iptables/bin/iptables", Family::V6, "save"),
+            "/iptables/bin/ip6tables-save"
+        );
+    }
+
+    #[tokio::test]
+    async fn two_do_not_hold_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let iptables = Iptables::new(Path::new("iptables"), &directory.path().join("a/lock"));
+        let held = iptables.lock().await.unwrap();
+        let other = async { iptables.lock().await.unwrap() };
+        let mut other = Box::pin(other);
+        let waited = tokio::time::timeout(Duration::from_millis(30), &mut other).await;
+        waited.unwrap_err();
+        drop(held);
+        other.await;
+    }
+}

@@ -1,0 +1,345 @@
+//! What leads from the filter table that iptables-save shows to the one that is
+//! wanted, as the input of one `iptables-restore --noflush`.
+//!
+//! Pure. A batch is one transaction for all containers (law 8): a chain that
+//! differs is emptied and filled in it, and the parent gets its jump in the same
+//! commit, so for packets there is only before and after. The original's way by
+//! way of a candidate chain is not needed; a candidate that it left is cleared
+//! away.
+//!
+//! - What is right is not in the batch.
+//! - A container whose parent, or a chain that its rules lead to, is not there
+//!   waits: those are the CNI plugin's. It costs no other container anything.
+//! - A chain that no container has is deleted, with the log chains that only it
+//!   led to. As long as something still leads to it, it is only emptied, as the
+//!   original does: then the parent's reject is next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt::Write as _,
+};
+
+use model::ids::ContainerHandle;
+
+use crate::render::{
+    iptables::{Body, Chain, Family, Filter, Names, Part},
+    table::TO_STRING,
+};
+
+/// Where rules are tried that no packet meets.
+const TRIAL: &str = "portcullis-trial";
+
+/// The filter table as iptables-save printed it.
+#[derive(Debug, Default)]
+pub struct Saved<'a> {
+    declared: HashSet<&'a str>,
+    /// The rules of chains that are ours, and of their possible parents.
+    rules: BTreeMap<&'a str, Vec<&'a str>>,
+    /// From which chains rules lead to such a chain.
+    references: HashMap<&'a str, Vec<&'a str>>,
+}
+
+/// What to do.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// The input of iptables-restore, if there is anything to change.
+    pub batch: Option<Batch>,
+    /// Containers that cannot have a chain yet, with the reason.
+    pub waiting: BTreeMap<ContainerHandle, String>,
+    /// The chains that are right after the batch.
+    pub placed: BTreeSet<String>,
+}
+
+/// One transaction.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The input of iptables-restore.
+    pub text: String,
+    /// Chains that differ, by name, with whose they are and where in the text
+    /// their rules begin.
+    pub written: BTreeMap<String, (ContainerHandle, usize)>,
+    /// Chains that no container has.
+    pub swept: BTreeSet<String>,
+}
+
+/// Whether a chain is one of the agent's: `^c?asg-[A-Za-z0-9]+`.
+fn is_ours(name: &str) -> bool {
+    let rest = name.strip_prefix('c').unwrap_or(name).strip_prefix("asg-");
+    rest.and_then(|rest| rest.bytes().next()).is_some_and(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn may_be_parent(name: &str) -> bool {
+    name.starts_with("netout--")
+}
+
+fn is_log(name: &str) -> bool {
+    may_be_parent(name) && (name.ends_with("--log") || name.ends_with("--rl-log"))
+}
+
+impl<'a> Saved<'a> {
+    /// Reads what `iptables-save -t filter` printed.
+    #[must_use]
+    pub fn parse(text: &'a str) -> Self {
+        let mut saved = Self::default();
+        for line in text.lines() {
+            if let Some(declaration) = line.strip_prefix(':') {
+                saved.declared.extend(declaration.split(' ').next());
+            } else if let Some((chain, rule)) =
+                line.strip_prefix("-A ").and_then(|line| line.split_once(' '))
+            {
+                saved.add(chain, rule);
+            }
+        }
+        saved
+    }
+
+    fn add(&mut self, chain: &'a str, rule: &'a str) {
+        if is_ours(chain) || may_be_parent(chain) {
+            self.rules.entry(chain).or_default().push(rule);
+        }
+        let mut words = rule.rsplit(' ');
+        if let (Some(target), Some("-j" | "-g")) = (words.next(), words.next())
+            && (is_ours(target) || may_be_parent(target))
+        {
+            let sources = self.references.entry(target).or_default();
+            if sources.last() != Some(&chain) {
+                sources.push(chain);
+            }
+        }
+    }
+
+    fn rules(&self, chain: &str) -> &[&'a str] {
+        self.rules.get(chain).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Whether any chain of ours is there.
+    #[must_use]
+    pub fn has_ours(&self) -> bool {
+        self.declared.iter().any(|name| is_ours(name))
+    }
+
+    /// The chains of ours whose parent leads to them, as what is wanted: for when
+    /// nobody can tell what should be there. The handles are those that the chains
+    /// suggest.
+    #[must_use]
+    pub fn as_wanted(&self) -> Filter {
+        let parents = self.declared.iter().filter(|name| may_be_parent(name) && !is_log(name));
+        let linked = parents.filter_map(|parent| {
+            let asg = self.rules(parent).iter().find_map(|rule| rule.strip_prefix("-j "))?;
+            is_ours(asg).then_some((*parent, asg))
+        });
+        let chains = linked.filter_map(|(parent, asg)| {
+            let handle = ContainerHandle::parse(parent.strip_prefix("netout--")?).ok()?;
+            let names = Names::of(&handle).ok()?;
+            Some(Chain {
+                handle,
+                names: Names { asg: asg.to_owned(), netout: parent.to_owned(), ..names },
+                expected: false,
+                body: Body::of(self.rules(asg)),
+                targets: Vec::new(),
+            })
+        });
+        let chains = chains.collect();
+        // Nothing is swept for want of knowledge.
+        let kept = self.declared.iter().filter(|name| is_ours(name));
+        Filter { chains, kept: kept.map(|name| (*name).to_owned()).collect(), nameless: Vec::new() }
+    }
+
+    /// What leads to `wanted`.
+    #[must_use]
+    pub fn step(&self, wanted: &Filter, family: Family) -> Step {
+        let mut step =
+            Step { waiting: wanted.nameless.iter().cloned().collect(), ..Step::default() };
+        let mut draft = Draft::default();
+        for chain in self.placed(wanted, family, &mut step.waiting) {
+            let names = &chain.names;
+            step.placed.insert(names.asg.clone());
+            let parent = [&*format!("-j {}", names.asg), family.reject()];
+            let linked = self.rules(&names.netout) == parent;
+            let same = self.declared.contains(&*names.asg)
+                && self.rules(&names.asg).iter().copied().eq(chain.body.rules());
+            if !same {
+                draft.fill(&names.asg, &chain.handle, chain.body.rules());
+            }
+            if !linked {
+                draft.fill(&names.netout, &chain.handle, parent.into_iter());
+            }
+        }
+        let mut live = wanted.kept.clone();
+        for Chain { names, .. } in &wanted.chains {
+            // One that waits keeps what it has.
+            if !step.placed.contains(&names.asg) {
+                live.insert(names.candidate());
+            }
+            live.insert(names.asg.clone());
+        }
+        self.sweep(&mut draft, &live);
+        step.batch = draft.finish();
+        step
+    }
+
+    /// Who of those that want a name has it: whose parent leads there already, or
+    /// who comes first.
+    fn placed<'w>(
+        &self,
+        wanted: &'w Filter,
+        family: Family,
+        waiting: &mut BTreeMap<ContainerHandle, String>,
+    ) -> Vec<&'w Chain> {
+        let mut candidates: Vec<&Chain> = Vec::with_capacity(wanted.chains.len());
+        for chain in &wanted.chains {
+            match self.missing(chain) {
+                None => candidates.push(chain),
+                Some(name) if chain.expected => {
+                    let reason = format!("its chain {name} is not in {family} yet");
+                    waiting.insert(chain.handle.clone(), reason);
+                }
+                Some(_) => {}
+            }
+        }
+        let leads = |chain: &&Chain| {
+            let jump = format!("-j {}", chain.names.asg);
+            !self.rules(&chain.names.netout).contains(&jump.as_str())
+        };
+        candidates.sort_by_cached_key(leads);
+        let mut owners = HashMap::new();
+        candidates.retain(|chain| {
+            let names = [chain.names.asg.as_str(), chain.names.netout.as_str()];
+            if let Some((name, owner)) = names.iter().find_map(|name| owners.get_key_value(name)) {
+                let reason = format!("the chain {name} is that of container {owner}");
+                waiting.insert(chain.handle.clone(), reason);
+                return false;
+            }
+            owners.extend(names.map(|name| (name, &chain.handle)));
+            true
+        });
+        candidates
+    }
+
+    /// The first chain that the CNI plugin has not made.
+    fn missing<'w>(&self, chain: &'w Chain) -> Option<&'w str> {
+        let needed = std::iter::once(&chain.names.netout).chain(&chain.targets);
+        needed.map(String::as_str).find(|name| !self.declared.contains(name))
+    }
+
+    /// Takes away what no container has.
+    fn sweep(&self, draft: &mut Draft, live: &BTreeSet<String>) {
+        let orphan = |name: &&&str| is_ours(name) && !live.contains(**name);
+        let orphans: BTreeSet<&str> = self.declared.iter().filter(orphan).copied().collect();
+        // Of what is emptied or written in this batch nothing old leads anywhere.
+        let gone = |source: &str| orphans.contains(source) || draft.written.contains_key(source);
+        let held = |name: &str| {
+            self.references.get(name).is_some_and(|sources| sources.iter().any(|from| !gone(from)))
+        };
+        let (stuck, free): (Vec<&str>, Vec<&str>) = orphans.iter().partition(|name| held(name));
+        let logs =
+            self.logs_of(&orphans).into_iter().filter(|name| !held(name)).collect::<Vec<_>>();
+        draft.empty.extend(
+            stuck.into_iter().filter(|name| !self.rules(name).is_empty()).map(str::to_owned),
+        );
+        draft.delete.extend(free.into_iter().chain(logs).map(str::to_owned));
+    }
+
+    /// The log chains that these lead to, of containers whose parent is gone.
+    fn logs_of(&self, orphans: &BTreeSet<&str>) -> BTreeSet<&'a str> {
+        let leads = |name: &&str| {
+            let sources = self.references.get(*name);
+            sources.is_some_and(|sources| sources.iter().any(|from| orphans.contains(from)))
+        };
+        let logs = self.declared.iter().copied().filter(|name| is_log(name));
+        let parents = || self.declared.iter().filter(|name| may_be_parent(name) && !is_log(name));
+        let of_nobody = |name: &&str| {
+            !parents().any(|parent| {
+                let handle =
+                    parent.strip_prefix("netout--").and_then(|h| ContainerHandle::parse(h).ok());
+                let names = handle.and_then(|handle| Names::of(&handle).ok());
+                names.is_some_and(|names| [&*names.log, &*names.limit_log].contains(name))
+            })
+        };
+        logs.filter(leads).filter(of_nobody).collect()
+    }
+
+    /// A transaction that tries the rules of `wanted` where no packet comes by, and
+    /// leaves nothing behind.
+    #[must_use]
+    pub fn trial(&self, wanted: &Filter) -> String {
+        let mut text = format!("*filter\n:{TRIAL} - [0:0]\n");
+        let mut seen = HashSet::new();
+        for chain in wanted.chains.iter().filter(|chain| self.missing(chain).is_none()) {
+            let shared = chain.body.shared();
+            let shared = seen.insert(shared.as_ptr()).then(|| shared.lines());
+            for rule in chain.body.own().chain(shared.into_iter().flatten()) {
+                writeln!(text, "-A {TRIAL} {rule}").expect(TO_STRING);
+            }
+        }
+        writeln!(text, "COMMIT\n*filter\n-F {TRIAL}\n-X {TRIAL}\nCOMMIT").expect(TO_STRING);
+        text
+    }
+}
+
+/// A batch in the making.
+#[derive(Debug, Default)]
+struct Draft {
+    rules: String,
+    lines: usize,
+    /// By chain: whose, and in which of `lines` its rules begin.
+    written: BTreeMap<String, (ContainerHandle, usize)>,
+    empty: BTreeSet<String>,
+    delete: BTreeSet<String>,
+}
+
+impl Draft {
+    fn fill<'r>(
+        &mut self,
+        chain: &str,
+        handle: &ContainerHandle,
+        rules: impl Iterator<Item = &'r str>,
+    ) {
+        self.written.insert(chain.to_owned(), (handle.clone(), self.lines));
+        for rule in rules {
+            writeln!(self.rules, "-A {chain} {rule}").expect(TO_STRING);
+            self.lines += 1;
+        }
+    }
+
+    /// Chains are declared first, which makes or empties them, and deleted last.
+    fn finish(self) -> Option<Batch> {
+        let Self { rules, lines: _, mut written, empty, delete } = self;
+        if written.is_empty() && empty.is_empty() && delete.is_empty() {
+            return None;
+        }
+        let mut text = "*filter\n".to_owned();
+        for name in written.keys().chain(&empty).chain(&delete) {
+            writeln!(text, ":{name} - [0:0]").expect(TO_STRING);
+        }
+        let before = 2 + written.len() + empty.len() + delete.len();
+        written.values_mut().for_each(|(_, line)| *line += before);
+        text.push_str(&rules);
+        for name in &delete {
+            writeln!(text, "-X {name}").expect(TO_STRING);
+        }
+        text.push_str("COMMIT\n");
+        Some(Batch { text, written, swept: empty.into_iter().chain(delete).collect() })
+    }
+}
+
+impl Batch {
+    /// Whose rule stands in a line of the text, counted from 1, and which part of
+    /// its body it is; `None` for a line that is nobody's.
+    #[must_use]
+    pub fn blame(&self, line: usize, wanted: &Filter) -> Option<(&ContainerHandle, Part)> {
+        let behind = self.written.iter().filter(|(_, (_, first))| *first <= line);
+        let (name, (handle, first)) = behind.max_by_key(|(_, (_, first))| *first)?;
+        let text = self.text.lines().nth(line.checked_sub(1)?)?;
+        text.strip_prefix("-A ")?.strip_prefix(name.as_str())?;
+        let chain = wanted.chains.iter().find(|chain| chain.handle == *handle)?;
+        if chain.names.asg != *name {
+            return Some((handle, Part::Fixed));
+        }
+        Some((handle, chain.body.part(line - first)))
+    }
+}
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;

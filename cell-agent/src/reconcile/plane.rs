@@ -1,0 +1,106 @@
+//! The two data planes, as the loop sees them.
+
+use std::collections::BTreeMap;
+
+use model::ids::ContainerHandle;
+
+use super::{Chains, Kernel};
+use crate::{apply::Error, plan::Ruleset};
+
+/// What holds the rules.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+pub enum Plane {
+    /// A table of our own.
+    Nftables(Kernel),
+    /// Chains among those of silk-cni.
+    Iptables(Chains),
+}
+
+impl Plane {
+    /// Finds out what an earlier process left.
+    pub(super) async fn recover(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Nftables(table) => table.recover().await,
+            Self::Iptables(chains) => chains.recover().await,
+        }
+    }
+
+    /// Whether any rule of ours may be in the kernel.
+    pub(super) fn holds_rules(&self) -> bool {
+        match self {
+            Self::Nftables(table) => table.holds_rules(),
+            Self::Iptables(chains) => chains.holds_rules(),
+        }
+    }
+
+    /// Makes the kernel hold the ruleset; what is unused may be left in it.
+    /// Whether there was anything to do.
+    pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        match self {
+            Self::Nftables(table) => table.bring(ruleset).await,
+            Self::Iptables(chains) => chains.bring(ruleset).await,
+        }
+    }
+
+    /// Puts back what was there before somebody changed it. False if that is not
+    /// known.
+    pub(super) async fn restore(&mut self) -> Result<bool, Error> {
+        match self {
+            Self::Nftables(table) => table.restore().await,
+            Self::Iptables(chains) => chains.restore().await,
+        }
+    }
+
+    /// Whether the kernel would take this ruleset.
+    pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+        match self {
+            Self::Nftables(table) => table.check(ruleset).await,
+            Self::Iptables(chains) => chains.check(ruleset).await,
+        }
+    }
+
+    /// Sweeps what is unused; the chains of iptables go in the batch that no
+    /// longer needs them.
+    pub(super) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
+        match self {
+            Self::Nftables(table) => table.sweep(ruleset).await,
+            Self::Iptables(_) => Ok(()),
+        }
+    }
+
+    /// Writes down how the kernel looks, if that is needed. False if others were
+    /// at work again.
+    pub(super) async fn settle(&mut self) -> Result<bool, Error> {
+        match self {
+            Self::Nftables(table) => table.settle().await,
+            Self::Iptables(_) => Ok(true),
+        }
+    }
+
+    /// Whether somebody else changed what is ours. Not thoroughly means only if
+    /// anybody changed anything.
+    pub(super) async fn has_strayed(&mut self, thoroughly: bool) -> Result<bool, Error> {
+        match self {
+            Self::Nftables(table) => table.has_strayed(thoroughly).await,
+            Self::Iptables(chains) => chains.has_strayed(thoroughly).await,
+        }
+    }
+
+    /// Whether the last look found something to do though nothing of ours was
+    /// changed: what was waited for is there, or what was in use is not.
+    pub(super) fn has_work(&self) -> bool {
+        match self {
+            Self::Nftables(_) => false,
+            Self::Iptables(chains) => chains.has_work(),
+        }
+    }
+
+    /// Containers whose rules cannot be in the kernel yet, with the reason.
+    pub(super) fn waiting(&self) -> BTreeMap<ContainerHandle, String> {
+        match self {
+            Self::Nftables(_) => BTreeMap::new(),
+            Self::Iptables(chains) => chains.waiting().clone(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Single rules in the words of `iptables -S` (contracts/cell-agent.md 2.3, 2.4).
+//!
+//! iptables does not print what it was told but what the kernel holds: rates are
+//! rounded to what the kernel can count, and what matches everything is left out.
+
+use std::fmt::Write as _;
+
+use model::{
+    effective::{Permit, Service},
+    ids::ContainerHandle,
+    rule::{IcmpMatch, PortRange},
+};
+
+use super::table::TO_STRING;
+use crate::plan::ConnectionLimit;
+
+pub(super) const ESTABLISHED: &str = "-m state --state RELATED,ESTABLISHED -j ACCEPT";
+pub(super) const INVALID: &str = "-p tcp -m state --state INVALID -j DROP";
+/// The longest log prefix that the original writes, without the blank.
+const PREFIX_CHARS: usize = 28;
+/// What the modules `limit` and `hashlimit` count a second in.
+const LIMIT_SCALE: u64 = 10_000;
+const HASHLIMIT_SCALE: u64 = 1_000_000;
+/// Of `limit`; it is not printed.
+const DEFAULT_BURST: u32 = 5;
+
+/// Adds the rule for a permit; a logging one goes to `log_chain`, whose end
+/// accepts.
+pub(super) fn permit(text: &mut String, permit: &Permit, log_chain: &str) {
+    let (first, last) = (permit.destination.first(), permit.destination.last());
+    let range = format_args!("-m iprange --dst-range {first}-{last}");
+    let done = match permit.service {
+        Service::All => write!(text, "{range}"),
+        Service::Tcp(ports) => write!(text, "-p tcp {range} -m tcp{}", to(ports)),
+        Service::Udp(ports) => write!(text, "-p udp {range} -m udp{}", to(ports)),
+        Service::Icmp(IcmpMatch::Any) => {
+            write!(text, "-p icmp {range} -m icmp --icmp-type any")
+        }
+        Service::Icmp(IcmpMatch::Exact { icmp_type, code }) => {
+            write!(text, "-p icmp {range} -m icmp --icmp-type {icmp_type}/{code}")
+        }
+        Service::Icmpv6(IcmpMatch::Any) => write!(text, "-p ipv6-icmp {range}"),
+        Service::Icmpv6(IcmpMatch::Exact { icmp_type, code }) => {
+            write!(text, "-p ipv6-icmp {range} -m icmp6 --icmpv6-type {icmp_type}/{code}")
+        }
+    };
+    done.expect(TO_STRING);
+    let target = if permit.log { ("-g", log_chain) } else { ("-j", "ACCEPT") };
+    write!(text, " {} {}", target.0, target.1).expect(TO_STRING);
+}
+
+fn to(ports: PortRange) -> String {
+    match (ports.first(), ports.last()) {
+        (0, u16::MAX) => String::new(),
+        (first, last) if first == last => format!(" --dport {first}"),
+        (first, last) => format!(" --dport {first}:{last}"),
+    }
+}
+
+/// The match for new connections over the limit.
+pub(super) fn over_limit(limit: &ConnectionLimit, handle: &ContainerHandle) -> String {
+    let ConnectionLimit { per_second, burst, log: _ } = limit;
+    let rate = rate(HASHLIMIT_SCALE, *per_second);
+    let expire = 1000 * u64::from(burst.div_ceil(*per_second));
+    format!(
+        "-p tcp -m conntrack --ctstate NEW -m hashlimit --hashlimit-above {rate} \
+         --hashlimit-burst {burst} --hashlimit-mode dstip,dstport --hashlimit-name {handle} \
+         --hashlimit-htable-expire {expire}"
+    )
+}
+
+/// The rule that logs what is denied.
+pub(super) fn log_denied(per_second: u32, handle: &ContainerHandle) -> String {
+    let rate = rate(LIMIT_SCALE, per_second);
+    let burst = match per_second {
+        DEFAULT_BURST => String::new(),
+        burst => format!(" --limit-burst {burst}"),
+    };
+    let prefix: String = format!("DENY_{handle}").chars().take(PREFIX_CHARS).collect();
+    format!("-m limit --limit {rate}{burst} -j LOG --log-prefix \"{prefix} \"")
+}
+
+/// A rate as it is printed: in the largest unit that loses nothing, of what is
+/// left after the kernel's rounding.
+fn rate(scale: u64, per_second: u32) -> String {
+    let period = (scale / u64::from(per_second)).max(1);
+    let units = [("day", 86_400), ("hour", 3600), ("min", 60), ("sec", 1)];
+    let mut shown = units[0];
+    for unit in &units[1..] {
+        let most = scale * unit.1;
+        if period > most || most / period < most % period {
+            break;
+        }
+        shown = *unit;
+    }
+    format!("{}/{}", scale * shown.1 / period, shown.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As iptables 1.8.9 printed them.
+    #[test]
+    fn rates_are_rounded_as_the_kernel_does() {
+        for (per_second, printed) in
+            [(1, "1/sec"), (3, "3/sec"), (100, "100/sec"), (300, "303/sec"), (7000, "10000/sec")]
+        {
+            assert_eq!(rate(LIMIT_SCALE, per_second), printed);
+        }
+        for (per_second, printed) in [(100, "100/sec"), (300, "300/sec"), (3000, "3003/sec")] {
+            assert_eq!(rate(HASHLIMIT_SCALE, per_second), printed);
+        }
+    }
+
+    #[test]
+    fn the_burst_that_iptables_assumes_is_not_printed() {
+        let handle = ContainerHandle::parse("00000001-aaaa-bbbb-cccc-0123456789ab").unwrap();
+        assert_eq!(
+            log_denied(5, &handle),
+            "-m limit --limit 5/sec -j LOG --log-prefix \"DENY_00000001-aaaa-bbbb-cccc \""
+        );
+    }
+}

@@ -1,0 +1,323 @@
+//! A ruleset as the chains of iptables that the original's agent writes
+//! (contracts/cell-agent.md 2.1, 2.3).
+//!
+//! Beside silk-cni a container has a chain `netout--…` that the CNI plugin made
+//! and that its packets come through. Ours is the chain `asg-…`, its jump at the
+//! head of that parent, and the reject behind the jump; everything else is the
+//! plugin's.
+//!
+//! What always holds:
+//! - Rules stand as `iptables -S` prints them, so equal text is an equal rule.
+//! - A chain ends in a reject, and so does its parent: a container without a
+//!   chain, or with an empty one, is closed.
+//! - Names are cut and may collide; who gets the name is decided where it is
+//!   known who has it ([`crate::batch`]).
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::{self, Write as _},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use model::ids::ContainerHandle;
+
+use super::{arguments, table::TO_STRING};
+use crate::plan::{Planned, Policy, Ruleset, Settings, Standing};
+
+/// One address family: iptables or ip6tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// iptables.
+    V4,
+    /// ip6tables.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// What ends every chain, also for TCP: no reset.
+    #[must_use]
+    pub fn reject(self) -> &'static str {
+        match self {
+            Self::V4 => "-j REJECT --reject-with icmp-port-unreachable",
+            Self::V6 => "-j REJECT --reject-with icmp6-port-unreachable",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "iptables",
+            Self::V6 => "ip6tables",
+        })
+    }
+}
+
+/// What the filter table of one family should hold of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// In the original's order: the last handle first.
+    pub chains: Vec<Chain>,
+    /// Chains that stay as they are, if they are there: nobody told yet what
+    /// should be in them (law 5).
+    pub kept: BTreeSet<String>,
+    /// Containers whose chain cannot be named, with the reason.
+    pub nameless: Vec<(ContainerHandle, String)>,
+}
+
+/// The chain of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Whose.
+    pub handle: ContainerHandle,
+    /// The names of the chain and those around it.
+    pub names: Names,
+    /// Whether the container's address is of this family, so that its parent is
+    /// to be expected.
+    pub expected: bool,
+    /// Its rules.
+    pub body: Body,
+    /// Chains of the CNI plugin that rules lead to.
+    pub targets: Vec<String>,
+}
+
+/// The names of one container's chains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Ours.
+    pub asg: String,
+    /// The parent.
+    pub netout: String,
+    /// Where logging rules go to.
+    pub log: String,
+    /// Where connections over the limit go to, if they are logged.
+    pub limit_log: String,
+}
+
+/// The rules of a chain. Containers share the middle where it is the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Body {
+    head: String,
+    permits: Arc<str>,
+    tail: String,
+}
+
+/// Which part of a body a rule is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The permit of the policy with this place among those of the family.
+    Permit(usize),
+    /// A rule that every container has.
+    Fixed,
+}
+
+impl Body {
+    /// A body of these rules, one a line.
+    #[must_use]
+    pub fn of(rules: &[&str]) -> Self {
+        Self { head: rules.join("\n"), permits: Arc::from(""), tail: String::new() }
+    }
+
+    /// The rules in order, without `-A` and the chain.
+    pub fn rules(&self) -> impl Iterator<Item = &str> {
+        self.head.lines().chain(self.permits.lines()).chain(self.tail.lines())
+    }
+
+    /// What the rule at this place is.
+    #[must_use]
+    pub fn part(&self, place: usize) -> Part {
+        let head = self.head.lines().count();
+        match place.checked_sub(head) {
+            Some(permit) if permit < self.permits.lines().count() => Part::Permit(permit),
+            _ => Part::Fixed,
+        }
+    }
+
+    /// The part that containers share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<str> {
+        &self.permits
+    }
+
+    /// The other parts.
+    pub fn own(&self) -> impl Iterator<Item = &str> {
+        self.head.lines().chain(self.tail.lines())
+    }
+}
+
+impl Names {
+    /// The names for a container.
+    ///
+    /// # Errors
+    /// The handle has something in it that no chain's name may have.
+    pub fn of(handle: &ContainerHandle) -> Result<Self, String> {
+        let text = handle.as_str();
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let own: String = text.strip_prefix("check-").unwrap_or(text).replace('-', "");
+        if own.is_empty() || !text.bytes().all(fits) {
+            return Err(format!("no chain can be named after the handle {text:?}"));
+        }
+        let netout = cut(&format!("netout--{text}"), 28).to_owned();
+        Ok(Self {
+            asg: format!("asg-{}", cut(&own, 20)),
+            log: format!("{}--log", cut(&netout, 23)),
+            limit_log: format!("{}--rl-log", cut(&netout, 20)),
+            netout,
+        })
+    }
+
+    /// Under which the original fills a chain before it takes the old one's place.
+    #[must_use]
+    pub fn candidate(&self) -> String {
+        format!("c{}", self.asg)
+    }
+}
+
+/// The first characters; ASCII only.
+fn cut(text: &str, most: usize) -> &str {
+    text.get(..most).unwrap_or(text)
+}
+
+/// The chains for a ruleset.
+#[must_use]
+pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
+    let mut filter = Filter::default();
+    let mut shared = HashMap::new();
+    for (handle, planned) in ruleset.containers.iter().rev() {
+        let names = match Names::of(handle) {
+            Ok(names) => names,
+            Err(reason) => {
+                filter.nameless.push((handle.clone(), reason));
+                continue;
+            }
+        };
+        let Planned { address, standing } = planned;
+        if matches!(standing, Standing::Unknown(_)) {
+            filter.kept.insert(names.asg);
+            continue;
+        }
+        if ruleset.ignored.contains(handle) {
+            continue;
+        }
+        let (body, targets) = body(ruleset, family, handle, standing, &names, &mut shared);
+        filter.chains.push(Chain {
+            handle: handle.clone(),
+            expected: address.is_some_and(|address| Family::of(address) == family),
+            names,
+            body,
+            targets,
+        });
+    }
+    filter
+}
+
+/// Texts of permits that several containers have; logging ones are for one log
+/// chain each.
+type Shared<'a> = HashMap<(*const Policy, &'a str), Arc<str>>;
+
+fn body<'a>(
+    ruleset: &'a Ruleset,
+    family: Family,
+    handle: &'a ContainerHandle,
+    standing: &Standing,
+    names: &Names,
+    shared: &mut Shared<'a>,
+) -> (Body, Vec<String>) {
+    let settings = &*ruleset.settings;
+    let mut targets = Vec::new();
+    let (policy, always) = match standing {
+        Standing::Isolated(_) => {
+            // Whatever is wrong with it may be in its other rules, too.
+            return (Body::of(&[arguments::ESTABLISHED, family.reject()]), targets);
+        }
+        Standing::Bound(belongs) => (ruleset.policies.get(belongs), Vec::new()),
+        Standing::Unknown(_) | Standing::Ungrouped(_) => {
+            (None, settings.deny_networks.always.iter().rev().copied().collect())
+        }
+    };
+    let deny = policy.map_or(&always, |policy| &policy.deny);
+    let head = head(settings, family, handle, names, deny);
+    if settings.connection_limit.is_some_and(|limit| limit.log) {
+        targets.push(names.limit_log.clone());
+    }
+    let permits = policy.map_or_else(
+        || Arc::from(""),
+        |policy| {
+            let logs = policy.logs();
+            if logs {
+                targets.push(names.log.clone());
+            }
+            let key = (std::ptr::from_ref(policy), if logs { handle.as_str() } else { "" });
+            Arc::clone(shared.entry(key).or_insert_with(|| permits(policy, family, &names.log)))
+        },
+    );
+    (Body { head, permits, tail: denied(settings, family, handle) }, targets)
+}
+
+/// The places 0 to 4.
+fn head(
+    settings: &Settings,
+    family: Family,
+    handle: &ContainerHandle,
+    names: &Names,
+    deny: &[IpNet],
+) -> String {
+    let mut head = String::new();
+    let mut rule = |text: &str| writeln!(head, "{text}").expect(TO_STRING);
+    if settings.disable_network_policy && Family::of(settings.overlay.addr()) == family {
+        let (from, to) = (within("-s", settings.overlay), within("-d", settings.overlay));
+        rule(&format!("{from}{to}-j ACCEPT"));
+    }
+    rule(arguments::ESTABLISHED);
+    rule(arguments::INVALID);
+    if let Some(limit) = &settings.connection_limit {
+        let over =
+            if limit.log { format!("-j {}", names.limit_log) } else { family.reject().into() };
+        rule(&format!("{} {over}", arguments::over_limit(limit, handle)));
+    }
+    for net in deny.iter().filter(|net| Family::of(net.addr()) == family) {
+        rule(&format!("{}{}", within("-d", *net), family.reject()));
+    }
+    head
+}
+
+/// A match of a network, which is none when it is all of them.
+fn within(flag: &str, net: IpNet) -> String {
+    if net.prefix_len() == 0 { String::new() } else { format!("{flag} {net} ") }
+}
+
+/// The place 5.
+fn permits(policy: &Policy, family: Family, log_chain: &str) -> Arc<str> {
+    let mut text = String::new();
+    for permit in policy.segments.iter().flat_map(|segment| &segment.permits) {
+        if Family::of(permit.destination.first()) == family {
+            arguments::permit(&mut text, permit, log_chain);
+            text.push('\n');
+        }
+    }
+    Arc::from(text)
+}
+
+/// The places 6 and 7, which are also what the CNI plugin fills a parent with.
+#[must_use]
+pub fn denied(settings: &Settings, family: Family, handle: &ContainerHandle) -> String {
+    let reject = family.reject();
+    if settings.log_all {
+        let log = arguments::log_denied(settings.denied_logs_per_second, handle);
+        return format!("{log}\n{reject}");
+    }
+    reject.to_owned()
+}
+
+#[cfg(test)]
+#[path = "iptables_tests.rs"]
+mod tests;

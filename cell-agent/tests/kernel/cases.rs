@@ -271,7 +271,6 @@ fn play_all(silk: Option<Silk>) -> Outcome {
         wrong.extend(differences);
     }
     let Outcome { verdicts, tables } = total;
-    println!("{verdicts} verdicts and {tables} tables compared in {} cases", names.len());
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
     total
 }

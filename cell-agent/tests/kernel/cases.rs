@@ -270,7 +270,6 @@ fn play_all(silk: Option<Silk>) -> Outcome {
         total.tables += outcome.tables;
         wrong.extend(differences);
     }
-    let Outcome { verdicts, tables } = total;
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
     total
 }

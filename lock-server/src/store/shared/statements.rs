@@ -137,6 +137,9 @@ FROM taken t LEFT JOIN fenced f ON true LEFT JOIN fencing_tokens s ON s.path = t
 
 const TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?";
 
+/// The token is the owner's only if it was given for this life of the row.
+const TOKEN_OF_LIFE: &str = "SELECT token FROM fencing_tokens WHERE path = ? AND modified_id = ?";
+
 async fn claim_on_postgres(
     server: &Server,
     values: &[Value; 6],
@@ -151,7 +154,14 @@ async fn claim_on_postgres(
         None if known.as_ref() == Some(&id) => row.get(3)?,
         // The statement sees the tokens as they were when it began: another claim of
         // this owner has given one since.
-        None => number(&server.query(TOKEN, &values[..1]).await?)?,
+        None => {
+            let life = [values[0].clone(), id.as_str().into()];
+            match server.query(TOKEN_OF_LIFE, &life).await?.first() {
+                Some(row) => row.get(0)?,
+                // The key has yet another owner by now: this claim came too late.
+                None => return Ok(None),
+            }
+        }
     };
     Ok(Some(Taken { path: row.get(5)?, index: row.get(0)?, id, token: token(number) }))
 }

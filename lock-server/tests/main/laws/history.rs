@@ -44,12 +44,12 @@ pub(super) enum Answer {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
-    key: &'static str,
-    owner: &'static str,
-    call: Call,
-    begin: u64,
-    end: u64,
-    answer: Answer,
+    pub(super) key: &'static str,
+    pub(super) owner: &'static str,
+    pub(super) call: Call,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    pub(super) answer: Answer,
 }
 
 impl Entry {
@@ -110,7 +110,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    fn tick(&self) -> u64 {
+    pub(super) fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
 

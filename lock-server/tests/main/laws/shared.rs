@@ -10,7 +10,7 @@ use storage::{
 };
 use tokio::task::JoinSet;
 
-use super::history::{Call, Entry, KEYS, OWNERS, Recorder, Script, check, lives};
+use super::history::{Answer, Call, Entry, KEYS, OWNERS, Recorder, Script, check, lives};
 use crate::support::Instance;
 
 async fn look(recorder: &Recorder, instance: &Instance) {
@@ -109,11 +109,22 @@ async fn the_database_crashes(dialect: Dialect) {
     }
     server.kill();
     server.restart();
+    let back = recorder.tick();
     while let Some(ended) = clients.join_next().await {
         ended.unwrap();
     }
     look(&recorder, &instances[0]).await;
-    let history = recorder.history.lock().unwrap().clone();
+    let mut history = recorder.history.lock().unwrap().clone();
+    if dialect == Dialect::MySql {
+        // InnoDB shows a commit to others an instant before it is on the disk: what was
+        // read of others' before the crash may never have been. Nobody was told that
+        // it has it.
+        for entry in history.iter_mut().filter(|entry| entry.begin < back) {
+            if matches!(entry.answer, Answer::Held(owner, _) if owner != entry.owner) {
+                *entry = Entry { answer: Answer::Unknown, end: u64::MAX, ..*entry };
+            }
+        }
+    }
     if let Err(problem) = check(&history) {
         panic!("{problem}\n{history:#?}");
     }

@@ -13,7 +13,7 @@ use model::ids::{ContainerHandle, GroupGuid};
 use crate::{
     apply::{
         Error,
-        iptables::{Iptables, Locked, Refusal},
+        iptables::{Iptables, Refusal},
         isolate::Unit,
     },
     batch::{Saved, Step},
@@ -122,7 +122,9 @@ impl Chains {
 
     /// One batch a family, if anything differs.
     async fn commit(&mut self, ruleset: Option<&Ruleset>) -> Result<bool, Error> {
-        let locked = self.iptables.lock().await?;
+        let _locked = self.iptables.lock().await?;
+        // Before the first look: who does not keep to the lock may work beside us.
+        let before = self.now();
         let mut changed = false;
         let mut waiting = BTreeMap::new();
         for state in &mut self.families {
@@ -141,7 +143,8 @@ impl Chains {
             waiting.extend(step.waiting);
         }
         self.without_family(ruleset, &mut waiting);
-        self.note(&locked);
+        // What we write ourselves counts too: the next look tells what it came to.
+        self.generation = before.filter(|_| !changed);
         for (handle, reason) in &waiting {
             if self.waiting.get(handle) != Some(reason) {
                 tracing::info!(container = %handle, reason, "container-waits");
@@ -165,11 +168,6 @@ impl Chains {
         let v6 = containers.filter(|(_, planned)| planned.address.is_some_and(|a| a.is_ipv6()));
         let reason = "its address is IPv6, and ip6tables cannot be used";
         waiting.extend(v6.map(|(handle, _)| (handle.clone(), reason.to_owned())));
-    }
-
-    /// Others that keep to the lock have done nothing since the table was read.
-    fn note(&mut self, _locked: &Locked) {
-        self.generation = self.now();
     }
 
     fn now(&self) -> Option<KernelGeneration> {
@@ -197,7 +195,7 @@ impl Chains {
         if !thoroughly && now.is_some() && now == self.generation {
             return Ok(false);
         }
-        let locked = self.iptables.lock().await?;
+        let _locked = self.iptables.lock().await?;
         let (mut strayed, mut work) = (false, false);
         for state in &self.families {
             let text = self.iptables.save(state.family).await?;
@@ -207,7 +205,7 @@ impl Chains {
         }
         self.work = work;
         if !work {
-            self.note(&locked);
+            self.generation = now;
         }
         Ok(strayed)
     }

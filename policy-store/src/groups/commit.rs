@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     board::Board,
-    decide::{Decision, Refusal, Replacement},
+    decide::{Decision, Known, Refusal, Replacement, decide},
     snapshot::Snapshot,
 };
 use crate::store::{Error, News, Store};
@@ -144,10 +144,15 @@ impl Committer {
 
     async fn commit(&self, write: Arc<Replacement>) -> Result<Result<Committed, Error>, WentBack> {
         let began = Instant::now();
-        match self.store.replace(Arc::clone(&write)).await {
+        let current = self.board.current();
+        let guess = made({
+            let (current, write) = (Arc::clone(&current), Arc::clone(&write));
+            move || guess(&current, &write)
+        });
+        let (outcome, guess) = tokio::join!(self.store.replace(Arc::clone(&write)), guess);
+        match outcome {
             Ok(decision) => {
-                let decision = Arc::new(decision);
-                if let Err(error) = self.publish(&decision).await? {
+                if let Err(error) = self.publish(&decision, &current, guess).await? {
                     return Ok(Err(error));
                 }
                 let took = began.elapsed();
@@ -178,15 +183,23 @@ impl Committer {
         }
     }
 
-    async fn publish(&self, decision: &Arc<Decision>) -> Result<Result<(), Error>, WentBack> {
-        let current = self.board.current();
-        if current.point() == decision.before {
-            let decision = Arc::clone(decision);
-            self.board.publish(made(move || current.after(&decision)).await);
-            return Ok(Ok(()));
+    async fn publish(
+        &self,
+        decision: &Decision,
+        current: &Snapshot,
+        guess: Option<Snapshot>,
+    ) -> Result<Result<(), Error>, WentBack> {
+        // Decided on the same and to the same: it is what the store holds now.
+        let is_right =
+            |guess: &Snapshot| decision.before == current.point() && decision.state == guess.state;
+        match guess.filter(is_right) {
+            Some(snapshot) => {
+                self.board.publish(snapshot);
+                Ok(Ok(()))
+            }
+            // Another instance wrote in between: only the store knows what.
+            None => self.catch_up().await,
         }
-        // Another instance wrote in between: only the store knows what.
-        self.catch_up().await
     }
 
     /// As [`Self::catch_up`]; what cannot be read now is read at the next news.
@@ -240,8 +253,17 @@ pub struct WentBack {
     pub stored: Point,
 }
 
+/// What the store will hold if nobody else writes to it: encoded while the
+/// database is at work. `None`: it will refuse.
+fn guess(current: &Snapshot, write: &Replacement) -> Option<Snapshot> {
+    let known = current.entries().iter();
+    let known = known.map(|entry| (entry.guid.clone(), Known { id: entry.id, hash: entry.hash }));
+    let decision = decide(&current.state, &known.collect(), write).ok()?;
+    Some(current.after(&decision))
+}
+
 /// Encoding thousands of groups keeps a thread busy: one that nobody waits for.
-async fn made(snapshot: impl FnOnce() -> Snapshot + Send + 'static) -> Snapshot {
+async fn made<T: Send + 'static>(snapshot: impl FnOnce() -> T + Send + 'static) -> T {
     let made = tokio::task::spawn_blocking(snapshot).await;
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

@@ -66,11 +66,15 @@ fn large_group(index: usize, rules: usize, running: usize, staging: usize) -> Se
     }
 }
 
-fn data() -> [Data; 2] {
+fn data() -> [Data; 3] {
     [
         Data {
             name: "5,000 x 50 rules x 20 + 20 spaces",
             set: set((0..5_000).map(|index| large_group(index, 50, 20, 20))),
+        },
+        Data {
+            name: "5,000 x 50 rules x 20 spaces",
+            set: set((0..5_000).map(|index| large_group(index, 50, 20, 0))),
         },
         Data {
             name: "13,500 x 20 rules, 40,000 bindings",
@@ -95,13 +99,15 @@ async fn timed(writer: &Client, set: &Set) -> (Duration, Committed) {
     (began.elapsed(), committed)
 }
 
-/// The first Replace, one with one change, one with none; and the memory of the
+/// The first Replace and how much of it is its commit, one with one change, one with none; and the memory of the
 /// store after each.
-async fn measure(site: &Site, set: &Set) -> ([Duration; 3], [u64; 2]) {
+async fn measure(site: &Site, set: &Set) -> ([Duration; 4], [u64; 2]) {
     let mut program = Program::start(site);
     let writer = site.client(&program.address, "syncer", None);
     let (first, committed) = timed(&writer, set).await;
     assert_eq!(committed.added, set.len() as u64);
+    let commit =
+        program.line("replaced-security-groups", 0)["data"]["milliseconds"].as_u64().unwrap();
     let after_first = program.memory();
     let mut changed = set.clone();
     let one = changed.values_mut().nth(set.len() / 2).unwrap();
@@ -119,22 +125,23 @@ async fn measure(site: &Site, set: &Set) -> ([Duration; 3], [u64; 2]) {
     let client = site.client(&program.address, "cell-1", Some("cell"));
     let mut cell = Cell::hello(&client, "cell-1", &spaces).await;
     cell.until(2).await;
-    ([first, one, none], [after_first, program.memory()])
+    let commit = Duration::from_millis(commit);
+    ([first, commit, one, none], [after_first, program.memory()])
 }
 
 #[tokio::main]
 async fn main() {
     let only = std::env::var("PORTCULLIS_BENCH_DATABASE").ok();
     println!(
-        "| data | database | first | one change | none | RSS after first | RSS of the next life |"
+        "| data | database | first | from Commit on | one change | none | RSS after first | RSS of the next life |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for Data { name, set } in data() {
         for database in ["SQLite", "PostgreSQL", "MariaDB"] {
             if only.as_deref().is_some_and(|only| only != database) {
                 continue;
             }
-            let mut times = [const { Vec::new() }; 3];
+            let mut times = [const { Vec::new() }; 4];
             let mut memory = [0; 2];
             for _ in 0..RUNS {
                 let site = match database {
@@ -148,10 +155,10 @@ async fn main() {
                 }
                 memory = used;
             }
-            let [first, one, none] = times.map(median);
+            let [first, commit, one, none] = times.map(median);
             let [after_first, next_life] = memory.map(|kib| kib / 1024);
             println!(
-                "| {name} | {database} | {first} ms | {one} ms | {none} ms | {after_first} MiB | {next_life} MiB |"
+                "| {name} | {database} | {first} ms | {commit} ms | {one} ms | {none} ms | {after_first} MiB | {next_life} MiB |"
             );
         }
     }

@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::support::{
     client::{Cell, replace},
     process::Program,
@@ -11,7 +13,13 @@ use crate::support::{
 };
 
 const WATCHERS: usize = 20;
+/// Fewest changes; more when the environment says for how long.
 const CHANGES: usize = 150;
+
+fn at_least() -> Duration {
+    let seconds = std::env::var("PORTCULLIS_STALL_SECONDS");
+    Duration::from_secs(seconds.map_or(0, |text| text.parse().expect("a number of seconds")))
+}
 
 /// One mebibyte for everybody.
 fn large(round: usize) -> Set {
@@ -40,7 +48,10 @@ async fn memory_stays_flat() {
     prompt.until(1).await;
     let mut highest = 0;
     let mut settled = 0;
-    for round in 1..=CHANGES {
+    let began = Instant::now();
+    let (mut told, mut round) = (0, 0);
+    while round < CHANGES || began.elapsed() < at_least() {
+        round += 1;
         let committed = replace(&writer, &fenced(&large(round), "syncer-a", 1)).await.unwrap();
         prompt.until(committed.generation).await;
         let memory = program.memory();
@@ -50,9 +61,14 @@ async fn memory_stays_flat() {
             31.. => highest = highest.max(memory),
             _ => {}
         }
+        let minute = began.elapsed().as_secs() / 60;
+        if minute > told {
+            told = minute;
+            println!("minute {minute}: {round} changes, {memory} KiB");
+        }
     }
-    println!("settled at {settled} KiB, highest {highest} KiB");
-    // A queue would hold 20 watchers x 120 changes x 1 MiB.
+    println!("{round} changes, settled at {settled} KiB, highest {highest} KiB");
+    // A queue would hold 20 watchers x 120 changes x 1 MiB or more.
     assert!(highest < settled + 60 * 1024, "{settled} KiB grew to {highest} KiB");
     let newest = prompt.mirror.generation;
     for cell in &mut stalled {

@@ -165,6 +165,7 @@ impl App {
             "started"
         );
         let (commits, committer) = commit::committer(Arc::clone(&store), Arc::clone(&board));
+        let committer = committer.telling(health.component(http::health::DATABASE));
         let feed = Feed { board: Arc::clone(&board), cells, drain: shutdown.clone() };
         let stale_after = config.stale_after;
         let synced = health.component("sync");

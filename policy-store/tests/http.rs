@@ -6,6 +6,7 @@ use flate2::read::GzDecoder;
 use model::generation::Watermark;
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::json;
+use storage::{server::Dialect, testing::TestServer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -16,6 +17,7 @@ use crate::support::{
     http::{Poller, expected, unquote},
     sets::{Set, bound, fenced, global, named, set},
     site::{Served, Site},
+    until,
 };
 
 const GROUPS: &str = "/networking/v1/internal/security_groups";
@@ -220,8 +222,9 @@ async fn the_stamp_moves_with_the_groups_and_never_back() {
             replace(&served.writer(), &changed).await.unwrap();
             last = stamp().await;
             assert!(last > before, "{last} after {before}");
+            changed.watermark = Watermark::try_new(1_600_000_001, 0).unwrap();
             replace(&served.writer(), &changed).await.unwrap();
-            assert_eq!(stamp().await, last, "nothing changed");
+            assert_eq!(stamp().await, last, "the Cloud Controller's stamp alone changed");
         }
         replace(&served.writer(), &fenced(&some(), "syncer-a", 1)).await.unwrap();
         last = stamp().await;
@@ -292,6 +295,23 @@ async fn plain_http_on_the_tls_port_is_refused_in_plain_http() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.0 400 Bad Request\r\n"), "{answer}");
     assert!(answer.contains("Client sent an HTTP request to an HTTPS server."), "{answer}");
+}
+
+/// As in the original, a database that does not answer is bad health.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_is_bad_health() {
+    let server = TestServer::start(Dialect::Postgres);
+    let site = Site::on(&server);
+    let mut config = site.config();
+    config["database"]["timeout"] = json!(1);
+    let served = Box::pin(Served::start_with(site, &config)).await;
+    let url = format!("http://{}/health", served.health_checks);
+    let health = async || reqwest::get(&url).await.unwrap().status().as_u16();
+    assert_eq!(health().await, 200);
+    server.kill();
+    until("it is told", async || health().await == 500).await;
+    server.restart();
+    until("it is well again", async || health().await == 200).await;
 }
 
 #[tokio::test]

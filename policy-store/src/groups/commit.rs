@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::bail;
 use jiff::Timestamp;
 use model::generation::{Generation, Point, Watermark};
-use runtime::error::chain;
+use runtime::{error::chain, server::Component};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -99,16 +99,38 @@ pub struct Committer {
     jobs: mpsc::Receiver<Job>,
     store: Arc<dyn Store>,
     board: Arc<Board>,
+    database: Option<Component>,
 }
 
 /// A committer and the way to it.
 #[must_use]
 pub fn committer(store: Arc<dyn Store>, board: Arc<Board>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
-    (Commits(sender), Committer { jobs, store, board })
+    (Commits(sender), Committer { jobs, store, board, database: None })
 }
 
 impl Committer {
+    /// Tells whether the database answers.
+    #[must_use]
+    pub fn telling(mut self, database: Component) -> Self {
+        // Whoever commits has read it.
+        database.ready();
+        self.database = Some(database);
+        self
+    }
+
+    fn answered(&self) {
+        if let Some(database) = &self.database {
+            database.ready();
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        if let Some(database) = &self.database {
+            database.not_ready(chain(error));
+        }
+    }
+
     /// Writes what comes until `stop`, and then what waits still.
     ///
     /// # Errors
@@ -175,6 +197,7 @@ impl Committer {
                 Ok(Err(refused.into()))
             }
             Err(error) => {
+                self.failed(&error);
                 tell_failure(&write, &error);
                 // What failed in the middle may have happened all the same.
                 self.follow().await?;
@@ -216,8 +239,12 @@ impl Committer {
         let served = current.point();
         let contents = match self.store.load(Some(served)).await {
             Ok(contents) => contents,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => {
+                self.failed(&error);
+                return Ok(Err(error));
+            }
         };
+        self.answered();
         let stored = contents.state.point();
         if stored.generation < served.generation
             || (stored.generation == served.generation && stored.stamp != served.stamp)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::answer;
 
-/// The component of [`Health`] that is a database elsewhere.
+/// The component of [`Health`] that says whether the database answers.
 pub const DATABASE: &str = "database";
 
 /// For a server on the port for health checks, of a process that began at

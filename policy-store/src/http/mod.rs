@@ -188,9 +188,10 @@ impl Api {
         Ok(list(&snapshot, &wanted, coding::coding(headers), place))
     }
 
-    /// See [`stamp`].
-    fn last_updated(&self) -> i128 {
-        stamp(&self.board.current())
+    /// When the groups changed last, in nanoseconds since 1970: what is stored with
+    /// the generation, so the same on every instance, and never lower than before.
+    fn last_updated(&self) -> i64 {
+        self.board.current().state.stamp.0
     }
 
     async fn tag(&self, body: Body) -> Result<Response, Refusal> {
@@ -213,15 +214,6 @@ struct Tag {
     id: String,
     tag: String,
     r#type: String,
-}
-
-/// When the groups changed last, in nanoseconds, from what is stored alone: the
-/// same on every instance, higher for each generation, never lower than before.
-fn stamp(snapshot: &Snapshot) -> i128 {
-    let watermark = snapshot.state.watermark;
-    let nanoseconds = watermark
-        .map_or(0, |at| i128::from(at.seconds()) * 1_000_000_000 + i128::from(at.nanoseconds()));
-    nanoseconds + i128::from(snapshot.state.generation.0)
 }
 
 fn list(snapshot: &Snapshot, wanted: &Wanted, coding: Coding, place: Permit) -> Response {

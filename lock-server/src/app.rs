@@ -29,7 +29,7 @@ use crate::{
     locks::Locks,
     open::open,
     reaper,
-    report::Report,
+    report::{self, Report},
     store::{
         any::{Any, Keeper},
         shared::Check,
@@ -178,6 +178,15 @@ impl runtime::process::Service for App {
             let span = info_span!("db-health-check-runner");
             let work = store.watch_health(check, shutdown.clone()).instrument(span);
             tasks.add("database health", work);
+        }
+        if let Any::Shared(store) = &store {
+            let stats = {
+                let store = store.clone();
+                move || store.stats()
+            };
+            let agent = agent.as_ref().map(|(agent, _)| agent.clone());
+            let told = report::database(stats, agent, interval, shutdown.clone());
+            tasks.add("database metrics", told);
         }
         tasks.add("reaper", reaper::run(store.clone(), feed.clone(), shutdown.clone()));
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));

@@ -1,6 +1,9 @@
 //! The original's metrics for the loggregator agent: its names, units, tags and
 //! periods (contracts/locket.md 4.7).
 //!
+//! What the database did goes to Prometheus besides: its maxima begin anew with each
+//! look, so there is one look for both.
+//!
 //! Three tasks in one, as the original has three notifiers, each with its period;
 //! the first report comes after the first period. Sending waits for nobody, see
 //! [`runtime::loggregator`]. Of the gauges of Go's runtime those are sent that
@@ -9,8 +12,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use metrics::gauge;
 use model::lock::LockKind;
 use runtime::{loggregator::Loggregator, metrics::memory};
+use storage::server::Stats;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
@@ -103,6 +108,58 @@ impl Report {
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         self.send("numGoRoutines", "Count", tasks as f64);
     }
+}
+
+/// Tells what the connections to a database server did, each `interval` until
+/// `shutdown`: to Prometheus, and to the agent if there is one.
+///
+/// # Errors
+/// Never, as [`Report::run`].
+pub async fn database(
+    stats: impl Fn() -> Stats,
+    agent: Option<Loggregator>,
+    interval: Duration,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    every(interval, &shutdown, || {
+        for Row { name, shown, unit, value } in rows(&stats()) {
+            gauge!(shown).set(value);
+            if let Some(agent) = &agent {
+                agent.gauge(name, unit, value, &[]);
+            }
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// A number of the database under the original's name and under ours.
+struct Row {
+    name: &'static str,
+    shown: &'static str,
+    unit: &'static str,
+    value: f64,
+}
+
+fn rows(stats: &Stats) -> [Row; 8] {
+    let Stats { open, waits, waited, queries, succeeded, failed, in_flight, longest } = *stats;
+    let row = |name, shown, value: f64| Row { name, shown, unit: METRIC, value };
+    let time = |name, shown, value: Duration| Row {
+        name,
+        shown,
+        unit: NANOS,
+        value: value.as_nanos() as f64,
+    };
+    [
+        row("DBOpenConnections", "lock_server_db_open_connections", open as f64),
+        row("DBWaitCount", "lock_server_db_waits", waits as f64),
+        time("DBWaitDuration", "lock_server_db_wait_nanoseconds", waited),
+        row("DBQueriesTotal", "lock_server_db_queries", queries as f64),
+        row("DBQueriesSucceeded", "lock_server_db_queries_succeeded", succeeded as f64),
+        row("DBQueriesFailed", "lock_server_db_queries_failed", failed as f64),
+        row("DBQueriesInFlight", "lock_server_db_queries_in_flight_max", in_flight as f64),
+        time("DBQueryDurationMax", "lock_server_db_query_nanoseconds_max", longest),
+    ]
 }
 
 /// One of the original's notifiers, with its lines.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use lock_server::{
     feed::{Event, Feed},
     grpc::Calls,
-    report::Report,
+    report::{self, Report},
 };
 use proto::models::{FetchRequest, LockRequest, Resource};
 use rcgen::SanType;
@@ -15,6 +15,7 @@ use runtime::{
     tls::{Alpn, ServerTls},
 };
 use serde_json::json;
+use storage::server::Stats;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -105,6 +106,41 @@ fn of_one_report() -> BTreeSet<(String, String, Option<String>)> {
         all.insert(("RequestLatencyMax".to_owned(), "nanos".to_owned(), Some(rpc.to_owned())));
     }
     all
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_database_did_has_the_originals_names_and_units() {
+    let (loggregator, mut queue) = loggregator::detached();
+    let stats = || Stats {
+        open: 3,
+        waits: 5,
+        waited: Duration::from_nanos(70),
+        queries: 11,
+        succeeded: 9,
+        failed: 2,
+        in_flight: 4,
+        longest: Duration::from_nanos(13),
+    };
+    let interval = Duration::from_secs(60);
+    let running = report::database(stats, Some(loggregator), interval, CancellationToken::new());
+    let ran = timeout(Duration::from_secs(65), running).await;
+    assert!(ran.is_err(), "it reports until shutdown");
+    let mut found = BTreeSet::new();
+    while let Ok(envelope) = queue.try_recv() {
+        let ((name, unit, tag), value) = gauge(&envelope);
+        assert!(tag.is_none() && found.insert(format!("{name} {unit} {value}")), "once");
+    }
+    let expected = [
+        "DBOpenConnections Metric 3",
+        "DBWaitCount Metric 5",
+        "DBWaitDuration nanos 70",
+        "DBQueriesTotal Metric 11",
+        "DBQueriesSucceeded Metric 9",
+        "DBQueriesFailed Metric 2",
+        "DBQueriesInFlight Metric 4",
+        "DBQueryDurationMax nanos 13",
+    ];
+    assert_eq!(found, expected.map(str::to_owned).into());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
 //! HTTP/1.1 clients, as the originals' clients are: no proxy of the environment,
-//! no redirect. With mutual TLS, changed certificate files count from the next
+//! no redirect. With TLS of files, changed files count from the next
 //! request on.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,17 +24,17 @@ pub fn builder(user_agent: &str) -> ClientBuilder {
         .user_agent(user_agent)
 }
 
-/// A client with mutual TLS that keeps its connections as long as the files stay
+/// A client with TLS of files that keeps its connections as long as these stay
 /// the same.
 #[derive(Debug)]
-pub struct MutualClient {
+pub struct TlsClient {
     tls: ClientTls,
     user_agent: String,
     adjust: fn(ClientBuilder) -> ClientBuilder,
     built: Mutex<(Arc<ClientConfig>, Client)>,
 }
 
-impl MutualClient {
+impl TlsClient {
     /// A client for the certificates that are valid now. `adjust` changes what
     /// [`builder`] begins with.
     ///

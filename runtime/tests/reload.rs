@@ -65,7 +65,9 @@ async fn both_sides_take_up_new_authorities_without_a_restart() {
     })
     .await;
     let data = log.data_of("test.tls-files-reloaded").expect("a log line");
-    assert_eq!(data["cert"], server_files.cert.display().to_string());
+    let Files { ca, cert, key } = &server_files;
+    let files = [ca, cert, key].map(|path| path.display().to_string());
+    assert_eq!(data["files"], files.join(" "));
     stop.cancel();
     watching_server.await.unwrap().unwrap();
     watching_client.await.unwrap().unwrap();

@@ -1,9 +1,13 @@
 //! From the configuration to the running syncer.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use axum::{Router, routing::post};
+use axum::{Json, Router, routing::post};
 use http::StatusCode;
 use model::lock::{Claim, LockKey, LockKind, LockValue, Ttl};
 use runtime::{
@@ -13,6 +17,7 @@ use runtime::{
     supervise::Tasks,
     tls::ClientTls,
 };
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{error_span, info};
 
@@ -24,7 +29,11 @@ use crate::{
         keeper::{self, Keeper},
         locket::Locket,
     },
-    poll::{self, Nudge, Poller, schedule::Intervals},
+    poll::{
+        self, Poller,
+        schedule::Intervals,
+        sync_now::{Outcome, SyncNow},
+    },
     store::{self, Store},
 };
 
@@ -84,12 +93,14 @@ impl Service for App {
         let keeper = Keeper::new(settings(&lock, &uuid)?, reach_lock_server(&lock, &mut watched)?);
         let store = reach_store(store, uuid, &mut watched)?;
         let health = Health::new();
-        let nudge = Nudge::default();
+        let sync_now = SyncNow::default();
         let interval = poll.interval;
         let freshness = health.component("sync");
-        let poller = Poller::new(poll.into(), cloud_controller, store, freshness, nudge.clone());
+        let poller = Poller::new(poll.into(), cloud_controller, store, freshness, sync_now.clone());
         let admin = match debug_server {
-            Some(address) => Some(debug_endpoint(address.as_str(), process, &health, nudge).await?),
+            Some(address) => {
+                Some(debug_endpoint(address.as_str(), process, &health, sync_now).await?)
+            }
             None => None,
         };
         Ok(Self { keeper, poller: Arc::new(poller), admin, watched, interval })
@@ -176,7 +187,7 @@ fn reach_cloud_controller(
         InternalTls::Files(files) => {
             let tls = ClientTls::load(&files).context("cc_internal client")?;
             watched.push(tls.clone());
-            (Trust::Authorities(bundles(&authorities)?), Trust::Mutual(tls))
+            (public_trust(&authorities, watched)?, Trust::Files(tls))
         }
         InternalTls::Skip(identity) => {
             let identity = identity.map(|(cert, key)| pem(&cert, &key)).transpose()?;
@@ -200,16 +211,19 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// A file of white space only is passed over, as in the original.
-fn bundles(paths: &[impl AsRef<Path>]) -> anyhow::Result<Vec<Vec<u8>>> {
-    let mut bundles = Vec::new();
+/// Files of white space only are passed over, as in the original; without any
+/// other, the system's authorities are trusted.
+fn public_trust(paths: &[PathBuf], watched: &mut Vec<ClientTls>) -> anyhow::Result<Trust> {
+    let mut blank = true;
     for path in paths {
-        let pem = read(path.as_ref())?;
-        if !pem.trim_ascii().is_empty() {
-            bundles.push(pem);
-        }
+        blank &= read(path)?.trim_ascii().is_empty();
     }
-    Ok(bundles)
+    if blank {
+        return Ok(Trust::System);
+    }
+    let tls = ClientTls::trusting(paths).context("uaa_ca, cc_ca_cert")?;
+    watched.push(tls.clone());
+    Ok(Trust::Files(tls))
 }
 
 fn pem(cert: &Path, key: &Path) -> anyhow::Result<Vec<u8>> {
@@ -223,16 +237,30 @@ async fn debug_endpoint(
     address: &str,
     process: &Process,
     health: &Health,
-    nudge: Nudge,
+    sync_now: SyncNow,
 ) -> anyhow::Result<Admin> {
     let listener = Listener::tcp("debug-server", address).await?;
     info!(address = %listener.local_addr(), "debug-server-bound");
-    let sync = move || async move {
-        nudge.request();
-        (StatusCode::ACCEPTED, "the leader syncs now\n")
-    };
-    let router = Router::new().route("/sync", post(sync));
+    let sync = move || async move { answer(sync_now.ask().await) };
+    let router = Router::new().route("/sync-now", post(sync));
     Ok(Admin::new(listener, process, health).merge(router))
+}
+
+fn answer(outcome: Outcome) -> (StatusCode, Json<serde_json::Value>) {
+    let (status, body) = match outcome {
+        Outcome::Applied(applied) => (StatusCode::OK, json!({ "applied": applied })),
+        Outcome::Failed { error, retry_in_ms } => {
+            (StatusCode::BAD_GATEWAY, json!({ "error": error, "retry-in-ms": retry_in_ms }))
+        }
+        Outcome::NotLeading => {
+            (StatusCode::CONFLICT, json!({ "error": "this syncer does not lead" }))
+        }
+        Outcome::LeadershipEnded => {
+            let error = "this syncer ceased to lead before the answer was there";
+            (StatusCode::SERVICE_UNAVAILABLE, json!({ "error": error }))
+        }
+    };
+    (status, Json(body))
 }
 
 impl From<config::Poll> for poll::Settings {

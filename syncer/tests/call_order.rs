@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use runtime::lager::{self, Level};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::{
     cloud::{Cloud, EARLY, LATE, Reply, STAMP, TOKEN, group, groups, page, stamp, token},
     leader::Leader,
+    log_options,
     store::PolicyStoreTwin,
     until,
 };
@@ -21,7 +23,23 @@ struct Case {
     calls: &'static str,
     /// The guids of each write so far.
     writes: &'static [&'static [&'static str]],
+    /// The log at info until then, without the lines that announce each call.
+    log: &'static [&'static str],
 }
+
+const FETCHED: &str = "info successfully-fetched-security-groups";
+const APPLIED: &str = "info applied-security-groups";
+const REFUSED: &str = "error cc-json-client.http-client";
+const FAILED: &str = "error asg-sync-cycle";
+const NO_STAMP: &str = "info get-security-groups-last-update-not-found";
+
+/// Lines that every call has; `log_lines` looks at them.
+const ROUTINE: [&str; 4] = [
+    "info get-security-groups",
+    "info get-security-groups-attempt-pagination",
+    "info get-security-groups-last-update",
+    "info get-security-groups-with-page",
+];
 
 fn one_page(cloud: &Cloud) {
     cloud.on(STAMP, [stamp(EARLY)]);
@@ -43,6 +61,7 @@ const CASES: &[Case] = &[
         script: one_page,
         calls: "TSS1SSSSS",
         writes: &[&["a"]],
+        log: &[FETCHED, APPLIED],
     },
     Case {
         name: "three pages: k list calls and k + 2 stamps",
@@ -54,6 +73,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1S2S3SSS",
         writes: &[&["a", "b", "c"]],
+        log: &[FETCHED, APPLIED],
     },
     Case {
         name: "a change",
@@ -64,6 +84,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1SSSS1SSS",
         writes: &[&["a"], &["b"]],
+        log: &[FETCHED, APPLIED, FETCHED, APPLIED],
     },
     Case {
         name: "a change while paging: another attempt at once",
@@ -75,6 +96,7 @@ const CASES: &[Case] = &[
         // The stamp of the poll is remembered, so the change is synced as well.
         calls: "TSS1SS1SSS1SSS",
         writes: &[&["a"], &["a"]],
+        log: &[FETCHED, APPLIED, FETCHED, APPLIED],
     },
     Case {
         name: "a change while paging, three times: the poll ends, the next one goes on",
@@ -85,6 +107,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1SS1SS1SSS1SSS",
         writes: &[&["a"]],
+        log: &["info security-groups-did-not-stand-still", FETCHED, APPLIED],
     },
     Case {
         name: "401: a new token, once, and the call again",
@@ -94,42 +117,49 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1T1SSS",
         writes: &[&["a"]],
+        log: &[REFUSED, FETCHED, APPLIED],
     },
     Case {
         name: "401 that stays: three attempts with a new token each, then a pause",
         script: |cloud| list(vec![Reply::text(401, "{}"); 6])(cloud),
         calls: "TSS1T1S1T1S1T1SS1SSS",
         writes: &[&["a"]],
+        log: &[REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "500: three attempts, then a pause",
         script: |cloud| list(vec![Reply::text(500, "oops"); 3])(cloud),
         calls: "TSS1S1S1SS1SSS",
         writes: &[&["a"]],
+        log: &[REFUSED, REFUSED, REFUSED, FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "429: no attempt before the server wants it",
         script: |cloud| list([Reply::text(429, "{}").header("retry-after", "1")])(cloud),
         calls: "TSS1SS1SSS",
         writes: &[&["a"]],
+        log: &[REFUSED, FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "no answer in time counts as a failure",
         script: |cloud| list(vec![Reply::text(200, "{}").after(Duration::from_secs(60)); 3])(cloud),
         calls: "TSS1S1S1SS1SSS",
         writes: &[&["a"]],
+        log: &[FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "bad JSON: three attempts",
         script: |cloud| list(vec![Reply::text(200, r#"{"resources":[{"#); 3])(cloud),
         calls: "TSS1S1S1SS1SSS",
         writes: &[&["a"]],
+        log: &[FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "an empty list is read again before it is believed",
         script: |cloud| list([groups(&[], false)])(cloud),
         calls: "TSS1SS1SSS",
         writes: &[&["a"]],
+        log: &[FETCHED, "info reading-empty-list-again", FETCHED, APPLIED],
     },
     Case {
         name: "an empty list twice goes to the store",
@@ -139,18 +169,21 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1SS1SSSS",
         writes: &[&[]],
+        log: &[FETCHED, "info reading-empty-list-again", FETCHED, APPLIED],
     },
     Case {
         name: "no list at all is read again at once",
         script: |cloud| list([Reply::text(200, "{}")])(cloud),
         calls: "TSS1S1SSS",
         writes: &[&["a"]],
+        log: &[FETCHED, APPLIED],
     },
     Case {
         name: "no list at all, three times, deletes nothing",
         script: |cloud| list(vec![Reply::text(200, r#"{"resources":null}"#); 3])(cloud),
         calls: "TSS1S1S1SS1SSS",
         writes: &[&["a"]],
+        log: &[FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "a later page without a list is no end of the list",
@@ -162,6 +195,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1S2S1S2SSS",
         writes: &[&["a", "b"]],
+        log: &[FETCHED, APPLIED],
     },
     Case {
         name: "a group without a guid does not hold up the others",
@@ -172,6 +206,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1SSS",
         writes: &[&["a"]],
+        log: &[FETCHED, "error malformed-security-group", APPLIED],
     },
     Case {
         name: "404 of the stamp: a list, and then not at every poll",
@@ -181,6 +216,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1SSSSS",
         writes: &[&["a"]],
+        log: &[NO_STAMP, NO_STAMP, NO_STAMP, FETCHED, APPLIED, NO_STAMP],
     },
     Case {
         name: "a stamp that is no moment fails the poll",
@@ -190,6 +226,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSSS1SSS",
         writes: &[&["a"]],
+        log: &[FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "UAA refuses: no other call",
@@ -199,6 +236,7 @@ const CASES: &[Case] = &[
         },
         calls: "TTSS1SSS",
         writes: &[&["a"]],
+        log: &[FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "UAA answers nonsense: no other call",
@@ -209,6 +247,7 @@ const CASES: &[Case] = &[
         },
         calls: "TTTSS1SSS",
         writes: &[&["a"]],
+        log: &[FAILED, FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "a token that has ended is replaced without being refused",
@@ -219,6 +258,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSTST1TSTSTS",
         writes: &[&["a"]],
+        log: &[FETCHED, APPLIED],
     },
 ];
 
@@ -234,6 +274,7 @@ fn letter(call: &str) -> char {
 }
 
 async fn check(case: &Case) {
+    let (log, _control, _guard) = lager::capture(log_options(Level::Info));
     let cloud = Cloud::start().await;
     let store = PolicyStoreTwin::start().await;
     (case.script)(&cloud);
@@ -241,20 +282,40 @@ async fn check(case: &Case) {
     let leader = Leader::start(client, store.client("me"), 1);
     until(case.name, || cloud.lines().len() >= case.calls.len()).await;
     until(case.name, || store.writes().len() >= case.writes.len()).await;
+    until(case.name, || told(&log).len() >= case.log.len()).await;
     drop(leader);
     let calls: String = cloud.lines().iter().map(|call| letter(call)).collect();
     assert!(calls.starts_with(case.calls), "{}: {calls} instead of {}", case.name, case.calls);
     let writes: Vec<_> = store.writes().into_iter().map(|write| write.guids).collect();
     assert_eq!(writes, case.writes, "{}", case.name);
+    assert!(
+        told(&log).iter().map(String::as_str).take(case.log.len()).eq(case.log.iter().copied()),
+        "{}: {:#?}",
+        case.name,
+        told(&log)
+    );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn calls_are_made_in_the_originals_order() {
-    let mut checks = tokio::task::JoinSet::new();
-    for case in CASES {
-        checks.spawn(check(case));
-    }
-    checks.join_all().await;
+/// Level and message of each line that is not routine.
+fn told(log: &lager::Capture) -> Vec<String> {
+    let lines = log.lines().into_iter().map(|line| {
+        let message = line["message"].as_str().unwrap();
+        let action = message.strip_prefix("cfnetworking.policy-server-asg-syncer.").unwrap();
+        format!("{} {action}", line["level"].as_str().unwrap())
+    });
+    lines.filter(|line| !ROUTINE.contains(&line.as_str())).collect()
+}
+
+/// Each on a thread of its own, which is what a log can be caught of.
+#[test]
+fn calls_and_log_lines_are_those_of_the_contract() {
+    let run = |case| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(check(case));
+    };
+    let checks = CASES.iter().map(|case| std::thread::spawn(move || run(case)));
+    let failed = checks.collect::<Vec<_>>().into_iter().filter_map(|check| check.join().err());
+    assert_eq!(failed.count(), 0, "see above");
 }
 
 #[tokio::test]

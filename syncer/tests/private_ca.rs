@@ -1,7 +1,7 @@
 //! TLS with private authorities: the internal API's mutual TLS, and trust in
 //! nobody else.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use runtime::{
@@ -12,7 +12,10 @@ use syncer::cloud_controller::{Http, Trust};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::certificates::{Authority, authority, issue};
+use crate::support::{
+    certificates::{Authority, authority, issue},
+    until,
+};
 
 async fn serve(files: &Files, server: &mut JoinSet<()>) -> String {
     let tls = ServerTls::load(files, Alpn::Http1).unwrap();
@@ -42,9 +45,15 @@ async fn only_the_configured_authorities_are_trusted() {
     let mut server = JoinSet::new();
     let url = serve(&server_files, &mut server).await;
     let mutual = |authority, name| {
-        Trust::Mutual(ClientTls::load(&issue(authority, folder.path(), name)).unwrap())
+        Trust::Files(ClientTls::load(&issue(authority, folder.path(), name)).unwrap())
     };
-    let only = |authority: &Authority| Trust::Authorities(vec![authority.pem.clone().into_bytes()]);
+    let blank = folder.path().join("blank");
+    fs::write(&blank, " \n").unwrap();
+    let only = |authority: &Authority| {
+        let bundle = folder.path().join("bundle");
+        fs::write(&bundle, &authority.pem).unwrap();
+        Trust::Files(ClientTls::trusting(&[blank.clone(), bundle]).unwrap())
+    };
 
     assert_eq!(fetch(mutual(&ours, "client"), &url).await, Ok("in".to_owned()));
     let refused = fetch(mutual(&theirs, "stranger"), &url).await.unwrap_err();
@@ -60,4 +69,32 @@ async fn only_the_configured_authorities_are_trusted() {
     let mut pem = fs::read(&files.cert).unwrap();
     pem.extend(fs::read(&files.key).unwrap());
     assert_eq!(fetch(Trust::Anything(Some(pem)), &url).await, Ok("in".to_owned()));
+}
+
+/// UAA's and the public API's authorities are replaced while the process runs.
+#[tokio::test]
+async fn replaced_authorities_are_taken_up() {
+    runtime::tls::install_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (authority("old"), authority("new"));
+    let mut server = JoinSet::new();
+    let url = serve(&issue(&new, folder.path(), "server"), &mut server).await;
+    let bundle = folder.path().join("bundle");
+    fs::write(&bundle, &old.pem).unwrap();
+    let tls = ClientTls::trusting(std::slice::from_ref(&bundle)).unwrap();
+    let before = tls.rustls_config();
+    let http = Http::new(Trust::Files(tls.clone()), "test".to_owned()).unwrap();
+    let ask = || async {
+        let sent = http.client().unwrap().get(&url).send().await;
+        sent.map(drop).map_err(|err| format!("{:#}", anyhow::Error::from(err)))
+    };
+    let refused = ask().await.unwrap_err();
+    assert!(refused.contains("UnknownIssuer"), "{refused}");
+    let mut watch = JoinSet::new();
+    watch.spawn(tls.clone().watch(CancellationToken::new()));
+    fs::write(&bundle, format!("{}{}", old.pem, new.pem)).unwrap();
+    until("the new authority", || !Arc::ptr_eq(&tls.rustls_config(), &before)).await;
+    // Known now; the server goes on to ask for a certificate, which there is none of.
+    let refused = ask().await.unwrap_err();
+    assert!(!refused.contains("UnknownIssuer"), "{refused}");
 }

@@ -139,6 +139,12 @@ impl Drop for Syncer {
     }
 }
 
+async fn sync_now(syncer: &Syncer) -> (u16, Value) {
+    let url = format!("{}/sync-now", syncer.url().await);
+    let response = reqwest::Client::new().post(url).send().await.unwrap();
+    (response.status().as_u16(), serde_json::from_str(&response.text().await.unwrap()).unwrap())
+}
+
 async fn get(url: &str) -> (u16, String) {
     let response = reqwest::get(url).await.unwrap();
     (response.status().as_u16(), response.text().await.unwrap())
@@ -198,11 +204,16 @@ async fn sync_now_is_a_request_to_the_debug_server() {
     world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
     let syncer = world.run("only");
     syncer.until_told("applied-security-groups").await;
-    let url = format!("{}/sync", syncer.url().await);
-    let response = reqwest::Client::new().post(url).send().await.unwrap();
-    assert_eq!(response.status(), 202);
-    until("another sync", || syncer.told("applied-security-groups").len() == 2).await;
-    assert_eq!(syncer.told("applied-security-groups")[1]["reason"], "requested");
+    let standby = world.run("standby");
+    let (status, applied) = sync_now(&syncer).await;
+    assert_eq!((status, &applied["applied"]["reason"]), (200, &json!("requested")));
+    assert_eq!(syncer.told("applied-security-groups")[1], applied["applied"]);
+    let (status, refused) = sync_now(&standby).await;
+    assert_eq!((status, &refused["error"]), (409, &json!("this syncer does not lead")));
+    world.cloud.on(STAMP, [Reply::text(500, "oops")]);
+    let (status, failed) = sync_now(&syncer).await;
+    assert_eq!(status, 502);
+    assert!(failed["error"].as_str().unwrap().ends_with("http status 500: oops"), "{failed}");
 }
 
 #[tokio::test]

@@ -5,7 +5,10 @@ use std::time::Duration;
 use proto::policy_v1::status_response::Writer;
 use runtime::lager::{self, Level};
 use serde_json::{Value, json};
-use syncer::{lease::keeper::Fenced, poll::Settings};
+use syncer::{
+    lease::keeper::Fenced,
+    poll::{Settings, sync_now::Outcome},
+};
 use tonic::Status;
 
 use crate::support::{
@@ -289,8 +292,23 @@ async fn sync_now_reads_the_list_though_nothing_moved() {
     };
     let leader = Leader::with(settings, world.cloud.client(), world.store.client("me"), 1);
     world.writes(1).await;
-    leader.nudge.request();
+    let Outcome::Applied(applied) = leader.sync_now.ask().await else { panic!("not applied") };
+    assert_eq!((applied.reason, applied.unchanged, applied.fencing_token), ("requested", 1, 1));
     world.writes(2).await;
+
+    // A failure is the answer too, and does not wait for the next poll.
+    world.cloud.on(STAMP, [Reply::text(500, "oops")]);
+    let Outcome::Failed { error, .. } = leader.sync_now.ask().await else { panic!("applied") };
+    assert!(error.ends_with("http status 500: oops"), "{error}");
+    let (sync_now, question) = (leader.sync_now.clone(), leader.sync_now.clone());
+    world.cloud.on(STAMP, [stamp(EARLY).after(Duration::from_secs(60))]);
+    let mut asking = tokio::task::JoinSet::new();
+    asking.spawn(async move { question.ask().await });
+    let before = world.cloud.count(STAMP);
+    until("the poll", || world.cloud.count(STAMP) > before).await;
+    drop(leader);
+    assert_eq!(ended(&mut asking).await, Outcome::LeadershipEnded);
+    assert_eq!(sync_now.ask().await, Outcome::NotLeading);
 }
 
 #[tokio::test]

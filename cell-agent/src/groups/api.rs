@@ -9,7 +9,7 @@ use reqwest::{
     Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING},
 };
-use runtime::{https::MutualClient, tls::ClientTls};
+use runtime::{https::TlsClient, tls::ClientTls};
 use serde::Deserialize;
 
 use super::page::{Entry, Page};
@@ -59,7 +59,7 @@ const GROUPS: &str = "security_groups";
 #[derive(Debug)]
 pub(super) struct Api {
     base: String,
-    client: MutualClient,
+    client: TlsClient,
     timeout: Duration,
 }
 
@@ -71,7 +71,7 @@ impl Api {
         timeout: Duration,
     ) -> Result<Self, reqwest::Error> {
         let user_agent = format!("cell-agent/{}", env!("CARGO_PKG_VERSION"));
-        let client = MutualClient::new(tls, user_agent, |builder| builder.no_gzip())?;
+        let client = TlsClient::new(tls, user_agent, |builder| builder.no_gzip())?;
         let base = format!("{}/networking/v1/internal", url.trim_end_matches('/'));
         Ok(Self { base, client, timeout })
     }

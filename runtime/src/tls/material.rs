@@ -78,11 +78,30 @@ impl Material {
 
 fn load_roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
+    add_roots(&mut roots, path)?;
+    Ok(roots)
+}
+
+/// The authorities of several files, of which some may be blank, but not all.
+pub(super) fn load_bundles(paths: &[PathBuf]) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for path in paths {
+        if !read(path)?.trim_ascii().is_empty() {
+            add_roots(&mut roots, path)?;
+        }
+    }
+    match paths.first() {
+        Some(path) if roots.is_empty() => Err(Error::Empty(path.clone(), "certificate")),
+        _ => Ok(roots),
+    }
+}
+
+fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
     for certificate in load_certificates(path)? {
         let added = roots.add(certificate);
         added.map_err(|error| Error::Authority(path.into(), error))?;
     }
-    Ok(roots)
+    Ok(())
 }
 
 /// At least one certificate.

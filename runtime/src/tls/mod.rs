@@ -43,6 +43,13 @@ pub struct Files {
     pub key: PathBuf,
 }
 
+impl Files {
+    fn all(&self) -> [PathBuf; 3] {
+        let Self { ca, cert, key } = self;
+        [ca.clone(), cert.clone(), key.clone()]
+    }
+}
+
 /// The application protocol a server insists on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alpn {
@@ -67,6 +74,7 @@ impl Alpn {
 /// The TLS of a server.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
+    files: Files,
     alpn: Alpn,
     live: Live<ServerConfig>,
 }
@@ -78,8 +86,8 @@ impl ServerTls {
     /// When a file cannot be read or used, when key and certificate do not
     /// belong together, or when the certificate has expired.
     pub fn load(files: &Files, alpn: Alpn) -> Result<Self, Error> {
-        let live = Live::load(files, |files| server_config(files, alpn))?;
-        Ok(Self { alpn, live })
+        let live = Live::load(&files.all(), || server_config(files, alpn))?;
+        Ok(Self { files: files.clone(), alpn, live })
     }
 
     /// Takes up changed files until shutdown. Without this task the material
@@ -88,8 +96,8 @@ impl ServerTls {
     /// # Errors
     /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { alpn, live } = self;
-        live.watch(move |files| server_config(files, alpn), shutdown).await;
+        let Self { files, alpn, live } = self;
+        live.watch(move || server_config(&files, alpn), shutdown).await;
         Ok(())
     }
 
@@ -106,7 +114,16 @@ impl ServerTls {
 /// The TLS of a client.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
+    source: Source,
     live: Live<ClientConfig>,
+}
+
+/// What a client's TLS is made of.
+#[derive(Debug, Clone)]
+enum Source {
+    Mutual(Files),
+    /// Authorities only.
+    Trusting(Arc<[PathBuf]>),
 }
 
 impl ClientTls {
@@ -116,7 +133,20 @@ impl ClientTls {
     /// When a file cannot be read or used, when key and certificate do not
     /// belong together, or when the certificate has expired.
     pub fn load(files: &Files) -> Result<Self, Error> {
-        Ok(Self { live: Live::load(files, client_config)? })
+        let source = Source::Mutual(files.clone());
+        let live = Live::load(&files.all(), || client_config(&source))?;
+        Ok(Self { source, live })
+    }
+
+    /// A client without a certificate of its own, which trusts the authorities
+    /// of all `bundles` together. A file of white space only is passed over.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used, or when there is no authority at all.
+    pub fn trusting(bundles: &[PathBuf]) -> Result<Self, Error> {
+        let source = Source::Trusting(bundles.into());
+        let live = Live::load(bundles, || client_config(&source))?;
+        Ok(Self { source, live })
     }
 
     /// The configuration of this moment, without an application protocol.
@@ -130,7 +160,8 @@ impl ClientTls {
     /// # Errors
     /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        self.live.watch(client_config, shutdown).await;
+        let Self { source, live } = self;
+        live.watch(move || client_config(&source), shutdown).await;
         Ok(())
     }
 }
@@ -157,11 +188,17 @@ fn server_config(files: &Files, alpn: Alpn) -> Result<Arc<ServerConfig>, Error> 
     Ok(Arc::new(config))
 }
 
-fn client_config(files: &Files) -> Result<Arc<ClientConfig>, Error> {
-    let Material { roots, chain, key } = Material::load(files)?;
-    let config = client_builder(roots)
-        .with_client_auth_cert(chain, key)
-        .map_err(|error| Error::pair(files, error))?;
+fn client_config(source: &Source) -> Result<Arc<ClientConfig>, Error> {
+    let config = match source {
+        Source::Mutual(files) => {
+            let Material { roots, chain, key } = Material::load(files)?;
+            let config = client_builder(roots).with_client_auth_cert(chain, key);
+            config.map_err(|error| Error::pair(files, error))?
+        }
+        Source::Trusting(bundles) => {
+            client_builder(material::load_bundles(bundles)?).with_no_client_auth()
+        }
+    };
     Ok(Arc::new(config))
 }
 

@@ -1,15 +1,15 @@
 //! Takes up changed files.
 //!
-//! The three files are compared by identity once a second. A change is taken up
-//! when it has been the same for two looks, so that certificate and key, which
-//! nobody can replace in one step, are seen together. The identity that counts
+//! The files are compared by identity once a second. A change is taken up when it
+//! has been the same for two looks, so that certificate and key, which nobody can
+//! replace in one step, are seen together. The identity that counts
 //! as loaded is the one from before the files were read: a change in between is
 //! noticed at the next look.
 
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use arc_swap::ArcSwap;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Files};
+use super::Error;
+use crate::error::chain;
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -25,12 +26,12 @@ const EVERY: Duration = Duration::from_secs(1);
 /// when content and inode last changed. `None` when it cannot be looked at.
 type FileIdentity = Option<[i64; 7]>;
 
-/// What all three files are at one moment.
-type Look = [FileIdentity; 3];
+/// What all files are at one moment.
+type Look = Vec<FileIdentity>;
 
 /// Something made of files, which can follow them.
 pub(super) struct Live<T> {
-    files: Arc<Files>,
+    files: Arc<[PathBuf]>,
     /// The files before they were loaded first.
     loaded: Look,
     current: Arc<ArcSwap<T>>,
@@ -39,7 +40,7 @@ pub(super) struct Live<T> {
 impl<T> Clone for Live<T> {
     fn clone(&self) -> Self {
         let Self { files, loaded, current } = self;
-        Self { files: Arc::clone(files), loaded: *loaded, current: Arc::clone(current) }
+        Self { files: Arc::clone(files), loaded: loaded.clone(), current: Arc::clone(current) }
     }
 }
 
@@ -51,12 +52,12 @@ impl<T> fmt::Debug for Live<T> {
 
 impl<T: Send + Sync + 'static> Live<T> {
     pub(super) fn load(
-        files: &Files,
-        load: impl FnOnce(&Files) -> Result<Arc<T>, Error>,
+        files: &[PathBuf],
+        load: impl FnOnce() -> Result<Arc<T>, Error>,
     ) -> Result<Self, Error> {
         let loaded = look_at(files);
-        let current = Arc::new(ArcSwap::from(load(files)?));
-        Ok(Self { files: Arc::new(files.clone()), loaded, current })
+        let current = Arc::new(ArcSwap::from(load()?));
+        Ok(Self { files: files.into(), loaded, current })
     }
 
     pub(super) fn current(&self) -> Arc<T> {
@@ -66,11 +67,11 @@ impl<T: Send + Sync + 'static> Live<T> {
     /// Swaps in what `load` makes of changed files, until shutdown.
     pub(super) async fn watch(
         self,
-        load: impl Fn(&Files) -> Result<Arc<T>, Error> + Clone + Send + 'static,
+        load: impl Fn() -> Result<Arc<T>, Error> + Clone + Send + 'static,
         shutdown: CancellationToken,
     ) {
         let Self { files, loaded, current } = self;
-        let mut handled = loaded;
+        let mut handled = loaded.clone();
         let mut last_look = loaded;
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -79,13 +80,12 @@ impl<T: Send + Sync + 'static> Live<T> {
             let Some(look) = blocking(move || look_at(&files_to_look_at)).await else {
                 return;
             };
-            let settled = std::mem::replace(&mut last_look, look) == look;
+            let settled = std::mem::replace(&mut last_look, look.clone()) == look;
             if !settled || handled == look {
                 continue;
             }
             handled = look;
-            let (files_to_load, load) = (Arc::clone(&files), load.clone());
-            let Some(loaded) = blocking(move || load(&files_to_load)).await else {
+            let Some(loaded) = blocking(load.clone()).await else {
                 return;
             };
             take_up(&files, loaded, &current);
@@ -93,27 +93,20 @@ impl<T: Send + Sync + 'static> Live<T> {
     }
 }
 
-fn take_up<T>(files: &Files, loaded: Result<Arc<T>, Error>, current: &ArcSwap<T>) {
-    let cert = files.cert.display();
+fn take_up<T>(files: &[PathBuf], loaded: Result<Arc<T>, Error>, current: &ArcSwap<T>) {
+    let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+    let files = files.join(" ");
     match loaded {
         Ok(config) => {
             current.store(config);
-            tracing::info!(cert = %cert, "tls-files-reloaded");
+            tracing::info!(files, "tls-files-reloaded");
         }
-        Err(error) => {
-            let error = anyhow::Error::new(error);
-            tracing::error!(
-                error = format_args!("{error:#}"),
-                cert = %cert,
-                "tls-files-rejected"
-            );
-        }
+        Err(error) => tracing::error!(error = chain(&error), files, "tls-files-rejected"),
     }
 }
 
-fn look_at(files: &Files) -> Look {
-    let Files { ca, cert, key } = files;
-    [identity(ca), identity(cert), identity(key)]
+fn look_at(files: &[PathBuf]) -> Look {
+    files.iter().map(|path| identity(path)).collect()
 }
 
 fn identity(path: &Path) -> FileIdentity {
@@ -154,11 +147,11 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().expect("a folder");
             let path = |name| folder.path().join(name);
-            let files = Files { ca: path("ca"), cert: path("cert"), key: path("key") };
-            for path in [&files.ca, &files.cert, &files.key] {
+            let files = ["ca", "cert", "key"].map(path);
+            for path in &files {
                 fs::write(path, "old").expect("a file");
             }
-            let live = Live::load(&files, read_key).expect("a good load");
+            let live = Live::load(&files, || read_key(&files[2])).expect("a good load");
             Self { folder, loads: Arc::default(), live }
         }
 
@@ -174,9 +167,10 @@ mod tests {
         async fn during(&self, script: impl Future<Output = ()>) {
             let shutdown = CancellationToken::new();
             let loads = Arc::clone(&self.loads);
-            let load = move |files: &Files| {
+            let key = self.folder.path().join("key");
+            let load = move || {
                 loads.fetch_add(1, Ordering::SeqCst);
-                read_key(files)
+                read_key(&key)
             };
             let watch = self.live.clone().watch(load, shutdown.clone());
             let script = async {
@@ -188,10 +182,10 @@ mod tests {
     }
 
     /// A key that says "bad" is bad.
-    fn read_key(files: &Files) -> Result<Arc<String>, Error> {
-        let text = fs::read_to_string(&files.key).expect("the key is there");
+    fn read_key(key: &Path) -> Result<Arc<String>, Error> {
+        let text = fs::read_to_string(key).expect("the key is there");
         match text.as_str() {
-            "bad" => Err(Error::Empty(files.key.clone(), "private key")),
+            "bad" => Err(Error::Empty(key.to_owned(), "private key")),
             _ => Ok(Arc::new(text)),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::{Client, RequestBuilder, Response};
 use runtime::{
-    https::{MutualClient, builder},
+    https::{TlsClient, builder},
     tls::ClientTls,
 };
 
@@ -16,10 +16,11 @@ const LARGEST_SMALL_BODY: usize = 1 << 20;
 
 /// How a server proves who it is, and how we do.
 pub enum Trust {
-    /// Certificates of these authorities only (PEM), or the system's if empty.
-    Authorities(Vec<Vec<u8>>),
-    /// Mutual TLS whose files may change while we run.
-    Mutual(ClientTls),
+    /// Certificates of the system's authorities.
+    System,
+    /// Files that may change while we run: authorities, and our own
+    /// certificate where the server wants to see one.
+    Files(ClientTls),
     /// Any certificate; with our own if there is one (PEM of certificate and
     /// key together).
     Anything(Option<Vec<u8>>),
@@ -30,7 +31,7 @@ pub enum Http {
     /// With certificates for ever.
     Fixed(Client),
     /// Rebuilt when the TLS files have changed.
-    Reloading(Box<MutualClient>),
+    Reloading(Box<TlsClient>),
 }
 
 impl Http {
@@ -38,16 +39,7 @@ impl Http {
     /// A certificate that cannot be used.
     pub fn new(trust: Trust, user_agent: String) -> Result<Self, reqwest::Error> {
         Ok(match trust {
-            Trust::Authorities(bundles) if bundles.is_empty() => {
-                Self::Fixed(builder(&user_agent).build()?)
-            }
-            Trust::Authorities(bundles) => {
-                let mut certificates = Vec::new();
-                for bundle in bundles {
-                    certificates.extend(reqwest::Certificate::from_pem_bundle(&bundle)?);
-                }
-                Self::Fixed(builder(&user_agent).tls_certs_only(certificates).build()?)
-            }
+            Trust::System => Self::Fixed(builder(&user_agent).build()?),
             Trust::Anything(identity) => {
                 let mut builder = builder(&user_agent).tls_danger_accept_invalid_certs(true);
                 if let Some(pem) = identity {
@@ -55,8 +47,8 @@ impl Http {
                 }
                 Self::Fixed(builder.build()?)
             }
-            Trust::Mutual(tls) => {
-                Self::Reloading(Box::new(MutualClient::new(tls, user_agent, |builder| builder)?))
+            Trust::Files(tls) => {
+                Self::Reloading(Box::new(TlsClient::new(tls, user_agent, |builder| builder)?))
             }
         })
     }

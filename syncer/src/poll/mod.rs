@@ -6,24 +6,19 @@
 //! when the store has seen a newer leader, or with its term, by being dropped.
 
 pub mod schedule;
+pub mod sync_now;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, gauge, histogram};
 use runtime::{backoff::Backoff, error::chain, server::Component};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info};
 
-use self::schedule::{Intervals, Reason, Schedule};
+use self::{
+    schedule::{Intervals, Reason, Schedule},
+    sync_now::{Outcome, SyncNow},
+};
 use crate::{
     cloud_controller::CloudController,
     cycle::{self, Synced},
@@ -54,24 +49,7 @@ pub struct Poller {
     cloud_controller: CloudController,
     store: Store,
     freshness: Component,
-    nudge: Nudge,
-}
-
-/// Lets others ask for a sync now.
-#[derive(Debug, Clone, Default)]
-pub struct Nudge(Arc<(Notify, AtomicBool)>);
-
-impl Nudge {
-    /// Asks. A standby forgets it when it becomes leader, since it syncs then.
-    pub fn request(&self) {
-        let (notify, asked) = &*self.0;
-        asked.store(true, Ordering::Release);
-        notify.notify_one();
-    }
-
-    fn take(&self) -> bool {
-        self.0.1.swap(false, Ordering::AcqRel)
-    }
+    sync_now: SyncNow,
 }
 
 impl Poller {
@@ -82,16 +60,16 @@ impl Poller {
         cloud_controller: CloudController,
         store: Store,
         freshness: Component,
-        nudge: Nudge,
+        sync_now: SyncNow,
     ) -> Self {
         freshness.ready();
-        Self { settings, cloud_controller, store, freshness, nudge }
+        Self { settings, cloud_controller, store, freshness, sync_now }
     }
 
     /// Polls in `term` until the store refuses it.
     pub async fn lead(self: Arc<Self>, term: Term) -> Fenced {
         let _standby_is_healthy = OnDrop(&self.freshness);
-        self.nudge.take();
+        let mut asked = self.sync_now.lead();
         let mut leadership = Leadership {
             poller: &self,
             term,
@@ -102,18 +80,31 @@ impl Poller {
             backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
         };
         loop {
+            if asked.begin_poll() {
+                leadership.schedule.request();
+            }
             let next = match leadership.poll().await {
-                Ok(()) => Instant::from_std(leadership.schedule.next(Instant::now().into_std())),
+                Ok(applied) => {
+                    if let Some(applied) = applied {
+                        asked.answer(&Outcome::Applied(applied));
+                    }
+                    Instant::from_std(leadership.schedule.next(Instant::now().into_std()))
+                }
                 Err(cycle::Error::Store(store::Error::Fenced(message))) => {
                     counter!("syncer_failures_total", "cause" => "fenced").increment(1);
                     error!(error = message, "fenced-by-policy-store");
                     return Fenced;
                 }
-                Err(err) => Instant::now() + leadership.failed(&err),
+                Err(err) => {
+                    let pause = leadership.failed(&err);
+                    let (error, retry_in_ms) = (chain(&err), millis(pause));
+                    asked.answer(&Outcome::Failed { error, retry_in_ms });
+                    Instant::now() + pause
+                }
             };
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.nudge.0.0.notified() => {}
+                () = asked.asked() => {}
             }
         }
     }
@@ -142,36 +133,36 @@ struct Leadership<'a> {
 }
 
 impl Leadership<'_> {
-    async fn poll(&mut self) -> Result<(), cycle::Error> {
+    /// What was applied, if the list was read.
+    async fn poll(&mut self) -> Result<Option<Applied>, cycle::Error> {
         debug!("asg-sync-started");
         if std::mem::take(&mut self.fresh) {
             debug!("initializing-lastSyncTime");
         }
-        if self.poller.nudge.take() {
-            self.schedule.request();
-        }
         let stamp = self.poller.cloud_controller.last_update().await?;
         let local = self.schedule.watermark().unwrap_or(Stamp::Unknown);
-        match self.schedule.decide(stamp, Instant::now().into_std()) {
+        let applied = match self.schedule.decide(stamp, Instant::now().into_std()) {
             None => {
                 debug!(
                     "cc-latest-update-time" = %stamp, "local-latest-update-time" = %local,
                     "skipping-update"
                 );
                 counter!("syncer_polls_total", "outcome" => "unchanged").increment(1);
+                None
             }
             Some(reason) => {
                 debug!(
                     "cc-latest-update-time" = %stamp, "local-latest-update-time" = %local,
                     reason = reason.as_str(), "performing-update"
                 );
-                self.sync(stamp, local, reason).await?;
+                let applied = self.sync(stamp, local, reason).await?;
                 counter!("syncer_polls_total", "outcome" => "synced").increment(1);
+                Some(applied)
             }
-        }
+        };
         self.good();
         debug!("asg-sync-complete");
-        Ok(())
+        Ok(applied)
     }
 
     async fn sync(
@@ -179,7 +170,7 @@ impl Leadership<'_> {
         stamp: Stamp,
         local: Stamp,
         reason: Reason,
-    ) -> Result<(), cycle::Error> {
+    ) -> Result<Applied, cycle::Error> {
         let Poller { cloud_controller, store, .. } = self.poller;
         // Until the store has confirmed, nobody knows what it holds.
         let held = self.held.take();
@@ -200,21 +191,27 @@ impl Leadership<'_> {
             "updating-local-latest-update-time"
         );
         debug!("new-last-sync-time" = %jiff::Timestamp::now(), "updating-last-sync-time");
-        tell(&synced, reason, &self.term);
+        let applied = Applied::new(&synced, reason, &self.term);
+        applied.tell();
+        record(&synced);
         self.held = Some(synced.held);
-        Ok(())
+        Ok(applied)
     }
 
     fn good(&mut self) {
         self.backoff.reset();
         self.last_good = Instant::now();
         self.poller.freshness.ready();
-        let now = seconds_now();
-        gauge!("syncer_last_success_timestamp_seconds").set(now);
+        gauge!("syncer_last_success_timestamp_seconds").set(seconds_now());
+        self.show_watermark();
+    }
+
+    /// After failures too: the age of what the cells have goes on.
+    fn show_watermark(&self) {
         if let Some(Stamp::At(watermark)) = self.schedule.watermark() {
             let stamp = watermark.seconds() as f64 + f64::from(watermark.nanoseconds()) / 1e9;
             gauge!("syncer_watermark_timestamp_seconds").set(stamp);
-            gauge!("syncer_watermark_age_seconds").set(now - stamp);
+            gauge!("syncer_watermark_age_seconds").set(seconds_now() - stamp);
         }
     }
 
@@ -222,6 +219,7 @@ impl Leadership<'_> {
     fn failed(&mut self, err: &cycle::Error) -> Duration {
         counter!("syncer_polls_total", "outcome" => "failed").increment(1);
         counter!("syncer_failures_total", "cause" => err.cause()).increment(1);
+        self.show_watermark();
         let pause = self.backoff.pause().max(err.retry_after().unwrap_or_default());
         let deadline = self.poller.settings.retry_deadline;
         let stale = self.last_good.elapsed() > deadline;
@@ -246,23 +244,76 @@ impl Leadership<'_> {
     }
 }
 
-fn tell(synced: &Synced, reason: Reason, term: &Term) {
-    let store::Committed { generation, added, changed, removed, unchanged } = synced.committed;
-    info!(
-        reason = reason.as_str(),
-        added,
-        changed,
-        removed,
-        unchanged,
-        malformed = synced.malformed,
-        kept = synced.kept,
-        generation = generation.0,
-        "fencing-token" = term.token().0,
-        watermark = %synced.stamp,
-        "read-ms" = millis(synced.read_time),
-        "store-ms" = millis(synced.store_time),
-        "applied-security-groups"
-    );
+/// An applied sync, as it is logged and answered.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Applied {
+    /// Why the list was read.
+    pub reason: &'static str,
+    /// Groups that the store did not have.
+    pub added: u64,
+    /// Groups whose content is new.
+    pub changed: u64,
+    /// Groups that are gone.
+    pub removed: u64,
+    /// Groups that stayed.
+    pub unchanged: u64,
+    /// Groups that could not be read.
+    pub malformed: usize,
+    /// Groups of which the store keeps the version that it had.
+    pub kept: usize,
+    /// The store's number for the set.
+    pub generation: u64,
+    /// Under which token it was written; 0 for none.
+    pub fencing_token: u64,
+    /// The Cloud Controller's stamp that it stands for.
+    pub watermark: String,
+    /// Milliseconds for the list.
+    pub read_ms: u64,
+    /// Milliseconds for the store.
+    pub store_ms: u64,
+}
+
+impl Applied {
+    fn new(synced: &Synced, reason: Reason, term: &Term) -> Self {
+        let store::Committed { generation, added, changed, removed, unchanged } = synced.committed;
+        Self {
+            reason: reason.as_str(),
+            added,
+            changed,
+            removed,
+            unchanged,
+            malformed: synced.malformed,
+            kept: synced.kept,
+            generation: generation.0,
+            fencing_token: term.token().0,
+            watermark: synced.stamp.to_string(),
+            read_ms: millis(synced.read_time),
+            store_ms: millis(synced.store_time),
+        }
+    }
+
+    fn tell(&self) {
+        info!(
+            reason = self.reason,
+            added = self.added,
+            changed = self.changed,
+            removed = self.removed,
+            unchanged = self.unchanged,
+            malformed = self.malformed,
+            kept = self.kept,
+            generation = self.generation,
+            "fencing-token" = self.fencing_token,
+            watermark = self.watermark,
+            "read-ms" = self.read_ms,
+            "store-ms" = self.store_ms,
+            "applied-security-groups"
+        );
+    }
+}
+
+fn record(synced: &Synced) {
+    let store::Committed { generation, added, changed, removed: _, unchanged } = synced.committed;
     histogram!("syncer_cycle_duration_seconds", "step" => "read").record(synced.read_time);
     histogram!("syncer_cycle_duration_seconds", "step" => "store").record(synced.store_time);
     gauge!("syncer_groups").set((added + changed + unchanged) as f64);

@@ -7,7 +7,7 @@ use runtime::server::Health;
 use syncer::{
     cloud_controller::CloudController,
     lease::keeper::{Fenced, Term},
-    poll::{Nudge, Poller, Settings, schedule::Intervals},
+    poll::{Poller, Settings, schedule::Intervals, sync_now::SyncNow},
     store::Store,
 };
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -25,7 +25,7 @@ pub(crate) const SETTINGS: Settings = Settings {
 pub(crate) struct Leader {
     pub(crate) poller: Arc<Poller>,
     pub(crate) health: Health,
-    pub(crate) nudge: Nudge,
+    pub(crate) sync_now: SyncNow,
     pub(crate) work: JoinSet<Fenced>,
     ends: watch::Sender<Instant>,
 }
@@ -41,11 +41,11 @@ impl Leader {
         store: Store,
         token: u64,
     ) -> Self {
-        let (health, nudge) = (Health::new(), Nudge::default());
+        let (health, sync_now) = (Health::new(), SyncNow::default());
         let freshness = health.component("sync");
-        let poller = Arc::new(Poller::new(settings, cloud, store, freshness, nudge.clone()));
+        let poller = Arc::new(Poller::new(settings, cloud, store, freshness, sync_now.clone()));
         let ends = watch::Sender::new(Instant::now());
-        let mut leader = Self { poller, health, nudge, work: JoinSet::new(), ends };
+        let mut leader = Self { poller, health, sync_now, work: JoinSet::new(), ends };
         leader.begin_term(token);
         leader
     }

@@ -14,7 +14,7 @@ use proto::cell_v1::cell_server::CellServer;
 use runtime::{
     client,
     lager::{self, Level, TimeFormat},
-    process::{About, ConfigError, Process},
+    process::{About, Command, ConfigError, Process},
     server::{Grpc, Health, Http, Listener},
     supervise::Tasks,
     tls::ClientTls,
@@ -31,7 +31,7 @@ use crate::{
     control::{self, Control},
     diff, groups,
     groups::{Link, Refresh},
-    grpc,
+    grpc, offline,
     plan::Known,
     reconcile::{Chains, Enforced, Inputs, Kernel, Plane, Reconciler},
     state::StateDirectory,
@@ -67,6 +67,8 @@ impl runtime::process::Service for App {
             prefix: "cfnetworking: could not read config file invalid config",
         },
     };
+
+    const COMMANDS: &'static [Command] = &[offline::RENDER];
 
     fn log(config: &Config) -> lager::Options {
         lager::Options {
@@ -254,7 +256,7 @@ fn serve(
 }
 
 /// The names of the interfaces that have these addresses.
-fn interfaces(addresses: &[IpAddr]) -> anyhow::Result<Vec<String>> {
+pub(crate) fn interfaces(addresses: &[IpAddr]) -> anyhow::Result<Vec<String>> {
     if addresses.is_empty() {
         return Ok(Vec::new());
     }

@@ -134,7 +134,7 @@ impl Configure for Config {
         let debug_address = address(keys, ("debug_server_host", "debug_server_port"), 8721);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         let log_level = keys.or("log_level", Level::Info);
-        let underlay_ips = texts(keys, "underlay_ips", |text| text.parse().ok(), "an IP address");
+        let underlay_ips = underlay_ips(keys);
         let settings = settings(keys);
         let state_directory = state_directory?;
         Some(Self {
@@ -209,7 +209,7 @@ fn cell(keys: &mut Reader<'_>, source: Option<&Source>) -> Option<CellId> {
     }
 }
 
-fn plane(keys: &mut Reader<'_>) -> Option<DataPlane> {
+pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<DataPlane> {
     let plane = keys.or("data_plane", "nftables".to_owned());
     let path = keys.or("iptables_path", PathBuf::from("iptables"));
     let lock =
@@ -225,9 +225,16 @@ fn plane(keys: &mut Reader<'_>) -> Option<DataPlane> {
     }
 }
 
-fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
-    let overlay = parsed(keys, "overlay_network", |text| {
-        network(text).ok_or_else(|| "is not an address with a prefix length".to_owned())
+/// The network of silk's own job, for a file that names none.
+const OVERLAY: &str = "10.255.0.0/16";
+
+pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
+    let overlay = keys.or("overlay_network", OVERLAY.to_owned()).and_then(|text| {
+        let overlay = network(&text);
+        if overlay.is_none() {
+            keys.problem("overlay_network", "is not an address with a prefix length");
+        }
+        overlay
     });
     let disable_network_policy = keys.or("disable_container_network_policy", false);
     let deny_networks = keys.section::<DenyNetworks>("deny_networks");
@@ -283,13 +290,8 @@ fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().map(|net: IpNet| net.trunc())
 }
 
-fn parsed<T>(
-    keys: &mut Reader<'_>,
-    key: &'static str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<T> {
-    let text: String = keys.required(key)?;
-    parse(&text).map_err(|problem| keys.problem(key, problem)).ok()
+pub(crate) fn underlay_ips(keys: &mut Reader<'_>) -> Option<Vec<IpAddr>> {
+    texts(keys, "underlay_ips", |text| text.parse().ok(), "an IP address")
 }
 
 fn texts<T>(

@@ -13,7 +13,7 @@
 //!
 //! [`reconcile`] drives the loop, [`drift`] notices what others do to the kernel,
 //! `control` and `grpc` are asked by the CNI plugin and by operators, and
-//! `explain` says why.
+//! `explain` says why. [`offline`] prints what would be in force.
 
 pub mod app;
 pub mod apply;
@@ -28,6 +28,7 @@ pub mod explain;
 pub mod groups;
 pub mod grpc;
 mod metrics;
+pub mod offline;
 pub mod plan;
 pub mod reconcile;
 pub mod render;

@@ -7,13 +7,22 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Command};
 
-use crate::process::About;
+use crate::process::{self, About, Flag};
+
+/// What a program can be asked for beside what all can.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Own {
+    /// Its own flags.
+    pub(crate) flags: &'static [Flag],
+    /// Its commands, as far as the help names them.
+    pub(crate) commands: &'static [process::Command],
+}
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Serve with this configuration.
-    Run(PathBuf),
+    /// Serve with this configuration, under these flags.
+    Run(PathBuf, Vec<Flag>),
     /// Say whether this configuration is good.
     Check(PathBuf),
     /// No configuration was named.
@@ -29,22 +38,24 @@ const EXTRA: &str = "extra";
 /// clap's own: help, the version, or a wrong flag with the usage.
 pub(crate) fn parse(
     about: &About,
+    own: Own,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Request, clap::Error> {
-    let mut arguments = arguments.into_iter();
-    let program = arguments.next();
-    let arguments = program.into_iter().chain(arguments.map(double_dash));
-    let mut matches = command(about).try_get_matches_from(arguments)?;
+    let mut matches = command(about, own).try_get_matches_from(double_dashes(arguments))?;
     let check = matches.get_flag(CHECK);
+    let flags = own.flags.iter().filter(|flag| matches.get_flag(flag.name)).copied().collect();
     let path = matches.remove_one::<OsString>(about.config_flag);
     Ok(match path.filter(|path| !path.is_empty()).map(PathBuf::from) {
         None => Request::NoConfig,
         Some(path) if check => Request::Check(path),
-        Some(path) => Request::Run(path),
+        Some(path) => Request::Run(path, flags),
     })
 }
 
-fn command(about: &About) -> Command {
+fn command(about: &About, own: Own) -> Command {
+    let flag = |flag: &Flag| {
+        Arg::new(flag.name).long(flag.name).action(ArgAction::SetTrue).help(flag.help)
+    };
     Command::new(about.name)
         .bin_name(about.name)
         .about(about.summary)
@@ -63,13 +74,34 @@ fn command(about: &About) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Read the configuration, say what is wrong with it, and exit"),
         )
+        .args(own.flags.iter().map(flag))
         .arg(
             // The originals ignore what follows their flags.
             Arg::new(EXTRA).hide(true).num_args(0..).value_parser(clap::value_parser!(OsString)),
         )
-        .after_help(
-            "A flag may have one dash or two, and its value after a space or an equals sign.",
-        )
+        .after_help(after_help(own.commands))
+}
+
+fn after_help(commands: &[process::Command]) -> String {
+    let flags = "A flag may have one dash or two, and its value after a space or an equals sign.";
+    let mut text = String::new();
+    if !commands.is_empty() {
+        text.push_str("Instead of serving (--help after it says more):\n");
+        for command in commands {
+            text.push_str(&format!("  {}  {}\n", command.name, command.summary));
+        }
+        text.push('\n');
+    }
+    text + flags
+}
+
+/// Gives all arguments but the first, which is the program, their second dashes.
+pub(crate) fn double_dashes(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next();
+    program.into_iter().chain(arguments.map(double_dash))
 }
 
 /// Gives a long flag with one dash its second one.
@@ -101,9 +133,23 @@ mod tests {
         config_error: ConfigError { exit: 2, prefix: "invalid-config-file" },
     };
 
+    const ONCE: Flag = Flag { name: "once", help: "One pass", prints: false };
+    const OWN: Own = Own {
+        flags: &[ONCE],
+        commands: &[process::Command {
+            name: "render",
+            summary: "Print the rules",
+            run: |_| std::process::ExitCode::SUCCESS,
+        }],
+    };
+
+    fn run(path: impl Into<PathBuf>) -> Request {
+        Request::Run(path.into(), Vec::new())
+    }
+
     fn parsed(arguments: &[&str]) -> Result<Request, clap::Error> {
         let all = ["lock-server"].iter().chain(arguments);
-        parse(&ABOUT, all.map(OsString::from))
+        parse(&ABOUT, OWN, all.map(OsString::from))
     }
 
     #[test]
@@ -120,10 +166,10 @@ mod tests {
         ];
         for way in ways {
             let request = parsed(way).expect("a known flag");
-            assert_eq!(request, Request::Run("/a/b.json".into()), "{way:?}");
+            assert_eq!(request, run("/a/b.json"), "{way:?}");
         }
         let request = parsed(&["-config=a=b.json"]).expect("a known flag");
-        assert_eq!(request, Request::Run("a=b.json".into()));
+        assert_eq!(request, run("a=b.json"));
     }
 
     #[test]
@@ -131,8 +177,8 @@ mod tests {
         let path = OsString::from_vec(b"/a/\xff.json".to_vec());
         let mut argument = OsString::from("-config=");
         argument.push(&path);
-        let request = parse(&ABOUT, ["lock-server".into(), argument]).expect("a known flag");
-        assert_eq!(request, Request::Run(path.into()));
+        let request = parse(&ABOUT, OWN, ["lock-server".into(), argument]).expect("a known flag");
+        assert_eq!(request, run(path));
     }
 
     #[test]
@@ -145,6 +191,14 @@ mod tests {
     }
 
     #[test]
+    fn a_service_has_flags_of_its_own() {
+        let request = parsed(&["-once", "-config=a"]).expect("known flags");
+        assert_eq!(request, Request::Run("a".into(), vec![ONCE]));
+        let without = parse(&ABOUT, Own::default(), ["x", "--once"].map(OsString::from));
+        without.expect_err("another service's flag");
+    }
+
+    #[test]
     fn help_and_version_are_told() {
         for help in ["-h", "-help", "--help"] {
             let error = parsed(&[help]).expect_err(help);
@@ -152,6 +206,7 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("--config <FILE>") && text.contains("A lock service"), "{text}");
             assert!(!text.contains("extra"), "{text}");
+            assert!(text.contains("--once") && text.contains("render  Print the rules"), "{text}");
         }
         for version in ["-version", "--version"] {
             let error = parsed(&[version]).expect_err(version);

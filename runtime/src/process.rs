@@ -13,6 +13,7 @@
 //! `exited-with-failure` whose `data.error` has the whole chain.
 //! An orderly end is the info line `exited`.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
 use std::panic;
@@ -24,7 +25,7 @@ use clap::error::ErrorKind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{self, Request};
+use crate::args::{self, Own, Request};
 use crate::config::{self, Loaded};
 use crate::{lager, metrics};
 
@@ -51,6 +52,29 @@ pub struct ConfigError {
     pub exit: u8,
     /// What stands before each problem on standard error.
     pub prefix: &'static str,
+}
+
+/// A flag of one service, beside those that all have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flag {
+    /// Without dashes.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub help: &'static str,
+    /// Whether it asks for something on standard output; the log goes to standard
+    /// error then.
+    pub prints: bool,
+}
+
+/// What a program does instead of serving, when its name is the first argument.
+#[derive(Debug, Clone, Copy)]
+pub struct Command {
+    /// Its name.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub summary: &'static str,
+    /// Does it. The first argument is the name; flags have two dashes.
+    pub run: fn(Vec<OsString>) -> ExitCode,
 }
 
 /// A failure that the original reports in a line of its own, with an exit code of
@@ -87,6 +111,8 @@ pub struct Process {
     pub metrics: metrics::Handle,
     /// The signal that ends it.
     pub ending: Ending,
+    /// The service's own flags that were given.
+    flags: Vec<Flag>,
 }
 
 /// The signal that ends a process, once it has come.
@@ -102,6 +128,17 @@ impl Ending {
 }
 
 impl Process {
+    /// Whether one of the service's own flags was given.
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|given| given.name == flag)
+    }
+
+    /// The same process with these flags.
+    #[must_use]
+    pub fn with_flags(self, flags: &[Flag]) -> Self {
+        Self { flags: flags.to_vec(), ..self }
+    }
+
     /// A process for tests that bind a service themselves: its log level and its
     /// metrics are connected to nothing.
     pub fn detached() -> Self {
@@ -112,7 +149,7 @@ impl Process {
         };
         let (_layer, log) = lager::layer(options, io::sink());
         let (_recorder, metrics) = metrics::recorder("detached", "0");
-        Self { log, metrics, ending: Ending::default() }
+        Self { log, metrics, ending: Ending::default(), flags: Vec::new() }
     }
 }
 
@@ -123,6 +160,12 @@ pub trait Service: Sized {
 
     /// Who it is.
     const ABOUT: About;
+
+    /// Its own flags; [`Process::has`] tells which were given.
+    const FLAGS: &'static [Flag] = &[];
+
+    /// What it can do instead of serving.
+    const COMMANDS: &'static [Command] = &[];
 
     /// How its configuration wants the log.
     fn log(config: &Self::Config) -> lager::Options;
@@ -142,7 +185,12 @@ pub trait Service: Sized {
 /// Runs a service to its end. This is the whole of a service's `main`.
 pub fn main<S: Service>() -> ExitCode {
     let about = S::ABOUT;
-    let request = match args::parse(&about, std::env::args_os()) {
+    let named = std::env::args_os().nth(1).unwrap_or_default();
+    if let Some(command) = S::COMMANDS.iter().find(|command| named == command.name) {
+        return (command.run)(args::double_dashes(std::env::args_os().skip(1)).collect());
+    }
+    let own = Own { flags: S::FLAGS, commands: S::COMMANDS };
+    let request = match args::parse(&about, own, std::env::args_os()) {
         Ok(request) => request,
         Err(error) => {
             // Help and version are errors to clap. Go writes help to standard error.
@@ -153,9 +201,9 @@ pub fn main<S: Service>() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let (path, check) = match request {
-        Request::Run(path) => (path, false),
-        Request::Check(path) => (path, true),
+    let (path, flags) = match request {
+        Request::Run(path, flags) => (path, Some(flags)),
+        Request::Check(path) => (path, None),
         Request::NoConfig => {
             let flag = about.config_flag;
             let name = about.name;
@@ -167,10 +215,10 @@ pub fn main<S: Service>() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&about, error.lines()),
     };
-    if check {
-        return report_check(&loaded.unknown);
+    match flags {
+        None => report_check(&loaded.unknown),
+        Some(flags) => start::<S>(loaded, flags),
     }
-    start::<S>(loaded)
 }
 
 fn refuse(about: &About, problems: impl IntoIterator<Item = String>) -> ExitCode {
@@ -191,15 +239,19 @@ fn report_check(unknown: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn start<S: Service>(loaded: Loaded<S::Config>) -> ExitCode {
+fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {
     let Loaded { config, unknown } = loaded;
     let about = S::ABOUT;
-    let log = match lager::init(S::log(&config), S::censor(&config)) {
+    let output: Box<dyn Write + Send> = match flags.iter().any(|flag| flag.prints) {
+        true => Box::new(io::stderr()),
+        false => Box::new(io::stdout()),
+    };
+    let log = match lager::init(S::log(&config), S::censor(&config), output) {
         Ok(log) => log,
         Err(error) => return refuse(&about, [format!("cannot set up the log: {error}")]),
     };
     log_panics();
-    let process = match prepare(&about, log) {
+    let process = match prepare(&about, log, flags) {
         Ok(process) => process,
         Err(error) => return fail(&error),
     };
@@ -222,12 +274,12 @@ fn start<S: Service>(loaded: Loaded<S::Config>) -> ExitCode {
     }
 }
 
-fn prepare(about: &About, log: lager::Control) -> anyhow::Result<Process> {
+fn prepare(about: &About, log: lager::Control, flags: Vec<Flag>) -> anyhow::Result<Process> {
     crate::tls::install_provider();
     let (recorder, metrics) = metrics::recorder(about.name, about.version);
     ::metrics::set_global_recorder(recorder)
         .map_err(|error| anyhow::anyhow!("installing the metrics recorder: {error}"))?;
-    Ok(Process { log, metrics, ending: Ending::default() })
+    Ok(Process { log, metrics, ending: Ending::default(), flags })
 }
 
 /// Binds, runs, and drains on a signal.

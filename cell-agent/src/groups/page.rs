@@ -11,7 +11,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use model::{effective::ReadGroup, ids::GroupGuid};
 use proto::policy_v1::{Rule, SecurityGroup, StoredGroup};
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
+
+/// So much of a wrong value is shown.
+const LONGEST: usize = 120;
 
 /// Groups by guid.
 pub type Groups = BTreeMap<GroupGuid, Arc<ReadGroup>>;
@@ -95,7 +98,7 @@ impl Entry {
     fn parse(raw: &RawValue) -> Self {
         let guid = serde_json::from_str(raw.get()).map(|RawGuid { guid }| guid).ok();
         let mut problems = Vec::new();
-        let group = serde_json::from_str(raw.get()).map_err(|error| error.to_string());
+        let group = serde_json::from_str(raw.get()).map_err(|error| fault(raw, GROUP, &error));
         let group = group.and_then(|group| read(group, &mut problems));
         Self { guid, group, problems }
     }
@@ -116,6 +119,7 @@ fn read(raw: RawGroup, problems: &mut Vec<String>) -> Result<SecurityGroup, Stri
     let rules = list.unwrap_or_default().into_iter().enumerate();
     let rules = rules.map(|(index, raw)| {
         rule(raw).unwrap_or_else(|error| {
+            let error = fault(raw, RULE, &error);
             problems.push(format!("rule {index}: {error}"));
             // No protocol: nothing is allowed by it.
             Rule { description: format!("not readable: {error}"), ..Rule::default() }
@@ -144,6 +148,49 @@ fn rule(raw: &RawValue) -> Result<Rule, serde_json::Error> {
         description: description.unwrap_or_default(),
         log: log.unwrap_or_default(),
     })
+}
+
+/// A field with what its value must be, and the words for that.
+type Field = (&'static str, fn(&Value) -> bool, &'static str);
+
+const GROUP: &[Field] = &[
+    ("guid", Value::is_string, "a text"),
+    ("name", Value::is_string, "a text"),
+    ("rules", Value::is_string, "JSON in a text"),
+    ("staging_default", Value::is_boolean, "true or false"),
+    ("running_default", Value::is_boolean, "true or false"),
+    ("staging_space_guids", are_texts, "a list of texts"),
+    ("running_space_guids", are_texts, "a list of texts"),
+];
+
+const RULE: &[Field] = &[
+    ("protocol", Value::is_string, "a text"),
+    ("destination", Value::is_string, "a text"),
+    ("ports", Value::is_string, "a text"),
+    ("type", is_small, "a number of 32 bits"),
+    ("code", is_small, "a number of 32 bits"),
+    ("description", Value::is_string, "a text"),
+    ("log", Value::is_boolean, "true or false"),
+];
+
+fn are_texts(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| list.iter().all(Value::is_string))
+}
+
+fn is_small(value: &Value) -> bool {
+    value.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+}
+
+/// What is wrong with an object that cannot be read, by field and value if it is
+/// the value of a field.
+fn fault(raw: &RawValue, fields: &[Field], error: &serde_json::Error) -> String {
+    let object = serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
+    let wrong = fields.iter().find_map(|(name, fits, what)| {
+        let value = object.get(*name).filter(|value| !value.is_null() && !fits(value))?;
+        let shown: String = value.to_string().chars().take(LONGEST).collect();
+        Some(format!("{name}: {shown} is not {what}"))
+    });
+    wrong.unwrap_or_else(|| error.to_string())
 }
 
 /// Puts the pages of one answer together. The places of the groups in it are
@@ -241,7 +288,7 @@ mod tests {
             {"guid":"a","rules":[]},{"guid":"new","rules":"{"},{"guid":7},3,{"guid":"b","rules":"[]"}]}"#;
         let (after, problems) = groups(bad, &before);
         assert_eq!(problems.len(), 4, "{problems:?}");
-        assert!(problems[0].starts_with("group \"a\": "), "{problems:?}");
+        assert_eq!(problems[0], "group \"a\": rules: [] is not JSON in a text");
         assert!(problems[2].starts_with("group number 3: "), "{problems:?}");
         assert_eq!(after.keys().collect::<Vec<_>>(), [&guid("a"), &guid("b")]);
         assert!(Arc::ptr_eq(&after[&guid("a")], &before[&guid("a")]));
@@ -252,7 +299,7 @@ mod tests {
         let text = r#"{"security_groups":[{"guid":"a","rules":
             "[{\"protocol\":\"all\",\"ports\":443,\"destination\":\"0.0.0.0/0\"},{\"protocol\":\"all\",\"destination\":\"10.0.0.1\"}]"}]}"#;
         let (groups, problems) = groups(text, &Groups::new());
-        assert!(problems[0].starts_with("group \"a\": rule 0: "), "{problems:?}");
+        assert_eq!(problems[0], "group \"a\": rule 0: ports: 443 is not a text");
         let read = &groups[&guid("a")];
         assert_eq!(read.stored.group.rules.len(), 2);
         assert_eq!(read.problems().map(|(index, _)| index).collect::<Vec<_>>(), [0]);

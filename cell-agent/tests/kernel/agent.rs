@@ -102,6 +102,11 @@ impl Cell {
         runtime::config::parse(&Value::Object(config).to_string()).unwrap().config
     }
 
+    /// The configuration as a file has it.
+    pub(crate) fn config_text(&self) -> String {
+        Value::Object(self.config.clone()).to_string()
+    }
+
     async fn bind(&self) -> anyhow::Result<App> {
         let config = self.config_with("cell_id", json!("cell-1"));
         App::bind(config, &Process::detached()).await

@@ -7,7 +7,7 @@
 //! counterpart: a flush of chains flushes our table. Log texts are skipped, and
 //! faults of the original's policy server are a store that is down.
 
-use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use proto::policy_v1::{Rule, SecurityGroup};
 use serde_json::Value;
@@ -17,7 +17,8 @@ use crate::{
     agent::Cell,
     lab::{Lab, lab, sh},
     packets::{Fate, Kind, Prober},
-    silk::{BACKENDS, Silk, chains},
+    recorded::{self, section},
+    silk::{BACKENDS, Silk},
 };
 
 /// Where ours is meant to differ, with the verdicts that ours gives
@@ -64,13 +65,6 @@ fn every_recorded_table_of_iptables_nft_comes_out() {
     assert!(verdicts >= 149 && tables >= 40, "only {verdicts} verdicts, {tables} tables");
 }
 
-/// Our chains and their parents where they are not to be as recorded; the file
-/// says why in its first line.
-fn ours_instead(name: &str, number: usize) -> Option<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/differences");
-    fs::read_to_string(folder.join(format!("{name}.{number}.txt"))).ok()
-}
-
 /// How much was compared.
 #[derive(Default)]
 struct Outcome {
@@ -80,21 +74,9 @@ struct Outcome {
 
 /// Plays all cases; without a plugin on the nftables plane.
 fn play_all(silk: Option<Silk>) -> Outcome {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cases");
-    let mut names: Vec<String> = fs::read_dir(&folder)
-        .unwrap()
-        .filter_map(|entry| {
-            entry.unwrap().file_name().to_str()?.strip_suffix(".json").map(str::to_owned)
-        })
-        .collect();
-    names.sort();
-    assert!(names.len() >= 20, "{names:?}");
     let (mut total, mut wrong) = (Outcome::default(), Vec::new());
-    for name in &names {
-        let read = |suffix| fs::read_to_string(folder.join(format!("{name}{suffix}"))).unwrap();
-        let case: Value = serde_json::from_str(&read(".json")).unwrap();
-        let backend = silk.map_or("legacy", |silk| silk.backend);
-        let recorded = read(&format!(".{backend}.txt"));
+    for name in recorded::names() {
+        let (case, recorded) = recorded::case(&name, silk.map_or("legacy", |silk| silk.backend));
         let (sender, receiver) = std::sync::mpsc::channel();
         let case_name = name.clone();
         lab(async move |lab| {
@@ -164,10 +146,7 @@ impl Play {
     async fn compare_tables(&mut self, number: usize, recorded: &str) -> Option<String> {
         self.settle().await;
         let silk = self.silk?;
-        let expected = match ours_instead(&self.name, number) {
-            Some(ours) => chains(ours.lines().map(str::to_owned)),
-            None => chains(section(recorded, number, "snapshot").lines().map(str::to_owned)),
-        };
+        let expected = recorded::table(&self.name, number, recorded);
         // Longer than two looks at the kernel.
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
@@ -301,13 +280,6 @@ impl Play {
         }
         verdicts
     }
-}
-
-/// What was recorded of an operation, below its heading.
-fn section<'a>(recorded: &'a str, number: usize, op: &str) -> &'a str {
-    let start = format!("## {number} {op} ");
-    let section = recorded.split("\n\n").find(|section| section.trim_start().starts_with(&start));
-    section.unwrap_or_else(|| panic!("no section {start}")).trim()
 }
 
 /// How many packets the log rules for allowed connections have seen.

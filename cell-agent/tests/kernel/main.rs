@@ -10,8 +10,11 @@ mod cases;
 mod faults;
 mod features;
 mod lab;
+mod offline;
 mod packets;
 mod polled;
+#[path = "../recorded/mod.rs"]
+mod recorded;
 mod silk;
 mod speed;
 mod store;

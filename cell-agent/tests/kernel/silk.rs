@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::lab::sh;
+use crate::{lab::sh, recorded::chains};
 
 /// The plugin, with one of the two programs that are called iptables.
 #[derive(Debug, Clone, Copy)]
@@ -114,28 +114,6 @@ impl Silk {
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success(), "{text}");
     }
-}
-
-/// What of a table concerns the agent: its chains, and the parents' rules.
-pub(crate) fn chains(lines: impl Iterator<Item = String>) -> Vec<String> {
-    let ours = |line: &String| {
-        let chain = line.strip_prefix("-A ").or_else(|| line.strip_prefix(':'));
-        let name = chain.and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-        let asg = name.starts_with("asg-") || name.starts_with("casg-");
-        asg || line.starts_with("-A netout--") && !name.ends_with("log")
-    };
-    let declared = |line: String| match line.starts_with(':') {
-        true => line.split(' ').next().unwrap().to_owned(),
-        false => line,
-    };
-    // The order within a chain counts; that of the chains does not.
-    let mut by_chain = std::collections::BTreeMap::<String, Vec<String>>::new();
-    for line in lines.filter(ours).map(declared) {
-        let name = line.trim_start_matches("-A ").trim_start_matches(':');
-        let name = name.split(' ').next().unwrap().to_owned();
-        by_chain.entry(name).or_default().push(line);
-    }
-    by_chain.into_values().flatten().collect()
 }
 
 struct Names {

@@ -38,7 +38,7 @@ mod fields;
 mod layer;
 mod level;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::callsite::rebuild_interest_cache;
@@ -106,16 +106,16 @@ pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, C
     (Lager::new(options, level, Sink::new(writer)), control)
 }
 
-/// Makes lager on standard output the log of this process; it does not say what
-/// `censor` takes out.
+/// Makes lager the log of this process; it does not say what `censor` takes out.
 ///
 /// # Errors
 /// When the process has a log already.
 pub fn init(
     options: Options,
     censor: Censor,
+    writer: impl Write + Send + 'static,
 ) -> Result<Control, tracing::subscriber::SetGlobalDefaultError> {
-    let (layer, control) = layer(options, io::stdout());
+    let (layer, control) = layer(options, writer);
     let layer = layer.censored(censor);
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::set_global_default(subscriber)?;

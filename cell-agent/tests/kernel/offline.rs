@@ -1,0 +1,108 @@
+//! What `cell-agent render` prints is what the agent puts in force.
+
+use std::{fs, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::{
+    agent::{Cell, app, bound, global, listing, rule},
+    lab::lab,
+    recorded::chains,
+    silk::BACKENDS,
+};
+
+const SETTINGS: &str = r#"{"iptables_asg_logging": false, "iptables_denied_logs_per_sec": 3,
+    "deny_networks": {"always": ["10.9.0.0/16"], "running": ["10.8.0.0/16"], "staging": []},
+    "outbound_connections": {"limit": true, "logging": true, "burst": 9, "rate_per_sec": 2}}"#;
+
+/// Prints from the files of a cell and the groups of its store.
+fn render(cell: &Cell, plane: &str) -> String {
+    let file = |name: &str| cell.directory.path().join(name);
+    fs::write(file("agent.json"), cell.config_text()).unwrap();
+    fs::write(file("groups.json"), groups().to_string()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_cell-agent"))
+        .args(["render", "--plane", plane, "--config-file"])
+        .arg(file("agent.json"))
+        .arg("--store")
+        .arg(cell.store_path())
+        .arg("--security-groups")
+        .arg(file("groups.json"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const NEAR: &str = "10.1.0.0/16,10.1.9.0-10.1.12.4";
+
+fn groups() -> Value {
+    json!([
+        {"guid": "g1", "name": "g1", "running_default": true,
+         "rules": [{"protocol": "tcp", "destination": NEAR, "ports": "80,443"},
+                   {"protocol": "udp", "destination": "10.2.0.1", "ports": "53", "log": true}]},
+        {"guid": "g2", "name": "g2", "running_space_guids": ["s2"],
+         "rules": [{"protocol": "all", "destination": "10.3.0.0/24"}]},
+    ])
+}
+
+async fn fill(cell: &mut Cell) {
+    let mut logged = rule("udp", "10.2.0.1", "53");
+    logged.log = true;
+    let near = rule("tcp", NEAR, "80,443");
+    let far = rule("all", "10.3.0.0/24", "");
+    cell.store.set(vec![global("g1", vec![near, logged]), bound("g2", "s2", vec![far])]);
+    for (index, space) in (1..).zip(["s1", "s2", "s1"]) {
+        let handle = format!("0000000{index}-aaaa-bbbb-cccc-0123456789ab");
+        cell.add_entry(&handle, &format!("10.255.1.{index}"), &app(space));
+    }
+    cell.caught_up().await;
+}
+
+/// nft lists chains as they came.
+fn blocks(listing: &str) -> Vec<&str> {
+    let mut blocks: Vec<&str> =
+        listing.split("\n\t}\n").map(|block| block.trim_start_matches('\n')).collect();
+    blocks.sort_unstable();
+    blocks
+}
+
+#[test]
+fn the_table_that_is_printed_is_the_one_in_the_kernel() {
+    lab(async |lab| {
+        let mut cell = Cell::running(serde_json::from_str(SETTINGS).unwrap()).await;
+        fill(&mut cell).await;
+        cell.settled().await;
+        let text = render(&cell, "nftables");
+        let file = cell.directory.path().join("table.nft");
+        fs::write(&file, text).unwrap();
+        let load = format!("nft -f {}", file.display());
+        let printed = lab.outside.run(move || {
+            crate::lab::sh(&load);
+            listing()
+        });
+        assert_eq!(blocks(&printed), blocks(&listing()));
+        assert!(printed.contains("10.3.0.0"), "{printed}");
+        cell.stop().await;
+    });
+}
+
+#[test]
+fn the_chains_that_are_printed_are_those_in_the_kernel() {
+    for silk in BACKENDS {
+        lab(async move |_lab| {
+            let settings: Value = serde_json::from_str(SETTINGS).unwrap();
+            let mut cell = Cell::new(silk.config(settings.clone())).await;
+            for index in 1..=3 {
+                let handle = format!("0000000{index}-aaaa-bbbb-cccc-0123456789ab");
+                silk.add(&handle, &format!("10.255.1.{index}"), &settings);
+            }
+            cell.start().await;
+            fill(&mut cell).await;
+            let printed = chains(render(&cell, "iptables").lines().map(str::to_owned));
+            assert_eq!(printed.iter().filter(|line| line.starts_with(':')).count(), 3);
+            crate::agent::eventually("the chains are as printed", async || silk.ours() == printed)
+                .await;
+            cell.stop().await;
+        });
+    }
+}

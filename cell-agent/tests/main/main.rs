@@ -1,0 +1,7 @@
+//! The program as operators and tests call it, without a kernel.
+
+#![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+
+#[path = "../recorded/mod.rs"]
+mod recorded;
+mod render;

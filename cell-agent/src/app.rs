@@ -14,7 +14,7 @@ use proto::cell_v1::cell_server::CellServer;
 use runtime::{
     client,
     lager::{self, Level, TimeFormat},
-    process::{About, Command, ConfigError, Process},
+    process::{About, Command, ConfigError, Flag, Process},
     server::{Grpc, Health, Http, Listener},
     supervise::Tasks,
     tls::ClientTls,
@@ -30,20 +30,29 @@ use crate::{
     containers::{Containers, Feed, StoreFile},
     control::{self, Control},
     diff, groups,
-    groups::{Link, Refresh},
+    groups::{Learner, Link, Refresh},
     grpc, offline,
+    pass::{self, Pass},
     plan::Known,
     reconcile::{Chains, Enforced, Inputs, Kernel, Plane, Reconciler},
     state::StateDirectory,
 };
 
 /// How long the store's lock may be held by somebody else.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long open requests and tasks may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// The agent, bound.
-pub struct App {
+pub enum App {
+    /// To live.
+    Agent(Box<Agent>),
+    /// For one pass.
+    Pass(Box<Pass>),
+}
+
+/// An agent that lives until it is told to end.
+pub struct Agent {
     config: Config,
     plane: Plane,
     state: StateDirectory,
@@ -68,6 +77,7 @@ impl runtime::process::Service for App {
         },
     };
 
+    const FLAGS: &'static [Flag] = &[pass::ONCE, pass::DRY_RUN];
     const COMMANDS: &'static [Command] = &[offline::RENDER];
 
     fn log(config: &Config) -> lager::Options {
@@ -86,10 +96,24 @@ impl runtime::process::Service for App {
             bail!("datastore-directory-stat: there is no directory {}", directory.display());
         }
         config.settings.underlay = interfaces(&config.underlay_ips)?;
-        let state = StateDirectory::open(&config.state_directory).with_context(|| {
-            format!("the state directory {} cannot be used", config.state_directory.display())
-        })?;
-        let plane = plane(&config, &state).await?;
+        if let Some(pass) = Pass::bind(&config, process).await? {
+            return Ok(Self::Pass(Box::new(pass)));
+        }
+        Ok(Self::Agent(Box::new(Agent::bind(config, process).await?)))
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        match self {
+            Self::Agent(agent) => agent.run(shutdown).await,
+            Self::Pass(pass) => shutdown.run_until_cancelled(pass.run()).await.unwrap_or(Ok(())),
+        }
+    }
+}
+
+impl Agent {
+    async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
+        let state = open_state(&config)?;
+        let plane = plane(&config, state.clone()).await?;
         let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
         let http = Listener::tcp("the control endpoints", &config.control_address).await?;
         let debug = Listener::tcp("the debug server", &config.debug_address).await?;
@@ -114,8 +138,7 @@ impl runtime::process::Service for App {
         } else {
             // Chains beside those of the CNI plugin stay, as with the original.
             if let DataPlane::Nftables = self.config.plane {
-                let mut nft = Nft::new(&self.config.nft);
-                nft.apply(&diff::remove()).await.context("taking our table out of the kernel")?;
+                take_away(&mut Nft::new(&self.config.nft)).await?;
             }
             // There is nothing to tell of: who asks is refused at once.
             drop(self.socket);
@@ -129,13 +152,24 @@ impl runtime::process::Service for App {
     }
 }
 
+pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
+    let directory = &config.state_directory;
+    StateDirectory::open(directory)
+        .with_context(|| format!("the state directory {} cannot be used", directory.display()))
+}
+
+/// Takes our table out of the kernel.
+pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
+    nft.apply(&diff::remove()).await.context("taking our table out of the kernel")
+}
+
 /// The data plane, if it can be used.
-async fn plane(config: &Config, state: &StateDirectory) -> Result<Plane, Error> {
+pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plane, Error> {
     let mut nft = Nft::new(&config.nft);
     match &config.plane {
         DataPlane::Nftables => {
             nft.list().await?;
-            Ok(Plane::Nftables(Kernel::new(nft, state.clone())))
+            Ok(Plane::Nftables(Kernel::new(nft, state)))
         }
         DataPlane::Iptables { path, lock } => {
             let chains = Chains::open(Iptables::new(path, lock)).await?;
@@ -152,7 +186,7 @@ async fn plane(config: &Config, state: &StateDirectory) -> Result<Plane, Error> 
     }
 }
 
-impl App {
+impl Agent {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let Self { config, plane, state, tls, http, debug, socket, process } = self;
@@ -169,7 +203,8 @@ impl App {
         };
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
         let parts = Groups { containers: containers.latest(), enforced: enforced.clone(), known };
-        let (link, refresh) = follow_groups(tasks, &config, &tls, parts, shutdown)?;
+        let (learner, link, refresh) = learner(&config, &tls, parts)?;
+        tasks.add(learner.name(), learner.run(shutdown.clone()));
         let cell = control::Cell {
             containers,
             groups: groups.clone(),
@@ -206,37 +241,33 @@ impl App {
 }
 
 /// What the source of groups works with.
-struct Groups {
-    containers: watch::Receiver<Containers>,
-    enforced: watch::Receiver<Arc<Enforced>>,
-    known: watch::Sender<Option<Arc<Known>>>,
+pub(crate) struct Groups {
+    pub(crate) containers: watch::Receiver<Containers>,
+    pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
+    pub(crate) known: watch::Sender<Option<Arc<Known>>>,
 }
 
-/// Starts the task that learns the groups.
-fn follow_groups(
-    tasks: &mut Tasks,
+/// What learns the groups, whether it reaches its source, and how to have it ask now.
+pub(crate) fn learner(
     config: &Config,
     tls: &ClientTls,
     Groups { containers, enforced, known }: Groups,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<(watch::Receiver<Link>, Refresh)> {
-    let (shutdown, tls) = (shutdown.clone(), tls.clone());
+) -> anyhow::Result<(Learner, watch::Receiver<Link>, Refresh)> {
+    let tls = tls.clone();
     match &config.source {
         Source::Grpc(address) => {
             let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
                 .context("policy_store_address")?;
             let (client, link) =
                 groups::Client::new(config.cell.clone(), channel, containers, enforced, known);
-            tasks.add("policy-store-watch", client.run(shutdown));
-            Ok((link, Refresh::pushed()))
+            Ok((Learner::Watch(Box::new(client)), link, Refresh::pushed()))
         }
         Source::Http { url, timeout } => {
             let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
             let server = groups::Server { url, timeout, interval };
             let (poller, link, refresh) = groups::Poller::new(server, tls, containers, known)
                 .context("an HTTP client for policy_server_url")?;
-            tasks.add("policy-server-poll", poller.run(shutdown));
-            Ok((link, refresh))
+            Ok((Learner::Poll(Box::new(poller)), link, refresh))
         }
     }
 }

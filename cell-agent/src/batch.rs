@@ -262,7 +262,7 @@ impl<'a> Saved<'a> {
     /// A transaction that tries the rules of `wanted` where no packet comes by, and
     /// leaves nothing behind.
     #[must_use]
-    pub fn trial(&self, wanted: &Filter) -> String {
+    pub fn trial(&self, wanted: &Filter) -> Trial {
         let mut text = format!("*filter\n:{TRIAL} - [0:0]\n");
         let mut seen = HashSet::new();
         for chain in wanted.chains.iter().filter(|chain| self.missing(chain).is_none()) {
@@ -272,8 +272,26 @@ impl<'a> Saved<'a> {
                 writeln!(text, "-A {TRIAL} {rule}").expect(TO_STRING);
             }
         }
-        writeln!(text, "COMMIT\n*filter\n-F {TRIAL}\n-X {TRIAL}\nCOMMIT").expect(TO_STRING);
-        text
+        text.push_str("COMMIT\n");
+        Trial(text)
+    }
+}
+
+/// Rules in a chain that no packet meets.
+#[derive(Debug)]
+pub struct Trial(String);
+
+impl Trial {
+    /// Makes the chain.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// Makes the chain and takes it away.
+    #[must_use]
+    pub fn with_cleanup(&self) -> String {
+        format!("{}*filter\n-F {TRIAL}\n-X {TRIAL}\nCOMMIT\n", self.0)
     }
 }
 

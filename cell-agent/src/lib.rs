@@ -29,6 +29,7 @@ pub mod groups;
 pub mod grpc;
 mod metrics;
 pub mod offline;
+pub mod pass;
 pub mod plan;
 pub mod reconcile;
 pub mod render;

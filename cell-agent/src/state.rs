@@ -32,6 +32,12 @@ impl StateDirectory {
         Ok(directory)
     }
 
+    /// A directory that is only read from, whether it is there or not.
+    #[must_use]
+    pub fn only_read(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Replaces a file. Blocks until it is on disk.
     ///
     /// # Errors

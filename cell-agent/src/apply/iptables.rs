@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{Error, Program};
-use crate::render::iptables::Family;
+use crate::{batch::Trial, render::iptables::Family};
 
 /// The longest that others may hold the lock; their commands take seconds at most.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
@@ -29,6 +29,8 @@ const WAIT: &str = "30";
 pub struct Iptables {
     path: PathBuf,
     lock: PathBuf,
+    /// The batches of a rehearsal: they are checked, and nothing is changed.
+    rehearsed: Option<Vec<(Family, String)>>,
 }
 
 /// Released when dropped.
@@ -56,7 +58,19 @@ impl Iptables {
     /// `/sbin/iptables`), under a lock.
     #[must_use]
     pub fn new(path: &Path, lock: &Path) -> Self {
-        Self { path: path.to_owned(), lock: lock.to_owned() }
+        Self { path: path.to_owned(), lock: lock.to_owned(), rehearsed: None }
+    }
+
+    /// The same programs, but what they are to apply is only checked and kept.
+    #[must_use]
+    pub fn rehearsing(self) -> Self {
+        Self { rehearsed: Some(Vec::new()), ..self }
+    }
+
+    /// The batches of the rehearsal, if it is one.
+    #[must_use]
+    pub fn rehearsed(&self) -> Option<&[(Family, String)]> {
+        self.rehearsed.as_deref()
     }
 
     fn program(&self, family: Family, what: &str) -> Program {
@@ -101,9 +115,31 @@ impl Iptables {
     /// # Errors
     /// Nothing has changed then, except that nobody knows after
     /// [`Error::Hangs`] and [`Error::Run`].
-    pub async fn restore(&self, family: Family, batch: &str) -> Result<(), Refusal> {
+    pub async fn restore(&mut self, family: Family, batch: &str) -> Result<(), Refusal> {
+        let rehearses = self.rehearsed.is_some();
+        self.run(family, batch, if rehearses { &["--test"] } else { &[] }).await?;
+        if let Some(rehearsed) = &mut self.rehearsed {
+            rehearsed.push((family, batch.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Asks whether a batch would be taken that begins in a chain of its own, and
+    /// takes that chain away again; in a rehearsal it is never made.
+    ///
+    /// # Errors
+    /// It would not be taken.
+    pub async fn attempt(&self, family: Family, trial: &Trial) -> Result<(), Refusal> {
+        match self.rehearsed {
+            None => self.run(family, &trial.with_cleanup(), &[]).await,
+            Some(_) => self.run(family, trial.text(), &["--test"]).await,
+        }
+    }
+
+    async fn run(&self, family: Family, batch: &str, more: &[&str]) -> Result<(), Refusal> {
         let program = self.program(family, "restore");
-        let child = program.start(&["--noflush", "-w", WAIT]).map_err(Refusal::Failed)?;
+        let arguments = [&["--noflush", "-w", WAIT], more].concat();
+        let child = program.start(&arguments).map_err(Refusal::Failed)?;
         let output = program.finish(child, batch).await.map_err(Refusal::Failed)?;
         if output.status.success() {
             return Ok(());

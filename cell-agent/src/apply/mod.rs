@@ -128,6 +128,8 @@ pub struct Nft {
     program: Program,
     /// Waits for a script.
     waiting: Option<Child>,
+    /// The scripts of a rehearsal: they are checked, and nothing is changed.
+    rehearsed: Option<Vec<String>>,
 }
 
 impl Nft {
@@ -136,7 +138,19 @@ impl Nft {
     pub fn new(program: &Path) -> Self {
         let path = program.to_owned();
         let program = Program { path, package: "nftables", key: "nft_path" };
-        Self { program, waiting: None }
+        Self { program, waiting: None, rehearsed: None }
+    }
+
+    /// The same program, but what it is to apply is only checked and kept.
+    #[must_use]
+    pub fn rehearsing(self) -> Self {
+        Self { rehearsed: Some(Vec::new()), ..self }
+    }
+
+    /// The scripts of the rehearsal, if it is one.
+    #[must_use]
+    pub fn rehearsed(&self) -> Option<&[String]> {
+        self.rehearsed.as_deref()
     }
 
     /// Puts a script in force, all or nothing.
@@ -145,6 +159,13 @@ impl Nft {
     /// Nothing has changed then, except that nobody knows after
     /// [`Error::Hangs`] and [`Error::Run`].
     pub async fn apply(&mut self, script: &str) -> Result<(), Error> {
+        if let Some(rehearsed) = &self.rehearsed {
+            // Each counts on those before it.
+            let all = rehearsed.concat() + script;
+            self.check(&all).await?;
+            self.rehearsed.as_mut().expect("a rehearsal").push(script.to_owned());
+            return Ok(());
+        }
         let mut waiting = self.waiting.take();
         let alive = waiting.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
         let child = match waiting.filter(|_| alive) {

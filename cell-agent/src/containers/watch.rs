@@ -83,6 +83,12 @@ impl Feed {
 }
 
 impl Follower {
+    /// Why the store cannot be read, if it cannot.
+    #[must_use]
+    pub fn failing(&self) -> Option<&str> {
+        self.failing.as_deref()
+    }
+
     /// Follows the store until shutdown.
     ///
     /// # Errors

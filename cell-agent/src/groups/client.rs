@@ -9,7 +9,7 @@ use model::{
     ids::{CellId, SpaceGuid},
 };
 use proto::policy_v1::{
-    WatchRequest, WatchResponse,
+    ListRequest, ListResponse, WatchRequest, WatchResponse,
     policy_store_client::PolicyStoreClient,
     watch_request::{Hello, Report, Step},
 };
@@ -25,6 +25,10 @@ use tonic::{Status, Streaming, transport::Channel};
 use super::{Follow, Link, spaces::Spaces};
 use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 
+/// Groups in one answer to a list.
+const PAGE: u32 = 500;
+/// A list that changes between two pages is begun again.
+const LIST_ATTEMPTS: u32 = 4;
 const LINGER_CHECK: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
@@ -99,6 +103,46 @@ impl Client {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// Asks once, without being known to the store as a cell that watches.
+    ///
+    /// # Errors
+    /// The store does not answer, or refuses.
+    pub async fn fetch(mut self) -> Result<(), Status> {
+        let spaces = self.spaces();
+        let whole = self.list(&spaces).await?;
+        if whole.generation == 0 {
+            return Err(Status::failed_precondition("the policy store was never filled"));
+        }
+        self.receive(&mut Follow::hello(spaces), whole);
+        Ok(())
+    }
+
+    /// All pages of one generation.
+    async fn list(&mut self, spaces: &BTreeSet<SpaceGuid>) -> Result<WatchResponse, Status> {
+        let space_guids: Vec<String> =
+            spaces.iter().map(|space| space.as_str().to_owned()).collect();
+        let mut whole = WatchResponse { complete: true, ..WatchResponse::default() };
+        let (mut page_token, mut begun) = (0, 1);
+        while begun <= LIST_ATTEMPTS {
+            let space_guids = space_guids.clone();
+            let request = ListRequest { space_guids, all: false, page_size: PAGE, page_token };
+            let ListResponse { groups, next_page_token, generation } =
+                self.store.list(request).await?.into_inner();
+            if page_token != 0 && generation != whole.generation {
+                (page_token, begun) = (0, begun + 1);
+                whole.upserted.clear();
+                continue;
+            }
+            whole.generation = generation;
+            whole.upserted.extend(groups);
+            if next_page_token == 0 {
+                return Ok(whole);
+            }
+            page_token = next_page_token;
+        }
+        Err(Status::aborted("the groups changed while they were read"))
     }
 
     /// One watch, until it ends.

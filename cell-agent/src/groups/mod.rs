@@ -6,6 +6,9 @@
 //! part of it. The last one is on disk, so that a cell that starts while the
 //! store is down has its rules (laws 4 and 5).
 
+use runtime::client::describe;
+use tokio_util::sync::CancellationToken;
+
 mod api;
 mod client;
 mod follow;
@@ -17,7 +20,49 @@ mod spaces;
 pub use client::Client;
 pub use follow::Follow;
 pub use poll::{Poller, Refresh, Server};
-pub use saved::{load, save_latest};
+pub use saved::{load, save, save_latest};
+
+/// What learns the groups.
+#[derive(Debug)]
+pub enum Learner {
+    /// From our policy store.
+    Watch(Box<Client>),
+    /// From a policy server.
+    Poll(Box<Poller>),
+}
+
+impl Learner {
+    /// The name of its task.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Watch(_) => "policy-store-watch",
+            Self::Poll(_) => "policy-server-poll",
+        }
+    }
+
+    /// Goes on learning until shutdown.
+    ///
+    /// # Errors
+    /// Never; whatever fails is told and tried again.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        match self {
+            Self::Watch(client) => client.run(shutdown).await,
+            Self::Poll(poller) => poller.run(shutdown).await,
+        }
+    }
+
+    /// Asks once.
+    ///
+    /// # Errors
+    /// Why the groups are not known, as a sentence.
+    pub async fn fetch(self) -> Result<(), String> {
+        match self {
+            Self::Watch(client) => client.fetch().await.map_err(|status| describe(&status)),
+            Self::Poll(poller) => poller.fetch().await,
+        }
+    }
+}
 
 /// Whether the store can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

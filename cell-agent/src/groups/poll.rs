@@ -156,6 +156,14 @@ impl Poller {
         }
     }
 
+    /// Asks once.
+    ///
+    /// # Errors
+    /// Why the groups are not known, as a sentence.
+    pub async fn fetch(mut self) -> Result<(), String> {
+        self.cycle().await.map_err(|error| chain(&error))
+    }
+
     fn wanted(&mut self) -> BTreeSet<SpaceGuid> {
         let snapshot = Arc::clone(&self.containers.borrow_and_update().snapshot);
         self.spaces.of(&snapshot, Instant::now())

@@ -69,7 +69,8 @@ pub async fn save_latest(
     Ok(())
 }
 
-async fn save(state: &StateDirectory, known: Option<Arc<Known>>) {
+/// Saves a state, if there is one; failing is told.
+pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) {
     let Some(known) = known else { return };
     let state = state.clone();
     let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));

@@ -22,6 +22,8 @@ use crate::{
     render::iptables::{Family, Filter, Part, render},
 };
 
+use super::Rehearsed;
+
 /// Our chains in the kernel.
 #[derive(Debug)]
 pub struct Chains {
@@ -93,6 +95,14 @@ impl Chains {
 
     pub(super) fn holds_rules(&self) -> bool {
         self.families.iter().any(|state| !state.wanted.chains.is_empty())
+    }
+
+    /// The transactions of a rehearsal, each with how it would be handed over.
+    pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+        let batches = self.iptables.rehearsed()?.iter();
+        let command = |family| format!("{family}-restore --noflush");
+        let batches = batches.map(|(family, text)| (command(family), text.clone()));
+        Some(batches.collect())
     }
 
     pub(super) fn waiting(&self) -> &BTreeMap<ContainerHandle, String> {
@@ -180,7 +190,7 @@ impl Chains {
         for FamilyState { family, .. } in &self.families {
             let text = self.iptables.save(*family).await?;
             let trial = Saved::parse(&text).trial(&render(ruleset, *family));
-            self.iptables.restore(*family, &trial).await.map_err(|refusal| match refusal {
+            self.iptables.attempt(*family, &trial).await.map_err(|refusal| match refusal {
                 Refusal::Refused { reason, .. } => Error::Refused(reason),
                 Refusal::Failed(error) => error,
             })?;

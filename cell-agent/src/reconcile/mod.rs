@@ -17,6 +17,7 @@ mod culprits;
 mod enforced;
 mod iptables;
 mod kernel;
+mod once;
 mod plane;
 
 use std::{
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use enforced::Enforced;
 pub use iptables::Chains;
 pub use kernel::Kernel;
+pub use once::{Outcome, Rehearsed};
 pub use plane::Plane;
 
 use culprits::{is_same, refuse, tell, units};
@@ -333,6 +335,12 @@ impl Reconciler {
     fn changed(&mut self, started: Instant, before: &Ruleset, after: &Ruleset, attempt: &Attempt) {
         let now = Instant::now();
         let took = now - started;
+        self.changed_at = Some(now);
+        let since = *self.changing_since.get_or_insert(now);
+        self.settle_at = Some((now + SETTLE).min(since + SETTLE_MOST));
+        if self.kernel.rehearsed().is_some() {
+            return;
+        }
         let (added, removed) = difference(before, after);
         tracing::info!(
             containers = after.containers.len(),
@@ -344,9 +352,6 @@ impl Reconciler {
             "rules-applied"
         );
         metrics::histogram!("cell_agent_apply_seconds").record(took.as_secs_f64());
-        self.changed_at = Some(now);
-        let since = *self.changing_since.get_or_insert(now);
-        self.settle_at = Some((now + SETTLE).min(since + SETTLE_MOST));
     }
 
     fn failed(&mut self, attempt: &Attempt, error: &Error) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::ids::ContainerHandle;
 
-use super::{Chains, Kernel};
+use super::{Chains, Kernel, Rehearsed};
 use crate::{apply::Error, plan::Ruleset};
 
 /// What holds the rules.
@@ -31,6 +31,14 @@ impl Plane {
         match self {
             Self::Nftables(table) => table.holds_rules(),
             Self::Iptables(chains) => chains.holds_rules(),
+        }
+    }
+
+    /// The transactions that would have been made, if this is a rehearsal.
+    pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+        match self {
+            Self::Nftables(table) => table.rehearsed(),
+            Self::Iptables(chains) => chains.rehearsed(),
         }
     }
 

@@ -11,6 +11,7 @@ mod faults;
 mod features;
 mod lab;
 mod offline;
+mod once;
 mod packets;
 mod polled;
 #[path = "../recorded/mod.rs"]

@@ -26,6 +26,7 @@ use tonic::codegen::http::{StatusCode, header::CONTENT_ENCODING};
 use crate::{
     agent::{Cell, app, eventually},
     lab::{Lab, lab},
+    once,
     packets::{Fate, Kind, Prober},
 };
 
@@ -172,6 +173,23 @@ fn tcp() -> Kind {
     use std::sync::atomic::{AtomicU16, Ordering};
     static SOURCE: AtomicU16 = AtomicU16::new(20_000);
     Kind::Tcp { port: 80, source: SOURCE.fetch_add(1, Ordering::Relaxed), flags: 2 }
+}
+
+#[test]
+fn one_pass_asks_the_server_once() {
+    lab(async |lab| {
+        let (mut cell, server, prober) = cell(&lab, 3600).await;
+        server.tell(|told| told.groups = vec![group("g1", &["s1"], "10.1.0.0/16")]);
+        cell.add_entry("c1", "10.255.1.1", &app("s1"));
+        once::done(&cell, "--once").await;
+        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OTHER, tcp()).await, Fate::Reject);
+        assert_eq!(server.seen(|told| told.lists_asked.len()), 1);
+        server.tell(|told| told.fails = true);
+        let failed = once::fails(&cell, "--once").await;
+        assert!(failed.contains("500"), "{failed}");
+        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
+    });
 }
 
 #[test]

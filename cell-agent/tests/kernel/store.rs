@@ -154,8 +154,18 @@ impl PolicyStore for Service {
         Err(Status::unimplemented("not for cells"))
     }
 
-    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        Err(Status::unimplemented("not for cells"))
+    /// In pages of two groups, so that there are several.
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let ListRequest { space_guids, all: _, page_size: _, page_token } = request.into_inner();
+        let spaces = space_guids.into_iter().collect();
+        let State { generation, groups } = self.state.borrow().clone();
+        let mut groups: Vec<StoredGroup> = groups
+            .into_iter()
+            .filter(|stored| stored.id > page_token && concerns(stored, &spaces))
+            .collect();
+        let next_page_token = groups.get(2).map_or(0, |_| groups[1].id);
+        groups.truncate(2);
+        Ok(Response::new(ListResponse { groups, next_page_token, generation }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -229,13 +239,7 @@ impl Watcher {
 
     fn whole(&mut self) -> WatchResponse {
         let state = self.state.borrow_and_update();
-        let concerns = |stored: &&StoredGroup| {
-            let group = stored.group.as_ref().unwrap();
-            let spaces = group.running_space_guids.iter().chain(&group.staging_space_guids);
-            group.running_default
-                || group.staging_default
-                || spaces.into_iter().any(|space| self.spaces.contains(space))
-        };
+        let concerns = |stored: &&StoredGroup| concerns(stored, &self.spaces);
         WatchResponse {
             generation: state.generation,
             reset: true,
@@ -245,4 +249,10 @@ impl Watcher {
             ..WatchResponse::default()
         }
     }
+}
+
+fn concerns(stored: &StoredGroup, spaces: &BTreeSet<String>) -> bool {
+    let group = stored.group.as_ref().unwrap();
+    let mut bound = group.running_space_guids.iter().chain(&group.staging_space_guids);
+    group.running_default || group.staging_default || bound.any(|space| spaces.contains(space))
 }

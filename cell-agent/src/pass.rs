@@ -1,0 +1,199 @@
+//! One pass instead of a life: `--once` makes the kernel hold what should be in
+//! force and ends, `--dry-run` prints the transactions that this would take.
+//!
+//! - A pass uses the agent's own loop, once; a rehearsal hands its transactions to
+//!   a data plane that checks and keeps them, so what is printed is what would be
+//!   done.
+//! - The groups are asked for once. If the source does not answer, the last good
+//!   ones are used, and the pass fails all the same: nobody is to take an old state
+//!   for the new one.
+//! - Only one agent works on a cell: a pass holds the agent's sockets. A rehearsal
+//!   may run beside it, and writes nothing, neither to the kernel nor to disk.
+
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+use runtime::{
+    process::{Flag, Process},
+    server::Listener,
+    tls::ClientTls,
+};
+use tokio::sync::watch;
+
+use crate::{
+    app::{self, Groups},
+    apply::{Nft, iptables::Iptables},
+    config::{Config, DataPlane},
+    containers::{Feed, StoreFile},
+    diff, groups,
+    reconcile::{Chains, Inputs, Kernel, Outcome, Plane, Reconciler, Rehearsed},
+    state::StateDirectory,
+};
+
+/// One pass.
+pub const ONCE: Flag = Flag {
+    name: "once",
+    help: "Bring the rules in force once and exit: 0 if the newest are in force for every container",
+    prints: false,
+};
+
+/// A rehearsal of one.
+pub const DRY_RUN: Flag = Flag {
+    name: "dry-run",
+    help: "Print the transactions that would change the kernel now, and change nothing",
+    prints: true,
+};
+
+/// One pass, bound.
+pub struct Pass {
+    config: Config,
+    tls: ClientTls,
+    state: StateDirectory,
+    /// `None` if nothing is to be enforced.
+    plane: Option<Plane>,
+    rehearses: bool,
+    /// What a start of the agent would do before its first pass.
+    before: Vec<Rehearsed>,
+    /// Held as long as the pass goes on.
+    _sockets: Vec<Listener>,
+}
+
+impl Pass {
+    /// The pass that is asked for, if any.
+    pub(crate) async fn bind(config: &Config, process: &Process) -> anyhow::Result<Option<Self>> {
+        let rehearses = process.has(DRY_RUN.name);
+        if !rehearses && !process.has(ONCE.name) {
+            return Ok(None);
+        }
+        let config = config.clone();
+        let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
+        let mut sockets = Vec::new();
+        let state = if rehearses {
+            StateDirectory::only_read(&config.state_directory)
+        } else {
+            let one = "only one agent may work on a cell";
+            sockets.push(
+                Listener::tcp("the control endpoints", &config.control_address)
+                    .await
+                    .context(one)?,
+            );
+            sockets.push(
+                Listener::unix("the cell service", &config.control_socket).await.context(one)?,
+            );
+            app::open_state(&config)?
+        };
+        let mut before = Vec::new();
+        let plane = match (config.enabled, rehearses) {
+            (false, _) => None,
+            (true, true) => Some(rehearsing(&config, state.clone(), &mut before).await?),
+            (true, false) => Some(app::plane(&config, state.clone()).await?),
+        };
+        Ok(Some(Self { config, tls, state, plane, rehearses, before, _sockets: sockets }))
+    }
+
+    /// Goes through it.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let Some(plane) = self.plane.take() else { return self.take_away().await };
+        let config = &self.config;
+        let (containers, follower) =
+            Feed::open(StoreFile::new(&config.container_store, app::LOCK_TIMEOUT)).await;
+        if let Some(reason) = follower.failing() {
+            bail!("the container metadata store cannot be read: {reason}");
+        }
+        let (known, groups) = watch::channel(groups::load(&self.state));
+        let inputs = Inputs {
+            settings: Arc::new(config.settings.clone()),
+            containers: containers.latest(),
+            groups: groups.clone(),
+            drift_interval: config.drift_interval,
+            full_interval: config.full_interval,
+        };
+        let (reconciler, enforced, _nudge) = Reconciler::new(inputs, plane);
+        let parts = Groups { containers: containers.latest(), enforced, known };
+        let (learner, _link, _refresh) = app::learner(config, &self.tls, parts)?;
+        let asked = tokio::time::timeout(config.force_timeout, learner.fetch()).await;
+        let asked =
+            asked.unwrap_or_else(|_| Err(format!("no answer in {:?}", config.force_timeout)));
+        let outcome = reconciler.once().await?;
+        if self.rehearses {
+            print(&[self.before, outcome.rehearsed.clone()].concat())?;
+        } else if asked.is_ok() {
+            let known = groups.borrow().clone();
+            groups::save(&self.state, known).await;
+        }
+        judge(asked, &outcome)
+    }
+
+    /// With enforcement switched off there is only our table to take away.
+    async fn take_away(self) -> anyhow::Result<()> {
+        let DataPlane::Nftables = self.config.plane else { return Ok(()) };
+        let mut nft = Nft::new(&self.config.nft);
+        match (self.rehearses, nft.list().await?) {
+            (true, None) => print(&[]),
+            (true, Some(_)) => print(&[removal()]),
+            (false, _) => app::take_away(&mut nft).await,
+        }
+    }
+}
+
+/// The data plane, to which nothing is done.
+async fn rehearsing(
+    config: &Config,
+    state: StateDirectory,
+    before: &mut Vec<Rehearsed>,
+) -> anyhow::Result<Plane> {
+    let nft = Nft::new(&config.nft).rehearsing();
+    Ok(match &config.plane {
+        DataPlane::Nftables => Plane::Nftables(Kernel::new(nft, state)),
+        DataPlane::Iptables { path, lock } => {
+            if let Ok(Some(_)) = nft.list().await {
+                before.push(removal());
+            }
+            Plane::Iptables(Chains::open(Iptables::new(path, lock).rehearsing()).await?)
+        }
+    })
+}
+
+fn removal() -> Rehearsed {
+    ("nft -f -".to_owned(), diff::remove())
+}
+
+fn print(rehearsed: &[Rehearsed]) -> anyhow::Result<()> {
+    let text = transactions(rehearsed);
+    io::stdout().lock().write_all(text.as_bytes()).context("standard output")
+}
+
+/// Each transaction below a comment that says how it is handed over.
+fn transactions(rehearsed: &[Rehearsed]) -> String {
+    if rehearsed.is_empty() {
+        return "# nothing to change\n".to_owned();
+    }
+    let count = rehearsed.len();
+    let numbered = (1..).zip(rehearsed);
+    let text = numbered.map(|(number, (command, text))| {
+        format!("# transaction {number} of {count}: {command}\n{text}")
+    });
+    text.collect()
+}
+
+/// Whether the newest rules are in force for every container, or would be.
+fn judge(asked: Result<(), String>, outcome: &Outcome) -> anyhow::Result<()> {
+    let Outcome { enforced, holding, rehearsed: _ } = outcome;
+    let mut problems = Vec::new();
+    if let Err(reason) = asked {
+        problems.push(format!("the security groups cannot be asked for: {reason}"));
+    }
+    if *holding {
+        problems.push("no groups are known, so the kernel keeps what it has".to_owned());
+    }
+    problems.extend(enforced.error.clone());
+    let waiting = enforced.waiting.iter();
+    problems.extend(waiting.map(|(handle, reason)| format!("container {handle} waits: {reason}")));
+    if !problems.is_empty() {
+        bail!("{}", problems.join("; "));
+    }
+    Ok(())
+}

@@ -14,6 +14,7 @@ use proto::cell_v1::cell_server::CellServer;
 use runtime::{
     client,
     lager::{self, Level, TimeFormat},
+    loggregator::{self, Delivery, Loggregator},
     process::{About, Command, ConfigError, Flag, Process},
     server::{Grpc, Health, Http, Listener},
     supervise::Tasks,
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::codegen::http::{Method, StatusCode};
 
 use crate::{
+    app_log::AppLogs,
     apply::{Error, Nft, iptables::Iptables},
     c2c_logging,
     config::{Config, DataPlane, Source},
@@ -60,6 +62,7 @@ pub struct Agent {
     http: Listener,
     debug: Listener,
     socket: Listener,
+    loggregator: Option<(Loggregator, Delivery)>,
     process: Process,
 }
 
@@ -118,8 +121,12 @@ impl Agent {
         let http = Listener::tcp("the control endpoints", &config.control_address).await?;
         let debug = Listener::tcp("the debug server", &config.debug_address).await?;
         let socket = Listener::unix("the cell service", &config.control_socket).await?;
+        let loggregator = match &config.loggregator {
+            Some(config) => loggregator::bind(config).context("the loggregator client")?,
+            None => None,
+        };
         let process = process.clone();
-        Ok(Self { config, plane, state, tls, http, debug, socket, process })
+        Ok(Self { config, plane, state, tls, http, debug, socket, loggregator, process })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -189,7 +196,7 @@ pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plan
 impl Agent {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let Self { config, plane, state, tls, http, debug, socket, process } = self;
+        let Self { config, plane, state, tls, http, debug, socket, loggregator, process } = self;
         let health = Health::new();
         let (containers, follower) =
             Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT)).await;
@@ -225,6 +232,11 @@ impl Agent {
         let routes = control::router(Control { cell: Some(cell) });
         let debug_routes = debug_router(&process, &health);
         let token = || shutdown.clone();
+        if let Some((loggregator, delivery)) = loggregator {
+            let logs = AppLogs::new(loggregator, enforced.clone(), state.clone());
+            tasks.add("app-log", logs.run(token()));
+            tasks.add("loggregator", delivery.run(token()));
+        }
         tasks.add("certificate-watch", tls.watch(token()));
         tasks.add("container-store", follower.run(token()));
         tasks.add("saved-groups", groups::save_latest(state, groups, token()));

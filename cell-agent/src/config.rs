@@ -12,7 +12,7 @@ use model::ids::CellId;
 use runtime::{
     config::{Configure, GoDuration, HostPort, Reader, Seconds},
     lager::Level,
-    tls,
+    loggregator, tls,
 };
 
 use crate::plan::{ConnectionLimit, DenyNetworks, Settings};
@@ -45,6 +45,8 @@ pub struct Config {
     pub force_timeout: Duration,
     /// Whether anything is enforced at all.
     pub enabled: bool,
+    /// The agent that takes lines for the logs of apps, if they are to be written.
+    pub loggregator: Option<loggregator::Config>,
     /// The endpoints for the CNI plugin.
     pub control_address: String,
     /// The endpoints for operators.
@@ -106,7 +108,6 @@ const UNUSED: &[&str] = &[
     "metron_address",
     "iptables_c2c_logging",
     "enable_overlay_ingress_rules",
-    "loggregator",
 ];
 
 impl Configure for Config {
@@ -129,6 +130,7 @@ impl Configure for Config {
         let full_interval =
             full_interval.and_then(|seconds| positive(keys, "asg_poll_interval", seconds.0));
         let enabled = keys.or("enable_asg_syncing", true);
+        let loggregator = loggregator(keys);
         let control_address =
             address(keys, ("force_policy_poll_cycle_host", "force_policy_poll_cycle_port"), 8722);
         let debug_address = address(keys, ("debug_server_host", "debug_server_port"), 8721);
@@ -151,6 +153,7 @@ impl Configure for Config {
             full_interval: full_interval?,
             force_timeout: force_timeout?,
             enabled: enabled?,
+            loggregator: loggregator?,
             control_address: control_address?,
             debug_address: debug_address?,
             log_prefix: log_prefix?,
@@ -278,6 +281,18 @@ impl Configure for OutboundConnections {
     }
 }
 
+/// As the original: without `loggregator_use_v2_api` nothing is sent.
+fn loggregator(keys: &mut Reader<'_>) -> Option<Option<loggregator::Config>> {
+    let section = keys.section::<loggregator::Config>("loggregator")?;
+    let used = section.filter(|section| section.use_v2_api);
+    if used.as_ref().is_some_and(|section| section.files.is_none()) {
+        let what = "needs loggregator_ca_path, loggregator_cert_path and loggregator_key_path";
+        keys.problem("loggregator", what);
+        return None;
+    }
+    Some(used)
+}
+
 fn tls_files(keys: &mut Reader<'_>) -> Option<tls::Files> {
     let ca = keys.required("ca_cert_file");
     let cert = keys.required("client_cert_file");
@@ -350,134 +365,5 @@ fn address(
 }
 
 #[cfg(test)]
-mod tests {
-    use runtime::config::{Loaded, parse};
-
-    use super::*;
-
-    const LEAST: &str = r#""cell_id":"cell-1","policy_store_address":"127.0.0.1:4004",
-        "ca_cert_file":"ca","client_cert_file":"crt","client_key_file":"key",
-        "cni_datastore_path":"/tmp/store.json","overlay_network":"10.255.0.0/16""#;
-
-    fn read(more: &str) -> Result<Loaded<Config>, Vec<String>> {
-        parse(&format!("{{{LEAST}{more}}}")).map_err(|error| error.problems().to_vec())
-    }
-
-    #[test]
-    fn defaults_are_the_originals() {
-        let Loaded { config, unknown } = read("").unwrap();
-        assert!(unknown.is_empty());
-        assert!(config.enabled);
-        assert_eq!(config.control_address, "127.0.0.1:8722");
-        assert_eq!(config.debug_address, "127.0.0.1:8721");
-        assert_eq!(config.full_interval, Duration::from_secs(60));
-        assert_eq!(config.control_socket, Path::new("/var/vcap/data/cell-agent/control.sock"));
-        assert_eq!(config.settings.denied_logs_per_second, 1);
-        assert_eq!(config.settings.udp_logs_per_second, 100);
-        assert_eq!(config.settings.connection_limit, None);
-    }
-
-    #[test]
-    fn the_data_plane_is_ours_unless_iptables_is_asked_for() {
-        let config = read("").unwrap().config;
-        assert_eq!(config.plane, DataPlane::Nftables);
-        assert_eq!(config.drift_interval, Duration::from_secs(2));
-        let more = r#","data_plane":"iptables","iptables_path":"/x/iptables","iptables_lock_file":"/x/lock""#;
-        let config = read(more).unwrap().config;
-        let (path, lock) = ("/x/iptables".into(), "/x/lock".into());
-        assert_eq!(config.plane, DataPlane::Iptables { path, lock });
-        assert_eq!(config.drift_interval, Duration::from_secs(5));
-        let problems = read(r#","data_plane":"ebtables""#).unwrap_err();
-        assert_eq!(
-            problems,
-            [r#"data_plane: must be nftables or iptables (the value is "ebtables")"#]
-        );
-    }
-
-    /// As the BOSH job renders it, all keys of contracts/cell-agent.md 1.2.
-    #[test]
-    fn the_originals_file_is_accepted() {
-        let Loaded { config, unknown } = read(
-            r#","poll_interval":5,"enable_asg_syncing":true,"asg_poll_interval":60,
-            "policy_server_url":"https://policy-server.service.cf.internal:4003","vni":1,
-            "metron_address":"127.0.0.1:3457","client_timeout_seconds":5,
-            "iptables_lock_file":"/var/vcap/data/garden-cni/iptables.lock",
-            "debug_server_host":"127.0.0.1","debug_server_port":8721,"log_level":"info",
-            "log_prefix":"cfnetworking","iptables_c2c_logging":false,
-            "iptables_accepted_udp_logs_per_sec":100,"enable_overlay_ingress_rules":false,
-            "force_policy_poll_cycle_host":"127.0.0.1","force_policy_poll_cycle_port":8722,
-            "disable_container_network_policy":false,"underlay_ips":["10.0.0.4"],
-            "iptables_asg_logging":true,"iptables_denied_logs_per_sec":3,
-            "deny_networks":{"always":["10.0.0.0/8"],"running":[],"staging":["10.11.1.0/16"]},
-            "outbound_connections":{"limit":true,"logging":true,"burst":9,"rate_per_sec":2,"dry_run":false},
-            "loggregator":{"loggregator_use_v2_api":false}"#,
-        )
-        .unwrap();
-        assert_eq!(unknown, Vec::<String>::new());
-        let limit = ConnectionLimit { per_second: 2, burst: 9, log: true };
-        assert_eq!(config.settings.connection_limit, Some(limit));
-        assert_eq!(config.settings.deny_networks.staging[0].to_string(), "10.11.0.0/16");
-        assert!(config.settings.log_all);
-    }
-
-    #[test]
-    fn a_store_that_is_named_pushes_and_a_server_that_is_named_is_polled() {
-        for more in ["", r#","policy_server_url":"https://p:4003""#] {
-            let source = read(more).unwrap().config.source;
-            assert!(matches!(&source, Source::Grpc(store) if store.as_str() == "127.0.0.1:4004"));
-        }
-        let polled = |timeout| Source::Http {
-            url: "https://p:4003".to_owned(),
-            timeout: Duration::from_secs(timeout),
-        };
-        let told = r#","policy_server_url":"https://p:4003","policy_server_api":"http","client_timeout_seconds":7"#;
-        assert_eq!(read(told).unwrap().config.source, polled(7));
-        let original =
-            LEAST.replace(r#""cell_id":"cell-1","policy_store_address":"127.0.0.1:4004","#, "");
-        let original = format!(r#"{{{original},"policy_server_url":"https://p:4003"}}"#);
-        let config = parse::<Config>(&original).unwrap().config;
-        assert_eq!(config.source, polled(5));
-        for (more, key) in [
-            (r#","policy_server_api":"carrier""#, "policy_server_api"),
-            (r#","policy_server_api":"http""#, "policy_server_url"),
-            (r#","policy_server_api":"http","policy_server_url":"ftp://x""#, "policy_server_url"),
-        ] {
-            let problems = read(more).unwrap_err();
-            assert!(problems[0].starts_with(&format!("{key}: ")), "{problems:?}");
-        }
-    }
-
-    #[test]
-    fn a_limit_that_is_off_is_none() {
-        let config = read(r#","outbound_connections":{"limit":false,"dry_run":true}"#).unwrap();
-        assert_eq!(config.config.settings.connection_limit, None);
-    }
-
-    #[test]
-    fn all_problems_are_told_with_their_keys() {
-        let problems = parse::<Config>(
-            r#"{"overlay_network":"10.255.0.0","iptables_denied_logs_per_sec":0,"asg_poll_interval":0,
-            "drift_interval":"0s","underlay_ips":["x"],"deny_networks":{"always":["y"]},"cell_id":"a\nb"}"#,
-        )
-        .unwrap_err()
-        .problems()
-        .to_vec();
-        for key in [
-            "cell_id",
-            "policy_store_address",
-            "ca_cert_file",
-            "client_cert_file",
-            "client_key_file",
-            "cni_datastore_path",
-            "overlay_network",
-            "iptables_denied_logs_per_sec",
-            "asg_poll_interval",
-            "drift_interval",
-            "underlay_ips",
-            "deny_networks.always",
-        ] {
-            let told = problems.iter().filter(|problem| problem.starts_with(&format!("{key}: ")));
-            assert_eq!(told.count(), 1, "{key} in {problems:#?}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

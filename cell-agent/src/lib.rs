@@ -16,6 +16,7 @@
 //! `explain` says why. [`offline`] prints what would be in force.
 
 pub mod app;
+pub mod app_log;
 pub mod apply;
 pub mod batch;
 mod c2c_logging;

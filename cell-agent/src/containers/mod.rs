@@ -2,7 +2,7 @@
 //!
 //! Parsing is pure and total: one bad entry is isolated and named, and never
 //! costs another container anything (contracts/cell-agent.md 1.1). Metadata that
-//! the agent does not need, `log_config` above all, is not looked at.
+//! decides nothing about rules, `log_config` above all, is not looked at.
 
 mod file;
 mod watch;
@@ -37,6 +37,9 @@ pub struct Container {
     pub app: String,
     /// For people, as it came; empty when absent.
     pub workload: String,
+    /// Whose log it is, as it came: whatever is wrong with it concerns only those
+    /// who want to write there.
+    pub log_config: String,
 }
 
 /// What decides which groups apply to a container.
@@ -137,6 +140,7 @@ impl Container {
                 .any(|key| text(metadata, key).is_none()),
             app: text(metadata, "app_id").unwrap_or_default().to_owned(),
             workload: text(metadata, "container_workload").unwrap_or_default().to_owned(),
+            log_config: text(metadata, "log_config").unwrap_or_default().to_owned(),
         }
     }
 }

@@ -309,6 +309,14 @@ fn permits(policy: &Policy, family: Family, log_chain: &str) -> Arc<str> {
     Arc::from(text)
 }
 
+/// Equal for policies that let the same packets pass and log the same.
+#[must_use]
+pub fn fingerprint(policy: &Policy) -> String {
+    let deny: Vec<String> = policy.deny.iter().map(ToString::to_string).collect();
+    let permits = Family::ALL.map(|family| permits(policy, family, "log"));
+    super::table::name("rules", &[&deny.join(" "), &permits[0], &permits[1]])
+}
+
 /// The places 6 and 7, which are also what the CNI plugin fills a parent with.
 #[must_use]
 pub fn denied(settings: &Settings, family: Family, handle: &ContainerHandle) -> String {

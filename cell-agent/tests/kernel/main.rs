@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
 
 mod agent;
+mod applog;
 mod cases;
 mod faults;
 mod features;

@@ -121,7 +121,7 @@ fn certificates(directory: &Path) -> Files {
     let ca_pem = ca.self_signed(&key).unwrap().pem();
     let issuer = Issuer::new(ca, key);
     let own = KeyPair::generate().unwrap();
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned(), "metron".to_owned()];
     let cert = CertificateParams::new(names).unwrap().signed_by(&own, &issuer).unwrap().pem();
     let write = |name: &str, text: String| {
         let path = directory.join(name);

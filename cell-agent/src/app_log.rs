@@ -1,0 +1,203 @@
+//! "Security group rules were updated", in the log of each app that it concerns
+//! (contracts/cell-agent.md 4.3).
+//!
+//! - A line is sent for a container whose rules in the kernel are other rules than
+//!   before: not for its first ones, and not for the same rules from elsewhere.
+//! - What each container had is on disk, so that a restart tells nobody anything,
+//!   and what changed meanwhile is told after it.
+//! - It is written down before it is told: after a crash a line may be missing, and
+//!   none comes twice.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use model::ids::ContainerHandle;
+use runtime::loggregator::{AppLog, Loggregator, Stream};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    containers::Belongs,
+    plan::{Policy, Standing},
+    reconcile::Enforced,
+    render::iptables::fingerprint,
+    state::StateDirectory,
+};
+
+const TEXT: &str = "Security group rules were updated";
+/// The state file.
+const FILE: &str = "told";
+
+/// The rules that a container had, as a hash.
+type Rules = String;
+
+/// The task that tells.
+#[derive(Debug)]
+pub struct AppLogs {
+    loggregator: Loggregator,
+    enforced: watch::Receiver<Arc<Enforced>>,
+    state: StateDirectory,
+    told: Told,
+}
+
+/// What was told, purely.
+#[derive(Debug, Default)]
+struct Told {
+    containers: BTreeMap<String, Rules>,
+    /// So that a policy that stands is not read again.
+    policies: HashMap<Belongs, (Policy, Rules)>,
+}
+
+/// As the executor writes it.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+struct LogConfig {
+    guid: String,
+    index: i64,
+    source_name: String,
+    tags: BTreeMap<String, Value>,
+}
+
+impl AppLogs {
+    /// Goes on from what an earlier process told.
+    #[must_use]
+    pub fn new(
+        loggregator: Loggregator,
+        enforced: watch::Receiver<Arc<Enforced>>,
+        state: StateDirectory,
+    ) -> Self {
+        let read = state.read(FILE).unwrap_or_else(|error| {
+            tracing::error!(error = %error, file = FILE, "state-unreadable");
+            None
+        });
+        let containers = read.and_then(|content| serde_json::from_slice(&content).ok());
+        let told = Told { containers: containers.unwrap_or_default(), ..Told::default() };
+        Self { loggregator, enforced, state, told }
+    }
+
+    /// Tells until shutdown.
+    ///
+    /// # Errors
+    /// Never; what cannot be written down is logged.
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let enforced = Arc::clone(&self.enforced.borrow_and_update());
+            if enforced.at.is_some() && enforced.error.is_none() {
+                self.look(&enforced).await;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                changed = self.enforced.changed() => if changed.is_err() {
+                    shutdown.cancelled().await;
+                },
+            }
+        }
+    }
+
+    async fn look(&mut self, enforced: &Enforced) {
+        let before = self.told.containers.clone();
+        let changed = self.told.changed(enforced);
+        if self.told.containers != before {
+            self.write().await;
+        }
+        for handle in changed {
+            let text = enforced.snapshot.containers.get(&handle);
+            let log = text.and_then(|container| line(&container.log_config));
+            if let Some(log) = log {
+                self.loggregator.app_log(log);
+            }
+        }
+    }
+
+    async fn write(&self) {
+        let content = serde_json::to_vec(&self.told.containers).expect("texts");
+        let state = self.state.clone();
+        let written = tokio::task::spawn_blocking(move || state.write(FILE, &content));
+        if let Err(error) = written.await.expect("writing does not panic") {
+            tracing::error!(error = %error, file = FILE, "state-not-written");
+        }
+    }
+}
+
+impl Told {
+    /// The containers whose rules are others than before.
+    fn changed(&mut self, enforced: &Enforced) -> Vec<ContainerHandle> {
+        let ruleset = &enforced.ruleset;
+        let mut policies = HashMap::new();
+        for (belongs, policy) in &ruleset.policies {
+            let same = self.policies.remove(belongs).filter(|(old, _)| old == policy);
+            let entry = same.unwrap_or_else(|| (policy.clone(), fingerprint(policy)));
+            policies.insert(belongs.clone(), entry);
+        }
+        self.policies = policies;
+        let mut changed = Vec::new();
+        for (handle, planned) in &ruleset.containers {
+            let Standing::Bound(belongs) = &planned.standing else { continue };
+            let Some((_, rules)) = self.policies.get(belongs) else { continue };
+            if enforced.waiting.contains_key(handle) {
+                continue;
+            }
+            let before = self.containers.insert(handle.as_str().to_owned(), rules.clone());
+            if before.is_some_and(|before| before != *rules) {
+                changed.push(handle.clone());
+            }
+        }
+        let lives = |handle: &str| {
+            ContainerHandle::parse(handle)
+                .is_ok_and(|handle| ruleset.containers.contains_key(&handle))
+        };
+        self.containers.retain(|handle, _| lives(handle));
+        changed
+    }
+}
+
+/// The line for an app, if its configuration says whose it is.
+fn line(log_config: &str) -> Option<AppLog> {
+    let LogConfig { guid, index, source_name, tags } = serde_json::from_str(log_config).ok()?;
+    if guid.is_empty() {
+        return None;
+    }
+    let text = |value: Value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    let mut tags: BTreeMap<String, String> =
+        tags.into_iter().map(|(name, value)| (name, text(value))).collect();
+    let source_id = tags.entry("source_id".to_owned()).or_insert(guid).clone();
+    let instance_id =
+        tags.entry("instance_id".to_owned()).or_insert_with(|| index.to_string()).clone();
+    tags.insert("source_type".to_owned(), source_name);
+    let (text, stream) = (TEXT.to_owned(), Stream::Out);
+    Some(AppLog { source_id, instance_id, tags, text, stream })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_is_named_by_its_tags_or_by_its_guid_and_index() {
+        let log =
+            line(r#"{"guid":"app","index":3,"source_name":"APP/PROC/WEB","tags":{"a":"b","n":7}}"#);
+        let log = log.unwrap();
+        assert_eq!((log.source_id.as_str(), log.instance_id.as_str()), ("app", "3"));
+        let tags = [
+            ("a", "b"),
+            ("instance_id", "3"),
+            ("n", "7"),
+            ("source_id", "app"),
+            ("source_type", "APP/PROC/WEB"),
+        ];
+        let tags = tags.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(log.tags, BTreeMap::from(tags));
+        let log = line(r#"{"guid":"app","tags":{"source_id":"s","instance_id":"9"}}"#).unwrap();
+        assert_eq!((log.source_id.as_str(), log.instance_id.as_str()), ("s", "9"));
+        for nobody in ["", "{broken", "{}", r#"{"guid":""}"#, r#"{"guid":7}"#, "null", "[]"] {
+            assert_eq!(line(nobody), None, "{nobody}");
+        }
+    }
+}

@@ -197,6 +197,7 @@ impl Agent {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let Self { config, plane, state, tls, http, debug, socket, loggregator, process } = self;
+        crate::metrics::begin();
         let health = Health::new();
         let (containers, follower) =
             Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT)).await;

@@ -74,6 +74,7 @@ async fn force_asgs_for_container(
     match cell.update(&handle).await {
         Ok(()) => format!("updated container {handle}").into_response(),
         Err(reason) => {
+            crate::metrics::count(crate::metrics::FORCE_FAILURES);
             tracing::error!(container = handle, error = reason, "force-asgs-for-container-failed");
             failed(format!("failed to update asgs for container {handle}: {reason}"))
         }

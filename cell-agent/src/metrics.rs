@@ -1,11 +1,50 @@
 //! Metrics that the original has go by its names (contracts/cell-agent.md 4.1):
-//! the last value, in milliseconds.
+//! the last value, in its unit. Ours begin with `cell_agent_`.
 
 use std::time::Duration;
+
+/// How often the kernel did not take what it was to hold.
+pub(crate) const APPLY_FAILURES: &str = "cell_agent_apply_failures_total";
+/// How often somebody else's change was undone.
+pub(crate) const DRIFT_HEALED: &str = "cell_agent_drift_healed_total";
+/// How often the container metadata store could not be read.
+pub(crate) const STORE_FAILURES: &str = "cell_agent_container_store_failures_total";
+/// How often a watch of the policy store ended, or did not begin.
+pub(crate) const WATCH_FAILURES: &str = "cell_agent_policy_store_failures_total";
+/// How often a policy server did not answer a poll.
+pub(crate) const POLL_FAILURES: &str = "cell_agent_policy_server_failures_total";
+/// How often the CNI plugin was told that a container has no rules.
+pub(crate) const FORCE_FAILURES: &str = "cell_agent_force_failures_total";
+
+const COUNTERS: [&str; 6] =
+    [APPLY_FAILURES, DRIFT_HEALED, STORE_FAILURES, WATCH_FAILURES, POLL_FAILURES, FORCE_FAILURES];
+
+/// Shows what has not happened yet: nothing is no failure, and not the same as no
+/// metric.
+pub(crate) fn begin() {
+    for name in COUNTERS {
+        metrics::counter!(name).increment(0);
+    }
+}
 
 /// Sets a value of the original's.
 pub(crate) fn milliseconds(name: &'static str, took: Duration) {
     metrics::gauge!(name).set(took.as_secs_f64() * 1000.0);
+}
+
+/// Sets a time that goes on.
+pub(crate) fn seconds(name: &'static str, time: Duration) {
+    metrics::gauge!(name).set(time.as_secs_f64());
+}
+
+/// Adds to a distribution of times.
+pub(crate) fn took(name: &'static str, time: Duration) {
+    metrics::histogram!(name).record(time.as_secs_f64());
+}
+
+/// Counts something that happened.
+pub(crate) fn count(name: &'static str) {
+    metrics::counter!(name).increment(1);
 }
 
 /// Sets a number of things.

@@ -178,7 +178,7 @@ impl Follower {
                 "container-store-unreadable.keeping-last-good-state"
             );
         }
-        metrics::counter!("cell_agent_container_store_failures_total").increment(1);
+        crate::metrics::count(crate::metrics::STORE_FAILURES);
         self.failing = Some(text.clone());
         text
     }

@@ -92,6 +92,7 @@ impl Client {
                 self.backoff.reset();
             }
             let wait = self.backoff.pause();
+            crate::metrics::count(crate::metrics::WATCH_FAILURES);
             let error = ended.err().map(|status| describe(&status));
             tracing::error!(
                 error = error.as_deref().unwrap_or("the store ended the watch"),

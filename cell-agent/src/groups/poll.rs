@@ -253,7 +253,7 @@ impl Poller {
         };
         self.link.send_replace(Link::Down);
         let wait = self.backoff.pause();
-        metrics::counter!("cell_agent_policy_server_failures_total").increment(1);
+        crate::metrics::count(crate::metrics::POLL_FAILURES);
         tracing::error!(
             error = format_args!("get-asg-rules: {}", chain(error)),
             "retry-milliseconds" = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),

@@ -1,13 +1,17 @@
 //! What the rest of the agent may know of the kernel.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use model::{generation::Generation, ids::ContainerHandle};
 
 use crate::{
     containers::Snapshot,
     metrics::number,
-    plan::{Known, Ruleset, Standing},
+    plan::{Known, Ruleset, Segment, Standing},
 };
 
 /// The outcome of the last attempt, and what is in force.
@@ -66,6 +70,11 @@ impl Enforced {
         number("cell_agent_rules_before_sharing", before);
         number("cell_agent_rules_after_sharing", after);
         number("cell_agent_isolated_rules", self.ruleset.isolated_rules() as u64);
+        let is_isolated = |standing: &_| matches!(standing, Standing::Isolated(_));
+        let containers = self.ruleset.containers.values();
+        let isolated = containers.filter(|planned| is_isolated(&planned.standing)).count();
+        number("cell_agent_isolated_containers", isolated as u64);
+        number("cell_agent_waiting_containers", self.waiting.len() as u64);
     }
 
     /// The newest generation of the policy store that is in force.
@@ -89,4 +98,21 @@ fn rules(ruleset: &Ruleset) -> (u64, u64) {
     let shared: BTreeMap<_, usize> =
         segments.map(|segment| (Arc::as_ptr(segment), segment.permits.len())).collect();
     (before as u64, shared.values().sum::<usize>() as u64)
+}
+
+/// How many rules came and went; rules that several containers share count once.
+pub(super) fn difference(before: &Ruleset, after: &Ruleset) -> (usize, usize) {
+    fn segments(ruleset: &Ruleset) -> HashSet<&Segment> {
+        ruleset.policies.values().flat_map(|policy| &policy.segments).map(Arc::as_ref).collect()
+    }
+    let (old, new) = (segments(before), segments(after));
+    let permits = |these: &HashSet<_>, others: &HashSet<_>| {
+        let only: Vec<&Segment> = these.difference(others).copied().collect();
+        let permits = only.iter().flat_map(|segment| {
+            segment.permits.iter().map(|permit| (segment.group.clone(), *permit))
+        });
+        permits.collect::<HashSet<_>>()
+    };
+    let (gone, come) = (permits(&old, &new), permits(&new, &old));
+    (come.difference(&gone).count(), gone.difference(&come).count())
 }

@@ -105,6 +105,14 @@ impl Chains {
         Some(batches.collect())
     }
 
+    /// How many rules the chains have that are in place, in both families.
+    pub(super) fn rules(&self) -> u64 {
+        let placed = self.families.iter().flat_map(|state| {
+            state.wanted.chains.iter().filter(|chain| state.placed.contains(&chain.names.asg))
+        });
+        placed.map(|chain| chain.body.rules().count() as u64).sum()
+    }
+
     pub(super) fn waiting(&self) -> &BTreeMap<ContainerHandle, String> {
         &self.waiting
     }

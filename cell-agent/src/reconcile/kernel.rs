@@ -135,6 +135,11 @@ impl Kernel {
         Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
     }
 
+    /// How many rules the table has.
+    pub(super) fn rules(&self) -> u64 {
+        self.wanted.chains.values().map(|chain| chain.rules.len() as u64).sum()
+    }
+
     /// Whether any rule of ours may be in the kernel.
     pub(super) fn holds_rules(&self) -> bool {
         match &self.belief {

@@ -21,7 +21,6 @@ mod once;
 mod plane;
 
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -41,6 +40,7 @@ pub use once::{Outcome, Rehearsed};
 pub use plane::Plane;
 
 use culprits::{is_same, refuse, tell, units};
+use enforced::difference;
 
 use crate::{
     apply::{
@@ -48,8 +48,8 @@ use crate::{
         isolate::{Finding, Search, Unit},
     },
     containers::{Containers, Snapshot},
-    metrics::milliseconds,
-    plan::{Known, Refused, Ruleset, Segment, Settings, plan},
+    metrics::{self, milliseconds, number},
+    plan::{Known, Refused, Ruleset, Settings, plan},
 };
 
 /// A single change waits this long for others that come with it.
@@ -102,6 +102,7 @@ pub struct Reconciler {
     settle_at: Option<Instant>,
     changing_since: Option<Instant>,
     changed_at: Option<Instant>,
+    began: Instant,
     /// The generation in force, and since when.
     generation_since: Option<(Generation, Instant)>,
     /// Whether the kernel keeps what it has until the inputs are known.
@@ -139,6 +140,7 @@ impl Reconciler {
             settle_at: None,
             changing_since: None,
             changed_at: None,
+            began: Instant::now(),
             generation_since: None,
             holding: false,
             lost: false,
@@ -202,9 +204,9 @@ impl Reconciler {
 
     fn measure_age(&self) {
         if let Some((_, since)) = self.generation_since {
-            let age = since.elapsed().as_secs_f64();
-            metrics::gauge!("cell_agent_enforced_generation_age_seconds").set(age);
+            metrics::seconds("cell_agent_enforced_generation_age_seconds", since.elapsed());
         }
+        metrics::seconds("uptime", self.began.elapsed());
     }
 
     async fn nudged(&mut self, nudge: Nudge) {
@@ -243,6 +245,7 @@ impl Reconciler {
             }
             Err(error) => self.failed(&attempt, &error),
         }
+        milliseconds("asgTotalPollTime", started.elapsed());
     }
 
     fn attempt(&mut self) -> Option<Attempt> {
@@ -351,7 +354,7 @@ impl Reconciler {
             isolated = after.isolated_rules(),
             "rules-applied"
         );
-        metrics::histogram!("cell_agent_apply_seconds").record(took.as_secs_f64());
+        metrics::took("cell_agent_apply_seconds", took);
     }
 
     fn failed(&mut self, attempt: &Attempt, error: &Error) {
@@ -360,7 +363,7 @@ impl Reconciler {
         self.failures += 1;
         self.retry_at = Some(Instant::now() + wait);
         tracing::error!(error = text, attempts = self.failures, "apply-failed");
-        metrics::counter!("cell_agent_apply_failures_total").increment(1);
+        metrics::count(metrics::APPLY_FAILURES);
         self.publish(attempt, Err(text));
     }
 
@@ -383,6 +386,7 @@ impl Reconciler {
         });
         let enforced = self.published.borrow();
         enforced.measure();
+        number("cell_agent_kernel_rules", self.kernel.rules());
         let generation = enforced.generation();
         if self.generation_since.is_none_or(|(in_force, _)| in_force != generation) {
             self.generation_since = Some((generation, Instant::now()));
@@ -433,7 +437,7 @@ impl Reconciler {
             tracing::error!("drift-found");
             if self.mend().await {
                 self.published.send_modify(|published| Arc::make_mut(published).drift_healed += 1);
-                metrics::counter!("cell_agent_drift_healed_total").increment(1);
+                metrics::count(metrics::DRIFT_HEALED);
                 tracing::info!("drift-healed");
             }
         } else if self.kernel.has_work() {
@@ -475,21 +479,4 @@ async fn at(time: Option<Instant>) {
 #[expect(clippy::disallowed_methods, reason = "the time stamp is shown to people")]
 fn now() -> SystemTime {
     SystemTime::now()
-}
-
-/// How many rules came and went; rules that several containers share count once.
-fn difference(before: &Ruleset, after: &Ruleset) -> (usize, usize) {
-    fn segments(ruleset: &Ruleset) -> HashSet<&Segment> {
-        ruleset.policies.values().flat_map(|policy| &policy.segments).map(Arc::as_ref).collect()
-    }
-    let (old, new) = (segments(before), segments(after));
-    let permits = |these: &HashSet<_>, others: &HashSet<_>| {
-        let only: Vec<&Segment> = these.difference(others).copied().collect();
-        let permits = only.iter().flat_map(|segment| {
-            segment.permits.iter().map(|permit| (segment.group.clone(), *permit))
-        });
-        permits.collect::<HashSet<_>>()
-    };
-    let (gone, come) = (permits(&old, &new), permits(&new, &old));
-    (come.difference(&gone).count(), gone.difference(&come).count())
 }

@@ -104,6 +104,14 @@ impl Plane {
         }
     }
 
+    /// How many rules of ours the kernel is to hold.
+    pub(super) fn rules(&self) -> u64 {
+        match self {
+            Self::Nftables(table) => table.rules(),
+            Self::Iptables(chains) => chains.rules(),
+        }
+    }
+
     /// Containers whose rules cannot be in the kernel yet, with the reason.
     pub(super) fn waiting(&self) -> BTreeMap<ContainerHandle, String> {
         match self {

@@ -11,6 +11,7 @@ mod cases;
 mod faults;
 mod features;
 mod lab;
+mod metrics;
 mod offline;
 mod once;
 mod packets;

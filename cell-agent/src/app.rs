@@ -108,7 +108,10 @@ impl runtime::process::Service for App {
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         match self {
             Self::Agent(agent) => agent.run(shutdown).await,
-            Self::Pass(pass) => shutdown.run_until_cancelled(pass.run()).await.unwrap_or(Ok(())),
+            Self::Pass(pass) => {
+                let pass = Box::pin(pass.run());
+                shutdown.run_until_cancelled(pass).await.unwrap_or(Ok(()))
+            }
         }
     }
 }

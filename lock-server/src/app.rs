@@ -10,20 +10,22 @@
 
 use std::{pin::pin, time::Duration};
 
+use anyhow::bail;
 use proto::{lock_v1::lock_watch_server::LockWatchServer, models::locket_server::LocketServer};
 use runtime::{
     loggregator::{self, Delivery, Loggregator},
-    process::{About, ConfigError, Ending, Failure, Process},
+    process::{About, Backup, ConfigError, Ending, Failure, Process},
     server::{Admin, Grpc, Health, Limits, Listener},
     supervise::Tasks,
     tls::{Alpn, ServerTls},
 };
+use storage::server::Dialect;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
 use crate::{
     access::Access,
-    config::{Config, HealthCheck},
+    config::{Config, Database, HealthCheck},
     feed::Feed,
     grpc::Service,
     locks::Locks,
@@ -81,6 +83,14 @@ impl runtime::process::Service for App {
         config_flag: "config",
         config_error: ConfigError { exit: 2, prefix: "invalid-config-file" },
     };
+
+    const BACKUP: Option<Backup<Config>> = Some(|config, to| match &config.database {
+        Database::Embedded(path) => Ok(storage::sqlite::backup(path, to)?),
+        Database::Shared(server) => bail!(
+            "the database is on a server: back it up there, as with {}",
+            Dialect::from(server.driver).backup_tool()
+        ),
+    });
 
     fn log(config: &Config) -> runtime::lager::Options {
         config.log()

@@ -87,6 +87,15 @@ pub enum Driver {
     MySql,
 }
 
+impl From<Driver> for storage::server::Dialect {
+    fn from(driver: Driver) -> Self {
+        match driver {
+            Driver::Postgres => Self::Postgres,
+            Driver::MySql => Self::MySql,
+        }
+    }
+}
+
 /// A database server and how it is used.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Server {

@@ -9,11 +9,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use runtime::{backoff::Backoff, error::chain, process::Failure};
-use storage::server::{Dialect, Options, Tls};
+use storage::server::{Options, Tls};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    config::{Database, Driver, Server},
+    config::{Database, Server},
     feed::Feed,
     store::any::{Any, Keeper},
 };
@@ -78,10 +78,6 @@ fn options(server: &Server) -> Options {
         operation_timeout,
         start_timeout: _,
     } = server;
-    let dialect = match driver {
-        Driver::Postgres => Dialect::Postgres,
-        Driver::MySql => Dialect::MySql,
-    };
     Options {
         tls: ca.as_ref().map(|ca| Tls { ca: ca.clone(), verify_identity: *verify_identity }),
         max_open: max_open.unwrap_or(0),
@@ -89,6 +85,6 @@ fn options(server: &Server) -> Options {
         connect_timeout: *connect_timeout,
         operation_timeout: *operation_timeout,
         application_name: "locket".to_owned(),
-        ..Options::new(dialect, connection_string.clone())
+        ..Options::new((*driver).into(), connection_string.clone())
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Own {
     pub(crate) flags: &'static [Flag],
     /// Its commands, as far as the help names them.
     pub(crate) commands: &'static [process::Command],
+    /// It keeps something that can be backed up.
+    pub(crate) keeps: bool,
 }
 
 /// What the command line asks for.
@@ -25,11 +27,19 @@ pub(crate) enum Request {
     Run(PathBuf, Vec<Flag>),
     /// Say whether this configuration is good.
     Check(PathBuf),
+    /// Copy what this configuration's process keeps to a file.
+    Backup {
+        /// The configuration.
+        config: PathBuf,
+        /// The copy.
+        to: PathBuf,
+    },
     /// No configuration was named.
     NoConfig,
 }
 
 const CHECK: &str = "check-config";
+const BACKUP: &str = "backup-to";
 const EXTRA: &str = "extra";
 
 /// Parses the arguments, the first of which is the program.
@@ -43,18 +53,29 @@ pub(crate) fn parse(
 ) -> Result<Request, clap::Error> {
     let mut matches = command(about, own).try_get_matches_from(double_dashes(arguments))?;
     let check = matches.get_flag(CHECK);
+    let backup = matches.try_remove_one::<OsString>(BACKUP).ok().flatten().map(PathBuf::from);
     let flags = own.flags.iter().filter(|flag| matches.get_flag(flag.name)).copied().collect();
     let path = matches.remove_one::<OsString>(about.config_flag);
     Ok(match path.filter(|path| !path.is_empty()).map(PathBuf::from) {
         None => Request::NoConfig,
         Some(path) if check => Request::Check(path),
-        Some(path) => Request::Run(path, flags),
+        Some(path) => match backup {
+            Some(to) => Request::Backup { config: path, to },
+            None => Request::Run(path, flags),
+        },
     })
 }
 
 fn command(about: &About, own: Own) -> Command {
     let flag = |flag: &Flag| {
         Arg::new(flag.name).long(flag.name).action(ArgAction::SetTrue).help(flag.help)
+    };
+    let backup = || {
+        Arg::new(BACKUP)
+            .long(BACKUP)
+            .value_name("FILE")
+            .value_parser(clap::builder::OsStringValueParser::new())
+            .help("Copy the configuration's database, which may be in use, to a file, and exit")
     };
     Command::new(about.name)
         .bin_name(about.name)
@@ -75,6 +96,7 @@ fn command(about: &About, own: Own) -> Command {
                 .help("Read the configuration, say what is wrong with it, and exit"),
         )
         .args(own.flags.iter().map(flag))
+        .args(own.keeps.then(backup))
         .arg(
             // The originals ignore what follows their flags.
             Arg::new(EXTRA).hide(true).num_args(0..).value_parser(clap::value_parser!(OsString)),
@@ -141,6 +163,7 @@ mod tests {
             summary: "Print the rules",
             run: |_| std::process::ExitCode::SUCCESS,
         }],
+        keeps: false,
     };
 
     fn run(path: impl Into<PathBuf>) -> Request {
@@ -196,6 +219,16 @@ mod tests {
         assert_eq!(request, Request::Run("a".into(), vec![ONCE]));
         let without = parse(&ABOUT, Own::default(), ["x", "--once"].map(OsString::from));
         without.expect_err("another service's flag");
+    }
+
+    #[test]
+    fn only_who_keeps_something_backs_it_up() {
+        let arguments = ["lock-server", "-config=a", "-backup-to=b"].map(OsString::from);
+        let own = |keeps| Own { keeps, ..Own::default() };
+        let request = parse(&ABOUT, own(true), arguments.clone()).expect("known flags");
+        assert_eq!(request, Request::Backup { config: "a".into(), to: "b".into() });
+        let error = parse(&ABOUT, own(false), arguments).expect_err("there is no such flag");
+        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
     }
 
     #[test]

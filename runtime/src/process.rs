@@ -17,6 +17,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
 use std::panic;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
@@ -153,6 +154,10 @@ impl Process {
     }
 }
 
+/// Copies what a process with this configuration keeps to a file, whether that
+/// process runs or not; answers how many bytes that are. Blocks.
+pub type Backup<C> = fn(&C, &Path) -> anyhow::Result<u64>;
+
 /// A service, as [`main`] runs it.
 pub trait Service: Sized {
     /// Its configuration.
@@ -166,6 +171,9 @@ pub trait Service: Sized {
 
     /// What it can do instead of serving.
     const COMMANDS: &'static [Command] = &[];
+
+    /// What the flag `backup-to` does; there is none where nothing is kept.
+    const BACKUP: Option<Backup<Self::Config>> = None;
 
     /// How its configuration wants the log.
     fn log(config: &Self::Config) -> lager::Options;
@@ -189,7 +197,8 @@ pub fn main<S: Service>() -> ExitCode {
     if let Some(command) = S::COMMANDS.iter().find(|command| named == command.name) {
         return (command.run)(args::double_dashes(std::env::args_os().skip(1)).collect());
     }
-    let own = Own { flags: S::FLAGS, commands: S::COMMANDS };
+    let keeps = S::BACKUP.is_some();
+    let own = Own { flags: S::FLAGS, commands: S::COMMANDS, keeps };
     let request = match args::parse(&about, own, std::env::args_os()) {
         Ok(request) => request,
         Err(error) => {
@@ -201,9 +210,10 @@ pub fn main<S: Service>() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let (path, flags) = match request {
-        Request::Run(path, flags) => (path, Some(flags)),
-        Request::Check(path) => (path, None),
+    let (path, wanted) = match request {
+        Request::Run(path, flags) => (path, Wanted::Service(flags)),
+        Request::Check(path) => (path, Wanted::Check),
+        Request::Backup { config, to } => (config, Wanted::Backup(to)),
         Request::NoConfig => {
             let flag = about.config_flag;
             let name = about.name;
@@ -215,10 +225,18 @@ pub fn main<S: Service>() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&about, error.lines()),
     };
-    match flags {
-        None => report_check(&loaded.unknown),
-        Some(flags) => start::<S>(loaded, flags),
+    match wanted {
+        Wanted::Check => report_check(&loaded.unknown),
+        Wanted::Service(flags) => start::<S>(loaded, flags),
+        Wanted::Backup(to) => back_up::<S>(&loaded.config, &to),
     }
+}
+
+/// What to do with a configuration that is good.
+enum Wanted {
+    Check,
+    Service(Vec<Flag>),
+    Backup(PathBuf),
 }
 
 fn refuse(about: &About, problems: impl IntoIterator<Item = String>) -> ExitCode {
@@ -237,6 +255,20 @@ fn report_check(unknown: &[String]) -> ExitCode {
         let _closed = writeln!(stdout, "unknown key, ignored: {key}");
     }
     ExitCode::SUCCESS
+}
+
+fn back_up<S: Service>(config: &S::Config, to: &Path) -> ExitCode {
+    let backup = S::BACKUP.expect("without it there is no such flag");
+    match backup(config, to) {
+        Ok(bytes) => {
+            let _closed = writeln!(io::stdout(), "copied {bytes} bytes to {}", to.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _closed = writeln!(io::stderr(), "no backup was made: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {

@@ -34,6 +34,18 @@ pub enum Error {
         /// The database.
         path: PathBuf,
     },
+    /// A copy would take the place of the database itself.
+    #[error("{} belongs to the database itself: name another file", path.display())]
+    OwnFile {
+        /// The file that was named.
+        path: PathBuf,
+    },
+    /// A copy is not whole, and so the database is not.
+    #[error("the database is damaged: {problem}")]
+    Damaged {
+        /// The first thing that SQLite found.
+        problem: String,
+    },
     /// The list of migrations of this program is not 1, 2, 3 ...
     #[error("migration {found} ({name}) stands where number {expected} belongs")]
     MigrationOrder {
@@ -255,7 +267,8 @@ impl Error {
             | Self::Step { source, .. } => source.kind(),
             Self::Timeout { .. } => Kind::Timeout,
             Self::Column { .. } => Kind::Schema,
-            Self::ConnectionString { .. } => Kind::Other,
+            Self::ConnectionString { .. } | Self::OwnFile { .. } => Kind::Other,
+            Self::Damaged { .. } => Kind::Corrupt,
             Self::Create { .. } => Kind::ReadOnly,
             Self::InUse { .. } => Kind::Busy,
             Self::MigrationOrder { .. }

@@ -57,6 +57,17 @@ pub enum Dialect {
     MySql,
 }
 
+impl Dialect {
+    /// What makes a copy of a database of such a server.
+    #[must_use]
+    pub fn backup_tool(self) -> &'static str {
+        match self {
+            Self::Postgres => "pg_dump",
+            Self::MySql => "mariadb-dump --single-transaction",
+        }
+    }
+}
+
 /// Whom to trust: a server with a certificate of this authority. A connection
 /// without TLS is then refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,7 @@
 //! - [`Database::close`] needs nobody to drop a handle: it is a job of its own,
 //!   after which the queue refuses further work with [`Error::Closed`].
 
+mod backup;
 mod open;
 mod read;
 mod write;
@@ -28,6 +29,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::backup::backup;
 use self::{
     read::Readers,
     write::{Message, Write},

@@ -70,7 +70,7 @@ fn lock(path: &Path) -> Result<File, Error> {
     }
 }
 
-fn lock_path(path: &Path) -> PathBuf {
+pub(super) fn lock_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     name.into()

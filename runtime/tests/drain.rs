@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use runtime::server::{Grpc, Health, Limits, Listener};
+use runtime::server::{APART, Grpc, Health, Limits, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -101,6 +101,55 @@ async fn more_connections_than_allowed_wait_for_their_turn() {
     timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
 }
 
+/// What every client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// The frames of HTTP/2 that a client without a voice is sent.
+async fn frame(stream: &mut TcpStream) -> Option<u8> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut rest = vec![0; length as usize];
+    stream.read_exact(&mut rest).await.ok()?;
+    Some(head[3])
+}
+
+#[tokio::test]
+async fn connections_are_told_to_go_one_after_another() {
+    const GO_AWAY: u8 = 7;
+    const COUNT: u32 = 250;
+    for (spread, expected) in [(LONG, APART * COUNT), (APART * COUNT / 5, APART * COUNT / 5)] {
+        let limits = Limits { spread, ..Limits::default() };
+        let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr();
+        let server = Grpc::new(listener, None, &Health::new()).limits(limits).add(Odd::default());
+        let shutdown = CancellationToken::new();
+        let server = spawn(server.serve(shutdown.clone(), LONG));
+        let mut clients = Vec::new();
+        for _ in 0..COUNT {
+            let mut client = TcpStream::connect(&address).await.unwrap();
+            client.write_all(PREFACE).await.unwrap();
+            // It is served.
+            frame(&mut client).await.unwrap();
+            clients.push(client);
+        }
+        let began = Instant::now();
+        shutdown.cancel();
+        let told = clients.into_iter().map(|mut client| async move {
+            while frame(&mut client).await.expect("a GOAWAY comes first") != GO_AWAY {}
+            began.elapsed()
+        });
+        let told = timeout(PATIENCE, futures_util::future::join_all(told));
+        let mut told = told.await.expect("everybody is told");
+        told.sort_unstable();
+        let (first, last) = (told[0], told[told.len() - 1]);
+        assert!(last - first >= expected * 9 / 10, "{:?} instead of {expected:?}", last - first);
+        let early = told.iter().filter(|at| **at - first < expected / 2).count();
+        assert!(early <= COUNT as usize * 6 / 10, "{early} of {COUNT} in the first half");
+        timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_is_dropped_cuts_its_connections() {
     let running = Running::start(LONG).await;
@@ -138,8 +187,7 @@ async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
 
     // This one says what every client says first, and then nothing.
     let mut silent = TcpStream::connect(&address).await.unwrap();
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    silent.write_all(preface).await.unwrap();
+    silent.write_all(PREFACE).await.unwrap();
     let mut received = Vec::new();
     let ended = timeout(PATIENCE, silent.read_to_end(&mut received)).await;
     let _reset_or_closed = ended.expect("the server gives it up");

@@ -44,6 +44,11 @@ impl Admin {
         Self { http: Http::new(listener, None), router }
     }
 
+    /// Where it listens.
+    pub fn local_addr(&self) -> String {
+        self.http.local_addr()
+    }
+
     /// Adds a service's own routes.
     #[must_use]
     pub fn merge(mut self, router: Router) -> Self {

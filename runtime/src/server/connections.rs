@@ -5,15 +5,16 @@
 //!   each other and have a deadline.
 //! - When there are too many connections or no file descriptors, new ones wait
 //!   in the kernel's queue; the server goes on.
-//! - After shutdown nothing is accepted; HTTP/2 connections get a GOAWAY, open
-//!   requests may end. When `drain` has passed, what is left is cut off. When
-//!   `serve` returns, no task of it runs.
+//! - After shutdown nothing is accepted; connections are told to go one after
+//!   another (HTTP/2: a GOAWAY), open requests may end. When `drain` has passed,
+//!   what is left is cut off. When `serve` returns, no task of it runs.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -58,7 +59,15 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// How long it may take to answer that.
     pub keepalive_timeout: Duration,
+    /// Over how much time connections are told to go after shutdown, at most: each
+    /// [`APART`] after the one before, or closer if there are many. Their clients
+    /// then come to other servers one after another, too.
+    pub spread: Duration,
 }
+
+/// Two connections are told to go this long after each other, if there is time: as
+/// many clients a second can be welcomed elsewhere, each with a TLS handshake.
+pub const APART: Duration = Duration::from_millis(2);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -71,7 +80,43 @@ impl Default for Limits {
             buffer: 408 << 10,
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
+            spread: Duration::ZERO,
         }
+    }
+}
+
+/// In the extensions of each request: falls when the connection of the request is
+/// told to go. A stream that has no end of its own ends then, so that its client
+/// comes back on another connection.
+#[derive(Debug, Clone, Default)]
+pub struct Leaving(pub CancellationToken);
+
+/// Who is told to go when.
+#[derive(Debug, Default)]
+struct Exodus {
+    /// It begins.
+    begun: CancellationToken,
+    /// Between two of them; in microseconds.
+    step: AtomicU32,
+    /// How many were told.
+    told: AtomicU32,
+}
+
+impl Exodus {
+    /// So many are to go within `spread`.
+    fn begin(&self, connections: usize, spread: Duration) {
+        let step = spread / u32::try_from(connections).unwrap_or(u32::MAX).max(1);
+        let step = u32::try_from(step.min(APART).as_micros()).expect("a few milliseconds");
+        self.step.store(step, Relaxed);
+        self.begun.cancel();
+    }
+
+    /// Waits for the turn of the connection that asks.
+    async fn turn(&self) {
+        self.begun.cancelled().await;
+        let before = self.told.fetch_add(1, Relaxed);
+        let pause = Duration::from_micros(self.step.load(Relaxed).into()) * before;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -121,6 +166,7 @@ impl Server {
             handshake: limits.handshake,
             stall: (protocol == Protocol::Http1).then_some(limits.stall),
             shutdown: shutdown.clone(),
+            exodus: Exodus::default(),
         });
         let places = Arc::new(Semaphore::new(limits.connections));
         let mut connections = JoinSet::new();
@@ -131,6 +177,8 @@ impl Server {
             while connections.try_join_next().is_some() {}
         }
         drop(listener);
+        while connections.try_join_next().is_some() {}
+        shared.exodus.begin(connections.len(), limits.spread);
         let drained = async {
             while connections.join_next().await.is_some() {}
             streams.ended().await;
@@ -155,6 +203,7 @@ struct Shared<S> {
     /// of life, and may have reason to take nothing.
     stall: Option<Duration>,
     shutdown: CancellationToken,
+    exodus: Exodus,
 }
 
 impl<S, B> Shared<S>
@@ -234,8 +283,10 @@ where
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let leaving = Leaving::default();
         let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(leaving.clone());
             self.service.clone().oneshot(request)
         });
         let stream = TokioIo::new(Patient::new(stream, self.stall));
@@ -243,8 +294,9 @@ where
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.shutdown.cancelled() => {
+            () = self.exodus.turn() => {
                 connection.as_mut().graceful_shutdown();
+                leaving.0.cancel();
                 connection.await
             }
         };

@@ -35,6 +35,11 @@ impl Http {
         }
     }
 
+    /// Where it listens.
+    pub fn local_addr(&self) -> String {
+        self.server.listener.local_addr()
+    }
+
     /// Other bounds than the default ones.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {

@@ -16,7 +16,7 @@ mod patient;
 use std::io;
 
 pub use admin::Admin;
-pub use connections::Limits;
+pub use connections::{APART, Leaving, Limits};
 pub use grpc::{Deadline, Grpc};
 pub use health::{Component, Health};
 pub use http::Http;

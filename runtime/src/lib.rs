@@ -14,6 +14,7 @@
 //! | [`tls`] | certificates, reloaded when their files change |
 //! | [`server`] | listeners, gRPC and HTTP servers, health, the admin endpoint |
 //! | [`client`] | gRPC channels |
+//! | [`dropsonde`] | metrics for the metron agent of the machine, over UDP |
 //! | [`loggregator`] | metrics and app logs for the agent of the machine |
 //! | [`https`] | HTTP clients |
 //! | [`supervise`] | tasks, each of which has a waiter |
@@ -24,6 +25,7 @@ mod args;
 pub mod backoff;
 pub mod client;
 pub mod config;
+pub mod dropsonde;
 pub mod error;
 pub mod https;
 pub mod lager;

@@ -1,0 +1,181 @@
+//! Metrics for the metron agent of the machine, as the originals of Cloud Foundry's
+//! networking send them: dropsonde's first protocol, one envelope a UDP datagram
+//! (contracts/policy-server.md 2.8).
+//!
+//! Sending never waits and never fails. Nobody answers: a datagram that the kernel
+//! does not take at once, or that finds no agent, is lost.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+
+use crate::config::HostPort;
+
+/// Takes metrics; clones share the socket. The default sends nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Dropsonde(Option<Arc<Sender>>);
+
+#[derive(Debug)]
+struct Sender {
+    socket: UdpSocket,
+    origin: String,
+}
+
+impl Dropsonde {
+    /// Sends to the agent at `address`, as `origin`. Whether it is there is not asked.
+    ///
+    /// # Errors
+    /// The host has no address, or there are no sockets.
+    pub async fn to(address: &HostPort, origin: &str) -> io::Result<Self> {
+        let mut found = tokio::net::lookup_host(address.as_str()).await?;
+        let agent = found.next().ok_or_else(|| io::Error::other("the host has no address"))?;
+        let any: SocketAddr = match agent {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(agent)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(Some(Arc::new(Sender { socket, origin: origin.to_owned() }))))
+    }
+
+    /// A value of this moment.
+    pub fn value(&self, name: &str, value: f64, unit: &str) {
+        self.send(|| {
+            let (name, unit) = (name.to_owned(), unit.to_owned());
+            let metric = ValueMetric { name, value, unit };
+            (VALUE_METRIC, Some(metric), None)
+        });
+    }
+
+    /// How long something took, in milliseconds as the originals have it.
+    pub fn took(&self, name: &str, time: Duration) {
+        self.value(name, time.as_secs_f64() * 1_000.0, "ms");
+    }
+
+    /// One more of these.
+    pub fn count(&self, name: &str) {
+        self.send(|| (COUNTER_EVENT, None, Some(CounterEvent { name: name.to_owned(), delta: 1 })));
+    }
+
+    fn send(&self, what: impl FnOnce() -> (i32, Option<ValueMetric>, Option<CounterEvent>)) {
+        let Some(sender) = &self.0 else { return };
+        let (event_type, value_metric, counter_event) = what();
+        let now = jiff::Timestamp::now().as_nanosecond();
+        let envelope = Envelope {
+            origin: sender.origin.clone(),
+            event_type,
+            timestamp: i64::try_from(now).unwrap_or(i64::MAX),
+            value_metric,
+            counter_event,
+        };
+        if sender.socket.send(&envelope.encode_to_vec()).is_err() {
+            metrics::counter!("runtime_dropsonde_lost_total").increment(1);
+        }
+    }
+}
+
+const VALUE_METRIC: i32 = 6;
+const COUNTER_EVENT: i32 = 7;
+
+/// One event (github.com/cloudfoundry/dropsonde-protocol, events/envelope.proto).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Envelope {
+    /// The job.
+    #[prost(string, required, tag = "1")]
+    pub origin: String,
+    /// 6 for a value, 7 for a counter.
+    #[prost(int32, required, tag = "2")]
+    pub event_type: i32,
+    /// Nanoseconds since 1970.
+    #[prost(int64, required, tag = "6")]
+    pub timestamp: i64,
+    /// With type 6.
+    #[prost(message, optional, tag = "9")]
+    pub value_metric: Option<ValueMetric>,
+    /// With type 7.
+    #[prost(message, optional, tag = "10")]
+    pub counter_event: Option<CounterEvent>,
+}
+
+/// A value of a moment.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ValueMetric {
+    /// What is measured.
+    #[prost(string, required, tag = "1")]
+    pub name: String,
+    /// The number.
+    #[prost(double, required, tag = "2")]
+    pub value: f64,
+    /// Such as `ms`.
+    #[prost(string, required, tag = "3")]
+    pub unit: String,
+}
+
+/// Something happened.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CounterEvent {
+    /// What.
+    #[prost(string, required, tag = "1")]
+    pub name: String,
+    /// How often.
+    #[prost(uint64, required, tag = "2")]
+    pub delta: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_gets_one_envelope_a_datagram() {
+        let agent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        agent.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let address = HostPort::parse(&agent.local_addr().unwrap().to_string()).unwrap();
+        let metron = Dropsonde::to(&address, "job").await.unwrap();
+        metron.took("StoreTime", Duration::from_micros(1_500));
+        metron.count("http_error");
+        let heard = || {
+            let mut datagram = [0; 1_024];
+            let length = agent.recv(&mut datagram).unwrap();
+            Envelope::decode(&datagram[..length]).unwrap()
+        };
+        let value = heard();
+        assert_eq!((value.origin.as_str(), value.event_type), ("job", 6));
+        assert!(value.timestamp > 1_700_000_000_000_000_000, "{}", value.timestamp);
+        let metric = ValueMetric { name: "StoreTime".into(), value: 1.5, unit: "ms".into() };
+        assert_eq!((value.value_metric, value.counter_event), (Some(metric), None));
+        let count = heard();
+        assert_eq!((count.event_type, count.value_metric), (7, None));
+        assert_eq!(
+            count.counter_event.unwrap(),
+            CounterEvent { name: "http_error".into(), delta: 1 }
+        );
+    }
+
+    /// As the agent's own decoder would meet it.
+    #[test]
+    fn the_bytes_are_those_of_the_protocol() {
+        let envelope = Envelope {
+            origin: "o".into(),
+            event_type: COUNTER_EVENT,
+            timestamp: 1,
+            value_metric: None,
+            counter_event: Some(CounterEvent { name: "n".into(), delta: 1 }),
+        };
+        let expected = [0x0a, 1, b'o', 0x10, 7, 0x30, 1, 0x52, 5, 0x0a, 1, b'n', 0x10, 1];
+        assert_eq!(envelope.encode_to_vec(), expected);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_no_failure() {
+        Dropsonde::default().count("nowhere");
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let metron = Dropsonde::to(&HostPort::parse(&gone.to_string()).unwrap(), "job").await;
+        let metron = metron.unwrap();
+        (0..10).for_each(|_| metron.count("unheard"));
+    }
+}

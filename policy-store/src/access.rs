@@ -8,9 +8,11 @@
 //! | may | writer | cell | operator |
 //! |---|---|---|---|
 //! | Replace | yes | | |
-//! | List | yes | yes | yes |
+//! | List | yes | | yes |
 //! | Watch | | as itself | |
 //! | Status | yes | | yes |
+//!
+//! A cell reads and reports by Watch alone, where it has to say who it is.
 //!
 //! The HTTP API is of the original, which lets in every certificate of its
 //! authority: so does this, unless patterns say who may poll.
@@ -109,11 +111,10 @@ impl Access {
         };
         let may = match &action {
             Action::Replace => has(&self.writers),
-            Action::List => has(&self.writers) || has(&self.cells) || has(&self.operators),
+            Action::List | Action::Status => has(&self.writers) || has(&self.operators),
             Action::Watch(cell) => {
                 has(&self.cells) && identity.is_some_and(|identity| self.is_cell(identity, cell))
             }
-            Action::Status => has(&self.writers) || has(&self.operators),
             Action::Poll => self.pollers.as_deref().map_or(identity.is_some(), has),
         };
         match may {

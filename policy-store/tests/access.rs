@@ -35,7 +35,7 @@ fn each_role_may_what_its_row_says() {
     let actions = [Action::Replace, Action::List, watch("cell-1"), watch("cell-2"), Action::Status];
     let rows = [
         (identity("syncer", None), [true, true, false, false, true]),
-        (identity("cell-1", Some("cell")), [false, true, true, false, false]),
+        (identity("cell-1", Some("cell")), [false, false, true, false, false]),
         (identity("operator", None), [false, true, false, false, true]),
         // The name of a cell without the unit, a role's name as unit.
         (identity("cell-1", None), [false; 5]),

@@ -465,8 +465,11 @@ async fn who_may_not_is_refused() {
         let error = client.clone().status(StatusRequest {}).await.unwrap_err();
         assert_status(&error, Code::PermissionDenied, "the peer cn=");
     }
-    let error = list(&stranger, ListRequest::default()).await.unwrap_err();
-    assert_status(&error, Code::PermissionDenied, "the peer cn=stranger may not list");
+    for (client, name) in [(&stranger, "cn=stranger"), (&cell, "cn=cell-1,ou=cell")] {
+        let error = list(client, ListRequest::default()).await.unwrap_err();
+        let text = format!("the peer {name} may not list security groups");
+        assert_status(&error, Code::PermissionDenied, &text);
+    }
     for (client, id) in
         [(&writer, "syncer"), (&operator, "operator"), (&cell, "cell-2"), (&stranger, "stranger")]
     {

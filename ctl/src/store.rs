@@ -21,9 +21,12 @@ async fn fetch_status(connection: &Connection) -> anyhow::Result<StatusResponse>
 /// The store itself.
 pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
     let status = fetch_status(connection).await?;
+    let now = clock(&status);
     let writer = status.writer.unwrap_or_default();
     let connected = status.cells.iter().filter(|cell| cell.connected).count();
     let behind = status.cells.iter().filter(|cell| behind(cell, status.generation) > 0).count();
+    let longest =
+        status.cells.iter().filter_map(|cell| behind_seconds(cell, now)).max().unwrap_or(0);
     Ok(Report::record(json!({
         "generation": status.generation,
         "groups": status.groups,
@@ -34,6 +37,7 @@ pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
         "cells": status.cells.len(),
         "cells_connected": connected,
         "cells_behind": behind,
+        "longest_behind_seconds": longest,
     })))
 }
 
@@ -41,15 +45,27 @@ fn behind(cell: &Cell, generation: u64) -> u64 {
     generation.saturating_sub(cell.enforced_generation)
 }
 
+/// By the store's own clock; `None` where it is not behind, or nobody knows.
+fn behind_seconds(cell: &Cell, now: Option<i64>) -> Option<i64> {
+    Some((now? - cell.behind_since.as_ref()?.seconds).max(0))
+}
+
+/// The store's clock, in seconds since 1970.
+fn clock(status: &StatusResponse) -> Option<i64> {
+    status.now.as_ref().map(|now| now.seconds)
+}
+
 /// Each cell that ever reported.
 pub(crate) async fn cells(connection: &Connection) -> anyhow::Result<Report> {
     let status = fetch_status(connection).await?;
+    let now = clock(&status);
     Ok(Report::list(status.cells.iter().map(|cell| {
         json!({
             "cell": cell.cell_id,
             "connected": cell.connected,
             "enforced_generation": cell.enforced_generation,
             "behind": behind(cell, status.generation),
+            "behind_seconds": behind_seconds(cell, now),
             "reported_at": cell.reported_at.map(|at| moment(at.seconds, at.nanos)),
             "containers": cell.containers,
             "isolated_rules": cell.isolated_rules,

@@ -78,7 +78,7 @@ pub struct Feed {
     pub board: Arc<Board>,
     /// What cells say.
     pub cells: Cells,
-    /// Ends every stream.
+    /// Ends streams: those of one connection, or all that are left.
     pub drain: CancellationToken,
 }
 
@@ -205,10 +205,9 @@ pub async fn save_reports(
             () = stop.cancelled() => true,
             () = tokio::time::sleep(every) => false,
         };
-        let count = feed.cells.count(feed.board.current().state.generation);
-        metrics::gauge!("policy_store_cells_connected").set(as_f64(count.connected));
-        metrics::gauge!("policy_store_cells_behind").set(as_f64(count.behind));
-        let unsaved = Arc::new(feed.cells.unsaved(Timestamp::now()));
+        let now = Timestamp::now();
+        gauge(&feed, now);
+        let unsaved = Arc::new(feed.cells.unsaved(now));
         match store.save_reports(Arc::clone(&unsaved)).await {
             Ok(elsewhere) => feed.cells.hear(elsewhere),
             Err(error) => {
@@ -223,6 +222,14 @@ pub async fn save_reports(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 cells")]
-fn as_f64(count: usize) -> f64 {
-    count as f64
+fn gauge(feed: &Feed, now: Timestamp) {
+    let snapshot = feed.board.current();
+    let count = feed.cells.count(snapshot.state.generation);
+    metrics::gauge!("policy_store_cells_connected").set(count.connected as f64);
+    metrics::gauge!("policy_store_cells_behind").set(count.behind as f64);
+    let cells = feed.cells.status().into_iter().filter(|cell| cell.connected);
+    let enforced = cells.filter_map(|cell| cell.report).map(|report| report.enforced);
+    let since = enforced.filter_map(|enforced| snapshot.history().first_after(enforced)).min();
+    let longest = since.map_or(0, |since| now.as_nanosecond() - i128::from(since.0));
+    metrics::gauge!("policy_store_cells_behind_seconds_max").set(longest.max(0) as f64 / 1e9);
 }

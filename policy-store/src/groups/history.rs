@@ -12,7 +12,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use model::{
-    generation::{Generation, Point},
+    generation::{Generation, Point, Stamp},
     group::GroupId,
     ids::GroupGuid,
 };
@@ -122,6 +122,19 @@ impl History {
     }
 }
 
+impl History {
+    /// When the first generation after `seen` was made, or else the oldest later one
+    /// that is remembered. `None`: there is nothing after it.
+    #[must_use]
+    pub fn first_after(&self, seen: Generation) -> Option<Stamp> {
+        if seen < self.from.generation {
+            return Some(self.from.stamp);
+        }
+        let later = self.steps.iter().find(|step| step.0.point.generation > seen);
+        later.map(|step| step.0.point.stamp)
+    }
+}
+
 impl From<Past> for History {
     fn from(Past { from, steps }: Past) -> Self {
         Self::starting(from).followed_by(steps)
@@ -130,8 +143,6 @@ impl From<Past> for History {
 
 #[cfg(test)]
 mod tests {
-    use model::generation::Stamp;
-
     use super::*;
 
     fn change(id: u64) -> Change {
@@ -161,6 +172,17 @@ mod tests {
         assert_eq!(ids(&history, point(6)), Some(vec![1]));
         assert_eq!(ids(&history, point(7)), Some(vec![]));
         assert_eq!(ids(&history, point(8)), None, "a generation that never was");
+    }
+
+    #[test]
+    fn who_is_behind_is_behind_since_the_first_that_it_lacks() {
+        let history = History::starting(point(5))
+            .followed_by(step(6, vec![change(1)]))
+            .followed_by(step(7, vec![change(1)]));
+        let since = |seen| history.first_after(Generation(seen)).map(|stamp| stamp.0);
+        assert_eq!(since(0), Some(50), "at least so long");
+        assert_eq!([since(4), since(5), since(6)], [Some(50), Some(60), Some(70)]);
+        assert_eq!([since(7), since(8)], [None, None]);
     }
 
     /// A store that was restored from a backup and written again.

@@ -20,10 +20,12 @@ use std::{
 
 use futures_util::Stream;
 use jiff::Timestamp;
+use model::generation::Stamp;
 use proto::policy_v1::{
     ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest,
     status_response,
 };
+use runtime::server::Leaving;
 use tokio::sync::Semaphore;
 use tonic::{
     Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService,
@@ -43,6 +45,7 @@ use crate::{
     feed::{cells::CellStatus, parts::Part, watch::Feed},
     groups::{
         commit::Commits,
+        history::History,
         page::{Page, page},
     },
 };
@@ -99,7 +102,9 @@ impl PolicyStore {
 
     fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Response<Answers<Part>> {
         let identity = runtime::tls::peer(&request).identity;
-        let watching = Watching::new(Arc::clone(&self.0), identity, request.into_inner());
+        let leaving = request.extensions().get().map(|Leaving(leaving)| leaving.clone());
+        let drain = leaving.unwrap_or_else(|| self.0.feed.drain.clone());
+        let watching = Watching::new(Arc::clone(&self.0), identity, drain, request.into_inner());
         Response::new(Box::pin(watching.into_stream()))
     }
 
@@ -107,6 +112,7 @@ impl PolicyStore {
         self.0.may(request, Action::Status)?;
         let snapshot = self.0.feed.board.current();
         let state = &snapshot.state;
+        let cells = self.0.feed.cells.status();
         let writer = state.writer.as_ref().map(|owner| status_response::Writer {
             owner: owner.as_str().to_owned(),
             fencing_token: state.token.map_or(0, |token| token.0),
@@ -117,7 +123,8 @@ impl PolicyStore {
             writer,
             synced_at: state.synced_at.map(timestamp),
             groups: snapshot.entries().len() as u64,
-            cells: self.0.feed.cells.status().into_iter().map(cell).collect(),
+            cells: cells.into_iter().map(|status| cell(status, snapshot.history())).collect(),
+            now: Some(timestamp(Timestamp::now())),
         }))
     }
 }
@@ -142,12 +149,19 @@ impl Shared {
 }
 
 fn timestamp(at: Timestamp) -> prost_types::Timestamp {
-    // Whole milliseconds after 1970: the fraction is never negative.
+    // After 1970: the fraction is never negative.
     prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
 }
 
-fn cell(status: CellStatus) -> status_response::Cell {
+fn moment(Stamp(nanoseconds): Stamp) -> prost_types::Timestamp {
+    const SECOND: i64 = 1_000_000_000;
+    let nanos = i32::try_from(nanoseconds.rem_euclid(SECOND)).expect("less than a second");
+    prost_types::Timestamp { seconds: nanoseconds.div_euclid(SECOND), nanos }
+}
+
+fn cell(status: CellStatus, history: &History) -> status_response::Cell {
     let CellStatus { id, connected, report } = status;
+    let since = report.and_then(|report| history.first_after(report.enforced));
     status_response::Cell {
         cell_id: id.as_str().to_owned(),
         connected,
@@ -155,6 +169,7 @@ fn cell(status: CellStatus) -> status_response::Cell {
         reported_at: report.map(|report| timestamp(report.at)),
         containers: report.map_or(0, |report| report.containers),
         isolated_rules: report.map_or(0, |report| report.isolated_rules),
+        behind_since: since.map(moment),
     }
 }
 

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use model::generation::{Generation, Point};
 use proto::policy_v1::{WatchRequest, watch_request::Step as Said};
 use runtime::tls::Identity;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
@@ -17,7 +18,7 @@ use crate::{
     access::Action,
     feed::{
         parts::Part,
-        watch::{Watcher, Word, Words},
+        watch::{Feed, Watcher, Word, Words},
     },
 };
 
@@ -34,6 +35,8 @@ enum Phase {
 pub(super) struct Watching {
     shared: Arc<Shared>,
     identity: Option<Arc<Identity>>,
+    /// Falls when the connection is told to go.
+    drain: CancellationToken,
     phase: Phase,
 }
 
@@ -43,9 +46,10 @@ impl Watching {
     pub(super) fn new(
         shared: Arc<Shared>,
         identity: Option<Arc<Identity>>,
+        drain: CancellationToken,
         requests: Streaming<WatchRequest>,
     ) -> Self {
-        Self { shared, identity, phase: Phase::Opening(Box::new(requests)) }
+        Self { shared, identity, drain, phase: Phase::Opening(Box::new(requests)) }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<Part, Status>> + Send {
@@ -77,7 +81,7 @@ impl Watching {
     ) -> Result<Watcher<Requests>, Error> {
         let first = tokio::time::timeout(Duration::from_secs(SILENCE), requests.message());
         let first = tokio::select! {
-            () = self.shared.feed.drain.cancelled() => return Err(Error::Draining),
+            () = self.drain.cancelled() => return Err(Error::Draining),
             first = first => first.map_err(|_elapsed| Error::Silent(SILENCE))??,
         };
         let Some(Said::Hello(hello)) = first.and_then(|request| request.step) else {
@@ -86,7 +90,8 @@ impl Watching {
         let hello = parse::hello(&hello)?;
         self.shared.check(self.identity.as_deref(), Action::Watch(hello.cell.clone()))?;
         self.be_as_new_as(hello.known).await?;
-        let watcher = Watcher::new(self.shared.feed.clone(), hello, Requests(requests))?;
+        let feed = Feed { drain: self.drain.clone(), ..self.shared.feed.clone() };
+        let watcher = Watcher::new(feed, hello, Requests(requests))?;
         tracing::debug!(cell = %watcher.cell(), "watch-started");
         Ok(watcher)
     }

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use runtime::{
+    dropsonde::Dropsonde,
     lager,
-    process::{About, ConfigError, Process, Service},
+    process::{About, Backup, ConfigError, Process, Service},
     server::{Admin, Component, Grpc, Health, Http, Limits, Listener},
     supervise::Tasks,
     tls::{Alpn, ServerTls},
@@ -23,11 +24,17 @@ use crate::{
     grpc::PolicyStore,
     http::{
         self, Api,
+        fresh::Newest,
         gate::{self, Gate},
         tags::Tags,
     },
-    store::{Store, server::Server, sqlite::Sqlite},
+    open::{Opened, open},
+    report::{Look, Report, begin_counters},
+    store::Store,
 };
+
+/// The original's name for itself in its metrics.
+const ORIGIN: &str = "policy-server-internal";
 
 /// How long tasks may take to end after the servers have drained.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -52,7 +59,10 @@ pub struct App {
     began: Instant,
     admin: Admin,
     health: Health,
+    metron: Dropsonde,
     store: Arc<dyn Store>,
+    newest: Option<Newest>,
+    look: Option<Look>,
     board: Arc<Board>,
     cells: Cells,
 }
@@ -67,6 +77,14 @@ impl Service for App {
         config_flag: "config-file",
         config_error: ConfigError { exit: 1, prefix: "could not read config file" },
     };
+
+    const BACKUP: Option<Backup<Config>> = Some(|config, to| match &config.database {
+        Database::Sqlite(path) => Ok(storage::sqlite::backup(path, to)?),
+        Database::Server(options) => bail!(
+            "the database is on a server: back it up there, as with {}",
+            options.dialect.backup_tool()
+        ),
+    });
 
     fn log(config: &Config) -> lager::Options {
         lager::Options {
@@ -91,7 +109,11 @@ impl Service for App {
             Some(address) => Some(Listener::tcp("health checks", address.as_str()).await?),
         };
         let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
-        let store = Box::pin(open(&config.database)).await?;
+        let metron = match &config.metron_address {
+            None => Dropsonde::default(),
+            Some(address) => Dropsonde::to(address, ORIGIN).await.context("metron_address")?,
+        };
+        let Opened { store, newest, look } = Box::pin(open(&config.database)).await?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
@@ -107,7 +129,10 @@ impl Service for App {
             began,
             admin,
             health,
+            metron,
             store,
+            newest,
+            look,
             board,
             cells,
         })
@@ -153,36 +178,49 @@ impl App {
             began,
             admin,
             health,
+            metron,
             store,
+            newest,
+            look,
             board,
             cells,
         } = self;
         let snapshot = board.current();
+        let at = |listener: Option<&Listener>| listener.map(Listener::local_addr);
         tracing::info!(
             address = grpc.local_addr(),
+            "admin-address" = admin.local_addr(),
+            "internal-address" = at(internal.as_ref().map(|internal| &internal.listener)),
+            "health-check-address" = at(health_checks.as_ref()),
             generation = snapshot.state.generation.0,
             groups = snapshot.entries().len(),
             "started"
         );
         let (commits, committer) = commit::committer(Arc::clone(&store), Arc::clone(&board));
         let committer = committer.telling(health.component(http::health::DATABASE));
-        let feed = Feed { board: Arc::clone(&board), cells, drain: shutdown.clone() };
+        let hurry = CancellationToken::new();
+        let feed = Feed { board: Arc::clone(&board), cells, drain: hurry.clone() };
         let stale_after = config.stale_after;
         let synced = health.component("sync");
         let drained = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
+        tasks.add("drain", hurry_up(shutdown.clone(), config.drain_spread, hurry));
         if let Some(internal) = internal {
-            serve_internal(&mut tasks, internal, &config, &board, shutdown);
+            let api = api(&config, &board).as_new_as(newest).telling(metron.clone());
+            serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
         }
         if let Some(listener) = health_checks {
-            let router = http::health::router(health.clone(), began);
+            let router = http::health::router(health.clone(), began, metron.clone());
             let shutdown = shutdown.clone();
             tasks.add("health checks", async move {
                 Http::new(listener, None).serve(router, shutdown, Duration::from_secs(1)).await;
                 Ok(())
             });
         }
+        begin_counters();
+        let report = Report { metron, database: look, began };
+        tasks.add("metrics", report.run(shutdown.clone()));
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
         tasks.add(
             "reports",
@@ -195,7 +233,9 @@ impl App {
             Ok(())
         });
         let service = PolicyStore::new(config.access, feed, commits, config.replace_timeout);
-        let server = Grpc::new(grpc, Some(tls), &health).descriptors(proto::DESCRIPTORS);
+        let limits = Limits { spread: config.drain_spread, ..Limits::default() };
+        let server = Grpc::new(grpc, Some(tls), &health).limits(limits);
+        let server = server.descriptors(proto::DESCRIPTORS);
         let server = server.add(service).serve(shutdown.clone(), config.drain_timeout);
         tasks.add("grpc", async move {
             let outcome = server.await;
@@ -206,12 +246,18 @@ impl App {
     }
 }
 
-/// The HTTP API of the original.
+/// What the HTTP API of the original answers.
+fn api(config: &Config, board: &Arc<Board>) -> Api {
+    let gate = Gate::new(config.concurrent_lists, gate::PATIENCE);
+    let tags = Tags::new(config.tag_length);
+    Api::new(config.access.clone(), Arc::clone(board), gate, tags)
+}
+
 fn serve_internal(
     tasks: &mut Tasks,
     internal: Internal,
-    config: &Config,
-    board: &Arc<Board>,
+    api: Api,
+    drain: Duration,
     shutdown: &CancellationToken,
 ) {
     let Internal { listener, tls } = internal;
@@ -220,23 +266,28 @@ fn serve_internal(
         tracing::info!("listen-address" = host, port, "starting internal server");
     }
     tasks.add("internal certificates", tls.clone().watch(shutdown.clone()));
-    let (access, board) = (config.access.clone(), Arc::clone(board));
-    let gate = Gate::new(config.concurrent_lists, gate::PATIENCE);
-    let router = Api::new(access, board, gate, Tags::new(config.tag_length)).router();
+    let router = api.router();
     let limits = Limits { buffer: HTTP_BUFFER, ..Limits::default() };
     let server = Http::new(listener, Some(tls)).limits(limits);
-    let (shutdown, drain) = (shutdown.clone(), config.drain_timeout);
+    let shutdown = shutdown.clone();
     tasks.add("internal API", async move {
         server.serve(router, shutdown, drain).await;
         Ok(())
     });
 }
 
-async fn open(database: &Database) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(match database {
-        Database::Sqlite(path) => Arc::new(Sqlite::open(path)?),
-        Database::Server(options) => Arc::new(Box::pin(Server::connect(options)).await?),
-    })
+/// Clients are sent away one after another, each watch with its connection; what
+/// is open may go on. When all were sent away, what is still going on ends, as
+/// long as there is time to say so.
+async fn hurry_up(
+    shutdown: CancellationToken,
+    spread: Duration,
+    hurry: CancellationToken,
+) -> anyhow::Result<()> {
+    shutdown.cancelled().await;
+    tokio::time::sleep(spread).await;
+    hurry.cancel();
+    Ok(())
 }
 
 /// Says that the store is not ready when no writer confirmed its set for too

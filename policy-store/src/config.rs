@@ -42,6 +42,10 @@ pub struct Config {
     pub tag_length: usize,
     /// How long open calls may take to end.
     pub drain_timeout: Duration,
+    /// Over how much of that time clients are sent away.
+    pub drain_spread: Duration,
+    /// Where the original's metrics go, if anywhere.
+    pub metron_address: Option<HostPort>,
     /// What is logged.
     pub log_level: Level,
     /// The first part of the log's source.
@@ -49,7 +53,6 @@ pub struct Config {
 }
 
 const UNUSED: &[&str] = &[
-    "metron_address",
     "max_idle_connections",
     "max_open_connections",
     "connections_max_lifetime_seconds",
@@ -89,6 +92,8 @@ impl Configure for Config {
             keys.problem("tag_length", "must be from 1 to 3");
         }
         let drain_timeout = keys.or("drain_timeout_seconds", Seconds::new(10));
+        let drain_spread = drain_spread(keys, drain_timeout);
+        let metron_address = keys.optional("metron_address");
         let log_level = keys.or("log_level", Level::Info);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         Some(Self {
@@ -105,6 +110,8 @@ impl Configure for Config {
             concurrent_lists: concurrent_lists?,
             tag_length: tag_length?,
             drain_timeout: drain_timeout?.0,
+            drain_spread: drain_spread?,
+            metron_address: metron_address?,
             log_level: log_level?,
             log_prefix: log_prefix?,
         })
@@ -113,6 +120,18 @@ impl Configure for Config {
 
 fn address(keys: &mut Reader<'_>, key: &'static str, default: &str) -> Option<HostPort> {
     keys.or(key, HostPort::parse(default).expect("the default is an address"))
+}
+
+/// Half of the time for the drain when nothing is said: who is sent away last has
+/// the other half for what it has open.
+fn drain_spread(keys: &mut Reader<'_>, timeout: Option<Seconds>) -> Option<Duration> {
+    let spread: Option<Option<Seconds>> = keys.optional("drain_spread_seconds");
+    let (spread, Seconds(timeout)) = (spread?, timeout?);
+    let spread = spread.map_or(timeout / 2, |Seconds(spread)| spread);
+    if spread > timeout {
+        keys.problem("drain_spread_seconds", "must not be more than drain_timeout_seconds");
+    }
+    Some(spread)
 }
 
 /// The keys of a listener of the original: host, port.

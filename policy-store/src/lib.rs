@@ -13,4 +13,6 @@ pub mod feed;
 pub mod groups;
 pub mod grpc;
 pub mod http;
+mod open;
+mod report;
 pub mod store;

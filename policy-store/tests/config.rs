@@ -6,6 +6,7 @@ use policy_store::{
     access::{Access, CellIdentity},
     config::{Config, Database},
 };
+use runtime::config::HostPort;
 use serde_json::{Value, json};
 use storage::server::{Dialect, Tls};
 
@@ -43,6 +44,8 @@ fn what_is_not_given_has_the_documented_default() {
     assert_eq!(config.stale_after, Some(Duration::from_secs(600)));
     assert_eq!(config.report_save_interval, Duration::from_secs(5));
     assert_eq!(config.drain_timeout, Duration::from_secs(10));
+    assert_eq!(config.drain_spread, Duration::from_secs(5));
+    assert_eq!(config.metron_address, None);
     assert_eq!(config.log_prefix, "cfnetworking");
     let list = |text: &str| vec![text.parse().unwrap()];
     let expected = Access {
@@ -115,6 +118,48 @@ fn every_problem_is_told_at_once() {
 fn a_database_without_a_file_is_a_problem() {
     let problems = problems(&with(&json!({ "database": { "type": "sqlite" } })));
     assert_eq!(problems, ["database.path: missing: the file of the database"]);
+}
+
+#[test]
+fn the_drain_is_as_long_as_its_parts() {
+    let spread = |changes: Value| read(&with(&changes)).drain_spread;
+    assert_eq!(spread(json!({ "drain_timeout_seconds": 3 })), Duration::from_millis(1500));
+    assert_eq!(spread(json!({ "drain_spread_seconds": 0 })), Duration::ZERO);
+    let problems = problems(&with(&json!({ "drain_spread_seconds": 11 })));
+    let text = "drain_spread_seconds: must not be more than drain_timeout_seconds";
+    assert!(matches!(&problems[..], [problem] if problem.starts_with(text)), "{problems:?}");
+}
+
+/// As the job of the original renders it.
+#[test]
+fn the_originals_file_is_enough() {
+    let mut file = server("postgres");
+    for (key, value) in [
+        ("listen_host", json!("0.0.0.0")),
+        ("internal_listen_port", json!(4003)),
+        ("debug_server_host", json!("127.0.0.1")),
+        ("debug_server_port", json!(31945)),
+        ("health_check_port", json!(31946)),
+        ("ca_cert_file", json!("ca")),
+        ("server_cert_file", json!("cert")),
+        ("server_key_file", json!("key")),
+        ("tag_length", json!(2)),
+        ("metron_address", json!("127.0.0.1:3457")),
+        ("log_level", json!("info")),
+        ("log_prefix", json!("cfnetworking")),
+        ("max_idle_connections", json!(10)),
+        ("max_open_connections", json!(200)),
+        ("connections_max_lifetime_seconds", json!(3600)),
+        ("request_timeout", json!(5)),
+    ] {
+        file[key] = value;
+    }
+    let config = read(&file);
+    let text = |address: Option<HostPort>| address.unwrap().as_str().to_owned();
+    assert_eq!(text(config.internal_listen_address), "0.0.0.0:4003");
+    assert_eq!(text(config.health_check_address), "127.0.0.1:31946");
+    assert_eq!(config.admin_listen_address.as_str(), "127.0.0.1:31945");
+    assert_eq!(text(config.metron_address), "127.0.0.1:3457");
 }
 
 /// The original's object, with a password that needs escaping.

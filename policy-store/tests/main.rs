@@ -2,13 +2,18 @@
 #![expect(clippy::unwrap_used, reason = "tests: a panic is a failure with its place")]
 
 mod access;
+mod backup;
 mod config;
 mod decide;
 mod grpc;
+mod handover;
 mod http;
 mod http_gate;
 mod http_shape;
+mod instances;
 mod large;
+mod log_lines;
+mod metron;
 mod process;
 mod shared;
 mod slow;

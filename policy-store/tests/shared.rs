@@ -1,6 +1,6 @@
-//! Several instances on one database, as processes: laws 3, 4 and 9 while
-//! watchers come, go, stall and change their minds, instances are killed, and the
-//! database is.
+//! Stores as processes: laws 3, 4 and 9 while watchers come, go, stall and change
+//! their minds, and instances are killed; several on one database, which is killed,
+//! too, and one alone with its file.
 
 use std::{
     collections::BTreeSet,
@@ -66,16 +66,18 @@ fn some_set(dice: &mut Dice) -> Set {
     }))
 }
 
-/// Two instances, and where each listens at the moment.
+/// Instances, and where each listens at the moment.
 struct Cluster {
     site: Site,
-    addresses: Mutex<[String; 2]>,
+    addresses: Mutex<Vec<String>>,
 }
 
 impl Cluster {
     fn client(&self, which: u64, name: &str, unit: Option<&str>) -> Client {
-        let at = usize::try_from(which % 2).unwrap();
-        let address = self.addresses.lock().unwrap()[at].clone();
+        let address = {
+            let addresses = self.addresses.lock().unwrap();
+            addresses[usize::try_from(which).unwrap() % addresses.len()].clone()
+        };
         self.site.client(&address, name, unit)
     }
 }
@@ -182,20 +184,22 @@ async fn write(cluster: Arc<Cluster>, mut enough: watch::Receiver<Option<u64>>) 
 }
 
 /// Kills instances and the database until the time is over.
-async fn disturb(cluster: &Cluster, server: &TestServer, programs: &mut [Program; 2]) {
+async fn disturb(cluster: &Cluster, server: Option<&TestServer>, programs: &mut [Program]) {
     let until = Instant::now() + disorder();
     let mut dice = Dice::new(5);
     let mut round = 0;
     while Instant::now() < until {
         dice.pause(1500).await;
         round += 1;
-        if round % 3 == 0 {
+        if round % 3 == 0
+            && let Some(server) = server
+        {
             server.kill();
             dice.pause(500).await;
             tokio::task::block_in_place(|| server.restart());
             continue;
         }
-        let which = usize::try_from(dice.roll(2)).unwrap();
+        let which = usize::try_from(dice.roll(2)).unwrap() % programs.len();
         programs[which].signal(Signal::SIGKILL);
         tokio::task::block_in_place(|| {
             programs[which].wait();
@@ -205,12 +209,15 @@ async fn disturb(cluster: &Cluster, server: &TestServer, programs: &mut [Program
     }
 }
 
-async fn in_disorder(dialect: Dialect) {
-    let server = TestServer::start(dialect);
-    let site = Site::on(&server);
-    let mut programs =
-        tokio::task::block_in_place(|| [Program::start(&site), Program::start(&site)]);
-    let addresses = Mutex::new([programs[0].address.clone(), programs[1].address.clone()]);
+/// Two instances on a server of this kind, or one with a file of its own.
+async fn in_disorder(dialect: Option<Dialect>) {
+    let server = dialect.map(TestServer::start);
+    let site = server.as_ref().map_or_else(Site::new, Site::on);
+    let count = if server.is_some() { 2 } else { 1 };
+    let mut programs: Vec<Program> =
+        tokio::task::block_in_place(|| (0..count).map(|_| Program::start(&site)).collect());
+    let addresses = programs.iter().map(|program| program.address.clone()).collect();
+    let addresses = Mutex::new(addresses);
     let cluster = Arc::new(Cluster { site, addresses });
     let (tell_enough, enough) = watch::channel(None);
     let (writing, stop) = watch::channel(None);
@@ -220,11 +227,11 @@ async fn in_disorder(dialect: Dialect) {
     for number in 0..WATCHERS {
         followers.spawn(Follower::new(number).run(Arc::clone(&cluster), enough.clone()));
     }
-    disturb(&cluster, &server, &mut programs).await;
+    disturb(&cluster, server.as_ref(), &mut programs).await;
     writing.send_replace(Some(0));
     let token = writers.join_all().await[0];
 
-    // Quiet again: both instances come to the same, with the newest token.
+    // Quiet again: all instances come to the same, with the newest token.
     let mut status = Vec::new();
     until("both instances serve the same", async || {
         status.clear();
@@ -258,12 +265,17 @@ async fn in_disorder(dialect: Dialect) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_watcher_ends_equal_to_postgresql() {
-    in_disorder(Dialect::Postgres).await;
+    in_disorder(Some(Dialect::Postgres)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_watcher_ends_equal_to_mariadb() {
-    in_disorder(Dialect::MySql).await;
+    in_disorder(Some(Dialect::MySql)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_watcher_ends_equal_to_sqlite() {
+    in_disorder(None).await;
 }
 
 /// A Replace at one instance is pushed by the other; what cells report to one is

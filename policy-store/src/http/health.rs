@@ -3,7 +3,7 @@
 
 use axum::{Router, response::Response};
 use http::{HeaderMap, Method, StatusCode, Uri};
-use runtime::{config::GoDuration, server::Health};
+use runtime::{config::GoDuration, dropsonde::Dropsonde, server::Health};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -14,17 +14,20 @@ pub const DATABASE: &str = "database";
 
 /// For a server on the port for health checks, of a process that began at
 /// `began`.
-pub fn router(health: Health, began: Instant) -> Router {
+pub fn router(health: Health, began: Instant, metron: Dropsonde) -> Router {
     Router::new().fallback(async move |method: Method, uri: Uri, headers: HeaderMap| {
-        let serve: fn(&Health, Instant) -> Response = match uri.path() {
-            "/" | "/networking" => uptime,
-            "/health" => check,
+        type Serve = fn(&Health, Instant) -> Response;
+        let (name, serve): (&'static str, Serve) = match uri.path() {
+            "/" | "/networking" => ("Uptime", uptime),
+            "/health" => ("Health", check),
             _ => return answer::not_found(),
         };
         if method != Method::GET {
             return answer::not_allowed(&Method::GET);
         }
+        let asked = Instant::now();
         let mut response = serve(&health, began);
+        super::count(&metron, name, response.status(), asked.elapsed());
         let id = Uuid::new_v4().to_string();
         answer::sign(&mut response, &id, answer::given_id(&headers));
         response

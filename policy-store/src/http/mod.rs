@@ -8,12 +8,15 @@
 //!   [`LONGEST`] is cut off.
 //! - Policies between containers are not ours: those routes answer that there are
 //!   none, so that an agent runs for its security groups.
+//! - No answer about groups is older than one that another instance gave
+//!   ([`fresh`]).
 //! - Before the first Replace there is nothing to tell: a list is refused then,
 //!   so that a store that lost its database strips no cell of its rules.
 
 mod answer;
 pub mod coding;
 pub mod frames;
+pub mod fresh;
 pub mod gate;
 pub mod health;
 pub mod query;
@@ -31,13 +34,14 @@ use http::{
     request::Parts,
 };
 use model::generation::Generation;
-use runtime::tls::Peer;
+use runtime::{dropsonde::Dropsonde, tls::Peer};
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span, debug, error, info_span};
 use uuid::Uuid;
 
 use self::{
     frames::{Coding, Frames},
+    fresh::{Fresh, Newest},
     gate::{Gate, Permit},
     query::{Limit, Wanted},
     route::{Route, Routed},
@@ -61,8 +65,10 @@ const POLICIES_CHANGED: &str = "1";
 pub struct Api {
     access: Access,
     board: Arc<Board>,
+    fresh: Fresh,
     gate: Gate,
     tags: Tags,
+    metron: Dropsonde,
 }
 
 impl Api {
@@ -70,7 +76,22 @@ impl Api {
     /// place for.
     #[must_use]
     pub fn new(access: Access, board: Arc<Board>, gate: Gate, tags: Tags) -> Self {
-        Self { access, board, gate, tags }
+        let fresh = Fresh::new(Arc::clone(&board), None);
+        Self { access, board, fresh, gate, tags, metron: Dropsonde::default() }
+    }
+
+    /// Others may have written to the database: its newest generation is asked for.
+    #[must_use]
+    pub fn as_new_as(mut self, newest: Option<Newest>) -> Self {
+        self.fresh = Fresh::new(Arc::clone(&self.board), newest);
+        self
+    }
+
+    /// Sends the original's metrics, too.
+    #[must_use]
+    pub fn telling(mut self, metron: Dropsonde) -> Self {
+        self.metron = metron;
+        self
     }
 
     /// For a server on the port of the original.
@@ -99,7 +120,7 @@ async fn answer(State(api): State<Arc<Api>>, request: Request<Body>) -> Response
     };
     let mut response = serve.instrument(span).await;
     answer::sign(&mut response, &id, answer::given_id(&parts.headers));
-    count(route, response.status(), began.elapsed());
+    count(&api.metron, route.metric(), response.status(), began.elapsed());
     response
 }
 
@@ -115,11 +136,17 @@ fn span(parts: &Parts, id: &str) -> Span {
     )
 }
 
-fn count(route: Route, status: StatusCode, took: Duration) {
-    let (route, status) = (route.metric(), status.as_u16().to_string());
-    metrics::counter!("policy_store_http_requests_total", "route" => route, "status" => status)
+/// `name` is the original's for what was asked.
+fn count(metron: &Dropsonde, name: &'static str, status: StatusCode, took: Duration) {
+    metron.count(&format!("{name}RequestCount"));
+    metron.took(&format!("{name}RequestTime"), took);
+    if !status.is_success() {
+        metron.count("http_error");
+    }
+    let status = status.as_u16().to_string();
+    metrics::counter!("policy_store_http_requests_total", "route" => name, "status" => status)
         .increment(1);
-    metrics::histogram!("policy_store_http_request_seconds", "route" => route)
+    metrics::histogram!("policy_store_http_request_seconds", "route" => name)
         .record(took.as_secs_f64());
 }
 
@@ -158,7 +185,10 @@ impl Api {
             Route::Policies => Ok(answer::ok(r#"{"total_policies":0,"policies":[]}"#)),
             Route::PoliciesLastUpdated => Ok(answer::ok(POLICIES_CHANGED)),
             Route::SecurityGroups => self.list(&parts.uri, &parts.headers).await,
-            Route::SecurityGroupsLastUpdated => Ok(answer::ok(self.last_updated().to_string())),
+            Route::SecurityGroupsLastUpdated => {
+                self.be_fresh().await?;
+                Ok(answer::ok(self.last_updated().to_string()))
+            }
             Route::CreateTags => self.tag(body).await,
         }
     }
@@ -171,11 +201,27 @@ impl Api {
         })
     }
 
+    async fn be_fresh(&self) -> Result<(), Refusal> {
+        self.fresh.wait().await.map_err(|stale| {
+            metrics::counter!("policy_store_http_stale_total").increment(1);
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "database read failed", &stale)
+        })
+    }
+
     async fn list(&self, uri: &Uri, headers: &HeaderMap) -> Result<Response, Refusal> {
         let wanted = Wanted::parse(uri.query().unwrap_or_default()).map_err(|error| {
             let description = format!("invalid value for '{}' parameter", error.name);
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, &description, &error)
         })?;
+        let began = Instant::now();
+        let fresh = self.be_fresh().await;
+        let outcome = if fresh.is_ok() { "Success" } else { "Error" };
+        let name = format!("SecurityGroupsStoreBySpaceGuids{outcome}Time");
+        self.metron.took(&name, began.elapsed());
+        if fresh.is_err() {
+            self.metron.count("SecurityGroupsStoreBySpaceGuidsError");
+        }
+        fresh?;
         let place = self.gate.enter().await.map_err(|full| {
             metrics::counter!("policy_store_http_lists_refused_total").increment(1);
             Refusal::unavailable("too many requests", 1, &full)

@@ -23,7 +23,7 @@ use std::{
 use model::{generation::Point, ids::CellId};
 use storage::{
     Migration,
-    server::{self, Dialect, Listener, Options, Row, Schema},
+    server::{self, Dialect, Listener, Options, Row, Schema, Stats},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -85,6 +85,19 @@ impl Server {
         let most = most(&server).await?;
         let closed = CancellationToken::new();
         Ok(Self { server, most, listener, heard_ms: Mutex::new(0), closed })
+    }
+
+    /// The newest generation. Waits for nobody: no lock, no Replace that is under way.
+    ///
+    /// # Errors
+    /// The database does not answer, or holds something senseless.
+    pub async fn newest(&self) -> Result<Point, Error> {
+        load::newest(&self.server).await
+    }
+
+    /// What the connections did.
+    pub fn stats(&self) -> Stats {
+        self.server.stats()
     }
 
     async fn wait_for_news(&self) {

@@ -42,7 +42,12 @@ pub(crate) fn command(site: &Site, config: &Value) -> Command {
 
 impl Program {
     pub(crate) fn start(site: &Site) -> Self {
-        let mut command = command(site, &site.config());
+        Self::start_with(site, &site.config())
+    }
+
+    /// With a configuration of this site that was changed.
+    pub(crate) fn start_with(site: &Site, config: &Value) -> Self {
+        let mut command = command(site, config);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let log = Shared::default();
@@ -79,6 +84,27 @@ impl Program {
         let find = |log: &Log| log.lines.iter().filter(fits).nth(nth).cloned();
         let log = self.log(action, |log| log.is_whole || find(log).is_some());
         find(&log).unwrap_or_else(|| panic!("ended without {action}: {:#?}", log.lines))
+    }
+
+    /// Where something is served, as the line about the start says it.
+    fn served_at(&self, key: &str) -> String {
+        let line = self.line("started", 0);
+        line["data"][key].as_str().unwrap_or_else(|| panic!("{key} in {line}")).to_owned()
+    }
+
+    /// The address of the original's API.
+    pub(crate) fn internal(&self) -> String {
+        self.served_at("internal-address")
+    }
+
+    /// The address for health checks.
+    pub(crate) fn health_checks(&self) -> String {
+        self.served_at("health-check-address")
+    }
+
+    /// The address for operators.
+    pub(crate) fn admin(&self) -> String {
+        self.served_at("admin-address")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

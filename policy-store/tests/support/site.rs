@@ -96,6 +96,7 @@ impl Site {
             "database": self.database,
             "report_save_interval_seconds": 1,
             "drain_timeout_seconds": 5,
+            "drain_spread_seconds": 1,
         })
     }
 

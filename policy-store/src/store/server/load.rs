@@ -28,7 +28,7 @@ const CHANGED: &str = "(SELECT group_id FROM portcullis_group_changes WHERE gene
 pub(super) async fn load(server: &Server, since: Option<Point>) -> Result<Contents, Error> {
     // The usual answer to the usual question costs no lock.
     if let Some(since) = since {
-        let state = parse_state(&server.query(STATE, &[]).await?)?;
+        let state = state(server).await?;
         if state.point() == since {
             let past = Past { from: since, steps: Vec::new() };
             return Ok(Contents { state, since: Some(since), past, ..Contents::default() });
@@ -63,6 +63,14 @@ pub(super) async fn load(server: &Server, since: Option<Point>) -> Result<Conten
         contents.reports = reports(server, i64::MIN).await?;
     }
     Ok(contents)
+}
+
+async fn state(server: &Server) -> Result<State, Error> {
+    parse_state(&server.query(STATE, &[]).await?)
+}
+
+pub(super) async fn newest(server: &Server) -> Result<Point, Error> {
+    Ok(state(server).await?.point())
 }
 
 /// The state, which stays as it is until the transaction ends: whoever writes

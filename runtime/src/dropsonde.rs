@@ -5,6 +5,7 @@
 //! Sending never waits and never fails. Nobody answers: a datagram that the kernel
 //! does not take at once, or that finds no agent, is lost.
 
+use std::fmt::Display;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -43,22 +44,24 @@ impl Dropsonde {
     }
 
     /// A value of this moment.
-    pub fn value(&self, name: &str, value: f64, unit: &str) {
+    pub fn value(&self, name: impl Display, value: f64, unit: &str) {
         self.send(|| {
-            let (name, unit) = (name.to_owned(), unit.to_owned());
+            let (name, unit) = (name.to_string(), unit.to_owned());
             let metric = ValueMetric { name, value, unit };
             (VALUE_METRIC, Some(metric), None)
         });
     }
 
     /// How long something took, in milliseconds as the originals have it.
-    pub fn took(&self, name: &str, time: Duration) {
+    pub fn took(&self, name: impl Display, time: Duration) {
         self.value(name, time.as_secs_f64() * 1_000.0, "ms");
     }
 
     /// One more of these.
-    pub fn count(&self, name: &str) {
-        self.send(|| (COUNTER_EVENT, None, Some(CounterEvent { name: name.to_owned(), delta: 1 })));
+    pub fn count(&self, name: impl Display) {
+        self.send(|| {
+            (COUNTER_EVENT, None, Some(CounterEvent { name: name.to_string(), delta: 1 }))
+        });
     }
 
     fn send(&self, what: impl FnOnce() -> (i32, Option<ValueMetric>, Option<CounterEvent>)) {

@@ -138,8 +138,8 @@ fn span(parts: &Parts, id: &str) -> Span {
 
 /// `name` is the original's for what was asked.
 fn count(metron: &Dropsonde, name: &'static str, status: StatusCode, took: Duration) {
-    metron.count(&format!("{name}RequestCount"));
-    metron.took(&format!("{name}RequestTime"), took);
+    metron.count(format_args!("{name}RequestCount"));
+    metron.took(format_args!("{name}RequestTime"), took);
     if !status.is_success() {
         metron.count("http_error");
     }
@@ -216,8 +216,8 @@ impl Api {
         let began = Instant::now();
         let fresh = self.be_fresh().await;
         let outcome = if fresh.is_ok() { "Success" } else { "Error" };
-        let name = format!("SecurityGroupsStoreBySpaceGuids{outcome}Time");
-        self.metron.took(&name, began.elapsed());
+        let took = began.elapsed();
+        self.metron.took(format_args!("SecurityGroupsStoreBySpaceGuids{outcome}Time"), took);
         if fresh.is_err() {
             self.metron.count("SecurityGroupsStoreBySpaceGuidsError");
         }

@@ -193,14 +193,19 @@ impl TestServer {
         self.end(if self.dialect == Dialect::Postgres { "QUIT" } else { "KILL" });
     }
 
-    /// Stands still, as a machine that is stuck.
+    /// Stands still, as a machine that is stuck: when this returns, nothing of it
+    /// runs.
     pub fn pause(&self) {
-        self.signal_all("STOP");
+        // The one that makes the others first.
+        self.pid().into_iter().for_each(stop);
+        self.children().into_iter().for_each(stop);
     }
 
     /// Goes on.
     pub fn resume(&self) {
-        self.signal_all("CONT");
+        for pid in self.children().into_iter().chain(self.pid()) {
+            send("CONT", pid);
+        }
     }
 
     /// Starts it again, on the same port.
@@ -218,14 +223,16 @@ impl TestServer {
         wait(&mut child).expect("a database server that was told to end ends");
     }
 
-    /// The server and, of PostgreSQL, its processes for each connection.
-    fn signal_all(&self, signal: &str) {
-        let Some(pid) = self.child().as_ref().map(Child::id) else { return };
+    fn pid(&self) -> Option<u32> {
+        self.child().as_ref().map(Child::id)
+    }
+
+    /// Of PostgreSQL, its processes for each connection.
+    fn children(&self) -> Vec<u32> {
+        let Some(pid) = self.pid() else { return Vec::new() };
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let children = children.unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([pid]) {
-            send(signal, pid);
-        }
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     fn data(&self) -> PathBuf {
@@ -463,6 +470,24 @@ fn send(signal: &str, pid: u32) {
         .args([&format!("-{signal}"), &pid.to_string()])
         .stderr(Stdio::null())
         .status();
+}
+
+/// Stops a process. Each thread heeds that when it is next in the kernel.
+fn stop(pid: u32) {
+    send("STOP", pid);
+    let runs = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // Neither stopped nor dead.
+        [") R", ") S", ") D"].iter().any(|state| stat.contains(state))
+    };
+    for _ in 0..LOOKS.0 {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+        if !tasks.filter_map(Result::ok).any(runs) {
+            return;
+        }
+        pause();
+    }
+    panic!("process {pid} does not stop");
 }
 
 fn wait(child: &mut Child) -> io::Result<ExitStatus> {

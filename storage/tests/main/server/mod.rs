@@ -1,7 +1,10 @@
 //! PostgreSQL and MariaDB from outside: the promises in the header of
 //! `storage::server`, on real servers.
 
+mod faults;
+mod listening;
 mod migrating;
+mod trust;
 
 use std::{sync::Arc, time::Duration};
 

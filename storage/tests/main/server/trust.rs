@@ -1,0 +1,106 @@
+//! Who is believed to be the database.
+
+use std::{fs, path::PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use storage::{
+    Error, Kind,
+    server::{Dialect, Options, Server, Tls},
+    testing::{Certificate, TestServer},
+};
+use tempfile::TempDir;
+
+use super::{SCHEMA, balances, on_both};
+
+on_both! {
+    certificates_are_verified
+    a_wrong_password_is_refused_and_not_repeated_in_the_error
+    a_server_without_tls_is_refused_where_an_authority_is_named
+}
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+fn authority(place: &TempDir, name: &str) -> Authority {
+    let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    let certificate = parameters.self_signed(&key).unwrap();
+    let file = place.path().join(name);
+    fs::write(&file, certificate.pem()).unwrap();
+    Authority { issuer: Issuer::new(parameters, key), file }
+}
+
+fn certificate(place: &TempDir, authority: &Authority, host: &str) -> Certificate {
+    let key = KeyPair::generate().unwrap();
+    let parameters = CertificateParams::new(vec![host.to_owned()]).unwrap();
+    let made = parameters.signed_by(&key, &authority.issuer).unwrap();
+    let files =
+        Certificate { certificate: place.path().join("crt"), key: place.path().join("key") };
+    fs::write(&files.certificate, made.pem()).unwrap();
+    fs::write(&files.key, key.serialize_pem()).unwrap();
+    files
+}
+
+/// The server's certificate is for `localhost`: by that name it is the host that
+/// was asked for, by its address it is not.
+async fn certificates_are_verified(dialect: Dialect) {
+    let place = TempDir::new().unwrap();
+    let (ours, foreign) = (authority(&place, "ours"), authority(&place, "foreign"));
+    let server = TestServer::start_with_tls(dialect, &certificate(&place, &ours, "localhost"));
+    server.sql("CREATE DATABASE d");
+    let tries = [
+        (&ours, "localhost", true, true),
+        (&ours, "127.0.0.1", true, false),
+        (&ours, "127.0.0.1", false, true),
+        (&foreign, "localhost", true, false),
+        (&foreign, "localhost", false, false),
+        (&foreign, "127.0.0.1", false, false),
+    ];
+    for (authority, host, verify_identity, taken) in tries {
+        let mut options = Options::new(dialect, server.connection_string(host, "d"));
+        options.tls = Some(Tls { ca: authority.file.clone(), verify_identity });
+        let what = format!("{} {host} {verify_identity}", authority.file.display());
+        match Server::connect(&options, &SCHEMA).await {
+            Ok(connected) => {
+                assert!(taken, "{what}");
+                assert_eq!(balances(&connected).await, [100, 100]);
+                let encrypted = match dialect {
+                    Dialect::Postgres => {
+                        "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl"
+                    }
+                    Dialect::MySql => {
+                        "SELECT VARIABLE_VALUE FROM information_schema.SESSION_STATUS
+                         WHERE VARIABLE_NAME = 'Ssl_version'"
+                    }
+                };
+                let rows = connected.query(encrypted, &[]).await.unwrap();
+                assert!(rows[0].get::<&str>(0).unwrap().starts_with("TLSv1"), "{what}");
+            }
+            Err(error) => {
+                assert!(!taken, "{what}: {error:?}");
+                assert_eq!(error.kind(), Kind::Refused, "{what}: {error:?}");
+                assert!(matches!(error, Error::Connect { .. }), "{what}: {error:?}");
+            }
+        }
+    }
+}
+
+async fn a_wrong_password_is_refused_and_not_repeated_in_the_error(dialect: Dialect) {
+    let mut options = TestServer::shared(dialect).database();
+    options.connection_string = options.connection_string.replace("secret", "hunter2");
+    let error = Server::connect(&options, &SCHEMA).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Refused, "{error:?}");
+    assert!(!format!("{error} {error:?} {options:?}").contains("hunter2"));
+}
+
+async fn a_server_without_tls_is_refused_where_an_authority_is_named(dialect: Dialect) {
+    let place = TempDir::new().unwrap();
+    let mut options = TestServer::shared(dialect).database();
+    options.tls = Some(Tls { ca: authority(&place, "ours").file, verify_identity: false });
+    let error = Server::connect(&options, &SCHEMA).await.unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+}

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use metrics::{counter, gauge};
-use runtime::{dropsonde::Dropsonde, metrics::memory};
+use runtime::dropsonde::Dropsonde;
 use storage::server::Stats;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ impl Report {
         let Self { metron, database, began } = self;
         tokio::join!(
             every(ITSELF, &shutdown, || itself(&metron, database.as_ref(), began)),
-            every(RUNTIME, &shutdown, || process(&metron)),
+            every(RUNTIME, &shutdown, || metron.process()),
         );
         Ok(())
     }
@@ -98,22 +98,6 @@ fn rows(stats: &Stats) -> [Row; 6] {
             value: longest.as_secs_f64(),
         },
     ]
-}
-
-#[expect(clippy::cast_precision_loss, reason = "no memory has 2^52 bytes")]
-fn process(metron: &Dropsonde) {
-    let memory = memory();
-    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    for (name, value) in [
-        ("numCPUS", processors as f64),
-        ("numGoRoutines", tasks as f64),
-        ("memoryStats.numBytesAllocatedHeap", memory.private as f64),
-        ("memoryStats.numBytesAllocatedStack", memory.stack as f64),
-        ("memoryStats.numBytesAllocated", memory.private as f64),
-    ] {
-        metron.value(name, value, "count");
-    }
 }
 
 /// At once, and then in each period.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use prost::Message as _;
 
 use crate::config::HostPort;
+use crate::metrics::{Memory, memory};
 
 /// Takes metrics; clones share the socket. The default sends nothing.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +63,24 @@ impl Dropsonde {
         self.send(|| {
             (COUNTER_EVENT, None, Some(CounterEvent { name: name.to_string(), delta: 1 }))
         });
+    }
+
+    /// This process, as far as the originals' numbers mean something without a
+    /// garbage collector: private memory for the heap, tasks for goroutines.
+    /// Within a tokio runtime.
+    pub fn process(&self) {
+        let Memory { private, stack } = memory();
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        for (name, value) in [
+            ("numCPUS", processors as f64),
+            ("numGoRoutines", tasks as f64),
+            ("memoryStats.numBytesAllocatedHeap", private as f64),
+            ("memoryStats.numBytesAllocatedStack", stack as f64),
+            ("memoryStats.numBytesAllocated", private as f64),
+        ] {
+            self.value(name, value, "count");
+        }
     }
 
     fn send(&self, what: impl FnOnce() -> (i32, Option<ValueMetric>, Option<CounterEvent>)) {

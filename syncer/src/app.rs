@@ -11,7 +11,9 @@ use axum::{Json, Router, routing::post};
 use http::StatusCode;
 use model::lock::{Claim, LockKey, LockKind, LockValue, Ttl};
 use runtime::{
-    client, lager,
+    client,
+    dropsonde::Dropsonde,
+    lager,
     process::{About, ConfigError, Process, Service},
     server::{Admin, Health, Listener},
     supervise::Tasks,
@@ -34,12 +36,13 @@ use crate::{
         schedule::Intervals,
         sync_now::{Outcome, SyncNow},
     },
+    report::Report,
     store::{self, Store},
 };
 
-/// The key of the lock: the original's, so that ours and genuine ones exclude
-/// each other.
-const LOCK_KEY: &str = "policy-server-asg-syncer";
+/// The job that this one stands in for: the origin of its metrics, and the key of
+/// the lock, so that ours and genuine ones exclude each other.
+const JOB: &str = "policy-server-asg-syncer";
 /// How long a stopping process may take to give its lock back.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -48,6 +51,7 @@ pub struct App {
     keeper: Keeper,
     poller: Arc<Poller>,
     admin: Option<Admin>,
+    report: Report,
     watched: Vec<ClientTls>,
     interval: Duration,
 }
@@ -80,6 +84,7 @@ impl Service for App {
             log_prefix: _,
             log_level: _,
             debug_server,
+            metron,
             poll,
             cloud_controller,
             lock,
@@ -88,6 +93,12 @@ impl Service for App {
         // The original numbers its log sessions in this order; the spans of the
         // clients and the lock follow. The first is that of its metrics.
         let _session_1 = error_span!(parent: None, "time-metric-emitter");
+        let metron = match &metron {
+            None => Dropsonde::default(),
+            Some(address) => Dropsonde::to(address, JOB).await.context("metron_address")?,
+        };
+        let report = Report::new(metron);
+        let times = report.clone();
         let mut watched = Vec::new();
         let cloud_controller = reach_cloud_controller(cloud_controller, &mut watched)?;
         let keeper = Keeper::new(settings(&lock, &uuid)?, reach_lock_server(&lock, &mut watched)?);
@@ -96,18 +107,19 @@ impl Service for App {
         let sync_now = SyncNow::default();
         let interval = poll.interval;
         let freshness = health.component("sync");
-        let poller = Poller::new(poll.into(), cloud_controller, store, freshness, sync_now.clone());
+        let poller =
+            Poller::new(poll.into(), cloud_controller, store, times, freshness, sync_now.clone());
         let admin = match debug_server {
             Some(address) => {
                 Some(debug_endpoint(address.as_str(), process, &health, sync_now).await?)
             }
             None => None,
         };
-        Ok(Self { keeper, poller: Arc::new(poller), admin, watched, interval })
+        Ok(Self { keeper, poller: Arc::new(poller), admin, report, watched, interval })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { keeper, poller, admin, watched, interval } = self;
+        let Self { keeper, poller, admin, report, watched, interval } = self;
         info!(interval = interval.as_secs(), "starting-asg-syncer");
         let mut tasks = Tasks::new(shutdown.clone());
         let lead = move |term| Arc::clone(&poller).lead(term);
@@ -119,6 +131,7 @@ impl Service for App {
                 Ok(())
             });
         }
+        tasks.add("metrics", report.of_process(shutdown.clone()));
         for tls in watched {
             tasks.add("certificates", tls.watch(shutdown.clone()));
         }
@@ -129,7 +142,7 @@ impl Service for App {
 fn settings(lock: &config::Lock, owner: &model::lock::Owner) -> anyhow::Result<keeper::Settings> {
     let seconds = i64::try_from(lock.ttl.as_secs()).context("lock_ttl_seconds is too long")?;
     let claim = Claim {
-        key: LockKey::parse(LOCK_KEY).expect("it is short"),
+        key: LockKey::parse(JOB).expect("it is short"),
         owner: owner.clone(),
         value: LockValue::parse("").expect("it is short"),
         kind: LockKind::Lock,

@@ -23,6 +23,8 @@ pub struct Config {
     pub log_level: lager::Level,
     /// Where the debug server listens; absent for none, as in the original.
     pub debug_server: Option<HostPort>,
+    /// The machine's metron agent (UDP); absent for none.
+    pub metron: Option<HostPort>,
     /// How often to look and to read.
     pub poll: Poll,
     /// The Cloud Controller and UAA.
@@ -115,9 +117,8 @@ pub struct Store {
     pub allow_mass_removal: bool,
 }
 
-/// Keys of the original that have no meaning here: there is no database, and
-/// metrics are fetched rather than sent.
-const UNUSED: [&str; 2] = ["database", "metron_address"];
+/// Keys of the original that have no meaning here: there is no database.
+const UNUSED: [&str; 1] = ["database"];
 
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
@@ -127,6 +128,7 @@ impl Configure for Config {
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         let log_level = keys.or("log_level", lager::Level::Info);
         let debug_server = debug_server(keys);
+        let metron = keys.optional::<HostPort>("metron_address");
         let poll = Poll::read(keys);
         let cloud_controller = CloudController::read(keys);
         let lock = Lock::read(keys);
@@ -136,6 +138,7 @@ impl Configure for Config {
             log_prefix: log_prefix?,
             log_level: log_level?,
             debug_server: debug_server?,
+            metron: metron?,
             poll: poll?,
             cloud_controller: cloud_controller?,
             lock: lock?,

@@ -21,6 +21,7 @@ use crate::{
     import::Malformed,
     lease::keeper::Term,
     reading::{Held, Reading},
+    report::Report,
     stamp::Stamp,
     store::{self, Committed, Store},
 };
@@ -97,12 +98,14 @@ pub async fn run(
     term: &Term,
     stamp: Stamp,
     held: Option<Arc<Held>>,
+    times: &Report,
 ) -> Result<Synced, Error> {
     let began = Instant::now();
     let known = held.is_some();
     let mut held = held.unwrap_or_default();
     let reading = read(cloud_controller, &held).await?;
     let read_time = began.elapsed();
+    times.retrieved(read_time);
     if !known && reading.needs_held() {
         held = Arc::new(store.held().await?);
     }
@@ -111,16 +114,21 @@ pub async fn run(
     let manifest = reading.into_manifest(&held);
     drop(held);
     let sending = Instant::now();
-    let committed = store.replace(&manifest, stamp, term).await?;
+    let committed = store.replace(&manifest, stamp, term).await;
+    let store_time = sending.elapsed();
+    match &committed {
+        Ok(_) => times.replaced(store_time),
+        Err(_) => times.not_replaced(store_time),
+    }
     Ok(Synced {
         stamp,
         began: began.into_std(),
-        committed,
+        committed: committed?,
         malformed,
         kept: manifest.kept,
         held: Arc::new(manifest.into_held()),
         read_time,
-        store_time: sending.elapsed(),
+        store_time,
     })
 }
 

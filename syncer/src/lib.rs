@@ -26,5 +26,6 @@ pub mod import;
 pub mod lease;
 pub mod poll;
 pub mod reading;
+pub mod report;
 pub mod stamp;
 pub mod store;

@@ -83,7 +83,7 @@ fn what_is_left_out_has_the_documented_default() {
     assert_eq!(config.cloud_controller.page_timeout, seconds(120));
     assert!(config.cloud_controller.user_agent.starts_with("portcullis-syncer/"));
     assert!(config.cloud_controller.authorities.is_empty());
-    assert!(config.debug_server.is_none());
+    assert!(config.debug_server.is_none() && config.metron.is_none());
 }
 
 #[test]

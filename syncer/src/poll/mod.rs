@@ -24,6 +24,7 @@ use crate::{
     cycle::{self, Synced},
     lease::keeper::{Fenced, Term},
     reading::Held,
+    report::Report,
     stamp::Stamp,
     store::{self, Store},
 };
@@ -48,6 +49,7 @@ pub struct Poller {
     settings: Settings,
     cloud_controller: CloudController,
     store: Store,
+    report: Report,
     freshness: Component,
     sync_now: SyncNow,
 }
@@ -59,11 +61,12 @@ impl Poller {
         settings: Settings,
         cloud_controller: CloudController,
         store: Store,
+        report: Report,
         freshness: Component,
         sync_now: SyncNow,
     ) -> Self {
         freshness.ready();
-        Self { settings, cloud_controller, store, freshness, sync_now }
+        Self { settings, cloud_controller, store, report, freshness, sync_now }
     }
 
     /// Polls in `term` until the store refuses it.
@@ -135,6 +138,7 @@ struct Leadership<'a> {
 impl Leadership<'_> {
     /// What was applied, if the list was read.
     async fn poll(&mut self) -> Result<Option<Applied>, cycle::Error> {
+        let began = Instant::now();
         debug!("asg-sync-started");
         if std::mem::take(&mut self.fresh) {
             debug!("initializing-lastSyncTime");
@@ -155,7 +159,7 @@ impl Leadership<'_> {
                     "cc-latest-update-time" = %stamp, "local-latest-update-time" = %local,
                     reason = reason.as_str(), "performing-update"
                 );
-                let applied = self.sync(stamp, local, reason).await?;
+                let applied = self.sync(stamp, local, reason, began).await?;
                 counter!("syncer_polls_total", "outcome" => "synced").increment(1);
                 Some(applied)
             }
@@ -170,11 +174,16 @@ impl Leadership<'_> {
         stamp: Stamp,
         local: Stamp,
         reason: Reason,
+        began: Instant,
     ) -> Result<Applied, cycle::Error> {
-        let Poller { cloud_controller, store, .. } = self.poller;
+        let Poller { cloud_controller, store, report, .. } = self.poller;
         // Until the store has confirmed, nobody knows what it holds.
         let held = self.held.take();
-        let outcome = cycle::run(cloud_controller, store, &self.term, stamp, held.clone()).await;
+        let known = held.clone();
+        let outcome = cycle::run(cloud_controller, store, &self.term, stamp, known, report).await;
+        if !matches!(outcome, Err(cycle::Error::CloudController(_))) {
+            report.synced(began.elapsed());
+        }
         let synced = match outcome {
             Ok(synced) => synced,
             Err(err) => {

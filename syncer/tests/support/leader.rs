@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use model::lock::FencingToken;
-use runtime::server::Health;
+use runtime::{dropsonde::Dropsonde, server::Health};
 use syncer::{
     cloud_controller::CloudController,
     lease::keeper::{Fenced, Term},
     poll::{Poller, Settings, schedule::Intervals, sync_now::SyncNow},
+    report::Report,
     store::Store,
 };
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -41,9 +42,20 @@ impl Leader {
         store: Store,
         token: u64,
     ) -> Self {
+        Self::telling(Report::new(Dropsonde::default()), settings, cloud, store, token)
+    }
+
+    pub(crate) fn telling(
+        report: Report,
+        settings: Settings,
+        cloud: CloudController,
+        store: Store,
+        token: u64,
+    ) -> Self {
         let (health, sync_now) = (Health::new(), SyncNow::default());
         let freshness = health.component("sync");
-        let poller = Arc::new(Poller::new(settings, cloud, store, freshness, sync_now.clone()));
+        let poller = Poller::new(settings, cloud, store, report, freshness, sync_now.clone());
+        let poller = Arc::new(poller);
         let ends = watch::Sender::new(Instant::now());
         let mut leader = Self { poller, health, sync_now, work: JoinSet::new(), ends };
         leader.begin_term(token);

@@ -1,0 +1,69 @@
+//! How long syncs take, by the original's names (contracts/policy-server.md
+//! 2.8): for the metron agent, and as Prometheus gauges of the last value.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use runtime::dropsonde::Dropsonde;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// How often the original tells of its process.
+const PROCESS: Duration = Duration::from_secs(10);
+
+/// Tells of syncs; a poll without a sync is not told.
+#[derive(Debug, Clone)]
+pub struct Report {
+    metron: Dropsonde,
+}
+
+impl Report {
+    /// To this agent.
+    #[must_use]
+    pub fn new(metron: Dropsonde) -> Self {
+        Self { metron }
+    }
+
+    /// The list was read.
+    pub fn retrieved(&self, took: Duration) {
+        self.took("SecurityGroupsRetrievalFromCCTime", took);
+    }
+
+    /// The store has taken the groups.
+    pub fn replaced(&self, took: Duration) {
+        self.took("SecurityGroupsStoreReplaceSuccessTime", took);
+    }
+
+    /// The store has not taken the groups.
+    pub fn not_replaced(&self, took: Duration) {
+        const FAILURES: &str = "SecurityGroupsStoreReplaceError";
+        self.took("SecurityGroupsStoreReplaceErrorTime", took);
+        counter!(FAILURES).increment(1);
+        self.metron.count(FAILURES);
+    }
+
+    /// The whole of a poll with a list, whatever the store made of it.
+    pub fn synced(&self, took: Duration) {
+        self.took("SecurityGroupsTotalSyncTime", took);
+        debug!("successfully-sent-performance-metrics");
+    }
+
+    fn took(&self, name: &'static str, time: Duration) {
+        gauge!(name).set(time.as_secs_f64() * 1e3);
+        self.metron.took(name, time);
+    }
+
+    /// Tells of the process until `shutdown`.
+    ///
+    /// # Errors
+    /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
+    pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut ticks = interval(PROCESS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.metron.process();
+        }
+        Ok(())
+    }
+}

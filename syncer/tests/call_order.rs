@@ -30,6 +30,7 @@ struct Case {
 const FETCHED: &str = "info successfully-fetched-security-groups";
 const APPLIED: &str = "info applied-security-groups";
 const REFUSED: &str = "error cc-json-client.http-client";
+const REFUSED_STAMP: &str = "error cc-internal-json-client.http-client";
 const FAILED: &str = "error asg-sync-cycle";
 const NO_STAMP: &str = "info get-security-groups-last-update-not-found";
 
@@ -134,6 +135,64 @@ const CASES: &[Case] = &[
         log: &[REFUSED, REFUSED, REFUSED, FAILED, FETCHED, APPLIED],
     },
     Case {
+        name: "500 once: another attempt at once",
+        script: |cloud| list([Reply::text(500, "oops")])(cloud),
+        calls: "TSS1S1SSS",
+        writes: &[&["a"]],
+        log: &[REFUSED, FETCHED, APPLIED],
+    },
+    Case {
+        name: "500 of the stamp: the poll ends",
+        script: |cloud| {
+            one_page(cloud);
+            cloud.on(STAMP, [Reply::text(500, "oops"), stamp(EARLY)]);
+        },
+        calls: "TSSS1SSS",
+        writes: &[&["a"]],
+        log: &[REFUSED_STAMP, FAILED, FETCHED, APPLIED],
+    },
+    Case {
+        name: "500 of the stamp within a list: another attempt at once",
+        script: |cloud| {
+            one_page(cloud);
+            let [early, broken] = [stamp(EARLY), Reply::text(500, "oops")];
+            cloud.on(STAMP, [early.clone(), early.clone(), broken, early]);
+        },
+        calls: "TSS1SS1SSS",
+        writes: &[&["a"]],
+        log: &[REFUSED_STAMP, FETCHED, APPLIED],
+    },
+    Case {
+        name: "401 of the stamp: a new token",
+        script: |cloud| {
+            one_page(cloud);
+            cloud.on(TOKEN, [token("t1"), token("t2")]);
+            cloud.on(STAMP, [Reply::text(401, "{}"), stamp(EARLY)]);
+        },
+        calls: "TSTSS1SSS",
+        writes: &[&["a"]],
+        log: &[REFUSED_STAMP, FETCHED, APPLIED],
+    },
+    Case {
+        name: "429 of the stamp, and of UAA: they wait as well",
+        script: |cloud| {
+            one_page(cloud);
+            let busy = || Reply::text(429, "{}").header("retry-after", "1");
+            cloud.on(TOKEN, [busy(), token("t1")]);
+            cloud.on(STAMP, [busy(), stamp(EARLY)]);
+        },
+        calls: "TTSSS1SSS",
+        writes: &[&["a"]],
+        log: &[FAILED, REFUSED_STAMP, FAILED, FETCHED, APPLIED],
+    },
+    Case {
+        name: "429 without a wish: as any failure",
+        script: |cloud| list([Reply::text(429, "{}")])(cloud),
+        calls: "TSS1S1SSS",
+        writes: &[&["a"]],
+        log: &[REFUSED, FETCHED, APPLIED],
+    },
+    Case {
         name: "429: no attempt before the server wants it",
         script: |cloud| list([Reply::text(429, "{}").header("retry-after", "1")])(cloud),
         calls: "TSS1SS1SSS",
@@ -146,6 +205,18 @@ const CASES: &[Case] = &[
         calls: "TSS1S1S1SS1SSS",
         writes: &[&["a"]],
         log: &[FAILED, FETCHED, APPLIED],
+    },
+    Case {
+        name: "no answer about the stamp, or from UAA, in time: the poll ends",
+        script: |cloud| {
+            one_page(cloud);
+            let never = || Reply::text(200, "{}").after(Duration::from_secs(60));
+            cloud.on(TOKEN, [never(), token("t1")]);
+            cloud.on(STAMP, [never(), stamp(EARLY)]);
+        },
+        calls: "TTSSS1SSS",
+        writes: &[&["a"]],
+        log: &[FAILED, FAILED, FETCHED, APPLIED],
     },
     Case {
         name: "bad JSON: three attempts",
@@ -203,6 +274,18 @@ const CASES: &[Case] = &[
             cloud.on(STAMP, [stamp(EARLY)]);
             let nameless = json!({"name": "nobody"});
             cloud.on(&page(1), [groups(&[nameless, group("a", "10.0.0.1")], false)]);
+        },
+        calls: "TSS1SSS",
+        writes: &[&["a"]],
+        log: &[FETCHED, "error malformed-security-group", APPLIED],
+    },
+    Case {
+        name: "a space without a guid does not hold up the other groups",
+        script: |cloud| {
+            cloud.on(STAMP, [stamp(EARLY)]);
+            let mut broken = group("b", "10.0.0.1");
+            broken["relationships"]["running_spaces"]["data"] = json!([{}]);
+            cloud.on(&page(1), [groups(&[broken, group("a", "10.0.0.1")], false)]);
         },
         calls: "TSS1SSS",
         writes: &[&["a"]],

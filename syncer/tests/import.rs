@@ -33,6 +33,35 @@ fn whole() -> Value {
     with("/name", json!("one"))
 }
 
+/// Whatever the Cloud Controller took, under whatever flags, is read as it
+/// stands: what cannot be enforced is for the cells to say.
+#[test]
+fn every_rule_that_the_cloud_controller_takes_is_read() {
+    let recorded = include_str!("../../dev/tests/fixtures/rule-cases.json");
+    let recorded: Value = serde_json::from_str(recorded).unwrap();
+    let mut taken = 0;
+    for case in recorded["cases"].as_array().unwrap() {
+        let outcomes = case["expected"].as_object().unwrap().values();
+        let Some(rules) = case["rules"].as_array() else { continue };
+        if !outcomes.into_iter().any(|outcome| outcome["status"] == 201) {
+            continue;
+        }
+        taken += 1;
+        let group = read(&with("/rules", json!(rules))).unwrap();
+        assert_eq!(group.rules.len(), rules.len(), "{case}");
+        for (read, sent) in group.rules.iter().zip(rules) {
+            let text = |key: &str| sent[key].as_str().unwrap_or_default();
+            let number = |key: &str| sent[key].as_i64().unwrap_or_default();
+            let texts = [&read.protocol, &read.destination, &read.ports, &read.description];
+            assert_eq!(texts, ["protocol", "destination", "ports", "description"].map(text));
+            let numbers = [read.icmp_type, read.icmp_code].map(i64::from);
+            assert_eq!(numbers, ["type", "code"].map(number), "{case}");
+            assert_eq!(read.log, sent["log"].as_bool().unwrap_or_default(), "{case}");
+        }
+    }
+    assert!(taken > 40, "only {taken} cases");
+}
+
 #[test]
 fn a_group_is_read_whole() {
     let group = read(&whole()).unwrap();

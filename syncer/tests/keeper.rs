@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use model::lock::{Claim, LockKey, LockKind, LockValue, Owner, Ttl};
 use runtime::lager::{self, Level};
 use serde_json::json;
 use syncer::lease::{
@@ -17,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     data_of, ended,
-    locket::{LockServer, Mood},
+    locket::{LockServer, Mood, claim},
     log_options, until,
 };
 
@@ -77,13 +76,7 @@ impl Running {
         exit_on_loss: bool,
         work: impl Fn(Term) -> F + Send + Sync + 'static,
     ) -> Self {
-        let claim = Claim {
-            key: LockKey::parse("policy-server-asg-syncer").unwrap(),
-            owner: Owner::parse(owner).unwrap(),
-            value: LockValue::parse("").unwrap(),
-            kind: LockKind::Lock,
-            ttl: Ttl::try_from_seconds(15).unwrap(),
-        };
+        let claim = claim(owner);
         let keeper = Keeper::new(Settings { claim, times, exit_on_loss }, server.client());
         let diary = Diary::default();
         let shutdown = CancellationToken::new();

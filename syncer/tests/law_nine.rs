@@ -42,6 +42,8 @@ enum Touch {
     Not,
     /// So many seconds before the last one.
     Back(u8),
+    /// It takes the stamp away (404), until the next change.
+    Gone,
 }
 
 /// A simulated Cloud Controller: its n-th change happened at a moment, and left
@@ -62,6 +64,7 @@ impl Cloud {
                 at(clock.div_euclid(1_000), clock.rem_euclid(1_000) * 1_000_000 + 1_000)
             }
             Touch::Not => last,
+            Touch::Gone => Stamp::Unknown,
             Touch::Back(seconds) => {
                 let last = last.watermark();
                 at(last.seconds() - i64::from(seconds), i64::from(last.nanoseconds()))
@@ -161,7 +164,8 @@ proptest! {
     #[test]
     fn everything_arrives(
         changes in changes(prop_oneof![
-            Just(Touch::Second), Just(Touch::Micro), Just(Touch::Not), (0_u8..5).prop_map(Touch::Back),
+            Just(Touch::Second), Just(Touch::Micro), Just(Touch::Not), Just(Touch::Gone),
+            (0_u8..5).prop_map(Touch::Back),
         ]),
         skew in -10_000_000_i64..10_000_000, reading in 0_u64..400, spin in 0.0..1.0,
     ) {

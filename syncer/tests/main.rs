@@ -4,9 +4,11 @@
 
 mod call_order;
 mod configuration;
+mod contract_messages;
 mod import;
 mod keeper;
 mod law_nine;
+mod law_nine_loop;
 mod lease;
 mod log_lines;
 mod private_ca;

@@ -1,21 +1,28 @@
 //! The whole process: configuration, certificates, signals, the debug server.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
+    net::UdpSocket,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
-use runtime::tls::{Alpn, Files, ServerTls};
+use prost::Message as _;
+use runtime::{
+    dropsonde::Envelope,
+    tls::{Alpn, Files, ServerTls},
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
+use tonic::Status;
 
 use crate::support::{
     certificates::{Authority, authority, issue},
     cloud::{Cloud, EARLY, LATE, Reply, STAMP, group, groups, page, stamp},
     locket::LockServer,
-    store::PolicyStoreTwin,
+    store::{PolicyStoreTwin, Write},
     until,
 };
 
@@ -30,12 +37,18 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::with_locket(true).await
+    }
+
+    /// `ours`: with our extensions of Locket.
+    async fn with_locket(ours: bool) -> Self {
         runtime::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let authority = authority("ours");
         let tls =
             |name| ServerTls::load(&issue(&authority, folder.path(), name), Alpn::H2).unwrap();
-        let locks = LockServer::with_tls(true, Some(tls("locks"))).await;
+        let locks = LockServer::with_tls(ours, Some(tls("locks"))).await;
+        locks.with(|state| state.tokens = ours);
         let store = PolicyStoreTwin::with_tls(Some(tls("store"))).await;
         Self { cloud: Cloud::start().await, locks, store, authority, folder }
     }
@@ -195,6 +208,132 @@ async fn a_standby_takes_over_when_the_leader_is_told_to_stop() {
     assert_eq!(leader.ended().await.code(), Some(0));
     assert_eq!(leader.told("exited").len(), 1);
     assert_eq!(world.store.writes().last().unwrap().begin.fencing_token, 2);
+}
+
+/// Without watch and without fencing tokens: it is told once, and the lock is
+/// taken, renewed, given back and asked for at intervals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_genuine_locket_is_enough() {
+    let world = World::with_locket(false).await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    let brief = |uuid: &str| {
+        let mut config = world.config(uuid);
+        config["lock_ttl_seconds"] = json!(4);
+        config["lock_retry_interval_seconds"] = json!(1);
+        Syncer::start(world.folder.path(), uuid, &config)
+    };
+    let mut leader = brief("first");
+    let applied = leader.until_told("applied-security-groups").await;
+    assert_eq!(applied["fencing-token"], 0);
+    let standby = brief("second");
+    standby.until_told("locket-lock.failed-to-acquire-lock").await;
+    until("renewals", || world.locks.with(|state| state.granted.len() >= 3)).await;
+    leader.signal("-TERM");
+    assert_eq!(leader.ended().await.code(), Some(0));
+    assert_eq!(leader.told("locket-lock.lock-server-gives-no-fencing-tokens").len(), 1);
+    assert_eq!(leader.told("locket-lock.released-lock").len(), 1);
+    standby.until_told("applied-security-groups").await;
+    let writes = world.store.writes();
+    let tokens = |write: &Write| write.begin.fencing_token;
+    assert!(writes.iter().all(|write| tokens(write) == 0), "{writes:?}");
+    assert_eq!(writes.last().unwrap().begin.owner, "second");
+    assert_eq!(standby.told("locket-lock.failed-to-acquire-lock").len(), 1);
+}
+
+/// The lines of a start, with their keys, as recorded from the original.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_reads_as_the_originals() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [Reply::text(503, "not yet")]);
+    let syncer = world.run("first");
+    let recording = include_str!("fixtures/first-sync-debug.log");
+    let mut compared = 0;
+    for line in recording.lines().take(5) {
+        let recorded: Value = serde_json::from_str(line).unwrap();
+        let message = recorded["message"].as_str().unwrap();
+        let action = message.strip_prefix("cfnetworking.policy-server-asg-syncer.").unwrap();
+        if action.contains("db connection") {
+            continue;
+        }
+        compared += 1;
+        let mut data = syncer.until_told(action).await;
+        let mut recorded = recorded["data"].clone();
+        for (data, owner) in [(&mut data, "first"), (&mut recorded, "bench-uuid")] {
+            if let Some(lock) = data.get_mut("lock") {
+                assert_eq!(lock["owner"].take(), owner);
+            }
+            if let Some(interval) = data.get_mut("interval") {
+                assert!(interval.take().is_u64());
+            }
+            data.as_object_mut().unwrap().remove("fencing_token");
+        }
+        assert_eq!(data, recorded, "{action}");
+    }
+    assert_eq!(compared, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_go_to_metron_by_the_originals_names() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    world.store.with(|state| state.failures = vec![Status::unavailable("away")]);
+    let metron = UdpSocket::bind("127.0.0.1:0").unwrap();
+    metron.set_nonblocking(true).unwrap();
+    let mut config = world.config("only");
+    config["metron_address"] = json!(metron.local_addr().unwrap().to_string());
+    let syncer = Syncer::start(world.folder.path(), "only", &config);
+    let mut told = BTreeMap::<_, u32>::new();
+    until("a success after an error", || {
+        let mut bytes = [0; 1 << 12];
+        while let Ok(length) = metron.recv(&mut bytes) {
+            let envelope = Envelope::decode(&bytes[..length]).unwrap();
+            assert_eq!(envelope.origin, "policy-server-asg-syncer");
+            let Envelope { value_metric, counter_event, .. } = envelope;
+            let value = value_metric.map(|metric| (metric.name, metric.unit));
+            let event = counter_event.map(|event| (event.name, event.delta.to_string()));
+            *told.entry(value.or(event).unwrap()).or_insert(0) += 1;
+        }
+        // The last of a sync, for the second time.
+        told.get(&key("SecurityGroupsTotalSyncTime", "ms")) == Some(&2)
+    })
+    .await;
+    let count = |name: &str, unit: &str| told.get(&key(name, unit)).copied();
+    assert_eq!(count("SecurityGroupsStoreReplaceErrorTime", "ms"), Some(1));
+    assert_eq!(count("SecurityGroupsStoreReplaceError", "1"), Some(1));
+    assert_eq!(count("SecurityGroupsStoreReplaceSuccessTime", "ms"), Some(1));
+    assert_eq!(count("SecurityGroupsRetrievalFromCCTime", "ms"), Some(2));
+    assert!(count("numGoRoutines", "count") >= Some(1));
+    let metrics = get(&format!("{}/metrics", syncer.url().await)).await.1;
+    for name in [
+        "SecurityGroupsRetrievalFromCCTime",
+        "SecurityGroupsTotalSyncTime",
+        "SecurityGroupsStoreReplaceSuccessTime",
+        "SecurityGroupsStoreReplaceErrorTime",
+        "SecurityGroupsStoreReplaceError 1",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
+}
+
+fn key(name: &str, unit: &str) -> (String, String) {
+    (name.to_owned(), unit.to_owned())
+}
+
+/// The level is changed while it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_is_a_request_to_the_debug_server() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    let syncer = world.run("only");
+    syncer.until_told("applied-security-groups").await;
+    assert_eq!(syncer.told("skipping-update"), [] as [Value; 0]);
+    let url = format!("{}/log-level", syncer.url().await);
+    let answer = reqwest::Client::new().post(url).body("debug").send().await.unwrap();
+    assert!(answer.status().is_success(), "{answer:?}");
+    syncer.until_told("skipping-update").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,6 +70,7 @@ impl CloudController {
             }
             let found = read.page;
             if !found.listed {
+                debug!("no-additional-security-groups");
                 return Err(error(Fault::Unlisted { page }));
             }
             let groups = reading.echo(shown);

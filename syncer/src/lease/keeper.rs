@@ -90,6 +90,10 @@ pub struct Keeper {
     /// A collision was logged since the lock was last ours.
     told: bool,
     tokenless_told: bool,
+    /// This is not the first attempt of the process.
+    tried: bool,
+    /// Of the attempts since the last that was granted.
+    last_failure: Option<Failed>,
     running: Option<Running>,
 }
 
@@ -98,6 +102,14 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 struct Attempt {
     sent: Instant,
     answer: BoxFuture<Result<FencingToken, Failure>>,
+}
+
+/// An attempt that failed.
+#[derive(Debug, Clone)]
+struct Failed {
+    failure: Failure,
+    /// Nanoseconds until the answer.
+    duration: u64,
 }
 
 struct Running {
@@ -135,6 +147,8 @@ impl Keeper {
             watchable: true,
             told: false,
             tokenless_told: false,
+            tried: false,
+            last_failure: None,
             running: None,
         }
     }
@@ -197,7 +211,7 @@ impl Keeper {
                 Ok(())
             }
             Event::Ended => match self.lease.expire(now()) {
-                true => self.lose("no renewal in time", None).await,
+                true => self.lose("no renewal in time").await,
                 false => Ok(()),
             },
             Event::Work(ended) => {
@@ -235,7 +249,11 @@ impl Keeper {
         F: Future<Output = Fenced> + Send + 'static,
     {
         let now = now();
+        let duration = nanoseconds(sent);
         let failed = answer.is_err();
+        let tried = std::mem::replace(&mut self.tried, true);
+        self.last_failure =
+            answer.as_ref().err().map(|failure| Failed { failure: failure.clone(), duration });
         let outcome = match answer {
             Ok(token) => match self.lease.granted(sent.into_std(), now, token) {
                 Granted::Kept { ends } => {
@@ -250,14 +268,14 @@ impl Keeper {
                 Granted::TooLate { broke } => self.broken(broke).await,
             },
             Err(failure) if failure.is_collision() => match self.lease.end() {
-                true => self.lose("request failed", Some((&failure, sent))).await,
+                true => self.lose("request failed").await,
                 false => {
-                    self.collided(&failure).await;
+                    self.collided(&failure, duration, tried).await;
                     Ok(())
                 }
             },
             Err(failure) => {
-                self.failed(&failure, sent);
+                self.failed(&failure, duration, tried);
                 Ok(())
             }
         };
@@ -305,22 +323,21 @@ impl Keeper {
 
     async fn broken(&mut self, broke: bool) -> anyhow::Result<()> {
         match broke {
-            true => self.lose("somebody else may have held the lock in between", None).await,
+            true => self.lose("somebody else may have held the lock in between").await,
             false => Ok(()),
         }
     }
 
-    async fn lose(
-        &mut self,
-        why: &'static str,
-        request: Option<(&Failure, Instant)>,
-    ) -> anyhow::Result<()> {
+    /// The line names the attempt that cost the lock, as the original's, where
+    /// one did.
+    async fn lose(&mut self, why: &'static str) -> anyhow::Result<()> {
         self.stop().await;
-        self.span.in_scope(|| match request {
-            Some((failure, sent)) => error!(
+        let request = self.last_failure.take();
+        self.span.in_scope(|| match &request {
+            Some(Failed { failure, duration }) => error!(
                 error = %failure,
                 "request-uuid" = %failure.request_uuid,
-                duration = nanoseconds(sent),
+                duration,
                 "lost-lock"
             ),
             None => error!(error = why, "lost-lock"),
@@ -337,15 +354,16 @@ impl Keeper {
     async fn surrender(&mut self) -> anyhow::Result<()> {
         self.lease.end();
         self.attempt = None;
-        let outcome = self.lose("the policy store has seen a newer leader", None).await;
+        self.last_failure = None;
+        let outcome = self.lose("the policy store has seen a newer leader").await;
         self.release().await;
         self.due = Instant::now() + self.settings.times.retry_interval;
         outcome
     }
 
     /// The original logs the first collision, with the owner, and is silent
-    /// about those after it.
-    async fn collided(&mut self, failure: &Failure) {
+    /// about those after it; the duration only where it was not the first try.
+    async fn collided(&mut self, failure: &Failure, duration: u64, tried: bool) {
         if !self.told {
             self.told = true;
             let owner = self.owner().await;
@@ -354,6 +372,7 @@ impl Keeper {
                     error = %failure,
                     "lock-owner" = owner,
                     "request-uuid" = %failure.request_uuid,
+                    duration = tried.then_some(duration),
                     "failed-to-acquire-lock"
                 );
             });
@@ -364,9 +383,8 @@ impl Keeper {
         }
     }
 
-    fn failed(&self, failure: &Failure, sent: Instant) {
+    fn failed(&self, failure: &Failure, duration: u64, tried: bool) {
         counter!("syncer_lock_request_failures_total").increment(1);
-        let duration = nanoseconds(sent);
         self.span.in_scope(|| {
             if self.running.is_some() {
                 error!(
@@ -376,7 +394,7 @@ impl Keeper {
             } else {
                 error!(
                     error = %failure, "lock-owner" = "", "request-uuid" = %failure.request_uuid,
-                    duration, "failed-to-acquire-lock"
+                    duration = tried.then_some(duration), "failed-to-acquire-lock"
                 );
             }
         });

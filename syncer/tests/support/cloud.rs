@@ -142,22 +142,27 @@ impl Cloud {
     }
 
     pub(crate) fn client_with_timeout(&self, timeout: Duration) -> CloudController {
-        runtime::tls::install_provider();
-        let settings = Settings {
-            url: self.url.clone(),
-            internal_url: self.url.clone(),
-            uaa: Uaa {
-                url: self.url.clone(),
-                client: "network-policy".to_owned(),
-                secret: Secret("se:cret".to_owned()),
-            },
-            page_size: 5000,
-            call_timeout: timeout,
-            page_timeout: timeout,
-        };
-        let http = || Http::new(Trust::Anything(None), "test-agent/1".to_owned()).unwrap();
-        CloudController::new(settings, http(), http())
+        client(&self.url, timeout)
     }
+}
+
+/// A client of a twin that has everything at one place.
+pub(crate) fn client(url: &str, timeout: Duration) -> CloudController {
+    runtime::tls::install_provider();
+    let settings = Settings {
+        url: url.to_owned(),
+        internal_url: url.to_owned(),
+        uaa: Uaa {
+            url: url.to_owned(),
+            client: "network-policy".to_owned(),
+            secret: Secret("se:cret".to_owned()),
+        },
+        page_size: 5000,
+        call_timeout: timeout,
+        page_timeout: timeout,
+    };
+    let http = || Http::new(Trust::Anything(None), "test-agent/1".to_owned()).unwrap();
+    CloudController::new(settings, http(), http())
 }
 
 async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> Response {

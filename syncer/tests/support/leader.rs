@@ -42,18 +42,9 @@ impl Leader {
         store: Store,
         token: u64,
     ) -> Self {
-        Self::telling(Report::new(Dropsonde::default()), settings, cloud, store, token)
-    }
-
-    pub(crate) fn telling(
-        report: Report,
-        settings: Settings,
-        cloud: CloudController,
-        store: Store,
-        token: u64,
-    ) -> Self {
         let (health, sync_now) = (Health::new(), SyncNow::default());
         let freshness = health.component("sync");
+        let report = Report::new(Dropsonde::default());
         let poller = Poller::new(settings, cloud, store, report, freshness, sync_now.clone());
         let poller = Arc::new(poller);
         let ends = watch::Sender::new(Instant::now());

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use model::lock::{Claim, LockKey, LockKind, LockValue, Owner, Ttl};
 use proto::{
     lock_v1::{
         self,
@@ -42,11 +43,24 @@ pub(crate) struct State {
     pub(crate) token: u64,
     /// Whether answers carry the token.
     pub(crate) tokens: bool,
+    /// Whether Fetch fails.
+    pub(crate) forgetful: bool,
     /// Each Lock that was granted, when it arrived.
     pub(crate) granted: Vec<Instant>,
     /// Each call's name, with its metadata `uuid`.
     pub(crate) calls: Vec<(&'static str, String)>,
     pub(crate) requests: Vec<models::LockRequest>,
+}
+
+/// What a syncer asks for.
+pub(crate) fn claim(owner: &str) -> Claim {
+    Claim {
+        key: LockKey::parse("policy-server-asg-syncer").unwrap(),
+        owner: Owner::parse(owner).unwrap(),
+        value: LockValue::parse("").unwrap(),
+        kind: LockKind::Lock,
+        ttl: Ttl::try_from_seconds(15).unwrap(),
+    }
 }
 
 /// The twin. It ends when it is dropped.
@@ -69,6 +83,7 @@ impl LockServer {
             owner: None,
             token: 0,
             tokens: true,
+            forgetful: false,
             granted: Vec::new(),
             calls: Vec::new(),
             requests: Vec::new(),
@@ -182,7 +197,11 @@ impl Locket for Twin {
     ) -> Result<Response<models::FetchResponse>, Status> {
         self.enter("fetch", &request).await?;
         let key = request.into_inner().key;
-        let owner = self.state.lock().unwrap().owner.clone();
+        let state = self.state.lock().unwrap();
+        if state.forgetful {
+            return Err(Status::unknown("sql-deadlock"));
+        }
+        let owner = state.owner.clone();
         let owner = owner.ok_or_else(|| Status::not_found("resource-not-found"))?;
         let resource = models::Resource { key, owner, type_code: 1, ..Default::default() };
         Ok(Response::new(models::FetchResponse { resource: Some(resource) }))

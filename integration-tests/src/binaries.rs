@@ -1,4 +1,5 @@
-//! Our binaries, built once for each test run.
+//! Our binaries, built once for each test run, or those in the directory that
+//! `PORTCULLIS_BINARIES` names (for measurements with a release build).
 
 use std::{env, path::PathBuf, process::Command, sync::OnceLock};
 
@@ -9,6 +10,9 @@ use std::{env, path::PathBuf, process::Command, sync::OnceLock};
 pub fn path(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
+        if let Some(given) = env::var_os("PORTCULLIS_BINARIES") {
+            return given.into();
+        }
         // .../target/debug/deps/main-1234 -> .../target/debug
         let test = env::current_exe().expect("a process knows its own file");
         let directory = test.ancestors().nth(2).expect("tests lie two levels below the profile");
@@ -24,6 +28,6 @@ pub fn path(name: &str) -> PathBuf {
         directory.to_owned()
     });
     let path = directory.join(name);
-    assert!(path.exists(), "{} was not built", path.display());
+    assert!(path.exists(), "there is no {}", path.display());
     path
 }

@@ -9,3 +9,4 @@ pub mod grpcurl;
 pub mod process;
 pub mod services;
 pub mod wait;
+pub mod wire;

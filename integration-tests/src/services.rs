@@ -2,7 +2,7 @@
 //! files and processes.
 
 use std::{
-    collections::{BTreeSet, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
     fs,
     hash::{BuildHasher as _, Hasher as _},
     net::{Ipv4Addr, TcpListener},
@@ -107,15 +107,20 @@ pub struct LockServer {
 impl LockServer {
     /// Starts one and waits until it is ready.
     pub fn start(site: &Site) -> Self {
+        Self::start_as(site, "lock-server")
+    }
+
+    /// Starts one with files of this name.
+    pub fn start_as(site: &Site, name: &str) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
-        let files = site.certificate("lock-server");
+        let files = site.certificate(name);
         let config = site.config(
-            "lock-server",
+            name,
             &json!({
                 "listen_address": address,
                 "ca_file": files.ca, "cert_file": files.cert, "key_file": files.key,
                 "database_driver": "sqlite",
-                "database_connection_string": site.path("locks.db"),
+                "database_connection_string": site.path(&format!("{name}.db")),
                 "log_level": "debug", "time_format": "rfc3339",
             }),
         );
@@ -163,6 +168,21 @@ pub struct CloudController {
 /// How long the lock of a syncer lives in these tests, in seconds.
 pub const LOCK_TTL: u64 = 3;
 
+/// Where a syncer finds what it needs.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// host:port of the lock server.
+    pub lock_server: String,
+    /// host:port of the policy store.
+    pub policy_store: String,
+    /// URL of the Cloud Controller's v3 API.
+    pub api: String,
+    /// URL of its internal API.
+    pub internal_api: String,
+    /// How long its lock lives, in seconds.
+    pub lock_ttl: u64,
+}
+
 impl ControlPlane {
     /// Starts everything but the syncers, and waits until it is ready.
     pub fn start() -> Self {
@@ -199,23 +219,41 @@ impl ControlPlane {
 
     /// Starts a syncer of this name.
     pub fn syncer(&self, name: &str) -> Process {
+        self.syncer_among(name, &self.surroundings())
+    }
+
+    /// How a syncer reaches everything when nothing stands between.
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            lock_server: self.lock_server.address.clone(),
+            policy_store: self.store_address.clone(),
+            api: self.cloud.api.clone(),
+            internal_api: self.cloud.internal.clone(),
+            lock_ttl: LOCK_TTL,
+        }
+    }
+
+    /// Starts a syncer that finds everything there.
+    pub fn syncer_among(&self, name: &str, surroundings: &Surroundings) -> Process {
+        let Surroundings { lock_server, policy_store, api, internal_api, lock_ttl } = surroundings;
         let files = &self.syncer;
         let config = json!({
             "uuid": name,
             "uaa_client": "network-policy", "uaa_client_secret": "network-policy-secret",
             "uaa_url": "http://127.0.0.1", "uaa_port": self.cloud.uaa_port,
-            "cc_url": self.cloud.api, "cc_internal_url": self.cloud.internal,
+            "cc_url": api, "cc_internal_url": internal_api,
             "cc_internal_ca_cert": files.ca,
             "cc_internal_client_cert": files.cert, "cc_internal_client_key": files.key,
-            "locket_address": self.lock_server.address,
+            "locket_address": lock_server,
             "locket_ca_cert_file": files.ca,
             "locket_client_cert_file": files.cert, "locket_client_key_file": files.key,
-            "policy_store_address": self.store_address,
+            "policy_store_address": policy_store,
             "policy_store_ca_cert_file": files.ca,
             "policy_store_client_cert_file": files.cert,
             "policy_store_client_key_file": files.key,
-            "lock_ttl_seconds": LOCK_TTL, "lock_retry_interval_seconds": 1,
-            "log_level": "debug",
+            "lock_ttl_seconds": lock_ttl, "lock_retry_interval_seconds": lock_ttl / 3,
+            "cc_timeout_seconds": 5,
+            "log_level": "info", "debug_server_port": 0,
         });
         Process::serve("syncer", "-config-file", &self.site.config(name, &config))
     }
@@ -249,6 +287,13 @@ impl ControlPlane {
         });
     }
 
+    /// The destination of the first rule of each group in the store, by name.
+    pub fn stored_destinations(&self) -> BTreeMap<String, String> {
+        let answer = self.store("List", r#"{"all":true,"page_size":5000}"#);
+        let page: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
+        destinations(&page["groups"], |group| &group["group"])
+    }
+
     /// The names of the groups in the store.
     pub fn stored_names(&self) -> BTreeSet<String> {
         let answer = self.store("List", r#"{"all":true,"page_size":5000}"#);
@@ -264,6 +309,13 @@ impl ControlPlane {
         let answer: Value = serde_json::from_str(&answer.stdout).ok()?;
         answer["resource"]["owner"].as_str().map(str::to_owned)
     }
+}
+
+fn destinations(list: &Value, group: impl Fn(&Value) -> &Value) -> BTreeMap<String, String> {
+    let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let entry = |group: &Value| (text(&group["name"]), text(&group["rules"][0]["destination"]));
+    items.iter().map(|item| entry(group(item))).collect()
 }
 
 fn names(list: &Value, name: impl Fn(&Value) -> &Value) -> BTreeSet<String> {
@@ -332,9 +384,22 @@ impl CloudController {
         group["guid"].as_str().expect("a group has a guid").to_owned()
     }
 
+    /// Gives a group one other rule.
+    pub fn change_group(&self, guid: &str, destination: &str) {
+        let body = json!({ "rules": [{ "protocol": "all", "destination": destination }] });
+        let path = format!("/v3/security_groups/{guid}");
+        self.call(&reqwest::Method::PATCH, &path, Some(&body));
+    }
+
     /// Takes a group away.
     pub fn delete_group(&self, guid: &str) {
         self.call(&reqwest::Method::DELETE, &format!("/v3/security_groups/{guid}"), None);
+    }
+
+    /// The destination of the first rule of each group, by name.
+    pub fn group_destinations(&self) -> BTreeMap<String, String> {
+        let page = self.call(&reqwest::Method::GET, "/v3/security_groups?per_page=5000", None);
+        destinations(&page["resources"], |group| group)
     }
 
     /// The names of all groups.

@@ -29,3 +29,9 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
         }
     }
 }
+
+/// Lets the processes of a test go on for a while, where that is what is tested.
+#[expect(clippy::disallowed_methods, reason = "the rhythm of faults is real time")]
+pub fn let_pass(time: Duration) {
+    thread::sleep(time);
+}

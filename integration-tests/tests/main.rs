@@ -14,3 +14,5 @@ mod lock_server;
 mod policy_store;
 #[path = "suite/start_failures.rs"]
 mod start_failures;
+#[path = "suite/syncers.rs"]
+mod syncers;

@@ -1,5 +1,5 @@
 //! Load: how much a lock server or a policy store does in a second, how long its
-//! callers wait, and what it costs.
+//! callers wait, what a syncer needs for a large foundation, and what it costs.
 //!
 //! What holds:
 //! - A worker has one call open at a time. A latency is what the caller waited,
@@ -20,6 +20,7 @@ mod report;
 mod server;
 mod store;
 mod suite;
+mod sync;
 mod tally;
 
 use std::io::Write;
@@ -46,6 +47,8 @@ enum Command {
     LocketSuite(suite::Arguments),
     /// Change groups in a policy store and time them to simulated cells.
     Store(Box<store::Arguments>),
+    /// Sync a large foundation with a syncer, and time and weigh that.
+    Sync(sync::Arguments),
     /// Serve a call that does nothing, on the same stack as the services.
     EmptyServer(empty::Arguments),
 }
@@ -74,6 +77,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Hold(arguments) => hold::run(arguments).await,
             Command::LocketSuite(arguments) => suite::run(arguments).await,
             Command::Store(arguments) => store::run(*arguments).await,
+            Command::Sync(arguments) => sync::run(arguments).await,
             Command::EmptyServer(arguments) => empty::run(arguments).await,
         }
     });

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::Target;
 use super::empty;
+use super::meter::{self, Usage};
 use super::store::Ends;
 use crate::certificates::{Authority, Files};
 
@@ -45,7 +46,25 @@ pub(super) struct Server {
     /// Where it listens.
     address: String,
     files: Files,
+    log: PathBuf,
 }
+
+/// A development Cloud Controller that runs.
+#[derive(Debug)]
+pub(super) struct Cloud {
+    pub(super) server: Server,
+    /// URL of the v3 API.
+    pub(super) api: String,
+    /// URL of the UAA.
+    pub(super) uaa: String,
+    /// URL of the internal API.
+    pub(super) internal: String,
+    /// Who signed its certificates, and those of its clients.
+    pub(super) files: Files,
+}
+
+/// How long a syncer may take to sync.
+const SYNC: Duration = Duration::from_secs(300);
 
 impl Site {
     /// Binaries are taken from the directory, or from that of this program.
@@ -86,7 +105,7 @@ impl Site {
         fs::write(&path, config.to_string()).context("writing a configuration")?;
         let mut command = Command::new(self.binaries.join("lock-server"));
         command.arg("-config").arg(path);
-        self.start("lock-server", command, listens_by_log).await
+        self.serve("lock-server", command, listens_by_log).await
     }
 
     /// A policy store with a new SQLite file, which believes a cell's certificate
@@ -106,7 +125,7 @@ impl Site {
         fs::write(&path, config.to_string()).context("writing a configuration")?;
         let mut command = Command::new(self.binaries.join("policy-store"));
         command.arg("-config-file").arg(path);
-        let server = self.start("policy-store", command, listens_by_log).await?;
+        let server = self.serve("policy-store", command, listens_by_log).await?;
         let as_client = |files: Files| {
             let Files { ca: _, cert, key } = files;
             Target { cert, key, ..server.target() }
@@ -124,15 +143,73 @@ impl Site {
         command.args(["load", "empty-server", "--ca"]).arg(ca);
         command.arg("--cert").arg(cert).arg("--key").arg(key);
         let listens = |text: &str| text.strip_prefix(empty::LISTENS).map(str::to_owned);
-        self.start("empty-server", command, listens).await
+        self.serve("empty-server", command, listens).await
     }
 
-    async fn start(
+    /// A development Cloud Controller, all of it behind TLS.
+    pub(super) async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
+        self.started += 1;
+        let Files { ca, cert, key } = &self.files;
+        let any = "127.0.0.1:0";
+        let config = json!({
+            "api_address": any, "uaa_address": any, "internal_address": any,
+            "tls": { "cert_file": cert, "key_file": key },
+            "internal_tls": { "ca_file": ca, "cert_file": cert, "key_file": key },
+        });
+        let path = self.path("cloud-controller.json");
+        fs::write(&path, config.to_string()).context("writing a configuration")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["cloud-controller", "--config-file"]).arg(path);
+        let mut server = self.start("cloud-controller", command)?;
+        let started = server.line(PATIENCE, |line| data_of(line, "started")).await?;
+        let url = |key: &str| started[key].as_str().unwrap_or_default().to_owned();
+        let (api, uaa, internal) = (url("api"), url("uaa"), url("internal"));
+        Ok(Cloud { server, api, uaa, internal, files: self.files.clone() })
+    }
+
+    /// A syncer between these.
+    pub(super) fn syncer(
+        &mut self,
+        cloud: &Cloud,
+        locks: &Server,
+        store: &Target,
+    ) -> anyhow::Result<Server> {
+        self.started += 1;
+        let Files { ca, cert, key } = &self.files;
+        let (uaa_url, uaa_port) = cloud.uaa.rsplit_once(':').context("the UAA has no port")?;
+        let config = json!({
+            "uuid": "load",
+            "uaa_client": "network-policy", "uaa_client_secret": "network-policy-secret",
+            "uaa_url": uaa_url, "uaa_port": uaa_port.parse::<u16>()?, "uaa_ca": ca,
+            "cc_url": cloud.api, "cc_internal_url": cloud.internal,
+            "cc_internal_ca_cert": ca, "cc_internal_client_cert": cert,
+            "cc_internal_client_key": key,
+            "locket_address": locks.address,
+            "locket_ca_cert_file": ca, "locket_client_cert_file": cert,
+            "locket_client_key_file": key,
+            "policy_store_address": store.address,
+            "policy_store_ca_cert_file": store.ca, "policy_store_client_cert_file": store.cert,
+            "policy_store_client_key_file": store.key,
+        });
+        let path = self.path("syncer.json");
+        fs::write(&path, config.to_string()).context("writing a configuration")?;
+        let mut command = Command::new(self.binaries.join("syncer"));
+        command.arg("-config-file").arg(path);
+        self.start("syncer", command)
+    }
+
+    async fn serve(
         &self,
         name: &str,
-        mut command: Command,
+        command: Command,
         listens: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Server> {
+        let mut server = self.start(name, command)?;
+        server.address = server.line(PATIENCE, listens).await?;
+        Ok(server)
+    }
+
+    fn start(&self, name: &str, mut command: Command) -> anyhow::Result<Server> {
         let log = self.path(&format!("{name}.log"));
         let out = File::create(&log).context("making a log file")?;
         let child = command
@@ -143,35 +220,57 @@ impl Site {
             .spawn()
             .with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
         let pid = child.id().with_context(|| format!("{name} has ended already"))?;
-        let files = self.files.clone();
-        let mut server =
-            Server { name: name.to_owned(), child, pid, address: String::new(), files };
-        server.address = server.wait_for_address(&log, listens).await?;
-        Ok(server)
+        let (name, address, files) = (name.to_owned(), String::new(), self.files.clone());
+        Ok(Server { name, child, pid, address, files, log })
     }
 }
 
 impl Server {
-    async fn wait_for_address(
+    /// What is read from the first line of its log that has it.
+    async fn line<T>(
         &mut self,
-        log: &Path,
-        listens: impl Fn(&str) -> Option<String>,
-    ) -> anyhow::Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        patience: Duration,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let deadline = Instant::now() + patience;
         loop {
-            let text =
-                fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?;
-            if let Some(address) = text.lines().find_map(&listens) {
-                return Ok(address);
+            let text = self.said()?;
+            if let Some(read) = text.lines().find_map(&read) {
+                return Ok(read);
             }
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended with {status} and said: {text}", self.name);
             }
             if Instant::now() > deadline {
-                bail!("{} does not listen; it said: {text}", self.name);
+                bail!("{} is not there in time; it said: {text}", self.name);
             }
             sleep(GLANCE).await;
         }
+    }
+
+    fn said(&self) -> anyhow::Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("reading {}", self.log.display()))
+    }
+
+    /// The data of a line of its log with a message that ends like this and data
+    /// that fit, within the time for a sync.
+    pub(super) async fn told(
+        &mut self,
+        message: &str,
+        fits: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        self.line(SYNC, |line| data_of(line, message).filter(&fits)).await
+    }
+
+    /// How many lines of its log have a message that ends like this.
+    pub(super) fn count(&self, message: &str) -> anyhow::Result<u64> {
+        let said = self.said()?;
+        Ok(said.lines().filter_map(|line| data_of(line, message)).map(|_| 1).sum())
+    }
+
+    /// What it has and has had.
+    pub(super) fn usage(&self) -> anyhow::Result<Usage> {
+        meter::usage(&self.pid.to_string())
     }
 
     /// How to reach it.
@@ -218,6 +317,14 @@ impl FromStr for Database {
     }
 }
 
+/// The data of this line of a log, if its message ends with this word.
+fn data_of(line: &str, message: &str) -> Option<Value> {
+    let mut line: Value = serde_json::from_str(line).ok()?;
+    let told = line["message"].as_str()?;
+    let is_it = told.strip_suffix(message).is_some_and(|rest| rest.ends_with('.'));
+    is_it.then(|| line["data"].take())
+}
+
 /// Where a service listens for gRPC, if this line of its log says so.
 fn listens_by_log(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
@@ -237,6 +344,15 @@ mod tests {
         assert_eq!(driver("postgres://u@h/locket"), Ok("postgres"));
         assert_eq!(driver("u:p@tcp(127.0.0.1:3306)/locket"), Ok("mysql"));
         assert!(driver("locket.db").unwrap_err().contains("locket.db"));
+    }
+
+    #[test]
+    fn a_message_is_known_by_its_last_word() {
+        let line = r#"{"message":"a.b.applied","data":{"added":7}}"#;
+        assert_eq!(data_of(line, "applied"), Some(json!({ "added": 7 })));
+        assert_eq!(data_of(line, "b.applied"), Some(json!({ "added": 7 })));
+        assert_eq!(data_of(line, "lied"), None);
+        assert_eq!(data_of("not JSON", "applied"), None);
     }
 
     #[test]

@@ -127,6 +127,29 @@ fn changes_are_timed_to_every_cell() {
 }
 
 #[test]
+fn a_syncer_is_timed_and_weighed() {
+    let directory = binaries::path("syncer");
+    let directory = directory.parent().expect("a binary lies in a directory");
+    let data = ["--groups", "30", "--rules", "2", "--bindings", "3", "--spaces", "20"];
+    let run = ["--rounds", "2", "--idle", "2s", "--bin-dir", text(directory)];
+    let rounds = json(&[&["sync"][..], &data, &run].concat());
+    let rounds = rounds.as_array().expect("a list");
+    assert_eq!(rounds.len(), 2);
+    for round in rounds {
+        let (first, change) = (&round["first"], &round["change"]);
+        // Two groups are there from the beginning.
+        assert_eq!(first["applied"]["added"], 32, "{round}");
+        assert_eq!(
+            (&change["applied"]["changed"], &change["applied"]["unchanged"]),
+            (&1.into(), &31.into())
+        );
+        assert!(first["peak"].as_u64() > Some(1 << 20), "{round}");
+        assert!(round["change_seen_ms"].as_f64() > Some(0.0), "{round}");
+        assert!(round["idle_poll_cpu_ms"].as_f64() < Some(1_000.0), "{round}");
+    }
+}
+
+#[test]
 fn a_tool_says_what_keeps_it_from_measuring() {
     let site = Site::new();
     let files = site.certificate("load");

@@ -6,39 +6,39 @@ use model::rule::RuleSpec;
 
 /// How many of what.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct Shape {
+pub(in crate::load) struct Shape {
     /// Security groups.
     #[arg(long, default_value_t = 13_500, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) groups: u32,
+    pub(in crate::load) groups: u32,
     /// Of them, those that apply everywhere.
     #[arg(long, default_value_t = 0)]
-    pub(super) global: u32,
+    pub(in crate::load) global: u32,
     /// Rules of a group.
     #[arg(long, default_value_t = 20)]
-    pub(super) rules: u32,
+    pub(in crate::load) rules: u32,
     /// Spaces that a group is bound to.
     #[arg(long, default_value_t = 3)]
-    pub(super) bindings: u32,
+    pub(in crate::load) bindings: u32,
     /// Spaces that there are.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) spaces: u32,
+    pub(in crate::load) spaces: u32,
 }
 
 /// A set of groups that changes, with the hash of each.
 #[derive(Debug)]
-pub(super) struct Data {
+pub(in crate::load) struct Data {
     groups: Vec<SecurityGroup>,
     hashes: Vec<ContentHash>,
 }
 
 impl Data {
-    pub(super) fn new(shape: &Shape) -> Self {
+    pub(in crate::load) fn new(shape: &Shape) -> Self {
         let groups: Vec<_> = (0..shape.groups).map(|index| group(shape, index)).collect();
         let hashes = groups.iter().map(SecurityGroup::content_hash).collect();
         Self { groups, hashes }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::load) fn len(&self) -> usize {
         self.groups.len()
     }
 
@@ -50,6 +50,11 @@ impl Data {
         group.rules.truncate(group.rules.len().saturating_sub(1));
         group.rules.push(rule(0, 1_000_000 + revision));
         *hash = group.content_hash();
+    }
+
+    /// The groups, in order.
+    pub(in crate::load) fn groups(&self) -> &[SecurityGroup] {
+        &self.groups
     }
 
     /// The guid and hash of each, in order.

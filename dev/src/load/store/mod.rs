@@ -2,7 +2,7 @@
 //! each change is timed from the answer to the writer until every cell has it.
 //! Then agents of the original poll over HTTP, if any are wanted.
 
-mod data;
+pub(super) mod data;
 mod pollers;
 mod watchers;
 mod writer;

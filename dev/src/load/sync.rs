@@ -1,0 +1,286 @@
+//! A syncer with a large foundation: how long until the store has it, and how
+//! much memory and CPU time that takes.
+//!
+//! All parts are whole processes: the development Cloud Controller, behind TLS,
+//! is filled through its API; then each round has a lock server, a policy store
+//! and a syncer of its own. What the syncer says of an applied sync is taken from
+//! its log, what it costs from the kernel.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use runtime::https::TlsClient;
+use runtime::tls::ClientTls;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use model::group::SecurityGroup;
+use model::rule::RuleSpec;
+
+use super::meter::Reading;
+use super::report::mebibytes;
+use super::server::{Cloud, Server, Site};
+use super::store::data::{Data, Shape};
+use super::{positive_length, say};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Where the binaries are; beside this program when not given.
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    shape: Shape,
+    /// Bind the same spaces for staging as well.
+    #[arg(long)]
+    staging: bool,
+    /// How often a new syncer begins with a new store.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How long the syncer then polls without a change.
+    #[arg(long, default_value = "10s", value_parser = positive_length)]
+    idle: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One syncer, from its start to its end.
+#[derive(Debug, Serialize)]
+struct Round {
+    /// The first sync, into an empty store.
+    first: Sync,
+    /// After one rule of one group was changed.
+    change: Sync,
+    /// Milliseconds from the Cloud Controller's answer to the change until it
+    /// was applied.
+    change_seen_ms: f64,
+    /// CPU milliseconds of a poll without a change.
+    idle_poll_cpu_ms: f64,
+    /// Cores that all other processes had meanwhile, those of this measurement
+    /// among them.
+    other_cores: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Sync {
+    /// As the syncer told it.
+    applied: Value,
+    /// CPU milliseconds of the syncer; for the first one since its start.
+    cpu_ms: f64,
+    /// The most memory that the syncer had until then, in bytes.
+    peak: u64,
+}
+
+const APPLIED: &str = "applied-security-groups";
+const LOOKED: &str = "get-security-groups-last-update";
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut site = Site::new(arguments.bin_dir.clone())?;
+    let cloud = site.cloud_controller().await?;
+    let api = Api::login(&cloud).await?;
+    let data = Data::new(&arguments.shape);
+    let changing = fill(&api, &data, arguments.staging).await?;
+    let mut rounds = Vec::new();
+    for number in 0..arguments.rounds {
+        let round = round(&mut site, &cloud, &api, &changing, number, arguments.idle).await;
+        rounds.push(round.with_context(|| format!("round {}", number + 1))?);
+    }
+    cloud.server.end().await?;
+    match arguments.json {
+        true => say(&format!("{}\n", serde_json::to_string_pretty(&rounds)?)),
+        false => say(&text(&arguments.shape, &rounds)),
+    }
+}
+
+/// The Cloud Controller as an administrator has it.
+struct Api {
+    client: TlsClient,
+    url: String,
+    token: String,
+}
+
+impl Api {
+    async fn login(cloud: &Cloud) -> anyhow::Result<Self> {
+        let tls = ClientTls::trusting(std::slice::from_ref(&cloud.files.ca))?;
+        let client = TlsClient::new(tls, "portcullis-dev".to_owned(), |builder| builder)?;
+        let form = [("grant_type", "password"), ("username", "admin"), ("password", "admin")];
+        let request = client.client()?.post(format!("{}/oauth/token", cloud.uaa));
+        let answer = request.basic_auth("cf", Some("")).form(&form).send().await?;
+        let answer: Value = answer.error_for_status()?.json().await?;
+        let token = answer["access_token"].as_str().context("the UAA gives no token")?;
+        Ok(Self { client, url: cloud.api.clone(), token: token.to_owned() })
+    }
+
+    /// The guid of what the call is about.
+    async fn call(&self, method: Method, path: &str, body: &Value) -> anyhow::Result<String> {
+        let request = self.client.client()?.request(method, format!("{}{path}", self.url));
+        let answer = request.bearer_auth(&self.token).json(body).send().await?;
+        let status = answer.status();
+        let body = answer.text().await?;
+        if !status.is_success() {
+            bail!("{path}: {status}: {body}");
+        }
+        let body: Value = serde_json::from_str(&body)?;
+        Ok(body["guid"].as_str().with_context(|| format!("{path} made nothing"))?.to_owned())
+    }
+}
+
+/// A group that is changed in every round.
+struct Changing {
+    path: String,
+    rules: Vec<Value>,
+}
+
+/// Makes the groups, and the spaces that they are bound to.
+async fn fill(api: &Api, data: &Data, staging: bool) -> anyhow::Result<Changing> {
+    let organization =
+        api.call(Method::POST, "/v3/organizations", &json!({ "name": "load" })).await?;
+    let mut spaces = std::collections::BTreeMap::new();
+    for wanted in data.groups().iter().flat_map(|group| &group.running.spaces) {
+        if !spaces.contains_key(wanted) {
+            let within = json!({ "organization": { "data": { "guid": organization } } });
+            let body = json!({ "name": wanted.as_str(), "relationships": within });
+            spaces.insert(wanted, api.call(Method::POST, "/v3/spaces", &body).await?);
+        }
+    }
+    let mut changing = None;
+    for group in data.groups() {
+        let SecurityGroup { guid: _, name, rules, running, staging: _ } = group;
+        let bound: Vec<_> =
+            running.spaces.iter().map(|space| json!({ "guid": spaces[space] })).collect();
+        let rules: Vec<_> = rules.iter().map(rule).collect();
+        let staged = if staging { bound.as_slice() } else { &[] };
+        let mut body = json!({
+            "name": name, "rules": rules,
+            "globally_enabled": { "running": running.everywhere, "staging": false },
+        });
+        if !bound.is_empty() {
+            body["relationships"] = json!({
+                "running_spaces": { "data": bound }, "staging_spaces": { "data": staged },
+            });
+        }
+        let guid = api.call(Method::POST, "/v3/security_groups", &body).await?;
+        let path = format!("/v3/security_groups/{guid}");
+        changing.get_or_insert(Changing { path, rules });
+    }
+    changing.context("there is no group")
+}
+
+fn rule(rule: &RuleSpec) -> Value {
+    let RuleSpec { protocol, destination, ports, description, log, icmp_type: _, icmp_code: _ } =
+        rule;
+    json!({
+        "protocol": protocol, "destination": destination, "ports": ports,
+        "description": description, "log": log,
+    })
+}
+
+async fn round(
+    site: &mut Site,
+    cloud: &Cloud,
+    api: &Api,
+    changing: &Changing,
+    number: u32,
+    idle: Duration,
+) -> anyhow::Result<Round> {
+    let locks = site.lock_server(None).await?;
+    let (store, ends) = site.policy_store().await?;
+    let began = (Instant::now(), Reading::take(None)?);
+    let mut syncer = site.syncer(cloud, &locks, &ends.writer)?;
+    let first = applied(&mut syncer, Duration::ZERO, |_| true).await?;
+    let (polls, before) = (syncer.count(LOOKED)?, syncer.usage()?.cpu);
+    sleep(idle).await;
+    let polls = (syncer.count(LOOKED)? - polls).max(1);
+    let idle_cpu = syncer.usage()?.cpu - before;
+
+    let mut rules = changing.rules.clone();
+    rules.push(json!({ "protocol": "all", "destination": format!("192.0.2.{}", number % 256) }));
+    let before = syncer.usage()?.cpu;
+    api.call(Method::PATCH, &changing.path, &json!({ "rules": rules })).await?;
+    let changed = Instant::now();
+    let change = applied(&mut syncer, before, |data| data["changed"] == 1).await?;
+    let change_seen_ms = changed.elapsed().as_secs_f64() * 1e3;
+    let cost = Reading::take(None)?.since(&began.1, began.0.elapsed(), 1);
+    for server in [syncer, store, locks] {
+        server.end().await?;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    let idle_poll_cpu_ms = idle_cpu.as_secs_f64() * 1e3 / polls as f64;
+    Ok(Round { first, change, change_seen_ms, idle_poll_cpu_ms, other_cores: cost.other_cores })
+}
+
+/// Waits for a sync of which the syncer tells this; `before` is the CPU time that
+/// it had already had.
+async fn applied(
+    syncer: &mut Server,
+    before: Duration,
+    fits: impl Fn(&Value) -> bool,
+) -> anyhow::Result<Sync> {
+    let applied = syncer.told(APPLIED, fits).await?;
+    let usage = syncer.usage()?;
+    let cpu_ms = (usage.cpu - before).as_secs_f64() * 1e3;
+    Ok(Sync { applied, cpu_ms, peak: usage.peak })
+}
+
+fn text(shape: &Shape, rounds: &[Round]) -> String {
+    let Shape { groups, rules, bindings, .. } = shape;
+    let mut text = format!("{groups} groups, {rules} rules and {bindings} spaces each\n");
+    for (number, round) in rounds.iter().enumerate() {
+        let Round { first, change, change_seen_ms, idle_poll_cpu_ms, other_cores } = round;
+        text += &format!(
+            "\nround {}\n{}{}one change seen after {change_seen_ms:.0} ms\n\
+             a poll without a change takes {idle_poll_cpu_ms:.2} ms of CPU\n\
+             others {other_cores:.2} cores\n",
+            number + 1,
+            sync_text("first sync", first),
+            sync_text("one change", change),
+        );
+    }
+    text
+}
+
+fn sync_text(name: &str, sync: &Sync) -> String {
+    let Sync { applied, cpu_ms, peak } = sync;
+    let number = |key: &str| applied[key].as_u64().unwrap_or_default();
+    let (read, store) = (number("read-ms"), number("store-ms"));
+    format!(
+        "{name}  {} ms: list {read} ms, store {store} ms; CPU {cpu_ms:.0} ms; {:.1} MiB at most; \
+         {} added, {} changed, {} unchanged\n",
+        read + store,
+        mebibytes(*peak),
+        number("added"),
+        number("changed"),
+        number("unchanged"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_told() {
+        let sync = |peak, applied| Sync { applied, cpu_ms: 120.0, peak };
+        let shape = Shape { groups: 5, global: 0, rules: 2, bindings: 1, spaces: 3 };
+        let round = Round {
+            first: sync(20 << 20, json!({ "added": 7, "read-ms": 30, "store-ms": 12 })),
+            change: sync(22 << 20, json!({ "changed": 1, "unchanged": 6 })),
+            change_seen_ms: 700.4,
+            idle_poll_cpu_ms: 0.25,
+            other_cores: 0.5,
+        };
+        let text = text(&shape, &[round]);
+        for part in [
+            "5 groups, 2 rules and 1 spaces each",
+            "first sync  42 ms: list 30 ms, store 12 ms; CPU 120 ms; 20.0 MiB at most; 7 added",
+            "1 changed, 6 unchanged",
+            "seen after 700 ms",
+            "0.25 ms of CPU",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

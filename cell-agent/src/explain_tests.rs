@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use model::{
     effective::ReadGroup,
-    generation::Generation,
+    generation::{Generation, Stamp},
     group::{GroupId, Scope, SecurityGroup, StoredGroup},
     ids::{GroupGuid, SpaceGuid},
     rule::RuleSpec,
@@ -54,6 +54,7 @@ fn ruleset(change: impl Fn(&mut Settings)) -> Ruleset {
     let read = ReadGroup::new(StoredGroup { id: GroupId(1), group: Arc::new(group) });
     let known = Known {
         generation: Generation(1),
+        stamp: Stamp(0),
         spaces: [SpaceGuid::parse("s1").unwrap()].into(),
         groups: [(guid, Arc::new(read))].into(),
     };

@@ -20,7 +20,7 @@ use std::{
 use ipnet::IpNet;
 use model::{
     effective::{EffectiveRules, Permit, ReadGroup, effective_rules},
-    generation::Generation,
+    generation::{Generation, Stamp},
     group::Lifecycle,
     ids::{ContainerHandle, GroupGuid, SpaceGuid},
     rule::RuleSpec,
@@ -76,6 +76,9 @@ pub struct ConnectionLimit {
 pub struct Known {
     /// Of the store, for the whole set.
     pub generation: Generation,
+    /// When the store made it, if these are exactly the groups of `spaces` at that
+    /// moment, so that the store may tell only what comes after it; else 0.
+    pub stamp: Stamp,
     /// The spaces whose groups are all among `groups`.
     pub spaces: BTreeSet<SpaceGuid>,
     /// By guid.

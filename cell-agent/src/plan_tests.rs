@@ -54,6 +54,7 @@ fn known(spaces: &[&str], groups: impl IntoIterator<Item = Arc<ReadGroup>>) -> K
     let guid = |group: &Arc<ReadGroup>| group.stored.group.guid.clone();
     Known {
         generation: Generation(1),
+        stamp: Stamp(0),
         spaces: spaces.iter().map(|text| space(text)).collect(),
         groups: groups.into_iter().map(|group| (guid(&group), group)).collect(),
     }

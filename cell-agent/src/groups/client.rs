@@ -148,17 +148,23 @@ impl Client {
 
     /// One watch, until it ends.
     async fn watch(&mut self) -> Result<(), Status> {
-        let spaces = self.spaces();
-        let hello = Hello {
-            cell_id: self.cell.as_str().to_owned(),
-            space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
-            ..Hello::default()
-        };
-        let mut follow = Follow::hello(spaces);
+        let (mut follow, mut hello) = self.begin();
+        self.cell.as_str().clone_into(&mut hello.cell_id);
         let (requests, outgoing) = mpsc::channel(32);
         send(&requests, Step::Hello(hello)).await?;
         let answers = self.store.watch(ReceiverStream::new(outgoing)).await?;
         self.follow(&mut follow, &requests, answers.into_inner()).await
+    }
+
+    /// A watch that goes on from what is known, or else begins anew.
+    fn begin(&mut self) -> (Follow, Hello) {
+        let known = self.known.borrow().clone();
+        if let Some(resumed) = known.and_then(|known| Follow::resume(&known)) {
+            return resumed;
+        }
+        let spaces = self.spaces();
+        let space_guids = spaces.iter().map(|space| space.as_str().to_owned()).collect();
+        (Follow::hello(spaces), Hello { space_guids, ..Hello::default() })
     }
 
     async fn follow(
@@ -211,6 +217,8 @@ impl Client {
     }
 
     fn receive(&mut self, follow: &mut Follow, answer: WatchResponse) {
+        let (reset, upserted, removed) =
+            (answer.reset, answer.upserted.len(), answer.removed.len());
         let told = follow.receive(answer);
         for problem in &told.problems {
             tracing::error!(error = problem, "group-isolated");
@@ -233,6 +241,9 @@ impl Client {
             generation = known.generation.0,
             groups = known.groups.len(),
             spaces = known.spaces.len(),
+            reset,
+            upserted,
+            removed,
             "groups-received"
         );
         self.known.send_replace(Some(known));

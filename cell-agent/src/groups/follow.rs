@@ -4,7 +4,8 @@
 //! - A state is passed on only when the store says that it is whole.
 //! - A space counts as known when the store has confirmed the request that asked
 //!   for it, not before.
-//! - A new watch begins with everything that is known and wanted; until its first
+//! - A new watch says which state is known, if that is exactly one of the store's,
+//!   and is told what came after it; else it is told everything. Until its first
 //!   whole state the old one stands.
 
 use std::{
@@ -14,11 +15,14 @@ use std::{
 
 use model::{
     effective::ReadGroup,
-    generation::Generation,
+    generation::{Generation, Stamp},
     group::StoredGroup,
     ids::{GroupGuid, SpaceGuid},
 };
-use proto::policy_v1::{WatchResponse, watch_request::Subscribe};
+use proto::policy_v1::{
+    WatchResponse,
+    watch_request::{Hello, Subscribe},
+};
 
 use crate::plan::Known;
 
@@ -29,6 +33,8 @@ pub struct Follow {
     asked: BTreeMap<SpaceGuid, u64>,
     sequence: u64,
     draft: BTreeMap<GroupGuid, Arc<ReadGroup>>,
+    /// Whether something was told that is not in the draft.
+    lacks: bool,
 }
 
 /// What an answer led to.
@@ -49,7 +55,27 @@ impl Follow {
             asked: spaces.into_iter().map(|space| (space, 0)).collect(),
             sequence: 0,
             draft: BTreeMap::new(),
+            lacks: false,
         }
+    }
+
+    /// A new watch that goes on from what is known, with its Hello; that asks for
+    /// exactly the known spaces, and [`Follow::subscribe`] brings it to others.
+    /// `None` if what is known is not a state of the store.
+    #[must_use]
+    pub fn resume(known: &Known) -> Option<(Self, Hello)> {
+        let Known { generation, stamp, spaces, groups } = known;
+        if *stamp == Stamp::default() || *generation == Generation::default() {
+            return None;
+        }
+        let follow = Self { draft: groups.clone(), ..Self::hello(spaces.iter().cloned()) };
+        let hello = Hello {
+            cell_id: String::new(),
+            space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
+            generation: generation.0,
+            stamp: stamp.0,
+        };
+        Some((follow, hello))
     }
 
     /// The spaces that were asked for.
@@ -89,11 +115,12 @@ impl Follow {
             removed,
             complete,
             subscription_sequence,
-            stamp: _,
+            stamp,
         } = response;
         let mut told = Told::default();
         if reset {
             self.draft.clear();
+            self.lacks = false;
         }
         for guid in removed {
             if let Ok(guid) = GroupGuid::parse(&guid) {
@@ -107,19 +134,26 @@ impl Follow {
                     let guid = stored.group.guid.clone();
                     self.draft.insert(guid, Arc::new(ReadGroup::new(stored)));
                 }
-                Err(error) => told.problems.push(format!("group {name:?}: {error}")),
+                Err(error) => {
+                    self.lacks = true;
+                    told.problems.push(format!("group {name:?}: {error}"));
+                }
             }
         }
         if complete {
-            told.known = Some(self.whole(Generation(generation), subscription_sequence));
+            // Groups of spaces that were dropped are in the draft until the store
+            // has taken that in.
+            let exact = !self.lacks && subscription_sequence == self.sequence;
+            let stamp = if exact { Stamp(stamp) } else { Stamp::default() };
+            told.known = Some(self.whole(Generation(generation), stamp, subscription_sequence));
         }
         told
     }
 
-    fn whole(&self, generation: Generation, confirmed: u64) -> Arc<Known> {
+    fn whole(&self, generation: Generation, stamp: Stamp, confirmed: u64) -> Arc<Known> {
         let confirmed = self.asked.iter().filter(|(_, sequence)| **sequence <= confirmed);
         let spaces = confirmed.map(|(space, _)| space.clone()).collect();
-        Arc::new(Known { generation, spaces, groups: self.draft.clone() })
+        Arc::new(Known { generation, stamp, spaces, groups: self.draft.clone() })
     }
 }
 
@@ -170,6 +204,43 @@ mod tests {
         let mut reset = state(5, 0, &["c"]);
         reset.reset = true;
         assert_eq!(names(&follow.receive(reset).known.unwrap()), ["c"]);
+    }
+
+    #[test]
+    fn what_is_exactly_a_state_of_the_store_is_gone_on_from() {
+        let mut follow = Follow::hello([space("s1"), space("s2")]);
+        let told = |follow: &mut Follow, sequence| {
+            let mut answer = state(3, sequence, &["a"]);
+            answer.stamp = 77;
+            follow.receive(answer).known.unwrap()
+        };
+        let known = told(&mut follow, 0);
+        let (mut resumed, hello) = Follow::resume(&known).unwrap();
+        assert_eq!((hello.generation, hello.stamp), (3, 77));
+        assert_eq!(hello.space_guids, ["s1", "s2"]);
+        let mut missed = state(4, 0, &["b"]);
+        missed.stamp = 78;
+        let known = resumed.receive(missed).known.unwrap();
+        assert_eq!((names(&known), known.stamp), (vec!["a", "b"], Stamp(78)));
+        assert_eq!(known.spaces, spaces(&["s1", "s2"]));
+        // What only a dropped space had is still there until the store says not.
+        follow.subscribe(&spaces(&["s1"])).unwrap();
+        assert!(Follow::resume(&told(&mut follow, 0)).is_none());
+        let known = told(&mut follow, 1);
+        assert_eq!(Follow::resume(&known).unwrap().1.space_guids, ["s1"]);
+    }
+
+    #[test]
+    fn a_state_with_a_hole_is_not_gone_on_from_until_it_is_told_anew() {
+        let mut follow = Follow::hello([]);
+        let mut answer = state(3, 0, &["a", ""]);
+        answer.stamp = 77;
+        assert!(Follow::resume(&follow.receive(answer.clone()).known.unwrap()).is_none());
+        answer.upserted.pop();
+        assert!(Follow::resume(&follow.receive(answer.clone()).known.unwrap()).is_none());
+        answer.reset = true;
+        assert!(Follow::resume(&follow.receive(answer).known.unwrap()).is_some());
+        assert!(Follow::resume(&Known::default()).is_none());
     }
 
     /// A group that was deleted and made again between two answers.

@@ -8,7 +8,10 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use model::{generation::Generation, ids::SpaceGuid};
+use model::{
+    generation::{Generation, Stamp},
+    ids::SpaceGuid,
+};
 use runtime::{backoff::Backoff, error::chain, tls::ClientTls};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -208,7 +211,7 @@ impl Poller {
 
     fn receive(&mut self, entries: Vec<Entry>, stamp: Option<u64>, spaces: &BTreeSet<SpaceGuid>) {
         let before = self.known.borrow().clone();
-        let Known { generation, spaces: old_spaces, groups: old } =
+        let Known { generation, stamp: _, spaces: old_spaces, groups: old } =
             before.as_deref().cloned().unwrap_or_default();
         if stamp == Some(0) && entries.is_empty() && !old.is_empty() {
             // A server that was never filled says nothing about the rules.
@@ -231,7 +234,7 @@ impl Poller {
             spaces = spaces.len(),
             "groups-received"
         );
-        let known = Known { generation, spaces: spaces.clone(), groups };
+        let known = Known { generation, stamp: Stamp(0), spaces: spaces.clone(), groups };
         self.known.send_if_modified(|last| {
             let changed = !same || last.as_ref().is_none_or(|last| last.generation != generation);
             if changed {

@@ -80,7 +80,7 @@ pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) {
 }
 
 fn encode(known: &Known) -> Vec<u8> {
-    let Known { generation, spaces, groups } = known;
+    let Known { generation, stamp, spaces, groups } = known;
     let hello = Hello {
         cell_id: String::new(),
         space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
@@ -88,6 +88,7 @@ fn encode(known: &Known) -> Vec<u8> {
     };
     let whole = WatchResponse {
         generation: generation.0,
+        stamp: stamp.0,
         reset: true,
         upserted: groups.values().map(|group| StoredGroup::from(&group.stored)).collect(),
         complete: true,
@@ -130,6 +131,7 @@ mod tests {
         let known = Follow::hello([SpaceGuid::parse("s1").unwrap()])
             .receive(WatchResponse {
                 generation: 7,
+                stamp: 77,
                 upserted: vec![StoredGroup { id: 3, group: Some(group) }],
                 complete: true,
                 ..Default::default()
@@ -139,6 +141,7 @@ mod tests {
         state.write(FILE, &encode(&known)).unwrap();
         let back = load(&state).unwrap();
         assert_eq!((&back.spaces, back.generation), (&known.spaces, known.generation));
+        assert_eq!((back.stamp.0, known.stamp), (77, back.stamp));
         assert_eq!(back.groups, known.groups);
     }
 

@@ -21,7 +21,6 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use model::generation::Generation;
 use runtime::process::Command;
 
 use crate::{
@@ -217,7 +216,7 @@ fn known(paths: &[PathBuf], snapshot: &Snapshot, notes: &mut Notes) -> Result<Kn
     let belongs =
         snapshot.containers.values().filter_map(|container| container.belongs.as_ref().ok());
     let spaces = belongs.map(|belongs| belongs.space.clone()).collect();
-    Ok(Known { generation: Generation(0), spaces, groups })
+    Ok(Known { spaces, groups, ..Known::default() })
 }
 
 /// What the agent would leave out and report.

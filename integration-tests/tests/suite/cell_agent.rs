@@ -2,14 +2,16 @@
 //! grpcurl and portcullisctl. The policy store is away, so the containers of an
 //! unknown space are closed.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, panic::resume_unwind, path::Path, process::Command, thread};
 
 use integration_tests::{
     binaries,
     grpcurl::{self, Target},
     process::Process,
-    services::Site,
+    services::{ControlPlane, Site},
+    wait,
 };
+use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 
 const HANDLE: &str = "1d1e63ae-302f-49d3-8c33-d79363f46c9c";
@@ -93,4 +95,104 @@ fn portcullisctl_tells_why_a_container_is_closed() {
     assert_eq!(agent.terminate().code(), Some(0));
     let (done, text) = ctl(&socket, &["containers"]);
     assert!(!done && text.contains("portcullisctl: list containers"), "{text}");
+}
+
+/// Runs a test in a network namespace of its own, with all that it starts: the
+/// agent changes the packet filter there, and reaches the others on loopback.
+fn apart(test: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces can be made: run as root");
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.expect("ip is installed (iproute2)").success());
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        resume_unwind(panic);
+    }
+}
+
+/// Starts the agent of a cell with one container, which watches this store.
+fn watching(plane: &ControlPlane) -> Process {
+    let site = &plane.site;
+    let files = site.cell_certificate("cell-1");
+    let metadata =
+        json!({ "policy_group_id": "app-1", "space_id": "s1", "container_workload": "app" });
+    let entry = json!({ HANDLE: { "handle": HANDLE, "ip": "10.255.1.5", "metadata": metadata } });
+    fs::write(site.path("store.json"), entry.to_string()).expect("the store can be written");
+    let config = json!({
+        "cell_id": "cell-1",
+        "policy_store_address": plane.store_address,
+        "ca_cert_file": files.ca, "client_cert_file": files.cert, "client_key_file": files.key,
+        "cni_datastore_path": site.path("store.json"),
+        "state_directory": site.path("state"),
+        "force_policy_poll_cycle_port": 0, "debug_server_port": 0,
+        "log_level": "debug",
+    });
+    Process::serve("cell-agent", "-config-file", &site.config("cell-agent", &config))
+}
+
+/// What the agent was told with its n-th whole state: whether it was to forget
+/// everything before, and how many groups came.
+fn told(agent: &Process, nth: usize) -> (bool, u64) {
+    wait::until(&format!("whole state {nth}"), || {
+        let log = agent.log().into_iter();
+        let mut states = log.filter(|line| {
+            line["message"].as_str().is_some_and(|text| text.ends_with(".groups-received"))
+        });
+        let state = states.nth(nth).ok_or_else(|| agent.lines().join("\n"))?;
+        let upserted = state["data"]["upserted"].as_u64().expect("a number");
+        Ok::<_, String>((state["data"]["reset"] == true, upserted))
+    })
+}
+
+fn rules_of_the_kernel() -> String {
+    let mut command = Command::new("nft");
+    let output = command.args(["list", "table", "inet", "portcullis"]).output();
+    String::from_utf8_lossy(&output.expect("nft is installed").stdout).into_owned()
+}
+
+/// A whole state costs the store and the network what the cell's groups weigh; a
+/// store that restarts has all its cells come back at once.
+#[test]
+fn a_cell_that_comes_back_is_told_only_what_it_missed() {
+    apart(|| {
+        let mut plane = ControlPlane::start();
+        let _syncer = plane.syncer("syncer-1");
+        plane.cloud.create_group("first", "10.1.0.0/16");
+        plane.cloud.create_group("second", "10.2.0.0/16");
+        plane.wait_until_synced();
+        let groups = plane.stored_names().len() as u64;
+
+        let mut agent = watching(&plane);
+        assert_eq!(told(&agent, 0), (true, groups), "everything, for a cell that has nothing");
+        agent.wait_for("rules-applied");
+        assert!(agent.terminate().success());
+
+        // It was away while a group came.
+        plane.cloud.create_group("third", "10.3.0.0/16");
+        plane.wait_until_synced();
+        let mut agent = watching(&plane);
+        assert_eq!(told(&agent, 0), (false, 1), "what came while it was away");
+        wait::until("the new rule", || {
+            let rules = rules_of_the_kernel();
+            if rules.contains("10.3.0.0/16") { Ok(()) } else { Err(rules) }
+        });
+        assert!(rules_of_the_kernel().contains("10.1.0.0/16"), "what it had");
+
+        // The store was away, and nothing happened; then something does.
+        plane.policy_store.kill();
+        agent.wait_for("policy-store-watch-ended.keeping-last-good-groups");
+        plane.restart_store();
+        assert_eq!(told(&agent, 1), (false, 0), "nothing new after a restart of the store");
+        plane.cloud.create_group("fourth", "10.4.0.0/16");
+        plane.wait_until_synced();
+        assert_eq!(told(&agent, 2), (false, 1));
+        assert!(agent.terminate().success());
+
+        // Without its state it begins anew.
+        fs::remove_dir_all(plane.site.path("state")).expect("the state can be removed");
+        let mut agent = watching(&plane);
+        assert_eq!(told(&agent, 0), (true, groups + 2));
+        assert!(agent.terminate().success());
+    });
 }

@@ -9,7 +9,7 @@ use model::{
     ids::{CellId, SpaceGuid},
 };
 use proto::policy_v1::{
-    ListRequest, ListResponse, WatchRequest, WatchResponse,
+    WatchRequest, WatchResponse,
     policy_store_client::PolicyStoreClient,
     watch_request::{Hello, Report, Step},
 };
@@ -25,10 +25,6 @@ use tonic::{Status, Streaming, transport::Channel};
 use super::{Follow, Link, spaces::Spaces};
 use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 
-/// Groups in one answer to a list.
-const PAGE: u32 = 500;
-/// A list that changes between two pages is begun again.
-const LIST_ATTEMPTS: u32 = 4;
 const LINGER_CHECK: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
@@ -106,54 +102,38 @@ impl Client {
         }
     }
 
-    /// Asks once, without being known to the store as a cell that watches.
+    /// Watches until everything that is wanted now has been told once.
     ///
     /// # Errors
     /// The store does not answer, or refuses.
     pub async fn fetch(mut self) -> Result<(), Status> {
-        let spaces = self.spaces();
-        let whole = self.list(&spaces).await?;
-        if whole.generation == 0 {
-            return Err(Status::failed_precondition("the policy store was never filled"));
-        }
-        self.receive(&mut Follow::hello(spaces), whole);
-        Ok(())
-    }
-
-    /// All pages of one generation.
-    async fn list(&mut self, spaces: &BTreeSet<SpaceGuid>) -> Result<WatchResponse, Status> {
-        let space_guids: Vec<String> =
-            spaces.iter().map(|space| space.as_str().to_owned()).collect();
-        let mut whole = WatchResponse { complete: true, ..WatchResponse::default() };
-        let (mut page_token, mut begun) = (0, 1);
-        while begun <= LIST_ATTEMPTS {
-            let space_guids = space_guids.clone();
-            let request = ListRequest { space_guids, all: false, page_size: PAGE, page_token };
-            let ListResponse { groups, next_page_token, generation } =
-                self.store.list(request).await?.into_inner();
-            if page_token != 0 && generation != whole.generation {
-                (page_token, begun) = (0, begun + 1);
-                whole.upserted.clear();
-                continue;
+        let (mut follow, requests, mut answers) = self.open().await?;
+        let wanted = self.spaces();
+        self.subscribe(&mut follow, &requests).await?;
+        while let Some(answer) = answers.message().await? {
+            let told = self.receive(&mut follow, answer);
+            if told.is_some_and(|known| wanted.is_subset(&known.spaces)) {
+                return Ok(());
             }
-            whole.generation = generation;
-            whole.upserted.extend(groups);
-            if next_page_token == 0 {
-                return Ok(whole);
-            }
-            page_token = next_page_token;
         }
-        Err(Status::aborted("the groups changed while they were read"))
+        Err(Status::unavailable("the store ended the watch"))
     }
 
     /// One watch, until it ends.
     async fn watch(&mut self) -> Result<(), Status> {
-        let (mut follow, mut hello) = self.begin();
+        let (mut follow, requests, answers) = self.open().await?;
+        self.follow(&mut follow, &requests, answers).await
+    }
+
+    async fn open(
+        &mut self,
+    ) -> Result<(Follow, mpsc::Sender<WatchRequest>, Streaming<WatchResponse>), Status> {
+        let (follow, mut hello) = self.begin();
         self.cell.as_str().clone_into(&mut hello.cell_id);
         let (requests, outgoing) = mpsc::channel(32);
         send(&requests, Step::Hello(hello)).await?;
         let answers = self.store.watch(ReceiverStream::new(outgoing)).await?;
-        self.follow(&mut follow, &requests, answers.into_inner()).await
+        Ok((follow, requests, answers.into_inner()))
     }
 
     /// A watch that goes on from what is known, or else begins anew.
@@ -182,7 +162,7 @@ impl Client {
         loop {
             tokio::select! {
                 answer = answers.message() => match answer? {
-                    Some(answer) => self.receive(follow, answer),
+                    Some(answer) => _ = self.receive(follow, answer),
                     None => return Ok(()),
                 },
                 Ok(()) = containers.changed() => self.subscribe(follow, requests).await?,
@@ -216,14 +196,15 @@ impl Client {
         }
     }
 
-    fn receive(&mut self, follow: &mut Follow, answer: WatchResponse) {
+    /// Takes in an answer; what is known by it, if the state is whole.
+    fn receive(&mut self, follow: &mut Follow, answer: WatchResponse) -> Option<Arc<Known>> {
         let (reset, upserted, removed) =
             (answer.reset, answer.upserted.len(), answer.removed.len());
         let told = follow.receive(answer);
         for problem in &told.problems {
             tracing::error!(error = problem, "group-isolated");
         }
-        let Some(known) = told.known else { return };
+        let known = told.known?;
         let before = self.known.borrow().as_ref().map_or(Generation(0), |known| known.generation);
         if known.generation == Generation(0) && before > Generation(0) {
             // A store that was never filled says nothing about the rules.
@@ -231,7 +212,7 @@ impl Client {
                 generation = before.0,
                 "policy-store-is-empty.keeping-last-good-groups"
             );
-            return;
+            return None;
         }
         if known.generation < before {
             let (from, to) = (before.0, known.generation.0);
@@ -246,11 +227,12 @@ impl Client {
             removed,
             "groups-received"
         );
-        self.known.send_replace(Some(known));
+        self.known.send_replace(Some(Arc::clone(&known)));
         if self.link.send_replace(Link::Up) == Link::Down {
             tracing::info!("policy-store-watched");
             self.backoff.reset();
         }
+        Some(known)
     }
 }
 

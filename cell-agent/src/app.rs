@@ -30,7 +30,7 @@ use crate::{
     c2c_logging,
     config::{Config, DataPlane, Source},
     containers::{Containers, Feed, StoreFile},
-    control::{self, Control},
+    control::{self, Control, PolicyAgent},
     diff, groups,
     groups::{Learner, Link, Refresh},
     grpc, offline,
@@ -63,6 +63,7 @@ pub struct Agent {
     debug: Listener,
     socket: Listener,
     loggregator: Option<(Loggregator, Delivery)>,
+    policies: Option<PolicyAgent>,
     process: Process,
 }
 
@@ -128,8 +129,15 @@ impl Agent {
             Some(config) => loggregator::bind(config).context("the loggregator client")?,
             None => None,
         };
+        let policies = match &config.policy_agent {
+            Some(address) => {
+                let agent = PolicyAgent::new(address.as_str(), config.force_timeout);
+                Some(agent.context("an HTTP client for policy_agent_address")?)
+            }
+            None => None,
+        };
         let process = process.clone();
-        Ok(Self { config, plane, state, tls, http, debug, socket, loggregator, process })
+        Ok(Self { config, plane, state, tls, http, debug, socket, loggregator, policies, process })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -152,7 +160,7 @@ impl Agent {
             }
             // There is nothing to tell of: who asks is refused at once.
             drop(self.socket);
-            let routes = control::router(Control { cell: None });
+            let routes = control::router(Control { cell: None, policies: self.policies });
             let health = Health::new();
             let (http, debug) = (self.http, debug_router(&self.process, &health));
             serve(&mut tasks, "control-endpoints", http, routes, &shutdown);
@@ -199,7 +207,8 @@ pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plan
 impl Agent {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let Self { config, plane, state, tls, http, debug, socket, loggregator, process } = self;
+        let Self { config, plane, state, tls, http, debug, socket, loggregator, policies, process } =
+            self;
         crate::metrics::begin();
         let health = Health::new();
         let (containers, follower) =
@@ -221,6 +230,7 @@ impl Agent {
             groups: groups.clone(),
             refresh,
             enforced: enforced.clone(),
+            nudge: nudge.clone(),
             timeout: config.force_timeout,
         };
         let service = grpc::Service {
@@ -233,7 +243,7 @@ impl Agent {
         let grpc = Grpc::new(socket, None, &health)
             .descriptors(proto::DESCRIPTORS)
             .add(CellServer::new(service));
-        let routes = control::router(Control { cell: Some(cell) });
+        let routes = control::router(Control { cell: Some(cell), policies });
         let debug_routes = debug_router(&process, &health);
         let token = || shutdown.clone();
         if let Some((loggregator, delivery)) = loggregator {

@@ -47,6 +47,8 @@ pub struct Config {
     pub enabled: bool,
     /// The agent that takes lines for the logs of apps, if they are to be written.
     pub loggregator: Option<loggregator::Config>,
+    /// Who enforces container-to-container policies on this cell, if anybody.
+    pub policy_agent: Option<HostPort>,
     /// The endpoints for the CNI plugin.
     pub control_address: String,
     /// The endpoints for operators.
@@ -131,6 +133,7 @@ impl Configure for Config {
             full_interval.and_then(|seconds| positive(keys, "asg_poll_interval", seconds.0));
         let enabled = keys.or("enable_asg_syncing", true);
         let loggregator = loggregator(keys);
+        let policy_agent = keys.optional("policy_agent_address");
         let control_address =
             address(keys, ("force_policy_poll_cycle_host", "force_policy_poll_cycle_port"), 8722);
         let debug_address = address(keys, ("debug_server_host", "debug_server_port"), 8721);
@@ -154,6 +157,7 @@ impl Configure for Config {
             force_timeout: force_timeout?,
             enabled: enabled?,
             loggregator: loggregator?,
+            policy_agent: policy_agent?,
             control_address: control_address?,
             debug_address: debug_address?,
             log_prefix: log_prefix?,

@@ -16,14 +16,15 @@ use axum::{
     routing::any,
 };
 use model::ids::ContainerHandle;
-use tokio::sync::watch;
+use runtime::error::chain;
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::codegen::http::StatusCode;
 
 use crate::{
     containers::Feed,
     groups::Refresh,
     plan::{Known, Standing},
-    reconcile::Enforced,
+    reconcile::{Enforced, Nudge},
 };
 
 /// What the endpoints work with.
@@ -31,6 +32,33 @@ use crate::{
 pub struct Control {
     /// `None` when nothing is enforced; the endpoints say so.
     pub cell: Option<Cell>,
+    /// Who enforces container-to-container policies on this cell, if anybody.
+    pub policies: Option<PolicyAgent>,
+}
+
+/// The original's agent beside this one, for the policies between containers; its
+/// own security groups are switched off.
+#[derive(Debug, Clone)]
+pub struct PolicyAgent {
+    url: String,
+    http: reqwest::Client,
+}
+
+impl PolicyAgent {
+    /// The one at this address.
+    ///
+    /// # Errors
+    /// There is no HTTP client.
+    pub fn new(address: &str, timeout: Duration) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder().no_proxy().timeout(timeout).build()?;
+        Ok(Self { url: format!("http://{address}/force-policy-poll-cycle"), http })
+    }
+
+    /// What it says to the same request.
+    async fn force(&self) -> Result<(StatusCode, String), reqwest::Error> {
+        let answer = self.http.get(&self.url).send().await?;
+        Ok((answer.status(), answer.text().await?))
+    }
 }
 
 /// The enforcing parts of the agent.
@@ -44,6 +72,8 @@ pub struct Cell {
     pub refresh: Refresh,
     /// What is in force.
     pub enforced: watch::Receiver<Arc<Enforced>>,
+    /// The reconcile loop.
+    pub nudge: mpsc::Sender<Nudge>,
     /// The longest that a request waits.
     pub timeout: Duration,
 }
@@ -57,10 +87,18 @@ pub fn router(control: Control) -> Router {
         .with_state(control)
 }
 
-/// Container-to-container policies are none of ours; the CNI plugin asks before
-/// the chains of a new container exist, and only wants a 200.
-async fn force_policy_poll_cycle() -> StatusCode {
-    StatusCode::OK
+/// Container-to-container policies are none of ours, but the CNI plugin has one
+/// agent to ask: who enforces them is asked in its place.
+async fn force_policy_poll_cycle(State(control): State<Control>) -> Response {
+    let Some(agent) = &control.policies else { return StatusCode::OK.into_response() };
+    match agent.force().await {
+        Ok(answer) => answer.into_response(),
+        Err(error) => {
+            let reason = chain(&error);
+            tracing::error!(error = reason, "force-policy-poll-cycle-failed");
+            failed(format!("failed to force policy poll cycle: {reason}"))
+        }
+    }
 }
 
 async fn force_asgs_for_container(
@@ -163,7 +201,13 @@ impl Cell {
             let tried = attempted(enforced, reading) && newest;
             tried && (decided || refreshed.is_err()) || enforced.error.is_some()
         };
-        let enforced = self.wait(done).await;
+        let mut enforced = self.wait(done).await;
+        if enforced.waiting.contains_key(&handle) {
+            // The CNI plugin writes to the store before it makes the chains, and
+            // calls after it.
+            self.look_again().await?;
+            enforced = self.enforced.borrow().clone();
+        }
         if let Some(error) = failure(&enforced, reading) {
             return Err(error);
         }
@@ -187,7 +231,22 @@ impl Cell {
             return Err("it is still in the container metadata store".to_owned());
         }
         let enforced = self.wait(|enforced| attempted(enforced, containers.reading)).await;
+        // What the plugin's own chains held may go now that it has taken them away.
+        self.look_again().await?;
         failure(&enforced, containers.reading).map_or(Ok(()), Err)
+    }
+
+    /// Waits until the kernel has been looked at after this call.
+    async fn look_again(&self) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        let pass = async {
+            let gone = || "the agent is shutting down".to_owned();
+            let nudge = Nudge { thoroughly: false, answer };
+            self.nudge.send(nudge).await.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?.map(drop)
+        };
+        let passed = tokio::time::timeout(self.timeout, pass).await;
+        passed.unwrap_or_else(|_| Err("the rules are not in the kernel yet".to_owned()))
     }
 
     /// The state when `done`, or at the latest when the time is up.

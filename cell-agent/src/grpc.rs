@@ -72,15 +72,20 @@ impl Cell for Service {
         let handle = parse_handle(&request.handle)?;
         let probe = parse_probe(&request).map_err(Status::invalid_argument)?;
         let enforced = self.enforced.borrow().clone();
-        let explanation =
+        let mut explanation =
             explain(&enforced.ruleset, &handle, probe).ok_or_else(|| unknown(&handle))?;
+        if let Some(reason) = enforced.waiting.get(&handle) {
+            // Whatever its rules say, they are not in the kernel.
+            explanation = Explanation::Denied { reason: reason.clone(), nearest: Vec::new() };
+        }
         Ok(Response::new(explained(&enforced, &explanation)))
     }
 
     async fn reconcile(&self, _request: Request<ReconcileRequest>) -> Answer<ReconcileResponse> {
         let (answer, answered) = oneshot::channel();
         let ending = || Status::unavailable("the agent is shutting down");
-        self.nudge.send(answer).await.map_err(|_| ending())?;
+        let nudge = Nudge { thoroughly: true, answer };
+        self.nudge.send(nudge).await.map_err(|_| ending())?;
         let repaired = answered.await.map_err(|_| ending())?.map_err(Status::internal)?;
         let generation = self.enforced.borrow().generation().0;
         Ok(Response::new(ReconcileResponse { generation, repaired }))
@@ -143,7 +148,9 @@ fn policy<'a>(enforced: &'a Enforced, handle: &ContainerHandle) -> Option<&'a Po
 fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container> {
     let Planned { address, standing } = enforced.ruleset.containers.get(handle)?;
     let entry = enforced.snapshot.containers.get(handle)?;
+    let waits = enforced.waiting.get(handle);
     let enforcement = match standing {
+        Standing::Bound(_) if waits.is_some() => Enforcement::DeniedUntilKnown,
         Standing::Bound(_) => Enforcement::Enforced,
         Standing::Unknown(_) => Enforcement::DeniedUntilKnown,
         Standing::Ungrouped(_) => Enforcement::DeniedNoGroups,
@@ -161,7 +168,7 @@ fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container>
         lifecycle: lifecycle.unwrap_or_default().into(),
         enforcement: enforcement.into(),
         rules: count(rules),
-        reason: why_denied(standing),
+        reason: waits.cloned().unwrap_or_else(|| why_denied(standing)),
     })
 }
 

@@ -84,8 +84,14 @@ pub struct Inputs {
     pub full_interval: Duration,
 }
 
-/// Asks for a comparison with the kernel now.
-pub type Nudge = oneshot::Sender<Result<bool, String>>;
+/// Asks for a pass now.
+#[derive(Debug)]
+pub struct Nudge {
+    /// Whether the kernel is compared even if nobody seems to have changed it.
+    pub thoroughly: bool,
+    /// Whether anything was repaired, or why nothing is right.
+    pub answer: oneshot::Sender<Result<bool, String>>,
+}
 
 /// The loop.
 #[derive(Debug)]
@@ -209,14 +215,17 @@ impl Reconciler {
         metrics::seconds("uptime", self.began.elapsed());
     }
 
-    async fn nudged(&mut self, nudge: Nudge) {
-        if self.settle_at.is_some() {
-            self.settle().await;
+    async fn nudged(&mut self, Nudge { thoroughly, answer: asked }: Nudge) {
+        let mut healed = false;
+        if thoroughly {
+            if self.settle_at.is_some() {
+                self.settle().await;
+            }
+            healed = self.check(true).await;
         }
-        let healed = self.check(true).await;
         self.reconcile().await;
         let answer = self.published.borrow().error.clone().map_or(Ok(healed), Err);
-        let _gave_up = nudge.send(answer);
+        let _gave_up = asked.send(answer);
     }
 
     /// Lets changes that come together go together.

@@ -7,7 +7,9 @@
 
 mod agent;
 mod applog;
+mod beside;
 mod cases;
+mod explained;
 mod faults;
 mod features;
 mod lab;

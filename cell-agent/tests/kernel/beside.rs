@@ -1,0 +1,117 @@
+//! What is beside the agent on a cell: the CNI plugin, and the original's agent
+//! for the policies between containers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, extract::State, routing::any};
+use runtime::server::{Http, Listener};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::http::StatusCode;
+
+use crate::{
+    agent::{Cell, all, app, eventually, global},
+    lab::lab,
+    silk::BACKENDS,
+};
+
+/// In the order of the CNI plugin (contracts/cell-agent.md 3): the store entry,
+/// which the agent sees at once, then the chains, then the call that must not come
+/// back before the rules are in force; and the other way round.
+#[test]
+fn a_container_comes_and_goes_in_the_plugins_order() {
+    const HANDLE: &str = "00000001-aaaa-bbbb-cccc-0123456789ab";
+    for silk in BACKENDS {
+        lab(async move |_lab| {
+            let mut config = silk.config(json!({}));
+            // Nothing but the calls makes it look again.
+            config["drift_interval"] = json!("1h");
+            let mut cell = Cell::running(config).await;
+            cell.store.set(vec![global("g1", vec![all("10.1.0.0/16")])]);
+            cell.caught_up().await;
+            for _ in 0..3 {
+                cell.add_entry(HANDLE, "10.255.1.1", &app("s1"));
+                eventually("the agent has seen the entry", async || {
+                    cell.status().await.containers == 1
+                })
+                .await;
+                let (status, body) = cell.force(HANDLE).await;
+                assert_eq!(status, 500, "there are no chains yet: {body}");
+                silk.add(HANDLE, "10.255.1.1", &json!({}));
+                let (status, body) = cell.force(HANDLE).await;
+                assert_eq!((status, body), (200, format!("updated container {HANDLE}")));
+                let rules = silk.ours();
+                assert!(
+                    rules.iter().any(|rule| rule.contains("10.1.0.0-10.1.255.255")),
+                    "{rules:?}"
+                );
+                cell.delete_entry(HANDLE);
+                eventually("the agent has seen it go", async || {
+                    cell.status().await.containers == 0
+                })
+                .await;
+                silk.delete(HANDLE, "10.255.1.1");
+                let path = format!("/force-orphaned-asgs-cleanup?container={HANDLE}");
+                let (status, body) = cell.get(&path).await;
+                assert_eq!(
+                    (status, body),
+                    (200, format!("cleaned up ASGs for container {HANDLE}"))
+                );
+                assert_eq!(silk.ours(), Vec::<String>::new(), "nothing of it is left");
+            }
+            cell.stop().await;
+        });
+    }
+}
+
+/// Fails each second call.
+async fn cycle(State(calls): State<Arc<AtomicUsize>>) -> (StatusCode, &'static str) {
+    match calls.fetch_add(1, Ordering::Relaxed) % 2 {
+        0 => (StatusCode::OK, ""),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed to force policy poll cycle: no server"),
+    }
+}
+
+#[test]
+fn the_agent_for_container_policies_is_asked_in_the_plugins_place() {
+    lab(async |_lab| {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let listener = Listener::tcp("the other agent", "127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr();
+        let routes = Router::new()
+            .route("/force-policy-poll-cycle", any(cycle))
+            .with_state(Arc::clone(&calls));
+        let (mut tasks, shutdown) = (JoinSet::new(), CancellationToken::new());
+        let token = shutdown.clone();
+        tasks.spawn(async move {
+            Http::new(listener, None).serve(routes, token, Duration::ZERO).await;
+        });
+        for enabled in [true, false] {
+            let config = json!({"policy_agent_address": address, "enable_asg_syncing": enabled});
+            let mut cell = Cell::running(config).await;
+            let force = async |cell: &Cell| cell.get("/force-policy-poll-cycle").await;
+            assert_eq!(force(&cell).await, (200, String::new()));
+            let failed = "failed to force policy poll cycle: no server";
+            assert_eq!(force(&cell).await, (500, failed.to_owned()));
+            cell.stop().await;
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 4);
+        shutdown.cancel();
+        while tasks.join_next().await.is_some() {}
+        let mut cell = Cell::running(json!({"policy_agent_address": address})).await;
+        let (status, body) = cell.get("/force-policy-poll-cycle").await;
+        assert_eq!(status, 500);
+        assert!(body.starts_with("failed to force policy poll cycle: "), "{body}");
+        cell.stop().await;
+        let mut alone = Cell::running(json!({})).await;
+        assert_eq!(alone.get("/force-policy-poll-cycle").await, (200, String::new()));
+        alone.stop().await;
+    });
+}

@@ -17,6 +17,7 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
+use tokio::io::BufReader;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -150,7 +151,10 @@ struct Target {
     connect_timeout: Duration,
 }
 
-type Connection = TokioIo<tokio_util::either::Either<TcpStream, TlsStream<TcpStream>>>;
+type Connection = TokioIo<tokio_util::either::Either<TcpStream, TlsStream<BufReader<TcpStream>>>>;
+
+/// What is read at a time: rustls itself asks for 4 KiB, a fraction of a record.
+const READ: usize = 64 << 10;
 
 fn connect(target: Arc<Target>) -> impl Future<Output = io::Result<Connection>> + Send {
     use tokio_util::either::Either;
@@ -164,6 +168,7 @@ fn connect(target: Arc<Target>) -> impl Future<Output = io::Result<Connection>> 
             let mut config = tls.rustls_config().as_ref().clone();
             config.alpn_protocols = vec![b"h2".to_vec()];
             let connector = TlsConnector::from(Arc::new(config));
+            let stream = BufReader::with_capacity(READ, stream);
             let stream = connector.connect(target.name.clone(), stream).await?;
             Ok(TokioIo::new(Either::Right(stream)))
         };

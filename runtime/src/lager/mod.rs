@@ -28,7 +28,7 @@
 //!   something, only at level debug.
 //! - Of crates that are not ours only WARN and ERROR pass, as `info` under the
 //!   message `<source>.<target>` with `data.text`.
-//! - A line is written by one locked write. A closed or failing standard output
+//! - A line is written by one locked write, those of [`together`] by one for all. A closed or failing standard output
 //!   loses lines and does no other harm.
 
 mod capture;
@@ -37,6 +37,7 @@ mod encode;
 mod fields;
 mod layer;
 mod level;
+mod together;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,7 @@ pub use censor::Censor;
 pub use fields::json;
 pub use layer::Lager;
 pub use level::{Level, TimeFormat, UnknownName};
+pub use together::together;
 
 use level::AtomicLevel;
 
@@ -91,8 +93,16 @@ impl Sink {
         Self(Arc::new(Mutex::new(Box::new(writer))))
     }
 
-    /// Writes a complete line. There is nowhere to report a failure to.
+    /// Whether it is the same.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Writes complete lines. There is nowhere to report a failure to.
     fn write(&self, line: &str) {
+        if together::keep(self, line) {
+            return;
+        }
         let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let _lost = writer.write_all(line.as_bytes());
         let _lost = writer.flush();

@@ -10,7 +10,7 @@
 //!   what is left is cut off. When `serve` returns, no task of it runs.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceExt};
 
 use super::Listener;
+use super::gather::Gather;
 use super::listener::Accepted;
 use super::patient::Patient;
 use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
@@ -162,6 +163,7 @@ impl Server {
             what: listener.what(),
             service,
             tls,
+            protocol,
             http: http_builder(protocol, limits, streams.clone()),
             handshake: limits.handshake,
             stall: (protocol == Protocol::Http1).then_some(limits.stall),
@@ -197,6 +199,7 @@ struct Shared<S> {
     what: &'static str,
     service: S,
     tls: Option<ServerTls>,
+    protocol: Protocol,
     http: auto::Builder<Streams>,
     handshake: Duration,
     /// Absent for HTTP/2, where a client that takes nothing is asked for a sign
@@ -289,15 +292,20 @@ where
             request.extensions_mut().insert(leaving.clone());
             self.service.clone().oneshot(request)
         });
-        let stream = TokioIo::new(Patient::new(stream, self.stall));
-        let connection = self.http.serve_connection(stream, service);
+        let stream = Patient::new(stream, self.stall);
+        let stream = match self.protocol {
+            Protocol::Http1 => Gather::direct(stream),
+            Protocol::Http2 => Gather::new(stream),
+        };
+        let driver = stream.share();
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
+            ended = poll_fn(|context| driver.poll_turn(connection.as_mut(), context)) => ended,
             () = self.exodus.turn() => {
                 connection.as_mut().graceful_shutdown();
                 leaving.0.cancel();
-                connection.await
+                poll_fn(|context| driver.poll_turn(connection.as_mut(), context)).await
             }
         };
         if let Err(error) = ended {

@@ -6,6 +6,7 @@
 
 mod admin;
 mod connections;
+mod gather;
 mod grpc;
 mod health;
 mod http;

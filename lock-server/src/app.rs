@@ -11,7 +11,6 @@
 use std::{pin::pin, time::Duration};
 
 use anyhow::bail;
-use proto::{lock_v1::lock_watch_server::LockWatchServer, models::locket_server::LocketServer};
 use runtime::{
     loggregator::{self, Delivery, Loggregator},
     process::{About, Backup, ConfigError, Ending, Failure, Process},
@@ -214,11 +213,12 @@ impl runtime::process::Service for App {
             tasks.add("loggregator", delivery.run(shutdown.clone()));
         }
         tasks.add("grpc", {
+            let (locket, watch) = service.servers();
             let server = Grpc::new(listener, Some(tls), &health)
                 .limits(limits)
                 .descriptors(proto::DESCRIPTORS)
-                .add(LocketServer::new(service.clone()))
-                .add(LockWatchServer::new(service));
+                .add(locket)
+                .add(watch);
             let drained = drained.drop_guard();
             let span = info_span!("grpc-server");
             span.in_scope(|| tracing::info!(address = server.local_addr(), "started"));

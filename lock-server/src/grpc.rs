@@ -3,7 +3,9 @@
 //! A handler parses, calls, converts. What every call has in common (spans,
 //! debug lines, metrics, the mapping of errors) is in `call`.
 
+mod answers;
 mod call;
+mod direct;
 mod watch;
 
 use std::sync::Arc;
@@ -11,14 +13,21 @@ use std::sync::Arc;
 use model::lock::{Claim, LockKind, Release, Selector};
 use proto::{
     lock_v1,
-    models::{self, locket_server::Locket},
+    lock_v1::lock_watch_server::LockWatchServer,
+    models::{
+        self,
+        locket_server::{Locket, LocketServer},
+    },
 };
 use runtime::tls::peer;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use self::call::About;
-pub use self::call::{Calls, Refusal};
+use self::{answers::Answers, call::About};
+pub use self::{
+    call::{Calls, Refusal},
+    direct::{Direct, TooLarge},
+};
 use crate::{
     access::{Access, Action, Denied},
     held,
@@ -32,17 +41,19 @@ pub struct Service<S> {
     locks: Locks<S>,
     access: Arc<Access>,
     calls: Arc<Calls>,
+    answers: Arc<Answers>,
     /// Ends the watches, which would hold up the drain.
     shutdown: CancellationToken,
 }
 
 impl<S: Clone> Clone for Service<S> {
     fn clone(&self) -> Self {
-        let Self { locks, access, calls, shutdown } = self;
+        let Self { locks, access, calls, answers, shutdown } = self;
         Self {
             locks: locks.clone(),
             access: Arc::clone(access),
             calls: Arc::clone(calls),
+            answers: Arc::clone(answers),
             shutdown: shutdown.clone(),
         }
     }
@@ -51,7 +62,8 @@ impl<S: Clone> Clone for Service<S> {
 impl<S: Store> Service<S> {
     /// Serves `locks` to everybody; watches end at `shutdown`.
     pub fn new(locks: Locks<S>, shutdown: CancellationToken) -> Self {
-        Self { locks, access: Arc::default(), calls: Arc::default(), shutdown }
+        let (access, calls, answers) = (Arc::default(), Arc::default(), Arc::default());
+        Self { locks, access, calls, answers, shutdown }
     }
 
     /// Serves only those that may.
@@ -63,6 +75,11 @@ impl<S: Store> Service<S> {
     /// The calls, for who reports about them.
     pub fn calls(&self) -> Arc<Calls> {
         Arc::clone(&self.calls)
+    }
+
+    /// The gRPC services: Locket's and ours.
+    pub fn servers(self) -> (Direct<LocketServer<Self>>, LockWatchServer<Self>) {
+        (Direct(LocketServer::new(self.clone())), LockWatchServer::new(self))
     }
 
     fn check<T>(&self, request: &Request<T>, action: Action) -> Result<(), Denied> {
@@ -142,10 +159,10 @@ impl<S: Store> Locket for Service<S> {
                 self.check(&request, Action::Read)?;
                 let kind = LockKind::try_from(request.into_inner())?;
                 let held = self.locks.fetch_all(kind).await?;
-                let resources = held.iter().map(|held| (&held.lock).into()).collect();
-                Ok(models::FetchAllResponse { resources })
+                Ok(self.answers.encode(kind, held)?)
             })
             .await
+            .map(|answer| answer.into_inner().response())
     }
 }
 

@@ -11,6 +11,7 @@ mod lock;
 mod policy;
 
 pub use error::Error;
+pub use lock::{fetch_all_len, put_fetch_all};
 pub use policy::timestamp;
 
 /// `models.Locket`, wire-compatible with the original (contracts/locket.md 1).

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span, info_span};
 
+use super::TooLarge;
 use crate::{access::Denied, held, locks, metrics::Requests, store};
 
 /// Why a call is refused.
@@ -22,6 +23,9 @@ pub enum Refusal {
     /// The peer may not.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// There is more to answer than a message can hold.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
 }
 
 /// The one place where refusals become statuses (contracts/locket.md 1.1).
@@ -49,6 +53,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
             },
         },
         Refusal::Denied(_) => Code::PermissionDenied,
+        Refusal::TooLarge(_) => Code::ResourceExhausted,
     };
     Status::new(code, refusal.to_string())
 }
@@ -180,6 +185,7 @@ impl<'a> Call<'a> {
                 );
             }
             Refusal::Denied(_) => tracing::error!(error, "permission-denied"),
+            Refusal::TooLarge(_) => tracing::error!(error, "answer-too-large"),
             Refusal::Locks(locks::Error::Collision) => {}
             Refusal::Locks(locks::Error::NotFound) => {
                 let span = info_span!("fetch-lock");
@@ -263,7 +269,12 @@ mod tests {
         let too_long = lock::Error::TooLong { field: "key", chars: 300, max: 255 };
         let cause = Arc::new(storage::Error::Closed);
         let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Write };
-        let table: [(Refusal, Code, &str); 14] = [
+        let table: [(Refusal, Code, &str); 15] = [
+            (
+                TooLarge(5_000_000_000).into(),
+                Code::ResourceExhausted,
+                "the answer has 5000000000 bytes, more than a message can have",
+            ),
             (denied.into(), Code::PermissionDenied, "the peer cn=x may not write locks"),
             (proto::Error::Missing("resource").into(), Code::InvalidArgument, "invalid-request"),
             (

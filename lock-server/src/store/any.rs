@@ -75,39 +75,41 @@ impl Keeper {
     }
 }
 
+// A call on a server is a large future; the callers' futures, which are moved a few
+// times, are not to have room for it when there is none.
 impl Store for Any {
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         match self {
             Self::Embedded(store) => store.claim(claim, request).await,
-            Self::Shared(store) => store.claim(claim, request).await,
+            Self::Shared(store) => Box::pin(store.claim(claim, request)).await,
         }
     }
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
         match self {
             Self::Embedded(store) => store.release(key, owner).await,
-            Self::Shared(store) => store.release(key, owner).await,
+            Self::Shared(store) => Box::pin(store.release(key, owner)).await,
         }
     }
 
     async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
         match self {
             Self::Embedded(store) => store.expire(seen).await,
-            Self::Shared(store) => store.expire(seen).await,
+            Self::Shared(store) => Box::pin(store.expire(seen)).await,
         }
     }
 
     async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
         match self {
             Self::Embedded(store) => store.select(selector).await,
-            Self::Shared(store) => store.select(selector).await,
+            Self::Shared(store) => Box::pin(store.select(selector)).await,
         }
     }
 
     async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
         match self {
             Self::Embedded(store) => store.watch(selector).await,
-            Self::Shared(store) => store.watch(selector).await,
+            Self::Shared(store) => Box::pin(store.watch(selector)).await,
         }
     }
 }

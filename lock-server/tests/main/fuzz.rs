@@ -19,7 +19,12 @@ use std::{
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
-use lock_server::{feed::Feed, grpc::Service, locks::Locks, store::memory::Memory};
+use lock_server::{
+    feed::Feed,
+    grpc::{Direct, Service},
+    locks::Locks,
+    store::memory::Memory,
+};
 use proto::{lock_v1::lock_watch_server::LockWatchServer, models::locket_server::LocketServer};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -55,7 +60,7 @@ const LIFE: usize = 2_000;
 const LONGEST: usize = 4_096;
 
 struct Target {
-    locket: LocketServer<Service<Memory>>,
+    locket: Direct<LocketServer<Service<Memory>>>,
     watch: LockWatchServer<Service<Memory>>,
 }
 
@@ -63,7 +68,8 @@ impl Target {
     fn new() -> Self {
         let store = Memory::new(Feed::default());
         let service = Service::new(Locks::new(store, PATIENCE), CancellationToken::new());
-        Self { locket: LocketServer::new(service.clone()), watch: LockWatchServer::new(service) }
+        let (locket, watch) = service.servers();
+        Self { locket, watch }
     }
 
     /// What became of an input: method, code and text.

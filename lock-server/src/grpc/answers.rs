@@ -1,0 +1,139 @@
+//! The answers of FetchAll, encoded once for as long as they stay the same.
+//!
+//! An answer is kept with the locks that it shows. It is given again only after
+//! they were compared with those that are held now, so nobody has to say that it is
+//! out of date. A refresh shares its texts with the version before: comparing it is
+//! comparing addresses. An answer of more than [`KEPT`] bytes is not kept, which
+//! bounds the memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use model::lock::{Lock, LockKind};
+
+use super::direct::{Encoded, TooLarge};
+use crate::held::Held;
+
+/// The largest answer that is kept: that of about 20,000 cells.
+const KEPT: usize = 16 << 20;
+
+/// One for each kind, if there is one.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    locks: Mutex<Option<Answer>>,
+    presences: Mutex<Option<Answer>>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    held: Vec<Arc<Held>>,
+    encoded: Encoded,
+}
+
+impl Answers {
+    fn of(&self, kind: LockKind) -> MutexGuard<'_, Option<Answer>> {
+        let kept = match kind {
+            LockKind::Lock => &self.locks,
+            LockKind::Presence => &self.presences,
+        };
+        kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer that shows `held`, which are all of a kind.
+    pub(super) fn encode(&self, kind: LockKind, held: Vec<Arc<Held>>) -> Result<Encoded, TooLarge> {
+        if let Some(kept) = &mut *self.of(kind)
+            && show_the_same(&kept.held, &held)
+        {
+            // The versions before are not needed any more.
+            kept.held = held;
+            return Ok(kept.encoded.clone());
+        }
+        let locks = || held.iter().map(|held| &held.lock);
+        let encoded = Encoded::message(proto::fetch_all_len(locks()), |buffer| {
+            proto::put_fetch_all(locks(), buffer);
+        })?;
+        let keep = encoded.len() <= KEPT;
+        *self.of(kind) = keep.then(|| Answer { held, encoded: encoded.clone() });
+        Ok(encoded)
+    }
+}
+
+fn show_the_same(these: &[Arc<Held>], those: &[Arc<Held>]) -> bool {
+    let same = |(this, that): (&Arc<Held>, &Arc<Held>)| {
+        Arc::ptr_eq(this, that) || shown(&this.lock) == shown(&that.lock)
+    };
+    these.len() == those.len() && these.iter().zip(those).all(same)
+}
+
+/// What clients see of a lock in FetchAll.
+fn shown(lock: &Lock) -> impl PartialEq {
+    let Lock { key, owner, value, kind, ttl: _, token: _ } = lock;
+    (key, owner, value, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::lock::{Claim, LockValue, Ttl};
+    use proptest::prelude::*;
+    use prost::Message as _;
+    use proto::models::{FetchAllResponse, Resource};
+
+    use super::*;
+    use crate::tests::held;
+
+    fn again(held: &Held, value: &str, kind: LockKind, ttl: i64) -> Arc<Held> {
+        let Lock { key, owner, .. } = held.lock.clone();
+        let value = LockValue::parse(value).unwrap();
+        let ttl = Ttl::try_from_seconds(ttl).unwrap();
+        Arc::new(held.again(&Claim { key, owner, value, kind, ttl }, None))
+    }
+
+    fn message(held: &[Arc<Held>]) -> Vec<u8> {
+        let resources = held.iter().map(|held| Resource::from(&held.lock)).collect();
+        FetchAllResponse { resources }.encode_to_vec()
+    }
+
+    proptest! {
+        /// Whatever happens between two looks, an answer shows what is held.
+        #[test]
+        fn an_answer_is_never_out_of_date(
+            changes in prop::collection::vec((0..4usize, "[vw]{0,2}", any::<bool>(), 0..4u8), 1..40),
+        ) {
+            let answers = Answers::default();
+            let mut all: Vec<_> = (0..4).map(|n| held(&n.to_string(), 1, 1, 9)).collect();
+            for (at, value, is_lock, what) in changes {
+                let kind = if is_lock { LockKind::Lock } else { LockKind::Presence };
+                let before = Arc::clone(&all[at]);
+                let kept = before.lock.value.as_str();
+                all[at] = match what {
+                    0 => again(&before, kept, before.lock.kind, 9),
+                    1 => again(&before, kept, before.lock.kind, 10),
+                    2 => again(&before, &value, kind, 9),
+                    _ => held(before.lock.key.as_str(), before.lock.token.0 + 1, 1, 9),
+                };
+                for kind in [LockKind::Lock, LockKind::Presence] {
+                    let of_kind = all.iter().filter(|held| held.lock.kind == kind);
+                    let of_kind: Vec<_> = of_kind.cloned().collect();
+                    let expected = message(&of_kind);
+                    let encoded = answers.encode(kind, of_kind).unwrap();
+                    prop_assert_eq!(encoded.message_bytes(), &expected[..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_refresh_leaves_the_answer_as_it_is_and_a_large_one_is_not_kept() {
+        let (answers, kind) = (Answers::default(), LockKind::Lock);
+        let first = held("k", 1, 1, 9);
+        let refreshed = again(&first, "v", kind, 9);
+        let one = answers.encode(kind, vec![first]).unwrap();
+        let other = answers.encode(kind, vec![Arc::clone(&refreshed)]).unwrap();
+        assert_eq!(one.message_bytes().as_ptr(), other.message_bytes().as_ptr());
+        let kept = answers.of(kind).as_ref().map(|answer| Arc::clone(&answer.held[0]));
+        assert!(Arc::ptr_eq(&kept.unwrap(), &refreshed));
+
+        let large = again(&refreshed, &"v".repeat(4_096), kind, 9);
+        answers.encode(kind, vec![large; 5_000]).unwrap();
+        assert!(answers.of(kind).is_none());
+    }
+}

@@ -1,0 +1,114 @@
+//! Answers whose bytes are there already: they go to the connection as they are.
+//!
+//! A handler that has its message as bytes answers with [`Encoded::response`], whose
+//! message is an empty one; [`Direct`] around the generated server puts the bytes in
+//! its place. The generated server would copy them into a buffer for each answer.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Request};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use tonic::{Response, Status, body::Body, server::NamedService};
+use tower::Service;
+
+/// A message in the frame of gRPC: a flag and its length before it.
+#[derive(Debug, Clone)]
+pub(super) struct Encoded(Bytes);
+
+/// A frame cannot say that it is so long.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the answer has {0} bytes, more than a message can have")]
+pub struct TooLarge(pub(super) usize);
+
+/// What stands before a message.
+const PREFIX: usize = 5;
+
+impl Encoded {
+    /// A message that `put` writes and that has `len` bytes.
+    pub(super) fn message(len: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Self, TooLarge> {
+        let declared = u32::try_from(len).map_err(|_| TooLarge(len))?;
+        let mut buffer = BytesMut::with_capacity(PREFIX + len);
+        buffer.put_u8(0);
+        buffer.put_u32(declared);
+        put(&mut buffer);
+        debug_assert_eq!(buffer.len(), PREFIX + len);
+        Ok(Self(buffer.freeze()))
+    }
+
+    /// How many bytes.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The message alone.
+    #[cfg(test)]
+    pub(super) fn message_bytes(&self) -> &[u8] {
+        &self.0[PREFIX..]
+    }
+
+    /// An answer with this message; to be served by [`Direct`].
+    pub(super) fn response<T: Default>(self) -> Response<T> {
+        let mut response = Response::new(T::default());
+        response.extensions_mut().insert(self);
+        response
+    }
+
+    fn into_body(self) -> Body {
+        let mut trailers = HeaderMap::with_capacity(1);
+        trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+        let frames = [Frame::data(self.0), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+        Body::new(StreamBody::new(stream::iter(frames)))
+    }
+}
+
+/// Serves what the generated server `S` serves, and bytes as they are.
+#[derive(Debug, Clone)]
+pub struct Direct<S>(pub(super) S);
+
+impl<S: NamedService> NamedService for Direct<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Direct<S>
+where
+    S: Service<Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Unpin,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Answer(self.0.call(request))
+    }
+}
+
+/// The answer of [`Direct`].
+#[derive(Debug)]
+pub struct Answer<F>(F);
+
+impl<F> Future for Answer<F>
+where
+    F: Future<Output = Result<http::Response<Body>, Infallible>> + Unpin,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Ok(mut response) = ready!(Pin::new(&mut self.0).poll(context));
+        if let Some(encoded) = response.extensions_mut().remove::<Encoded>() {
+            *response.body_mut() = encoded.into_body();
+        }
+        Poll::Ready(Ok(response))
+    }
+}

@@ -12,7 +12,8 @@ use model::lock::{Claim, FencingToken, Lock};
 pub struct Held {
     /// What clients see.
     pub lock: Lock,
-    /// `modified_id` of the original's table: one for each life of the row.
+    /// `modified_id` of the original's table: one for each life of the row. In a
+    /// file, the number of the row.
     pub id: Arc<str>,
     /// `modified_index` of the original's table: 1 for the first claim.
     pub index: i64,

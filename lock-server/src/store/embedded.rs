@@ -23,22 +23,24 @@
 //! After a crash the table is read from the disk: it holds everything that was
 //! answered, and possibly changes that were committed but not answered.
 
+mod flush;
+
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use model::lock::{Claim, FencingToken, LockKey, Owner, Selector};
-use runtime::{error::chain, server::Component};
+use model::lock::{Claim, LockKey, Owner, Selector};
 use storage::sqlite::{Database, Options};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tracing::Span;
-use uuid::Uuid;
 
-use super::{Claimed, Error, Expired, Released, Store, journal};
+pub use self::flush::Flusher;
+use super::{
+    Claimed, Error, Expired, Released, Store,
+    journal::{self, Loaded},
+};
 use crate::{
     decide,
     feed::{Event, Feed, Subscription},
@@ -48,12 +50,6 @@ use crate::{
 
 /// Changes that may wait for a commit.
 const QUEUE: usize = 1024;
-/// Changes that share a commit at most.
-const BATCH: usize = 256;
-
-/// After a commit that failed, and while nobody has a change: how often it is
-/// tried whether the disk takes one again.
-const PROBE: Duration = Duration::from_secs(1);
 
 /// A handle; clones share the locks.
 #[derive(Debug, Clone)]
@@ -79,8 +75,9 @@ struct State {
 /// A change that is decided and not yet stored.
 #[derive(Debug)]
 enum Change {
-    /// A free key gets an owner; its token comes from the disk.
-    Acquire { claim: Claim, id: Arc<str>, request: Request },
+    /// A free key gets an owner; its token comes from the disk, its row from the
+    /// flusher.
+    Acquire { claim: Claim, request: Request },
     /// The owner's next version.
     Replace(Arc<Held>),
     /// The owner gives it back.
@@ -131,17 +128,17 @@ impl Embedded {
         feed: Feed,
     ) -> Result<(Self, Flusher), storage::Error> {
         let database = Database::open(path, options, journal::MIGRATIONS)?;
-        let loaded = database
-            .read(|connection| journal::load(connection).map_err(storage::Error::from))
+        let Loaded { locks, next } = database
+            .write(|transaction| journal::load(transaction).map_err(storage::Error::from))
             .await?;
         let mut state = State::default();
-        for held in loaded.into_iter().map(Arc::new) {
+        for held in locks.into_iter().map(Arc::new) {
             feed.found(&held);
             state.table.put(held);
         }
         let state = Arc::new(Mutex::new(state));
         let (sender, queue) = mpsc::channel(QUEUE);
-        let flusher = Flusher { state: Arc::clone(&state), queue, feed: feed.clone(), database };
+        let flusher = Flusher::new(Arc::clone(&state), queue, feed.clone(), database, next);
         Ok((Self { state, queue: sender, feed }, flusher))
     }
 
@@ -233,11 +230,7 @@ impl Store for Embedded {
                 (Some(held), _) => {
                     Verdict::Store(Change::Replace(Arc::new(held.again(&claim, request))))
                 }
-                (None, _) => Verdict::Store(Change::Acquire {
-                    claim: claim.clone(),
-                    id: Uuid::new_v4().to_string().into(),
-                    request,
-                }),
+                (None, _) => Verdict::Store(Change::Acquire { claim: claim.clone(), request }),
             }
         };
         self.change(&claim.key, decide, Claimed::Held).await
@@ -283,179 +276,5 @@ impl Store for Embedded {
         let state = self.open_state()?;
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
         Ok((state.table.select(selector), subscription))
-    }
-}
-
-/// Stores what is queued: the task behind [`Embedded`].
-#[derive(Debug)]
-pub struct Flusher {
-    state: Arc<Mutex<State>>,
-    queue: mpsc::Receiver<Pending>,
-    feed: Feed,
-    database: Database,
-}
-
-impl Drop for Flusher {
-    fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        state.closed = true;
-        // Whoever waits for a key wakes up and sees that it is over.
-        state.busy.clear();
-    }
-}
-
-impl Flusher {
-    /// Stores until `stop`, then what is still queued, and closes the database.
-    /// Ends early only when the database can store nothing any more.
-    pub async fn run(
-        mut self,
-        stop: CancellationToken,
-        health: Component,
-    ) -> Result<(), storage::Error> {
-        let mut stopping = false;
-        // Refreshes write nothing: who has only those would never learn that the
-        // disk is well again.
-        let mut is_failing = false;
-        let mut batch = Vec::with_capacity(BATCH);
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
-                    self.queue.close();
-                }
-                () = self.database.closed() => return Err(storage::Error::Closed),
-                count = self.queue.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        return self.database.close().await;
-                    }
-                    is_failing = !self.flush(batch.drain(..), &health).await;
-                }
-                () = tokio::time::sleep(PROBE), if is_failing => {
-                    is_failing = !self.probe(&health).await;
-                }
-            }
-        }
-    }
-
-    /// Whether the disk takes a change; tells the health.
-    async fn probe(&self, health: &Component) -> bool {
-        let probed = self
-            .database
-            .write(|transaction| journal::probe(transaction).map_err(storage::Error::from))
-            .await;
-        match probed {
-            Ok(()) => {
-                health.ready();
-                true
-            }
-            Err(error) => {
-                health.not_ready(chain(&error));
-                false
-            }
-        }
-    }
-
-    /// Whether the changes are stored.
-    async fn flush(&mut self, batch: impl Iterator<Item = Pending>, health: &Component) -> bool {
-        let (changes, callers): (Vec<_>, Vec<_>) =
-            batch.map(|pending| (pending.change, (pending.reply, pending.span))).unzip();
-        let changes = Arc::new(changes);
-        match self.store(Arc::clone(&changes)).await {
-            Ok(tokens) => {
-                health.ready();
-                let events = self.make_visible(&changes, tokens);
-                for (event, (reply, span)) in events.into_iter().zip(callers) {
-                    span.in_scope(|| event.log());
-                    let _gave_up = reply.send(Ok(Arc::clone(event.held())));
-                }
-                true
-            }
-            Err(error) => {
-                let (text, changes_count) = (chain(&error), changes.len());
-                tracing::error!(
-                    error = text,
-                    changes = changes_count,
-                    "failed-committing-transaction"
-                );
-                health.not_ready(text);
-                self.take_back(&changes);
-                let error = Error::Unavailable(Arc::new(error));
-                for (reply, _) in callers {
-                    let _gave_up = reply.send(Err(error.clone()));
-                }
-                false
-            }
-        }
-    }
-
-    /// One token for each change that acquires.
-    async fn store(&self, changes: Arc<Vec<Change>>) -> Result<Vec<FencingToken>, storage::Error> {
-        self.database
-            .write(move |transaction| {
-                let mut tokens = Vec::new();
-                for change in changes.iter() {
-                    match change {
-                        Change::Acquire { claim, id, request } => {
-                            let token = journal::next_token(transaction, &claim.key)?;
-                            let (id, request) = (Arc::clone(id), request.clone());
-                            let held = Held::first(claim.clone(), id, token, request);
-                            journal::put(transaction, &held)?;
-                            tokens.push(token);
-                        }
-                        Change::Replace(held) => journal::put(transaction, held)?,
-                        Change::Release(held) | Change::Expire(held) => {
-                            journal::delete(transaction, &held.lock.key)?;
-                        }
-                    }
-                }
-                Ok(tokens)
-            })
-            .await
-    }
-
-    /// The changes are on the disk: puts them into the table, in their order.
-    fn make_visible(&self, changes: &[Change], tokens: Vec<FencingToken>) -> Vec<Event> {
-        let mut tokens = tokens.into_iter();
-        let mut state = lock(&self.state);
-        let mut events = Vec::with_capacity(changes.len());
-        for change in changes {
-            let event = match change {
-                Change::Acquire { claim, id, request } => {
-                    let token = tokens.next().expect("one for each change that acquires");
-                    let (id, request) = (Arc::clone(id), request.clone());
-                    let held = Arc::new(Held::first(claim.clone(), id, token, request));
-                    Event::claimed(state.table.put(Arc::clone(&held)), held)
-                }
-                Change::Replace(held) => {
-                    Event::claimed(state.table.put(Arc::clone(held)), Arc::clone(held))
-                }
-                Change::Release(held) => {
-                    state.table.remove(&held.lock.key);
-                    Event::Released(Arc::clone(held))
-                }
-                Change::Expire(held) => {
-                    state.table.remove(&held.lock.key);
-                    Event::Expired(Arc::clone(held))
-                }
-            };
-            self.feed.publish(&event);
-            state.doubtful.remove(change.key());
-            state.busy.remove(change.key());
-            events.push(event);
-        }
-        events
-    }
-
-    /// The changes are not stored, as far as is known: the table never had them.
-    fn take_back(&self, changes: &[Change]) {
-        let mut state = lock(&self.state);
-        for change in changes {
-            // A key that nobody has is written by its next claim anyhow.
-            if state.table.get(change.key()).is_some() {
-                state.doubtful.insert(change.key().clone());
-            }
-            state.busy.remove(change.key());
-        }
     }
 }

@@ -1,13 +1,15 @@
 //! The tables on the disk, and the statements for them.
 //!
-//! `locks` has the columns of the original's table (contracts/locket.md 3.1).
-//! `fencing_tokens` keeps the last token of every key that was ever held: its
-//! rows are never deleted.
+//! `locks` has a row for each lock that is held, with its token, in the order of
+//! their arrival: a row's number is the lock's `id`. There is no index over the keys:
+//! the table in memory finds them, and an index would have every new key change a
+//! page of its own. `fencing_tokens` keeps the last token of every key that was held
+//! and is free; its rows are never deleted.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use model::lock::{self, FencingToken, Lock, LockKey, LockKind, LockValue, Owner, Ttl};
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use storage::Migration;
 
 use crate::held::{Held, Request};
@@ -15,6 +17,7 @@ use crate::held::{Held, Request};
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "locks and fencing tokens", sql: FIRST },
     Migration { version: 2, name: "locks in the order of their arrival", sql: BY_ARRIVAL },
+    Migration { version: 3, name: "locks with their tokens, without an index", sql: NUMBERED },
 ];
 
 const FIRST: &str = "CREATE TABLE locks (
@@ -47,53 +50,89 @@ SELECT path, owner, value, type, modified_index, modified_id, ttl FROM locks;
 DROP TABLE locks;
 ALTER TABLE locks_by_arrival RENAME TO locks;";
 
-const NEXT_TOKEN: &str = "INSERT INTO fencing_tokens (path, token) VALUES (:path, 1)
-ON CONFLICT (path) DO UPDATE SET token = token + 1 RETURNING token";
+const NUMBERED: &str = "CREATE TABLE locks_by_number (
+    id INTEGER PRIMARY KEY,
+    path TEXT NOT NULL,
+    owner TEXT,
+    value TEXT,
+    type TEXT DEFAULT '',
+    modified_index INTEGER DEFAULT 0,
+    ttl INTEGER DEFAULT 0,
+    token INTEGER NOT NULL DEFAULT 0
+) STRICT;
+INSERT INTO locks_by_number (path, owner, value, type, modified_index, ttl, token)
+SELECT path, owner, value, type, modified_index, ttl, COALESCE(token, 0)
+FROM locks LEFT JOIN fencing_tokens USING (path);
+DROP TABLE locks;
+ALTER TABLE locks_by_number RENAME TO locks;";
 
-// What is in memory is the truth: a row that a failed disk brought back, or
-// one that cannot be read, is replaced.
-const PUT: &str = "INSERT INTO locks
-(path, owner, value, type, modified_index, modified_id, ttl)
-VALUES (:path, :owner, :value, :type, :modified_index, :modified_id, :ttl)
-ON CONFLICT (path) DO UPDATE SET owner = excluded.owner, value = excluded.value,
-type = excluded.type, modified_index = excluded.modified_index,
-modified_id = excluded.modified_id, ttl = excluded.ttl";
+const LAST_TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?1";
 
-const DELETE: &str = "DELETE FROM locks WHERE path = :path";
+// What is in memory is the truth: a row that a failed disk changed is replaced.
+const PUT: &str = "INSERT INTO locks (id, path, owner, value, type, modified_index, ttl, token)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, value = excluded.value,
+type = excluded.type, modified_index = excluded.modified_index, ttl = excluded.ttl";
 
-const LOAD: &str = "SELECT path, owner, value, type, modified_index, modified_id, ttl, token
-FROM locks LEFT JOIN fencing_tokens USING (path)";
+const DELETE: &str = "DELETE FROM locks WHERE id = ?1";
 
-/// The token for the next owner of a key.
+const KEEP_TOKEN: &str = "INSERT INTO fencing_tokens (path, token) VALUES (?1, ?2)
+ON CONFLICT (path) DO UPDATE SET token = MAX(token, excluded.token)";
+
+const FORGET_FROM: &str = "DELETE FROM locks WHERE id >= ?1";
+
+// A row that was put there by hand has no token of its own.
+const LOAD: &str = "SELECT id, path, owner, value, type, modified_index, ttl,
+MAX(locks.token, COALESCE(fencing_tokens.token, 0)) AS token
+FROM locks LEFT JOIN fencing_tokens USING (path) ORDER BY id";
+
+/// The token for the next owner of a key that is free.
 pub(super) fn next_token(
     connection: &Connection,
     key: &LockKey,
 ) -> Result<FencingToken, rusqlite::Error> {
-    let token: i64 = connection
-        .prepare_cached(NEXT_TOKEN)?
-        .query_row(named_params! {":path": key.as_str()}, |row| row.get(0))?;
-    Ok(FencingToken(token.unsigned_abs()))
+    let last: Option<i64> = connection
+        .prepare_cached(LAST_TOKEN)?
+        .query_row([key.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(FencingToken(last.unwrap_or(0).unsigned_abs()).next())
 }
 
 /// Stores a version in the place of the one before.
 pub(super) fn put(connection: &Connection, held: &Held) -> Result<(), rusqlite::Error> {
     let Held { lock, id, index, request: _ } = held;
-    let Lock { key, owner, value, kind, ttl, token: _ } = lock;
-    connection.prepare_cached(PUT)?.execute(named_params! {
-        ":path": key.as_str(),
-        ":owner": owner.as_str(),
-        ":value": value.as_str(),
-        ":type": kind.as_str(),
-        ":modified_index": index,
-        ":modified_id": id,
-        ":ttl": ttl.seconds(),
-    })?;
+    let Lock { key, owner, value, kind, ttl, token } = lock;
+    connection.prepare_cached(PUT)?.execute(params![
+        // A text that is a number is one to SQLite, in a column of numbers.
+        id,
+        key.as_str(),
+        owner.as_str(),
+        value.as_str(),
+        kind.as_str(),
+        index,
+        ttl.seconds(),
+        number(*token),
+    ])?;
     Ok(())
 }
 
 /// Frees a key. Its token stays.
-pub(super) fn delete(connection: &Connection, key: &LockKey) -> Result<(), rusqlite::Error> {
-    connection.prepare_cached(DELETE)?.execute(named_params! {":path": key.as_str()})?;
+pub(super) fn delete(connection: &Connection, held: &Held) -> Result<(), rusqlite::Error> {
+    let Held { lock, id, .. } = held;
+    // The row first: in a full database it makes room for the token.
+    connection.prepare_cached(DELETE)?.execute([id])?;
+    let token = number(lock.token);
+    connection.prepare_cached(KEEP_TOKEN)?.execute(params![lock.key.as_str(), token])?;
+    Ok(())
+}
+
+fn number(token: FencingToken) -> i64 {
+    i64::try_from(token.0).unwrap_or(i64::MAX)
+}
+
+/// Deletes what a commit that failed may have left: rows from this number on.
+pub(super) fn forget_from(connection: &Connection, first: i64) -> Result<(), rusqlite::Error> {
+    connection.execute(FORGET_FROM, [first])?;
     Ok(())
 }
 
@@ -103,22 +142,36 @@ pub(super) fn probe(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.execute_batch("CREATE TABLE probe (page TEXT); DROP TABLE probe;")
 }
 
+/// What is on the disk.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) locks: Vec<Held>,
+    /// The number for the next row.
+    pub(super) next: i64,
+}
+
 /// All locks. A row that can be nobody's lock, such as one without an owner,
-/// counts as absent and is reported.
-pub(super) fn load(connection: &Connection) -> Result<Vec<Held>, rusqlite::Error> {
+/// counts as absent and is reported. Of several rows of one key, which only a
+/// hand or a failing disk can have made, the last counts; the others are deleted.
+pub(super) fn load(connection: &Connection) -> Result<Loaded, rusqlite::Error> {
     let mut statement = connection.prepare(LOAD)?;
     let mut rows = statement.query([])?;
-    let mut all = Vec::new();
+    let mut newest: HashMap<LockKey, Held> = HashMap::new();
+    let (mut overtaken, mut next) = (Vec::new(), 1);
     while let Some(row) = rows.next()? {
+        next = row.get::<_, i64>("id")?.saturating_add(1);
         match read(row) {
-            Ok(held) => all.push(held),
+            Ok(held) => overtaken.extend(newest.insert(held.lock.key.clone(), held)),
             Err(error) => {
                 let key: Option<String> = row.get("path").ok();
                 tracing::error!(key, error = %error, "failed-to-scan-lock");
             }
         }
     }
-    Ok(all)
+    for held in &overtaken {
+        connection.execute(DELETE, [&held.id])?;
+    }
+    Ok(Loaded { locks: newest.into_values().collect(), next })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -138,8 +191,6 @@ fn read(row: &Row<'_>) -> Result<Held, Unreadable> {
         "presence" => LockKind::Presence,
         other => return Err(Unreadable::Kind(other.to_owned())),
     };
-    // A row that was put there by hand has no token yet: 0 is below all others.
-    let token = row.get::<_, Option<i64>>("token")?.unwrap_or(0);
     let request: Request = None;
     Ok(Held {
         lock: Lock {
@@ -148,10 +199,107 @@ fn read(row: &Row<'_>) -> Result<Held, Unreadable> {
             value: LockValue::parse(&text("value")?)?,
             kind,
             ttl: Ttl::try_from_seconds(row.get("ttl")?)?,
-            token: FencingToken(token.unsigned_abs()),
+            token: FencingToken(row.get::<_, i64>("token")?.unsigned_abs()),
         },
-        id: Arc::from(text("modified_id")?),
+        id: row_id(row.get("id")?),
         index: row.get("modified_index")?,
         request,
     })
+}
+
+/// The `id` of the lock in the row with this number.
+pub(super) fn row_id(number: i64) -> Arc<str> {
+    number.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::sqlite::{Database, Options};
+
+    use super::*;
+
+    async fn reopened(path: &std::path::Path, migrations: &'static [Migration]) -> Database {
+        Database::open(path, &Options::default(), migrations).unwrap()
+    }
+
+    async fn run(database: &Database, sql: &'static str) {
+        let write = database.write(move |transaction| Ok(transaction.execute_batch(sql)?));
+        let written: Result<(), storage::Error> = write.await;
+        written.unwrap();
+    }
+
+    async fn loaded(database: &Database) -> Loaded {
+        let load = database.write(|transaction| load(transaction).map_err(storage::Error::from));
+        let mut loaded = load.await.unwrap();
+        loaded.locks.sort_by(|a, b| a.lock.key.cmp(&b.lock.key));
+        loaded
+    }
+
+    #[tokio::test]
+    async fn the_file_of_an_earlier_release_keeps_its_locks_and_tokens() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("db");
+        let earlier = reopened(&path, &MIGRATIONS[..2]).await;
+        let rows = "INSERT INTO locks VALUES ('a', 'o', 'v', 'lock', 7, 'guid', 15),
+            ('b', 'p', 'w', 'presence', 1, 'guid', 16), ('nobody', NULL, 'w', 'lock', 1, 'g', 1);
+            INSERT INTO fencing_tokens VALUES ('a', 3), ('b', 1), ('free', 9);";
+        run(&earlier, rows).await;
+        earlier.close().await.unwrap();
+
+        let database = reopened(&path, MIGRATIONS).await;
+        let Loaded { locks, next } = loaded(&database).await;
+        let shown: Vec<_> = locks
+            .iter()
+            .map(|held| {
+                let Held { lock, id, index, request: _ } = held;
+                let Lock { key, owner, value, kind, ttl, token } = lock;
+                assert!(id.parse::<i64>().unwrap() < next);
+                (
+                    key.as_str(),
+                    owner.as_str(),
+                    value.as_str(),
+                    *kind,
+                    ttl.seconds(),
+                    token.0,
+                    *index,
+                )
+            })
+            .collect();
+        let expected = [
+            ("a", "o", "v", LockKind::Lock, 15, 3, 7),
+            ("b", "p", "w", LockKind::Presence, 16, 1, 1),
+        ];
+        assert_eq!(shown, expected);
+
+        // The tokens of those that are free, held, and given back.
+        let held = locks[0].clone();
+        let key = |text: &str| LockKey::parse(text).unwrap();
+        let tokens = database.write(move |transaction| {
+            delete(transaction, &held)?;
+            let next = |text: &str| next_token(transaction, &key(text));
+            Ok([next("free")?.0, next("new")?.0, next("a")?.0])
+        });
+        let tokens: Result<_, storage::Error> = tokens.await;
+        assert_eq!(tokens.unwrap(), [10, 1, 4]);
+        database.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_several_rows_of_a_key_the_last_counts_and_the_others_go() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("db");
+        let database = reopened(&path, MIGRATIONS).await;
+        let rows = "INSERT INTO locks (path, owner, value, type, ttl)
+            VALUES ('k', 'before', 'v', 'lock', 9), ('k', 'o', 'v', 'lock', 9);
+            INSERT INTO fencing_tokens VALUES ('k', 5);";
+        run(&database, rows).await;
+        let Loaded { locks, next } = loaded(&database).await;
+        let shown: Vec<_> =
+            locks.iter().map(|held| (held.lock.owner.as_str(), &*held.id)).collect();
+        assert_eq!((shown, next), (vec![("o", "2")], 3));
+        assert_eq!(locks[0].lock.token, FencingToken(5), "a row made by hand has none");
+        run(&database, "DELETE FROM locks WHERE owner = 'o'").await;
+        assert_eq!(loaded(&database).await.locks, []);
+        database.close().await.unwrap();
+    }
 }

@@ -149,3 +149,31 @@ async fn a_key_is_in_doubt_only_until_it_is_written() {
     take(store, claim("k", "o")).await;
     running.crash().await;
 }
+
+/// A commit that failed and is on the disk all the same: the next one undoes it.
+#[tokio::test]
+async fn what_a_failed_commit_left_is_gone_with_the_next() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("db");
+    let running = Running::open_with(&path, &impatient(), Feed::default()).await;
+    let store = &running.store;
+    take(store, claim("k", "o")).await;
+    let other = failing(&path);
+    let refused = store.claim(claim("l", "o"), None).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    let row = "INSERT INTO locks (id, path, owner, value, type, modified_index, ttl, token)
+        SELECT id + 1, 'l', owner, value, type, modified_index, ttl, token FROM locks";
+    assert_eq!(other.execute(row, []).unwrap(), 1);
+    other.execute_batch("COMMIT").unwrap();
+
+    // Nobody has it, and another takes it and gives it back.
+    let held = take(store, claim("l", "p")).await;
+    assert_eq!(held.lock.token.0, 1);
+    store.release(&held.lock.key, &held.lock.owner).await.unwrap();
+    running.crash().await;
+    let running = Running::open(&path).await;
+    assert_eq!(find(&running.store, "l").await, None);
+    assert!(find(&running.store, "k").await.is_some());
+    assert_eq!(take(&running.store, claim("l", "o")).await.lock.token.0, 2);
+    running.close().await;
+}

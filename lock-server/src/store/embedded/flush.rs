@@ -1,0 +1,257 @@
+//! The task that stores what is queued.
+//!
+//! It takes all that waits, stores it in one transaction, makes it visible, and
+//! answers; the log comes last. Between its commits the others queue.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use runtime::{error::chain, lager, server::Component};
+use rusqlite::Connection;
+use storage::sqlite::Database;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Change, Error, Pending, State, journal, lock};
+use crate::{
+    feed::{Event, Feed},
+    held::Held,
+};
+
+/// Changes that share a commit at most.
+const BATCH: usize = 256;
+/// How often a commit lets others queue their changes first, as long as there are any.
+const TURNS: usize = 4;
+
+/// After a commit that failed, and while nobody has a change: how often it is
+/// tried whether the disk takes one again.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// Stores what is queued: the task behind [`Embedded`].
+#[derive(Debug)]
+pub struct Flusher {
+    state: Arc<Mutex<State>>,
+    queue: mpsc::Receiver<Pending>,
+    feed: Feed,
+    database: Database,
+    /// The row of the next lock. All rows below are known; those from here on, if
+    /// there are any, are of a commit that failed.
+    next_row: i64,
+    /// The last commit failed: it may have left rows.
+    is_unsure: bool,
+}
+
+impl Flusher {
+    /// `next_row` is the number for the next lock.
+    pub(super) fn new(
+        state: Arc<Mutex<State>>,
+        queue: mpsc::Receiver<Pending>,
+        feed: Feed,
+        database: Database,
+        next_row: i64,
+    ) -> Self {
+        Self { state, queue, feed, database, next_row, is_unsure: false }
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        // Whoever waits for a key wakes up and sees that it is over.
+        state.busy.clear();
+    }
+}
+
+impl Flusher {
+    /// Stores until `stop`, then what is still queued, and closes the database.
+    /// Ends early only when the database can store nothing any more.
+    pub async fn run(
+        mut self,
+        stop: CancellationToken,
+        health: Component,
+    ) -> Result<(), storage::Error> {
+        let mut stopping = false;
+        // Refreshes write nothing: who has only those would never learn that the
+        // disk is well again.
+        let mut is_failing = false;
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.queue.close();
+                }
+                () = self.database.closed() => return Err(storage::Error::Closed),
+                count = self.queue.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return self.database.close().await;
+                    }
+                    self.gather(&mut batch).await;
+                    is_failing = !self.flush(batch.drain(..), &health).await;
+                }
+                () = tokio::time::sleep(PROBE), if is_failing => {
+                    is_failing = !self.probe(&health).await;
+                }
+            }
+        }
+    }
+
+    /// Takes along what others queue when they have their turn: a commit costs much
+    /// the same for one change and for many.
+    async fn gather(&mut self, batch: &mut Vec<Pending>) {
+        for _turn in 0..TURNS {
+            let before = batch.len();
+            tokio::task::yield_now().await;
+            let more = std::iter::from_fn(|| self.queue.try_recv().ok());
+            batch.extend(more.take(BATCH.saturating_sub(before)));
+            if batch.len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Whether the disk takes a change; tells the health.
+    async fn probe(&self, health: &Component) -> bool {
+        let probed = self
+            .database
+            .write(|transaction| journal::probe(transaction).map_err(storage::Error::from))
+            .await;
+        match probed {
+            Ok(()) => {
+                health.ready();
+                true
+            }
+            Err(error) => {
+                health.not_ready(chain(&error));
+                false
+            }
+        }
+    }
+
+    /// Whether the changes are stored.
+    async fn flush(&mut self, batch: impl Iterator<Item = Pending>, health: &Component) -> bool {
+        let (changes, callers): (Vec<_>, Vec<_>) =
+            batch.map(|pending| (pending.change, (pending.reply, pending.span))).unzip();
+        let changes = Arc::new(changes);
+        match self.store(Arc::clone(&changes)).await {
+            Ok(acquired) => {
+                health.ready();
+                let events = self.make_visible(&changes, acquired);
+                // Whoever waits is told first, then the log.
+                let told = events.into_iter().zip(callers).map(|(event, (reply, span))| {
+                    let _gave_up = reply.send(Ok(Arc::clone(event.held())));
+                    (event, span)
+                });
+                let told: Vec<_> = told.collect();
+                lager::together(|| {
+                    told.iter().for_each(|(event, span)| span.in_scope(|| event.log()));
+                });
+                true
+            }
+            Err(error) => {
+                let (text, changes_count) = (chain(&error), changes.len());
+                tracing::error!(
+                    error = text,
+                    changes = changes_count,
+                    "failed-committing-transaction"
+                );
+                health.not_ready(text);
+                self.take_back(&changes);
+                let error = Error::Unavailable(Arc::new(error));
+                for (reply, _) in callers {
+                    let _gave_up = reply.send(Err(error.clone()));
+                }
+                false
+            }
+        }
+    }
+
+    /// The first version for each change that acquires.
+    async fn store(&mut self, changes: Arc<Vec<Change>>) -> Result<Vec<Arc<Held>>, storage::Error> {
+        let (first, is_unsure) = (self.next_row, self.is_unsure);
+        let stored = self
+            .database
+            .write(move |transaction| {
+                if is_unsure {
+                    journal::forget_from(transaction, first)?;
+                }
+                write(transaction, &changes, first).map_err(storage::Error::from)
+            })
+            .await;
+        self.is_unsure = stored.is_err();
+        let acquired = stored?;
+        self.next_row += i64::try_from(acquired.len()).expect("a batch is small");
+        Ok(acquired)
+    }
+
+    /// The changes are on the disk: puts them into the table, in their order.
+    fn make_visible(&self, changes: &[Change], acquired: Vec<Arc<Held>>) -> Vec<Event> {
+        let mut acquired = acquired.into_iter();
+        let mut state = lock(&self.state);
+        let mut events = Vec::with_capacity(changes.len());
+        for change in changes {
+            let event = match change {
+                Change::Acquire { .. } => {
+                    let held = acquired.next().expect("one for each change that acquires");
+                    Event::claimed(state.table.put(Arc::clone(&held)), held)
+                }
+                Change::Replace(held) => {
+                    Event::claimed(state.table.put(Arc::clone(held)), Arc::clone(held))
+                }
+                Change::Release(held) => {
+                    state.table.remove(&held.lock.key);
+                    Event::Released(Arc::clone(held))
+                }
+                Change::Expire(held) => {
+                    state.table.remove(&held.lock.key);
+                    Event::Expired(Arc::clone(held))
+                }
+            };
+            self.feed.publish(&event);
+            state.doubtful.remove(change.key());
+            state.busy.remove(change.key());
+            events.push(event);
+        }
+        events
+    }
+
+    /// The changes are not stored, as far as is known: the table never had them.
+    fn take_back(&self, changes: &[Change]) {
+        let mut state = lock(&self.state);
+        for change in changes {
+            // A key that nobody has is written by its next claim anyhow.
+            if state.table.get(change.key()).is_some() {
+                state.doubtful.insert(change.key().clone());
+            }
+            state.busy.remove(change.key());
+        }
+    }
+}
+
+/// Writes the changes; new locks get rows from `first` on.
+fn write(
+    connection: &Connection,
+    changes: &[Change],
+    first: i64,
+) -> Result<Vec<Arc<Held>>, rusqlite::Error> {
+    let mut acquired = Vec::new();
+    let mut rows = first..;
+    for change in changes {
+        match change {
+            Change::Acquire { claim, request } => {
+                let token = journal::next_token(connection, &claim.key)?;
+                let id = journal::row_id(rows.next().expect("no end of numbers"));
+                let held = Held::first(claim.clone(), id, token, request.clone());
+                journal::put(connection, &held)?;
+                acquired.push(Arc::new(held));
+            }
+            Change::Replace(held) => journal::put(connection, held)?,
+            Change::Release(held) | Change::Expire(held) => journal::delete(connection, held)?,
+        }
+    }
+    Ok(acquired)
+}

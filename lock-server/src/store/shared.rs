@@ -21,6 +21,7 @@ mod health;
 mod notice;
 mod rows;
 mod statements;
+mod together;
 mod view;
 
 use std::{
@@ -31,9 +32,12 @@ use std::{
 use model::lock::{Claim, Lock, LockKey, Owner, Selector};
 use storage::{
     Kind,
-    server::{Options, Server},
+    server::{Dialect, Options, Server},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use uuid::Uuid;
 
 pub use self::{follow::Follower, health::Check};
@@ -41,6 +45,7 @@ use self::{
     notice::Notice,
     rows::Found,
     statements::Taken,
+    together::Ask,
     view::{End, View},
 };
 use super::{Claimed, Error, Expired, Released, Store};
@@ -57,6 +62,9 @@ pub const WATCHED_PASS: Duration = Duration::from_millis(500);
 /// Notices that may wait to be told; what finds no room is found by the pass.
 const NOTICES: usize = 4096;
 
+/// Claims that may wait; who finds no room waits for it.
+const ASKS: usize = 1024;
+
 /// How often a call looks again when the row changes between its two looks.
 const LOOKS: usize = 8;
 
@@ -67,6 +75,7 @@ pub struct Shared {
     view: Arc<Mutex<View>>,
     feed: Feed,
     notices: mpsc::Sender<Notice>,
+    asks: mpsc::Sender<Ask>,
 }
 
 /// The row was another one at each look.
@@ -84,7 +93,8 @@ fn failed(error: storage::Error) -> Error {
 
 impl Shared {
     /// Connects, makes the tables that are missing, and reads the locks. The
-    /// follower has to run for others' changes, and for the ends of locks, to be seen.
+    /// follower has to run for claims to be made, and for others' changes and the
+    /// ends of locks to be seen.
     ///
     /// # Errors
     /// The server cannot be reached or used; tables cannot be made.
@@ -93,9 +103,10 @@ impl Shared {
         let server = Server::connect(options, &schema).await?;
         let view = Arc::new(Mutex::new(View::new(feed.clone())));
         let (notices, to_tell) = mpsc::channel(NOTICES);
-        let shared = Self { server, view, feed, notices };
+        let (asks, to_claim) = mpsc::channel(ASKS);
+        let shared = Self { server, view, feed, notices, asks };
         shared.pass().await?;
-        let follower = Follower::new(shared.clone(), to_tell);
+        let follower = Follower::new(shared.clone(), to_tell, to_claim);
         Ok((shared, follower))
     }
 
@@ -111,6 +122,19 @@ impl Shared {
     fn tell(&self, notice: Notice) {
         // Full: the pass over the table tells them.
         let _told = self.notices.try_send(notice);
+    }
+
+    /// Takes or keeps a key, on PostgreSQL together with others that wait.
+    async fn take(&self, claim: &Claim, id: &str) -> together::Answer {
+        match self.server.dialect() {
+            Dialect::MySql => statements::claim(&self.server, claim, id).await,
+            Dialect::Postgres => {
+                let (reply, answer) = oneshot::channel();
+                let ask = Ask { claim: claim.clone(), id: id.to_owned(), reply };
+                self.asks.send(ask).await.map_err(|_| storage::Error::Closed)?;
+                answer.await.unwrap_or(Err(storage::Error::Closed))
+            }
+        }
     }
 
     /// A version that this instance wrote.
@@ -201,7 +225,7 @@ impl Store for Shared {
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         let id = Uuid::new_v4().to_string();
         for _ in 0..LOOKS {
-            let taken = statements::claim(&self.server, &claim, &id).await.map_err(failed)?;
+            let taken = self.take(&claim, &id).await.map_err(failed)?;
             if let Some(taken) = taken {
                 if taken.id == id && taken.index == 1 {
                     tracing::info!("acquired-lock");

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use lock_server::{
     feed::Event,
     reaper,
-    store::{Claimed, Store},
+    store::{Claimed, Error, Store},
 };
 use model::lock::{Claim, FencingToken, LockKind, Selector, Ttl};
 use proto::models::{FetchRequest, LockRequest, ReleaseRequest, Resource};
@@ -14,7 +14,10 @@ use storage::{
     server::{Dialect, Options, Schema, Server, Value},
     testing::TestServer,
 };
-use tokio::time::{Instant, interval, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, interval, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::Code;
 
@@ -221,6 +224,80 @@ async fn rows_of_others_are_read_as_far_as_they_make_sense() {
         take(&ours.store, claim("strange", "o")).await;
         ours.close().await;
     }
+}
+
+/// Claims that wait together are one statement: each gets its own answer.
+#[tokio::test]
+async fn claims_that_wait_together_are_answered_each_for_itself() {
+    let options = TestServer::shared(Dialect::Postgres).database();
+    // Others use the server meanwhile.
+    let options = Options { max_open: 8, ..options };
+    let (here, there) = (Instance::open(&options).await, Instance::open(&options).await);
+    take(&there.store, claim("taken", "other")).await;
+    let claims = (0..300).map(|number| match number % 6 {
+        0 => claim("taken", "o"),
+        1 => claim("contended", &format!("o{number}")),
+        2 => claim("mine", "o"),
+        // PostgreSQL cannot keep it; the others are not to suffer.
+        3 => claim(&format!("\0{number}"), "o"),
+        _ => claim(&format!("key \" \\ ü {number}"), "o"),
+    });
+    let made = claims.map(|claim| async {
+        let instance = if claim.owner.as_str() == "o" { &here } else { &there };
+        let claimed = instance.store.claim(claim.clone(), None).await;
+        (claim, claimed)
+    });
+    let mut winners = Vec::new();
+    for (claim, claimed) in futures_util::future::join_all(made).await {
+        match (claim.key.as_str(), claimed) {
+            ("taken", Ok(Claimed::Collision(held))) => assert_eq!(held.lock.owner, owner("other")),
+            ("contended", Ok(Claimed::Held(held))) => winners.push(held),
+            ("contended", Ok(Claimed::Collision(_))) => {}
+            ("mine", Ok(Claimed::Held(held))) => assert_eq!(held.lock.token, FencingToken(1)),
+            (key, Err(Error::Unstorable(_))) if key.starts_with('\0') => {}
+            (key, Ok(Claimed::Held(held))) if key.starts_with("key") => {
+                assert_eq!((&held.lock.key, &held.lock.value), (&claim.key, &claim.value));
+            }
+            (key, claimed) => panic!("{key:?}: {claimed:?}"),
+        }
+    }
+    assert_eq!(winners.len(), 1, "{winners:?}");
+    assert_eq!(find(&here.store, "contended").await.unwrap().lock.owner, winners[0].lock.owner);
+    assert!(find(&here.store, "mine").await.unwrap().index >= 50);
+    here.close().await;
+    there.close().await;
+}
+
+/// A row that somebody has locked holds up who wants it, and nobody else for long.
+#[tokio::test]
+async fn a_locked_row_holds_up_its_own_key_only() {
+    let options = TestServer::shared(Dialect::Postgres).database();
+    let options = Options { max_open: 8, ..options };
+    let ours = Instance::open(&options).await;
+    take(&ours.store, claim("locked", "o")).await;
+    let original = Original::connect(&options).await;
+    let (locked, unlock) = (&Notify::new(), &Notify::new());
+    let holding = original.server.transaction(|transaction| async move {
+        transaction.query("SELECT 1 FROM locks WHERE path = 'locked' FOR UPDATE", &[]).await?;
+        locked.notify_one();
+        unlock.notified().await;
+        Ok::<_, storage::Error>(())
+    });
+    let claims = async {
+        locked.notified().await;
+        let mut waiting = std::pin::pin!(take(&ours.store, claim("locked", "o")));
+        let others = (0..100).map(|number| take(&ours.store, claim(&number.to_string(), "o")));
+        let others = timeout(Duration::from_secs(5), futures_util::future::join_all(others));
+        tokio::select! {
+            held = &mut waiting => panic!("{held:?}"),
+            others = others => assert_eq!(others.expect("they wait for nobody").len(), 100),
+        }
+        unlock.notify_one();
+        assert!(waiting.await.index > 1);
+    };
+    let (held, ()) = tokio::join!(holding, claims);
+    held.unwrap();
+    ours.close().await;
 }
 
 /// Two processes, the real wire, and a start before the database is there.

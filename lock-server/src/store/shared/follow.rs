@@ -15,67 +15,91 @@ use uuid::Uuid;
 use super::{
     PASS, Shared, WATCHED_PASS,
     notice::{self, CHANNEL, Notice},
+    together::{self, Ask},
 };
 /// Notices that are told together.
 const TOGETHER: usize = 256;
 
-/// Follows what others do to the table.
+/// Follows what others do to the table, and makes the claims.
 #[derive(Debug)]
 pub struct Follower {
     shared: Shared,
     /// What others know this instance's notices by.
     instance: String,
     to_tell: mpsc::Receiver<Notice>,
+    to_claim: mpsc::Receiver<Ask>,
     listener: Option<Listener>,
 }
 
 impl Follower {
-    pub(super) fn new(shared: Shared, to_tell: mpsc::Receiver<Notice>) -> Self {
+    pub(super) fn new(
+        shared: Shared,
+        to_tell: mpsc::Receiver<Notice>,
+        to_claim: mpsc::Receiver<Ask>,
+    ) -> Self {
         let listener = shared.server.listen(CHANNEL);
-        Self { shared, instance: Uuid::new_v4().to_string(), to_tell, listener }
+        Self { shared, instance: Uuid::new_v4().to_string(), to_tell, to_claim, listener }
     }
 
     /// Follows until `stop`; then no call finds the store open.
     ///
     /// # Errors
-    /// None at present: what fails is told to `health` and tried again.
+    /// A claim panicked. What fails at the database is told to `health` and tried
+    /// again.
     pub async fn run(
         self,
         stop: CancellationToken,
         health: Component,
     ) -> Result<(), storage::Error> {
-        let Self { shared, instance, mut to_tell, mut listener } = self;
-        let is_told = listener.is_some();
-        let mut last = Instant::now();
-        let mut batch = Vec::with_capacity(TOGETHER);
-        loop {
-            let is_polled = !is_told && shared.feed.has_watchers();
-            let next = last + if is_polled { WATCHED_PASS } else { PASS };
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                _ = to_tell.recv_many(&mut batch, TOGETHER) => {
-                    tell(&shared, &instance, is_told, batch.drain(..)).await;
-                }
-                heard = next_notice(&mut listener) => match heard {
-                    Heard::Told(payload) => look(&shared, notice::parse(&payload, &instance)).await,
-                    Heard::Listening => {
-                        last = Instant::now();
-                        pass(&shared, &health).await;
-                    }
-                },
-                () = sleep_until(next) => {
-                    last = Instant::now();
-                    pass(&shared, &health).await;
-                }
-            }
-        }
+        let Self { shared, instance, mut to_tell, to_claim, mut listener } = self;
+        let claims = together::run(shared.server.clone(), to_claim, stop.clone());
+        let follow = async {
+            follow(&shared, &instance, &mut to_tell, &mut listener, &stop, &health).await;
+            Ok(())
+        };
+        tokio::try_join!(claims, follow)?;
+        let mut batch = Vec::new();
         while let Ok(notice) = to_tell.try_recv() {
             batch.push(notice);
         }
-        tell(&shared, &instance, is_told, batch.drain(..)).await;
+        tell(&shared, &instance, listener.is_some(), batch.drain(..)).await;
         shared.server.close();
         Ok(())
+    }
+}
+
+async fn follow(
+    shared: &Shared,
+    instance: &str,
+    to_tell: &mut mpsc::Receiver<Notice>,
+    listener: &mut Option<Listener>,
+    stop: &CancellationToken,
+    health: &Component,
+) {
+    let is_told = listener.is_some();
+    let mut last = Instant::now();
+    let mut batch = Vec::with_capacity(TOGETHER);
+    loop {
+        let is_polled = !is_told && shared.feed.has_watchers();
+        let next = last + if is_polled { WATCHED_PASS } else { PASS };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = to_tell.recv_many(&mut batch, TOGETHER) => {
+                tell(shared, instance, is_told, batch.drain(..)).await;
+            }
+            heard = next_notice(listener) => match heard {
+                Heard::Told(payload) => look(shared, notice::parse(&payload, instance)).await,
+                Heard::Listening => {
+                    last = Instant::now();
+                    pass(shared, health).await;
+                }
+            },
+            () = sleep_until(next) => {
+                last = Instant::now();
+                pass(shared, health).await;
+            }
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! The statements, in both languages.
 //!
 //! Each call is one transaction: on PostgreSQL one statement, which is one round
-//! trip; MySQL has no `RETURNING`, so there some take several. A claim writes the row
+//! trip, also for many claims; MySQL has no `RETURNING`, so there some take several. A claim writes the row
 //! and its token together, and only if the row is free or the claimant's own; no row
 //! is locked before it is written, so different keys never wait for each other.
 //!
 //! `fencing_tokens.modified_id` says for which life of the row the token was given. A
 //! row with another `modified_id` got its owner from a server that gives no tokens
 //! (the original): the next look raises the token.
+
+use std::collections::HashMap;
 
 use model::lock::{Claim, FencingToken, LockKey, Owner};
 use storage::{
@@ -140,13 +142,64 @@ const TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?";
 /// The token is the owner's only if it was given for this life of the row.
 const TOKEN_OF_LIFE: &str = "SELECT token FROM fencing_tokens WHERE path = ? AND modified_id = ?";
 
+// The same for many claims, each an object of a JSON array. How long it waits for a
+// row that somebody has locked is set for this statement alone, before it writes.
+const POSTGRES_CLAIM_MANY: &str = "WITH patience AS MATERIALIZED (
+    SELECT set_config('lock_timeout', '100ms', true) AS set
+), asked AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(CAST(CAST(? AS text) AS json))
+    AS a (path text, owner text, value text, type text, id text, ttl bigint)
+), taken AS (
+    INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
+    SELECT path, owner, value, type, 1, id, ttl FROM asked, patience WHERE patience.set <> ''
+    ORDER BY path
+    ON CONFLICT (path) DO UPDATE SET
+        owner = excluded.owner, value = excluded.value, type = excluded.type, ttl = excluded.ttl,
+        modified_index = COALESCE(l.modified_index, 0) + 1,
+        modified_id = CASE WHEN COALESCE(l.owner, '') = '' OR COALESCE(l.modified_id, '') = ''
+            THEN excluded.modified_id ELSE l.modified_id END
+    WHERE COALESCE(l.owner, '') = '' OR l.owner = excluded.owner
+    RETURNING path, modified_index, modified_id
+), fenced AS (
+    INSERT INTO fencing_tokens AS f (path, token, modified_id)
+    SELECT path, 1, modified_id FROM taken
+    ON CONFLICT (path) DO UPDATE SET token = f.token + 1, modified_id = excluded.modified_id
+    WHERE f.modified_id <> excluded.modified_id
+    RETURNING path, token
+)
+SELECT t.modified_index, t.modified_id, f.token, s.token, s.modified_id, t.path
+FROM taken t LEFT JOIN fenced f ON f.path = t.path LEFT JOIN fencing_tokens s ON s.path = t.path";
+
+/// Makes the claims of a JSON array together, on PostgreSQL: what was taken, by its
+/// key. No key may be there twice.
+pub(super) async fn claim_many(
+    server: &Server,
+    claims: String,
+) -> Result<HashMap<String, Taken>, storage::Error> {
+    let rows = server.execute_returning(POSTGRES_CLAIM_MANY, &[claims.into()]).await?;
+    let mut all = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(taken) = taken(server, row).await? {
+            all.insert(taken.path.clone(), taken);
+        }
+    }
+    Ok(all)
+}
+
 async fn claim_on_postgres(
     server: &Server,
     values: &[Value; 6],
 ) -> Result<Option<Taken>, storage::Error> {
     let rows = server.execute_returning(POSTGRES_CLAIM, values).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let id: String = row.get(1)?;
+    match rows.first() {
+        Some(row) => taken(server, row).await,
+        None => Ok(None),
+    }
+}
+
+/// A row of a claim.
+async fn taken(server: &Server, row: &Row) -> Result<Option<Taken>, storage::Error> {
+    let (id, path): (String, String) = (row.get(1)?, row.get(5)?);
     let given: Option<i64> = row.get(2)?;
     let known: Option<String> = row.get(4)?;
     let number = match given {
@@ -155,7 +208,7 @@ async fn claim_on_postgres(
         // The statement sees the tokens as they were when it began: another claim of
         // this owner has given one since.
         None => {
-            let life = [values[0].clone(), id.as_str().into()];
+            let life = [path.as_str().into(), id.as_str().into()];
             match server.query(TOKEN_OF_LIFE, &life).await?.first() {
                 Some(row) => row.get(0)?,
                 // The key has yet another owner by now: this claim came too late.
@@ -163,7 +216,7 @@ async fn claim_on_postgres(
             }
         }
     };
-    Ok(Some(Taken { path: row.get(5)?, index: row.get(0)?, id, token: token(number) }))
+    Ok(Some(Taken { path, index: row.get(0)?, id, token: token(number) }))
 }
 
 fn number(rows: &[Row]) -> Result<i64, storage::Error> {

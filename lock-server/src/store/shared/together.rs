@@ -1,0 +1,162 @@
+//! Claims that wait at the same time share a transaction, on PostgreSQL.
+//!
+//! Each claim alone costs the database a transaction, a flush and two round trips of
+//! its attention. Here at most [`AT_ONCE`] statements are on their way; what comes
+//! meanwhile goes with the next one. What holds:
+//! - A claim takes effect as it would alone: the statement is the same for each of
+//!   its rows, and rows are written in the order of their keys, so that two such
+//!   statements wait for each other and never block each other.
+//! - Nobody waits long for somebody else's key: a statement that does not succeed
+//!   within [`WAIT`], because a row is locked, say, is given up, and each of its
+//!   claims is made alone. To make a claim twice is to refresh it.
+//! - After such a failure claims are made alone for [`APART`].
+
+use std::{collections::HashSet, mem, time::Duration};
+
+use model::lock::{Claim, LockKey};
+use serde::Serialize;
+use storage::server::Server;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinError, JoinSet},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::statements::{self, Taken};
+
+/// Claims of one statement at most.
+const MOST: usize = 64;
+/// Statements at the same time.
+const AT_ONCE: usize = 2;
+/// How long a statement may take; [`statements`] has how long it waits for a row.
+const WAIT: Duration = Duration::from_millis(500);
+/// How long claims are made alone after a statement failed.
+const APART: Duration = Duration::from_secs(1);
+
+/// What became of a claim; none when the key is somebody else's.
+pub(super) type Answer = Result<Option<Taken>, storage::Error>;
+
+/// A claim that waits.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) claim: Claim,
+    /// For a new life of the row.
+    pub(super) id: String,
+    pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// A claim as the statement reads it.
+#[derive(Debug, Serialize)]
+struct Asked<'a> {
+    path: &'a str,
+    owner: &'a str,
+    value: &'a str,
+    r#type: &'a str,
+    id: &'a str,
+    ttl: i64,
+}
+
+impl Ask {
+    fn asked(&self) -> Asked<'_> {
+        let Self { claim, id, reply: _ } = self;
+        let Claim { key, owner, value, kind, ttl } = claim;
+        Asked {
+            path: key.as_str(),
+            owner: owner.as_str(),
+            value: value.as_str(),
+            r#type: kind.as_str(),
+            id,
+            ttl: ttl.seconds(),
+        }
+    }
+
+    fn answer(self, answer: Answer) {
+        let _gave_up = self.reply.send(answer);
+    }
+}
+
+/// What a statement did not answer.
+#[derive(Debug, Default)]
+struct Left {
+    asks: Vec<Ask>,
+    has_failed: bool,
+}
+
+/// Makes claims until `stop`, then those that wait.
+///
+/// # Errors
+/// A task panicked.
+pub(super) async fn run(
+    server: Server,
+    mut asks: mpsc::Receiver<Ask>,
+    stop: CancellationToken,
+) -> Result<(), storage::Error> {
+    let panicked = |_: JoinError| storage::Error::Panicked;
+    let (mut together, mut alone) = (JoinSet::new(), JoinSet::new());
+    let mut waiting = Vec::with_capacity(MOST);
+    let mut apart_until = Instant::now();
+    let (mut is_stopping, mut is_over) = (false, false);
+    while !(is_over && together.is_empty() && alone.is_empty()) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                asks.close();
+            }
+            Some(ended) = together.join_next() => {
+                let Left { asks, has_failed } = ended.map_err(panicked)?;
+                if has_failed {
+                    apart_until = Instant::now() + APART;
+                }
+                for ask in asks {
+                    alone.spawn(claim_alone(server.clone(), ask));
+                }
+            }
+            Some(ended) = alone.join_next() => ended.map_err(panicked)?,
+            count = asks.recv_many(&mut waiting, MOST), if !is_over && together.len() < AT_ONCE => {
+                is_over = count == 0;
+                if Instant::now() < apart_until {
+                    for ask in waiting.drain(..) {
+                        alone.spawn(claim_alone(server.clone(), ask));
+                    }
+                } else if count > 0 {
+                    together.spawn(claim_together(server.clone(), mem::take(&mut waiting)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn claim_alone(server: Server, ask: Ask) {
+    let answer = statements::claim(&server, &ask.claim, &ask.id).await;
+    ask.answer(answer);
+}
+
+/// One statement for the first claim of each key; the others are left.
+async fn claim_together(server: Server, asks: Vec<Ask>) -> Left {
+    let mut keys: HashSet<LockKey> = HashSet::with_capacity(asks.len());
+    let (first, others): (Vec<_>, Vec<_>) =
+        asks.into_iter().partition(|ask| keys.insert(ask.claim.key.clone()));
+    let claimed = async {
+        if let [ask] = first.as_slice() {
+            return Ok(vec![statements::claim(&server, &ask.claim, &ask.id).await?]);
+        }
+        let asked: Vec<_> = first.iter().map(Ask::asked).collect();
+        let text = serde_json::to_string(&asked).expect("texts and numbers");
+        let mut taken = statements::claim_many(&server, text).await?;
+        Ok(first.iter().map(|ask| taken.remove(ask.claim.key.as_str())).collect())
+    };
+    let claimed: Result<Result<Vec<_>, storage::Error>, _> = timeout(WAIT, claimed).await;
+    match claimed {
+        Ok(Ok(answers)) => {
+            first.into_iter().zip(answers).for_each(|(ask, taken)| ask.answer(Ok(taken)));
+            Left { asks: others, has_failed: false }
+        }
+        Ok(Err(_)) | Err(_) => {
+            let asks = first.into_iter().chain(others).collect();
+            Left { asks, has_failed: true }
+        }
+    }
+}

@@ -1,21 +1,21 @@
 //! The calls of the load on a Locket, ours or the genuine one.
 
-use prost::bytes::Buf;
-use proto::models::locket_client::LocketClient;
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use prost::bytes::{BufMut, Bytes, BytesMut};
 use proto::models::{
-    FetchAllRequest, FetchRequest, LockRequest, ReleaseRequest, Resource, TypeCode,
+    FetchAllRequest, FetchRequest, LockRequest, LockResponse, ReleaseRequest, Resource, TypeCode,
 };
-use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder};
-use tonic::codegen::http::uri::PathAndQuery;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
-use tonic_prost::{ProstCodec, ProstEncoder};
+use tonic::{Code, Status};
+use tower::ServiceExt;
 
 use super::empty;
 
-/// Answers of FetchAll may be large: a Go client's 4 MiB are no limit here.
-const LARGEST_ANSWER: usize = 256 << 20;
+/// The bytes before a message: a flag and its length.
+const PREFIX: usize = 5;
 
 /// The presences of one run. Their keys begin with something that no other run
 /// has; each worker numbers its own.
@@ -49,16 +49,18 @@ impl Presences {
 }
 
 /// One worker's end of a connection.
+///
+/// Calls are made without a generated client: what the load burns on a shared machine
+/// the server lacks. The frames on the wire are those of any client that knows its
+/// message before it sends it.
 #[derive(Debug)]
 pub(super) struct Caller {
-    locket: LocketClient<Channel>,
-    plain: Grpc<Channel>,
+    channel: Channel,
 }
 
 impl Caller {
     pub(super) fn new(channel: Channel) -> Self {
-        let plain = Grpc::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
-        Self { locket: LocketClient::new(channel), plain }
+        Self { channel }
     }
 
     /// Takes or keeps a presence; its fencing token, 0 from a genuine server.
@@ -72,7 +74,11 @@ impl Caller {
             resource: Some(presences.resource(worker, number)),
             ttl_in_seconds: presences.ttl_seconds.into(),
         };
-        Ok(self.locket.lock(request).await?.into_inner().fencing_token)
+        let mut answer = BytesMut::new();
+        self.call("/models.Locket/Lock", &request, |data| answer.put(data)).await?;
+        let message = answer.get(PREFIX..).unwrap_or_default();
+        let answer = LockResponse::decode(message);
+        Ok(answer.map_err(|error| Status::internal(error.to_string()))?.fencing_token)
     }
 
     pub(super) async fn fetch(
@@ -81,8 +87,8 @@ impl Caller {
         worker: usize,
         number: u64,
     ) -> Result<(), Status> {
-        let key = presences.key(worker, number);
-        self.locket.fetch(FetchRequest { key }).await.map(drop)
+        let request = FetchRequest { key: presences.key(worker, number) };
+        self.call("/models.Locket/Fetch", &request, drop).await
     }
 
     pub(super) async fn release(
@@ -96,65 +102,60 @@ impl Caller {
             owner: presences.prefix.clone(),
             ..Resource::default()
         };
-        self.locket.release(ReleaseRequest { resource: Some(resource) }).await.map(drop)
+        let request = ReleaseRequest { resource: Some(resource) };
+        self.call("/models.Locket/Release", &request, drop).await
     }
 
-    /// How many bytes the presences are. They are counted and not decoded: what
-    /// the load burns on a shared machine the server lacks.
+    /// How many bytes the presences are. They are counted as they come in, and
+    /// neither gathered nor decoded.
     pub(super) async fn fetch_all(&mut self) -> Result<usize, Status> {
         let request =
             FetchAllRequest { type_code: TypeCode::Presence.into(), ..FetchAllRequest::default() };
-        self.unary("/models.Locket/FetchAll", request, Count).await
+        let mut bytes = 0;
+        self.call("/models.Locket/FetchAll", &request, |data| bytes += data.len()).await?;
+        Ok(bytes.saturating_sub(PREFIX))
     }
 
     pub(super) async fn empty(&mut self) -> Result<(), Status> {
-        self.unary(empty::PATH, (), ProstCodec::<(), ()>::default()).await
+        self.call(empty::PATH, &(), drop).await
     }
 
-    async fn unary<C>(
+    /// One unary call; `take` gets what comes of the answer.
+    async fn call(
         &mut self,
         path: &'static str,
-        message: C::Encode,
-        codec: C,
-    ) -> Result<C::Decode, Status>
-    where
-        C: Codec,
-        C::Encode: Send + Sync + 'static,
-        C::Decode: Send + Sync + 'static,
-    {
-        let ready = self.plain.ready().await;
-        ready.map_err(|error| Status::unavailable(error.to_string()))?;
-        let path = PathAndQuery::from_static(path);
-        Ok(self.plain.unary(Request::new(message), path, codec).await?.into_inner())
-    }
-}
-
-/// Reads an answer as the number of its bytes.
-#[derive(Debug, Clone, Copy)]
-struct Count;
-
-impl Codec for Count {
-    type Encode = FetchAllRequest;
-    type Decode = usize;
-    type Encoder = ProstEncoder<FetchAllRequest>;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Decoder for Count {
-    type Item = usize;
-    type Error = Status;
-
-    fn decode(&mut self, answer: &mut DecodeBuf<'_>) -> Result<Option<usize>, Status> {
-        let bytes = answer.remaining();
-        answer.advance(bytes);
-        Ok(Some(bytes))
+        message: &impl Message,
+        mut take: impl FnMut(Bytes),
+    ) -> Result<(), Status> {
+        let length = message.encoded_len();
+        let mut framed = BytesMut::with_capacity(PREFIX + length);
+        framed.put_u8(0);
+        framed.put_u32(u32::try_from(length).expect("requests are small"));
+        message.encode(&mut framed).expect("there is room");
+        let request = http::Request::post(path)
+            .header(http::header::CONTENT_TYPE, "application/grpc")
+            .header(http::header::TE, "trailers")
+            .body(Body::new(Full::new(framed.freeze())))
+            .expect("a complete request");
+        let failed = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+        let channel = self.channel.ready().await.map_err(failed)?;
+        let answer = channel.call(request).await.map_err(failed)?;
+        // An answer without a message has its status in the headers.
+        let mut status = Status::from_header_map(answer.headers());
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => take(data),
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    status = Status::from_header_map(&trailers);
+                }
+            }
+        }
+        match status {
+            Some(status) if status.code() == Code::Ok => Ok(()),
+            Some(status) => Err(status),
+            None => Err(Status::internal("an answer without a status")),
+        }
     }
 }

@@ -34,6 +34,23 @@ fn grpcurl_lists_describes_and_calls() {
     assert!(!refused.success && refused.stderr.contains("Code: AlreadyExists"), "{refused:?}");
     assert!(refused.stderr.contains("Message: lock-collision"), "{refused:?}");
 
+    let fetch = || grpcurl::run(&target, Some(r#"{"key":"k"}"#), &["models.Locket/Fetch"]);
+    let fetched = fetch();
+    for part in [r#""key": "k""#, r#""owner": "o1""#, r#""type": "lock""#, r#""typeCode": "LOCK""#]
+    {
+        assert!(fetched.success && fetched.stdout.contains(part), "{part}: {fetched:?}");
+    }
+    let all = |kind: &str| {
+        let request = format!(r#"{{"type_code":"{kind}"}}"#);
+        grpcurl::run(&target, Some(&request), &["models.Locket/FetchAll"])
+    };
+    let (locks, presences) = (all("LOCK"), all("PRESENCE"));
+    assert!(locks.stdout.contains(r#""owner": "o1""#), "{locks:?}");
+    assert!(presences.success && !presences.stdout.contains("owner"), "{presences:?}");
+    let unknown = all("UNKNOWN");
+    assert!(unknown.stderr.contains("Code: NotFound"), "{unknown:?}");
+    assert!(unknown.stderr.contains("Message: invalid-type"), "{unknown:?}");
+
     let missing = grpcurl::run(&target, Some(r#"{"key":"nope"}"#), &["models.Locket/Fetch"]);
     assert!(missing.stderr.contains("Message: resource-not-found"), "{missing:?}");
     let nothing = grpcurl::run(&target, Some("{}"), &["models.Locket/Lock"]);
@@ -43,6 +60,17 @@ fn grpcurl_lists_describes_and_calls() {
     let watch = ["portcullis.lock.v1.LockWatch/Watch"];
     let events = grpcurl::run_for(3, &target, Some(r#"{"type_code":"LOCK"}"#), &watch);
     assert!(events.stdout.contains("EXISTING") && events.stdout.contains("SYNCED"), "{events:?}");
+
+    let release = |owner: &str| {
+        let request = format!(r#"{{"resource":{{"key":"k","owner":"{owner}"}}}}"#);
+        grpcurl::run(&target, Some(&request), &["models.Locket/Release"])
+    };
+    assert!(release("o2").stderr.contains("Message: lock-collision"));
+    for _again in 0..2 {
+        let released = release("o1");
+        assert!(released.success, "{released:?}");
+    }
+    assert!(fetch().stderr.contains("Message: resource-not-found"));
 }
 
 #[test]

@@ -148,6 +148,104 @@ async fn refusals() {
     }
 }
 
+/// How a key stands before a request about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    NeverHeld,
+    GivenBack,
+    Mine,
+    MyPresence,
+    Theirs,
+    TheirPresence,
+}
+
+impl State {
+    const ALL: [Self; 6] = [
+        Self::NeverHeld,
+        Self::GivenBack,
+        Self::Mine,
+        Self::MyPresence,
+        Self::Theirs,
+        Self::TheirPresence,
+    ];
+
+    async fn make(self, client: &mut Client, key: &str) {
+        let (owner, code) = match self {
+            Self::NeverHeld => return,
+            Self::GivenBack | Self::Mine => ("me", 1),
+            Self::MyPresence => ("me", 2),
+            Self::Theirs => ("they", 1),
+            Self::TheirPresence => ("they", 2),
+        };
+        client.lock(request(resource(key, owner, "v", code), 60)).await.unwrap();
+        if matches!(self, Self::GivenBack) {
+            release(client, key, owner).await.unwrap();
+        }
+    }
+}
+
+fn outcome<T>(answer: Result<T, Status>) -> (Code, String) {
+    match answer {
+        Ok(_) => is(Code::Ok, ""),
+        Err(status) => (status.code(), status.message().to_owned()),
+    }
+}
+
+/// Contracts/locket.md 1.1: what each request is answered in each state of its key.
+#[tokio::test]
+async fn every_request_in_every_state() {
+    let site = Site::new();
+    let server = site.start();
+    let mut client = site.client(&server.address);
+    let (fine, collision) = (is(Code::Ok, ""), is(Code::AlreadyExists, "lock-collision"));
+    let absent = is(Code::NotFound, "resource-not-found");
+    let (no_type, no_ttl) =
+        (is(Code::NotFound, "invalid-type"), is(Code::InvalidArgument, "invalid-ttl"));
+    let no_owner = is(Code::InvalidArgument, "invalid-owner");
+    for state in State::ALL {
+        // Lock as a lock and as a presence, Fetch, Release; what is malformed never
+        // looks at the key.
+        let (locked, fetched, released) = match state {
+            State::NeverHeld | State::GivenBack => (&fine, &absent, &fine),
+            State::Mine | State::MyPresence => (&fine, &fine, &fine),
+            State::Theirs | State::TheirPresence => (&collision, &fine, &collision),
+        };
+        let locks = [
+            ("me", 1, 60, locked),
+            ("me", 2, 60, locked),
+            ("me", 0, 60, &no_type),
+            ("me", 3, 60, &no_type),
+            ("me", 1, 0, &no_ttl),
+            ("me", 2, -1, &no_ttl),
+            ("", 1, 60, &no_owner),
+        ];
+        for (number, (owner, code, ttl, expected)) in locks.into_iter().enumerate() {
+            let key = format!("lock {state:?} {number}");
+            state.make(&mut client, &key).await;
+            let answer = client.lock(request(resource(&key, owner, "w", code), ttl)).await;
+            assert_eq!(&outcome(answer), expected, "Lock {owner:?} {code} {ttl} {state:?}");
+        }
+        let key = format!("other {state:?}");
+        state.make(&mut client, &key).await;
+        assert_eq!(&outcome(fetch(&mut client, &key).await), fetched, "Fetch {state:?}");
+        for (code, kind) in
+            [(1, [State::Mine, State::Theirs]), (2, [State::MyPresence, State::TheirPresence])]
+        {
+            let all = fetch_all(&mut client, code).await.unwrap();
+            let is_there = all.iter().any(|resource| resource.key == key);
+            assert_eq!(is_there, kind.contains(&state), "FetchAll {code} {state:?}");
+        }
+        for code in [0, 3] {
+            assert_eq!(outcome(fetch_all(&mut client, code).await), no_type);
+        }
+        let nobodys = release(&mut client, &key, "nobody").await;
+        let expected = if fetched == &absent { &fine } else { &collision };
+        assert_eq!(&outcome(nobodys), expected, "Release by nobody {state:?}");
+        let answer = release(&mut client, &key, "me").await;
+        assert_eq!(&outcome(answer), released, "Release {state:?}");
+    }
+}
+
 #[tokio::test]
 async fn legal_if_odd() {
     let site = Site::new();

@@ -28,7 +28,7 @@
 //!   something, only at level debug.
 //! - Of crates that are not ours only WARN and ERROR pass, as `info` under the
 //!   message `<source>.<target>` with `data.text`.
-//! - A line is written by one locked write, those of [`together`] by one for all. A closed or failing standard output
+//! - A line is written by one locked write, those of [`together()`] by one for all. A closed or failing standard output
 //!   loses lines and does no other harm.
 
 mod capture;

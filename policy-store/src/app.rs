@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use axum::Router;
 use runtime::{
     dropsonde::Dropsonde,
     lager,
@@ -29,7 +30,7 @@ use crate::{
         tags::Tags,
     },
     open::{Opened, open},
-    report::{Look, Report, begin_counters},
+    report::{Look, Report},
     store::Store,
 };
 
@@ -168,7 +169,21 @@ impl App {
         self.health_checks.as_ref().map(Listener::local_addr)
     }
 
+    fn tell_start(&self) {
+        let snapshot = self.board.current();
+        tracing::info!(
+            address = self.grpc_address(),
+            "admin-address" = self.admin.local_addr(),
+            "internal-address" = self.internal_address(),
+            "health-check-address" = self.health_check_address(),
+            generation = snapshot.state.generation.0,
+            groups = snapshot.entries().len(),
+            "started"
+        );
+    }
+
     fn tasks(self, shutdown: &CancellationToken) -> Tasks {
+        self.tell_start();
         let Self {
             config,
             tls,
@@ -185,40 +200,23 @@ impl App {
             board,
             cells,
         } = self;
-        let snapshot = board.current();
-        let at = |listener: Option<&Listener>| listener.map(Listener::local_addr);
-        tracing::info!(
-            address = grpc.local_addr(),
-            "admin-address" = admin.local_addr(),
-            "internal-address" = at(internal.as_ref().map(|internal| &internal.listener)),
-            "health-check-address" = at(health_checks.as_ref()),
-            generation = snapshot.state.generation.0,
-            groups = snapshot.entries().len(),
-            "started"
-        );
         let (commits, committer) = commit::committer(Arc::clone(&store), Arc::clone(&board));
         let committer = committer.telling(health.component(http::health::DATABASE));
-        let hurry = CancellationToken::new();
+        let (hurry, drained) = (CancellationToken::new(), CancellationToken::new());
         let feed = Feed { board: Arc::clone(&board), cells, drain: hurry.clone() };
         let stale_after = config.stale_after;
         let synced = health.component("sync");
-        let drained = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
-        tasks.add("drain", hurry_up(shutdown.clone(), config.drain_spread, hurry));
+        tasks.add("drain", hurry_up(shutdown.clone(), config.drain_spread, hurry, drained.clone()));
         if let Some(internal) = internal {
             let api = api(&config, &board).as_new_as(newest).telling(metron.clone());
             serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
         }
         if let Some(listener) = health_checks {
             let router = http::health::router(health.clone(), began, metron.clone());
-            let shutdown = shutdown.clone();
-            tasks.add("health checks", async move {
-                Http::new(listener, None).serve(router, shutdown, Duration::from_secs(1)).await;
-                Ok(())
-            });
+            serve_health_checks(&mut tasks, listener, router, shutdown);
         }
-        begin_counters();
         let report = Report { metron, database: look, began };
         tasks.add("metrics", report.run(shutdown.clone()));
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
@@ -253,6 +251,19 @@ fn api(config: &Config, board: &Arc<Board>) -> Api {
     Api::new(config.access.clone(), Arc::clone(board), gate, tags)
 }
 
+fn serve_health_checks(
+    tasks: &mut Tasks,
+    listener: Listener,
+    router: Router,
+    shutdown: &CancellationToken,
+) {
+    let shutdown = shutdown.clone();
+    tasks.add("health checks", async move {
+        Http::new(listener, None).serve(router, shutdown, Duration::from_secs(1)).await;
+        Ok(())
+    });
+}
+
 fn serve_internal(
     tasks: &mut Tasks,
     internal: Internal,
@@ -283,9 +294,10 @@ async fn hurry_up(
     shutdown: CancellationToken,
     spread: Duration,
     hurry: CancellationToken,
+    drained: CancellationToken,
 ) -> anyhow::Result<()> {
     shutdown.cancelled().await;
-    tokio::time::sleep(spread).await;
+    let _in_time = tokio::time::timeout(spread, drained.cancelled()).await;
     hurry.cancel();
     Ok(())
 }

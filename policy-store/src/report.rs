@@ -38,6 +38,7 @@ impl Report {
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { metron, database, began } = self;
+        begin_counters();
         tokio::join!(
             every(ITSELF, &shutdown, || itself(&metron, database.as_ref(), began)),
             every(RUNTIME, &shutdown, || metron.process()),
@@ -47,7 +48,7 @@ impl Report {
 }
 
 /// Counters that are shown before they count anything: a rate needs the zero.
-pub(crate) fn begin_counters() {
+fn begin_counters() {
     for name in [
         "policy_store_denied_total",
         "policy_store_http_list_bytes_total",

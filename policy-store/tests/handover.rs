@@ -76,3 +76,17 @@ async fn cells_come_to_the_other_instance_one_after_another() {
     assert!(tokio::task::block_in_place(|| leaving.wait()).success());
     leaving.line("exited", 0);
 }
+
+/// What is allowed for those who need it costs nobody else anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_nobody_uses_ends_at_once() {
+    let site = Site::new();
+    let mut config = site.config();
+    config["drain_timeout_seconds"] = json!(60);
+    config["drain_spread_seconds"] = json!(60);
+    let mut program = tokio::task::block_in_place(|| Program::start_with(&site, &config));
+    let began = Instant::now();
+    program.signal(Signal::SIGTERM);
+    assert!(tokio::task::block_in_place(|| program.wait()).success());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}

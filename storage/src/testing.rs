@@ -6,6 +6,8 @@
 //! dropped and also when the test process ends, however it ends: a small shell waits
 //! for that. Failing to start one fails the test, with the name of the package.
 
+mod settings;
+
 use std::{
     fs::{self, File},
     io,
@@ -265,7 +267,8 @@ impl TestServer {
                 command
                     .args(["--no-defaults", "--skip-test-db"])
                     .arg("--auth-root-authentication-method=normal")
-                    .arg(format!("--datadir={}", self.data().display()));
+                    .arg(format!("--datadir={}", self.data().display()))
+                    .arg(format!("--tmpdir={}", place.display()));
                 command
             }
         };
@@ -273,8 +276,8 @@ impl TestServer {
         let output = output.expect("the program that makes a database runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = match self.dialect {
-            Dialect::Postgres => postgres_settings(place, certificate, settings),
-            Dialect::MySql => mysql_settings(place, certificate, settings),
+            Dialect::Postgres => settings::postgres(place, certificate, settings),
+            Dialect::MySql => settings::mysql(place, certificate, settings),
         };
         let path = place.join("settings");
         fs::write(&path, text).expect("the settings can be written");
@@ -362,55 +365,6 @@ impl Drop for TestServer {
         drop(self.keeper.stdin.take());
         let _ended = self.keeper.wait();
     }
-}
-
-fn postgres_settings(place: &Path, certificate: Option<&Certificate>, more: &[&str]) -> String {
-    let data = place.join("data");
-    let mut text = format!(
-        "data_directory = '{data}'\nhba_file = '{data}/pg_hba.conf'\n\
-         ident_file = '{data}/pg_ident.conf'\n\
-         listen_addresses = '127.0.0.1'\nunix_socket_directories = '{place}'\n\
-         fsync = on\nsynchronous_commit = on\nfull_page_writes = on\nmax_connections = 200\n\
-         shared_buffers = 32MB\ndynamic_shared_memory_type = posix\n\
-         deadlock_timeout = 100ms\nlog_min_messages = warning\n",
-        data = data.display(),
-        place = place.display(),
-    );
-    if let Some(files) = certificate {
-        let (certificate, key) = owned(place, files);
-        text += &format!("ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n");
-    }
-    more.iter().for_each(|setting| text += &format!("{setting}\n"));
-    text
-}
-
-fn mysql_settings(place: &Path, certificate: Option<&Certificate>, more: &[&str]) -> String {
-    let mut text = format!(
-        "[mariadbd]\ndatadir = {place}/data\nsocket = {place}/socket\npid-file = {place}/data/pid\n\
-         init-file = {place}/init.sql\nbind-address = 127.0.0.1\nskip-name-resolve\n\
-         character-set-server = utf8mb4\ninnodb_flush_log_at_trx_commit = 1\ninnodb_buffer_pool_size = 32M\n\
-         innodb_log_file_size = 16M\nmax_connections = 200\nperformance_schema = off\n",
-        place = place.display(),
-    );
-    if let Some(files) = certificate {
-        let (certificate, key) = owned(place, files);
-        text += &format!("ssl_cert = {certificate}\nssl_key = {key}\n");
-    }
-    more.iter().for_each(|setting| text += &format!("{setting}\n"));
-    text
-}
-
-/// Copies that the server may read, and nobody else.
-fn owned(place: &Path, files: &Certificate) -> (String, String) {
-    let copy = |from: &Path, name: &str| {
-        let to = place.join(name);
-        fs::copy(from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(&to, mode).expect("a copy of ours can be protected");
-        own(&to);
-        to.display().to_string()
-    };
-    (copy(&files.certificate, "server.crt"), copy(&files.key, "server.key"))
 }
 
 fn is_root() -> bool {

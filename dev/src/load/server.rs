@@ -115,6 +115,7 @@ impl Site {
         let Files { ca, cert, key } = &self.files;
         let config = json!({
             "grpc_listen_address": "127.0.0.1:0", "admin_listen_address": "127.0.0.1:0",
+            "listen_host": "127.0.0.1", "internal_listen_port": 0,
             "ca_cert_file": ca, "server_cert_file": cert, "server_key_file": key,
             "database": { "type": "sqlite", "path": self.path("groups.db") },
             "writer_identities": ["cn=writer"], "cell_identities": ["ou=cell"],
@@ -125,14 +126,15 @@ impl Site {
         fs::write(&path, config.to_string()).context("writing a configuration")?;
         let mut command = Command::new(self.binaries.join("policy-store"));
         command.arg("-config-file").arg(path);
-        let server = self.serve("policy-store", command, listens_by_log).await?;
+        let mut server = self.serve("policy-store", command, listens_by_log).await?;
+        let http = server.line(PATIENCE, serves_http_by_log).await?;
         let as_client = |files: Files| {
             let Files { ca: _, cert, key } = files;
             Target { cert, key, ..server.target() }
         };
         let writer = as_client(self.authority.issue("writer", &[])?);
         let cell = as_client(self.authority.issue_in_unit("cell", "cell", &[])?);
-        Ok((server, Ends { writer, cell }))
+        Ok((server, Ends { writer, cell, http: Some(http) }))
     }
 
     /// A server of the empty call.
@@ -334,6 +336,16 @@ fn listens_by_log(line: &str) -> Option<String> {
     is_started.then(|| address.to_owned())
 }
 
+/// Where a policy store serves the original's HTTP API, if this line of its log
+/// says so.
+fn serves_http_by_log(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let is_it = line["message"].as_str()?.ends_with(".starting internal server");
+    let host = line["data"]["listen-address"].as_str()?;
+    let port = line["data"]["port"].as_str()?;
+    is_it.then(|| format!("{host}:{port}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +365,13 @@ mod tests {
         assert_eq!(data_of(line, "b.applied"), Some(json!({ "added": 7 })));
         assert_eq!(data_of(line, "lied"), None);
         assert_eq!(data_of("not JSON", "applied"), None);
+    }
+
+    #[test]
+    fn the_log_says_where_http_is_served() {
+        let line = r#"{"message":"x.policy-server-internal.starting internal server","data":{"listen-address":"127.0.0.1","port":"7"}}"#;
+        assert_eq!(serves_http_by_log(line).as_deref(), Some("127.0.0.1:7"));
+        assert_eq!(serves_http_by_log(r#"{"message":"x.started","data":{"port":"7"}}"#), None);
     }
 
     #[test]

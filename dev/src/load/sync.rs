@@ -264,7 +264,15 @@ mod tests {
     #[test]
     fn a_round_is_told() {
         let sync = |peak, applied| Sync { applied, cpu_ms: 120.0, peak };
-        let shape = Shape { groups: 5, global: 0, rules: 2, bindings: 1, spaces: 3 };
+        let shape = Shape {
+            groups: 5,
+            global: 0,
+            rules: 2,
+            bindings: 1,
+            staging_bindings: 0,
+            scattered: false,
+            spaces: 3,
+        };
         let round = Round {
             first: sync(20 << 20, json!({ "added": 7, "read-ms": 30, "store-ms": 12 })),
             change: sync(22 << 20, json!({ "changed": 1, "unchanged": 6 })),

@@ -16,9 +16,16 @@ pub(in crate::load) struct Shape {
     /// Rules of a group.
     #[arg(long, default_value_t = 20)]
     pub(in crate::load) rules: u32,
-    /// Spaces that a group is bound to.
+    /// Spaces that a group is bound to for running containers.
     #[arg(long, default_value_t = 3)]
     pub(in crate::load) bindings: u32,
+    /// Spaces that a group is bound to for staging containers.
+    #[arg(long, default_value_t = 0)]
+    pub(in crate::load) staging_bindings: u32,
+    /// Bind groups to spaces from anywhere, and not to neighbours: a cell with many
+    /// spaces then has far more groups.
+    #[arg(long)]
+    pub(in crate::load) scattered: bool,
     /// Spaces that there are.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::load) spaces: u32,
@@ -86,35 +93,59 @@ fn guid(kind: u8, number: u64) -> String {
 }
 
 fn group(shape: &Shape, index: u32) -> SecurityGroup {
-    let first = u64::from(index) * u64::from(shape.bindings);
-    let spaces = (0..u64::from(shape.bindings))
-        .map(|offset| space((first + offset) % u64::from(shape.spaces)))
-        .collect();
+    let of_each = u64::from(shape.bindings) + u64::from(shape.staging_bindings);
+    let first = u64::from(index) * of_each;
+    let spaces = |from: u32, count: u32| {
+        let places = (0..u64::from(count)).map(|offset| first + u64::from(from) + offset);
+        let places = places.map(|place| if shape.scattered { scrambled(place) } else { place });
+        places.map(|place| space(place % u64::from(shape.spaces))).collect()
+    };
+    let staging = spaces(shape.bindings, shape.staging_bindings);
     SecurityGroup {
         guid: GroupGuid::parse(&guid(2, index.into())).expect("it has the form of a guid"),
         name: format!("asg-{index:05}"),
         rules: (0..shape.rules).map(|number| rule(index, number)).collect(),
-        running: Scope { everywhere: index < shape.global, spaces },
-        staging: Scope::default(),
+        running: Scope { everywhere: index < shape.global, spaces: spaces(0, shape.bindings) },
+        staging: Scope { everywhere: false, spaces: staging },
     }
 }
 
+/// As those of the contract's data set: an address and a port from anywhere, which
+/// compression makes little of.
 fn rule(group: u32, number: u32) -> RuleSpec {
-    let [_, a, b, c] = (group.wrapping_mul(251).wrapping_add(number)).to_be_bytes();
+    let [a, b, c, high, low, ..] =
+        scrambled((u64::from(group) << 32) | u64::from(number)).to_be_bytes();
     RuleSpec {
         protocol: "tcp".to_owned(),
         destination: format!("10.{a}.{b}.{c}"),
-        ports: format!("{}", 1_024 + number % 60_000),
+        ports: u16::from_be_bytes([high, low]).max(1).to_string(),
         description: format!("rule {number}"),
         ..RuleSpec::default()
     }
+}
+
+/// The same number makes the same number, neighbours make strangers (the last
+/// step of splitmix64).
+fn scrambled(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { groups: 10, global: 2, rules: 3, bindings: 2, spaces: 15 };
+    const SHAPE: Shape = Shape {
+        groups: 10,
+        global: 2,
+        rules: 3,
+        bindings: 2,
+        staging_bindings: 0,
+        scattered: false,
+        spaces: 15,
+    };
 
     #[test]
     fn the_same_shape_is_the_same_data() {
@@ -124,6 +155,21 @@ mod tests {
         let global = one.groups.iter().filter(|group| group.is_global()).count();
         assert_eq!((one.len(), bound, global), (10, 20, 2));
         assert!(one.groups.iter().all(|group| group.rules.len() == 3));
+    }
+
+    #[test]
+    fn scattered_groups_concern_a_cell_more_often() {
+        let shape = Shape { groups: 100, staging_bindings: 2, spaces: 100, ..SHAPE };
+        let own = spaces_of(0, 10, &shape);
+        let concerning = |scattered| {
+            let data = Data::new(&Shape { scattered, ..shape });
+            let is_bound =
+                |group: &&SecurityGroup| group.bound_spaces().any(|space| own.contains(space));
+            data.groups.iter().filter(is_bound).count()
+        };
+        // Each space has four bindings, those of one or two groups or of up to four.
+        assert!(concerning(false) <= 20, "{}", concerning(false));
+        assert!(concerning(true) > 25, "{}", concerning(true));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use self::pollers::{Habits, Polled};
 use self::watchers::Watchers;
 use self::writer::{Identity, Writer};
 use super::connect::Target;
-use super::meter::{Cost, Reading};
+use super::meter::{Cost, Reading, usage};
 use super::plot::{Chart, Line};
 use super::report::{costs, mebibytes};
 use super::server::Site;
@@ -82,6 +82,9 @@ struct Existing {
     /// Its key.
     #[arg(long)]
     cell_key: Option<PathBuf>,
+    /// Where it serves the original's HTTP API: host:port.
+    #[arg(long, requires = "address")]
+    http_address: Option<String>,
     /// The store's process, when it runs on this machine.
     #[arg(long)]
     server_pid: Option<u32>,
@@ -92,17 +95,27 @@ struct Existing {
 pub(super) struct Ends {
     pub(super) writer: Target,
     pub(super) cell: Target,
+    /// Where agents of the original poll: host:port.
+    pub(super) http: Option<String>,
 }
 
 impl Existing {
     fn ends(&self) -> Option<Ends> {
-        let Self { address, ca, writer_cert, writer_key, cell_cert, cell_key, server_pid } =
-            self.clone();
+        let Self {
+            address,
+            ca,
+            writer_cert,
+            writer_key,
+            cell_cert,
+            cell_key,
+            http_address: http,
+            server_pid,
+        } = self.clone();
         let (address, ca) = (address?, ca?);
         let (cert, key) = (writer_cert?, writer_key?);
         let writer = Target { address, ca, cert, key, server_pid };
         let cell = Target { cert: cell_cert?, key: cell_key?, ..writer.clone() };
-        Some(Ends { writer, cell })
+        Some(Ends { writer, cell, http })
     }
 }
 
@@ -113,6 +126,8 @@ struct Report {
     first_replace_ms: f64,
     /// Milliseconds of a Replace that changes nothing.
     unchanged_replace_ms: f64,
+    /// Bytes of memory that the store has after them.
+    resident: Option<u64>,
     stages: Vec<Stage>,
     polled: Option<Polled>,
     /// While the agents polled.
@@ -166,9 +181,10 @@ async fn measure(arguments: &Arguments, ends: &Ends) -> anyhow::Result<Report> {
     let mut writer = Writer::new(channel, arguments.identity.clone());
     let first = writer.replace(&data).await.context("the first Replace")?;
     let again = writer.replace(&data).await.context("the second Replace")?;
+    let resident = ends.cell.server_pid.map(|pid| usage(&pid.to_string())).transpose()?;
     let mut watchers = Watchers::new();
     let (mut stages, mut revision) = (Vec::new(), 0);
-    for &count in &arguments.watchers {
+    for &count in arguments.watchers.iter().filter(|count| **count > 0) {
         let began = Instant::now();
         let spaces = arguments.cell_spaces;
         let told = watchers.grow(count, &ends.cell, &arguments.shape, spaces).await?;
@@ -176,25 +192,30 @@ async fn measure(arguments: &Arguments, ends: &Ends) -> anyhow::Result<Report> {
         let mut stage = Changes { arguments, ends, writer: &mut writer, watchers: &mut watchers };
         stages.push(stage.measure(count, first_state, &mut data, &mut revision).await?);
     }
-    let (polled, polling_cost) = match arguments.habits.pollers {
-        0 => (None, None),
-        _ => {
-            let before = Reading::take(ends.cell.server_pid)?;
-            let begin = Instant::now();
-            let polled = pollers::poll(&arguments.habits, &ends.cell, &arguments.shape).await?;
-            let after = Reading::take(ends.cell.server_pid)?;
-            let cost = after.since(&before, begin.elapsed(), polled.polls.operations);
-            (Some(polled), Some(cost))
-        }
-    };
+    let polling = poll(arguments, ends).await?;
+    let (polled, polling_cost) = polling.unzip();
     Ok(Report {
         groups: data.len(),
         first_replace_ms: millis(first.confirmed - first.began),
         unchanged_replace_ms: millis(again.confirmed - again.began),
+        resident: resident.map(|usage| usage.resident),
         stages,
         polled,
         polling_cost,
     })
+}
+
+async fn poll(arguments: &Arguments, ends: &Ends) -> anyhow::Result<Option<(Polled, Cost)>> {
+    if arguments.habits.pollers == 0 {
+        return Ok(None);
+    }
+    let address = ends.http.as_deref().context("--http-address is needed to poll")?;
+    let before = Reading::take(ends.cell.server_pid)?;
+    let begin = Instant::now();
+    let polled = pollers::poll(&arguments.habits, address, &ends.cell, &arguments.shape).await?;
+    let after = Reading::take(ends.cell.server_pid)?;
+    let cost = after.since(&before, begin.elapsed(), polled.polls.operations);
+    Ok(Some((polled, cost)))
 }
 
 fn millis(length: Duration) -> f64 {
@@ -271,12 +292,15 @@ fn chart(stages: &[Stage]) -> Chart<'static> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { groups, first_replace_ms, unchanged_replace_ms, stages, polled, polling_cost } =
-        report;
+    let Report { groups, first_replace_ms, unchanged_replace_ms, resident, .. } = report;
+    let Report { stages, polled, polling_cost, .. } = report;
     let mut text = format!(
         "Replace of {groups} groups: {first_replace_ms:.0} ms, of the same again: \
          {unchanged_replace_ms:.0} ms\n"
     );
+    if let Some(resident) = resident {
+        text += &format!("memory of the store after that: {:.0} MiB\n", mebibytes(*resident));
+    }
     for stage in stages {
         let Stage { watchers, first_state_ms, first_state_bytes, .. } = stage;
         let Stage { replace, propagation, everywhere, cost, .. } = stage;

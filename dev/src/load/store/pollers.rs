@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use flate2::read::MultiGzDecoder;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use reqwest::{Client, StatusCode};
@@ -18,15 +18,15 @@ use super::super::tally::{Summary, Tally};
 use super::super::{length, positive_length};
 use super::data::{Shape, spaces_of};
 
+/// How much of an answer is looked at.
+const HEAD: usize = 4 << 10;
+
 /// How the agents ask.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Habits {
     /// Agents that poll over HTTP.
     #[arg(long, default_value_t = 0)]
     pub(super) pollers: u32,
-    /// Where the store serves HTTP: host:port.
-    #[arg(long)]
-    pub(super) http_address: Option<String>,
     /// How often each asks; 0s for as fast as it is answered.
     #[arg(long, default_value = "60s", value_parser = length)]
     poll_interval: Duration,
@@ -36,9 +36,13 @@ pub(super) struct Habits {
     /// Spaces that each asks for.
     #[arg(long, default_value_t = 100)]
     poll_spaces: u32,
-    /// Groups of a page.
+    /// The page size that each asks for, as agents spell it: `per_page`.
     #[arg(long, default_value_t = 5_000)]
     page_size: u32,
+    /// All begin at the same moment, as agents that were started together, and not
+    /// spread over the interval.
+    #[arg(long)]
+    poll_together: bool,
     /// After how long an agent gives up; an original's is 5s.
     #[arg(long, default_value = "60s", value_parser = positive_length)]
     poll_timeout: Duration,
@@ -58,10 +62,10 @@ pub(super) struct Polled {
 /// Polls until the time is over.
 pub(super) async fn poll(
     habits: &Habits,
+    address: &str,
     target: &Target,
     shape: &Shape,
 ) -> anyhow::Result<Polled> {
-    let address = habits.http_address.as_deref().context("--http-address is needed to poll")?;
     let begin = Instant::now();
     let end = begin + habits.poll_duration;
     let mut running = JoinSet::new();
@@ -71,8 +75,8 @@ pub(super) async fn poll(
             url: url(address, habits, shape, number),
             gzip: habits.gzip,
         };
-        // Spread over the interval, as agents that were started at any time.
-        let first = begin + habits.poll_interval * number / habits.pollers.max(1);
+        let share = if habits.poll_together { 0 } else { number };
+        let first = begin + habits.poll_interval * share / habits.pollers.max(1);
         running.spawn(agent.work(first, habits.poll_interval, end));
     }
     let mut tally = Tally::default();
@@ -101,7 +105,7 @@ fn url(address: &str, habits: &Habits, shape: &Shape, number: u32) -> String {
     let (size, spaces) = (habits.page_size, spaces.join(","));
     format!(
         "https://{address}/networking/v1/internal/security_groups\
-         ?per_page={size}&limit={size}&space_guids={spaces}"
+         ?per_page={size}&space_guids={spaces}"
     )
 }
 
@@ -132,8 +136,8 @@ impl Agent {
         let (mut from, mut total) = (0, 0);
         loop {
             let page = self.page(from).await?;
-            total += page.len();
-            let next = next(&page, self.gzip).map_err(|_error| Code::DataLoss)?;
+            total += page.bytes;
+            let next = next(&page.head, self.gzip).map_err(|_error| Code::DataLoss)?;
             if next == 0 {
                 return Ok(total);
             }
@@ -144,11 +148,15 @@ impl Agent {
         }
     }
 
-    async fn page(&self, from: u64) -> Result<Vec<u8>, Code> {
+    /// Agents name no place to begin at on the first page.
+    async fn page(&self, from: u64) -> Result<Page, Code> {
         let encoding = if self.gzip { "gzip" } else { "identity" };
-        let url = format!("{}&from={from}", self.url);
+        let url = match from {
+            0 => self.url.clone(),
+            _ => format!("{}&from={from}", self.url),
+        };
         let answer = self.client.get(url).header(ACCEPT_ENCODING, encoding).send().await;
-        let answer = answer.map_err(|error| code(&error))?;
+        let mut answer = answer.map_err(|error| code(&error))?;
         let compressed = answer.headers().get(CONTENT_ENCODING).is_some();
         match answer.status() {
             StatusCode::OK if compressed == self.gzip => {}
@@ -156,8 +164,21 @@ impl Agent {
             StatusCode::SERVICE_UNAVAILABLE => return Err(Code::ResourceExhausted),
             _ => return Err(Code::Unknown),
         }
-        Ok(answer.bytes().await.map_err(|error| code(&error))?.into())
+        let mut page = Page { bytes: 0, head: Vec::new() };
+        while let Some(piece) = answer.chunk().await.map_err(|error| code(&error))? {
+            page.bytes += piece.len();
+            let wanted = HEAD.saturating_sub(page.head.len()).min(piece.len());
+            page.head.extend_from_slice(&piece[..wanted]);
+        }
+        Ok(page)
     }
+}
+
+/// An answer that has been read to its end.
+struct Page {
+    bytes: usize,
+    /// Its beginning: a thousand agents' answers are not kept in memory.
+    head: Vec<u8>,
 }
 
 fn code(error: &reqwest::Error) -> Code {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use policy_store::{
-    groups::{decide::Replacement, json, snapshot::Snapshot},
+    groups::{decide::Replacement, fragment::Texts, json, snapshot::Snapshot},
     http::frames::{Coding, Frames},
     store::{Store as _, memory::Memory},
 };
@@ -40,7 +40,7 @@ proptest! {
         let mut groups = expected(&write);
         let snapshot = snapshot(write);
         let text: Vec<u8> =
-            Frames::new(Coding::Identity, 7, snapshot.entries().to_vec()).flatten().collect();
+            Frames::new(Coding::Identity, 7, snapshot.entries().to_vec(), Texts::new(64)).flatten().collect();
         let answer: Answer = serde_json::from_slice(&text).unwrap();
         // Ids follow the manifest, which is ascending by guid.
         groups.sort_by(|a, b| a.guid.cmp(&b.guid));

@@ -5,11 +5,19 @@
 //! the checksum of each, the checksum of the whole is worked out without looking
 //! at the text again: an answer is then one ordinary gzip member, which also
 //! readers understand that know nothing of several.
+//!
+//! Clients that take no gzip get the text. It is kept beside its compressed form
+//! from when the first of them asks, as long as [`Texts`] has room; what finds no
+//! room is decompressed each time.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use flate2::{Compress, Compression, Crc, Decompress, FlushCompress, FlushDecompress, Status};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// See the module.
 #[derive(Debug)]
@@ -17,6 +25,32 @@ pub struct Fragment {
     deflated: Bytes,
     /// Of the text, and how long it is.
     checksum: Crc,
+    text: OnceLock<Kept>,
+}
+
+/// A text, and the room that it takes until it is dropped.
+#[derive(Debug)]
+struct Kept {
+    text: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Room for texts that are kept.
+#[derive(Debug, Clone)]
+pub struct Texts(Arc<Semaphore>);
+
+impl Texts {
+    /// For so many bytes.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes)))
+    }
+
+    fn keep(&self, text: &[u8]) -> Option<Kept> {
+        let bytes = u32::try_from(text.len()).ok()?;
+        let room = Arc::clone(&self.0).try_acquire_many_owned(bytes).ok()?;
+        Some(Kept { text: Bytes::copy_from_slice(text), _room: room })
+    }
 }
 
 thread_local! {
@@ -36,7 +70,7 @@ impl Fragment {
             compress.reset();
             deflate(compress, text)
         });
-        Self { deflated: deflated.into(), checksum }
+        Self { deflated: deflated.into(), checksum, text: OnceLock::new() }
     }
 
     /// The piece of the deflate stream.
@@ -51,8 +85,20 @@ impl Fragment {
         &self.checksum
     }
 
-    /// Appends the text.
-    pub fn inflate(&self, to: &mut Vec<u8>) {
+    /// Appends the text, and keeps it if there is room.
+    pub fn append(&self, to: &mut Vec<u8>, texts: &Texts) {
+        if let Some(Kept { text, .. }) = self.text.get() {
+            return to.extend_from_slice(text);
+        }
+        let begin = to.len();
+        self.inflate(to);
+        if let Some(kept) = texts.keep(&to[begin..]) {
+            // Another request may have been faster: its copy stays.
+            let _room_is_given_back = self.text.set(kept);
+        }
+    }
+
+    fn inflate(&self, to: &mut Vec<u8>) {
         let end = to.len() + self.checksum.amount() as usize;
         // One byte more than needed, so that the last marker is taken too.
         to.reserve(self.checksum.amount() as usize + 1);
@@ -107,6 +153,26 @@ mod tests {
             let same = vec![b'x'; length];
             assert_eq!(text_of(&Fragment::new(&same)), same, "{length}");
         }
+    }
+
+    #[test]
+    fn texts_are_kept_as_long_as_there_is_room() {
+        let texts = Texts::new(1_000);
+        let appended = |fragment: &Fragment| {
+            let mut text = b"before ".to_vec();
+            fragment.append(&mut text, &texts);
+            text.split_off(7)
+        };
+        let fragments = [b'x', b'y'].map(|byte| Fragment::new(&[byte; 600]));
+        for _ in 0..3 {
+            assert_eq!(appended(&fragments[0]), [b'x'; 600]);
+            assert_eq!(appended(&fragments[1]), [b'y'; 600]);
+        }
+        assert!(fragments[0].text.get().is_some() && fragments[1].text.get().is_none());
+        let [first, second] = fragments;
+        drop(first);
+        assert_eq!(appended(&second), [b'y'; 600]);
+        assert!(second.text.get().is_some(), "the room was given back");
     }
 
     /// Fragments end at a byte with an empty block, and do not depend on what

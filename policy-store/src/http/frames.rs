@@ -8,7 +8,7 @@ use std::{mem, sync::Arc, vec};
 use bytes::Bytes;
 use flate2::Crc;
 
-use crate::groups::snapshot::Entry;
+use crate::groups::{fragment::Texts, snapshot::Entry};
 
 /// Frames are at least so large, except the last: about one TLS record.
 const FRAME: usize = 16 << 10;
@@ -36,6 +36,7 @@ pub struct Frames {
     coding: Coding,
     next: u64,
     entries: vec::IntoIter<Arc<Entry>>,
+    texts: Texts,
     place: Place,
     frame: Vec<u8>,
     /// A piece that is a frame of its own and follows `frame`.
@@ -46,13 +47,14 @@ pub struct Frames {
 
 impl Frames {
     /// An answer with these groups, and where the next page begins (0 after the
-    /// last).
+    /// last). Texts are kept in `texts`.
     #[must_use]
-    pub fn new(coding: Coding, next: u64, entries: Vec<Arc<Entry>>) -> Self {
+    pub fn new(coding: Coding, next: u64, entries: Vec<Arc<Entry>>, texts: Texts) -> Self {
         Self {
             coding,
             next,
             entries: entries.into_iter(),
+            texts,
             place: Place::Start,
             frame: Vec::new(),
             large: None,
@@ -98,7 +100,7 @@ impl Frames {
         self.place = Place::Later;
         let fragment = entry.fragment();
         match self.coding {
-            Coding::Identity => fragment.inflate(&mut self.frame),
+            Coding::Identity => fragment.append(&mut self.frame, &self.texts),
             Coding::Gzip => {
                 self.checksum.combine(fragment.checksum());
                 let piece = fragment.deflated();

@@ -49,11 +49,13 @@ use self::{
 };
 use crate::{
     access::{Access, Action},
-    groups::{board::Board, snapshot::Snapshot},
+    groups::{board::Board, fragment::Texts, snapshot::Snapshot},
 };
 
 /// How long a client may take to read a list. Agents take five seconds at most.
 pub const LONGEST: Duration = Duration::from_secs(60);
+/// How many bytes of texts are kept for clients that take no gzip.
+const TEXTS: usize = 64 << 20;
 /// The largest body that is read: an id and a type.
 const LARGEST_BODY: usize = 64 << 10;
 /// When policies between containers changed last. They never do; and 0 would
@@ -68,6 +70,7 @@ pub struct Api {
     fresh: Fresh,
     gate: Gate,
     tags: Tags,
+    texts: Texts,
     metron: Dropsonde,
 }
 
@@ -77,7 +80,8 @@ impl Api {
     #[must_use]
     pub fn new(access: Access, board: Arc<Board>, gate: Gate, tags: Tags) -> Self {
         let fresh = Fresh::new(Arc::clone(&board), None);
-        Self { access, board, fresh, gate, tags, metron: Dropsonde::default() }
+        let (texts, metron) = (Texts::new(TEXTS), Dropsonde::default());
+        Self { access, board, fresh, gate, tags, texts, metron }
     }
 
     /// Others may have written to the database: its newest generation is asked for.
@@ -231,7 +235,9 @@ impl Api {
             let description = "no security groups were synced yet";
             return Err(Refusal::unavailable(description, 5, &"there was no Replace yet"));
         }
-        Ok(list(&snapshot, &wanted, coding::coding(headers), place))
+        let coding = coding::coding(headers);
+        let frames = frames(&snapshot, &wanted, coding, self.texts.clone());
+        Ok(send(frames, coding, place))
     }
 
     /// When the groups changed last, in nanoseconds since 1970: what is stored with
@@ -262,7 +268,7 @@ struct Tag {
     r#type: String,
 }
 
-fn list(snapshot: &Snapshot, wanted: &Wanted, coding: Coding, place: Permit) -> Response {
+fn frames(snapshot: &Snapshot, wanted: &Wanted, coding: Coding, texts: Texts) -> Frames {
     let Wanted { spaces, from, limit } = wanted;
     let found = snapshot.concerning(spaces, *from);
     let size = match limit {
@@ -276,7 +282,7 @@ fn list(snapshot: &Snapshot, wanted: &Wanted, coding: Coding, place: Permit) -> 
     };
     let next = next.map_or(0, |entry| entry.id.0);
     let entries = found.into_iter().take(size).cloned().collect();
-    send(Frames::new(coding, next, entries), coding, place)
+    Frames::new(coding, next, entries, texts)
 }
 
 /// What is ready at once has a length, what is not comes in chunks.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use model::generation::Generation;
+use model::{generation::Generation, ids::SpaceGuid};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -72,7 +72,9 @@ fn gauge(snapshot: &Snapshot) {
 impl From<Contents> for Snapshot {
     fn from(contents: Contents) -> Self {
         let Contents { state, groups, past, since: _, reports: _ } = contents;
-        let entry = |hashed: Hashed| Arc::new(Entry::new(&hashed.stored, hashed.hash, None));
+        // Whoever read them keeps one text of each space already.
+        let entry =
+            |Hashed { stored, hash }| Arc::new(Entry::new(&stored, hash, None, SpaceGuid::clone));
         Self::new(state, groups.into_iter().map(entry).collect(), past)
     }
 }

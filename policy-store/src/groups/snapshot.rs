@@ -37,8 +37,8 @@ impl Reach {
         Self { is_global, spaces: spaces.into_iter().collect() }
     }
 
-    fn of(group: &SecurityGroup) -> Self {
-        Self { is_global: group.is_global(), spaces: group.bound_spaces().cloned().collect() }
+    fn of(group: &SecurityGroup, shared: impl Fn(&SpaceGuid) -> SpaceGuid) -> Self {
+        Self { is_global: group.is_global(), spaces: group.bound_spaces().map(shared).collect() }
     }
 
     /// Whether it concerns everybody.
@@ -78,10 +78,16 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Encodes a group; keeps `reach` if it is the same still.
+    /// Encodes a group; keeps the reach that it had before if it is the same still.
+    /// `shared` finds the text that others have of the same space.
     #[must_use]
-    pub fn new(stored: &StoredGroup, hash: ContentHash, before: Option<&Arc<Reach>>) -> Self {
-        let reach = Reach::of(&stored.group);
+    pub fn new(
+        stored: &StoredGroup,
+        hash: ContentHash,
+        before: Option<&Arc<Reach>>,
+        shared: impl Fn(&SpaceGuid) -> SpaceGuid,
+    ) -> Self {
+        let reach = Reach::of(&stored.group, shared);
         let reach = match before {
             Some(before) if **before == reach => Arc::clone(before),
             Some(_) | None => Arc::new(reach),
@@ -167,7 +173,9 @@ impl Snapshot {
         let mut added = Vec::new();
         for Hashed { stored, hash } in upserts {
             let before = self.get(stored.id);
-            let entry = Arc::new(Entry::new(&stored, hash, before.map(|entry| &entry.reach)));
+            let reach = before.map(|entry| &entry.reach);
+            let entry = Entry::new(&stored, hash, reach, |space| index.shared(space));
+            let entry = Arc::new(entry);
             index.replace(before, &entry);
             match before {
                 Some(_) => _ = replaced.insert(entry.id, entry),
@@ -244,8 +252,12 @@ impl Snapshot {
     /// of watchers of one space share it.
     #[must_use]
     pub fn shared(&self, space: SpaceGuid) -> SpaceGuid {
-        self.by_space.get_key_value(&space).map_or(space, |(shared, _)| shared.clone())
+        known(&self.by_space, &space).unwrap_or(space)
     }
+}
+
+fn known(by_space: &HashMap<SpaceGuid, Vec<GroupId>>, space: &SpaceGuid) -> Option<SpaceGuid> {
+    by_space.get_key_value(space).map(|(known, _)| known.clone())
 }
 
 /// The indexes in the making: shared with the snapshot before until something
@@ -264,6 +276,11 @@ impl Indexes {
             by_space: Arc::clone(&snapshot.by_space),
             global: Arc::clone(&snapshot.global),
         }
+    }
+
+    /// One space is bound to many groups: its text is kept once.
+    fn shared(&self, space: &SpaceGuid) -> SpaceGuid {
+        known(&self.by_space, space).unwrap_or_else(|| space.clone())
     }
 
     fn add(&mut self, entry: &Entry) {

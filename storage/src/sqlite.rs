@@ -12,6 +12,7 @@
 //!   together share one transaction and one sync of the disk. Each runs in a
 //!   savepoint of its own: when one fails or panics, the others are stored all
 //!   the same.
+//! - The log moves into the database file after the answers, not within a commit.
 //! - The queue is bounded: who writes faster than the disk waits.
 //! - A write that was queued is carried out even if its caller gives up.
 //! - Reads run beside the writer, each on one snapshot, and see all that was

@@ -101,6 +101,8 @@ fn set_up_writer(writer: Connection, options: &Options) -> Result<Connection, ru
     };
     writer.pragma_update(None, "synchronous", synchronous)?;
     writer.pragma_update_and_check(None, "journal_size_limit", JOURNAL_SIZE_LIMIT, |_| Ok(()))?;
+    // The writer thread does that, after the answers.
+    writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
     if let Some(pages) = options.max_pages {
         writer.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
     }

@@ -8,10 +8,13 @@ use std::{
     thread,
 };
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
+
+/// From so many pages on, the log is moved into the database file: 4 MiB.
+const LONG_LOG: i64 = 1000;
 
 pub(super) enum Message {
     Job(Box<dyn Job>),
@@ -111,6 +114,10 @@ fn serve(
             }
         }
         store(connection, &mut jobs);
+        if let Err(error) = shorten_log(connection) {
+            // Nothing is lost, and the next write tries again.
+            tracing::error!(error = %error, "sqlite-checkpoint-failed");
+        }
         if closing.is_some() {
             queue.close();
             while let Ok(message) = queue.try_recv() {
@@ -181,6 +188,23 @@ fn execute(connection: &Connection, sql: &str) -> Result<(), Error> {
         .and_then(|mut statement| statement.execute([]))
         .map(drop)
         .map_err(Error::transaction)
+}
+
+/// Nobody waits for it: what was written is answered already. SQLite by itself
+/// would do it within the commit that makes the log too long.
+fn shorten_log(connection: &Connection) -> Result<(), Error> {
+    let checkpoint = |mode| {
+        // Pages of the log that are not in the file yet.
+        let left = |row: &Row<'_>| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
+        connection
+            .prepare_cached(mode)
+            .and_then(|mut statement| statement.query_row([], left))
+            .map_err(Error::transaction)
+    };
+    if checkpoint("PRAGMA wal_checkpoint(NOOP)")? >= LONG_LOG {
+        checkpoint("PRAGMA wal_checkpoint(PASSIVE)")?;
+    }
+    Ok(())
 }
 
 fn close(connection: Connection) -> Result<(), Error> {

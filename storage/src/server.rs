@@ -19,6 +19,7 @@
 //! connection. They are portable only as far as their authors care.
 
 mod address;
+mod copy;
 mod fault;
 mod listen;
 mod migrate;
@@ -36,6 +37,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::{
+    copy::{Field, NewRows},
     fault::Fault,
     listen::{Listener, Notice},
     stats::Stats,

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
 use tokio::time::{Instant, timeout};
 
@@ -80,6 +81,12 @@ impl Connection {
             (Self::MySql(connection), Ask::Run { begin, sql, values }) => {
                 connection.run(begin, sql, values).await
             }
+            (Self::Postgres(connection), Ask::Copy { into, pieces }) => {
+                connection.copy(into, pieces).await
+            }
+            (Self::MySql(_), Ask::Copy { .. }) => {
+                Err(Fault::new(Kind::Other, "MySQL knows no COPY"))
+            }
             (Self::Postgres(connection), Ask::Batch(sql)) => connection.batch(sql).await,
             (Self::MySql(connection), Ask::Batch(sql)) => connection.batch(sql).await,
         }
@@ -90,6 +97,8 @@ impl Connection {
 enum Ask<'a> {
     /// One statement; with `begin` the first of a transaction.
     Run { begin: bool, sql: &'a str, values: &'a [Value] },
+    /// Rows for a table and its columns.
+    Copy { into: &'a str, pieces: &'a mut (dyn Iterator<Item = Bytes> + Send) },
     /// Statements without parameters and without an answer.
     Batch(&'a str),
 }
@@ -254,6 +263,15 @@ impl Lease {
         values: &[Value],
     ) -> Result<Rows, Fault> {
         self.ask(false, Ask::Run { begin, sql, values }).await
+    }
+
+    /// Rows, within a transaction.
+    pub(super) async fn copy(
+        &mut self,
+        into: &str,
+        pieces: &mut (dyn Iterator<Item = Bytes> + Send),
+    ) -> Result<Rows, Fault> {
+        self.ask(false, Ask::Copy { into, pieces }).await
     }
 
     /// Ends the transaction.

@@ -1,9 +1,9 @@
 //! Connections to PostgreSQL.
 
-use std::{collections::HashMap, env, error, fmt, path::Path, time::Duration};
+use std::{collections::HashMap, env, error, fmt, path::Path, pin::pin, time::Duration};
 
-use bytes::BytesMut;
-use futures_util::{TryStreamExt as _, future};
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt as _, TryStreamExt as _, future};
 use tokio::task::JoinSet;
 use tokio_postgres::{
     Client, Config, Socket, Statement,
@@ -231,7 +231,7 @@ impl Connection {
         let statement = self.prepared(sql).await?;
         let answer = async {
             let stream = self.client.query_raw(&statement, parameters).await?;
-            let mut stream = std::pin::pin!(stream);
+            let mut stream = pin!(stream);
             let mut rows = Vec::new();
             while let Some(row) = stream.try_next().await? {
                 rows.push(to_row(&row)?);
@@ -244,6 +244,20 @@ impl Connection {
         let (begun, answer) = future::join(self.client.batch_execute("BEGIN"), answer).await;
         begun?;
         answer
+    }
+
+    /// Rows for a table and its columns. Dropped halfway, the server is told.
+    pub(super) async fn copy(
+        &mut self,
+        into: &str,
+        pieces: &mut (dyn Iterator<Item = Bytes> + Send),
+    ) -> Result<Rows, Fault> {
+        let sink = self.client.copy_in(&format!("COPY {into} FROM STDIN")).await?;
+        let mut sink = pin!(sink);
+        for piece in pieces {
+            sink.feed(piece).await?;
+        }
+        Ok(Rows { rows: Vec::new(), affected: sink.finish().await? })
     }
 
     /// Statements without parameters and without an answer.

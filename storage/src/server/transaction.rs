@@ -6,6 +6,7 @@ use tokio::sync::Mutex;
 
 use super::{
     Rows,
+    copy::{NewRows, Pieces},
     fault::Fault,
     pool::Lease,
     value::{Row, Value},
@@ -33,6 +34,26 @@ struct Active {
     failed: Option<Error>,
 }
 
+impl Active {
+    /// For the next statement, and whether that is the first.
+    fn next(&mut self) -> Result<(&mut Lease, bool), Error> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let begin = !self.begun;
+        self.begun = true;
+        Ok((self.lease.as_mut().ok_or(Error::Closed)?, begin))
+    }
+
+    fn noted(&mut self, outcome: Result<Rows, Fault>) -> Result<Rows, Error> {
+        outcome.map_err(|fault| {
+            let error = Error::Server { source: Arc::new(fault) };
+            self.failed = Some(error.clone());
+            error
+        })
+    }
+}
+
 impl Transaction {
     pub(super) fn new(lease: Lease) -> Self {
         let active = Active { lease: Some(lease), begun: false, failed: None };
@@ -49,20 +70,32 @@ impl Transaction {
         Ok(self.run(sql, parameters).await?.affected)
     }
 
+    /// Puts new rows into a table, `table (column, ...)`, and returns how many:
+    /// several times as fast as statements. PostgreSQL only; on MySQL it fails.
+    /// `write` appends one row at a time, and says whether there was one.
+    pub async fn copy(
+        &self,
+        into: &str,
+        write: impl FnMut(&mut NewRows) -> bool + Send,
+    ) -> Result<u64, Error> {
+        let mut active = self.active.lock().await;
+        let (lease, begin) = active.next()?;
+        let mut pieces = Pieces::new(write);
+        let outcome = async {
+            if begin {
+                lease.batch("BEGIN").await?;
+            }
+            lease.copy(into, &mut pieces).await
+        };
+        let outcome = outcome.await;
+        Ok(active.noted(outcome)?.affected)
+    }
+
     async fn run(&self, sql: &str, parameters: &[Value]) -> Result<Rows, Error> {
         let mut active = self.active.lock().await;
-        if let Some(failed) = &active.failed {
-            return Err(failed.clone());
-        }
-        let begin = !active.begun;
-        active.begun = true;
-        let lease = active.lease.as_mut().ok_or(Error::Closed)?;
+        let (lease, begin) = active.next()?;
         let outcome = lease.part(begin, sql, parameters).await;
-        outcome.map_err(|fault| {
-            let error = Error::Server { source: Arc::new(fault) };
-            active.failed = Some(error.clone());
-            error
-        })
+        active.noted(outcome)
     }
 
     /// The error of the statement that failed.

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use storage::{
     Error, Kind, Migration,
-    server::{Dialect, Options, Row, Schema, Server, Value},
+    server::{Dialect, NewRows, Options, Row, Schema, Server, Value},
     testing::TestServer,
 };
 use tokio::{sync::Barrier, task::JoinSet, time::timeout};
@@ -70,6 +70,7 @@ on_both! {
     what_is_not_accepted_is_sorted
     a_caller_that_gives_up_leaves_no_lock_behind
     a_wait_for_a_lock_is_bounded
+    rows_are_copied_and_undone_with_their_transaction
     connections_are_bounded_and_counted
     old_connections_are_not_used_again
     a_closed_server_refuses
@@ -244,6 +245,42 @@ async fn a_wait_for_a_lock_is_bounded(dialect: Dialect) {
     let mut all = balances(&holder).await;
     // The write that was given up may have been taken by the server before.
     assert!([101, 102].contains(&all.remove(0)) && all == [100]);
+}
+
+const NOTED: &str = "SELECT note FROM accounts WHERE id > 2 ORDER BY id";
+
+async fn rows_are_copied_and_undone_with_their_transaction(dialect: Dialect) {
+    let server = open(dialect).await;
+    let notes = ["tab\tback\\slash", "two\nlines\r", "\\.", ""];
+    let copy = |first: i64, fails: bool| {
+        server.transaction(move |transaction| async move {
+            let mut left = (first..).zip(notes);
+            let into = "accounts (id, balance, note)";
+            let write = |rows: &mut NewRows| {
+                let Some((id, note)) = left.next() else { return false };
+                rows.push([id.into(), 0.into(), note.into()]);
+                true
+            };
+            let copied = transaction.copy(into, write).await?;
+            if fails { Err(Error::Panicked) } else { Ok(copied) }
+        })
+    };
+    let noted = async || {
+        let rows = server.query(NOTED, &[]).await.unwrap();
+        rows.iter().map(|row| row.get::<String>(0).unwrap()).collect::<Vec<_>>()
+    };
+    if dialect == Dialect::MySql {
+        let error = copy(3, false).await.unwrap_err();
+        assert!(format!("{error:?}").contains("COPY"), "{error:?}");
+        return;
+    }
+    assert!(matches!(copy(3, true).await, Err(Error::Panicked)));
+    assert!(noted().await.is_empty());
+    // One that is there already.
+    assert_eq!(copy(2, false).await.unwrap_err().kind(), Kind::Constraint);
+    assert!(noted().await.is_empty());
+    assert_eq!(copy(3, false).await.unwrap(), 4);
+    assert_eq!(noted().await, notes);
 }
 
 async fn connections_are_bounded_and_counted(dialect: Dialect) {

@@ -45,7 +45,14 @@ const NAME: &str = "security groups, their spaces, the state, the last changes, 
 
 const POSTGRES: Schema = Schema {
     record: RECORD,
-    migrations: &[Migration { version: 1, name: NAME, sql: include_str!("server/postgres_1.sql") }],
+    migrations: &[
+        Migration { version: 1, name: NAME, sql: include_str!("server/postgres_1.sql") },
+        Migration {
+            version: 2,
+            name: "rules compressed by lz4",
+            sql: include_str!("server/postgres_2.sql"),
+        },
+    ],
 };
 const MYSQL: Schema = Schema {
     record: RECORD,

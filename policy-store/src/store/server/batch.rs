@@ -14,14 +14,14 @@ const COUNTS: [usize; 4] = [512, 64, 8, 1];
 const MAX_BYTES: usize = 4 << 20;
 
 /// A statement around a list of rows of marks.
-pub(super) struct Batch {
-    pub(super) before: &'static str,
+pub(super) struct Batch<'a> {
+    pub(super) before: &'a str,
     /// One row.
-    pub(super) marks: &'static str,
-    pub(super) after: &'static str,
+    pub(super) marks: &'a str,
+    pub(super) after: &'a str,
 }
 
-impl Batch {
+impl Batch<'_> {
     fn text(&self, rows: usize) -> String {
         format!("{} {} {}", self.before, vec![self.marks; rows].join(","), self.after)
     }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use model::ids::GroupGuid;
-use storage::server::{Dialect, Server, Transaction, Value};
+use storage::server::{Dialect, NewRows, Server, Transaction, Value};
 
 use super::{
     super::{
@@ -25,8 +25,9 @@ use crate::{
 /// How many ids one statement names.
 const IDS_AT_ONCE: usize = 500;
 
-const GROUPS: &str = "INSERT INTO portcullis_security_groups
-    (id, guid, name, running_default, staging_default, rules, content_hash) VALUES";
+const GROUPS: &str = "portcullis_security_groups";
+const GROUP_COLUMNS: &str =
+    "(id, guid, name, running_default, staging_default, rules, content_hash)";
 
 /// A refusal is no error of the transaction: what was seen is committed.
 pub(super) async fn replace(
@@ -166,21 +167,61 @@ async fn store(
     most: usize,
     upserts: &[Upsert],
 ) -> Result<(), Error> {
-    let after = match dialect {
+    match dialect {
         Dialect::Postgres => {
-            "ON CONFLICT (id) DO UPDATE SET
+            let (added, changed): (Vec<&Upsert>, Vec<&Upsert>) =
+                upserts.iter().partition(|upsert| upsert.added);
+            copy_groups(transaction, &added).await?;
+            let after = "ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, running_default = excluded.running_default,
                  staging_default = excluded.staging_default, rules = excluded.rules,
-                 content_hash = excluded.content_hash"
+                 content_hash = excluded.content_hash";
+            upsert_groups(transaction, after, most, &changed).await
         }
         Dialect::MySql => {
-            "ON DUPLICATE KEY UPDATE
+            let after = "ON DUPLICATE KEY UPDATE
                  name = VALUES(name), running_default = VALUES(running_default),
                  staging_default = VALUES(staging_default), rules = VALUES(rules),
-                 content_hash = VALUES(content_hash)"
+                 content_hash = VALUES(content_hash)";
+            upsert_groups(transaction, after, most, &upserts.iter().collect::<Vec<_>>()).await
         }
+    }
+}
+
+/// The text of their rules is written while the server takes what came before.
+async fn copy_groups(transaction: &Transaction, added: &[&Upsert]) -> Result<(), Error> {
+    if added.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> =
+        added.iter().map(|upsert| plan::sql_id(upsert.id)).collect::<Result<_, _>>()?;
+    let mut left = ids.into_iter().zip(added);
+    let write = |rows: &mut NewRows| {
+        let Some((id, upsert)) = left.next() else { return false };
+        let Upsert { id: _, group, hash, added: _ } = upsert;
+        rows.push([
+            id.into(),
+            group.guid.as_str().into(),
+            group.name.as_bytes().into(),
+            group.running.everywhere.into(),
+            group.staging.everywhere.into(),
+            rules::to_text(&group.rules).as_str().into(),
+            hash.0.as_slice().into(),
+        ]);
+        true
     };
-    let batch = Batch { before: GROUPS, marks: "(?,?,?,?,?,?,?)", after };
+    transaction.copy(&format!("{GROUPS} {GROUP_COLUMNS}"), write).await?;
+    Ok(())
+}
+
+async fn upsert_groups(
+    transaction: &Transaction,
+    after: &'static str,
+    most: usize,
+    upserts: &[&Upsert],
+) -> Result<(), Error> {
+    let before = format!("INSERT INTO {GROUPS} {GROUP_COLUMNS} VALUES");
+    let batch = Batch { before: &before, marks: "(?,?,?,?,?,?,?)", after };
     // Rows are made as they go: all of a large set at once would be in memory twice.
     for upserts in upserts.chunks(IDS_AT_ONCE) {
         let rows = upserts.iter().map(|upsert| group_row(upsert, most));
@@ -225,7 +266,7 @@ async fn bind(
     };
     delete.run(transaction, gone.iter().map(row).collect()).await?;
     match dialect {
-        Dialect::Postgres => bind_by_arrays(transaction, &new).await,
+        Dialect::Postgres => copy_bindings(transaction, &new).await,
         Dialect::MySql => {
             let insert = Batch {
                 before: "INSERT INTO portcullis_security_group_spaces
@@ -238,23 +279,18 @@ async fn bind(
     }
 }
 
-/// How many bindings one statement has on PostgreSQL.
-const BINDINGS_AT_ONCE: usize = 20_000;
-
-/// Three parameters for any number of rows: several times as fast as a mark for
-/// each value. Identifiers hold no control characters, so one separates them.
-async fn bind_by_arrays(transaction: &Transaction, new: &[plan::Binding<'_>]) -> Result<(), Error> {
-    let sql = "INSERT INTO portcullis_security_group_spaces (group_id, lifecycle, space_guid)
-        SELECT CAST(id AS BIGINT), lifecycle, space FROM unnest(
-            string_to_array(?, chr(31)), string_to_array(?, chr(31)), string_to_array(?, chr(31))
-        ) AS bound (id, lifecycle, space)";
-    for new in new.chunks(BINDINGS_AT_ONCE) {
-        let ids: Vec<String> = new.iter().map(|binding| binding.group_id.to_string()).collect();
-        let lifecycles: Vec<&str> = new.iter().map(|binding| binding.lifecycle).collect();
-        let spaces: Vec<&str> = new.iter().map(|binding| binding.space.as_str()).collect();
-        let columns = [ids.join("\u{1f}"), lifecycles.join("\u{1f}"), spaces.join("\u{1f}")];
-        transaction.execute(sql, &columns.map(Value::from)).await?;
+async fn copy_bindings(transaction: &Transaction, new: &[plan::Binding<'_>]) -> Result<(), Error> {
+    if new.is_empty() {
+        return Ok(());
     }
+    let mut left = new.iter();
+    let write = |rows: &mut NewRows| {
+        let Some(plan::Binding { group_id, lifecycle, space }) = left.next() else { return false };
+        rows.push([(*group_id).into(), (*lifecycle).into(), space.as_str().into()]);
+        true
+    };
+    let into = "portcullis_security_group_spaces (group_id, lifecycle, space_guid)";
+    transaction.copy(into, write).await?;
     Ok(())
 }
 

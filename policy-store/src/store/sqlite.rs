@@ -7,7 +7,13 @@
 
 mod load;
 
-use std::{collections::HashMap, path::Path, pin::Pin, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use model::{
     generation::{Generation, Point},
@@ -21,7 +27,7 @@ use storage::{
 
 use super::{
     Answer, Contents, Error, News, Store,
-    plan::{self, PastPlan},
+    plan::{self, Binding, PastPlan},
     rows::{self, ReportRow, Scopes, StateRow, to_sql},
     rules,
 };
@@ -41,10 +47,17 @@ const MIGRATIONS: &[Migration] = &[
         name: "stamps and the last changes",
         sql: include_str!("schema_2.sql"),
     },
+    Migration { version: 3, name: "spaces without references", sql: include_str!("schema_3.sql") },
 ];
 
 /// How many ids one statement names.
 const IDS_AT_ONCE: usize = 500;
+/// How many bindings one statement has: half the time of one for each.
+const BINDINGS_AT_ONCE: usize = 64;
+/// From so many groups on, another thread writes their rules as text.
+const MANY: usize = 64;
+/// How many texts it may be ahead.
+const TEXTS_AHEAD: usize = 32;
 
 /// An open database.
 #[derive(Debug)]
@@ -123,9 +136,7 @@ fn replace(
     for (id, _) in &decision.removed {
         remove(transaction, plan::sql_id(*id)?)?;
     }
-    for upsert in &decision.upserts {
-        store(transaction, upsert)?;
-    }
+    store_all(transaction, &decision.upserts)?;
     bind(transaction, &decision, &before)?;
     store_state(transaction, &decision.state)?;
     Ok(Ok(decision))
@@ -214,7 +225,21 @@ fn remove(transaction: &Transaction<'_>, id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-fn store(transaction: &Transaction<'_>, upsert: &Upsert) -> Result<(), Error> {
+fn store_all(transaction: &Transaction<'_>, upserts: &[Upsert]) -> Result<(), Error> {
+    let text = |upsert: &Upsert| rules::to_text(&upsert.group.rules);
+    if upserts.len() < MANY {
+        return upserts.iter().try_for_each(|upsert| store(transaction, upsert, &text(upsert)));
+    }
+    thread::scope(|scope| {
+        let (sender, texts) = mpsc::sync_channel(TEXTS_AHEAD);
+        // Ends early when the database has failed and nobody takes any more.
+        scope.spawn(move || upserts.iter().map(text).try_for_each(|text| sender.send(text)));
+        let mut stored = upserts.iter().zip(texts);
+        stored.try_for_each(|(upsert, text)| store(transaction, upsert, &text))
+    })
+}
+
+fn store(transaction: &Transaction<'_>, upsert: &Upsert, rules: &str) -> Result<(), Error> {
     let Upsert { id, group, hash, added: _ } = upsert;
     transaction
         .prepare_cached(
@@ -232,7 +257,7 @@ fn store(transaction: &Transaction<'_>, upsert: &Upsert) -> Result<(), Error> {
             group.name,
             group.running.everywhere,
             group.staging.everywhere,
-            rules::to_text(&group.rules),
+            rules,
             hash.0
         ])?;
     Ok(())
@@ -247,12 +272,22 @@ fn bind(transaction: &Transaction<'_>, decision: &Decision, before: &Scopes) -> 
     for binding in gone {
         delete.execute(params![binding.group_id, binding.lifecycle, binding.space.as_str()])?;
     }
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO security_group_spaces (group_id, lifecycle, space_guid) VALUES (?1, ?2, ?3)",
-    )?;
-    for binding in new {
-        insert.execute(params![binding.group_id, binding.lifecycle, binding.space.as_str()])?;
+    let (many, few) = new.as_chunks::<BINDINGS_AT_ONCE>();
+    many.iter().try_for_each(|bindings| insert(transaction, bindings))?;
+    few.chunks(1).try_for_each(|bindings| insert(transaction, bindings))
+}
+
+fn insert(transaction: &Transaction<'_>, bindings: &[Binding<'_>]) -> Result<(), Error> {
+    let marks = vec!["(?,?,?)"; bindings.len()].join(",");
+    let mut insert = transaction.prepare_cached(&format!(
+        "INSERT INTO security_group_spaces (group_id, lifecycle, space_guid) VALUES {marks}"
+    ))?;
+    for (at, Binding { group_id, lifecycle, space }) in bindings.iter().enumerate() {
+        insert.raw_bind_parameter(3 * at + 1, group_id)?;
+        insert.raw_bind_parameter(3 * at + 2, lifecycle)?;
+        insert.raw_bind_parameter(3 * at + 3, space.as_str())?;
     }
+    insert.raw_execute()?;
     Ok(())
 }
 

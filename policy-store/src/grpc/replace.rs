@@ -8,14 +8,14 @@
 //! does not read its answers holds neither a set nor a place among the Replaces
 //! for longer than that. The stream waits for it, and its end ends the Replace.
 
-use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
+use std::{collections::VecDeque, mem, panic::resume_unwind, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use model::{group::SecurityGroup, ids::GroupGuid};
 use prost::Message as _;
 use proto::policy_v1::{
-    ReplaceRequest, ReplaceResponse, replace_request,
+    self, ReplaceRequest, ReplaceResponse, replace_request,
     replace_request::Step as Said,
     replace_response::{self, Missing, Step},
 };
@@ -44,6 +44,9 @@ use crate::{
 const SILENCE: Duration = Duration::from_secs(60);
 /// How many guids one message names.
 const MISSING_AT_ONCE: usize = 5_000;
+
+/// How many messages with groups may wait to be checked.
+const AHEAD: usize = 2;
 
 enum Phase {
     Opening,
@@ -165,20 +168,22 @@ impl Replacing {
     async fn finish(
         &mut self,
         beginning: Beginning,
-        mut expected: Box<Expected>,
+        expected: Box<Expected>,
     ) -> Result<Step, Error> {
-        loop {
-            match self.said().await? {
-                Said::Groups(groups) => {
-                    for group in groups.groups {
-                        let bytes = group.encoded_len();
-                        expected.supply(SecurityGroup::try_from(group)?, bytes)?;
-                    }
-                }
-                Said::Commit(replace_request::Commit {}) => break,
-                other => return Err(unexpected("Groups or Commit", &other)),
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let mut taking = JoinSet::new();
+        taking.spawn(take(expected, receiver));
+        let taken = tokio::select! {
+            biased;
+            // Before everything came it ends only if something is wrong.
+            Some(taken) = taking.join_next() => Some(taken),
+            heard = self.hear(sender) => {
+                heard?;
+                taking.join_next().await
             }
-        }
+        };
+        let taken = taken.expect("it was spawned and nobody else waits for it");
+        let expected = taken.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
         let Beginning { owner, token, watermark, allow_mass_removal } = beginning;
         let supplied = expected.complete()?;
         let at = Timestamp::now();
@@ -194,6 +199,21 @@ impl Replacing {
         }))
     }
 
+    /// Hands groups on until Commit.
+    async fn hear(
+        &mut self,
+        groups: mpsc::Sender<Vec<policy_v1::SecurityGroup>>,
+    ) -> Result<(), Error> {
+        loop {
+            match self.said().await? {
+                // Whoever takes them ends only with an error of its own.
+                Said::Groups(said) => _ = groups.send(said.groups).await,
+                Said::Commit(replace_request::Commit {}) => return Ok(()),
+                other => return Err(unexpected("Groups or Commit", &other)),
+            }
+        }
+    }
+
     /// What the writer says next.
     async fn said(&mut self) -> Result<Said, Error> {
         let request = tokio::select! {
@@ -206,6 +226,21 @@ impl Replacing {
         let request = request.ok_or_else(|| protocol("the stream ended before Commit"))?;
         request.step.ok_or_else(|| protocol("step is missing"))
     }
+}
+
+/// Reads groups and checks them while the next ones are decrypted and decoded:
+/// each is as much work as the other.
+async fn take(
+    mut expected: Box<Expected>,
+    mut groups: mpsc::Receiver<Vec<policy_v1::SecurityGroup>>,
+) -> Result<Box<Expected>, Error> {
+    while let Some(groups) = groups.recv().await {
+        for group in groups {
+            let bytes = group.encoded_len();
+            expected.supply(SecurityGroup::try_from(group)?, bytes)?;
+        }
+    }
+    Ok(expected)
 }
 
 fn unexpected(expected: &str, said: &Said) -> Error {

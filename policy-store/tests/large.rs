@@ -2,9 +2,11 @@
 
 use model::group::{Scope, SecurityGroup};
 use proto::policy_v1::StoredGroup;
+use tonic::Code;
 
 use crate::support::{
     client::{Cell, list_all, replace},
+    http::{Poller, expected as expected_over_http},
     sets::{Set, group, guid, replacement, set, space},
     site::Served,
 };
@@ -89,12 +91,43 @@ async fn a_large_group_works() {
     for group in [&mut many, &mut wide] {
         group.running.everywhere = true;
     }
-    let groups = set([many, wide]);
-    replace(&served.writer(), &replacement(&groups)).await.unwrap();
+    let write = replacement(&set([many, wide]));
+    replace(&served.writer(), &write).await.unwrap();
     let mut cell = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
     cell.until(1).await;
     assert_eq!(cell.mirror.sorted(), list_all(&served.operator()).await.1);
     let rules = &cell.mirror.groups["many"].group.as_ref().unwrap().rules;
     assert_eq!(rules.len(), 10_000);
+    for poller in [
+        served.poller(),
+        Poller::decoding(&served.site, &served.internal, "agent"),
+        served.poller(),
+    ] {
+        let answer = poller.groups("?per_page=5000").await;
+        assert!(answer.security_groups == expected_over_http(&write), "not what was written");
+    }
+    served.stop().await;
+}
+
+/// As docs/config/policy-store.md has it.
+#[tokio::test]
+async fn what_is_beyond_a_limit_is_refused_and_says_so() {
+    let served = Served::start().await;
+    let writer = served.writer();
+    let large = |mebibytes: usize| {
+        let mut large = group("large", "1");
+        large.rules[0].description = "x".repeat(mebibytes << 20);
+        replacement(&set([large]))
+    };
+    for (mebibytes, code, text) in [
+        (17, Code::InvalidArgument, "group large has"),
+        (25, Code::OutOfRange, "message length too large"),
+    ] {
+        let error = replace(&writer, &large(mebibytes)).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.message().contains(text), "{error}");
+    }
+    let committed = replace(&writer, &large(15)).await.unwrap();
+    assert_eq!((committed.generation, committed.added), (1, 1), "nothing was stored before");
     served.stop().await;
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Stamp, Watermark},
-    group::{ContentHash, Scope, SecurityGroup, StoredGroup},
+    group::{Scope, SecurityGroup, StoredGroup},
     ids::CellId,
     lock::FencingToken,
     rule::RuleSpec,
@@ -13,7 +13,7 @@ use model::{
 use policy_store::{
     feed::cells::{Report, Unsaved},
     groups::{
-        decide::{Refusal, Refused, Replacement},
+        decide::{Refusal, Replacement},
         snapshot::Snapshot,
     },
     store::{
@@ -23,7 +23,6 @@ use policy_store::{
         sqlite::Sqlite,
     },
 };
-use proptest::prelude::*;
 use storage::{
     server::{Dialect, Options},
     testing::TestServer,
@@ -31,11 +30,11 @@ use storage::{
 use tempfile::TempDir;
 
 use crate::support::sets::{
-    Set, bound, fenced, group, guid, named, owner, replacement, set, sets, space,
+    Set, bound, fenced, group, guid, named, owner, replacement, set, space,
 };
 
 /// Where a store is kept, so that it can be opened again.
-enum Place {
+pub(crate) enum Place {
     Memory(Memory),
     Sqlite(TempDir),
     Server(Options),
@@ -48,7 +47,7 @@ impl Place {
         [Self::Memory(Memory::default()), sqlite, postgres, mariadb]
     }
 
-    fn servers() -> [Self; 2] {
+    pub(crate) fn servers() -> [Self; 2] {
         let new = |dialect| Self::Server(TestServer::shared(dialect).database());
         [new(Dialect::Postgres), new(Dialect::MySql)]
     }
@@ -59,7 +58,7 @@ impl Place {
         [Self::Memory(Memory::default()), postgres, mariadb]
     }
 
-    async fn open(&self) -> Arc<dyn Store> {
+    pub(crate) async fn open(&self) -> Arc<dyn Store> {
         match self {
             Self::Memory(memory) => Arc::new(memory.clone()),
             Self::Sqlite(directory) => Arc::new(Sqlite::open(&file(directory)).unwrap()),
@@ -68,7 +67,7 @@ impl Place {
     }
 }
 
-fn file(directory: &TempDir) -> PathBuf {
+pub(crate) fn file(directory: &TempDir) -> PathBuf {
     directory.path().join("store.db")
 }
 
@@ -86,15 +85,15 @@ macro_rules! conformance {
     )*};
 }
 
-async fn replace(store: &dyn Store, write: Replacement) -> Result<u64, Error> {
+pub(crate) async fn replace(store: &dyn Store, write: Replacement) -> Result<u64, Error> {
     Ok(store.replace(Arc::new(write)).await?.state.generation.0)
 }
 
-async fn load(store: &dyn Store) -> Contents {
+pub(crate) async fn load(store: &dyn Store) -> Contents {
     store.load(None).await.unwrap()
 }
 
-fn groups(contents: &Contents) -> Set {
+pub(crate) fn groups(contents: &Contents) -> Set {
     let pair = |hashed: &policy_store::store::Hashed| {
         assert_eq!(hashed.hash, hashed.stored.group.content_hash(), "the hash is the content's");
         let StoredGroup { id: _, group } = &hashed.stored;
@@ -103,7 +102,7 @@ fn groups(contents: &Contents) -> Set {
     contents.groups.iter().map(pair).collect()
 }
 
-fn refusal(answer: Result<u64, Error>) -> Refusal {
+pub(crate) fn refusal(answer: Result<u64, Error>) -> Refusal {
     match answer {
         Err(Error::Refused(refused)) => refused.refusal,
         other => panic!("not refused: {other:?}"),
@@ -438,224 +437,4 @@ conformance! { shared:
             assert_eq!(groups(&load(&*store).await), named(3, "1"));
         }
     }
-}
-
-/// A report that was said earlier and is written later does not count.
-#[tokio::test]
-async fn the_later_word_of_a_cell_counts() {
-    for place in Place::servers() {
-        let store = place.open().await;
-        let cell = CellId::parse("c1").unwrap();
-        let report = |enforced, second: i64| Report {
-            enforced: Generation(enforced),
-            containers: 1,
-            isolated_rules: 0,
-            at: Timestamp::from_second(second).unwrap(),
-        };
-        for (enforced, second) in [(4, 20), (3, 10)] {
-            let reports = vec![(cell.clone(), report(enforced, second))];
-            let unsaved = Arc::new(Unsaved { reports, forgotten: Vec::new() });
-            store.save_reports(unsaved).await.unwrap();
-        }
-        assert_eq!(load(&*store).await.reports, [(cell, report(4, 20))]);
-    }
-}
-
-/// MariaDB takes statements of 16 MiB and no more: a group beyond that is named.
-#[tokio::test]
-async fn a_group_that_is_too_large_for_the_database_is_named() {
-    let place = Place::Server(TestServer::shared(Dialect::MySql).database());
-    let store = place.open().await;
-    let large = |bytes: usize| {
-        let mut one = group("large", "1");
-        one.rules[0].description = "x".repeat(bytes);
-        set([one, group("small", "1")])
-    };
-    let fits = large(15 << 20);
-    replace(&*store, replacement(&fits)).await.unwrap();
-    assert_eq!(groups(&load(&*store).await), fits);
-    let error = replace(&*store, replacement(&large(16 << 20))).await.unwrap_err();
-    let Error::TooLarge { guid, bytes, most } = &error else { panic!("{error:?}") };
-    assert_eq!(guid.as_str(), "large");
-    assert!(bytes > most, "{error}");
-    assert_eq!(groups(&load(&*store).await), fits, "nothing is changed");
-}
-
-/// The database ends and begins again: what was confirmed is there, and nobody
-/// has to open anything anew.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_was_killed_comes_back_whole() {
-    for dialect in [Dialect::Postgres, Dialect::MySql] {
-        let server = TestServer::start(dialect);
-        let place = Place::Server(server.database());
-        let store = place.open().await;
-        replace(&*store, fenced(&named(100, "1"), "a", 5)).await.unwrap();
-        let before = load(&*store).await;
-        server.kill();
-        tokio::task::block_in_place(|| server.restart());
-        assert_eq!(load(&*store).await, before, "{dialect:?}");
-        let late = refusal(replace(&*store, fenced(&named(100, "2"), "b", 4)).await);
-        assert!(matches!(late, Refusal::OldToken { .. }), "{late}");
-        replace(&*store, fenced(&named(100, "2"), "a", 5)).await.unwrap();
-        assert_eq!(groups(&load(&*store).await), named(100, "2"));
-    }
-}
-
-/// One writer of a random history: who, with which token, writes what, and
-/// whether with all the content that it promises.
-type Write = (u8, u64, i64, Set, bool);
-
-fn writes() -> impl Strategy<Value = Vec<Write>> {
-    let is_whole = prop::bool::weighted(0.7);
-    prop::collection::vec((0u8..3, 0u64..6, 0i64..8, sets(), is_whole), 1..14)
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
-/// Laws 3 and 4 on a random history, against a model of a few lines.
-async fn laws_hold(store: &dyn Store, writes: &[Write]) {
-    let mut newest: Option<(u64, u8)> = None;
-    let mut expected = Contents::default();
-    let mut content = Set::new();
-    for (writer, token, seconds, set, is_whole) in writes {
-        let mut write = fenced(set, &format!("w{writer}"), *token);
-        write.watermark = Watermark::try_new(*seconds, 0).unwrap();
-        if !is_whole {
-            write.supplied.groups.clear();
-        }
-        let lacks = set.iter().any(|(guid, group)| content.get(guid) != Some(group));
-        let overtaken = !is_whole && lacks;
-        let may = match newest {
-            None => true,
-            Some((newest, by)) => *token > newest || (*token == newest && *writer == by),
-        };
-        let answer = replace(store, write.clone()).await;
-        let is_fenced = matches!(
-            &answer,
-            Err(Error::Refused(Refused {
-                refusal: Refusal::OldToken { .. } | Refusal::TokenOfAnother { .. },
-                ..
-            }))
-        );
-        assert_eq!(is_fenced, !may, "token {token} of w{writer} after {newest:?}: {answer:?}");
-        assert_eq!(answer.is_ok(), may && !overtaken, "{answer:?}");
-        if may && *token != 0 {
-            newest = Some((*token, *writer));
-            expected.state.token = write.token;
-            expected.state.writer = Some(write.owner.clone());
-        }
-        if may && !overtaken {
-            let is_new = content != *set || expected.state.generation == Generation(0);
-            content.clone_from(set);
-            let state = &mut expected.state;
-            state.generation = Generation(state.generation.0 + u64::from(is_new));
-            state.watermark = state.watermark.max(Some(write.watermark));
-            state.writer = Some(write.owner);
-        }
-        let contents = load(store).await;
-        assert_eq!(groups(&contents), content, "content is that of the last that was let in");
-        assert_eq!(contents.state.generation, expected.state.generation);
-        assert_eq!(contents.state.watermark, expected.state.watermark);
-        assert_eq!(contents.state.token, expected.state.token);
-        assert_eq!(contents.state.writer, expected.state.writer);
-    }
-}
-
-proptest! {
-    #[test]
-    fn laws_hold_in_memory(writes in writes()) {
-        run(laws_hold(&Memory::default(), &writes));
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
-
-    #[test]
-    fn laws_hold_in_sqlite(writes in writes()) {
-        let directory = tempfile::tempdir().unwrap();
-        run(async {
-            let store = Sqlite::open(&file(&directory)).unwrap();
-            laws_hold(&store, &writes).await;
-            store.close().await.unwrap();
-        });
-    }
-
-    #[test]
-    fn laws_hold_on_servers(writes in writes()) {
-        run(async {
-            for place in Place::servers() {
-                laws_hold(&*place.open().await, &writes).await;
-            }
-        });
-    }
-
-    /// The twins agree on ids too, and SQLite also after it was opened again.
-    #[test]
-    fn sqlite_is_the_twin_of_memory(sets in prop::collection::vec(sets(), 1..8)) {
-        let directory = tempfile::tempdir().unwrap();
-        run(async {
-            let memory = Memory::default();
-            for set in &sets {
-                let sqlite = Sqlite::open(&file(&directory)).unwrap();
-                let write = Arc::new(replacement(set));
-                let one = memory.replace(Arc::clone(&write)).await.unwrap();
-                let other = sqlite.replace(write).await.unwrap();
-                assert_eq!(one, other);
-                assert_eq!(load(&memory).await, load(&sqlite).await);
-                sqlite.close().await.unwrap();
-            }
-        });
-    }
-}
-
-/// An unchanged group is not written: its row is the one from before.
-#[tokio::test]
-async fn sqlite_writes_only_what_changed() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Sqlite::open(&file(&directory)).unwrap();
-    let mut groups = named(50, "1");
-    replace(&store, replacement(&groups)).await.unwrap();
-    // Marks every row; whatever is written again loses its mark.
-    let other = rusqlite::Connection::open(file(&directory)).unwrap();
-    other.execute("UPDATE security_groups SET name = 'marked'", []).unwrap();
-    groups.extend(set([group("g00007", "2"), group("new", "1")]));
-    replace(&store, replacement(&groups)).await.unwrap();
-    let count = |sql: &str| other.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(count("SELECT count(*) FROM security_groups WHERE name = 'marked'"), 49);
-    assert_eq!(count("SELECT count(*) FROM security_groups"), 51);
-    store.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_row_that_makes_no_sense_is_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Sqlite::open(&file(&directory)).unwrap();
-    replace(&store, replacement(&named(1, "1"))).await.unwrap();
-    let other = rusqlite::Connection::open(file(&directory)).unwrap();
-    let hash = ContentHash([0; 32]).0;
-    for (sql, field) in [
-        ("UPDATE security_groups SET rules = 'null'", "security_groups.rules"),
-        ("UPDATE security_groups SET rules = '[]', content_hash = x'00'", "content_hash"),
-        ("UPDATE store_state SET watermark_nanoseconds = -1", "watermark_nanoseconds"),
-        ("UPDATE store_state SET generation = -1, watermark_seconds = NULL", "generation"),
-    ] {
-        other.execute(sql, []).unwrap();
-        let error = store.load(None).await.unwrap_err().to_string();
-        assert!(error.contains(field), "{sql}: {error}");
-        other.execute("UPDATE security_groups SET content_hash = ?1", [hash]).unwrap();
-    }
-    store.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_file_that_is_in_use_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Sqlite::open(&file(&directory)).unwrap();
-    let error = Sqlite::open(&file(&directory)).unwrap_err();
-    let Error::Database(error) = error else { panic!("{error}") };
-    assert!(error.to_string().contains("in use by another process"), "{error}");
-    store.close().await.unwrap();
 }

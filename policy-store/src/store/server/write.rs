@@ -24,6 +24,10 @@ use crate::{
 
 /// How many ids one statement names.
 const IDS_AT_ONCE: usize = 500;
+/// How many rows one COPY has: it works in a few megabytes of the server's buffers,
+/// and with more rows than they hold it waits for the disk again and again.
+const GROUPS_AT_ONCE: usize = 1_000;
+const BINDINGS_AT_ONCE: usize = 20_000;
 
 const GROUPS: &str = "portcullis_security_groups";
 const GROUP_COLUMNS: &str =
@@ -171,7 +175,9 @@ async fn store(
         Dialect::Postgres => {
             let (added, changed): (Vec<&Upsert>, Vec<&Upsert>) =
                 upserts.iter().partition(|upsert| upsert.added);
-            copy_groups(transaction, &added).await?;
+            for added in added.chunks(GROUPS_AT_ONCE) {
+                copy_groups(transaction, added).await?;
+            }
             let after = "ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, running_default = excluded.running_default,
                  staging_default = excluded.staging_default, rules = excluded.rules,
@@ -190,9 +196,6 @@ async fn store(
 
 /// The text of their rules is written while the server takes what came before.
 async fn copy_groups(transaction: &Transaction, added: &[&Upsert]) -> Result<(), Error> {
-    if added.is_empty() {
-        return Ok(());
-    }
     let ids: Vec<i64> =
         added.iter().map(|upsert| plan::sql_id(upsert.id)).collect::<Result<_, _>>()?;
     let mut left = ids.into_iter().zip(added);
@@ -266,7 +269,12 @@ async fn bind(
     };
     delete.run(transaction, gone.iter().map(row).collect()).await?;
     match dialect {
-        Dialect::Postgres => copy_bindings(transaction, &new).await,
+        Dialect::Postgres => {
+            for new in new.chunks(BINDINGS_AT_ONCE) {
+                copy_bindings(transaction, new).await?;
+            }
+            Ok(())
+        }
         Dialect::MySql => {
             let insert = Batch {
                 before: "INSERT INTO portcullis_security_group_spaces
@@ -280,9 +288,6 @@ async fn bind(
 }
 
 async fn copy_bindings(transaction: &Transaction, new: &[plan::Binding<'_>]) -> Result<(), Error> {
-    if new.is_empty() {
-        return Ok(());
-    }
     let mut left = new.iter();
     let write = |rows: &mut NewRows| {
         let Some(plan::Binding { group_id, lifecycle, space }) = left.next() else { return false };

@@ -12,7 +12,7 @@ pub(super) fn postgres(place: &Path, certificate: Option<&Certificate>, more: &[
          ident_file = '{data}/pg_ident.conf'\n\
          listen_addresses = '127.0.0.1'\nunix_socket_directories = '{place}'\n\
          fsync = on\nsynchronous_commit = on\nfull_page_writes = on\nmax_connections = 200\n\
-         shared_buffers = 128MB\ndynamic_shared_memory_type = posix\n\
+         shared_buffers = 32MB\ndynamic_shared_memory_type = posix\n\
          deadlock_timeout = 100ms\nlog_min_messages = warning\n",
         data = data.display(),
         place = place.display(),

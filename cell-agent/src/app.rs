@@ -13,6 +13,7 @@ use nix::ifaddrs::getifaddrs;
 use proto::cell_v1::cell_server::CellServer;
 use runtime::{
     client,
+    dropsonde::Dropsonde,
     lager::{self, Level, TimeFormat},
     loggregator::{self, Delivery, Loggregator},
     process::{About, Command, ConfigError, Flag, Process},
@@ -33,13 +34,17 @@ use crate::{
     control::{self, Control, PolicyAgent},
     diff, groups,
     groups::{Learner, Link, Refresh},
-    grpc, offline,
+    grpc,
+    metrics::Times,
+    offline,
     pass::{self, Pass},
     plan::Known,
     reconcile::{Chains, Enforced, Inputs, Kernel, Plane, Reconciler},
     state::StateDirectory,
 };
 
+/// The job that this one stands in for: the origin of its metrics.
+const JOB: &str = "vxlan-policy-agent";
 /// How long the store's lock may be held by somebody else.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long open requests and tasks may take to end.
@@ -64,6 +69,7 @@ pub struct Agent {
     socket: Listener,
     loggregator: Option<(Loggregator, Delivery)>,
     policies: Option<PolicyAgent>,
+    times: Times,
     process: Process,
 }
 
@@ -136,8 +142,25 @@ impl Agent {
             }
             None => None,
         };
+        let metron = match &config.metron {
+            Some(address) => Dropsonde::to(address, JOB).await.context("metron_address")?,
+            None => Dropsonde::default(),
+        };
+        let times = Times::new(metron);
         let process = process.clone();
-        Ok(Self { config, plane, state, tls, http, debug, socket, loggregator, policies, process })
+        Ok(Self {
+            config,
+            plane,
+            state,
+            tls,
+            http,
+            debug,
+            socket,
+            loggregator,
+            policies,
+            times,
+            process,
+        })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -207,12 +230,23 @@ pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plan
 impl Agent {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let Self { config, plane, state, tls, http, debug, socket, loggregator, policies, process } =
-            self;
+        let Self {
+            config,
+            plane,
+            state,
+            tls,
+            http,
+            debug,
+            socket,
+            loggregator,
+            policies,
+            times,
+            process,
+        } = self;
         crate::metrics::begin();
         let health = Health::new();
         let (containers, follower) =
-            Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT)).await;
+            Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT), times.clone()).await;
         let (known, groups) = watch::channel(groups::load(&state));
         let inputs = Inputs {
             settings: Arc::new(config.settings.clone()),
@@ -220,9 +254,12 @@ impl Agent {
             groups: groups.clone(),
             drift_interval: config.drift_interval,
             full_interval: config.full_interval,
+            times: times.clone(),
         };
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
-        let parts = Groups { containers: containers.latest(), enforced: enforced.clone(), known };
+        let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
+        let parts =
+            Groups { containers: of_containers, enforced: of_kernel, known, times: times.clone() };
         let (learner, link, refresh) = learner(&config, &tls, parts)?;
         tasks.add(learner.name(), learner.run(shutdown.clone()));
         let cell = control::Cell {
@@ -251,6 +288,7 @@ impl Agent {
             tasks.add("app-log", logs.run(token()));
             tasks.add("loggregator", delivery.run(token()));
         }
+        tasks.add("metrics", times.of_process(token()));
         tasks.add("certificate-watch", tls.watch(token()));
         tasks.add("container-store", follower.run(token()));
         tasks.add("saved-groups", groups::save_latest(state, groups, token()));
@@ -271,13 +309,14 @@ pub(crate) struct Groups {
     pub(crate) containers: watch::Receiver<Containers>,
     pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
     pub(crate) known: watch::Sender<Option<Arc<Known>>>,
+    pub(crate) times: Times,
 }
 
 /// What learns the groups, whether it reaches its source, and how to have it ask now.
 pub(crate) fn learner(
     config: &Config,
     tls: &ClientTls,
-    Groups { containers, enforced, known }: Groups,
+    Groups { containers, enforced, known, times }: Groups,
 ) -> anyhow::Result<(Learner, watch::Receiver<Link>, Refresh)> {
     let tls = tls.clone();
     match &config.source {
@@ -291,8 +330,9 @@ pub(crate) fn learner(
         Source::Http { url, timeout } => {
             let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
             let server = groups::Server { url, timeout, interval };
-            let (poller, link, refresh) = groups::Poller::new(server, tls, containers, known)
-                .context("an HTTP client for policy_server_url")?;
+            let (poller, link, refresh) =
+                groups::Poller::new(server, tls, containers, known, times)
+                    .context("an HTTP client for policy_server_url")?;
             Ok((Learner::Poll(Box::new(poller)), link, refresh))
         }
     }

@@ -47,6 +47,8 @@ pub struct Config {
     pub enabled: bool,
     /// The agent that takes lines for the logs of apps, if they are to be written.
     pub loggregator: Option<loggregator::Config>,
+    /// The machine's metron agent (UDP), if it is to be told.
+    pub metron: Option<HostPort>,
     /// Who enforces container-to-container policies on this cell, if anybody.
     pub policy_agent: Option<HostPort>,
     /// The endpoints for the CNI plugin.
@@ -104,13 +106,8 @@ pub enum DataPlane {
 }
 
 /// Keys of the original that mean nothing here.
-const UNUSED: &[&str] = &[
-    "poll_interval",
-    "vni",
-    "metron_address",
-    "iptables_c2c_logging",
-    "enable_overlay_ingress_rules",
-];
+const UNUSED: &[&str] =
+    &["poll_interval", "vni", "iptables_c2c_logging", "enable_overlay_ingress_rules"];
 
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
@@ -133,6 +130,7 @@ impl Configure for Config {
             full_interval.and_then(|seconds| positive(keys, "asg_poll_interval", seconds.0));
         let enabled = keys.or("enable_asg_syncing", true);
         let loggregator = loggregator(keys);
+        let metron = keys.optional("metron_address");
         let policy_agent = keys.optional("policy_agent_address");
         let control_address =
             address(keys, ("force_policy_poll_cycle_host", "force_policy_poll_cycle_port"), 8722);
@@ -157,6 +155,7 @@ impl Configure for Config {
             force_timeout: force_timeout?,
             enabled: enabled?,
             loggregator: loggregator?,
+            metron: metron?,
             policy_agent: policy_agent?,
             control_address: control_address?,
             debug_address: debug_address?,

@@ -28,7 +28,7 @@ pub mod drift;
 pub mod explain;
 pub mod groups;
 pub mod grpc;
-mod metrics;
+pub mod metrics;
 pub mod offline;
 pub mod pass;
 pub mod plan;

@@ -1,7 +1,54 @@
-//! Metrics that the original has go by its names (contracts/cell-agent.md 4.1):
-//! the last value, in its unit. Ours begin with `cell_agent_`.
+//! Metrics that the original has go by its names (contracts/cell-agent.md 4.1): to
+//! the metron agent as it sends them, and to Prometheus as the last value. Ours
+//! begin with `cell_agent_` and go to Prometheus alone.
 
 use std::time::Duration;
+
+use runtime::dropsonde::Dropsonde;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// How often the original tells of its process, and of each third time of its
+/// age.
+const PROCESS: Duration = Duration::from_secs(10);
+const UPTIME_EACH: u32 = 3;
+
+/// Takes the original's values; the default tells no metron agent.
+#[derive(Debug, Clone, Default)]
+pub struct Times(Dropsonde);
+
+impl Times {
+    /// Tells this agent as well.
+    #[must_use]
+    pub fn new(metron: Dropsonde) -> Self {
+        Self(metron)
+    }
+
+    /// How long something took.
+    pub(crate) fn took(&self, name: &'static str, took: Duration) {
+        metrics::gauge!(name).set(took.as_secs_f64() * 1000.0);
+        self.0.took(name, took);
+    }
+
+    /// Tells of the process until `shutdown`.
+    ///
+    /// # Errors
+    /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
+    pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let mut ticks = interval(PROCESS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.0.process();
+            if count.is_multiple_of(UPTIME_EACH) {
+                self.0.value("uptime", began.elapsed().as_secs_f64(), "seconds");
+            }
+            count = count.wrapping_add(1);
+        }
+        Ok(())
+    }
+}
 
 /// How often the kernel did not take what it was to hold.
 pub(crate) const APPLY_FAILURES: &str = "cell_agent_apply_failures_total";
@@ -25,11 +72,6 @@ pub(crate) fn begin() {
     for name in COUNTERS {
         metrics::counter!(name).increment(0);
     }
-}
-
-/// Sets a value of the original's.
-pub(crate) fn milliseconds(name: &'static str, took: Duration) {
-    metrics::gauge!(name).set(took.as_secs_f64() * 1000.0);
 }
 
 /// Sets a time that goes on.

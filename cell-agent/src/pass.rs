@@ -29,6 +29,7 @@ use crate::{
     config::{Config, DataPlane},
     containers::{Feed, StoreFile},
     diff, groups,
+    metrics::Times,
     reconcile::{Chains, Inputs, Kernel, Outcome, Plane, Reconciler, Rehearsed},
     state::StateDirectory,
 };
@@ -98,8 +99,11 @@ impl Pass {
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let Some(plane) = self.plane.take() else { return self.take_away().await };
         let config = &self.config;
-        let (containers, follower) =
-            Feed::open(StoreFile::new(&config.container_store, app::LOCK_TIMEOUT)).await;
+        let (containers, follower) = Feed::open(
+            StoreFile::new(&config.container_store, app::LOCK_TIMEOUT),
+            Times::default(),
+        )
+        .await;
         if let Some(reason) = follower.failing() {
             bail!("the container metadata store cannot be read: {reason}");
         }
@@ -110,9 +114,11 @@ impl Pass {
             groups: groups.clone(),
             drift_interval: config.drift_interval,
             full_interval: config.full_interval,
+            times: Times::default(),
         };
         let (reconciler, enforced, _nudge) = Reconciler::new(inputs, plane);
-        let parts = Groups { containers: containers.latest(), enforced, known };
+        let parts =
+            Groups { containers: containers.latest(), enforced, known, times: Times::default() };
         let (learner, _link, _refresh) = app::learner(config, &self.tls, parts)?;
         let asked = tokio::time::timeout(config.force_timeout, learner.fetch()).await;
         let asked =

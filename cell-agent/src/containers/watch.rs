@@ -16,6 +16,7 @@ use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Snapshot, StoreFile, file::Stamp};
+use crate::metrics::Times;
 
 /// How often the store is looked at when inotify says nothing.
 const POLL: Duration = Duration::from_secs(1);
@@ -61,6 +62,7 @@ impl Feed {
 #[derive(Debug)]
 pub struct Follower {
     file: StoreFile,
+    times: Times,
     /// How the files looked at the last good reading.
     stamp: Option<Stamp>,
     /// Whether the last attempt failed, so that it is told once.
@@ -73,10 +75,10 @@ impl Feed {
     /// Reads the store for the first time. A store that cannot be read is told
     /// and tried again by the follower; until then there are no containers, and
     /// every address is denied.
-    pub async fn open(file: StoreFile) -> (Self, Follower) {
+    pub async fn open(file: StoreFile, times: Times) -> (Self, Follower) {
         let (latest, receiver) = watch::channel(Containers::default());
         let (ask, asked) = mpsc::channel(16);
-        let mut follower = Follower { file, stamp: None, failing: None, latest, asked };
+        let mut follower = Follower { file, times, stamp: None, failing: None, latest, asked };
         let _told = follower.read().await;
         (Self { latest: receiver, ask }, follower)
     }
@@ -144,7 +146,7 @@ impl Follower {
         let before = self.stamp.clone().filter(|_| inhabited);
         let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || file.read(before.as_ref())).await;
-        crate::metrics::milliseconds("containerMetadataTime", began.elapsed());
+        self.times.took("containerMetadataTime", began.elapsed());
         match read.expect("reading the store does not panic") {
             Ok((stamp, snapshot)) => Ok(self.accept(stamp, snapshot)),
             Err(error) => Err(self.refuse(&error)),

@@ -25,7 +25,7 @@ use super::{
     page::{self, Entry},
     spaces::Spaces,
 };
-use crate::{containers::Containers, plan::Known};
+use crate::{containers::Containers, metrics::Times, plan::Known};
 
 /// The first wait after a failure; it doubles up to the interval of polls.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -79,6 +79,7 @@ pub struct Server {
 pub struct Poller {
     api: Api,
     interval: Duration,
+    times: Times,
     containers: watch::Receiver<Containers>,
     known: watch::Sender<Option<Arc<Known>>>,
     link: watch::Sender<Link>,
@@ -107,6 +108,7 @@ impl Poller {
         tls: ClientTls,
         containers: watch::Receiver<Containers>,
         known: watch::Sender<Option<Arc<Known>>>,
+        times: Times,
     ) -> Result<(Self, watch::Receiver<Link>, Refresh), reqwest::Error> {
         let Server { url, timeout, interval } = server;
         let (link, linked) = watch::channel(Link::Down);
@@ -115,6 +117,7 @@ impl Poller {
         let poller = Self {
             api: Api::new(&url, tls, timeout)?,
             interval,
+            times,
             containers,
             known,
             link,
@@ -203,7 +206,7 @@ impl Poller {
             }
             stamp = after;
         };
-        crate::metrics::milliseconds("policyServerASGPollTime", began.elapsed());
+        self.times.took("policyServerASGPollTime", began.elapsed());
         self.receive(entries, stamp, &spaces);
         self.fetched = Some(Fetched { stamp, spaces, polls: 0 });
         Ok(())

@@ -48,7 +48,7 @@ use crate::{
         isolate::{Finding, Search, Unit},
     },
     containers::{Containers, Snapshot},
-    metrics::{self, milliseconds, number},
+    metrics::{self, Times, number},
     plan::{Known, Refused, Ruleset, Settings, plan},
 };
 
@@ -82,6 +82,8 @@ pub struct Inputs {
     pub drift_interval: Duration,
     /// How often everything is compared without any reason.
     pub full_interval: Duration,
+    /// Who hears how long it takes.
+    pub times: Times,
 }
 
 /// Asks for a pass now.
@@ -242,7 +244,7 @@ impl Reconciler {
         let started = Instant::now();
         let before = Arc::clone(&self.published.borrow().ruleset);
         let enforced = self.enforce(&attempt).await;
-        milliseconds("asgIptablesEnforceTime", started.elapsed());
+        self.inputs.times.took("asgIptablesEnforceTime", started.elapsed());
         match enforced {
             Ok((ruleset, changed)) => {
                 self.failures = 0;
@@ -254,7 +256,7 @@ impl Reconciler {
             }
             Err(error) => self.failed(&attempt, &error),
         }
-        milliseconds("asgTotalPollTime", started.elapsed());
+        self.inputs.times.took("asgTotalPollTime", started.elapsed());
     }
 
     fn attempt(&mut self) -> Option<Attempt> {
@@ -410,7 +412,7 @@ impl Reconciler {
         let ruleset = Arc::clone(&self.published.borrow().ruleset);
         let started = Instant::now();
         let swept = self.kernel.sweep(&ruleset).await;
-        milliseconds("asgIptablesCleanupTime", started.elapsed());
+        self.inputs.times.took("asgIptablesCleanupTime", started.elapsed());
         let settled = match swept {
             Ok(()) => tokio::select! {
                 biased;

@@ -4,11 +4,16 @@ use std::{
     collections::BTreeMap,
     process::Stdio,
     sync::{Arc, Mutex},
+    time::Duration,
 };
+
+use prost::Message as _;
+use runtime::dropsonde::Envelope;
 
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
+    net::UdpSocket,
     process::{Child, Command},
     task::JoinSet,
 };
@@ -87,6 +92,45 @@ async fn up() {
         tokio::net::TcpStream::connect(("127.0.0.1", 8721)).await.is_ok()
     })
     .await;
+}
+
+/// The original's values, by the original's way: what is heard of each.
+#[test]
+fn the_metron_agent_hears_the_originals_names() {
+    lab(async |_lab| {
+        let metron = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = metron.local_addr().unwrap().to_string();
+        let mut cell = Cell::new(json!({"metron_address": address})).await;
+        cell.store.set(vec![global("g", vec![all("10.1.0.0/16")])]);
+        cell.add_entry("c1", "10.255.1.1", &app("s1"));
+        let mut process = Process::start(&cell);
+        let mut missing: BTreeMap<&str, &str> = BTreeMap::from([
+            ("uptime", "seconds"),
+            ("containerMetadataTime", "ms"),
+            ("asgIptablesEnforceTime", "ms"),
+            ("asgIptablesCleanupTime", "ms"),
+            ("asgTotalPollTime", "ms"),
+            ("numCPUS", "count"),
+            ("numGoRoutines", "count"),
+            ("memoryStats.numBytesAllocated", "count"),
+        ]);
+        let hear = async {
+            while !missing.is_empty() {
+                let mut datagram = [0; 1024];
+                let length = metron.recv(&mut datagram).await.unwrap();
+                let envelope = Envelope::decode(&datagram[..length]).unwrap();
+                assert_eq!(envelope.origin, "vxlan-policy-agent");
+                let metric = envelope.value_metric.unwrap();
+                assert!(metric.value >= 0.0, "{metric:?}");
+                if let Some(unit) = missing.remove(metric.name.as_str()) {
+                    assert_eq!(metric.unit, unit, "{metric:?}");
+                }
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(20), hear).await;
+        heard.unwrap_or_else(|_| panic!("not heard: {missing:?}"));
+        process.child.kill().await.unwrap();
+    });
 }
 
 #[test]

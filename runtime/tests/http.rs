@@ -1,5 +1,6 @@
 //! The HTTP server and the operators' endpoint.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
@@ -15,6 +16,7 @@ use runtime::tls::{Alpn, Peer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +30,14 @@ struct Running {
     health: Health,
     shutdown: CancellationToken,
     server: JoinHandle<()>,
+    slow: Arc<Slow>,
+}
+
+/// A request that is answered when it is told to be.
+#[derive(Default)]
+struct Slow {
+    arrived: Notify,
+    finish: Notify,
 }
 
 impl Running {
@@ -36,6 +46,8 @@ impl Running {
         let address = listener.local_addr();
         let process = Process::detached();
         let health = Health::new();
+        let slow = Arc::<Slow>::default();
+        let asked = Arc::clone(&slow);
         let more = Router::new()
             .route(
                 "/panic",
@@ -47,15 +59,16 @@ impl Running {
             )
             .route(
                 "/slow",
-                get(|| async {
-                    tokio::time::sleep(Duration::from_millis(300)).await;
+                get(async move || {
+                    asked.arrived.notify_one();
+                    asked.finish.notified().await;
                     "slow but done"
                 }),
             );
         let shutdown = CancellationToken::new();
         let admin = Admin::new(listener, &process, &health).merge(more);
         let server = spawn(admin.serve(shutdown.clone(), Duration::from_secs(3_600)));
-        Self { address, process, health, shutdown, server }
+        Self { address, process, health, shutdown, server, slow }
     }
 
     async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, String) {
@@ -213,8 +226,12 @@ async fn open_requests_may_end_and_idle_connections_do_not_hold_up() {
     idle.read_exact(&mut first).await.unwrap();
     assert_eq!(&first, b"HTTP/1.1 200");
     let (slow, ()) = tokio::join!(running.get("/slow"), async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        running.slow.arrived.notified().await;
         running.shutdown.cancel();
+        // That the idle connection is closed says that the server is ending.
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.unwrap();
+        running.slow.finish.notify_one();
     });
     assert_eq!(slow, (StatusCode::OK, "slow but done".into()));
     let drained = tokio::time::timeout(Duration::from_secs(20), running.server).await;

@@ -28,6 +28,8 @@ use crate::render::{
 
 /// Where rules are tried that no packet meets.
 const TRIAL: &str = "portcullis-trial";
+/// Where those that log lead to.
+pub(crate) const TRIAL_LOG: &str = "portcullis-trial--log";
 
 /// The filter table as iptables-save printed it.
 #[derive(Debug, Default)]
@@ -259,39 +261,37 @@ impl<'a> Saved<'a> {
         logs.filter(leads).filter(of_nobody).collect()
     }
 
-    /// A transaction that tries the rules of `wanted` where no packet comes by, and
-    /// leaves nothing behind.
+    /// A transaction that tries the permits and the containers' own rules where no
+    /// packet comes by, and leaves nothing behind. The permits come from the
+    /// policies: those of a container that is left out are tried all the same.
     #[must_use]
-    pub fn trial(&self, wanted: &Filter) -> Trial {
-        let mut text = format!("*filter\n:{TRIAL} - [0:0]\n");
-        let mut seen = HashSet::new();
-        for chain in wanted.chains.iter().filter(|chain| self.missing(chain).is_none()) {
-            let shared = chain.body.shared();
-            let shared = seen.insert(shared.as_ptr()).then(|| shared.lines());
-            for rule in chain.body.own().chain(shared.into_iter().flatten()) {
-                writeln!(text, "-A {TRIAL} {rule}").expect(TO_STRING);
-            }
+    pub fn trial(&self, wanted: &Filter, permits: &str) -> Trial {
+        let mut text = format!("*filter\n:{TRIAL} - [0:0]\n:{TRIAL_LOG} - [0:0]\n");
+        let there = wanted.chains.iter().filter(|chain| self.missing(chain).is_none());
+        for rule in there.flat_map(|chain| chain.body.own()).chain(permits.lines()) {
+            writeln!(text, "-A {TRIAL} {rule}").expect(TO_STRING);
         }
         text.push_str("COMMIT\n");
         Trial(text)
     }
 }
 
-/// Rules in a chain that no packet meets.
+/// Rules in chains that no packet meets.
 #[derive(Debug)]
 pub struct Trial(String);
 
 impl Trial {
-    /// Makes the chain.
+    /// Makes the chains.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// Makes the chain and takes it away.
+    /// Makes the chains and takes them away.
     #[must_use]
     pub fn with_cleanup(&self) -> String {
-        format!("{}*filter\n-F {TRIAL}\n-X {TRIAL}\nCOMMIT\n", self.0)
+        let sweep = format!("-F {TRIAL}\n-F {TRIAL_LOG}\n-X {TRIAL}\n-X {TRIAL_LOG}\n");
+        format!("{}*filter\n{sweep}COMMIT\n", self.0)
     }
 }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const REJECT: &str = "-j REJECT --reject-with icmp-port-unreachable";
@@ -166,4 +168,129 @@ fn what_an_agent_left_is_read_as_what_is_wanted() {
     assert_eq!(text(&saved, &filter), None);
     let flushed = saved.replace("-A asg-a -j ACCEPT\n", "");
     assert_eq!(text(&flushed, &filter).unwrap(), table(&[":asg-a - [0:0]", "-A asg-a -j ACCEPT"]));
+}
+
+/// What iptables-restore makes of a batch; anything that it would refuse is a
+/// mistake.
+fn play(table: &str, batch: &str) -> String {
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in table.lines().chain(batch.lines()) {
+        let mut words = line.splitn(3, ' ');
+        match (words.next().unwrap(), words.next(), words.next()) {
+            (declared, ..) if declared.starts_with(':') => {
+                chains.insert(declared[1..].to_owned(), Vec::new());
+            }
+            ("-A", Some(chain), Some(rule)) => {
+                chains.get_mut(chain).expect("the chain is there").push(rule.to_owned());
+            }
+            ("-X", Some(chain), None) => {
+                assert_eq!(chains.remove(chain).as_deref(), Some(&[][..]), "{chain} holds rules");
+            }
+            ("*filter" | "COMMIT", None, None) => {}
+            _ => panic!("unknown line {line:?}"),
+        }
+    }
+    let targets = chains.values().flatten().filter_map(|rule| rule.split("-j ").nth(1));
+    for target in targets.filter(|target| target.contains("asg-")) {
+        assert!(chains.contains_key(target), "a rule leads to {target}, which is not there");
+    }
+    let declared = chains.keys().map(|chain| format!(":{chain} - [0:0]"));
+    let rules = chains
+        .iter()
+        .flat_map(|(chain, rules)| rules.iter().map(move |rule| format!("-A {chain} {rule}")));
+    table_of(declared.chain(rules))
+}
+
+fn table_of(lines: impl Iterator<Item = String>) -> String {
+    let lines: Vec<String> = lines.map(|line| line + "\n").collect();
+    format!("*filter\n{}COMMIT\n", lines.concat())
+}
+
+/// Containers whose parents are there or not, and what an agent, the original or
+/// somebody else left.
+fn found() -> impl Strategy<Value = String> {
+    let rules = || proptest::collection::vec("-j (ACCEPT|DROP)|-s 1.1.1.[12] -j ACCEPT", 0..3);
+    let chains = proptest::collection::btree_map("c?asg-[a-d]", rules(), 0..5);
+    let parents = proptest::collection::btree_map("[a-d]", (rules(), any::<bool>()), 0..5);
+    (chains, parents).prop_map(|(chains, parents)| {
+        let mut lines: Vec<String> = chains.keys().map(|name| format!(":{name} - [0:0]")).collect();
+        lines.extend(parents.keys().map(|handle| format!(":netout--{handle} - [0:0]")));
+        let of_chains = chains
+            .iter()
+            .flat_map(|(name, rules)| rules.iter().map(move |rule| format!("-A {name} {rule}")));
+        lines.extend(of_chains);
+        for (handle, (rules, linked)) in &parents {
+            let jump = format!("-j asg-{handle}");
+            let jump = (*linked && chains.contains_key(&jump[3..])).then_some(&jump);
+            let rules = jump.into_iter().chain(rules);
+            lines.extend(rules.map(|rule| format!("-A netout--{handle} {rule}")));
+        }
+        table_of(lines.into_iter())
+    })
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    let rules = proptest::collection::vec("-j ACCEPT|-s 1.1.1.[12] -j ACCEPT", 0..3);
+    proptest::collection::btree_map("[a-d]", rules, 0..4).prop_map(|containers| {
+        let chain = |(handle, rules): (&String, &Vec<String>)| {
+            let rules: Vec<&str> = rules.iter().map(String::as_str).chain([REJECT]).collect();
+            chain(handle, &rules)
+        };
+        wanted(containers.iter().map(chain).collect())
+    })
+}
+
+proptest! {
+    /// From any table: after one batch every container whose parent is there has
+    /// its rules and its jump, the others wait, nothing of nobody's is left that
+    /// opens anything, and there is nothing more to do.
+    #[test]
+    fn one_batch_leads_to_what_is_wanted(before in found(), wanted in filter()) {
+        let step = Saved::parse(&before).step(&wanted, Family::V4);
+        let batch = step.batch.as_ref().map_or("", |batch| batch.text.as_str());
+        let after = play(&before, batch);
+        let again = Saved::parse(&after).step(&wanted, Family::V4);
+        prop_assert!(again.batch.is_none(), "{:?} after\n{}", again.batch, after);
+        let saved = Saved::parse(&after);
+        for chain in &wanted.chains {
+            let waits = step.waiting.contains_key(&chain.handle);
+            prop_assert_eq!(waits, !before.contains(&format!(":{} ", chain.names.netout)));
+            if !waits {
+                prop_assert!(saved.rules(&chain.names.asg).iter().copied().eq(chain.body.rules()));
+                let jump = format!("-j {}", chain.names.asg);
+                prop_assert_eq!(saved.rules(&chain.names.netout), &[jump.as_str(), REJECT]);
+            }
+        }
+        let names: BTreeSet<&str> = wanted.chains.iter().map(|chain| &*chain.names.asg).collect();
+        for name in saved.declared.iter().filter(|name| is_ours(name)) {
+            let waiting = name.strip_prefix('c').is_some_and(|asg| names.contains(asg));
+            prop_assert!(names.contains(name) || waiting || saved.rules(name).is_empty(), "{}", name);
+        }
+    }
+
+    /// The batch does not depend on the order of the containers.
+    #[test]
+    fn the_batch_does_not_depend_on_order(before in found(), mut wanted in filter()) {
+        let one = text(&before, &wanted);
+        wanted.chains.reverse();
+        let other = text(&before, &wanted);
+        let sorted = |text: Option<String>| {
+            let mut lines: Vec<String> = text.unwrap_or_default().lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        prop_assert_eq!(sorted(one), sorted(other));
+    }
+}
+
+/// A container that is left out must not take its rules out of the trial: then it
+/// would be blamed for them.
+#[test]
+fn rules_are_tried_without_the_containers_that_have_them() {
+    let saved = table(&[":netout--a - [0:0]"]);
+    let trial = Saved::parse(&saved).trial(&wanted(vec![chain("a", &[REJECT])]), "-j ACCEPT\n");
+    let lines = trial.with_cleanup();
+    let rules: Vec<&str> = lines.lines().filter(|line| line.starts_with("-A")).collect();
+    assert_eq!(rules, [&*format!("-A {TRIAL} {REJECT}"), &*format!("-A {TRIAL} -j ACCEPT")]);
+    assert!(lines.ends_with(&format!("-X {TRIAL}\n-X {TRIAL_LOG}\nCOMMIT\n")), "{lines}");
 }

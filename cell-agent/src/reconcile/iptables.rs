@@ -16,10 +16,10 @@ use crate::{
         iptables::{Iptables, Refusal},
         isolate::Unit,
     },
-    batch::{Saved, Step},
+    batch::{Saved, Step, TRIAL_LOG},
     drift::KernelGeneration,
     plan::{Policy, Ruleset, Standing},
-    render::iptables::{Family, Filter, Part, render},
+    render::iptables::{Family, Filter, Part, all_permits, render},
 };
 
 use super::Rehearsed;
@@ -197,7 +197,8 @@ impl Chains {
         let _locked = self.iptables.lock().await?;
         for FamilyState { family, .. } in &self.families {
             let text = self.iptables.save(*family).await?;
-            let trial = Saved::parse(&text).trial(&render(ruleset, *family));
+            let permits = all_permits(ruleset, *family, TRIAL_LOG);
+            let trial = Saved::parse(&text).trial(&render(ruleset, *family), &permits);
             self.iptables.attempt(*family, &trial).await.map_err(|refusal| match refusal {
                 Refusal::Refused { reason, .. } => Error::Refused(reason),
                 Refusal::Failed(error) => error,

@@ -144,13 +144,7 @@ impl Body {
         }
     }
 
-    /// The part that containers share.
-    #[must_use]
-    pub fn shared(&self) -> &Arc<str> {
-        &self.permits
-    }
-
-    /// The other parts.
+    /// What containers do not share.
     pub fn own(&self) -> impl Iterator<Item = &str> {
         self.head.lines().chain(self.tail.lines())
     }
@@ -315,6 +309,13 @@ pub fn fingerprint(policy: &Policy) -> String {
     let deny: Vec<String> = policy.deny.iter().map(ToString::to_string).collect();
     let permits = Family::ALL.map(|family| permits(policy, family, "log"));
     super::table::name("rules", &[&deny.join(" "), &permits[0], &permits[1]])
+}
+
+/// The permits of all policies, one a line; those that log lead to this chain.
+#[must_use]
+pub fn all_permits(ruleset: &Ruleset, family: Family, log_chain: &str) -> String {
+    let texts = ruleset.policies.values().map(|policy| permits(policy, family, log_chain));
+    texts.fold(String::new(), |all, text| all + &text)
 }
 
 /// The places 6 and 7, which are also what the CNI plugin fills a parent with.

@@ -29,6 +29,8 @@ pub mod explain;
 pub mod groups;
 pub mod grpc;
 pub mod metrics;
+mod metrics;
+mod notice;
 pub mod offline;
 pub mod pass;
 pub mod plan;

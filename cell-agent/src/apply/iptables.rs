@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use nix::libc::O_CREAT;
 use tokio::time::{Instant, sleep};
 
 use super::{Error, Program};
@@ -71,6 +72,12 @@ impl Iptables {
     #[must_use]
     pub fn rehearsed(&self) -> Option<&[(Family, String)]> {
         self.rehearsed.as_deref()
+    }
+
+    /// The lock file.
+    #[must_use]
+    pub fn lock_file(&self) -> &Path {
+        &self.lock
     }
 
     fn program(&self, family: Family, what: &str) -> Program {
@@ -156,7 +163,8 @@ impl Iptables {
         let directory = self.lock.parent().unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        // For reading only: who watches the file tells us from others by that.
+        let file = options.read(true).custom_flags(O_CREAT).mode(0o600);
         let file = file.open(&self.lock).map_err(failed)?;
         let deadline = Instant::now() + LOCK_DEADLINE;
         loop {

@@ -3,8 +3,8 @@
 //! Nothing is believed of the kernel: each time both filter tables are read, and
 //! what differs is written, under the lock that the CNI plugin takes as well. So
 //! an agent that was restarted, or a table that somebody edited, needs nothing
-//! of its own. Reading costs one process a family; where iptables writes through
-//! nftables, the kernel's number says that there is nothing new to read.
+//! of its own. Reading costs one process a family, so it is left out as long as a
+//! [`Notice`] says that nobody was at work since the last look.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,25 +17,31 @@ use crate::{
         isolate::Unit,
     },
     batch::{Saved, Step, TRIAL_LOG},
-    drift::KernelGeneration,
+    notice::Notice,
     plan::{Policy, Ruleset, Standing},
     render::iptables::{Family, Filter, Part, all_permits, render},
 };
 
 use super::Rehearsed;
 
+/// After so many looks that were left out there is one all the same: somebody may
+/// have changed the tables without taking a lock.
+const LEFT_OUT_MOST: u32 = 120;
+
 /// Our chains in the kernel.
 #[derive(Debug)]
 pub struct Chains {
     iptables: Iptables,
-    /// Whether the kernel counts the changes that iptables makes.
-    counted: bool,
     families: Vec<FamilyState>,
     /// Containers whose chain cannot be there yet, with the reason.
     waiting: BTreeMap<ContainerHandle, String>,
     /// Whether something can be done that nobody waits for.
     work: bool,
-    generation: Option<KernelGeneration>,
+    notice: Notice,
+    /// Whether nothing differed at the last look.
+    right: bool,
+    /// Looks that were left out since then.
+    left_out: u32,
 }
 
 /// One family's table.
@@ -66,7 +72,10 @@ impl Chains {
     /// # Errors
     /// iptables cannot be used.
     pub async fn open(iptables: Iptables) -> Result<Self, Error> {
-        let counted = iptables.is_nft().await?;
+        let notice = match iptables.is_nft().await? {
+            true => Notice::by_kernel(),
+            false => Notice::by_locks(iptables.lock_file()),
+        };
         iptables.save(Family::V4).await?;
         let mut families = vec![Family::V4];
         match iptables.save(Family::V6).await {
@@ -76,8 +85,8 @@ impl Chains {
         let state =
             |family| FamilyState { family, wanted: Filter::default(), placed: BTreeSet::new() };
         let families = families.into_iter().map(state).collect();
-        let (waiting, work) = (BTreeMap::new(), false);
-        Ok(Self { iptables, counted, families, waiting, work, generation: None })
+        let waiting = BTreeMap::new();
+        Ok(Self { iptables, families, waiting, work: false, notice, right: false, left_out: 0 })
     }
 
     /// Takes what an earlier process left as what is wanted, until it is known
@@ -142,7 +151,8 @@ impl Chains {
     async fn commit(&mut self, ruleset: Option<&Ruleset>) -> Result<bool, Error> {
         let _locked = self.iptables.lock().await?;
         // Before the first look: who does not keep to the lock may work beside us.
-        let before = self.now();
+        self.notice.mark();
+        self.right = false;
         let mut changed = false;
         let mut waiting = BTreeMap::new();
         for state in &mut self.families {
@@ -161,8 +171,9 @@ impl Chains {
             waiting.extend(step.waiting);
         }
         self.without_family(ruleset, &mut waiting);
-        // What we write ourselves counts too: the next look tells what it came to.
-        self.generation = before.filter(|_| !changed);
+        // What we wrote ourselves is looked at once more.
+        self.right = !changed;
+        self.left_out = 0;
         for (handle, reason) in &waiting {
             if self.waiting.get(handle) != Some(reason) {
                 tracing::info!(container = %handle, reason, "container-waits");
@@ -188,10 +199,6 @@ impl Chains {
         waiting.extend(v6.map(|(handle, _)| (handle.clone(), reason.to_owned())));
     }
 
-    fn now(&self) -> Option<KernelGeneration> {
-        self.counted.then(|| KernelGeneration::now().ok()).flatten()
-    }
-
     /// Whether the kernel would take these rules, if no packet met them.
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
@@ -208,13 +215,17 @@ impl Chains {
     }
 
     /// Whether somebody else changed what was right. Not thoroughly means only if
-    /// anybody changed anything, as far as the kernel says.
+    /// anybody was at work.
     pub(super) async fn has_strayed(&mut self, thoroughly: bool) -> Result<bool, Error> {
-        let now = self.now();
-        if !thoroughly && now.is_some() && now == self.generation {
-            return Ok(false);
+        if !thoroughly && self.right && !self.notice.stirred() {
+            self.left_out += 1;
+            if self.left_out < LEFT_OUT_MOST {
+                return Ok(false);
+            }
         }
         let _locked = self.iptables.lock().await?;
+        self.notice.mark();
+        self.right = false;
         let (mut strayed, mut work) = (false, false);
         for state in &self.families {
             let text = self.iptables.save(state.family).await?;
@@ -223,9 +234,8 @@ impl Chains {
             work |= step.batch.is_some();
         }
         self.work = work;
-        if !work {
-            self.generation = now;
-        }
+        self.right = !work;
+        self.left_out = 0;
         Ok(strayed)
     }
 }

@@ -2,6 +2,7 @@
 //! plugin around it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     net::SocketAddr,
     path::PathBuf,
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::subscriber::DefaultGuard;
 
-use crate::{lab::sh, store::Store};
+use crate::{lab::sh, silk::Silk, store::Store};
 
 /// A cell: its files, its store, and its agent while it runs.
 pub(crate) struct Cell {
@@ -39,6 +40,9 @@ pub(crate) struct Cell {
     config: Map<String, Value>,
     agent: Option<Agent>,
     version: u64,
+    /// The CNI plugin beside the agent, and the containers that it made chains for.
+    silk: Option<Silk>,
+    plugged: BTreeMap<String, String>,
 }
 
 struct Agent {
@@ -81,7 +85,9 @@ impl Cell {
         let config = config.as_object_mut().unwrap();
         config.extend(overrides.as_object().cloned().unwrap_or_default());
         let config = config.clone();
-        Self { directory, store, log, _logging: logging, config, agent: None, version: 1 }
+        let (silk, plugged) = (Silk::of(&config), BTreeMap::new());
+        let (agent, version, _logging) = (None, 1, logging);
+        Self { directory, store, log, _logging, config, agent, version, silk, plugged }
     }
 
     /// A cell whose agent runs.
@@ -139,20 +145,6 @@ impl Cell {
         }
     }
 
-    /// Ends the agent in the middle of whatever it does.
-    pub(crate) async fn kill(&mut self) {
-        if let Some(agent) = self.agent.take() {
-            agent.task.abort();
-            let _aborted = agent.task.await;
-            // The ports of a process that is killed are free at once; its tasks
-            // end when the runtime comes to them.
-            let gone = async || TcpStream::connect(agent.control).await.is_err();
-            eventually("the killed agent is gone", gone).await;
-            let gone = async || TcpStream::connect(agent.debug).await.is_err();
-            eventually("the killed agent is gone", gone).await;
-        }
-    }
-
     pub(crate) fn store_path(&self) -> PathBuf {
         self.directory.path().join("store.json")
     }
@@ -171,6 +163,15 @@ impl Cell {
         fs::write(beside("_version"), self.version.to_string()).unwrap();
     }
 
+    /// Makes the chains of a container, where there is a CNI plugin that does.
+    pub(crate) fn plug(&mut self, handle: &str, ip: &str) {
+        if let Some(silk) = self.silk
+            && self.plugged.insert(handle.to_owned(), ip.to_owned()).is_none()
+        {
+            silk.add(handle, ip, &Value::Object(self.config.clone()));
+        }
+    }
+
     pub(crate) fn add_entry(&mut self, handle: &str, ip: &str, metadata: &Value) {
         let entry = json!({"handle": handle, "ip": ip, "metadata": metadata});
         self.change_store(|entries| _ = entries.insert(handle.to_owned(), entry));
@@ -178,10 +179,14 @@ impl Cell {
 
     pub(crate) fn delete_entry(&mut self, handle: &str) {
         self.change_store(|entries| _ = entries.remove(handle));
+        if let Some((silk, ip)) = self.silk.zip(self.plugged.remove(handle)) {
+            silk.delete(handle, &ip);
+        }
     }
 
     /// An app's container in a space; waits until its rules are in force.
     pub(crate) async fn add_app(&mut self, handle: &str, ip: &str, space: &str) {
+        self.plug(handle, ip);
         self.add_entry(handle, ip, &app(space));
         let (status, body) = self.force(handle).await;
         assert_eq!((status, body.as_str()), (200, &*format!("updated container {handle}")));
@@ -222,7 +227,11 @@ impl Cell {
     }
 
     /// Waits until the kernel's listing has been taken, so that drift is seen.
+    /// Nothing is written down where the tables themselves are compared.
     pub(crate) async fn settled(&self) {
+        if self.silk.is_some() {
+            return;
+        }
         let applied = self.directory.path().join("state/applied");
         let listed = || cell_agent::drift::fingerprint(&listing());
         eventually("the table has settled", async || {

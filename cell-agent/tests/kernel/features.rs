@@ -9,7 +9,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     agent::{Cell, all, app, bound, eventually, global, listing, rule},
     lab::{Lab, lab, sh},
-    packets::{Fate, Kind, Prober},
+    packets::{Fate, Kind, Prober, connection as tcp},
+    planes::{Plane, on_every_plane},
 };
 
 const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
@@ -17,13 +18,6 @@ const C2: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 2);
 
 fn address(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
-}
-
-/// Each a connection of its own.
-fn tcp(port: u16) -> Kind {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static SOURCE: AtomicU16 = AtomicU16::new(20_000);
-    Kind::Tcp { port, source: SOURCE.fetch_add(1, Ordering::Relaxed), flags: 2 }
 }
 
 fn udp(port: u16) -> Kind {
@@ -235,47 +229,49 @@ fn an_address_outside_the_overlay_is_guarded_too() {
 
 #[test]
 fn ipv6_is_filtered_for_containers_that_have_it() {
-    lab(async |lab| {
-        sh("nft 'table inet measure { chain after { type filter hook forward priority 100;
-            ip6 daddr fd00:1::1 counter; ip6 daddr fd00:2::1 counter; ip6 daddr fd00:3::1 counter;
-            ip6 daddr fd00:4::1 counter; ip6 daddr fd00:5::1 counter; }; }'");
-        let groups = vec![global(
-            "g1",
-            vec![
-                all("fd00:1::/32,10.1.0.0/16"),
-                rule("udp", "fd00:3::1", "53"),
-                Rule { r#type: 128, code: 0, ..rule("icmpv6", "fd00:4::/32", "") },
-                // Another message than the one that is sent.
-                Rule { r#type: 1, code: 4, ..rule("icmpv6", "fd00:5::/32", "") },
-            ],
-        )];
-        let (mut cell, prober) = cell(&lab, json!({}), groups).await;
-        cell.add_app("c6", "fd00:255::2", "s1").await;
-        let socket = lab.inside.run(|| UdpSocket::bind("[fd00:255::2]:0").unwrap());
-        let echo = lab.inside.run(|| {
-            let echo = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
-            let from: SocketAddrV6 = "[fd00:255::2]:0".parse().unwrap();
-            echo.bind(&from.into()).unwrap();
-            echo
-        });
-        let passed = |to: &str| {
-            let listing = sh("nft list table inet measure");
-            !listing.lines().find(|line| line.contains(to)).unwrap().contains("packets 0 ")
-        };
-        eventually("what is allowed passes", async || {
-            for to in ["[fd00:1::1]:80", "[fd00:2::1]:80", "[fd00:3::1]:53"] {
-                let _refused = socket.send_to(b"ping", to);
-            }
-            for to in ["[fd00:5::1]:0", "[fd00:4::1]:0"] {
-                let to: SocketAddrV6 = to.parse().unwrap();
-                let request = [128, 0, 0, 0, 0, 1, 0, 1];
-                let _refused = echo.send_to(&request, &to.into());
-            }
-            passed("fd00:1::1") && passed("fd00:3::1") && passed("fd00:4::1")
-        })
-        .await;
-        assert!(!passed("fd00:2::1") && !passed("fd00:5::1"));
-        assert_eq!(prober.probe(C1, address("10.1.0.1"), tcp(80)).await, Fate::Accept);
-        cell.stop().await;
+    on_every_plane(ipv6);
+}
+
+async fn ipv6(plane: Plane, lab: Lab) {
+    sh("nft 'table inet measure { chain after { type filter hook forward priority 100;
+        ip6 daddr fd00:1::1 counter; ip6 daddr fd00:2::1 counter; ip6 daddr fd00:3::1 counter;
+        ip6 daddr fd00:4::1 counter; ip6 daddr fd00:5::1 counter; }; }'");
+    let groups = vec![global(
+        "g1",
+        vec![
+            all("fd00:1::/32,10.1.0.0/16"),
+            rule("udp", "fd00:3::1", "53"),
+            Rule { r#type: 128, code: 0, ..rule("icmpv6", "fd00:4::/32", "") },
+            // Another message than the one that is sent.
+            Rule { r#type: 1, code: 4, ..rule("icmpv6", "fd00:5::/32", "") },
+        ],
+    )];
+    let (mut cell, prober) = cell(&lab, plane.config(json!({})), groups).await;
+    cell.add_app("c6", "fd00:255::2", "s1").await;
+    let socket = lab.inside.run(|| UdpSocket::bind("[fd00:255::2]:0").unwrap());
+    let echo = lab.inside.run(|| {
+        let echo = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+        let from: SocketAddrV6 = "[fd00:255::2]:0".parse().unwrap();
+        echo.bind(&from.into()).unwrap();
+        echo
     });
+    let passed = |to: &str| {
+        let listing = sh("nft list table inet measure");
+        !listing.lines().find(|line| line.contains(to)).unwrap().contains("packets 0 ")
+    };
+    eventually("what is allowed passes", async || {
+        for to in ["[fd00:1::1]:80", "[fd00:2::1]:80", "[fd00:3::1]:53"] {
+            let _refused = socket.send_to(b"ping", to);
+        }
+        for to in ["[fd00:5::1]:0", "[fd00:4::1]:0"] {
+            let to: SocketAddrV6 = to.parse().unwrap();
+            let request = [128, 0, 0, 0, 0, 1, 0, 1];
+            let _refused = echo.send_to(&request, &to.into());
+        }
+        passed("fd00:1::1") && passed("fd00:3::1") && passed("fd00:4::1")
+    })
+    .await;
+    assert!(!passed("fd00:2::1") && !passed("fd00:5::1"));
+    assert_eq!(prober.probe(C1, address("10.1.0.1"), tcp(80)).await, Fate::Accept);
+    cell.stop().await;
 }

@@ -37,6 +37,12 @@ pub(crate) enum Kind {
     Other(u8),
 }
 
+/// The first packet of a TCP connection; each a connection of its own.
+pub(crate) fn connection(port: u16) -> Kind {
+    static SOURCE: AtomicU16 = AtomicU16::new(20_000);
+    Kind::Tcp { port, source: SOURCE.fetch_add(1, Ordering::Relaxed), flags: 2 }
+}
+
 /// What became of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {

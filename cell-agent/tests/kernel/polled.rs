@@ -27,7 +27,7 @@ use crate::{
     agent::{Cell, app, eventually},
     lab::{Lab, lab},
     once,
-    packets::{Fate, Kind, Prober},
+    packets::{Fate, Prober, connection},
 };
 
 const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
@@ -169,12 +169,6 @@ async fn cell(lab: &Lab, interval: u32) -> (Cell, Server, Prober) {
     (cell, server, Prober::new(lab))
 }
 
-fn tcp() -> Kind {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static SOURCE: AtomicU16 = AtomicU16::new(20_000);
-    Kind::Tcp { port: 80, source: SOURCE.fetch_add(1, Ordering::Relaxed), flags: 2 }
-}
-
 #[test]
 fn one_pass_asks_the_server_once() {
     lab(async |lab| {
@@ -182,13 +176,13 @@ fn one_pass_asks_the_server_once() {
         server.tell(|told| told.groups = vec![group("g1", &["s1"], "10.1.0.0/16")]);
         cell.add_entry("c1", "10.255.1.1", &app("s1"));
         once::done(&cell, "--once").await;
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
-        assert_eq!(prober.probe(C1, OTHER, tcp()).await, Fate::Reject);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Reject);
         assert_eq!(server.seen(|told| told.lists_asked.len()), 1);
         server.tell(|told| told.fails = true);
         let failed = once::fails(&cell, "--once").await;
         assert!(failed.contains("500"), "{failed}");
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
     });
 }
 
@@ -204,13 +198,13 @@ fn a_forced_container_has_the_groups_of_that_moment() {
         .await;
         assert_eq!(server.seen(|told| told.lists_asked[0].clone()), "per_page=5000");
         cell.add_app("c1", "10.255.1.1", "s1").await;
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
-        assert_eq!(prober.probe(C1, OTHER, tcp()).await, Fate::Reject);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Reject);
         let query = server.seen(|told| told.lists_asked.last().cloned());
         assert_eq!(query.as_deref(), Some("per_page=5000&space_guids=s1"));
         server.tell(|told| told.groups.push(group("g2", &[], "10.2.0.0/16")));
         assert_eq!(cell.force("c1").await.0, 200);
-        assert_eq!(prober.probe(C1, OTHER, tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Accept);
         cell.stop().await;
     });
 }
@@ -231,8 +225,11 @@ fn a_stamp_that_stays_spares_the_server_the_list() {
         });
         cell.start().await;
         cell.add_app("c1", "10.255.1.1", "s1").await;
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
-        assert_eq!(prober.probe(C1, Ipv4Addr::new(10, 3, 0, 1), tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+        assert_eq!(
+            prober.probe(C1, Ipv4Addr::new(10, 3, 0, 1), connection(80)).await,
+            Fate::Accept
+        );
         let pages = server.seen(|told| told.lists_asked.clone());
         assert_eq!(pages.last().unwrap(), "per_page=5000&space_guids=s1&from=3");
         let asked = server.seen(|told| told.stamps_asked);
@@ -243,10 +240,10 @@ fn a_stamp_that_stays_spares_the_server_the_list() {
             told.groups[0] = group("g1", &["s1"], "10.2.0.0/16");
         });
         eventually("the change is in force", async || {
-            prober.probe(C1, OTHER, tcp()).await == Fate::Accept
+            prober.probe(C1, OTHER, connection(80)).await == Fate::Accept
         })
         .await;
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Reject);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Reject);
         eventually("the stamp is the generation", async || {
             cell.status().await.enforced_generation == 1_795_398_851_394_607_001
         })
@@ -268,8 +265,8 @@ fn whatever_the_server_does_containers_keep_their_rules() {
             told.groups.push(group("g2", &[], "10.2.0.0/16"));
         });
         assert_eq!(cell.force("c1").await.0, 200);
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
-        assert_eq!(prober.probe(C1, OTHER, tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Accept);
         let told = cell.log.data_of("cfnetworking.vxlan-policy-agent.group-isolated").unwrap();
         assert!(told["error"].as_str().unwrap().starts_with("group \"g1\": "), "{told}");
         // An error: known spaces have what is known, others are refused.
@@ -287,8 +284,8 @@ fn whatever_the_server_does_containers_keep_their_rules() {
         cell.stop().await;
         cell.start().await;
         assert_eq!(cell.force("c1").await.0, 200);
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
-        assert_eq!(prober.probe(C1, OTHER, tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Accept);
         // Back again.
         server.tell(|told| {
             told.fails = false;
@@ -296,10 +293,10 @@ fn whatever_the_server_does_containers_keep_their_rules() {
         });
         server.up().await;
         eventually("what the server says now is in force", async || {
-            prober.probe(C1, OTHER, tcp()).await == Fate::Reject
+            prober.probe(C1, OTHER, connection(80)).await == Fate::Reject
         })
         .await;
-        assert_eq!(prober.probe(C1, OPEN, tcp()).await, Fate::Accept);
+        assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
         cell.stop().await;
     });
 }

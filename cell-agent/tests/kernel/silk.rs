@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{lab::sh, recorded::chains};
 
@@ -40,7 +40,7 @@ impl Silk {
             config["iptables_accepted_udp_logs_per_sec"].as_u64().unwrap_or(100),
             config["iptables_denied_logs_per_sec"].as_u64().unwrap_or(1),
         );
-        let reject = "-j REJECT --reject-with icmp-port-unreachable";
+        let reject = format!("-j REJECT --reject-with {}-port-unreachable", icmp(ip));
         let denied = format!("-m limit --limit {denied}/s --limit-burst {denied}");
         let mut text = format!(
             "*filter\n:{netout} - [0:0]\n:{log} - [0:0]\n\
@@ -61,10 +61,10 @@ impl Silk {
                 prefix("DENY_ORL_")
             );
         }
-        self.restore(&format!("{text}COMMIT\n"));
+        self.restore(family(ip), &format!("{text}COMMIT\n"));
     }
 
-    /// Takes the chains away; the log chain stays while a rule leads to it.
+    /// Takes the chains of an IPv4 container away; the log chain stays while a rule leads to it.
     pub(crate) fn delete(self, handle: &str, ip: &str) {
         let Names { netout, log, limit_log } = names(handle);
         self.run(&format!("-D FORWARD -s {ip} -o eth0 -j {netout}"));
@@ -87,6 +87,13 @@ impl Silk {
         sh(&format!("iptables-{}-save -c -t filter", self.backend))
     }
 
+    /// The plugin that an agent's configuration says it stands beside.
+    pub(crate) fn of(config: &Map<String, Value>) -> Option<Self> {
+        let programs = config.get("iptables_path")?.as_str()?.rsplit('/').next()?;
+        let beside = config.get("data_plane").is_some_and(|plane| plane == "iptables");
+        BACKENDS.into_iter().find(|silk| beside && programs.ends_with(silk.backend))
+    }
+
     /// Our chains and their parents, sorted.
     pub(crate) fn ours(self) -> Vec<String> {
         let table = self.save();
@@ -105,8 +112,8 @@ impl Silk {
         rules.filter_map(packets).sum()
     }
 
-    fn restore(self, text: &str) {
-        let mut child = Command::new(format!("iptables-{}-restore", self.backend))
+    fn restore(self, family: &str, text: &str) {
+        let mut child = Command::new(format!("{family}-{}-restore", self.backend))
             .args(["--noflush", "-w"])
             .stdin(Stdio::piped())
             .spawn()
@@ -127,6 +134,14 @@ fn names(handle: &str) -> Names {
     let log = format!("{}--log", cut(&netout, 23));
     let limit_log = format!("{}--rl-log", cut(&netout, 20));
     Names { netout, log, limit_log }
+}
+
+fn family(ip: &str) -> &'static str {
+    if ip.contains(':') { "ip6tables" } else { "iptables" }
+}
+
+fn icmp(ip: &str) -> &'static str {
+    if ip.contains(':') { "icmp6" } else { "icmp" }
 }
 
 fn cut(text: &str, most: usize) -> String {

@@ -170,7 +170,7 @@ impl PolicyStore for Service {
         let watcher = Watcher {
             state: self.state.clone(),
             reports: Arc::clone(&self.reports),
-            spaces: BTreeSet::new(),
+            spaces: None,
             sequence: 0,
             answers,
         };
@@ -187,7 +187,8 @@ impl PolicyStore for Service {
 struct Watcher {
     state: watch::Receiver<State>,
     reports: Arc<Mutex<Option<Report>>>,
-    spaces: BTreeSet<String>,
+    /// Nothing is told before the cell has said what it wants to know.
+    spaces: Option<BTreeSet<String>>,
     sequence: u64,
     answers: mpsc::Sender<Result<WatchResponse, Status>>,
 }
@@ -200,7 +201,7 @@ impl Watcher {
                     Ok(Some(WatchRequest { step: Some(step) })) => self.take(step),
                     _ => return,
                 },
-                changed = self.state.changed() => changed.is_ok(),
+                changed = self.state.changed(), if self.spaces.is_some() => changed.is_ok(),
             };
             if tell {
                 let whole = self.whole();
@@ -213,11 +214,12 @@ impl Watcher {
 
     fn take(&mut self, step: Step) -> bool {
         match step {
-            Step::Hello(hello) => self.spaces = hello.space_guids.into_iter().collect(),
+            Step::Hello(hello) => self.spaces = Some(hello.space_guids.into_iter().collect()),
             Step::Subscribe(request) => {
                 self.sequence = request.sequence;
-                self.spaces.extend(request.add_space_guids);
-                request.drop_space_guids.iter().for_each(|space| _ = self.spaces.remove(space));
+                let spaces = self.spaces.get_or_insert_default();
+                spaces.extend(request.add_space_guids);
+                request.drop_space_guids.iter().for_each(|space| _ = spaces.remove(space));
             }
             Step::Report(report) => {
                 *self.reports.lock().unwrap() = Some(report);
@@ -229,7 +231,8 @@ impl Watcher {
 
     fn whole(&mut self) -> WatchResponse {
         let state = self.state.borrow_and_update();
-        let concerns = |stored: &&StoredGroup| concerns(stored, &self.spaces);
+        let wanted = self.spaces.clone().unwrap_or_default();
+        let concerns = |stored: &&StoredGroup| concerns(stored, &wanted);
         WatchResponse {
             generation: state.generation,
             reset: true,

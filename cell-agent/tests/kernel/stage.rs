@@ -1,0 +1,34 @@
+//! What most tests begin with: a cell with one container and one group.
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use crate::{
+    agent::{Cell, all, bound},
+    lab::Lab,
+    packets::{Fate, Prober, connection},
+};
+
+/// Two addresses that containers have.
+pub(crate) const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
+pub(crate) const C2: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 2);
+/// What the group opens.
+pub(crate) const OPEN: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+/// What other groups open.
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
+/// What nothing opens.
+pub(crate) const CLOSED: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+
+/// A cell with one container in s1, for which `OPEN` is open.
+pub(crate) async fn cell(lab: &Lab, overrides: Value) -> (Cell, Prober) {
+    lab.container(C1);
+    lab.container(C2);
+    let prober = Prober::new(lab);
+    let mut cell = Cell::running(overrides).await;
+    cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16")])]);
+    cell.add_app("c1", "10.255.1.1", "s1").await;
+    cell.caught_up().await;
+    assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+    (cell, prober)
+}

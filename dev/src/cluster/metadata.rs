@@ -91,6 +91,13 @@ impl Store {
         })
     }
 
+    /// Replaces the whole content.
+    pub fn fill(&self, all: Vec<Entry>) -> Result<(), Error> {
+        self.change(|entries| {
+            *entries = all.into_iter().map(|entry| (entry.handle.clone(), entry)).collect();
+        })
+    }
+
     fn change(&self, edit: impl FnOnce(&mut BTreeMap<String, Entry>)) -> Result<(), Error> {
         let _locked = self.lock()?;
         let mut file = open(&self.data)?;

@@ -22,7 +22,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
@@ -56,6 +56,12 @@ impl Resident {
             setns(file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
         };
         Self::start(name, moved)
+    }
+
+    /// A resident of a new namespace without a name, which is gone when nobody is
+    /// in it any more.
+    pub fn apart(name: &str) -> anyhow::Result<Self> {
+        Self::start(name, || unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from))
     }
 
     fn start(

@@ -14,7 +14,7 @@ use super::calls::{Caller, Presences};
 use super::connect::Target;
 use super::locket::{all, failure, shares};
 use super::meter::{Cost, Reading, usage};
-use super::plot::{Chart, Line};
+use super::plot::{Chart, Line, Scale};
 use super::report::{costs, mebibytes};
 use super::tally::{Summary, Tally};
 use super::{positive_length, say};
@@ -241,7 +241,8 @@ fn memory(samples: &Samples) -> Option<Memory> {
 fn chart(presences: u32, points: Samples) -> Chart<'static> {
     let name = format!("{presences} presences held");
     let lines = vec![Line { name, points }];
-    Chart { title: "Memory of the lock server", x: "seconds", y: "MiB", lines, marks: false }
+    let (title, scale) = ("Memory of the lock server", Scale::Linear);
+    Chart { title, x: "seconds", y: "MiB", lines, marks: false, scale }
 }
 
 fn text(report: &Report) -> String {

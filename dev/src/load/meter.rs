@@ -1,5 +1,6 @@
 //! What a process costs, by the kernel's account (proc(5)).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -87,6 +88,47 @@ pub(super) fn usage(process: &str) -> anyhow::Result<Usage> {
     Ok(Usage { cpu, resident: memory("VmRSS")?, peak: memory("VmHWM")? })
 }
 
+/// What a process did while it had nothing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Activity {
+    /// Time of its threads on a processor, to the nanosecond.
+    on_cpu: Duration,
+    /// Its children, and the page faults of those that have ended: each process
+    /// that ends had some.
+    children: BTreeSet<String>,
+    ended: u64,
+}
+
+impl Activity {
+    /// Of a process, until now.
+    pub(super) fn of(process: u32) -> anyhow::Result<Self> {
+        let stat = read(&format!("/proc/{process}/stat"))?;
+        let ended = faults_of_ended(&stat).context("/proc/PID/stat has another form")?;
+        let (mut on_cpu, mut children) = (Duration::ZERO, BTreeSet::new());
+        for task in fs::read_dir(format!("/proc/{process}/task")).context("reading the threads")? {
+            let task = task?.path();
+            let schedstat = read(&task.join("schedstat").display().to_string())?;
+            let time = schedstat.split(' ').next().and_then(|time| time.parse().ok());
+            on_cpu += Duration::from_nanos(time.context("a schedstat has another form")?);
+            let list = read(&task.join("children").display().to_string())?;
+            children.extend(list.split_ascii_whitespace().map(str::to_owned));
+        }
+        Ok(Self { on_cpu, children, ended })
+    }
+
+    /// Time on a processor since `before`, and whether no process was started.
+    pub(super) fn since(&self, before: &Self) -> (Duration, bool) {
+        let none = self.children == before.children && self.ended == before.ended;
+        (self.on_cpu.saturating_sub(before.on_cpu), none)
+    }
+}
+
+/// cminflt: minor faults of the children that were waited for.
+fn faults_of_ended(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(8)?.parse().ok()
+}
+
 fn read(path: &str) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {path}"))
 }
@@ -150,6 +192,16 @@ mod tests {
         assert!(near(cost.server_micros_per_call.unwrap(), 2_000.0));
         assert!(near(cost.load_cores, 0.25) && near(cost.other_cores, 0.5));
         assert_eq!((cost.server_resident, cost.server_peak), (Some(7), Some(9)));
+    }
+
+    #[test]
+    fn a_process_that_was_started_is_noticed() {
+        let own = std::process::id();
+        let before = Activity::of(own).unwrap();
+        assert!(before.since(&before).1);
+        assert!(std::process::Command::new("true").status().unwrap().success());
+        let (_, none) = Activity::of(own).unwrap().since(&before);
+        assert!(!none, "a child ended");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Load: how much a lock server or a policy store does in a second, how long its
-//! callers wait, what a syncer needs for a large foundation, and what it costs.
+//! callers wait, what a syncer needs for a large foundation, what a cell agent does
+//! to a cell, and what it costs.
 //!
 //! What holds:
 //! - A worker has one call open at a time. A latency is what the caller waited,
@@ -10,6 +11,7 @@
 //!   figures say little.
 
 mod calls;
+mod cell;
 mod connect;
 mod empty;
 mod hold;
@@ -49,6 +51,8 @@ enum Command {
     Store(Box<store::Arguments>),
     /// Sync a large foundation with a syncer, and time and weigh that.
     Sync(sync::Arguments),
+    /// Change groups and containers of a full cell, and time its agent and its packets.
+    Cell(cell::Arguments),
     /// Serve a call that does nothing, on the same stack as the services.
     EmptyServer(empty::Arguments),
 }
@@ -70,6 +74,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime::tls::install_provider();
     connect::raise_descriptor_limit()?;
+    if let Command::Cell(_) = &arguments.command {
+        // Before there is a second thread: all of them are to live in it.
+        cell::lab::leave()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         match arguments.command {
@@ -78,6 +86,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::LocketSuite(arguments) => suite::run(arguments).await,
             Command::Store(arguments) => store::run(*arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,
+            Command::Cell(arguments) => cell::run(arguments).await,
             Command::EmptyServer(arguments) => empty::run(arguments).await,
         }
     });

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -135,6 +135,31 @@ impl Site {
         let writer = as_client(self.authority.issue("writer", &[])?);
         let cell = as_client(self.authority.issue_in_unit("cell", "cell", &[])?);
         Ok((server, Ends { writer, cell, http: Some(http) }))
+    }
+
+    /// A cell agent whose containers' groups come from that store; the keys are
+    /// added to its configuration. Its address is that of its control endpoints.
+    pub(super) async fn cell_agent(
+        &mut self,
+        store: &Target,
+        keys: Map<String, Value>,
+    ) -> anyhow::Result<Server> {
+        self.started += 1;
+        let Target { address, ca, cert, key, server_pid: _ } = store;
+        let config = json!({
+            "cell_id": "cell-1", "policy_store_address": address,
+            "ca_cert_file": ca, "client_cert_file": cert, "client_key_file": key,
+            "state_directory": self.path("state"), "control_socket": self.path("cell.sock"),
+            "force_policy_poll_cycle_port": 0, "debug_server_port": 0,
+            "log_level": "info",
+        });
+        let mut config = config.as_object().cloned().unwrap_or_default();
+        config.extend(keys);
+        let path = self.path("cell-agent.json");
+        fs::write(&path, Value::Object(config).to_string()).context("writing a configuration")?;
+        let mut command = Command::new(self.binaries.join("cell-agent"));
+        command.arg("-config-file").arg(path);
+        self.serve("cell-agent", command, controls_by_log).await
     }
 
     /// A server of the empty call.
@@ -275,6 +300,21 @@ impl Server {
         meter::usage(&self.pid.to_string())
     }
 
+    /// What it wrote to its log and its standard error.
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// How to reach it.
     pub(super) fn target(&self) -> Target {
         let Files { ca, cert, key } = self.files.clone();
@@ -344,6 +384,14 @@ fn serves_http_by_log(line: &str) -> Option<String> {
     let host = line["data"]["listen-address"].as_str()?;
     let port = line["data"]["port"].as_str()?;
     is_it.then(|| format!("{host}:{port}"))
+}
+
+/// Where an agent answers the CNI plugin, if this line of its log says so.
+fn controls_by_log(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let is_started = line["message"].as_str()?.ends_with(".started");
+    let address = line["data"]["control"].as_str()?;
+    is_started.then(|| address.to_owned())
 }
 
 #[cfg(test)]

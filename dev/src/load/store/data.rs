@@ -40,7 +40,11 @@ pub(in crate::load) struct Data {
 
 impl Data {
     pub(in crate::load) fn new(shape: &Shape) -> Self {
-        let groups: Vec<_> = (0..shape.groups).map(|index| group(shape, index)).collect();
+        Self::of((0..shape.groups).map(|index| group(shape, index)).collect())
+    }
+
+    /// Of these groups.
+    pub(in crate::load) fn of(groups: Vec<SecurityGroup>) -> Self {
         let hashes = groups.iter().map(SecurityGroup::content_hash).collect();
         Self { groups, hashes }
     }
@@ -50,7 +54,7 @@ impl Data {
     }
 
     /// The first group gets another rule; that is a global one, if there are any.
-    pub(super) fn change(&mut self, revision: u32) {
+    pub(in super::super) fn change(&mut self, revision: u32) {
         let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
             return;
         };

@@ -5,7 +5,7 @@
 pub(super) mod data;
 mod pollers;
 mod watchers;
-mod writer;
+pub(super) mod writer;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use self::watchers::Watchers;
 use self::writer::{Identity, Writer};
 use super::connect::Target;
 use super::meter::{Cost, Reading, usage};
-use super::plot::{Chart, Line};
+use super::plot::{Chart, Line, Scale};
 use super::report::{costs, mebibytes};
 use super::server::Site;
 use super::tally::{Summary, Tally};
@@ -288,6 +288,7 @@ fn chart(stages: &[Stage]) -> Chart<'static> {
         y: "ms",
         lines,
         marks: true,
+        scale: Scale::Linear,
     }
 }
 

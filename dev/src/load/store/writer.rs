@@ -26,7 +26,7 @@ const PART: usize = 1 << 20;
 
 /// Who writes.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Identity {
+pub(in super::super) struct Identity {
     /// The lock owner that the store is told.
     #[arg(long, default_value = "load")]
     owner: String,
@@ -35,16 +35,22 @@ pub(super) struct Identity {
     token: u64,
 }
 
+impl Default for Identity {
+    fn default() -> Self {
+        Self { owner: "load".to_owned(), token: 0 }
+    }
+}
+
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(in super::super) struct Writer {
     client: PolicyStoreClient<Channel>,
     identity: Identity,
 }
 
 /// A Replace that was confirmed.
 #[derive(Debug)]
-pub(super) struct Replaced {
-    pub(super) generation: u64,
+pub(in super::super) struct Replaced {
+    pub(in super::super) generation: u64,
     pub(super) began: Instant,
     pub(super) confirmed: Instant,
 }
@@ -52,13 +58,13 @@ pub(super) struct Replaced {
 type Requests = mpsc::Sender<ReplaceRequest>;
 
 impl Writer {
-    pub(super) fn new(channel: Channel, identity: Identity) -> Self {
+    pub(in super::super) fn new(channel: Channel, identity: Identity) -> Self {
         Self { client: PolicyStoreClient::new(channel), identity }
     }
 
     /// Brings the store to this data. Sending and receiving go side by side: the
     /// store may read all of the manifest before it answers.
-    pub(super) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
+    pub(in super::super) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
         let began = Instant::now();
         let (requests, stream) = mpsc::channel(1);
         let begin = self.begin()?;

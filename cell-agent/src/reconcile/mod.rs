@@ -54,7 +54,8 @@ use crate::{
 
 /// A single change waits this long for others that come with it.
 const GATHER: Duration = Duration::from_millis(2);
-/// Under a burst changes are gathered for this long.
+/// Under a burst changes of groups are gathered for this long; a container is
+/// waited for by the plugin that starts it.
 const GATHER_BURST: Duration = Duration::from_millis(15);
 /// Changes closer than this are a burst.
 const BURST: Duration = Duration::from_millis(100);
@@ -177,8 +178,11 @@ impl Reconciler {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 Some(nudge) = self.nudges.recv() => self.nudged(nudge).await,
-                Ok(()) = self.inputs.containers.changed() => self.gather().await,
-                Ok(()) = self.inputs.groups.changed() => self.gather().await,
+                Ok(()) = self.inputs.containers.changed() => self.gather(GATHER).await,
+                Ok(()) = self.inputs.groups.changed() => {
+                    let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
+                    self.gather(if burst { GATHER_BURST } else { GATHER }).await;
+                }
                 () = at(retry_at) => self.reconcile().await,
                 () = at(settle_at) => self.settle().await,
                 _ = drift.tick() => {
@@ -231,9 +235,8 @@ impl Reconciler {
     }
 
     /// Lets changes that come together go together.
-    async fn gather(&mut self) {
-        let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
-        tokio::time::sleep(if burst { GATHER_BURST } else { GATHER }).await;
+    async fn gather(&mut self, length: Duration) {
+        tokio::time::sleep(length).await;
         self.reconcile().await;
     }
 

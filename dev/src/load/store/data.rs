@@ -54,7 +54,7 @@ impl Data {
     }
 
     /// The first group gets another rule; that is a global one, if there are any.
-    pub(in super::super) fn change(&mut self, revision: u32) {
+    pub(in crate::load) fn change(&mut self, revision: u32) {
         let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
             return;
         };

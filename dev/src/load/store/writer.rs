@@ -26,7 +26,7 @@ const PART: usize = 1 << 20;
 
 /// Who writes.
 #[derive(Debug, Clone, clap::Args)]
-pub(in super::super) struct Identity {
+pub(in crate::load) struct Identity {
     /// The lock owner that the store is told.
     #[arg(long, default_value = "load")]
     owner: String,
@@ -42,15 +42,15 @@ impl Default for Identity {
 }
 
 #[derive(Debug)]
-pub(in super::super) struct Writer {
+pub(in crate::load) struct Writer {
     client: PolicyStoreClient<Channel>,
     identity: Identity,
 }
 
 /// A Replace that was confirmed.
 #[derive(Debug)]
-pub(in super::super) struct Replaced {
-    pub(in super::super) generation: u64,
+pub(in crate::load) struct Replaced {
+    pub(in crate::load) generation: u64,
     pub(super) began: Instant,
     pub(super) confirmed: Instant,
 }
@@ -58,13 +58,13 @@ pub(in super::super) struct Replaced {
 type Requests = mpsc::Sender<ReplaceRequest>;
 
 impl Writer {
-    pub(in super::super) fn new(channel: Channel, identity: Identity) -> Self {
+    pub(in crate::load) fn new(channel: Channel, identity: Identity) -> Self {
         Self { client: PolicyStoreClient::new(channel), identity }
     }
 
     /// Brings the store to this data. Sending and receiving go side by side: the
     /// store may read all of the manifest before it answers.
-    pub(in super::super) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
+    pub(in crate::load) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
         let began = Instant::now();
         let (requests, stream) = mpsc::channel(1);
         let begin = self.begin()?;

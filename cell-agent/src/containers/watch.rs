@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Snapshot, StoreFile, file::Stamp};
 use crate::metrics::Times;
 
-/// How often the store is looked at when inotify says nothing.
-const POLL: Duration = Duration::from_secs(1);
+/// How often the store is looked at when inotify says nothing; as the original.
+const POLL: Duration = Duration::from_secs(5);
 /// How soon a store that could not be read is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 

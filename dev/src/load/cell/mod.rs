@@ -129,7 +129,7 @@ async fn work(arguments: &Arguments, plane: Plane, rules: u32) -> anyhow::Result
         container_meanwhile_ms: cell.add_meanwhile(&mut rig, &mut agent).await?,
         idle: cell.idle(&agent).await?,
         peak: meter::usage(&agent.pid().to_string())?.peak,
-        raw: plane.raw(containers, RAW_ROUNDS).await?,
+        raw: plane.raw(&containers, RAW_ROUNDS).await?,
     };
     agent.end().await?;
     rig.end().await?;

@@ -129,7 +129,7 @@ impl Plane {
     }
 
     /// Writes what is in the kernel now once more, elsewhere, without the agent.
-    pub(super) async fn raw(self, containers: Vec<Entry>, rounds: u32) -> anyhow::Result<Raw> {
+    pub(super) async fn raw(self, containers: &[Entry], rounds: u32) -> anyhow::Result<Raw> {
         let (mut first, mut again) = (Duration::MAX, Duration::MAX);
         for _ in 0..rounds {
             let elsewhere = Resident::apart("elsewhere")?;
@@ -140,7 +140,7 @@ impl Plane {
                 }
                 Some(programs) => {
                     let saved = tools::run(programs.save, ["-t", "filter"])?;
-                    let plugin = plugin(&containers);
+                    let plugin = plugin(containers);
                     elsewhere.run(move || raw_iptables(programs, &plugin, &batch(&saved))).await?
                 }
             };

@@ -89,7 +89,8 @@ impl Took {
     }
 }
 
-/// The figures of one cell that are not times of changes.
+/// The other figures of one cell.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Rest {
     pub(super) container_ms: f64,
     pub(super) container_meanwhile_ms: f64,

@@ -4,6 +4,7 @@
 //! are missing, the tests fail and say so.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
+#![expect(clippy::print_stdout, reason = "figures for whoever runs a long test by hand")]
 
 mod agent;
 mod applog;

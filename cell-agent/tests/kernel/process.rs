@@ -45,7 +45,7 @@ async fn cell(lab: &Lab, programs: &Programs) -> (Cell, Prober) {
 fn groups(round: u8) -> Vec<SecurityGroup> {
     let opens = ["10.1.0.0/16", "10.1.0.1", "10.0.0.0-10.1.255.255"][usize::from(round) % 3];
     let more = (0..=round % 4).map(|n| rule("udp", &format!("10.3.{round}.{n}"), "53"));
-    let other = (round % 2 == 0).then(|| all("10.2.0.0/16"));
+    let other = round.is_multiple_of(2).then(|| all("10.2.0.0/16"));
     vec![bound("g1", "s1", more.chain([all(opens)]).chain(other).collect())]
 }
 
@@ -104,7 +104,7 @@ async fn killed(plane: Plane, lab: Lab) {
         cell.store.set(groups(round));
         cell.caught_up().await;
         rules_stand(&format!("after the one that was {what}")).await;
-        let other = if round % 2 == 0 { Fate::Accept } else { Fate::Reject };
+        let other = if round.is_multiple_of(2) { Fate::Accept } else { Fate::Reject };
         assert_eq!(prober.probe(C1, OTHER, connection(80)).await, other, "{what}");
         next.kill().await.unwrap();
     }

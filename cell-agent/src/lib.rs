@@ -29,7 +29,6 @@ pub mod explain;
 pub mod groups;
 pub mod grpc;
 pub mod metrics;
-mod metrics;
 mod notice;
 pub mod offline;
 pub mod pass;

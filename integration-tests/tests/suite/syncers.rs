@@ -405,8 +405,9 @@ fn first_sync(syncer: &Process, then: Timestamp) -> Duration {
 
 fn summary(times: &mut [Duration]) -> String {
     times.sort_unstable();
-    let (median, most) = (times[times.len() / 2], times[times.len() - 1]);
-    format!("median {median:.0?}, least {:.0?}, most {most:.0?}", times[0])
+    let ms = |index: usize| times[index].as_millis();
+    let last = times.len() - 1;
+    format!("median {} ms, least {} ms, most {} ms", ms(last / 2), ms(0), ms(last))
 }
 
 #[test]

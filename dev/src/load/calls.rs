@@ -1,5 +1,7 @@
 //! The calls of the load on a Locket, ours or the genuine one.
 
+use std::sync::Arc;
+
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use prost::bytes::{BufMut, Bytes, BytesMut};
@@ -137,7 +139,11 @@ impl Caller {
             .header(http::header::TE, "trailers")
             .body(Body::new(Full::new(framed.freeze())))
             .expect("a complete request");
-        let failed = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+        let failed = |error: tonic::transport::Error| {
+            let mut status = Status::unavailable(error.to_string());
+            status.set_source(Arc::new(error));
+            status
+        };
         let channel = self.channel.ready().await.map_err(failed)?;
         let answer = channel.call(request).await.map_err(failed)?;
         // An answer without a message has its status in the headers.

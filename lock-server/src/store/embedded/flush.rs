@@ -29,7 +29,7 @@ const TURNS: usize = 4;
 /// tried whether the disk takes one again.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// Stores what is queued: the task behind [`Embedded`].
+/// Stores what is queued: the task behind [`Embedded`](super::Embedded).
 #[derive(Debug)]
 pub struct Flusher {
     state: Arc<Mutex<State>>,

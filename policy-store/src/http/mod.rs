@@ -2,7 +2,7 @@
 //! (contracts/policy-server.md 4).
 //!
 //! - An answer is made from one snapshot, so it is one generation's; what each
-//!   group adds to it is encoded and compressed once for all ([`frames`]).
+//!   group adds to it is encoded and compressed once for all ([`mod@frames`]).
 //! - [`gate`] bounds how many lists are under way. A list whose reader has gone is
 //!   dropped with its connection; one that is not read to its end within
 //!   [`LONGEST`] is cut off.

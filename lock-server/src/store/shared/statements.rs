@@ -117,43 +117,11 @@ pub(super) async fn claim(
     }
 }
 
-const POSTGRES_CLAIM: &str = "WITH taken AS (
-    INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
-    VALUES (?, ?, ?, ?, 1, ?, ?)
-    ON CONFLICT (path) DO UPDATE SET
-        owner = excluded.owner, value = excluded.value, type = excluded.type, ttl = excluded.ttl,
-        modified_index = COALESCE(l.modified_index, 0) + 1,
-        modified_id = CASE WHEN COALESCE(l.owner, '') = '' OR COALESCE(l.modified_id, '') = ''
-            THEN excluded.modified_id ELSE l.modified_id END
-    WHERE COALESCE(l.owner, '') = '' OR l.owner = excluded.owner
-    RETURNING path, modified_index, modified_id
-), fenced AS (
-    INSERT INTO fencing_tokens AS f (path, token, modified_id)
-    SELECT path, 1, modified_id FROM taken
-    ON CONFLICT (path) DO UPDATE SET token = f.token + 1, modified_id = excluded.modified_id
-    WHERE f.modified_id <> excluded.modified_id
-    RETURNING token
-)
-SELECT t.modified_index, t.modified_id, f.token, s.token, s.modified_id, t.path
-FROM taken t LEFT JOIN fenced f ON true LEFT JOIN fencing_tokens s ON s.path = t.path";
-
-const TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?";
-
-/// The token is the owner's only if it was given for this life of the row.
-const TOKEN_OF_LIFE: &str = "SELECT token FROM fencing_tokens WHERE path = ? AND modified_id = ?";
-
-// The same for many claims, each an object of a JSON array. How long it waits for a
-// row that somebody has locked is set for this statement alone, before it writes.
-const POSTGRES_CLAIM_MANY: &str = "WITH patience AS MATERIALIZED (
-    SELECT set_config('lock_timeout', '100ms', true) AS set
-), asked AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(CAST(CAST(? AS text) AS json))
-    AS a (path text, owner text, value text, type text, id text, ttl bigint)
-), taken AS (
-    INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
-    SELECT path, owner, value, type, 1, id, ttl FROM asked, patience WHERE patience.set <> ''
-    ORDER BY path
-    ON CONFLICT (path) DO UPDATE SET
+/// What follows the rows that one claim or many ask for, on PostgreSQL: a free or own
+/// row is taken, and a new life of it gets the next token.
+macro_rules! postgres_take {
+    () => {
+        "    ON CONFLICT (path) DO UPDATE SET
         owner = excluded.owner, value = excluded.value, type = excluded.type, ttl = excluded.ttl,
         modified_index = COALESCE(l.modified_index, 0) + 1,
         modified_id = CASE WHEN COALESCE(l.owner, '') = '' OR COALESCE(l.modified_id, '') = ''
@@ -168,7 +136,38 @@ const POSTGRES_CLAIM_MANY: &str = "WITH patience AS MATERIALIZED (
     RETURNING path, token
 )
 SELECT t.modified_index, t.modified_id, f.token, s.token, s.modified_id, t.path
-FROM taken t LEFT JOIN fenced f ON f.path = t.path LEFT JOIN fencing_tokens s ON s.path = t.path";
+FROM taken t LEFT JOIN fenced f ON f.path = t.path LEFT JOIN fencing_tokens s ON s.path = t.path"
+    };
+}
+
+const POSTGRES_CLAIM: &str = concat!(
+    "WITH taken AS (
+    INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
+    VALUES (?, ?, ?, ?, 1, ?, ?)
+",
+    postgres_take!()
+);
+
+const TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?";
+
+/// The token is the owner's only if it was given for this life of the row.
+const TOKEN_OF_LIFE: &str = "SELECT token FROM fencing_tokens WHERE path = ? AND modified_id = ?";
+
+// The same for many claims, each an object of a JSON array. How long it waits for a
+// row that somebody has locked is set for this statement alone, before it writes.
+const POSTGRES_CLAIM_MANY: &str = concat!(
+    "WITH patience AS MATERIALIZED (
+    SELECT set_config('lock_timeout', '100ms', true) AS set
+), asked AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(CAST(CAST(? AS text) AS json))
+    AS a (path text, owner text, value text, type text, id text, ttl bigint)
+), taken AS (
+    INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
+    SELECT path, owner, value, type, 1, id, ttl FROM asked, patience WHERE patience.set <> ''
+    ORDER BY path
+",
+    postgres_take!()
+);
 
 /// Makes the claims of a JSON array together, on PostgreSQL: what was taken, by its
 /// key. No key may be there twice.

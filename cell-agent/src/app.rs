@@ -248,14 +248,7 @@ impl Agent {
         let (containers, follower) =
             Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT), times.clone()).await;
         let (known, groups) = watch::channel(groups::load(&state));
-        let inputs = Inputs {
-            settings: Arc::new(config.settings.clone()),
-            containers: containers.latest(),
-            groups: groups.clone(),
-            drift_interval: config.drift_interval,
-            full_interval: config.full_interval,
-            times: times.clone(),
-        };
+        let inputs = inputs(&config, containers.latest(), groups.clone(), times.clone());
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
         let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
         let parts =
@@ -310,6 +303,23 @@ pub(crate) struct Groups {
     pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
     pub(crate) known: watch::Sender<Option<Arc<Known>>>,
     pub(crate) times: Times,
+}
+
+/// What the reconciler brings together.
+pub(crate) fn inputs(
+    config: &Config,
+    containers: watch::Receiver<Containers>,
+    groups: watch::Receiver<Option<Arc<Known>>>,
+    times: Times,
+) -> Inputs {
+    Inputs {
+        settings: Arc::new(config.settings.clone()),
+        containers,
+        groups,
+        drift_interval: config.drift_interval,
+        full_interval: config.full_interval,
+        times,
+    }
 }
 
 /// What learns the groups, whether it reaches its source, and how to have it ask now.

@@ -10,10 +10,7 @@
 //! - Only one agent works on a cell: a pass holds the agent's sockets. A rehearsal
 //!   may run beside it, and writes nothing, neither to the kernel nor to disk.
 
-use std::{
-    io::{self, Write as _},
-    sync::Arc,
-};
+use std::io::{self, Write as _};
 
 use anyhow::{Context as _, bail};
 use runtime::{
@@ -30,7 +27,7 @@ use crate::{
     containers::{Feed, StoreFile},
     diff, groups,
     metrics::Times,
-    reconcile::{Chains, Inputs, Kernel, Outcome, Plane, Reconciler, Rehearsed},
+    reconcile::{Chains, Kernel, Outcome, Plane, Reconciler, Rehearsed},
     state::StateDirectory,
 };
 
@@ -108,14 +105,7 @@ impl Pass {
             bail!("the container metadata store cannot be read: {reason}");
         }
         let (known, groups) = watch::channel(groups::load(&self.state));
-        let inputs = Inputs {
-            settings: Arc::new(config.settings.clone()),
-            containers: containers.latest(),
-            groups: groups.clone(),
-            drift_interval: config.drift_interval,
-            full_interval: config.full_interval,
-            times: Times::default(),
-        };
+        let inputs = app::inputs(config, containers.latest(), groups.clone(), Times::default());
         let (reconciler, enforced, _nudge) = Reconciler::new(inputs, plane);
         let parts =
             Groups { containers: containers.latest(), enforced, known, times: Times::default() };

@@ -362,6 +362,8 @@ fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::B
     builder
         .http2()
         .timer(TokioTimer::new())
+        // grpc-go's servers send no date either (contracts/locket.md 1.2).
+        .auto_date_header(false)
         .max_concurrent_streams(limits.streams)
         // Clients that give up many calls at once are not attackers here.
         .max_pending_accept_reset_streams(RESETS)

@@ -224,7 +224,7 @@ impl Service<Request<Incoming>> for Guarded {
 }
 
 fn deadline_exceeded() -> Response<Body> {
-    Status::deadline_exceeded("the call's deadline has passed").into_http()
+    manners::escape(Status::deadline_exceeded("the call's deadline has passed").into_http())
 }
 
 /// The time a client gives its call: at most eight digits and a unit (gRPC over

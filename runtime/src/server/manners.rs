@@ -1,12 +1,19 @@
 //! Where tonic answers otherwise than grpc-go does, and clients or operators can
 //! see it (contracts/locket.md 1.1 and 1.2).
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 /// How tonic begins the text about a message that is too long.
 const TOO_LONG: &str = "Error, decoded message length too large: found ";
+/// How prost begins the text about a message that cannot be read.
+const MALFORMED: &str = "failed to decode Protobuf message: ";
+/// How tonic begins the text about a message that is compressed.
+const COMPRESSED: &str = "Content is compressed with `";
+/// What stands for something else in a text on the wire.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// The answer to what is no gRPC request: it never reaches a service.
 pub(super) fn refuse<B>(request: &Request<B>) -> Option<Response<Body>> {
@@ -34,13 +41,14 @@ fn is_grpc(content_type: &[u8]) -> bool {
 }
 
 fn with(code: StatusCode, status: &Status) -> Response<Body> {
-    let mut response = status.clone().into_http();
+    let mut response = escape(status.clone().into_http());
     *response.status_mut() = code;
     response
 }
 
-/// Gives refusals that tonic makes by itself the code and the text of grpc-go.
-/// An answer of a service is left as it is.
+/// Gives refusals that tonic makes by itself the code and the text of grpc-go. What
+/// an answer of a service says is left as it is; how it is written on the wire is
+/// grpc-go's way too.
 pub(super) fn translate(
     response: Response<Body>,
     path: &str,
@@ -48,16 +56,34 @@ pub(super) fn translate(
 ) -> Response<Body> {
     // The usual answer has its status in the trailers.
     let Some(code) = response.headers().get(Status::GRPC_STATUS) else { return response };
-    match Code::from_bytes(code.as_bytes()) {
+    let translated = match Code::from_bytes(code.as_bytes()) {
         Code::Unimplemented if !response.headers().contains_key(Status::GRPC_MESSAGE) => {
-            Status::unimplemented(unknown(path, services)).into_http()
+            Some(Status::unimplemented(unknown(path, services)))
         }
-        Code::OutOfRange => match too_long(response.headers()) {
-            Some(text) => Status::resource_exhausted(text).into_http(),
-            None => response,
-        },
-        _ => response,
+        Code::Unimplemented => text(&response).and_then(|text| compressed(&text)),
+        Code::OutOfRange => text(&response).and_then(|text| too_long(&text)),
+        Code::Internal => text(&response).and_then(|text| malformed(&text)),
+        _ => None,
+    };
+    escape(translated.map_or(response, Status::into_http))
+}
+
+/// Writes the text of a refusal as grpc-go does: blanks and quotes stand for
+/// themselves.
+pub(super) fn escape(mut response: Response<Body>) -> Response<Body> {
+    let written = response.headers().get(Status::GRPC_MESSAGE);
+    if written.is_some_and(|written| written.as_bytes().contains(&b'%'))
+        && let Some(text) = text(&response)
+        && let Ok(written) = HeaderValue::from_str(&utf8_percent_encode(&text, ESCAPED).to_string())
+    {
+        response.headers_mut().insert(Status::GRPC_MESSAGE, written);
     }
+    response
+}
+
+/// The text of a refusal.
+fn text(response: &Response<Body>) -> Option<String> {
+    Some(Status::from_header_map(response.headers())?.message().to_owned())
 }
 
 fn unknown(path: &str, services: &[&'static str]) -> String {
@@ -70,12 +96,25 @@ fn unknown(path: &str, services: &[&'static str]) -> String {
     }
 }
 
-/// The text about a message that is too long, if the answer is about one.
-fn too_long(headers: &HeaderMap) -> Option<String> {
-    let status = Status::from_header_map(headers)?;
-    let (found, limit) = status.message().strip_prefix(TOO_LONG)?.split_once(" bytes")?;
+/// Of a message that is too long.
+fn too_long(text: &str) -> Option<Status> {
+    let (found, limit) = text.strip_prefix(TOO_LONG)?.split_once(" bytes")?;
     let limit: String = limit.chars().filter(char::is_ascii_digit).collect();
-    Some(format!("grpc: received message larger than max ({found} vs. {limit})"))
+    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+    Some(Status::resource_exhausted(text))
+}
+
+/// Of a message that is none.
+fn malformed(text: &str) -> Option<Status> {
+    let problem = text.strip_prefix(MALFORMED)?;
+    Some(Status::internal(format!("grpc: error unmarshalling request: {problem}")))
+}
+
+/// Of a message that is compressed.
+fn compressed(text: &str) -> Option<Status> {
+    let (encoding, _) = text.strip_prefix(COMPRESSED)?.split_once('`')?;
+    let text = format!("grpc: Decompressor is not installed for grpc-encoding {encoding:?}");
+    Some(Status::unimplemented(text))
 }
 
 #[cfg(test)]
@@ -104,5 +143,33 @@ mod tests {
         for (path, expected) in table {
             assert_eq!(unknown(path, &known), expected);
         }
+    }
+
+    #[test]
+    fn texts_are_written_as_grpc_go_writes_them() {
+        let text = "a b\t\"q\" {100%} <é>\u{7f}";
+        let response = escape(Status::internal(text).into_http());
+        let written = &response.headers()[Status::GRPC_MESSAGE];
+        assert_eq!(written, "a b%09\"q\" {100%25} <%C3%A9>%7F");
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.message(), text);
+    }
+
+    #[test]
+    fn only_what_tonic_and_prost_say_is_retold() {
+        let answer = |status: Status| {
+            let response = translate(status.into_http(), "/s/m", &[]);
+            let status = Status::from_header_map(response.headers()).unwrap();
+            (status.code(), status.message().to_owned())
+        };
+        let own = Status::internal("the service failed to decode Protobuf message: x");
+        assert_eq!(answer(own.clone()), (Code::Internal, own.message().to_owned()));
+        let text = "grpc: error unmarshalling request: invalid varint";
+        let prost = Status::internal(format!("{MALFORMED}invalid varint"));
+        assert_eq!(answer(prost), (Code::Internal, text.to_owned()));
+        let text = "grpc: Decompressor is not installed for grpc-encoding \"gzip\"";
+        let tonic =
+            Status::unimplemented("Content is compressed with `gzip` which isn't supported");
+        assert_eq!(answer(tonic), (Code::Unimplemented, text.to_owned()));
     }
 }

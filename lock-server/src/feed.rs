@@ -73,9 +73,7 @@ impl Event {
     pub fn log(&self) {
         match self {
             Self::Acquired(_) => tracing::info!("acquired-lock"),
-            Self::Released(held) => {
-                tracing::info!("type-code" = held.lock.kind.type_code(), "released-lock");
-            }
+            Self::Released(_) => tracing::info!("released-lock"),
             Self::Expired(held) => {
                 let (owner, code) = (held.lock.owner.as_str(), held.lock.kind.type_code());
                 let span = info_span!("fetch-and-release-lock", owner, "type-code" = code);

@@ -23,7 +23,7 @@ use runtime::tls::peer;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use self::{answers::Answers, call::About};
+use self::{answers::Answers, call::About, direct::Encoded};
 pub use self::{
     call::{Calls, Refusal},
     direct::{Direct, TooLarge},
@@ -105,11 +105,15 @@ impl<S: Store> Locket for Service<S> {
             .lock
             .serve(about, async {
                 self.check(&request, Action::Write)?;
-                let claim = Claim::try_from(request.into_inner())?;
-                let token = self.locks.lock(claim, uuid).await?;
-                Ok(models::LockResponse { fencing_token: token.0 })
+                let request = request.into_inner();
+                let wants_token = request.with_fencing_token;
+                let token = self.locks.lock(Claim::try_from(request)?, uuid).await?;
+                // Who does not know of tokens gets the original's answer.
+                let fencing_token = if wants_token { token.0 } else { 0 };
+                Ok(Encoded::of(&models::LockResponse { fencing_token })?)
             })
             .await
+            .map(|answer| answer.into_inner().response())
     }
 
     async fn fetch(
@@ -124,9 +128,11 @@ impl<S: Store> Locket for Service<S> {
                 self.check(&request, Action::Read)?;
                 let models::FetchRequest { key } = request.into_inner();
                 let held = self.locks.fetch(&key).await?;
-                Ok(models::FetchResponse { resource: Some((&held.lock).into()) })
+                let resource = Some((&held.lock).into());
+                Ok(Encoded::of(&models::FetchResponse { resource })?)
             })
             .await
+            .map(|answer| answer.into_inner().response())
     }
 
     async fn release(
@@ -135,15 +141,17 @@ impl<S: Store> Locket for Service<S> {
     ) -> Result<Response<models::ReleaseResponse>, Status> {
         let uuid = request_uuid(&request);
         let about = About::of(&uuid, request.get_ref().resource.as_ref()).until(&request);
+        let type_code = about.type_code;
         self.calls
             .release
             .serve(about, async {
                 self.check(&request, Action::Write)?;
                 let release = Release::try_from(request.into_inner())?;
-                self.locks.release(release).await?;
-                Ok(models::ReleaseResponse {})
+                self.locks.release(release, type_code).await?;
+                Ok(Encoded::of(&models::ReleaseResponse {})?)
             })
             .await
+            .map(|answer| answer.into_inner().response())
     }
 
     async fn fetch_all(

@@ -61,10 +61,11 @@ impl<S: Store> Locks<S> {
         }
     }
 
-    /// Gives a key back. That nobody has it is no error.
-    pub async fn release(&self, release: Release) -> Result<(), Error> {
+    /// Gives a key back. That nobody has it is no error. The kind that the request
+    /// names, by its `type_code`, is for the log alone.
+    pub async fn release(&self, release: Release, type_code: i32) -> Result<(), Error> {
         let Release { key, owner } = release;
-        let span = info_span!("release-lock", key, owner);
+        let span = info_span!("release-lock", key, owner, "type-code" = type_code);
         // A key that is too long to be stored is nobody's.
         let Ok(key) = LockKey::parse(&key) else { return Ok(()) };
         let Ok(owner) = Owner::parse(&owner) else {
@@ -77,9 +78,8 @@ impl<S: Store> Locks<S> {
                 tracing::debug!("lock-does-not-exist");
                 Ok(())
             }
-            Released::Collision(held) => {
-                let code = held.lock.kind.type_code();
-                tracing::info!("type-code" = code, "cannot-release-lock");
+            Released::Collision(_) => {
+                tracing::info!("cannot-release-lock");
                 Err(Error::Collision)
             }
         })

@@ -121,7 +121,7 @@ pub async fn database(
     interval: Duration,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    every(interval, &shutdown, || {
+    notify(info_span!("metrics-notifier"), interval, &shutdown, || {
         for Row { name, shown, unit, value } in rows(&stats()) {
             gauge!(shown).set(value);
             if let Some(agent) = &agent {

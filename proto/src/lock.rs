@@ -28,7 +28,7 @@ impl TryFrom<models::LockRequest> for Claim {
 
     /// In the original's order: type, ttl, owner; `type` is ignored.
     fn try_from(request: models::LockRequest) -> Result<Self, Error> {
-        let models::LockRequest { resource, ttl_in_seconds } = request;
+        let models::LockRequest { resource, ttl_in_seconds, with_fencing_token: _ } = request;
         let resource = resource.ok_or(Error::Missing("resource"))?;
         let kind = kind(resource.type_code)?;
         let ttl = Ttl::try_from_seconds(ttl_in_seconds)?;
@@ -150,7 +150,11 @@ mod tests {
     /// Recorded bytes of the original, contracts/locket.md 1.2.
     #[test]
     fn the_wire_is_the_originals() {
-        let request = models::LockRequest { resource: Some(resource()), ttl_in_seconds: 30 };
+        let request = models::LockRequest {
+            resource: Some(resource()),
+            ttl_in_seconds: 30,
+            with_fencing_token: false,
+        };
         let recorded = b"\x0a\x11\x0a\x04wire\x12\x02o1\x1a\x03val\x28\x01\x10\x1e";
         assert_eq!(request.encode_to_vec(), recorded);
 
@@ -183,7 +187,9 @@ mod tests {
         ) {
             let claim = |(key, owner, value, type_code)| {
                 let resource = models::Resource { key, owner, value, type_code, ..resource() };
-                let request = models::LockRequest { resource: Some(resource), ttl_in_seconds: 9 };
+                let resource = Some(resource);
+                let request =
+                    models::LockRequest { resource, ttl_in_seconds: 9, ..Default::default() };
                 Claim::try_from(request).unwrap()
             };
             let lock = |claim: Claim| {
@@ -209,7 +215,8 @@ mod tests {
                 r#type: "lock".to_owned(),
                 ..resource()
             };
-            let request = models::LockRequest { resource: Some(resource), ttl_in_seconds };
+            let resource = Some(resource);
+            let request = models::LockRequest { resource, ttl_in_seconds, ..Default::default() };
             Claim::try_from(request).unwrap_err().to_string()
         };
         assert_eq!(refused(0, 0, ""), "invalid-type");
@@ -217,7 +224,7 @@ mod tests {
         assert_eq!(refused(1, 0, ""), "invalid-ttl");
         assert_eq!(refused(2, 1, ""), "invalid-owner");
 
-        let nothing = models::LockRequest { resource: None, ttl_in_seconds: 0 };
+        let nothing = models::LockRequest::default();
         assert_eq!(Claim::try_from(nothing), Err(Error::Missing("resource")));
     }
 

@@ -177,12 +177,7 @@ impl<'a> Call<'a> {
         let error = client::describe(&status);
         match refusal {
             Refusal::Request(_) => {
-                tracing::error!(
-                    error,
-                    "typeCode" = type_code,
-                    "request-uuid" = uuid,
-                    "invalid-request"
-                );
+                tracing::error!(error, "typeCode" = type_code, "invalid-request");
             }
             Refusal::Denied(_) => tracing::error!(error, "permission-denied"),
             Refusal::TooLarge(_) => tracing::error!(error, "answer-too-large"),

@@ -1,4 +1,5 @@
-//! Answers whose bytes are there already: they go to the connection as they are.
+//! Answers as bytes: they go to the connection as they are, with the trailers of the
+//! original (contracts/locket.md 1.2).
 //!
 //! A handler that has its message as bytes answers with [`Encoded::response`], whose
 //! message is an empty one; [`Direct`] around the generated server puts the bytes in
@@ -15,6 +16,7 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
+use prost::Message;
 use tonic::{Response, Status, body::Body, server::NamedService};
 use tower::Service;
 
@@ -42,6 +44,13 @@ impl Encoded {
         Ok(Self(buffer.freeze()))
     }
 
+    /// This message.
+    pub(super) fn of(message: &impl Message) -> Result<Self, TooLarge> {
+        Self::message(message.encoded_len(), |buffer| {
+            message.encode(buffer).expect("a buffer that grows");
+        })
+    }
+
     /// How many bytes.
     pub(super) fn len(&self) -> usize {
         self.0.len()
@@ -61,8 +70,9 @@ impl Encoded {
     }
 
     fn into_body(self) -> Body {
-        let mut trailers = HeaderMap::with_capacity(1);
+        let mut trailers = HeaderMap::with_capacity(2);
         trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+        trailers.insert(Status::GRPC_MESSAGE, HeaderValue::from_static(""));
         let frames = [Frame::data(self.0), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
         Body::new(StreamBody::new(stream::iter(frames)))
     }

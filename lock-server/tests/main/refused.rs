@@ -122,12 +122,12 @@ async fn only_listed_certificates_may_write() {
     let mut writer = site.client(&server.address);
     let mut reader = LocketClient::new(channel(&server.address, &other));
 
-    let lock = LockRequest { resource: resource(), ttl_in_seconds: 60 };
+    let lock = LockRequest { resource: resource(), ttl_in_seconds: 60, ..Default::default() };
     let text = "the peer cn=other,dns=localhost may not write locks";
     let refused = reader.lock(lock.clone()).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, text));
     // Who may not write does not learn what is wrong with a request either.
-    let nothing = LockRequest { resource: None, ttl_in_seconds: 0 };
+    let nothing = LockRequest::default();
     assert_eq!(reader.lock(nothing).await.unwrap_err().code(), Code::PermissionDenied);
     writer.lock(lock).await.unwrap();
     let release = ReleaseRequest { resource: resource() };
@@ -157,7 +157,10 @@ async fn reading_may_have_a_list_of_its_own() {
     let server = Server::start(site.command(&config));
     let channel = site.channel(&server.address);
     let mut client = LocketClient::new(channel.clone());
-    client.lock(LockRequest { resource: resource(), ttl_in_seconds: 60 }).await.unwrap();
+    client
+        .lock(LockRequest { resource: resource(), ttl_in_seconds: 60, ..Default::default() })
+        .await
+        .unwrap();
     let fetched = client.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap_err();
     let all = FetchAllRequest { type_code: 1, ..FetchAllRequest::default() };
     let all = client.fetch_all(all).await.unwrap_err();

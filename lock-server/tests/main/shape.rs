@@ -1,7 +1,7 @@
 //! The bytes of contracts/locket.md 1.2, and what is no request of the service.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 
 use crate::support::{
     raw::{Answer, Raw},
@@ -35,24 +35,36 @@ async fn call(raw: &mut Raw, method: &str, body: &[u8]) -> Answer {
 /// An answer with a message: headers, body, and status 0 in the trailers.
 fn assert_answers(answer: &Answer, body: &str) {
     assert_eq!(answer.status, 200);
-    assert_eq!(answer.headers["content-type"], "application/grpc");
-    assert!(!answer.headers.contains_key("grpc-status"), "{answer:?}");
+    assert_eq!(names_and_values(&answer.headers), [("content-type", "application/grpc")]);
     assert_eq!(answer.body, hex(body), "{answer:?}");
-    assert_eq!(answer.trailers.as_ref().unwrap()["grpc-status"], "0");
+    let trailers = answer.trailers.as_ref().unwrap();
+    assert_eq!(names_and_values(trailers), [("grpc-status", "0"), ("grpc-message", "")]);
 }
 
 fn assert_refuses(answer: &Answer, code: u32, text: &str) {
     assert_eq!(answer.status, 200);
-    assert_eq!(answer.headers["content-type"], "application/grpc");
+    let code_text = code.to_string();
+    let expected =
+        [("content-type", "application/grpc"), ("grpc-status", &code_text), ("grpc-message", text)];
+    assert_eq!(names_and_values(&answer.headers), expected);
     assert_eq!(answer.refusal(), (code, text.to_owned()));
+}
+
+/// In their order.
+fn names_and_values(headers: &HeaderMap) -> Vec<(&str, &str)> {
+    headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect()
 }
 
 #[tokio::test]
 async fn answers_have_the_bytes_of_the_original() {
     let (_site, _server, mut raw) = started().await;
     let raw = &mut raw;
-    // Field 1000 is our fencing token; everything else is the original's.
-    assert_answers(&call(raw, "Lock", &lock_by(b'1')).await, "00 00000003 c03e01");
+    assert_answers(&call(raw, "Lock", &lock_by(b'1')).await, "00 00000000");
+    // Field 1000 of the request asks for field 1000 of the answer: the fencing token.
+    let mut with_token = lock_by(b'1');
+    with_token.extend(hex("c03e01"));
+    with_token[4] += 3;
+    assert_answers(&call(raw, "Lock", &with_token).await, "00 00000003 c03e01");
     assert_refuses(&call(raw, "Lock", &lock_by(b'2')).await, 6, "lock-collision");
     let wire = "0a0477697265 12026f31 1a0376616c 22046c6f636b 2801";
     let fetch = hex("00 00000006 0a0477697265");
@@ -95,13 +107,15 @@ async fn what_is_no_request_gets_the_code_and_text_of_the_original() {
 
     let (code, text) = call(raw, "Lock", &hex("00 00000003 ffffff")).await.refusal();
     assert_eq!(code, 13, "{text}");
+    assert!(text.starts_with("grpc: error unmarshalling request: "), "{text}");
 
     let compressed = raw
         .post("/models.Locket/Fetch", &hex("01 00000000"), |request| {
             request.headers_mut().insert("grpc-encoding", HeaderValue::from_static("gzip"));
         })
         .await;
-    assert_eq!(compressed.refusal().0, 12, "{compressed:?}");
+    let text = "grpc: Decompressor is not installed for grpc-encoding \"gzip\"";
+    assert_eq!(compressed.refusal(), (12, text.to_owned()));
 
     let length = 5_u32 << 20;
     let mut huge = vec![0];

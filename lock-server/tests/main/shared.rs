@@ -316,7 +316,9 @@ async fn two_servers_share_a_database() {
         move || Process::start(command)
     });
     database.restart();
-    let first = waiting.join().unwrap();
+    let mut first = waiting.join().unwrap();
+    let notifier = first.line("locket.metrics-notifier.starting");
+    assert_eq!(notifier["data"]["interval"], 60_000_000_000_i64);
     let second = Process::start(site.command(&config));
 
     let lock = |owner: &str| LockRequest {
@@ -327,6 +329,7 @@ async fn two_servers_share_a_database() {
             ..Resource::default()
         }),
         ttl_in_seconds: 60,
+        ..Default::default()
     };
     let (mut here, mut there) = (site.client(&first.address), site.client(&second.address));
     here.lock(lock("o")).await.unwrap();

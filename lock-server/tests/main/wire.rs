@@ -36,7 +36,7 @@ fn resource(key: &str, owner: &str, value: &str, code: i32) -> Resource {
 }
 
 fn request(resource: Resource, ttl: i64) -> LockRequest {
-    LockRequest { resource: Some(resource), ttl_in_seconds: ttl }
+    LockRequest { resource: Some(resource), ttl_in_seconds: ttl, with_fencing_token: true }
 }
 
 async fn lock(client: &mut Client, key: &str, owner: &str) -> Result<u64, Status> {
@@ -122,10 +122,7 @@ async fn refusals() {
             request(resource("k", "o", &"v".repeat(4097), 1), 1),
             is(Code::InvalidArgument, "value has 4097 characters, at most 4096 are allowed"),
         ),
-        (
-            LockRequest { resource: None, ttl_in_seconds: 0 },
-            is(Code::InvalidArgument, "invalid-request"),
-        ),
+        (LockRequest::default(), is(Code::InvalidArgument, "invalid-request")),
     ];
     for (request, expected) in table {
         let answer = client.lock(request.clone()).await;
@@ -403,17 +400,17 @@ async fn log_lines_have_the_names_and_data_of_the_original() {
         (
             "release.release-lock.cannot-release-lock",
             "info",
-            serde_json::json!({"key": "k", "owner": "p", "type-code": 1}),
+            serde_json::json!({"key": "k", "owner": "p", "type-code": 0}),
         ),
         (
             "release.release-lock.released-lock",
             "info",
-            serde_json::json!({"key": "k", "owner": "o", "type-code": 1}),
+            serde_json::json!({"key": "k", "owner": "o", "type-code": 0}),
         ),
         (
             "release.release-lock.lock-does-not-exist",
             "debug",
-            serde_json::json!({"key": "k", "owner": "o"}),
+            serde_json::json!({"key": "k", "owner": "o", "type-code": 0}),
         ),
         (
             "fetch.fetch-lock.failed-to-fetch-lock",

@@ -151,9 +151,9 @@ fn shown(permit: &Permit) -> String {
 
 fn service(service: Service) -> String {
     use model::rule::IcmpMatch;
-    let icmp = |name: &str, wanted| match wanted {
-        IcmpMatch::Any => format!("every {name} message"),
-        IcmpMatch::Exact { icmp_type, code } => format!("{name} type {icmp_type} code {code}"),
+    let icmp = |name: &str, wanted: IcmpMatch| match wanted.exact() {
+        None => format!("every {name} message"),
+        Some((icmp_type, code)) => format!("{name} type {icmp_type} code {code}"),
     };
     match service {
         Service::All => "everything".to_owned(),

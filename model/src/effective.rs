@@ -77,20 +77,13 @@ impl Service {
                 ports.contains(port)
             }
             (Self::Icmp(icmp), ProbeKind::Icmp { icmp_type, code }) => {
-                !v6 && icmp_matches(icmp, icmp_type, code)
+                !v6 && icmp.contains(icmp_type, code)
             }
             (Self::Icmpv6(icmp), ProbeKind::Icmp { icmp_type, code }) => {
-                v6 && icmp_matches(icmp, icmp_type, code)
+                v6 && icmp.contains(icmp_type, code)
             }
             (Self::Tcp(_) | Self::Udp(_) | Self::Icmp(_) | Self::Icmpv6(_), _) => false,
         }
-    }
-}
-
-fn icmp_matches(wanted: IcmpMatch, icmp_type: u8, code: u8) -> bool {
-    match wanted {
-        IcmpMatch::Any => true,
-        IcmpMatch::Exact { .. } => wanted == IcmpMatch::Exact { icmp_type, code },
     }
 }
 
@@ -355,8 +348,8 @@ mod tests {
 
     #[test]
     fn icmp_looks_at_type_code_and_family() {
-        let any = Service::Icmp(IcmpMatch::Any);
-        let echo = Service::Icmp(IcmpMatch::Exact { icmp_type: 8, code: 0 });
+        let any = Service::Icmp(IcmpMatch::ANY);
+        let echo = Service::Icmp(IcmpMatch { icmp_type: 8, code: 0 });
         let kind = |icmp_type, code| ProbeKind::Icmp { icmp_type, code };
         assert!(any.matches(kind(3, 1), false));
         assert!(!any.matches(kind(3, 1), true));

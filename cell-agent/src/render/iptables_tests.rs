@@ -71,8 +71,8 @@ fn every_part_of_a_chain_is_at_its_place() {
     let udp = Service::Udp(PortRange::new(53, 54).unwrap());
     let permits = vec![
         permit("10.1.0.0", "10.1.255.255", udp, true),
-        permit("10.2.0.1", "10.2.0.1", Service::Icmp(IcmpMatch::Any), true),
-        permit("fd01::", "fd01::ffff", Service::Icmpv6(IcmpMatch::Any), true),
+        permit("10.2.0.1", "10.2.0.1", Service::Icmp(IcmpMatch::ANY), true),
+        permit("fd01::", "fd01::ffff", Service::Icmpv6(IcmpMatch::ANY), true),
     ];
     let ruleset = ruleset(settings, Standing::Bound(belongs()), permits);
     let v4 = render(&ruleset, Family::V4);

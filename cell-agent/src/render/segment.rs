@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     effective::{Permit, Service},
-    rule::{AddressRange, IcmpMatch, PortRange},
+    rule::{AddressRange, PortRange},
 };
 
 use super::{
@@ -87,7 +87,8 @@ type Ranges = Vec<AddressRange>;
 struct Gathered {
     exact: BTreeMap<Family, BTreeSet<String>>,
     all: BTreeMap<Family, Ranges>,
-    icmp: BTreeMap<(Family, IcmpMatch), Ranges>,
+    /// By type and code; `None` is every message.
+    icmp: BTreeMap<(Family, Option<(u8, u8)>), Ranges>,
     ports: BTreeMap<(Family, &'static str), BTreeMap<PortRange, Ranges>>,
 }
 
@@ -98,7 +99,7 @@ impl Gathered {
         match permit.service {
             Service::All => self.all.entry(family).or_default().push(range),
             Service::Icmp(icmp) | Service::Icmpv6(icmp) => {
-                self.icmp.entry((family, icmp)).or_default().push(range);
+                self.icmp.entry((family, icmp.exact())).or_default().push(range);
             }
             Service::Tcp(ports) => self.add_ports(family, "tcp", ports, range),
             Service::Udp(ports) => self.add_ports(family, "udp", ports, range),
@@ -224,16 +225,16 @@ fn destination(family: Family, ranges: Ranges) -> String {
     }
 }
 
-fn icmp_match(family: Family, icmp: IcmpMatch) -> String {
+fn icmp_match(family: Family, exact: Option<(u8, u8)>) -> String {
     let keyword = match family {
         Family::V4 => "icmp",
         Family::V6 => "icmpv6",
     };
-    match icmp {
-        IcmpMatch::Any => {
+    match exact {
+        None => {
             format!("meta l4proto {}", if keyword == "icmp" { "icmp" } else { "ipv6-icmp" })
         }
-        IcmpMatch::Exact { icmp_type, code } => {
+        Some((icmp_type, code)) => {
             format!("{keyword} type {icmp_type} {keyword} code {code}")
         }
     }

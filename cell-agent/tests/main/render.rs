@@ -311,6 +311,64 @@ fn what_would_be_isolated_is_told_and_costs_nothing_else() {
     assert!(!text.contains("asg-") && notes.contains("enable_asg_syncing"), "{text} {notes}");
 }
 
+/// Rules as nobody should write them, with what the original makes of each
+/// (contract 2.4): nothing, or these arguments.
+const ODD: &[(&str, &[&str])] = &[
+    (
+        r#"{"protocol": "icmp", "destination": "10.1.0.1", "type": -1, "code": 0}"#,
+        &["-p icmp -m iprange --dst-range 10.1.0.1-10.1.0.1 -m icmp --icmp-type any"],
+    ),
+    // Another argument, so another rule, though it is printed alike.
+    (
+        r#"{"protocol": "icmp", "destination": "10.1.0.1", "type": 255, "code": -1}"#,
+        &["-p icmp -m iprange --dst-range 10.1.0.1-10.1.0.1 -m icmp --icmp-type any"],
+    ),
+    (r#"{"protocol": "icmp", "destination": "10.1.0.1/32", "type": 511, "code": 255}"#, &[]),
+    (
+        r#"{"protocol": "icmp", "destination": "10.1.0.2", "type": 264, "code": -256}"#,
+        &["-p icmp -m iprange --dst-range 10.1.0.2-10.1.0.2 -m icmp --icmp-type 8/0"],
+    ),
+    (r#"{"protocol": "all", "destination": "010.0.0.0/8"}"#, &[]),
+    (r#"{"protocol": "all", "destination": "00.0.0.0/0"}"#, &[]),
+    (r#"{"protocol": "all", "destination": "10.0.0.0/+8"}"#, &[]),
+    (
+        r#"{"protocol": "all", "destination": "10.2.3.4/0016"}"#,
+        &["-m iprange --dst-range 10.2.0.0-10.2.255.255"],
+    ),
+    (
+        r#"{"protocol": "all", "destination": "::ffff:10.3.0.0/112"}"#,
+        &["-m iprange --dst-range 10.3.0.0-10.3.255.255"],
+    ),
+    // Ports in the wrong order are ports.
+    (r#"{"protocol": "all", "destination": "10.4.0.0/16", "ports": "9-1"}"#, &[]),
+    (r#"{"protocol": "icmp", "destination": "10.4.0.0/16", "ports": "x,80"}"#, &[]),
+    (
+        r#"{"protocol": "all", "destination": "10.5.0.0/16", "ports": "x,1-2-3,-80,1_0"}"#,
+        &["-m iprange --dst-range 10.5.0.0-10.5.255.255"],
+    ),
+    (
+        r#"{"protocol": "tcp", "destination": "10.6.0.1", "ports": "65616-+90,\t7 ,x"}"#,
+        &[
+            "-p tcp -m iprange --dst-range 10.6.0.1-10.6.0.1 -m tcp --dport 80:90",
+            "-p tcp -m iprange --dst-range 10.6.0.1-10.6.0.1 -m tcp --dport 7",
+        ],
+    ),
+];
+
+#[test]
+fn odd_rules_mean_what_they_mean_to_the_original() {
+    let rules: Vec<Value> =
+        ODD.iter().map(|(rule, _)| serde_json::from_str(rule).unwrap()).collect();
+    let (text, notes) = Files::one(&json!(rules)).render("iptables", &["--format", "rules"]);
+    let permits: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("-A asg-c1 ")?.strip_suffix(" -j ACCEPT"))
+        .filter(|rule| rule.contains("iprange"))
+        .collect();
+    let expected: Vec<&str> = ODD.iter().flat_map(|(_, rules)| *rules).rev().copied().collect();
+    assert_eq!(permits, expected, "{notes}");
+}
+
 /// Runs with one file replaced; must fail.
 fn refused(files: &Files, file: &str, content: Option<&str>) -> String {
     let mut command = files.command("iptables", &[]);

@@ -1,249 +1,6 @@
-//! One rule of a security group, in its two grades.
-//!
-//! [`RuleSpec`] is what the Cloud Controller accepted: text. [`Rule`] is what
-//! can be enforced: addresses, ports and ICMP types, where nothing senseless can
-//! be written. [`RuleSpec::read`] leads from the first to the second and is
-//! total: what cannot be enforced is a value that says why, so one bad rule
-//! never costs a container its other rules, and is never dropped in silence.
-//!
-//! The reading follows the original agent to the letter, with its oddities
-//! (contracts/cell-agent.md 2.4): numbers are cut to 16 and 8 bits, ICMP type
-//! 255 means any, a rule of protocol `all` with ports is void.
+//! From what the Cloud Controller accepted to what can be enforced.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
-
-use ipnet::IpNet;
-
-/// A rule as the Cloud Controller states it. Absent text is empty and absent
-/// numbers are 0, as the original stores them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct RuleSpec {
-    /// `tcp`, `udp`, `icmp`, `icmpv6` or `all`.
-    pub protocol: String,
-    /// Addresses, CIDRs and ranges, separated by commas.
-    pub destination: String,
-    /// Ports and port ranges, separated by commas.
-    pub ports: String,
-    /// ICMP type; -1 and 255 mean any.
-    pub icmp_type: i32,
-    /// ICMP code.
-    pub icmp_code: i32,
-    /// For people.
-    pub description: String,
-    /// Whether new connections that the rule allows are logged.
-    pub log: bool,
-}
-
-/// A rule that can be enforced.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Rule {
-    /// With its ports or its ICMP type.
-    pub protocol: Protocol,
-    /// At least one; all that are meant.
-    pub destinations: Vec<AddressRange>,
-    /// Whether new connections are logged.
-    pub log: bool,
-}
-
-/// What a rule allows, besides where.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// Everything.
-    All,
-    /// TCP to any of these ports; at least one.
-    Tcp(Vec<PortRange>),
-    /// UDP to any of these ports; at least one.
-    Udp(Vec<PortRange>),
-    /// ICMP over IPv4.
-    Icmp(IcmpMatch),
-    /// ICMP over IPv6.
-    Icmpv6(IcmpMatch),
-}
-
-/// Which ICMP messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum IcmpMatch {
-    /// Every one.
-    Any,
-    /// Exactly this type and code.
-    Exact {
-        /// The type.
-        icmp_type: u8,
-        /// The code. 255 is a code like any other: a rule with a type and code
-        /// -1 matches no message that occurs.
-        code: u8,
-    },
-}
-
-/// Ports from `first` to `last`, both included, never inverted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortRange {
-    first: u16,
-    last: u16,
-}
-
-impl PortRange {
-    /// `None` when `first` is greater than `last`.
-    #[must_use]
-    pub fn new(first: u16, last: u16) -> Option<Self> {
-        (first <= last).then_some(Self { first, last })
-    }
-
-    /// The lowest port.
-    #[must_use]
-    pub fn first(self) -> u16 {
-        self.first
-    }
-
-    /// The highest port.
-    #[must_use]
-    pub fn last(self) -> u16 {
-        self.last
-    }
-
-    /// Whether `port` is one of them.
-    #[must_use]
-    pub fn contains(self, port: u16) -> bool {
-        (self.first..=self.last).contains(&port)
-    }
-}
-
-impl fmt::Display for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last {
-            write!(f, "{}", self.first)
-        } else {
-            write!(f, "{}-{}", self.first, self.last)
-        }
-    }
-}
-
-impl fmt::Debug for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// Addresses of one family from the first to the last, both included, never
-/// inverted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AddressRange {
-    /// IPv4.
-    V4(Ipv4Addr, Ipv4Addr),
-    /// IPv6.
-    V6(Ipv6Addr, Ipv6Addr),
-}
-
-impl AddressRange {
-    /// # Errors
-    /// The two are of different families, or the first is behind the last.
-    pub fn try_new(first: IpAddr, last: IpAddr) -> Result<Self, Fault> {
-        match (first, last) {
-            (IpAddr::V4(a), IpAddr::V4(b)) if a <= b => Ok(Self::V4(a, b)),
-            (IpAddr::V6(a), IpAddr::V6(b)) if a <= b => Ok(Self::V6(a, b)),
-            (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => Err(Fault::Inverted),
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-                Err(Fault::MixedFamilies)
-            }
-        }
-    }
-
-    /// The lowest address.
-    #[must_use]
-    pub fn first(self) -> IpAddr {
-        match self {
-            Self::V4(first, _) => first.into(),
-            Self::V6(first, _) => first.into(),
-        }
-    }
-
-    /// The highest address.
-    #[must_use]
-    pub fn last(self) -> IpAddr {
-        match self {
-            Self::V4(_, last) => last.into(),
-            Self::V6(_, last) => last.into(),
-        }
-    }
-
-    /// Whether `address` is one of them; an address of the other family is not.
-    #[must_use]
-    pub fn contains(self, address: IpAddr) -> bool {
-        match (self, address) {
-            (Self::V4(first, last), IpAddr::V4(address)) => first <= address && address <= last,
-            (Self::V6(first, last), IpAddr::V6(address)) => first <= address && address <= last,
-            (Self::V4(..), IpAddr::V6(_)) | (Self::V6(..), IpAddr::V4(_)) => false,
-        }
-    }
-
-    /// One item of a destination list: an address, a CIDR or a range. Parsed as
-    /// Go does: no blanks, no leading zeros in IPv4, no dotted netmask, no zone.
-    fn parse(item: &str) -> Result<Self, Fault> {
-        if let Some((first, last)) = item.split_once('-') {
-            return Self::try_new(parse_address(first)?, parse_address(last)?);
-        }
-        if item.contains('/') {
-            let net: IpNet = item.parse().map_err(|_| Fault::NotACidr)?;
-            return Self::try_new(unmapped(net.network()), unmapped(net.broadcast()));
-        }
-        let address = parse_address(item)?;
-        Self::try_new(address, address)
-    }
-}
-
-impl fmt::Display for AddressRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (first, last) = (self.first(), self.last());
-        if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
-    }
-}
-
-impl fmt::Debug for AddressRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-fn parse_address(text: &str) -> Result<IpAddr, Fault> {
-    text.parse().map(unmapped).map_err(|_| Fault::NotAnAddress)
-}
-
-/// An IPv4 address written as IPv6 (`::ffff:1.2.3.4`) is the IPv4 address.
-fn unmapped(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
-    }
-}
-
-/// What is wrong with one item of a destination or port list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Fault {
-    /// Nothing stands between two commas.
-    #[error("is empty")]
-    Empty,
-    /// Not an IP address as the agent reads them.
-    #[error("is not an IP address")]
-    NotAnAddress,
-    /// A slash, but not an address and a prefix length.
-    #[error("is not a CIDR with a prefix length")]
-    NotACidr,
-    /// The end comes before the beginning.
-    #[error("ends before it begins")]
-    Inverted,
-    /// One end is IPv4, the other IPv6.
-    #[error("mixes IPv4 and IPv6")]
-    MixedFamilies,
-    /// Not of the family that the protocol works over.
-    #[error("is of the wrong IP family for the protocol")]
-    WrongFamily,
-    /// Neither a port nor two ports with one dash between them.
-    #[error("is not a port or port range")]
-    NotAPort,
-}
+use super::{AddressRange, Fault, IcmpMatch, PortRange, Protocol, Rule, RuleSpec};
 
 /// Why a rule, or a part of it, is not enforced. Displays as a clause that
 /// names the value, such as `destination "1.2.3" is not an IP address`.
@@ -314,9 +71,11 @@ impl RuleSpec {
         }
     }
 
-    /// Only ports that parse make the rule void; rubbish counts as no ports.
+    /// Only ports that parse make the rule void, also those in the wrong order;
+    /// rubbish counts as no ports.
     fn without_ports(&self, protocol: Protocol) -> Result<Protocol, Unenforceable> {
-        if self.read_ports(&mut Vec::new()).is_empty() {
+        let is_rubbish = |item| matches!(parse_ports(item), Err(Fault::NotAPort));
+        if self.ports.split(',').all(is_rubbish) {
             Ok(protocol)
         } else {
             Err(Unenforceable::PortsWithoutMeaning(self.ports.clone(), self.protocol.clone()))
@@ -329,10 +88,7 @@ impl RuleSpec {
         reason = "the original cuts to 8 bits: -1 is 255"
     )]
     fn icmp(&self) -> IcmpMatch {
-        match (self.icmp_type as u8, self.icmp_code as u8) {
-            (255, _) => IcmpMatch::Any,
-            (icmp_type, code) => IcmpMatch::Exact { icmp_type, code },
-        }
+        IcmpMatch { icmp_type: self.icmp_type as u8, code: self.icmp_code as u8 }
     }
 
     fn read_ports(&self, problems: &mut Vec<Unenforceable>) -> Vec<PortRange> {
@@ -403,6 +159,8 @@ fn parse_port(text: &str) -> Result<u16, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -449,6 +207,7 @@ mod tests {
             ("1.2.3.4", "[1.2.3.4]"),
             ("10.1.2.3/8", "[10.0.0.0-10.255.255.255]"),
             ("0.0.0.0/0", "[0.0.0.0-255.255.255.255]"),
+            ("10.1.2.3/0008", "[10.0.0.0-10.255.255.255]"),
             ("10.0.0.1-10.0.0.9", "[10.0.0.1-10.0.0.9]"),
             ("10.0.0.1-10.0.0.1", "[10.0.0.1]"),
             ("1.2.3.4,5.6.7.8/32", "[1.2.3.4, 5.6.7.8]"),
@@ -468,6 +227,17 @@ mod tests {
             (
                 "10.9.0.0/255.255.0.0",
                 "destination \"10.9.0.0/255.255.0.0\" is not a CIDR with a prefix length",
+            ),
+            ("010.9.0.0/8", "destination \"010.9.0.0/8\" is not a CIDR with a prefix length"),
+            ("00.0.0.0/0", "destination \"00.0.0.0/0\" is not a CIDR with a prefix length"),
+            ("10.0.0.0/+8", "destination \"10.0.0.0/+8\" is not a CIDR with a prefix length"),
+            ("10.0.0.0/33", "destination \"10.0.0.0/33\" is not a CIDR with a prefix length"),
+            ("10.0.0.0/264", "destination \"10.0.0.0/264\" is not a CIDR with a prefix length"),
+            ("10.0.0.0/", "destination \"10.0.0.0/\" is not a CIDR with a prefix length"),
+            ("10.0.0.0/8/8", "destination \"10.0.0.0/8/8\" is not a CIDR with a prefix length"),
+            (
+                "fe80::1%eth0/64",
+                "destination \"fe80::1%eth0/64\" is not a CIDR with a prefix length",
             ),
             ("10.0.0.1-", "destination \"10.0.0.1-\" is not an IP address"),
             ("10.0.0.1-10.0.0.2-", "destination \"10.0.0.1-10.0.0.2-\" is not an IP address"),
@@ -519,9 +289,11 @@ mod tests {
     #[test]
     fn ports_without_meaning_make_a_rule_void() {
         for protocol in ["all", "icmp", "icmpv6"] {
-            let reading = spec(protocol, "10.0.0.1", "80").read();
-            assert_eq!(reading.rule, None);
-            assert_eq!(reading.problems.len(), 1);
+            for ports in ["80", "x, 65616", "9-1"] {
+                let reading = spec(protocol, "10.0.0.1", ports).read();
+                assert_eq!(reading.rule, None, "{protocol} {ports}");
+                assert_eq!(reading.problems.len(), 1);
+            }
         }
         assert!(spec("all", "10.0.0.1", "").read().rule.is_some());
         assert!(spec("all", "10.0.0.1", "x").read().rule.is_some());
@@ -530,13 +302,16 @@ mod tests {
     /// Contract 2.4, case 07.
     #[test]
     fn icmp_types_are_cut_to_8_bits() {
-        let exact = |icmp_type, code| IcmpMatch::Exact { icmp_type, code };
-        assert_eq!(icmp(-1, -1), IcmpMatch::Any);
-        assert_eq!(icmp(-1, 3), IcmpMatch::Any);
-        assert_eq!(icmp(255, 0), IcmpMatch::Any);
-        assert_eq!(icmp(8, 0), exact(8, 0));
-        assert_eq!(icmp(8, -1), exact(8, 255));
-        assert_eq!(icmp(0, 0), exact(0, 0));
+        assert_eq!(icmp(-1, -1), IcmpMatch::ANY);
+        assert_ne!(icmp(-1, 3), IcmpMatch::ANY, "the original keeps both");
+        for any in [icmp(-1, -1), icmp(-1, 3), icmp(255, 0), icmp(511, 0)] {
+            assert_eq!(any.exact(), None);
+            assert!(any.contains(8, 0));
+        }
+        assert_eq!(icmp(8, 0).exact(), Some((8, 0)));
+        assert_eq!(icmp(8, -1).exact(), Some((8, 255)));
+        assert_eq!(icmp(264, 256).exact(), Some((8, 0)));
+        assert!(icmp(0, 0).contains(0, 0) && !icmp(0, 0).contains(0, 1));
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! One rule of a security group, in its two grades.
+//!
+//! [`RuleSpec`] is what the Cloud Controller accepted: text. [`Rule`] is what
+//! can be enforced: addresses, ports and ICMP types, where nothing senseless can
+//! be written. [`RuleSpec::read`] leads from the first to the second and is
+//! total: what cannot be enforced is a value that says why, so one bad rule
+//! never costs a container its other rules, and is never dropped in silence.
+//!
+//! The reading follows the original agent to the letter, with its oddities
+//! (contracts/cell-agent.md 2.4): numbers are cut to 16 and 8 bits, ICMP type
+//! 255 means any, a rule of protocol `all` with ports is void.
+
+mod address;
+mod read;
+
+use std::fmt;
+
+pub use address::{AddressRange, Fault};
+pub use read::{Reading, Unenforceable};
+
+/// A rule as the Cloud Controller states it. Absent text is empty and absent
+/// numbers are 0, as the original stores them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct RuleSpec {
+    /// `tcp`, `udp`, `icmp`, `icmpv6` or `all`.
+    pub protocol: String,
+    /// Addresses, CIDRs and ranges, separated by commas.
+    pub destination: String,
+    /// Ports and port ranges, separated by commas.
+    pub ports: String,
+    /// ICMP type; -1 and 255 mean any.
+    pub icmp_type: i32,
+    /// ICMP code.
+    pub icmp_code: i32,
+    /// For people.
+    pub description: String,
+    /// Whether new connections that the rule allows are logged.
+    pub log: bool,
+}
+
+/// A rule that can be enforced.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// With its ports or its ICMP type.
+    pub protocol: Protocol,
+    /// At least one; all that are meant.
+    pub destinations: Vec<AddressRange>,
+    /// Whether new connections are logged.
+    pub log: bool,
+}
+
+/// What a rule allows, besides where.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Everything.
+    All,
+    /// TCP to any of these ports; at least one.
+    Tcp(Vec<PortRange>),
+    /// UDP to any of these ports; at least one.
+    Udp(Vec<PortRange>),
+    /// ICMP over IPv4.
+    Icmp(IcmpMatch),
+    /// ICMP over IPv6.
+    Icmpv6(IcmpMatch),
+}
+
+/// Which ICMP messages: those of one type and code, or every one if the type is
+/// 255. A code of 255 is like any other: a rule with a type and code -1 matches no
+/// message that occurs.
+///
+/// Two that mean every message and name different codes are two, as they are for
+/// the original, which keeps equal rules once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IcmpMatch {
+    /// The type.
+    pub icmp_type: u8,
+    /// The code.
+    pub code: u8,
+}
+
+impl IcmpMatch {
+    /// Every message.
+    pub const ANY: Self = Self { icmp_type: u8::MAX, code: u8::MAX };
+
+    /// The type and code that a message must have; `None` if any will do.
+    #[must_use]
+    pub fn exact(self) -> Option<(u8, u8)> {
+        let Self { icmp_type, code } = self;
+        (icmp_type != u8::MAX).then_some((icmp_type, code))
+    }
+
+    /// Whether a message of this type and code is meant.
+    #[must_use]
+    pub fn contains(self, icmp_type: u8, code: u8) -> bool {
+        self.exact().is_none_or(|exact| exact == (icmp_type, code))
+    }
+}
+
+/// Ports from `first` to `last`, both included, never inverted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// `None` when `first` is greater than `last`.
+    #[must_use]
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The lowest port.
+    #[must_use]
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl fmt::Debug for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

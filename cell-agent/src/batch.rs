@@ -64,10 +64,17 @@ pub struct Batch {
     pub swept: BTreeSet<String>,
 }
 
-/// Whether a chain is one of the agent's: `^c?asg-[A-Za-z0-9]+`.
+/// Whether a chain is one of the agent's, to be swept when no container has it:
+/// `^c?asg-[A-Za-z0-9]+`.
 fn is_ours(name: &str) -> bool {
-    let rest = name.strip_prefix('c').unwrap_or(name).strip_prefix("asg-");
-    rest.and_then(|rest| rest.bytes().next()).is_some_and(|byte| byte.is_ascii_alphanumeric())
+    let own = own(name).and_then(|own| own.bytes().next());
+    own.is_some_and(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// What the name of a chain says of the handle, if the chain may be one of the
+/// agent's. A handle may begin with a character that no swept name begins with.
+fn own(name: &str) -> Option<&str> {
+    name.strip_prefix('c').unwrap_or(name).strip_prefix("asg-")
 }
 
 fn may_be_parent(name: &str) -> bool {
@@ -96,7 +103,7 @@ impl<'a> Saved<'a> {
     }
 
     fn add(&mut self, chain: &'a str, rule: &'a str) {
-        if is_ours(chain) || may_be_parent(chain) {
+        if own(chain).is_some() || may_be_parent(chain) {
             self.rules.entry(chain).or_default().push(rule);
         }
         let mut words = rule.rsplit(' ');
@@ -128,7 +135,7 @@ impl<'a> Saved<'a> {
         let parents = self.declared.iter().filter(|name| may_be_parent(name) && !is_log(name));
         let linked = parents.filter_map(|parent| {
             let asg = self.rules(parent).iter().find_map(|rule| rule.strip_prefix("-j "))?;
-            is_ours(asg).then_some((*parent, asg))
+            own(asg).map(|_| (*parent, asg))
         });
         let chains = linked.filter_map(|(parent, asg)| {
             let handle = ContainerHandle::parse(parent.strip_prefix("netout--")?).ok()?;

@@ -47,6 +47,18 @@ fn a_new_chain_gets_its_rules_and_its_jump_in_one_batch() {
     );
 }
 
+/// Such a chain is never swept, and seen all the same.
+#[test]
+fn a_chain_with_an_odd_name_is_right_after_its_batch() {
+    for handle in ["_under", ".dot", "-_-"] {
+        let wanted = wanted(vec![chain(handle, &["-j ACCEPT", REJECT])]);
+        let saved = table(&[&format!(":netout--{handle} - [0:0]")]);
+        let batch = text(&saved, &wanted).unwrap();
+        assert_eq!(text(&batch, &wanted), None, "{handle}");
+        assert_eq!(Saved::parse(&batch).as_wanted().chains.len(), 1, "{handle}");
+    }
+}
+
 #[test]
 fn who_has_no_parent_or_no_log_chain_waits_and_keeps_what_it_has() {
     let saved = table(&[

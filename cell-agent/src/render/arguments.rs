@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use model::{
     effective::{Permit, Service},
     ids::ContainerHandle,
-    rule::{IcmpMatch, PortRange},
+    rule::PortRange,
 };
 
 use super::table::TO_STRING;
@@ -33,16 +33,18 @@ pub(super) fn permit(text: &mut String, permit: &Permit, log_chain: &str) {
         Service::All => write!(text, "{range}"),
         Service::Tcp(ports) => write!(text, "-p tcp {range} -m tcp{}", to(ports)),
         Service::Udp(ports) => write!(text, "-p udp {range} -m udp{}", to(ports)),
-        Service::Icmp(IcmpMatch::Any) => {
-            write!(text, "-p icmp {range} -m icmp --icmp-type any")
-        }
-        Service::Icmp(IcmpMatch::Exact { icmp_type, code }) => {
-            write!(text, "-p icmp {range} -m icmp --icmp-type {icmp_type}/{code}")
-        }
-        Service::Icmpv6(IcmpMatch::Any) => write!(text, "-p ipv6-icmp {range}"),
-        Service::Icmpv6(IcmpMatch::Exact { icmp_type, code }) => {
-            write!(text, "-p ipv6-icmp {range} -m icmp6 --icmpv6-type {icmp_type}/{code}")
-        }
+        Service::Icmp(icmp) => match icmp.exact() {
+            None => write!(text, "-p icmp {range} -m icmp --icmp-type any"),
+            Some((icmp_type, code)) => {
+                write!(text, "-p icmp {range} -m icmp --icmp-type {icmp_type}/{code}")
+            }
+        },
+        Service::Icmpv6(icmp) => match icmp.exact() {
+            None => write!(text, "-p ipv6-icmp {range}"),
+            Some((icmp_type, code)) => {
+                write!(text, "-p ipv6-icmp {range} -m icmp6 --icmpv6-type {icmp_type}/{code}")
+            }
+        },
     };
     done.expect(TO_STRING);
     let target = if permit.log { ("-g", log_chain) } else { ("-j", "ACCEPT") };
@@ -60,18 +62,21 @@ fn to(ports: PortRange) -> String {
 /// The match for new connections over the limit.
 pub(super) fn over_limit(limit: &ConnectionLimit, handle: &ContainerHandle) -> String {
     let ConnectionLimit { per_second, burst, log: _ } = limit;
-    let rate = rate(HASHLIMIT_SCALE, *per_second);
-    let expire = 1000 * u64::from(burst.div_ceil(*per_second));
+    let (rate, unit) = rate(HASHLIMIT_SCALE, *per_second);
+    // The time that follows from the rate's unit is not printed.
+    let expire = match u64::from(burst.div_ceil(*per_second)) {
+        seconds if seconds == unit => String::new(),
+        seconds => format!(" --hashlimit-htable-expire {}", 1000 * seconds),
+    };
     format!(
         "-p tcp -m conntrack --ctstate NEW -m hashlimit --hashlimit-above {rate} \
-         --hashlimit-burst {burst} --hashlimit-mode dstip,dstport --hashlimit-name {handle} \
-         --hashlimit-htable-expire {expire}"
+         --hashlimit-burst {burst} --hashlimit-mode dstip,dstport --hashlimit-name {handle}{expire}"
     )
 }
 
 /// The rule that logs what is denied.
 pub(super) fn log_denied(per_second: u32, handle: &ContainerHandle) -> String {
-    let rate = rate(LIMIT_SCALE, per_second);
+    let (rate, _) = rate(LIMIT_SCALE, per_second);
     let burst = match per_second {
         DEFAULT_BURST => String::new(),
         burst => format!(" --limit-burst {burst}"),
@@ -80,9 +85,9 @@ pub(super) fn log_denied(per_second: u32, handle: &ContainerHandle) -> String {
     format!("-m limit --limit {rate}{burst} -j LOG --log-prefix \"{prefix} \"")
 }
 
-/// A rate as it is printed: in the largest unit that loses nothing, of what is
-/// left after the kernel's rounding.
-fn rate(scale: u64, per_second: u32) -> String {
+/// A rate as it is printed: in the smallest unit that loses nothing, of what is
+/// left after the kernel's rounding; with the seconds of the unit.
+fn rate(scale: u64, per_second: u32) -> (String, u64) {
     let period = (scale / u64::from(per_second)).max(1);
     let units = [("day", 86_400), ("hour", 3600), ("min", 60), ("sec", 1)];
     let mut shown = units[0];
@@ -93,7 +98,7 @@ fn rate(scale: u64, per_second: u32) -> String {
         }
         shown = *unit;
     }
-    format!("{}/{}", scale * shown.1 / period, shown.0)
+    (format!("{}/{}", scale * shown.1 / period, shown.0), shown.1)
 }
 
 #[cfg(test)]
@@ -106,11 +111,26 @@ mod tests {
         for (per_second, printed) in
             [(1, "1/sec"), (3, "3/sec"), (100, "100/sec"), (300, "303/sec"), (7000, "10000/sec")]
         {
-            assert_eq!(rate(LIMIT_SCALE, per_second), printed);
+            assert_eq!(rate(LIMIT_SCALE, per_second).0, printed);
         }
         for (per_second, printed) in [(100, "100/sec"), (300, "300/sec"), (3000, "3003/sec")] {
-            assert_eq!(rate(HASHLIMIT_SCALE, per_second), printed);
+            assert_eq!(rate(HASHLIMIT_SCALE, per_second).0, printed);
         }
+    }
+
+    /// As iptables 1.8.9 printed them.
+    #[test]
+    fn the_time_that_follows_from_the_rate_is_not_printed() {
+        let handle = ContainerHandle::parse("h").unwrap();
+        let told = |burst, per_second| {
+            let rule = over_limit(&ConnectionLimit { per_second, burst, log: false }, &handle);
+            rule.split_once("--hashlimit-name h").unwrap().1.to_owned()
+        };
+        for (burst, per_second) in [(1, 1), (1, 3), (99, 100), (100, 100)] {
+            assert_eq!(told(burst, per_second), "", "{burst} {per_second}");
+        }
+        assert_eq!(told(101, 100), " --hashlimit-htable-expire 2000");
+        assert_eq!(told(1000, 3), " --hashlimit-htable-expire 334000");
     }
 
     #[test]

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::{Cell, app, bound, global, listing, rule},
-    lab::lab,
+    lab::{lab, sh},
     recorded::chains,
-    silk::BACKENDS,
+    silk::{BACKENDS, Silk},
 };
 
 const SETTINGS: &str = r#"{"iptables_asg_logging": false, "iptables_denied_logs_per_sec": 3,
@@ -77,7 +77,7 @@ fn the_table_that_is_printed_is_the_one_in_the_kernel() {
         fs::write(&file, text).unwrap();
         let load = format!("nft -f {}", file.display());
         let printed = lab.outside.run(move || {
-            crate::lab::sh(&load);
+            sh(&load);
             listing()
         });
         assert_eq!(blocks(&printed), blocks(&listing()));
@@ -104,5 +104,87 @@ fn the_chains_that_are_printed_are_those_in_the_kernel() {
                 .await;
             cell.stop().await;
         });
+    }
+}
+
+/// What the operator may set, as far as iptables prints it otherwise than it is told.
+fn settings() -> Vec<Value> {
+    let mut settings = vec![
+        json!({"disable_container_network_policy": true, "overlay_network": "10.255.7.7/16"}),
+        json!({"disable_container_network_policy": true, "overlay_network": "0.0.0.0/0"}),
+        json!({"deny_networks": {"always": ["10.9.8.7/12", "fd00::1/7"], "staging": [],
+               "running": ["0.0.0.0/0", "1.2.3.4/32", "10.9.8.7/12", "::/0", "::1/128"]}}),
+    ];
+    settings.extend(
+        [1, 2, 3, 5, 7, 60, 100, 300, 999, 5000, 10_000].map(
+            |rate| json!({"iptables_asg_logging": true, "iptables_denied_logs_per_sec": rate}),
+        ),
+    );
+    let limits = [(1, 1), (1, 3), (99, 100), (100, 100), (101, 100), (1000, 7), (10_000, 9999)];
+    settings.extend(limits.map(|(burst, rate)| {
+        json!({"outbound_connections":
+            {"limit": true, "logging": rate == 100, "burst": burst, "rate_per_sec": rate}})
+    }));
+    settings
+}
+
+/// Every kind of rule, in both families.
+fn rules() -> Value {
+    let everywhere = "0.0.0.0/0,10.1.2.3,10.1.0.9-10.1.2.0,2001:db8::/33,::/0,fd00::1";
+    let mut rules = Vec::new();
+    for log in [false, true] {
+        for ports in ["0-65535", "0", "1-65535", "65535", "80,8080-8090"] {
+            for protocol in ["tcp", "udp"] {
+                rules.push(json!({"protocol": protocol, "destination": everywhere, "ports": ports,
+                                  "log": log}));
+            }
+        }
+        rules.push(json!({"protocol": "all", "destination": everywhere, "log": log}));
+        for (kind, code) in
+            [(-1, -1), (-1, 0), (255, 7), (0, 0), (8, 0), (8, -1), (3, 4), (254, 254)]
+        {
+            for protocol in ["icmp", "icmpv6"] {
+                rules.push(json!({"protocol": protocol, "destination": everywhere, "type": kind,
+                                  "code": code, "log": log}));
+            }
+        }
+    }
+    json!(rules)
+}
+
+/// The agent compares what it wants with what iptables prints, so each rule must be
+/// printed as it is written, or it would be written again for ever.
+#[test]
+fn every_rule_is_printed_as_it_is_written() {
+    for silk in BACKENDS {
+        lab(async move |_lab| as_written(silk));
+    }
+}
+
+fn as_written(silk: Silk) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let group = json!([{"guid": "g", "name": "g", "running_default": true, "rules": rules()}]);
+    let store = json!({"c1": {"handle": "c1", "ip": "10.255.1.1", "metadata": app("s1")}});
+    fs::write(file("groups.json"), group.to_string()).unwrap();
+    fs::write(file("store.json"), store.to_string()).unwrap();
+    for settings in settings() {
+        fs::write(file("agent.json"), settings.to_string()).unwrap();
+        for (family, programs) in [("ipv4", "iptables"), ("ipv6", "ip6tables")] {
+            let printed = sh(&format!(
+                "cd {} && {} render --plane iptables --family {family} --config-file agent.json \
+                 --store store.json --security-groups groups.json 2>notes",
+                directory.path().display(),
+                env!("CARGO_BIN_EXE_cell-agent"),
+            ));
+            let plugged = "*filter\n:netout--c1--log - [0:0]\n:netout--c1--rl-log - [0:0]\n";
+            fs::write(file("table"), printed.replace("*filter\n", plugged)).unwrap();
+            let programs = format!("{programs}-{}", silk.backend);
+            let restore = format!("{programs}-restore < {} && {programs}-save", file("table"));
+            let kernel = chains(sh(&restore).lines().map(str::to_owned));
+            let ours = chains(printed.lines().map(str::to_owned));
+            assert!(ours.len() > 60, "{printed}");
+            assert_eq!(kernel, ours, "{programs} {settings}");
+        }
     }
 }

@@ -13,8 +13,11 @@ use super::Follow;
 use crate::{plan::Known, state::StateDirectory};
 
 const FILE: &str = "groups";
-/// Changes closer than this are written together.
+/// Changes closer than this are written together; the first of them at once, so
+/// that what is in force is hardly ever not on disk.
 const GATHER: Duration = Duration::from_millis(50);
+/// How soon a state that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What was saved; `None`, after telling why, when there is nothing to rely on.
 #[must_use]
@@ -43,39 +46,47 @@ pub fn load(state: &StateDirectory) -> Option<Arc<Known>> {
 /// Saves each state that comes, until shutdown; the newest one at the end.
 ///
 /// # Errors
-/// Never; a state that cannot be written is told, and the next one is tried.
+/// Never; a state that cannot be written is told and tried again.
 pub async fn save_latest(
     state: StateDirectory,
     mut groups: watch::Receiver<Option<Arc<Known>>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut pending = false;
-    while !shutdown.is_cancelled() {
-        tokio::select! {
-            changed = groups.changed() => match changed {
-                Ok(()) => pending = true,
-                Err(_) => shutdown.cancelled().await,
-            },
-            () = shutdown.cancelled() => {}
+    loop {
+        if !pending {
+            tokio::select! {
+                changed = groups.changed() => match changed {
+                    Ok(()) => pending = true,
+                    Err(_) => shutdown.cancelled().await,
+                },
+                () = shutdown.cancelled() => {}
+            }
         }
-        // At the end there is nothing to wait for.
-        let _stopped = shutdown.run_until_cancelled(tokio::time::sleep(GATHER)).await;
         pending |= groups.has_changed().unwrap_or(false);
-        if std::mem::take(&mut pending) {
+        if pending {
             let known = groups.borrow_and_update().clone();
-            save(&state, known).await;
+            pending = !save(&state, known).await;
         }
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+        let pause = if pending { RETRY } else { GATHER };
+        let _stopped = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
-    Ok(())
 }
 
-/// Saves a state, if there is one; failing is told.
-pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) {
-    let Some(known) = known else { return };
+/// Saves a state, if there is one; failing is told. Whether it is on disk.
+pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) -> bool {
+    let Some(known) = known else { return true };
     let state = state.clone();
     let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));
-    if let Err(error) = written.await.expect("writing does not panic") {
-        tracing::error!(error = %error, file = FILE, "state-not-written");
+    match written.await.expect("writing does not panic") {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(error = %error, file = FILE, "state-not-written");
+            false
+        }
     }
 }
 
@@ -164,6 +175,32 @@ mod tests {
         let (saved, ()) = tokio::join!(saving, telling);
         saved.unwrap();
         assert_eq!(load(&state).unwrap().generation, Generation(9));
+    }
+
+    /// Once the disk takes it, also if nothing changes any more.
+    #[tokio::test(start_paused = true)]
+    async fn a_state_that_could_not_be_written_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let in_the_way = directory.path().join(format!("{FILE}.new"));
+        std::fs::create_dir(&in_the_way).unwrap();
+        let (sender, groups) = watch::channel(None);
+        let shutdown = CancellationToken::new();
+        let saving = save_latest(state.clone(), groups, shutdown.clone());
+        let telling = async {
+            sender.send_replace(Some(Arc::new(Known {
+                generation: Generation(9),
+                ..Known::default()
+            })));
+            tokio::time::sleep(RETRY / 2).await;
+            assert!(load(&state).is_none());
+            std::fs::remove_dir(&in_the_way).unwrap();
+            tokio::time::sleep(RETRY).await;
+            assert_eq!(load(&state).unwrap().generation, Generation(9));
+            shutdown.cancel();
+        };
+        let (saved, ()) = tokio::join!(saving, telling);
+        saved.unwrap();
     }
 
     #[test]

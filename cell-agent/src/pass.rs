@@ -50,11 +50,7 @@ pub struct Pass {
     config: Config,
     tls: ClientTls,
     state: StateDirectory,
-    /// `None` if nothing is to be enforced.
-    plane: Option<Plane>,
     rehearses: bool,
-    /// What a start of the agent would do before its first pass.
-    before: Vec<Rehearsed>,
     /// Held as long as the pass goes on.
     _sockets: Vec<Listener>,
 }
@@ -83,19 +79,21 @@ impl Pass {
             );
             app::open_state(&config)?
         };
-        let mut before = Vec::new();
-        let plane = match (config.enabled, rehearses) {
-            (false, _) => None,
-            (true, true) => Some(rehearsing(&config, state.clone(), &mut before).await?),
-            (true, false) => Some(app::plane(&config, state.clone()).await?),
-        };
-        Ok(Some(Self { config, tls, state, plane, rehearses, before, _sockets: sockets }))
+        Ok(Some(Self { config, tls, state, rehearses, _sockets: sockets }))
     }
 
     /// Goes through it.
-    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        let Some(plane) = self.plane.take() else { return self.take_away().await };
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        if !self.config.enabled {
+            return self.take_away().await;
+        }
         let config = &self.config;
+        // What a start of the agent would do before its first pass.
+        let mut before = Vec::new();
+        let plane = match self.rehearses {
+            true => rehearsing(config, self.state.clone(), &mut before).await?,
+            false => app::plane(config, self.state.clone()).await?,
+        };
         let (containers, follower) = Feed::open(
             StoreFile::new(&config.container_store, app::LOCK_TIMEOUT),
             Times::default(),
@@ -115,10 +113,10 @@ impl Pass {
             asked.unwrap_or_else(|_| Err(format!("no answer in {:?}", config.force_timeout)));
         let outcome = reconciler.once().await?;
         if self.rehearses {
-            print(&[self.before, outcome.rehearsed.clone()].concat())?;
+            print(&[before, outcome.rehearsed.clone()].concat())?;
         } else if asked.is_ok() {
             let known = groups.borrow().clone();
-            groups::save(&self.state, known).await;
+            let _told = groups::save(&self.state, known).await;
         }
         judge(asked, &outcome)
     }

@@ -30,6 +30,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 /// A watch that lasted this long was a good one: the next begins at once.
 const GOOD: Duration = Duration::from_secs(10);
+/// How long one that asks only once waits for a store that took the watch and says
+/// nothing, as one that was never filled does.
+const SILENCE: Duration = Duration::from_secs(3);
 /// The largest answer: 16 MiB of rules is what the Cloud Controller allows one
 /// group to have.
 const LARGEST_MESSAGE: usize = 64 << 20;
@@ -105,16 +108,22 @@ impl Client {
     /// Watches until everything that is wanted now has been told once.
     ///
     /// # Errors
-    /// The store does not answer, or refuses.
+    /// The store does not answer, or refuses, or has nothing to tell.
     pub async fn fetch(mut self) -> Result<(), Status> {
         let (mut follow, requests, mut answers) = self.open().await?;
         let wanted = self.spaces();
         self.subscribe(&mut follow, &requests).await?;
-        while let Some(answer) = answers.message().await? {
+        let first = tokio::time::timeout(SILENCE, answers.message()).await;
+        let mut next = first.map_err(|_elapsed| {
+            let told = "the store took the watch and told nothing, as one that was never filled";
+            Status::failed_precondition(told)
+        })??;
+        while let Some(answer) = next {
             let told = self.receive(&mut follow, answer);
             if told.is_some_and(|known| wanted.is_subset(&known.spaces)) {
                 return Ok(());
             }
+            next = answers.message().await?;
         }
         Err(Status::unavailable("the store ended the watch"))
     }

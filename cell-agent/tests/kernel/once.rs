@@ -1,11 +1,18 @@
 //! `--once` and `--dry-run`, as processes in the cell's namespace.
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    process::{Output, Stdio},
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 
 use crate::{
-    agent::{Cell, all, app, bound, global, listing},
+    agent::{Cell, all, app, bound, eventually, global, listing},
     lab::{lab, sh},
     silk::BACKENDS,
 };
@@ -132,6 +139,41 @@ fn a_pass_without_the_store_fails_and_keeps_what_is_known() {
         fs::write(cell.store_path(), "{torn").unwrap();
         let told = fails(&cell, "--dry-run").await;
         assert!(told.contains("the container metadata store cannot be read"), "{told}");
+    });
+}
+
+/// A store that was never filled takes the watch and says nothing.
+#[test]
+fn a_pass_does_not_wait_long_for_a_store_that_says_nothing() {
+    lab(async |_lab| {
+        let mut cell = Cell::new(json!({"force_timeout": "10m"})).await;
+        fill(&mut cell);
+        cell.store.say_nothing();
+        let told = fails(&cell, "--once").await;
+        assert!(told.contains("told nothing, as one that was never filled"), "{told}");
+        assert!(listing().contains("10.255.0.0/16 reject"), "closed all the same");
+    });
+}
+
+#[test]
+fn a_pass_that_is_told_to_end_says_that_it_did_not_get_through() {
+    lab(async |_lab| {
+        let mut cell = Cell::new(json!({"force_timeout": "10m"})).await;
+        fill(&mut cell);
+        cell.store.say_nothing();
+        let config = cell.directory.path().join("agent.json");
+        fs::write(&config, cell.config_text()).unwrap();
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cell-agent"));
+        command.arg("--config-file").arg(config).arg("--once").stdout(Stdio::piped());
+        let child = command.kill_on_drop(true).spawn().unwrap();
+        eventually("the pass has begun", async || cell.store.is_watched()).await;
+        let id = i32::try_from(child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(id), Signal::SIGTERM).unwrap();
+        let Output { status, stdout, .. } = child.wait_with_output().await.unwrap();
+        let log = String::from_utf8_lossy(&stdout);
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains("told to end before the pass was over"), "{log}");
+        assert_eq!(listing(), "");
     });
 }
 

@@ -31,6 +31,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) struct State {
     pub(crate) generation: u64,
     groups: Vec<StoredGroup>,
+    /// Nothing is told, as by a store that was never filled.
+    silent: bool,
 }
 
 /// The store, up or down.
@@ -74,12 +76,23 @@ impl Store {
         self.state.send_replace(State::default());
     }
 
+    /// As if it had never been filled.
+    pub(crate) fn say_nothing(&self) {
+        self.state.send_replace(State { silent: true, ..State::default() });
+    }
+
     pub(crate) fn generation(&self) -> u64 {
         self.state.borrow().generation
     }
 
     pub(crate) fn last_report(&self) -> Option<Report> {
         *self.reports.lock().unwrap()
+    }
+
+    /// Whether anybody watches it.
+    pub(crate) fn is_watched(&self) -> bool {
+        // Besides the service.
+        self.state.receiver_count() > 1
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -203,7 +216,7 @@ impl Watcher {
                 },
                 changed = self.state.changed(), if self.spaces.is_some() => changed.is_ok(),
             };
-            if tell {
+            if tell && !self.state.borrow().silent {
                 let whole = self.whole();
                 if self.answers.send(Ok(whole)).await.is_err() {
                     return;

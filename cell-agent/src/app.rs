@@ -117,7 +117,8 @@ impl runtime::process::Service for App {
             Self::Agent(agent) => agent.run(shutdown).await,
             Self::Pass(pass) => {
                 let pass = Box::pin(pass.run());
-                shutdown.run_until_cancelled(pass).await.unwrap_or(Ok(()))
+                let ended = shutdown.run_until_cancelled(pass).await;
+                ended.unwrap_or_else(|| bail!("told to end before the pass was over"))
             }
         }
     }
@@ -185,7 +186,8 @@ impl Agent {
             drop(self.socket);
             let routes = control::router(Control { cell: None, policies: self.policies });
             let health = Health::new();
-            let (http, debug) = (self.http, debug_router(&self.process, &health));
+            let debug = debug_router(&self.process, &health, self.config.c2c_logging);
+            let http = self.http;
             serve(&mut tasks, "control-endpoints", http, routes, &shutdown);
             serve(&mut tasks, "debug-server", self.debug, debug, &shutdown);
         }
@@ -261,6 +263,7 @@ impl Agent {
             refresh,
             enforced: enforced.clone(),
             nudge: nudge.clone(),
+            beside_plugin: matches!(config.plane, DataPlane::Iptables { .. }),
             timeout: config.force_timeout,
         };
         let service = grpc::Service {
@@ -274,7 +277,7 @@ impl Agent {
             .descriptors(proto::DESCRIPTORS)
             .add(CellServer::new(service));
         let routes = control::router(Control { cell: Some(cell), policies });
-        let debug_routes = debug_router(&process, &health);
+        let debug_routes = debug_router(&process, &health, config.c2c_logging);
         let token = || shutdown.clone();
         if let Some((loggregator, delivery)) = loggregator {
             let logs = AppLogs::new(loggregator, enforced.clone(), state.clone());
@@ -415,7 +418,7 @@ async fn watch_health(
 }
 
 /// The original's debug server, as far as jobs and operators use it.
-fn debug_router(process: &Process, health: &Health) -> Router {
+fn debug_router(process: &Process, health: &Health, c2c_logging: bool) -> Router {
     let metrics = process.metrics.clone();
     let health = health.clone();
     Router::new()
@@ -423,7 +426,7 @@ fn debug_router(process: &Process, health: &Health) -> Router {
         .route("/metrics", get(async move || metrics.render()))
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(async move || readiness(&health)))
-        .merge(c2c_logging::router())
+        .merge(c2c_logging::router(c2c_logging))
 }
 
 fn readiness(health: &Health) -> Response {

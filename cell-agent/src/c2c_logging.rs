@@ -11,37 +11,65 @@ use axum::{
     Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::any,
 };
 use serde::Deserialize;
-use serde_json::json;
-use tonic::codegen::http::StatusCode;
+use serde_json::{Deserializer, json};
+use tonic::codegen::http::{Method, StatusCode};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct Switch {
-    enabled: bool,
+    enabled: Option<bool>,
 }
 
-/// The route.
-pub(crate) fn router() -> Router {
+/// The route, with how the switch stands at first.
+pub(crate) fn router(enabled: bool) -> Router {
     Router::new()
-        .route("/iptables-c2c-logging", get(show).put(turn))
-        .with_state(Arc::new(AtomicBool::new(false)))
+        .route("/iptables-c2c-logging", any(switch))
+        .with_state(Arc::new(AtomicBool::new(enabled)))
 }
 
-async fn show(State(state): State<Arc<AtomicBool>>) -> String {
-    json!({ "enabled": state.load(Ordering::Relaxed) }).to_string()
-}
-
-async fn turn(State(state): State<Arc<AtomicBool>>, body: String) -> Response {
-    match serde_json::from_str(&body) {
-        Ok(Switch { enabled }) => {
-            state.store(enabled, Ordering::Relaxed);
-            json!({ "enabled": enabled }).to_string().into_response()
+/// PUT turns it; whatever else is asked, the answer is how it stands.
+async fn switch(State(state): State<Arc<AtomicBool>>, method: Method, body: String) -> Response {
+    if method == Method::PUT {
+        match wanted(&body) {
+            Ok(enabled) => state.store(enabled, Ordering::Relaxed),
+            Err(error) => {
+                let told = json!({ "error": error });
+                return (StatusCode::BAD_REQUEST, told.to_string()).into_response();
+            }
         }
-        Err(error) => {
-            let told = json!({ "error": format!("decoding request body: {error}") });
-            (StatusCode::BAD_REQUEST, told.to_string()).into_response()
+    }
+    json!({ "enabled": state.load(Ordering::Relaxed) }).to_string().into_response()
+}
+
+/// Only the first JSON value counts.
+fn wanted(body: &str) -> Result<bool, &'static str> {
+    let first = Deserializer::from_str(body).into_iter::<Option<Switch>>().next();
+    let Some(Ok(switch)) = first else { return Err("decoding request body as json") };
+    switch.unwrap_or_default().enabled.ok_or("missing required key 'enabled'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_is_read_as_by_the_original() {
+        let bad = Err("decoding request body as json");
+        let missing = Err("missing required key 'enabled'");
+        for (body, expected) in [
+            (r#"{"enabled":true}"#, Ok(true)),
+            (r#"{"enabled":false,"more":1} rest"#, Ok(false)),
+            ("", bad),
+            ("{", bad),
+            ("[]", bad),
+            (r#"{"enabled":1}"#, bad),
+            ("{}", missing),
+            ("null", missing),
+            (r#"{"enabled":null}"#, missing),
+        ] {
+            assert_eq!(wanted(body), expected, "{body:?}");
         }
     }
 }

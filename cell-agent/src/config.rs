@@ -59,6 +59,8 @@ pub struct Config {
     pub log_prefix: String,
     /// How much is logged.
     pub log_level: Level,
+    /// How the switch for logging connections between containers stands.
+    pub c2c_logging: bool,
     /// Packets that leave by the interfaces with these addresses are decided.
     pub underlay_ips: Vec<IpAddr>,
     /// What shapes the rules; its `underlay` is empty until the interfaces are
@@ -106,8 +108,7 @@ pub enum DataPlane {
 }
 
 /// Keys of the original that mean nothing here.
-const UNUSED: &[&str] =
-    &["poll_interval", "vni", "iptables_c2c_logging", "enable_overlay_ingress_rules"];
+const UNUSED: &[&str] = &["poll_interval", "vni", "enable_overlay_ingress_rules"];
 
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
@@ -137,6 +138,7 @@ impl Configure for Config {
         let debug_address = address(keys, ("debug_server_host", "debug_server_port"), 8721);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         let log_level = keys.or("log_level", Level::Info);
+        let c2c_logging = keys.or("iptables_c2c_logging", false);
         let underlay_ips = underlay_ips(keys);
         let settings = settings(keys);
         let state_directory = state_directory?;
@@ -161,6 +163,7 @@ impl Configure for Config {
             debug_address: debug_address?,
             log_prefix: log_prefix?,
             log_level: log_level?,
+            c2c_logging: c2c_logging?,
             underlay_ips: underlay_ips?,
             settings: settings?,
         })

@@ -74,6 +74,9 @@ pub struct Cell {
     pub enforced: watch::Receiver<Arc<Enforced>>,
     /// The reconcile loop.
     pub nudge: mpsc::Sender<Nudge>,
+    /// Whether the rules are among chains of the CNI plugin, and good for nothing
+    /// without those.
+    pub beside_plugin: bool,
     /// The longest that a request waits.
     pub timeout: Duration,
 }
@@ -186,6 +189,7 @@ impl Cell {
     /// Waits until the container's rules are in the kernel. A container that the
     /// store does not have is none of ours, as for the original.
     async fn update(&self, handle: &str) -> Result<(), String> {
+        let before = self.enforced.borrow().clone();
         let reading = self.containers.reload().await?.reading;
         let Ok(handle) = ContainerHandle::parse(handle) else { return Ok(()) };
         let asked = tokio::time::timeout(self.timeout, self.refresh.now()).await;
@@ -198,13 +202,15 @@ impl Cell {
         let done = |enforced: &Enforced| {
             let decided = !matches!(standing(enforced), Some(Standing::Unknown(_)));
             let newest = known.as_ref().is_none_or(|known| enforced.has_seen(known));
-            let tried = attempted(enforced, reading) && newest;
-            tried && (decided || refreshed.is_err()) || enforced.error.is_some()
+            let told = newest && (decided || refreshed.is_err());
+            // An older failure says nothing about this container.
+            attempted(enforced, reading) && (told || enforced.error.is_some())
         };
         let mut enforced = self.wait(done).await;
-        if enforced.waiting.contains_key(&handle) {
+        let is_old = self.beside_plugin && Arc::ptr_eq(&enforced, &before);
+        if is_old || enforced.waiting.contains_key(&handle) {
             // The CNI plugin writes to the store before it makes the chains, and
-            // calls after it.
+            // calls after it; it may also have made them anew for an old entry.
             self.look_again().await?;
             enforced = self.enforced.borrow().clone();
         }

@@ -11,6 +11,7 @@ use crate::{
     agent::{Cell, all, app, bound, listing},
     lab::lab,
     packets::{Fate, connection},
+    silk::BACKENDS,
     stage::{C1, OPEN, OTHER, cell},
 };
 
@@ -86,12 +87,17 @@ fn the_endpoints_answer_as_the_original() {
         for bad in ["", "{}", "{\"enabled\":1}"] {
             let (status, told) = cell.debug("PUT", "/iptables-c2c-logging", bad).await;
             assert!(status == 400 && told.starts_with("{\"error\":"), "{bad:?}: {status} {told}");
+            let (status, told) = cell.debug("POST", "/iptables-c2c-logging", bad).await;
+            assert_eq!((status, told.as_str()), (200, "{\"enabled\":true}"), "only PUT turns it");
         }
         assert_eq!(cell.debug("GET", "/readyz", "").await, (200, "ready\n".to_owned()));
         cell.stop().await;
 
-        cell.configure(json!({"enable_asg_syncing": false}).as_object().unwrap());
+        let off = json!({"enable_asg_syncing": false, "iptables_c2c_logging": true});
+        cell.configure(off.as_object().unwrap());
         cell.start().await;
+        let (_, told) = cell.debug("GET", "/iptables-c2c-logging", "").await;
+        assert_eq!(told, "{\"enabled\":true}", "as configured");
         for path in ["/force-asgs-for-container", "/force-orphaned-asgs-cleanup?container=c1"] {
             let disabled = "ASG syncing has been disabled administratively".to_owned();
             assert_eq!(cell.get(path).await, (405, disabled), "{path}");
@@ -99,6 +105,23 @@ fn the_endpoints_answer_as_the_original() {
         assert_eq!(listing(), "", "others filter now");
         cell.stop().await;
     });
+}
+
+/// Chains that the CNI plugin made anew for an entry that did not change.
+#[test]
+fn a_promise_beside_the_plugin_is_about_the_chains_of_now() {
+    for silk in BACKENDS {
+        lab(async move |lab| {
+            let config = silk.config(json!({"drift_interval": "1h", "asg_poll_interval": 3600}));
+            let (mut cell, prober) = cell(&lab, config).await;
+            silk.delete("c1", "10.255.1.1");
+            silk.add("c1", "10.255.1.1", &json!({}));
+            assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Reject);
+            assert_eq!(cell.force("c1").await.0, 200);
+            assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+            cell.stop().await;
+        });
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::{
     packets::{Fate, connection},
     planes::{Plane, Programs, on_every_plane},
     silk::{BACKENDS, Silk},
-    stage::{C1, C2, CLOSED, OPEN, OTHER, cell},
+    stage::{C1, C2, CLOSED, OPEN, OTHER, cell, lose_the_groups, restart_unknowing},
 };
 
 /// Stands for a kernel that does not take one of the destinations, and one of
@@ -199,13 +199,7 @@ fn what_others_do_elsewhere_is_none_of_ours() {
 fn a_flush_while_the_groups_are_unknown_opens_nothing() {
     lab(async |lab| {
         let (mut cell, prober) = cell(&lab, json!({})).await;
-        cell.settled().await;
-        cell.stop().await;
-        cell.store.down().await;
-        fs::write(cell.directory.path().join("state/groups"), "damaged").unwrap();
-        cell.start().await;
-        let told = async || cell.log.text().contains("keeping-last-rules-until-groups-are-known");
-        eventually("the agent waits", told).await;
+        restart_unknowing(&mut cell, lose_the_groups).await;
         sh("nft flush table inet portcullis");
         eventually("the drift is healed", async || cell.log.text().contains("drift-healed")).await;
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);

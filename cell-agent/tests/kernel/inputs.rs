@@ -11,7 +11,7 @@ use crate::{
     lab::{Lab, lab},
     packets::{Fate, connection},
     planes::{Plane, Programs, on_all_planes_at_once, on_every_plane},
-    stage::{C1, C2, CLOSED, OPEN, OTHER, cell},
+    stage::{C1, C2, CLOSED, OPEN, OTHER, cell, lose_the_groups, restart_unknowing},
 };
 
 #[test]
@@ -119,13 +119,7 @@ fn a_store_that_lost_its_data_takes_nothing_away() {
 fn without_its_state_the_agent_keeps_what_the_kernel_has() {
     lab(async |lab| {
         let (mut cell, prober) = cell(&lab, json!({})).await;
-        cell.settled().await;
-        cell.stop().await;
-        cell.store.down().await;
-        fs::write(cell.directory.path().join("state/groups"), "damaged").unwrap();
-        cell.start().await;
-        let told = async || cell.log.text().contains("keeping-last-rules-until-groups-are-known");
-        eventually("the agent waits", told).await;
+        restart_unknowing(&mut cell, lose_the_groups).await;
         assert!(cell.log.text().contains("state-unreadable"));
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
         cell.store.up().await;
@@ -144,12 +138,8 @@ fn a_metadata_store_that_is_torn_at_the_start_strips_nobody() {
 
 async fn torn_at_the_start(plane: Plane, lab: Lab) {
     let (mut cell, prober) = cell(&lab, plane.config(json!({}))).await;
-    cell.settled().await;
-    cell.stop().await;
-    fs::write(cell.store_path(), "{\"c1\":{").unwrap();
-    cell.start().await;
-    let told = async || cell.log.text().contains("keeping-last-rules-until-groups-are-known");
-    eventually("the agent waits", told).await;
+    let tear = async |cell: &mut Cell| fs::write(cell.store_path(), "{\"c1\":{").unwrap();
+    restart_unknowing(&mut cell, tear).await;
     assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
     assert_eq!(prober.probe(C1, CLOSED, connection(80)).await, Fate::Reject);
     cell.add_app("c1", "10.255.1.1", "s1").await;

@@ -1,11 +1,11 @@
 //! What most tests begin with: a cell with one container and one group.
 
-use std::net::Ipv4Addr;
+use std::{fs, net::Ipv4Addr};
 
 use serde_json::Value;
 
 use crate::{
-    agent::{Cell, all, bound},
+    agent::{Cell, all, bound, eventually},
     lab::Lab,
     packets::{Fate, Prober, connection},
 };
@@ -31,4 +31,21 @@ pub(crate) async fn cell(lab: &Lab, overrides: Value) -> (Cell, Prober) {
     cell.caught_up().await;
     assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
     (cell, prober)
+}
+
+/// Starts the agent anew when something that it needs was damaged meanwhile, so that
+/// nobody can tell what should be in force.
+pub(crate) async fn restart_unknowing(cell: &mut Cell, damage: impl AsyncFnOnce(&mut Cell)) {
+    cell.settled().await;
+    cell.stop().await;
+    damage(cell).await;
+    cell.start().await;
+    let told = async || cell.log.text().contains("keeping-last-rules-until-groups-are-known");
+    eventually("the agent waits", told).await;
+}
+
+/// The store is down, and what the agent knew from it is not readable.
+pub(crate) async fn lose_the_groups(cell: &mut Cell) {
+    cell.store.down().await;
+    fs::write(cell.directory.path().join("state/groups"), "damaged").unwrap();
 }

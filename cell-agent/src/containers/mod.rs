@@ -127,7 +127,11 @@ impl Container {
     fn read(handle: ContainerHandle, entry: &Map<String, Value>) -> Self {
         let address = match text(entry, "ip") {
             None => Err("it has no address".to_owned()),
-            Some(ip) => ip.parse().map_err(|_| format!("the address {ip:?} is not an IP address")),
+            Some(ip) => match ip.parse::<IpAddr>() {
+                // An IPv4 address may be written as IPv6.
+                Ok(address) => Ok(address.to_canonical()),
+                Err(_) => Err(format!("the address {ip:?} is not an IP address")),
+            },
         };
         let empty = Map::new();
         let metadata = entry.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
@@ -219,6 +223,8 @@ mod tests {
         assert!(read("c4").address.as_ref().unwrap_err().contains("\"x\""));
         assert!(read("c6").address.is_err());
         assert!(read("c7").address.is_ok() && read("c7").belongs.is_ok());
+        let mapped = parse(r#"{"c":{"ip":"::ffff:10.255.1.5"}}"#);
+        assert_eq!(mapped.claimed, BTreeSet::from(["10.255.1.5".parse().unwrap()]));
     }
 
     #[test]

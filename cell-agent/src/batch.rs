@@ -50,6 +50,9 @@ pub struct Step {
     pub waiting: BTreeMap<ContainerHandle, String>,
     /// The chains that are right after the batch.
     pub placed: BTreeSet<String>,
+    /// Containers whose groups are unknown and whose packets meet the chain that
+    /// an earlier process left.
+    pub kept: BTreeSet<ContainerHandle>,
 }
 
 /// One transaction.
@@ -151,7 +154,8 @@ impl<'a> Saved<'a> {
         let chains = chains.collect();
         // Nothing is swept for want of knowledge.
         let kept = self.declared.iter().filter(|name| is_ours(name));
-        Filter { chains, kept: kept.map(|name| (*name).to_owned()).collect(), nameless: Vec::new() }
+        let kept = kept.map(|name| (*name).to_owned()).collect();
+        Filter { chains, kept, ..Filter::default() }
     }
 
     /// What leads to `wanted`.
@@ -182,6 +186,12 @@ impl<'a> Saved<'a> {
             }
             live.insert(names.asg.clone());
         }
+        for Chain { handle, names, .. } in &wanted.unknown {
+            if self.leads(names) && !self.rules(&names.asg).is_empty() {
+                step.kept.insert(handle.clone());
+            }
+            live.extend([names.candidate(), names.asg.clone()]);
+        }
         self.sweep(&mut draft, &live);
         step.batch = draft.finish();
         step
@@ -206,11 +216,7 @@ impl<'a> Saved<'a> {
                 Some(_) => {}
             }
         }
-        let leads = |chain: &&Chain| {
-            let jump = format!("-j {}", chain.names.asg);
-            !self.rules(&chain.names.netout).contains(&jump.as_str())
-        };
-        candidates.sort_by_cached_key(leads);
+        candidates.sort_by_cached_key(|chain| !self.leads(&chain.names));
         let mut owners = HashMap::new();
         candidates.retain(|chain| {
             let names = [chain.names.asg.as_str(), chain.names.netout.as_str()];
@@ -223,6 +229,12 @@ impl<'a> Saved<'a> {
             true
         });
         candidates
+    }
+
+    /// Whether the parent leads to the chain.
+    fn leads(&self, names: &Names) -> bool {
+        let jump = format!("-j {}", names.asg);
+        self.rules(&names.netout).contains(&jump.as_str())
     }
 
     /// The first chain that the CNI plugin has not made.

@@ -47,6 +47,27 @@ fn a_new_chain_gets_its_rules_and_its_jump_in_one_batch() {
     );
 }
 
+#[test]
+fn what_an_earlier_process_left_is_kept_as_long_as_the_groups_are_unknown() {
+    let saved = table(&[
+        ":asg-a - [0:0]",
+        ":casg-a - [0:0]",
+        ":asg-b - [0:0]",
+        ":netout--a - [0:0]",
+        ":netout--b - [0:0]",
+        "-A asg-a -j ACCEPT",
+        "-A netout--a -j casg-a",
+        "-A netout--a -j asg-a",
+        &format!("-A netout--b {REJECT}"),
+    ]);
+    let unknown = ["a", "b", "c"].map(|handle| chain(handle, &[REJECT])).to_vec();
+    let filter = Filter { unknown, ..Filter::default() };
+    let step = Saved::parse(&saved).step(&filter, Family::V4);
+    assert!(step.batch.is_none(), "{:?}", step.batch);
+    // Of the others no packet comes to a chain of ours.
+    assert_eq!(step.kept, BTreeSet::from([ContainerHandle::parse("a").unwrap()]));
+}
+
 /// Such a chain is never swept, and seen all the same.
 #[test]
 fn a_chain_with_an_odd_name_is_right_after_its_batch() {

@@ -33,6 +33,11 @@ pub enum Explanation<'a> {
         /// In words.
         reason: String,
     },
+    /// Nobody can tell.
+    Untold {
+        /// In words.
+        reason: String,
+    },
     /// It is denied.
     Denied {
         /// In words.

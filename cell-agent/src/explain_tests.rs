@@ -78,6 +78,7 @@ fn reason(explanation: &Explanation<'_>) -> String {
     match explanation {
         Explanation::Allowed { reason, .. }
         | Explanation::AllowedAlways { reason }
+        | Explanation::Untold { reason }
         | Explanation::Denied { reason, .. } => reason.clone(),
     }
 }

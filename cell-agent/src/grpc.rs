@@ -78,6 +78,9 @@ impl Cell for Service {
             // Whatever its rules say, they are not in the kernel.
             explanation = Explanation::Denied { reason: reason.clone(), nearest: Vec::new() };
         }
+        if enforced.kept.contains(&handle) {
+            explanation = Explanation::Untold { reason: reason(&enforced, &handle) };
+        }
         Ok(Response::new(explained(&enforced, &explanation)))
     }
 
@@ -152,6 +155,7 @@ fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container>
     let enforcement = match standing {
         Standing::Bound(_) if waits.is_some() => Enforcement::DeniedUntilKnown,
         Standing::Bound(_) => Enforcement::Enforced,
+        Standing::Unknown(_) if enforced.kept.contains(handle) => Enforcement::KeptUntilKnown,
         Standing::Unknown(_) => Enforcement::DeniedUntilKnown,
         Standing::Ungrouped(_) => Enforcement::DeniedNoGroups,
         Standing::Isolated(_) => Enforcement::DeniedBadEntry,
@@ -168,8 +172,21 @@ fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container>
         lifecycle: lifecycle.unwrap_or_default().into(),
         enforcement: enforcement.into(),
         rules: count(rules),
-        reason: waits.cloned().unwrap_or_else(|| why_denied(standing)),
+        reason: reason(enforced, handle),
     })
+}
+
+/// Why the container's own rules are not in force; empty if they are.
+fn reason(enforced: &Enforced, handle: &ContainerHandle) -> String {
+    if let Some(waits) = enforced.waiting.get(handle) {
+        return waits.clone();
+    }
+    let planned = enforced.ruleset.containers.get(handle);
+    let reason = planned.map(|planned| why_denied(&planned.standing)).unwrap_or_default();
+    match enforced.kept.contains(handle) {
+        true => format!("{reason}; it keeps the rules that it had when the agent started"),
+        false => reason,
+    }
 }
 
 /// Each rule of a group once, however many destinations and ports it has.
@@ -218,6 +235,7 @@ fn explained(enforced: &Enforced, explanation: &Explanation<'_>) -> ExplainRespo
             let verdict = if permit.log { Verdict::AllowedAndLogged } else { Verdict::Allowed };
             (verdict, Some(rule(enforced, source)), Vec::new(), reason)
         }
+        Explanation::Untold { reason } => (Verdict::Unspecified, None, Vec::new(), reason),
         Explanation::AllowedAlways { reason } => (Verdict::Allowed, None, Vec::new(), reason),
         Explanation::Denied { reason, nearest } => {
             let nearest = nearest.iter().map(|(source, reason)| NearMiss {

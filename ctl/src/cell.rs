@@ -33,9 +33,10 @@ fn state(enforcement: Enforcement) -> &'static str {
     match enforcement {
         Enforcement::Unspecified => "unknown",
         Enforcement::Enforced => "enforced",
-        Enforcement::DeniedUntilKnown => "denied: groups not known yet",
+        Enforcement::DeniedUntilKnown => "denied: not in force yet",
         Enforcement::DeniedNoGroups => "denied: no groups apply",
         Enforcement::DeniedBadEntry => "denied: bad entry",
+        Enforcement::KeptUntilKnown => "kept: groups not known yet",
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the rest of the agent may know of the kernel.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::SystemTime,
 };
@@ -34,6 +34,9 @@ pub struct Enforced {
     /// Containers whose rules cannot be in the kernel yet, with the reason; their
     /// egress is denied by others until then.
     pub waiting: BTreeMap<ContainerHandle, String>,
+    /// Containers whose groups are unknown and that keep the rules that they had
+    /// when the agent started.
+    pub kept: BTreeSet<ContainerHandle>,
     /// How often somebody else's change was undone.
     pub drift_healed: u64,
 }
@@ -51,6 +54,7 @@ impl Enforced {
             at: None,
             error: None,
             waiting: BTreeMap::new(),
+            kept: BTreeSet::new(),
             drift_healed: 0,
         }
     }

@@ -35,6 +35,8 @@ pub struct Chains {
     families: Vec<FamilyState>,
     /// Containers whose chain cannot be there yet, with the reason.
     waiting: BTreeMap<ContainerHandle, String>,
+    /// Containers that keep a chain of an earlier process.
+    kept: BTreeSet<ContainerHandle>,
     /// Whether something can be done that nobody waits for.
     work: bool,
     notice: Notice,
@@ -51,6 +53,8 @@ struct FamilyState {
     wanted: Filter,
     /// Chains of ours that were right after the last batch.
     placed: BTreeSet<String>,
+    /// Those of them that hold what this process wants.
+    written: BTreeSet<String>,
 }
 
 impl FamilyState {
@@ -82,11 +86,22 @@ impl Chains {
             Ok(_) => families.push(Family::V6),
             Err(error) => tracing::info!(reason = %error, "ip6tables-cannot-be-used"),
         }
-        let state =
-            |family| FamilyState { family, wanted: Filter::default(), placed: BTreeSet::new() };
-        let families = families.into_iter().map(state).collect();
-        let waiting = BTreeMap::new();
-        Ok(Self { iptables, families, waiting, work: false, notice, right: false, left_out: 0 })
+        let state = |family| FamilyState {
+            family,
+            wanted: Filter::default(),
+            placed: BTreeSet::new(),
+            written: BTreeSet::new(),
+        };
+        Ok(Self {
+            iptables,
+            families: families.into_iter().map(state).collect(),
+            waiting: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            work: false,
+            notice,
+            right: false,
+            left_out: 0,
+        })
     }
 
     /// Takes what an earlier process left as what is wanted, until it is known
@@ -126,6 +141,10 @@ impl Chains {
         &self.waiting
     }
 
+    pub(super) fn kept(&self) -> &BTreeSet<ContainerHandle> {
+        &self.kept
+    }
+
     pub(super) fn has_work(&self) -> bool {
         self.work
     }
@@ -134,6 +153,7 @@ impl Chains {
     pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         for state in &mut self.families {
             state.wanted = render(ruleset, state.family);
+            state.wanted.close(&state.written);
         }
         self.commit(Some(ruleset)).await
     }
@@ -154,7 +174,7 @@ impl Chains {
         self.notice.mark();
         self.right = false;
         let mut changed = false;
-        let mut waiting = BTreeMap::new();
+        let (mut waiting, mut kept) = (BTreeMap::new(), BTreeSet::new());
         for state in &mut self.families {
             let text = self.iptables.save(state.family).await?;
             let step = Saved::parse(&text).step(&state.wanted, state.family);
@@ -167,8 +187,12 @@ impl Chains {
                 tracing::debug!(family = %state.family, written, swept, "batch-applied");
                 changed = true;
             }
+            if ruleset.is_some() {
+                state.written.clone_from(&step.placed);
+            }
             state.placed = step.placed;
             waiting.extend(step.waiting);
+            kept.extend(step.kept);
         }
         self.without_family(ruleset, &mut waiting);
         // What we wrote ourselves is looked at once more.
@@ -180,6 +204,7 @@ impl Chains {
             }
         }
         self.waiting = waiting;
+        self.kept = kept;
         self.work = false;
         Ok(changed)
     }

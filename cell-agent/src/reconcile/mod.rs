@@ -386,6 +386,7 @@ impl Reconciler {
             let enforced = Arc::make_mut(published);
             enforced.attempted = attempt.reading;
             enforced.waiting = self.kernel.waiting();
+            enforced.kept = self.kernel.kept();
             match outcome {
                 Ok(ruleset) => {
                     enforced.reading = attempt.reading;

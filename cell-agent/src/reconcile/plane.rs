@@ -1,6 +1,6 @@
 //! The two data planes, as the loop sees them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::ids::ContainerHandle;
 
@@ -109,6 +109,15 @@ impl Plane {
         match self {
             Self::Nftables(table) => table.rules(),
             Self::Iptables(chains) => chains.rules(),
+        }
+    }
+
+    /// Containers whose groups are unknown and that keep what an earlier process
+    /// left. A table of our own cannot be relied on without knowing it.
+    pub(super) fn kept(&self) -> BTreeSet<ContainerHandle> {
+        match self {
+            Self::Nftables(_) => BTreeSet::new(),
+            Self::Iptables(chains) => chains.kept().clone(),
         }
     }
 

@@ -69,11 +69,23 @@ impl fmt::Display for Family {
 pub struct Filter {
     /// In the original's order: the last handle first.
     pub chains: Vec<Chain>,
-    /// Chains that stay as they are, if they are there: nobody told yet what
-    /// should be in them (law 5).
+    /// Chains of containers whose groups nobody told yet: what an earlier process
+    /// left in them stays (law 5), so they are as they are, if they are there.
+    pub unknown: Vec<Chain>,
+    /// More chains that stay as they are.
     pub kept: BTreeSet<String>,
     /// Containers whose chain cannot be named, with the reason.
     pub nameless: Vec<(ContainerHandle, String)>,
+}
+
+impl Filter {
+    /// What this process wrote itself into a chain counts for nothing once the
+    /// groups of its container are unknown: it is closed (law 7).
+    pub fn close(&mut self, written: &BTreeSet<String>) {
+        let own = self.unknown.extract_if(.., |chain| written.contains(&chain.names.asg));
+        self.chains.extend(own);
+        self.chains.sort_by(|one, other| other.handle.cmp(&one.handle));
+    }
 }
 
 /// The chain of one container.
@@ -197,21 +209,21 @@ pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
             }
         };
         let Planned { address, standing } = planned;
-        if matches!(standing, Standing::Unknown(_)) {
-            filter.kept.insert(names.asg);
-            continue;
-        }
         if ruleset.ignored.contains(handle) {
             continue;
         }
         let (body, targets) = body(ruleset, family, handle, standing, &names, &mut shared);
-        filter.chains.push(Chain {
+        let chain = Chain {
             handle: handle.clone(),
             expected: address.is_some_and(|address| Family::of(address) == family),
             names,
             body,
             targets,
-        });
+        };
+        match standing {
+            Standing::Unknown(_) => filter.unknown.push(chain),
+            _ => filter.chains.push(chain),
+        }
     }
     filter
 }

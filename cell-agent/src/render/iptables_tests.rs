@@ -119,9 +119,14 @@ fn who_has_no_rules_is_closed_and_who_is_not_known_keeps_what_it_has() {
     assert_eq!(rules(&of(Standing::Isolated(reason()))), [arguments::ESTABLISHED, reject]);
     let ungrouped = of(Standing::Ungrouped(reason()));
     assert_eq!(rules(&ungrouped), [arguments::ESTABLISHED, arguments::INVALID, reject]);
-    let unknown = of(Standing::Unknown(SpaceGuid::parse("s1").unwrap()));
+    let mut unknown = of(Standing::Unknown(SpaceGuid::parse("s1").unwrap()));
     assert!(unknown.chains.is_empty());
-    assert_eq!(unknown.kept, BTreeSet::from(["asg-00000001aaaabbbbcccc".to_owned()]));
+    unknown.close(&BTreeSet::from(["asg-of-another".to_owned()]));
+    assert_eq!((unknown.chains.len(), unknown.unknown.len()), (0, 1));
+    // What this process wrote for it is no longer known to be right.
+    unknown.close(&BTreeSet::from(["asg-00000001aaaabbbbcccc".to_owned()]));
+    assert!(unknown.unknown.is_empty());
+    assert_eq!(rules(&unknown), rules(&ungrouped));
 }
 
 #[test]

@@ -8,9 +8,10 @@ use proto::cell_v1::{
 use serde_json::{Value, json};
 
 use crate::{
-    agent::{Cell, app, global, rule},
+    agent::{Cell, all, app, bound, eventually, global, rule},
     lab::{Lab, lab},
-    packets::{Fate, Kind, Prober},
+    packets::{Fate, Kind, Prober, connection},
+    planes::{Plane, on_every_plane},
     silk::{BACKENDS, Silk},
 };
 
@@ -30,7 +31,9 @@ const PROBES: [(&str, &str, u16, Verdict); 8] = [
     ("tcp", "10.1.9.1", 443, Verdict::Denied),
 ];
 
-async fn explain(cell: &Cell, probe: (&str, &str, u16, Verdict)) -> ExplainResponse {
+type Probe<'a> = (&'a str, &'a str, u16, Verdict);
+
+async fn explain(cell: &Cell, probe: Probe<'_>) -> ExplainResponse {
     let (protocol, destination, number, _) = probe;
     let (port, icmp_type) = if protocol == "icmp" { (0, number) } else { (number, 0) };
     let request = ExplainRequest {
@@ -114,4 +117,65 @@ fn what_is_explained_is_what_happens_beside_silk() {
     for silk in BACKENDS {
         lab(async move |lab| compare(&lab, Some(silk)).await);
     }
+}
+
+/// Moves the container to another space in the metadata store.
+fn move_to(cell: &mut Cell, space: &str) {
+    cell.plug(HANDLE, ADDRESS);
+    cell.add_entry(HANDLE, ADDRESS, &app(space));
+}
+
+/// Explains and sends a packet to what the first space opens.
+async fn state(cell: &Cell, prober: &Prober) -> (Enforcement, Verdict, Fate) {
+    let answer = explain(cell, ("tcp", "10.1.0.1", 80, Verdict::Unspecified)).await;
+    let list = cell.client().list_containers(ListContainersRequest {}).await.unwrap().into_inner();
+    let [container] = list.containers.as_slice() else { panic!("{list:?}") };
+    if container.enforcement() != Enforcement::Enforced {
+        assert_eq!(answer.reason, container.reason);
+    }
+    let to = "10.1.0.1".parse().unwrap();
+    let fate = prober.probe(ADDRESS.parse().unwrap(), to, connection(80)).await;
+    (container.enforcement(), answer.verdict(), fate)
+}
+
+/// Laws 5 and 7: the rules that an earlier agent left in a chain of their own stay
+/// until it is known what should be there; those of a space that the container is no
+/// longer in do not.
+#[test]
+fn a_space_that_is_unknown_opens_nothing_and_what_is_kept_is_told() {
+    on_every_plane(unknown);
+}
+
+async fn unknown(plane: Plane, lab: Lab) {
+    lab.container(ADDRESS.parse().unwrap());
+    let prober = Prober::new(&lab);
+    let mut cell = Cell::running(plane.config(json!({}))).await;
+    let near = |space| bound(&format!("g-{space}"), space, vec![all("10.1.0.0/16")]);
+    cell.store.set(vec![near("s1"), near("s3")]);
+    move_to(&mut cell, "s1");
+    assert_eq!(cell.force(HANDLE).await.0, 200);
+    let enforced = (Enforcement::Enforced, Verdict::Allowed, Fate::Accept);
+    assert_eq!(state(&cell, &prober).await, enforced);
+    cell.settled().await;
+    cell.stop().await;
+    cell.store.down().await;
+    move_to(&mut cell, "s2");
+    cell.start().await;
+    let (status, body) = cell.force(HANDLE).await;
+    assert_eq!(status, 500);
+    assert!(body.contains("has not told the security groups of space s2"), "{body}");
+    let denied = (Enforcement::DeniedUntilKnown, Verdict::Denied, Fate::Reject);
+    let kept = (Enforcement::KeptUntilKnown, Verdict::Unspecified, Fate::Accept);
+    // A table of our own is not kept without being known.
+    let expected = if let Plane::Iptables(_) = plane { kept } else { denied };
+    assert_eq!(state(&cell, &prober).await, expected);
+    cell.store.up().await;
+    let known = (Enforcement::Enforced, Verdict::Denied, Fate::Reject);
+    eventually("s2 is known", async || state(&cell, &prober).await == known).await;
+    move_to(&mut cell, "s3");
+    eventually("s3 is known", async || state(&cell, &prober).await == enforced).await;
+    cell.store.down().await;
+    move_to(&mut cell, "s4");
+    eventually("s4 is unknown", async || state(&cell, &prober).await == denied).await;
+    cell.stop().await;
 }

@@ -102,7 +102,7 @@ impl Service for App {
             None => None,
             Some(address) => Some(Internal {
                 listener: Listener::tcp("internal API", address.as_str()).await?,
-                tls: ServerTls::load(&config.tls, Alpn::Http1)?,
+                tls: ServerTls::load(&config.tls, Alpn::None)?,
             }),
         };
         let health_checks = match &config.health_check_address {
@@ -274,6 +274,7 @@ fn serve_internal(
     let Internal { listener, tls } = internal;
     let address = listener.local_addr();
     if let Some((host, port)) = address.rsplit_once(':') {
+        let port = port.parse::<u16>().ok();
         tracing::info!("listen-address" = host, port, "starting internal server");
     }
     tasks.add("internal certificates", tls.clone().watch(shutdown.clone()));

@@ -329,10 +329,28 @@ async fn health_checks_are_plain_http() {
         let up = body.strip_prefix("Network policy server, up for ").unwrap();
         assert!(up.ends_with("s\n"), "{body}");
     }
-    assert_eq!(ask(Method::GET, "/health").await, (200, String::new()));
+    let url = format!("http://{}/health", served.health_checks);
+    let healthy = client.get(url).send().await.unwrap();
+    assert_eq!((healthy.status().as_u16(), header(healthy.headers(), "content-type")), (200, None));
+    assert_eq!(healthy.text().await.unwrap(), "");
     assert_eq!(ask(Method::GET, "/else").await, (404, "404 page not found\n".to_owned()));
     assert_eq!(ask(Method::POST, "/health").await, (405, "Method Not Allowed\n".to_owned()));
     assert_eq!(ask(Method::HEAD, "/").await, (405, String::new()));
+}
+
+/// As Go writes them: shell scripts look for them so.
+#[tokio::test]
+async fn names_of_headers_have_capital_letters() {
+    let served = Served::start().await;
+    let mut stream = TcpStream::connect(&served.health_checks).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    for name in ["Content-Type", "Content-Length", "X-Vcap-Request-Id", "Strict-Transport-Security"]
+    {
+        assert!(answer.contains(&format!("\r\n{name}: ")), "{name}: {answer}");
+    }
 }
 
 /// What the checks above rely on.

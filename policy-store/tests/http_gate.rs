@@ -50,7 +50,7 @@ impl Crowded {
             cell_identity: CellIdentity::CommonName,
         };
         let router = Api::new(access, board, Gate::new(1, patience), Tags::new(2)).router();
-        let tls = ServerTls::load(&site.certificate("server", None), Alpn::Http1).unwrap();
+        let tls = ServerTls::load(&site.certificate("server", None), Alpn::None).unwrap();
         let listener = Listener::tcp("internal API", "127.0.0.1:0").await.unwrap();
         let address = listener.local_addr();
         let limits = Limits { stall, buffer: 96 << 10, ..Limits::default() };

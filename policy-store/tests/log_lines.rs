@@ -44,6 +44,7 @@ async fn names_levels_and_keys_are_the_originals() {
             (action, &json!("info"), expected)
         );
     }
+    assert!(program.line("starting internal server", 0)["data"]["port"].is_number());
     let writer = site.client(&program.address, "syncer", None);
     replace(&writer, &fenced(&named(3, "x"), "syncer-a", 1)).await.unwrap();
     let agent = Poller::new(&site, &program.internal(), "agent");

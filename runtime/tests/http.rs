@@ -193,7 +193,7 @@ async fn plain_http_on_a_tls_port_gets_an_answer() {
         }),
     );
     let shutdown = CancellationToken::new();
-    let server = Http::new(listener, Some(authority.server(Alpn::Http1)));
+    let server = Http::new(listener, Some(authority.server(Alpn::None)));
     let server = spawn(server.serve(router, shutdown.clone(), Duration::from_secs(5)));
 
     let mut plain = TcpStream::connect(&address).await.unwrap();
@@ -205,9 +205,13 @@ async fn plain_http_on_a_tls_port_gets_an_answer() {
     assert_eq!(answer, expected);
 
     let stream = TcpStream::connect(&address).await.unwrap();
-    let connector = TlsConnector::from(authority.client().rustls_config());
+    // What a client offers besides is not held against it.
+    let mut config = (*authority.client().rustls_config()).clone();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.0".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
     let name = ServerName::try_from("localhost").unwrap();
     let mut stream = connector.connect(name, stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), None);
     let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     stream.write_all(request).await.unwrap();
     let mut answer = String::new();

@@ -204,7 +204,7 @@ fn several_authorities_can_stand_in_one_file() {
     let (first, second) = (Authority::new("first"), Authority::new("second"));
     let files = first.issue("server", &Leaf::new("server"));
     replace(&files.ca, &format!("# both\n{}\n{}", first.pem(), second.pem()));
-    ServerTls::load(&files, Alpn::Http1).unwrap();
+    ServerTls::load(&files, Alpn::None).unwrap();
 }
 
 fn pem(label: &str, base64: &str) -> String {

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 async fn serve(files: &Files, server: &mut JoinSet<()>) -> String {
-    let tls = ServerTls::load(files, Alpn::Http1).unwrap();
+    let tls = ServerTls::load(files, Alpn::None).unwrap();
     let listener = Listener::tcp("test", "127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr());
     let router = Router::new().route("/", get(|| async { "in" }));

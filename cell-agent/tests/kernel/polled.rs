@@ -67,7 +67,7 @@ impl Server {
     async fn up(&mut self) {
         let listener = Listener::tcp("the policy server", &self.address).await.unwrap();
         self.address = listener.local_addr().to_owned();
-        let tls = ServerTls::load(&self.files, Alpn::Http1).unwrap();
+        let tls = ServerTls::load(&self.files, Alpn::None).unwrap();
         let routes = Router::new()
             .route("/networking/v1/internal/security_groups", get(groups))
             .route("/networking/v1/internal/security_groups_last_updated", get(stamp))

@@ -26,6 +26,11 @@ pub(super) fn ok(body: impl Into<Body>) -> Response {
     with(StatusCode::OK, body.into())
 }
 
+/// A request that is served and has no text: Go then says nothing of its type.
+pub(super) fn empty() -> Response {
+    Response::default()
+}
+
 /// What went wrong, in the words that the original has for it.
 pub(super) fn error(status: StatusCode, description: &str) -> Response {
     let text = format!("{{\"error\": {}}}", json::encode(&description));

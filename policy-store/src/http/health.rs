@@ -45,6 +45,6 @@ fn check(health: &Health, _: Instant) -> Response {
     let is_gone = health.reasons().iter().any(|(component, _)| *component == DATABASE);
     match is_gone {
         true => answer::error(StatusCode::INTERNAL_SERVER_ERROR, "check database failed"),
-        false => answer::ok(""),
+        false => answer::empty(),
     }
 }

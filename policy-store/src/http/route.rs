@@ -2,6 +2,7 @@
 //! original (contracts/policy-server.md 4.2).
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 /// What is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +65,11 @@ pub enum Routed {
     NotFound,
 }
 
-/// The version is not checked, except that tags have one only.
+/// The version is not checked, except that tags have one only. The path is taken as
+/// it reads without its escapes.
 #[must_use]
 pub fn route(method: &Method, path: &str) -> Routed {
+    let path = percent_decode_str(path).decode_utf8_lossy();
     let Some((version, rest)) =
         path.strip_prefix("/networking/").and_then(|rest| rest.split_once('/'))
     else {
@@ -95,6 +98,7 @@ mod tests {
             assert_eq!(get(&path("security_groups")), Routed::To(Route::SecurityGroups));
             let last = Routed::To(Route::SecurityGroupsLastUpdated);
             assert_eq!(get(&path("security_groups_last_updated")), last);
+            assert_eq!(get(&path("policie%73")), Routed::To(Route::Policies));
             assert_eq!(get(&path("healthcheck")), Routed::NotFound);
             assert_eq!(get(&path("policies/")), Routed::NotFound);
             let put = route(&Method::PUT, &path("security_groups"));
@@ -106,7 +110,7 @@ mod tests {
         assert_eq!(route(&Method::PUT, tags), Routed::To(Route::CreateTags));
         assert_eq!(get(tags), Routed::NotAllowed(Method::PUT));
         assert_eq!(route(&Method::PUT, "/networking/v0/internal/tags"), Routed::NotFound);
-        for path in ["/", "/networking", "/networking/", "/networking/v1/a/internal/policies"] {
+        for path in ["/", "/networking", "/networking/", "/networking/v1%2fa/internal/policies"] {
             assert_eq!(get(path), Routed::NotFound, "{path}");
         }
     }

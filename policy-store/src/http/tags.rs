@@ -7,10 +7,15 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Mutex, PoisonError},
 };
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::Value;
 
 /// Longer texts do not fit the original's columns.
 const MAX_CHARS: usize = 255;
@@ -53,17 +58,42 @@ pub enum Error {
     NoneLeft(usize),
 }
 
+/// The fields of an object in the order in which they stand there.
+struct Fields(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
 /// Reads a body. As in Go, names match without regard to case, the last of
-/// several counts, and `null` is nothing.
+/// several counts, `null` is nothing, and bytes that are no UTF-8 are replaced.
 ///
 /// # Errors
 /// It is no such JSON.
 pub fn parse(body: &[u8]) -> Result<Group, Error> {
     let bad = |error: serde_json::Error| Error::Body(error.to_string());
-    let fields: Option<serde_json::Map<String, serde_json::Value>> =
-        serde_json::from_slice(body).map_err(bad)?;
+    let text = String::from_utf8_lossy(body);
+    let fields: Option<Fields> = serde_json::from_str(&text).map_err(bad)?;
     let mut group = Group::default();
-    for (name, value) in fields.into_iter().flatten() {
+    for (name, value) in fields.into_iter().flat_map(|Fields(fields)| fields) {
         let field = match name.to_ascii_lowercase().as_str() {
             "id" => &mut group.id,
             "type" => &mut group.kind,
@@ -142,9 +172,11 @@ mod tests {
             r#"{"id":"INGRESS_ROUTER","type":"router"}"#,
             r#"{"ID":"INGRESS_ROUTER","Type":"router"}"#,
             r#"{"else":1,"TYPE":"router","id":"INGRESS_ROUTER"}"#,
+            r#"{"type":"router","id":"x","ID":null,"ID":"INGRESS_ROUTER","Type":null}"#,
         ] {
             assert_eq!(parse(body.as_bytes()).unwrap(), router, "{body}");
         }
+        assert_eq!(parse(b"{\"id\":\"\xff\"}").unwrap(), group("\u{fffd}", ""));
         for body in ["{}", "null", r#"{"id":null}"#] {
             assert_eq!(parse(body.as_bytes()).unwrap(), Group::default(), "{body}");
         }

@@ -358,6 +358,8 @@ fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::B
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle)
+        // As Go's servers write the names of headers.
+        .title_case_headers(true)
         .max_buf_size(limits.buffer);
     builder
         .http2()

@@ -55,9 +55,7 @@ impl Files {
 pub enum Alpn {
     /// HTTP/2. Clients that do not offer it are refused, as by gRPC servers.
     H2,
-    /// HTTP/1.1, also for clients that offer nothing.
-    Http1,
-    /// Anything.
+    /// Anything: what clients offer is not looked at.
     None,
 }
 
@@ -65,7 +63,6 @@ impl Alpn {
     fn protocols(self) -> Vec<Vec<u8>> {
         match self {
             Self::H2 => vec![b"h2".to_vec()],
-            Self::Http1 => vec![b"http/1.1".to_vec()],
             Self::None => vec![],
         }
     }

@@ -30,7 +30,7 @@ pub use self::{
 };
 use crate::{
     access::{Access, Action, Denied},
-    held,
+    held::{self, Held},
     locks::Locks,
     store::Store,
 };
@@ -87,6 +87,20 @@ impl<S: Store> Service<S> {
     }
 }
 
+/// A lock as clients see it.
+#[expect(deprecated, reason = "`type` is part of the answers")]
+fn shown(held: &Held) -> models::Resource {
+    let resource = models::Resource::from(&held.lock);
+    match &held.foreign_type {
+        None => resource,
+        Some(foreign) => models::Resource {
+            r#type: foreign.as_ref().to_owned(),
+            type_code: models::TypeCode::Unknown.into(),
+            ..resource
+        },
+    }
+}
+
 /// `uuid` of the metadata: any text, not to be validated.
 fn request_uuid<T>(request: &Request<T>) -> held::Request {
     let uuid = request.metadata().get("uuid")?;
@@ -128,7 +142,7 @@ impl<S: Store> Locket for Service<S> {
                 self.check(&request, Action::Read)?;
                 let models::FetchRequest { key } = request.into_inner();
                 let held = self.locks.fetch(&key).await?;
-                let resource = Some((&held.lock).into());
+                let resource = Some(shown(&held));
                 Ok(Encoded::of(&models::FetchResponse { resource })?)
             })
             .await

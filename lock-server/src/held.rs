@@ -19,6 +19,9 @@ pub struct Held {
     pub index: i64,
     /// `uuid` of the request that made this version, for log lines; not stored.
     pub request: Option<Arc<str>>,
+    /// The `type` of a row in a shared table that neither we nor the original
+    /// wrote, such as `sandwich`: clients see it as it is. It counts as a lock.
+    pub foreign_type: Option<Arc<str>>,
 }
 
 /// What orders the versions of a key.
@@ -34,13 +37,14 @@ impl Held {
     /// The first version for a new owner.
     pub fn first(claim: Claim, id: Arc<str>, token: FencingToken, request: Request) -> Self {
         let Claim { key, owner, value, kind, ttl } = claim;
-        Self { lock: Lock { key, owner, value, kind, ttl, token }, id, index: 1, request }
+        let lock = Lock { key, owner, value, kind, ttl, token };
+        Self { lock, id, index: 1, request, foreign_type: None }
     }
 
     /// The next version for the same owner.
     #[must_use]
     pub fn again(&self, claim: &Claim, request: Request) -> Self {
-        let Self { lock, id, index, request: _ } = self;
+        let Self { lock, id, index, request: _, foreign_type: _ } = self;
         // An equal value is shared with the version before: a refresh must not
         // keep a second copy alive.
         let value = if lock.value == claim.value { &lock.value } else { &claim.value };
@@ -56,6 +60,7 @@ impl Held {
             id: Arc::clone(id),
             index: index.saturating_add(1),
             request,
+            foreign_type: None,
         }
     }
 

@@ -20,5 +20,6 @@ pub(crate) fn held(key: &str, token: u64, index: i64, ttl: i64) -> Arc<Held> {
         id: format!("id-{token}").into(),
         index,
         request: None,
+        foreign_type: None,
     })
 }

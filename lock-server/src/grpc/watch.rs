@@ -80,7 +80,7 @@ fn of(event: &Event) -> WatchResponse {
 fn response(kind: Kind, held: &Held) -> WatchResponse {
     WatchResponse {
         kind: kind.into(),
-        resource: Some((&held.lock).into()),
+        resource: Some(super::shown(held)),
         fencing_token: held.lock.token.0,
     }
 }

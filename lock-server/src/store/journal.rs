@@ -100,7 +100,7 @@ pub(super) fn next_token(
 
 /// Stores a version in the place of the one before.
 pub(super) fn put(connection: &Connection, held: &Held) -> Result<(), rusqlite::Error> {
-    let Held { lock, id, index, request: _ } = held;
+    let Held { lock, id, index, request: _, foreign_type: _ } = held;
     let Lock { key, owner, value, kind, ttl, token } = lock;
     connection.prepare_cached(PUT)?.execute(params![
         // A text that is a number is one to SQLite, in a column of numbers.
@@ -204,6 +204,7 @@ fn read(row: &Row<'_>) -> Result<Held, Unreadable> {
         id: row_id(row.get("id")?),
         index: row.get("modified_index")?,
         request,
+        foreign_type: None,
     })
 }
 
@@ -251,7 +252,7 @@ mod tests {
         let shown: Vec<_> = locks
             .iter()
             .map(|held| {
-                let Held { lock, id, index, request: _ } = held;
+                let Held { lock, id, index, request: _, foreign_type: _ } = held;
                 let Lock { key, owner, value, kind, ttl, token } = lock;
                 assert!(id.parse::<i64>().unwrap() < next);
                 (

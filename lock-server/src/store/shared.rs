@@ -218,7 +218,7 @@ fn held(claim: Claim, taken: Taken, request: Request) -> Result<Held, Error> {
         key = LockKey::parse(&path).map_err(|error| Error::Unavailable(Arc::new(error)))?;
     }
     let lock = Lock { key, owner, value, kind, ttl, token };
-    Ok(Held { lock, id: id.into(), index, request })
+    Ok(Held { lock, id: id.into(), index, request, foreign_type: None })
 }
 
 impl Store for Shared {

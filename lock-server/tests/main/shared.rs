@@ -219,9 +219,12 @@ async fn rows_of_others_are_read_as_far_as_they_make_sense() {
         let presences = ours.store.select(&Selector::Kind(LockKind::Presence)).await.unwrap();
         assert_eq!(presences, [Arc::clone(&good)]);
         assert_eq!(take(&ours.store, claim("good", "o")).await.index, 8);
+        let strange = find(&ours.store, "strange").await.unwrap();
+        assert_eq!(strange.foreign_type.as_deref(), Some("sandwich"));
         let claimed = ours.store.claim(claim("strange", "p"), None).await.unwrap();
         assert!(matches!(claimed, Claimed::Collision(_)));
-        take(&ours.store, claim("strange", "o")).await;
+        assert_eq!(take(&ours.store, claim("strange", "o")).await.foreign_type, None);
+        assert_eq!(find(&ours.store, "strange").await.unwrap().foreign_type, None);
         ours.close().await;
     }
 }
@@ -286,6 +289,9 @@ async fn a_locked_row_holds_up_its_own_key_only() {
     let claims = async {
         locked.notified().await;
         let mut waiting = std::pin::pin!(take(&ours.store, claim("locked", "o")));
+        // So long that it no longer keeps others waiting.
+        let waited = timeout(Duration::from_millis(700), &mut waiting).await;
+        assert!(waited.is_err(), "{waited:?}");
         let others = (0..100).map(|number| take(&ours.store, claim(&number.to_string(), "o")));
         let others = timeout(Duration::from_secs(5), futures_util::future::join_all(others));
         tokio::select! {
@@ -293,7 +299,7 @@ async fn a_locked_row_holds_up_its_own_key_only() {
             others = others => assert_eq!(others.expect("they wait for nobody").len(), 100),
         }
         unlock.notify_one();
-        assert!(waiting.await.index > 1);
+        assert_eq!(waiting.await.index, 2, "it was made once");
     };
     let (held, ()) = tokio::join!(holding, claims);
     held.unwrap();
@@ -338,6 +344,13 @@ async fn two_servers_share_a_database() {
     there.lock(lock("o")).await.unwrap();
     let fetched = here.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap().into_inner();
     assert_eq!(fetched.resource.unwrap().owner, "o");
+    // A row that neither we nor the original wrote is shown as it is.
+    let original = Original::connect(&options).await;
+    let sandwich = "UPDATE locks SET type = 'sandwich', modified_index = modified_index + 1";
+    original.server.execute(sandwich, &[]).await.unwrap();
+    let fetched = there.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap().into_inner();
+    let shown = format!("{:?}", fetched.resource.unwrap());
+    assert!(shown.contains(r#"type: "sandwich", type_code: Unknown"#), "{shown}");
     there.release(ReleaseRequest { resource: lock("o").resource }).await.unwrap();
     let gone = here.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap_err();
     assert_eq!((gone.code(), gone.message()), (Code::NotFound, "resource-not-found"));

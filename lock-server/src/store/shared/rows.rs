@@ -2,7 +2,8 @@
 //!
 //! A row without an owner is nobody's. A row of another type than `lock` and
 //! `presence` counts as a lock, as it does in the original's metrics: its owner may
-//! refresh it, others collide, and it expires; only [`Selector::Kind`] passes it over.
+//! refresh it, others collide, and it expires; only [`Selector::Kind`] passes it over,
+//! and clients see the type that it has.
 
 use std::sync::Arc;
 
@@ -69,9 +70,10 @@ pub(super) async fn read(
 pub(super) fn parse(row: &Row) -> Result<Found, Unreadable> {
     let text = |column| row.get::<String>(column);
     let number = |column| row.get::<i64>(column);
-    let kind = match text(3)?.as_str() {
-        "presence" => LockKind::Presence,
-        _ => LockKind::Lock,
+    let (kind, foreign_type) = match text(3)?.as_str() {
+        "lock" => (LockKind::Lock, None),
+        "presence" => (LockKind::Presence, None),
+        foreign => (LockKind::Lock, Some(Arc::from(foreign))),
     };
     let ttl = number(6)?;
     let id = text(5)?;
@@ -88,6 +90,7 @@ pub(super) fn parse(row: &Row) -> Result<Found, Unreadable> {
         id: Arc::from(id),
         index: number(4)?,
         request: None,
+        foreign_type,
     };
     Ok(if ttl <= 0 {
         Found::Dead(held)

@@ -6,13 +6,15 @@
 //! - A claim takes effect as it would alone: the statement is the same for each of
 //!   its rows, and rows are written in the order of their keys, so that two such
 //!   statements wait for each other and never block each other.
-//! - Nobody waits long for somebody else's key: a statement that does not succeed
-//!   within [`WAIT`], because a row is locked, say, is given up, and each of its
-//!   claims is made alone. To make a claim twice is to refresh it.
-//! - After such a failure claims are made alone for [`APART`].
+//! - Nobody waits long for somebody else's key: a statement waits for a locked row for
+//!   a moment only, and if it fails each of its claims is made alone. One that is still
+//!   going on after [`WAIT`] makes room for others, and answers when it ends.
+//! - No claim is made twice, except after an error.
+//! - After such a failure or delay claims are made alone for [`APART`].
 
-use std::{collections::HashSet, mem, time::Duration};
+use std::{collections::HashSet, mem, pin::Pin, time::Duration};
 
+use futures_util::future::join_all;
 use model::lock::{Claim, LockKey};
 use serde::Serialize;
 use storage::server::Server;
@@ -29,7 +31,8 @@ use super::statements::{self, Taken};
 const MOST: usize = 64;
 /// Statements at the same time.
 const AT_ONCE: usize = 2;
-/// How long a statement may take; [`statements`] has how long it waits for a row.
+/// How long a statement keeps others waiting; [`statements`] has how long it waits for
+/// a row.
 const WAIT: Duration = Duration::from_millis(500);
 /// How long claims are made alone after a statement failed.
 const APART: Duration = Duration::from_secs(1);
@@ -76,10 +79,15 @@ impl Ask {
     }
 }
 
-/// What a statement did not answer.
-#[derive(Debug, Default)]
+/// A statement under way: it answers its claims, or ends with those that it failed to
+/// make.
+type Making = Pin<Box<dyn Future<Output = Vec<Ask>> + Send>>;
+
+/// What is not answered yet.
 struct Left {
     asks: Vec<Ask>,
+    /// It goes on.
+    making: Option<Making>,
     has_failed: bool,
 }
 
@@ -105,9 +113,12 @@ pub(super) async fn run(
                 asks.close();
             }
             Some(ended) = together.join_next() => {
-                let Left { asks, has_failed } = ended.map_err(panicked)?;
+                let Left { asks, making, has_failed } = ended.map_err(panicked)?;
                 if has_failed {
                     apart_until = Instant::now() + APART;
+                }
+                if let Some(making) = making {
+                    alone.spawn(go_on(server.clone(), making));
                 }
                 for ask in asks {
                     alone.spawn(claim_alone(server.clone(), ask));
@@ -134,29 +145,40 @@ async fn claim_alone(server: Server, ask: Ask) {
     ask.answer(answer);
 }
 
+/// Waits for a statement that takes long; what it fails to make is made alone.
+async fn go_on(server: Server, making: Making) {
+    let failed = making.await;
+    join_all(failed.into_iter().map(|ask| claim_alone(server.clone(), ask))).await;
+}
+
 /// One statement for the first claim of each key; the others are left.
 async fn claim_together(server: Server, asks: Vec<Ask>) -> Left {
     let mut keys: HashSet<LockKey> = HashSet::with_capacity(asks.len());
     let (first, others): (Vec<_>, Vec<_>) =
         asks.into_iter().partition(|ask| keys.insert(ask.claim.key.clone()));
-    let claimed = async {
-        if let [ask] = first.as_slice() {
-            return Ok(vec![statements::claim(&server, &ask.claim, &ask.id).await?]);
-        }
-        let asked: Vec<_> = first.iter().map(Ask::asked).collect();
-        let text = serde_json::to_string(&asked).expect("texts and numbers");
-        let mut taken = statements::claim_many(&server, text).await?;
-        Ok(first.iter().map(|ask| taken.remove(ask.claim.key.as_str())).collect())
-    };
-    let claimed: Result<Result<Vec<_>, storage::Error>, _> = timeout(WAIT, claimed).await;
-    match claimed {
-        Ok(Ok(answers)) => {
-            first.into_iter().zip(answers).for_each(|(ask, taken)| ask.answer(Ok(taken)));
-            Left { asks: others, has_failed: false }
-        }
-        Ok(Err(_)) | Err(_) => {
-            let asks = first.into_iter().chain(others).collect();
-            Left { asks, has_failed: true }
-        }
+    let mut making: Making = Box::pin(make(server, first));
+    match timeout(WAIT, &mut making).await {
+        Ok(failed) => Left {
+            has_failed: !failed.is_empty(),
+            asks: failed.into_iter().chain(others).collect(),
+            making: None,
+        },
+        Err(_) => Left { has_failed: true, asks: others, making: Some(making) },
     }
+}
+
+/// Makes the claims, no two of one key, and answers them; or returns them.
+async fn make(server: Server, mut asks: Vec<Ask>) -> Vec<Ask> {
+    if asks.len() == 1 {
+        join_all(asks.drain(..).map(|ask| claim_alone(server.clone(), ask))).await;
+        return asks;
+    }
+    let asked: Vec<_> = asks.iter().map(Ask::asked).collect();
+    let text = serde_json::to_string(&asked).expect("texts and numbers");
+    let Ok(mut taken) = statements::claim_many(&server, text).await else { return asks };
+    for ask in asks.drain(..) {
+        let taken = taken.remove(ask.claim.key.as_str());
+        ask.answer(Ok(taken));
+    }
+    asks
 }

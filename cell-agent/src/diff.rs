@@ -10,9 +10,12 @@
 //! packet that is under way in an old chain meets it half taken down, and what
 //! comes back is still there.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::render::table::{Chain, HOOK, Map, NAME, Table, add_elements};
+use crate::{
+    netlink::Order,
+    render::table::{Chain, HOOK, Map, NAME, Table, add_elements},
+};
 
 /// Whether what is no longer used goes in this transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub enum Sweep {
 pub struct Change {
     /// What to send to nft.
     pub script: String,
+    /// The same without nft; empty if it needs nft.
+    pub orders: Vec<Order>,
     /// What the kernel holds after it.
     pub after: Table,
 }
@@ -49,12 +54,17 @@ pub fn diff(applied: &Table, wanted: &Table, sweep: Sweep) -> Vec<Change> {
     let prepared = with_more(applied.clone(), &unused(&after));
     let mut changes = Vec::new();
     if prepared != *applied {
-        changes.push(Change { script: script(applied, &prepared), after: prepared.clone() });
+        changes.push(change(applied, prepared.clone()));
     }
     if after != prepared {
-        changes.push(Change { script: script(&prepared, &after), after });
+        changes.push(change(&prepared, after));
     }
     changes
+}
+
+fn change(applied: &Table, after: Table) -> Change {
+    let orders = orders(applied, &after).unwrap_or_default();
+    Change { script: script(applied, &after), orders, after }
 }
 
 /// The table, and what only the other has.
@@ -125,18 +135,61 @@ fn script(applied: &Table, after: &Table) -> String {
 
 fn map_changes(name: &str, old: &Map, new: &Map) -> String {
     let mut script = String::new();
-    let gone = |(address, chain): &(&_, &String)| new.jumps.get(*address) != Some(*chain);
-    let gone: Vec<String> =
-        old.jumps.iter().filter(gone).map(|(address, _)| address.to_string()).collect();
+    let gone: Vec<String> = gone(old, new).iter().map(IpAddr::to_string).collect();
     if !gone.is_empty() {
         script.push_str(&format!("delete element inet {NAME} {name} {{ {} }}\n", gone.join(", ")));
     }
-    let come = |(address, chain): &(&_, &String)| old.jumps.get(*address) != Some(*chain);
-    let mut come = new.jumps.iter().filter(come).peekable();
-    if come.peek().is_some() {
-        script.push_str(&add_elements(name, come));
+    let come = come(old, new);
+    if !come.is_empty() {
+        script.push_str(&add_elements(name, &come));
     }
     script
+}
+
+/// What has to go from a map; also what only jumps elsewhere.
+fn gone(old: &Map, new: &Map) -> Vec<IpAddr> {
+    let gone = old.jumps.iter().filter(|(address, chain)| new.jumps.get(*address) != Some(*chain));
+    gone.map(|(address, _)| *address).collect()
+}
+
+/// What has to come into it.
+fn come(old: &Map, new: &Map) -> BTreeMap<IpAddr, String> {
+    let come = new.jumps.iter().filter(|(address, chain)| old.jumps.get(*address) != Some(*chain));
+    come.map(|(address, chain)| (*address, chain.clone())).collect()
+}
+
+/// The script without nft, if it has nothing to compile: chains come to lead to
+/// others, maps change, and chains go.
+fn orders(applied: &Table, after: &Table) -> Option<Vec<Order>> {
+    let same_maps = applied.maps.keys().eq(after.maps.keys());
+    if !same_maps || !applied.sets.keys().eq(after.sets.keys()) {
+        return None;
+    }
+    let mut orders = Vec::new();
+    for (name, chain) in &after.chains {
+        if applied.chains.get(name)?.rules == chain.rules {
+            continue;
+        }
+        orders.push(Order::Flush(name.clone()));
+        for rule in &chain.rules {
+            let to = rule.strip_prefix("jump ").filter(|to| !to.contains(' '))?;
+            orders.push(Order::Jump { from: name.clone(), to: to.to_owned() });
+        }
+    }
+    for ((name, old), new) in applied.maps.iter().zip(after.maps.values()) {
+        let (addresses, jumps) = (gone(old, new), come(old, new));
+        if !addresses.is_empty() {
+            orders.push(Order::Forget { map: name.clone(), addresses });
+        }
+        if !jumps.is_empty() {
+            orders.push(Order::Bind { map: name.clone(), jumps });
+        }
+    }
+    // First everything is emptied, so that nothing refers to what is deleted.
+    let gone = || applied.chains.keys().filter(|name| !after.chains.contains_key(*name)).cloned();
+    orders.extend(gone().map(Order::Flush));
+    orders.extend(gone().map(Order::Delete));
+    Some(orders)
 }
 
 /// First everything is emptied, so that nothing refers to what is deleted.
@@ -172,7 +225,7 @@ pub fn replace(wanted: &Table) -> Change {
         wanted.block(),
         wanted.elements()
     );
-    Change { script, after: wanted.clone() }
+    Change { script, orders: Vec::new(), after: wanted.clone() }
 }
 
 /// Takes the table out of the kernel, whether it is there or not.

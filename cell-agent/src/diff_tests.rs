@@ -84,9 +84,37 @@ fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
     }
 }
 
+/// What the kernel makes of orders.
+fn obey(mut table: Table, orders: &[Order]) -> Table {
+    for order in orders {
+        match order.clone() {
+            Order::Flush(chain) => table.chains.get_mut(&chain).unwrap().rules.clear(),
+            Order::Jump { from, to } => {
+                table.chains.get_mut(&from).unwrap().rule(format!("jump {to}"));
+            }
+            Order::Delete(chain) => {
+                let gone = table.chains.remove(&chain).unwrap();
+                assert!(gone.rules.is_empty(), "{chain} holds rules");
+            }
+            Order::Forget { map, addresses } => {
+                let jumps = &mut table.maps.get_mut(&map).unwrap().jumps;
+                assert!(addresses.iter().all(|address| jumps.remove(address).is_some()));
+            }
+            Order::Bind { map, jumps } => {
+                let map = &mut table.maps.get_mut(&map).unwrap().jumps;
+                assert!(jumps.into_iter().all(|(address, to)| map.insert(address, to).is_none()));
+            }
+        }
+    }
+    table
+}
+
 /// One transaction after the other, each as it says of itself.
 fn play_all(mut table: Table, changes: &[Change]) -> Table {
     for change in changes {
+        if !change.orders.is_empty() {
+            assert_eq!(obey(table.clone(), &change.orders), change.after);
+        }
         table = play(table, &change.script);
         assert_eq!(table, change.after);
     }
@@ -130,6 +158,38 @@ proptest! {
         }
         prop_assert!(switches <= 1);
     }
+}
+
+/// The commonest changes need no compiler, and so no process.
+#[test]
+fn what_only_leads_elsewhere_needs_no_nft() {
+    let chain = |rules: &[&str]| Chain {
+        header: String::new(),
+        rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
+    };
+    let table = |policy: &[&str], addresses: &[u8]| {
+        let jump = |n: &u8| (IpAddr::from([10, 0, 0, *n]), "policy".to_owned());
+        let jumps = addresses.iter().map(jump).collect();
+        let chains = [("policy", chain(policy)), ("a", chain(&["accept"])), ("b", chain(&[]))];
+        Table {
+            chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into(),
+            maps: [("policies".to_owned(), Map { key: "ipv4_addr".to_owned(), jumps })].into(),
+            ..Table::default()
+        }
+    };
+    let needs_nft = |from: &Table, to: &Table| {
+        let changes = diff(from, to, Sweep::Now);
+        assert!(!changes.is_empty());
+        changes.iter().any(|change| change.orders.is_empty())
+    };
+    let before = table(&["jump a"], &[1, 2]);
+    assert!(!needs_nft(&before, &table(&["jump b", "jump a"], &[1, 2])));
+    assert!(!needs_nft(&before, &table(&["jump a"], &[2, 3])));
+    assert!(needs_nft(&before, &table(&["accept"], &[1, 2])));
+    let mut without = before.clone();
+    without.chains.remove("b");
+    assert!(!needs_nft(&before, &without));
+    assert!(needs_nft(&without, &before));
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub mod explain;
 pub mod groups;
 pub mod grpc;
 pub mod metrics;
+pub mod netlink;
 mod notice;
 pub mod offline;
 pub mod pass;

@@ -21,7 +21,7 @@ use std::{
 use inotify::{EventMask, Inotify, WatchMask};
 use nix::libc::O_CREAT;
 
-use crate::drift::KernelGeneration;
+use crate::{drift::KernelGeneration, netlink::Line};
 
 /// The lock of the programs of iptables, if the environment names no other.
 const PROGRAMS_LOCK: &str = "/run/xtables.lock";
@@ -31,8 +31,13 @@ const PROGRAMS_LOCK_KEY: &str = "XTABLES_LOCKFILE";
 /// What says whether somebody was at work.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    /// The kernel's number at the mark.
-    Kernel(Option<KernelGeneration>),
+    /// The kernel's number.
+    Kernel {
+        /// Where it is asked for.
+        line: Line,
+        /// At the mark.
+        mark: Option<KernelGeneration>,
+    },
     /// The lock files.
     Locks(Locks),
 }
@@ -40,7 +45,7 @@ pub(crate) enum Notice {
 impl Notice {
     /// By the kernel's number.
     pub(crate) fn by_kernel() -> Self {
-        Self::Kernel(None)
+        Self::Kernel { line: Line::default(), mark: None }
     }
 
     /// By the lock of the programs, and the lock that others on the cell take.
@@ -55,7 +60,7 @@ impl Notice {
     /// Forgets what was before; call it before looking.
     pub(crate) fn mark(&mut self) {
         match self {
-            Self::Kernel(mark) => *mark = KernelGeneration::now().ok(),
+            Self::Kernel { line, mark } => *mark = line.generation(),
             Self::Locks(locks) => locks.mark(),
         }
     }
@@ -63,7 +68,7 @@ impl Notice {
     /// Whether anybody may have changed anything since the mark.
     pub(crate) fn stirred(&mut self) -> bool {
         match self {
-            Self::Kernel(mark) => mark.is_none() || *mark != KernelGeneration::now().ok(),
+            Self::Kernel { line, mark } => mark.is_none() || *mark != line.generation(),
             Self::Locks(locks) => locks.stirred(),
         }
     }

@@ -69,6 +69,9 @@ impl Dropsonde {
     /// garbage collector: private memory for the heap, tasks for goroutines.
     /// Within a tokio runtime.
     pub fn process(&self) {
+        if self.0.is_none() {
+            return;
+        }
         let Memory { private, stack } = memory();
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -308,6 +308,7 @@ fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {
 
 fn prepare(about: &About, log: lager::Control, flags: Vec<Flag>) -> anyhow::Result<Process> {
     crate::tls::install_provider();
+    crate::tls::gather_randomness();
     let (recorder, metrics) = metrics::recorder(about.name, about.version);
     ::metrics::set_global_recorder(recorder)
         .map_err(|error| anyhow::anyhow!("installing the metrics recorder: {error}"))?;

@@ -4,7 +4,8 @@
 //! One call is one process and one transaction: all of a script is in force
 //! after it, or nothing (law 8). nft reads the whole script before it looks at
 //! the kernel, so the process for the next script is started ahead and waits for
-//! it: starting it would take as long as a small change.
+//! it: starting it would take as long as a small change. What needs no compiler
+//! does not come here at all ([`crate::netlink`]).
 
 pub mod iptables;
 pub mod isolate;

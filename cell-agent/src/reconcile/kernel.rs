@@ -10,6 +10,7 @@ use crate::{
     apply::{Error, Nft},
     diff::{Change, Sweep, diff, replace, suspect},
     drift::{KernelGeneration, fingerprint},
+    netlink::{Line, Order},
     plan::Ruleset,
     render::{nftables::render, table::Table},
     state::StateDirectory,
@@ -35,6 +36,8 @@ enum Scope {
 #[derive(Debug)]
 pub struct Kernel {
     nft: Nft,
+    /// For what needs no nft.
+    line: Line,
     state: StateDirectory,
     belief: Belief,
     /// What is wanted, without leftovers that are still in the kernel.
@@ -79,6 +82,7 @@ impl Kernel {
     pub fn new(nft: Nft, state: StateDirectory) -> Self {
         Self {
             nft,
+            line: Line::default(),
             state,
             belief: Belief::Strange(String::new()),
             wanted: Table::default(),
@@ -92,7 +96,7 @@ impl Kernel {
     /// Finds out what an earlier process left, and believes the state file if the
     /// kernel still looks as it did then.
     pub(super) async fn recover(&mut self) -> Result<(), Error> {
-        let generation = KernelGeneration::now().ok();
+        let generation = self.line.generation();
         let Some(listing) = self.nft.list().await? else {
             self.belief = Belief::Known(Table::default());
             self.generation = generation;
@@ -190,7 +194,7 @@ impl Kernel {
 
     /// Writes everything again, in place if that can be.
     async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
-        let salt = KernelGeneration::now().map(KernelGeneration::salt).unwrap_or_default();
+        let salt = self.line.generation().map(KernelGeneration::salt).unwrap_or_default();
         let wanted = render(ruleset, &salt);
         let in_place = diff(&suspect(listing, &wanted), &wanted, Sweep::Later);
         match self.commit(in_place, Scope::Everything).await {
@@ -210,17 +214,13 @@ impl Kernel {
     /// Commits one transaction after the other.
     async fn commit(&mut self, changes: Vec<Change>, scope: Scope) -> Result<(), Error> {
         let mut right = scope == Scope::Everything || self.alone();
-        for Change { script, after } in changes {
-            let before = KernelGeneration::now().ok();
+        for Change { script, orders, after } in changes {
+            let before = self.line.generation();
             right &= scope == Scope::Everything || before == self.generation;
-            if let Err(error) = self.nft.apply(&script).await {
-                // It may have come through all the same: rely on nothing.
-                if matches!(error, Error::Hangs | Error::Run { .. }) {
-                    self.generation = None;
-                }
-                return Err(error);
+            if !self.order(orders, before).await {
+                self.apply(&script).await?;
             }
-            let now = KernelGeneration::now().ok();
+            let now = self.line.generation();
             let rehearses = self.nft.rehearsed().is_some();
             right &= now.zip(before).is_some_and(|(now, before)| {
                 if rehearses { now == before } else { now.follows(before) }
@@ -231,6 +231,27 @@ impl Kernel {
             self.committed_at = Instant::now();
         }
         Ok(())
+    }
+
+    async fn apply(&mut self, script: &str) -> Result<(), Error> {
+        let applied = self.nft.apply(script).await;
+        // It may have come through all the same: rely on nothing.
+        if let Err(Error::Hangs | Error::Run { .. }) = &applied {
+            self.generation = None;
+        }
+        applied
+    }
+
+    /// Whether orders are in force; if not, it is for nft to try, and to say why
+    /// not.
+    async fn order(&mut self, orders: Vec<Order>, before: Option<KernelGeneration>) -> bool {
+        let Some(before) = before else { return false };
+        if orders.is_empty() || self.nft.rehearsed().is_some() {
+            return false;
+        }
+        let Err(error) = self.line.commit(orders, before).await else { return true };
+        tracing::info!(error = %error, "kernel-does-not-take-orders.asking-nft");
+        false
     }
 
     /// Whether the kernel would take this ruleset, if there were none.
@@ -278,8 +299,8 @@ impl Kernel {
     }
 
     /// Whether nobody else changed anything since our last transaction.
-    fn alone(&self) -> bool {
-        self.generation.is_some() && self.generation == KernelGeneration::now().ok()
+    fn alone(&mut self) -> bool {
+        self.generation.is_some() && self.generation == self.line.generation()
     }
 
     async fn remember(&self, fingerprint: &str) {
@@ -302,7 +323,7 @@ impl Kernel {
     /// from then on. Not thoroughly means only if anybody changed anything.
     pub(super) async fn has_strayed(&mut self, thoroughly: bool) -> Result<bool, Error> {
         let Some(settled) = &mut self.settled else { return Ok(false) };
-        let generation = KernelGeneration::now().ok();
+        let generation = self.line.generation();
         if !thoroughly && generation.is_some() && generation == settled.generation {
             return Ok(false);
         }

@@ -169,6 +169,17 @@ pub fn install_provider() {
     let _already_installed = aws_lc_rs::default_provider().install_default();
 }
 
+/// Has the library gather its first randomness, on a thread of its own: on some
+/// machines that takes longer than all the rest of a start, and the first
+/// handshake would wait for it. Nobody waits for the thread; who needs randomness
+/// meanwhile waits within the library.
+pub(crate) fn gather_randomness() {
+    let random = aws_lc_rs::default_provider().secure_random;
+    // A failure is told to whoever needs it.
+    let gather = move || _ = random.fill(&mut [0; 1]);
+    let _no_thread = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);
+}
+
 fn server_config(files: &Files, alpn: Alpn) -> Result<Arc<ServerConfig>, Error> {
     let Material { roots, chain, key } = Material::load(files)?;
     let provider = Arc::new(server_provider());

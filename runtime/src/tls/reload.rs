@@ -76,10 +76,8 @@ impl<T: Send + Sync + 'static> Live<T> {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            let files_to_look_at = Arc::clone(&files);
-            let Some(look) = blocking(move || look_at(&files_to_look_at)).await else {
-                return;
-            };
+            // Handing this to another thread would cost more than the looks.
+            let look = look_at(&files);
             let settled = std::mem::replace(&mut last_look, look.clone()) == look;
             if !settled || handled == look {
                 continue;

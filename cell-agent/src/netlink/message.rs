@@ -1,0 +1,383 @@
+//! Messages to nf_tables as bytes (`linux/netfilter/nf_tables.h`), and what the
+//! kernel answers. Pure.
+
+use std::{collections::BTreeMap, io, net::IpAddr};
+
+use crate::{drift::KernelGeneration, render::table::NAME};
+
+/// What the kernel is told without nft: no rule that would have to be compiled.
+/// All of it concerns our table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Takes all rules out of a chain.
+    Flush(String),
+    /// Adds the rule to the end of a chain that jumps to another.
+    Jump {
+        /// In which chain.
+        from: String,
+        /// Where to.
+        to: String,
+    },
+    /// Deletes an empty chain.
+    Delete(String),
+    /// Takes elements out of a map of verdicts.
+    Forget {
+        /// The map.
+        map: String,
+        /// Their keys.
+        addresses: Vec<IpAddr>,
+    },
+    /// Adds elements that jump to a map of verdicts.
+    Bind {
+        /// The map.
+        map: String,
+        /// Where each address jumps to.
+        jumps: BTreeMap<IpAddr, String>,
+    },
+}
+
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u8 = 10;
+/// `NFPROTO_INET`.
+const INET: u8 = 1;
+
+/// Types of messages; those of nf_tables are in its subsystem.
+const ERROR: u16 = 2;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const fn of_subsystem(kind: u8) -> u16 {
+    u16::from_be_bytes([SUBSYSTEM, kind])
+}
+const DELETE_CHAIN: u16 = of_subsystem(5);
+const NEW_RULE: u16 = of_subsystem(6);
+const DELETE_RULE: u16 = of_subsystem(8);
+const NEW_ELEMENT: u16 = of_subsystem(12);
+const DELETE_ELEMENT: u16 = of_subsystem(14);
+const NEW_GENERATION: u16 = of_subsystem(15);
+const GET_GENERATION: u16 = of_subsystem(16);
+
+/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE`, `NLM_F_APPEND`.
+const REQUEST: u16 = 1;
+const CONFIRM: u16 = 4;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+/// `NFT_JUMP`.
+const JUMP: i32 = -3;
+/// `NFTA_GEN_ID`, and `NFNL_BATCH_GENID`.
+const GENERATION_ID: u16 = 1;
+/// A netlink header, and the netfilter header behind it.
+const HEADER: usize = 16;
+const HEADERS: usize = HEADER + 4;
+/// An attribute has at most 64 KiB; an element takes about a hundred bytes.
+const ELEMENTS_MOST: usize = 256;
+
+/// Bytes in the making.
+#[derive(Debug, Default)]
+struct Draft(Vec<u8>);
+
+/// The question for the kernel's number.
+pub(super) fn ask_generation() -> Vec<u8> {
+    let mut draft = Draft::default();
+    draft.message(GET_GENERATION, REQUEST, 0, 0, |_| {});
+    draft.0
+}
+
+/// One transaction, for the kernel as it is in this generation.
+pub(super) fn batch(orders: &[Order], generation: KernelGeneration) -> Vec<u8> {
+    let mut draft = Draft::default();
+    draft.message(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, |draft| {
+        draft.attribute(GENERATION_ID, |draft| draft.bytes(&generation.number().to_be_bytes()));
+    });
+    let mut last = 0;
+    for order in orders {
+        last = draft.order(order);
+    }
+    // The last is confirmed when all are in force.
+    if let Some(flags) = draft.0.get_mut(last + 6..last + 8) {
+        let all = u16::from_ne_bytes([flags[0], flags[1]]) | CONFIRM;
+        flags.copy_from_slice(&all.to_ne_bytes());
+    }
+    draft.message(BATCH_END, REQUEST, 0, SUBSYSTEM, |_| {});
+    draft.0
+}
+
+impl Draft {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn message(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u8,
+        body: impl FnOnce(&mut Self),
+    ) {
+        let start = self.0.len();
+        self.bytes(&[0; 4]);
+        self.bytes(&kind.to_ne_bytes());
+        self.bytes(&flags.to_ne_bytes());
+        // Sequence and sender are the kernel's to fill in, and the netfilter
+        // header's version is 0.
+        self.bytes(&[0; 8]);
+        self.bytes(&[family, 0, 0, resource]);
+        body(self);
+        let length = u32::try_from(self.0.len() - start).expect("a few kilobytes");
+        self.0[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    fn attribute(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+        let start = self.0.len();
+        self.bytes(&[0; 2]);
+        self.bytes(&kind.to_ne_bytes());
+        body(self);
+        let length = u16::try_from(self.0.len() - start).expect("lists are cut to fit");
+        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+        self.attribute(NESTED | kind, body);
+    }
+
+    fn text(&mut self, kind: u16, text: &str) {
+        self.attribute(kind, |draft| {
+            draft.bytes(text.as_bytes());
+            draft.bytes(&[0]);
+        });
+    }
+
+    /// Where the last of its messages begins.
+    fn order(&mut self, order: &Order) -> usize {
+        let start = self.0.len();
+        match order {
+            // A chain without a rule's handle stands for all of its rules.
+            Order::Flush(chain) => {
+                self.message(DELETE_RULE, REQUEST, INET, 0, |draft| draft.rule_of(chain));
+            }
+            Order::Jump { from, to } => {
+                self.message(NEW_RULE, REQUEST | CREATE | APPEND, INET, 0, |draft| {
+                    draft.rule_of(from);
+                    draft.nested(4, |draft| draft.nested(1, |draft| draft.immediate(to)));
+                });
+            }
+            Order::Delete(chain) => self.message(DELETE_CHAIN, REQUEST, INET, 0, |draft| {
+                draft.text(1, NAME);
+                draft.text(3, chain);
+            }),
+            Order::Forget { map, addresses } => {
+                let elements: Vec<_> = addresses.iter().map(|address| (address, None)).collect();
+                return self.elements(DELETE_ELEMENT, REQUEST, map, &elements);
+            }
+            Order::Bind { map, jumps } => {
+                let elements: Vec<_> =
+                    jumps.iter().map(|(address, to)| (address, Some(to.as_str()))).collect();
+                return self.elements(NEW_ELEMENT, REQUEST | CREATE, map, &elements);
+            }
+        }
+        start
+    }
+
+    fn rule_of(&mut self, chain: &str) {
+        self.text(1, NAME);
+        self.text(2, chain);
+    }
+
+    /// The expression that sets the verdict register.
+    fn immediate(&mut self, to: &str) {
+        self.text(1, "immediate");
+        self.nested(2, |draft| {
+            draft.attribute(1, |draft| draft.bytes(&0_u32.to_be_bytes()));
+            draft.nested(2, |draft| draft.verdict(to));
+        });
+    }
+
+    fn verdict(&mut self, to: &str) {
+        self.nested(2, |draft| {
+            draft.attribute(1, |draft| draft.bytes(&JUMP.to_be_bytes()));
+            draft.text(2, to);
+        });
+    }
+
+    /// Where the last message begins.
+    fn elements(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        map: &str,
+        elements: &[(&IpAddr, Option<&str>)],
+    ) -> usize {
+        let mut start = self.0.len();
+        for part in elements.chunks(ELEMENTS_MOST) {
+            start = self.0.len();
+            self.message(kind, flags, INET, 0, |draft| {
+                draft.text(1, NAME);
+                draft.text(2, map);
+                draft.nested(3, |draft| {
+                    part.iter().for_each(|(address, to)| draft.element(**address, *to));
+                });
+            });
+        }
+        start
+    }
+
+    fn element(&mut self, address: IpAddr, to: Option<&str>) {
+        self.nested(1, |draft| {
+            draft.nested(1, |draft| {
+                draft.attribute(1, |draft| match address {
+                    IpAddr::V4(address) => draft.bytes(&address.octets()),
+                    IpAddr::V6(address) => draft.bytes(&address.octets()),
+                });
+            });
+            if let Some(to) = to {
+                draft.nested(2, |draft| draft.verdict(to));
+            }
+        });
+    }
+}
+
+/// What the kernel said to a batch, as far as it was read.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    confirmed: bool,
+    error: Option<i32>,
+}
+
+impl Answer {
+    /// Reads one datagram.
+    pub(super) fn read(&mut self, mut datagram: &[u8]) {
+        while let Some((length, kind)) = head(datagram) {
+            let code = datagram.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
+            if let (ERROR, Some(code)) = (kind, code) {
+                match i32::from_ne_bytes(code) {
+                    0 => self.confirmed = true,
+                    code => self.error = self.error.or(Some(-code)),
+                }
+            }
+            datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+
+    /// Whether all is in force.
+    pub(super) fn outcome(&self) -> io::Result<()> {
+        match (self.error, self.confirmed) {
+            (Some(code), _) => Err(io::Error::from_raw_os_error(code)),
+            (None, true) => Ok(()),
+            (None, false) => Err(io::Error::other("the kernel does not confirm the transaction")),
+        }
+    }
+}
+
+/// Length and type of the message that begins here.
+fn head(datagram: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?);
+    let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
+    Some((usize::try_from(length).ok().filter(|length| *length >= HEADER)?, kind))
+}
+
+/// Reads the number out of the kernel's answer.
+pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
+    let (_, kind) = head(answer)?;
+    if kind != NEW_GENERATION {
+        return None;
+    }
+    let mut attributes = answer.get(HEADERS..)?;
+    while attributes.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes(attributes[..2].try_into().ok()?));
+        let kind = u16::from_ne_bytes(attributes[2..4].try_into().ok()?);
+        let value = attributes.get(4..length)?;
+        if kind == GENERATION_ID {
+            return Some(KernelGeneration::new(u32::from_be_bytes(value.try_into().ok()?)));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_number_is_read() {
+        let mut answer = vec![0; HEADERS];
+        answer[..4].copy_from_slice(&36_u32.to_ne_bytes());
+        answer[4..6].copy_from_slice(&NEW_GENERATION.to_ne_bytes());
+        answer.extend([6_u16.to_ne_bytes(), 3_u16.to_ne_bytes()].concat());
+        answer.extend(*b"x\0\0\0");
+        answer.extend([8_u16.to_ne_bytes(), GENERATION_ID.to_ne_bytes()].concat());
+        answer.extend(77_u32.to_be_bytes());
+        assert_eq!(generation(&answer), Some(KernelGeneration::new(77)));
+        for length in 0..answer.len() {
+            assert_eq!(generation(&answer[..length]), None, "cut at {length}");
+        }
+    }
+
+    fn answer(codes: &[i32]) -> Answer {
+        let mut answer = Answer::default();
+        for code in codes {
+            let mut datagram = vec![0; HEADERS];
+            datagram[..4].copy_from_slice(&20_u32.to_ne_bytes());
+            datagram[4..6].copy_from_slice(&ERROR.to_ne_bytes());
+            datagram[HEADER..].copy_from_slice(&code.to_ne_bytes());
+            answer.read(&datagram);
+            answer.read(&datagram[..HEADER]);
+        }
+        answer
+    }
+
+    #[test]
+    fn only_what_is_confirmed_and_not_refused_is_in_force() {
+        answer(&[0]).outcome().unwrap();
+        assert!(answer(&[]).outcome().is_err());
+        for codes in [&[-16, 0][..], &[0, -16], &[-16]] {
+            assert_eq!(answer(codes).outcome().unwrap_err().raw_os_error(), Some(16));
+        }
+    }
+
+    /// Each message begins where the one before ends, and all attributes in it
+    /// have their place; the last before the end is to be confirmed.
+    #[test]
+    fn a_batch_is_well_formed() {
+        let address = |n: u32| IpAddr::from((0x0aff_0000 + n).to_be_bytes());
+        let orders = [
+            Order::Flush("policy-a".to_owned()),
+            Order::Jump { from: "policy-a".to_owned(), to: "rules-a".to_owned() },
+            Order::Forget { map: "policies".to_owned(), addresses: vec![address(1)] },
+            Order::Bind {
+                map: "policies".to_owned(),
+                jumps: (2..602).map(|n| (address(n), "policy-a".to_owned())).collect(),
+            },
+            Order::Delete("rules-b".to_owned()),
+        ];
+        let batch = batch(&orders, KernelGeneration::new(7));
+        let (mut rest, mut kinds, mut flags) = (batch.as_slice(), Vec::new(), Vec::new());
+        while let Some((length, kind)) = head(rest) {
+            kinds.push(kind);
+            flags.push(u16::from_ne_bytes([rest[6], rest[7]]) & CONFIRM);
+            well_formed(&rest[HEADERS..length]);
+            rest = &rest[length..];
+        }
+        assert!(rest.is_empty());
+        let elements = [NEW_ELEMENT; 3];
+        let begin = [BATCH_BEGIN, DELETE_RULE, NEW_RULE, DELETE_ELEMENT];
+        assert_eq!(kinds, [&begin[..], &elements, &[DELETE_CHAIN, BATCH_END]].concat());
+        assert_eq!(flags, [0, 0, 0, 0, 0, 0, 0, CONFIRM, 0]);
+    }
+
+    fn well_formed(mut attributes: &[u8]) {
+        while !attributes.is_empty() {
+            let length = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
+            let kind = u16::from_ne_bytes([attributes[2], attributes[3]]);
+            assert!(length > 4, "{attributes:?}");
+            if kind & NESTED != 0 {
+                well_formed(&attributes[4..length]);
+            }
+            attributes = &attributes[length.next_multiple_of(4)..];
+        }
+    }
+}

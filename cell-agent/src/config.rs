@@ -234,6 +234,11 @@ pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<DataPlane> {
     }
 }
 
+/// The most that the modules `limit` and `hashlimit` of iptables count in a second,
+/// and also the largest burst.
+const LOGS_MOST: u32 = 10_000;
+const CONNECTIONS_MOST: u32 = 1_000_000;
+
 /// The network of silk's own job, for a file that names none.
 const OVERLAY: &str = "10.255.0.0/16";
 
@@ -248,8 +253,8 @@ pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
     let disable_network_policy = keys.or("disable_container_network_policy", false);
     let deny_networks = keys.section::<DenyNetworks>("deny_networks");
     let log_all = keys.or("iptables_asg_logging", false);
-    let denied_logs_per_second = rate(keys, "iptables_denied_logs_per_sec", 1);
-    let udp_logs_per_second = rate(keys, "iptables_accepted_udp_logs_per_sec", 100);
+    let denied_logs_per_second = rate(keys, "iptables_denied_logs_per_sec", 1, LOGS_MOST);
+    let udp_logs_per_second = rate(keys, "iptables_accepted_udp_logs_per_sec", 100, LOGS_MOST);
     let connection_limit = keys.section::<OutboundConnections>("outbound_connections");
     Some(Settings {
         overlay: overlay?,
@@ -280,8 +285,8 @@ impl Configure for OutboundConnections {
         keys.ignore(&["dry_run"]);
         let limit = keys.or("limit", false);
         let log = keys.or("logging", false);
-        let burst = rate(keys, "burst", 1000);
-        let per_second = rate(keys, "rate_per_sec", 100);
+        let burst = rate(keys, "burst", 1000, CONNECTIONS_MOST);
+        let per_second = rate(keys, "rate_per_sec", 100, CONNECTIONS_MOST);
         let connections = ConnectionLimit { per_second: per_second?, burst: burst?, log: log? };
         Some(Self(limit?.then_some(connections)))
     }
@@ -335,10 +340,16 @@ fn texts<T>(
     Some(values)
 }
 
-fn rate(keys: &mut Reader<'_>, key: &'static str, default: u32) -> Option<u32> {
+/// A number from 1 to what the packet filter takes: it would refuse every container's
+/// rules for more.
+fn rate(keys: &mut Reader<'_>, key: &'static str, default: u32, most: u32) -> Option<u32> {
     let rate = keys.or(key, default)?;
     if rate == 0 {
         keys.problem(key, "must not be zero");
+        return None;
+    }
+    if rate > most {
+        keys.problem(key, format_args!("must be at most {most}"));
         return None;
     }
     Some(rate)

@@ -112,6 +112,25 @@ fn a_limit_that_is_off_is_none() {
 }
 
 #[test]
+fn a_limit_that_no_packet_filter_counts_is_told() {
+    for (key, most) in [
+        ("iptables_denied_logs_per_sec", 10_000),
+        ("iptables_accepted_udp_logs_per_sec", 10_000),
+        ("outbound_connections.burst", 1_000_000),
+        ("outbound_connections.rate_per_sec", 1_000_000),
+    ] {
+        let with = |number: u32| match key.split_once('.') {
+            Some((section, key)) => read(&format!(r#","{section}":{{"{key}":{number}}}"#)),
+            None => read(&format!(r#","{key}":{number}"#)),
+        };
+        with(most).unwrap();
+        let problems = with(most + 1).unwrap_err();
+        let told = format!("{key}: must be at most {most} ");
+        assert!(problems[0].starts_with(&told), "{problems:?}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_with_their_keys() {
     let problems = parse::<Config>(
         r#"{"overlay_network":"10.255.0.0","iptables_denied_logs_per_sec":0,"asg_poll_interval":0,

@@ -215,7 +215,8 @@ impl Cell {
             enforced = self.enforced.borrow().clone();
         }
         if let Some(error) = failure(&enforced, reading) {
-            return Err(error);
+            let untold = || "no security groups are known yet".to_owned();
+            return Err(known.map_or_else(|| refreshed.err().unwrap_or_else(untold), |_| error));
         }
         if let Some(reason) = enforced.waiting.get(&handle) {
             return Err(reason.clone());

@@ -125,6 +125,8 @@ fn parse_probe(request: &ExplainRequest) -> Result<Probe, String> {
     let destination: IpAddr = destination
         .parse()
         .map_err(|_| format!("destination: {destination:?} is not an address"))?;
+    // What a packet to it says.
+    let destination = destination.to_canonical();
     let port = || u16::try_from(*port).map_err(|_| format!("port: {port} is more than 65535"));
     let byte = |name: &str, value: u32| {
         u8::try_from(value).map_err(|_| format!("{name}: {value} is more than 255"))

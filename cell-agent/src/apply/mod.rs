@@ -12,6 +12,7 @@ pub mod isolate;
 
 use std::{
     io,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
@@ -115,7 +116,13 @@ impl Program {
             child.wait_with_output().await
         };
         let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_elapsed| Error::Hangs)?;
-        output.map_err(|source| Error::Run { program: self.name(), source })
+        let failed = |source| Error::Run { program: self.name(), source };
+        let output = output.map_err(failed)?;
+        // Who is killed has not refused anything.
+        match output.status.signal() {
+            Some(_) => Err(failed(io::Error::other(format!("it ended with {}", output.status)))),
+            None => Ok(output),
+        }
     }
 
     fn name(&self) -> String {
@@ -225,8 +232,6 @@ fn first_error(stderr: &str, output: &Output) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt as _;
-
     use super::*;
 
     fn output(code: i32, stderr: &str) -> Output {
@@ -254,17 +259,33 @@ mod tests {
         assert!(matches!(read(&output(1, stderr)), Err(Error::Permission)));
     }
 
+    /// A program that does this.
+    fn script(directory: &tempfile::TempDir, command: &str) -> PathBuf {
+        let path = directory.path().join("nft");
+        std::fs::write(&path, format!("#!/bin/sh\n{command}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).unwrap();
+        path
+    }
+
     /// More than a pipe holds, so that writing is what hangs.
     #[tokio::test(start_paused = true)]
     async fn a_program_that_does_not_read_is_given_up() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("nft");
-        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        let path = script(&directory, "exec sleep 600");
         let script = "#".repeat(1 << 20);
         let error = Nft::new(&path).apply(&script).await.unwrap_err();
         assert!(matches!(error, Error::Hangs), "{error}");
+    }
+
+    /// Nobody knows what the kernel has then.
+    #[tokio::test]
+    async fn a_program_that_is_killed_refuses_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = script(&directory, "kill -9 $$");
+        let error = Nft::new(&path).apply("").await.unwrap_err();
+        let Error::Run { source, .. } = &error else { panic!("{error}") };
+        assert!(source.to_string().contains("signal: 9"), "{source}");
     }
 
     #[tokio::test]

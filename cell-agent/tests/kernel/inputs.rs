@@ -121,6 +121,9 @@ fn without_its_state_the_agent_keeps_what_the_kernel_has() {
         let (mut cell, prober) = cell(&lab, json!({})).await;
         restart_unknowing(&mut cell, lose_the_groups).await;
         assert!(cell.log.text().contains("state-unreadable"));
+        let (status, body) = cell.force("c1").await;
+        assert_eq!(status, 500);
+        assert!(body.ends_with("c1: no security groups are known yet"), "{body}");
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
         cell.store.up().await;
         eventually("the store is watched", async || cell.status().await.store_connected).await;

@@ -1,8 +1,9 @@
-//! What the kernel refuses, by its names in the inputs.
+//! What is left out, by its names in the inputs: because the kernel refuses it, or
+//! because it cannot be read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use model::ids::GroupGuid;
+use model::{ids::GroupGuid, rule::Unenforceable};
 
 use super::Attempt;
 use crate::{
@@ -75,11 +76,50 @@ pub(super) fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
     }
 }
 
+/// Says which rules, or parts of them, cannot be read; once, when they appear.
+pub(super) fn tell_unreadable(before: &Ruleset, after: &Ruleset) {
+    let told = unreadable(before);
+    for (at, problems) in unreadable(after) {
+        if told.get(&at) == Some(&problems) {
+            continue;
+        }
+        let (group, rule) = at;
+        let more = match problems.len() {
+            1 => String::new(),
+            several => format!(", and {} more", several - 1),
+        };
+        tracing::error!(
+            "security-group" = %group,
+            rule,
+            containers = runtime::lager::json(&concerned(after, group)),
+            error = format_args!("{}{more}", problems[0]),
+            "rule-isolated"
+        );
+    }
+}
+
+/// What is wrong with each rule that cannot be read; at least one thing.
+fn unreadable(ruleset: &Ruleset) -> BTreeMap<(&GroupGuid, usize), Vec<&Unenforceable>> {
+    let mut unreadable = BTreeMap::new();
+    for policy in ruleset.policies.values() {
+        let mut own = BTreeMap::<_, Vec<_>>::new();
+        for (problem, at) in &policy.rules.isolated {
+            own.entry((&at.group, at.rule)).or_default().push(problem);
+        }
+        // Another policy with the same group says the same.
+        unreadable.extend(own);
+    }
+    unreadable
+}
+
 /// The containers that have rules of a group, as far as a log line holds them.
 fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
     let has = |standing: &_| match standing {
         Standing::Bound(belongs) => {
-            ruleset.policies[belongs].rules.permits.iter().any(|(_, source)| source.group == *group)
+            let rules = &ruleset.policies[belongs].rules;
+            let permits = rules.permits.iter().map(|(_, source)| source);
+            let mut all = permits.chain(rules.isolated.iter().map(|(_, source)| source));
+            all.any(|source| source.group == *group)
         }
         _ => false,
     };

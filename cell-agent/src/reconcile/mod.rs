@@ -39,7 +39,7 @@ pub use kernel::Kernel;
 pub use once::{Outcome, Rehearsed};
 pub use plane::Plane;
 
-use culprits::{is_same, refuse, tell, units};
+use culprits::{is_same, refuse, tell, tell_unreadable, units};
 use enforced::difference;
 
 use crate::{
@@ -252,6 +252,7 @@ impl Reconciler {
             Ok((ruleset, changed)) => {
                 self.failures = 0;
                 self.told = Refused::default();
+                tell_unreadable(&before, &ruleset);
                 if changed {
                     self.changed(started, &before, &ruleset, &attempt);
                 }

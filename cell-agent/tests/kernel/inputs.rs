@@ -150,6 +150,37 @@ async fn torn_at_the_start(plane: Plane, lab: Lab) {
     cell.stop().await;
 }
 
+/// Law 6: by name, and once.
+#[test]
+fn a_rule_that_cannot_be_read_is_told_when_it_appears() {
+    lab(async |lab| {
+        let (mut cell, prober) = cell(&lab, json!({})).await;
+        let bad = all("10.9.0.0/255.255.0.0,10.1.0.0/16,x");
+        let told = || {
+            let text = cell.log.text();
+            text.lines().filter(|line| line.contains("rule-isolated")).count()
+        };
+        for (more, expected) in [("10.2.0.0/16", 1), ("10.3.0.0/16", 1)] {
+            cell.store.set(vec![bound("g1", "s1", vec![all(more), bad.clone()])]);
+            cell.caught_up().await;
+            assert_eq!(told(), expected);
+            assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+        }
+        let line = cell.log.data_of("cfnetworking.vxlan-policy-agent.rule-isolated").unwrap();
+        assert_eq!((&line["security-group"], &line["rule"]), (&json!("g1"), &json!(1)));
+        assert_eq!(line["containers"], json!(["c1"]));
+        let error = "destination \"10.9.0.0/255.255.0.0\" is not a CIDR with a prefix length";
+        assert_eq!(line["error"], json!(format!("{error}, and 1 more")));
+        // Mended and broken again, it is told again.
+        cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16")])]);
+        cell.caught_up().await;
+        cell.store.set(vec![bound("g1", "s1", vec![all("10.2.0.0/16"), bad.clone()])]);
+        cell.caught_up().await;
+        assert_eq!(told(), 2);
+        cell.stop().await;
+    });
+}
+
 /// How many changes, and how long they take together.
 fn burst() -> (u32, Duration) {
     let changes = env::var("PORTCULLIS_BURST_CHANGES").map_or(1_000, |text| text.parse().unwrap());

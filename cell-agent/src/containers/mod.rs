@@ -90,6 +90,8 @@ impl Snapshot {
         let Value::Object(entry) = entry else {
             return Err("it is not an object".to_owned());
         };
+        // Also where nobody gets it: it is denied, then.
+        self.claimed.extend(address(entry).ok());
         let handle = text(entry, "handle").unwrap_or(key);
         let handle = ContainerHandle::parse(handle).map_err(|error| error.to_string())?;
         match self.containers.entry(handle.clone()) {
@@ -107,7 +109,6 @@ impl Snapshot {
         let mut owners: BTreeMap<IpAddr, Vec<ContainerHandle>> = BTreeMap::new();
         for container in self.containers.values() {
             if let Ok(address) = container.address {
-                self.claimed.insert(address);
                 owners.entry(address).or_default().push(container.handle.clone());
             }
         }
@@ -125,19 +126,11 @@ impl Snapshot {
 
 impl Container {
     fn read(handle: ContainerHandle, entry: &Map<String, Value>) -> Self {
-        let address = match text(entry, "ip") {
-            None => Err("it has no address".to_owned()),
-            Some(ip) => match ip.parse::<IpAddr>() {
-                // An IPv4 address may be written as IPv6.
-                Ok(address) => Ok(address.to_canonical()),
-                Err(_) => Err(format!("the address {ip:?} is not an IP address")),
-            },
-        };
         let empty = Map::new();
         let metadata = entry.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
         Self {
             handle,
-            address,
+            address: address(entry),
             belongs: belongs(metadata),
             ignored: ["policy_group_id", "space_id"]
                 .iter()
@@ -147,6 +140,14 @@ impl Container {
             log_config: text(metadata, "log_config").unwrap_or_default().to_owned(),
         }
     }
+}
+
+/// An IPv4 address may be written as IPv6.
+fn address(entry: &Map<String, Value>) -> Result<IpAddr, String> {
+    let ip = text(entry, "ip").ok_or("it has no address")?;
+    let address: Result<IpAddr, _> = ip.parse();
+    let address = address.map_err(|_| format!("the address {ip:?} is not an IP address"))?;
+    Ok(address.to_canonical())
 }
 
 /// Without a policy group id a container is none of the original's business;
@@ -223,6 +224,10 @@ mod tests {
         assert!(read("c4").address.as_ref().unwrap_err().contains("\"x\""));
         assert!(read("c6").address.is_err());
         assert!(read("c7").address.is_ok() && read("c7").belongs.is_ok());
+        let unusable = parse(
+            r#"{"c\n":{"ip":"10.0.0.9"},"a":{"ip":"10.0.0.8"},"b":{"handle":"a","ip":"10.0.0.7"}}"#,
+        );
+        assert_eq!((unusable.problems.len(), unusable.claimed.len()), (2, 3));
         let mapped = parse(r#"{"c":{"ip":"::ffff:10.255.1.5"}}"#);
         assert_eq!(mapped.claimed, BTreeSet::from(["10.255.1.5".parse().unwrap()]));
     }

@@ -19,7 +19,9 @@ use tonic::codegen::http::StatusCode;
 use crate::{
     agent::{Cell, all, app, eventually, global},
     lab::lab,
+    packets::{Fate, connection},
     silk::BACKENDS,
+    stage::{C1, CLOSED, OPEN, cell},
 };
 
 /// In the order of the CNI plugin (contracts/cell-agent.md 3): the store entry,
@@ -65,6 +67,61 @@ fn a_container_comes_and_goes_in_the_plugins_order() {
                     (200, format!("cleaned up ASGs for container {HANDLE}"))
                 );
                 assert_eq!(silk.ours(), Vec::<String>::new(), "nothing of it is left");
+            }
+            cell.stop().await;
+        });
+    }
+}
+
+/// What an agent leaves that is stopped on its way (contract 2.7, cases 29, 31, 44),
+/// ours or the original, done to the chains of c1 while there is none.
+const LEFT: [&[&str]; 6] = [
+    // A candidate beside the chain, empty and filled.
+    &["-N casg-c1", "-I netout--c1 1 -j casg-c1"],
+    &["-N casg-c1", "-I netout--c1 1 -j casg-c1", "-A casg-c1 -j REJECT"],
+    // The candidate alone.
+    &[
+        "-D netout--c1 -j asg-c1",
+        "-F asg-c1",
+        "-X asg-c1",
+        "-N casg-c1",
+        "-I netout--c1 1 -j casg-c1",
+        "-A casg-c1 -j ACCEPT",
+    ],
+    // A chain without its jump, and a jump to an empty one.
+    &["-D netout--c1 -j asg-c1"],
+    &["-F asg-c1"],
+    // Rules of the CNI plugin's own, from when others filtered, and somebody's chain.
+    &[
+        "-D netout--c1 -j asg-c1",
+        "-F asg-c1",
+        "-X asg-c1",
+        "-I netout--c1 1 -j ACCEPT",
+        "-N netout--gone--log",
+        "-N asg-gone",
+        "-A asg-gone -g netout--gone--log",
+    ],
+];
+
+#[test]
+fn whatever_an_agent_left_the_next_one_makes_it_right() {
+    for silk in BACKENDS {
+        lab(async move |lab| {
+            let (mut cell, prober) = cell(&lab, silk.config(json!({}))).await;
+            let whole = silk.ours();
+            for left in LEFT {
+                cell.stop().await;
+                left.iter().for_each(|command| _ = silk.run(command));
+                assert_ne!(silk.ours(), whole, "{left:?}");
+                cell.start().await;
+                eventually(&format!("{left:?} is made right"), async || silk.ours() == whole).await;
+                assert!(!silk.save().contains("gone"), "{left:?}");
+                assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept, "{left:?}");
+                assert_eq!(
+                    prober.probe(C1, CLOSED, connection(80)).await,
+                    Fate::Reject,
+                    "{left:?}"
+                );
             }
             cell.stop().await;
         });

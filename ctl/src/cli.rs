@@ -77,7 +77,9 @@ pub enum Command {
     /// Lock events as they happen, until interrupted (lock server)
     WatchLocks {
         /// Only this key; without it, all locks
-        key: Option<String>,
+        // Not `key`: the flag is named so, and is there for every command.
+        #[arg(value_name = "KEY")]
+        lock: Option<String>,
     },
     /// Generation, watermark and writer (policy store)
     Status,
@@ -131,6 +133,38 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// With every flag, whose names are not to be those of a command's arguments.
+    #[test]
+    fn every_command_is_read() {
+        let flags = ["--lock-server", "h:1", "--policy-store", "h:2", "--cell-socket", "/s"];
+        let files = ["--ca", "/ca", "--cert", "/cert", "--key", "/key", "--json"];
+        for command in [
+            &["locks"][..],
+            &["locks", "--presences"],
+            &["watch-locks"],
+            &["watch-locks", "k"],
+            &["status"],
+            &["cells"],
+            &["groups"],
+            &["groups", "--space", "s", "--space", "t"],
+            &["containers"],
+            &["rules", "handle"],
+            &["explain", "handle", "tcp", "10.0.0.1:443"],
+            &["reconcile"],
+            &["cell"],
+        ] {
+            let bare = [&["portcullisctl"], command].concat();
+            Cli::try_parse_from(&bare).unwrap_or_else(|error| panic!("{bare:?}: {error}"));
+            let cli = Cli::parse_from([&bare[..], &flags, &files].concat());
+            let Connection { lock_server, policy_store, cell_socket, ca, cert, key } =
+                cli.connection;
+            let addresses = (lock_server.as_str(), policy_store.as_str(), cell_socket);
+            assert_eq!(addresses, ("h:1", "h:2", "/s".into()), "{command:?}");
+            let files = [ca, cert, key].map(Option::unwrap);
+            assert_eq!(files, ["/ca", "/cert", "/key"].map(PathBuf::from), "{command:?}");
+        }
     }
 
     #[test]

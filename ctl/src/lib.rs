@@ -38,7 +38,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
     let print = |report: Report| report.print(json);
     match command {
         Command::Locks { presences } => print(locks::list(&connection, presences).await?),
-        Command::WatchLocks { key } => locks::watch(&connection, key, json).await,
+        Command::WatchLocks { lock } => locks::watch(&connection, lock, json).await,
         Command::Status => print(store::status(&connection).await?),
         Command::Cells => print(store::cells(&connection).await?),
         Command::Groups { spaces } => print(store::groups(&connection, spaces).await?),

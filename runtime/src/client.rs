@@ -123,7 +123,13 @@ pub fn unix(path: &Path) -> Channel {
     let path: Arc<PathBuf> = Arc::new(path.to_owned());
     let connector = tower::service_fn(move |_: Uri| {
         let path = Arc::clone(&path);
-        async move { UnixStream::connect(path.as_path()).await.map(TokioIo::new) }
+        async move {
+            let connected = UnixStream::connect(path.as_path()).await.map(TokioIo::new);
+            connected.map_err(|error| {
+                let text = format!("connecting to {}: {error}", path.display());
+                io::Error::new(error.kind(), text)
+            })
+        }
     });
     let origin = Uri::from_static("http://localhost");
     endpoint(origin, Options::default()).connect_with_connector_lazy(connector)

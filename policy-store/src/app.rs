@@ -76,7 +76,10 @@ impl Service for App {
         summary: "Keeps security groups and pushes changes to cells",
         version: env!("CARGO_PKG_VERSION"),
         config_flag: "config-file",
-        config_error: ConfigError { exit: 1, prefix: "could not read config file" },
+        config_error: ConfigError {
+            exit: 1,
+            prefix: "cfnetworking.policy-server-internal: could not read config file",
+        },
     };
 
     const BACKUP: Option<Backup<Config>> = Some(|config, to| match &config.database {

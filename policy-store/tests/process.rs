@@ -143,7 +143,8 @@ fn a_bad_configuration_is_told_in_sentences() {
         assert!(errors.contains(text), "{text} in {errors}");
     }
     assert_eq!(errors.lines().count(), 5, "{errors}");
-    assert!(errors.lines().all(|line| line.starts_with("could not read config file: ")));
+    let prefix = "cfnetworking.policy-server-internal: could not read config file: ";
+    assert!(errors.lines().all(|line| line.starts_with(prefix)), "{errors}");
 }
 
 /// What fails after the log stands is one line that names the cause, and exit 1.

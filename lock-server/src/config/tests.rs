@@ -188,3 +188,20 @@ fn every_problem_is_told_with_its_key() {
     }
     assert_eq!(error.problems().len(), keys.len(), "{error}");
 }
+
+/// The documentation's example is one that works, and what it says of the original's
+/// database too.
+#[test]
+fn the_documentation_agrees() {
+    let text = include_str!("../../../docs/config/lock-server.md");
+    let example = text.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let loaded = parse::<Config>(example).unwrap();
+    assert!(loaded.unknown.is_empty(), "{:?}", loaded.unknown);
+    let database = text.split("are as in its file").nth(1).unwrap();
+    let texts: Vec<_> = database.split('`').skip(1).step_by(2).take(2).collect();
+    let read = server(&format!(
+        r#""database_driver": {}, "database_connection_string": {}"#,
+        texts[0], texts[1]
+    ));
+    assert_eq!(read.driver, Driver::Postgres);
+}

@@ -52,14 +52,14 @@ struct Told {
     policies: HashMap<Belongs, (Policy, Rules)>,
 }
 
-/// As the executor writes it.
+/// As the executor writes it, which has `null` for an empty map.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 struct LogConfig {
-    guid: String,
-    index: i64,
-    source_name: String,
-    tags: BTreeMap<String, Value>,
+    guid: Option<String>,
+    index: Option<i64>,
+    source_name: Option<String>,
+    tags: Option<BTreeMap<String, Value>>,
 }
 
 impl AppLogs {
@@ -158,19 +158,20 @@ impl Told {
 /// The line for an app, if its configuration says whose it is.
 fn line(log_config: &str) -> Option<AppLog> {
     let LogConfig { guid, index, source_name, tags } = serde_json::from_str(log_config).ok()?;
-    if guid.is_empty() {
-        return None;
-    }
+    let guid = guid.filter(|guid| !guid.is_empty())?;
     let text = |value: Value| match value {
         Value::String(text) => text,
+        Value::Null => String::new(),
         other => other.to_string(),
     };
     let mut tags: BTreeMap<String, String> =
-        tags.into_iter().map(|(name, value)| (name, text(value))).collect();
+        tags.unwrap_or_default().into_iter().map(|(name, value)| (name, text(value))).collect();
     let source_id = tags.entry("source_id".to_owned()).or_insert(guid).clone();
-    let instance_id =
-        tags.entry("instance_id".to_owned()).or_insert_with(|| index.to_string()).clone();
-    tags.insert("source_type".to_owned(), source_name);
+    let instance_id = tags
+        .entry("instance_id".to_owned())
+        .or_insert_with(|| index.unwrap_or_default().to_string())
+        .clone();
+    tags.insert("source_type".to_owned(), source_name.unwrap_or_default());
     let (text, stream) = (TEXT.to_owned(), Stream::Out);
     Some(AppLog { source_id, instance_id, tags, text, stream })
 }
@@ -196,6 +197,10 @@ mod tests {
         assert_eq!(log.tags, BTreeMap::from(tags));
         let log = line(r#"{"guid":"app","tags":{"source_id":"s","instance_id":"9"}}"#).unwrap();
         assert_eq!((log.source_id.as_str(), log.instance_id.as_str()), ("s", "9"));
+        let log = line(r#"{"guid":"app","index":null,"source_name":null,"tags":null}"#).unwrap();
+        assert_eq!((log.source_id.as_str(), log.instance_id.as_str()), ("app", "0"));
+        let log = line(r#"{"guid":"app","tags":{"a":null}}"#).unwrap();
+        assert_eq!(log.tags["a"], "");
         for nobody in ["", "{broken", "{}", r#"{"guid":""}"#, r#"{"guid":7}"#, "null", "[]"] {
             assert_eq!(line(nobody), None, "{nobody}");
         }

@@ -160,11 +160,12 @@ impl Control {
     }
 }
 
-/// The first parameter `container` that is there; empty counts as absent.
+/// The first parameter `container` that can be read; empty counts as absent.
 fn container(query: &str) -> Option<String> {
-    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let (_, value) = pairs.find(|(name, _)| *name == "container")?;
-    let value = unescape(value)?;
+    let pairs = query.split('&').filter(|pair| !pair.contains(';'));
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut read = pairs.filter_map(|(name, value)| unescape(name).zip(unescape(value)));
+    let (_, value) = read.find(|(name, _)| name == "container")?;
     (!value.is_empty()).then_some(value)
 }
 
@@ -176,8 +177,8 @@ fn unescape(text: &str) -> Option<String> {
         bytes.push(match byte {
             b'+' => b' ',
             b'%' => {
-                let digits = [rest.next()?, rest.next()?];
-                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
             }
             byte => byte,
         });

@@ -58,7 +58,7 @@ impl Cell for Service {
         let EffectiveRulesRequest { handle } = request.into_inner();
         let handle = parse_handle(&handle)?;
         let enforced = self.enforced.borrow().clone();
-        let container = container(&enforced, &handle).ok_or_else(|| unknown(&handle))?;
+        let container = container(&enforced, &handle).ok_or_else(|| unknown(&enforced, &handle))?;
         let policy = policy(&enforced, &handle);
         Ok(Response::new(EffectiveRulesResponse {
             container: Some(container),
@@ -72,8 +72,8 @@ impl Cell for Service {
         let handle = parse_handle(&request.handle)?;
         let probe = parse_probe(&request).map_err(Status::invalid_argument)?;
         let enforced = self.enforced.borrow().clone();
-        let mut explanation =
-            explain(&enforced.ruleset, &handle, probe).ok_or_else(|| unknown(&handle))?;
+        let mut explanation = explain(&enforced.ruleset, &handle, probe)
+            .ok_or_else(|| unknown(&enforced, &handle))?;
         if let Some(reason) = enforced.waiting.get(&handle) {
             // Whatever its rules say, they are not in the kernel.
             explanation = Explanation::Denied { reason: reason.clone(), nearest: Vec::new() };
@@ -115,7 +115,11 @@ fn parse_handle(handle: &str) -> Result<ContainerHandle, Status> {
     ContainerHandle::parse(handle).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn unknown(handle: &ContainerHandle) -> Status {
+fn unknown(enforced: &Enforced, handle: &ContainerHandle) -> Status {
+    if enforced.at.is_none() {
+        let told = "this agent has put nothing in force yet: the kernel keeps what it has";
+        return Status::unavailable(told);
+    }
     Status::not_found(format!("there is no container {handle} on this cell"))
 }
 

@@ -3,6 +3,7 @@
 
 use std::{env, fs, time::Duration};
 
+use proto::cell_v1::EffectiveRulesRequest;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -124,6 +125,9 @@ fn without_its_state_the_agent_keeps_what_the_kernel_has() {
         let (status, body) = cell.force("c1").await;
         assert_eq!(status, 500);
         assert!(body.ends_with("c1: no security groups are known yet"), "{body}");
+        let request = EffectiveRulesRequest { handle: "c1".to_owned() };
+        let told = cell.client().effective_rules(request).await.unwrap_err();
+        assert!(told.message().contains("the kernel keeps what it has"), "{told}");
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
         cell.store.up().await;
         eventually("the store is watched", async || cell.status().await.store_connected).await;

@@ -5,7 +5,7 @@
 //! 2. Log, metrics recorder, TLS provider, tokio.
 //! 3. [`Service::bind`]: sockets, stores, certificates.
 //! 4. [`Service::run`] until SIGTERM or SIGINT; then it drains. A second signal
-//!    ends the process at once.
+//!    ends the process at once, unless it is but an [`ECHO`] of the first.
 //!
 //! Exit codes: 0 for an orderly end, [`ConfigError::exit`] for a configuration
 //! that cannot be used, 2 for a wrong command line, that of a [`Failure`] where
@@ -20,15 +20,21 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::error::ErrorKind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, Own, Request};
 use crate::config::{self, Loaded};
 use crate::{lager, metrics};
+
+/// For how long after a signal the same one is still the same wish: supervisors tell
+/// a process, and then its whole group.
+const ECHO: Duration = Duration::from_millis(500);
 
 /// What a service says of itself.
 #[derive(Debug, Clone, Copy)]
@@ -329,12 +335,18 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
         outcome
     };
     let watch_signals = async {
-        let number = signals.next().await;
-        tracing::info!(signal = number, "signalled");
+        let first = signals.next().await;
+        let came = Instant::now();
+        tracing::info!(signal = first, "signalled");
         // Only the first is the end; nobody else sets it.
-        let _only_once = process.ending.0.set(number);
+        let _only_once = process.ending.0.set(first);
         shutdown.cancel();
-        let number = signals.next().await;
+        let number = loop {
+            let number = signals.next().await;
+            if number != first || came.elapsed() >= ECHO {
+                break number;
+            }
+        };
         anyhow::anyhow!("signal {number} arrived while draining")
     };
     let upkeep = async {

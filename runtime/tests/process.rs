@@ -151,6 +151,18 @@ fn a_second_signal_ends_it_at_once() {
     assert!(log.contains("signal 2 arrived while draining"), "{log}");
 }
 
+/// A supervisor tells the process and then its group.
+#[test]
+fn the_same_signal_twice_at_once_is_one() {
+    let mut running = Running::start(r#","fault":"hang","drain_seconds":1"#);
+    running.signal("TERM");
+    running.wait_for("probe.signalled");
+    running.signal("TERM");
+    let (_, log) = running.end();
+    assert!(log.contains("aborted: "), "it drained to the end: {log}");
+    assert!(!log.contains("arrived while draining"), "{log}");
+}
+
 #[test]
 fn a_task_that_does_not_end_is_named() {
     let running = Running::start(r#","fault":"hang","drain_seconds":0"#);

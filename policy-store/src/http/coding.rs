@@ -13,7 +13,8 @@ pub fn coding(headers: &HeaderMap) -> Coding {
         let (name, weight) = choice.split_once(';').unwrap_or((choice, ""));
         let is_wanted = weight
             .trim()
-            .strip_prefix("q=")
+            .strip_prefix(['q', 'Q'])
+            .and_then(|weight| weight.strip_prefix('='))
             .is_none_or(|weight| weight.trim().parse::<f32>().is_ok_and(|weight| weight > 0.0));
         match name.trim().to_ascii_lowercase().as_str() {
             "gzip" | "x-gzip" => named = Some(is_wanted),
@@ -39,6 +40,7 @@ mod tests {
             ("*", Coding::Gzip),
             ("*;q=0.1, identity", Coding::Gzip),
             ("gzip;q=0", Coding::Identity),
+            ("gzip;Q=0", Coding::Identity),
             ("gzip; q=0.000, *", Coding::Identity),
             ("gzip;q=x", Coding::Identity),
             ("br, deflate", Coding::Identity),

@@ -9,7 +9,7 @@ use model::{
 use policy_store::{
     groups::{
         page::{Filter, page},
-        snapshot::Snapshot,
+        snapshot::{Entry, Snapshot},
     },
     store::{Store as _, memory::Memory},
 };
@@ -18,12 +18,13 @@ use prost::Message as _;
 
 use crate::support::sets::{SPACES, Set, bound, group, named, replacement, set, sets, space};
 
-pub(crate) fn decode(encoded: &[u8]) -> StoredGroup {
-    proto::policy_v1::StoredGroup::decode(encoded).unwrap().try_into().unwrap()
+fn decode(entry: &Entry) -> StoredGroup {
+    let group = proto::policy_v1::SecurityGroup::decode(&*entry.encoded).unwrap();
+    StoredGroup { id: entry.id, group: Arc::new(group.try_into().unwrap()) }
 }
 
 fn groups(snapshot: &Snapshot) -> Vec<StoredGroup> {
-    snapshot.entries().iter().map(|entry| decode(&entry.encoded)).collect()
+    snapshot.entries().iter().map(|entry| decode(entry)).collect()
 }
 
 /// Whom a group concerns, worked out anew.
@@ -91,7 +92,7 @@ proptest! {
         loop {
             let page = page(&snapshot, &filter, from, size);
             prop_assert!(page.entries.len() <= size);
-            seen.extend(page.entries.iter().map(|entry| decode(&entry.encoded)));
+            seen.extend(page.entries.iter().map(|entry| decode(entry)));
             match page.next {
                 Some(next) => from = next,
                 None => break,

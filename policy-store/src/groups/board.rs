@@ -7,7 +7,10 @@ use model::{generation::Generation, ids::SpaceGuid};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::snapshot::{Entry, Snapshot};
+use super::{
+    content::Content,
+    snapshot::{Entry, Snapshot},
+};
 use crate::store::{Contents, Hashed};
 
 /// See the module. Readers never wait, and never see a generation go back, as
@@ -73,8 +76,10 @@ impl From<Contents> for Snapshot {
     fn from(contents: Contents) -> Self {
         let Contents { state, groups, past, since: _, reports: _ } = contents;
         // Whoever read them keeps one text of each space already.
-        let entry =
-            |Hashed { stored, hash }| Arc::new(Entry::new(&stored, hash, None, SpaceGuid::clone));
+        let entry = |Hashed { stored, hash }| {
+            let content = Content::from(&*stored.group);
+            Arc::new(Entry::new(stored.id, &content, hash, None, SpaceGuid::clone))
+        };
         Self::new(state, groups.into_iter().map(entry).collect(), past)
     }
 }

@@ -30,12 +30,12 @@ use std::{collections::HashMap, sync::Arc};
 use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Stamp, Watermark},
-    group::{ContentHash, GroupId, SecurityGroup},
+    group::{ContentHash, GroupId},
     ids::GroupGuid,
     lock::{FencingToken, Owner},
 };
 
-use super::manifest::Supplied;
+use super::{content::Content, manifest::Supplied};
 
 /// The mass removal guard looks at sets of so many groups or more.
 pub const GUARDED_FROM: usize = 50;
@@ -161,7 +161,7 @@ pub struct Upsert {
     /// Its place; the one it has, if it is there.
     pub id: GroupId,
     /// Its content.
-    pub group: Arc<SecurityGroup>,
+    pub group: Arc<Content>,
     /// The content's hash.
     pub hash: ContentHash,
     /// Not there before.

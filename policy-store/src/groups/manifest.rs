@@ -14,6 +14,8 @@ use model::{
     ids::GroupGuid,
 };
 
+use super::content::{Content, SharedSpaces};
+
 /// The most groups that a set may have; more than six times the largest
 /// landscape that is known.
 pub const MAX_GROUPS: usize = 100_000;
@@ -110,16 +112,17 @@ impl Manifest {
             .filter(|(guid, hash)| stored(guid) != Some(*hash))
             .cloned()
             .collect();
-        Expected { manifest: self, missing, supplied: HashMap::new(), bytes: 0 }
+        Expected { manifest: self, missing, ..Expected::default() }
     }
 }
 
 /// A manifest of which some groups have to come.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Expected {
     manifest: Manifest,
     missing: HashMap<GroupGuid, ContentHash>,
-    supplied: HashMap<GroupGuid, Arc<SecurityGroup>>,
+    supplied: HashMap<GroupGuid, Arc<Content>>,
+    spaces: SharedSpaces,
     bytes: usize,
 }
 
@@ -129,7 +132,7 @@ pub struct Supplied {
     /// The set.
     pub manifest: Manifest,
     /// The new content, as promised.
-    pub groups: HashMap<GroupGuid, Arc<SecurityGroup>>,
+    pub groups: HashMap<GroupGuid, Arc<Content>>,
 }
 
 impl Expected {
@@ -144,7 +147,7 @@ impl Expected {
     ///
     /// # Errors
     /// Not asked for, not as promised, or beyond a limit.
-    pub fn supply(&mut self, group: SecurityGroup, bytes: usize) -> Result<(), Error> {
+    pub fn supply(&mut self, mut group: SecurityGroup, bytes: usize) -> Result<(), Error> {
         let guid = group.guid.clone();
         if bytes > MAX_GROUP_BYTES {
             return Err(Error::TooLarge { guid, bytes });
@@ -160,7 +163,8 @@ impl Expected {
         if actual != promised {
             return Err(Error::NotAsPromised { guid, promised, actual });
         }
-        self.supplied.insert(guid, Arc::new(group));
+        self.spaces.share_all(&mut group);
+        self.supplied.insert(guid, Arc::new(group.into()));
         Ok(())
     }
 
@@ -251,7 +255,7 @@ mod tests {
         expected.supply(a.clone(), MAX_GROUP_BYTES).unwrap();
         assert_eq!(expected.supply(a.clone(), 10), Err(Error::NotAskedFor(a.guid.clone())));
         let supplied = expected.complete().unwrap();
-        assert_eq!(*supplied.groups[&a.guid], a);
+        assert_eq!(supplied.groups[&a.guid].group(), a);
     }
 
     #[test]

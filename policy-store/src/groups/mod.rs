@@ -1,12 +1,13 @@
 //! Security groups: replaced as a whole, served from memory.
 //!
 //! [`manifest`] and [`decide`] are pure: what a writer has to deliver, and what
-//! a Replace does. [`snapshot`] and [`history`] are values: what is served, over
+//! a Replace does, with [`content`]. [`snapshot`] and [`history`] are values: what is served, over
 //! HTTP as [`json`] in compressed [`fragment`]s.
 //! [`board`] has the newest of them. [`commit`] is the one task that writes.
 
 pub mod board;
 pub mod commit;
+pub mod content;
 pub mod decide;
 pub mod fragment;
 pub mod history;

@@ -9,12 +9,13 @@ use std::{
 use bytes::Bytes;
 use model::{
     generation::Point,
-    group::{ContentHash, GroupId, SecurityGroup, StoredGroup},
+    group::{ContentHash, GroupId},
     ids::{GroupGuid, SpaceGuid},
 };
 use prost::Message as _;
 
 use super::{
+    content::Content,
     decide::{Decision, State},
     fragment::Fragment,
     history::{Change, History, Past, Step},
@@ -37,7 +38,7 @@ impl Reach {
         Self { is_global, spaces: spaces.into_iter().collect() }
     }
 
-    fn of(group: &SecurityGroup, shared: impl Fn(&SpaceGuid) -> SpaceGuid) -> Self {
+    fn of(group: &Content, shared: impl Fn(&SpaceGuid) -> SpaceGuid) -> Self {
         Self { is_global: group.is_global(), spaces: group.bound_spaces().map(shared).collect() }
     }
 
@@ -71,38 +72,38 @@ pub struct Entry {
     pub hash: ContentHash,
     /// Whom it concerns.
     pub reach: Arc<Reach>,
-    /// The message `StoredGroup` as it goes over the wire.
+    /// The message `SecurityGroup` as it goes over the wire.
     pub encoded: Bytes,
     /// Made when it is asked for first: a store whose cells all watch needs none.
     fragment: OnceLock<Fragment>,
 }
 
 impl Entry {
-    /// Encodes a group; keeps the reach that it had before if it is the same still.
+    /// Shares the bytes of a group; keeps the reach that it had before if it is the same still.
     /// `shared` finds the text that others have of the same space.
     #[must_use]
     pub fn new(
-        stored: &StoredGroup,
+        id: GroupId,
+        group: &Content,
         hash: ContentHash,
         before: Option<&Arc<Reach>>,
         shared: impl Fn(&SpaceGuid) -> SpaceGuid,
     ) -> Self {
-        let reach = Reach::of(&stored.group, shared);
+        let reach = Reach::of(group, shared);
         let reach = match before {
             Some(before) if **before == reach => Arc::clone(before),
             Some(_) | None => Arc::new(reach),
         };
-        let encoded = proto::policy_v1::StoredGroup::from(stored).encode_to_vec().into();
-        let (id, guid, fragment) = (stored.id, stored.group.guid.clone(), OnceLock::new());
+        let (guid, encoded) = (group.guid.clone(), group.encoded().clone());
+        let fragment = OnceLock::new();
         Self { id, guid, hash, reach, encoded, fragment }
     }
 
     /// The group's part of HTTP answers.
     pub fn fragment(&self) -> &Fragment {
         self.fragment.get_or_init(|| {
-            let stored = proto::policy_v1::StoredGroup::decode(self.encoded.clone());
-            let group = stored.expect("we encoded it").group.expect("we put it in");
-            Fragment::new(json::to_text(&group).as_bytes())
+            let group = proto::policy_v1::SecurityGroup::decode(self.encoded.clone());
+            Fragment::new(json::to_text(&group.expect("we encoded it")).as_bytes())
         })
     }
 }
@@ -143,12 +144,10 @@ impl Snapshot {
             changes.map(|(id, guid)| Change { id, guid, before: before(id) }).collect();
         changes.sort_unstable_by_key(|change| change.id);
         let step = decision.is_change().then(|| Step { point: state.point(), changes });
-        let hashed = upserts.iter().map(|upsert| Hashed {
-            stored: StoredGroup { id: upsert.id, group: Arc::clone(&upsert.group) },
-            hash: upsert.hash,
-        });
+        let contents =
+            upserts.iter().map(|upsert| (upsert.id, upsert.hash, Arc::clone(&upsert.group)));
         let removed = removed.iter().map(|(id, _)| *id).collect();
-        self.changed(state.clone(), hashed, &removed, step)
+        self.changed(state.clone(), contents, &removed, step)
     }
 
     /// What the store holds now, given what changed since.
@@ -158,23 +157,26 @@ impl Snapshot {
         let there: HashSet<GroupId> = groups.iter().map(|hashed| hashed.stored.id).collect();
         let changed = past.steps.iter().flat_map(|step| &step.changes).map(|change| change.id);
         let removed = changed.filter(|id| !there.contains(id)).collect();
-        self.changed(state, groups, &removed, past.steps)
+        let contents = groups.into_iter().map(|Hashed { stored, hash }| {
+            (stored.id, hash, Arc::new(Content::from(&*stored.group)))
+        });
+        self.changed(state, contents, &removed, past.steps)
     }
 
     fn changed(
         &self,
         state: State,
-        upserts: impl IntoIterator<Item = Hashed>,
+        upserts: impl Iterator<Item = (GroupId, ContentHash, Arc<Content>)>,
         removed: &HashSet<GroupId>,
         steps: impl IntoIterator<Item = Step>,
     ) -> Self {
         let mut index = Indexes::of(self);
         let mut replaced: HashMap<GroupId, Arc<Entry>> = HashMap::new();
         let mut added = Vec::new();
-        for Hashed { stored, hash } in upserts {
-            let before = self.get(stored.id);
+        for (id, hash, content) in upserts {
+            let before = self.get(id);
             let reach = before.map(|entry| &entry.reach);
-            let entry = Entry::new(&stored, hash, reach, |space| index.shared(space));
+            let entry = Entry::new(id, &content, hash, reach, |space| index.shared(space));
             let entry = Arc::new(entry);
             index.replace(before, &entry);
             match before {

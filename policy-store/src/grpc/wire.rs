@@ -16,7 +16,10 @@ use tonic::{
 };
 use tonic_prost::ProstDecoder;
 
-use crate::{feed::parts::Part, groups::page::Page};
+use crate::{
+    feed::parts::Part,
+    groups::{page::Page, snapshot::Entry},
+};
 
 /// A message that knows how to write itself.
 pub trait Wire {
@@ -31,7 +34,7 @@ impl Wire for Part {
         number(1, point.generation.0, to);
         flag(2, *reset, to);
         for entry in upserted {
-            message(3, &entry.encoded, to);
+            stored(3, entry, to);
         }
         for guid in removed {
             text(4, guid.as_str(), to);
@@ -47,7 +50,7 @@ impl Wire for Page {
     fn write(&self, to: &mut impl BufMut) {
         let Self { entries, next, generation } = self;
         for entry in entries {
-            message(1, &entry.encoded, to);
+            stored(1, entry, to);
         }
         number(2, next.map_or(0, |id| id.0), to);
         number(3, generation.0, to);
@@ -81,6 +84,18 @@ fn message(field: u32, bytes: &[u8], to: &mut impl BufMut) {
     encoding::encode_key(field, WireType::LengthDelimited, to);
     encoding::encode_varint(bytes.len() as u64, to);
     to.put_slice(bytes);
+}
+
+/// `StoredGroup`.
+fn stored(field: u32, entry: &Entry, to: &mut impl BufMut) {
+    let Entry { id, encoded, .. } = entry;
+    let group = encoding::key_len(2) + encoding::encoded_len_varint(encoded.len() as u64);
+    let length = encoding::uint64::encoded_len(1, &id.0) + group + encoded.len();
+    encoding::encode_key(field, WireType::LengthDelimited, to);
+    encoding::encode_varint(length as u64, to);
+    // Never 0, which would be left out: ids ascend from 1.
+    encoding::uint64::encode(1, &id.0, to);
+    message(2, encoded, to);
 }
 
 /// The whole message.

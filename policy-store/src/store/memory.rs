@@ -86,7 +86,7 @@ impl Tables {
             self.groups.remove(id);
         }
         for upsert in &decision.upserts {
-            let stored = StoredGroup { id: upsert.id, group: Arc::clone(&upsert.group) };
+            let stored = StoredGroup { id: upsert.id, group: Arc::new(upsert.group.group()) };
             self.groups.insert(upsert.id, Hashed { stored, hash: upsert.hash });
         }
         self.state = decision.state.clone();

@@ -64,28 +64,28 @@ pub(super) fn sql_id(id: GroupId) -> Result<i64, Error> {
     to_sql("security_groups.id", id.0)
 }
 
-/// Bindings that go and bindings that come, of added and changed groups. Removed
-/// groups lose all of theirs.
+/// Bindings that go and bindings that come, of added and changed groups, each in the
+/// order of the table's key. Removed groups lose all of theirs.
 pub(super) fn bindings<'a>(
     decision: &'a Decision,
     before: &'a Scopes,
-) -> Result<(Vec<Binding<'a>>, Vec<Binding<'a>>), Error> {
-    let (mut gone, mut new) = (Vec::new(), Vec::new());
+) -> Result<(Vec<Binding<'a>>, impl Iterator<Item = Binding<'a>>), Error> {
+    let (mut gone, mut scopes) = (Vec::new(), Vec::new());
     for upsert in &decision.upserts {
         let group_id = sql_id(upsert.id)?;
         for (lifecycle, name) in [(Lifecycle::Running, RUNNING), (Lifecycle::Staging, STAGING)] {
             let old = before.get(group_id, lifecycle).map(|scope| &scope.spaces);
             let now = &upsert.group.scope(lifecycle).spaces;
-            let binding = |space| Binding { group_id, lifecycle: name, space };
-            match old {
-                None => new.extend(now.iter().map(binding)),
-                Some(old) => {
-                    gone.extend(old.difference(now).map(binding));
-                    new.extend(now.difference(old).map(binding));
-                }
-            }
+            let binding = move |space| Binding { group_id, lifecycle: name, space };
+            gone.extend(old.iter().flat_map(|old| old.difference(now)).map(binding));
+            scopes.push((binding, old, now));
         }
     }
+    // Made as they are written: of a large first set they are hundreds of thousands.
+    let new = scopes.into_iter().flat_map(|(binding, old, now)| {
+        let is_new = move |space: &&SpaceGuid| old.is_none_or(|old| !old.contains(*space));
+        now.iter().filter(is_new).map(binding)
+    });
     Ok((gone, new))
 }
 

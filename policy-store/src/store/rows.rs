@@ -4,7 +4,7 @@
 //! not what its column is for, is an error that names the column.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -21,6 +21,7 @@ use super::{Error, Hashed, rules};
 use crate::{
     feed::cells::Report,
     groups::{
+        content::SharedSpaces,
         decide::{Known, State},
         history::{Change, Past, Step},
         snapshot::Reach,
@@ -142,8 +143,7 @@ pub(super) fn known(row_id: i64, text: &str, bytes: &[u8]) -> Result<(GroupGuid,
 #[derive(Debug, Default)]
 pub(super) struct Scopes {
     scopes: HashMap<i64, (Scope, Scope)>,
-    /// One space is bound to many groups: its text is kept once.
-    spaces: HashSet<SpaceGuid>,
+    spaces: SharedSpaces,
 }
 
 impl Scopes {
@@ -187,19 +187,8 @@ impl Scopes {
     }
 }
 
-fn share(
-    spaces: &mut HashSet<SpaceGuid>,
-    field: &'static str,
-    text: &str,
-) -> Result<SpaceGuid, Error> {
-    let space = SpaceGuid::parse(text).map_err(senseless(field))?;
-    Ok(match spaces.get(&space) {
-        Some(shared) => shared.clone(),
-        None => {
-            spaces.insert(space.clone());
-            space
-        }
-    })
+fn share(spaces: &mut SharedSpaces, field: &'static str, text: &str) -> Result<SpaceGuid, Error> {
+    Ok(spaces.share(SpaceGuid::parse(text).map_err(senseless(field))?))
 }
 
 /// Whom a group concerned, in one column.
@@ -227,7 +216,7 @@ pub(super) fn weighed(generation: i64, weight: i64) -> Result<(Generation, usize
 pub(super) struct PastRows {
     from: Option<Point>,
     steps: Vec<Step>,
-    spaces: HashSet<SpaceGuid>,
+    spaces: SharedSpaces,
 }
 
 impl PastRows {

@@ -226,7 +226,7 @@ fn remove(transaction: &Transaction<'_>, id: i64) -> Result<(), Error> {
 }
 
 fn store_all(transaction: &Transaction<'_>, upserts: &[Upsert]) -> Result<(), Error> {
-    let text = |upsert: &Upsert| rules::to_text(&upsert.group.rules);
+    let text = |upsert: &Upsert| rules::to_text(&upsert.group.rules());
     if upserts.len() < MANY {
         return upserts.iter().try_for_each(|upsert| store(transaction, upsert, &text(upsert)));
     }
@@ -264,7 +264,7 @@ fn store(transaction: &Transaction<'_>, upsert: &Upsert, rules: &str) -> Result<
 }
 
 fn bind(transaction: &Transaction<'_>, decision: &Decision, before: &Scopes) -> Result<(), Error> {
-    let (gone, new) = plan::bindings(decision, before)?;
+    let (gone, mut new) = plan::bindings(decision, before)?;
     let mut delete = transaction.prepare_cached(
         "DELETE FROM security_group_spaces
          WHERE group_id = ?1 AND lifecycle = ?2 AND space_guid = ?3",
@@ -272,9 +272,15 @@ fn bind(transaction: &Transaction<'_>, decision: &Decision, before: &Scopes) -> 
     for binding in gone {
         delete.execute(params![binding.group_id, binding.lifecycle, binding.space.as_str()])?;
     }
-    let (many, few) = new.as_chunks::<BINDINGS_AT_ONCE>();
-    many.iter().try_for_each(|bindings| insert(transaction, bindings))?;
-    few.chunks(1).try_for_each(|bindings| insert(transaction, bindings))
+    let mut together = Vec::with_capacity(BINDINGS_AT_ONCE);
+    loop {
+        together.extend(new.by_ref().take(BINDINGS_AT_ONCE));
+        if together.len() < BINDINGS_AT_ONCE {
+            return together.chunks(1).try_for_each(|bindings| insert(transaction, bindings));
+        }
+        insert(transaction, &together)?;
+        together.clear();
+    }
 }
 
 fn insert(transaction: &Transaction<'_>, bindings: &[Binding<'_>]) -> Result<(), Error> {

@@ -61,13 +61,8 @@ impl Talk {
 
     /// The groups that the store lacks.
     pub(crate) async fn deliver(&self, write: &Replacement, missing: &[String]) {
-        let content = |text: &String| {
-            let guid = super::sets::guid(text);
-            SecurityGroup::from(&*write.supplied.groups[&guid])
-        };
-        for chunk in missing.chunks(500) {
-            let groups = chunk.iter().map(content).collect();
-            self.say(Step::Groups(Groups { groups })).await;
+        for part in parts(write, missing) {
+            self.say(part).await;
         }
     }
 
@@ -78,6 +73,25 @@ impl Talk {
         assert_eq!(end, None, "the stream ends after Committed");
         Ok(committed)
     }
+}
+
+/// Encoded bytes in one message with groups, as a syncer sends them.
+const PART: usize = 128 << 10;
+
+/// The messages with these groups.
+pub(crate) fn parts(write: &Replacement, missing: &[String]) -> Vec<Step> {
+    let (mut steps, mut groups, mut size) = (Vec::new(), Vec::new(), 0);
+    for text in missing {
+        let content = &write.supplied.groups[&super::sets::guid(text)];
+        size += content.encoded().len();
+        groups.push(SecurityGroup::from(&content.group()));
+        if size >= PART {
+            size = 0;
+            steps.push(Step::Groups(Groups { groups: std::mem::take(&mut groups) }));
+        }
+    }
+    steps.push(Step::Groups(Groups { groups }));
+    steps
 }
 
 pub(crate) fn begin(write: &Replacement) -> Begin {

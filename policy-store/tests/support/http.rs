@@ -160,7 +160,8 @@ pub(crate) fn unquote(token: &str) -> Option<String> {
 
 /// What a client is to find of a set, ascending by guid as the ids are.
 pub(crate) fn expected(write: &Replacement) -> Vec<Group> {
-    let mut groups: Vec<_> = write.supplied.groups.values().collect();
+    let mut groups: Vec<_> =
+        write.supplied.groups.values().map(|content| content.group()).collect();
     groups.sort_by_key(|group| group.guid.clone());
     let spaces = |scope: &model::group::Scope| {
         scope.spaces.iter().map(|space| space.as_str().to_owned()).collect()
@@ -172,7 +173,7 @@ pub(crate) fn expected(write: &Replacement) -> Vec<Group> {
             "log": rule.log,
         })
     };
-    let group = |group: &std::sync::Arc<model::group::SecurityGroup>| Group {
+    let group = |group: model::group::SecurityGroup| Group {
         guid: group.guid.as_str().to_owned(),
         name: group.name.clone(),
         rules: group.rules.iter().map(rule).collect(),

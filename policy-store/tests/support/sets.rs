@@ -86,7 +86,10 @@ pub(crate) fn replacement(set: &Set) -> Replacement {
         allow_mass_removal: false,
         supplied: Supplied {
             manifest,
-            groups: set.iter().map(|(guid, group)| (guid.clone(), Arc::clone(group))).collect(),
+            groups: set
+                .iter()
+                .map(|(guid, group)| (guid.clone(), Arc::new((&**group).into())))
+                .collect(),
         },
         at: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
     }

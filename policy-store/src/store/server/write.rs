@@ -208,7 +208,7 @@ async fn copy_groups(transaction: &Transaction, added: &[&Upsert]) -> Result<(),
             group.name.as_bytes().into(),
             group.running.everywhere.into(),
             group.staging.everywhere.into(),
-            rules::to_text(&group.rules).as_str().into(),
+            rules::to_text(&group.rules()).as_str().into(),
             hash.0.as_slice().into(),
         ]);
         true
@@ -235,7 +235,7 @@ async fn upsert_groups(
 
 fn group_row(upsert: &Upsert, most: usize) -> Result<Vec<Value>, Error> {
     let Upsert { id, group, hash, added: _ } = upsert;
-    let rules = rules::to_text(&group.rules);
+    let rules = rules::to_text(&group.rules());
     let bytes = rules.len() + group.name.len();
     if bytes > most {
         return Err(Error::TooLarge { guid: group.guid.clone(), bytes, most });
@@ -258,6 +258,7 @@ async fn bind(
     before: &Scopes,
 ) -> Result<(), Error> {
     let (gone, new) = plan::bindings(decision, before)?;
+    let mut new = new.peekable();
     let row = |binding: &plan::Binding<'_>| {
         vec![binding.group_id.into(), binding.lifecycle.into(), binding.space.as_str().into()]
     };
@@ -270,8 +271,8 @@ async fn bind(
     delete.run(transaction, gone.iter().map(row).collect()).await?;
     match dialect {
         Dialect::Postgres => {
-            for new in new.chunks(BINDINGS_AT_ONCE) {
-                copy_bindings(transaction, new).await?;
+            while new.peek().is_some() {
+                copy_bindings(transaction, new.by_ref().take(BINDINGS_AT_ONCE)).await?;
             }
             Ok(())
         }
@@ -282,16 +283,22 @@ async fn bind(
                 marks: "(?,?,?)",
                 after: "",
             };
-            insert.run(transaction, new.iter().map(row).collect()).await
+            while new.peek().is_some() {
+                let rows = new.by_ref().take(BINDINGS_AT_ONCE).map(|binding| row(&binding));
+                insert.run(transaction, rows.collect()).await?;
+            }
+            Ok(())
         }
     }
 }
 
-async fn copy_bindings(transaction: &Transaction, new: &[plan::Binding<'_>]) -> Result<(), Error> {
-    let mut left = new.iter();
+async fn copy_bindings(
+    transaction: &Transaction,
+    mut left: impl Iterator<Item = plan::Binding<'_>> + Send,
+) -> Result<(), Error> {
     let write = |rows: &mut NewRows| {
         let Some(plan::Binding { group_id, lifecycle, space }) = left.next() else { return false };
-        rows.push([(*group_id).into(), (*lifecycle).into(), space.as_str().into()]);
+        rows.push([group_id.into(), lifecycle.into(), space.as_str().into()]);
         true
     };
     let into = "portcullis_security_group_spaces (group_id, lifecycle, space_guid)";

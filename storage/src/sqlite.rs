@@ -61,7 +61,13 @@ pub struct Options {
     pub batch: usize,
     /// How many reads may run at the same time.
     pub readers: usize,
-    /// Refuses to grow beyond so many pages of 4 KiB; [`crate::Kind::Full`].
+    /// Bytes of a page of a new file; one that is there keeps its own. Large ones make
+    /// large writes cheaper and small ones dearer: a commit writes whole pages.
+    pub page_size: u32,
+    /// How many KiB of pages the writer keeps; what a transaction changes beyond that
+    /// goes to the log before the commit, page by page.
+    pub cache_kib: u32,
+    /// Refuses to grow beyond so many pages; [`crate::Kind::Full`].
     pub max_pages: Option<u32>,
 }
 
@@ -73,6 +79,8 @@ impl Default for Options {
             queue: 1024,
             batch: 256,
             readers: 2,
+            page_size: 4 << 10,
+            cache_kib: 2 << 10,
             max_pages: None,
         }
     }

@@ -50,6 +50,11 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "spaces without references", sql: include_str!("schema_3.sql") },
 ];
 
+/// A usual group fits in one page: with more than one, each has to be looked for, and a
+/// large set is written in four times as many steps.
+const PAGE_BYTES: u32 = 16 << 10;
+/// Room for what all groups of a set touch again and again.
+const CACHE_KIB: u32 = 8 << 10;
 /// How many ids one statement names.
 const IDS_AT_ONCE: usize = 500;
 /// How many bindings one statement has: half the time of one for each.
@@ -71,7 +76,12 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be used; the error names it and says why.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let options = Options { synchronous: Synchronous::Full, ..Options::default() };
+        let options = Options {
+            synchronous: Synchronous::Full,
+            page_size: PAGE_BYTES,
+            cache_kib: CACHE_KIB,
+            ..Options::default()
+        };
         Ok(Self { database: Database::open(path, &options, MIGRATIONS)? })
     }
 }

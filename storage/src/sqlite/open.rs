@@ -94,6 +94,10 @@ fn connect(
 }
 
 fn set_up_writer(writer: Connection, options: &Options) -> Result<Connection, rusqlite::Error> {
+    // Before the first page is written, which the next setting does.
+    writer.pragma_update(None, "page_size", options.page_size)?;
+    // Negative: KiB and not pages.
+    writer.pragma_update(None, "cache_size", -i64::from(options.cache_kib))?;
     writer.pragma_update(None, "journal_mode", "wal")?;
     let synchronous = match options.synchronous {
         Synchronous::Full => "full",

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
 
-/// From so many pages on, the log is moved into the database file: 4 MiB.
+/// From so many pages on, the log is moved into the database file: 4 MiB, or more with
+/// pages that are larger than usual.
 const LONG_LOG: i64 = 1000;
 
 pub(super) enum Message {

@@ -52,6 +52,11 @@ const POSTGRES: Schema = Schema {
             name: "rules compressed by lz4",
             sql: include_str!("server/postgres_2.sql"),
         },
+        Migration {
+            version: 3,
+            name: "lifecycles without a check",
+            sql: include_str!("server/postgres_3.sql"),
+        },
     ],
 };
 const MYSQL: Schema = Schema {

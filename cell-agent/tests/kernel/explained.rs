@@ -127,8 +127,17 @@ fn move_to(cell: &mut Cell, space: &str) {
 
 /// Explains and sends a packet to what the first space opens.
 async fn state(cell: &Cell, prober: &Prober) -> (Enforcement, Verdict, Fate) {
-    let answer = explain(cell, ("tcp", "10.1.0.1", 80, Verdict::Unspecified)).await;
-    let list = cell.client().list_containers(ListContainersRequest {}).await.unwrap().into_inner();
+    let list = async || {
+        cell.client().list_containers(ListContainersRequest {}).await.unwrap().into_inner()
+    };
+    // Both answers of the same moment.
+    let (list, answer) = loop {
+        let before = list().await;
+        let answer = explain(cell, ("tcp", "10.1.0.1", 80, Verdict::Unspecified)).await;
+        if before == list().await {
+            break (before, answer);
+        }
+    };
     let [container] = list.containers.as_slice() else { panic!("{list:?}") };
     if container.enforcement() != Enforcement::Enforced {
         assert_eq!(answer.reason, container.reason);

@@ -140,7 +140,10 @@ impl Configure for Config {
         let log_level = keys.or("log_level", Level::Info);
         let c2c_logging = keys.or("iptables_c2c_logging", false);
         let underlay_ips = underlay_ips(keys);
-        let settings = settings(keys);
+        let settings = settings(keys).map(|settings| Settings {
+            by_address: matches!(plane, Some(DataPlane::Nftables)),
+            ..settings
+        });
         let state_directory = state_directory?;
         Some(Self {
             cell: cell?,
@@ -242,6 +245,7 @@ const CONNECTIONS_MOST: u32 = 1_000_000;
 /// The network of silk's own job, for a file that names none.
 const OVERLAY: &str = "10.255.0.0/16";
 
+/// As for a table of our own.
 pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
     let overlay = keys.or("overlay_network", OVERLAY.to_owned()).and_then(|text| {
         let overlay = network(&text);
@@ -257,6 +261,7 @@ pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
     let udp_logs_per_second = rate(keys, "iptables_accepted_udp_logs_per_sec", 100, LOGS_MOST);
     let connection_limit = keys.section::<OutboundConnections>("outbound_connections");
     Some(Settings {
+        by_address: true,
         overlay: overlay?,
         underlay: Vec::new(),
         disable_network_policy: disable_network_policy?,

@@ -16,6 +16,7 @@ use crate::{
 
 fn ruleset(change: impl Fn(&mut Settings)) -> Ruleset {
     let mut settings = Settings {
+        by_address: true,
         overlay: "10.255.0.0/16".parse().unwrap(),
         underlay: Vec::new(),
         disable_network_policy: false,

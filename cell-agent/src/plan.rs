@@ -33,6 +33,9 @@ use crate::containers::{Belongs, Container, Snapshot};
 pub struct Settings {
     /// The network of all containers.
     pub overlay: IpNet,
+    /// Whether packets are known by the address of their container, as in a table of
+    /// our own, and not by the chain of the CNI plugin that they come through.
+    pub by_address: bool,
     /// Only packets that leave by these interfaces are decided; empty: all.
     pub underlay: Vec<String>,
     /// Accept everything within the overlay before anything else.
@@ -215,7 +218,7 @@ pub fn plan(
     ruleset.claimed.clone_from(&snapshot.claimed);
     let mut segments = HashSet::new();
     for (handle, container) in &snapshot.containers {
-        let standing = standing(container, known, refused);
+        let standing = standing(settings, container, known, refused);
         if container.ignored {
             ruleset.ignored.insert(handle.clone());
         }
@@ -235,8 +238,16 @@ pub fn plan(
     ruleset
 }
 
-fn standing(container: &Container, known: &Known, refused: &Refused) -> Standing {
+fn standing(
+    settings: &Settings,
+    container: &Container,
+    known: &Known,
+    refused: &Refused,
+) -> Standing {
     if let Err(problem) = &container.address {
+        return Standing::Isolated(problem.clone());
+    }
+    if let Some(problem) = container.shared.as_ref().filter(|_| settings.by_address) {
         return Standing::Isolated(problem.clone());
     }
     if let Some((as_it_was, reason)) = refused.containers.get(&container.handle)

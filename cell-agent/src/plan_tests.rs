@@ -17,6 +17,7 @@ fn handle(text: &str) -> ContainerHandle {
 fn settings() -> Arc<Settings> {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     Arc::new(Settings {
+        by_address: true,
         overlay: "10.255.0.0/16".parse().unwrap(),
         underlay: Vec::new(),
         disable_network_policy: false,
@@ -225,4 +226,25 @@ fn an_outside_address_that_nobody_gets_is_still_decided() {
     let decided = &table.maps["outsiders"].jumps;
     assert_eq!(decided.keys().map(ToString::to_string).collect::<Vec<_>>(), ["192.168.5.5"]);
     assert!(table.maps["policies"].jumps.is_empty(), "{table:?}");
+}
+
+/// Whose packets they are is known only where something else than the address says.
+#[test]
+fn an_address_that_two_claim_closes_both_where_the_address_counts() {
+    let entries = [
+        ("a", "10.255.0.1", "s1", "app"),
+        ("b", "10.255.0.1", "s1", "app"),
+        ("c", "x", "s1", "app"),
+    ];
+    let (snapshot, known) = (snapshot(&entries), known(&["s1"], []));
+    for by_address in [true, false] {
+        let settings = Arc::new(Settings { by_address, ..(*settings()).clone() });
+        let ruleset = plan(&settings, &snapshot, &known, &Refused::default());
+        for (name, closed) in [("a", by_address), ("b", by_address), ("c", true)] {
+            let Planned { address, standing } = &ruleset.containers[&handle(name)];
+            assert_eq!(matches!(standing, Standing::Isolated(_)), closed, "{name} {standing:?}");
+            assert_eq!(address.is_none(), closed, "{name}");
+        }
+        assert_eq!(ruleset.claimed.len(), 1);
+    }
 }

@@ -28,6 +28,8 @@ pub struct Container {
     pub handle: ContainerHandle,
     /// Its address, or what is wrong with it.
     pub address: Result<IpAddr, String>,
+    /// Who else claims the address, as a sentence.
+    pub shared: Option<String>,
     /// Which groups apply, or why none do.
     pub belongs: Result<Belongs, String>,
     /// Whether the original does not look at it at all: without a policy group id
@@ -82,7 +84,7 @@ impl Snapshot {
                 snapshot.problems.push(format!("entry {key:?}: {problem}"));
             }
         }
-        snapshot.refuse_shared_addresses();
+        snapshot.note_shared_addresses();
         Ok(snapshot)
     }
 
@@ -103,9 +105,8 @@ impl Snapshot {
         }
     }
 
-    /// An address that two containers claim belongs to neither: whoever has it
-    /// is denied until one of them is gone.
-    fn refuse_shared_addresses(&mut self) {
+    /// Nobody knows whose the packets of an address are that two containers claim.
+    fn note_shared_addresses(&mut self) {
         let mut owners: BTreeMap<IpAddr, Vec<ContainerHandle>> = BTreeMap::new();
         for container in self.containers.values() {
             if let Ok(address) = container.address {
@@ -117,7 +118,7 @@ impl Snapshot {
             let problem = format!("the address {address} is claimed by {}", names.join(" and "));
             for owner in owners {
                 if let Some(container) = self.containers.get_mut(&owner) {
-                    container.address = Err(problem.clone());
+                    container.shared = Some(problem.clone());
                 }
             }
         }
@@ -131,6 +132,7 @@ impl Container {
         Self {
             handle,
             address: address(entry),
+            shared: None,
             belongs: belongs(metadata),
             ignored: ["policy_group_id", "space_id"]
                 .iter()
@@ -246,13 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn an_address_claimed_twice_belongs_to_nobody() {
+    fn who_claims_an_address_that_another_one_claims_is_told() {
         let snapshot =
             parse(r#"{"a":{"ip":"10.0.0.1"},"b":{"ip":"10.0.0.1"},"c":{"ip":"10.0.0.2"}}"#);
         for name in ["a", "b"] {
-            let problem = snapshot.containers[&handle(name)].address.clone().unwrap_err();
+            let problem = snapshot.containers[&handle(name)].shared.clone().unwrap();
             assert_eq!(problem, "the address 10.0.0.1 is claimed by a and b");
         }
-        assert!(snapshot.containers[&handle("c")].address.is_ok());
+        assert_eq!(snapshot.containers[&handle("c")].shared, None);
     }
 }

@@ -192,9 +192,16 @@ fn tell_problems(before: &Snapshot, after: &Snapshot) {
         tracing::error!(error = problem, "container-isolated");
     }
     for (handle, container) in &after.containers {
-        let Err(problem) = &container.address else { continue };
-        if before.containers.get(handle).is_none_or(|old| old.address != container.address) {
+        let old = before.containers.get(handle);
+        if let Err(problem) = &container.address
+            && old.is_none_or(|old| old.address != container.address)
+        {
             tracing::error!(container = %handle, error = problem, "container-isolated");
+        }
+        if let Some(problem) = &container.shared
+            && old.is_none_or(|old| old.shared != container.shared)
+        {
+            tracing::error!(container = %handle, error = problem, "address-claimed-twice");
         }
     }
 }

@@ -148,6 +148,7 @@ fn table(arguments: &Arguments, notes: &mut Notes) -> Result<String, Vec<String>
     let Config { mut settings, underlay, plane, enabled } =
         config.map_err(|error| error.lines().collect::<Vec<_>>())?.config;
     let plane = arguments.plane.unwrap_or(plane);
+    settings.by_address = plane == PlaneName::Nftables;
     if plane == PlaneName::Nftables {
         settings.underlay = match arguments.underlay_interface.as_slice() {
             [] => app::interfaces(&underlay).unwrap_or_else(|error| {

@@ -45,6 +45,7 @@ fn belongs() -> Belongs {
 
 fn settings() -> Settings {
     Settings {
+        by_address: false,
         overlay: "10.255.0.0/16".parse().unwrap(),
         underlay: Vec::new(),
         disable_network_policy: false,

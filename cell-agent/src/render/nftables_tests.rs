@@ -16,6 +16,7 @@ use crate::plan::{DenyNetworks, Segment};
 
 fn settings() -> Settings {
     Settings {
+        by_address: true,
         overlay: "10.255.0.0/16".parse().unwrap(),
         underlay: Vec::new(),
         disable_network_policy: false,

@@ -52,6 +52,28 @@ fn an_address_goes_with_its_container() {
     });
 }
 
+/// Beside the plugin packets are known by its chains: an entry that was left behind
+/// when its address went to another container does that one no harm.
+#[test]
+fn an_entry_that_was_left_behind_strands_nobody_beside_the_plugin() {
+    for silk in BACKENDS {
+        lab(async move |lab| {
+            let (mut cell, prober) = cell(&lab, silk.config(json!({}))).await;
+            silk.delete("c1", "10.255.1.1");
+            cell.plug("c2", "10.255.1.1");
+            cell.add_entry("c2", "10.255.1.1", &app("s1"));
+            assert_eq!(cell.force("c2").await, (200, "updated container c2".to_owned()));
+            assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
+            assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Reject);
+            assert!(cell.log.text().contains("address-claimed-twice"));
+            let (status, body) = cell.force("c1").await;
+            assert_eq!(status, 500);
+            assert!(body.contains("its chain netout--c1 is not in iptables yet"), "{body}");
+            cell.stop().await;
+        });
+    }
+}
+
 #[test]
 fn the_endpoints_answer_as_the_original() {
     lab(async |lab| {

@@ -210,10 +210,7 @@ pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
 pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plane, Error> {
     let mut nft = Nft::new(&config.nft);
     match &config.plane {
-        DataPlane::Nftables => {
-            nft.list().await?;
-            Ok(Plane::Nftables(Kernel::new(nft, state)))
-        }
+        DataPlane::Nftables => Ok(Plane::Nftables(Kernel::open(nft, state).await?)),
         DataPlane::Iptables { path, lock } => {
             let chains = Chains::open(Iptables::new(path, lock)).await?;
             // A table of ours from before would go on rejecting. It only ever

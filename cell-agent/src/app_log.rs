@@ -49,7 +49,7 @@ pub struct AppLogs {
 struct Told {
     containers: BTreeMap<String, Rules>,
     /// So that a policy that stands is not read again.
-    policies: HashMap<Belongs, (Policy, Rules)>,
+    policies: HashMap<Belongs, (Arc<Policy>, Rules)>,
 }
 
 /// As the executor writes it, which has `null` for an empty map.
@@ -130,7 +130,7 @@ impl Told {
         let mut policies = HashMap::new();
         for (belongs, policy) in &ruleset.policies {
             let same = self.policies.remove(belongs).filter(|(old, _)| old == policy);
-            let entry = same.unwrap_or_else(|| (policy.clone(), fingerprint(policy)));
+            let entry = same.unwrap_or_else(|| (Arc::clone(policy), fingerprint(policy)));
             policies.insert(belongs.clone(), entry);
         }
         self.policies = policies;

@@ -1,7 +1,10 @@
 //! What leads from the filter table that iptables-save shows to the one that is
 //! wanted, as the input of one `iptables-restore --noflush`.
 //!
-//! Pure. A batch is one transaction for all containers (law 8): a chain that
+//! Pure. A full cell has some 10 MB of rules: what is read is kept once for all
+//! chains that hold the same, and what is written is made chain by chain.
+//!
+//! A batch is one transaction for all containers (law 8): a chain that
 //! differs is emptied and filled in it, and the parent gets its jump in the same
 //! commit, so for packets there is only before and after. The original's way by
 //! way of a candidate chain is not needed; a candidate that it left is cleared
@@ -17,6 +20,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
+    iter,
+    sync::Arc,
 };
 
 use model::ids::ContainerHandle;
@@ -33,12 +38,26 @@ pub(crate) const TRIAL_LOG: &str = "portcullis-trial--log";
 
 /// The filter table as iptables-save printed it.
 #[derive(Debug, Default)]
-pub struct Saved<'a> {
-    declared: HashSet<&'a str>,
-    /// The rules of chains that are ours, and of their possible parents.
-    rules: BTreeMap<&'a str, Vec<&'a str>>,
+pub struct Saved {
+    declared: HashSet<String>,
+    /// The rules, one a line, of chains that are ours, and of their possible
+    /// parents.
+    rules: HashMap<String, Arc<str>>,
     /// From which chains rules lead to such a chain.
-    references: HashMap<&'a str, Vec<&'a str>>,
+    references: HashMap<String, Vec<String>>,
+}
+
+/// A table while it is read, in pieces of any length.
+#[derive(Debug, Default)]
+pub struct Reading {
+    saved: Saved,
+    /// The line whose end was not read yet.
+    begun: Vec<u8>,
+    /// The chain whose rules are being read.
+    chain: String,
+    rules: String,
+    /// What chains hold; many hold the same.
+    texts: HashSet<Arc<str>>,
 }
 
 /// What to do.
@@ -58,13 +77,22 @@ pub struct Step {
 /// One transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// The input of iptables-restore.
-    pub text: String,
-    /// Chains that differ, by name, with whose they are and where in the text
-    /// their rules begin.
-    pub written: BTreeMap<String, (ContainerHandle, usize)>,
-    /// Chains that no container has.
-    pub swept: BTreeSet<String>,
+    /// Chains that differ, in the order of their rules.
+    pub written: Vec<Written>,
+    /// Their names.
+    names: BTreeSet<String>,
+    /// Chains that no container has: which are emptied, and which are deleted.
+    empty: BTreeSet<String>,
+    delete: BTreeSet<String>,
+}
+
+/// A chain that differs.
+#[derive(Debug)]
+pub struct Written {
+    chain: String,
+    /// Whose it is.
+    pub handle: ContainerHandle,
+    rules: Body,
 }
 
 /// Whether a chain is one of the agent's, to be swept when no container has it:
@@ -88,40 +116,107 @@ fn is_log(name: &str) -> bool {
     may_be_parent(name) && (name.ends_with("--log") || name.ends_with("--rl-log"))
 }
 
-impl<'a> Saved<'a> {
-    /// Reads what `iptables-save -t filter` printed.
-    #[must_use]
-    pub fn parse(text: &'a str) -> Self {
-        let mut saved = Self::default();
-        for line in text.lines() {
-            if let Some(declaration) = line.strip_prefix(':') {
-                saved.declared.extend(declaration.split(' ').next());
-            } else if let Some((chain, rule)) =
-                line.strip_prefix("-A ").and_then(|line| line.split_once(' '))
-            {
-                saved.add(chain, rule);
+impl Reading {
+    /// Takes the next piece of what `iptables-save -t filter` prints.
+    pub fn take(&mut self, piece: &[u8]) {
+        let mut lines = piece.split(|byte| *byte == b'\n');
+        // What is behind the last end of a line is one that goes on.
+        let last = lines.next_back().unwrap_or_default();
+        for line in lines {
+            if self.begun.is_empty() {
+                self.line(&String::from_utf8_lossy(line));
+            } else {
+                self.begun.extend_from_slice(line);
+                let begun = std::mem::take(&mut self.begun);
+                self.line(&String::from_utf8_lossy(&begun));
             }
         }
-        saved
+        self.begun.extend_from_slice(last);
     }
 
-    fn add(&mut self, chain: &'a str, rule: &'a str) {
+    /// What was read.
+    #[must_use]
+    pub fn finish(mut self) -> Saved {
+        let begun = std::mem::take(&mut self.begun);
+        self.line(&String::from_utf8_lossy(&begun));
+        self.keep();
+        self.saved
+    }
+
+    fn line(&mut self, line: &str) {
+        if let Some(declaration) = line.strip_prefix(':') {
+            let name = declaration.split(' ').next().unwrap_or_default();
+            self.saved.declared.insert(name.to_owned());
+        } else if let Some((chain, rule)) =
+            line.strip_prefix("-A ").and_then(|line| line.split_once(' '))
+        {
+            self.rule(chain, rule);
+        }
+    }
+
+    fn rule(&mut self, chain: &str, rule: &str) {
+        if chain != self.chain {
+            self.keep();
+            chain.clone_into(&mut self.chain);
+        }
         if own(chain).is_some() || may_be_parent(chain) {
-            self.rules.entry(chain).or_default().push(rule);
+            self.rules.push_str(rule);
+            self.rules.push('\n');
         }
         let mut words = rule.rsplit(' ');
         if let (Some(target), Some("-j" | "-g")) = (words.next(), words.next())
             && (is_ours(target) || may_be_parent(target))
         {
-            let sources = self.references.entry(target).or_default();
-            if sources.last() != Some(&chain) {
-                sources.push(chain);
-            }
+            self.saved.refer(chain, target);
         }
     }
 
-    fn rules(&self, chain: &str) -> &[&'a str] {
-        self.rules.get(chain).map(Vec::as_slice).unwrap_or_default()
+    /// Keeps what was read of a chain. One that comes once more goes on.
+    fn keep(&mut self) {
+        if self.rules.is_empty() {
+            return;
+        }
+        if let Some(before) = self.saved.rules.get(&self.chain) {
+            self.rules.insert_str(0, before);
+        }
+        let text = match self.texts.get(self.rules.as_str()) {
+            Some(same) => Arc::clone(same),
+            None => {
+                let text: Arc<str> = self.rules.as_str().into();
+                self.texts.insert(Arc::clone(&text));
+                text
+            }
+        };
+        self.saved.rules.insert(self.chain.clone(), text);
+        self.rules.clear();
+    }
+}
+
+impl Saved {
+    /// Reads what `iptables-save -t filter` printed.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut reading = Reading::default();
+        reading.take(text.as_bytes());
+        reading.finish()
+    }
+
+    fn refer(&mut self, chain: &str, target: &str) {
+        let sources = match self.references.get_mut(target) {
+            Some(sources) => sources,
+            None => self.references.entry(target.to_owned()).or_default(),
+        };
+        if sources.last().is_none_or(|last| last != chain) {
+            sources.push(chain.to_owned());
+        }
+    }
+
+    fn rules(&self, chain: &str) -> impl Iterator<Item = &str> {
+        self.rules.get(chain).into_iter().flat_map(|text| text.lines())
+    }
+
+    fn is_empty(&self, chain: &str) -> bool {
+        !self.rules.contains_key(chain)
     }
 
     /// Whether any chain of ours is there.
@@ -137,24 +232,24 @@ impl<'a> Saved<'a> {
     pub fn as_wanted(&self) -> Filter {
         let parents = self.declared.iter().filter(|name| may_be_parent(name) && !is_log(name));
         let linked = parents.filter_map(|parent| {
-            let asg = self.rules(parent).iter().find_map(|rule| rule.strip_prefix("-j "))?;
-            own(asg).map(|_| (*parent, asg))
+            let asg = self.rules(parent).find_map(|rule| rule.strip_prefix("-j "))?;
+            own(asg).map(|_| (parent, asg))
         });
         let chains = linked.filter_map(|(parent, asg)| {
             let handle = ContainerHandle::parse(parent.strip_prefix("netout--")?).ok()?;
             let names = Names::of(&handle).ok()?;
             Some(Chain {
                 handle,
-                names: Names { asg: asg.to_owned(), netout: parent.to_owned(), ..names },
+                names: Names { asg: asg.to_owned(), netout: parent.clone(), ..names },
                 expected: false,
-                body: Body::of(self.rules(asg)),
+                body: Body::shared(self.rules.get(asg).cloned().unwrap_or_default()),
                 targets: Vec::new(),
             })
         });
         let chains = chains.collect();
         // Nothing is swept for want of knowledge.
         let kept = self.declared.iter().filter(|name| is_ours(name));
-        let kept = kept.map(|name| (*name).to_owned()).collect();
+        let kept = kept.cloned().collect();
         Filter { chains, kept, ..Filter::default() }
     }
 
@@ -163,19 +258,19 @@ impl<'a> Saved<'a> {
     pub fn step(&self, wanted: &Filter, family: Family) -> Step {
         let mut step =
             Step { waiting: wanted.nameless.iter().cloned().collect(), ..Step::default() };
-        let mut draft = Draft::default();
+        let mut batch = Batch::default();
         for chain in self.placed(wanted, family, &mut step.waiting) {
             let names = &chain.names;
             step.placed.insert(names.asg.clone());
             let parent = [&*format!("-j {}", names.asg), family.reject()];
-            let linked = self.rules(&names.netout) == parent;
+            let linked = self.rules(&names.netout).eq(parent);
             let same = self.declared.contains(&*names.asg)
-                && self.rules(&names.asg).iter().copied().eq(chain.body.rules());
+                && self.rules(&names.asg).eq(chain.body.rules());
             if !same {
-                draft.fill(&names.asg, &chain.handle, chain.body.rules());
+                batch.fill(&names.asg, &chain.handle, chain.body.clone());
             }
             if !linked {
-                draft.fill(&names.netout, &chain.handle, parent.into_iter());
+                batch.fill(&names.netout, &chain.handle, Body::of(&parent));
             }
         }
         let mut live = wanted.kept.clone();
@@ -187,13 +282,13 @@ impl<'a> Saved<'a> {
             live.insert(names.asg.clone());
         }
         for Chain { handle, names, .. } in &wanted.unknown {
-            if self.leads(names) && !self.rules(&names.asg).is_empty() {
+            if self.leads(names) && !self.is_empty(&names.asg) {
                 step.kept.insert(handle.clone());
             }
             live.extend([names.candidate(), names.asg.clone()]);
         }
-        self.sweep(&mut draft, &live);
-        step.batch = draft.finish();
+        self.sweep(&mut batch, &live);
+        step.batch = (!batch.is_empty()).then_some(batch);
         step
     }
 
@@ -234,40 +329,42 @@ impl<'a> Saved<'a> {
     /// Whether the parent leads to the chain.
     fn leads(&self, names: &Names) -> bool {
         let jump = format!("-j {}", names.asg);
-        self.rules(&names.netout).contains(&jump.as_str())
+        self.rules(&names.netout).any(|rule| rule == jump)
     }
 
     /// The first chain that the CNI plugin has not made.
     fn missing<'w>(&self, chain: &'w Chain) -> Option<&'w str> {
-        let needed = std::iter::once(&chain.names.netout).chain(&chain.targets);
-        needed.map(String::as_str).find(|name| !self.declared.contains(name))
+        let needed = iter::once(&chain.names.netout).chain(&chain.targets);
+        needed.map(String::as_str).find(|name| !self.declared.contains(*name))
     }
 
     /// Takes away what no container has.
-    fn sweep(&self, draft: &mut Draft, live: &BTreeSet<String>) {
-        let orphan = |name: &&&str| is_ours(name) && !live.contains(**name);
-        let orphans: BTreeSet<&str> = self.declared.iter().filter(orphan).copied().collect();
+    fn sweep(&self, batch: &mut Batch, live: &BTreeSet<String>) {
+        let orphan = |name: &&str| is_ours(name) && !live.contains(*name);
+        let orphans: BTreeSet<&str> =
+            self.declared.iter().map(String::as_str).filter(orphan).collect();
         // Of what is emptied or written in this batch nothing old leads anywhere.
-        let gone = |source: &str| orphans.contains(source) || draft.written.contains_key(source);
+        let gone = |source: &str| orphans.contains(source) || batch.names.contains(source);
         let held = |name: &str| {
             self.references.get(name).is_some_and(|sources| sources.iter().any(|from| !gone(from)))
         };
         let (stuck, free): (Vec<&str>, Vec<&str>) = orphans.iter().partition(|name| held(name));
         let logs =
             self.logs_of(&orphans).into_iter().filter(|name| !held(name)).collect::<Vec<_>>();
-        draft.empty.extend(
-            stuck.into_iter().filter(|name| !self.rules(name).is_empty()).map(str::to_owned),
-        );
-        draft.delete.extend(free.into_iter().chain(logs).map(str::to_owned));
+        batch
+            .empty
+            .extend(stuck.into_iter().filter(|name| !self.is_empty(name)).map(str::to_owned));
+        batch.delete.extend(free.into_iter().chain(logs).map(str::to_owned));
     }
 
     /// The log chains that these lead to, of containers whose parent is gone.
-    fn logs_of(&self, orphans: &BTreeSet<&str>) -> BTreeSet<&'a str> {
+    fn logs_of(&self, orphans: &BTreeSet<&str>) -> BTreeSet<&str> {
         let leads = |name: &&str| {
             let sources = self.references.get(*name);
-            sources.is_some_and(|sources| sources.iter().any(|from| orphans.contains(from)))
+            sources
+                .is_some_and(|sources| sources.iter().any(|from| orphans.contains(from.as_str())))
         };
-        let logs = self.declared.iter().copied().filter(|name| is_log(name));
+        let logs = self.declared.iter().map(String::as_str).filter(|name| is_log(name));
         let parents = || self.declared.iter().filter(|name| may_be_parent(name) && !is_log(name));
         let of_nobody = |name: &&str| {
             !parents().any(|parent| {
@@ -314,66 +411,66 @@ impl Trial {
     }
 }
 
-/// A batch in the making.
-#[derive(Debug, Default)]
-struct Draft {
-    rules: String,
-    lines: usize,
-    /// By chain: whose, and in which of `lines` its rules begin.
-    written: BTreeMap<String, (ContainerHandle, usize)>,
-    empty: BTreeSet<String>,
-    delete: BTreeSet<String>,
-}
-
-impl Draft {
-    fn fill<'r>(
-        &mut self,
-        chain: &str,
-        handle: &ContainerHandle,
-        rules: impl Iterator<Item = &'r str>,
-    ) {
-        self.written.insert(chain.to_owned(), (handle.clone(), self.lines));
-        for rule in rules {
-            writeln!(self.rules, "-A {chain} {rule}").expect(TO_STRING);
-            self.lines += 1;
-        }
-    }
-
-    /// Chains are declared first, which makes or empties them, and deleted last.
-    fn finish(self) -> Option<Batch> {
-        let Self { rules, lines: _, mut written, empty, delete } = self;
-        if written.is_empty() && empty.is_empty() && delete.is_empty() {
-            return None;
-        }
-        let mut text = "*filter\n".to_owned();
-        for name in written.keys().chain(&empty).chain(&delete) {
-            writeln!(text, ":{name} - [0:0]").expect(TO_STRING);
-        }
-        let before = 2 + written.len() + empty.len() + delete.len();
-        written.values_mut().for_each(|(_, line)| *line += before);
-        text.push_str(&rules);
-        for name in &delete {
-            writeln!(text, "-X {name}").expect(TO_STRING);
-        }
-        text.push_str("COMMIT\n");
-        Some(Batch { text, written, swept: empty.into_iter().chain(delete).collect() })
-    }
-}
-
 impl Batch {
+    fn fill(&mut self, chain: &str, handle: &ContainerHandle, rules: Body) {
+        self.names.insert(chain.to_owned());
+        self.written.push(Written { chain: chain.to_owned(), handle: handle.clone(), rules });
+    }
+
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.empty.is_empty() && self.delete.is_empty()
+    }
+
+    /// How many chains go that no container has, or what is in them.
+    #[must_use]
+    pub fn swept(&self) -> usize {
+        self.empty.len() + self.delete.len()
+    }
+
+    /// The input of iptables-restore, in pieces. Chains are declared first, which
+    /// makes or empties them, and deleted last.
+    pub fn pieces(&self) -> impl Iterator<Item = String> {
+        let mut head = "*filter\n".to_owned();
+        for name in self.names.iter().chain(&self.empty).chain(&self.delete) {
+            writeln!(head, ":{name} - [0:0]").expect(TO_STRING);
+        }
+        let rules = self.written.iter().map(|Written { chain, handle: _, rules }| {
+            let mut text = String::new();
+            for rule in rules.rules() {
+                writeln!(text, "-A {chain} {rule}").expect(TO_STRING);
+            }
+            text
+        });
+        let mut tail = String::new();
+        for name in &self.delete {
+            writeln!(tail, "-X {name}").expect(TO_STRING);
+        }
+        tail.push_str("COMMIT\n");
+        iter::once(head).chain(rules).chain(iter::once(tail))
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.pieces().collect()
+    }
+
     /// Whose rule stands in a line of the text, counted from 1, and which part of
     /// its body it is; `None` for a line that is nobody's.
     #[must_use]
     pub fn blame(&self, line: usize, wanted: &Filter) -> Option<(&ContainerHandle, Part)> {
-        let behind = self.written.iter().filter(|(_, (_, first))| *first <= line);
-        let (name, (handle, first)) = behind.max_by_key(|(_, (_, first))| *first)?;
-        let text = self.text.lines().nth(line.checked_sub(1)?)?;
-        text.strip_prefix("-A ")?.strip_prefix(name.as_str())?;
+        let mut first = 2 + self.names.len() + self.swept();
+        let written = self.written.iter().find_map(|written| {
+            let place = line.checked_sub(first)?;
+            first += written.rules.rules().count();
+            (line < first).then_some((written, place))
+        });
+        let (Written { chain: name, handle, rules: _ }, place) = written?;
         let chain = wanted.chains.iter().find(|chain| chain.handle == *handle)?;
         if chain.names.asg != *name {
             return Some((handle, Part::Fixed));
         }
-        Some((handle, chain.body.part(line - first)))
+        Some((handle, chain.body.part(place)))
     }
 }
 

@@ -19,7 +19,7 @@ fn table(lines: &[&str]) -> String {
 }
 
 fn text(saved: &str, wanted: &Filter) -> Option<String> {
-    Saved::parse(saved).step(wanted, Family::V4).batch.map(|batch| batch.text)
+    Saved::parse(saved).step(wanted, Family::V4).batch.map(|batch| batch.text())
 }
 
 #[test]
@@ -176,7 +176,8 @@ fn a_line_is_blamed_on_whose_rule_it_is() {
     let filter = wanted(vec![chain("a", &["-j ACCEPT", REJECT]), chain("b", &[REJECT])]);
     let batch = Saved::parse(&saved).step(&filter, Family::V4).batch.unwrap();
     let blamed = |line| batch.blame(line, &filter).map(|(handle, _)| handle.as_str());
-    let lines: Vec<_> = batch.text.lines().collect();
+    let text = batch.text();
+    let lines: Vec<_> = text.lines().collect();
     for (line, text) in (1..).zip(&lines) {
         let whose = text.strip_prefix("-A ").map(|rule| {
             if rule.starts_with("asg-a") || rule.starts_with("netout--a") { "a" } else { "b" }
@@ -201,6 +202,15 @@ fn what_an_agent_left_is_read_as_what_is_wanted() {
     assert_eq!(text(&saved, &filter), None);
     let flushed = saved.replace("-A asg-a -j ACCEPT\n", "");
     assert_eq!(text(&flushed, &filter).unwrap(), table(&[":asg-a - [0:0]", "-A asg-a -j ACCEPT"]));
+}
+
+/// Also when the rules of a chain do not stand together.
+#[test]
+fn rules_are_read_in_their_order_and_kept_once() {
+    let saved = Saved::parse("-A asg-a one\n-A asg-b one\n-A asg-a two\n-A asg-b two");
+    assert!(saved.rules("asg-a").eq(["one", "two"]));
+    assert!(Arc::ptr_eq(&saved.rules["asg-a"], &saved.rules["asg-b"]));
+    assert!(saved.is_empty("asg-c") && saved.rules("asg-c").next().is_none());
 }
 
 /// What iptables-restore makes of a batch; anything that it would refuse is a
@@ -280,8 +290,8 @@ proptest! {
     #[test]
     fn one_batch_leads_to_what_is_wanted(before in found(), wanted in filter()) {
         let step = Saved::parse(&before).step(&wanted, Family::V4);
-        let batch = step.batch.as_ref().map_or("", |batch| batch.text.as_str());
-        let after = play(&before, batch);
+        let batch = step.batch.as_ref().map(Batch::text).unwrap_or_default();
+        let after = play(&before, &batch);
         let again = Saved::parse(&after).step(&wanted, Family::V4);
         prop_assert!(again.batch.is_none(), "{:?} after\n{}", again.batch, after);
         let saved = Saved::parse(&after);
@@ -289,16 +299,26 @@ proptest! {
             let waits = step.waiting.contains_key(&chain.handle);
             prop_assert_eq!(waits, !before.contains(&format!(":{} ", chain.names.netout)));
             if !waits {
-                prop_assert!(saved.rules(&chain.names.asg).iter().copied().eq(chain.body.rules()));
+                prop_assert!(saved.rules(&chain.names.asg).eq(chain.body.rules()));
                 let jump = format!("-j {}", chain.names.asg);
-                prop_assert_eq!(saved.rules(&chain.names.netout), &[jump.as_str(), REJECT]);
+                let parent: Vec<&str> = saved.rules(&chain.names.netout).collect();
+                prop_assert_eq!(parent, [jump.as_str(), REJECT]);
             }
         }
         let names: BTreeSet<&str> = wanted.chains.iter().map(|chain| &*chain.names.asg).collect();
         for name in saved.declared.iter().filter(|name| is_ours(name)) {
             let waiting = name.strip_prefix('c').is_some_and(|asg| names.contains(asg));
-            prop_assert!(names.contains(name) || waiting || saved.rules(name).is_empty(), "{}", name);
+            prop_assert!(names.contains(name.as_str()) || waiting || saved.is_empty(name), "{}", name);
         }
+    }
+
+    /// It does not matter into which pieces the pipe cuts a table.
+    #[test]
+    fn a_table_is_the_same_in_pieces(before in found(), wanted in filter(), length in 1_usize..40) {
+        let mut reading = Reading::default();
+        before.as_bytes().chunks(length).for_each(|piece| reading.take(piece));
+        let batch = reading.finish().step(&wanted, Family::V4).batch.map(|batch| batch.text());
+        prop_assert_eq!(batch, text(&before, &wanted));
     }
 
     /// The batch does not depend on the order of the containers.

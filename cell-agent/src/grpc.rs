@@ -149,7 +149,7 @@ fn parse_probe(request: &ExplainRequest) -> Result<Probe, String> {
 
 fn policy<'a>(enforced: &'a Enforced, handle: &ContainerHandle) -> Option<&'a Policy> {
     match &enforced.ruleset.containers.get(handle)?.standing {
-        Standing::Bound(belongs) => enforced.ruleset.policies.get(belongs),
+        Standing::Bound(belongs) => enforced.ruleset.policies.get(belongs).map(Arc::as_ref),
         _ => None,
     }
 }

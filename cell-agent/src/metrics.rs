@@ -35,6 +35,10 @@ impl Times {
     /// # Errors
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        if !self.0.is_told() {
+            shutdown.cancelled().await;
+            return Ok(());
+        }
         let began = Instant::now();
         let mut ticks = interval(PROCESS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

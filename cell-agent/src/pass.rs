@@ -141,7 +141,7 @@ async fn rehearsing(
 ) -> anyhow::Result<Plane> {
     let nft = Nft::new(&config.nft).rehearsing();
     Ok(match &config.plane {
-        DataPlane::Nftables => Plane::Nftables(Kernel::new(nft, state)),
+        DataPlane::Nftables => Plane::Nftables(Kernel::open(nft, state).await?),
         DataPlane::Iptables { path, lock } => {
             if let Ok(Some(_)) = nft.list().await {
                 before.push(removal());

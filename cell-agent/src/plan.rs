@@ -114,7 +114,7 @@ pub struct Ruleset {
     /// Every container of the cell.
     pub containers: BTreeMap<ContainerHandle, Planned>,
     /// Every policy that concerns a container.
-    pub policies: BTreeMap<Belongs, Policy>,
+    pub policies: BTreeMap<Belongs, Arc<Policy>>,
     /// Addresses that are decided beside the overlay, also those that nobody
     /// gets: they are denied.
     pub claimed: BTreeSet<IpAddr>,
@@ -214,28 +214,83 @@ pub fn plan(
     known: &Known,
     refused: &Refused,
 ) -> Ruleset {
-    let mut ruleset = Ruleset::empty(Arc::clone(settings));
-    ruleset.claimed.clone_from(&snapshot.claimed);
-    let mut segments = HashSet::new();
-    for (handle, container) in &snapshot.containers {
-        let standing = standing(settings, container, known, refused);
-        if container.ignored {
-            ruleset.ignored.insert(handle.clone());
-        }
-        // Also for a container that is isolated: what is wrong with the policy's
-        // rules must not look like a fault of the container.
-        if let Ok(belongs) = &container.belongs
-            && known.spaces.contains(&belongs.space)
-            && !ruleset.policies.contains_key(belongs)
-        {
-            let policy = policy(settings, belongs, known, refused, &mut segments);
-            ruleset.policies.insert(belongs.clone(), policy);
-        }
-        let address = container.address.as_ref().ok().copied();
-        let address = address.filter(|_| !matches!(standing, Standing::Isolated(_)));
-        ruleset.containers.insert(handle.clone(), Planned { address, standing });
+    Shared::default().plan(settings, snapshot, known, refused)
+}
+
+/// Plans again and again, to the same effect as [`plan`]. What has not changed is
+/// not worked out again, and is the same in memory: whoever goes on from there need
+/// not compare it.
+#[derive(Debug)]
+pub struct Planner {
+    settings: Arc<Settings>,
+    shared: Shared,
+    /// What the policies were made of.
+    known: Arc<Known>,
+    refused: BTreeMap<(GroupGuid, usize), (RuleSpec, String)>,
+}
+
+impl Planner {
+    /// Nothing was planned yet.
+    #[must_use]
+    pub fn new(settings: Arc<Settings>) -> Self {
+        let (shared, known, refused) = (Shared::default(), Arc::default(), BTreeMap::new());
+        Self { settings, shared, known, refused }
     }
-    ruleset
+
+    /// The whole plan.
+    pub fn plan(&mut self, snapshot: &Snapshot, known: &Arc<Known>, refused: &Refused) -> Ruleset {
+        if !Arc::ptr_eq(&self.known, known) || self.refused != refused.rules {
+            self.shared.policies.clear();
+            self.known = Arc::clone(known);
+            self.refused.clone_from(&refused.rules);
+        }
+        let ruleset = self.shared.plan(&self.settings, snapshot, known, refused);
+        self.shared.policies.clone_from(&ruleset.policies);
+        self.shared.segments.retain(|segment| Arc::strong_count(segment) > 1);
+        ruleset
+    }
+}
+
+/// What plans have in common.
+#[derive(Debug, Default)]
+struct Shared {
+    policies: BTreeMap<Belongs, Arc<Policy>>,
+    segments: HashSet<Arc<Segment>>,
+}
+
+impl Shared {
+    fn plan(
+        &mut self,
+        settings: &Arc<Settings>,
+        snapshot: &Snapshot,
+        known: &Known,
+        refused: &Refused,
+    ) -> Ruleset {
+        let mut ruleset = Ruleset::empty(Arc::clone(settings));
+        ruleset.claimed.clone_from(&snapshot.claimed);
+        for (handle, container) in &snapshot.containers {
+            let standing = standing(settings, container, known, refused);
+            if container.ignored {
+                ruleset.ignored.insert(handle.clone());
+            }
+            // Also for a container that is isolated: what is wrong with the policy's
+            // rules must not look like a fault of the container.
+            if let Ok(belongs) = &container.belongs
+                && known.spaces.contains(&belongs.space)
+                && !ruleset.policies.contains_key(belongs)
+            {
+                let made = self.policies.get(belongs).cloned().unwrap_or_else(|| {
+                    let segments = &mut self.segments;
+                    Arc::new(policy(settings, belongs, known, refused, segments))
+                });
+                ruleset.policies.insert(belongs.clone(), made);
+            }
+            let address = container.address.as_ref().ok().copied();
+            let address = address.filter(|_| !matches!(standing, Standing::Isolated(_)));
+            ruleset.containers.insert(handle.clone(), Planned { address, standing });
+        }
+        ruleset
+    }
 }
 
 fn standing(

@@ -139,6 +139,41 @@ fn policies_share_what_is_the_same() {
     assert!(Arc::ptr_eq(&last("s1"), &last("s2")));
 }
 
+/// Whoever plans for the second time works out only what has changed, and to the
+/// same effect.
+#[test]
+fn a_second_plan_is_the_same_in_memory() {
+    let groups =
+        |first: &str| [group(1, &[], vec![spec(first)]), group(2, &["s1"], vec![spec("2.0.0.1")])];
+    let of = |groups| Arc::new(known(&["s1", "s2"], groups));
+    let one = snapshot(&[("a", "10.255.1.1", "s1", "app")]);
+    let two = snapshot(&[("a", "10.255.1.1", "s1", "app"), ("b", "10.255.1.2", "s2", "app")]);
+    let (before, after) = (of(groups("1.0.0.1")), of(groups("1.0.0.2")));
+    let mut planner = Planner::new(settings());
+    let belongs = Belongs { space: space("s1"), lifecycle: Lifecycle::Running };
+    let mut last: Option<Arc<Policy>> = None;
+    let guid = GroupGuid::parse("g2").unwrap();
+    let rules = BTreeMap::from([((guid, 0), (spec("2.0.0.1"), "no".to_owned()))]);
+    let refusing = Refused { rules, containers: BTreeMap::new() };
+    let none = Refused::default();
+    for (snapshot, known, refused, policy_is_same, segment_is_same) in [
+        (&one, &before, &none, false, false),
+        (&two, &before, &none, true, true),
+        (&two, &after, &none, false, true),
+        (&one, &after, &none, true, true),
+        (&one, &after, &refusing, false, false),
+    ] {
+        let ruleset = planner.plan(snapshot, known, refused);
+        assert_eq!(ruleset, plan(&settings(), snapshot, known, refused));
+        let policy = Arc::clone(&ruleset.policies[&belongs]);
+        let segment = |policy: &Policy| policy.segments.first().map(Arc::as_ptr);
+        let last = last.replace(policy);
+        let (policy, last) = (&ruleset.policies[&belongs], last.as_ref());
+        assert_eq!(last.is_some_and(|last| Arc::ptr_eq(last, policy)), policy_is_same);
+        assert_eq!(last.is_some_and(|last| segment(last) == segment(policy)), segment_is_same);
+    }
+}
+
 #[test]
 fn what_was_refused_is_left_out_as_long_as_it_is_the_same() {
     let snapshot = snapshot(&[("c", "10.255.1.1", "s1", "app")]);

@@ -44,6 +44,12 @@ impl Dropsonde {
         Ok(Self(Some(Arc::new(Sender { socket, origin: origin.to_owned() }))))
     }
 
+    /// Whether there is an agent to send to.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// A value of this moment.
     pub fn value(&self, name: impl Display, value: f64, unit: &str) {
         self.send(|| {
@@ -69,9 +75,6 @@ impl Dropsonde {
     /// garbage collector: private memory for the heap, tasks for goroutines.
     /// Within a tokio runtime.
     pub fn process(&self) {
-        if self.0.is_none() {
-            return;
-        }
         let Memory { private, stack } = memory();
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io,
+    io, iter,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -16,7 +16,10 @@ use nix::libc::O_CREAT;
 use tokio::time::{Instant, sleep};
 
 use super::{Error, Program};
-use crate::{batch::Trial, render::iptables::Family};
+use crate::{
+    batch::{Batch, Reading, Saved, Trial},
+    render::iptables::Family,
+};
 
 /// The longest that others may hold the lock; their commands take seconds at most.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
@@ -101,15 +104,17 @@ impl Iptables {
         Ok(String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
     }
 
-    /// The filter table in the words of iptables-save.
+    /// The filter table as iptables-save tells it.
     ///
     /// # Errors
     /// The program does not run, or cannot read the table.
-    pub async fn save(&self, family: Family) -> Result<String, Error> {
+    pub async fn save(&self, family: Family) -> Result<Saved, Error> {
         let program = self.program(family, "save");
-        let output = program.finish(program.start(&["-t", "filter"])?, "").await?;
+        let mut reading = Reading::default();
+        let child = program.start(&["-t", "filter"])?;
+        let output = program.listen(child, |piece| reading.take(piece)).await?;
         if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            return Ok(reading.finish());
         }
         Err(match refusal(&String::from_utf8_lossy(&output.stderr)) {
             Refusal::Refused { reason, .. } => Error::Refused(reason),
@@ -122,11 +127,11 @@ impl Iptables {
     /// # Errors
     /// Nothing has changed then, except that nobody knows after
     /// [`Error::Hangs`] and [`Error::Run`].
-    pub async fn restore(&mut self, family: Family, batch: &str) -> Result<(), Refusal> {
+    pub async fn restore(&mut self, family: Family, batch: &Batch) -> Result<(), Refusal> {
         let rehearses = self.rehearsed.is_some();
-        self.run(family, batch, if rehearses { &["--test"] } else { &[] }).await?;
+        self.run(family, batch.pieces(), if rehearses { &["--test"] } else { &[] }).await?;
         if let Some(rehearsed) = &mut self.rehearsed {
-            rehearsed.push((family, batch.to_owned()));
+            rehearsed.push((family, batch.text()));
         }
         Ok(())
     }
@@ -138,16 +143,21 @@ impl Iptables {
     /// It would not be taken.
     pub async fn attempt(&self, family: Family, trial: &Trial) -> Result<(), Refusal> {
         match self.rehearsed {
-            None => self.run(family, &trial.with_cleanup(), &[]).await,
-            Some(_) => self.run(family, trial.text(), &["--test"]).await,
+            None => self.run(family, iter::once(trial.with_cleanup()), &[]).await,
+            Some(_) => self.run(family, iter::once(trial.text()), &["--test"]).await,
         }
     }
 
-    async fn run(&self, family: Family, batch: &str, more: &[&str]) -> Result<(), Refusal> {
+    async fn run(
+        &self,
+        family: Family,
+        pieces: impl Iterator<Item = impl AsRef<str>>,
+        more: &[&str],
+    ) -> Result<(), Refusal> {
         let program = self.program(family, "restore");
         let arguments = [&["--noflush", "-w", WAIT], more].concat();
         let child = program.start(&arguments).map_err(Refusal::Failed)?;
-        let output = program.finish(child, batch).await.map_err(Refusal::Failed)?;
+        let output = program.hand_over(child, pieces).await.map_err(Refusal::Failed)?;
         if output.status.success() {
             return Ok(());
         }

@@ -11,7 +11,7 @@ pub mod iptables;
 pub mod isolate;
 
 use std::{
-    io,
+    io, iter,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Output, Stdio},
@@ -19,7 +19,7 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
 };
 
@@ -27,6 +27,9 @@ use crate::{apply::isolate::Unit, render::table::NAME};
 
 /// The longest that nft may take; far more than any script needs.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// As much as a pipe holds.
+const PIECE: usize = 64 << 10;
 
 /// The arguments for a script on standard input.
 const APPLY: &[&str] = &["-f", "-"];
@@ -107,14 +110,54 @@ impl Program {
         })
     }
 
-    async fn finish(&self, mut child: Child, input: &str) -> Result<Output, Error> {
+    async fn finish(&self, child: Child, input: &str) -> Result<Output, Error> {
+        self.hand_over(child, iter::once(input)).await
+    }
+
+    /// Gives the program its input in pieces.
+    async fn hand_over(
+        &self,
+        mut child: Child,
+        pieces: impl Iterator<Item = impl AsRef<str>>,
+    ) -> Result<Output, Error> {
         let mut stdin = child.stdin.take().expect("stdin is piped");
         let talk = async {
-            // It may end without reading; then its output says why.
-            let _closed = stdin.write_all(input.as_bytes()).await;
+            for piece in pieces {
+                if stdin.write_all(piece.as_ref().as_bytes()).await.is_err() {
+                    // It ended without reading; its output says why.
+                    break;
+                }
+            }
             drop(stdin);
             child.wait_with_output().await
         };
+        self.in_time(talk).await
+    }
+
+    /// Takes what the program prints in pieces; the output has none of it.
+    async fn listen(&self, mut child: Child, mut take: impl FnMut(&[u8])) -> Result<Output, Error> {
+        drop(child.stdin.take());
+        let mut stdout = child.stdout.take().expect("stdout is piped");
+        let talk = async {
+            let mut buffer = vec![0; PIECE];
+            let read = async {
+                loop {
+                    match stdout.read(&mut buffer).await? {
+                        0 => return Ok(()),
+                        length => take(&buffer[..length]),
+                    }
+                }
+            };
+            let (read, output) = tokio::join!(read, child.wait_with_output());
+            read.and(output)
+        };
+        self.in_time(talk).await
+    }
+
+    async fn in_time(
+        &self,
+        talk: impl Future<Output = io::Result<Output>>,
+    ) -> Result<Output, Error> {
         let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_elapsed| Error::Hangs)?;
         let failed = |source| Error::Run { program: self.name(), source };
         let output = output.map_err(failed)?;
@@ -161,6 +204,14 @@ impl Nft {
         self.rehearsed.as_deref()
     }
 
+    /// Starts the process for the next script ahead, if there is none.
+    pub fn get_ready(&mut self) {
+        if self.waiting.is_none() && self.rehearsed.is_none() {
+            // Why it does not start is said when it is needed.
+            self.waiting = self.program.start(APPLY).ok();
+        }
+    }
+
     /// Puts a script in force, all or nothing.
     ///
     /// # Errors
@@ -180,7 +231,7 @@ impl Nft {
             Some(child) => child,
             None => self.program.start(APPLY)?,
         };
-        self.waiting = self.program.start(APPLY).ok();
+        self.get_ready();
         read(&self.program.finish(child, script).await?).map(drop)
     }
 

@@ -46,7 +46,7 @@ impl Feed {
         self.latest.clone()
     }
 
-    /// Reads the store now.
+    /// Reads the store now, if it was written since it was read.
     ///
     /// # Errors
     /// Why it cannot be read, as a sentence.
@@ -121,7 +121,8 @@ impl Follower {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(answer) = self.asked.recv() => {
-                    let read = self.read().await;
+                    // Mostly inotify was quicker, and what was written is read.
+                    let read = self.read_if_changed().await;
                     let _gave_up = answer.send(read);
                 }
                 Some(_) = events.next() => { let _told = self.read_if_changed().await; }

@@ -5,15 +5,70 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{ids::GroupGuid, rule::Unenforceable};
 
-use super::Attempt;
+use super::{Attempt, Reconciler};
 use crate::{
-    apply::isolate::Unit,
-    plan::{Refused, Ruleset, Standing},
+    apply::{
+        Error,
+        isolate::{Finding, Search, Unit},
+    },
+    plan::{Refused, Ruleset, Standing, plan},
 };
+
+impl Reconciler {
+    /// Finds what the kernel does not take, and leaves it out from now on.
+    pub(super) async fn isolate(
+        &mut self,
+        attempt: &Attempt,
+        ruleset: &Ruleset,
+        reason: String,
+    ) -> Result<(), Error> {
+        if self.told == Refused::default() {
+            tracing::error!(error = reason, "kernel-refused.looking-for-the-culprit");
+        }
+        let all = units(ruleset);
+        let mut search = Search::new(all.iter().cloned().collect());
+        while let Some(trial) = search.trial() {
+            let mut refused = self.refused.clone();
+            for unit in all.iter().filter(|unit| !trial.contains(unit)) {
+                refuse(&mut refused, attempt, unit, "left out for a trial");
+            }
+            let settings = &self.inputs.settings;
+            let trial = plan(settings, &attempt.snapshot, &attempt.known, &refused);
+            match self.kernel.check(&trial).await {
+                Ok(()) => search.answer(Ok(())),
+                Err(Error::Refused(reason)) => search.answer(Err(reason)),
+                Err(error) => return Err(error),
+            }
+        }
+        match search.finding() {
+            Finding::Culprits(culprits) if !culprits.is_empty() => {
+                for (unit, reason) in culprits {
+                    self.leave_out(attempt, ruleset, &unit, &reason);
+                }
+                Ok(())
+            }
+            Finding::Culprits(_) => Err(Error::Refused(reason)),
+            Finding::NoUnit(reason) => Err(Error::Refused(reason)),
+        }
+    }
+
+    pub(super) fn leave_out(
+        &mut self,
+        attempt: &Attempt,
+        ruleset: &Ruleset,
+        unit: &Unit,
+        reason: &str,
+    ) {
+        refuse(&mut self.refused, attempt, unit, reason);
+        if !is_same(&self.told, &self.refused, unit) {
+            tell(ruleset, unit, reason);
+        }
+    }
+}
 
 /// Everything that the kernel could refuse by itself; rules of one group stand
 /// together, so that halves are groups at first.
-pub(super) fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
+fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
     let mut units = BTreeSet::new();
     for policy in ruleset.policies.values() {
         let rules = policy.rules.permits.iter();
@@ -24,7 +79,7 @@ pub(super) fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
     units
 }
 
-pub(super) fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
+fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
     match unit {
         Unit::Rule(group, rule) => {
             let read = attempt.known.groups.get(group);
@@ -43,7 +98,7 @@ pub(super) fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reas
 }
 
 /// Whether a unit is refused in both for the same content.
-pub(super) fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
+fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
     match unit {
         Unit::Rule(group, rule) => {
             let at = (group.clone(), *rule);
@@ -58,7 +113,7 @@ pub(super) fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
 }
 
 /// Says what was left out, and whom it concerns.
-pub(super) fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
+fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
     match unit {
         Unit::Container(handle) => {
             tracing::error!(container = %handle, error = reason, "container-isolated");

@@ -1,7 +1,7 @@
 //! What the rest of the agent may know of the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::SystemTime,
 };
@@ -106,10 +106,15 @@ fn rules(ruleset: &Ruleset) -> (u64, u64) {
 
 /// How many rules came and went; rules that several containers share count once.
 pub(super) fn difference(before: &Ruleset, after: &Ruleset) -> (usize, usize) {
-    fn segments(ruleset: &Ruleset) -> HashSet<&Segment> {
-        ruleset.policies.values().flat_map(|policy| &policy.segments).map(Arc::as_ref).collect()
+    fn segments(ruleset: &Ruleset) -> HashMap<*const Segment, &Segment> {
+        let segments = ruleset.policies.values().flat_map(|policy| &policy.segments);
+        segments.map(|segment| (Arc::as_ptr(segment), &**segment)).collect()
     }
-    let (old, new) = (segments(before), segments(after));
+    let (mut old, mut new) = (segments(before), segments(after));
+    // Most are the same in memory.
+    old.retain(|place, _| new.remove(place).is_none());
+    let (old, new): (HashSet<_>, HashSet<_>) =
+        (old.into_values().collect(), new.into_values().collect());
     let permits = |these: &HashSet<_>, others: &HashSet<_>| {
         let only: Vec<&Segment> = these.difference(others).copied().collect();
         let permits = only.iter().flat_map(|segment| {

@@ -16,7 +16,7 @@ use crate::{
         iptables::{Iptables, Refusal},
         isolate::Unit,
     },
-    batch::{Saved, Step, TRIAL_LOG},
+    batch::{Step, TRIAL_LOG},
     notice::Notice,
     plan::{Policy, Ruleset, Standing},
     render::iptables::{Family, Filter, Part, all_permits, render},
@@ -61,7 +61,7 @@ impl FamilyState {
     /// What differs, if any of it had been right before.
     fn strayed(&self, step: &Step) -> bool {
         let written = step.batch.iter().flat_map(|batch| &batch.written);
-        let mut owners = written.map(|(_, (handle, _))| handle);
+        let mut owners = written.map(|written| &written.handle);
         let placed = |handle: &ContainerHandle| {
             let chain = self.wanted.chains.iter().find(|chain| chain.handle == *handle);
             chain.is_some_and(|chain| self.placed.contains(&chain.names.asg))
@@ -109,8 +109,7 @@ impl Chains {
     pub(super) async fn recover(&mut self) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &mut self.families {
-            let text = self.iptables.save(state.family).await?;
-            let saved = Saved::parse(&text);
+            let saved = self.iptables.save(state.family).await?;
             state.wanted = saved.as_wanted();
             state.placed = saved.step(&state.wanted, state.family).placed;
         }
@@ -176,14 +175,14 @@ impl Chains {
         let mut changed = false;
         let (mut waiting, mut kept) = (BTreeMap::new(), BTreeSet::new());
         for state in &mut self.families {
-            let text = self.iptables.save(state.family).await?;
-            let step = Saved::parse(&text).step(&state.wanted, state.family);
+            let saved = self.iptables.save(state.family).await?;
+            let step = saved.step(&state.wanted, state.family);
             // After a failure nothing is known to have been right.
             state.placed.clear();
             if let Some(batch) = &step.batch {
-                let restored = self.iptables.restore(state.family, &batch.text).await;
+                let restored = self.iptables.restore(state.family, batch).await;
                 restored.map_err(|refusal| refused(refusal, state, &step, ruleset))?;
-                let (written, swept) = (batch.written.len(), batch.swept.len());
+                let (written, swept) = (batch.written.len(), batch.swept());
                 tracing::debug!(family = %state.family, written, swept, "batch-applied");
                 changed = true;
             }
@@ -228,9 +227,9 @@ impl Chains {
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for FamilyState { family, .. } in &self.families {
-            let text = self.iptables.save(*family).await?;
+            let saved = self.iptables.save(*family).await?;
             let permits = all_permits(ruleset, *family, TRIAL_LOG);
-            let trial = Saved::parse(&text).trial(&render(ruleset, *family), &permits);
+            let trial = saved.trial(&render(ruleset, *family), &permits);
             self.iptables.attempt(*family, &trial).await.map_err(|refusal| match refusal {
                 Refusal::Refused { reason, .. } => Error::Refused(reason),
                 Refusal::Failed(error) => error,
@@ -253,8 +252,8 @@ impl Chains {
         self.right = false;
         let (mut strayed, mut work) = (false, false);
         for state in &self.families {
-            let text = self.iptables.save(state.family).await?;
-            let step = Saved::parse(&text).step(&state.wanted, state.family);
+            let saved = self.iptables.save(state.family).await?;
+            let step = saved.step(&state.wanted, state.family);
             strayed |= state.strayed(&step);
             work |= step.batch.is_some();
         }

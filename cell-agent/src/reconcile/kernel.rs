@@ -12,7 +12,10 @@ use crate::{
     drift::{KernelGeneration, fingerprint},
     netlink::{Line, Order},
     plan::Ruleset,
-    render::{nftables::render, table::Table},
+    render::{
+        nftables::{Renderer, render},
+        table::Table,
+    },
     state::StateDirectory,
 };
 
@@ -40,6 +43,7 @@ pub struct Kernel {
     line: Line,
     state: StateDirectory,
     belief: Belief,
+    renderer: Renderer,
     /// What is wanted, without leftovers that are still in the kernel.
     wanted: Table,
     /// Chains that are known by their content get new names when what stands
@@ -77,14 +81,25 @@ struct Applied {
 }
 
 impl Kernel {
-    /// Nothing is known of the kernel before the loop begins.
-    #[must_use]
-    pub fn new(nft: Nft, state: StateDirectory) -> Self {
+    /// Finds out what an earlier process left, and believes the state file if the
+    /// kernel still looks as it did then.
+    ///
+    /// # Errors
+    /// nft cannot be used.
+    pub async fn open(nft: Nft, state: StateDirectory) -> Result<Self, Error> {
+        let mut kernel = Self::new(nft, state);
+        kernel.recover().await?;
+        kernel.nft.get_ready();
+        Ok(kernel)
+    }
+
+    fn new(nft: Nft, state: StateDirectory) -> Self {
         Self {
             nft,
             line: Line::default(),
             state,
             belief: Belief::Strange(String::new()),
+            renderer: Renderer::default(),
             wanted: Table::default(),
             salt: String::new(),
             generation: None,
@@ -93,9 +108,7 @@ impl Kernel {
         }
     }
 
-    /// Finds out what an earlier process left, and believes the state file if the
-    /// kernel still looks as it did then.
-    pub(super) async fn recover(&mut self) -> Result<(), Error> {
+    async fn recover(&mut self) -> Result<(), Error> {
         let generation = self.line.generation();
         let Some(listing) = self.nft.list().await? else {
             self.belief = Belief::Known(Table::default());
@@ -156,7 +169,7 @@ impl Kernel {
     /// Whether there was anything to do.
     pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         if let Belief::Known(applied) = &self.belief {
-            let wanted = render(ruleset, &self.salt);
+            let wanted = self.renderer.render(ruleset, &self.salt);
             let changes = diff(applied, &wanted, Sweep::Later);
             let changed = !changes.is_empty();
             let as_left = self.alone();
@@ -195,7 +208,7 @@ impl Kernel {
     /// Writes everything again, in place if that can be.
     async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
         let salt = self.line.generation().map(KernelGeneration::salt).unwrap_or_default();
-        let wanted = render(ruleset, &salt);
+        let wanted = self.renderer.render(ruleset, &salt);
         let in_place = diff(&suspect(listing, &wanted), &wanted, Sweep::Later);
         match self.commit(in_place, Scope::Everything).await {
             Err(Error::Refused(_)) => {

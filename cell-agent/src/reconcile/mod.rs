@@ -39,17 +39,14 @@ pub use kernel::Kernel;
 pub use once::{Outcome, Rehearsed};
 pub use plane::Plane;
 
-use culprits::{is_same, refuse, tell, tell_unreadable, units};
+use culprits::tell_unreadable;
 use enforced::difference;
 
 use crate::{
-    apply::{
-        Error,
-        isolate::{Finding, Search, Unit},
-    },
+    apply::Error,
     containers::{Containers, Snapshot},
     metrics::{self, Times, number},
-    plan::{Known, Refused, Ruleset, Settings, plan},
+    plan::{Known, Planner, Refused, Ruleset, Settings},
 };
 
 /// A single change waits this long for others that come with it.
@@ -100,6 +97,7 @@ pub struct Nudge {
 #[derive(Debug)]
 pub struct Reconciler {
     inputs: Inputs,
+    planner: Planner,
     kernel: Plane,
     refused: Refused,
     /// What was told to be refused; each is told once, however often it is tried.
@@ -138,6 +136,7 @@ impl Reconciler {
         let (published, enforced) = watch::channel(Arc::new(Enforced::nothing(ruleset)));
         let (nudge, nudges) = mpsc::channel(4);
         let reconciler = Self {
+            planner: Planner::new(Arc::clone(&inputs.settings)),
             inputs,
             kernel,
             refused: Refused::default(),
@@ -179,10 +178,7 @@ impl Reconciler {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(nudge) = self.nudges.recv() => self.nudged(nudge).await,
                 Ok(()) = self.inputs.containers.changed() => self.gather(GATHER).await,
-                Ok(()) = self.inputs.groups.changed() => {
-                    let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
-                    self.gather(if burst { GATHER_BURST } else { GATHER }).await;
-                }
+                Ok(()) = self.inputs.groups.changed() => self.gather(self.patience()).await,
                 () = at(retry_at) => self.reconcile().await,
                 () = at(settle_at) => self.settle().await,
                 _ = drift.tick() => {
@@ -232,6 +228,14 @@ impl Reconciler {
         self.reconcile().await;
         let answer = self.published.borrow().error.clone().map_or(Ok(healed), Err);
         let _gave_up = asked.send(answer);
+    }
+
+    /// How long a change of groups waits for others. For the first groups of all,
+    /// containers wait that are closed.
+    fn patience(&self) -> Duration {
+        let first = self.published.borrow().generation() == Generation::default();
+        let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
+        if burst && !first { GATHER_BURST } else { GATHER }
     }
 
     /// Lets changes that come together go together.
@@ -284,18 +288,18 @@ impl Reconciler {
     }
 
     async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
-        let mut ruleset = self.plan(attempt, &self.refused);
+        let mut ruleset = self.plan(attempt);
         let mut brought = self.kernel.bring(&ruleset).await;
         for _ in 0..NAMED_MOST {
             let Err(Error::Culprit { unit, reason }) = &brought else { break };
             self.leave_out(attempt, &ruleset, unit, reason);
-            ruleset = self.plan(attempt, &self.refused);
+            ruleset = self.plan(attempt);
             brought = self.kernel.bring(&ruleset).await;
         }
         match brought {
             Err(Error::Refused(reason) | Error::Culprit { reason, .. }) => {
                 self.isolate(attempt, &ruleset, reason).await?;
-                let ruleset = self.plan(attempt, &self.refused);
+                let ruleset = self.plan(attempt);
                 self.kernel.bring(&ruleset).await?;
                 Ok((ruleset, true))
             }
@@ -303,51 +307,8 @@ impl Reconciler {
         }
     }
 
-    fn plan(&self, attempt: &Attempt, refused: &Refused) -> Ruleset {
-        plan(&self.inputs.settings, &attempt.snapshot, &attempt.known, refused)
-    }
-
-    /// Finds what the kernel does not take, and leaves it out from now on.
-    async fn isolate(
-        &mut self,
-        attempt: &Attempt,
-        ruleset: &Ruleset,
-        reason: String,
-    ) -> Result<(), Error> {
-        if self.told == Refused::default() {
-            tracing::error!(error = reason, "kernel-refused.looking-for-the-culprit");
-        }
-        let all = units(ruleset);
-        let mut search = Search::new(all.iter().cloned().collect());
-        while let Some(trial) = search.trial() {
-            let mut refused = self.refused.clone();
-            for unit in all.iter().filter(|unit| !trial.contains(unit)) {
-                refuse(&mut refused, attempt, unit, "left out for a trial");
-            }
-            let trial = self.plan(attempt, &refused);
-            match self.kernel.check(&trial).await {
-                Ok(()) => search.answer(Ok(())),
-                Err(Error::Refused(reason)) => search.answer(Err(reason)),
-                Err(error) => return Err(error),
-            }
-        }
-        match search.finding() {
-            Finding::Culprits(culprits) if !culprits.is_empty() => {
-                for (unit, reason) in culprits {
-                    self.leave_out(attempt, ruleset, &unit, &reason);
-                }
-                Ok(())
-            }
-            Finding::Culprits(_) => Err(Error::Refused(reason)),
-            Finding::NoUnit(reason) => Err(Error::Refused(reason)),
-        }
-    }
-
-    fn leave_out(&mut self, attempt: &Attempt, ruleset: &Ruleset, unit: &Unit, reason: &str) {
-        refuse(&mut self.refused, attempt, unit, reason);
-        if !is_same(&self.told, &self.refused, unit) {
-            tell(ruleset, unit, reason);
-        }
+    fn plan(&mut self, attempt: &Attempt) -> Ruleset {
+        self.planner.plan(&attempt.snapshot, &attempt.known, &self.refused)
     }
 
     fn changed(&mut self, started: Instant, before: &Ruleset, after: &Ruleset, attempt: &Attempt) {

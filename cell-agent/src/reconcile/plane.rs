@@ -18,10 +18,11 @@ pub enum Plane {
 }
 
 impl Plane {
-    /// Finds out what an earlier process left.
+    /// Finds out what an earlier process left; of a table of our own that is known
+    /// since it was opened.
     pub(super) async fn recover(&mut self) -> Result<(), Error> {
         match self {
-            Self::Nftables(table) => table.recover().await,
+            Self::Nftables(_) => Ok(()),
             Self::Iptables(chains) => chains.recover().await,
         }
     }

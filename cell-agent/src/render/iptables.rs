@@ -141,6 +141,12 @@ impl Body {
         Self { head: rules.join("\n"), permits: Arc::from(""), tail: String::new() }
     }
 
+    /// A body of the rules in this text, one a line.
+    #[must_use]
+    pub fn shared(rules: Arc<str>) -> Self {
+        Self { head: String::new(), permits: rules, tail: String::new() }
+    }
+
     /// The rules in order, without `-A` and the chain.
     pub fn rules(&self) -> impl Iterator<Item = &str> {
         self.head.lines().chain(self.permits.lines()).chain(self.tail.lines())
@@ -247,7 +253,7 @@ fn body<'a>(
             // Whatever is wrong with it may be in its other rules, too.
             return (Body::of(&[arguments::ESTABLISHED, family.reject()]), targets);
         }
-        Standing::Bound(belongs) => (ruleset.policies.get(belongs), Vec::new()),
+        Standing::Bound(belongs) => (ruleset.policies.get(belongs).map(Arc::as_ref), Vec::new()),
         Standing::Unknown(_) | Standing::Ungrouped(_) => {
             (None, settings.deny_networks.always.iter().rev().copied().collect())
         }

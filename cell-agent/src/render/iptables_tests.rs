@@ -35,7 +35,7 @@ fn ruleset(settings: Settings, standing: Standing, permits: Vec<Permit>) -> Rule
         rules: EffectiveRules::default(),
         refused: Vec::new(),
     };
-    ruleset.policies.insert(belongs(), policy);
+    ruleset.policies.insert(belongs(), Arc::new(policy));
     ruleset
 }
 

@@ -57,6 +57,35 @@ const V6: Family = Family { keyword: "ip6", key: "ipv6_addr", suffix: "_v6" };
 /// by their content; another one gives them all new names.
 #[must_use]
 pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
+    Renderer::default().render(ruleset, salt)
+}
+
+/// Renders again and again, to the same effect as [`render`]; segments that are
+/// the same in memory as the last time are not rendered again.
+#[derive(Debug, Default)]
+pub struct Renderer {
+    salt: String,
+    segments: Segments,
+}
+
+/// The chains of segments, by where those are. They are held, so that nothing else
+/// can be there.
+type Segments = HashMap<usize, (Arc<Segment>, Vec<(String, Chain)>)>;
+
+impl Renderer {
+    /// The table for a ruleset.
+    pub fn render(&mut self, ruleset: &Ruleset, salt: &str) -> Table {
+        let before = std::mem::take(&mut self.segments);
+        let before = if self.salt == salt { before } else { Segments::new() };
+        let mut rendered = Rendered { salt, before, used: Segments::new() };
+        let table = table(ruleset, &mut rendered);
+        self.segments = rendered.used;
+        salt.clone_into(&mut self.salt);
+        table
+    }
+}
+
+fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
     let mut table = Table::default();
     let settings = &*ruleset.settings;
     for family in families(ruleset) {
@@ -79,9 +108,8 @@ pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
         }
     }
     fixed_chains(&mut table, ruleset);
-    let mut rendered = Rendered { salt, names: HashMap::new() };
     for (belongs, policy) in &ruleset.policies {
-        let chain = policy_chain(&mut table, &mut rendered, belongs, policy);
+        let chain = policy_chain(&mut table, rendered, belongs, policy);
         table.chains.insert(policy_name(belongs), chain);
     }
     for (handle, planned) in &ruleset.containers {
@@ -213,10 +241,27 @@ fn lifecycle(lifecycle: Lifecycle) -> &'static str {
     }
 }
 
-/// Where segments that policies share are already.
+/// Where segments are already, which policies share.
 struct Rendered<'a> {
     salt: &'a str,
-    names: HashMap<*const Segment, String>,
+    /// From the last time.
+    before: Segments,
+    /// In this table.
+    used: Segments,
+}
+
+impl Rendered<'_> {
+    /// The name of the chain to jump to.
+    fn segment(&mut self, table: &mut Table, segment: &Arc<Segment>) -> String {
+        let place = Arc::as_ptr(segment).addr();
+        let (_, chains) = self.used.entry(place).or_insert_with(|| {
+            let anew = || (Arc::clone(segment), segment::chains(segment, self.salt));
+            let held = self.before.remove(&place).unwrap_or_else(anew);
+            table.chains.extend(held.1.iter().cloned());
+            held
+        });
+        chains[0].0.clone()
+    }
 }
 
 fn policy_chain(
@@ -232,12 +277,7 @@ fn policy_chain(
         table.chains.insert(name, deny);
     }
     for segment in &policy.segments {
-        let name = rendered.names.entry(Arc::as_ptr(segment)).or_insert_with(|| {
-            let chains = segment::chains(segment, rendered.salt);
-            let name = chains[0].0.clone();
-            table.chains.extend(chains);
-            name
-        });
+        let name = rendered.segment(table, segment);
         chain.rule(format!("jump {name}"));
     }
     chain
@@ -275,7 +315,7 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
     let log_chain = |kind: &str| name(kind, &[handle.as_str()]);
     if let Standing::Bound(belongs) = &planned.standing {
         bind("policies", policy_name(belongs), None);
-        if ruleset.policies.get(belongs).is_some_and(Policy::logs) {
+        if ruleset.policies.get(belongs).is_some_and(|policy| policy.logs()) {
             let log = log("OK_", handle);
             let rules = vec![
                 format!("meta l4proto != udp ct state invalid,new,untracked {log}"),

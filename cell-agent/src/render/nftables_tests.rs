@@ -69,7 +69,7 @@ fn ruleset(
     Ruleset {
         settings: Arc::new(settings),
         containers: containers.iter().map(planned).collect(),
-        policies: policies.into_iter().collect(),
+        policies: policies.into_iter().map(|(at, policy)| (at, Arc::new(policy))).collect(),
         claimed: containers.iter().filter_map(|(_, address, _)| address.parse().ok()).collect(),
         ignored: BTreeSet::new(),
     }

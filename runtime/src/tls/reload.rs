@@ -1,7 +1,7 @@
 //! Takes up changed files.
 //!
-//! The files are compared by identity once a second. A change is taken up when it
-//! has been the same for two looks, so that certificate and key, which nobody can
+//! The files are compared by identity every few seconds, and every second while
+//! they change. A change is taken up when it has been the same for two looks, so that certificate and key, which nobody can
 //! replace in one step, are seen together. The identity that counts
 //! as loaded is the one from before the files were read: a change in between is
 //! noticed at the next look.
@@ -14,13 +14,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use crate::error::chain;
 
-const EVERY: Duration = Duration::from_secs(1);
+/// How often files are looked at that do not change; waking up is most of what an
+/// idle process costs.
+const EVERY: Duration = Duration::from_secs(4);
+/// For how long changed files must have been the same.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What changes when a file is replaced or written: device, inode, size, and
 /// when content and inode last changed. `None` when it cannot be looked at.
@@ -73,12 +76,12 @@ impl<T: Send + Sync + 'static> Live<T> {
         let Self { files, loaded, current } = self;
         let mut handled = loaded.clone();
         let mut last_look = loaded;
-        let mut ticks = tokio::time::interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let mut pause = Duration::ZERO;
+        while shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             // Handing this to another thread would cost more than the looks.
             let look = look_at(&files);
             let settled = std::mem::replace(&mut last_look, look.clone()) == look;
+            pause = if settled { EVERY } else { SETTLED };
             if !settled || handled == look {
                 continue;
             }
@@ -205,7 +208,7 @@ mod tests {
         let script = async {
             for (loads, name) in ["ca", "cert", "key"].into_iter().enumerate() {
                 watched.write(name, "newer");
-                seconds(3).await;
+                seconds(6).await;
                 assert_eq!(watched.loads() as usize, loads + 1, "{name}");
                 seconds(60).await;
                 assert_eq!(watched.loads() as usize, loads + 1, "{name}");
@@ -223,7 +226,7 @@ mod tests {
             seconds(60).await;
             assert_eq!((watched.loads(), watched.live.current().as_str()), (1, "old"));
             watched.write("key", "good");
-            seconds(3).await;
+            seconds(6).await;
             assert_eq!((watched.loads(), watched.live.current().as_str()), (2, "good"));
         };
         watched.during(script).await;
@@ -239,7 +242,7 @@ mod tests {
                 sleep(Duration::from_millis(900)).await;
             }
             assert_eq!(watched.loads(), 0);
-            seconds(3).await;
+            seconds(6).await;
             assert_eq!(watched.loads(), 1);
         };
         watched.during(script).await;
@@ -249,7 +252,7 @@ mod tests {
     async fn a_change_before_the_watch_began_is_not_missed() {
         let watched = Watched::new();
         watched.write("key", "newer");
-        watched.during(seconds(3)).await;
+        watched.during(seconds(6)).await;
         assert_eq!(*watched.live.current(), "newer");
     }
 }

@@ -62,6 +62,7 @@ pub(super) struct Agent {
     log: File,
     unread: String,
     store: Store,
+    http: reqwest::Client,
     /// Before its process was started.
     pub(super) began: Timestamp,
 }
@@ -118,7 +119,8 @@ impl Rig {
         let began = Timestamp::now();
         let server = self.site.cell_agent(&self.ends.cell, keys).await?;
         let log = File::open(server.log()).context("reading the agent's log")?;
-        Ok(Agent { server, log, unread: String::new(), store, began })
+        let http = reqwest::Client::builder().build().context("making an HTTP client")?;
+        Ok(Agent { server, log, unread: String::new(), store, http, began })
     }
 
     /// Ends the store.
@@ -185,7 +187,8 @@ impl Agent {
         let url = format!("http://{address}/force-asgs-for-container?container={handle}");
         let began = Instant::now();
         self.store.add(entry)?;
-        let answer = reqwest::get(url).await.context("asking for the rules of a container")?;
+        let answer = self.http.get(url).send().await;
+        let answer = answer.context("asking for the rules of a container")?;
         let took = began.elapsed();
         if !answer.status().is_success() {
             bail!("the agent refuses the container: {}", answer.text().await?);

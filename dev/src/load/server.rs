@@ -382,7 +382,7 @@ fn serves_http_by_log(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let is_it = line["message"].as_str()?.ends_with(".starting internal server");
     let host = line["data"]["listen-address"].as_str()?;
-    let port = line["data"]["port"].as_str()?;
+    let port = line["data"]["port"].as_u64()?;
     is_it.then(|| format!("{host}:{port}"))
 }
 
@@ -417,9 +417,9 @@ mod tests {
 
     #[test]
     fn the_log_says_where_http_is_served() {
-        let line = r#"{"message":"x.policy-server-internal.starting internal server","data":{"listen-address":"127.0.0.1","port":"7"}}"#;
+        let line = r#"{"message":"x.policy-server-internal.starting internal server","data":{"listen-address":"127.0.0.1","port":7}}"#;
         assert_eq!(serves_http_by_log(line).as_deref(), Some("127.0.0.1:7"));
-        assert_eq!(serves_http_by_log(r#"{"message":"x.started","data":{"port":"7"}}"#), None);
+        assert_eq!(serves_http_by_log(r#"{"message":"x.started","data":{"port":7}}"#), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! | [`tls`] | certificates, reloaded when their files change |
 //! | [`server`] | listeners, gRPC and HTTP servers, health, the admin endpoint |
 //! | [`client`] | gRPC channels |
+//! | [`gather`] | one write for what a connection has to say |
 //! | [`dropsonde`] | metrics for the metron agent of the machine, over UDP |
 //! | [`loggregator`] | metrics and app logs for the agent of the machine |
 //! | [`https`] | HTTP clients |
@@ -27,6 +28,7 @@ pub mod client;
 pub mod config;
 pub mod dropsonde;
 pub mod error;
+pub mod gather;
 pub mod https;
 pub mod lager;
 pub mod loggregator;

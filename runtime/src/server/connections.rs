@@ -10,7 +10,7 @@
 //!   what is left is cut off. When `serve` returns, no task of it runs.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceExt};
 
 use super::Listener;
-use super::gather::Gather;
 use super::listener::Accepted;
 use super::patient::Patient;
+use super::streams::Streams;
+use crate::gather::Gather;
 use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -422,36 +422,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.decrement(1);
-    }
-}
-
-/// Runs the requests of HTTP/2 connections, so that they can be waited for.
-#[derive(Clone, Default)]
-struct Streams {
-    running: TaskTracker,
-    cut: CancellationToken,
-}
-
-impl Streams {
-    async fn ended(&self) {
-        self.running.close();
-        self.running.wait().await;
-    }
-
-    async fn cut(&self) {
-        self.cut.cancel();
-        self.ended().await;
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        let cut = self.cut.clone();
-        self.running.spawn(async move {
-            let _output = cut.run_until_cancelled_owned(future).await;
-        });
     }
 }

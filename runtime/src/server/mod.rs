@@ -6,13 +6,13 @@
 
 mod admin;
 mod connections;
-mod gather;
 mod grpc;
 mod health;
 mod http;
 mod listener;
 mod manners;
 mod patient;
+mod streams;
 
 use std::io;
 

@@ -3,8 +3,8 @@
 //! An HTTP/2 connection flushes after each frame that carries data. With TLS each
 //! flush is a record, a system call and a waking of the other side: three for an
 //! answer that fits in one, forty for a large one. [`Gather`] keeps what is written
-//! until the connection has had its turn ([`Gather::poll_turn`]), or until [`ROOM`]
-//! is full.
+//! until the connection has had its turn ([`Gather::poll_turn`]), or until there are
+//! 64 KiB.
 //!
 //! What holds: nothing is kept back after a turn, except what the kernel does not
 //! take; then the connection's task is woken when it does. A connection that is
@@ -23,8 +23,10 @@ const ROOM: usize = 64 << 10;
 const SMALL: usize = 1 << 10;
 
 /// The stream of a connection, shared by the connection and by who drives it.
-pub(super) struct Gather<I>(Arc<Mutex<Inner<I>>>);
+#[derive(Debug)]
+pub struct Gather<I>(Arc<Mutex<Inner<I>>>);
 
+#[derive(Debug)]
 struct Inner<I> {
     io: I,
     gathered: Vec<u8>,
@@ -35,13 +37,14 @@ struct Inner<I> {
 }
 
 impl<I> Gather<I> {
-    pub(super) fn new(io: I) -> Self {
+    /// Keeps what is written to `io`.
+    pub fn new(io: I) -> Self {
         Self::of(io, false)
     }
 
     /// Gathers nothing: for a connection that flushes only when it has nothing more
     /// to say, as HTTP/1 does.
-    pub(super) fn direct(io: I) -> Self {
+    pub(crate) fn direct(io: I) -> Self {
         Self::of(io, true)
     }
 
@@ -51,7 +54,8 @@ impl<I> Gather<I> {
     }
 
     /// The same stream.
-    pub(super) fn share(&self) -> Self {
+    #[must_use]
+    pub fn share(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 
@@ -62,7 +66,7 @@ impl<I> Gather<I> {
 
 impl<I: AsyncWrite + Unpin> Gather<I> {
     /// Gives the connection its turn, and writes what it had to say.
-    pub(super) fn poll_turn<T, E: From<io::Error>>(
+    pub fn poll_turn<T, E: From<io::Error>>(
         &self,
         connection: Pin<&mut impl Future<Output = Result<T, E>>>,
         context: &mut Context<'_>,

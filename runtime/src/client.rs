@@ -8,7 +8,6 @@
 //!   or an IP address.
 
 use std::error::Error as _;
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use tokio::io::BufReader;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::Service;
@@ -62,6 +62,9 @@ pub enum Error {
     /// Nobody is there, or not who is wanted.
     #[error("no connection")]
     Connect(#[source] tonic::transport::Error),
+    /// The same, without a channel.
+    #[error("no connection")]
+    Open(#[source] io::Error),
 }
 
 /// A channel to `host:port`.
@@ -157,31 +160,53 @@ struct Target {
     connect_timeout: Duration,
 }
 
-type Connection = TokioIo<tokio_util::either::Either<TcpStream, TlsStream<BufReader<TcpStream>>>>;
+type Connection = TokioIo<Either<TcpStream, Stream>>;
+
+/// A connection with TLS, for who speaks HTTP/2 on it without a channel.
+pub type Stream = TlsStream<BufReader<TcpStream>>;
+
+/// Connects to `host:port`, with TLS and for HTTP/2.
+///
+/// # Errors
+/// When the address is not of that form, when nobody is there, or somebody else.
+pub async fn open(address: &str, tls: &ClientTls, options: Options) -> Result<Stream, Error> {
+    let (_, target) = target(address, None, Some(tls.clone()), options)?;
+    target.within(target.secure(tls)).await.map_err(Error::Open)
+}
 
 /// What is read at a time: rustls itself asks for 4 KiB, a fraction of a record.
 const READ: usize = 64 << 10;
 
-fn connect(target: Arc<Target>) -> impl Future<Output = io::Result<Connection>> + Send {
-    use tokio_util::either::Either;
-    async move {
-        let open = async {
-            let stream = TcpStream::connect((target.host.as_str(), target.port)).await?;
-            stream.set_nodelay(true)?;
-            let Some(tls) = &target.tls else {
-                return Ok(TokioIo::new(Either::Left(stream)));
-            };
-            let mut config = tls.rustls_config().as_ref().clone();
-            config.alpn_protocols = vec![b"h2".to_vec()];
-            let connector = TlsConnector::from(Arc::new(config));
-            let stream = BufReader::with_capacity(READ, stream);
-            let stream = connector.connect(target.name.clone(), stream).await?;
-            Ok(TokioIo::new(Either::Right(stream)))
-        };
-        let opened = tokio::time::timeout(target.connect_timeout, open).await;
+async fn connect(target: Arc<Target>) -> io::Result<Connection> {
+    let opened = async {
+        Ok(match &target.tls {
+            None => Either::Left(target.dial().await?),
+            Some(tls) => Either::Right(target.secure(tls).await?),
+        })
+    };
+    target.within(opened).await.map(TokioIo::new)
+}
+
+impl Target {
+    async fn dial(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    async fn secure(&self, tls: &ClientTls) -> io::Result<Stream> {
+        let stream = BufReader::with_capacity(READ, self.dial().await?);
+        let mut config = tls.rustls_config().as_ref().clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        TlsConnector::from(Arc::new(config)).connect(self.name.clone(), stream).await
+    }
+
+    /// In time, and with an error that says where.
+    async fn within<T>(&self, opened: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let opened = tokio::time::timeout(self.connect_timeout, opened).await;
         let opened = opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
         opened.map_err(|error: io::Error| {
-            let Target { host, port, .. } = target.as_ref();
+            let Self { host, port, .. } = self;
             io::Error::new(error.kind(), format!("connecting to {host}:{port}: {error}"))
         })
     }

@@ -1,20 +1,14 @@
 //! The calls of the load on a Locket, ours or the genuine one.
 
-use std::sync::Arc;
-
-use http_body_util::{BodyExt, Full};
 use prost::Message;
 use prost::bytes::{BufMut, Bytes, BytesMut};
 use proto::models::{
     FetchAllRequest, FetchRequest, LockRequest, LockResponse, ReleaseRequest, Resource, TypeCode,
 };
-use tonic::body::Body;
-use tonic::codegen::{Service, http};
-use tonic::transport::Channel;
-use tonic::{Code, Status};
-use tower::ServiceExt;
+use tonic::Status;
 
 use super::empty;
+use super::wire::Connection;
 
 /// The bytes before a message: a flag and its length.
 const PREFIX: usize = 5;
@@ -51,18 +45,14 @@ impl Presences {
 }
 
 /// One worker's end of a connection.
-///
-/// Calls are made without a generated client: what the load burns on a shared machine
-/// the server lacks. The frames on the wire are those of any client that knows its
-/// message before it sends it.
 #[derive(Debug)]
 pub(super) struct Caller {
-    channel: Channel,
+    connection: Connection,
 }
 
 impl Caller {
-    pub(super) fn new(channel: Channel) -> Self {
-        Self { channel }
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection }
     }
 
     /// Takes or keeps a presence; its fencing token, 0 from a genuine server.
@@ -128,41 +118,13 @@ impl Caller {
         &mut self,
         path: &'static str,
         message: &impl Message,
-        mut take: impl FnMut(Bytes),
+        take: impl FnMut(Bytes),
     ) -> Result<(), Status> {
         let length = message.encoded_len();
         let mut framed = BytesMut::with_capacity(PREFIX + length);
         framed.put_u8(0);
         framed.put_u32(u32::try_from(length).expect("requests are small"));
         message.encode(&mut framed).expect("there is room");
-        let request = http::Request::post(path)
-            .header(http::header::CONTENT_TYPE, "application/grpc")
-            .header(http::header::TE, "trailers")
-            .body(Body::new(Full::new(framed.freeze())))
-            .expect("a complete request");
-        let failed = |error: tonic::transport::Error| {
-            let mut status = Status::unavailable(error.to_string());
-            status.set_source(Arc::new(error));
-            status
-        };
-        let channel = self.channel.ready().await.map_err(failed)?;
-        let answer = channel.call(request).await.map_err(failed)?;
-        // An answer without a message has its status in the headers.
-        let mut status = Status::from_header_map(answer.headers());
-        let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            match frame?.into_data() {
-                Ok(data) => take(data),
-                Err(frame) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
-                    status = Status::from_header_map(&trailers);
-                }
-            }
-        }
-        match status {
-            Some(status) if status.code() == Code::Ok => Ok(()),
-            Some(status) => Err(status),
-            None => Err(Status::internal("an answer without a status")),
-        }
+        self.connection.call(path, framed.freeze(), take).await
     }
 }

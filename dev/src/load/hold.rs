@@ -17,6 +17,7 @@ use super::meter::{Cost, Reading, usage};
 use super::plot::{Chart, Line, Scale};
 use super::report::{costs, mebibytes};
 use super::tally::{Summary, Tally};
+use super::wire::Connection;
 use super::{positive_length, say};
 
 #[derive(Debug, clap::Args)]
@@ -79,14 +80,14 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Some(server) = target.server_pid else { bail!("--server-pid is needed to see its memory") };
     let interval = arguments.interval.unwrap_or(Duration::from_secs((*ttl).into()) / 2);
     let taken = Arc::new(Presences::new(*value_size, *ttl));
-    let channels = target.channels(*concurrency as usize)?;
-    let holders = channels.into_iter().zip(shares(*presences, *concurrency)).enumerate();
-    let taking = holders.map(|(number, (channel, share))| {
-        let caller = Caller::new(channel);
-        let holder = Holder { number, caller, presences: Arc::clone(&taken), tokens: Vec::new() };
-        holder.take(share)
-    });
-    let holders = all(taking).await.context("taking the presences")?;
+    let mut holders = Vec::new();
+    for (number, share) in shares(*presences, *concurrency).enumerate() {
+        // Also between two calls somebody has to answer the server's pings.
+        let caller = Caller::new(Connection::open(target).await?.driven());
+        let (presences, tokens) = (Arc::clone(&taken), Vec::new());
+        holders.push((Holder { number, caller, presences, tokens }, share));
+    }
+    let holders = all(holders.into_iter().map(|(holder, share)| holder.take(share))).await.context("taking the presences")?;
 
     let begin = Instant::now();
     let before = Reading::take(Some(server))?;

@@ -8,13 +8,14 @@ use runtime::client;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::calls::{Caller, Presences};
 use super::connect::Target;
 use super::meter::Reading;
 use super::report::Report;
 use super::tally::Tally;
+use super::wire::Connection;
 use super::{length, positive_length, say};
 
 /// What is called.
@@ -110,19 +111,13 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Report> {
     let concurrency = load.concurrency as usize;
     let connections = load.connections.map_or(concurrency, |count| count as usize);
-    let channels = target.channels(connections)?;
+    let callers = callers(target, concurrency, connections).await?;
     let presences = Arc::new(Presences::new(load.value_size, load.ttl));
-    let mut workers: Vec<Worker> = (0..concurrency)
-        .map(|number| Worker {
-            number,
-            operation: load.operation,
-            caller: Caller::new(channels[number % connections].clone()),
-            presences: Arc::clone(&presences),
-            taken: 0,
-        })
-        .collect();
-    // Handshakes are no part of what is measured.
-    workers = all(workers.into_iter().map(Worker::connect)).await?;
+    let worker = |(number, caller)| {
+        let (operation, presences) = (load.operation, Arc::clone(&presences));
+        Worker { number, operation, caller, presences, taken: 0 }
+    };
+    let mut workers: Vec<_> = callers.into_iter().enumerate().map(worker).collect();
     if load.operation.needs_presences() {
         let shares = shares(load.presences, load.concurrency);
         let tasks = workers.into_iter().zip(shares).map(|(worker, share)| worker.take(share));
@@ -133,6 +128,28 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
         all(workers.into_iter().map(Worker::give_back)).await.context("giving back")?;
     }
     Ok(report)
+}
+
+/// One for each worker. Handshakes are no part of what is measured.
+async fn callers(
+    target: &Target,
+    workers: usize,
+    connections: usize,
+) -> anyhow::Result<Vec<Caller>> {
+    let (mut callers, mut shared) = (Vec::new(), Vec::new());
+    for number in 0..workers {
+        let connection = if connections >= workers {
+            Connection::open(target).await?
+        } else if number < connections {
+            let connection = Connection::open(target).await?.driven();
+            shared.extend(connection.share());
+            connection
+        } else {
+            shared[number % connections].share().expect("a task drives it")
+        };
+        callers.push(Caller::new(connection));
+    }
+    Ok(callers)
 }
 
 async fn call(
@@ -215,14 +232,6 @@ struct Worker {
 }
 
 impl Worker {
-    /// Calls once; whatever a server that is there says is good.
-    async fn connect(mut self) -> anyhow::Result<Self> {
-        match self.caller.fetch(&self.presences, self.number, 0).await {
-            Err(status) if status.code() == Code::Unavailable => Err(failure(&status)),
-            Ok(()) | Err(_) => Ok(self),
-        }
-    }
-
     async fn take(mut self, share: u64) -> anyhow::Result<Self> {
         while self.taken < share {
             let locked = self.caller.lock(&self.presences, self.number, self.taken).await;

@@ -24,6 +24,7 @@ mod store;
 mod suite;
 mod sync;
 mod tally;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;

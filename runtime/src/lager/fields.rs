@@ -27,7 +27,16 @@ pub(super) struct Fields {
     pub(super) fatal: bool,
 }
 
+/// Bytes of an ordinary value.
+const ROOM: usize = 48;
+
 impl Fields {
+    /// With room for so many.
+    pub(super) fn with_capacity(count: usize) -> Self {
+        let (entries, json) = (Vec::with_capacity(count), String::with_capacity(count * ROOM));
+        Self { entries, json, ..Self::default() }
+    }
+
     /// Names and JSON values, in the order in which they were recorded.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let entries = self.entries.iter();

@@ -186,7 +186,7 @@ where
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        let mut fields = Fields::default();
+        let mut fields = Fields::with_capacity(attributes.fields().len());
         attributes.record(&mut fields);
         let parent = span.parent();
         let parent = parent.and_then(|parent| parent.extensions().get::<Arc<Session>>().cloned());

@@ -1,0 +1,169 @@
+//! A connection for calls that cost their caller little: what the load burns on a
+//! shared machine the server lacks.
+//!
+//! Whoever calls drives the connection, too, so that a call needs no other task, and
+//! its frames leave with one write, as those of the genuine clients in Go do. A
+//! connection that several share, or that is idle for long, is driven by a task.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use h2::client::{Builder, SendRequest};
+use axum::http::uri::{Authority, PathAndQuery, Scheme};
+use axum::http::{self, HeaderMap, HeaderValue, Request, Response, Uri, header};
+use prost::bytes::Bytes;
+use runtime::client::{self, Options, Stream};
+use runtime::gather::Gather;
+use tonic::Status;
+
+use super::connect::Target;
+
+/// What the server may send before it hears that it was read: what hyper's clients
+/// let it.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 5 << 20;
+
+/// A connection to the server under load.
+#[derive(Debug)]
+pub(super) struct Connection {
+    send: SendRequest<Bytes>,
+    authority: Authority,
+    /// Absent when a task drives it.
+    driver: Option<Driver>,
+}
+
+#[derive(Debug)]
+struct Driver {
+    gather: Gather<Stream>,
+    connection: h2::client::Connection<Gather<Stream>, Bytes>,
+}
+
+impl Connection {
+    /// Connects; the callers drive it.
+    pub(super) async fn open(target: &Target) -> anyhow::Result<Self> {
+        let stream = client::open(&target.address, &target.tls()?, Options::default()).await?;
+        let gather = Gather::new(stream);
+        let (send, connection) = Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(gather.share())
+            .await
+            .context("speaking HTTP/2")?;
+        let authority = target.address.parse().context("the address")?;
+        Ok(Self { send, authority, driver: Some(Driver { gather, connection }) })
+    }
+
+    /// The same, driven by a task that ends with the connection. When the last that
+    /// shares it is gone, it is closed.
+    pub(super) fn driven(mut self) -> Self {
+        if let Some(mut driver) = self.driver.take() {
+            // How it ends is seen by the calls on it.
+            tokio::spawn(poll_fn(move |context| driver.poll(context).map(drop)));
+        }
+        self
+    }
+
+    /// Another on the same connection, if a task drives it.
+    pub(super) fn share(&self) -> Option<Self> {
+        let Self { send, authority, driver } = self;
+        let (send, authority) = (send.clone(), authority.clone());
+        driver.is_none().then_some(Self { send, authority, driver: None })
+    }
+
+    /// A unary call: a message in its frame; `take` gets what comes of the answer.
+    pub(super) async fn call(
+        &mut self,
+        path: &'static str,
+        message: Bytes,
+        take: impl FnMut(Bytes),
+    ) -> Result<(), Status> {
+        let request = self.request(path);
+        let Self { send, authority: _, driver } = self;
+        let call = exchange(send, request, message, take);
+        let answered = match driver {
+            None => call.await,
+            Some(driver) => driver.drive(call).await,
+        };
+        answered.unwrap_or_else(|error| Err(Status::unavailable(error.to_string())))
+    }
+
+    fn request(&self, path: &'static str) -> Request<()> {
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTPS);
+        uri.authority = Some(self.authority.clone());
+        uri.path_and_query = Some(PathAndQuery::from_static(path));
+        let mut request = Request::new(());
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = Uri::from_parts(uri).expect("all parts are there");
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        request
+    }
+}
+
+impl Driver {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { gather, connection } = self;
+        let turn = poll_fn(|context| Pin::new(&mut *connection).poll(context));
+        gather.poll_turn(pin!(async { turn.await.map_err(io::Error::other) }), context)
+    }
+
+    /// Goes on with `call` and the connection until there is an answer.
+    async fn drive<T>(
+        &mut self,
+        call: impl Future<Output = Result<T, h2::Error>>,
+    ) -> Result<T, h2::Error> {
+        let mut call = pin!(call);
+        poll_fn(|context| {
+            // What it has to say leaves with this turn, and it sees what came in.
+            if let Poll::Ready(answer) = call.as_mut().poll(context) {
+                return Poll::Ready(answer);
+            }
+            let turn = self.poll(context);
+            if let Poll::Ready(answer) = call.as_mut().poll(context) {
+                return Poll::Ready(answer);
+            }
+            // A connection that has ended fails its calls.
+            turn.map(|_ended| Err(h2::Reason::CONNECT_ERROR.into()))
+        })
+        .await
+    }
+}
+
+/// The outer error is that of the connection.
+async fn exchange(
+    send: &mut SendRequest<Bytes>,
+    request: Request<()>,
+    message: Bytes,
+    mut take: impl FnMut(Bytes),
+) -> Result<Result<(), Status>, h2::Error> {
+    poll_fn(|context| send.poll_ready(context)).await?;
+    let (answer, mut body) = send.send_request(request, false)?;
+    body.send_data(message, true)?;
+    let answer: Response<h2::RecvStream> = answer.await?;
+    // An answer without a message has its status in the headers.
+    if let Some(status) = status(answer.headers()) {
+        return Ok(status);
+    }
+    let mut body = answer.into_body();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        take(data);
+    }
+    let trailers = body.trailers().await?.unwrap_or_default();
+    let none = || Err(Status::internal("an answer without a status"));
+    Ok(status(&trailers).unwrap_or_else(none))
+}
+
+fn status(headers: &HeaderMap) -> Option<Result<(), Status>> {
+    if headers.get(Status::GRPC_STATUS)? == "0" {
+        return Some(Ok(()));
+    }
+    Status::from_header_map(headers).map(Err)
+}

@@ -203,7 +203,7 @@ impl<S: Store> lock_v1::lock_watch_server::LockWatch for Service<S> {
                 self.check(&request, Action::Read)?;
                 let selector = Selector::try_from(request.into_inner())?;
                 let (held, subscription) = self.locks.watch(&selector).await?;
-                Ok(watch::stream(held, subscription, self.shutdown.clone()))
+                Ok(watch::stream(&held, subscription, self.shutdown.clone()))
             })
             .await
     }

@@ -70,5 +70,8 @@ impl Held {
     }
 }
 
+/// What a selector names at a moment, in the order of the keys.
+pub type Selected = Arc<[Arc<Held>]>;
+
 /// `uuid` of a request's metadata, if it has one: any text.
 pub type Request = Option<Arc<str>>;

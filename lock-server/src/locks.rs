@@ -8,7 +8,7 @@ use tracing::{Instrument as _, info_span};
 
 use crate::{
     feed::Subscription,
-    held::{Held, Request},
+    held::{Held, Request, Selected},
     store::{self, Claimed, Released, Store},
 };
 
@@ -102,19 +102,16 @@ impl<S: Store> Locks<S> {
 
     async fn fetch_key(&self, key: LockKey) -> Result<Arc<Held>, Error> {
         let found = self.within(self.store.select(&Selector::Key(key))).await?;
-        found.into_iter().next().ok_or(Error::NotFound)
+        found.first().cloned().ok_or(Error::NotFound)
     }
 
     /// All of a kind.
-    pub async fn fetch_all(&self, kind: LockKind) -> Result<Vec<Arc<Held>>, Error> {
+    pub async fn fetch_all(&self, kind: LockKind) -> Result<Selected, Error> {
         self.within(self.store.select(&Selector::Kind(kind))).await
     }
 
     /// What is held, and every change from then on.
-    pub async fn watch(
-        &self,
-        selector: &Selector,
-    ) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+    pub async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
         self.within(self.store.watch(selector)).await
     }
 

@@ -16,7 +16,7 @@ use model::lock::{Claim, LockKey, Owner, Selector};
 
 use crate::{
     feed::Subscription,
-    held::{Held, Request},
+    held::{Held, Request, Selected},
 };
 
 /// Keeps locks.
@@ -54,16 +54,13 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn expire(&self, seen: &Held) -> impl Future<Output = Result<Expired, Error>> + Send;
 
     /// What is held now, in the order of the keys.
-    fn select(
-        &self,
-        selector: &Selector,
-    ) -> impl Future<Output = Result<Vec<Arc<Held>>, Error>> + Send;
+    fn select(&self, selector: &Selector) -> impl Future<Output = Result<Selected, Error>> + Send;
 
     /// What is held now, and every change from now on.
     fn watch(
         &self,
         selector: &Selector,
-    ) -> impl Future<Output = Result<(Vec<Arc<Held>>, Subscription), Error>> + Send;
+    ) -> impl Future<Output = Result<(Selected, Subscription), Error>> + Send;
 }
 
 /// What became of a claim.

@@ -87,7 +87,9 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let (presences, tokens) = (Arc::clone(&taken), Vec::new());
         holders.push((Holder { number, caller, presences, tokens }, share));
     }
-    let holders = all(holders.into_iter().map(|(holder, share)| holder.take(share))).await.context("taking the presences")?;
+    let holders = all(holders.into_iter().map(|(holder, share)| holder.take(share)))
+        .await
+        .context("taking the presences")?;
 
     let begin = Instant::now();
     let before = Reading::take(Some(server))?;

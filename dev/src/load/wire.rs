@@ -11,9 +11,9 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use anyhow::Context as _;
-use h2::client::{Builder, SendRequest};
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
 use axum::http::{self, HeaderMap, HeaderValue, Request, Response, Uri, header};
+use h2::client::{Builder, SendRequest};
 use prost::bytes::Bytes;
 use runtime::client::{self, Options, Stream};
 use runtime::gather::Gather;

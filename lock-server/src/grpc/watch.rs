@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::{
     feed::{Event, Subscription},
-    held::Held,
+    held::{Held, Selected},
 };
 
 /// What was held, the mark, what happens.
@@ -25,11 +25,11 @@ struct Watch {
 /// Ends with RESOURCE_EXHAUSTED when the watcher is too slow, with UNAVAILABLE
 /// at `shutdown`.
 pub(super) fn stream(
-    existing: Vec<Arc<Held>>,
+    existing: &Selected,
     subscription: Subscription,
     shutdown: CancellationToken,
 ) -> Stream {
-    let existing = existing.into_iter();
+    let existing = existing.to_vec().into_iter();
     let watch = Watch { existing, synced: false, subscription, shutdown };
     Box::pin(stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;

@@ -1,6 +1,6 @@
 //! The store that the configuration names.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use model::lock::{Claim, LockKey, Owner, Selector};
 use runtime::server::Component;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     feed::{Feed, Subscription},
-    held::{Held, Request},
+    held::{Held, Request, Selected},
 };
 
 /// An embedded or a shared store.
@@ -99,14 +99,14 @@ impl Store for Any {
         }
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
         match self {
             Self::Embedded(store) => store.select(selector).await,
             Self::Shared(store) => Box::pin(store.select(selector)).await,
         }
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
         match self {
             Self::Embedded(store) => store.watch(selector).await,
             Self::Shared(store) => Box::pin(store.watch(selector)).await,

@@ -44,7 +44,7 @@ use super::{
 use crate::{
     decide,
     feed::{Event, Feed, Subscription},
-    held::{Held, Request},
+    held::{Held, Request, Selected},
     table::Table,
 };
 
@@ -268,12 +268,12 @@ impl Store for Embedded {
         self.change(&seen.lock.key, decide, Expired::Deleted).await
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
         Ok(self.open_state()?.table.select(selector))
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
-        let state = self.open_state()?;
+    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+        let mut state = self.open_state()?;
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
         Ok((state.table.select(selector), subscription))
     }

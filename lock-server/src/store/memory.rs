@@ -12,7 +12,7 @@ use super::{Claimed, Error, Expired, Released, Store};
 use crate::{
     decide,
     feed::{Event, Feed, Subscription},
-    held::{Held, Request},
+    held::{Held, Request, Selected},
     table::Table,
 };
 
@@ -95,12 +95,12 @@ impl Store for Memory {
         }
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
         Ok(self.state().table.select(selector))
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
-        let state = self.state();
+    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+        let mut state = self.state();
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
         Ok((state.table.select(selector), subscription))
     }

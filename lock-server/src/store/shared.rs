@@ -51,7 +51,7 @@ use self::{
 use super::{Claimed, Error, Expired, Released, Store};
 use crate::{
     feed::{Event, Feed, Subscription},
-    held::{Held, Request},
+    held::{Held, Request, Selected},
 };
 
 /// How often the table is read: the original's interval.
@@ -284,7 +284,7 @@ impl Store for Shared {
         Err(Error::Unavailable(Arc::new(Restless)))
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
         let mut all = match self.read(selector).await {
             // What cannot be stored is not there.
             Err(Error::Unstorable(_)) => Vec::new(),
@@ -298,10 +298,10 @@ impl Store for Shared {
                 Arc::make_mut(held).lock.key = key.clone();
             }
         }
-        Ok(all)
+        Ok(all.into())
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
         let mark = self.view().mark();
         let found = self.select(selector).await?;
         let mut view = self.view();

@@ -1,11 +1,11 @@
 //! Clients that go away, stores that hang, and what operators see of it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use lock_server::{
     feed::{Feed, Subscription},
     grpc::Service,
-    held::{Held, Request},
+    held::{Held, Request, Selected},
     locks::Locks,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
@@ -34,11 +34,11 @@ impl Store for Hanging {
         self.0.expire(seen).await
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
         self.0.select(selector).await
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
         self.0.watch(selector).await
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use lock_server::{
     feed::{Feed, Subscription},
-    held::{Held, Request},
+    held::{Held, Request, Selected},
     reaper,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
@@ -48,11 +48,11 @@ impl Store for Failing {
         self.memory.expire(seen).await
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
         self.memory.select(selector).await
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Vec<Arc<Held>>, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
         self.memory.watch(selector).await
     }
 }

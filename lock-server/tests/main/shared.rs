@@ -41,7 +41,7 @@ fn seconds(claim: Claim, ttl: i64) -> Claim {
 async fn watchers_hear_of_the_other_instance(options: &Options) {
     let (here, there) = (Instance::open(options).await, Instance::open(options).await);
     let (held, mut events) = here.store.watch(&by_key("k")).await.unwrap();
-    assert_eq!(held, []);
+    assert_eq!(*held, []);
     let taken = take(&there.store, claim("k", "o")).await;
     let next = timeout(PATIENCE, events.next()).await.unwrap().unwrap();
     assert!(matches!(&next, Event::Acquired(held) if held.lock == taken.lock), "{next:?}");
@@ -217,7 +217,7 @@ async fn rows_of_others_are_read_as_far_as_they_make_sense() {
         let good = find(&ours.store, "good").await.unwrap();
         assert_eq!((good.lock.kind, good.index), (LockKind::Presence, 7));
         let presences = ours.store.select(&Selector::Kind(LockKind::Presence)).await.unwrap();
-        assert_eq!(presences, [Arc::clone(&good)]);
+        assert_eq!(*presences, [Arc::clone(&good)]);
         assert_eq!(take(&ours.store, claim("good", "o")).await.index, 8);
         let strange = find(&ours.store, "strange").await.unwrap();
         assert_eq!(strange.foreign_type.as_deref(), Some("sandwich"));

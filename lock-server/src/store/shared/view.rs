@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     feed::{Event, Feed},
-    held::{Held, Version},
+    held::{Held, Selected, Version},
 };
 
 /// How long the end of a version is remembered: longer than an answer about it can
@@ -144,7 +144,7 @@ impl View {
     }
 
     /// What is held as far as is known, in the order of the keys.
-    pub(super) fn select(&self, selector: &Selector) -> Vec<Arc<Held>> {
+    pub(super) fn select(&self, selector: &Selector) -> Selected {
         let mut all: Vec<_> = match selector {
             Selector::Key(key) => self.seen.get(key).into_iter().collect(),
             Selector::Kind(kind) => {

@@ -56,7 +56,7 @@ pub(crate) async fn take<S: Store>(store: &S, claim: Claim) -> Arc<Held> {
 }
 
 pub(crate) async fn find<S: Store>(store: &S, on: &str) -> Option<Arc<Held>> {
-    store.select(&by_key(on)).await.unwrap().into_iter().next()
+    store.select(&by_key(on)).await.unwrap().first().cloned()
 }
 
 /// An embedded store with the task behind it.

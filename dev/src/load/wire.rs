@@ -8,6 +8,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use anyhow::Context as _;
@@ -17,6 +18,7 @@ use h2::client::{Builder, SendRequest};
 use prost::bytes::Bytes;
 use runtime::client::{self, Options, Stream};
 use runtime::gather::Gather;
+use tokio::task::JoinSet;
 use tonic::Status;
 
 use super::connect::Target;
@@ -31,8 +33,15 @@ const CONNECTION_WINDOW: u32 = 5 << 20;
 pub(super) struct Connection {
     send: SendRequest<Bytes>,
     authority: Authority,
-    /// Absent when a task drives it.
-    driver: Option<Driver>,
+    driven: Driven,
+}
+
+#[derive(Debug)]
+enum Driven {
+    /// By whoever calls.
+    ByCalls(Box<Driver>),
+    /// By a task that ends with the last of those that share it.
+    ByTask(Arc<JoinSet<()>>),
 }
 
 #[derive(Debug)]
@@ -54,24 +63,30 @@ impl Connection {
             .await
             .context("speaking HTTP/2")?;
         let authority = target.address.parse().context("the address")?;
-        Ok(Self { send, authority, driver: Some(Driver { gather, connection }) })
+        let driven = Driven::ByCalls(Box::new(Driver { gather, connection }));
+        Ok(Self { send, authority, driven })
     }
 
-    /// The same, driven by a task that ends with the connection. When the last that
-    /// shares it is gone, it is closed.
-    pub(super) fn driven(mut self) -> Self {
-        if let Some(mut driver) = self.driver.take() {
-            // How it ends is seen by the calls on it.
-            tokio::spawn(poll_fn(move |context| driver.poll(context).map(drop)));
-        }
-        self
+    /// The same, driven by a task.
+    pub(super) fn driven(self) -> Self {
+        let Self { send, authority, driven } = self;
+        let task = match driven {
+            Driven::ByTask(task) => task,
+            Driven::ByCalls(mut driver) => {
+                let mut task = JoinSet::new();
+                // How it ends is seen by the calls on it.
+                task.spawn(poll_fn(move |context| driver.poll(context).map(drop)));
+                Arc::new(task)
+            }
+        };
+        Self { send, authority, driven: Driven::ByTask(task) }
     }
 
     /// Another on the same connection, if a task drives it.
     pub(super) fn share(&self) -> Option<Self> {
-        let Self { send, authority, driver } = self;
-        let (send, authority) = (send.clone(), authority.clone());
-        driver.is_none().then_some(Self { send, authority, driver: None })
+        let Driven::ByTask(task) = &self.driven else { return None };
+        let (send, authority) = (self.send.clone(), self.authority.clone());
+        Some(Self { send, authority, driven: Driven::ByTask(Arc::clone(task)) })
     }
 
     /// A unary call: a message in its frame; `take` gets what comes of the answer.
@@ -82,11 +97,11 @@ impl Connection {
         take: impl FnMut(Bytes),
     ) -> Result<(), Status> {
         let request = self.request(path);
-        let Self { send, authority: _, driver } = self;
+        let Self { send, authority: _, driven } = self;
         let call = exchange(send, request, message, take);
-        let answered = match driver {
-            None => call.await,
-            Some(driver) => driver.drive(call).await,
+        let answered = match driven {
+            Driven::ByTask(_) => call.await,
+            Driven::ByCalls(driver) => driver.drive(call).await,
         };
         answered.unwrap_or_else(|error| Err(Status::unavailable(error.to_string())))
     }

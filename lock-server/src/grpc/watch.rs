@@ -29,8 +29,8 @@ pub(super) fn stream(
     subscription: Subscription,
     shutdown: CancellationToken,
 ) -> Stream {
-    let existing = existing.to_vec().into_iter();
-    let watch = Watch { existing, synced: false, subscription, shutdown };
+    let existing: Vec<_> = existing.iter().cloned().collect();
+    let watch = Watch { existing: existing.into_iter(), synced: false, subscription, shutdown };
     Box::pin(stream::unfold(Some(watch), |watch| async {
         let mut watch = watch?;
         match watch.next().await {

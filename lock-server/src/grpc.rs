@@ -119,11 +119,8 @@ impl<S: Store> Locket for Service<S> {
             .lock
             .serve(about, async {
                 self.check(&request, Action::Write)?;
-                let request = request.into_inner();
-                let wants_token = request.with_fencing_token;
-                let token = self.locks.lock(Claim::try_from(request)?, uuid).await?;
-                // Who does not know of tokens gets the original's answer.
-                let fencing_token = if wants_token { token.0 } else { 0 };
+                let claim = Claim::try_from(request.into_inner())?;
+                let fencing_token = self.locks.lock(claim, uuid).await?.0;
                 Ok(Encoded::of(&models::LockResponse { fencing_token })?)
             })
             .await

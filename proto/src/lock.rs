@@ -28,7 +28,7 @@ impl TryFrom<models::LockRequest> for Claim {
 
     /// In the original's order: type, ttl, owner; `type` is ignored.
     fn try_from(request: models::LockRequest) -> Result<Self, Error> {
-        let models::LockRequest { resource, ttl_in_seconds, with_fencing_token: _ } = request;
+        let models::LockRequest { resource, ttl_in_seconds } = request;
         let resource = resource.ok_or(Error::Missing("resource"))?;
         let kind = kind(resource.type_code)?;
         let ttl = Ttl::try_from_seconds(ttl_in_seconds)?;
@@ -150,11 +150,7 @@ mod tests {
     /// Recorded bytes of the original, contracts/locket.md 1.2.
     #[test]
     fn the_wire_is_the_originals() {
-        let request = models::LockRequest {
-            resource: Some(resource()),
-            ttl_in_seconds: 30,
-            with_fencing_token: false,
-        };
+        let request = models::LockRequest { resource: Some(resource()), ttl_in_seconds: 30 };
         let recorded = b"\x0a\x11\x0a\x04wire\x12\x02o1\x1a\x03val\x28\x01\x10\x1e";
         assert_eq!(request.encode_to_vec(), recorded);
 
@@ -189,7 +185,7 @@ mod tests {
                 let resource = models::Resource { key, owner, value, type_code, ..resource() };
                 let resource = Some(resource);
                 let request =
-                    models::LockRequest { resource, ttl_in_seconds: 9, ..Default::default() };
+                    models::LockRequest { resource, ttl_in_seconds: 9 };
                 Claim::try_from(request).unwrap()
             };
             let lock = |claim: Claim| {
@@ -216,7 +212,7 @@ mod tests {
                 ..resource()
             };
             let resource = Some(resource);
-            let request = models::LockRequest { resource, ttl_in_seconds, ..Default::default() };
+            let request = models::LockRequest { resource, ttl_in_seconds };
             Claim::try_from(request).unwrap_err().to_string()
         };
         assert_eq!(refused(0, 0, ""), "invalid-type");

@@ -65,7 +65,6 @@ impl Caller {
         let request = LockRequest {
             resource: Some(presences.resource(worker, number)),
             ttl_in_seconds: presences.ttl_seconds.into(),
-            with_fencing_token: true,
         };
         let mut answer = BytesMut::new();
         self.call("/models.Locket/Lock", &request, |data| answer.put(data)).await?;

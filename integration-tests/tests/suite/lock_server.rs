@@ -7,17 +7,8 @@ use integration_tests::{
 use nix::sys::signal::Signal;
 
 fn lock(server: &LockServer, owner: &str, ttl: u32) -> Answer {
-    claim(server, owner, ttl, "")
-}
-
-/// And its fencing token.
-fn lock_with_token(server: &LockServer, owner: &str, ttl: u32) -> Answer {
-    claim(server, owner, ttl, r#","with_fencing_token":true"#)
-}
-
-fn claim(server: &LockServer, owner: &str, ttl: u32, more: &str) -> Answer {
     let request = format!(
-        r#"{{"resource":{{"key":"k","owner":"{owner}","value":"v","type_code":"LOCK"}},"ttl_in_seconds":{ttl}{more}}}"#
+        r#"{{"resource":{{"key":"k","owner":"{owner}","value":"v","type_code":"LOCK"}},"ttl_in_seconds":{ttl}}}"#
     );
     let target = Target::Tls(&server.address, &server.files);
     grpcurl::run(&target, Some(&request), &["models.Locket/Lock"])
@@ -38,8 +29,6 @@ fn grpcurl_lists_describes_and_calls() {
     assert!(described.stdout.contains("string owner = 2"), "{described:?}");
 
     let taken = lock(&server, "o1", 60);
-    assert!(taken.success && !taken.stdout.contains("fencingToken"), "{taken:?}");
-    let taken = lock_with_token(&server, "o1", 60);
     assert!(taken.success && taken.stdout.contains(r#""fencingToken": "1""#), "{taken:?}");
     let refused = lock(&server, "o2", 60);
     assert!(!refused.success && refused.stderr.contains("Code: AlreadyExists"), "{refused:?}");
@@ -113,7 +102,7 @@ fn an_acknowledged_lock_survives_kill_9() {
     assert!(grpcurl::run(&target, Some(release), &["models.Locket/Release"]).success);
     server.process.kill();
     server.restart();
-    let taken = lock_with_token(&server, "o2", 60);
+    let taken = lock(&server, "o2", 60);
     assert!(taken.stdout.contains(r#""fencingToken": "2""#), "{taken:?}");
 }
 

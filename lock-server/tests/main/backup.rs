@@ -12,7 +12,7 @@ fn lock(key: &str) -> LockRequest {
         type_code: TypeCode::Lock.into(),
         ..Resource::default()
     };
-    LockRequest { resource: Some(resource), ttl_in_seconds: 3_600, ..Default::default() }
+    LockRequest { resource: Some(resource), ttl_in_seconds: 3_600 }
 }
 
 /// What was answered before the copy began is in it.

@@ -216,7 +216,7 @@ async fn an_agent_gets_every_metric_of_the_first_report() {
     let mut server = Server::start(site.command(&config));
     let (key, owner) = ("k".to_owned(), "o".to_owned());
     let resource = Some(Resource { key, owner, type_code: 2, ..Resource::default() });
-    let lock = LockRequest { resource, ttl_in_seconds: 60, ..Default::default() };
+    let lock = LockRequest { resource, ttl_in_seconds: 60 };
     site.client(&server.address).lock(lock).await.unwrap();
 
     let told = |name: &str, request: Option<&str>, expected: f64| {

@@ -55,11 +55,8 @@ fn request() -> tonic::Request<LockRequest> {
         type_code: 2,
         ..Resource::default()
     };
-    let mut request = tonic::Request::new(LockRequest {
-        resource: Some(resource),
-        ttl_in_seconds: 15,
-        ..Default::default()
-    });
+    let mut request =
+        tonic::Request::new(LockRequest { resource: Some(resource), ttl_in_seconds: 15 });
     request.metadata_mut().insert("uuid", MetadataValue::from_static("u-1"));
     request
 }

@@ -34,7 +34,7 @@ fn resource(key: &str, owner: &str) -> Option<Resource> {
 }
 
 fn lock(key: &str, owner: &str, ttl: i64) -> LockRequest {
-    LockRequest { resource: resource(key, owner), ttl_in_seconds: ttl, with_fencing_token: true }
+    LockRequest { resource: resource(key, owner), ttl_in_seconds: ttl }
 }
 
 async fn fetch(client: &mut LocketClient<Channel>, key: &str) -> Option<Resource> {

@@ -122,7 +122,7 @@ async fn only_listed_certificates_may_write() {
     let mut writer = site.client(&server.address);
     let mut reader = LocketClient::new(channel(&server.address, &other));
 
-    let lock = LockRequest { resource: resource(), ttl_in_seconds: 60, ..Default::default() };
+    let lock = LockRequest { resource: resource(), ttl_in_seconds: 60 };
     let text = "the peer cn=other,dns=localhost may not write locks";
     let refused = reader.lock(lock.clone()).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, text));
@@ -157,10 +157,7 @@ async fn reading_may_have_a_list_of_its_own() {
     let server = Server::start(site.command(&config));
     let channel = site.channel(&server.address);
     let mut client = LocketClient::new(channel.clone());
-    client
-        .lock(LockRequest { resource: resource(), ttl_in_seconds: 60, ..Default::default() })
-        .await
-        .unwrap();
+    client.lock(LockRequest { resource: resource(), ttl_in_seconds: 60 }).await.unwrap();
     let fetched = client.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap_err();
     let all = FetchAllRequest { type_code: 1, ..FetchAllRequest::default() };
     let all = client.fetch_all(all).await.unwrap_err();

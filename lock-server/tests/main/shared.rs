@@ -335,7 +335,6 @@ async fn two_servers_share_a_database() {
             ..Resource::default()
         }),
         ttl_in_seconds: 60,
-        ..Default::default()
     };
     let (mut here, mut there) = (site.client(&first.address), site.client(&second.address));
     here.lock(lock("o")).await.unwrap();

@@ -65,7 +65,7 @@ proptest! {
             let service = service();
             for (resource, ttl, small) in requests {
                 for ttl_in_seconds in [ttl, small % 3] {
-                    let request = LockRequest { resource: resource.clone(), ttl_in_seconds, ..Default::default() };
+                    let request = LockRequest { resource: resource.clone(), ttl_in_seconds };
                     assert!(expected(&service.lock(Request::new(request)).await));
                 }
                 let key = resource.clone().unwrap_or_default().key;

@@ -36,7 +36,7 @@ fn resource(key: &str, owner: &str, value: &str, code: i32) -> Resource {
 }
 
 fn request(resource: Resource, ttl: i64) -> LockRequest {
-    LockRequest { resource: Some(resource), ttl_in_seconds: ttl, with_fencing_token: true }
+    LockRequest { resource: Some(resource), ttl_in_seconds: ttl }
 }
 
 async fn lock(client: &mut Client, key: &str, owner: &str) -> Result<u64, Status> {

@@ -105,7 +105,6 @@ impl Locket {
         let message = models::LockRequest {
             resource: Some(resource(claim)),
             ttl_in_seconds: claim.ttl.seconds(),
-            with_fencing_token: true,
         };
         let (request, request_uuid) = tagged(message);
         within(patience, self.locks.lock(request))

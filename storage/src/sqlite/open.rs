@@ -21,7 +21,18 @@ pub(super) struct Opened {
     pub(super) writer: Connection,
     pub(super) readers: Vec<Connection>,
     /// Holds the process lock until it is dropped.
-    pub(super) guard: File,
+    pub(super) guard: Guard,
+}
+
+/// The process lock. It is given up and not only closed: a child that is just
+/// being started has a copy of every open file until it runs its program.
+pub(super) struct Guard(File);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // What cannot be given up ends with the last copy.
+        let _best_effort = self.0.unlock();
+    }
 }
 
 pub(super) fn open(
@@ -58,11 +69,11 @@ fn private(path: &Path) -> Result<File, Error> {
         .map_err(|source| Error::Create { path: path.to_owned(), source: Arc::new(source) })
 }
 
-fn lock(path: &Path) -> Result<File, Error> {
+fn lock(path: &Path) -> Result<Guard, Error> {
     let lock_path = lock_path(path);
     let file = private(&lock_path)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Guard(file)),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => {
             Err(Error::Create { path: lock_path, source: Arc::new(source) })

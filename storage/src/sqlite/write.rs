@@ -2,7 +2,6 @@
 //! after the commit.
 
 use std::{
-    fs::File,
     io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     thread,
@@ -11,6 +10,7 @@ use std::{
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use super::open::Guard;
 use crate::Error;
 
 /// From so many pages on, the log is moved into the database file: 4 MiB, or more with
@@ -79,7 +79,7 @@ where
 
 pub(super) fn start(
     connection: Connection,
-    guard: File,
+    guard: Guard,
     queue: mpsc::Receiver<Message>,
     batch: usize,
 ) -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! 2. Log, metrics recorder, TLS provider, tokio.
 //! 3. [`Service::bind`]: sockets, stores, certificates.
 //! 4. [`Service::run`] until SIGTERM or SIGINT; then it drains. A second signal
-//!    ends the process at once, unless it is but an [`ECHO`] of the first.
+//!    ends the process at once, unless it is the same one within half a second.
 //!
 //! Exit codes: 0 for an orderly end, [`ConfigError::exit`] for a configuration
 //! that cannot be used, 2 for a wrong command line, that of a [`Failure`] where

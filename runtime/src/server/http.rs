@@ -28,7 +28,7 @@ pub struct Http {
 
 impl Http {
     /// A server on a bound listener. It speaks HTTP/1.1; TLS needs
-    /// [`Alpn::None`](crate::tls::Alpn::Http1).
+    /// [`Alpn::None`](crate::tls::Alpn::None).
     pub fn new(listener: Listener, tls: Option<ServerTls>) -> Self {
         Self {
             server: Server { listener, tls, protocol: Protocol::Http1, limits: Limits::default() },

@@ -183,9 +183,7 @@ mod tests {
         ) {
             let claim = |(key, owner, value, type_code)| {
                 let resource = models::Resource { key, owner, value, type_code, ..resource() };
-                let resource = Some(resource);
-                let request =
-                    models::LockRequest { resource, ttl_in_seconds: 9 };
+                let request = models::LockRequest { resource: Some(resource), ttl_in_seconds: 9 };
                 Claim::try_from(request).unwrap()
             };
             let lock = |claim: Claim| {
@@ -211,8 +209,7 @@ mod tests {
                 r#type: "lock".to_owned(),
                 ..resource()
             };
-            let resource = Some(resource);
-            let request = models::LockRequest { resource, ttl_in_seconds };
+            let request = models::LockRequest { resource: Some(resource), ttl_in_seconds };
             Claim::try_from(request).unwrap_err().to_string()
         };
         assert_eq!(refused(0, 0, ""), "invalid-type");
@@ -220,7 +217,7 @@ mod tests {
         assert_eq!(refused(1, 0, ""), "invalid-ttl");
         assert_eq!(refused(2, 1, ""), "invalid-owner");
 
-        let nothing = models::LockRequest::default();
+        let nothing = models::LockRequest { resource: None, ttl_in_seconds: 0 };
         assert_eq!(Claim::try_from(nothing), Err(Error::Missing("resource")));
     }
 

@@ -156,6 +156,10 @@ mod tests {
         assert_eq!(back.groups, known.groups);
     }
 
+    fn ninth() -> Arc<Known> {
+        Arc::new(Known { generation: Generation(9), ..Known::default() })
+    }
+
     /// A change that comes with the order to stop is not lost.
     #[tokio::test]
     async fn the_newest_state_is_saved_at_the_end() {
@@ -165,10 +169,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let saving = save_latest(state.clone(), groups, shutdown.clone());
         let telling = async {
-            sender.send_replace(Some(Arc::new(Known {
-                generation: Generation(9),
-                ..Known::default()
-            })));
+            sender.send_replace(Some(ninth()));
             tokio::task::yield_now().await;
             shutdown.cancel();
         };
@@ -188,10 +189,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let saving = save_latest(state.clone(), groups, shutdown.clone());
         let telling = async {
-            sender.send_replace(Some(Arc::new(Known {
-                generation: Generation(9),
-                ..Known::default()
-            })));
+            sender.send_replace(Some(ninth()));
             tokio::time::sleep(RETRY / 2).await;
             assert!(load(&state).is_none());
             std::fs::remove_dir(&in_the_way).unwrap();

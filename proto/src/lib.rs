@@ -12,7 +12,7 @@ mod policy;
 
 pub use error::Error;
 pub use lock::{fetch_all_len, put_fetch_all};
-pub use policy::{put_group, timestamp};
+pub use policy::timestamp;
 
 /// `models.Locket`, wire-compatible with the original (contracts/locket.md 1).
 #[expect(

@@ -9,11 +9,6 @@ use model::{
     rule::RuleSpec,
 };
 
-use prost::{
-    bytes::BufMut,
-    encoding::{encode_varint, encoded_len_varint},
-};
-
 use crate::{Error, policy_v1};
 
 impl From<&RuleSpec> for policy_v1::Rule {
@@ -54,84 +49,6 @@ impl From<&SecurityGroup> for policy_v1::SecurityGroup {
             running_space_guids: spaces(running),
             staging_space_guids: spaces(staging),
         }
-    }
-}
-
-/// Writes the message `SecurityGroup` from the group's own texts, without a copy of
-/// each in between: the bytes that the generated code writes.
-pub fn put_group(group: &SecurityGroup, buffer: &mut impl BufMut) {
-    let SecurityGroup { guid, name, rules, running, staging } = group;
-    put_text(1, guid.as_str(), buffer);
-    put_text(2, name, buffer);
-    for rule in rules {
-        put_key(3, LENGTH_DELIMITED, buffer);
-        encode_varint(rule_len(rule) as u64, buffer);
-        put_rule(rule, buffer);
-    }
-    put_flag(4, running.everywhere, buffer);
-    put_flag(5, staging.everywhere, buffer);
-    for (number, scope) in [(6, running), (7, staging)] {
-        for space in &scope.spaces {
-            put_text(number, space.as_str(), buffer);
-        }
-    }
-}
-
-const VARINT: u8 = 0;
-const LENGTH_DELIMITED: u8 = 2;
-
-fn put_rule(rule: &RuleSpec, buffer: &mut impl BufMut) {
-    let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } = rule;
-    for (number, text) in [(1, protocol), (2, destination), (3, ports)] {
-        put_text(number, text, buffer);
-    }
-    for (number, value) in [(4, *icmp_type), (5, *icmp_code)] {
-        if value != 0 {
-            put_key(number, VARINT, buffer);
-            encode_varint(extended(value), buffer);
-        }
-    }
-    put_text(6, description, buffer);
-    put_flag(7, *log, buffer);
-}
-
-fn rule_len(rule: &RuleSpec) -> usize {
-    let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } = rule;
-    let text_len = |text: &String| match text.len() {
-        0 => 0,
-        len => 1 + encoded_len_varint(len as u64) + len,
-    };
-    let number_len = |value: i32| match value {
-        0 => 0,
-        value => 1 + encoded_len_varint(extended(value)),
-    };
-    let texts = [protocol, destination, ports, description].map(text_len);
-    let numbers = [*icmp_type, *icmp_code].map(number_len);
-    texts.iter().chain(&numbers).sum::<usize>() + if *log { 2 } else { 0 }
-}
-
-/// A negative number takes ten bytes on the wire.
-fn extended(value: i32) -> u64 {
-    i64::from(value).cast_unsigned()
-}
-
-// proto3 leaves out what has its default value, and no field here has a number above 15.
-fn put_key(number: u8, wire_type: u8, buffer: &mut impl BufMut) {
-    buffer.put_u8(number << 3 | wire_type);
-}
-
-fn put_text(number: u8, text: &str, buffer: &mut impl BufMut) {
-    if !text.is_empty() {
-        put_key(number, LENGTH_DELIMITED, buffer);
-        encode_varint(text.len() as u64, buffer);
-        buffer.put_slice(text.as_bytes());
-    }
-}
-
-fn put_flag(number: u8, value: bool, buffer: &mut impl BufMut) {
-    if value {
-        put_key(number, VARINT, buffer);
-        buffer.put_u8(1);
     }
 }
 
@@ -239,7 +156,6 @@ pub fn timestamp(watermark: Watermark) -> prost_types::Timestamp {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use prost::Message as _;
 
     use super::*;
 
@@ -279,13 +195,6 @@ mod tests {
             let back = StoredGroup::try_from(policy_v1::StoredGroup::from(&stored)).unwrap();
             prop_assert_eq!(back.group.content_hash(), stored.group.content_hash());
             prop_assert_eq!(back, stored);
-        }
-
-        #[test]
-        fn a_group_is_written_as_the_generated_code_writes_it(group in groups()) {
-            let mut bytes = Vec::new();
-            put_group(&group, &mut bytes);
-            prop_assert_eq!(bytes, policy_v1::SecurityGroup::from(&group).encode_to_vec());
         }
     }
 

@@ -5,7 +5,7 @@
 //! groups have equal bytes. Everybody who needs those bytes shares them, from the
 //! Replace that brought them to each watcher that is told of them.
 
-use std::{cell::RefCell, collections::HashSet};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use model::{
@@ -30,14 +30,6 @@ pub struct Content {
     encoded: Bytes,
 }
 
-thread_local! {
-    /// Written over for each group, so that what is kept has its exact size.
-    static ENCODE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A buffer that became larger than this is not kept: 1 MiB.
-const LARGE: usize = 1 << 20;
-
 /// The rules of a message `SecurityGroup`; the rest of it is passed over.
 #[derive(Clone, PartialEq, Message)]
 struct RulesOnly {
@@ -46,13 +38,7 @@ struct RulesOnly {
 }
 
 fn encode(group: &SecurityGroup) -> Bytes {
-    ENCODE.with_borrow_mut(|buffer| {
-        proto::put_group(group, buffer);
-        let encoded = Bytes::copy_from_slice(buffer);
-        buffer.clear();
-        buffer.shrink_to(LARGE);
-        encoded
-    })
+    policy_v1::SecurityGroup::from(group).encode_to_vec().into()
 }
 
 impl From<SecurityGroup> for Content {

@@ -6,7 +6,9 @@
 //! full time to live. What holds:
 //! - there is at most one deadline for a key, the one of the newest version seen,
 //!   in whatever order versions are reported;
-//! - memory is one entry for a key that is held, whatever the number of refreshes.
+//! - memory is one entry for a key that is held, whatever the number of refreshes;
+//! - a deadline that is put off, as each refresh does, costs nothing but a note: its
+//!   key keeps its place in the queue until its turn, and gets the right one then.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,13 +23,17 @@ use crate::held::{Held, Version};
 /// Deadlines, soonest first.
 #[derive(Debug, Default)]
 pub struct Deadlines {
+    /// When each key has its turn: at its deadline, or before.
     queue: BTreeSet<(Instant, LockKey)>,
     entries: HashMap<LockKey, Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// The deadline.
     at: Instant,
+    /// Its place in the queue.
+    turn: Instant,
     held: Arc<Held>,
 }
 
@@ -45,11 +51,16 @@ impl Deadlines {
         match self.entries.get_mut(key) {
             Some(entry) if held.version() <= entry.held.version() => return false,
             Some(entry) => {
-                self.queue.remove(&(entry.at, key.clone()));
-                *entry = Entry { at, held: Arc::clone(held) };
+                (entry.at, entry.held) = (at, Arc::clone(held));
+                if entry.turn <= at {
+                    return false;
+                }
+                self.queue.remove(&(entry.turn, key.clone()));
+                entry.turn = at;
             }
             None => {
-                self.entries.insert(key.clone(), Entry { at, held: Arc::clone(held) });
+                let entry = Entry { at, turn: at, held: Arc::clone(held) };
+                self.entries.insert(key.clone(), entry);
             }
         }
         self.queue.insert((at, key.clone()));
@@ -61,21 +72,31 @@ impl Deadlines {
         if self.entries.get(key).is_some_and(|entry| entry.held.version().token <= version.token)
             && let Some(entry) = self.entries.remove(key)
         {
-            self.queue.remove(&(entry.at, key.clone()));
+            self.queue.remove(&(entry.turn, key.clone()));
         }
     }
 
-    /// The soonest deadline.
+    /// When to look again: at the soonest deadline, or before.
     pub fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// Takes out at most `limit` of those whose deadline is not after `now`.
+    /// Looks at no more than `limit`, and takes out those whose deadline is not
+    /// after `now`.
     pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<Arc<Held>> {
         let mut due = Vec::new();
-        while due.len() < limit && self.next().is_some_and(|at| at <= now) {
+        for _looked_at in 0..limit {
+            if self.next().is_none_or(|turn| turn > now) {
+                break;
+            }
             let Some((_, key)) = self.queue.pop_first() else { break };
-            due.extend(self.entries.remove(&key).map(|entry| entry.held));
+            match self.entries.get_mut(&key) {
+                Some(entry) if entry.at > now => {
+                    entry.turn = entry.at;
+                    self.queue.insert((entry.turn, key));
+                }
+                _ => due.extend(self.entries.remove(&key).map(|entry| entry.held)),
+            }
         }
         due
     }
@@ -129,6 +150,7 @@ mod tests {
         deadlines.seen(&held("a", 1, 2, 1), start + seconds(1));
         assert_eq!(deadlines.next(), Some(start + seconds(2)));
         deadlines.seen(&held("a", 1, 3, 60), start + seconds(1));
+        assert!(deadlines.take_due(start + seconds(2), 9).is_empty(), "it was put off");
         assert_eq!(deadlines.next(), Some(start + seconds(61)));
         assert_eq!(deadlines.len(), 1);
     }
@@ -180,7 +202,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(deadlines.len(), newest.len());
-            prop_assert_eq!(deadlines.next(), newest.values().map(|(_, at)| *at).min());
+            let soonest = newest.values().map(|(_, at)| *at).min();
+            prop_assert!(deadlines.next() <= soonest && deadlines.next().is_some() == soonest.is_some());
             let mut taken = Vec::new();
             for second in 0..60 {
                 let now = start + seconds(second);

@@ -180,7 +180,10 @@ impl Feed {
                 self.deadlines().forget(&held.lock.key, held.version());
             }
         }
-        self.watchers().tell(event);
+        // Nobody hears of those, which are nearly all.
+        if !matches!(event, Event::Refreshed(_)) {
+            self.watchers().tell(event);
+        }
     }
 
     /// A version was seen: its time to live begins.
@@ -284,7 +287,7 @@ impl Watchers {
     }
 
     fn tell(&mut self, event: &Event) {
-        if self.count == 0 || matches!(event, Event::Refreshed(_)) {
+        if self.count == 0 {
             return;
         }
         let lock = &event.held().lock;

@@ -8,7 +8,7 @@ mod call;
 mod direct;
 mod watch;
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use model::lock::{Claim, LockKind, Release, Selector};
 use proto::{
@@ -87,6 +87,18 @@ impl<S: Store> Service<S> {
     }
 }
 
+/// The answer that shows a lock.
+fn shown_alone(held: &Held) -> Result<Encoded, TooLarge> {
+    if held.foreign_type.is_some() {
+        return Encoded::of(&models::FetchResponse { resource: Some(shown(held)) });
+    }
+    // On the wire it is a FetchAllResponse with one lock.
+    let lock = || iter::once(&held.lock);
+    Encoded::message(proto::fetch_all_len(lock()), |buffer| {
+        proto::put_fetch_all(lock(), buffer);
+    })
+}
+
 /// A lock as clients see it.
 #[expect(deprecated, reason = "`type` is part of the answers")]
 fn shown(held: &Held) -> models::Resource {
@@ -139,8 +151,7 @@ impl<S: Store> Locket for Service<S> {
                 self.check(&request, Action::Read)?;
                 let models::FetchRequest { key } = request.into_inner();
                 let held = self.locks.fetch(&key).await?;
-                let resource = Some(shown(&held));
-                Ok(Encoded::of(&models::FetchResponse { resource })?)
+                Ok(shown_alone(&held)?)
             })
             .await
             .map(|answer| answer.into_inner().response())

@@ -44,6 +44,9 @@ impl<S: Store> Locks<S> {
 
     /// Takes or keeps a key for an owner.
     pub async fn lock(&self, claim: Claim, request: Request) -> Result<FencingToken, Error> {
+        if let Some(held) = self.store.refresh(&claim, &request) {
+            return Ok(held.lock.token);
+        }
         let span = info_span!(
             "lock",
             key = claim.key.as_str(),

@@ -36,6 +36,13 @@ use crate::{
 /// - Every version, and every end of a lock, goes to the feed in the order of
 ///   the commits.
 pub trait Store: Clone + Send + Sync + 'static {
+    /// Keeps a key for its owner if nothing has to be stored for it and nobody to be
+    /// waited for, as with nearly all calls on a file. Otherwise [`Store::claim`]
+    /// decides.
+    fn refresh(&self, _claim: &Claim, _request: &Request) -> Option<Arc<Held>> {
+        None
+    }
+
     /// Takes or keeps a key.
     fn claim(
         &self,

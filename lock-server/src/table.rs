@@ -1,8 +1,7 @@
 //! The locks that are held, in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    mem,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -23,29 +22,28 @@ pub struct Table {
 /// Those of a kind.
 #[derive(Debug, Default)]
 struct Kind {
-    held: BTreeMap<LockKey, Arc<Held>>,
+    keys: BTreeSet<LockKey>,
     /// All of them, kept from when they were asked for until one changes: who asks
     /// again gets the very same, and does not have to compare it.
     all: Option<Selected>,
 }
 
 impl Kind {
-    fn put(&mut self, held: Arc<Held>) {
+    fn add(&mut self, key: LockKey) {
         self.all = None;
-        match self.held.get_mut(&held.lock.key) {
-            Some(before) => *before = held,
-            None => drop(self.held.insert(held.lock.key.clone(), held)),
-        }
+        self.keys.insert(key);
     }
 
     fn remove(&mut self, key: &LockKey) {
         self.all = None;
-        self.held.remove(key);
+        self.keys.remove(key);
     }
 
-    fn all(&mut self) -> Selected {
-        let Self { held, all } = self;
-        Arc::clone(all.get_or_insert_with(|| held.values().cloned().collect()))
+    /// All of them, out of those of both kinds.
+    fn all(&mut self, held: &HashMap<LockKey, Arc<Held>>) -> Selected {
+        let Self { keys, all } = self;
+        let collect = || keys.iter().filter_map(|key| held.get(key)).cloned().collect();
+        Arc::clone(all.get_or_insert_with(collect))
     }
 }
 
@@ -65,14 +63,18 @@ impl Table {
     /// Stores a version in the place of the one before, which is returned.
     pub fn put(&mut self, held: Arc<Held>) -> Option<Arc<Held>> {
         let Lock { key, kind, .. } = &held.lock;
-        let before = match self.held.get_mut(key) {
-            Some(before) => Some(mem::replace(before, Arc::clone(&held))),
-            None => self.held.insert(key.clone(), Arc::clone(&held)),
-        };
-        if let Some(before) = before.as_ref().filter(|before| before.lock.kind != *kind) {
-            self.of_mut(before.lock.kind).remove(key);
+        let (key, kind) = (key.clone(), *kind);
+        let before = self.held.insert(key.clone(), held);
+        match before.as_ref().map(|before| before.lock.kind) {
+            // A refresh, as nearly all are: the key is where it belongs.
+            Some(same) if same == kind => self.of_mut(kind).all = None,
+            other => {
+                if let Some(other) = other {
+                    self.of_mut(other).remove(&key);
+                }
+                self.of_mut(kind).add(key);
+            }
         }
-        self.of_mut(*kind).put(held);
         before
     }
 
@@ -87,7 +89,13 @@ impl Table {
     pub fn select(&mut self, selector: &Selector) -> Selected {
         match selector {
             Selector::Key(key) => self.get(key).cloned().into_iter().collect(),
-            Selector::Kind(kind) => self.of_mut(*kind).all(),
+            Selector::Kind(kind) => {
+                let Self { held, locks, presences } = self;
+                match kind {
+                    LockKind::Lock => locks.all(held),
+                    LockKind::Presence => presences.all(held),
+                }
+            }
         }
     }
 }

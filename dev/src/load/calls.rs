@@ -33,15 +33,42 @@ impl Presences {
         format!("{}-{worker}-{number}", self.prefix)
     }
 
-    fn resource(&self, worker: usize, number: u64) -> Resource {
-        Resource {
+    /// The request that takes or keeps a presence.
+    pub(super) fn lock(&self, worker: usize, number: u64) -> Bytes {
+        let resource = Resource {
             key: self.key(worker, number),
             owner: self.prefix.clone(),
             value: self.value.clone(),
             type_code: TypeCode::Presence.into(),
             ..Resource::default()
-        }
+        };
+        framed(&LockRequest { resource: Some(resource), ttl_in_seconds: self.ttl_seconds.into() })
     }
+
+    /// The request that reads one.
+    pub(super) fn fetch(&self, worker: usize, number: u64) -> Bytes {
+        framed(&FetchRequest { key: self.key(worker, number) })
+    }
+
+    /// The request that gives one back.
+    pub(super) fn release(&self, worker: usize, number: u64) -> Bytes {
+        let resource = Resource {
+            key: self.key(worker, number),
+            owner: self.prefix.clone(),
+            ..Resource::default()
+        };
+        framed(&ReleaseRequest { resource: Some(resource) })
+    }
+}
+
+/// A message in its frame.
+fn framed(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut framed = BytesMut::with_capacity(PREFIX + length);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(length).expect("requests are small"));
+    message.encode(&mut framed).expect("there is room");
+    framed.freeze()
 }
 
 /// One worker's end of a connection.
@@ -56,46 +83,20 @@ impl Caller {
     }
 
     /// Takes or keeps a presence; its fencing token, 0 from a genuine server.
-    pub(super) async fn lock(
-        &mut self,
-        presences: &Presences,
-        worker: usize,
-        number: u64,
-    ) -> Result<u64, Status> {
-        let request = LockRequest {
-            resource: Some(presences.resource(worker, number)),
-            ttl_in_seconds: presences.ttl_seconds.into(),
-        };
+    pub(super) async fn lock(&mut self, request: Bytes) -> Result<u64, Status> {
         let mut answer = BytesMut::new();
-        self.call("/models.Locket/Lock", &request, |data| answer.put(data)).await?;
+        self.connection.call("/models.Locket/Lock", request, |data| answer.put(data)).await?;
         let message = answer.get(PREFIX..).unwrap_or_default();
         let answer = LockResponse::decode(message);
         Ok(answer.map_err(|error| Status::internal(error.to_string()))?.fencing_token)
     }
 
-    pub(super) async fn fetch(
-        &mut self,
-        presences: &Presences,
-        worker: usize,
-        number: u64,
-    ) -> Result<(), Status> {
-        let request = FetchRequest { key: presences.key(worker, number) };
-        self.call("/models.Locket/Fetch", &request, drop).await
+    pub(super) async fn fetch(&mut self, request: Bytes) -> Result<(), Status> {
+        self.connection.call("/models.Locket/Fetch", request, drop).await
     }
 
-    pub(super) async fn release(
-        &mut self,
-        presences: &Presences,
-        worker: usize,
-        number: u64,
-    ) -> Result<(), Status> {
-        let resource = Resource {
-            key: presences.key(worker, number),
-            owner: presences.prefix.clone(),
-            ..Resource::default()
-        };
-        let request = ReleaseRequest { resource: Some(resource) };
-        self.call("/models.Locket/Release", &request, drop).await
+    pub(super) async fn release(&mut self, request: Bytes) -> Result<(), Status> {
+        self.connection.call("/models.Locket/Release", request, drop).await
     }
 
     /// How many bytes the presences are. They are counted as they come in, and
@@ -103,27 +104,13 @@ impl Caller {
     pub(super) async fn fetch_all(&mut self) -> Result<usize, Status> {
         let request =
             FetchAllRequest { type_code: TypeCode::Presence.into(), ..FetchAllRequest::default() };
-        let mut bytes = 0;
-        self.call("/models.Locket/FetchAll", &request, |data| bytes += data.len()).await?;
+        let (request, mut bytes) = (framed(&request), 0);
+        let count = |data: Bytes| bytes += data.len();
+        self.connection.call("/models.Locket/FetchAll", request, count).await?;
         Ok(bytes.saturating_sub(PREFIX))
     }
 
     pub(super) async fn empty(&mut self) -> Result<(), Status> {
-        self.call(empty::PATH, &(), drop).await
-    }
-
-    /// One unary call; `take` gets what comes of the answer.
-    async fn call(
-        &mut self,
-        path: &'static str,
-        message: &impl Message,
-        take: impl FnMut(Bytes),
-    ) -> Result<(), Status> {
-        let length = message.encoded_len();
-        let mut framed = BytesMut::with_capacity(PREFIX + length);
-        framed.put_u8(0);
-        framed.put_u32(u32::try_from(length).expect("requests are small"));
-        message.encode(&mut framed).expect("there is room");
-        self.connection.call(path, framed.freeze(), take).await
+        self.connection.call(empty::PATH, framed(&()), drop).await
     }
 }

@@ -166,7 +166,7 @@ struct Holder {
 
 impl Holder {
     async fn lock(&mut self, number: usize) -> Result<u64, Status> {
-        self.caller.lock(&self.presences, self.number, number as u64).await
+        self.caller.lock(self.presences.lock(self.number, number as u64)).await
     }
 
     async fn take(mut self, share: u64) -> anyhow::Result<Self> {
@@ -179,7 +179,8 @@ impl Holder {
 
     async fn give_back(mut self) -> anyhow::Result<()> {
         for number in 0..self.tokens.len() as u64 {
-            let released = self.caller.release(&self.presences, self.number, number).await;
+            let request = self.presences.release(self.number, number);
+            let released = self.caller.release(request).await;
             released.map_err(|status| failure(&status))?;
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use prost::bytes::Bytes;
 use runtime::client;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -115,7 +116,7 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
     let presences = Arc::new(Presences::new(load.value_size, load.ttl));
     let worker = |(number, caller)| {
         let (operation, presences) = (load.operation, Arc::clone(&presences));
-        Worker { number, operation, caller, presences, taken: 0 }
+        Worker { number, operation, caller, presences, taken: 0, ready: Vec::new() }
     };
     let mut workers: Vec<_> = callers.into_iter().enumerate().map(worker).collect();
     if load.operation.needs_presences() {
@@ -229,22 +230,33 @@ struct Worker {
     presences: Arc<Presences>,
     /// Its presences are numbered from 0 to this.
     taken: u64,
+    /// The requests that it makes again and again: what it takes to build one is no
+    /// part of what is measured.
+    ready: Vec<Bytes>,
 }
 
 impl Worker {
     async fn take(mut self, share: u64) -> anyhow::Result<Self> {
         while self.taken < share {
-            let locked = self.caller.lock(&self.presences, self.number, self.taken).await;
-            locked.map_err(|status| failure(&status))?;
+            let request = self.presences.lock(self.number, self.taken);
+            self.caller.lock(request).await.map_err(|status| failure(&status))?;
             self.taken += 1;
         }
+        let Self { number, operation, ref presences, taken, .. } = self;
+        // Who has more workers than presences has some without any: one all the same.
+        let numbers = 0..taken.max(1);
+        self.ready = match operation {
+            Operation::LockRefresh => numbers.map(|at| presences.lock(number, at)).collect(),
+            Operation::Fetch => numbers.map(|at| presences.fetch(number, at)).collect(),
+            _ => Vec::new(),
+        };
         Ok(self)
     }
 
     async fn give_back(mut self) -> anyhow::Result<()> {
         for number in 0..self.taken {
-            let released = self.caller.release(&self.presences, self.number, number).await;
-            released.map_err(|status| failure(&status))?;
+            let request = self.presences.release(self.number, number);
+            self.caller.release(request).await.map_err(|status| failure(&status))?;
         }
         Ok(())
     }
@@ -276,23 +288,20 @@ impl Worker {
 
     /// The bytes of the answer, where they are of interest.
     async fn call(&mut self, next: u64) -> Result<usize, Status> {
-        let Self { number, operation, caller, presences, taken } = self;
+        let Self { number, operation, caller, presences, taken, ready } = self;
+        let again = || ready[next as usize % ready.len()].clone();
         match operation {
             Operation::LockNew => {
                 let new = *taken;
                 *taken += 1;
-                caller.lock(presences, *number, new).await.map(|_token| 0)
+                caller.lock(presences.lock(*number, new)).await.map(|_token| 0)
             }
-            Operation::LockRefresh => {
-                caller.lock(presences, *number, next % (*taken).max(1)).await.map(|_token| 0)
-            }
-            Operation::Fetch => {
-                caller.fetch(presences, *number, next % (*taken).max(1)).await.map(|()| 0)
-            }
+            Operation::LockRefresh => caller.lock(again()).await.map(|_token| 0),
+            Operation::Fetch => caller.fetch(again()).await.map(|()| 0),
             Operation::FetchAll => caller.fetch_all().await,
             Operation::Release => {
                 *taken -= 1;
-                caller.release(presences, *number, *taken).await.map(|()| 0)
+                caller.release(presences.release(*number, *taken)).await.map(|()| 0)
             }
             Operation::Empty => caller.empty().await.map(|()| 0),
         }

@@ -1,6 +1,6 @@
 //! The store that the configuration names.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use model::lock::{Claim, LockKey, Owner, Selector};
 use runtime::server::Component;
@@ -78,6 +78,13 @@ impl Keeper {
 // A call on a server is a large future; the callers' futures, which are moved a few
 // times, are not to have room for it when there is none.
 impl Store for Any {
+    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<Held>> {
+        match self {
+            Self::Embedded(store) => store.refresh(claim, request),
+            Self::Shared(store) => store.refresh(claim, request),
+        }
+    }
+
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         match self {
             Self::Embedded(store) => store.claim(claim, request).await,

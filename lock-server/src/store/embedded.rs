@@ -190,10 +190,7 @@ impl Embedded {
                 Change::Replace(Arc::new(held))
             }
             Verdict::Remember(held) => {
-                let held = Arc::new(held);
-                state.table.put(Arc::clone(&held));
-                self.feed.publish(&Event::Refreshed(Arc::clone(&held)));
-                return Ok(Step::Answered(changed(held)));
+                return Ok(Step::Answered(changed(self.remember(&mut state, held))));
             }
             Verdict::Store(change) => change,
         };
@@ -210,6 +207,14 @@ impl Embedded {
         permit.send(Pending { change, reply, span: Span::current() });
         Ok(Step::Queued(answer))
     }
+
+    /// Puts a version into the table that need not be stored.
+    fn remember(&self, state: &mut State, held: Held) -> Arc<Held> {
+        let held = Arc::new(held);
+        state.table.put(Arc::clone(&held));
+        self.feed.publish(&Event::Refreshed(Arc::clone(&held)));
+        held
+    }
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -217,6 +222,16 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Store for Embedded {
+    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<Held>> {
+        let mut state = self.open_state().ok()?;
+        let held = state.table.get(&claim.key)?;
+        let may = decide::claim(Some(&held.lock), claim) == decide::Claimed::Refresh
+            && !state.busy.contains_key(&claim.key)
+            && !state.doubtful.contains(&claim.key);
+        let held = may.then(|| held.again(claim, request.clone()))?;
+        Some(self.remember(&mut state, held))
+    }
+
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         let decide = |current: Option<&Arc<Held>>| {
             let request = request.clone();

@@ -126,13 +126,21 @@ impl<S: Store> Locket for Service<S> {
         request: Request<models::LockRequest>,
     ) -> Result<Response<models::LockResponse>, Status> {
         let uuid = request_uuid(&request);
+        let claim = Claim::try_from(request.get_ref());
+        let refreshed = self.calls.lock.at_once(|| {
+            self.check(&request, Action::Write).ok()?;
+            let fencing_token = self.locks.refresh(claim.as_ref().ok()?, &uuid)?.0;
+            Encoded::of(&models::LockResponse { fencing_token }).ok()
+        });
+        if let Some(answer) = refreshed {
+            return Ok(answer.response());
+        }
         let about = About::of(&uuid, request.get_ref().resource.as_ref()).until(&request);
         self.calls
             .lock
             .serve(about, async {
                 self.check(&request, Action::Write)?;
-                let claim = Claim::try_from(request.into_inner())?;
-                let fencing_token = self.locks.lock(claim, uuid).await?.0;
+                let fencing_token = self.locks.lock(claim?, uuid).await?.0;
                 Ok(Encoded::of(&models::LockResponse { fencing_token })?)
             })
             .await
@@ -143,6 +151,13 @@ impl<S: Store> Locket for Service<S> {
         &self,
         request: Request<models::FetchRequest>,
     ) -> Result<Response<models::FetchResponse>, Status> {
+        let known = self.calls.fetch.at_once(|| {
+            self.check(&request, Action::Read).ok()?;
+            shown_alone(&*self.locks.known(&request.get_ref().key)?).ok()
+        });
+        if let Some(answer) = known {
+            return Ok(answer.response());
+        }
         let (uuid, key) = (request_uuid(&request), request.get_ref().key.clone());
         let about = About { uuid, key, ..About::default() }.until(&request);
         self.calls

@@ -42,11 +42,19 @@ impl<S: Store> Locks<S> {
         Self { store, patience }
     }
 
+    /// Keeps a key for its owner if that takes no waiting and leaves no line in the
+    /// log; otherwise [`Locks::lock`] decides.
+    pub fn refresh(&self, claim: &Claim, request: &Request) -> Option<FencingToken> {
+        Some(self.store.refresh(claim, request)?.lock.token)
+    }
+
+    /// Who has a key, if it takes no waiting to know; otherwise [`Locks::fetch`] asks.
+    pub fn known(&self, key: &str) -> Option<Arc<Held>> {
+        self.store.known(&LockKey::parse(key).ok()?)
+    }
+
     /// Takes or keeps a key for an owner.
     pub async fn lock(&self, claim: Claim, request: Request) -> Result<FencingToken, Error> {
-        if let Some(held) = self.store.refresh(&claim, &request) {
-            return Ok(held.lock.token);
-        }
         let span = info_span!(
             "lock",
             key = claim.key.as_str(),

@@ -43,6 +43,12 @@ pub trait Store: Clone + Send + Sync + 'static {
         None
     }
 
+    /// The lock with this key, if there is one and nobody has to be asked for it.
+    /// Otherwise [`Store::select`] answers.
+    fn known(&self, _key: &LockKey) -> Option<Arc<Held>> {
+        None
+    }
+
     /// Takes or keeps a key.
     fn claim(
         &self,

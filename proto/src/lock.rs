@@ -23,15 +23,15 @@ fn kind(code: i32) -> Result<LockKind, lock::Error> {
     models::TypeCode::try_from(code).map_err(|_| lock::Error::InvalidType)?.try_into()
 }
 
-impl TryFrom<models::LockRequest> for Claim {
+impl TryFrom<&models::LockRequest> for Claim {
     type Error = Error;
 
     /// In the original's order: type, ttl, owner; `type` is ignored.
-    fn try_from(request: models::LockRequest) -> Result<Self, Error> {
+    fn try_from(request: &models::LockRequest) -> Result<Self, Error> {
         let models::LockRequest { resource, ttl_in_seconds } = request;
-        let resource = resource.ok_or(Error::Missing("resource"))?;
+        let resource = resource.as_ref().ok_or(Error::Missing("resource"))?;
         let kind = kind(resource.type_code)?;
-        let ttl = Ttl::try_from_seconds(ttl_in_seconds)?;
+        let ttl = Ttl::try_from_seconds(*ttl_in_seconds)?;
         let owner = Owner::parse(&resource.owner)?;
         let key = LockKey::parse(&resource.key)?;
         let value = LockValue::parse(&resource.value)?;
@@ -154,7 +154,7 @@ mod tests {
         let recorded = b"\x0a\x11\x0a\x04wire\x12\x02o1\x1a\x03val\x28\x01\x10\x1e";
         assert_eq!(request.encode_to_vec(), recorded);
 
-        let claim = Claim::try_from(request).unwrap();
+        let claim = Claim::try_from(&request).unwrap();
         let lock = Lock {
             key: claim.key,
             owner: claim.owner,
@@ -184,7 +184,7 @@ mod tests {
             let claim = |(key, owner, value, type_code)| {
                 let resource = models::Resource { key, owner, value, type_code, ..resource() };
                 let request = models::LockRequest { resource: Some(resource), ttl_in_seconds: 9 };
-                Claim::try_from(request).unwrap()
+                Claim::try_from(&request).unwrap()
             };
             let lock = |claim: Claim| {
                 let Claim { key, owner, value, kind, ttl } = claim;
@@ -210,7 +210,7 @@ mod tests {
                 ..resource()
             };
             let request = models::LockRequest { resource: Some(resource), ttl_in_seconds };
-            Claim::try_from(request).unwrap_err().to_string()
+            Claim::try_from(&request).unwrap_err().to_string()
         };
         assert_eq!(refused(0, 0, ""), "invalid-type");
         assert_eq!(refused(3, 0, ""), "invalid-type");
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(refused(2, 1, ""), "invalid-owner");
 
         let nothing = models::LockRequest { resource: None, ttl_in_seconds: 0 };
-        assert_eq!(Claim::try_from(nothing), Err(Error::Missing("resource")));
+        assert_eq!(Claim::try_from(&nothing), Err(Error::Missing("resource")));
     }
 
     #[test]

@@ -133,6 +133,21 @@ impl Method {
         Self { name, requests: Requests::of(name), span }
     }
 
+    /// Does the work of one call that waits for nobody and has nothing to say to the
+    /// log; `None` when [`Method::serve`] has to do it. Nearly all calls are such, and
+    /// what lines need would be a tenth of their cost.
+    pub(super) fn at_once<T>(&self, work: impl FnOnce() -> Option<T>) -> Option<T> {
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            return None;
+        }
+        let begun = Instant::now();
+        let answer = work()?;
+        self.requests.started.increment();
+        self.requests.succeeded.increment();
+        self.requests.took(begun.elapsed());
+        Some(answer)
+    }
+
     /// Does the work of one call.
     pub(super) async fn serve<T>(
         &self,

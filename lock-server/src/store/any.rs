@@ -85,6 +85,13 @@ impl Store for Any {
         }
     }
 
+    fn known(&self, key: &LockKey) -> Option<Arc<Held>> {
+        match self {
+            Self::Embedded(store) => store.known(key),
+            Self::Shared(store) => store.known(key),
+        }
+    }
+
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         match self {
             Self::Embedded(store) => store.claim(claim, request).await,

@@ -232,6 +232,10 @@ impl Store for Embedded {
         Some(self.remember(&mut state, held))
     }
 
+    fn known(&self, key: &LockKey) -> Option<Arc<Held>> {
+        self.open_state().ok()?.table.get(key).cloned()
+    }
+
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         let decide = |current: Option<&Arc<Held>>| {
             let request = request.clone();

@@ -1,9 +1,11 @@
 //! The task that stores what is queued.
 //!
 //! It takes all that waits, stores it in one transaction, makes it visible, and
-//! answers; the log comes last. Between its commits the others queue.
+//! answers. The lines about it are written while the disk has the next commit, or
+//! at once if there is none. Between its commits the others queue.
 
 use std::{
+    mem,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,6 +15,7 @@ use rusqlite::Connection;
 use storage::sqlite::Database;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::{Change, Error, Pending, State, journal, lock};
 use crate::{
@@ -41,6 +44,8 @@ pub struct Flusher {
     next_row: i64,
     /// The last commit failed: it may have left rows.
     is_unsure: bool,
+    /// What was answered and has no line in the log yet.
+    unlogged: Vec<(Event, Span)>,
 }
 
 impl Flusher {
@@ -52,12 +57,14 @@ impl Flusher {
         database: Database,
         next_row: i64,
     ) -> Self {
-        Self { state, queue, feed, database, next_row, is_unsure: false }
+        let (is_unsure, unlogged) = (false, Vec::new());
+        Self { state, queue, feed, database, next_row, is_unsure, unlogged }
     }
 }
 
 impl Drop for Flusher {
     fn drop(&mut self) {
+        log(mem::take(&mut self.unlogged));
         let mut state = lock(&self.state);
         state.closed = true;
         // Whoever waits for a key wakes up and sees that it is over.
@@ -92,6 +99,9 @@ impl Flusher {
                     }
                     self.gather(&mut batch).await;
                     is_failing = !self.flush(batch.drain(..), &health).await;
+                    if self.queue.is_empty() {
+                        log(mem::take(&mut self.unlogged));
+                    }
                 }
                 () = tokio::time::sleep(PROBE), if is_failing => {
                     is_failing = !self.probe(&health).await;
@@ -141,15 +151,11 @@ impl Flusher {
             Ok(acquired) => {
                 health.ready();
                 let events = self.make_visible(&changes, acquired);
-                // Whoever waits is told first, then the log.
                 let told = events.into_iter().zip(callers).map(|(event, (reply, span))| {
                     let _gave_up = reply.send(Ok(Arc::clone(event.held())));
                     (event, span)
                 });
-                let told: Vec<_> = told.collect();
-                lager::together(|| {
-                    told.iter().for_each(|(event, span)| span.in_scope(|| event.log()));
-                });
+                self.unlogged.extend(told);
                 true
             }
             Err(error) => {
@@ -173,15 +179,15 @@ impl Flusher {
     /// The first version for each change that acquires.
     async fn store(&mut self, changes: Arc<Vec<Change>>) -> Result<Vec<Arc<Held>>, storage::Error> {
         let (first, is_unsure) = (self.next_row, self.is_unsure);
-        let stored = self
-            .database
-            .write(move |transaction| {
-                if is_unsure {
-                    journal::forget_from(transaction, first)?;
-                }
-                write(transaction, &changes, first).map_err(storage::Error::from)
-            })
-            .await;
+        let unlogged = mem::take(&mut self.unlogged);
+        let store = self.database.write(move |transaction| {
+            if is_unsure {
+                journal::forget_from(transaction, first)?;
+            }
+            write(transaction, &changes, first).map_err(storage::Error::from)
+        });
+        // The first has its turn first: the disk works while the log is written.
+        let (stored, ()) = tokio::join!(biased; store, async { log(unlogged) });
         self.is_unsure = stored.is_err();
         let acquired = stored?;
         self.next_row += i64::try_from(acquired.len()).expect("a batch is small");
@@ -230,6 +236,13 @@ impl Flusher {
             state.busy.remove(change.key());
         }
     }
+}
+
+/// Writes the lines about what was answered.
+fn log(told: Vec<(Event, Span)>) {
+    lager::together(|| {
+        told.into_iter().for_each(|(event, span)| span.in_scope(|| event.log()));
+    });
 }
 
 /// Writes the changes; new locks get rows from `first` on.

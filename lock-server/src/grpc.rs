@@ -127,8 +127,9 @@ impl<S: Store> Locket for Service<S> {
     ) -> Result<Response<models::LockResponse>, Status> {
         let uuid = request_uuid(&request);
         let claim = Claim::try_from(request.get_ref());
+        let allowed = self.check(&request, Action::Write);
         let refreshed = self.calls.lock.at_once(|| {
-            self.check(&request, Action::Write).ok()?;
+            allowed.as_ref().ok()?;
             let fencing_token = self.locks.refresh(claim.as_ref().ok()?, &uuid)?.0;
             Encoded::of(&models::LockResponse { fencing_token }).ok()
         });
@@ -136,10 +137,12 @@ impl<S: Store> Locket for Service<S> {
             return Ok(answer.response());
         }
         let about = About::of(&uuid, request.get_ref().resource.as_ref()).until(&request);
+        // It would be kept until the store has answered.
+        drop(request);
         self.calls
             .lock
             .serve(about, async {
-                self.check(&request, Action::Write)?;
+                allowed?;
                 let fencing_token = self.locks.lock(claim?, uuid).await?.0;
                 Ok(Encoded::of(&models::LockResponse { fencing_token })?)
             })

@@ -197,9 +197,10 @@ impl Flusher {
     /// The changes are on the disk: puts them into the table, in their order.
     fn make_visible(&self, changes: &[Change], acquired: Vec<Arc<Held>>) -> Vec<Event> {
         let mut acquired = acquired.into_iter();
-        let mut state = lock(&self.state);
         let mut events = Vec::with_capacity(changes.len());
         for change in changes {
+            // One by one: calls are not to wait for all of them.
+            let mut state = lock(&self.state);
             let event = match change {
                 Change::Acquire { .. } => {
                     let held = acquired.next().expect("one for each change that acquires");

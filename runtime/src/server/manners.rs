@@ -52,13 +52,13 @@ fn with(code: StatusCode, status: &Status) -> Response<Body> {
 pub(super) fn translate(
     response: Response<Body>,
     path: &str,
-    services: &[&'static str],
+    is_known: impl Fn(&str) -> bool,
 ) -> Response<Body> {
     // The usual answer has its status in the trailers.
     let Some(code) = response.headers().get(Status::GRPC_STATUS) else { return response };
     let translated = match Code::from_bytes(code.as_bytes()) {
         Code::Unimplemented if !response.headers().contains_key(Status::GRPC_MESSAGE) => {
-            Some(Status::unimplemented(unknown(path, services)))
+            Some(Status::unimplemented(unknown(path, is_known)))
         }
         Code::Unimplemented => text(&response).and_then(|text| compressed(&text)),
         Code::OutOfRange => text(&response).and_then(|text| too_long(&text)),
@@ -86,10 +86,21 @@ fn text(response: &Response<Body>) -> Option<String> {
     Some(Status::from_header_map(response.headers())?.message().to_owned())
 }
 
-fn unknown(path: &str, services: &[&'static str]) -> String {
-    match path.strip_prefix('/').and_then(|path| path.rsplit_once('/')) {
+/// The service that a path names: everything but the last part.
+pub(super) fn service(path: &str) -> Option<&str> {
+    Some(named(path)?.0)
+}
+
+/// Service and method.
+fn named(path: &str) -> Option<(&str, &str)> {
+    path.strip_prefix('/')?.rsplit_once('/')
+}
+
+/// What to say of a path that leads nowhere.
+pub(super) fn unknown(path: &str, is_known: impl Fn(&str) -> bool) -> String {
+    match named(path) {
         None => format!("malformed method name: {path:?}"),
-        Some((service, method)) if services.contains(&service) => {
+        Some((service, method)) if is_known(service) => {
             format!("unknown method {method} for service {service}")
         }
         Some((service, _)) => format!("unknown service {service}"),
@@ -134,14 +145,14 @@ mod tests {
 
     #[test]
     fn unknown_methods_are_named_as_grpc_go_names_them() {
-        let known = ["models.Locket"];
+        let known = |service: &str| service == "models.Locket";
         let table = [
             ("/models.Locket/Steal", "unknown method Steal for service models.Locket"),
             ("/models.Other/Lock", "unknown service models.Other"),
             ("/nothing", "malformed method name: \"/nothing\""),
         ];
         for (path, expected) in table {
-            assert_eq!(unknown(path, &known), expected);
+            assert_eq!(unknown(path, known), expected);
         }
     }
 
@@ -158,7 +169,7 @@ mod tests {
     #[test]
     fn only_what_tonic_and_prost_say_is_retold() {
         let answer = |status: Status| {
-            let response = translate(status.into_http(), "/s/m", &[]);
+            let response = translate(status.into_http(), "/s/m", |_| false);
             let status = Status::from_header_map(response.headers()).unwrap();
             (status.code(), status.message().to_owned())
         };

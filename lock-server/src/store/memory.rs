@@ -42,6 +42,20 @@ impl Memory {
 }
 
 impl Store for Memory {
+    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<Held>> {
+        let mut state = self.state();
+        let before = state.table.get(&claim.key)?;
+        let may = decide::claim(Some(&before.lock), claim) == decide::Claimed::Refresh;
+        let held = may.then(|| Arc::new(before.again(claim, request.clone())))?;
+        state.table.put(Arc::clone(&held));
+        self.feed.publish(&Event::Refreshed(Arc::clone(&held)));
+        Some(held)
+    }
+
+    fn known(&self, key: &LockKey) -> Option<Arc<Held>> {
+        self.state().table.get(key).cloned()
+    }
+
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         let mut state = self.state();
         let before = state.table.get(&claim.key).cloned();

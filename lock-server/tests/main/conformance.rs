@@ -73,7 +73,40 @@ conformance!(
     a_slow_watcher_is_cut_off_alone,
     every_version_gets_a_deadline_and_every_end_takes_it_away,
     a_claim_whose_caller_gave_up_is_whole_or_nothing,
+    what_is_answered_at_once_is_what_a_claim_would_answer,
 );
+
+/// A store need not answer at once; if it does, it is the answer.
+async fn what_is_answered_at_once_is_what_a_claim_would_answer<S: Store>(store: S, feed: Feed) {
+    let own = claim("k", "o");
+    let nothing = |store: &S| (store.refresh(&own, &None), store.known(&own.key));
+    assert_eq!(nothing(&store), (None, None));
+    let held = take(&store, own.clone()).await;
+    assert!(store.known(&own.key).is_none_or(|known| known == held));
+    for other in [
+        claim("k", "other"),
+        Claim { value: value("other"), ..own.clone() },
+        Claim { ttl: Ttl::try_from_seconds(own.ttl.seconds() + 1).unwrap(), ..own.clone() },
+        Claim {
+            kind: match own.kind {
+                LockKind::Lock => LockKind::Presence,
+                LockKind::Presence => LockKind::Lock,
+            },
+            ..own.clone()
+        },
+    ] {
+        assert_eq!(store.refresh(&other, &None), None, "{other:?}");
+    }
+    if let Some(refreshed) = store.refresh(&own, &None) {
+        assert_eq!((&refreshed.lock, refreshed.index), (&held.lock, held.index + 1));
+        assert_eq!(find(&store, "k").await, Some(refreshed.clone()));
+        assert_eq!(store.known(&own.key), Some(refreshed.clone()));
+        assert_eq!(store.expire(&held).await.unwrap(), Expired::Newer(refreshed));
+    }
+    assert_eq!(feed.deadline_count(), 1);
+    store.release(&own.key, &own.owner).await.unwrap();
+    assert_eq!(nothing(&store), (None, None));
+}
 
 fn value(text: &str) -> LockValue {
     LockValue::parse(text).unwrap()

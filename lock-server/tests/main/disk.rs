@@ -47,7 +47,7 @@ async fn a_full_database_refuses_changes_and_nothing_else() {
     let colliding = store.claim(big("k000", "other"), None).await.unwrap();
     assert_eq!(colliding, Claimed::Collision(held[0].clone()));
     // A refresh needs no disk.
-    let refreshed = take(store, big("k000", "o")).await;
+    let refreshed = store.refresh(&big("k000", "o"), &None).expect("it waits for nobody");
     assert_eq!(refreshed.lock.token, held[0].lock.token);
 
     // Room again: the same request is granted.
@@ -121,6 +121,7 @@ async fn a_refresh_undoes_an_expiry_that_may_be_on_the_disk() {
     assert_eq!(deleted, 1);
     other.execute_batch("COMMIT").unwrap();
 
+    assert_eq!(store.refresh(&claim("k", "o"), &None), None, "it has to be written");
     let refreshed = take(store, claim("k", "o")).await;
     assert_eq!(refreshed.lock, held.lock);
     assert_eq!(store.expire(&held).await.unwrap(), Expired::Newer(refreshed.clone()));

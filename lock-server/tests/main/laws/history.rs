@@ -18,7 +18,7 @@ use proptest::{prelude::*, sample::select};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::support::{Running, by_key, claim, key, owner};
+use crate::support::{Running, ask, claim, key, look, owner};
 
 pub(super) const KEYS: [&str; 2] = ["k", "l"];
 pub(super) const OWNERS: [&str; 3] = ["a", "b", "c"];
@@ -141,7 +141,7 @@ async fn answer<S: Store>(store: &S, entry: Entry, number: u64) -> Answer {
         Call::Claim { changes } => {
             let text = if changes { number.to_string() } else { String::new() };
             let value = LockValue::parse(&text).unwrap();
-            match store.claim(Claim { value, ..claim(on, by) }, None).await {
+            match ask(store, Claim { value, ..claim(on, by) }).await {
                 Ok(Claimed::Held(held)) => Answer::Held(by, held.lock.token.0),
                 Ok(Claimed::Collision(held)) => Answer::Held(
                     OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
@@ -155,7 +155,7 @@ async fn answer<S: Store>(store: &S, entry: Entry, number: u64) -> Answer {
             Ok(Released::Absent | Released::Collision(_)) => Answer::Nothing,
             Err(_) => Answer::Unknown,
         },
-        Call::Look => match store.select(&by_key(on)).await.as_deref() {
+        Call::Look => match look(store, on).await.as_deref() {
             Ok([held]) => Answer::Held(
                 OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
                 held.lock.token.0,

@@ -17,7 +17,7 @@ use rusqlite::Connection;
 use storage::sqlite::Options;
 use tempfile::TempDir;
 
-use crate::support::{Running, find, key, owner};
+use crate::support::{Running, ask, find, key, owner};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -163,7 +163,7 @@ impl World {
             kind,
             ttl: Ttl::try_from_seconds(ttl).unwrap(),
         };
-        let answer = self.running().store.claim(claim, None).await;
+        let answer = ask(&self.running().store, claim).await;
         let before = self.model.rows.get(on);
         let next = match before {
             Some(row) if row.owner != by => {

@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use lock_server::{
     feed::Feed,
-    held::Held,
-    store::{Claimed, Store, embedded::Embedded, shared::Shared},
+    held::{Held, Selected},
+    store::{Claimed, Error, Store, embedded::Embedded, shared::Shared},
 };
 use model::lock::{Claim, FencingToken, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use runtime::server::Health;
@@ -45,6 +45,22 @@ pub(crate) fn held(on: &str) -> Arc<Held> {
 
 pub(crate) fn by_key(on: &str) -> Selector {
     Selector::Key(key(on))
+}
+
+/// Claims as a server does: at once if that is possible.
+pub(crate) async fn ask<S: Store>(store: &S, claim: Claim) -> Result<Claimed, Error> {
+    match store.refresh(&claim, &None) {
+        Some(held) => Ok(Claimed::Held(held)),
+        None => store.claim(claim, None).await,
+    }
+}
+
+/// Looks as a server does: at once if that is possible.
+pub(crate) async fn look<S: Store>(store: &S, on: &str) -> Result<Selected, Error> {
+    match store.known(&key(on)) {
+        Some(held) => Ok([held].into()),
+        None => store.select(&by_key(on)).await,
+    }
 }
 
 /// Claims, and expects to get it.

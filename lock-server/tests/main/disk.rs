@@ -178,3 +178,31 @@ async fn what_a_failed_commit_left_is_gone_with_the_next() {
     assert_eq!(take(&running.store, claim("l", "o")).await.lock.token.0, 2);
     running.close().await;
 }
+
+/// Neither the old value nor the new one is what the disk will have for sure.
+#[tokio::test]
+async fn nothing_is_refreshed_at_once_while_a_change_is_on_its_way() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("db");
+    let options = Options { busy_timeout: PATIENCE, ..Options::default() };
+    let running = Running::open_with(&path, &options, Feed::default()).await;
+    let (store, own) = (&running.store, claim("k", "o"));
+    let mut held = take(store, own.clone()).await;
+
+    let other = failing(&path);
+    let meanwhile = async {
+        let refused = async {
+            while let Some(refreshed) = store.refresh(&own, &None) {
+                held = refreshed;
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, refused).await.expect("the change is on its way");
+        assert_eq!(store.known(&own.key), Some(held.clone()));
+        drop(other);
+    };
+    let (changed, ()) = tokio::join!(take(store, big("k", "o")), meanwhile);
+    assert_eq!(changed.index, held.index + 1);
+    assert_eq!(store.refresh(&big("k", "o"), &None).unwrap().index, changed.index + 1);
+    running.close().await;
+}

@@ -3,7 +3,8 @@
 use prost::Message;
 use prost::bytes::{BufMut, Bytes, BytesMut};
 use proto::models::{
-    FetchAllRequest, FetchRequest, LockRequest, LockResponse, ReleaseRequest, Resource, TypeCode,
+    FetchAllRequest, FetchAllResponse, FetchRequest, LockRequest, LockResponse, ReleaseRequest,
+    Resource, TypeCode,
 };
 use tonic::Status;
 
@@ -33,15 +34,27 @@ impl Presences {
         format!("{}-{worker}-{number}", self.prefix)
     }
 
-    /// The request that takes or keeps a presence.
-    pub(super) fn lock(&self, worker: usize, number: u64) -> Bytes {
-        let resource = Resource {
+    fn presence(&self, worker: usize, number: u64) -> Resource {
+        Resource {
             key: self.key(worker, number),
             owner: self.prefix.clone(),
             value: self.value.clone(),
             type_code: TypeCode::Presence.into(),
             ..Resource::default()
-        };
+        }
+    }
+
+    /// How many bytes an answer with so many of them has.
+    #[expect(deprecated, reason = "answers have it")]
+    pub(super) fn answer_len(&self, count: u32) -> usize {
+        let typed = |number| Resource { r#type: "presence".to_owned(), ..self.presence(0, number) };
+        let resources = (0..u64::from(count)).map(typed).collect();
+        PREFIX + FetchAllResponse { resources }.encoded_len()
+    }
+
+    /// The request that takes or keeps a presence.
+    pub(super) fn lock(&self, worker: usize, number: u64) -> Bytes {
+        let resource = self.presence(worker, number);
         framed(&LockRequest { resource: Some(resource), ttl_in_seconds: self.ttl_seconds.into() })
     }
 

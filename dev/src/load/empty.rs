@@ -5,11 +5,13 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use runtime::server::{Grpc, Health, Listener};
 use runtime::tls::{Alpn, Files, ServerTls};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -18,7 +20,7 @@ use tonic::server::{NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use super::say;
+use super::{bare, say};
 
 /// Where the call is found.
 pub(super) const PATH: &str = "/portcullis.load.v1.Empty/Call";
@@ -40,27 +42,47 @@ pub(super) struct Arguments {
     /// Its key.
     #[arg(long)]
     key: PathBuf,
+    /// Instead: answer with as many bytes as are asked for, over TLS alone.
+    #[arg(long)]
+    bare: bool,
 }
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { listen, ca, cert, key } = arguments;
+    let Arguments { listen, ca, cert, key, bare } = arguments;
     let tls = ServerTls::load(&Files { ca, cert, key }, Alpn::H2)?;
+    if bare {
+        let listener = TcpListener::bind(&listen).await.context("listening")?;
+        say(&format!("{LISTENS}{}\n", listener.local_addr()?))?;
+        let stop = stopped()?;
+        return tokio::select! {
+            served = bare::serve(listener, tls) => Ok(served?),
+            () = stop => Ok(()),
+        };
+    }
     let listener = Listener::tcp("empty", &listen).await?;
     say(&format!("{LISTENS}{}\n", listener.local_addr()))?;
     let shutdown = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Grpc::new(listener, Some(tls), &Health::new()).add(Empty);
+    let stop = stopped()?;
     let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        stop.await;
         shutdown.cancel();
     };
     let (served, ()) = tokio::join!(server.serve(shutdown.clone(), Duration::ZERO), stop);
     Ok(served?)
+}
+
+/// Waits for SIGTERM or SIGINT.
+fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +97,7 @@ impl Service<http::Request<Body>> for Empty {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::bare;
 use super::calls::{Caller, Presences};
 use super::connect::Target;
 use super::meter::Reading;
@@ -34,6 +35,9 @@ pub(super) enum Operation {
     Release,
     /// Call what does nothing; `load empty-server` has it.
     Empty,
+    /// Get what reading all presences gets over TLS alone; `load empty-server --bare`
+    /// has it.
+    Tls,
 }
 
 impl Operation {
@@ -45,6 +49,7 @@ impl Operation {
             Self::FetchAll => "fetch-all",
             Self::Release => "release",
             Self::Empty => "empty",
+            Self::Tls => "tls",
         }
     }
 
@@ -52,7 +57,7 @@ impl Operation {
     fn needs_presences(self) -> bool {
         match self {
             Self::LockRefresh | Self::Fetch | Self::FetchAll | Self::Release => true,
-            Self::LockNew | Self::Empty => false,
+            Self::LockNew | Self::Empty | Self::Tls => false,
         }
     }
 }
@@ -111,6 +116,9 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Takes the presences, calls, and gives everything back.
 pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Report> {
     let concurrency = load.concurrency as usize;
+    if load.operation == Operation::Tls {
+        return measure_tls(target, load, concurrency).await;
+    }
     let connections = load.connections.map_or(concurrency, |count| count as usize);
     let callers = callers(target, concurrency, connections).await?;
     let presences = Arc::new(Presences::new(load.value_size, load.ttl));
@@ -128,6 +136,17 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
     if !load.keep {
         all(workers.into_iter().map(Worker::give_back)).await.context("giving back")?;
     }
+    Ok(report)
+}
+
+/// With a connection for each worker.
+async fn measure_tls(target: &Target, load: &Load, workers: usize) -> anyhow::Result<Report> {
+    let bytes = Presences::new(load.value_size, load.ttl).answer_len(load.presences);
+    let mut lines = Vec::new();
+    for _ in 0..workers {
+        lines.push(bare::Connection::open(target, bytes).await?);
+    }
+    let (report, _lines) = call(target, load, workers, lines).await?;
     Ok(report)
 }
 
@@ -153,17 +172,17 @@ async fn callers(
     Ok(callers)
 }
 
-async fn call(
+async fn call<W: Work>(
     target: &Target,
     load: &Load,
     connections: usize,
-    workers: Vec<Worker>,
-) -> anyhow::Result<(Report, Vec<Worker>)> {
+    workers: Vec<W>,
+) -> anyhow::Result<(Report, Vec<W>)> {
     let from = Instant::now() + load.warm_up;
     let window = Window { from, until: from + load.duration, over: CancellationToken::new() };
     let mut tasks = JoinSet::new();
     for worker in workers {
-        tasks.spawn(worker.work(window.clone()));
+        tasks.spawn(work(worker, window.clone()));
     }
     sleep_until(window.from).await;
     let before = Reading::take(target.server_pid)?;
@@ -223,6 +242,17 @@ struct Window {
     over: CancellationToken,
 }
 
+/// Who calls, one call after another.
+trait Work: Send + 'static {
+    /// The bytes of the answer, where they are of interest.
+    fn call(&mut self, next: u64) -> impl Future<Output = Result<usize, Status>> + Send;
+
+    /// There is nothing more to call.
+    fn is_done(&self) -> bool {
+        false
+    }
+}
+
 struct Worker {
     number: usize,
     operation: Operation,
@@ -260,33 +290,9 @@ impl Worker {
         }
         Ok(())
     }
+}
 
-    async fn work(mut self, window: Window) -> (Self, Tally) {
-        let mut tally = Tally::default();
-        let mut next = 0;
-        loop {
-            let began = Instant::now();
-            if began >= window.until || window.over.is_cancelled() {
-                return (self, tally);
-            }
-            if self.operation == Operation::Release && self.taken == 0 {
-                window.over.cancel();
-                return (self, tally);
-            }
-            let outcome = self.call(next).await;
-            let ended = Instant::now();
-            next += 1;
-            if ended <= window.from || ended > window.until || window.over.is_cancelled() {
-                continue;
-            }
-            match outcome {
-                Ok(bytes) => tally.success(ended - began, bytes),
-                Err(status) => tally.failure(status.code()),
-            }
-        }
-    }
-
-    /// The bytes of the answer, where they are of interest.
+impl Work for Worker {
     async fn call(&mut self, next: u64) -> Result<usize, Status> {
         let Self { number, operation, caller, presences, taken, ready } = self;
         let again = || ready[next as usize % ready.len()].clone();
@@ -304,6 +310,43 @@ impl Worker {
                 caller.release(presences.release(*number, *taken)).await.map(|()| 0)
             }
             Operation::Empty => caller.empty().await.map(|()| 0),
+            Operation::Tls => unreachable!("has connections of its own"),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.operation == Operation::Release && self.taken == 0
+    }
+}
+
+impl Work for bare::Connection {
+    async fn call(&mut self, _next: u64) -> Result<usize, Status> {
+        self.call().await
+    }
+}
+
+/// Calls until the measured time is over.
+async fn work<W: Work>(mut worker: W, window: Window) -> (W, Tally) {
+    let mut tally = Tally::default();
+    let mut next = 0;
+    loop {
+        let began = Instant::now();
+        if began >= window.until || window.over.is_cancelled() {
+            return (worker, tally);
+        }
+        if worker.is_done() {
+            window.over.cancel();
+            return (worker, tally);
+        }
+        let outcome = worker.call(next).await;
+        let ended = Instant::now();
+        next += 1;
+        if ended <= window.from || ended > window.until || window.over.is_cancelled() {
+            continue;
+        }
+        match outcome {
+            Ok(bytes) => tally.success(ended - began, bytes),
+            Err(status) => tally.failure(status.code()),
         }
     }
 }

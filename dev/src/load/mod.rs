@@ -10,6 +10,7 @@
 //! - What other processes burned meanwhile is reported: on a busy machine the
 //!   figures say little.
 
+mod bare;
 mod calls;
 mod cell;
 mod connect;

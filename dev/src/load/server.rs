@@ -162,13 +162,14 @@ impl Site {
         self.serve("cell-agent", command, controls_by_log).await
     }
 
-    /// A server of the empty call.
-    pub(super) async fn empty(&mut self) -> anyhow::Result<Server> {
+    /// A server of the empty call, or of answers over TLS alone.
+    pub(super) async fn empty(&mut self, bare: bool) -> anyhow::Result<Server> {
         self.started += 1;
         let mut command = Command::new(std::env::current_exe()?);
         let Files { ca, cert, key } = &self.files;
         command.args(["load", "empty-server", "--ca"]).arg(ca);
         command.arg("--cert").arg(cert).arg("--key").arg(key);
+        command.args(bare.then_some("--bare"));
         let listens = |text: &str| text.strip_prefix(empty::LISTENS).map(str::to_owned);
         self.serve("empty-server", command, listens).await
     }

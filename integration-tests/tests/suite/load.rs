@@ -97,7 +97,7 @@ fn the_suite_measures_against_an_empty_call() {
     let rows = json(&[&run[..], &["--bin-dir", text(directory)]].concat());
     let rows = rows.as_array().expect("a list");
     let names: Vec<_> = rows.iter().map(|row| row["operation"].as_str().unwrap_or("")).collect();
-    assert_eq!(names, ["empty", "lock-new", "lock-refresh", "fetch", "fetch-all"]);
+    assert_eq!(names, ["empty", "lock-new", "lock-refresh", "fetch", "fetch-all", "tls"]);
     for row in rows {
         assert!(row["per_second"].as_f64() > Some(0.0) && row["failed"] == 0, "{row}");
     }

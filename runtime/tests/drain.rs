@@ -118,7 +118,7 @@ async fn frame(stream: &mut TcpStream) -> Option<u8> {
 async fn connections_are_told_to_go_one_after_another() {
     const GO_AWAY: u8 = 7;
     const COUNT: u32 = 250;
-    for (spread, expected) in [(LONG, APART * COUNT), (APART * COUNT / 5, APART * COUNT / 5)] {
+    for (spread, apart) in [(LONG, APART), (APART * COUNT / 5, APART / 5)] {
         let limits = Limits { spread, ..Limits::default() };
         let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
         let address = listener.local_addr();
@@ -142,10 +142,10 @@ async fn connections_are_told_to_go_one_after_another() {
         let told = timeout(PATIENCE, futures_util::future::join_all(told));
         let mut told = told.await.expect("everybody is told");
         told.sort_unstable();
-        let (first, last) = (told[0], told[told.len() - 1]);
-        assert!(last - first >= expected * 9 / 10, "{:?} instead of {expected:?}", last - first);
-        let early = told.iter().filter(|at| **at - first < expected / 2).count();
-        assert!(early <= COUNT as usize * 6 / 10, "{early} of {COUNT} in the first half");
+        // A busy machine tells them later, and nothing tells them earlier.
+        for (before, at) in (0..COUNT).zip(told) {
+            assert!(at >= apart * before, "the {before}th after {at:?}");
+        }
         timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
     }
 }

@@ -6,7 +6,6 @@
 
 use std::io;
 
-use anyhow::Context as _;
 use prost::bytes::Bytes;
 use runtime::client::{self, Options, Stream};
 use runtime::tls::ServerTls;
@@ -59,8 +58,8 @@ pub(super) struct Connection {
 impl Connection {
     /// Answers are to have so many bytes.
     pub(super) async fn open(target: &Target, bytes: usize) -> anyhow::Result<Self> {
-        let stream = client::open(&target.address, &target.tls()?, Options::default()).await;
-        Ok(Self { stream: stream.context("no connection")?, bytes })
+        let stream = client::open(&target.address, &target.tls()?, Options::default()).await?;
+        Ok(Self { stream, bytes })
     }
 
     /// Asks, and counts what comes.

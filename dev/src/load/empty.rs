@@ -52,7 +52,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { listen, ca, cert, key, bare } = arguments;
     let tls = ServerTls::load(&Files { ca, cert, key }, Alpn::H2)?;
     if bare {
-        let listener = TcpListener::bind(&listen).await.context("listening")?;
+        let listener = TcpListener::bind(&listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
         say(&format!("{LISTENS}{}\n", listener.local_addr()?))?;
         let stop = stopped()?;
         return tokio::select! {

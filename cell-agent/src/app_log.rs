@@ -74,7 +74,7 @@ impl AppLogs {
             tracing::error!(error = %error, file = FILE, "state-unreadable");
             None
         });
-        let containers = read.and_then(|content| serde_json::from_slice(&content).ok());
+        let containers = read.and_then(|content| runtime::json::from_slice(&content).ok());
         let told = Told { containers: containers.unwrap_or_default(), ..Told::default() };
         Self { loggregator, enforced, state, told }
     }
@@ -157,7 +157,7 @@ impl Told {
 
 /// The line for an app, if its configuration says whose it is.
 fn line(log_config: &str) -> Option<AppLog> {
-    let LogConfig { guid, index, source_name, tags } = serde_json::from_str(log_config).ok()?;
+    let LogConfig { guid, index, source_name, tags } = runtime::json::from_str(log_config).ok()?;
     let guid = guid.filter(|guid| !guid.is_empty())?;
     let text = |value: Value| match value {
         Value::String(text) => text,

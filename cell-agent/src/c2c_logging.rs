@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
+use runtime::json::Objects;
 use serde::Deserialize;
 use serde_json::{Deserializer, json};
 use tonic::codegen::http::{Method, StatusCode};
@@ -45,8 +46,8 @@ async fn switch(State(state): State<Arc<AtomicBool>>, method: Method, body: Stri
 
 /// Only the first JSON value counts.
 fn wanted(body: &str) -> Result<bool, &'static str> {
-    let first = Deserializer::from_str(body).into_iter::<Option<Switch>>().next();
-    let Some(Ok(switch)) = first else { return Err("decoding request body as json") };
+    let first = Option::<Switch>::deserialize(Objects(&mut Deserializer::from_str(body)));
+    let Ok(switch) = first else { return Err("decoding request body as json") };
     switch.unwrap_or_default().enabled.ok_or("missing required key 'enabled'")
 }
 
@@ -64,6 +65,7 @@ mod tests {
             ("", bad),
             ("{", bad),
             ("[]", bad),
+            ("[true]", bad),
             (r#"{"enabled":1}"#, bad),
             ("{}", missing),
             ("null", missing),

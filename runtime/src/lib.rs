@@ -18,6 +18,7 @@
 //! | [`dropsonde`] | metrics for the metron agent of the machine, over UDP |
 //! | [`loggregator`] | metrics and app logs for the agent of the machine |
 //! | [`https`] | HTTP clients |
+//! | [`json`] | JSON from outside, objects only from objects |
 //! | [`supervise`] | tasks, each of which has a waiter |
 //! | [`metrics`] | Prometheus text |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
@@ -30,6 +31,7 @@ pub mod dropsonde;
 pub mod error;
 pub mod gather;
 pub mod https;
+pub mod json;
 pub mod lager;
 pub mod loggregator;
 pub mod metrics;

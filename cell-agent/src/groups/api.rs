@@ -183,7 +183,7 @@ fn message(body: &[u8]) -> String {
     struct Told {
         error: String,
     }
-    match serde_json::from_slice(body) {
+    match runtime::json::from_slice(body) {
         Ok(Told { error }) => shortened(&error),
         Err(_) => shortened(&String::from_utf8_lossy(body)),
     }

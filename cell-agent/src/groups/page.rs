@@ -88,7 +88,7 @@ impl Page {
     /// It is not JSON, or has no list of groups.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let RawPage { next, security_groups } =
-            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+            runtime::json::from_slice(text).map_err(|error| error.to_string())?;
         let groups = security_groups.into_iter().map(Entry::parse).collect();
         Ok(Self { next: next.unwrap_or_default(), groups })
     }
@@ -96,9 +96,9 @@ impl Page {
 
 impl Entry {
     fn parse(raw: &RawValue) -> Self {
-        let guid = serde_json::from_str(raw.get()).map(|RawGuid { guid }| guid).ok();
+        let guid = runtime::json::from_str(raw.get()).map(|RawGuid { guid }| guid).ok();
         let mut problems = Vec::new();
-        let group = serde_json::from_str(raw.get()).map_err(|error| fault(raw, GROUP, &error));
+        let group = runtime::json::from_str(raw.get()).map_err(|error| fault(raw, GROUP, &error));
         let group = group.and_then(|group| read(group, &mut problems));
         Self { guid, group, problems }
     }
@@ -115,7 +115,7 @@ fn read(raw: RawGroup, problems: &mut Vec<String>) -> Result<SecurityGroup, Stri
         running_space_guids,
     } = raw;
     let list: Option<Vec<&RawValue>> =
-        serde_json::from_str(&rules).map_err(|error| format!("rules: {error}"))?;
+        runtime::json::from_str(&rules).map_err(|error| format!("rules: {error}"))?;
     let rules = list.unwrap_or_default().into_iter().enumerate();
     let rules = rules.map(|(index, raw)| {
         rule(raw).unwrap_or_else(|error| {
@@ -138,7 +138,7 @@ fn read(raw: RawGroup, problems: &mut Vec<String>) -> Result<SecurityGroup, Stri
 
 fn rule(raw: &RawValue) -> Result<Rule, serde_json::Error> {
     let RawRule { protocol, destination, ports, icmp_type, code, description, log } =
-        serde_json::from_str::<Option<_>>(raw.get())?.unwrap_or_default();
+        runtime::json::from_str::<Option<_>>(raw.get())?.unwrap_or_default();
     Ok(Rule {
         protocol: protocol.unwrap_or_default(),
         destination: destination.unwrap_or_default(),
@@ -184,7 +184,7 @@ fn is_small(value: &Value) -> bool {
 /// What is wrong with an object that cannot be read, by field and value if it is
 /// the value of a field.
 fn fault(raw: &RawValue, fields: &[Field], error: &serde_json::Error) -> String {
-    let object = serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
+    let object = runtime::json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
     let wrong = fields.iter().find_map(|(name, fits, what)| {
         let value = object.get(*name).filter(|value| !value.is_null() && !fits(value))?;
         let shown: String = value.to_string().chars().take(LONGEST).collect();
@@ -292,6 +292,19 @@ mod tests {
         assert!(problems[2].starts_with("group number 3: "), "{problems:?}");
         assert_eq!(after.keys().collect::<Vec<_>>(), [&guid("a"), &guid("b")]);
         assert!(Arc::ptr_eq(&after[&guid("a")], &before[&guid("a")]));
+    }
+
+    /// serde alone takes a list for a struct, the fields in order.
+    #[test]
+    fn a_list_is_no_group_and_no_rule() {
+        let text = r#"{"security_groups":[["a","name","[]"],{"guid":"b","rules":
+            "[[\"all\",\"0.0.0.0/0\"],{\"protocol\":\"all\",\"destination\":\"10.0.0.1\"}]"}]}"#;
+        let (groups, problems) = groups(text, &Groups::new());
+        assert_eq!(groups.keys().collect::<Vec<_>>(), [&guid("b")]);
+        assert_eq!(groups[&guid("b")].problems().map(|(index, _)| index).collect::<Vec<_>>(), [0]);
+        assert!(problems.iter().any(|problem| problem.starts_with("group number 1: ")));
+        assert!(problems.iter().any(|problem| problem.starts_with("group \"b\": rule 0: ")));
+        Page::parse(br#"[0,[{"guid":"a","rules":"[]"}]]"#).unwrap_err();
     }
 
     #[test]

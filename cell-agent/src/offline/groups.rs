@@ -7,7 +7,7 @@ use crate::groups::page::Page;
 /// Reads a page, or the bare list of one. `rules` may be a list, as people write
 /// it, where the server has the text of one.
 pub(super) fn read(text: &[u8]) -> Result<Page, String> {
-    let read: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let read: Value = runtime::json::from_slice(text).map_err(|error| error.to_string())?;
     let mut page = match read {
         Value::Array(list) => json!({ "security_groups": list }),
         Value::Object(_) => read,

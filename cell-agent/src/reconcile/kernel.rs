@@ -138,7 +138,7 @@ impl Kernel {
 
     fn remembered(&self) -> Option<Applied> {
         match self.state.read(FILE) {
-            Ok(content) => content.and_then(|content| serde_json::from_slice(&content).ok()),
+            Ok(content) => content.and_then(|content| runtime::json::from_slice(&content).ok()),
             Err(error) => {
                 tracing::error!(error = %error, file = FILE, "state-unreadable");
                 None

@@ -66,7 +66,7 @@ impl Content {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
         };
-        let content = serde_json::from_slice(&text);
+        let content = runtime::json::from_slice(&text);
         content.map(Some).map_err(|source| Error::Parse { path: path.to_owned(), source })
     }
 

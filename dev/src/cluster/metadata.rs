@@ -107,7 +107,7 @@ impl Store {
         let torn = |source| Error::Torn { path: self.data.clone(), source };
         let mut entries = match text.trim() {
             "" => BTreeMap::new(),
-            text => serde_json::from_str(text).map_err(torn)?,
+            text => runtime::json::from_str(text).map_err(torn)?,
         };
         edit(&mut entries);
         let text = serde_json::to_string(&entries).map_err(torn)?;

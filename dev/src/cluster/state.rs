@@ -170,7 +170,7 @@ fn file(directory: &Path) -> PathBuf {
 
 /// `None` when there is no file, or not one of ours: then nothing is known.
 fn read(directory: &Path) -> Option<Made> {
-    serde_json::from_str(&std::fs::read_to_string(file(directory)).ok()?).ok()
+    runtime::json::from_str(&std::fs::read_to_string(file(directory)).ok()?).ok()
 }
 
 fn started(pid: u32) -> Option<u64> {

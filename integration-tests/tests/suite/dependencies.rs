@@ -69,3 +69,28 @@ fn no_service_depends_on_a_service() {
         assert!(from == "integration-tests" || services.count() == 0, "{from} uses a service");
     }
 }
+
+/// JSON from outside goes through `runtime::json`, which takes no list for a
+/// struct; serde_json alone does.
+#[test]
+fn services_read_json_by_runtime_json() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    let mut folders: Vec<_> = SERVICES.iter().map(|name| root.join(name).join("src")).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            let name = path.to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                if code.contains("serde_json::from_") {
+                    found.push(name);
+                }
+            }
+        }
+    }
+    assert_eq!(found, [""; 0], "use runtime::json instead of serde_json::from_*");
+}

@@ -91,7 +91,7 @@ impl<'de> Deserialize<'de> for Fields {
 pub fn parse(body: &[u8]) -> Result<Group, Error> {
     let bad = |error: serde_json::Error| Error::Body(error.to_string());
     let text = String::from_utf8_lossy(body);
-    let fields: Option<Fields> = serde_json::from_str(&text).map_err(bad)?;
+    let fields: Option<Fields> = runtime::json::from_str(&text).map_err(bad)?;
     let mut group = Group::default();
     for (name, value) in fields.into_iter().flat_map(|Fields(fields)| fields) {
         let field = match name.to_ascii_lowercase().as_str() {

@@ -254,7 +254,7 @@ impl PastRows {
     fn reach(&mut self, text: &str) -> Result<Reach, Error> {
         let field = "group_changes.reach_before";
         let ReachText { everywhere, spaces } =
-            serde_json::from_str(text).map_err(senseless(field))?;
+            runtime::json::from_str(text).map_err(senseless(field))?;
         let spaces = spaces.iter().map(|space| share(&mut self.spaces, field, space));
         Ok(Reach::new(everywhere, spaces.collect::<Result<BTreeSet<_>, _>>()?))
     }

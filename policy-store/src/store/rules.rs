@@ -61,7 +61,7 @@ pub(super) fn to_text(rules: &[RuleSpec]) -> String {
 }
 
 pub(super) fn parse(text: &str) -> Result<Vec<RuleSpec>, serde_json::Error> {
-    let rows: Vec<Row<'_>> = serde_json::from_str(text)?;
+    let rows: Vec<Row<'_>> = runtime::json::from_str(text)?;
     Ok(rows.into_iter().map(Into::into).collect())
 }
 
@@ -88,5 +88,6 @@ mod tests {
         );
         assert_eq!(parse(&text).unwrap(), [rule]);
         assert_eq!(parse("[]").unwrap(), []);
+        parse(r#"[["all","0.0.0.0/0","",0,0,"",false]]"#).unwrap_err();
     }
 }

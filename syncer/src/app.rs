@@ -101,14 +101,17 @@ impl Service for App {
         let times = report.clone();
         let mut watched = Vec::new();
         let cloud_controller = reach_cloud_controller(cloud_controller, &mut watched)?;
-        let keeper = Keeper::new(settings(&lock, &uuid)?, reach_lock_server(&lock, &mut watched)?);
-        let store = reach_store(store, uuid, &mut watched)?;
         let health = Health::new();
+        let keeper = Keeper::new(
+            settings(&lock, &uuid)?,
+            reach_lock_server(&lock, &mut watched)?,
+            health.component("lock-server"),
+        );
+        let store = reach_store(store, uuid, &mut watched)?;
         let sync_now = SyncNow::default();
         let interval = poll.interval;
-        let freshness = health.component("sync");
         let poller =
-            Poller::new(poll.into(), cloud_controller, store, times, freshness, sync_now.clone());
+            Poller::new(poll.into(), cloud_controller, store, times, &health, sync_now.clone());
         let admin = match debug_server {
             Some(address) => {
                 Some(debug_endpoint(address.as_str(), process, &health, sync_now).await?)
@@ -278,13 +281,19 @@ fn answer(outcome: Outcome) -> (StatusCode, Json<serde_json::Value>) {
 
 impl From<config::Poll> for poll::Settings {
     fn from(poll: config::Poll) -> Self {
-        let config::Poll { interval, full_sync_interval, unstamped_sync_interval, retry_deadline } =
-            poll;
+        let config::Poll {
+            interval,
+            full_sync_interval,
+            unstamped_sync_interval,
+            retry_deadline,
+            max_staleness,
+        } = poll;
         let intervals = Intervals {
             poll: interval,
             full: full_sync_interval,
             unstamped: unstamped_sync_interval,
+            repair: poll::REPAIR,
         };
-        Self { intervals, retry_deadline }
+        Self { intervals, retry_deadline, max_staleness }
     }
 }

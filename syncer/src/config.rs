@@ -44,8 +44,12 @@ pub struct Poll {
     pub full_sync_interval: Duration,
     /// Between two readings where the Cloud Controller has no stamp.
     pub unstamped_sync_interval: Duration,
-    /// After how long without success the leader is unhealthy.
+    /// After how long without success an unstable list is an error, and the leader
+    /// not ready.
     pub retry_deadline: Duration,
+    /// How long after it was due a poll may be without success before the leader is
+    /// not ready.
+    pub max_staleness: Duration,
 }
 
 /// The Cloud Controller and UAA.
@@ -183,11 +187,13 @@ impl Poll {
         let full_sync_interval = seconds(keys, "full_sync_interval_seconds", 300);
         let unstamped_sync_interval = seconds(keys, "unstamped_sync_interval_seconds", 60);
         let retry_deadline = seconds(keys, "retry_deadline_seconds", 300);
+        let max_staleness = seconds(keys, "max_staleness_seconds", 30);
         Some(Self {
             interval: interval?,
             full_sync_interval: full_sync_interval?,
             unstamped_sync_interval: unstamped_sync_interval?,
             retry_deadline: retry_deadline?,
+            max_staleness: max_staleness?,
         })
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::{
-    cloud_controller::{self, CloudController, Fault},
+    cloud_controller::{self, CloudController},
     import::Malformed,
     lease::keeper::Term,
     reading::{Held, Reading},
@@ -42,9 +42,7 @@ impl Error {
     #[must_use]
     pub fn cause(&self) -> &'static str {
         match self {
-            Self::CloudController(cloud_controller::Error { fault: Fault::Moved, .. }) => {
-                "unstable"
-            }
+            Self::CloudController(err) if err.fault.is_unstable() => "unstable",
             Self::CloudController(err) => err.step.as_str(),
             Self::Store(err) => err.cause(),
         }
@@ -53,7 +51,7 @@ impl Error {
     /// Whether the list did not stand still, which a busy system may do.
     #[must_use]
     pub fn is_unstable(&self) -> bool {
-        matches!(self, Self::CloudController(cloud_controller::Error { fault: Fault::Moved, .. }))
+        matches!(self, Self::CloudController(err) if err.fault.is_unstable())
     }
 
     /// How long the other side asks to be left alone.
@@ -101,12 +99,16 @@ pub async fn run(
     times: &Report,
 ) -> Result<Synced, Error> {
     let began = Instant::now();
-    let known = held.is_some();
+    let known = held.as_ref().map(|held| held.len());
     let mut held = held.unwrap_or_default();
-    let reading = read(cloud_controller, &held).await?;
+    let before = match known {
+        Some(count) => count,
+        None => store.count().await?,
+    };
+    let reading = read(cloud_controller, &held, before).await?;
     let read_time = began.elapsed();
     times.retrieved(read_time);
-    if !known && reading.needs_held() {
+    if known.is_none() && reading.needs_held() {
         held = Arc::new(store.held().await?);
     }
     report(reading.malformed_groups());
@@ -132,16 +134,32 @@ pub async fn run(
     })
 }
 
+/// Reads the list. One that is empty, or much shorter than what the store has
+/// (`before`), is read again with another token, and believed then: a token that
+/// lacks authorities gets a part of the list, which is whole by its numbers.
 async fn read(
     cloud_controller: &CloudController,
     held: &Arc<Held>,
+    before: usize,
 ) -> Result<Reading, cloud_controller::Error> {
     let reading = cloud_controller.list(held).await?;
-    if !reading.is_empty() {
+    let count = reading.count();
+    if count == 0 {
+        info!("reading-empty-list-again");
+    } else if shrank(before, count) {
+        info!(count, before, "reading-shorter-list-again");
+    } else {
         return Ok(reading);
     }
-    info!("reading-empty-list-again");
+    drop(reading);
+    cloud_controller.renew_token().await;
     cloud_controller.list(held).await
+}
+
+/// Whether at least two groups and a tenth of all are gone.
+fn shrank(before: usize, now: usize) -> bool {
+    let gone = before.saturating_sub(now);
+    gone >= 2 && gone * 10 >= before
 }
 
 /// More lines than this say nothing more.

@@ -3,9 +3,9 @@
 //! Pure. Tolerant as the original is (contracts/policy-server.md 2.6): what is
 //! null or absent takes its default, unknown keys are passed over. Stricter in
 //! one thing: what cannot be read makes that one group [`Malformed`], with its
-//! guid and name and the field's path, and never the page. A page whose JSON
-//! does not hold together is an error as a whole, since nobody can tell what is
-//! missing from it.
+//! guid and name and the field's path, and never the page. A list is no object
+//! ([`runtime::json`]), as in Go. A page whose JSON does not hold together is an
+//! error as a whole, since nobody can tell what is missing from it.
 //!
 //! Groups are handed on one by one while the page is read, so a page of
 //! thousands costs its text and one group.
@@ -17,6 +17,7 @@ use model::{
     ids::{GroupGuid, SpaceGuid},
     rule::RuleSpec,
 };
+use runtime::json;
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -41,6 +42,10 @@ pub struct Page {
     pub more: bool,
     /// Whether there was a list at all; `resources` may be null or absent.
     pub listed: bool,
+    /// `pagination.total_results`: groups on all pages, if stated.
+    pub total_results: Option<u64>,
+    /// `pagination.total_pages`, if stated.
+    pub total_pages: Option<u64>,
 }
 
 /// A page that is no page.
@@ -58,10 +63,7 @@ pub fn page(
     body: impl io::Read,
     each: &mut dyn FnMut(Result<SecurityGroup, Malformed>),
 ) -> Result<Page, Error> {
-    let mut json = serde_json::Deserializer::from_reader(body);
-    let page = PageReader { each }.deserialize(&mut json)?;
-    json.end()?;
-    Ok(page)
+    Ok(json::from_reader(body, PageReader { each })?)
 }
 
 struct PageReader<'f> {
@@ -84,12 +86,14 @@ impl<'de> Visitor<'de> for PageReader<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Page, A::Error> {
-        let mut page = Page { more: false, listed: false };
+        let mut page = Page { more: false, listed: false, total_results: None, total_pages: None };
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "pagination" => {
-                    let pagination: Option<Pagination> = map.next_value()?;
-                    page.more = pagination.is_some_and(|pagination| pagination.names_next());
+                    let pagination = map.next_value::<Option<Pagination>>()?.unwrap_or_default();
+                    page.more = pagination.names_next();
+                    page.total_results = pagination.total_results;
+                    page.total_pages = pagination.total_pages;
                 }
                 "resources" => page.listed = map.next_value_seed(Resources { each: self.each })?,
                 _ => _ = map.next_value::<IgnoredAny>()?,
@@ -99,9 +103,11 @@ impl<'de> Visitor<'de> for PageReader<'_> {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct Pagination {
     next: Option<Link>,
+    total_results: Option<u64>,
+    total_pages: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -155,19 +161,52 @@ impl<'de> Visitor<'de> for Resources<'_> {
 /// # Errors
 /// What is wrong with it, and who it is as far as that can be read.
 pub fn group(json: &str) -> Result<SecurityGroup, Malformed> {
-    let wire: Group = serde_json::from_str(json)
+    let wire: Group = json::from_str(json)
         .map_err(|err| Malformed { reason: err.to_string(), ..identify(json) })?;
     wire.into_model().map_err(|reason| Malformed { reason, ..identify(json) })
 }
 
-/// As much of a group's identity as can be read; the rest may be anything.
+/// As much of a group's identity as can be read; the rest may be anything, also
+/// text that is not Unicode (half a surrogate pair).
 fn identify(json: &str) -> Malformed {
-    let group: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-    let text = |key: &str| group.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let Fields(fields) = json::from_str(json).unwrap_or_default();
+    let text = |key: &str| {
+        let is_key = |name: &RawValue| json::from_str::<String>(name.get()).is_ok_and(|n| n == key);
+        let (_, value) = fields.iter().find(|(name, _)| is_key(name))?;
+        json::from_str::<String>(value.get()).ok()
+    };
     Malformed {
-        guid: GroupGuid::parse(text("guid")).ok(),
-        name: text("name").to_owned(),
+        guid: text("guid").and_then(|guid| GroupGuid::parse(&guid).ok()),
+        name: text("name").unwrap_or_default(),
         reason: String::new(),
+    }
+}
+
+/// The fields of an object, none of which has been read.
+#[derive(Default)]
+struct Fields<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Fields(fields))
     }
 }
 

@@ -38,7 +38,10 @@ pub enum Error {
     #[error("the lease ended before the commit")]
     LeaseEnded,
     /// The store's guard: too much would be removed.
-    #[error("the policy store refused the security groups: {0}")]
+    #[error(
+        "the policy store refused the security groups: {0}; if the Cloud Controller's list is \
+         right, run the syncer with allow_mass_removal: true until it has been applied"
+    )]
     Refused(String),
     /// The store no longer holds what it is known to hold.
     #[error("the policy store lacks {count} groups that it held, such as {guid}")]
@@ -174,6 +177,27 @@ impl Store {
             true => Error::Fenced(message.to_owned()),
             false => Error::Refused(message.to_owned()),
         }
+    }
+
+    /// How many groups the store holds.
+    ///
+    /// # Errors
+    /// No answer, or not in time.
+    pub async fn count(&self) -> Result<usize, Error> {
+        self.count_within(self.settings.timeout).await
+    }
+
+    /// [`Self::count`], within `patience`.
+    ///
+    /// # Errors
+    /// No answer, or not in time.
+    pub async fn count_within(&self, patience: Duration) -> Result<usize, Error> {
+        let mut client = self.client.clone();
+        let status = timeout(patience, client.status(StatusRequest {}))
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("not answered in time")))
+            .map_err(failed("Status"))?;
+        Ok(usize::try_from(status.into_inner().groups).unwrap_or(usize::MAX))
     }
 
     /// The guid and hash of every group that the store holds.

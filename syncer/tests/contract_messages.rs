@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use runtime::lager::{self, Level};
+use runtime::{
+    lager::{self, Level},
+    server::Health,
+};
 use serde_json::Value;
 use syncer::lease::{
     Times,
@@ -109,7 +112,7 @@ async fn keep(log: &lager::Capture) {
     let server = LockServer::start(false).await;
     let keeper = || {
         let settings = Settings { claim: claim("me"), times: TIMES, exit_on_loss: false };
-        Keeper::new(settings, server.client())
+        Keeper::new(settings, server.client(), Health::new().component("lock-server"))
     };
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let shutdown = CancellationToken::new();
@@ -149,7 +152,10 @@ fn told(log: &lager::Capture) -> BTreeMap<String, (String, BTreeSet<String>)> {
         let action = message.strip_prefix("cfnetworking.policy-server-asg-syncer.").unwrap();
         let Value::Object(data) = &line["data"] else { panic!("{line}") };
         let entry = told.entry(action.to_owned()).or_default();
-        line["level"].as_str().unwrap().clone_into(&mut entry.0);
+        // Looks at the stamp are at info once a minute, and at debug otherwise.
+        if entry.0.is_empty() {
+            line["level"].as_str().unwrap().clone_into(&mut entry.0);
+        }
         entry.1.extend(data.keys().cloned());
     }
     told

@@ -173,6 +173,51 @@ fn what_cannot_be_read_is_named_by_its_path() {
     }
 }
 
+/// serde alone takes a list for a struct, the fields in order.
+#[test]
+fn a_list_is_no_object() {
+    for (pointer, value) in [
+        ("/globally_enabled", json!([true, true])),
+        ("/globally_enabled", json!([])),
+        ("/relationships", json!([])),
+        ("/relationships/running_spaces", json!([[{"guid": "s1"}]])),
+        ("/relationships/running_spaces/data/0", json!(["s1"])),
+        ("/rules/0", json!(["tcp", "10.0.0.1", "443"])),
+        ("/rules/0", json!([])),
+    ] {
+        let malformed = read(&with(pointer, value.clone())).expect_err(pointer);
+        assert_eq!(malformed.guid.unwrap().as_str(), "g1", "{pointer} {value}");
+        let reason = malformed.reason;
+        assert!(reason.contains("invalid type: sequence, expected "), "{pointer}: {reason}");
+    }
+    let (read, seen) = page(r#"{"resources":[["g1"],{"guid":"g2"}]}"#);
+    assert_eq!(seen, ["malformed ", "g2"]);
+    assert!(read.unwrap().listed);
+    for body in [
+        r#"{"resources":[],"pagination":[]}"#,
+        r#"{"resources":[],"pagination":{"next":["https://api.example.org/x"]}}"#,
+    ] {
+        assert!(page(body).0.is_err(), "{body}");
+    }
+}
+
+/// A JSON text that is not Unicode, in whatever field.
+#[test]
+fn half_a_surrogate_pair_does_not_cost_the_guid() {
+    for (body, name) in [
+        (r#"{"guid":"g1","name":"\ud83d"}"#, ""),
+        (r#"{"name":"\ud83d","guid":"g1"}"#, ""),
+        (r#"{"guid":"g1","name":"n","rules":[{"description":"\ud83d"}]}"#, "n"),
+        (r#"{"\ud83d":1,"guid":"g1","name":"n"}"#, "n"),
+        (r#"{"guid":"g1","name":"n","rules":[{"\udc00":1}]}"#, "n"),
+    ] {
+        let malformed = import::group(body).unwrap_err();
+        assert_eq!(malformed.guid.map(|guid| guid.to_string()).as_deref(), Some("g1"), "{body}");
+        assert_eq!(malformed.name, name, "{body}");
+    }
+    assert_eq!(import::group(r#"{"guid":"\ud83d","name":"n"}"#).unwrap_err().guid, None);
+}
+
 #[test]
 fn a_group_without_a_guid_is_named_by_its_name() {
     for guid in [Value::Null, json!(""), json!(7), json!("g\n1"), json!("g".repeat(256))] {
@@ -186,6 +231,9 @@ fn a_group_without_a_guid_is_named_by_its_name() {
     assert!(import::group("null").is_err());
     assert!(import::group("[]").is_err());
 }
+
+const NUMBERLESS: Page =
+    Page { more: false, listed: false, total_results: None, total_pages: None };
 
 fn page(body: &str) -> (Result<Page, import::Error>, Vec<String>) {
     let mut seen = Vec::new();
@@ -203,7 +251,7 @@ fn one_malformed_group_does_not_hold_up_the_others() {
     let body = json!({"resources": [whole(), with("/rules/0/ports", json!(1)), {"guid": "g3"}]});
     let (read, seen) = page(&body.to_string());
     assert_eq!(seen, ["g1", "malformed one", "g3"]);
-    assert_eq!(read.unwrap(), Page { more: false, listed: true });
+    assert_eq!(read.unwrap(), Page { more: false, listed: true, ..NUMBERLESS });
 }
 
 #[test]
@@ -218,7 +266,18 @@ fn only_a_link_means_another_page() {
         (Value::Null, false),
     ] {
         let body = json!({"pagination": pagination, "resources": []}).to_string();
-        assert_eq!(page(&body).0.unwrap(), Page { more, listed: true }, "{body}");
+        assert_eq!(page(&body).0.unwrap(), Page { more, listed: true, ..NUMBERLESS }, "{body}");
+    }
+}
+
+#[test]
+fn a_page_states_how_long_the_list_is() {
+    let body = r#"{"pagination":{"total_results":7,"total_pages":2},"resources":[]}"#;
+    let expected = Page { more: false, listed: true, total_results: Some(7), total_pages: Some(2) };
+    assert_eq!(page(body).0.unwrap(), expected);
+    for total in ["-1", "\"7\"", "7.5"] {
+        let body = format!(r#"{{"pagination":{{"total_results":{total}}},"resources":[]}}"#);
+        assert!(page(&body).0.is_err(), "{body}");
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use runtime::lager::{self, Level};
+use runtime::{
+    lager::{self, Level},
+    server::Health,
+};
 use serde_json::json;
 use syncer::lease::{
     Times,
@@ -62,6 +65,7 @@ struct Running {
     diary: Diary,
     shutdown: CancellationToken,
     keeper: JoinSet<anyhow::Result<()>>,
+    health: Health,
 }
 
 impl Running {
@@ -77,7 +81,10 @@ impl Running {
         work: impl Fn(Term) -> F + Send + Sync + 'static,
     ) -> Self {
         let claim = claim(owner);
-        let keeper = Keeper::new(Settings { claim, times, exit_on_loss }, server.client());
+        let health = Health::new();
+        let component = health.component("lock-server");
+        let settings = Settings { claim, times, exit_on_loss };
+        let keeper = Keeper::new(settings, server.client(), component);
         let diary = Diary::default();
         let shutdown = CancellationToken::new();
         let mine = diary.clone();
@@ -92,7 +99,7 @@ impl Running {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper.run(shutdown.clone(), lead));
-        Self { diary, shutdown, keeper: tasks }
+        Self { diary, shutdown, keeper: tasks, health }
     }
 
     async fn steps(&self, count: usize) -> Vec<Step> {
@@ -322,4 +329,29 @@ async fn of_five_one_leads_and_each_gets_its_turn() {
         all.swap_remove(leader).stop().await.unwrap();
     }
     assert_eq!(server.with(|state| state.token), 5);
+}
+
+/// Within a time to live, a leader and a standby alike; a refusal is an answer.
+#[tokio::test]
+async fn a_process_that_cannot_reach_the_lock_server_is_not_ready() {
+    let server = LockServer::start(true).await;
+    let leader = Running::start(&server, "leader", TIMES);
+    let health = leader.health.clone();
+    assert!(!health.is_ready(), "nothing has answered yet");
+    until("ready", || health.is_ready()).await;
+    let standby = Running::start(&server, "standby", TIMES);
+    let of_standby = standby.health.clone();
+    until("a ready standby", || of_standby.is_ready()).await;
+    for mood in [Mood::Broken, Mood::Silent] {
+        server.with(|state| state.mood = mood);
+        for health in [&health, &of_standby] {
+            until("not ready", || !health.is_ready()).await;
+            let [("lock-server", reason)] = &health.reasons()[..] else { panic!() };
+            assert!(reason.starts_with("no answer of the lock server for 1s: "), "{reason}");
+        }
+        server.with(|state| state.mood = Mood::Normal);
+        until("ready again", || health.is_ready() && of_standby.is_ready()).await;
+    }
+    leader.stop().await.unwrap();
+    standby.stop().await.unwrap();
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use model::generation::Watermark;
 use proptest::prelude::*;
 use syncer::{
-    poll::schedule::{Intervals, Reason, SLACK, Schedule, TICK},
+    poll::schedule::{Confirmed, Intervals, Reason, SLACK, Schedule, TICK},
     stamp::Stamp,
 };
 
@@ -17,6 +17,7 @@ const INTERVALS: Intervals = Intervals {
     poll: Duration::from_millis(POLL),
     full: Duration::from_millis(FULL),
     unstamped: Duration::from_millis(UNSTAMPED),
+    repair: Duration::from_secs(15),
 };
 
 fn start() -> Instant {
@@ -25,6 +26,10 @@ fn start() -> Instant {
 
 fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
+}
+
+fn confirmed(stamp: Stamp, began: Instant, took: Duration) -> Confirmed {
+    Confirmed { stamp, began, took, malformed: 0 }
 }
 
 fn at(second: i64, nanosecond: i64) -> Stamp {
@@ -101,7 +106,7 @@ fn run(cloud: &Cloud, end: u64, reading: u64, spin: f64) -> Vec<(u64, usize)> {
             now += reading;
             if cloud.stamp(now) == stamp {
                 stored.push((now, cloud.content(began + reading / 2)));
-                schedule.synced(stamp, t + ms(began), spin);
+                schedule.synced(confirmed(stamp, t + ms(began), ms(reading)), spin);
             } else {
                 // Unstable: a pause of a second, then another poll.
                 now += 1_000;
@@ -183,7 +188,7 @@ fn a_stamp_that_stands_still_is_skipped() {
     assert_eq!(schedule.decide(fine, t), Some(Reason::First));
     assert_eq!(schedule.watermark(), None, "nothing is remembered before it is confirmed");
     assert_eq!(schedule.decide(fine, t), Some(Reason::First), "it failed: again");
-    schedule.synced(fine, t, 1.0);
+    schedule.synced(confirmed(fine, t, ms(0)), 1.0);
     assert_eq!(schedule.decide(fine, t + ms(299_999)), None);
     assert_eq!(schedule.decide(fine, t + ms(300_000)), Some(Reason::Periodic));
 }
@@ -192,7 +197,7 @@ fn a_stamp_that_stands_still_is_skipped() {
 fn any_other_stamp_is_a_change() {
     let t = start();
     let mut schedule = Schedule::new(INTERVALS);
-    schedule.synced(at(10, 1_000), t, 1.0);
+    schedule.synced(confirmed(at(10, 1_000), t, ms(0)), 1.0);
     assert_eq!(schedule.decide(at(11, 0), t), Some(Reason::Changed));
     assert_eq!(schedule.decide(at(9, 0), t), Some(Reason::Changed), "backwards");
     assert_eq!(schedule.decide(Stamp::Unknown, t), Some(Reason::Changed));
@@ -204,11 +209,11 @@ fn a_whole_second_is_read_again_when_it_has_passed() {
     let mut schedule = Schedule::new(INTERVALS);
     let coarse = at(10, 0);
     schedule.decide(coarse, t);
-    schedule.synced(coarse, t + ms(20), 1.0);
+    schedule.synced(confirmed(coarse, t + ms(20), ms(0)), 1.0);
     assert_eq!(schedule.decide(coarse, t + ms(1_499)), None);
     assert_eq!(schedule.next(t + ms(1_000)), t + ms(1_500), "not a whole poll later");
     assert_eq!(schedule.decide(coarse, t + ms(1_500)), Some(Reason::TickPassed));
-    schedule.synced(coarse, t + ms(1_500), 1.0);
+    schedule.synced(confirmed(coarse, t + ms(1_500), ms(0)), 1.0);
     assert_eq!(schedule.decide(coarse, t + ms(9_000)), None, "once");
 }
 
@@ -217,7 +222,7 @@ fn without_a_stamp_it_is_read_now_and_then() {
     let t = start();
     let mut schedule = Schedule::new(INTERVALS);
     schedule.decide(Stamp::Unknown, t);
-    schedule.synced(Stamp::Unknown, t, 1.0);
+    schedule.synced(confirmed(Stamp::Unknown, t, ms(0)), 1.0);
     assert_eq!(schedule.decide(Stamp::Unknown, t + ms(59_999)), None);
     assert_eq!(schedule.decide(Stamp::Unknown, t + ms(60_000)), Some(Reason::Unstamped));
 }
@@ -227,10 +232,10 @@ fn a_request_is_kept_until_it_is_done() {
     let t = start();
     let mut schedule = Schedule::new(INTERVALS);
     let fine = at(10, 1_000);
-    schedule.synced(fine, t, 1.0);
+    schedule.synced(confirmed(fine, t, ms(0)), 1.0);
     schedule.request();
     assert_eq!(schedule.decide(fine, t), Some(Reason::Requested));
     assert_eq!(schedule.decide(fine, t), Some(Reason::Requested), "it failed: again");
-    schedule.synced(fine, t, 1.0);
+    schedule.synced(confirmed(fine, t, ms(0)), 1.0);
     assert_eq!(schedule.decide(fine, t), None);
 }

@@ -119,7 +119,7 @@ async fn story(seed: u64) -> Duration {
     let content = Arc::new(Mutex::new(Content { revision: 0, stamp, gone: false, skew }));
     let (url, _server) = serve(Arc::clone(&content)).await;
     let store = PolicyStoreTwin::start().await;
-    let intervals = Intervals { poll: POLL, full: FULL, unstamped: FULL / 2 };
+    let intervals = Intervals { poll: POLL, full: FULL, unstamped: FULL / 2, ..SETTINGS.intervals };
     let settings = Settings { intervals, ..SETTINGS };
     let cloud = client(&url, Duration::from_secs(5));
     let _leader = Leader::with(settings, cloud, store.client("me"), 1);

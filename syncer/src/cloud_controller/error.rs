@@ -109,6 +109,74 @@ pub enum Fault {
         /// Which page.
         page: u32,
     },
+    /// A page states another `pagination.total_results` than the page before.
+    #[error("pagination.total_results was {before}, and {now} on page {page}")]
+    Resized {
+        /// Which page.
+        page: u32,
+        /// On the pages before.
+        before: u64,
+        /// On this page.
+        now: u64,
+    },
+    /// The list ended before the stated number.
+    #[error("the list is not whole: pagination.{field} says {stated}, the pages had {found}")]
+    Incomplete {
+        /// `total_results` or `total_pages`.
+        field: &'static str,
+        /// The stated number.
+        stated: u64,
+        /// The number that was read.
+        found: u64,
+    },
+    /// The last page names a next page.
+    #[error("page {page} names a next page, though pagination.total_pages is {stated}")]
+    Endless {
+        /// Which page.
+        page: u32,
+        /// Stated pages.
+        stated: u64,
+    },
+    /// A page repeats the pages before and names a next page.
+    #[error("page {page} has no other security group than the pages before, and names a next page")]
+    Repeated {
+        /// Which page.
+        page: u32,
+    },
+    /// More groups than memory is spent on.
+    #[error("the list has more than {limit} security groups")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// A redirect to another host, which must not get the token.
+    #[error(
+        "http status {}: redirects to {to}; a redirect is followed on the same scheme, host and \
+         port only, so that the token goes nowhere else", code.as_u16()
+    )]
+    Elsewhere {
+        /// The status.
+        code: StatusCode,
+        /// Scheme, host and port of the target.
+        to: String,
+    },
+    /// One redirect after the other.
+    #[error("more than {limit} redirects")]
+    Redirects {
+        /// The limit.
+        limit: usize,
+    },
+    /// UAA answered with a token that no header can have.
+    #[error(
+        "the access_token of uaa has byte 0x{byte:02x} at position {position}, which is not \
+         allowed in a header"
+    )]
+    BadToken {
+        /// The first byte that is not allowed.
+        byte: u8,
+        /// Its position, from 1 on.
+        position: usize,
+    },
 }
 
 impl Fault {
@@ -125,14 +193,28 @@ impl Fault {
             | Self::Stamp { .. }
             | Self::NoToken
             | Self::Moved
-            | Self::Unlisted { .. } => None,
+            | Self::Unlisted { .. }
+            | Self::Resized { .. }
+            | Self::Incomplete { .. }
+            | Self::Endless { .. }
+            | Self::Repeated { .. }
+            | Self::TooMany { .. }
+            | Self::Elsewhere { .. }
+            | Self::Redirects { .. }
+            | Self::BadToken { .. } => None,
         }
     }
 
-    /// Whether the Cloud Controller did not accept the token.
+    /// Whether the list changed while it was read.
     #[must_use]
-    pub fn is_unauthorized(&self) -> bool {
-        matches!(self, Self::Status { code: StatusCode::UNAUTHORIZED, .. })
+    pub fn is_unstable(&self) -> bool {
+        matches!(self, Self::Moved | Self::Resized { .. })
+    }
+
+    /// Whether the Cloud Controller did not accept the token, or not for this call.
+    #[must_use]
+    pub fn refuses_token(&self) -> bool {
+        matches!(self, Self::Status { code: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. })
     }
 }
 
@@ -177,7 +259,7 @@ pub(super) fn message(body: &[u8]) -> String {
     struct Detail {
         detail: Option<String>,
     }
-    if let Ok(Refusal { error, errors }) = serde_json::from_slice(body) {
+    if let Ok(Refusal { error, errors }) = runtime::json::from_slice(body) {
         let details = errors.into_iter().filter_map(|error| error.detail);
         return shorten(error.unwrap_or_else(|| details.collect::<Vec<_>>().join("; ")));
     }

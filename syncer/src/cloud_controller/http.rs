@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::{Client, RequestBuilder, Response};
+use http::header::LOCATION;
+use reqwest::{Client, RequestBuilder, Response, Url};
 use runtime::{
     https::{TlsClient, builder},
     tls::ClientTls,
@@ -66,6 +67,29 @@ impl Http {
 /// within `timeout` as well.
 pub(super) async fn send(request: RequestBuilder, timeout: Duration) -> Result<Response, Fault> {
     request.timeout(timeout).send().await.map_err(Fault::Request)
+}
+
+/// Where the answer redirects to, if it does. The user part of the target is
+/// dropped: it would add to the token.
+///
+/// # Errors
+/// To another scheme, host or port.
+pub(super) fn redirect(response: &Response) -> Result<Option<Url>, Fault> {
+    let code = response.status();
+    if !matches!(code.as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let Some(location) = response.headers().get(LOCATION) else { return Ok(None) };
+    let from = response.url();
+    let to = location.to_str().ok().and_then(|location| from.join(location).ok());
+    match to {
+        Some(mut to) if to.origin() == from.origin() => {
+            let dropped = to.set_username("").and_then(|()| to.set_password(None));
+            Ok(dropped.ok().map(|()| to))
+        }
+        Some(to) => Err(Fault::Elsewhere { code, to: to.origin().ascii_serialization() }),
+        None => Ok(None),
+    }
 }
 
 /// How long the server asks to be left alone.

@@ -6,17 +6,22 @@
 //! other at once, also after other errors; one that the server asks to be left
 //! alone after ends the reading, so that the wait is kept.
 //!
-//! Differences from the original: a page after the first without a list fails
-//! the attempt (the original takes what it has as everything, and so deletes
-//! the rest).
+//! Differences from the original: an attempt fails when a page has no list, or
+//! when the pages together do not have as many groups as
+//! `pagination.total_results` says ([`Whole`]). The original takes what it has as
+//! everything, and so deletes the rest.
 
 use std::sync::Arc;
 
 use runtime::error::chain;
+use tokio::time::Instant;
 use tracing::{Level, debug, info};
 
 use super::{CloudController, Error, Fault, Step, stream};
-use crate::reading::{Held, Reading};
+use crate::{
+    import::Page,
+    reading::{Held, Reading},
+};
 
 /// How often the list is tried within one poll.
 const ATTEMPTS: u32 = 3;
@@ -57,6 +62,7 @@ impl CloudController {
         info!("get-security-groups-attempt-pagination");
         let before = self.last_update().await?;
         let mut reading = Reading::new(tracing::enabled!(Level::DEBUG));
+        let mut whole = Whole::default();
         let mut page = 1;
         loop {
             debug!(page, "get-security-groups-request");
@@ -64,6 +70,7 @@ impl CloudController {
             let response = self.page(page).await?;
             let error = |fault| Error { step: Step::List, fault };
             let read = stream::read(response, reading, Arc::clone(held)).await.map_err(error)?;
+            self.answered.send_replace(Instant::now());
             reading = read.reading;
             if let Some(body) = read.echo {
                 self.public.show(&body);
@@ -91,11 +98,113 @@ impl CloudController {
                 originalUpdatedAt = %before, newUpdatedAt = %after,
                 "get-security-groups-timestamps-match"
             );
+            whole.add(page, found, reading.count()).map_err(error)?;
             if !found.more {
                 debug!(page, "get-security-groups-last-page");
                 return Ok(reading);
             }
             page += 1;
+        }
+    }
+}
+
+/// More groups than any foundation has; the hashes alone take 100 MB.
+const MOST_GROUPS: usize = 1_000_000;
+
+/// Checks that the pages of a list are the whole list, by what the pages state.
+/// A Cloud Controller that states no numbers is believed as far as its list goes
+/// on: each page that names a next page must have brought another group.
+#[derive(Debug, Default)]
+struct Whole {
+    stated: Option<u64>,
+    count: usize,
+}
+
+impl Whole {
+    /// Adds `page`, after which the list has `count` different groups.
+    fn add(&mut self, page: u32, found: Page, count: usize) -> Result<(), Fault> {
+        let Page { more, listed: _, total_results, total_pages } = found;
+        match (self.stated, total_results) {
+            (Some(before), Some(now)) if before != now => {
+                return Err(Fault::Resized { page, before, now });
+            }
+            (stated, now) => self.stated = stated.or(now),
+        }
+        let before = std::mem::replace(&mut self.count, count);
+        if more {
+            return match total_pages {
+                Some(stated) if u64::from(page) >= stated => Err(Fault::Endless { page, stated }),
+                _ if count == before => Err(Fault::Repeated { page }),
+                _ if count > MOST_GROUPS => Err(Fault::TooMany { limit: MOST_GROUPS }),
+                _ => Ok(()),
+            };
+        }
+        let incomplete = |field, stated: Option<u64>, found| match stated {
+            Some(stated) if stated != found => Err(Fault::Incomplete { field, stated, found }),
+            _ => Ok(()),
+        };
+        match self.stated {
+            Some(_) => incomplete("total_results", self.stated, count as u64),
+            None => incomplete("total_pages", total_pages, u64::from(page)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pages as (next, total_results, total_pages, groups until then).
+    fn check(pages: &[(bool, Option<u64>, Option<u64>, usize)]) -> String {
+        let mut whole = Whole::default();
+        for (number, &(more, total_results, total_pages, count)) in (1..).zip(pages) {
+            let page = Page { more, listed: true, total_results, total_pages };
+            if let Err(fault) = whole.add(number, page, count) {
+                return fault.to_string();
+            }
+        }
+        String::new()
+    }
+
+    #[test]
+    fn a_list_is_whole_when_its_numbers_agree() {
+        let two = (Some(7), Some(2));
+        for (pages, fault) in [
+            (vec![(true, two.0, two.1, 5), (false, two.0, two.1, 7)], ""),
+            (vec![(true, None, None, 5), (false, None, None, 7)], ""),
+            (vec![(false, Some(0), Some(1), 0)], ""),
+            (vec![(false, Some(0), Some(0), 0)], ""),
+            (
+                vec![(false, two.0, None, 5)],
+                "the list is not whole: pagination.total_results says 7, the pages had 5",
+            ),
+            (
+                vec![(true, two.0, two.1, 5), (false, two.0, two.1, 5)],
+                "the list is not whole: pagination.total_results says 7, the pages had 5",
+            ),
+            (
+                vec![(false, None, two.1, 5)],
+                "the list is not whole: pagination.total_pages says 2, the pages had 1",
+            ),
+            (
+                vec![(true, two.0, two.1, 5), (false, None, None, 6)],
+                "the list is not whole: pagination.total_results says 7, the pages had 6",
+            ),
+            (
+                vec![(true, two.0, two.1, 5), (false, Some(6), two.1, 6)],
+                "pagination.total_results was 7, and 6 on page 2",
+            ),
+            (
+                vec![(true, two.0, two.1, 5), (true, two.0, two.1, 7)],
+                "page 2 names a next page, though pagination.total_pages is 2",
+            ),
+            (
+                vec![(true, None, None, 5), (true, None, None, 5)],
+                "page 2 has no other security group than the pages before, and names a next page",
+            ),
+            (vec![(true, None, None, 2_000_000)], "the list has more than 1000000 security groups"),
+        ] {
+            assert_eq!(check(&pages), fault, "{pages:?}");
         }
     }
 }

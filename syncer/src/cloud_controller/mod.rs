@@ -1,9 +1,9 @@
 //! The Cloud Controller and its UAA, as much of them as syncing needs.
 //!
-//! Requests are the original's to the letter (contracts/policy-server.md 2.4 and
-//! 2.5), with three habits of our own: every call has a timeout, a token is kept
-//! as long as it is good and replaced once when it is not accepted, and
-//! `Retry-After` is heeded.
+//! Requests are the original's to the letter, with four habits of our own: every
+//! call has a timeout, a token is kept as long as it is good and replaced once
+//! when it is not accepted, `Retry-After` is heeded, and a redirect is followed
+//! only within the same scheme, host and port.
 
 mod error;
 mod http;
@@ -11,10 +11,14 @@ pub mod listing;
 mod stream;
 mod token;
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use ::http::{StatusCode, header::AUTHORIZATION};
+use ::http::{HeaderValue, StatusCode, header::AUTHORIZATION};
 use reqwest::Response;
+use tokio::{sync::watch, time::Instant};
 use tracing::{Span, debug, error, error_span, info};
 
 use self::token::Tokens;
@@ -24,6 +28,12 @@ pub use self::{
     token::{Secret, Uaa},
 };
 use crate::stamp::Stamp;
+
+/// How many redirects one call follows.
+const MOST_REDIRECTS: usize = 5;
+/// How often the look at the stamp is logged at info: as often as the original
+/// looks, where this one looks each second.
+const ANNOUNCE: Duration = Duration::from_secs(60);
 
 /// Where things are, and how long they may take.
 #[derive(Debug, Clone)]
@@ -48,6 +58,27 @@ pub struct CloudController {
     tokens: Tokens,
     public: Api,
     internal: Api,
+    /// When the last good answer was complete.
+    answered: watch::Sender<Instant>,
+    looks: Announced,
+    misses: Announced,
+}
+
+/// When a line that each poll has was last logged at info.
+#[derive(Default)]
+struct Announced(Mutex<Option<Instant>>);
+
+impl Announced {
+    /// Whether the line is due at info: once in [`ANNOUNCE`].
+    fn due(&self) -> bool {
+        let now = Instant::now();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last + ANNOUNCE <= now);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
 }
 
 struct Api {
@@ -76,7 +107,22 @@ impl CloudController {
                 timeout: settings.call_timeout,
             },
             settings,
+            answered: watch::Sender::new(Instant::now()),
+            looks: Announced::default(),
+            misses: Announced::default(),
         }
+    }
+
+    /// When the last good answer of the Cloud Controller was complete.
+    #[must_use]
+    pub fn answers(&self) -> watch::Receiver<Instant> {
+        self.answered.subscribe()
+    }
+
+    /// Asks UAA for another token at the next call: the list that the present one
+    /// gets looks as if it had too few authorities.
+    pub async fn renew_token(&self) {
+        self.tokens.forget().await;
     }
 
     /// When the security groups last changed, by the Cloud Controller's clock.
@@ -90,12 +136,19 @@ impl CloudController {
         }
         let error = |fault| Error { step: Step::LastUpdate, fault };
         let token = self.tokens.get(&self.public.http).await?;
-        info!("get-security-groups-last-update");
+        match self.looks.due() {
+            true => info!("get-security-groups-last-update"),
+            false => debug!("get-security-groups-last-update"),
+        }
         const ROUTE: &str = "/internal/v4/asg_latest_update";
         let response = match self.get(&self.internal, ROUTE, token).await? {
             Ok(response) => response,
             Err(Fault::Status { code: StatusCode::NOT_FOUND, .. }) => {
-                info!("get-security-groups-last-update-not-found");
+                match self.misses.due() {
+                    true => info!("get-security-groups-last-update-not-found"),
+                    false => debug!("get-security-groups-last-update-not-found"),
+                }
+                self.answered.send_replace(Instant::now());
                 return Ok(Stamp::Unknown);
             }
             Err(fault) => return Err(error(fault)),
@@ -103,10 +156,11 @@ impl CloudController {
         let body = http::read(response).await.map_err(error)?;
         self.internal.show(&body);
         let answer: LastUpdate =
-            serde_json::from_slice(&body).map_err(|err| error(Fault::Json(err)))?;
+            runtime::json::from_slice(&body).map_err(|err| error(Fault::Json(err)))?;
         let text = answer.last_update.unwrap_or_default();
         let stamp = Stamp::parse(&text).map_err(|source| error(Fault::Stamp { text, source }))?;
         debug!(last_update = %stamp, "get-security-groups-last-update-response");
+        self.answered.send_replace(Instant::now());
         Ok(stamp)
     }
 
@@ -127,10 +181,10 @@ impl CloudController {
         &self,
         api: &Api,
         route: &str,
-        token: String,
+        token: HeaderValue,
     ) -> Result<Result<Response, Fault>, Error> {
         match api.get(route, &token).await {
-            Err(fault) if fault.is_unauthorized() => {
+            Err(fault) if fault.refuses_token() => {
                 self.tokens.reject(&token).await;
                 let token = self.tokens.get(&self.public.http).await?;
                 Ok(api.get(route, &token).await)
@@ -142,14 +196,21 @@ impl CloudController {
 
 impl Api {
     /// The answer, if it is a success.
-    async fn get(&self, route: &str, token: &str) -> Result<Response, Fault> {
-        let request = self
-            .http
-            .client()
-            .map_err(Fault::Request)?
-            .get(format!("{}{route}", self.base))
-            .header(AUTHORIZATION, format!("bearer {token}"));
-        let response = http::send(request, self.timeout).await?;
+    async fn get(&self, route: &str, token: &HeaderValue) -> Result<Response, Fault> {
+        let client = self.http.client().map_err(Fault::Request)?;
+        let mut request = client.get(format!("{}{route}", self.base));
+        for _ in 0..=MOST_REDIRECTS {
+            request = request.header(AUTHORIZATION, token.clone());
+            let response = http::send(request, self.timeout).await?;
+            match http::redirect(&response)? {
+                Some(url) => request = client.get(url),
+                None => return self.succeeded(response).await,
+            }
+        }
+        Err(Fault::Redirects { limit: MOST_REDIRECTS })
+    }
+
+    async fn succeeded(&self, response: Response) -> Result<Response, Fault> {
         let code = response.status();
         if code.as_u16() <= 299 {
             return Ok(response);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{
-    StatusCode,
+    HeaderValue, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
 use tokio::{sync::Mutex, time::Instant};
@@ -44,7 +44,8 @@ pub(super) struct Tokens {
 }
 
 struct Kept {
-    token: String,
+    /// The value of the header, `bearer ...`.
+    token: HeaderValue,
     good_until: Instant,
 }
 
@@ -83,7 +84,7 @@ impl Tokens {
     ///
     /// # Errors
     /// UAA does not give one.
-    pub(super) async fn get(&self, http: &Http) -> Result<String, Error> {
+    pub(super) async fn get(&self, http: &Http) -> Result<HeaderValue, Error> {
         let mut kept = self.kept.lock().await;
         let now = Instant::now();
         if let Some(kept) = kept.as_ref().filter(|kept| now < kept.good_until) {
@@ -97,13 +98,18 @@ impl Tokens {
     }
 
     /// Forgets `token`, which was not accepted.
-    pub(super) async fn reject(&self, token: &str) {
+    pub(super) async fn reject(&self, token: &HeaderValue) {
         self.kept.lock().await.take_if(|kept| kept.token == token);
+    }
+
+    /// Forgets whatever token is kept.
+    pub(super) async fn forget(&self) {
+        *self.kept.lock().await = None;
     }
 
     /// Neither the header nor the form is url-encoded: the original's habit,
     /// which UAA has learnt to live with.
-    async fn fetch(&self, http: &Http) -> Result<(String, Duration), Fault> {
+    async fn fetch(&self, http: &Http) -> Result<(HeaderValue, Duration), Fault> {
         let Uaa { url, client, secret } = &self.uaa;
         debug!(URL = runtime::lager::json(&LoggedUrl::token(url)), "get-token");
         let basic = BASE64_STANDARD.encode(format!("{client}:{}", secret.0));
@@ -116,16 +122,30 @@ impl Tokens {
             .body(format!("client_id={client}&grant_type=client_credentials"));
         let response = client::send(request, self.timeout).await?;
         let (code, retry_after) = (response.status(), client::wish(&response));
+        if code.is_redirection() {
+            let message = "redirects, which is not followed with the client's secret".to_owned();
+            return Err(Fault::Uaa { code, message, retry_after });
+        }
         let body = client::read(response).await?;
         if code != StatusCode::OK {
             return Err(Fault::Uaa { code, message: message(&body), retry_after });
         }
-        let granted: Granted = serde_json::from_slice(&body).map_err(Fault::Json)?;
+        let granted: Granted = runtime::json::from_slice(&body).map_err(Fault::Json)?;
         match granted.access_token {
-            Some(token) if !token.is_empty() => Ok((token, usable(granted.expires_in))),
+            Some(token) if !token.is_empty() => Ok((bearer(&token)?, usable(granted.expires_in))),
             _ => Err(Fault::NoToken),
         }
     }
+}
+
+/// The header for `token`: visible ASCII, of which RFC 6750 tokens are a part.
+fn bearer(token: &str) -> Result<HeaderValue, Fault> {
+    if let Some(at) = token.bytes().position(|byte| !byte.is_ascii_graphic()) {
+        return Err(Fault::BadToken { byte: token.as_bytes()[at], position: at + 1 });
+    }
+    let mut header = HeaderValue::try_from(format!("bearer {token}")).expect("it is visible ASCII");
+    header.set_sensitive(true);
+    Ok(header)
 }
 
 const PATH: &str = "/oauth/token";
@@ -149,7 +169,8 @@ struct LoggedUrl<'a> {
 
 impl<'a> LoggedUrl<'a> {
     fn token(base: &'a str) -> Self {
-        let (scheme, host) = base.split_once("://").unwrap_or(("", base));
+        let (scheme, authority) = base.split_once("://").unwrap_or(("", base));
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         Self {
             scheme,
             opaque: "",
@@ -196,5 +217,11 @@ mod tests {
             serde_json::to_string(&LoggedUrl::token("https://127.0.0.1:28443")).unwrap(),
             r#"{"Scheme":"https","Opaque":"","User":null,"Host":"127.0.0.1:28443","Path":"/oauth/token","Fragment":"","RawQuery":"","RawPath":"","RawFragment":"","ForceQuery":false,"OmitHost":false}"#
         );
+    }
+
+    #[test]
+    fn the_user_of_a_url_does_not_show() {
+        let text = serde_json::to_string(&LoggedUrl::token("https://me:hush@uaa:8443")).unwrap();
+        assert!(text.contains(r#""Host":"uaa:8443""#) && !text.contains("hush"), "{text}");
     }
 }

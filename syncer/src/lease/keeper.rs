@@ -15,7 +15,7 @@ use std::{future::pending, pin::Pin, time::Duration};
 use anyhow::{Context as _, anyhow};
 use metrics::{counter, gauge};
 use model::lock::{Claim, FencingToken};
-use runtime::lager;
+use runtime::{lager, server::Component};
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
@@ -95,6 +95,14 @@ pub struct Keeper {
     /// Of the attempts since the last that was granted.
     last_failure: Option<Failed>,
     running: Option<Running>,
+    reach: Reach,
+}
+
+/// Whether the lock server can be reached, for `/readyz` of leaders and standbys.
+struct Reach {
+    component: Component,
+    /// When this process is no longer ready; `None` when that has been said.
+    until: Option<Instant>,
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -124,12 +132,14 @@ enum Event {
     Answer(Instant, Result<FencingToken, Failure>),
     Watched(Watched),
     Due,
+    OutOfReach,
 }
 
 impl Keeper {
-    /// Not holding anything yet.
+    /// Not holding anything yet. `lock_server` is ready while the lock server has
+    /// answered within the lock's time to live.
     #[must_use]
-    pub fn new(settings: Settings, locket: Locket) -> Self {
+    pub fn new(settings: Settings, locket: Locket, lock_server: Component) -> Self {
         let span = error_span!(
             parent: None,
             "locket-lock",
@@ -150,6 +160,7 @@ impl Keeper {
             tried: false,
             last_failure: None,
             running: None,
+            reach: Reach { component: lock_server, until: Some(Instant::now()) },
         }
     }
 
@@ -168,6 +179,7 @@ impl Keeper {
         gauge!("syncer_lease_held").set(0.0);
         self.span.in_scope(|| info!("started"));
         self.due = Instant::now();
+        self.reach.until = Some(self.due + self.settings.times.ttl);
         let outcome = loop {
             let event = self.next(&shutdown).await;
             if matches!(event, Event::Shutdown) {
@@ -186,7 +198,7 @@ impl Keeper {
     /// The order is the order of importance: the end of the lease is seen
     /// before anything that would go on under it.
     async fn next(&mut self, shutdown: &CancellationToken) -> Event {
-        let Self { lease, attempt, free, running, due, .. } = self;
+        let Self { lease, attempt, free, running, due, reach, .. } = self;
         let ends = lease.ends().map(Instant::from_std);
         let idle = attempt.is_none();
         tokio::select! {
@@ -197,6 +209,7 @@ impl Keeper {
             (sent, answer) = answered(attempt) => Event::Answer(sent, answer),
             watched = freed(free) => Event::Watched(watched),
             () = sleep_until(*due), if idle => Event::Due,
+            () = at(reach.until) => Event::OutOfReach,
         }
     }
 
@@ -227,7 +240,25 @@ impl Keeper {
                 self.watched(&watched);
                 Ok(())
             }
+            Event::OutOfReach => {
+                self.out_of_reach();
+                Ok(())
+            }
         }
+    }
+
+    /// A refusal because of another owner is an answer too.
+    fn reached(&mut self, sent: Instant) {
+        self.reach.until = Some(sent + self.settings.times.ttl);
+        self.reach.component.ready();
+    }
+
+    fn out_of_reach(&mut self) {
+        self.reach.until = None;
+        let ttl = self.settings.times.ttl;
+        let cause = self.last_failure.as_ref().map(|failed| format!(": {}", failed.failure));
+        let cause = cause.unwrap_or_default();
+        self.reach.component.not_ready(format!("no answer of the lock server for {ttl:?}{cause}"));
     }
 
     fn ask(&mut self) {
@@ -251,6 +282,9 @@ impl Keeper {
         let now = now();
         let duration = nanoseconds(sent);
         let failed = answer.is_err();
+        if answer.as_ref().err().is_none_or(Failure::is_collision) {
+            self.reached(sent);
+        }
         let tried = std::mem::replace(&mut self.tried, true);
         self.last_failure =
             answer.as_ref().err().map(|failure| Failed { failure: failure.clone(), duration });

@@ -5,18 +5,25 @@
 //! never end it; they are logged, counted and answered with a pause. It ends
 //! when the store has seen a newer leader, or with its term, by being dropped.
 
+mod freshness;
 pub mod schedule;
+mod store_watch;
 pub mod sync_now;
 
 use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, gauge, histogram};
-use runtime::{backoff::Backoff, error::chain, server::Component};
+use runtime::{
+    backoff::Backoff,
+    error::chain,
+    server::{Component, Health},
+};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info};
 
 use self::{
-    schedule::{Intervals, Reason, Schedule},
+    freshness::{Freshness, Leading},
+    schedule::{Confirmed, Intervals, Reason, Schedule},
     sync_now::{Outcome, SyncNow},
 };
 use crate::{
@@ -34,14 +41,20 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause of our own.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long after a reading with malformed groups the list is read again.
+pub const REPAIR: Duration = Duration::from_secs(15);
+
 /// How to poll.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// How often.
     pub intervals: Intervals,
-    /// After how long without a good poll the leader is no longer healthy, and
-    /// an unstable list is an error.
+    /// After how long without a good poll an unstable list is an error, and the
+    /// leader not ready.
     pub retry_deadline: Duration,
+    /// How long after it was due a poll may be without success, and the store
+    /// without an answer, before the leader is not ready.
+    pub max_staleness: Duration,
 }
 
 /// What every term of this process has in common.
@@ -50,31 +63,46 @@ pub struct Poller {
     cloud_controller: CloudController,
     store: Store,
     report: Report,
-    freshness: Component,
+    freshness: Freshness,
+    store_is_there: Component,
     sync_now: SyncNow,
 }
 
 impl Poller {
-    /// `freshness` tells the world whether the leader keeps up.
+    /// `health` gets the components `sync` and `policy-store`: whether the leader
+    /// keeps up, and whether its store is there.
     #[must_use]
     pub fn new(
         settings: Settings,
         cloud_controller: CloudController,
         store: Store,
         report: Report,
-        freshness: Component,
+        health: &Health,
         sync_now: SyncNow,
     ) -> Self {
-        freshness.ready();
-        Self { settings, cloud_controller, store, report, freshness, sync_now }
+        let bound = settings.max_staleness.min(settings.retry_deadline);
+        let freshness = Freshness::new(health.component("sync"), bound);
+        let store_is_there = health.component("policy-store");
+        store_is_there.ready();
+        Self { settings, cloud_controller, store, report, freshness, store_is_there, sync_now }
     }
 
     /// Polls in `term` until the store refuses it.
     pub async fn lead(self: Arc<Self>, term: Term) -> Fenced {
-        let _standby_is_healthy = OnDrop(&self.freshness);
+        let _standby_is_ready = Leading([self.freshness.component(), &self.store_is_there]);
+        let answers = self.cloud_controller.answers();
+        let bound = self.settings.max_staleness;
+        tokio::select! {
+            fenced = self.polls(term) => fenced,
+            never = self.freshness.watch(answers) => match never {},
+            never = store_watch::watch(&self.store, &self.store_is_there, bound) => match never {},
+        }
+    }
+
+    async fn polls(&self, term: Term) -> Fenced {
         let mut asked = self.sync_now.lead();
         let mut leadership = Leadership {
-            poller: &self,
+            poller: self,
             term,
             schedule: Schedule::new(self.settings.intervals),
             held: None,
@@ -91,7 +119,10 @@ impl Poller {
                     if let Some(applied) = applied {
                         asked.answer(&Outcome::Applied(applied));
                     }
-                    Instant::from_std(leadership.schedule.next(Instant::now().into_std()))
+                    let next = leadership.schedule.next(Instant::now().into_std());
+                    let next = Instant::from_std(next);
+                    self.freshness.good(next);
+                    next
                 }
                 Err(cycle::Error::Store(store::Error::Fenced(message))) => {
                     counter!("syncer_failures_total", "cause" => "fenced").increment(1);
@@ -110,15 +141,6 @@ impl Poller {
                 () = asked.asked() => {}
             }
         }
-    }
-}
-
-/// A standby does not poll, so it cannot be out of date.
-struct OnDrop<'a>(&'a Component);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.ready();
     }
 }
 
@@ -193,7 +215,9 @@ impl Leadership<'_> {
                 return Err(err);
             }
         };
-        self.schedule.synced(synced.stamp, synced.began, fastrand::f64());
+        let Synced { stamp, began: reading_began, malformed, read_time, .. } = synced;
+        let confirmed = Confirmed { stamp, began: reading_began, took: read_time, malformed };
+        self.schedule.synced(confirmed, fastrand::f64());
         debug!(
             "old-local-latest-update-time" = %local,
             "new-local-latest-update-time" = %synced.stamp,
@@ -210,7 +234,6 @@ impl Leadership<'_> {
     fn good(&mut self) {
         self.backoff.reset();
         self.last_good = Instant::now();
-        self.poller.freshness.ready();
         gauge!("syncer_last_success_timestamp_seconds").set(seconds_now());
         self.show_watermark();
     }
@@ -247,7 +270,10 @@ impl Leadership<'_> {
             error!(error = text, retry_in_ms, "asg-sync-cycle");
         }
         if stale {
-            self.poller.freshness.not_ready(format!("no good poll for {deadline:?}"));
+            let reason = format!("no good poll for {deadline:?}: {text}");
+            self.poller.freshness.stale(reason);
+        } else if !unstable {
+            self.poller.freshness.failed(text);
         }
         pause
     }

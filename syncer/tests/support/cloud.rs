@@ -26,6 +26,9 @@ pub(crate) fn page(number: u32) -> String {
     format!("GET /v3/security_groups?per_page=5000&page={number}")
 }
 
+/// Any page that has no replies of its own.
+pub(crate) const ANY_PAGE: &str = "GET /v3/security_groups";
+
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     code: u16,
@@ -67,6 +70,13 @@ pub(crate) fn stamp(text: &str) -> Reply {
 pub(crate) fn groups(groups: &[Value], more: bool) -> Reply {
     let next = more.then(|| json!({"href": "https://elsewhere.example.org/never-followed"}));
     Reply::json(&json!({"pagination": {"next": next}, "resources": groups}))
+}
+
+/// A page of a list of `total` groups on `pages` pages.
+pub(crate) fn counted(groups: &[Value], more: bool, total: usize, pages: usize) -> Reply {
+    let next = more.then(|| json!({"href": "https://elsewhere.example.org/never-followed"}));
+    let pagination = json!({"total_results": total, "total_pages": pages, "next": next});
+    Reply::json(&json!({"pagination": pagination, "resources": groups}))
 }
 
 /// A group with one rule.
@@ -172,7 +182,9 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
     let reply = {
         let mut script = script.lock().unwrap();
         script.calls.push(Call { line: line.clone(), headers: parts.headers, body });
-        let replies = script.replies.get_mut(&line);
+        let any = line.split('?').next().unwrap_or_default();
+        let key = if script.replies.contains_key(&line) { line.as_str() } else { any };
+        let replies = script.replies.get_mut(key);
         replies.and_then(|replies| match replies.len() {
             0 | 1 => replies.front().cloned(),
             _ => replies.pop_front(),

@@ -18,8 +18,10 @@ pub(crate) const SETTINGS: Settings = Settings {
         poll: Duration::from_millis(20),
         full: Duration::from_secs(300),
         unstamped: Duration::from_secs(60),
+        repair: Duration::from_secs(15),
     },
     retry_deadline: Duration::from_secs(300),
+    max_staleness: Duration::from_secs(30),
 };
 
 /// It ends when it is dropped.
@@ -43,9 +45,8 @@ impl Leader {
         token: u64,
     ) -> Self {
         let (health, sync_now) = (Health::new(), SyncNow::default());
-        let freshness = health.component("sync");
         let report = Report::new(Dropsonde::default());
-        let poller = Poller::new(settings, cloud, store, report, freshness, sync_now.clone());
+        let poller = Poller::new(settings, cloud, store, report, &health, sync_now.clone());
         let poller = Arc::new(poller);
         let ends = watch::Sender::new(Instant::now());
         let mut leader = Self { poller, health, sync_now, work: JoinSet::new(), ends };

@@ -146,7 +146,8 @@ impl PolicyStore for Twin {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let state = self.0.lock().unwrap();
         let writer = Some(state.writer.clone());
-        Ok(Response::new(StatusResponse { writer, ..Default::default() }))
+        let groups = state.groups.len() as u64;
+        Ok(Response::new(StatusResponse { writer, groups, ..Default::default() }))
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::error::Error;
 
+use crate::redact;
+
 /// An error and what caused it, `outer: inner: innermost`.
 ///
 /// Our errors do not repeat their source in their text, so that it stands here
-/// once. For a gRPC status see [`client::describe`](crate::client::describe).
+/// once. URLs have no user part ([`redact`]). For a gRPC status see [`client::describe`](crate::client::describe).
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -14,7 +16,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         text.push_str(&cause.to_string());
         next = cause.source();
     }
-    text
+    redact::urls(&text).into_owned()
 }
 
 #[cfg(test)]
@@ -34,5 +36,7 @@ mod tests {
         let inner = link("inner", Some(Box::new(link("innermost", None))));
         assert_eq!(chain(&link("outer", Some(Box::new(inner)))), "outer: inner: innermost");
         assert_eq!(chain(&link("alone", None)), "alone");
+        let url = link("connecting to https://me:hush@uaa:8443", None);
+        assert_eq!(chain(&url), "connecting to https://*REDACTED*@uaa:8443");
     }
 }

@@ -21,6 +21,7 @@
 //! | [`json`] | JSON from outside, objects only from objects |
 //! | [`supervise`] | tasks, each of which has a waiter |
 //! | [`metrics`] | Prometheus text |
+//! | [`redact`] | URLs without names and passwords |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
 
 mod args;
@@ -36,6 +37,7 @@ pub mod lager;
 pub mod loggregator;
 pub mod metrics;
 pub mod process;
+pub mod redact;
 pub mod server;
 pub mod supervise;
 pub mod tls;

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, Own, Request};
 use crate::config::{self, Loaded};
-use crate::{lager, metrics};
+use crate::{lager, metrics, redact};
 
 /// For how long after a signal the same one is still the same wish: supervisors tell
 /// a process, and then its whole group.
@@ -249,7 +249,7 @@ fn refuse(about: &About, problems: impl IntoIterator<Item = String>) -> ExitCode
     let ConfigError { exit, prefix } = about.config_error;
     let mut stderr = io::stderr().lock();
     for problem in problems {
-        let _closed = writeln!(stderr, "{prefix}: {problem}");
+        let _closed = writeln!(stderr, "{prefix}: {}", redact::urls(&problem));
     }
     ExitCode::from(exit)
 }

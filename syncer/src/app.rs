@@ -36,7 +36,7 @@ use crate::{
         schedule::Intervals,
         sync_now::{Outcome, SyncNow},
     },
-    report::Report,
+    report::{self, Report},
     store::{self, Store},
 };
 
@@ -97,6 +97,7 @@ impl Service for App {
             None => Dropsonde::default(),
             Some(address) => Dropsonde::to(address, JOB).await.context("metron_address")?,
         };
+        report::declare();
         let report = Report::new(metron);
         let times = report.clone();
         let mut watched = Vec::new();

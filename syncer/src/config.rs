@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use model::lock::Owner;
 use runtime::{
     config::{Configure, HostPort, Reader, Seconds, Value},
-    lager,
+    lager, redact,
     tls::Files,
 };
 
@@ -242,7 +242,8 @@ fn page_size(keys: &mut Reader<'_>) -> Option<u16> {
     None
 }
 
-/// A base URL; a trailing slash is dropped.
+/// A base URL. A trailing slash is dropped, and the user part as well: requests
+/// have an `Authorization` of their own, as in the original.
 fn url(keys: &mut Reader<'_>, key: &'static str) -> Option<String> {
     let text: String = keys.required(key)?;
     let trimmed = text.trim_end_matches('/');
@@ -250,7 +251,7 @@ fn url(keys: &mut Reader<'_>, key: &'static str) -> Option<String> {
     let scheme = uri.as_ref().and_then(http::Uri::scheme_str);
     if uri.as_ref().and_then(http::Uri::host).is_some() && matches!(scheme, Some("http" | "https"))
     {
-        return Some(trimmed.to_owned());
+        return Some(redact::without_user(trimmed));
     }
     keys.problem(key, "expects a URL that begins with https:// or http://");
     None

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use runtime::dropsonde::Dropsonde;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,45 @@ use tracing::debug;
 
 /// How often the original tells of its process.
 const PROCESS: Duration = Duration::from_secs(10);
+
+/// Makes every `syncer_*` family exist from the start, on standbys too, so that an
+/// alarm on a rate or on an absent family works before the first event. Time
+/// stamps are 0 until there is one.
+pub fn declare() {
+    for outcome in ["unchanged", "synced", "failed"] {
+        counter!("syncer_polls_total", "outcome" => outcome).absolute(0);
+    }
+    for cause in FAILURE_CAUSES {
+        counter!("syncer_failures_total", "cause" => cause).absolute(0);
+    }
+    for name in [
+        "syncer_terms_total",
+        "syncer_lost_locks_total",
+        "syncer_lock_request_failures_total",
+        "SecurityGroupsStoreReplaceError",
+    ] {
+        counter!(name).absolute(0);
+    }
+    for name in [
+        "syncer_lease_held",
+        "syncer_fencing_token",
+        "syncer_last_success_timestamp_seconds",
+        "syncer_watermark_timestamp_seconds",
+        "syncer_watermark_age_seconds",
+        "syncer_groups",
+        "syncer_malformed_groups",
+        "syncer_generation",
+    ] {
+        gauge!(name).set(0.0);
+    }
+    for step in ["read", "store"] {
+        _ = histogram!("syncer_cycle_duration_seconds", "step" => step);
+    }
+}
+
+/// What [`crate::cycle::Error::cause`] may say.
+const FAILURE_CAUSES: [&str; 8] =
+    ["token", "last-update", "list", "unstable", "store", "refused", "lease-ended", "fenced"];
 
 /// Tells of syncs; a poll without a sync is not told.
 #[derive(Debug, Clone)]

@@ -321,6 +321,62 @@ fn key(name: &str, unit: &str) -> (String, String) {
     (name.to_owned(), unit.to_owned())
 }
 
+/// Of a standby, before anything has happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_exists_from_the_start() {
+    let world = World::start().await;
+    world.locks.give_to("somebody");
+    let standby = world.run("standby");
+    standby.until_told("locket-lock.failed-to-acquire-lock").await;
+    let metrics = get(&format!("{}/metrics", standby.url().await)).await.1;
+    let sources = ["app", "poll/mod", "report", "lease/keeper"].map(|module| {
+        fs::read_to_string(format!("{}/src/{module}.rs", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    });
+    let mut names = 0;
+    for name in sources.iter().flat_map(|source| source.split('"')) {
+        if name.starts_with("syncer_") && !name.contains(char::is_whitespace) {
+            names += 1;
+            let family = format!("# TYPE {name} ");
+            assert!(metrics.contains(&family), "{name} is not in {metrics}");
+        }
+    }
+    assert!(names > 30, "{names}");
+    for series in [
+        r#"syncer_failures_total{cause="refused"} 0"#,
+        r#"syncer_polls_total{outcome="synced"} 0"#,
+        "syncer_lost_locks_total 0",
+    ] {
+        assert!(metrics.contains(series), "{series} is not in {metrics}");
+    }
+}
+
+/// A name and a password in the URL of UAA, at level debug and with every error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_a_url_is_in_no_log_line() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    let mut config = world.config("only");
+    config["log_level"] = json!("debug");
+    for key in ["uaa_url", "cc_url", "cc_internal_url"] {
+        let url = config[key].as_str().unwrap().replace("://", "://somebody:pa55word@");
+        config[key] = json!(url);
+    }
+    let syncer = Syncer::start(world.folder.path(), "only", &config);
+    syncer.until_told("applied-security-groups").await;
+    let to = "http://somebody:pa55word@127.0.0.1:1/x";
+    world.cloud.on(STAMP, [Reply::text(302, "").header("location", to)]);
+    syncer.until_told("asg-sync-cycle").await;
+    let (_, failed) = sync_now(&syncer).await;
+    for text in [fs::read_to_string(&syncer.log).unwrap(), failed.to_string()] {
+        assert!(!text.contains("pa55word") && !text.contains("somebody"), "{text}");
+    }
+    let called = world.cloud.calls();
+    let several =
+        |name: &str| called.iter().any(|call| call.headers.get_all(name).iter().count() > 1);
+    assert!(!several("authorization"), "one of the URL besides that of the token");
+}
+
 /// The level is changed while it runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_level_is_a_request_to_the_debug_server() {

@@ -16,6 +16,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::fields::Fields;
 use super::level::{AtomicLevel, Level, TimeFormat};
 use super::{Censor, Options, Sink, encode};
+use crate::redact;
 
 /// Crates whose events and spans are ours, by the first part of their target.
 const OURS: [&str; 15] = [
@@ -148,7 +149,7 @@ impl Lager {
             encode::push(&mut line, format_args!(",\"log_level\":{number}"));
         }
         line.push_str(",\"data\":");
-        line.push_str(data);
+        line.push_str(&redact::urls(data));
         line.push_str("}\n");
         line
     }

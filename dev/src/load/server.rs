@@ -290,12 +290,6 @@ impl Server {
         self.line(SYNC, |line| data_of(line, message).filter(&fits)).await
     }
 
-    /// How many lines of its log have a message that ends like this.
-    pub(super) fn count(&self, message: &str) -> anyhow::Result<u64> {
-        let said = self.said()?;
-        Ok(said.lines().filter_map(|line| data_of(line, message)).map(|_| 1).sum())
-    }
-
     /// What it has and has had.
     pub(super) fn usage(&self) -> anyhow::Result<Usage> {
         meter::usage(&self.pid.to_string())

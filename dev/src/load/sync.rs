@@ -75,7 +75,8 @@ struct Sync {
 }
 
 const APPLIED: &str = "applied-security-groups";
-const LOOKED: &str = "get-security-groups-last-update";
+/// Pause between two polls of the syncer, by default.
+const POLL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut site = Site::new(arguments.bin_dir.clone())?;
@@ -191,9 +192,9 @@ async fn round(
     let began = (Instant::now(), Reading::take(None)?);
     let mut syncer = site.syncer(cloud, &locks, &ends.writer)?;
     let first = applied(&mut syncer, Duration::ZERO, |_| true).await?;
-    let (polls, before) = (syncer.count(LOOKED)?, syncer.usage()?.cpu);
+    let before = syncer.usage()?.cpu;
     sleep(idle).await;
-    let polls = (syncer.count(LOOKED)? - polls).max(1);
+    let polls = idle.div_duration_f64(POLL).max(1.0);
     let idle_cpu = syncer.usage()?.cpu - before;
 
     let mut rules = changing.rules.clone();
@@ -207,8 +208,7 @@ async fn round(
     for server in [syncer, store, locks] {
         server.end().await?;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let idle_poll_cpu_ms = idle_cpu.as_secs_f64() * 1e3 / polls as f64;
+    let idle_poll_cpu_ms = idle_cpu.as_secs_f64() * 1e3 / polls;
     Ok(Round { first, change, change_seen_ms, idle_poll_cpu_ms, other_cores: cost.other_cores })
 }
 

@@ -1,5 +1,6 @@
 //! The calls of a genuine cf CLI, one after the other as they were recorded,
-//! each of which has to get the recorded status.
+//! each of which has to get the recorded status, and together the data of the
+//! recorded output.
 //!
 //! Guids and tokens of the recording stand as placeholders. A placeholder that a
 //! request mentions is bound when the answer that created it arrives; the CLI
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use dev::cloud_controller::json::Json;
 use reqwest::Method;
 
+use crate::cli_output;
 use crate::support::{Controller, Reply, send};
 
 const CASES: &str = include_str!("fixtures/cf-cli-calls.json");
@@ -72,7 +74,7 @@ impl Call {
 }
 
 #[tokio::test]
-async fn every_recorded_call_gets_the_recorded_status() {
+async fn every_recorded_call_gets_the_recorded_status_and_data() {
     let controller = Controller::start(
         r#""users":[{"name":"admin","password":"secret","scopes":["cloud_controller.admin"]}],
            "clients":[{"id":"dyn-client","secret":"dynsecret","authorities":["cloud_controller.admin"]}]"#,
@@ -82,9 +84,10 @@ async fn every_recorded_call_gets_the_recorded_status() {
     let observations = document.at(&["observations"]).and_then(Json::as_array).unwrap();
     let mut names = BTreeMap::new();
     let mut token = String::new();
-    let mut calls = 0;
+    let (mut calls, mut tables) = (0, 0);
     for observation in observations {
         let command = observation.at(&["command"]).and_then(Json::as_str).unwrap();
+        let mut replies = Vec::new();
         for json in observation.at(&["calls"]).and_then(Json::as_array).unwrap() {
             let call = Call::read(json, &names);
             let title = format!("{command}: {} {}?{}", call.method, call.path, call.query);
@@ -96,9 +99,15 @@ async fn every_recorded_call_gets_the_recorded_status() {
             }
             learn(&mut names, &call, &reply, command);
             calls += 1;
+            if call.method == "GET" && reply.status == 200 {
+                replies.push((call.path, reply.json()));
+            }
         }
+        let output = observation.at(&["stdout"]).and_then(Json::as_str).unwrap();
+        tables += usize::from(cli_output::check(command, output, &replies));
     }
     assert!(calls >= 100, "{calls}");
+    assert_eq!(tables, 10);
 }
 
 async fn replay(controller: &Controller, call: &Call, token: &str) -> Reply {

@@ -5,6 +5,7 @@
 
 mod api;
 mod cli_calls;
+mod cli_output;
 mod listing;
 mod message_cases;
 mod process;
@@ -13,4 +14,5 @@ mod rule_cases;
 mod stamp;
 mod support;
 mod tokens;
+mod users;
 mod visibility;

@@ -3,6 +3,7 @@
 //! Every URL is absolute and begins with the [`Base`] that the client used:
 //! clients follow them to the letter.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -196,8 +197,7 @@ pub fn page<T>(
     base: &Base,
     present: impl Fn(&T) -> Json,
 ) -> Object {
-    let start = query.page.saturating_sub(1).saturating_mul(query.per_page);
-    let resources: Json = all.iter().skip(start).take(query.per_page).map(present).collect();
+    let resources: Json = shown(all, query).into_iter().map(present).collect();
     let mut document = Object::new();
     document.set("pagination", pagination(all.len(), query, path, base));
     document.set("resources", resources);
@@ -233,6 +233,40 @@ pub fn empty_page(path: &str, base: &Base) -> Json {
     page::<Json>(&[], &Query::default(), path, base, Json::clone).into()
 }
 
+/// Those of `all` that stand on the requested page.
+fn shown<'a, T>(all: &'a [T], query: &Query) -> Vec<&'a T> {
+    let start = query.page.saturating_sub(1).saturating_mul(query.per_page);
+    all.iter().skip(start).take(query.per_page).collect()
+}
+
+/// What `include` of a list of roles adds: users, spaces and organizations of the page, each once.
+pub fn included_with_roles(state: &State, roles: &[Arc<Role>], query: &Query, base: &Base) -> Json {
+    let roles = shown(roles, query);
+    let wants =
+        |kind: &str| query.list("include").is_some_and(|list| list.iter().any(|i| i == kind));
+    let mut included = Object::new();
+    if wants("user") {
+        let guids: BTreeSet<&String> = roles.iter().map(|role| &role.user).collect();
+        let users = guids.into_iter().map(|guid| user(guid, state.user_name(guid), base));
+        included.set("users", users.collect::<Json>());
+    }
+    if wants("space") {
+        let of_role =
+            |s: &&Arc<Space>| roles.iter().any(|role| role.space.as_ref() == Some(&s.guid));
+        let spaces = state.spaces().filter(of_role).map(|s| space(s, base));
+        included.set("spaces", spaces.collect::<Json>());
+    }
+    if wants("organization") {
+        let of_role = |o: &&Arc<Organization>| {
+            roles.iter().any(|role| role.organization.as_ref() == Some(&o.guid))
+        };
+        let organizations = state.organizations().filter(of_role);
+        let organizations = organizations.map(|o| organization(o, state.quota_guid(), base));
+        included.set("organizations", organizations.collect::<Json>());
+    }
+    included.into()
+}
+
 /// The organizations of the spaces on a page, each once.
 pub fn included_organizations(
     state: &State,
@@ -240,8 +274,7 @@ pub fn included_organizations(
     query: &Query,
     base: &Base,
 ) -> Json {
-    let start = query.page.saturating_sub(1).saturating_mul(query.per_page);
-    let shown: Vec<_> = spaces.iter().skip(start).take(query.per_page).collect();
+    let shown = shown(spaces, query);
     let belongs = |o: &&Arc<Organization>| shown.iter().any(|space| space.organization == o.guid);
     let organizations = state.organizations().filter(belongs);
     let organizations: Json =

@@ -6,6 +6,7 @@ mod groups;
 mod internal;
 mod nothing;
 mod places;
+mod users;
 
 use std::sync::Arc;
 
@@ -58,6 +59,7 @@ pub fn api_router(shared: Arc<Shared>) -> Router {
         .merge(discovery::router())
         .merge(groups::router())
         .merge(places::router())
+        .merge(users::router())
         .merge(nothing::router())
         .merge(internal::forbidden_router())
         .fallback(async || Refusal::UnknownRequest)

@@ -1,17 +1,17 @@
-//! Organizations, spaces, roles, users and jobs.
+//! Organizations, spaces, roles and jobs.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::get;
 
 use super::{Body, Parameters, Shared, accepted, answer};
 use crate::cloud_controller::present::{self, Base};
 use crate::cloud_controller::refusal::Refusal;
 use crate::cloud_controller::state::access::Caller;
-use crate::cloud_controller::validate::{query, resources};
+use crate::cloud_controller::validate::query;
 
 type Answer = Result<Response, Refusal>;
 type SharedState = State<Arc<Shared>>;
@@ -27,8 +27,6 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/v3/spaces/{guid}", get(show_space).patch(update_space).delete(delete_space))
         .route("/v3/roles", get(list_roles).post(create_role))
         .route("/v3/roles/{guid}", get(show_role).delete(delete_role))
-        .route("/v3/users", post(create_user))
-        .route("/v3/users/{guid}", get(show_user))
         .route("/v3/jobs/{guid}", get(show_job))
 }
 
@@ -168,7 +166,11 @@ async fn list_roles(
     let state = shared.store.read();
     let mut found = state.select_roles(&caller, &query);
     present::sort(&mut found, &query, |role| (role.created_at, role.created_at, &role.kind));
-    let page = present::page(&found, &query, "/v3/roles", &base, |role| present::role(role, &base));
+    let mut page =
+        present::page(&found, &query, "/v3/roles", &base, |role| present::role(role, &base));
+    if query.list("include").is_some() {
+        page.set("included", present::included_with_roles(&state, &found, &query, &base));
+    }
     Ok(answer(200, &page.into()))
 }
 
@@ -204,33 +206,6 @@ async fn delete_role(
 ) -> Answer {
     let job = shared.store.change(|state, moment| state.delete_role(&caller, &guid, moment))?;
     Ok(accepted(&job, &base))
-}
-
-/// Users are the UAA's; this only confirms the guid.
-async fn create_user(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
-    caller.require_admin()?;
-    let guid = resources::user(&body).map_err(Refusal::Unprocessable)?;
-    let state = shared.store.read();
-    Ok(answer(201, &present::user(&guid, state.user_name(&guid), &base)))
-}
-
-async fn show_user(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let state = shared.store.read();
-    let name = state.user_name(&guid);
-    if name.is_none() || (caller.require_admin().is_err() && caller.id != guid) {
-        return Err(Refusal::NotFound("User"));
-    }
-    Ok(answer(200, &present::user(&guid, name, &base)))
 }
 
 async fn show_job(

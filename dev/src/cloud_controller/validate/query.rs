@@ -52,6 +52,14 @@ pub const ROLES: Spec = Spec {
     include: &["user", "space", "organization"],
 };
 
+/// `GET /v3/users`
+pub const USERS: Spec = Spec {
+    lists: &["label_selector", "usernames", "partial_usernames", "origins"],
+    flags: &[],
+    order_by_name: false,
+    include: &[],
+};
+
 const COMMON: [&str; 6] = ["page", "per_page", "order_by", "created_ats", "updated_ats", "guids"];
 const MAX_PER_PAGE: i128 = 5000;
 const MAX_RESULT: i128 = i64::MAX as i128;

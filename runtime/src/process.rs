@@ -360,10 +360,11 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
     }
 }
 
-/// The signals that end a process, and one that must not.
+/// The signals that end a process, and those that must not.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
     /// Held so that SIGUSR1 is ignored, as the originals do.
     _user: Signal,
 }
@@ -373,17 +374,26 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
             _user: signal(SignalKind::user_defined1())?,
         })
     }
 
-    /// The number of the next signal.
+    /// The number of the next signal that ends the process. SIGHUP changes nothing: operators
+    /// send it for a reload, so the log says what is reloaded without it.
     async fn next(&mut self) -> i32 {
-        let kind = tokio::select! {
-            _ = self.terminate.recv() => SignalKind::terminate(),
-            _ = self.interrupt.recv() => SignalKind::interrupt(),
-        };
-        kind.as_raw_value()
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return SignalKind::terminate().as_raw_value(),
+                _ = self.interrupt.recv() => return SignalKind::interrupt().as_raw_value(),
+                _ = self.hangup.recv() => tracing::info!(
+                    signal = SignalKind::hangup().as_raw_value(),
+                    reason = "certificates are reloaded when their files change, the log level by \
+                              POST /log-level; other settings need a restart",
+                    "signal-ignored"
+                ),
+            }
+        }
     }
 }
 

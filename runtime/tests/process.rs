@@ -174,9 +174,11 @@ fn a_task_that_does_not_end_is_named() {
 }
 
 #[test]
-fn sigusr1_is_ignored() {
-    let running = Running::start("");
+fn sigusr1_and_sighup_are_ignored() {
+    let mut running = Running::start("");
     running.signal("USR1");
+    running.signal("HUP");
+    running.wait_for("probe.signal-ignored");
     assert!(running.http("GET /healthz").starts_with("HTTP/1.1 200 OK\r\n"));
     running.signal("TERM");
     assert_eq!(running.end().0, Some(0));

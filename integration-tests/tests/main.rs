@@ -2,12 +2,16 @@
 
 #[path = "suite/cell_agent.rs"]
 mod cell_agent;
+#[path = "suite/citations.rs"]
+mod citations;
 #[path = "suite/dependencies.rs"]
 mod dependencies;
 #[path = "suite/failover.rs"]
 mod failover;
 #[path = "suite/load.rs"]
 mod load;
+#[path = "suite/local_cluster.rs"]
+mod local_cluster;
 #[path = "suite/lock_server.rs"]
 mod lock_server;
 #[path = "suite/policy_store.rs"]

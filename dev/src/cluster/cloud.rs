@@ -131,7 +131,9 @@ pub fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
         other => format!(" -X {other}"),
     };
     let body = body.map_or_else(String::new, |body| format!(" -d {}", quoted(&body.to_string())));
-    format!("curl -s --cacert $CA -H \"Authorization: $TOKEN\"{method} \"$CC{path}\"{body}")
+    format!(
+        "curl -s --cacert $PORTCULLIS_CA -H \"Authorization: $CF_TOKEN\"{method} \"$CF_API{path}\"{body}"
+    )
 }
 
 /// In single quotes, whatever it holds.
@@ -147,12 +149,12 @@ mod tests {
     fn a_call_is_shown_as_it_is_typed() {
         assert_eq!(
             curl(&Method::GET, "/v3/security_groups?names=my-asg", None),
-            r#"curl -s --cacert $CA -H "Authorization: $TOKEN" "$CC/v3/security_groups?names=my-asg""#
+            r#"curl -s --cacert $PORTCULLIS_CA -H "Authorization: $CF_TOKEN" "$CF_API/v3/security_groups?names=my-asg""#
         );
         let body = json!({ "name": "it's" });
         assert_eq!(
             curl(&Method::POST, "/v3/security_groups", Some(&body)),
-            r#"curl -s --cacert $CA -H "Authorization: $TOKEN" -X POST "$CC/v3/security_groups" -d '{"name":"it'\''s"}'"#
+            r#"curl -s --cacert $PORTCULLIS_CA -H "Authorization: $CF_TOKEN" -X POST "$CF_API/v3/security_groups" -d '{"name":"it'\''s"}'"#
         );
     }
 }

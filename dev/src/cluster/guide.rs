@@ -1,16 +1,23 @@
-//! What a person needs to work with a running cluster: where everything
-//! listens, and commands to copy.
+//! What a person needs to work with a running cluster: an `env` file with addresses,
+//! certificates and two shell functions, and commands to copy.
+//!
+//! The `env` file exports no variable that compilers, curl or make read (`CC`, `CA` ...).
 
 use std::path::{Path, PathBuf};
 
 use super::cloud::quoted;
 use super::container::Container;
 use super::launch::Cluster;
+use super::live;
 use super::rootless::Footing;
 use super::settings::{self, ADMIN, OPERATOR};
+use super::stage::Stage;
 
 /// Writes the file that a shell reads to have addresses, certificates and a
 /// token at hand, and returns its path.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write_env(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     let file = cluster.layout().env();
     std::fs::write(&file, env(cluster))?;
@@ -23,44 +30,72 @@ fn env(cluster: &Cluster) -> String {
     let (cert, key) = layout.certificate(OPERATOR);
     let path = |path: &Path| quoted(&path.display().to_string());
     let (ca, cert, key) = (path(&layout.ca()), path(&cert), path(&key));
-    let binaries = path(&options.binaries);
+    // `scripts/need` puts grpcurl there, beside the build profiles.
+    let tools = options.binaries.with_file_name("tools").join("bin");
+    let (binaries, tools) = (path(&options.binaries), path(&tools));
     let (user, password) = ADMIN;
     format!(
-        "# For a shell: `. this-file`\n\
-         export PATH=$PATH:/usr/sbin:/sbin:{binaries}\n\
-         export CA={ca} CERT={cert} KEY={key}\n\
-         export CC=https://127.0.0.1:{api} UAA=https://127.0.0.1:{uaa}\n\
-         export PORTCULLIS_LOCK_SERVER=127.0.0.1:{lock_server}\n\
-         export PORTCULLIS_POLICY_STORE=127.0.0.1:{policy_store}\n\
-         export PORTCULLIS_CA=$CA PORTCULLIS_CERT=$CERT PORTCULLIS_KEY=$KEY\n\
-         # A fresh token: `. this-file` again\n\
-         TOKEN=\"bearer $(curl -s --cacert \"$CA\" -u cf: -d grant_type=password \\\n\
-         \x20 -d username={user} -d password={password} \"$UAA/oauth/token\" |\n\
-         \x20 sed 's/.*\"access_token\":\"\\([^\"]*\\)\".*/\\1/')\"\n\
-         export TOKEN\n",
+        "# For a shell: `. this-file`; again for a fresh token, which lives 20 minutes
+export PATH=$PATH:/usr/sbin:/sbin:{binaries}:{tools}
+export CF_API=https://127.0.0.1:{api} UAA_URL=https://127.0.0.1:{uaa}
+export PORTCULLIS_LOCK_SERVER=127.0.0.1:{lock_server}
+export PORTCULLIS_POLICY_STORE=127.0.0.1:{policy_store}
+export PORTCULLIS_CA={ca} PORTCULLIS_CERT={cert} PORTCULLIS_KEY={key}
+CF_TOKEN=\"bearer $(curl -s --cacert \"$PORTCULLIS_CA\" -u cf: -d grant_type=password \\
+  -d username={user} -d password={password} \"$UAA_URL/oauth/token\" |
+  sed 's/.*\"access_token\":\"\\([^\"]*\\)\".*/\\1/')\"
+export CF_TOKEN
+# cf_api METHOD PATH [BODY]: a call to the Cloud Controller
+cf_api() {{
+  curl -sS --cacert \"$PORTCULLIS_CA\" -H \"Authorization: $CF_TOKEN\" -X \"$1\" \"$CF_API$2\" ${{3:+-d \"$3\"}}
+}}
+# guid: the GUID of the resource on standard input
+guid() {{ sed 's/^[^{{]*{{[^}}]*\"guid\":\"\\([^\"]*\\)\".*/\\1/'; }}
+# connect APP ADDRESS PORT: tries a TCP connection from the app, prints open or closed
+connect() {{
+  if ip netns exec \"$(ip netns list | sed -n \"s/^\\({name}-cell-[0-9]*-$1\\)\\( .*\\)*$/\\1/p\")\" \\
+    timeout 2 bash -c \"exec 3<>/dev/tcp/$2/$3\" 2>/dev/null; then echo open; else echo closed; fi
+}}
+",
         api = ports.api,
         uaa = ports.uaa,
         lock_server = ports.lock_server,
         policy_store = ports.policy_store,
+        name = options.name.as_str(),
     )
 }
 
 /// Where everything listens, and what to type.
-pub fn guide(cluster: &Cluster, env: &Path, footing: Footing) -> String {
-    let mut lines = listening(cluster);
-    lines.extend(places(cluster));
-    lines.extend(commands(cluster, env, footing));
-    for container in cluster.containers() {
-        lines.extend(cell_commands(cluster, container));
+pub fn guide(cluster: &Cluster, stage: &Stage, env: &Path, footing: Footing) -> String {
+    let mut lines = summary(cluster, stage);
+    lines.extend(listening(cluster));
+    lines.extend(first_commands(env, footing));
+    lines.extend(attempts());
+    if let Some(container) = cluster.containers().next() {
+        lines.extend(inspection(cluster, stage, container));
     }
+    lines.extend(faults(cluster, stage));
     lines.extend([String::new(), "Ctrl-C ends the cluster and removes everything.".to_owned()]);
     lines.join("\n")
+}
+
+fn summary(cluster: &Cluster, stage: &Stage) -> Vec<String> {
+    let cells = cluster.network().cells().count();
+    let apps = cluster.containers().count();
+    let (owner, token) = (&stage.leader.owner, stage.leader.fencing_token);
+    vec![
+        format!(
+            "The cluster runs: {cells} cells, {apps} apps; {owner} leads, fencing token {token}."
+        ),
+        format!("Logs: {}", cluster.layout().logs().display()),
+    ]
 }
 
 fn listening(cluster: &Cluster) -> Vec<String> {
     let ports = &cluster.options().ports;
     let line = |what: &str, port: u16, how: &str| format!("  {what:<28} {port:<6} {how}");
     let mut lines = vec![
+        String::new(),
         "Listening (127.0.0.1):".to_owned(),
         line("Cloud Controller", ports.api, "HTTPS, admin / admin"),
         line("  internal", ports.internal_api, "HTTPS, client certificate"),
@@ -71,83 +106,85 @@ fn listening(cluster: &Cluster) -> Vec<String> {
         line("  metrics, health, log level", ports.policy_store_debug, "HTTP"),
     ];
     lines.extend((1..).zip(ports.syncer_debug).map(|(number, port)| {
-        line(&format!("{} metrics, health", settings::syncer_name(number)), port, "HTTP")
+        let name = settings::syncer_name(number);
+        line(&format!("{name} metrics, health, log level, sync-now"), port, "HTTP")
     }));
     lines
 }
 
-/// Cells, containers, logs.
-fn places(cluster: &Cluster) -> Vec<String> {
-    let (layout, name) = (cluster.layout(), &cluster.options().name);
-    let mut lines = vec![String::new(), "Cells:".to_owned()];
-    lines.extend(cluster.network().cells().map(|cell| {
-        let socket = layout.agent_socket(cell);
-        format!("  {} is namespace {}, agent at {}", cell.name(), name.cell(cell), socket.display())
-    }));
-    lines.extend([String::new(), "Containers:".to_owned()]);
-    lines.extend(cluster.containers().map(|container| {
-        let Container { wanted, handle, attachment } = container;
-        let (cell, address) = (wanted.cell.name(), attachment.address);
-        format!("  {} on {cell}: {address}, space {}, handle {handle}", wanted.name, wanted.space)
-    }));
-    lines.extend([String::new(), format!("Logs: {}", layout.logs().display())]);
-    lines
-}
-
-fn commands(cluster: &Cluster, env: &Path, footing: Footing) -> Vec<String> {
-    let ports = &cluster.options().ports;
-    let curl = "curl -s --cacert $CA -H \"Authorization: $TOKEN\"";
-    let grpc = "grpcurl -cacert $CA -cert $CERT -key $KEY 127.0.0.1";
-    let (lock_server, policy_store) = (ports.lock_server, ports.policy_store);
+/// What comes before every other command.
+fn first_commands(env: &Path, footing: Footing) -> Vec<String> {
     let enter = footing
         .shell_prefix()
         .map(|prefix| format!("  {prefix} bash     # first: the cluster has a network of its own"));
-    let mut lines = vec![
-        String::new(),
-        "In another shell, for addresses, certificates and a token:".to_owned(),
-    ];
+    let mut lines = vec![String::new(), "In another shell, before all else:".to_owned()];
     lines.extend(enter);
     lines.push(format!("  . {}", quoted(&env.display().to_string())));
-    let rest = format!(
-        "
-The Cloud Controller:
-  {curl} $CC/v3/security_groups
-  {curl} -X POST $CC/v3/security_groups -d '{GROUP}'
-
-Each service over gRPC (`scripts/need grpcurl` puts one into target/tools/bin):
-  {grpc}:{lock_server} list
-  {grpc}:{lock_server} describe models.Locket
-  {grpc}:{policy_store} list
-  {grpc}:{policy_store} portcullis.policy.v1.PolicyStore/Status
-
-Who holds the lock, how far each cell is:
-  portcullisctl locks
-  portcullisctl cells"
-    );
-    lines.push(rest);
     lines
 }
 
-const GROUP: &str = r#"{"name":"my-asg","rules":[{"protocol":"tcp","destination":"10.20.30.40","ports":"80"}],"globally_enabled":{"running":true}}"#;
+const GROUP: &str = r#"{"name":"try-me","rules":[{"protocol":"tcp","destination":"10.20.30.40","ports":"80"}],"globally_enabled":{"running":true}}"#;
 
-fn cell_commands(cluster: &Cluster, container: &Container) -> Vec<String> {
-    let Container { wanted, handle, attachment } = container;
-    let socket = cluster.layout().agent_socket(wanted.cell);
-    let socket = quoted(&socket.display().to_string());
-    let on_cell = format!("ip netns exec {}", cluster.options().name.cell(wanted.cell));
-    let inside = format!("ip netns exec {}", attachment.namespace.name());
-    let ctl = format!("portcullisctl --cell-socket {socket}");
+/// A group is bound, seen to work, unbound, and seen to be gone.
+fn attempts() -> Vec<String> {
     vec![
         String::new(),
-        format!("The rules on {}, and {} in it:", wanted.cell.name(), wanted.name),
-        format!("  {on_cell} nft list table inet portcullis"),
-        format!("  {ctl} containers"),
-        format!("  {ctl} rules {handle}"),
-        format!("  {ctl} explain {handle} tcp 1.2.3.4:80"),
-        format!(
-            "  grpcurl -plaintext -authority cell -unix {socket} portcullis.cell.v1.Cell/Status"
-        ),
-        format!("  {inside} ping -c 1 1.2.3.4"),
-        format!("  {inside} bash -c 'echo hello >/dev/tcp/1.2.3.4/80 && echo open'"),
+        "Try: open a destination, and close it again:".to_owned(),
+        "  connect appA 10.20.30.40 80                    # closed".to_owned(),
+        format!("  group=$(cf_api POST /v3/security_groups '{GROUP}' | guid); sleep 2"),
+        "  connect appA 10.20.30.40 80                    # open".to_owned(),
+        r#"  cf_api PATCH "/v3/security_groups/$group" '{"globally_enabled":{"running":false}}'; sleep 2"#
+            .to_owned(),
+        "  connect appA 10.20.30.40 80                    # closed".to_owned(),
+    ]
+}
+
+fn inspection(cluster: &Cluster, stage: &Stage, container: &Container) -> Vec<String> {
+    let Container { wanted, handle, attachment: _ } = container;
+    let ports = &cluster.options().ports;
+    let socket = cluster.layout().agent_socket(wanted.cell);
+    let socket = quoted(&socket.display().to_string());
+    let cell = format!("ip netns exec {}", cluster.options().name.cell(wanted.cell));
+    let grpc = "grpcurl -cacert $PORTCULLIS_CA -cert $PORTCULLIS_CERT -key $PORTCULLIS_KEY";
+    let bind = format!(r#"{{"data":[{{"guid":"{}"}}]}}"#, stage.s1);
+    let s1 = &stage.s1;
+    let syncer = ports.syncer_debug[0];
+    let lines = format!(
+        "
+Look at everything:
+  cf_api POST \"/v3/security_groups/$group/relationships/running_spaces\" '{bind}'   # bind to space s1
+  cf_api DELETE \"/v3/security_groups/$group/relationships/running_spaces/{s1}\"   # unbind
+  portcullisctl locks
+  portcullisctl status
+  portcullisctl cells
+  portcullisctl --cell-socket {socket} containers
+  portcullisctl --cell-socket {socket} rules {handle}
+  portcullisctl --cell-socket {socket} explain {handle} tcp 1.2.3.4:80
+  {cell} nft list table inet portcullis
+  {cell} curl -s http://127.0.0.1:8721/metrics
+  curl -s http://127.0.0.1:{store}/metrics
+  curl -s -X POST http://127.0.0.1:{syncer}/sync-now     # 409 on the standby
+  {grpc} 127.0.0.1:{lock_server} list
+  {grpc} 127.0.0.1:{policy_store} portcullis.policy.v1.PolicyStore/Status
+  grpcurl -plaintext -authority localhost -unix {socket} portcullis.cell.v1.Cell/Status",
+        store = ports.policy_store_debug,
+        lock_server = ports.lock_server,
+        policy_store = ports.policy_store,
+    );
+    lines.split('\n').map(str::to_owned).collect()
+}
+
+fn faults(cluster: &Cluster, stage: &Stage) -> Vec<String> {
+    let command = live::command(cluster);
+    let leader = &stage.leader.owner;
+    vec![
+        String::new(),
+        "Break it (the cluster goes on):".to_owned(),
+        format!("  {command} list"),
+        format!("  {command} kill {leader}"),
+        format!("  {command} start {leader}"),
+        format!("  {command} add-app appX --space s2"),
+        format!("  {command} remove-app appX"),
+        format!("  {command} help     # all requests"),
     ]
 }

@@ -8,7 +8,7 @@
 //!   store) is supervised: its end cancels [`Cluster::broken`].
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -30,6 +30,7 @@ use super::ports::{self, Ports, SYNCERS};
 use super::process::{Death, Processes, Program};
 use super::settings::{self, CELL_UNIT, OPERATOR, SERVER, SYNCER};
 use super::state::State;
+use super::terminal::progress;
 use super::tools;
 use super::topology::{Cell, Name};
 use crate::certificates::Authority;
@@ -45,8 +46,10 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Its name.
     pub name: Name,
-    /// How many cells it has.
+    /// How many cells it begins with.
     pub cells: u8,
+    /// How many apps it begins with.
+    pub apps: u16,
     /// Where the services' executables are.
     pub binaries: PathBuf,
     /// This executable, which also is the Cloud Controller.
@@ -75,6 +78,7 @@ pub struct Cluster {
     processes: Processes,
     programs: BTreeMap<String, (Program, Place)>,
     containers: BTreeMap<String, Container>,
+    forwarders: BTreeMap<Cell, CancellationToken>,
     tasks: Tasks,
     shutdown: CancellationToken,
 }
@@ -94,6 +98,7 @@ impl Cluster {
             processes: Processes::new(deaths),
             programs: BTreeMap::new(),
             containers: BTreeMap::new(),
+            forwarders: BTreeMap::new(),
             tasks: Tasks::new(shutdown.clone()),
             options,
             state,
@@ -130,31 +135,78 @@ impl Cluster {
     pub async fn start(&mut self) -> anyhow::Result<()> {
         self.make_directories()?;
         self.issue_certificates()?;
+        progress("network namespaces")?;
         self.network.raise(self.options.cells, &mut self.state).await?;
         let outside = Outside::bind(self.network.outside()?).await?;
         self.tasks.add("outside", outside.serve(self.shutdown.clone()));
         let cells: Vec<Cell> = self.network.cells().collect();
         for cell in &cells {
-            let target = ports::local(self.options.ports.policy_store);
-            let forwarder = Forwarder::bind(self.network.cell(*cell)?, target).await?;
-            self.tasks.add("forwarder", forwarder.serve(self.shutdown.clone()));
+            self.forward(*cell).await?;
         }
         self.start_control_plane().await?;
+        progress(&format!("{} cell agents", cells.len()))?;
+        for cell in &cells {
+            self.launch_agent(*cell).await?;
+        }
         for cell in cells {
-            self.start_agent(cell).await?;
+            self.wait_for_agent(cell).await?;
         }
         Ok(())
     }
 
+    /// Adds a cell with its agent, and waits until the agent answers.
+    pub async fn add_cell(&mut self) -> anyhow::Result<Cell> {
+        let cell = self.network.free_cell().context("the cluster has as many cells as it can")?;
+        remove_directory(&self.layout.cell(cell))?;
+        let authority = Authority::open(&self.layout.certificates())?;
+        authority.issue_in_unit(CELL_UNIT, &cell.name(), &[])?;
+        self.network.add_cell(cell, &mut self.state).await?;
+        self.forward(cell).await?;
+        self.launch_agent(cell).await?;
+        self.wait_for_agent(cell).await?;
+        Ok(cell)
+    }
+
+    /// Removes a cell with its agent and its containers.
+    pub async fn remove_cell(&mut self, cell: Cell) -> anyhow::Result<()> {
+        self.network.cell(cell)?;
+        let on_cell = self.containers.values().filter(|container| container.wanted.cell == cell);
+        let names: Vec<String> = on_cell.map(|container| container.wanted.name.clone()).collect();
+        for name in names {
+            self.remove_container(&name).await?;
+        }
+        let agent = settings::agent_name(cell);
+        if self.processes.mark(&agent).is_some() {
+            self.stop_process(&agent).await?;
+        }
+        self.programs.remove(&agent);
+        if let Some(forwarder) = self.forwarders.remove(&cell) {
+            forwarder.cancel();
+        }
+        self.network.remove_cell(cell, &mut self.state)
+    }
+
+    /// Gives a cell its way to the policy store.
+    async fn forward(&mut self, cell: Cell) -> anyhow::Result<()> {
+        let target = ports::local(self.options.ports.policy_store);
+        let forwarder = Forwarder::bind(self.network.cell(cell)?, target).await?;
+        let (removed, shutdown) = (self.shutdown.child_token(), self.shutdown.clone());
+        self.forwarders.insert(cell, removed.clone());
+        self.tasks.add("forwarder", async move {
+            forwarder.serve(removed).await?;
+            // The end of this task would end the cluster, and only the cell is gone.
+            shutdown.cancelled().await;
+            Ok(())
+        });
+        Ok(())
+    }
+
     fn make_directories(&self) -> anyhow::Result<()> {
-        for directory in self.layout.fresh(self.options.cells) {
-            let failed = || format!("cannot make {} anew", directory.display());
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(failed);
-                }
-                _gone => std::fs::create_dir_all(&directory).with_context(failed)?,
-            }
+        self.layout.leftovers().try_for_each(|directory| remove_directory(&directory))?;
+        for directory in self.layout.fresh() {
+            remove_directory(&directory)?;
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
         }
         Ok(())
     }
@@ -172,6 +224,7 @@ impl Cluster {
     }
 
     async fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        progress("Cloud Controller, lock server, policy store, syncers")?;
         let (layout, ports) = (self.layout.clone(), self.options.ports.clone());
         let own = self.options.own.clone();
         let file = layout.config("cloud-controller");
@@ -192,7 +245,7 @@ impl Cluster {
         Ok(())
     }
 
-    async fn start_agent(&mut self, cell: Cell) -> anyhow::Result<()> {
+    async fn launch_agent(&mut self, cell: Cell) -> anyhow::Result<()> {
         let store = self.layout.metadata(cell);
         let directory = store.parent().context("the metadata store lies in a directory")?;
         std::fs::create_dir_all(directory)?;
@@ -200,8 +253,7 @@ impl Cluster {
         let nft = tools::find("nft")?;
         let config = settings::cell_agent(&self.layout, &self.options.ports, cell, &nft);
         let name = settings::agent_name(cell);
-        self.run_service(&name, "cell-agent", &config, Place::On(cell)).await?;
-        self.wait_for_agent(cell).await
+        self.run_service(&name, "cell-agent", &config, Place::On(cell)).await
     }
 
     async fn wait_for_agent(&self, cell: Cell) -> anyhow::Result<()> {
@@ -254,7 +306,8 @@ impl Cluster {
 
     /// Starts a process that was stopped before, as it was.
     pub async fn start_process(&mut self, name: &str) -> anyhow::Result<()> {
-        let (program, place) = self.programs.get(name).with_context(|| format!("no {name}"))?;
+        let known = self.programs.get(name);
+        let (program, place) = known.with_context(|| format!("there is no process {name}"))?;
         let resident = match place {
             Place::Here => &self.here,
             Place::On(cell) => self.network.cell(*cell)?.resident(),
@@ -275,16 +328,33 @@ impl Cluster {
         self.processes.kill(name, &mut self.state).await
     }
 
-    /// Starts a cell's agent after it was stopped, and waits until it answers.
-    pub async fn start_agent_again(&mut self, cell: Cell) -> anyhow::Result<()> {
-        self.start_process(&settings::agent_name(cell)).await?;
-        self.wait_for_agent(cell).await
+    /// Starts a process that has ended, and waits until it answers.
+    pub async fn start_again(&mut self, name: &str) -> anyhow::Result<()> {
+        self.start_process(name).await?;
+        let ports = &self.options.ports;
+        let (_program, place) = self.programs.get(name).context("it was just started")?;
+        let port = match (place, name) {
+            (Place::On(cell), _agent) => return self.wait_for_agent(*cell).await,
+            (Place::Here, "cloud-controller") => ports.internal_api,
+            (Place::Here, "lock-server") => ports.lock_server,
+            (Place::Here, "policy-store") => ports.policy_store,
+            (Place::Here, syncer) => {
+                let mut syncers = (1..).zip(ports.syncer_debug);
+                let found = syncers.find(|(number, _)| settings::syncer_name(*number) == syncer);
+                found.with_context(|| format!("no port of {syncer} is known"))?.1
+            }
+        };
+        wait_for_port(name, port).await
     }
 
-    /// Starts the policy store after it was stopped, and waits until it answers.
-    pub async fn start_policy_store(&mut self) -> anyhow::Result<()> {
-        self.start_process("policy-store").await?;
-        wait_for_port("the policy store", self.options.ports.policy_store).await
+    /// Whether a process of that name belongs to the cluster and can be started again.
+    pub fn can_start(&self, name: &str) -> bool {
+        self.programs.contains_key(name)
+    }
+
+    /// Takes note of a process that ended by itself; it can be started again.
+    pub fn note_death(&mut self, death: &Death) -> anyhow::Result<()> {
+        self.processes.note_death(death, &mut self.state)
     }
 
     /// Adds a container as the CNI plugin does: its network, its entry in the
@@ -315,7 +385,9 @@ impl Cluster {
     /// Removes a container as the CNI plugin does.
     pub async fn remove_container(&mut self, name: &str) -> anyhow::Result<()> {
         let process = Container::process(name);
-        self.processes.stop(&process, &mut self.state).await?;
+        if self.processes.mark(&process).is_some() {
+            self.processes.stop(&process, &mut self.state).await?;
+        }
         let container = self.containers.remove(name);
         let Container { wanted, handle, attachment } =
             container.with_context(|| format!("there is no container {name}"))?;
@@ -367,6 +439,15 @@ impl Cluster {
 fn stop_order(name: &str) -> usize {
     let order = ["container-", "cell-agent-", "syncer-", "policy-store", "lock-server"];
     order.iter().position(|start| name.starts_with(start)).unwrap_or(order.len())
+}
+
+fn remove_directory(directory: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _gone => Ok(()),
+    }
 }
 
 fn write_config(file: &PathBuf, config: &Value) -> anyhow::Result<()> {

@@ -2,10 +2,11 @@
 //! cells in network namespaces.
 //!
 //! The launcher owns everything that it starts: processes, namespaces, the
-//! files below its state directory. It takes all down when it is interrupted,
-//! when a process dies, and when something of its own fails. After a `kill -9`
-//! the kernel ends the processes, and the next launcher of that name removes
-//! the namespaces.
+//! files below its state directory. It takes everything down on SIGINT, SIGTERM
+//! and SIGHUP, and when a part of its own fails. A process that ends during the
+//! start or during a story ends the cluster; later it is reported, and the
+//! cluster goes on. After a `kill -9` of the launcher the kernel ends the
+//! processes, and the next launcher of that name removes the namespaces.
 
 pub mod cloud;
 pub mod container;
@@ -14,6 +15,7 @@ pub mod forward;
 pub mod guide;
 pub mod launch;
 pub mod layout;
+pub mod live;
 pub mod metadata;
 pub mod namespace;
 pub mod network;
@@ -22,10 +24,12 @@ pub mod outside;
 pub mod ports;
 pub mod probe;
 pub mod process;
+pub mod request;
 pub mod rootless;
 pub mod settings;
 pub mod stage;
 pub mod state;
+pub mod terminal;
 pub mod tools;
 pub mod topology;
 
@@ -33,27 +37,35 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::{Context, anyhow, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use self::launch::{Cluster, Options};
+use self::layout::Layout;
 use self::ports::{Choice, Ports};
+use self::process::Death;
+use self::request::Request;
 use self::rootless::Footing;
 use self::stage::Stage;
 use self::state::State;
+use self::terminal::say;
 use self::topology::{MOST_CELLS, Name};
 use crate::story;
 
+/// The most apps that a cluster begins with: those that fit on one cell.
+const MOST_APPS: u16 = 250;
+
 /// The command line of `portcullis-dev cluster`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = false)]
 pub struct Arguments {
     /// Part of every namespace's name; clusters of different names live side by side
-    #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = Name::parse)]
+    #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = Name::parse, global = true)]
     name: Name,
 
     /// Where configuration, certificates, data and logs go [default: ~/.local/state/portcullis/NAME]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
 
     /// Where the executables of the services are [default: beside this one]
@@ -65,20 +77,30 @@ pub struct Arguments {
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_CELLS)))]
     cells: u8,
 
+    /// How many apps, over all cells in turn
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u16).range(2..=i64::from(MOST_APPS)))]
+    apps: u16,
+
     /// The control plane's ports [default: default; auto for a story]
     #[arg(long, value_name = "CHOICE", value_enum)]
     ports: Option<Choice>,
 
-    /// Play the operator's story, and end with 0 if everything is as told
+    /// Play the operator's story; exit with 0 if every check passes
     #[arg(long, conflicts_with = "clean")]
     story: bool,
 
     /// Only remove what a killed cluster of that name left
     #[arg(long)]
     clean: bool,
+
+    /// Without one, the cluster is started; each of these asks the running one
+    #[command(subcommand)]
+    request: Option<Request>,
 }
 
-/// Runs the cluster until it is interrupted, and tears it down.
+/// Runs the cluster until it is interrupted, and tears it down; or sends a request to the
+/// running one.
 ///
 /// Returns the exit code of the process.
 pub fn main(arguments: Arguments) -> ExitCode {
@@ -93,18 +115,30 @@ pub fn main(arguments: Arguments) -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let directory = match &arguments.state_dir {
+        Some(directory) => directory.clone(),
+        None => default_directory(&arguments.name)?,
+    };
+    let directory = std::path::absolute(directory)?;
+    let layout = Layout::below(&directory);
+    if let Some(request) = &arguments.request {
+        return say(&(request::send(&layout.launcher_socket(), request)? + "\n"));
+    }
+    layout.check_socket_paths().map_err(anyhow::Error::msg)?;
+    if arguments.clean && !State::exists(&directory) {
+        return say(&format!("Nothing to remove: {} holds no cluster.\n", directory.display()));
+    }
     tools::require_all()?;
     let footing = rootless::find_footing()?;
     // Fails only when there is one already, and that one is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(launch(arguments, footing))
+    runtime.block_on(launch(arguments, directory, footing))
 }
 
-async fn launch(arguments: Arguments, footing: Footing) -> anyhow::Result<()> {
-    let Arguments { name, state_dir, bin_dir, cells, ports, story, clean } = arguments;
-    let directory = state_dir.map_or_else(|| default_directory(&name), Ok)?;
-    let directory = std::path::absolute(directory)?;
+async fn launch(arguments: Arguments, directory: PathBuf, footing: Footing) -> anyhow::Result<()> {
+    let Arguments { name, state_dir: _, bin_dir, cells, apps, ports, story, clean, request: _ } =
+        arguments;
     let (state, left) = State::take(&directory)?;
     process::end_leftovers(&left.still_running(&state::boot())).await;
     network::remove_leftovers(&left.namespaces)?;
@@ -118,53 +152,79 @@ async fn launch(arguments: Arguments, footing: Footing) -> anyhow::Result<()> {
     let options = Options {
         name,
         cells,
+        apps,
         binaries: bin_dir.map_or_else(|| Ok(beside.to_owned()), std::path::absolute)?,
         own: own.clone(),
         ports: Ports::choose(ports.unwrap_or(usual))?,
     };
-    live(options, state, footing, story).await
-}
-
-/// Starts, does what was asked, and takes all down whatever came of it.
-async fn live(options: Options, state: State, footing: Footing, story: bool) -> anyhow::Result<()> {
     let (sender, mut deaths) = mpsc::channel(16);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::listen()?;
     let mut cluster = Cluster::new(options, state, sender)?;
-    let broken = cluster.broken();
-    let outcome = tokio::select! {
-        outcome = work(&mut cluster, footing, story) => outcome,
-        Some(death) = deaths.recv() => Err(anyhow!("{}", death.report())),
-        () = broken.cancelled() => Err(anyhow!("a part of the launcher ended")),
-        _signal = interrupt.recv() => interrupted(story),
-        _signal = terminate.recv() => interrupted(story),
-    };
+    let outcome = run_cluster(&mut cluster, &mut deaths, &mut signals, footing, story).await;
     say("\nTaking the cluster down.\n")?;
     outcome.and(cluster.stop().await)
+}
+
+/// Starts the cluster, plays the story or waits for requests.
+async fn run_cluster(
+    cluster: &mut Cluster,
+    deaths: &mut mpsc::Receiver<Death>,
+    signals: &mut Signals,
+    footing: Footing,
+    story: bool,
+) -> anyhow::Result<()> {
+    let broken = cluster.broken();
+    let stage = tokio::select! {
+        started = start(cluster, story) => started?,
+        Some(death) = deaths.recv() => bail!("{}", death.report()),
+        () = broken.cancelled() => bail!("a task of the launcher ended"),
+        () = signals.next() => return interrupted(story),
+    };
+    let Some(stage) = stage else { return Ok(()) };
+    let listener = live::listen(cluster)?;
+    let env = guide::write_env(cluster)?;
+    say(&format!("\n{}\n", guide::guide(cluster, &stage, &env, footing)))?;
+    tokio::select! {
+        outcome = live::attend(cluster, &stage, deaths, &listener) => outcome,
+        () = broken.cancelled() => Err(anyhow!("a task of the launcher ended")),
+        () = signals.next() => Ok(()),
+    }
 }
 
 fn interrupted(story: bool) -> anyhow::Result<()> {
     if story { Err(anyhow!("the story was interrupted")) } else { Ok(()) }
 }
 
-async fn work(cluster: &mut Cluster, footing: Footing, story: bool) -> anyhow::Result<()> {
+/// Starts everything, and plays the story if that is wanted; otherwise returns the stage.
+async fn start(cluster: &mut Cluster, story: bool) -> anyhow::Result<Option<Stage>> {
     let name = cluster.options().name.as_str().to_owned();
-    say(&format!("Starting the cluster {name}.\n"))?;
+    say(&format!("Starting the cluster {name}:\n"))?;
     cluster.start().await?;
     let stage = Stage::set(cluster).await?;
     if story {
-        return story::play(cluster, stage).await;
+        return story::play(cluster, stage).await.map(|()| None);
     }
-    let env = guide::write_env(cluster)?;
-    say(&format!("\n{}\n", guide::guide(cluster, &env, footing)))?;
-    say(&format!("{} leads, fencing token {}.\n", stage.leader.owner, stage.leader.fencing_token))?;
-    std::future::pending().await
+    Ok(Some(stage))
 }
 
-/// Writes to standard output at once.
-pub fn say(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot print")
+/// The signals that end the launcher. SIGHUP comes when its terminal is closed.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _signal = interrupt.recv() => {}
+            _signal = terminate.recv() => {}
+            _signal = hangup.recv() => {}
+        }
+    }
 }
 
 fn default_directory(name: &Name) -> anyhow::Result<PathBuf> {

@@ -48,12 +48,34 @@ impl Network {
         namespace::build(&topology::backbone(&self.name))?;
         forward(self.router.as_ref()).await?;
         for cell in Cell::all(cells) {
-            let namespace = create(&self.name.cell(cell), state)?;
-            let namespace = self.cells.entry(cell).insert_entry(namespace).into_mut();
-            namespace::build(&topology::cell(&self.name, cell))?;
-            forward(Some(namespace)).await?;
+            self.add_cell(cell, state).await?;
         }
         Ok(())
+    }
+
+    /// Builds a cell's namespace and its way to the router.
+    pub async fn add_cell(&mut self, cell: Cell, state: &mut State) -> anyhow::Result<()> {
+        let namespace = create(&self.name.cell(cell), state)?;
+        let namespace = self.cells.entry(cell).insert_entry(namespace).into_mut();
+        namespace::build(&topology::cell(&self.name, cell))?;
+        forward(Some(namespace)).await
+    }
+
+    /// Takes a cell without containers down.
+    pub fn remove_cell(&mut self, cell: Cell, state: &mut State) -> anyhow::Result<()> {
+        let namespace = self.cells.remove(&cell);
+        let namespace = namespace.with_context(|| format!("there is no {}", cell.name()))?;
+        // The kernel takes a dead namespace apart later; a new cell of the same number may want
+        // the router's interface at once.
+        let interface = cell.router_interface();
+        let unplugged = tools::run("ip", ["-n", &self.name.router(), "link", "del", &interface]);
+        delete(namespace, state)?;
+        Ok(unplugged.map(drop)?)
+    }
+
+    /// The lowest number that no cell has.
+    pub fn free_cell(&self) -> Option<Cell> {
+        Cell::all(topology::MOST_CELLS).find(|cell| !self.cells.contains_key(cell))
     }
 
     /// Takes everything down again. Goes on after a failure, and tells the

@@ -32,6 +32,9 @@ use super::tools;
 /// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a start waits for the end of a process that was just signalled.
+const AFTER_SIGNAL: Duration = Duration::from_secs(2);
+
 /// Lines of a log that are shown when its process died.
 const LAST_LINES: usize = 12;
 
@@ -56,6 +59,8 @@ pub struct Program {
 pub struct Death {
     /// What the cluster calls it.
     pub name: String,
+    /// Its process id.
+    pub pid: u32,
     /// How it ended.
     pub status: Option<ExitStatus>,
     /// Its log file.
@@ -63,9 +68,14 @@ pub struct Death {
 }
 
 impl Death {
-    /// What to tell: who, how, and the last lines of its log.
+    /// How it ended, as text.
+    pub fn status(&self) -> String {
+        self.status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string())
+    }
+
+    /// What to print: the process, how it ended, and the last lines of its log.
     pub fn report(&self) -> String {
-        let status = self.status.map_or_else(|| "unknown status".to_owned(), |s| s.to_string());
+        let status = self.status();
         let log = self.log.display();
         let mut report = format!("{} ended unexpectedly: {status}\n  {log} ends with", self.name);
         for line in last_lines(&self.log) {
@@ -86,6 +96,7 @@ struct Running {
 #[derive(Debug)]
 pub struct Processes {
     running: BTreeMap<String, Running>,
+    ended: BTreeMap<String, String>,
     peaks: BTreeMap<String, u64>,
     watchers: JoinSet<()>,
     deaths: mpsc::Sender<Death>,
@@ -94,8 +105,8 @@ pub struct Processes {
 impl Processes {
     /// None yet; deaths are told to the other end of `deaths`.
     pub fn new(deaths: mpsc::Sender<Death>) -> Self {
-        let (running, peaks) = (BTreeMap::new(), BTreeMap::new());
-        Self { running, peaks, watchers: JoinSet::new(), deaths }
+        let (running, ended, peaks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { running, ended, peaks, watchers: JoinSet::new(), deaths }
     }
 
     /// Starts a program where `resident` lives.
@@ -106,8 +117,12 @@ impl Processes {
         state: &mut State,
     ) -> anyhow::Result<u32> {
         let Program { name, executable, arguments: _, log } = program;
-        if self.running.contains_key(name) {
-            bail!("{name} is already running");
+        if let Some(running) = self.running.get_mut(name) {
+            if timeout(AFTER_SIGNAL, running.ended.wait_for(|ended| *ended)).await.is_err() {
+                bail!("{name} is already running");
+            }
+            let pid = running.mark.pid;
+            self.forget(name, "ended", state, pid)?;
         }
         let command = command(program)?;
         let child = resident.spawn(command).await;
@@ -116,12 +131,13 @@ impl Processes {
         let mark = Mark::of(name, pid);
         let (tell, ended) = watch::channel(false);
         let asked_to_end = Arc::new(AtomicBool::new(false));
-        let death = Death { name: name.clone(), status: None, log: log.clone() };
+        let death = Death { name: name.clone(), pid, status: None, log: log.clone() };
         let watcher = look_after(child, tell, asked_to_end.clone(), death, self.deaths.clone());
         self.watchers.spawn(watcher);
         // Without a mark it has ended already; its watcher tells.
         if let Some(mark) = mark {
             state.note_process(mark.clone())?;
+            self.ended.remove(name);
             self.running.insert(name.clone(), Running { mark, asked_to_end, ended });
         }
         Ok(pid)
@@ -145,6 +161,8 @@ impl Processes {
         let Running { mark, asked_to_end, mut ended } = running;
         asked_to_end.store(true, Ordering::SeqCst);
         send(&mark, signal);
+        // A frozen process handles SIGTERM when it goes on.
+        send(&mark, Signal::SIGCONT);
         let graceful = timeout(GRACE, ended.wait_for(|ended| *ended)).await.is_ok();
         if !graceful {
             send(&mark, Signal::SIGKILL);
@@ -153,6 +171,46 @@ impl Processes {
         }
         state.forget_process(mark.pid)?;
         Ok(graceful)
+    }
+
+    /// Sends a signal to a running process. If the signal ends the process, the end is reported
+    /// as one that nobody asked for.
+    pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        let running = self.running.get(name).with_context(|| format!("no process {name} runs"))?;
+        send(&running.mark, signal);
+        Ok(())
+    }
+
+    /// Removes a process that has ended by itself from those that run.
+    pub fn note_death(&mut self, death: &Death, state: &mut State) -> anyhow::Result<()> {
+        let Death { name, pid, status: _, log: _ } = death;
+        match self.running.get(name) {
+            Some(running) if running.mark.pid == *pid => {
+                self.forget(name, &death.status(), state, *pid)
+            }
+            // A later process has the name, or this one ended before it had a mark.
+            _other => Ok(()),
+        }
+    }
+
+    fn forget(&mut self, name: &str, how: &str, state: &mut State, pid: u32) -> anyhow::Result<()> {
+        self.running.remove(name);
+        self.ended.insert(name.to_owned(), how.to_owned());
+        Ok(state.forget_process(pid)?)
+    }
+
+    /// Every process that was started, with its pid if it runs, and its state as text.
+    pub fn states(&self) -> BTreeMap<&str, (Option<u32>, String)> {
+        let running = self.running.iter().map(|(name, Running { mark, .. })| {
+            let state = match (mark.runs(), mark.is_frozen()) {
+                (true, true) => "frozen",
+                (true, false) => "running",
+                (false, _) => "ended",
+            };
+            (name.as_str(), (Some(mark.pid), state.to_owned()))
+        });
+        let ended = self.ended.iter().map(|(name, how)| (name.as_str(), (None, how.clone())));
+        ended.chain(running).collect()
     }
 
     /// The names of all that run.
@@ -326,6 +384,30 @@ mod tests {
         drop(here);
         let death = deaths.recv().await.unwrap();
         assert_eq!(death.status.unwrap().to_string(), "signal: 9 (SIGKILL)");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ended_can_be_started_again() {
+        let mut fixture = fixture();
+        fixture.shell("echo up; exec sleep 1000").await;
+        fixture.wait_for_output().await;
+        fixture.processes.signal("shell", Signal::SIGSTOP).unwrap();
+        let frozen = async {
+            while fixture.processes.states()["shell"].1 != "frozen" {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(GRACE, frozen).await.unwrap();
+        fixture.processes.signal("shell", Signal::SIGKILL).unwrap();
+        let death = fixture.deaths.recv().await.unwrap();
+        fixture.processes.note_death(&death, &mut fixture.state).unwrap();
+        assert_eq!(fixture.processes.states()["shell"], (None, "signal: 9 (SIGKILL)".to_owned()));
+        let pid = fixture.shell("exec sleep 1000").await;
+        assert_eq!(fixture.processes.states()["shell"], (Some(pid), "running".to_owned()));
+        // The report of the first one says nothing about the second.
+        fixture.processes.note_death(&death, &mut fixture.state).unwrap();
+        assert_eq!(fixture.processes.states()["shell"].0, Some(pid));
+        assert!(fixture.processes.stop("shell", &mut fixture.state).await.unwrap());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::cloud::Cloud;
 use super::container::{Wanted, Workload};
 use super::launch::Cluster;
 use super::operator::Held;
+use super::terminal::progress;
 use super::topology::Cell;
 
 /// How long the first lock and the first sync may take.
@@ -35,8 +36,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Waits until groups are synced, then puts `appA` into `s1` and `appB` into
-    /// `s2`, each on a cell of its own if there are two.
+    /// Waits until groups are synced, then adds the apps: `appA` in `s1`, `appB` in `s2`, and so
+    /// on in turn, over all cells in turn.
     pub async fn set(cluster: &mut Cluster) -> anyhow::Result<Self> {
         let ports = cluster.options().ports.clone();
         let api = format!("https://127.0.0.1:{}", ports.api);
@@ -45,15 +46,32 @@ impl Stage {
         let organization = cloud.create_organization("o1").await?;
         let s1 = cloud.create_space("s1", &organization).await?;
         let s2 = cloud.create_space("s2", &organization).await?;
+        progress("the first sync")?;
         let leader = wait_for_sync(cluster).await?;
         let mut cells = cluster.network().cells();
         let cell_a = cells.next().context("a cluster has a cell")?;
         let cell_b = cells.next().unwrap_or(cell_a);
         drop(cells);
         let stage = Self { cloud, organization, s1, s2, cell_a, cell_b, leader };
-        cluster.add_container(stage.wanted("appA", cell_a, &stage.s1, Workload::App)).await?;
-        cluster.add_container(stage.wanted("appB", cell_b, &stage.s2, Workload::App)).await?;
+        let cells: Vec<Cell> = cluster.network().cells().collect();
+        progress(&format!("{} apps", cluster.options().apps))?;
+        for number in 0..usize::from(cluster.options().apps) {
+            let space = if number % 2 == 0 { &stage.s1 } else { &stage.s2 };
+            let cell = cells[number % cells.len()];
+            cluster
+                .add_container(stage.wanted(&app_name(number), cell, space, Workload::App))
+                .await?;
+        }
         Ok(stage)
+    }
+
+    /// The GUID of a space that is given by name or by GUID.
+    pub fn space<'a>(&'a self, space: &'a str) -> &'a str {
+        match space {
+            "s1" => &self.s1,
+            "s2" => &self.s2,
+            guid => guid,
+        }
     }
 
     /// A container of the organization.
@@ -61,6 +79,12 @@ impl Stage {
         let (organization, space) = (self.organization.clone(), space.to_owned());
         Wanted { name: name.to_owned(), cell, organization, space, workload }
     }
+}
+
+/// `appA` to `appZ`, then `app26` and so on.
+fn app_name(number: usize) -> String {
+    let letter = u8::try_from(number).ok().filter(|number| *number < 26);
+    letter.map_or_else(|| format!("app{number}"), |n| format!("app{}", char::from(b'A' + n)))
 }
 
 /// Until somebody leads, and the policy store has a first set of groups.
@@ -81,4 +105,14 @@ async fn is_synced(cluster: &Cluster) -> anyhow::Result<bool> {
     let text = cluster.ctl(&["status", "--json"]).await?;
     let status: Value = serde_json::from_str(&text).context("portcullisctl's JSON")?;
     Ok(!status["synced_at"].is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apps_have_names_of_their_own() {
+        assert_eq!([0, 1, 25, 26, 300].map(app_name), ["appA", "appB", "appZ", "app26", "app300"]);
+    }
 }

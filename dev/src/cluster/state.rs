@@ -59,6 +59,13 @@ impl Mark {
     pub fn runs(&self) -> bool {
         started(self.pid) == Some(self.started)
     }
+
+    /// Whether that very process is frozen by SIGSTOP.
+    pub fn is_frozen(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        start_time(&stat) == Some(self.started)
+            && stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    }
 }
 
 /// What a launcher has made.
@@ -116,6 +123,11 @@ impl State {
         let made = Made { boot: boot(), launcher: std::process::id(), ..Made::default() };
         let state = Self { directory: directory.to_owned(), made, _lock: lock };
         Ok((state, before.unwrap_or_default()))
+    }
+
+    /// Whether that directory holds the state of a cluster.
+    pub fn exists(directory: &Path) -> bool {
+        file(directory).exists()
     }
 
     /// The directory.

@@ -13,6 +13,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 /// The most cells a cluster can have.
 pub const MOST_CELLS: u8 = 32;
@@ -87,13 +88,22 @@ impl Name {
 }
 
 /// A cell's place in the plan, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cell(u8);
 
 impl Cell {
     /// The cells 1 to `count`.
     pub fn all(count: u8) -> impl Iterator<Item = Self> {
         (1..=count.min(MOST_CELLS)).map(Self)
+    }
+
+    /// The cell of that name, such as `cell-2`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("cell-").and_then(|number| number.parse().ok());
+        match number {
+            Some(number @ 1..=MOST_CELLS) => Ok(Self(number)),
+            _ => Err(format!("{text:?} is no cell: expected cell-1 to cell-{MOST_CELLS}")),
+        }
     }
 
     /// `cell-1`, and so on.
@@ -127,7 +137,8 @@ impl Cell {
         Ipv4Addr::new(172, 30, self.0, 1)
     }
 
-    fn router_interface(self) -> String {
+    /// The router's interface towards this cell.
+    pub fn router_interface(self) -> String {
         format!("cell{}", self.0)
     }
 }
@@ -240,6 +251,17 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a b", "a/b", "..", &"x".repeat(33)] {
             assert!(Name::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn cells_are_known_by_name() {
+        for cell in Cell::all(MOST_CELLS) {
+            assert_eq!(Cell::parse(&cell.name()), Ok(cell));
+        }
+        for bad in ["", "1", "cell-0", "cell-33", "cell-x", "cell-256"] {
+            let error = Cell::parse(bad).unwrap_err();
+            assert_eq!(error, format!("{bad:?} is no cell: expected cell-1 to cell-32"));
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) async fn store_away(teller: &mut Teller<'_>) -> anyhow::Result<()> {
     teller.remark("No agent on appA's cell, and its rules still are in force:")?;
     in_force(teller).await?;
     started(teller, &agent)?;
-    teller.cluster.start_agent_again(cell).await?;
+    teller.cluster.start_again(&agent).await?;
     teller.remark("The agent is back and has no store to ask:")?;
     in_force(teller).await?;
 
@@ -46,7 +46,7 @@ pub(super) async fn store_away(teller: &mut Teller<'_>) -> anyhow::Result<()> {
     teller.call(Method::PATCH, &path, Some(&json!({ "rules": rules }))).await?;
     teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await?;
     started(teller, "policy-store")?;
-    teller.cluster.start_policy_store().await?;
+    teller.cluster.start_again("policy-store").await?;
     let back = Instant::now();
     for app in ["appA", "appB"] {
         let change = "the store is back: open";

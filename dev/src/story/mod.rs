@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use self::teller::Teller;
 use crate::cluster::guide;
 use crate::cluster::launch::Cluster;
-use crate::cluster::say;
 use crate::cluster::stage::Stage;
+use crate::cluster::terminal::say;
 
 /// Plays the story from a to the end.
 pub async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<()> {

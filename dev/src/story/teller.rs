@@ -14,8 +14,8 @@ use crate::cluster::cloud::{Answer, curl};
 use crate::cluster::container::Identity;
 use crate::cluster::launch::Cluster;
 use crate::cluster::probe::{self, Outcome, Target, probe};
-use crate::cluster::say;
 use crate::cluster::stage::Stage;
+use crate::cluster::terminal::say;
 use crate::cluster::topology::Cell;
 
 /// The longest that the story waits for a change that has no limit of its own.

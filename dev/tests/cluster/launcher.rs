@@ -126,7 +126,9 @@ fn a_service_that_dies_ends_the_cluster_with_its_last_words() {
 
 #[test]
 fn a_signal_takes_everything_down() {
-    for (purpose, how) in [("int", Signal::SIGINT), ("term", Signal::SIGTERM)] {
+    for (purpose, how) in
+        [("int", Signal::SIGINT), ("term", Signal::SIGTERM), ("hup", Signal::SIGHUP)]
+    {
         let fixture = Fixture::new(purpose);
         fixture.stand_in("lock-server", "exec sleep 1000");
         fixture.stand_in("policy-store", "exec sleep 1000");

@@ -1,0 +1,22 @@
+//! What the launcher prints on standard output.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+/// Writes to standard output at once.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot print")
+}
+
+/// Prints a step of the start.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn progress(step: &str) -> anyhow::Result<()> {
+    say(&format!("  {step} ...\n"))
+}

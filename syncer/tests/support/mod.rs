@@ -50,8 +50,17 @@ pub(crate) fn channel(address: &str) -> Channel {
 }
 
 /// Waits until `condition` holds, at most ten seconds.
-pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+pub(crate) async fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(10), what, condition).await;
+}
+
+/// Waits until `condition` holds, at most for `patience`.
+pub(crate) async fn until_within(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+) {
+    let deadline = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         sleep(Duration::from_millis(2)).await;

@@ -15,10 +15,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use model::ids::ContainerHandle;
+use model::{
+    generation::Generation,
+    ids::{ContainerHandle, SpaceGuid},
+};
 use runtime::error::chain;
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::codegen::http::StatusCode;
+use tonic::codegen::http::{StatusCode, header::X_CONTENT_TYPE_OPTIONS};
 
 use crate::{
     containers::Feed,
@@ -87,7 +90,14 @@ pub fn router(control: Control) -> Router {
         .route("/force-policy-poll-cycle", any(force_policy_poll_cycle))
         .route("/force-asgs-for-container", any(force_asgs_for_container))
         .route("/force-orphaned-asgs-cleanup", any(force_orphaned_asgs_cleanup))
+        .fallback(not_found)
         .with_state(control)
+}
+
+/// The answer of Go's net/http for an unknown path.
+pub(crate) async fn not_found() -> Response {
+    let options = [(X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (StatusCode::NOT_FOUND, options, "404 page not found\n").into_response()
 }
 
 /// Container-to-container policies are none of ours, but the CNI plugin has one
@@ -200,14 +210,25 @@ impl Cell {
         let standing = |enforced: &Enforced| {
             enforced.ruleset.containers.get(&handle).map(|planned| planned.standing.clone())
         };
-        let done = |enforced: &Enforced| {
-            let decided = !matches!(standing(enforced), Some(Standing::Unknown(_)));
-            let newest = known.as_ref().is_none_or(|known| enforced.has_seen(known));
-            let told = newest && (decided || refreshed.is_err());
+        let missing = |enforced: &Enforced| {
+            if enforced.attempted < reading {
+                return Some(Missing::Reading(reading));
+            }
             // An older failure says nothing about this container.
-            attempted(enforced, reading) && (told || enforced.error.is_some())
+            if enforced.error.is_some() {
+                return None;
+            }
+            if let Some(known) = &known
+                && !enforced.has_seen(known)
+            {
+                return Some(Missing::Generation(known.generation));
+            }
+            match standing(enforced) {
+                Some(Standing::Unknown(space)) if refreshed.is_ok() => Some(Missing::Space(space)),
+                _ => None,
+            }
         };
-        let mut enforced = self.wait(done).await;
+        let mut enforced = self.wait(&handle, missing).await;
         let is_old = self.beside_plugin && Arc::ptr_eq(&enforced, &before);
         if is_old || enforced.waiting.contains_key(&handle) {
             // The CNI plugin writes to the store before it makes the chains, and
@@ -238,10 +259,14 @@ impl Cell {
         if containers.snapshot.containers.contains_key(&handle) {
             return Err("it is still in the container metadata store".to_owned());
         }
-        let enforced = self.wait(|enforced| attempted(enforced, containers.reading)).await;
+        let reading = containers.reading;
+        let missing = |enforced: &Enforced| {
+            (enforced.attempted < reading).then_some(Missing::Reading(reading))
+        };
+        let enforced = self.wait(&handle, missing).await;
         // What the plugin's own chains held may go now that it has taken them away.
         self.look_again().await?;
-        failure(&enforced, containers.reading).map_or(Ok(()), Err)
+        failure(&enforced, reading).map_or(Ok(()), Err)
     }
 
     /// Waits until the kernel has been looked at after this call.
@@ -257,18 +282,39 @@ impl Cell {
         passed.unwrap_or_else(|_| Err("the rules are not in the kernel yet".to_owned()))
     }
 
-    /// The state when `done`, or at the latest when the time is up.
-    async fn wait(&self, done: impl Fn(&Enforced) -> bool) -> Arc<Enforced> {
+    /// The state in which nothing is missing, or the state at the deadline; that is
+    /// logged and counted, since the CNI plugin waits for it.
+    async fn wait(
+        &self,
+        handle: &ContainerHandle,
+        missing: impl Fn(&Enforced) -> Option<Missing>,
+    ) -> Arc<Enforced> {
         let mut enforced = self.enforced.clone();
-        let waited = enforced.wait_for(|enforced| done(enforced));
+        let waited = enforced.wait_for(|enforced| missing(enforced).is_none());
         let _time_is_up = tokio::time::timeout(self.timeout, waited).await;
-        self.enforced.borrow().clone()
+        let enforced = self.enforced.borrow().clone();
+        if let Some(missing) = missing(&enforced) {
+            crate::metrics::count(crate::metrics::FORCE_TIMEOUTS);
+            tracing::error!(
+                container = %handle,
+                seconds = self.timeout.as_secs_f64(),
+                missing = %missing,
+                "force-asgs-for-container-timed-out"
+            );
+        }
+        enforced
     }
 }
 
-/// Whether an attempt was made with this reading of the store or a newer one.
-fn attempted(enforced: &Enforced, reading: u64) -> bool {
-    enforced.attempted >= reading
+/// What a caller waits for.
+#[derive(Debug, thiserror::Error)]
+enum Missing {
+    #[error("no attempt with reading {0} of the container metadata store")]
+    Reading(u64),
+    #[error("generation {} of the security groups is not in the kernel", .0.0)]
+    Generation(Generation),
+    #[error("the security groups of space {0} are not known")]
+    Space(SpaceGuid),
 }
 
 fn failure(enforced: &Enforced, reading: u64) -> Option<String> {

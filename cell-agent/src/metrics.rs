@@ -67,8 +67,21 @@ pub(crate) const POLL_FAILURES: &str = "cell_agent_policy_server_failures_total"
 /// How often the CNI plugin was told that a container has no rules.
 pub(crate) const FORCE_FAILURES: &str = "cell_agent_force_failures_total";
 
-const COUNTERS: [&str; 6] =
-    [APPLY_FAILURES, DRIFT_HEALED, STORE_FAILURES, WATCH_FAILURES, POLL_FAILURES, FORCE_FAILURES];
+/// How often the CNI plugin waited until the deadline.
+pub(crate) const FORCE_TIMEOUTS: &str = "cell_agent_force_timeouts_total";
+/// How often a program printed rules in an unknown spelling.
+pub(crate) const UNKNOWN_SPELLINGS: &str = "cell_agent_unknown_spellings_total";
+
+const COUNTERS: [&str; 8] = [
+    APPLY_FAILURES,
+    DRIFT_HEALED,
+    STORE_FAILURES,
+    WATCH_FAILURES,
+    POLL_FAILURES,
+    FORCE_FAILURES,
+    FORCE_TIMEOUTS,
+    UNKNOWN_SPELLINGS,
+];
 
 /// Shows what has not happened yet: nothing is no failure, and not the same as no
 /// metric.

@@ -77,6 +77,10 @@ pub struct ConnectionLimit {
 /// The security groups as far as the policy store told them to this cell.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
+    /// Position among the states that this process learned, from 1; 0 for none.
+    /// The store repeats its generation for a new set of spaces, and a restored
+    /// store goes back, so the generation does not order states.
+    pub revision: u64,
     /// Of the store, for the whole set.
     pub generation: Generation,
     /// When the store made it, if these are exactly the groups of `spaces` at that

@@ -54,6 +54,7 @@ fn group(id: u64, spaces: &[&str], rules: Vec<RuleSpec>) -> Arc<ReadGroup> {
 fn known(spaces: &[&str], groups: impl IntoIterator<Item = Arc<ReadGroup>>) -> Known {
     let guid = |group: &Arc<ReadGroup>| group.stored.group.guid.clone();
     Known {
+        revision: 0,
         generation: Generation(1),
         stamp: Stamp(0),
         spaces: spaces.iter().map(|text| space(text)).collect(),

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::{Follow, Link, spaces::Spaces};
+use super::{Follow, Link, publish, spaces::Spaces};
 use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 
 const LINGER_CHECK: Duration = Duration::from_secs(60);
@@ -236,7 +236,7 @@ impl Client {
             removed,
             "groups-received"
         );
-        self.known.send_replace(Some(Arc::clone(&known)));
+        let known = publish(&self.known, known);
         if self.link.send_replace(Link::Up) == Link::Down {
             tracing::info!("policy-store-watched");
             self.backoff.reset();

@@ -64,7 +64,7 @@ impl Follow {
     /// `None` if what is known is not a state of the store.
     #[must_use]
     pub fn resume(known: &Known) -> Option<(Self, Hello)> {
-        let Known { generation, stamp, spaces, groups } = known;
+        let Known { revision: _, generation, stamp, spaces, groups } = known;
         if *stamp == Stamp::default() || *generation == Generation::default() {
             return None;
         }
@@ -153,7 +153,13 @@ impl Follow {
     fn whole(&self, generation: Generation, stamp: Stamp, confirmed: u64) -> Arc<Known> {
         let confirmed = self.asked.iter().filter(|(_, sequence)| **sequence <= confirmed);
         let spaces = confirmed.map(|(space, _)| space.clone()).collect();
-        Arc::new(Known { generation, stamp, spaces, groups: self.draft.clone() })
+        Arc::new(Known {
+            generation,
+            stamp,
+            spaces,
+            groups: self.draft.clone(),
+            ..Known::default()
+        })
     }
 }
 

@@ -6,8 +6,13 @@
 //! part of it. The last one is on disk, so that a cell that starts while the
 //! store is down has its rules (laws 4 and 5).
 
+use std::sync::Arc;
+
 use runtime::client::describe;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::plan::Known;
 
 mod api;
 mod client;
@@ -62,6 +67,16 @@ impl Learner {
             Self::Poll(poller) => poller.fetch().await,
         }
     }
+}
+
+/// Replaces the known groups, and gives them the next revision.
+fn publish(latest: &watch::Sender<Option<Arc<Known>>>, mut known: Arc<Known>) -> Arc<Known> {
+    latest.send_modify(|latest| {
+        let last = latest.as_ref().map_or(0, |last| last.revision);
+        Arc::make_mut(&mut known).revision = last + 1;
+        *latest = Some(Arc::clone(&known));
+    });
+    known
 }
 
 /// Whether the store can be reached.

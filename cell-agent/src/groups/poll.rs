@@ -8,10 +8,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use model::{
-    generation::{Generation, Stamp},
-    ids::SpaceGuid,
-};
+use model::{generation::Generation, ids::SpaceGuid};
 use runtime::{backoff::Backoff, error::chain, tls::ClientTls};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -23,6 +20,7 @@ use super::{
     Link,
     api::{Api, Error},
     page::{self, Entry},
+    publish,
     spaces::Spaces,
 };
 use crate::{containers::Containers, metrics::Times, plan::Known};
@@ -214,7 +212,7 @@ impl Poller {
 
     fn receive(&mut self, entries: Vec<Entry>, stamp: Option<u64>, spaces: &BTreeSet<SpaceGuid>) {
         let before = self.known.borrow().clone();
-        let Known { generation, stamp: _, spaces: old_spaces, groups: old } =
+        let Known { revision: _, generation, stamp: _, spaces: old_spaces, groups: old } =
             before.as_deref().cloned().unwrap_or_default();
         if stamp == Some(0) && entries.is_empty() && !old.is_empty() {
             // A server that was never filled says nothing about the rules.
@@ -237,14 +235,10 @@ impl Poller {
             spaces = spaces.len(),
             "groups-received"
         );
-        let known = Known { generation, stamp: Stamp(0), spaces: spaces.clone(), groups };
-        self.known.send_if_modified(|last| {
-            let changed = !same || last.as_ref().is_none_or(|last| last.generation != generation);
-            if changed {
-                *last = Some(Arc::new(known));
-            }
-            changed
-        });
+        if !same || before.is_none_or(|before| before.generation != generation) {
+            let known = Known { generation, spaces: spaces.clone(), groups, ..Known::default() };
+            publish(&self.known, Arc::new(known));
+        }
     }
 
     /// Tells how a poll went, and how long to wait for the next one.

@@ -91,7 +91,7 @@ pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) -> bool {
 }
 
 fn encode(known: &Known) -> Vec<u8> {
-    let Known { generation, stamp, spaces, groups } = known;
+    let Known { revision: _, generation, stamp, spaces, groups } = known;
     let hello = Hello {
         cell_id: String::new(),
         space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
@@ -118,7 +118,10 @@ fn decode(mut content: &[u8]) -> Result<Arc<Known>, String> {
         space_guids.iter().map(|space| SpaceGuid::parse(space)).collect();
     let told = Follow::hello(spaces.map_err(|error| error.to_string())?).receive(whole);
     match (told.known, told.problems.first()) {
-        (Some(known), None) => Ok(known),
+        (Some(mut known), None) => {
+            Arc::make_mut(&mut known).revision = 1;
+            Ok(known)
+        }
         (_, Some(problem)) => Err(problem.clone()),
         (None, None) => Err("the state is not whole".to_owned()),
     }

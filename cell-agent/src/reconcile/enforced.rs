@@ -59,10 +59,10 @@ impl Enforced {
         }
     }
 
-    /// Whether it was made from these groups or newer ones.
+    /// Whether it was made from these groups or groups learned later.
     #[must_use]
-    pub fn has_seen(&self, known: &Arc<Known>) -> bool {
-        Arc::ptr_eq(&self.known, known) || self.known.generation > known.generation
+    pub fn has_seen(&self, known: &Known) -> bool {
+        self.known.revision >= known.revision
     }
 
     /// Sets the metrics that tell what is in force.

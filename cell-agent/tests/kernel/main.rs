@@ -32,3 +32,4 @@ mod speed;
 mod stage;
 mod store;
 mod swap;
+mod waits;

@@ -159,6 +159,8 @@ fn what_happens_is_counted_and_each_change_has_a_line() {
             ("cell_agent_policy_store_failures_total", 0.0),
             ("cell_agent_policy_server_failures_total", 0.0),
             ("cell_agent_force_failures_total", 0.0),
+            ("cell_agent_force_timeouts_total", 0.0),
+            ("cell_agent_unknown_spellings_total", 0.0),
         ] {
             assert_eq!(metrics.get(name), Some(&value), "{name} in {metrics:#?}");
         }

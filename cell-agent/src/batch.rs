@@ -17,6 +17,8 @@
 //!   led to. As long as something still leads to it, it is only emptied, as the
 //!   original does: then the parent's reject is next.
 
+mod reading;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
@@ -26,10 +28,15 @@ use std::{
 
 use model::ids::ContainerHandle;
 
-use crate::render::{
-    iptables::{Body, Chain, Family, Filter, Names, Part},
-    table::TO_STRING,
+use crate::{
+    render::{
+        iptables::{Body, Chain, Family, Filter, Names, Part},
+        table::TO_STRING,
+    },
+    spelling::{Comparison, Spellings},
 };
+
+pub use reading::Reading;
 
 /// Where rules are tried that no packet meets.
 const TRIAL: &str = "portcullis-trial";
@@ -45,19 +52,6 @@ pub struct Saved {
     rules: HashMap<String, Arc<str>>,
     /// From which chains rules lead to such a chain.
     references: HashMap<String, Vec<String>>,
-}
-
-/// A table while it is read, in pieces of any length.
-#[derive(Debug, Default)]
-pub struct Reading {
-    saved: Saved,
-    /// The line whose end was not read yet.
-    begun: Vec<u8>,
-    /// The chain whose rules are being read.
-    chain: String,
-    rules: String,
-    /// What chains hold; many hold the same.
-    texts: HashSet<Arc<str>>,
 }
 
 /// What to do.
@@ -116,89 +110,14 @@ fn is_log(name: &str) -> bool {
     may_be_parent(name) && (name.ends_with("--log") || name.ends_with("--rl-log"))
 }
 
-impl Reading {
-    /// Takes the next piece of what `iptables-save -t filter` prints.
-    pub fn take(&mut self, piece: &[u8]) {
-        let mut lines = piece.split(|byte| *byte == b'\n');
-        // What is behind the last end of a line is one that goes on.
-        let last = lines.next_back().unwrap_or_default();
-        for line in lines {
-            if self.begun.is_empty() {
-                self.line(&String::from_utf8_lossy(line));
-            } else {
-                self.begun.extend_from_slice(line);
-                let begun = std::mem::take(&mut self.begun);
-                self.line(&String::from_utf8_lossy(&begun));
-            }
-        }
-        self.begun.extend_from_slice(last);
-    }
-
-    /// What was read.
-    #[must_use]
-    pub fn finish(mut self) -> Saved {
-        let begun = std::mem::take(&mut self.begun);
-        self.line(&String::from_utf8_lossy(&begun));
-        self.keep();
-        self.saved
-    }
-
-    fn line(&mut self, line: &str) {
-        if let Some(declaration) = line.strip_prefix(':') {
-            let name = declaration.split(' ').next().unwrap_or_default();
-            self.saved.declared.insert(name.to_owned());
-        } else if let Some((chain, rule)) =
-            line.strip_prefix("-A ").and_then(|line| line.split_once(' '))
-        {
-            self.rule(chain, rule);
-        }
-    }
-
-    fn rule(&mut self, chain: &str, rule: &str) {
-        if chain != self.chain {
-            self.keep();
-            chain.clone_into(&mut self.chain);
-        }
-        if own(chain).is_some() || may_be_parent(chain) {
-            self.rules.push_str(rule);
-            self.rules.push('\n');
-        }
-        let mut words = rule.rsplit(' ');
-        if let (Some(target), Some("-j" | "-g")) = (words.next(), words.next())
-            && (is_ours(target) || may_be_parent(target))
-        {
-            self.saved.refer(chain, target);
-        }
-    }
-
-    /// Keeps what was read of a chain. One that comes once more goes on.
-    fn keep(&mut self) {
-        if self.rules.is_empty() {
-            return;
-        }
-        if let Some(before) = self.saved.rules.get(&self.chain) {
-            self.rules.insert_str(0, before);
-        }
-        let text = match self.texts.get(self.rules.as_str()) {
-            Some(same) => Arc::clone(same),
-            None => {
-                let text: Arc<str> = self.rules.as_str().into();
-                self.texts.insert(Arc::clone(&text));
-                text
-            }
-        };
-        self.saved.rules.insert(self.chain.clone(), text);
-        self.rules.clear();
-    }
-}
-
 impl Saved {
-    /// Reads what `iptables-save -t filter` printed.
+    /// Reads chains and rules as `iptables-save -t filter` prints them, also of a part
+    /// of a table.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut reading = Reading::default();
         reading.take(text.as_bytes());
-        reading.finish()
+        reading.part()
     }
 
     fn refer(&mut self, chain: &str, target: &str) {
@@ -255,21 +174,26 @@ impl Saved {
 
     /// What leads to `wanted`.
     #[must_use]
-    pub fn step(&self, wanted: &Filter, family: Family) -> Step {
+    pub fn step(&self, wanted: &Filter, spellings: &Spellings) -> Step {
+        let (family, mut comparison) = (spellings.family(), Comparison::new(spellings));
         let mut step =
             Step { waiting: wanted.nameless.iter().cloned().collect(), ..Step::default() };
         let mut batch = Batch::default();
-        for chain in self.placed(wanted, family, &mut step.waiting) {
+        let placed = self.placed(wanted, family, &mut step.waiting);
+        for chain in placed {
             let names = &chain.names;
             step.placed.insert(names.asg.clone());
-            let parent = [&*format!("-j {}", names.asg), family.reject()];
-            let linked = self.rules(&names.netout).eq(parent);
             let same = self.declared.contains(&*names.asg)
-                && self.rules(&names.asg).eq(chain.body.rules());
+                && comparison.same_rules(self.rules(&names.asg), chain.body.rules());
             if !same {
                 batch.fill(&names.asg, &chain.handle, chain.body.clone());
             }
+            let jump = format!("-j {}", names.asg);
+            let mut parent = self.rules(&names.netout);
+            let linked = parent.next() == Some(&jump)
+                && comparison.same_rules(parent, iter::once(family.reject()));
             if !linked {
+                let parent = [&*jump, family.reject()];
                 batch.fill(&names.netout, &chain.handle, Body::of(&parent));
             }
         }
@@ -340,7 +264,8 @@ impl Saved {
 
     /// Takes away what no container has.
     fn sweep(&self, batch: &mut Batch, live: &BTreeSet<String>) {
-        let orphan = |name: &&str| is_ours(name) && !live.contains(*name);
+        let tried = [TRIAL, TRIAL_LOG];
+        let orphan = |name: &&str| (is_ours(name) || tried.contains(name)) && !live.contains(*name);
         let orphans: BTreeSet<&str> =
             self.declared.iter().map(String::as_str).filter(orphan).collect();
         // Of what is emptied or written in this batch nothing old leads anywhere.
@@ -382,13 +307,8 @@ impl Saved {
     /// policies: those of a container that is left out are tried all the same.
     #[must_use]
     pub fn trial(&self, wanted: &Filter, permits: &str) -> Trial {
-        let mut text = format!("*filter\n:{TRIAL} - [0:0]\n:{TRIAL_LOG} - [0:0]\n");
         let there = wanted.chains.iter().filter(|chain| self.missing(chain).is_none());
-        for rule in there.flat_map(|chain| chain.body.own()).chain(permits.lines()) {
-            writeln!(text, "-A {TRIAL} {rule}").expect(TO_STRING);
-        }
-        text.push_str("COMMIT\n");
-        Trial(text)
+        Trial::of(there.flat_map(|chain| chain.body.own()).chain(permits.lines()))
     }
 }
 
@@ -396,7 +316,41 @@ impl Saved {
 #[derive(Debug)]
 pub struct Trial(String);
 
+impl Saved {
+    /// The rules of the batch, of chains that differ again after it, that are not
+    /// recognised though they stand in their places.
+    #[must_use]
+    pub fn unrecognised(&self, batch: &Batch, again: &Batch, spellings: &Spellings) -> Vec<String> {
+        let mut rules = BTreeSet::new();
+        let written = batch.written.iter().filter(|written| again.names.contains(&written.chain));
+        for Written { chain, handle: _, rules: written } in written {
+            if self.rules(chain).count() == written.rules().count() {
+                let pairs = self.rules(chain).zip(written.rules());
+                let odd = pairs.filter(|(printed, written)| !spellings.same(printed, written));
+                rules.extend(odd.map(|(_, written)| written));
+            }
+        }
+        rules.into_iter().map(str::to_owned).collect()
+    }
+
+    /// What is printed for the rules of a trial.
+    pub fn tried(&self) -> impl Iterator<Item = &str> {
+        self.rules(TRIAL)
+    }
+}
+
 impl Trial {
+    /// A trial of these rules.
+    #[must_use]
+    pub fn of<'a>(rules: impl Iterator<Item = &'a str>) -> Self {
+        let mut text = format!("*filter\n:{TRIAL} - [0:0]\n:{TRIAL_LOG} - [0:0]\n");
+        for rule in rules {
+            writeln!(text, "-A {TRIAL} {rule}").expect(TO_STRING);
+        }
+        text.push_str("COMMIT\n");
+        Self(text)
+    }
+
     /// Makes the chains.
     #[must_use]
     pub fn text(&self) -> &str {
@@ -406,8 +360,14 @@ impl Trial {
     /// Makes the chains and takes them away.
     #[must_use]
     pub fn with_cleanup(&self) -> String {
+        format!("{}{}", self.0, Self::cleanup())
+    }
+
+    /// Takes the chains away.
+    #[must_use]
+    pub fn cleanup() -> String {
         let sweep = format!("-F {TRIAL}\n-F {TRIAL_LOG}\n-X {TRIAL}\n-X {TRIAL_LOG}\n");
-        format!("{}*filter\n{sweep}COMMIT\n", self.0)
+        format!("*filter\n{sweep}COMMIT\n")
     }
 }
 
@@ -419,6 +379,19 @@ impl Batch {
 
     fn is_empty(&self) -> bool {
         self.names.is_empty() && self.empty.is_empty() && self.delete.is_empty()
+    }
+
+    /// A chain of this batch that is to be changed again after it.
+    #[must_use]
+    pub fn unseen(&self, again: &Self) -> Option<&str> {
+        let pairs = [
+            (&self.names, &again.names),
+            (&self.empty, &again.empty),
+            (&self.delete, &again.delete),
+        ];
+        pairs.into_iter().find_map(|(this, again)| {
+            this.iter().find(|name| again.contains(*name)).map(String::as_str)
+        })
     }
 
     /// How many chains go that no container has, or what is in them.

@@ -4,6 +4,10 @@ use super::*;
 
 const REJECT: &str = "-j REJECT --reject-with icmp-port-unreachable";
 
+fn v4() -> Spellings {
+    Spellings::of(Family::V4)
+}
+
 fn chain(handle: &str, rules: &[&str]) -> Chain {
     let handle = ContainerHandle::parse(handle).unwrap();
     let names = Names::of(&handle).unwrap();
@@ -19,7 +23,7 @@ fn table(lines: &[&str]) -> String {
 }
 
 fn text(saved: &str, wanted: &Filter) -> Option<String> {
-    Saved::parse(saved).step(wanted, Family::V4).batch.map(|batch| batch.text())
+    Saved::parse(saved).step(wanted, &v4()).batch.map(|batch| batch.text())
 }
 
 #[test]
@@ -62,7 +66,7 @@ fn what_an_earlier_process_left_is_kept_as_long_as_the_groups_are_unknown() {
     ]);
     let unknown = ["a", "b", "c"].map(|handle| chain(handle, &[REJECT])).to_vec();
     let filter = Filter { unknown, ..Filter::default() };
-    let step = Saved::parse(&saved).step(&filter, Family::V4);
+    let step = Saved::parse(&saved).step(&filter, &v4());
     assert!(step.batch.is_none(), "{:?}", step.batch);
     // Of the others no packet comes to a chain of ours.
     assert_eq!(step.kept, BTreeSet::from([ContainerHandle::parse("a").unwrap()]));
@@ -95,7 +99,7 @@ fn who_has_no_parent_or_no_log_chain_waits_and_keeps_what_it_has() {
     logging.targets = vec!["netout--c--log".to_owned()];
     let elsewhere = Chain { expected: false, ..chain("d", &[REJECT]) };
     let filter = wanted(vec![chain("b", &[REJECT]), logging, elsewhere]);
-    let step = Saved::parse(&saved).step(&filter, Family::V4);
+    let step = Saved::parse(&saved).step(&filter, &v4());
     assert!(step.batch.is_none(), "{:?}", step.batch);
     let waiting: Vec<_> = step.waiting.values().map(String::as_str).collect();
     assert_eq!(
@@ -162,7 +166,7 @@ fn a_name_is_for_one_and_who_has_it_keeps_it() {
         [":netout--check-b6259c48-29b6- - [0:0]", ":netout--b6259c48-29b6-49dd-7 - [0:0]"];
     let filter = wanted(vec![chain(first, &[REJECT]), chain(second, &[REJECT])]);
     let waits = |saved: &str| {
-        let step = Saved::parse(saved).step(&filter, Family::V4);
+        let step = Saved::parse(saved).step(&filter, &v4());
         step.waiting.keys().map(|handle| handle.as_str().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(waits(&table(&parents)), [second]);
@@ -174,7 +178,7 @@ fn a_name_is_for_one_and_who_has_it_keeps_it() {
 fn a_line_is_blamed_on_whose_rule_it_is() {
     let saved = table(&[":netout--a - [0:0]", ":netout--b - [0:0]"]);
     let filter = wanted(vec![chain("a", &["-j ACCEPT", REJECT]), chain("b", &[REJECT])]);
-    let batch = Saved::parse(&saved).step(&filter, Family::V4).batch.unwrap();
+    let batch = Saved::parse(&saved).step(&filter, &v4()).batch.unwrap();
     let blamed = |line| batch.blame(line, &filter).map(|(handle, _)| handle.as_str());
     let text = batch.text();
     let lines: Vec<_> = text.lines().collect();
@@ -211,6 +215,29 @@ fn rules_are_read_in_their_order_and_kept_once() {
     assert!(saved.rules("asg-a").eq(["one", "two"]));
     assert!(Arc::ptr_eq(&saved.rules["asg-a"], &saved.rules["asg-b"]));
     assert!(saved.is_empty("asg-c") && saved.rules("asg-c").next().is_none());
+}
+
+/// iptables-save says so with exit code 0.
+#[test]
+fn what_is_no_whole_table_is_not_read() {
+    let read = |text: &str| {
+        let mut reading = Reading::default();
+        reading.take(text.as_bytes());
+        reading.finish().map(drop)
+    };
+    let legacy =
+        "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n";
+    let odd = "# Table `filter' is incompatible, use 'nft' tool.";
+    for (text, problem) in [
+        ("", "nothing was printed"),
+        (legacy, "nothing was printed"),
+        (&format!("{legacy}{odd}\n"), odd),
+        ("*filter\n:asg-a - [0:0]\n-A asg-a -j ACC", "the table has no end"),
+        ("COMMIT\n", "nothing was printed"),
+    ] {
+        assert_eq!(read(text), Err(problem.to_owned()), "{text}");
+    }
+    assert_eq!(read(&format!("{legacy}*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n")), Ok(()));
 }
 
 /// What iptables-restore makes of a batch; anything that it would refuse is a
@@ -289,10 +316,10 @@ proptest! {
     /// opens anything, and there is nothing more to do.
     #[test]
     fn one_batch_leads_to_what_is_wanted(before in found(), wanted in filter()) {
-        let step = Saved::parse(&before).step(&wanted, Family::V4);
+        let step = Saved::parse(&before).step(&wanted, &v4());
         let batch = step.batch.as_ref().map(Batch::text).unwrap_or_default();
         let after = play(&before, &batch);
-        let again = Saved::parse(&after).step(&wanted, Family::V4);
+        let again = Saved::parse(&after).step(&wanted, &v4());
         prop_assert!(again.batch.is_none(), "{:?} after\n{}", again.batch, after);
         let saved = Saved::parse(&after);
         for chain in &wanted.chains {
@@ -317,7 +344,7 @@ proptest! {
     fn a_table_is_the_same_in_pieces(before in found(), wanted in filter(), length in 1_usize..40) {
         let mut reading = Reading::default();
         before.as_bytes().chunks(length).for_each(|piece| reading.take(piece));
-        let batch = reading.finish().step(&wanted, Family::V4).batch.map(|batch| batch.text());
+        let batch = reading.finish().unwrap().step(&wanted, &v4()).batch.map(|batch| batch.text());
         prop_assert_eq!(batch, text(&before, &wanted));
     }
 

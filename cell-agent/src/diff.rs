@@ -12,6 +12,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+mod parts;
+
+pub use parts::trials;
+
 use crate::{
     netlink::Order,
     render::table::{Chain, HOOK, Map, NAME, Table, add_elements},
@@ -33,6 +37,9 @@ pub struct Change {
     pub script: String,
     /// The same without nft; empty if it needs nft.
     pub orders: Vec<Order>,
+    /// The same as several transactions, each small enough for any socket; empty if
+    /// the script is small, or if packets would meet a part of the change.
+    pub parts: Vec<String>,
     /// What the kernel holds after it.
     pub after: Table,
 }
@@ -64,7 +71,10 @@ pub fn diff(applied: &Table, wanted: &Table, sweep: Sweep) -> Vec<Change> {
 
 fn change(applied: &Table, after: Table) -> Change {
     let orders = orders(applied, &after).unwrap_or_default();
-    Change { script: script(applied, &after), orders, after }
+    let script = script(applied, &after);
+    let splits = script.len() > parts::LONG && with_more(applied.clone(), &unused(&after)) == after;
+    let parts = if splits { parts::parts(applied, &after) } else { Vec::new() };
+    Change { script, orders, parts, after }
 }
 
 /// The table, and what only the other has.
@@ -225,7 +235,7 @@ pub fn replace(wanted: &Table) -> Change {
         wanted.block(),
         wanted.elements()
     );
-    Change { script, orders: Vec::new(), after: wanted.clone() }
+    Change { script, orders: Vec::new(), parts: Vec::new(), after: wanted.clone() }
 }
 
 /// Takes the table out of the kernel, whether it is there or not.

@@ -36,4 +36,5 @@ pub mod pass;
 pub mod plan;
 pub mod reconcile;
 pub mod render;
+pub mod spelling;
 pub mod state;

@@ -57,6 +57,17 @@ pub enum Refusal {
     Failed(Error),
 }
 
+impl Refusal {
+    /// Without the line.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Refused { reason, .. } => Error::Refused(reason),
+            Self::Failed(error) => error,
+        }
+    }
+}
+
 impl Iptables {
     /// The programs whose names begin with `path` (`iptables`, `iptables-legacy`,
     /// `/sbin/iptables`), under a lock.
@@ -90,7 +101,7 @@ impl Iptables {
             Family::V6 => name.replacen("iptables", "ip6tables", 1),
         };
         let path = self.path.with_file_name(format!("{name}-{what}"));
-        Program { path, package: "iptables", key: "iptables_path" }
+        Program { path, package: "iptables", key: "iptables_path", crash: "" }
     }
 
     /// Whether these programs write through nftables, so that the kernel counts
@@ -101,7 +112,32 @@ impl Iptables {
     pub async fn is_nft(&self) -> Result<bool, Error> {
         let program = self.program(Family::V4, "restore");
         let output = program.finish(program.start(&["--version"])?, "").await?;
-        Ok(String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() || !text.contains("iptables") {
+            let said = format!("{} --version says {:?}", program.name(), text.trim());
+            return Err(Error::Refused(said));
+        }
+        Ok(text.contains("nf_tables"))
+    }
+
+    /// The program that writes, as errors name it.
+    #[must_use]
+    pub fn writer(&self, family: Family) -> String {
+        self.program(family, "restore").name()
+    }
+
+    /// What these programs print for each of the rules, tried where no packet comes
+    /// by.
+    ///
+    /// # Errors
+    /// The rules are not taken, or the table cannot be read.
+    pub async fn spell(&self, family: Family, rules: &[String]) -> Result<Vec<String>, Error> {
+        let trial = Trial::of(rules.iter().map(String::as_str));
+        self.run(family, iter::once(trial.text()), &[]).await.map_err(Refusal::into_error)?;
+        let saved = self.save(family).await;
+        let cleaned = self.run(family, iter::once(Trial::cleanup()), &[]).await;
+        cleaned.map_err(Refusal::into_error)?;
+        Ok(saved?.tried().map(str::to_owned).collect())
     }
 
     /// The filter table as iptables-save tells it.
@@ -114,12 +150,10 @@ impl Iptables {
         let child = program.start(&["-t", "filter"])?;
         let output = program.listen(child, |piece| reading.take(piece)).await?;
         if output.status.success() {
-            return Ok(reading.finish());
+            let unreadable = |reason| Error::Unreadable { program: program.name(), reason };
+            return reading.finish().map_err(unreadable);
         }
-        Err(match refusal(&String::from_utf8_lossy(&output.stderr)) {
-            Refusal::Refused { reason, .. } => Error::Refused(reason),
-            Refusal::Failed(error) => error,
-        })
+        Err(refusal(&String::from_utf8_lossy(&output.stderr)).into_error())
     }
 
     /// Puts a batch in force, all or nothing.

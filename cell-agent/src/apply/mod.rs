@@ -31,6 +31,14 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// As much as a pipe holds.
 const PIECE: usize = 64 << 10;
 
+/// `SIGABRT`, `SIGBUS` and `SIGSEGV`.
+const CRASHES: [i32; 3] = [nix::libc::SIGABRT, nix::libc::SIGBUS, nix::libc::SIGSEGV];
+
+/// nft 1.0.6 reads the sets of all tables before it adds a rule, and crashes on a type
+/// (`typeof`) that only newer versions know.
+const NEWER_TABLE: &str = "; if another program has a table of a newer nft (compare nft --version): \
+     install that version, or set nft_path to it";
+
 /// The arguments for a script on standard input.
 const APPLY: &[&str] = &["-f", "-"];
 
@@ -69,6 +77,28 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The program does not say what the kernel holds. That is not the same as nothing.
+    #[error("{program} does not print the table: {reason}")]
+    Unreadable {
+        /// The program.
+        program: String,
+        /// What was printed instead.
+        reason: String,
+    },
+    /// A change that is not in the kernel, though the program says so.
+    #[error("{program} reports success, but the kernel {state}")]
+    NotSeen {
+        /// The program.
+        program: String,
+        /// What the kernel holds instead.
+        state: String,
+    },
+    /// The change is larger than one message to the kernel may be.
+    #[error(
+        "the change does not fit into one message to the kernel: \
+         raise net.core.wmem_default, or give the agent CAP_NET_ADMIN in the first user namespace"
+    )]
+    TooLong,
     /// The program hangs.
     #[error("the program did not end within {DEADLINE:?}")]
     Hangs,
@@ -90,6 +120,8 @@ struct Program {
     package: &'static str,
     /// What says where it is.
     key: &'static str,
+    /// What may be the reason if it crashes.
+    crash: &'static str,
 }
 
 impl Program {
@@ -163,7 +195,10 @@ impl Program {
         let output = output.map_err(failed)?;
         // Who is killed has not refused anything.
         match output.status.signal() {
-            Some(_) => Err(failed(io::Error::other(format!("it ended with {}", output.status)))),
+            Some(signal) => {
+                let hint = if CRASHES.contains(&signal) { self.crash } else { "" };
+                Err(failed(io::Error::other(format!("it ended with {}{hint}", output.status))))
+            }
             None => Ok(output),
         }
     }
@@ -187,8 +222,12 @@ impl Nft {
     /// The program at this path, or of this name in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
-        let path = program.to_owned();
-        let program = Program { path, package: "nftables", key: "nft_path" };
+        let program = Program {
+            path: program.to_owned(),
+            package: "nftables",
+            key: "nft_path, or data_plane to iptables",
+            crash: NEWER_TABLE,
+        };
         Self { program, waiting: None, rehearsed: None }
     }
 
@@ -202,6 +241,12 @@ impl Nft {
     #[must_use]
     pub fn rehearsed(&self) -> Option<&[String]> {
         self.rehearsed.as_deref()
+    }
+
+    /// Whether there is no such program.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self.program.start(&["--version"]), Err(Error::Missing { .. }))
     }
 
     /// Starts the process for the next script ahead, if there is none.
@@ -249,10 +294,21 @@ impl Nft {
     /// nft does not answer.
     pub async fn list(&self) -> Result<Option<String>, Error> {
         match self.run(&["-s", "list", "table", "inet", NAME], "").await {
-            Ok(listing) => Ok(Some(listing)),
-            Err(Error::Refused(text)) if text.contains("No such file or directory") => Ok(None),
+            Ok(listing) if is_whole(&listing) => Ok(Some(listing)),
+            Ok(other) => Err(Error::Unreadable {
+                program: self.program.name(),
+                reason: format!("{:?} is no listing", other.chars().take(300).collect::<String>()),
+            }),
+            // Other programs and libraries may be missing, too, in more words.
+            Err(Error::Refused(text)) if text == "No such file or directory" => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The program, as errors name it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.program.name()
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
@@ -268,7 +324,16 @@ fn read(output: &Output) -> Result<String, Error> {
     if stderr.contains("Operation not permitted") {
         return Err(Error::Permission);
     }
+    if stderr.contains("Message too long") {
+        return Err(Error::TooLong);
+    }
     Err(Error::Refused(first_error(&stderr, output)))
+}
+
+/// Whether this is a listing of our table, from its head to its end.
+fn is_whole(listing: &str) -> bool {
+    let head = format!("table inet {NAME} {{");
+    listing.lines().any(|line| line == head) && listing.lines().next_back() == Some("}")
 }
 
 /// The first message, without the line that nft quotes, which may be very long.
@@ -344,7 +409,7 @@ mod tests {
         let error = Nft::new(Path::new("/nonexistent/nft")).list().await.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "there is no /nonexistent/nft: install nftables, or set nft_path"
+            "there is no /nonexistent/nft: install nftables, or set nft_path, or data_plane to iptables"
         );
     }
 }

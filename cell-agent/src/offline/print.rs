@@ -13,6 +13,7 @@ use crate::{
         iptables::{Chain, Family, Filter, render},
         table::TO_STRING,
     },
+    spelling::Spellings,
 };
 
 /// Containers without a chain, with the reason.
@@ -65,7 +66,7 @@ fn placed(filter: &Filter, family: Family) -> (BTreeMap<&str, Vec<String>>, Wait
             writeln!(plugin, ":{name} - [0:0]").expect(TO_STRING);
         }
     }
-    let step = Saved::parse(&plugin).step(filter, family);
+    let step = Saved::parse(&plugin).step(filter, &Spellings::of(family));
     let mut chains = BTreeMap::new();
     for chain in filter.chains.iter().filter(|chain| !step.waiting.contains_key(&chain.handle)) {
         let names = &chain.names;

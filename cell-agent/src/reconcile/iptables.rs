@@ -3,7 +3,7 @@
 //! Nothing is believed of the kernel: each time both filter tables are read, and
 //! what differs is written, under the lock that the CNI plugin takes as well. So
 //! an agent that was restarted, or a table that somebody edited, needs nothing
-//! of its own. Reading costs one process a family, so it is left out as long as a
+//! of its own. What was written is read back before it counts as in force. Reading costs one process a family, so it is left out as long as a
 //! [`Notice`] says that nobody was at work since the last look.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +16,18 @@ use crate::{
         iptables::{Iptables, Refusal},
         isolate::Unit,
     },
-    batch::{Step, TRIAL_LOG},
+    batch::{Batch, Saved, Step, TRIAL_LOG},
+    metrics,
     notice::Notice,
     plan::{Policy, Ruleset, Standing},
     render::iptables::{Family, Filter, Part, all_permits, render},
+    spelling::Spellings,
 };
 
 use super::Rehearsed;
 
+/// How often a batch is written before the kernel must show it.
+const WRITINGS_MOST: usize = 2;
 /// After so many looks that were left out there is one all the same: somebody may
 /// have changed the tables without taking a lock.
 const LEFT_OUT_MOST: u32 = 120;
@@ -49,7 +53,7 @@ pub struct Chains {
 /// One family's table.
 #[derive(Debug)]
 struct FamilyState {
-    family: Family,
+    spellings: Spellings,
     wanted: Filter,
     /// Chains of ours that were right after the last batch.
     placed: BTreeSet<String>,
@@ -58,6 +62,63 @@ struct FamilyState {
 }
 
 impl FamilyState {
+    fn new(family: Family) -> Self {
+        Self {
+            spellings: Spellings::of(family),
+            wanted: Filter::default(),
+            placed: BTreeSet::new(),
+            written: BTreeSet::new(),
+        }
+    }
+
+    fn family(&self) -> Family {
+        self.spellings.family()
+    }
+
+    /// The table; `None` if it is one of IPv6 that cannot be read and in which no
+    /// container needs anything.
+    async fn look(&self, iptables: &Iptables) -> Result<Option<Saved>, Error> {
+        match iptables.save(self.family()).await {
+            Ok(saved) => Ok(Some(saved)),
+            Err(Error::Unreadable { .. }) if self.is_unused() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_unused(&self) -> bool {
+        let needed = self.wanted.chains.iter().chain(&self.wanted.unknown);
+        self.family() == Family::V6
+            && self.placed.is_empty()
+            && !needed.into_iter().any(|chain| chain.expected)
+    }
+
+    /// Learns how the rules are printed that the batch wrote and that are not
+    /// recognised.
+    async fn learn(
+        &mut self,
+        iptables: &Iptables,
+        saved: &Saved,
+        (batch, again): (&Batch, &Batch),
+    ) -> Result<(), Error> {
+        let rules = saved.unrecognised(batch, again, &self.spellings);
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let printed = iptables.spell(self.family(), &rules).await?;
+        if printed.len() != rules.len() {
+            return Ok(());
+        }
+        let odd: Vec<_> =
+            rules.iter().zip(&printed).filter(|(rule, printed)| rule != printed).collect();
+        if let Some((rule, printed)) = odd.first() {
+            metrics::count(metrics::UNKNOWN_SPELLINGS);
+            let (family, rules) = (self.family(), odd.len());
+            tracing::warn!(%family, rules, rule, printed, "unknown-spelling-of-rules-learned");
+        }
+        odd.into_iter().for_each(|(rule, printed)| self.spellings.learn(rule, printed));
+        Ok(())
+    }
+
     /// What differs, if any of it had been right before.
     fn strayed(&self, step: &Step) -> bool {
         let written = step.batch.iter().flat_map(|batch| &batch.written);
@@ -80,21 +141,22 @@ impl Chains {
             true => Notice::by_kernel(),
             false => Notice::by_locks(iptables.lock_file()),
         };
-        iptables.save(Family::V4).await?;
         let mut families = vec![Family::V4];
-        match iptables.save(Family::V6).await {
-            Ok(_) => families.push(Family::V6),
-            Err(error) => tracing::info!(reason = %error, "ip6tables-cannot-be-used"),
+        match iptables.save(Family::V4).await {
+            // The loop says so, and goes on when it can be read.
+            Ok(_) | Err(Error::Unreadable { .. }) => {}
+            Err(error) => return Err(error),
         }
-        let state = |family| FamilyState {
-            family,
-            wanted: Filter::default(),
-            placed: BTreeSet::new(),
-            written: BTreeSet::new(),
-        };
+        match iptables.save(Family::V6).await {
+            Ok(_) | Err(Error::Unreadable { .. }) => families.push(Family::V6),
+            Err(error @ (Error::Missing { .. } | Error::Refused(_))) => {
+                tracing::info!(reason = %error, "ip6tables-cannot-be-used");
+            }
+            Err(error) => return Err(error),
+        }
         Ok(Self {
             iptables,
-            families: families.into_iter().map(state).collect(),
+            families: families.into_iter().map(FamilyState::new).collect(),
             waiting: BTreeMap::new(),
             kept: BTreeSet::new(),
             work: false,
@@ -109,9 +171,9 @@ impl Chains {
     pub(super) async fn recover(&mut self) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &mut self.families {
-            let saved = self.iptables.save(state.family).await?;
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
             state.wanted = saved.as_wanted();
-            state.placed = saved.step(&state.wanted, state.family).placed;
+            state.placed = saved.step(&state.wanted, &state.spellings).placed;
         }
         Ok(())
     }
@@ -151,7 +213,7 @@ impl Chains {
     /// Makes the kernel hold the ruleset. Whether there was anything to do.
     pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         for state in &mut self.families {
-            state.wanted = render(ruleset, state.family);
+            state.wanted = render(ruleset, state.family());
             state.wanted.close(&state.written);
         }
         self.commit(Some(ruleset)).await
@@ -166,25 +228,53 @@ impl Chains {
         Ok(known)
     }
 
-    /// One batch a family, if anything differs.
+    /// One batch a family, if anything differs. What was changed is in force when the
+    /// kernel shows it.
     async fn commit(&mut self, ruleset: Option<&Ruleset>) -> Result<bool, Error> {
         let _locked = self.iptables.lock().await?;
+        let mut changed = false;
+        for writing in 1.. {
+            let batches = self.write(ruleset).await?;
+            changed |= batches.iter().any(Option::is_some);
+            self.right = !changed;
+            if self.right || self.iptables.rehearsed().is_some() {
+                break;
+            }
+            match self.read_back(&batches).await? {
+                None => break,
+                // Somebody may have been at work without the lock.
+                Some(_) if writing < WRITINGS_MOST => {}
+                Some(error) => {
+                    self.families.iter_mut().for_each(|state| state.placed.clear());
+                    return Err(error);
+                }
+            }
+        }
+        self.left_out = 0;
+        self.work = false;
+        Ok(changed)
+    }
+
+    /// What was written into each table.
+    async fn write(&mut self, ruleset: Option<&Ruleset>) -> Result<Vec<Option<Batch>>, Error> {
         // Before the first look: who does not keep to the lock may work beside us.
         self.notice.mark();
         self.right = false;
-        let mut changed = false;
+        let mut batches = Vec::with_capacity(self.families.len());
         let (mut waiting, mut kept) = (BTreeMap::new(), BTreeSet::new());
         for state in &mut self.families {
-            let saved = self.iptables.save(state.family).await?;
-            let step = saved.step(&state.wanted, state.family);
+            let Some(saved) = state.look(&self.iptables).await? else {
+                batches.push(None);
+                continue;
+            };
+            let step = saved.step(&state.wanted, &state.spellings);
             // After a failure nothing is known to have been right.
             state.placed.clear();
             if let Some(batch) = &step.batch {
-                let restored = self.iptables.restore(state.family, batch).await;
+                let restored = self.iptables.restore(state.family(), batch).await;
                 restored.map_err(|refusal| refused(refusal, state, &step, ruleset))?;
                 let (written, swept) = (batch.written.len(), batch.swept());
-                tracing::debug!(family = %state.family, written, swept, "batch-applied");
-                changed = true;
+                tracing::debug!(family = %state.family(), written, swept, "batch-applied");
             }
             if ruleset.is_some() {
                 state.written.clone_from(&step.placed);
@@ -192,11 +282,9 @@ impl Chains {
             state.placed = step.placed;
             waiting.extend(step.waiting);
             kept.extend(step.kept);
+            batches.push(step.batch);
         }
         self.without_family(ruleset, &mut waiting);
-        // What we wrote ourselves is looked at once more.
-        self.right = !changed;
-        self.left_out = 0;
         for (handle, reason) in &waiting {
             if self.waiting.get(handle) != Some(reason) {
                 tracing::info!(container = %handle, reason, "container-waits");
@@ -204,8 +292,33 @@ impl Chains {
         }
         self.waiting = waiting;
         self.kept = kept;
-        self.work = false;
-        Ok(changed)
+        Ok(batches)
+    }
+
+    /// Why the batches are not in force, if they are not.
+    async fn read_back(&mut self, batches: &[Option<Batch>]) -> Result<Option<Error>, Error> {
+        self.notice.mark();
+        let mut right = true;
+        for (state, batch) in self.families.iter_mut().zip(batches) {
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
+            let mut again = saved.step(&state.wanted, &state.spellings).batch;
+            if let (Some(batch), Some(differs)) = (batch, &again)
+                && batch.unseen(differs).is_some()
+            {
+                state.learn(&self.iptables, &saved, (batch, differs)).await?;
+                again = saved.step(&state.wanted, &state.spellings).batch;
+            }
+            let pair = batch.as_ref().zip(again.as_ref());
+            if let Some(chain) = pair.and_then(|(batch, again)| batch.unseen(again)) {
+                let program = self.iptables.writer(state.family());
+                let state = format!("does not hold what was written into the chain {chain}");
+                return Ok(Some(Error::NotSeen { program, state }));
+            }
+            // Others were at work meanwhile.
+            right &= again.is_none();
+        }
+        self.right = right;
+        Ok(None)
     }
 
     /// Containers of a family that this cell has no iptables for.
@@ -214,7 +327,7 @@ impl Chains {
         ruleset: Option<&Ruleset>,
         waiting: &mut BTreeMap<ContainerHandle, String>,
     ) {
-        if self.families.iter().any(|state| state.family == Family::V6) {
+        if self.families.iter().any(|state| state.family() == Family::V6) {
             return;
         }
         let containers = ruleset.into_iter().flat_map(|ruleset| &ruleset.containers);
@@ -226,14 +339,12 @@ impl Chains {
     /// Whether the kernel would take these rules, if no packet met them.
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
-        for FamilyState { family, .. } in &self.families {
-            let saved = self.iptables.save(*family).await?;
-            let permits = all_permits(ruleset, *family, TRIAL_LOG);
-            let trial = saved.trial(&render(ruleset, *family), &permits);
-            self.iptables.attempt(*family, &trial).await.map_err(|refusal| match refusal {
-                Refusal::Refused { reason, .. } => Error::Refused(reason),
-                Refusal::Failed(error) => error,
-            })?;
+        for state in &self.families {
+            let family = state.family();
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
+            let permits = all_permits(ruleset, family, TRIAL_LOG);
+            let trial = saved.trial(&render(ruleset, family), &permits);
+            self.iptables.attempt(family, &trial).await.map_err(Refusal::into_error)?;
         }
         Ok(())
     }
@@ -252,8 +363,8 @@ impl Chains {
         self.right = false;
         let (mut strayed, mut work) = (false, false);
         for state in &self.families {
-            let saved = self.iptables.save(state.family).await?;
-            let step = saved.step(&state.wanted, state.family);
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
+            let step = saved.step(&state.wanted, &state.spellings);
             strayed |= state.strayed(&step);
             work |= step.batch.is_some();
         }
@@ -273,7 +384,7 @@ fn refused(refusal: Refusal, state: &FamilyState, step: &Step, ruleset: Option<&
     let unit = || {
         let batch = step.batch.as_ref()?;
         let (handle, part) = batch.blame(line?, &state.wanted)?;
-        culprit(ruleset?, state.family, handle, part)
+        culprit(ruleset?, state.family(), handle, part)
     };
     match unit() {
         Some(unit) => Error::Culprit { unit, reason },

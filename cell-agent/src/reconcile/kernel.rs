@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Rehearsed;
 use crate::{
     apply::{Error, Nft},
-    diff::{Change, Sweep, diff, replace, suspect},
+    diff::{Change, Sweep, diff, replace, suspect, trials},
     drift::{KernelGeneration, fingerprint},
     netlink::{Line, Order},
     plan::Ruleset,
@@ -227,17 +227,21 @@ impl Kernel {
     /// Commits one transaction after the other.
     async fn commit(&mut self, changes: Vec<Change>, scope: Scope) -> Result<(), Error> {
         let mut right = scope == Scope::Everything || self.alone();
-        for Change { script, orders, after } in changes {
+        for Change { script, orders, parts, after } in changes {
             let before = self.line.generation();
             right &= scope == Scope::Everything || before == self.generation;
-            if !self.order(orders, before).await {
-                self.apply(&script).await?;
+            let mut step = if self.order(orders, before).await {
+                self.follows(before)
+            } else {
+                self.apply(&script).await
+            };
+            if let Err(Error::TooLong) = step
+                && !parts.is_empty()
+            {
+                step = self.apply_in_parts(&parts).await;
             }
-            let now = self.line.generation();
-            let rehearses = self.nft.rehearsed().is_some();
-            right &= now.zip(before).is_some_and(|(now, before)| {
-                if rehearses { now == before } else { now.follows(before) }
-            });
+            let (now, follows) = step?;
+            right &= follows;
             self.generation = now.filter(|_| right);
             self.belief = Belief::Known(after);
             self.settled = None;
@@ -246,13 +250,61 @@ impl Kernel {
         Ok(())
     }
 
-    async fn apply(&mut self, script: &str) -> Result<(), Error> {
-        let applied = self.nft.apply(script).await;
-        // It may have come through all the same: rely on nothing.
-        if let Err(Error::Hangs | Error::Run { .. }) = &applied {
-            self.generation = None;
+    /// The kernel's number after a script, and whether nobody else changed anything
+    /// meanwhile.
+    async fn apply(&mut self, script: &str) -> Result<(Option<KernelGeneration>, bool), Error> {
+        let before = self.line.generation();
+        if let Err(error) = self.nft.apply(script).await {
+            // It may have come through all the same: rely on nothing.
+            if let Error::Hangs | Error::Run { .. } = error {
+                self.generation = None;
+            }
+            return Err(error);
         }
-        applied
+        self.follows(before)
+    }
+
+    /// A change that no packet meets yet, in transactions that fit into one message
+    /// each.
+    async fn apply_in_parts(
+        &mut self,
+        parts: &[String],
+    ) -> Result<(Option<KernelGeneration>, bool), Error> {
+        tracing::debug!(parts = parts.len(), "change-split");
+        let (mut now, mut right) = (None, true);
+        for (index, part) in parts.iter().enumerate() {
+            let step = self.apply(part).await;
+            if step.is_err() && index > 0 {
+                // A part of the change is there: rely on nothing.
+                self.belief = Belief::Strange(self.nft.list().await?.unwrap_or_default());
+                self.generation = None;
+            }
+            let follows;
+            (now, follows) = step?;
+            right &= follows;
+        }
+        Ok((now, right))
+    }
+
+    /// The kernel's number, and whether it is the one after `before`.
+    ///
+    /// # Errors
+    /// The kernel has not changed at all.
+    fn follows(
+        &mut self,
+        before: Option<KernelGeneration>,
+    ) -> Result<(Option<KernelGeneration>, bool), Error> {
+        let now = self.line.generation();
+        let pair = now.zip(before);
+        if self.nft.rehearsed().is_some() {
+            return Ok((now, pair.is_some_and(|(now, before)| now == before)));
+        }
+        if pair.is_some_and(|(now, before)| now == before) {
+            self.generation = None;
+            let (program, state) = (self.nft.name(), "has not changed".to_owned());
+            return Err(Error::NotSeen { program, state });
+        }
+        Ok((now, pair.is_some_and(|(now, before)| now.follows(before))))
     }
 
     /// Whether orders are in force; if not, it is for nft to try, and to say why
@@ -269,7 +321,15 @@ impl Kernel {
 
     /// Whether the kernel would take this ruleset, if there were none.
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
-        self.nft.check(&replace(&render(ruleset, "")).script).await
+        let table = render(ruleset, "");
+        match self.nft.check(&replace(&table).script).await {
+            Err(Error::TooLong) => {}
+            checked => return checked,
+        }
+        for trial in trials(&table) {
+            self.nft.check(&trial).await?;
+        }
+        Ok(())
     }
 
     /// Sweeps what is unused. If others were at work since the last transaction

@@ -116,6 +116,10 @@ pub struct Reconciler {
     holding: bool,
     /// Whether somebody took that away, and nobody knows what it was.
     lost: bool,
+    /// Whether it is known what an earlier process left.
+    recovered: bool,
+    /// Why the kernel could not be read at the last look.
+    unread: Option<String>,
 }
 
 /// The inputs of one attempt.
@@ -152,6 +156,8 @@ impl Reconciler {
             generation_since: None,
             holding: false,
             lost: false,
+            recovered: false,
+            unread: None,
         };
         (reconciler, enforced, nudge)
     }
@@ -160,9 +166,8 @@ impl Reconciler {
     /// kernel keeps what it has.
     ///
     /// # Errors
-    /// The kernel cannot be read at the start.
+    /// Never; whatever fails is published and tried again.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        self.kernel.recover().await?;
         self.reconcile().await;
         let every = |interval| {
             let mut every = tokio::time::interval_at(Instant::now() + interval, interval);
@@ -247,6 +252,9 @@ impl Reconciler {
     /// One attempt with the newest inputs.
     async fn reconcile(&mut self) {
         self.retry_at = None;
+        if !self.recover().await {
+            return;
+        }
         let Some(attempt) = self.attempt() else { return };
         let started = Instant::now();
         let before = Arc::clone(&self.published.borrow().ruleset);
@@ -260,11 +268,27 @@ impl Reconciler {
                 if changed {
                     self.changed(started, &before, &ruleset, &attempt);
                 }
-                self.publish(&attempt, Ok(ruleset));
+                self.succeeded(&attempt, ruleset);
             }
-            Err(error) => self.failed(&attempt, &error),
+            Err(error) => self.failed(attempt.reading, &error),
         }
         self.inputs.times.took("asgTotalPollTime", started.elapsed());
+    }
+
+    /// Whether it is known what an earlier process left. Before that nothing is
+    /// changed: it may be the only knowledge of the rules.
+    async fn recover(&mut self) -> bool {
+        if self.recovered {
+            return true;
+        }
+        match self.kernel.recover().await {
+            Ok(()) => self.recovered = true,
+            Err(error) => {
+                let reading = self.inputs.containers.borrow_and_update().reading;
+                self.failed(reading, &error);
+            }
+        }
+        self.recovered
     }
 
     fn attempt(&mut self) -> Option<Attempt> {
@@ -333,33 +357,36 @@ impl Reconciler {
         metrics::took("cell_agent_apply_seconds", took);
     }
 
-    fn failed(&mut self, attempt: &Attempt, error: &Error) {
+    fn failed(&mut self, reading: u64, error: &Error) {
         let text = chain(error);
         let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MOST);
         self.failures += 1;
         self.retry_at = Some(Instant::now() + wait);
         tracing::error!(error = text, attempts = self.failures, "apply-failed");
         metrics::count(metrics::APPLY_FAILURES);
-        self.publish(attempt, Err(text));
+        self.publish(reading, |enforced| enforced.error = Some(text));
     }
 
-    fn publish(&mut self, attempt: &Attempt, outcome: Result<Ruleset, String>) {
+    fn succeeded(&mut self, attempt: &Attempt, ruleset: Ruleset) {
+        let unread = self.unread.clone();
+        self.publish(attempt.reading, |enforced| {
+            enforced.reading = attempt.reading;
+            enforced.snapshot = Arc::clone(&attempt.snapshot);
+            enforced.known = Arc::clone(&attempt.known);
+            enforced.ruleset = Arc::new(ruleset);
+            enforced.at = Some(now());
+            enforced.error = unread;
+        });
+    }
+
+    /// Publishes the outcome of an attempt with a reading of the containers.
+    fn publish(&mut self, reading: u64, outcome: impl FnOnce(&mut Enforced)) {
         self.published.send_modify(|published| {
             let enforced = Arc::make_mut(published);
-            enforced.attempted = attempt.reading;
+            enforced.attempted = reading;
             enforced.waiting = self.kernel.waiting();
             enforced.kept = self.kernel.kept();
-            match outcome {
-                Ok(ruleset) => {
-                    enforced.reading = attempt.reading;
-                    enforced.snapshot = Arc::clone(&attempt.snapshot);
-                    enforced.known = Arc::clone(&attempt.known);
-                    enforced.ruleset = Arc::new(ruleset);
-                    enforced.at = Some(now());
-                    enforced.error = None;
-                }
-                Err(error) => enforced.error = Some(error),
-            }
+            outcome(enforced);
         });
         let enforced = self.published.borrow();
         enforced.measure();
@@ -391,6 +418,7 @@ impl Reconciler {
             },
             Err(error) => Err(error),
         };
+        self.looked(settled.as_ref().err().map(|error| chain(error)));
         match settled {
             Ok(true) => self.settle_at = None,
             Ok(false) => {}
@@ -406,10 +434,12 @@ impl Reconciler {
         if self.settle_at.is_some() && !thoroughly {
             return false;
         }
-        let strayed = self.kernel.has_strayed(thoroughly).await.unwrap_or_else(|error| {
-            tracing::error!(error = chain(&error), "drift-check-failed");
-            false
-        });
+        let strayed = self.kernel.has_strayed(thoroughly).await;
+        if let Err(error) = &strayed {
+            tracing::error!(error = chain(error), "drift-check-failed");
+        }
+        self.looked(strayed.as_ref().err().map(|error| chain(error)));
+        let strayed = strayed.unwrap_or(false);
         if strayed {
             tracing::error!("drift-found");
             if self.mend().await {
@@ -421,6 +451,18 @@ impl Reconciler {
             self.reconcile().await;
         }
         strayed
+    }
+
+    /// Takes in how the last look went: what cannot be read is not known to be in force.
+    fn looked(&mut self, problem: Option<String>) {
+        let before = std::mem::replace(&mut self.unread, problem);
+        if before != self.unread {
+            self.published.send_modify(|published| {
+                if published.error == before || published.error.is_none() {
+                    Arc::make_mut(published).error.clone_from(&self.unread);
+                }
+            });
+        }
     }
 
     /// Whether the kernel is right again.

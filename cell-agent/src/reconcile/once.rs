@@ -32,6 +32,7 @@ impl Reconciler {
     /// The kernel cannot be read.
     pub async fn once(mut self) -> Result<Outcome, Error> {
         self.kernel.recover().await?;
+        self.recovered = true;
         self.reconcile().await;
         for _ in 0..SETTLE_ATTEMPTS {
             let Some(at) = self.settle_at else { break };

@@ -19,8 +19,8 @@ pub(super) const INVALID: &str = "-p tcp -m state --state INVALID -j DROP";
 /// The longest log prefix that the original writes, without the blank.
 const PREFIX_CHARS: usize = 28;
 /// What the modules `limit` and `hashlimit` count a second in.
-const LIMIT_SCALE: u64 = 10_000;
-const HASHLIMIT_SCALE: u64 = 1_000_000;
+pub(crate) const LIMIT_SCALE: u64 = 10_000;
+pub(crate) const HASHLIMIT_SCALE: u64 = 1_000_000;
 /// Of `limit`; it is not printed.
 const DEFAULT_BURST: u32 = 5;
 

@@ -1,6 +1,6 @@
 //! Rulesets as the text of a data plane.
 
-mod arguments;
+pub(crate) mod arguments;
 pub mod intervals;
 pub mod iptables;
 pub mod nftables;

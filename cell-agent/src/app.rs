@@ -105,6 +105,7 @@ impl runtime::process::Service for App {
         {
             bail!("datastore-directory-stat: there is no directory {}", directory.display());
         }
+        choose_plane(&mut config);
         config.settings.underlay = interfaces(&config.underlay_ips)?;
         if let Some(pass) = Pass::bind(&config, process).await? {
             return Ok(Self::Pass(Box::new(pass)));
@@ -171,6 +172,7 @@ impl Agent {
             debug = self.debug.local_addr(),
             socket = self.socket.local_addr(),
             "policy-store" = self.config.source.address(),
+            "data-plane" = self.config.plane.name(),
             enabled = self.config.enabled,
             "started"
         );
@@ -204,6 +206,18 @@ pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
 /// Takes our table out of the kernel.
 pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
     nft.apply(&diff::remove()).await.context("taking our table out of the kernel")
+}
+
+/// Where the file names no data plane and there is no nft, as on some stemcells, the
+/// rules go into the chains of iptables.
+fn choose_plane(config: &mut Config) {
+    if !Nft::new(&config.nft).is_missing() {
+        return;
+    }
+    let nft = config.nft.display().to_string();
+    if config.fall_back() {
+        tracing::warn!(nft, "data-plane" = "iptables", "nft-not-found.using-iptables");
+    }
 }
 
 /// The data plane, if it can be used.
@@ -424,6 +438,7 @@ fn debug_router(process: &Process, health: &Health, c2c_logging: bool) -> Router
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(async move || readiness(&health)))
         .merge(c2c_logging::router(c2c_logging))
+        .fallback(control::not_found)
 }
 
 fn readiness(health: &Health) -> Response {

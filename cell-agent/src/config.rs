@@ -66,6 +66,18 @@ pub struct Config {
     /// What shapes the rules; its `underlay` is empty until the interfaces are
     /// looked up.
     pub settings: Settings,
+    /// The data plane where the file names none and there is no nft.
+    pub fallback: Option<DataPlane>,
+}
+
+impl Config {
+    /// Takes the other data plane, if the file names none.
+    pub fn fall_back(&mut self) -> bool {
+        let Some(plane) = self.fallback.take() else { return false };
+        self.settings.by_address = matches!(plane, DataPlane::Nftables);
+        self.plane = plane;
+        true
+    }
 }
 
 /// Where the groups come from.
@@ -107,6 +119,17 @@ pub enum DataPlane {
     },
 }
 
+impl DataPlane {
+    /// As the configuration names it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables { .. } => "iptables",
+        }
+    }
+}
+
 /// Keys of the original that mean nothing here.
 const UNUSED: &[&str] = &["poll_interval", "vni", "enable_overlay_ingress_rules"];
 
@@ -121,7 +144,7 @@ impl Configure for Config {
             keys.or("state_directory", PathBuf::from("/var/vcap/data/cell-agent"));
         let control_socket: Option<Option<PathBuf>> = keys.optional("control_socket");
         let nft = keys.or("nft_path", PathBuf::from("nft"));
-        let plane = plane(keys);
+        let (plane, fallback) = plane(keys).unzip();
         // Reading what iptables holds costs more than asking nftables for a number.
         let seconds = if let Some(DataPlane::Iptables { .. }) = plane { 5 } else { 2 };
         let drift_interval = interval(keys, "drift_interval", Duration::from_secs(seconds));
@@ -169,6 +192,7 @@ impl Configure for Config {
             c2c_logging: c2c_logging?,
             underlay_ips: underlay_ips?,
             settings: settings?,
+            fallback: fallback?,
         })
     }
 }
@@ -221,16 +245,19 @@ fn cell(keys: &mut Reader<'_>, source: Option<&Source>) -> Option<CellId> {
     }
 }
 
-pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<DataPlane> {
-    let plane = keys.or("data_plane", "nftables".to_owned());
+/// The data plane, and the other one if the file names none.
+pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<(DataPlane, Option<DataPlane>)> {
+    let plane: Option<Option<String>> = keys.optional("data_plane");
     let path = keys.or("iptables_path", PathBuf::from("iptables"));
     let lock =
         keys.or("iptables_lock_file", PathBuf::from("/var/vcap/data/garden-cni/iptables.lock"));
     let (plane, path, lock) = (plane?, path?, lock?);
-    match plane.as_str() {
-        "nftables" => Some(DataPlane::Nftables),
-        "iptables" => Some(DataPlane::Iptables { path, lock }),
-        _ => {
+    let iptables = DataPlane::Iptables { path, lock };
+    match plane.as_deref() {
+        None => Some((DataPlane::Nftables, Some(iptables))),
+        Some("nftables") => Some((DataPlane::Nftables, None)),
+        Some("iptables") => Some((iptables, None)),
+        Some(_) => {
             keys.problem("data_plane", "must be nftables or iptables");
             None
         }

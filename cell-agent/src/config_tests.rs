@@ -41,6 +41,8 @@ fn lines_for_apps_are_written_where_the_original_would() {
 fn the_data_plane_is_ours_unless_iptables_is_asked_for() {
     let config = read("").unwrap().config;
     assert_eq!(config.plane, DataPlane::Nftables);
+    assert!(config.fallback.is_some());
+    assert_eq!(read(r#","data_plane":"nftables""#).unwrap().config.fallback, None);
     assert_eq!(config.drift_interval, Duration::from_secs(2));
     let more =
         r#","data_plane":"iptables","iptables_path":"/x/iptables","iptables_lock_file":"/x/lock""#;

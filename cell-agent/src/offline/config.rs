@@ -28,7 +28,7 @@ impl Configure for Config {
         Some(Self {
             settings: settings?,
             underlay: underlay?,
-            plane: match plane? {
+            plane: match plane?.0 {
                 DataPlane::Nftables => PlaneName::Nftables,
                 DataPlane::Iptables { .. } => PlaneName::Iptables,
             },

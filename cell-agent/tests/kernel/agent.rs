@@ -204,6 +204,13 @@ impl Cell {
         http(self.agent.as_ref().expect("the agent runs").debug, method, path, body).await
     }
 
+    /// Head and body of an answer of the control port and of the debug server.
+    pub(crate) async fn heads(&self, path: &str) -> [(String, String); 2] {
+        let agent = self.agent.as_ref().expect("the agent runs");
+        let ask = |address| exchange(address, "GET", path, "");
+        [ask(agent.control).await, ask(agent.debug).await]
+    }
+
     pub(crate) fn client(&self) -> CellClient<Channel> {
         CellClient::new(runtime::client::unix(&self.directory.path().join("cell.sock")))
     }
@@ -292,6 +299,12 @@ pub(crate) async fn http(
     path: &str,
     body: &str,
 ) -> (u16, String) {
+    let (head, body) = exchange(address, method, path, body).await;
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+}
+
+/// Head and body of an answer.
+async fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
     let request = format!(
@@ -301,5 +314,5 @@ pub(crate) async fn http(
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    (head.to_owned(), body.to_owned())
 }

@@ -196,7 +196,7 @@ fn the_cell_service_tells_what_is_enforced_and_why() {
 #[test]
 fn what_cannot_work_is_told_before_anything_is_served() {
     lab(async |_lab| {
-        let cell = Cell::new(json!({})).await;
+        let cell = Cell::new(json!({"data_plane": "nftables"})).await;
         for (key, value, told) in [
             (
                 "nft_path",
@@ -226,4 +226,20 @@ impl Cell {
         let bound = App::bind(config, &Process::detached()).await;
         format!("{:#}", bound.err().unwrap_or_else(|| panic!("it starts with this {key}")))
     }
+}
+
+/// As Go's net/http.
+#[test]
+fn an_unknown_path_is_not_found_in_the_words_of_the_original() {
+    lab(async |_lab| {
+        let mut cell = Cell::running(json!({})).await;
+        for (head, body) in cell.heads("/unknown").await {
+            assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+            let head = head.to_ascii_lowercase();
+            assert!(head.contains("\r\ncontent-type: text/plain; charset=utf-8"), "{head}");
+            assert!(head.contains("\r\nx-content-type-options: nosniff"), "{head}");
+            assert_eq!(body, "404 page not found\n");
+        }
+        cell.stop().await;
+    });
 }

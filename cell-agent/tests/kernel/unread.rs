@@ -1,5 +1,7 @@
 //! What cannot be read back from the kernel is not in force.
 
+use cell_agent::app::App;
+use runtime::process::{Process, Service as _};
 use serde_json::json;
 
 use crate::{
@@ -166,6 +168,31 @@ fn a_table_of_a_newer_nft_is_named_and_takes_nothing_away() {
             }
             opens_only_other(&cell, &prober).await;
             cell.stop().await;
+        });
+    }
+}
+
+/// On a stemcell without nft.
+#[test]
+fn without_nft_the_chains_of_iptables_are_used_unless_a_plane_is_named() {
+    for silk in BACKENDS {
+        lab(async move |_lab| {
+            let mut config = silk.config(json!({"nft_path": "/nonexistent/nft"}));
+            config.as_object_mut().unwrap().remove("data_plane");
+            let mut cell = Cell::running(config).await;
+            let source = "cfnetworking.vxlan-policy-agent.nft-not-found.using-iptables";
+            assert_eq!(cell.log.data_of(source).expect("it is logged")["nft"], "/nonexistent/nft");
+            cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16")])]);
+            silk.add("c1", "10.255.1.1", &json!({}));
+            cell.add_app("c1", "10.255.1.1", "s1").await;
+            let rules = silk.ours();
+            assert!(rules.iter().any(|rule| rule.contains("10.1.0.0-10.1.255.255")), "{rules:?}");
+            cell.stop().await;
+            let named = cell.config_with("data_plane", json!("nftables"));
+            let bound = App::bind(named, &Process::detached()).await;
+            let error = format!("{:#}", bound.err().expect("there is no nft"));
+            let sentence = "there is no /nonexistent/nft: install nftables, or set nft_path, or data_plane to iptables";
+            assert_eq!(error, sentence);
         });
     }
 }

@@ -310,6 +310,18 @@ impl Server {
         }
     }
 
+    /// Runs statements without parameters as one text, once: for definitions, which
+    /// servers do not prepare. Where the text opens a transaction, it has to end it.
+    pub async fn define(&self, sql: &str) -> Result<(), Error> {
+        let attempts = Attempts::new(self.shared.operation_timeout);
+        let work = async {
+            let mut lease = self.shared.pool.lease().await?;
+            let defined = lease.batch(sql).await;
+            defined.map_err(|fault| Error::Server { source: Arc::new(fault) })
+        };
+        timeout_at(attempts.deadline, work).await.unwrap_or_else(|_| Err(attempts.timed_out()))
+    }
+
     fn unanswered(&self) -> Error {
         let after = self.shared.operation_timeout;
         let fault = Fault::new(Kind::Timeout, format!("no answer within {after:?}"));

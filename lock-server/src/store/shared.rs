@@ -16,20 +16,27 @@
 //! [`WATCHED_PASS`] while somebody watches. The original's changes are told by nobody:
 //! they are found by the pass.
 
+mod changes;
 mod follow;
+mod gather;
 mod health;
 mod notice;
+mod reads;
 mod rows;
 mod statements;
 mod together;
 mod view;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use model::lock::{Claim, Lock, LockKey, Owner, Selector};
+use runtime::error::chain;
 use storage::{
     Kind,
     server::{Dialect, Options, Server},
@@ -42,7 +49,9 @@ use uuid::Uuid;
 
 pub use self::{follow::Follower, health::Check};
 use self::{
+    follow::Queues,
     notice::Notice,
+    reads::{AllOf, Images, OneOf},
     rows::Found,
     statements::Taken,
     together::Ask,
@@ -62,7 +71,7 @@ pub const WATCHED_PASS: Duration = Duration::from_millis(500);
 /// Notices that may wait to be told; what finds no room is found by the pass.
 const NOTICES: usize = 4096;
 
-/// Claims that may wait; who finds no room waits for it.
+/// Claims, and reads of either kind, that may wait; who finds no room waits for it.
 const ASKS: usize = 1024;
 
 /// How often a call looks again when the row changes between its two looks.
@@ -76,6 +85,11 @@ pub struct Shared {
     feed: Feed,
     notices: mpsc::Sender<Notice>,
     asks: mpsc::Sender<Ask>,
+    fetches: mpsc::Sender<OneOf>,
+    fetch_alls: mpsc::Sender<AllOf>,
+    images: Arc<Images>,
+    /// The change counters are there.
+    counts: Arc<AtomicBool>,
 }
 
 /// The row was another one at each look.
@@ -104,9 +118,15 @@ impl Shared {
         let view = Arc::new(Mutex::new(View::new(feed.clone())));
         let (notices, to_tell) = mpsc::channel(NOTICES);
         let (asks, to_claim) = mpsc::channel(ASKS);
-        let shared = Self { server, view, feed, notices, asks };
+        let (fetches, to_fetch) = mpsc::channel(ASKS);
+        let (fetch_alls, to_fetch_all) = mpsc::channel(ASKS);
+        let (images, counts) = (Arc::default(), Arc::default());
+        let shared =
+            Self { server, view, feed, notices, asks, fetches, fetch_alls, images, counts };
+        shared.count_changes().await?;
         shared.pass().await?;
-        let follower = Follower::new(shared.clone(), to_tell, to_claim);
+        let queues = Queues { to_tell, to_claim, to_fetch, to_fetch_all };
+        let follower = Follower::new(shared.clone(), queues);
         Ok((shared, follower))
     }
 
@@ -160,12 +180,35 @@ impl Shared {
         Ok(found.into_iter().next())
     }
 
+    /// Makes the database count changes, and says whether it does.
+    async fn count_changes(&self) -> Result<bool, storage::Error> {
+        let counts = changes::ensure(&self.server).await?;
+        self.counts.store(counts, Ordering::Release);
+        if counts && changes::mark(&self.server).await?.is_some_and(changes::Mark::is_long) {
+            self.compact_changes().await;
+        }
+        Ok(counts)
+    }
+
+    /// Keeps the table of changes short.
+    async fn compact_changes(&self) {
+        if let Err(error) = changes::compact(&self.server).await {
+            // The next look or pass tries it again.
+            tracing::debug!(error = chain(&error), "failed-compacting-lock-changes");
+        }
+    }
+
     async fn read(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
         let rows = rows::read(&self.server, Some(selector)).await.map_err(failed)?;
+        Ok(self.found(&rows))
+    }
+
+    /// The locks of these rows; what is new of them is told.
+    fn found(&self, rows: &[storage::server::Row]) -> Vec<Arc<Held>> {
         let mut view = self.view();
         let now = Instant::now();
         let mut all = Vec::with_capacity(rows.len());
-        for row in &rows {
+        for row in rows {
             match rows::parse(row) {
                 Ok(Found::Held(held)) => all.push(view.observe(held, now).0),
                 // The pass gives it a token, or deletes it.
@@ -176,7 +219,7 @@ impl Shared {
                 }
             }
         }
-        Ok(all)
+        all
     }
 
     /// Reads the whole table: what is new is told, what is missing has ended.
@@ -285,25 +328,29 @@ impl Store for Shared {
     }
 
     async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
-        let mut all = match self.read(selector).await {
-            // What cannot be stored is not there.
-            Err(Error::Unstorable(_)) => Vec::new(),
-            read => read?,
+        let key = match selector {
+            Selector::Kind(kind) => return self.fetch_all(*kind).await,
+            Selector::Key(key) => key,
         };
-        all.sort_unstable_by(|a, b| a.lock.key.cmp(&b.lock.key));
-        if let Selector::Key(key) = selector {
-            // Where the table's collation takes two keys for one, the answer has the
-            // one that was asked for, as the original's.
-            for held in all.iter_mut().filter(|held| held.lock.key != *key) {
-                Arc::make_mut(held).lock.key = key.clone();
-            }
+        let mut found = match self.fetch(key).await {
+            // What cannot be stored is not there.
+            Err(Error::Unstorable(_)) => None,
+            found => found?,
+        };
+        // Where the table's collation takes two keys for one, the answer has the
+        // one that was asked for, as the original's.
+        if let Some(held) = found.as_mut().filter(|held| held.lock.key != *key) {
+            Arc::make_mut(held).lock.key = key.clone();
         }
-        Ok(all.into())
+        Ok(found.into_iter().collect())
     }
 
     async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
         let mark = self.view().mark();
-        let found = self.select(selector).await?;
+        let found = match self.read(selector).await {
+            Err(Error::Unstorable(_)) => Vec::new(),
+            found => found?,
+        };
         let mut view = self.view();
         let named = |held: &Held| match selector {
             Selector::Key(key) => held.lock.key == *key,

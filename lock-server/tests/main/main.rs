@@ -10,6 +10,7 @@ mod laws;
 mod operators;
 mod patience;
 mod process;
+mod reads;
 mod reaper;
 mod refused;
 mod shape;

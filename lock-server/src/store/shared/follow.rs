@@ -1,63 +1,89 @@
 //! The task behind the shared store: hears others' notices, tells ours, and passes
 //! over the table.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use runtime::{error::chain, server::Component};
 use storage::server::{Listener, Notice as Heard, Value};
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    PASS, Shared, WATCHED_PASS,
+    PASS, Shared, WATCHED_PASS, gather,
     notice::{self, CHANNEL, Notice},
+    reads::{AllOf, OneOf},
     together::{self, Ask},
 };
+
+/// How often a database that refuses to count changes is asked again.
+const REFUSED: Duration = Duration::from_secs(10);
 /// Notices that are told together.
 const TOGETHER: usize = 256;
 
-/// Follows what others do to the table, and makes the claims.
+/// Follows what others do to the table, makes the claims and the reads.
 #[derive(Debug)]
 pub struct Follower {
     shared: Shared,
     /// What others know this instance's notices by.
     instance: String,
-    to_tell: mpsc::Receiver<Notice>,
-    to_claim: mpsc::Receiver<Ask>,
+    queues: Queues,
     listener: Option<Listener>,
 }
 
+/// What waits for the follower.
+#[derive(Debug)]
+pub(super) struct Queues {
+    pub(super) to_tell: mpsc::Receiver<Notice>,
+    pub(super) to_claim: mpsc::Receiver<Ask>,
+    pub(super) to_fetch: mpsc::Receiver<OneOf>,
+    pub(super) to_fetch_all: mpsc::Receiver<AllOf>,
+}
+
 impl Follower {
-    pub(super) fn new(
-        shared: Shared,
-        to_tell: mpsc::Receiver<Notice>,
-        to_claim: mpsc::Receiver<Ask>,
-    ) -> Self {
+    pub(super) fn new(shared: Shared, queues: Queues) -> Self {
         let listener = shared.server.listen(CHANNEL);
-        Self { shared, instance: Uuid::new_v4().to_string(), to_tell, to_claim, listener }
+        Self { shared, instance: Uuid::new_v4().to_string(), queues, listener }
     }
 
     /// Follows until `stop`; then no call finds the store open.
     ///
     /// # Errors
-    /// A claim panicked. What fails at the database is told to `health` and tried
-    /// again.
+    /// A claim or a read panicked. What fails at the database is told to `health` and
+    /// tried again.
     pub async fn run(
         self,
         stop: CancellationToken,
         health: Component,
     ) -> Result<(), storage::Error> {
-        let Self { shared, instance, mut to_tell, to_claim, mut listener } = self;
-        let claims = together::run(shared.server.clone(), to_claim, stop.clone());
+        let Self { shared, instance, queues, mut listener } = self;
+        let Queues { mut to_tell, to_claim, to_fetch, to_fetch_all } = queues;
+        // Tasks of their own: a pass over a large table is not to hold them up.
+        let mut calls = JoinSet::new();
+        calls.spawn(together::run(shared.server.clone(), to_claim, stop.clone()));
+        calls.spawn(gather::run(to_fetch, stop.clone(), {
+            let shared = shared.clone();
+            move |asks| shared.clone().look_at_keys(asks)
+        }));
+        calls.spawn(gather::run(to_fetch_all, stop.clone(), {
+            let shared = shared.clone();
+            move |asks| shared.clone().look_at_kinds(asks)
+        }));
+        let calls = async {
+            while let Some(ended) = calls.join_next().await {
+                ended.map_err(|_| storage::Error::Panicked)??;
+            }
+            Ok::<_, storage::Error>(())
+        };
         let follow = async {
             follow(&shared, &instance, &mut to_tell, &mut listener, &stop, &health).await;
             Ok(())
         };
-        tokio::try_join!(claims, follow)?;
+        tokio::try_join!(calls, follow)?;
         let mut batch = Vec::new();
         while let Ok(notice) = to_tell.try_recv() {
             batch.push(notice);
@@ -78,6 +104,7 @@ async fn follow(
 ) {
     let is_told = listener.is_some();
     let mut last = Instant::now();
+    let mut count_at = last;
     let mut batch = Vec::with_capacity(TOGETHER);
     loop {
         let is_polled = !is_told && shared.feed.has_watchers();
@@ -92,19 +119,27 @@ async fn follow(
                 Heard::Told(payload) => look(shared, notice::parse(&payload, instance)).await,
                 Heard::Listening => {
                     last = Instant::now();
-                    pass(shared, health).await;
+                    pass(shared, health, &mut count_at).await;
                 }
             },
             () = sleep_until(next) => {
                 last = Instant::now();
-                pass(shared, health).await;
+                pass(shared, health, &mut count_at).await;
             }
         }
     }
 }
 
-async fn pass(shared: &Shared, health: &Component) {
-    match shared.pass().await {
+async fn pass(shared: &Shared, health: &Component, count_at: &mut Instant) {
+    let passed = async {
+        shared.pass().await?;
+        if *count_at <= Instant::now() {
+            let pause = if shared.count_changes().await? { PASS } else { REFUSED };
+            *count_at = Instant::now() + pause;
+        }
+        Ok::<_, storage::Error>(())
+    };
+    match passed.await {
         Ok(()) => health.ready(),
         Err(error) => {
             let text = chain(&error);

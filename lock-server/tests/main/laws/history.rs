@@ -12,8 +12,11 @@ use std::{
     },
 };
 
-use lock_server::store::{Claimed, Released, Store};
-use model::lock::{Claim, LockValue};
+use lock_server::{
+    held::Held,
+    store::{Claimed, Released, Store},
+};
+use model::lock::{Claim, LockKind, LockValue, Selector};
 use proptest::{prelude::*, sample::select};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -25,9 +28,14 @@ pub(super) const OWNERS: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
-    Claim { changes: bool },
+    Claim {
+        changes: bool,
+    },
     Release,
+    /// Reads the key.
     Look,
+    /// Reads all locks.
+    LookAll,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +99,7 @@ pub(super) fn check(history: &[Entry]) -> Result<(), String> {
         }
         let lost = history.iter().find(|look| {
             look.key == x.key
-                && look.call == Call::Look
+                && matches!(look.call, Call::Look | Call::LookAll)
                 && look.answer == Answer::Nothing
                 && look.begin > x.end
                 && !history.iter().any(|entry| entry.may_free(x.key, x_owner, x.begin, look.end))
@@ -156,15 +164,24 @@ async fn answer<S: Store>(store: &S, entry: Entry, number: u64) -> Answer {
             Err(_) => Answer::Unknown,
         },
         Call::Look => match look(store, on).await.as_deref() {
-            Ok([held]) => Answer::Held(
-                OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
-                held.lock.token.0,
-            ),
+            Ok([held]) => seen(held),
             Ok([]) => Answer::Nothing,
             Ok(more) => panic!("one key, {more:?}"),
             Err(_) => Answer::Unknown,
         },
+        Call::LookAll => match store.select(&Selector::Kind(LockKind::Lock)).await {
+            Ok(all) => all
+                .iter()
+                .find(|held| held.lock.key == key(on))
+                .map_or(Answer::Nothing, |held| seen(held)),
+            Err(_) => Answer::Unknown,
+        },
     }
+}
+
+fn seen(held: &Held) -> Answer {
+    let by = OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap();
+    Answer::Held(by, held.lock.token.0)
 }
 
 pub(super) type Script = Vec<(&'static str, Call)>;
@@ -210,6 +227,7 @@ pub(super) fn lives() -> impl Strategy<Value = Vec<(Vec<Script>, u64)>> {
         2 => Just(Call::Claim { changes: false }),
         2 => Just(Call::Release),
         1 => Just(Call::Look),
+        1 => Just(Call::LookAll),
     ];
     let script = prop::collection::vec((select(&KEYS[..]), call), 0..20);
     let life = (prop::collection::vec(script, 1..7), 0..120_u64);

@@ -16,6 +16,7 @@ use crate::support::Instance;
 async fn look(recorder: &Recorder, instance: &Instance) {
     for on in KEYS {
         recorder.call(&instance.store, on, "", Call::Look).await;
+        recorder.call(&instance.store, on, "", Call::LookAll).await;
     }
 }
 
@@ -95,9 +96,10 @@ async fn the_database_crashes(dialect: Dialect) {
         let (recorder, store) = (Arc::clone(&recorder), instances[number % 2].store.clone());
         clients.spawn(async move {
             for step in 0..60 {
-                let call = match (number + step) % 4 {
+                let call = match (number + step) % 5 {
                     0 | 1 => Call::Claim { changes: step % 2 == 0 },
                     2 => Call::Look,
+                    3 => Call::LookAll,
                     _ => Call::Release,
                 };
                 recorder.call(&store, KEYS[step % 2], OWNERS[number % 3], call).await;

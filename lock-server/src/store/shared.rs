@@ -123,7 +123,7 @@ impl Shared {
         let (images, counts) = (Arc::default(), Arc::default());
         let shared =
             Self { server, view, feed, notices, asks, fetches, fetch_alls, images, counts };
-        shared.count_changes().await?;
+        shared.count_changes(true).await?;
         shared.pass().await?;
         let queues = Queues { to_tell, to_claim, to_fetch, to_fetch_all };
         let follower = Follower::new(shared.clone(), queues);
@@ -181,8 +181,8 @@ impl Shared {
     }
 
     /// Makes the database count changes, and says whether it does.
-    async fn count_changes(&self) -> Result<bool, storage::Error> {
-        let counts = changes::ensure(&self.server).await?;
+    async fn count_changes(&self, at_start: bool) -> Result<bool, storage::Error> {
+        let counts = changes::ensure(&self.server, at_start).await?;
         self.counts.store(counts, Ordering::Release);
         if counts && changes::mark(&self.server).await?.is_some_and(changes::Mark::is_long) {
             self.compact_changes().await;

@@ -396,6 +396,29 @@ async fn without_triggers_answers_are_right() {
     assert_eq!(server.sql_in(&name, triggers), "0");
 }
 
+/// MySQL runs triggers as who made them: the next start makes them its own, and the user
+/// who made them may go.
+#[tokio::test]
+async fn a_start_under_another_user_makes_the_triggers_its_own() {
+    let server = TestServer::start(Dialect::MySql);
+    let options = server.database();
+    server.sql("CREATE USER other@'%' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO other@'%'");
+    let ours = Instance::open(&options).await;
+    take(&ours.store, presence("p", "v")).await;
+    ours.close().await;
+    let connection_string = options.connection_string.replace("tester:", "other:");
+    let options = Options { connection_string, ..options };
+    let next = Instance::open(&options).await;
+    let name = options.connection_string.rsplit('/').next().unwrap();
+    let definers = "SELECT DISTINCT definer FROM information_schema.triggers
+        WHERE trigger_name LIKE 'portcullis%'";
+    assert_eq!(server.sql_in(name, definers), "other@%");
+    server.sql("DROP USER tester@'%'");
+    take(&next.store, presence("p", "w")).await;
+    assert_eq!(all(&next, &PRESENCES).await.into_iter().next(), Some(("p".into(), "w".into())));
+    next.close().await;
+}
+
 /// Changes are summed up before they become many, and answers stay right.
 async fn the_table_of_changes_stays_short(dialect: Dialect) {
     let server = TestServer::shared(dialect);

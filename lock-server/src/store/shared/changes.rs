@@ -150,13 +150,25 @@ async fn are_there(server: &Server) -> Result<bool, storage::Error> {
     server.query(sql, &[]).await?.first().map_or(Ok(false), |row| row.get(0))
 }
 
-/// Makes what is missing of the counters; false, with a line in the log, when the
-/// database refuses.
+/// MySQL runs a trigger as the user that made it: whether that is ours. A trigger of a
+/// user who is gone would fail each write.
+async fn are_ours(server: &Server) -> Result<bool, storage::Error> {
+    if server.dialect() == Dialect::Postgres {
+        return Ok(true);
+    }
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM information_schema.triggers
+        WHERE event_object_schema = DATABASE() AND event_object_table = 'locks'
+        AND trigger_name LIKE 'portcullis\\_locks\\_%' AND definer <> CURRENT_USER())";
+    server.query(sql, &[]).await?.first().map_or(Ok(true), |row| row.get(0))
+}
+
+/// Makes what is missing of the counters, and at the start what another user made; false,
+/// with a line in the log, when the database refuses.
 ///
 /// # Errors
 /// The database cannot be asked.
-pub(super) async fn ensure(server: &Server) -> Result<bool, storage::Error> {
-    if are_there(server).await? {
+pub(super) async fn ensure(server: &Server, at_start: bool) -> Result<bool, storage::Error> {
+    if are_there(server).await? && (!at_start || are_ours(server).await?) {
         return Ok(true);
     }
     let made = match server.dialect() {
@@ -241,38 +253,45 @@ COMMIT"
     )
 }
 
-/// MySQL: the table, the index or the trigger is there already.
-const THERE: [&str; 3] = ["1050", "1061", "1359"];
+/// MySQL: the index is there already.
+const THERE: &str = "1061";
 
 async fn make_on_mysql(server: &Server) -> Result<(), storage::Error> {
     for statement in on_mysql() {
         match server.define(&statement).await {
-            Err(storage::Error::Server { source })
-                if source.code().is_some_and(|code| THERE.contains(&code)) => {}
+            Err(storage::Error::Server { source }) if source.code() == Some(THERE) => {}
             made => made?,
         }
     }
     Ok(())
 }
 
-fn on_mysql() -> [String; 5] {
+/// The triggers are made while nobody else writes.
+fn on_mysql() -> [String; 3] {
     let [inserted, updated, deleted] = TRIGGERS;
     // Another collation may take different texts for equal: bytes are compared.
     let same = ["owner", "value", "type", "path"]
         .map(|column| format!("BINARY OLD.{column} <=> BINARY NEW.{column}"))
         .join(" AND ");
     let (old, new) = ("OLD.type <=> 'presence'", "NEW.type <=> 'presence'");
+    let (on_insert, on_delete) = (count(new, new), count(old, old));
+    let on_update = count(&format!("({old} AND {new})"), &format!("({old} OR {new})"));
     [
-        "CREATE TABLE lock_changes (id BIGINT AUTO_INCREMENT PRIMARY KEY,
+        "CREATE TABLE IF NOT EXISTS lock_changes (id BIGINT AUTO_INCREMENT PRIMARY KEY,
              locks BIGINT NOT NULL, presences BIGINT NOT NULL) ENGINE = InnoDB"
             .to_owned(),
         "CREATE INDEX locks_type ON locks (type)".to_owned(),
-        format!("CREATE TRIGGER {inserted} AFTER INSERT ON locks FOR EACH ROW {}", count(new, new)),
-        format!("CREATE TRIGGER {deleted} AFTER DELETE ON locks FOR EACH ROW {}", count(old, old)),
         format!(
-            "CREATE TRIGGER {updated} AFTER UPDATE ON locks FOR EACH ROW
-             IF NOT ({same}) THEN {}; END IF",
-            count(&format!("({old} AND {new})"), &format!("({old} OR {new})"))
+            "SET SESSION lock_wait_timeout = 2;
+             LOCK TABLES locks WRITE, lock_changes WRITE;
+             DROP TRIGGER IF EXISTS {inserted};
+             CREATE TRIGGER {inserted} AFTER INSERT ON locks FOR EACH ROW {on_insert};
+             DROP TRIGGER IF EXISTS {deleted};
+             CREATE TRIGGER {deleted} AFTER DELETE ON locks FOR EACH ROW {on_delete};
+             DROP TRIGGER IF EXISTS {updated};
+             CREATE TRIGGER {updated} AFTER UPDATE ON locks FOR EACH ROW
+             IF NOT ({same}) THEN {on_update}; END IF;
+             UNLOCK TABLES"
         ),
     ]
 }

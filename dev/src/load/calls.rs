@@ -14,20 +14,27 @@ use super::wire::Connection;
 /// The bytes before a message: a flag and its length.
 const PREFIX: usize = 5;
 
-/// The presences of one run. Their keys begin with something that no other run
+/// The presences of one run, or the locks. Their keys begin with something that no other run
 /// has; each worker numbers its own.
 #[derive(Debug)]
 pub(super) struct Presences {
     prefix: String,
     value: String,
     ttl_seconds: u32,
+    kind: TypeCode,
 }
 
 impl Presences {
     /// With values of so many bytes.
     pub(super) fn new(value_size: u32, ttl_seconds: u32) -> Self {
         let prefix = format!("load-{}", uuid::Uuid::new_v4().simple());
-        Self { prefix, value: "v".repeat(value_size as usize), ttl_seconds }
+        let value = "v".repeat(value_size as usize);
+        Self { prefix, value, ttl_seconds, kind: TypeCode::Presence }
+    }
+
+    /// Locks in the place of presences.
+    pub(super) fn locks(value_size: u32, ttl_seconds: u32) -> Self {
+        Self { kind: TypeCode::Lock, ..Self::new(value_size, ttl_seconds) }
     }
 
     fn key(&self, worker: usize, number: u64) -> String {
@@ -39,7 +46,7 @@ impl Presences {
             key: self.key(worker, number),
             owner: self.prefix.clone(),
             value: self.value.clone(),
-            type_code: TypeCode::Presence.into(),
+            type_code: self.kind.into(),
             ..Resource::default()
         }
     }

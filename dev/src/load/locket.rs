@@ -20,6 +20,9 @@ use super::tally::Tally;
 use super::wire::Connection;
 use super::{length, positive_length, say};
 
+/// Connections that take the locks beside the presences.
+const TAKERS: u32 = 64;
+
 /// What is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(super) enum Operation {
@@ -85,7 +88,10 @@ pub(super) struct Load {
     /// Presences that are there beforehand, for all operations but lock-new.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) presences: u32,
-    /// Their time to live in seconds.
+    /// Locks that are there beforehand, beside the presences.
+    #[arg(long, default_value_t = 0)]
+    pub(super) locks: u32,
+    /// The time to live of presences and locks in seconds.
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) ttl: u32,
     /// Leave what was taken to its time to live, instead of giving it back.
@@ -132,11 +138,27 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
         let tasks = workers.into_iter().zip(shares).map(|(worker, share)| worker.take(share));
         workers = all(tasks).await.context("taking the presences")?;
     }
+    let locks = take_locks(target, load).await.context("taking the locks")?;
     let (report, workers) = call(target, load, connections, workers).await?;
     if !load.keep {
-        all(workers.into_iter().map(Worker::give_back)).await.context("giving back")?;
+        let workers = workers.into_iter().chain(locks);
+        all(workers.map(Worker::give_back)).await.context("giving back")?;
     }
     Ok(report)
+}
+
+/// Takes the locks beside the presences: as fast as [`TAKERS`] connections do.
+async fn take_locks(target: &Target, load: &Load) -> anyhow::Result<Vec<Worker>> {
+    if load.locks == 0 {
+        return Ok(Vec::new());
+    }
+    let presences = Arc::new(Presences::locks(load.value_size, load.ttl));
+    let callers = callers(target, TAKERS as usize, TAKERS as usize).await?.into_iter().enumerate();
+    let tasks = callers.zip(shares(load.locks, TAKERS)).map(|((number, caller), share)| {
+        let (operation, presences) = (Operation::LockNew, Arc::clone(&presences));
+        Worker { number, operation, caller, presences, taken: 0, ready: Vec::new() }.take(share)
+    });
+    all(tasks).await
 }
 
 /// With a connection for each worker.

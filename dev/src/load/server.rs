@@ -337,6 +337,13 @@ pub(super) struct Database {
     connection: String,
 }
 
+impl Database {
+    /// Whether it is MySQL or MariaDB.
+    pub(super) fn is_mysql(&self) -> bool {
+        self.driver == "mysql"
+    }
+}
+
 impl FromStr for Database {
     type Err = String;
 

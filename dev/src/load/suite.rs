@@ -46,6 +46,10 @@ pub(super) struct Arguments {
 struct Row {
     operation: Operation,
     workers: u32,
+    /// Locks that are there beside the presences.
+    locks: u32,
+    /// On SQLite, to compare a database with, in a run on a database.
+    on_sqlite: bool,
 }
 
 /// What a row is measured by.
@@ -94,27 +98,68 @@ const ORIGINAL: [(Operation, u32, f64); 15] = [
     (Operation::Release, 64, 2_110.0),
 ];
 
-const EMPTY: Row = Row { operation: Operation::Empty, workers: 64 };
+/// The same on MariaDB, one pass: new locks, refresh, Fetch, FetchAll and Release with
+/// 1, 16 and 64 workers.
+const ORIGINAL_ON_MYSQL: [f64; 15] = [
+    741.0, 642.0, 704.0, 743.0, 1_539.0, 2_026.0, 1_240.0, 3_097.0, 3_690.0, 120.0, 220.0, 291.0,
+    637.0, 1_498.0, 2_321.0,
+];
+
+/// Where the locks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Sqlite,
+    Postgres,
+    MySql,
+}
+
+/// Locks beside the presences, as many as were seen to slow FetchAll down.
+const BESIDE: u32 = 22_000;
+
+const EMPTY: Row = Row::new(Operation::Empty, 64);
 /// Beside reading all presences: how much of it is TLS.
-const TLS: Row = Row { operation: Operation::Tls, workers: 16 };
+const TLS: Row = Row::new(Operation::Tls, 16);
+const FETCH_ALL: Row = Row::new(Operation::FetchAll, 16);
 
 impl Row {
-    fn original(self) -> Option<f64> {
-        let same = |(operation, workers, _): &&(Operation, u32, f64)| {
+    const fn new(operation: Operation, workers: u32) -> Self {
+        Self { operation, workers, locks: 0, on_sqlite: false }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self { on_sqlite: true, operation: Operation::FetchAll, .. } => "fetch-all-on-sqlite",
+            Self { locks: 1.., operation: Operation::FetchAll, .. } => "fetch-all-beside-locks",
+            Self { operation, .. } => operation.name(),
+        }
+    }
+
+    /// The original's rate on such a database, however many locks it had beside.
+    fn original(self, place: Place) -> Option<f64> {
+        let same = |(operation, workers, _): &(Operation, u32, f64)| {
             (*operation, *workers) == (self.operation, self.workers)
         };
-        ORIGINAL.iter().find(same).map(|(_, _, rate)| *rate)
+        let at = ORIGINAL.iter().position(same)?;
+        match place {
+            Place::MySql if !self.on_sqlite => ORIGINAL_ON_MYSQL.get(at).copied(),
+            Place::Sqlite | Place::Postgres | Place::MySql => Some(ORIGINAL[at].2),
+        }
     }
 
     /// What must be reached, embedded and on a database server.
-    fn goals(self, embedded: bool) -> &'static [Goal] {
+    fn goals(self, place: Place) -> &'static [Goal] {
         use Goal::{OfEmpty, OfOriginal};
-        match (self.operation, self.workers, embedded) {
+        if self.on_sqlite {
+            return &[];
+        }
+        match (self.operation, self.workers, place == Place::Sqlite) {
             (Operation::LockRefresh, 64, true) => &[OfEmpty(0.75)],
             (Operation::LockNew, 64, true) => &[OfEmpty(0.5), OfOriginal(5.0)],
             (Operation::Fetch, 64, true) => &[OfEmpty(0.8)],
             (Operation::FetchAll, 16, true) => &[OfOriginal(10.0)],
             (Operation::LockRefresh | Operation::LockNew, 64, false) => &[OfOriginal(1.5)],
+            (Operation::Fetch, 64, false) => &[OfOriginal(4.0)],
+            (Operation::FetchAll, 16, false) => &[OfOriginal(5.0)],
             _ => &[],
         }
     }
@@ -129,27 +174,33 @@ impl Row {
             value_size: 600,
             // Enough to give back for as long as it is measured.
             presences: if self.operation == Operation::Release { 100_000 } else { 1_000 },
+            locks: self.locks,
             ttl: 600,
-            keep: arguments.database.is_none(),
+            keep: arguments.database.is_none() || self.on_sqlite,
         }
     }
 }
 
 /// The rows with a goal, or all; the empty call with each number of workers, and
-/// large answers over TLS alone.
-fn rows(all: bool, embedded: bool) -> Vec<Row> {
-    let measured = ORIGINAL
-        .iter()
-        .map(|(operation, workers, _)| Row { operation: *operation, workers: *workers });
-    let measured = measured.filter(|row| all || !row.goals(embedded).is_empty());
+/// large answers over TLS alone. On a database, reading all presences beside many locks
+/// too, and on SQLite.
+fn rows(all: bool, place: Place) -> Vec<Row> {
+    let measured = ORIGINAL.iter().map(|(operation, workers, _)| Row::new(*operation, *workers));
+    let measured = measured.filter(|row| all || !row.goals(place).is_empty());
     let workers: &[u32] = if all { &[1, 16, 64] } else { &[64] };
     let empty = workers.iter().map(|&workers| Row { workers, ..EMPTY });
-    empty.chain(measured).chain(embedded.then_some(TLS)).collect()
+    let on_a_database = [Row { locks: BESIDE, ..FETCH_ALL }, Row { on_sqlite: true, ..FETCH_ALL }];
+    let on_a_database = on_a_database.into_iter().filter(|_| place != Place::Sqlite);
+    empty.chain(measured).chain(on_a_database).chain([TLS]).collect()
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let embedded = arguments.database.is_none();
-    let rows = rows(arguments.all, embedded);
+    let place = match &arguments.database {
+        None => Place::Sqlite,
+        Some(database) if database.is_mysql() => Place::MySql,
+        Some(_) => Place::Postgres,
+    };
+    let rows = rows(arguments.all, place);
     let mut site = Site::new(arguments.bin_dir.clone())?;
     let mut measured: BTreeMap<Row, Vec<Report>> = BTreeMap::new();
     for round in 0..arguments.rounds {
@@ -162,21 +213,24 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let server = match row.operation {
                 Operation::Empty => site.empty(false).await?,
                 Operation::Tls => site.empty(true).await?,
-                _ => site.lock_server(arguments.database.as_ref()).await?,
+                _ => {
+                    let database = arguments.database.as_ref().filter(|_| !row.on_sqlite);
+                    site.lock_server(database).await?
+                }
             };
             let report = measure(&server.target(), &row.load(&arguments)).await?;
             server.end().await?;
             measured.entry(*row).or_default().push(report);
         }
     }
-    let figures = figures(&rows, &measured, embedded);
+    let figures = figures(&rows, &measured, place);
     if arguments.json {
         return say(&format!("{}\n", serde_json::to_string_pretty(&figures)?));
     }
     say(&table(&figures))
 }
 
-fn figures(rows: &[Row], measured: &BTreeMap<Row, Vec<Report>>, embedded: bool) -> Vec<Figures> {
+fn figures(rows: &[Row], measured: &BTreeMap<Row, Vec<Report>>, place: Place) -> Vec<Figures> {
     let middle = |row: &Row, of: &dyn Fn(&Report) -> f64| {
         let reports = measured.get(row).map(Vec::as_slice).unwrap_or_default();
         median(reports.iter().map(of).collect()).unwrap_or_default()
@@ -184,15 +238,15 @@ fn figures(rows: &[Row], measured: &BTreeMap<Row, Vec<Report>>, embedded: bool) 
     let rate = |row: &Row| middle(row, &|report| report.calls.per_second);
     let one = |row: &Row| {
         let of_empty = of_empty(row, measured);
-        let of_original = row.original().map(|original| rate(row) / original);
+        let of_original = row.original(place).map(|original| rate(row) / original);
         let holds = |goal: &Goal| match goal {
             Goal::OfEmpty(part) => of_empty.is_some_and(|reached| reached >= *part),
             Goal::OfOriginal(times) => of_original.is_some_and(|reached| reached >= *times),
         };
-        let goals = row.goals(embedded);
+        let goals = row.goals(place);
         let failed = |report: &Report| report.calls.failures.values().sum::<u64>();
         Figures {
-            operation: row.operation.name(),
+            operation: row.name(),
             workers: row.workers,
             per_second: rate(row),
             of_empty,
@@ -279,7 +333,7 @@ mod tests {
 
     #[test]
     fn goals_are_held_against_the_median() {
-        let rows = rows(false, true);
+        let rows = rows(false, Place::Sqlite);
         let measured = |fetches: [u64; 3]| {
             rows.iter()
                 .map(|row| {
@@ -292,7 +346,7 @@ mod tests {
                 .collect()
         };
         let holds = |fetches| {
-            let figures = figures(&rows, &measured(fetches), true);
+            let figures = figures(&rows, &measured(fetches), Place::Sqlite);
             let fetch = figures.into_iter().find(|row| row.operation == "fetch").unwrap();
             (fetch.holds, fetch.of_empty)
         };
@@ -302,19 +356,21 @@ mod tests {
 
     #[test]
     fn every_row_with_a_goal_is_measured() {
-        let names =
-            |rows: Vec<Row>| rows.iter().map(|row| row.operation.name()).collect::<Vec<_>>();
+        let names = |rows: Vec<Row>| rows.iter().map(|row| row.name()).collect::<Vec<_>>();
         let embedded = ["empty", "lock-new", "lock-refresh", "fetch", "fetch-all", "tls"];
-        assert_eq!(names(rows(false, true)), embedded);
-        assert_eq!(names(rows(false, false)), ["empty", "lock-new", "lock-refresh"]);
-        assert_eq!(rows(true, true).len(), ORIGINAL.len() + 4);
+        assert_eq!(names(rows(false, Place::Sqlite)), embedded);
+        let mut shared = vec!["empty", "lock-new", "lock-refresh", "fetch", "fetch-all"];
+        shared.extend(["fetch-all-beside-locks", "fetch-all-on-sqlite", "tls"]);
+        assert_eq!(names(rows(false, Place::Postgres)), shared);
+        assert_eq!(names(rows(false, Place::MySql)), shared);
+        assert_eq!(rows(true, Place::Sqlite).len(), ORIGINAL.len() + 4);
     }
 
     #[test]
     fn the_table_says_what_is_missed() {
-        let row = Row { operation: Operation::LockNew, workers: 64 };
+        let row = Row::new(Operation::LockNew, 64);
         let measured = [(row, vec![report(row, 100)])].into_iter().collect();
-        let text = table(&figures(&[row], &measured, true));
+        let text = table(&figures(&[row], &measured, Place::Sqlite));
         assert!(text.contains("| lock-new | 64 | 100 |"), "{text}");
         assert!(text.contains("missed"), "{text}");
     }

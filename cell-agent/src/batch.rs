@@ -17,6 +17,7 @@
 //!   led to. As long as something still leads to it, it is only emptied, as the
 //!   original does: then the parent's reject is next.
 
+mod guard;
 mod reading;
 
 use std::{
@@ -30,6 +31,7 @@ use model::ids::ContainerHandle;
 
 use crate::{
     render::{
+        guard::GUARD,
         iptables::{Body, Chain, Family, Filter, Names, Part},
         table::TO_STRING,
     },
@@ -40,6 +42,8 @@ pub use reading::Reading;
 
 /// Where rules are tried that no packet meets.
 const TRIAL: &str = "portcullis-trial";
+/// What everything that is forwarded comes through.
+const FORWARD: &str = "FORWARD";
 /// Where those that log lead to.
 pub(crate) const TRIAL_LOG: &str = "portcullis-trial--log";
 
@@ -52,6 +56,10 @@ pub struct Saved {
     rules: HashMap<String, Arc<str>>,
     /// From which chains rules lead to such a chain.
     references: HashMap<String, Vec<String>>,
+    /// The rules of FORWARD that lead to [`GUARD`], by their places from 0.
+    guarded: Vec<usize>,
+    /// How many rules FORWARD has.
+    forward: usize,
 }
 
 /// What to do.
@@ -75,6 +83,10 @@ pub struct Batch {
     pub written: Vec<Written>,
     /// Their names.
     names: BTreeSet<String>,
+    /// Chains that are no container's own, with their rules.
+    guards: Vec<(&'static str, Vec<String>)>,
+    /// How many rules of FORWARD that lead to [`GUARD`] go, for one at its head.
+    relink: Option<usize>,
     /// Chains that no container has: which are emptied, and which are deleted.
     empty: BTreeSet<String>,
     delete: BTreeSet<String>,
@@ -163,6 +175,7 @@ impl Saved {
                 expected: false,
                 body: Body::shared(self.rules.get(asg).cloned().unwrap_or_default()),
                 targets: Vec::new(),
+                silent: None,
             })
         });
         let chains = chains.collect();
@@ -180,13 +193,17 @@ impl Saved {
             Step { waiting: wanted.nameless.iter().cloned().collect(), ..Step::default() };
         let mut batch = Batch::default();
         let placed = self.placed(wanted, family, &mut step.waiting);
-        for chain in placed {
+        for chain in &placed {
             let names = &chain.names;
             step.placed.insert(names.asg.clone());
+            let body = self.body(chain);
             let same = self.declared.contains(&*names.asg)
-                && comparison.same_rules(self.rules(&names.asg), chain.body.rules());
+                && comparison.same_rules(self.rules(&names.asg), body.rules());
             if !same {
-                batch.fill(&names.asg, &chain.handle, chain.body.clone());
+                batch.fill(&names.asg, &chain.handle, body.clone());
+            }
+            if wanted.guard.is_some() && !self.declared.contains(&*names.netout) {
+                continue;
             }
             let jump = format!("-j {}", names.asg);
             let mut parent = self.rules(&names.netout);
@@ -205,12 +222,16 @@ impl Saved {
             }
             live.insert(names.asg.clone());
         }
+        let led_to = wanted.led_to();
         for Chain { handle, names, .. } in &wanted.unknown {
-            if self.leads(names) && !self.is_empty(&names.asg) {
+            let leads = self.leads(names) || led_to.contains(handle);
+            if leads && !self.is_empty(&names.asg) {
                 step.kept.insert(handle.clone());
             }
             live.extend([names.candidate(), names.asg.clone()]);
         }
+        let placed = placed.iter().map(|chain| &chain.handle).collect();
+        self.guard(&mut batch, wanted, placed, spellings, &mut step);
         self.sweep(&mut batch, &live);
         step.batch = (!batch.is_empty()).then_some(batch);
         step
@@ -224,9 +245,10 @@ impl Saved {
         family: Family,
         waiting: &mut BTreeMap<ContainerHandle, String>,
     ) -> Vec<&'w Chain> {
+        let led_to = wanted.led_to();
         let mut candidates: Vec<&Chain> = Vec::with_capacity(wanted.chains.len());
         for chain in &wanted.chains {
-            match self.missing(chain) {
+            match self.missing(chain, &led_to) {
                 None => candidates.push(chain),
                 Some(name) if chain.expected => {
                     let reason = format!("its chain {name} is not in {family} yet");
@@ -256,8 +278,11 @@ impl Saved {
         self.rules(&names.netout).any(|rule| rule == jump)
     }
 
-    /// The first chain that the CNI plugin has not made.
-    fn missing<'w>(&self, chain: &'w Chain) -> Option<&'w str> {
+    /// The first chain that the CNI plugin has not made, if it is needed.
+    fn missing<'w>(&self, chain: &'w Chain, led_to: &HashSet<&ContainerHandle>) -> Option<&'w str> {
+        if led_to.contains(&chain.handle) {
+            return None;
+        }
         let needed = iter::once(&chain.names.netout).chain(&chain.targets);
         needed.map(String::as_str).find(|name| !self.declared.contains(*name))
     }
@@ -307,8 +332,9 @@ impl Saved {
     /// policies: those of a container that is left out are tried all the same.
     #[must_use]
     pub fn trial(&self, wanted: &Filter, permits: &str) -> Trial {
-        let there = wanted.chains.iter().filter(|chain| self.missing(chain).is_none());
-        Trial::of(there.flat_map(|chain| chain.body.own()).chain(permits.lines()))
+        let led_to = wanted.led_to();
+        let there = wanted.chains.iter().filter(|chain| self.missing(chain, &led_to).is_none());
+        Trial::of(there.flat_map(|chain| self.body(chain).own()).chain(permits.lines()))
     }
 }
 
@@ -378,7 +404,8 @@ impl Batch {
     }
 
     fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.empty.is_empty() && self.delete.is_empty()
+        let chains = [self.empty.len(), self.delete.len(), self.names.len()];
+        chains == [0; 3] && self.relink.is_none()
     }
 
     /// A chain of this batch that is to be changed again after it.
@@ -415,6 +442,15 @@ impl Batch {
             text
         });
         let mut tail = String::new();
+        for (chain, rules) in &self.guards {
+            for rule in rules {
+                writeln!(tail, "-A {chain} {rule}").expect(TO_STRING);
+            }
+        }
+        if let Some(old) = self.relink {
+            tail.push_str(&format!("-D {FORWARD} -j {GUARD}\n").repeat(old));
+            writeln!(tail, "-I {FORWARD} 1 -j {GUARD}").expect(TO_STRING);
+        }
         for name in &self.delete {
             writeln!(tail, "-X {name}").expect(TO_STRING);
         }

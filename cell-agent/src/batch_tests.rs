@@ -11,7 +11,14 @@ fn v4() -> Spellings {
 fn chain(handle: &str, rules: &[&str]) -> Chain {
     let handle = ContainerHandle::parse(handle).unwrap();
     let names = Names::of(&handle).unwrap();
-    Chain { handle, names, expected: true, body: Body::of(rules), targets: Vec::new() }
+    Chain {
+        handle,
+        names,
+        expected: true,
+        body: Body::of(rules),
+        targets: Vec::new(),
+        silent: None,
+    }
 }
 
 fn wanted(chains: Vec<Chain>) -> Filter {

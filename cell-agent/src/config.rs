@@ -269,6 +269,9 @@ pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<(DataPlane, Option<DataPlan
 const LOGS_MOST: u32 = 10_000;
 const CONNECTIONS_MOST: u32 = 1_000_000;
 
+/// How many destinations and ports of a container are counted, without a word about it.
+const DESTINATIONS: u32 = 16_384;
+
 /// The network of silk's own job, for a file that names none.
 const OVERLAY: &str = "10.255.0.0/16";
 
@@ -319,7 +322,13 @@ impl Configure for OutboundConnections {
         let log = keys.or("logging", false);
         let burst = rate(keys, "burst", 1000, CONNECTIONS_MOST);
         let per_second = rate(keys, "rate_per_sec", 100, CONNECTIONS_MOST);
-        let connections = ConnectionLimit { per_second: per_second?, burst: burst?, log: log? };
+        let destinations = rate(keys, "max_destinations", DESTINATIONS, CONNECTIONS_MOST);
+        let connections = ConnectionLimit {
+            per_second: per_second?,
+            burst: burst?,
+            log: log?,
+            destinations: destinations?,
+        };
         Some(Self(limit?.then_some(connections)))
     }
 }

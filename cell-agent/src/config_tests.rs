@@ -74,7 +74,7 @@ fn the_originals_file_is_accepted() {
     )
     .unwrap();
     assert_eq!(unknown, Vec::<String>::new());
-    let limit = ConnectionLimit { per_second: 2, burst: 9, log: true };
+    let limit = ConnectionLimit { per_second: 2, burst: 9, log: true, destinations: 16_384 };
     assert_eq!(config.settings.connection_limit, Some(limit));
     assert_eq!(config.settings.deny_networks.staging[0].to_string(), "10.11.0.0/16");
     assert!(config.settings.log_all);

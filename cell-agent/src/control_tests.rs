@@ -71,7 +71,10 @@ async fn an_older_failure_is_not_an_answer() {
             let handle = ContainerHandle::parse("c1").unwrap();
             let standing = Standing::Ungrouped("it says nothing".to_owned());
             let mut ruleset = (*first.ruleset).clone();
-            ruleset.containers.insert(handle, Planned { address: None, standing });
+            ruleset.containers.insert(
+                handle,
+                Planned { address: None, more: std::collections::BTreeSet::new(), standing },
+            );
             let ruleset = Arc::new(ruleset);
             let mended = Enforced { attempted: reading, reading, ruleset, error: None, ..first };
             tokio::task::yield_now().await;

@@ -10,7 +10,7 @@
 //! packet that is under way in an old chain meets it half taken down, and what
 //! comes back is still there.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 mod parts;
 
@@ -18,7 +18,7 @@ pub use parts::trials;
 
 use crate::{
     netlink::Order,
-    render::table::{Chain, HOOK, Map, NAME, Table, add_elements},
+    render::table::{Chain, HOOK, Key, Map, NAME, Table, add_elements},
 };
 
 /// Whether what is no longer used goes in this transaction.
@@ -88,6 +88,7 @@ fn with_more(mut table: Table, other: &Table) -> Table {
     for (name, set) in &other.sets {
         table.sets.entry(name.clone()).or_insert_with(|| set.clone());
     }
+    table.counters.extend(other.counters.iter().cloned());
     table
 }
 
@@ -132,6 +133,7 @@ fn script(applied: &Table, after: &Table) -> String {
     }
     let new_set = |(name, _): &(&String, _)| !applied.sets.contains_key(*name);
     block.sets.extend(after.sets.iter().filter(new_set).map(|(k, v)| (k.clone(), v.clone())));
+    block.counters.extend(after.counters.difference(&applied.counters).cloned());
     if block != Table::default() || applied == &Table::default() {
         script.push_str(&block.block());
     }
@@ -145,7 +147,7 @@ fn script(applied: &Table, after: &Table) -> String {
 
 fn map_changes(name: &str, old: &Map, new: &Map) -> String {
     let mut script = String::new();
-    let gone: Vec<String> = gone(old, new).iter().map(IpAddr::to_string).collect();
+    let gone: Vec<String> = gone(old, new).iter().map(Key::to_string).collect();
     if !gone.is_empty() {
         script.push_str(&format!("delete element inet {NAME} {name} {{ {} }}\n", gone.join(", ")));
     }
@@ -157,22 +159,23 @@ fn map_changes(name: &str, old: &Map, new: &Map) -> String {
 }
 
 /// What has to go from a map; also what only jumps elsewhere.
-fn gone(old: &Map, new: &Map) -> Vec<IpAddr> {
-    let gone = old.jumps.iter().filter(|(address, chain)| new.jumps.get(*address) != Some(*chain));
-    gone.map(|(address, _)| *address).collect()
+fn gone(old: &Map, new: &Map) -> Vec<Key> {
+    let gone = old.jumps.iter().filter(|(key, chain)| new.jumps.get(*key) != Some(*chain));
+    gone.map(|(key, _)| key.clone()).collect()
 }
 
 /// What has to come into it.
-fn come(old: &Map, new: &Map) -> BTreeMap<IpAddr, String> {
-    let come = new.jumps.iter().filter(|(address, chain)| old.jumps.get(*address) != Some(*chain));
-    come.map(|(address, chain)| (*address, chain.clone())).collect()
+fn come(old: &Map, new: &Map) -> BTreeMap<Key, String> {
+    let come = new.jumps.iter().filter(|(key, chain)| old.jumps.get(*key) != Some(*chain));
+    come.map(|(key, chain)| (key.clone(), chain.clone())).collect()
 }
 
 /// The script without nft, if it has nothing to compile: chains come to lead to
 /// others, maps change, and chains go.
 fn orders(applied: &Table, after: &Table) -> Option<Vec<Order>> {
     let same_maps = applied.maps.keys().eq(after.maps.keys());
-    if !same_maps || !applied.sets.keys().eq(after.sets.keys()) {
+    let same_objects = applied.counters == after.counters;
+    if !same_maps || !same_objects || !applied.sets.keys().eq(after.sets.keys()) {
         return None;
     }
     let mut orders = Vec::new();
@@ -187,9 +190,9 @@ fn orders(applied: &Table, after: &Table) -> Option<Vec<Order>> {
         }
     }
     for ((name, old), new) in applied.maps.iter().zip(after.maps.values()) {
-        let (addresses, jumps) = (gone(old, new), come(old, new));
-        if !addresses.is_empty() {
-            orders.push(Order::Forget { map: name.clone(), addresses });
+        let (keys, jumps) = (gone(old, new), come(old, new));
+        if !keys.is_empty() {
+            orders.push(Order::Forget { map: name.clone(), keys });
         }
         if !jumps.is_empty() {
             orders.push(Order::Bind { map: name.clone(), jumps });
@@ -221,6 +224,9 @@ fn removals(applied: &Table, after: &Table) -> String {
     }
     for name in applied.sets.keys().filter(|name| !after.sets.contains_key(*name)) {
         script.push_str(&format!("delete set inet {NAME} {name}\n"));
+    }
+    for name in applied.counters.difference(&after.counters) {
+        script.push_str(&format!("delete counter inet {NAME} {name}\n"));
     }
     script
 }
@@ -267,6 +273,7 @@ pub fn suspect(listing: &str, wanted: &Table) -> Table {
                 let definition = wanted.sets.get(&name).cloned().unwrap_or_default();
                 found.sets.insert(name, definition);
             }
+            "counter" => _ = found.counters.insert(name),
             _ => {}
         }
     }
@@ -287,10 +294,10 @@ fn read_map(body: &str) -> Map {
     let key = key.filter(|_| body.contains(" : verdict")).unwrap_or_default().to_owned();
     let elements = body.split_once("elements = {").map_or("", |(_, rest)| rest);
     let jumps = elements.trim_end().trim_end_matches('}').split(',').filter_map(|element| {
-        let (address, verdict) = element.split_once(" : ")?;
+        let (key, verdict) = element.split_once(" : ")?;
         let verdict = verdict.trim();
         let chain = verdict.strip_prefix("jump ").unwrap_or(verdict);
-        Some((address.trim().parse().ok()?, chain.to_owned()))
+        Some((Key::try_from(key.trim().to_owned()).ok()?, chain.to_owned()))
     });
     Map { key, jumps: jumps.collect() }
 }

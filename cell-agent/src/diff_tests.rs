@@ -11,7 +11,7 @@ fn table() -> impl Strategy<Value = Table> {
     let jumps = proptest::collection::btree_map(1_u8..5, "[a-d]", 0..4);
     (chains, jumps, any::<bool>()).prop_map(|(chains, jumps, limited)| {
         let chain = |rules| Chain { header: String::new(), rules };
-        let jump = |(n, chain): (u8, String)| (IpAddr::from([10, 0, 0, n]), chain);
+        let jump = |(n, chain): (u8, String)| (Key::from(IpAddr::from([10, 0, 0, n])), chain);
         let jumps = jumps.into_iter().map(jump).collect();
         let map = Map { key: "ipv4_addr".to_owned(), jumps };
         let set = limited.then(|| ("connections".to_owned(), "type ipv4_addr;".to_owned()));
@@ -19,6 +19,7 @@ fn table() -> impl Strategy<Value = Table> {
             chains: chains.into_iter().map(|(name, rules)| (name, chain(rules))).collect(),
             maps: BTreeMap::from([("policies".to_owned(), map)]),
             sets: set.into_iter().collect(),
+            counters: limited.then(|| "full".to_owned()).into_iter().collect(),
         }
     })
 }
@@ -37,18 +38,19 @@ fn play(mut table: Table, script: &str) -> Table {
                 assert!(table.chains.remove(*name).unwrap().rules.is_empty(), "{name} holds rules");
             }
             ["delete", "map", name] => assert!(table.maps.remove(*name).is_some()),
+            ["delete", "counter", name] => assert!(table.counters.remove(*name)),
             ["delete", "set", name] => assert!(table.sets.remove(*name).is_some()),
             ["delete", "element", map, ..] => {
                 let jumps = &mut table.maps.get_mut(*map).unwrap().jumps;
                 for address in inside(&line).split(", ") {
-                    assert!(jumps.remove(&address.parse().unwrap()).is_some(), "{address}");
+                    assert!(jumps.remove(&key(address)).is_some(), "{address}");
                 }
             }
             ["add", "element", map, ..] => {
                 let jumps = &mut table.maps.get_mut(*map).unwrap().jumps;
                 for element in inside(&line).split(", ") {
                     let (address, chain) = element.split_once(" : jump ").unwrap();
-                    let old = jumps.insert(address.parse().unwrap(), chain.to_owned());
+                    let old = jumps.insert(key(address), chain.to_owned());
                     assert_eq!(old, None, "{address} was there");
                 }
             }
@@ -56,6 +58,10 @@ fn play(mut table: Table, script: &str) -> Table {
         }
     }
     table
+}
+
+fn key(text: &str) -> Key {
+    Key::try_from(text.to_owned()).unwrap()
 }
 
 fn inside(line: &str) -> &str {
@@ -72,6 +78,7 @@ fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
                 let key = rest["type ".len()..].split(' ').next().unwrap().to_owned();
                 table.maps.entry(name.to_owned()).or_default().key = key;
             }
+            "counter" => _ = table.counters.insert(name.to_owned()),
             "set" => _ = table.sets.insert(name.to_owned(), rest),
             "chain" => {
                 let header = lines.next().unwrap().to_owned();
@@ -96,9 +103,9 @@ fn obey(mut table: Table, orders: &[Order]) -> Table {
                 let gone = table.chains.remove(&chain).unwrap();
                 assert!(gone.rules.is_empty(), "{chain} holds rules");
             }
-            Order::Forget { map, addresses } => {
+            Order::Forget { map, keys } => {
                 let jumps = &mut table.maps.get_mut(&map).unwrap().jumps;
-                assert!(addresses.iter().all(|address| jumps.remove(address).is_some()));
+                assert!(keys.iter().all(|key| jumps.remove(key).is_some()));
             }
             Order::Bind { map, jumps } => {
                 let map = &mut table.maps.get_mut(&map).unwrap().jumps;
@@ -168,7 +175,7 @@ fn what_only_leads_elsewhere_needs_no_nft() {
         rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
     };
     let table = |policy: &[&str], addresses: &[u8]| {
-        let jump = |n: &u8| (IpAddr::from([10, 0, 0, *n]), "policy".to_owned());
+        let jump = |n: &u8| (Key::from(IpAddr::from([10, 0, 0, *n])), "policy".to_owned());
         let jumps = addresses.iter().map(jump).collect();
         let chains = [("policy", chain(policy)), ("a", chain(&["accept"])), ("b", chain(&[]))];
         Table {
@@ -255,7 +262,7 @@ fn a_listing_is_read_and_its_rules_are_not_relied_on() {
     wanted.chains.insert("policy-a".to_owned(), policy);
     wanted.sets.insert("connections".to_owned(), "definition".to_owned());
     let jumps = [([10, 255, 1, 1], "policy-a"), ([10, 255, 1, 2], "policy-a")];
-    let jumps = jumps.map(|(address, chain)| (IpAddr::from(address), chain.to_owned()));
+    let jumps = jumps.map(|(address, chain)| (Key::from(IpAddr::from(address)), chain.to_owned()));
     let map = Map { key: "ipv4_addr".to_owned(), jumps: jumps.into() };
     wanted.maps.insert("policies".to_owned(), map);
 

@@ -121,7 +121,7 @@ fn what_comes_before_the_rules_is_told() {
     let open = ruleset(|settings| settings.disable_network_policy = true);
     assert!(matches!(ask(&open, "early", "10.255.9.9", 80), Explanation::AllowedAlways { .. }));
     let limited = ruleset(|settings| {
-        let limit = ConnectionLimit { per_second: 7, burst: 9, log: false };
+        let limit = ConnectionLimit { per_second: 7, burst: 9, log: false, destinations: 9 };
         settings.connection_limit = Some(limit);
     });
     let told = reason(&ask(&limited, "c", "20.0.0.1", 80));

@@ -97,6 +97,7 @@ impl Cell for Service {
     async fn status(&self, _request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let enforced = self.enforced.borrow().clone();
         let received = self.known.borrow().as_ref().map_or(0, |known| known.generation.0);
+        let limit_full = enforced.limit_full.iter();
         Ok(Response::new(StatusResponse {
             cell_id: self.cell.as_str().to_owned(),
             received_generation: received,
@@ -106,6 +107,8 @@ impl Cell for Service {
             containers: count(enforced.ruleset.containers.len()),
             isolated_rules: count(enforced.ruleset.isolated_rules()),
             drift_healed: enforced.drift_healed,
+            unattributed_packets: enforced.unattributed,
+            connection_limit_full: limit_full.map(|handle| handle.as_str().to_owned()).collect(),
             last_error: enforced.error.clone().unwrap_or_default(),
         }))
     }
@@ -155,7 +158,7 @@ fn policy<'a>(enforced: &'a Enforced, handle: &ContainerHandle) -> Option<&'a Po
 }
 
 fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container> {
-    let Planned { address, standing } = enforced.ruleset.containers.get(handle)?;
+    let Planned { address, more: _, standing } = enforced.ruleset.containers.get(handle)?;
     let entry = enforced.snapshot.containers.get(handle)?;
     let waits = enforced.waiting.get(handle);
     let enforcement = match standing {

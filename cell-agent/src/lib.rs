@@ -28,6 +28,7 @@ pub mod drift;
 pub mod explain;
 pub mod groups;
 pub mod grpc;
+pub mod interfaces;
 pub mod metrics;
 pub mod netlink;
 mod notice;

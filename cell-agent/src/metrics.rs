@@ -71,8 +71,12 @@ pub(crate) const FORCE_FAILURES: &str = "cell_agent_force_failures_total";
 pub(crate) const FORCE_TIMEOUTS: &str = "cell_agent_force_timeouts_total";
 /// How often a program printed rules in an unknown spelling.
 pub(crate) const UNKNOWN_SPELLINGS: &str = "cell_agent_unknown_spellings_total";
+/// Packets rejected because they are no known container's.
+pub(crate) const UNATTRIBUTED: &str = "cell_agent_unattributed_packets_total";
+/// Packets rejected because a container's connection limit had no place for them.
+pub(crate) const LIMIT_FULL: &str = "cell_agent_connection_limit_full_packets_total";
 
-const COUNTERS: [&str; 8] = [
+const COUNTERS: [&str; 10] = [
     APPLY_FAILURES,
     DRIFT_HEALED,
     STORE_FAILURES,
@@ -81,6 +85,8 @@ const COUNTERS: [&str; 8] = [
     FORCE_FAILURES,
     FORCE_TIMEOUTS,
     UNKNOWN_SPELLINGS,
+    UNATTRIBUTED,
+    LIMIT_FULL,
 ];
 
 /// Shows what has not happened yet: nothing is no failure, and not the same as no
@@ -104,6 +110,11 @@ pub(crate) fn took(name: &'static str, time: Duration) {
 /// Counts something that happened.
 pub(crate) fn count(name: &'static str) {
     metrics::counter!(name).increment(1);
+}
+
+/// Counts several things that happened.
+pub(crate) fn add(name: &'static str, several: u64) {
+    metrics::counter!(name).increment(several);
 }
 
 /// Sets a number of things.

@@ -26,7 +26,10 @@ use model::{
     rule::RuleSpec,
 };
 
-use crate::containers::{Belongs, Container, Snapshot};
+use crate::{
+    containers::{Belongs, Container, Snapshot},
+    interfaces,
+};
 
 /// What the operator fixed for the whole cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +75,9 @@ pub struct ConnectionLimit {
     pub burst: u32,
     /// Whether those over the limit are logged.
     pub log: bool,
+    /// How many destinations and ports of one container are counted at a time; new
+    /// connections to others are rejected.
+    pub destinations: u32,
 }
 
 /// The security groups as far as the policy store told them to this cell.
@@ -124,6 +130,8 @@ pub struct Ruleset {
     pub claimed: BTreeSet<IpAddr>,
     /// Containers that the original does not look at.
     pub ignored: BTreeSet<ContainerHandle>,
+    /// Interfaces that containers are behind, other than those of silk.
+    pub interfaces: BTreeSet<String>,
 }
 
 /// One container.
@@ -131,8 +139,26 @@ pub struct Ruleset {
 pub struct Planned {
     /// Its address; `None` when it has none that is its own.
     pub address: Option<IpAddr>,
+    /// Its other addresses.
+    pub more: BTreeSet<IpAddr>,
     /// Whether its rules are in force.
     pub standing: Standing,
+}
+
+impl Planned {
+    /// All of its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.address.iter().chain(&self.more).copied()
+    }
+
+    /// The interface that silk-cni gives it, which is named after its IPv4 address.
+    #[must_use]
+    pub fn interface(&self) -> Option<String> {
+        self.addresses().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(interfaces::of_silk(v4)),
+            IpAddr::V6(_) => None,
+        })
+    }
 }
 
 /// How a container stands.
@@ -195,6 +221,7 @@ impl Ruleset {
             policies: BTreeMap::new(),
             claimed: BTreeSet::new(),
             ignored: BTreeSet::new(),
+            interfaces: BTreeSet::new(),
         }
     }
 
@@ -290,8 +317,10 @@ impl Shared {
                 ruleset.policies.insert(belongs.clone(), made);
             }
             let address = container.address.as_ref().ok().copied();
-            let address = address.filter(|_| !matches!(standing, Standing::Isolated(_)));
-            ruleset.containers.insert(handle.clone(), Planned { address, standing });
+            let usable = !matches!(standing, Standing::Isolated(_));
+            let address = address.filter(|_| usable);
+            let more = if usable { container.more.clone() } else { BTreeSet::new() };
+            ruleset.containers.insert(handle.clone(), Planned { address, more, standing });
         }
         ruleset
     }

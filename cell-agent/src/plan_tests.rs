@@ -277,7 +277,7 @@ fn an_address_that_two_claim_closes_both_where_the_address_counts() {
         let settings = Arc::new(Settings { by_address, ..(*settings()).clone() });
         let ruleset = plan(&settings, &snapshot, &known, &Refused::default());
         for (name, closed) in [("a", by_address), ("b", by_address), ("c", true)] {
-            let Planned { address, standing } = &ruleset.containers[&handle(name)];
+            let Planned { address, more: _, standing } = &ruleset.containers[&handle(name)];
             assert_eq!(matches!(standing, Standing::Isolated(_)), closed, "{name} {standing:?}");
             assert_eq!(address.is_none(), closed, "{name}");
         }

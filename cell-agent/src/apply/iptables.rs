@@ -156,6 +156,20 @@ impl Iptables {
         Err(refusal(&String::from_utf8_lossy(&output.stderr)).into_error())
     }
 
+    /// How many packets the rules of a chain have counted.
+    ///
+    /// # Errors
+    /// The program does not run, or cannot read the table.
+    pub async fn counted(&self, family: Family, chain: &str) -> Result<u64, Error> {
+        let program = self.program(family, "save");
+        let output = program.finish(program.start(&["-c", "-t", "filter"])?, "").await?;
+        let table = String::from_utf8_lossy(&output.stdout);
+        let rule = format!("] -A {chain} ");
+        let of_chain = table.lines().filter(|line| line.contains(&rule));
+        let packets = |line: &str| line.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok();
+        Ok(of_chain.filter_map(packets).sum())
+    }
+
     /// Puts a batch in force, all or nothing.
     ///
     /// # Errors

@@ -311,6 +311,19 @@ impl Nft {
         self.program.name()
     }
 
+    /// The elements of a set of ours, without when they end.
+    ///
+    /// # Errors
+    /// nft does not answer.
+    pub async fn elements(&self, set: &str) -> Result<Vec<String>, Error> {
+        let listing = self.run(&["list", "set", "inet", NAME, set], "").await?;
+        let elements = listing.split_once("elements = {").map_or("", |(_, rest)| rest);
+        let elements = elements.split('}').next().unwrap_or_default().split(',');
+        let key = |element: &str| element.split(" expires ").next().unwrap_or_default().to_owned();
+        let keys = elements.map(str::trim).filter(|element| !element.is_empty()).map(key);
+        Ok(keys.map(|key| key.replace('"', "")).collect())
+    }
+
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
         read(&self.program.finish(self.program.start(arguments)?, input).await?)
     }

@@ -2,7 +2,8 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Saved, TRIAL, is_ours, may_be_parent, own};
+use super::{FORWARD, Saved, TRIAL, is_ours, may_be_parent, own};
+use crate::render::guard::{GUARD, STRAY};
 
 /// A table while it is read, in pieces of any length.
 #[derive(Debug, Default)]
@@ -93,7 +94,14 @@ impl Reading {
             self.keep();
             chain.clone_into(&mut self.chain);
         }
-        if own(chain).is_some() || may_be_parent(chain) || chain == TRIAL {
+        if chain == FORWARD {
+            if rule.strip_prefix("-j ") == Some(GUARD) {
+                self.saved.guarded.push(self.saved.forward);
+            }
+            self.saved.forward += 1;
+        }
+        let others = [TRIAL, GUARD, STRAY].contains(&chain);
+        if own(chain).is_some() || may_be_parent(chain) || others {
             self.rules.push_str(rule);
             self.rules.push('\n');
         }

@@ -4,6 +4,7 @@
 //! costs another container anything (contracts/cell-agent.md 1.1). Metadata that
 //! decides nothing about rules, `log_config` above all, is not looked at.
 
+mod addresses;
 mod file;
 mod watch;
 
@@ -28,6 +29,8 @@ pub struct Container {
     pub handle: ContainerHandle,
     /// Its address, or what is wrong with it.
     pub address: Result<IpAddr, String>,
+    /// All other addresses that its entry names and that no other entry claims.
+    pub more: BTreeSet<IpAddr>,
     /// Who else claims the address, as a sentence.
     pub shared: Option<String>,
     /// Which groups apply, or why none do.
@@ -93,7 +96,8 @@ impl Snapshot {
             return Err("it is not an object".to_owned());
         };
         // Also where nobody gets it: it is denied, then.
-        self.claimed.extend(address(entry).ok());
+        self.claimed.extend(addresses::primary(entry).ok());
+        self.claimed.extend(addresses::all(entry));
         let handle = text(entry, "handle").unwrap_or(key);
         let handle = ContainerHandle::parse(handle).map_err(|error| error.to_string())?;
         match self.containers.entry(handle.clone()) {
@@ -109,17 +113,29 @@ impl Snapshot {
     fn note_shared_addresses(&mut self) {
         let mut owners: BTreeMap<IpAddr, Vec<ContainerHandle>> = BTreeMap::new();
         for container in self.containers.values() {
-            if let Ok(address) = container.address {
-                owners.entry(address).or_default().push(container.handle.clone());
+            for address in container.address.iter().chain(&container.more) {
+                owners.entry(*address).or_default().push(container.handle.clone());
             }
         }
         for (address, owners) in owners.into_iter().filter(|(_, owners)| owners.len() > 1) {
             let names: Vec<&str> = owners.iter().map(ContainerHandle::as_str).collect();
             let problem = format!("the address {address} is claimed by {}", names.join(" and "));
-            for owner in owners {
-                if let Some(container) = self.containers.get_mut(&owner) {
-                    container.shared = Some(problem.clone());
-                }
+            self.share(address, &owners, &problem);
+        }
+    }
+
+    /// A further address of one container that others claim belongs to no container, or to
+    /// the one whose first address it is.
+    fn share(&mut self, address: IpAddr, owners: &[ContainerHandle], problem: &str) {
+        let is_first = |container: &Container| container.address == Ok(address);
+        let first = owners.iter().filter(|owner| self.containers.get(*owner).is_some_and(is_first));
+        let firsts = first.count();
+        for owner in owners {
+            let Some(container) = self.containers.get_mut(owner) else { continue };
+            if container.more.remove(&address) {
+                self.problems.push(format!("entry {:?}: {problem}", owner.as_str()));
+            } else if firsts > 1 {
+                container.shared = Some(problem.to_owned());
             }
         }
     }
@@ -129,9 +145,13 @@ impl Container {
     fn read(handle: ContainerHandle, entry: &Map<String, Value>) -> Self {
         let empty = Map::new();
         let metadata = entry.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+        let address = addresses::primary(entry);
+        let mut more = addresses::all(entry);
+        more.retain(|other| address != Ok(*other));
         Self {
             handle,
-            address: address(entry),
+            address,
+            more,
             shared: None,
             belongs: belongs(metadata),
             ignored: ["policy_group_id", "space_id"]
@@ -142,14 +162,6 @@ impl Container {
             log_config: text(metadata, "log_config").unwrap_or_default().to_owned(),
         }
     }
-}
-
-/// An IPv4 address may be written as IPv6.
-fn address(entry: &Map<String, Value>) -> Result<IpAddr, String> {
-    let ip = text(entry, "ip").ok_or("it has no address")?;
-    let address: Result<IpAddr, _> = ip.parse();
-    let address = address.map_err(|_| format!("the address {ip:?} is not an IP address"))?;
-    Ok(address.to_canonical())
 }
 
 /// Without a policy group id a container is none of the original's business;
@@ -245,6 +257,32 @@ mod tests {
         assert!(why(r#"{"policy_group_id":"p","space_id":""}"#).contains("space_id"));
         let workload = r#"{"policy_group_id":"p","space_id":"s","container_workload":"App"}"#;
         assert!(why(workload).contains("\"App\""));
+    }
+
+    #[test]
+    fn every_address_of_an_entry_belongs_to_its_container() {
+        let store = r#"{"a":{"ip":"10.0.0.1","ipv6":"fd00::1","more":["fd00:0:0::2","10.0.0.1","x"],
+            "gateway":"10.0.0.254","dns_servers":["8.8.8.8"],"subnet":"fd00::/64",
+            "metadata":{"address6":"fd00::3/64","app_id":"app"}},
+            "b":{"ip":"","ips":["fd00::b"]},"c":{"ipv6":"fe80::1","x":["::1","ff02::1","0.0.0.0"]}}"#;
+        let snapshot = parse(store);
+        let read = |name: &str| &snapshot.containers[&handle(name)];
+        let texts = |name| read(name).more.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts("a"), ["fd00::1", "fd00::2", "fd00::3"]);
+        assert_eq!(read("b").address, Ok("fd00::b".parse().unwrap()));
+        assert!(read("c").address.is_err() && read("c").more.is_empty());
+        assert_eq!(snapshot.claimed.len(), 5);
+    }
+
+    #[test]
+    fn a_further_address_that_others_claim_belongs_to_no_container() {
+        let store = r#"{"a":{"ip":"10.0.0.1","v6":["fd00::1","fd00::2"]},
+            "b":{"ip":"10.0.0.2","v6":["fd00::1","10.0.0.1"]}}"#;
+        let snapshot = parse(store);
+        let (a, b) = (&snapshot.containers[&handle("a")], &snapshot.containers[&handle("b")]);
+        assert_eq!(a.more, BTreeSet::from(["fd00::2".parse().unwrap()]));
+        assert!(b.more.is_empty() && a.shared.is_none() && b.shared.is_none());
+        assert_eq!(snapshot.problems.len(), 3, "{:?}", snapshot.problems);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub(super) fn parts(applied: &Table, after: &Table) -> Vec<String> {
     let mut new = after.clone();
     new.maps.retain(|name, _| !applied.maps.contains_key(name));
     new.sets.retain(|name, _| !applied.sets.contains_key(name));
+    new.counters.retain(|name| !applied.counters.contains(name));
     new.chains.retain(|name, _| !applied.chains.contains_key(name));
     let declarations = new.declarations();
     gather(declarations.chain(rules(&new)))
@@ -39,7 +40,7 @@ pub fn trials(table: &Table) -> Vec<String> {
 }
 
 impl Table {
-    /// Maps, sets and chains with nothing in them, one command each.
+    /// Counters, maps, sets and chains with nothing in them, one command each.
     fn declarations(&self) -> impl Iterator<Item = String> {
         let empty = |(name, Map { key, .. }): (&String, &Map)| {
             (name.clone(), Map { key: key.clone(), jumps: BTreeMap::new() })
@@ -48,10 +49,12 @@ impl Table {
         let maps = maps.map(|map| Self { maps: [map].into(), ..Self::default() });
         let sets = self.sets.iter().map(|(name, set)| (name.clone(), set.clone()));
         let sets = sets.map(|set| Self { sets: [set].into(), ..Self::default() });
+        let counters = self.counters.iter().map(|name| [name.clone()].into());
+        let counters = counters.map(|counters| Self { counters, ..Self::default() });
         let chains =
             self.chains.iter().map(|(name, chain)| (name.clone(), Chain::new(&chain.header)));
         let chains = chains.map(|chain| Self { chains: [chain].into(), ..Self::default() });
-        maps.chain(sets).chain(chains).map(|table| table.block())
+        counters.chain(maps).chain(sets).chain(chains).map(|table| table.block())
     }
 }
 

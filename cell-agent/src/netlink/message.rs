@@ -1,9 +1,12 @@
 //! Messages to nf_tables as bytes (`linux/netfilter/nf_tables.h`), and what the
 //! kernel answers. Pure.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr, ops::ControlFlow};
 
-use crate::{drift::KernelGeneration, render::table::NAME};
+use crate::{
+    drift::KernelGeneration,
+    render::table::{Key, NAME},
+};
 
 /// What the kernel is told without nft: no rule that would have to be compiled.
 /// All of it concerns our table.
@@ -25,14 +28,14 @@ pub enum Order {
         /// The map.
         map: String,
         /// Their keys.
-        addresses: Vec<IpAddr>,
+        keys: Vec<Key>,
     },
     /// Adds elements that jump to a map of verdicts.
     Bind {
         /// The map.
         map: String,
-        /// Where each address jumps to.
-        jumps: BTreeMap<IpAddr, String>,
+        /// Where each key jumps to.
+        jumps: BTreeMap<Key, String>,
     },
 }
 
@@ -43,6 +46,7 @@ const INET: u8 = 1;
 
 /// Types of messages; those of nf_tables are in its subsystem.
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const fn of_subsystem(kind: u8) -> u16 {
@@ -53,12 +57,15 @@ const NEW_RULE: u16 = of_subsystem(6);
 const DELETE_RULE: u16 = of_subsystem(8);
 const NEW_ELEMENT: u16 = of_subsystem(12);
 const DELETE_ELEMENT: u16 = of_subsystem(14);
+const NEW_OBJECT: u16 = of_subsystem(18);
+const GET_OBJECT: u16 = of_subsystem(19);
 const NEW_GENERATION: u16 = of_subsystem(15);
 const GET_GENERATION: u16 = of_subsystem(16);
 
-/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE`, `NLM_F_APPEND`.
+/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP`, `NLM_F_CREATE`, `NLM_F_APPEND`.
 const REQUEST: u16 = 1;
 const CONFIRM: u16 = 4;
+const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
@@ -71,6 +78,8 @@ const GENERATION_ID: u16 = 1;
 /// A netlink header, and the netfilter header behind it.
 const HEADER: usize = 16;
 const HEADERS: usize = HEADER + 4;
+/// `IFNAMSIZ`.
+const INTERFACE: usize = 16;
 /// An attribute has at most 64 KiB; an element takes about a hundred bytes.
 const ELEMENTS_MOST: usize = 256;
 
@@ -82,6 +91,17 @@ struct Draft(Vec<u8>);
 pub(super) fn ask_generation() -> Vec<u8> {
     let mut draft = Draft::default();
     draft.message(GET_GENERATION, REQUEST, 0, 0, |_| {});
+    draft.0
+}
+
+/// The question for the named counters of our table.
+pub(super) fn ask_counters() -> Vec<u8> {
+    let mut draft = Draft::default();
+    draft.message(GET_OBJECT, REQUEST | DUMP, INET, 0, |draft| {
+        draft.text(1, NAME);
+        // `NFT_OBJECT_COUNTER`.
+        draft.attribute(3, |draft| draft.bytes(&1_u32.to_be_bytes()));
+    });
     draft.0
 }
 
@@ -169,13 +189,13 @@ impl Draft {
                 draft.text(1, NAME);
                 draft.text(3, chain);
             }),
-            Order::Forget { map, addresses } => {
-                let elements: Vec<_> = addresses.iter().map(|address| (address, None)).collect();
+            Order::Forget { map, keys } => {
+                let elements: Vec<_> = keys.iter().map(|key| (key, None)).collect();
                 return self.elements(DELETE_ELEMENT, REQUEST, map, &elements);
             }
             Order::Bind { map, jumps } => {
                 let elements: Vec<_> =
-                    jumps.iter().map(|(address, to)| (address, Some(to.as_str()))).collect();
+                    jumps.iter().map(|(key, to)| (key, Some(to.as_str()))).collect();
                 return self.elements(NEW_ELEMENT, REQUEST | CREATE, map, &elements);
             }
         }
@@ -209,7 +229,7 @@ impl Draft {
         kind: u16,
         flags: u16,
         map: &str,
-        elements: &[(&IpAddr, Option<&str>)],
+        elements: &[(&Key, Option<&str>)],
     ) -> usize {
         let mut start = self.0.len();
         for part in elements.chunks(ELEMENTS_MOST) {
@@ -218,19 +238,24 @@ impl Draft {
                 draft.text(1, NAME);
                 draft.text(2, map);
                 draft.nested(3, |draft| {
-                    part.iter().for_each(|(address, to)| draft.element(**address, *to));
+                    part.iter().for_each(|(key, to)| draft.element(key, *to));
                 });
             });
         }
         start
     }
 
-    fn element(&mut self, address: IpAddr, to: Option<&str>) {
+    fn element(&mut self, key: &Key, to: Option<&str>) {
         self.nested(1, |draft| {
             draft.nested(1, |draft| {
-                draft.attribute(1, |draft| match address {
-                    IpAddr::V4(address) => draft.bytes(&address.octets()),
-                    IpAddr::V6(address) => draft.bytes(&address.octets()),
+                draft.attribute(1, |draft| match key {
+                    Key::Address(IpAddr::V4(address)) => draft.bytes(&address.octets()),
+                    Key::Address(IpAddr::V6(address)) => draft.bytes(&address.octets()),
+                    Key::Interface(name) => {
+                        let mut padded = [0; INTERFACE];
+                        padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+                        draft.bytes(&padded);
+                    }
                 });
             });
             if let Some(to) = to {
@@ -285,17 +310,52 @@ pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
     if kind != NEW_GENERATION {
         return None;
     }
-    let mut attributes = answer.get(HEADERS..)?;
+    let number = value(answer.get(HEADERS..)?, GENERATION_ID)?;
+    Some(KernelGeneration::new(u32::from_be_bytes(number.try_into().ok()?)))
+}
+
+/// The value of an attribute among others.
+fn value(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while attributes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes(attributes[..2].try_into().ok()?));
         let kind = u16::from_ne_bytes(attributes[2..4].try_into().ok()?);
         let value = attributes.get(4..length)?;
-        if kind == GENERATION_ID {
-            return Some(KernelGeneration::new(u32::from_be_bytes(value.try_into().ok()?)));
+        if kind & !NESTED == wanted {
+            return Some(value);
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
     None
+}
+
+/// Reads one datagram of counters: how many packets each has counted. Breaks at the end
+/// of them all, with the error if there is one.
+pub(super) fn counters(
+    mut datagram: &[u8],
+    counted: &mut BTreeMap<String, u64>,
+) -> ControlFlow<io::Result<()>> {
+    while let Some((length, kind)) = head(datagram) {
+        let Some(message) = datagram.get(..length) else { break };
+        let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
+        match (kind, code.map(i32::from_ne_bytes)) {
+            (DONE | ERROR, Some(code)) if code < 0 => {
+                return ControlFlow::Break(Err(io::Error::from_raw_os_error(-code)));
+            }
+            (DONE, _) => return ControlFlow::Break(Ok(())),
+            (NEW_OBJECT, _) => counted.extend(counter(message)),
+            _ => {}
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    ControlFlow::Continue(())
+}
+
+/// The name of a counter and its packets.
+fn counter(message: &[u8]) -> Option<(String, u64)> {
+    let attributes = message.get(HEADERS..)?;
+    let name = std::str::from_utf8(value(attributes, 2)?).ok()?.trim_end_matches('\0');
+    let packets = value(value(attributes, 4)?, 2)?;
+    Some((name.to_owned(), u64::from_be_bytes(packets.try_into().ok()?)))
 }
 
 #[cfg(test)]
@@ -343,11 +403,11 @@ mod tests {
     /// have their place; the last before the end is to be confirmed.
     #[test]
     fn a_batch_is_well_formed() {
-        let address = |n: u32| IpAddr::from((0x0aff_0000 + n).to_be_bytes());
+        let address = |n: u32| Key::from(IpAddr::from((0x0aff_0000 + n).to_be_bytes()));
         let orders = [
             Order::Flush("policy-a".to_owned()),
             Order::Jump { from: "policy-a".to_owned(), to: "rules-a".to_owned() },
-            Order::Forget { map: "policies".to_owned(), addresses: vec![address(1)] },
+            Order::Forget { map: "policies".to_owned(), keys: vec![address(1)] },
             Order::Bind {
                 map: "policies".to_owned(),
                 jumps: (2..602).map(|n| (address(n), "policy-a".to_owned())).collect(),

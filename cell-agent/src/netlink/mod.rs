@@ -12,7 +12,9 @@
 mod message;
 
 use std::{
+    collections::BTreeMap,
     io::{self, IoSlice},
+    ops::ControlFlow,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -72,6 +74,24 @@ impl Netlink {
         told.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation told"))
     }
 
+    /// How many packets each named counter of our table has counted; none without the table.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn counters(&self) -> io::Result<BTreeMap<String, u64>> {
+        self.send(&message::ask_counters())?;
+        let mut counted = BTreeMap::new();
+        let mut datagram = vec![0; RECEIVE];
+        loop {
+            let received = recv(self.0.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
+            let datagram = datagram.get(..received).unwrap_or_default();
+            match message::counters(datagram, &mut counted) {
+                ControlFlow::Break(ended) => return ended.map(|()| counted),
+                ControlFlow::Continue(()) => {}
+            }
+        }
+    }
+
     /// Puts orders in force in one transaction, if nobody changed anything since
     /// `generation`. Blocks while others do.
     ///
@@ -111,6 +131,14 @@ impl Line {
         let generation = netlink.generation().ok()?;
         self.0 = Some(netlink);
         Some(generation)
+    }
+
+    /// [`Netlink::counters`]; `None` if the kernel does not tell.
+    pub fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        let netlink = self.0.take().map_or_else(Netlink::open, Ok).ok()?;
+        let counters = netlink.counters().ok()?;
+        self.0 = Some(netlink);
+        Some(counters)
     }
 
     /// [`Netlink::commit`], away from the threads that must not block.

@@ -39,6 +39,10 @@ pub struct Enforced {
     pub kept: BTreeSet<ContainerHandle>,
     /// How often somebody else's change was undone.
     pub drift_healed: u64,
+    /// Packets rejected because they are no known container's.
+    pub unattributed: u64,
+    /// Containers whose connection limit had no place for a connection.
+    pub limit_full: BTreeSet<ContainerHandle>,
 }
 
 impl Enforced {
@@ -56,6 +60,8 @@ impl Enforced {
             waiting: BTreeMap::new(),
             kept: BTreeSet::new(),
             drift_healed: 0,
+            unattributed: 0,
+            limit_full: BTreeSet::new(),
         }
     }
 

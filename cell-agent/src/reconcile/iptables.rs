@@ -6,9 +6,14 @@
 //! of its own. What was written is read back before it counts as in force. Reading costs one process a family, so it is left out as long as a
 //! [`Notice`] says that nobody was at work since the last look.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Duration,
+};
 
 use model::ids::{ContainerHandle, GroupGuid};
+use tokio::time::Instant;
 
 use crate::{
     apply::{
@@ -20,7 +25,11 @@ use crate::{
     metrics,
     notice::Notice,
     plan::{Policy, Ruleset, Standing},
-    render::iptables::{Family, Filter, Part, all_permits, render},
+    render::{
+        guard::{GUARD, STRAY},
+        iptables::{Family, Filter, Part, all_permits, render},
+        nftables::UNATTRIBUTED,
+    },
     spelling::Spellings,
 };
 
@@ -28,9 +37,19 @@ use super::Rehearsed;
 
 /// How often a batch is written before the kernel must show it.
 const WRITINGS_MOST: usize = 2;
+/// How often counters are read, or more seldom where it takes long.
+const COUNT: Duration = Duration::from_secs(5);
 /// After so many looks that were left out there is one all the same: somebody may
 /// have changed the tables without taking a lock.
 const LEFT_OUT_MOST: u32 = 120;
+
+/// 1 while this cell forwards IPv6 packets that no rules decide.
+const IPV6_UNGOVERNED: &str = "cell_agent_ipv6_ungoverned";
+
+fn forwards_ipv6() -> bool {
+    let setting = "/proc/sys/net/ipv6/conf/all/forwarding";
+    fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1")
+}
 
 /// Our chains in the kernel.
 #[derive(Debug)]
@@ -48,6 +67,8 @@ pub struct Chains {
     right: bool,
     /// Looks that were left out since then.
     left_out: u32,
+    /// When the counters are read again.
+    counted: Option<Instant>,
 }
 
 /// One family's table.
@@ -127,7 +148,8 @@ impl FamilyState {
             let chain = self.wanted.chains.iter().find(|chain| chain.handle == *handle);
             chain.is_some_and(|chain| self.placed.contains(&chain.names.asg))
         };
-        owners.any(placed)
+        let guards = step.batch.as_ref().is_some_and(Batch::guards);
+        owners.any(placed) || guards && self.placed.contains(GUARD)
     }
 }
 
@@ -149,6 +171,9 @@ impl Chains {
         }
         match iptables.save(Family::V6).await {
             Ok(_) | Err(Error::Unreadable { .. }) => families.push(Family::V6),
+            Err(error @ (Error::Missing { .. } | Error::Refused(_))) if forwards_ipv6() => {
+                tracing::error!(error = %error, "ip6tables-cannot-be-used.ipv6-is-ungoverned");
+            }
             Err(error @ (Error::Missing { .. } | Error::Refused(_))) => {
                 tracing::info!(reason = %error, "ip6tables-cannot-be-used");
             }
@@ -163,6 +188,7 @@ impl Chains {
             notice,
             right: false,
             left_out: 0,
+            counted: None,
         })
     }
 
@@ -188,6 +214,19 @@ impl Chains {
         let command = |family| format!("{family}-restore --noflush");
         let batches = batches.map(|(family, text)| (command(family), text.clone()));
         Some(batches.collect())
+    }
+
+    /// What was counted of packets that no rule decided.
+    pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
+        metrics::number(IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
+        if !guarded || self.counted.is_some_and(|next| Instant::now() < next) {
+            return None;
+        }
+        let began = Instant::now();
+        let packets = self.iptables.counted(Family::V6, STRAY).await;
+        self.counted = Some(Instant::now() + COUNT.max(20 * began.elapsed()));
+        Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
     }
 
     /// How many rules the chains have that are in place, in both families.

@@ -1,6 +1,6 @@
 //! What the kernel is believed to hold, and the steps that change it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
@@ -13,7 +13,7 @@ use crate::{
     netlink::{Line, Order},
     plan::Ruleset,
     render::{
-        nftables::{Renderer, render},
+        nftables::{Renderer, STRANGERS, render},
         table::Table,
     },
     state::StateDirectory,
@@ -26,6 +26,9 @@ const FILE: &str = "applied";
 /// way before it, on a processor that was taken away for a while, may still be in
 /// chains that nothing refers to any more.
 const QUIET: Duration = Duration::from_millis(50);
+/// How many sources of packets one log line names.
+const STRANGERS_TOLD: usize = 10;
+
 /// What a transaction says of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
@@ -150,6 +153,22 @@ impl Kernel {
     pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         let scripts = self.nft.rehearsed()?.iter();
         Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
+    }
+
+    /// What the named counters of the table have counted.
+    pub(super) fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        self.line.counters()
+    }
+
+    /// Interface and source of the latest packets that are no known container's.
+    pub(super) async fn strangers(&self) -> String {
+        let mut found = Vec::new();
+        for set in STRANGERS {
+            found.extend(self.nft.elements(set).await.unwrap_or_default());
+        }
+        found.truncate(STRANGERS_TOLD);
+        let found: Vec<String> = found.iter().map(|source| source.replace(" . ", " ")).collect();
+        found.join(", ")
     }
 
     /// How many rules the table has.

@@ -15,12 +15,15 @@
 
 mod culprits;
 mod enforced;
+mod interfaces;
 mod iptables;
 mod kernel;
 mod once;
 mod plane;
+mod tally;
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -41,6 +44,7 @@ pub use plane::Plane;
 
 use culprits::tell_unreadable;
 use enforced::difference;
+use tally::Tally;
 
 use crate::{
     apply::Error,
@@ -120,6 +124,9 @@ pub struct Reconciler {
     recovered: bool,
     /// Why the kernel could not be read at the last look.
     unread: Option<String>,
+    /// The interfaces that containers are behind.
+    interfaces: BTreeSet<String>,
+    tally: Tally,
 }
 
 /// The inputs of one attempt.
@@ -158,6 +165,8 @@ impl Reconciler {
             lost: false,
             recovered: false,
             unread: None,
+            interfaces: BTreeSet::new(),
+            tally: Tally::default(),
         };
         (reconciler, enforced, nudge)
     }
@@ -188,7 +197,11 @@ impl Reconciler {
                 () = at(settle_at) => self.settle().await,
                 _ = drift.tick() => {
                     self.measure_age();
+                    if self.finds_interfaces() {
+                        self.reconcile().await;
+                    }
                     self.check(false).await;
+                    self.observe().await;
                 }
                 _ = full.tick() => self.compare_all().await,
             }
@@ -308,6 +321,7 @@ impl Reconciler {
             }
             return None;
         }
+        self.finds_interfaces();
         Some(Attempt { reading, snapshot, known: known.unwrap_or_default() })
     }
 
@@ -332,7 +346,9 @@ impl Reconciler {
     }
 
     fn plan(&mut self, attempt: &Attempt) -> Ruleset {
-        self.planner.plan(&attempt.snapshot, &attempt.known, &self.refused)
+        let mut ruleset = self.planner.plan(&attempt.snapshot, &attempt.known, &self.refused);
+        ruleset.interfaces.clone_from(&self.interfaces);
+        ruleset
     }
 
     fn changed(&mut self, started: Instant, before: &Ruleset, after: &Ruleset, attempt: &Attempt) {

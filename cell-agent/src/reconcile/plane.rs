@@ -113,6 +113,22 @@ impl Plane {
         }
     }
 
+    /// What the kernel counted of packets that no rule decided, if it tells.
+    pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        match self {
+            Self::Nftables(table) => table.counters(),
+            Self::Iptables(chains) => chains.counters().await,
+        }
+    }
+
+    /// Where the latest packets came from that are no known container's.
+    pub(super) async fn strangers(&self) -> String {
+        match self {
+            Self::Nftables(table) => table.strangers().await,
+            Self::Iptables(_) => String::new(),
+        }
+    }
+
     /// Containers whose groups are unknown and that keep what an earlier process
     /// left. A table of our own cannot be relied on without knowing it.
     pub(super) fn kept(&self) -> BTreeSet<ContainerHandle> {

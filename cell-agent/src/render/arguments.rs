@@ -61,7 +61,7 @@ fn to(ports: PortRange) -> String {
 
 /// The match for new connections over the limit.
 pub(super) fn over_limit(limit: &ConnectionLimit, handle: &ContainerHandle) -> String {
-    let ConnectionLimit { per_second, burst, log: _ } = limit;
+    let ConnectionLimit { per_second, burst, log: _, destinations: _ } = limit;
     let (rate, unit) = rate(HASHLIMIT_SCALE, *per_second);
     // The time that follows from the rate's unit is not printed.
     let expire = match u64::from(burst.div_ceil(*per_second)) {
@@ -123,7 +123,10 @@ mod tests {
     fn the_time_that_follows_from_the_rate_is_not_printed() {
         let handle = ContainerHandle::parse("h").unwrap();
         let told = |burst, per_second| {
-            let rule = over_limit(&ConnectionLimit { per_second, burst, log: false }, &handle);
+            let rule = over_limit(
+                &ConnectionLimit { per_second, burst, log: false, destinations: 9 },
+                &handle,
+            );
             rule.split_once("--hashlimit-name h").unwrap().1.to_owned()
         };
         for (burst, per_second) in [(1, 1), (1, 3), (99, 100), (100, 100)] {

@@ -14,16 +14,16 @@
 //!   known who has it ([`crate::batch`]).
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::{self, Write as _},
     net::IpAddr,
     sync::Arc,
 };
 
 use ipnet::IpNet;
-use model::ids::ContainerHandle;
+use model::{effective::Permit, ids::ContainerHandle};
 
-use super::{arguments, table::TO_STRING};
+use super::{arguments, guard::Guard, table::TO_STRING};
 use crate::plan::{Planned, Policy, Ruleset, Settings, Standing};
 
 /// One address family: iptables or ip6tables.
@@ -74,11 +74,19 @@ pub struct Filter {
     pub unknown: Vec<Chain>,
     /// More chains that stay as they are.
     pub kept: BTreeSet<String>,
+    /// What leads to the chains beside the CNI plugin; where there is none, it stays as it is.
+    pub guard: Option<Guard>,
     /// Containers whose chain cannot be named, with the reason.
     pub nameless: Vec<(ContainerHandle, String)>,
 }
 
 impl Filter {
+    /// The containers that need no chain of the CNI plugin to lead to theirs.
+    #[must_use]
+    pub fn led_to(&self) -> HashSet<&ContainerHandle> {
+        self.guard.iter().flat_map(Guard::containers).collect()
+    }
+
     /// What this process wrote itself into a chain counts for nothing once the
     /// groups of its container are unknown: it is closed (law 7).
     pub fn close(&mut self, written: &BTreeSet<String>) {
@@ -102,6 +110,8 @@ pub struct Chain {
     pub body: Body,
     /// Chains of the CNI plugin that rules lead to.
     pub targets: Vec<String>,
+    /// The rules without log lines, for where those chains are not made.
+    pub silent: Option<Body>,
 }
 
 /// The names of one container's chains.
@@ -204,7 +214,7 @@ fn cut(text: &str, most: usize) -> &str {
 /// The chains for a ruleset.
 #[must_use]
 pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
-    let mut filter = Filter::default();
+    let mut filter = Filter { guard: Guard::of(ruleset, family), ..Filter::default() };
     let mut shared = HashMap::new();
     for (handle, planned) in ruleset.containers.iter().rev() {
         let names = match Names::of(handle) {
@@ -214,17 +224,20 @@ pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
                 continue;
             }
         };
-        let Planned { address, standing } = planned;
+        let Planned { address, more: _, standing } = planned;
         if ruleset.ignored.contains(handle) {
             continue;
         }
         let (body, targets) = body(ruleset, family, handle, standing, &names, &mut shared);
+        let silent = (filter.guard.is_some() && !targets.is_empty())
+            .then(|| silent(ruleset, family, handle, standing, &names));
         let chain = Chain {
             handle: handle.clone(),
             expected: address.is_some_and(|address| Family::of(address) == family),
             names,
             body,
             targets,
+            silent,
         };
         match standing {
             Standing::Unknown(_) => filter.unknown.push(chain),
@@ -232,6 +245,37 @@ pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
         }
     }
     filter
+}
+
+/// The same rules, but the CNI plugin's chains for log lines are not needed.
+fn silent(
+    ruleset: &Ruleset,
+    family: Family,
+    handle: &ContainerHandle,
+    standing: &Standing,
+    names: &Names,
+) -> Body {
+    let mut settings = (*ruleset.settings).clone();
+    if let Some(limit) = &mut settings.connection_limit {
+        limit.log = false;
+    }
+    let policy = match standing {
+        Standing::Bound(belongs) => ruleset.policies.get(belongs),
+        _ => None,
+    };
+    let always = ruleset.settings.deny_networks.always.iter().rev().copied().collect();
+    let deny = policy.map_or(&always, |policy| &policy.deny);
+    let mut text = String::new();
+    let permits = policy.iter().flat_map(|policy| &policy.segments).flat_map(|of| &of.permits);
+    for permit in permits.filter(|permit| Family::of(permit.destination.first()) == family) {
+        arguments::permit(&mut text, &Permit { log: false, ..*permit }, "");
+        text.push('\n');
+    }
+    Body {
+        head: head(&settings, family, handle, names, deny),
+        permits: Arc::from(text),
+        tail: denied(&settings, family, handle),
+    }
 }
 
 /// Texts of permits that several containers have; logging ones are for one log

@@ -27,7 +27,7 @@ fn permit(first: &str, last: &str, service: Service, log: bool) -> Permit {
 fn ruleset(settings: Settings, standing: Standing, permits: Vec<Permit>) -> Ruleset {
     let mut ruleset = Ruleset::empty(Arc::new(settings));
     let address = "10.255.1.1".parse().ok();
-    ruleset.containers.insert(handle(HANDLE), Planned { address, standing });
+    ruleset.containers.insert(handle(HANDLE), Planned { address, more: BTreeSet::new(), standing });
     let segment = Segment { group: GroupGuid::parse("g").unwrap(), permits };
     let policy = Policy {
         deny: vec!["10.11.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
@@ -66,7 +66,12 @@ fn every_part_of_a_chain_is_at_its_place() {
     let settings = Settings {
         disable_network_policy: true,
         log_all: true,
-        connection_limit: Some(ConnectionLimit { per_second: 100, burst: 1000, log: true }),
+        connection_limit: Some(ConnectionLimit {
+            per_second: 100,
+            burst: 1000,
+            log: true,
+            destinations: 9,
+        }),
         ..settings()
     };
     let udp = Service::Udp(PortRange::new(53, 54).unwrap());

@@ -1,22 +1,27 @@
 //! A ruleset as an nftables table.
 //!
-//! A packet from a container takes this way (contracts/cell-agent.md 2.3, 8.4):
-//! `forward` (the hook) - `egress`: accept within the overlay if configured,
-//! accept established, drop invalid TCP, limit new connections - the container's
-//! `policy-*`: deny networks, then each group's `rules-*`, last group first -
-//! `denied`: log if configured, reject.
+//! A packet from a container takes this way (docs/cell-agent-differences.md):
+//! `forward` (the hook): by overlay address, by a container's other addresses, or by the
+//! interface it comes in by - `egress`: accept within the overlay if configured,
+//! accept established, drop invalid TCP, find the container by its interface or else
+//! by the source address - `container-*` if connections are limited: its own bound -
+//! the container's `policy-*`: deny networks, then each group's `rules-*`, last group
+//! first - `denied`: log if configured, reject.
 //!
 //! What always holds:
-//! - An address that no map knows ends in `denied`. Maps jump, so a chain that
-//!   lets a packet fall through hands it to `denied` as well.
+//! - A packet of a container that is not known ends in `unattributed`: counted, rejected.
+//!   What the maps `policies` lead to never returns, so a packet is decided by one
+//!   container's rules. The interface comes first: a container may give itself any
+//!   address.
 //! - Sets of intervals stand only in chains that never change: their name says
 //!   what is in them. Chains that change hold no intervals (see [`crate::diff`]).
-//! - The named maps change by whole elements, and a missing element never means
-//!   a different verdict than the one before or after: only log lines hang on the
-//!   maps of log chains.
+//! - The named maps change by whole elements, and a missing element never opens
+//!   anything: the packet is nobody's, or a log line is missing.
+//! - A set that is full of a container's connections limits that container alone:
+//!   only a connection that has its place in the set passes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -27,10 +32,11 @@ use model::{group::Lifecycle, ids::ContainerHandle, rule::AddressRange};
 use super::{
     intervals::merge,
     segment::{self, list},
-    table::{Chain, Map, Table, comment, name, plain},
+    table::{Chain, Key, Map, Table, comment, name, plain},
 };
 use crate::{
     containers::Belongs,
+    interfaces::SILK,
     plan::{ConnectionLimit, Planned, Policy, Ruleset, Segment, Settings, Standing},
 };
 
@@ -43,15 +49,39 @@ pub(super) const ACCEPT_LOGGED: &str = "goto accept_logged";
 /// Longest log prefix that the original writes, without the blank.
 const PREFIX_CHARS: usize = 28;
 
+/// The counter of rejected packets that are no known container's.
+pub const UNATTRIBUTED: &str = "unattributed";
+/// Sets with the interfaces and sources of the latest of those packets.
+pub const STRANGERS: [&str; 2] = ["unattributed_v4", "unattributed_v6"];
+/// Places in such a set, and how long one is taken.
+const STRANGERS_SET: &str = "size 128; flags dynamic,timeout; timeout 10m;";
+
 /// One address family of the containers.
 struct Family {
     keyword: &'static str,
     key: &'static str,
     suffix: &'static str,
+    protocol: &'static str,
+    strangers: &'static str,
 }
 
-const V4: Family = Family { keyword: "ip", key: "ipv4_addr", suffix: "" };
-const V6: Family = Family { keyword: "ip6", key: "ipv6_addr", suffix: "_v6" };
+const V4: Family = Family {
+    keyword: "ip",
+    key: "ipv4_addr",
+    suffix: "",
+    protocol: "ipv4",
+    strangers: STRANGERS[0],
+};
+const V6: Family = Family {
+    keyword: "ip6",
+    key: "ipv6_addr",
+    suffix: "_v6",
+    protocol: "ipv6",
+    strangers: STRANGERS[1],
+};
+const FAMILIES: [&Family; 2] = [&V4, &V6];
+/// How the names of maps end whose keys are interfaces.
+const BY_INTERFACE: &str = "_if";
 
 /// The table for a ruleset. The salt goes into the names of chains that are known
 /// by their content; another one gives them all new names.
@@ -88,26 +118,34 @@ impl Renderer {
 fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
     let mut table = Table::default();
     let settings = &*ruleset.settings;
-    for family in families(ruleset) {
-        let mut kinds = vec!["policies", "ok_logs"];
-        kinds.extend(settings.log_all.then_some("deny_logs"));
-        kinds.extend(limit_logs(settings).then_some("limit_logs"));
-        for kind in kinds {
-            let map = Map { key: family.key.to_owned(), ..Map::default() };
-            table.maps.insert(format!("{kind}{}", family.suffix), map);
-        }
-        let outsiders: BTreeMap<IpAddr, String> =
-            outsiders(ruleset, family).map(|address| (address, "egress".to_owned())).collect();
-        if !outsiders.is_empty() {
-            let map = Map { key: family.key.to_owned(), jumps: outsiders };
-            table.maps.insert(format!("outsiders{}", family.suffix), map);
-        }
-        if let Some(limit) = &settings.connection_limit {
-            let definition = connections(family, limit);
-            table.sets.insert(format!("connections{}", family.suffix), definition);
+    let mut map = |name: String, key: &str, jumps| {
+        table.maps.insert(name, Map { key: key.to_owned(), jumps });
+    };
+    let kinds = ["policies", "ok_logs", "deny_logs"];
+    for kind in kinds.iter().filter(|kind| **kind != "deny_logs" || settings.log_all) {
+        map(format!("{kind}{BY_INTERFACE}"), "ifname", BTreeMap::new());
+        for family in FAMILIES {
+            map(format!("{kind}{}", family.suffix), family.key, BTreeMap::new());
         }
     }
-    fixed_chains(&mut table, ruleset);
+    for family in FAMILIES {
+        let to_egress = |address| (Key::Address(address), "egress".to_owned());
+        let outsiders: BTreeMap<Key, String> = outsiders(ruleset, family).map(to_egress).collect();
+        if !outsiders.is_empty() {
+            map(format!("outsiders{}", family.suffix), family.key, outsiders);
+        }
+        let definition = format!("type ifname . {}; {STRANGERS_SET}", family.key);
+        table.sets.insert(family.strangers.to_owned(), definition);
+    }
+    table.counters.insert(UNATTRIBUTED.to_owned());
+    let fixed = [
+        ("forward", forward(ruleset)),
+        ("egress", egress(settings)),
+        ("accept_logged", after_lookup("ok_logs", "accept")),
+        ("denied", denied(settings)),
+        ("unattributed", unattributed()),
+    ];
+    table.chains.extend(fixed.map(|(name, chain)| (name.to_owned(), chain)));
     for (belongs, policy) in &ruleset.policies {
         let chain = policy_chain(&mut table, rendered, belongs, policy);
         table.chains.insert(policy_name(belongs), chain);
@@ -118,33 +156,51 @@ fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
     table
 }
 
-/// IPv6 only where a container has such an address.
-fn families(ruleset: &Ruleset) -> impl Iterator<Item = &'static Family> {
-    let v6 = ruleset.claimed.iter().any(IpAddr::is_ipv6);
-    [&V4].into_iter().chain(v6.then_some(&V6))
-}
-
-fn limit_logs(settings: &Settings) -> bool {
-    settings.connection_limit.is_some_and(|limit| limit.log)
-}
-
-/// One bucket a container, destination and port, forgotten when it is full again.
-fn connections(family: &Family, limit: &ConnectionLimit) -> String {
-    let ConnectionLimit { per_second, burst, log: _ } = limit;
-    let seconds = burst.div_ceil(*per_second);
-    let key = family.key;
-    format!(
-        "type {key} . {key} . inet_service; size 65535; flags dynamic,timeout; timeout {seconds}s;"
-    )
-}
-
-fn fixed_chains(table: &mut Table, ruleset: &Ruleset) {
+/// The hook: what of all that is forwarded is a container's.
+fn forward(ruleset: &Ruleset) -> Chain {
     let settings = &*ruleset.settings;
     let mut forward = Chain::new(PRIORITY);
+    let overlay = settings.overlay;
+    let family_of_overlay = family_of(overlay.addr()).key;
+    for family in FAMILIES {
+        let Family { keyword, suffix, protocol, .. } = family;
+        let mut confined = String::new();
+        if family.key == family_of_overlay || family.key == V4.key {
+            confined = leaving(&settings.underlay);
+        }
+        if family.key == family_of_overlay {
+            // Packets between containers are container network policy's to decide.
+            if settings.underlay.is_empty() {
+                confined = format!("{keyword} daddr != {overlay} ");
+            }
+            forward.rule(format!("{confined}{keyword} saddr {overlay} jump egress"));
+            forward.rule(format!("{confined}{keyword} saddr {overlay} {REJECT}"));
+        }
+        if outsiders(ruleset, family).next().is_some() {
+            forward.rule(format!("{confined}{keyword} saddr vmap @outsiders{suffix}"));
+        }
+        for from in coming(&ruleset.interfaces) {
+            let from = format!("{confined}meta nfproto {protocol} iifname {from}");
+            forward.rule(format!("{from} jump egress"));
+            forward.rule(format!("{from} goto denied"));
+        }
+    }
+    forward
+}
+
+/// Matches of the interfaces that containers are behind.
+fn coming(interfaces: &BTreeSet<String>) -> Vec<String> {
+    let others: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    let silk = format!("\"{SILK}*\"");
+    match others.as_slice() {
+        [] => vec![silk],
+        [one] => vec![silk, one.clone()],
+        many => vec![silk, format!("{{ {} }}", many.join(", "))],
+    }
+}
+
+fn egress(settings: &Settings) -> Chain {
     let mut egress = Chain::new("");
-    let mut accept_logged = Chain::new("");
-    let mut denied = Chain::new("");
-    let mut over_limit = Chain::new("");
     if settings.disable_network_policy {
         let overlay = settings.overlay;
         let keyword = family_of(overlay.addr()).keyword;
@@ -152,47 +208,44 @@ fn fixed_chains(table: &mut Table, ruleset: &Ruleset) {
     }
     egress.rule("ct state established,related accept");
     egress.rule("meta l4proto tcp ct state invalid drop");
-    for family in families(ruleset) {
+    egress.rules.extend(lookup("policies"));
+    egress.rule("goto unattributed");
+    egress
+}
+
+/// Finds the container's element: by the interface, or else by the source address.
+fn lookup(map: &str) -> Vec<String> {
+    let mut rules = vec![format!("iifname vmap @{map}{BY_INTERFACE}")];
+    let by_address = |family: &&Family| {
         let Family { keyword, suffix, .. } = family;
-        let out = leaving(&settings.underlay);
-        let overlay = settings.overlay;
-        if family_of(overlay.addr()).key == family.key {
-            forward.rule(format!("{out}{keyword} saddr {overlay} jump egress"));
-            forward.rule(format!("{out}{keyword} saddr {overlay} {REJECT}"));
-        }
-        if outsiders(ruleset, family).next().is_some() {
-            forward.rule(format!("{out}{keyword} saddr vmap @outsiders{suffix}"));
-        }
-        if let Some(ConnectionLimit { per_second, burst, log }) = settings.connection_limit {
-            let over = if log { "jump over_limit" } else { REJECT };
-            egress.rule(format!(
-                "ct state new update @connections{suffix} {{ {keyword} saddr . {keyword} daddr . tcp dport \
-                 limit rate over {per_second}/second burst {burst} packets }} {over}"
-            ));
-        }
-        egress.rule(format!("{keyword} saddr vmap @policies{suffix}"));
-        accept_logged.rule(format!("{keyword} saddr vmap @ok_logs{suffix}"));
-        if settings.log_all {
-            denied.rule(format!("{keyword} saddr vmap @deny_logs{suffix}"));
-        }
-        if limit_logs(settings) {
-            over_limit.rule(format!("{keyword} saddr vmap @limit_logs{suffix}"));
-        }
+        format!("{keyword} saddr vmap @{map}{suffix}")
+    };
+    rules.extend(FAMILIES.iter().map(by_address));
+    rules
+}
+
+fn after_lookup(map: &str, end: &str) -> Chain {
+    let mut chain = Chain { header: String::new(), rules: lookup(map) };
+    chain.rule(end);
+    chain
+}
+
+fn denied(settings: &Settings) -> Chain {
+    match settings.log_all {
+        true => after_lookup("deny_logs", REJECT),
+        false => Chain { header: String::new(), rules: vec![REJECT.to_owned()] },
     }
-    egress.rule("goto denied");
-    accept_logged.rule("accept");
-    denied.rule(REJECT);
-    if limit_logs(settings) {
-        over_limit.rule(REJECT);
-        table.chains.insert("over_limit".to_owned(), over_limit);
+}
+
+/// Counts the packet and notes where it comes from, if there is a place left for that.
+fn unattributed() -> Chain {
+    let mut chain = Chain::new("");
+    chain.rule(format!("counter name \"{UNATTRIBUTED}\""));
+    for Family { keyword, strangers, .. } in FAMILIES {
+        chain.rule(format!("update @{strangers} {{ iifname . {keyword} saddr }}"));
     }
-    let fixed = [
-        ("forward", forward),
-        ("egress", egress),
-        ("accept_logged", accept_logged),
-        ("denied", denied),
-    ];
-    table.chains.extend(fixed.map(|(name, chain)| (name.to_owned(), chain)));
+    chain.rule(REJECT);
+    chain
 }
 
 fn family_of(address: IpAddr) -> &'static Family {
@@ -280,6 +333,7 @@ fn policy_chain(
         let name = rendered.segment(table, segment);
         chain.rule(format!("jump {name}"));
     }
+    chain.rule("jump denied");
     chain
 }
 
@@ -300,39 +354,99 @@ fn deny_chain(policy: &Policy, salt: &str) -> Option<(String, Chain)> {
 }
 
 fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, planned: &Planned) {
-    let Some(address) = planned.address else { return };
+    if planned.addresses().next().is_none() {
+        return;
+    }
     let settings = &*ruleset.settings;
     let (udp, denied) = (settings.udp_logs_per_second, settings.denied_logs_per_second);
     let about = comment(&format!("container {handle}"));
-    let mut bind = |map: &str, chain: String, rules: Option<Vec<String>>| {
-        let map = format!("{map}{}", family_of(address).suffix);
-        let map = table.maps.get_mut(&map).expect("maps are made for every family of addresses");
-        map.jumps.insert(address, chain.clone());
-        if let Some(rules) = rules {
-            table.chains.insert(chain, Chain { header: about.clone(), rules });
-        }
-    };
-    let log_chain = |kind: &str| name(kind, &[handle.as_str()]);
+    let limited = format!("limit rate {denied}/second burst {denied} packets");
+    let own = |kind: &str| name(kind, &[handle.as_str()]);
+    let mut decides = "denied".to_owned();
     if let Standing::Bound(belongs) = &planned.standing {
-        bind("policies", policy_name(belongs), None);
+        decides = policy_name(belongs);
+        if let Some(limit) = &settings.connection_limit {
+            let chain = limit_chain(table, handle, planned, limit, &limited);
+            table.chains.insert(own("limit"), Chain { header: about.clone(), rules: chain });
+            let rules = vec![format!("jump {}", own("limit")), format!("jump {decides}")];
+            decides = own("container");
+            table.chains.insert(decides.clone(), Chain { header: about.clone(), rules });
+        }
         if ruleset.policies.get(belongs).is_some_and(|policy| policy.logs()) {
             let log = log("OK_", handle);
             let rules = vec![
                 format!("meta l4proto != udp ct state invalid,new,untracked {log}"),
                 format!("meta l4proto udp limit rate {udp}/second burst {udp} packets {log}"),
+                "accept".to_owned(),
             ];
-            bind("ok_logs", log_chain("ok"), Some(rules));
+            bind(table, "ok_logs", planned, &own("ok"));
+            table.chains.insert(own("ok"), Chain { header: about.clone(), rules });
         }
     }
-    let limited = format!("limit rate {denied}/second burst {denied} packets");
+    bind(table, "policies", planned, &decides);
     if settings.log_all {
-        let rules = vec![format!("{limited} {}", log("DENY_", handle))];
-        bind("deny_logs", log_chain("deny"), Some(rules));
+        let rules = vec![format!("{limited} {}", log("DENY_", handle)), REJECT.to_owned()];
+        bind(table, "deny_logs", planned, &own("deny"));
+        table.chains.insert(own("deny"), Chain { header: about, rules });
     }
-    if limit_logs(settings) {
-        let rules = vec![format!("{limited} {}", log("DENY_ORL_", handle))];
-        bind("limit_logs", log_chain("limit"), Some(rules));
+}
+
+/// Leads from all that the container is known by to a chain.
+fn bind(table: &mut Table, map: &str, planned: &Planned, chain: &str) {
+    let addresses =
+        planned.addresses().map(|address| (family_of(address).suffix, Key::Address(address)));
+    let interface = planned.interface().map(|name| (BY_INTERFACE, Key::Interface(name)));
+    for (suffix, key) in addresses.chain(interface) {
+        let map = table.maps.get_mut(&format!("{map}{suffix}")).expect("the maps are made first");
+        map.jumps.insert(key, chain.to_owned());
     }
+}
+
+/// The counter of connections that a container's full set has no place for.
+#[must_use]
+pub fn full(handle: &ContainerHandle) -> String {
+    name("full", &[handle.as_str()])
+}
+
+/// Lets a new TCP connection return that is within the container's limit. It needs a place
+/// in the container's set: without one it is over the limit.
+fn limit_chain(
+    table: &mut Table,
+    handle: &ContainerHandle,
+    planned: &Planned,
+    limit: &ConnectionLimit,
+    logged: &str,
+) -> Vec<String> {
+    let ConnectionLimit { per_second, burst, log: is_logged, destinations } = limit;
+    let seconds = burst.div_ceil(*per_second);
+    let within = format!("limit rate {per_second}/second burst {burst} packets");
+    let full = full(handle);
+    let mut rules =
+        vec!["meta l4proto != tcp return".to_owned(), "ct state != new return".to_owned()];
+    let mut homeless = Vec::new();
+    for family in FAMILIES {
+        let Family { keyword, key, suffix, protocol, .. } = family;
+        if planned.addresses().all(|address| family_of(address).key != *key) {
+            // A set takes memory before anything is in it.
+            rules.push(format!("meta nfproto {protocol} {within} return"));
+            continue;
+        }
+        let set = format!("{}{suffix}", name("connections", &[handle.as_str()]));
+        let bucket = format!("{keyword} daddr . tcp dport");
+        rules.push(format!("update @{set} {{ {bucket} {within} }} return"));
+        homeless.push(format!("{bucket} != @{set} counter name \"{full}\""));
+        let definition = format!(
+            "type {key} . inet_service; size {destinations}; flags dynamic,timeout; timeout {seconds}s;"
+        );
+        table.sets.insert(set, definition);
+    }
+    rules.extend(homeless);
+    table.counters.insert(full);
+    if *is_logged {
+        rules.push(format!("{logged} {}", log("DENY_ORL_", handle)));
+    }
+    rules.push(REJECT.to_owned());
+    rules
 }
 
 /// The kernel's log line begins with the prefix, cut as the original does. A

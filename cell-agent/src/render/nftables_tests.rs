@@ -63,7 +63,8 @@ fn ruleset(
     policies: impl IntoIterator<Item = (Belongs, Policy)>,
 ) -> Ruleset {
     let planned = |(handle, address, standing): &(&str, &str, Standing)| {
-        let planned = Planned { address: address.parse().ok(), standing: standing.clone() };
+        let (address, more) = (address.parse().ok(), BTreeSet::new());
+        let planned = Planned { address, more, standing: standing.clone() };
         (ContainerHandle::parse(handle).unwrap(), planned)
     };
     Ruleset {
@@ -72,6 +73,7 @@ fn ruleset(
         policies: policies.into_iter().map(|(at, policy)| (at, Arc::new(policy))).collect(),
         claimed: containers.iter().filter_map(|(_, address, _)| address.parse().ok()).collect(),
         ignored: BTreeSet::new(),
+        interfaces: BTreeSet::from(["cni0".to_owned()]),
     }
 }
 
@@ -137,7 +139,12 @@ fn every_switch_as_it_is_written() {
         underlay: vec!["eth0".to_owned(), "eth1".to_owned()],
         disable_network_policy: true,
         log_all: true,
-        connection_limit: Some(ConnectionLimit { per_second: 100, burst: 1050, log: true }),
+        connection_limit: Some(ConnectionLimit {
+            per_second: 100,
+            burst: 1050,
+            log: true,
+            destinations: 99,
+        }),
         ..settings()
     };
     let all = Permit { log: true, ..permit("10.1.0.0/16", Service::All) };

@@ -5,7 +5,11 @@
 //! (`policy-<hash>`), so the difference of two tables is a difference of names
 //! and a few lines. What is compared is text: equal text is equal behaviour.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write as _},
+    net::{AddrParseError, IpAddr},
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -21,8 +25,11 @@ pub const HOOK: &str = "type ";
 pub struct Table {
     /// By name.
     pub chains: BTreeMap<String, Chain>,
-    /// Maps from a container's address to what is done about it.
+    /// Maps from what a container is known by to what is done about it.
     pub maps: BTreeMap<String, Map>,
+    /// Named counters; they outlive the chains whose rules count with them.
+    #[serde(default)]
+    pub counters: BTreeSet<String>,
     /// Sets that the kernel fills; their definition, without elements.
     pub sets: BTreeMap<String, String>,
 }
@@ -36,13 +43,55 @@ pub struct Chain {
     pub rules: Vec<String>,
 }
 
-/// A map from addresses to verdicts.
+/// A map from what containers are known by to verdicts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Map {
-    /// `ipv4_addr` or `ipv6_addr`.
+    /// `ipv4_addr`, `ipv6_addr` or `ifname`.
     pub key: String,
-    /// Where each address jumps to.
-    pub jumps: BTreeMap<IpAddr, String>,
+    /// Where each key jumps to.
+    pub jumps: BTreeMap<Key, String>,
+}
+
+/// What a container is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Key {
+    /// The source address of its packets.
+    Address(IpAddr),
+    /// The interface that its packets come in by.
+    Interface(String),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Interface(name) => write!(f, "\"{name}\""),
+        }
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.to_string()
+    }
+}
+
+impl From<IpAddr> for Key {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+            Some(name) => Ok(Self::Interface(name.to_owned())),
+            None => text.parse().map(Self::Address),
+        }
+    }
 }
 
 impl Chain {
@@ -59,8 +108,8 @@ impl Chain {
 }
 
 impl Map {
-    fn elements<'a>(jumps: impl IntoIterator<Item = (&'a IpAddr, &'a String)>) -> String {
-        let jumps = jumps.into_iter().map(|(address, chain)| format!("{address} : jump {chain}"));
+    fn elements<'a>(jumps: impl IntoIterator<Item = (&'a Key, &'a String)>) -> String {
+        let jumps = jumps.into_iter().map(|(key, chain)| format!("{key} : jump {chain}"));
         jumps.collect::<Vec<_>>().join(", ")
     }
 }
@@ -71,6 +120,9 @@ impl Table {
     #[must_use]
     pub fn block(&self) -> String {
         let mut text = format!("table inet {NAME} {{\n");
+        for name in &self.counters {
+            writeln!(text, "counter {name} {{ }}").expect(TO_STRING);
+        }
         for (name, Map { key, .. }) in &self.maps {
             writeln!(text, "map {name} {{ type {key} : verdict; }}").expect(TO_STRING);
         }
@@ -103,7 +155,7 @@ pub(crate) const TO_STRING: &str = "a String takes everything";
 #[must_use]
 pub fn add_elements<'a>(
     map: &str,
-    jumps: impl IntoIterator<Item = (&'a IpAddr, &'a String)>,
+    jumps: impl IntoIterator<Item = (&'a Key, &'a String)>,
 ) -> String {
     format!("add element inet {NAME} {map} {{ {} }}\n", Map::elements(jumps))
 }

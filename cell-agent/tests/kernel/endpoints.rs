@@ -47,7 +47,7 @@ fn an_address_goes_with_its_container() {
         cell.delete_entry("c2");
         assert_eq!(cell.get("/force-orphaned-asgs-cleanup?container=c2").await.0, 200);
         assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Reject);
-        assert!(!listing().contains("10.255.1.1"));
+        assert!(!listing().contains("10.255.1.1 : jump"));
         cell.stop().await;
     });
 }

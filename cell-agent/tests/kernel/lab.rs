@@ -84,6 +84,28 @@ impl Lab {
         self.inside.sh(&format!("ip address replace {address}/16 dev uplink"));
     }
 
+    /// A container as silk-cni makes it: in a namespace of its own, behind an interface
+    /// named after its IPv4 address, with one more address for IPv6.
+    pub(crate) fn silk(&self, v4: Ipv4Addr, v6: &str) -> Namespace {
+        let container = Namespace::new();
+        let [a, b, c, d] = v4.octets();
+        let name = format!("s-{a:03}{b:03}{c:03}{d:03}");
+        let id = container.thread_id;
+        sh(&format!(
+            "ip link add {name} type veth peer name eth0 netns {id} && ip link set {name} up"
+        ));
+        sh(&format!("ip address add 169.254.0.1 peer {v4}/32 dev {name} scope link"));
+        sh(&format!(
+            "ip -6 address add fe80::1/64 dev {name} nodad && ip -6 route add {v6}/128 dev {name}"
+        ));
+        container.sh("ip link set eth0 up");
+        container.sh(&format!("ip address add {v4} peer 169.254.0.1/32 dev eth0"));
+        container.sh("ip route add default via 169.254.0.1 dev eth0");
+        container.sh(&format!("ip -6 address add {v6}/128 dev eth0 nodad"));
+        container.sh("ip -6 route add default via fe80::1 dev eth0");
+        container
+    }
+
     fn new() -> Self {
         let (inside, outside) = (Namespace::new(), Namespace::new());
         for (link, namespace) in [("containers", &inside), ("eth0", &outside)] {

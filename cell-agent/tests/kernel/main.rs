@@ -33,6 +33,7 @@ mod silk;
 mod speed;
 mod stage;
 mod store;
+mod strangers;
 mod swap;
 mod unread;
 mod waits;

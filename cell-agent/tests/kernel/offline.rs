@@ -60,6 +60,7 @@ async fn fill(cell: &mut Cell) {
 
 /// nft lists chains as they came.
 fn blocks(listing: &str) -> Vec<&str> {
+    let listing = listing.strip_prefix("table inet portcullis {\n").unwrap_or(listing);
     let mut blocks: Vec<&str> =
         listing.split("\n\t}\n").map(|block| block.trim_start_matches('\n')).collect();
     blocks.sort_unstable();
@@ -80,7 +81,11 @@ fn the_table_that_is_printed_is_the_one_in_the_kernel() {
             sh(&load);
             listing()
         });
-        assert_eq!(blocks(&printed), blocks(&listing()));
+        // Only the agent knows which interfaces the containers of its cell are behind.
+        let learned = |line: &&str| !line.contains("iifname \"containers\"");
+        let there: Vec<String> =
+            listing().lines().filter(learned).map(|line| format!("{line}\n")).collect();
+        assert_eq!(blocks(&printed), blocks(&there.concat()));
         assert!(printed.contains("10.3.0.0"), "{printed}");
         cell.stop().await;
     });

@@ -1,0 +1,59 @@
+//! What leads IPv6 packets to the chains of containers ([`crate::render::guard`]).
+
+use std::collections::HashSet;
+
+use model::ids::ContainerHandle;
+
+use super::{Batch, Saved, Step};
+use crate::{
+    render::{
+        guard::{GUARD, STRAY},
+        iptables::{Body, Chain, Family, Filter},
+    },
+    spelling::Spellings,
+};
+
+impl Saved {
+    /// The rules of a container's chain: without log lines where the chains for them are
+    /// not there.
+    pub(super) fn body<'w>(&self, chain: &'w Chain) -> &'w Body {
+        let there = chain.targets.iter().all(|name| self.declared.contains(name));
+        chain.silent.as_ref().filter(|_| !there).unwrap_or(&chain.body)
+    }
+
+    /// Leads packets to the chains beside the CNI plugin.
+    pub(super) fn guard<'w>(
+        &self,
+        batch: &mut Batch,
+        wanted: &'w Filter,
+        mut owners: HashSet<&'w ContainerHandle>,
+        spellings: &Spellings,
+        step: &mut Step,
+    ) {
+        let Some(guard) = &wanted.guard else { return };
+        let kept = wanted.unknown.iter().filter(|chain| !self.is_empty(&chain.names.asg));
+        owners.extend(kept.map(|chain| &chain.handle));
+        let rules = guard.rules(|handle| owners.contains(handle));
+        let stray = vec![Family::V6.reject().to_owned()];
+        for (name, rules) in [(GUARD, rules), (STRAY, stray)] {
+            let same = self.rules(name).count() == rules.len()
+                && self.rules(name).zip(&rules).all(|(there, rule)| spellings.same(there, rule));
+            if !same || !self.declared.contains(name) {
+                batch.names.insert(name.to_owned());
+                batch.guards.push((name, rules));
+            }
+            step.placed.insert(name.to_owned());
+        }
+        if self.guarded != [0] {
+            batch.relink = Some(self.guarded.len());
+        }
+    }
+}
+
+impl Batch {
+    /// Whether it mends what leads to the chains beside the CNI plugin.
+    #[must_use]
+    pub fn guards(&self) -> bool {
+        !self.guards.is_empty() || self.relink.is_some()
+    }
+}

@@ -1,0 +1,145 @@
+//! What the kernel counted of packets that no rule of a group decided, and whom that
+//! concerns.
+//!
+//! Pure but for [`super::Reconciler::observe`]. The counters of the kernel begin anew with
+//! the table, so only how much they grow counts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use model::ids::ContainerHandle;
+use tokio::time::Instant;
+
+use super::Reconciler;
+use crate::{
+    metrics,
+    render::nftables::{UNATTRIBUTED, full},
+};
+
+/// Each log line comes at most this often; a limit counts as full for as long.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// How much the kernel's counters have grown.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    before: BTreeMap<String, u64>,
+    /// Not yet in the log.
+    unattributed: u64,
+    told_at: Option<Instant>,
+    /// Containers whose connections had no place, with when that was seen for the last time
+    /// and when it was logged.
+    full: BTreeMap<ContainerHandle, (Instant, Instant)>,
+}
+
+impl Tally {
+    /// How much each counter has grown, if it has.
+    fn grown(&mut self, counted: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+        let before = std::mem::replace(&mut self.before, counted);
+        let grown = self.before.iter().map(|(name, now)| {
+            let before = before.get(name).copied().unwrap_or_default();
+            // A counter that fell began anew.
+            (name.clone(), now.checked_sub(before).unwrap_or(*now))
+        });
+        grown.filter(|(_, by)| *by > 0).collect()
+    }
+
+    /// How many packets to tell of at this moment.
+    fn unattributed(&mut self, packets: u64, now: Instant) -> Option<u64> {
+        self.unattributed += packets;
+        let due = self.told_at.is_none_or(|at| now - at >= QUIET);
+        if self.unattributed == 0 || !due {
+            return None;
+        }
+        self.told_at = Some(now);
+        Some(std::mem::take(&mut self.unattributed))
+    }
+
+    /// Notes a container whose connections had no place. Whether to tell of it.
+    fn is_full(&mut self, handle: &ContainerHandle, now: Instant) -> bool {
+        let told = self.full.get(handle).map(|(_, told)| *told);
+        let due = told.is_none_or(|told| now - told >= QUIET);
+        let told = told.filter(|_| !due).unwrap_or(now);
+        self.full.insert(handle.clone(), (now, told));
+        due
+    }
+
+    /// Containers whose limit was full a short time ago.
+    fn all_full(&mut self, now: Instant) -> BTreeSet<ContainerHandle> {
+        self.full.retain(|_, (seen, _)| now - *seen < QUIET);
+        self.full.keys().cloned().collect()
+    }
+}
+
+impl Reconciler {
+    /// Reads the kernel's counters and tells what they say.
+    pub(super) async fn observe(&mut self) {
+        let Some(counted) = self.kernel.counters().await else { return };
+        let grown = self.tally.grown(counted);
+        let now = Instant::now();
+        let strange = grown.get(UNATTRIBUTED).copied().unwrap_or_default();
+        metrics::add(metrics::UNATTRIBUTED, strange);
+        if let Some(packets) = self.tally.unattributed(strange, now) {
+            let sources = self.kernel.strangers().await;
+            tracing::error!(packets, sources, "unattributed-packets-rejected");
+        }
+        let ruleset = self.published.borrow().ruleset.clone();
+        if ruleset.settings.connection_limit.is_some() && grown.len() > usize::from(strange > 0) {
+            for handle in ruleset.containers.keys() {
+                let Some(packets) = grown.get(&full(handle)) else { continue };
+                metrics::add(metrics::LIMIT_FULL, *packets);
+                if self.tally.is_full(handle, now) {
+                    tracing::error!(container = %handle, packets, "connection-limit-full");
+                }
+            }
+        }
+        let full = self.tally.all_full(now);
+        metrics::number("cell_agent_connection_limit_full_containers", full.len() as u64);
+        let enforced = self.published.borrow();
+        let news = strange > 0 || enforced.limit_full != full;
+        drop(enforced);
+        if news {
+            self.published.send_modify(|published| {
+                let enforced = std::sync::Arc::make_mut(published);
+                enforced.unattributed += strange;
+                enforced.limit_full = full;
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(value: u64) -> BTreeMap<String, u64> {
+        BTreeMap::from([("a".to_owned(), value)])
+    }
+
+    #[test]
+    fn only_growth_counts_also_after_a_new_beginning() {
+        let mut tally = Tally::default();
+        let mut grown = |value| tally.grown(counted(value)).get("a").copied();
+        assert_eq!(
+            [grown(0), grown(3), grown(3), grown(5), grown(1)],
+            [None, Some(3), None, Some(2), Some(1)]
+        );
+    }
+
+    #[test]
+    fn a_flood_is_a_line_a_minute() {
+        let (mut tally, start) = (Tally::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(tally.unattributed(0, at(0)), None);
+        assert_eq!(tally.unattributed(7, at(1)), Some(7));
+        assert_eq!(tally.unattributed(5, at(2)), None);
+        assert_eq!(tally.unattributed(5, at(61)), Some(10));
+        assert_eq!(tally.unattributed(0, at(122)), None);
+        let handle = ContainerHandle::parse("c1").unwrap();
+        let told = [0, 1, 59, 60, 61].map(|seconds| tally.is_full(&handle, at(seconds)));
+        assert_eq!(told, [true, false, false, true, false]);
+        assert_eq!(tally.all_full(at(120)).len(), 1);
+        assert!(tally.all_full(at(121)).is_empty());
+    }
+}

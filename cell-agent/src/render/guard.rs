@@ -1,0 +1,75 @@
+//! The chains that lead IPv6 packets of containers to the containers' own chains.
+//!
+//! The CNI plugin leads packets to a container's chain by one address, and versions that
+//! know IPv4 only lead no IPv6 packet anywhere. So the first rule of FORWARD in ip6tables
+//! leads to the chain [`GUARD`]: by the interface that silk-cni gave a container, then by
+//! each address of a container, to its chain, which decides. Everything else that comes in
+//! by an interface of containers goes to [`STRAY`], which counts and rejects.
+
+use std::collections::BTreeSet;
+
+use model::ids::ContainerHandle;
+
+use super::iptables::{Family, Names};
+use crate::{
+    interfaces::SILK,
+    plan::{Ruleset, Standing},
+};
+
+/// Finds the container of a packet.
+pub const GUARD: &str = "portcullis-guard";
+/// Rejects packets that are no known container's.
+pub const STRAY: &str = "portcullis-stray";
+
+/// What leads to which container's chain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Guard {
+    /// A match, and whose chain decides, if it has a name.
+    ways: Vec<(String, Option<(ContainerHandle, String)>)>,
+    /// Other interfaces than silk's that containers are behind.
+    interfaces: BTreeSet<String>,
+}
+
+impl Guard {
+    /// For all containers of a cell; none but for IPv6.
+    #[must_use]
+    pub fn of(ruleset: &Ruleset, family: Family) -> Option<Self> {
+        if family == Family::V4 {
+            return None;
+        }
+        let (mut by_interface, mut by_address) = (Vec::new(), Vec::new());
+        for (handle, planned) in &ruleset.containers {
+            let named = Names::of(handle).ok().filter(|_| !ruleset.ignored.contains(handle));
+            let to = match planned.standing {
+                Standing::Isolated(_) => None,
+                _ => named.map(|names| (handle.clone(), names.asg)),
+            };
+            let interface = planned.interface();
+            by_interface.extend(interface.map(|name| (format!("-i {name}"), to.clone())));
+            let addresses = planned.addresses().filter(|address| Family::of(*address) == family);
+            by_address.extend(addresses.map(|address| (format!("-s {address}/128"), to.clone())));
+        }
+        let ways = by_interface.into_iter().chain(by_address).collect();
+        Some(Self { ways, interfaces: ruleset.interfaces.clone() })
+    }
+
+    /// The containers whose chains it leads to.
+    pub fn containers(&self) -> impl Iterator<Item = &ContainerHandle> {
+        self.ways.iter().filter_map(|(_, to)| to.as_ref()).map(|(handle, _)| handle)
+    }
+
+    /// The rules of [`GUARD`], as iptables prints them. The packets of a container that
+    /// has no chain of its own are rejected.
+    #[must_use]
+    pub fn rules(&self, has_chain: impl Fn(&ContainerHandle) -> bool) -> Vec<String> {
+        let reject = Family::V6.reject();
+        let ways = self.ways.iter().map(|(way, to)| match to {
+            Some((handle, asg)) if has_chain(handle) => format!("{way} -j {asg}"),
+            _ => format!("{way} {reject}"),
+        });
+        let silk = format!("{SILK}+");
+        let interfaces = [&silk].into_iter().chain(&self.interfaces);
+        let strays = interfaces.map(|name| format!("-i {name} -j {STRAY}"));
+        ways.chain(strays).collect()
+    }
+}

@@ -19,6 +19,7 @@ mod foreign;
 mod inputs;
 mod lab;
 mod laws;
+mod limits;
 mod metrics;
 mod offline;
 mod once;

@@ -33,6 +33,7 @@ mod rootless;
 mod silk;
 mod speed;
 mod stage;
+mod stall;
 mod store;
 mod strangers;
 mod swap;

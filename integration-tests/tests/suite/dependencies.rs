@@ -10,8 +10,9 @@ const SERVICES: [&str; 4] = ["lock-server", "syncer", "policy-store", "cell-agen
 fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
     BTreeMap::from([
         ("model", vec![]),
-        ("runtime", vec![]),
-        ("storage", vec![]),
+        ("trust", vec![]),
+        ("runtime", vec!["trust"]),
+        ("storage", vec!["trust"]),
         ("proto", vec!["model"]),
         ("lock-server", vec!["model", "proto", "runtime", "storage"]),
         ("policy-store", vec!["model", "proto", "runtime", "storage"]),

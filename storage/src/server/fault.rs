@@ -124,7 +124,9 @@ impl From<mysql_async::Error> for Fault {
                 let unclear = matches!(kind, Kind::Unavailable | Kind::Io) && !refused;
                 Self { kind, code: Some(said.code.to_string()), lost, unclear, text }
             }
-            Error::Io(source) => Self::of_way(source, source.to_string()),
+            Error::Io(source) => {
+                Self::of_way(source, trust::explain_all(source, source.to_string()))
+            }
             Error::Driver(DriverError::ConnectionClosed | DriverError::PoolDisconnected) => {
                 Self::new(Kind::Unavailable, error.to_string())
             }
@@ -162,7 +164,7 @@ fn of_number(code: u16, message: &str) -> Kind {
 }
 
 /// An error with all that caused it; a text that repeats its cause says it once.
-fn chain(error: &dyn error::Error) -> String {
+fn chain(error: &(dyn error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -173,7 +175,7 @@ fn chain(error: &dyn error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    trust::explain_all(error, text)
 }
 
 /// The first cause of this type.

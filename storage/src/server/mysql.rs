@@ -114,7 +114,7 @@ fn ssl(trust: &Trust) -> Result<Option<SslOpts>, Fault> {
         Trust::Verified { ca, identity } => {
             // An empty file would leave nobody to trust and say so only as
             // "unknown issuer".
-            tls::roots(ca)?;
+            tls::authorities(ca)?;
             let verified = none.with_root_certs(vec![ca.clone().into()]);
             Some(if *identity {
                 verified

@@ -12,6 +12,8 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
 };
 
+use trust::ServerVerifier;
+
 use super::fault::Fault;
 use crate::Kind;
 
@@ -38,12 +40,12 @@ pub(super) fn client_config(trust: &Trust) -> Result<ClientConfig, Fault> {
             Arc::new(Lenient { chain: None, provider: Arc::clone(&provider) })
         }
         Trust::Verified { ca, identity } => {
-            let chain = WebPkiServerVerifier::builder_with_provider(
-                Arc::new(roots(ca)?),
-                Arc::clone(&provider),
-            )
-            .build()
-            .map_err(|error| Fault::new(Kind::Refused, error.to_string()))?;
+            let Authorities { roots, certificates } = authorities(ca)?;
+            let webpki =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                    .build()
+                    .map_err(|error| Fault::new(Kind::Refused, error.to_string()))?;
+            let chain = Arc::new(ServerVerifier::new(webpki, certificates));
             if *identity {
                 chain
             } else {
@@ -60,22 +62,32 @@ pub(super) fn client_config(trust: &Trust) -> Result<ClientConfig, Fault> {
     Ok(config)
 }
 
+/// The certificates that the server's certificate must chain to.
+pub(super) struct Authorities {
+    roots: RootCertStore,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
 /// The authorities in a file of PEM.
-pub(super) fn roots(ca: &Path) -> Result<RootCertStore, Fault> {
+pub(super) fn authorities(ca: &Path) -> Result<Authorities, Fault> {
     let refuse = |what: String| Fault::new(Kind::Refused, format!("{}: {what}", ca.display()));
     let pem = fs::read(ca).map_err(|error| refuse(error.to_string()))?;
-    let mut roots = RootCertStore::empty();
+    let (mut roots, mut certificates) = (RootCertStore::empty(), Vec::new());
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| refuse(error.to_string()))?;
-        roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
+        roots.add(certificate.clone()).map_err(|error| refuse(error.to_string()))?;
+        certificates.push(certificate);
     }
-    if roots.is_empty() { Err(refuse("no certificate in it".to_owned())) } else { Ok(roots) }
+    if roots.is_empty() {
+        return Err(refuse("no certificate in it".to_owned()));
+    }
+    Ok(Authorities { roots, certificates })
 }
 
 /// Takes certificates for any host: all of them, or those of `chain`.
 #[derive(Debug)]
 struct Lenient {
-    chain: Option<Arc<WebPkiServerVerifier>>,
+    chain: Option<Arc<ServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 

@@ -1,0 +1,241 @@
+//! Certificates that stand in the file of authorities themselves.
+//!
+//! webpki refuses every peer certificate that is marked as an authority
+//! (`CaUsedAsEndEntity`), also one that the operator trusts by name. Such a
+//! certificate is accepted when it is, byte for byte, one of the configured ones:
+//! no signature has to be followed then. All else is verified as for any
+//! certificate: validity period, critical extensions, key usage, extended key usage,
+//! the server's name, and in the handshake the possession of the key.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use x509_parser::extensions::{ExtendedKeyUsage, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Verifies servers: as webpki, or by [the certificate itself](self).
+pub struct ServerVerifier {
+    webpki: Arc<WebPkiServerVerifier>,
+    pinned: Pinned,
+}
+
+/// Verifies clients: as another verifier, or by [the certificate itself](self).
+pub struct ClientVerifier {
+    webpki: Arc<dyn ClientCertVerifier>,
+    pinned: Pinned,
+}
+
+/// The certificates in the file of authorities.
+struct Pinned(Vec<CertificateDer<'static>>);
+
+/// Which side of a connection shows a certificate.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Server,
+    Client,
+}
+
+impl ServerVerifier {
+    /// `authorities` are the certificates whose roots `webpki` has.
+    #[must_use]
+    pub fn new(
+        webpki: Arc<WebPkiServerVerifier>,
+        authorities: Vec<CertificateDer<'static>>,
+    ) -> Self {
+        Self { webpki, pinned: Pinned(authorities) }
+    }
+}
+
+impl ClientVerifier {
+    /// `authorities` are the certificates whose roots `webpki` has.
+    #[must_use]
+    pub fn new(
+        webpki: Arc<dyn ClientCertVerifier>,
+        authorities: Vec<CertificateDer<'static>>,
+    ) -> Self {
+        Self { webpki, pinned: Pinned(authorities) }
+    }
+}
+
+impl Pinned {
+    /// `refused` is what webpki said of the certificate; only a certificate that
+    /// webpki refuses for being an authority is looked at.
+    fn verify(
+        &self,
+        refused: Error,
+        certificate: &CertificateDer<'_>,
+        side: Side,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if !is_authority(&refused) || !self.0.iter().any(|pinned| pinned == certificate) {
+            return Err(refused);
+        }
+        let (rest, parsed) = X509Certificate::from_der(certificate)
+            .map_err(|_| Error::from(CertificateError::BadEncoding))?;
+        if !rest.is_empty() {
+            return Err(CertificateError::BadEncoding.into());
+        }
+        in_time(&parsed, now)?;
+        fit_for(&parsed, side)
+    }
+}
+
+fn is_authority(refused: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(other)) = refused else { return false };
+    matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+}
+
+fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
+    let validity = certificate.validity();
+    let moment = |seconds: i64| {
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            u64::try_from(seconds).unwrap_or_default(),
+        ))
+    };
+    let not_before = moment(validity.not_before.timestamp());
+    let not_after = moment(validity.not_after.timestamp());
+    if now < not_before {
+        return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
+    }
+    if not_after < now {
+        return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
+    }
+    Ok(())
+}
+
+/// Whether the certificate's extensions allow its use; what is not known and
+/// critical forbids it.
+fn fit_for(certificate: &X509Certificate<'_>, side: Side) -> Result<(), Error> {
+    let purpose = || Error::from(CertificateError::InvalidPurpose);
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::BasicConstraints(_) | ParsedExtension::SubjectAlternativeName(_) => {}
+            ParsedExtension::KeyUsage(usage) if usage.digital_signature() => {}
+            ParsedExtension::ExtendedKeyUsage(usage) if allows(usage, side) => {}
+            ParsedExtension::KeyUsage(_) | ParsedExtension::ExtendedKeyUsage(_) => {
+                return Err(purpose());
+            }
+            _ if extension.critical => {
+                return Err(CertificateError::UnhandledCriticalExtension.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn allows(usage: &ExtendedKeyUsage<'_>, side: Side) -> bool {
+    match side {
+        Side::Server => usage.server_auth,
+        Side::Client => usage.client_auth,
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let webpki = &self.webpki;
+        let verified =
+            webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let Err(refused) = verified else { return verified };
+        self.pinned.verify(refused, end_entity, Side::Server, now)?;
+        // The last thing verified, as by webpki.
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.webpki.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.webpki.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.webpki.verify_client_cert(end_entity, intermediates, now);
+        let Err(refused) = verified else { return verified };
+        self.pinned.verify(refused, end_entity, Side::Client, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+impl fmt::Debug for ServerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerVerifier").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientVerifier").finish_non_exhaustive()
+    }
+}

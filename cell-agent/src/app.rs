@@ -145,7 +145,7 @@ impl Agent {
             None => None,
         };
         let metron = match &config.metron {
-            Some(address) => Dropsonde::to(address, JOB).await.context("metron_address")?,
+            Some(address) => Dropsonde::to(address, JOB),
             None => Dropsonde::default(),
         };
         let times = Times::new(metron);

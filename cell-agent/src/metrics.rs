@@ -40,16 +40,19 @@ impl Times {
             return Ok(());
         }
         let began = Instant::now();
-        let mut ticks = interval(PROCESS);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut count = 0_u32;
-        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            self.0.process();
-            if count.is_multiple_of(UPTIME_EACH) {
-                self.0.value("uptime", began.elapsed().as_secs_f64(), "seconds");
+        let tell = async {
+            let mut ticks = interval(PROCESS);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut count = 0_u32;
+            while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+                self.0.process();
+                if count.is_multiple_of(UPTIME_EACH) {
+                    self.0.value("uptime", began.elapsed().as_secs_f64(), "seconds");
+                }
+                count = count.wrapping_add(1);
             }
-            count = count.wrapping_add(1);
-        }
+        };
+        tokio::join!(self.0.resolve(&shutdown), tell);
         Ok(())
     }
 }

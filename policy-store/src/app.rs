@@ -115,7 +115,7 @@ impl Service for App {
         let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
         let metron = match &config.metron_address {
             None => Dropsonde::default(),
-            Some(address) => Dropsonde::to(address, ORIGIN).await.context("metron_address")?,
+            Some(address) => Dropsonde::to(address, ORIGIN),
         };
         let Opened { store, newest, look } = Box::pin(open(&config.database)).await?;
         let contents = store.load(None).await.context("reading the database")?;

@@ -40,6 +40,7 @@ impl Report {
         let Self { metron, database, began } = self;
         begin_counters();
         tokio::join!(
+            metron.resolve(&shutdown),
             every(ITSELF, &shutdown, || itself(&metron, database.as_ref(), began)),
             every(RUNTIME, &shutdown, || metron.process()),
         );

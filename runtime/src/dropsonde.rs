@@ -3,15 +3,18 @@
 //! (contracts/policy-server.md 2.8).
 //!
 //! Sending never waits and never fails. Nobody answers: a datagram that the kernel
-//! does not take at once, or that finds no agent, is lost.
+//! does not take at once, or that finds no agent, is lost. An address that cannot be
+//! resolved is an error line and is resolved again, and does not keep a service from
+//! starting.
 
 use std::fmt::Display;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prost::Message as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::HostPort;
 use crate::metrics::{Memory, memory};
@@ -20,28 +23,55 @@ use crate::metrics::{Memory, memory};
 #[derive(Debug, Clone, Default)]
 pub struct Dropsonde(Option<Arc<Sender>>);
 
+/// Pause between two attempts to resolve the agent's address.
+const AGAIN: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 struct Sender {
-    socket: UdpSocket,
+    address: HostPort,
+    /// Empty until the address is resolved.
+    socket: OnceLock<UdpSocket>,
     origin: String,
 }
 
 impl Dropsonde {
-    /// Sends to the agent at `address`, as `origin`. Whether it is there is not asked.
-    ///
-    /// # Errors
-    /// The host has no address, or there are no sockets.
-    pub async fn to(address: &HostPort, origin: &str) -> io::Result<Self> {
-        let mut found = tokio::net::lookup_host(address.as_str()).await?;
-        let agent = found.next().ok_or_else(|| io::Error::other("the host has no address"))?;
-        let any: SocketAddr = match agent {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(agent)?;
-        socket.set_nonblocking(true)?;
-        Ok(Self(Some(Arc::new(Sender { socket, origin: origin.to_owned() }))))
+    /// Sends to the agent at `address`, as `origin`, whether the agent is there or
+    /// not. A host name needs [`Self::resolve`].
+    #[must_use]
+    pub fn to(address: &HostPort, origin: &str) -> Self {
+        let socket = OnceLock::new();
+        if let Ok(agent) = address.as_str().parse()
+            && let Ok(connected) = connect(agent)
+        {
+            socket.get_or_init(|| connected);
+        }
+        let (address, origin) = (address.clone(), origin.to_owned());
+        Self(Some(Arc::new(Sender { address, socket, origin })))
+    }
+
+    /// Resolves the agent's address, again and again until that succeeds or until
+    /// shutdown; the first failure is an error line.
+    pub async fn resolve(&self, shutdown: &CancellationToken) {
+        let Some(sender) = &self.0 else { return };
+        let mut is_first = true;
+        while sender.socket.get().is_none() {
+            let Some(resolved) = shutdown.run_until_cancelled(sender.resolve()).await else {
+                return;
+            };
+            match resolved {
+                Ok(socket) => _ = sender.socket.get_or_init(|| socket),
+                Err(error) => {
+                    if std::mem::take(&mut is_first) {
+                        let (address, error) = (sender.address.as_str(), error.to_string());
+                        tracing::error!(address, error, "metron-address-not-resolved");
+                    }
+                    _ = shutdown.run_until_cancelled(tokio::time::sleep(AGAIN)).await;
+                }
+            }
+            if shutdown.is_cancelled() {
+                return;
+            }
+        }
     }
 
     /// Whether there is an agent to send to.
@@ -100,10 +130,33 @@ impl Dropsonde {
             value_metric,
             counter_event,
         };
-        if sender.socket.send(&envelope.encode_to_vec()).is_err() {
+        let is_sent = sender.socket.get().is_some_and(|socket| {
+            let datagram = envelope.encode_to_vec();
+            socket.send(&datagram).is_ok()
+        });
+        if !is_sent {
             metrics::counter!("runtime_dropsonde_lost_total").increment(1);
         }
     }
+}
+
+impl Sender {
+    async fn resolve(&self) -> io::Result<UdpSocket> {
+        let mut found = tokio::net::lookup_host(self.address.as_str()).await?;
+        let agent = found.next().ok_or_else(|| io::Error::other("the host has no address"))?;
+        connect(agent)
+    }
+}
+
+fn connect(agent: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = match agent {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(agent)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 const VALUE_METRIC: i32 = 6;
@@ -163,7 +216,7 @@ mod tests {
         let agent = UdpSocket::bind("127.0.0.1:0").unwrap();
         agent.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let address = HostPort::parse(&agent.local_addr().unwrap().to_string()).unwrap();
-        let metron = Dropsonde::to(&address, "job").await.unwrap();
+        let metron = Dropsonde::to(&address, "job");
         metron.took("StoreTime", Duration::from_micros(1_500));
         metron.count("http_error");
         let heard = || {
@@ -202,8 +255,43 @@ mod tests {
     async fn nobody_there_is_no_failure() {
         Dropsonde::default().count("nowhere");
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let metron = Dropsonde::to(&HostPort::parse(&gone.to_string()).unwrap(), "job").await;
-        let metron = metron.unwrap();
+        let metron = Dropsonde::to(&HostPort::parse(&gone.to_string()).unwrap(), "job");
         (0..10).for_each(|_| metron.count("unheard"));
+    }
+
+    #[tokio::test]
+    async fn a_host_name_is_resolved_later() {
+        let agent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        agent.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let port = agent.local_addr().unwrap().port();
+        let metron = Dropsonde::to(&HostPort::parse(&format!("localhost:{port}")).unwrap(), "job");
+        metron.count("too early");
+        metron.resolve(&CancellationToken::new()).await;
+        metron.count("heard");
+        let mut datagram = [0; 1_024];
+        let length = agent.recv(&mut datagram).unwrap();
+        let envelope = Envelope::decode(&datagram[..length]).unwrap();
+        assert_eq!(envelope.counter_event.unwrap().name, "heard");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_without_an_address_is_an_error_line_and_asked_for_again() {
+        let (log, _control, _guard) = crate::lager::capture(crate::lager::Options {
+            source: "test".into(),
+            level: crate::lager::Level::Info,
+            format: crate::lager::TimeFormat::Rfc3339,
+        });
+        let address = HostPort::parse("no-such-host.invalid:1").unwrap();
+        let metron = Dropsonde::to(&address, "job");
+        let shutdown = CancellationToken::new();
+        let stop = async {
+            while log.data_of("test.metron-address-not-resolved").is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(AGAIN * 3).await;
+            shutdown.cancel();
+        };
+        tokio::join!(metron.resolve(&shutdown), stop);
+        metron.count("lost");
     }
 }

@@ -95,7 +95,7 @@ impl Service for App {
         let _session_1 = error_span!(parent: None, "time-metric-emitter");
         let metron = match &metron {
             None => Dropsonde::default(),
-            Some(address) => Dropsonde::to(address, JOB).await.context("metron_address")?,
+            Some(address) => Dropsonde::to(address, JOB),
         };
         report::declare();
         let report = Report::new(metron);

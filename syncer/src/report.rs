@@ -98,11 +98,14 @@ impl Report {
     /// # Errors
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let mut ticks = interval(PROCESS);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            self.metron.process();
-        }
+        let tell = async {
+            let mut ticks = interval(PROCESS);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+                self.metron.process();
+            }
+        };
+        tokio::join!(self.metron.resolve(&shutdown), tell);
         Ok(())
     }
 }

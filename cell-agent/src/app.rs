@@ -19,7 +19,7 @@ use runtime::{
     process::{About, Command, ConfigError, Flag, Process},
     server::{Grpc, Health, Http, Listener},
     supervise::Tasks,
-    tls::ClientTls,
+    tls::{ClientTls, Role},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,10 @@ use crate::{
 
 /// The job that this one stands in for: the origin of its metrics.
 const JOB: &str = "vxlan-policy-agent";
+/// Prefix of the metrics.
+const METRICS: &str = "cell_agent";
+/// The certificate for the policy store.
+pub(crate) const CERTIFICATE: Role = Role { service: METRICS, name: "policy-store-client" };
 /// How long the store's lock may be held by somebody else.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long open requests and tasks may take to end.
@@ -129,14 +133,12 @@ impl Agent {
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
         let state = open_state(&config)?;
         let plane = plane(&config, state.clone()).await?;
-        let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
+        let tls = ClientTls::follow(CERTIFICATE, &config.tls);
         let http = Listener::tcp("the control endpoints", &config.control_address).await?;
         let debug = Listener::tcp("the debug server", &config.debug_address).await?;
         let socket = Listener::unix("the cell service", &config.control_socket).await?;
-        let loggregator = match &config.loggregator {
-            Some(config) => loggregator::bind(config).context("the loggregator client")?,
-            None => None,
-        };
+        let loggregator =
+            config.loggregator.as_ref().and_then(|config| loggregator::bind(METRICS, config));
         let policies = match &config.policy_agent {
             Some(address) => {
                 let agent = PolicyAgent::new(address.as_str(), config.force_timeout);
@@ -258,6 +260,7 @@ impl Agent {
         } = self;
         crate::metrics::begin();
         let health = Health::new();
+        let tls = tls.telling(health.component("policy-store-certificate"));
         let (containers, follower) =
             Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT), times.clone()).await;
         let (known, groups) = watch::channel(groups::load(&state));
@@ -282,6 +285,7 @@ impl Agent {
             enforced: enforced.clone(),
             known: groups.clone(),
             link: link.clone(),
+            certificate: tls.clone(),
             nudge,
         };
         let grpc = Grpc::new(socket, None, &health)
@@ -355,8 +359,7 @@ pub(crate) fn learner(
             let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
             let server = groups::Server { url, timeout, interval };
             let (poller, link, refresh) =
-                groups::Poller::new(server, tls, containers, known, times)
-                    .context("an HTTP client for policy_server_url")?;
+                groups::Poller::new(server, tls, containers, known, times);
             Ok((Learner::Poll(Box::new(poller)), link, refresh))
         }
     }

@@ -12,6 +12,7 @@ use proto::cell_v1::{
     ListContainersResponse, NearMiss, ReconcileRequest, ReconcileResponse, RuleSource,
     StatusRequest, StatusResponse, cell_server::Cell, explain_response,
 };
+use runtime::tls::ClientTls;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
@@ -33,6 +34,8 @@ pub struct Service {
     pub known: watch::Receiver<Option<Arc<Known>>>,
     /// Whether the store can be reached.
     pub link: watch::Receiver<Link>,
+    /// The certificate for the store.
+    pub certificate: ClientTls,
     /// The reconcile loop.
     pub nudge: mpsc::Sender<Nudge>,
 }
@@ -110,6 +113,7 @@ impl Cell for Service {
             unattributed_packets: enforced.unattributed,
             connection_limit_full: limit_full.map(|handle| handle.as_str().to_owned()).collect(),
             last_error: enforced.error.clone().unwrap_or_default(),
+            certificate_error: self.certificate.problem().unwrap_or_default(),
         }))
     }
 }

@@ -63,7 +63,7 @@ impl Pass {
             return Ok(None);
         }
         let config = config.clone();
-        let tls = ClientTls::load(&config.tls).context("mutual tls config")?;
+        let tls = ClientTls::follow(app::CERTIFICATE, &config.tls);
         let mut sockets = Vec::new();
         let state = if rehearses {
             StateDirectory::only_read(&config.state_directory)

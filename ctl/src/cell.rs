@@ -95,5 +95,6 @@ pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
         "isolated_rules": status.isolated_rules,
         "drift_healed": status.drift_healed,
         "last_error": status.last_error,
+        "certificate_error": status.certificate_error,
     })))
 }

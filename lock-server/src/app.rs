@@ -13,10 +13,10 @@ use std::{pin::pin, time::Duration};
 use anyhow::bail;
 use runtime::{
     loggregator::{self, Delivery, Loggregator},
-    process::{About, Backup, ConfigError, Ending, Failure, Process},
+    process::{About, Backup, ConfigError, Ending, Process},
     server::{Admin, Grpc, Health, Limits, Listener},
     supervise::Tasks,
-    tls::{Alpn, ServerTls},
+    tls::{Alpn, Role, ServerTls},
 };
 use storage::server::Dialect;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,10 @@ use crate::{
     },
 };
 
+/// Prefix of the metrics.
+const METRICS: &str = "lock_server";
+/// The server's own certificate.
+const CERTIFICATE: Role = Role { service: METRICS, name: "server" };
 /// What the queue and the database get after the last call was answered.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -115,13 +119,9 @@ impl runtime::process::Service for App {
             log: _,
         } = config;
         let health = Health::new();
-        let agent = match &loggregator {
-            Some(config) => loggregator::bind(config)
-                .map_err(|error| Failure::error("failed-to-initialize-metron-client", error))?,
-            None => None,
-        };
-        let tls = ServerTls::load(&tls, Alpn::H2)
-            .map_err(|error| Failure::fatal("invalid-tls-config", error))?;
+        let agent = loggregator.as_ref().and_then(|config| loggregator::bind(METRICS, config));
+        let tls =
+            ServerTls::follow(CERTIFICATE, &tls, Alpn::H2).telling(health.component("certificate"));
         let listener = listen(&listen_address).await?;
         let debug = match debug_address {
             Some(address) => Some(Listener::tcp("debug_address", address.as_str()).await?),

@@ -10,7 +10,7 @@ use runtime::{
     process::{About, Backup, ConfigError, Process, Service},
     server::{Admin, Component, Grpc, Health, Http, Limits, Listener},
     supervise::Tasks,
-    tls::{Alpn, ServerTls},
+    tls::{Alpn, Role, ServerTls},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,9 @@ use crate::{
 
 /// The original's name for itself in its metrics.
 const ORIGIN: &str = "policy-server-internal";
+
+/// The server's own certificate, shared by both ports.
+const CERTIFICATE: Role = Role { service: "policy_store", name: "server" };
 
 /// How long tasks may take to end after the servers have drained.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -99,13 +102,15 @@ impl Service for App {
     }
 
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
-        let tls = ServerTls::load(&config.tls, Alpn::H2)?;
+        let health = Health::new();
+        let tls = ServerTls::follow(CERTIFICATE, &config.tls, Alpn::H2)
+            .telling(health.component("certificate"));
         let grpc = Listener::tcp("gRPC", config.grpc_listen_address.as_str()).await?;
         let internal = match &config.internal_listen_address {
             None => None,
             Some(address) => Some(Internal {
                 listener: Listener::tcp("internal API", address.as_str()).await?,
-                tls: ServerTls::load(&config.tls, Alpn::None)?,
+                tls: tls.for_alpn(Alpn::None),
             }),
         };
         let health_checks = match &config.health_check_address {
@@ -121,7 +126,6 @@ impl Service for App {
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
-        let health = Health::new();
         let admin = Admin::new(admin, process, &health);
         let began = Instant::now();
         Ok(Self {
@@ -280,7 +284,6 @@ fn serve_internal(
         let port = port.parse::<u16>().ok();
         tracing::info!("listen-address" = host, port, "starting internal server");
     }
-    tasks.add("internal certificates", tls.clone().watch(shutdown.clone()));
     let router = api.router();
     let limits = Limits { buffer: HTTP_BUFFER, ..Limits::default() };
     let server = Http::new(listener, Some(tls)).limits(limits);

@@ -9,6 +9,7 @@ use tonic::Code;
 
 use crate::support::{
     client::{Cell, list_all, replace},
+    http::Poller,
     process::{Program, command},
     sets::{fenced, named},
     site::{Client, Site},
@@ -157,7 +158,6 @@ fn what_cannot_be_bound_is_named() {
     for (key, value, texts) in [
         ("grpc_listen_address", json!(taken), vec!["gRPC", taken.as_str()]),
         ("admin_listen_address", json!(taken), vec!["admin", taken.as_str()]),
-        ("server_cert_file", json!(nowhere), vec!["nowhere"]),
         ("database", json!({ "type": "sqlite", "path": nowhere.join("db") }), vec!["nowhere/db"]),
     ] {
         let _held = std::net::TcpListener::bind(&taken);
@@ -180,4 +180,41 @@ fn a_good_configuration_can_be_checked() {
     let site = Site::new();
     let output = command(&site, &site.config()).arg("--check-config").output().unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+/// Both ports wait for the certificate, and so does the readiness.
+#[tokio::test]
+async fn without_a_usable_certificate_it_starts_and_waits_for_one() {
+    let site = Site::new();
+    let mut config = site.config();
+    let files = site.certificate("torn", None);
+    let whole = std::fs::read_to_string(&files.cert).unwrap();
+    std::fs::write(&files.cert, &whole[..whole.len() / 2]).unwrap();
+    config["server_cert_file"] = json!(files.cert);
+    config["server_key_file"] = json!(files.key);
+    let program = Program::start_with(&site, &config);
+    let line = program.line("certificate-unusable", 0);
+    assert_eq!((&line["level"], &line["data"]["tls"]), (&json!("error"), &json!("server")));
+    assert!(line["data"]["error"].as_str().unwrap().contains("torn.crt"), "{line}");
+    let started = program.line("started", 0);
+    let address = |key: &str| started["data"][key].as_str().unwrap().to_owned();
+    let ready = format!("http://{}/readyz", address("admin-address"));
+    let answer = reqwest::get(&ready).await.unwrap();
+    assert_eq!(answer.status(), 503);
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("certificate: parsing"), "{text}");
+
+    std::fs::write(&files.cert, whole).unwrap();
+    program.line("tls-files-reloaded", 0);
+    let client = site.client(&program.address, "syncer", None);
+    replace(&client, &fenced(&named(3, "1"), "syncer-a", 9)).await.unwrap();
+    let poller = Poller::new(&site, &address("internal-address"), "poller");
+    assert!(
+        poller
+            .get("/networking/v1/internal/security_groups_last_updated")
+            .await
+            .status()
+            .is_success()
+    );
+    assert_eq!(reqwest::get(&ready).await.unwrap().status(), 200);
 }

@@ -195,8 +195,8 @@ impl Target {
     }
 
     async fn secure(&self, tls: &ClientTls) -> io::Result<Stream> {
+        let mut config = tls.rustls_config()?.as_ref().clone();
         let stream = BufReader::with_capacity(READ, self.dial().await?);
-        let mut config = tls.rustls_config().as_ref().clone();
         config.alpn_protocols = vec![b"h2".to_vec()];
         TlsConnector::from(Arc::new(config)).connect(self.name.clone(), stream).await
     }
@@ -207,7 +207,8 @@ impl Target {
         let opened = opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
         opened.map_err(|error: io::Error| {
             let Self { host, port, .. } = self;
-            io::Error::new(error.kind(), format!("connecting to {host}:{port}: {error}"))
+            let text = crate::error::text(&error);
+            io::Error::new(error.kind(), format!("connecting to {host}:{port}: {text}"))
         })
     }
 }

@@ -9,14 +9,20 @@ use crate::redact;
 /// Our errors do not repeat their source in their text, so that it stands here
 /// once. URLs have no user part ([`redact`]). For a gRPC status see [`client::describe`](crate::client::describe).
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = text(error);
     let mut next = error.source();
     while let Some(cause) = next {
         text.push_str(": ");
-        text.push_str(&cause.to_string());
+        text.push_str(&self::text(cause));
         next = cause.source();
     }
     redact::urls(&text).into_owned()
+}
+
+/// One error without its causes; a refused certificate as a sentence that says what
+/// to change.
+pub fn text(error: &(dyn Error + 'static)) -> String {
+    trust::explain_cause(error).unwrap_or_else(|| error.to_string())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! no redirect. With TLS of files, changed files count from the next
 //! request on.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder};
 use rustls::ClientConfig;
 
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, Unusable};
 
 /// A connection attempt takes at most this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +25,20 @@ pub fn builder(user_agent: &str) -> ClientBuilder {
         .user_agent(user_agent)
 }
 
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The TLS files cannot be used.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    /// A file of a certificate or key cannot be read.
+    #[error("reading {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The certificates cannot be used for HTTP.
+    #[error("building an HTTP client")]
+    Build(#[source] reqwest::Error),
+}
+
 /// A client with TLS of files that keeps its connections as long as these stay
 /// the same.
 #[derive(Debug)]
@@ -31,37 +46,36 @@ pub struct TlsClient {
     tls: ClientTls,
     user_agent: String,
     adjust: fn(ClientBuilder) -> ClientBuilder,
-    built: Mutex<(Arc<ClientConfig>, Client)>,
+    built: Mutex<Option<(Arc<ClientConfig>, Client)>>,
 }
 
 impl TlsClient {
-    /// A client for the certificates that are valid now. `adjust` changes what
-    /// [`builder`] begins with.
-    ///
-    /// # Errors
-    /// They cannot be used for HTTP.
+    /// A client for certificates that may become usable later. `adjust` changes
+    /// the result of [`builder`].
     pub fn new(
         tls: ClientTls,
         user_agent: String,
         adjust: fn(ClientBuilder) -> ClientBuilder,
-    ) -> Result<Self, reqwest::Error> {
-        let config = tls.rustls_config();
-        let client = build(&config, adjust(builder(&user_agent)))?;
-        Ok(Self { tls, user_agent, adjust, built: Mutex::new((config, client)) })
+    ) -> Self {
+        Self { tls, user_agent, adjust, built: Mutex::new(None) }
     }
 
     /// The client of this moment; ask anew for each request.
     ///
     /// # Errors
-    /// The new certificates cannot be used for HTTP.
-    pub fn client(&self) -> Result<Client, reqwest::Error> {
-        let config = self.tls.rustls_config();
+    /// The certificates of this moment cannot be used.
+    pub fn client(&self) -> Result<Client, Error> {
+        let config = self.tls.rustls_config()?;
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&built.0, &config) {
-            let client = build(&config, (self.adjust)(builder(&self.user_agent)))?;
-            *built = (config, client);
+        match &*built {
+            Some((of, client)) if Arc::ptr_eq(of, &config) => Ok(client.clone()),
+            _ => {
+                let builder = (self.adjust)(builder(&self.user_agent));
+                let client = build(&config, builder).map_err(Error::Build)?;
+                *built = Some((config, client.clone()));
+                Ok(client)
+            }
         }
-        Ok(built.1.clone())
     }
 }
 

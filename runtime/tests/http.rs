@@ -206,7 +206,7 @@ async fn plain_http_on_a_tls_port_gets_an_answer() {
 
     let stream = TcpStream::connect(&address).await.unwrap();
     // What a client offers besides is not held against it.
-    let mut config = (*authority.client().rustls_config()).clone();
+    let mut config = (*authority.client().rustls_config().unwrap()).clone();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.0".to_vec()];
     let connector = TlsConnector::from(Arc::new(config));
     let name = ServerName::try_from("localhost").unwrap();

@@ -83,7 +83,7 @@ struct Client {
 
 impl Client {
     fn start(config: &Config) -> Self {
-        let (loggregator, delivery): (Loggregator, Delivery) = bind(config).unwrap().unwrap();
+        let (loggregator, delivery): (Loggregator, Delivery) = bind("test", config).unwrap();
         let shutdown = CancellationToken::new();
         let delivery = spawn(delivery.run(shutdown.clone()));
         Self { loggregator, shutdown, delivery }
@@ -199,7 +199,7 @@ async fn without_an_agent_the_queue_fills_and_nobody_waits() {
 
     // What had room is delivered when there is somebody; the rest is not.
     let running = Running::start(&authority, "127.0.0.1:0").await;
-    let (loggregator, delivery) = bind(&config(&authority, &running.address)).unwrap().unwrap();
+    let (loggregator, delivery) = bind("test", &config(&authority, &running.address)).unwrap();
     for value in 0..QUEUE + 500 {
         loggregator.gauge("Count", "Metric", value as f64, &[]);
     }
@@ -265,5 +265,5 @@ async fn only_an_agent_is_spoken_to() {
 fn without_certificates_there_is_nothing_to_run() {
     let authority = Authority::new("loggregator authority");
     let config = Config { files: None, ..config(&authority, "127.0.0.1:1") };
-    assert!(bind(&config).unwrap().is_none());
+    assert!(bind("test", &config).is_none());
 }

@@ -12,4 +12,5 @@ mod process;
 mod reload;
 mod supervise;
 mod tls;
+mod unusual;
 mod wait;

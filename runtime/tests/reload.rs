@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use runtime::lager;
-use runtime::tls::{Alpn, ClientTls, Files, ServerTls};
+use runtime::server::Health;
+use runtime::tls::{Alpn, ClientTls, Files, Role, ServerTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{Authority, Leaf, replace};
@@ -108,6 +109,177 @@ async fn bad_files_are_reported_and_change_nothing() {
     wait::until("good files are taken up", reloaded).await;
     check(running.trusted(), "").await.unwrap();
 
+    stop.cancel();
+    watching.await.unwrap().unwrap();
+}
+
+/// What a broken disk, a slow tool or a late operator leaves in place of a file.
+#[derive(Debug, Clone, Copy)]
+enum Broken {
+    Missing,
+    Garbage,
+    HalfWritten,
+    OtherKey,
+    Expired,
+}
+
+impl Broken {
+    const ALL: [Self; 5] =
+        [Self::Missing, Self::Garbage, Self::HalfWritten, Self::OtherKey, Self::Expired];
+
+    /// Files under `name`, broken.
+    fn files(self, authority: &Authority, name: &str) -> Files {
+        let expired = Leaf::new("expired").with(|params| {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 2, 2);
+        });
+        let leaf = if let Self::Expired = self { expired } else { Leaf::new(name) };
+        let files = authority.issue(name, &leaf);
+        match self {
+            Self::Missing => fs::remove_file(&files.cert).unwrap(),
+            Self::Garbage => fs::write(&files.key, "garbage").unwrap(),
+            Self::HalfWritten => {
+                let text = fs::read_to_string(&files.cert).unwrap();
+                fs::write(&files.cert, &text[..text.len() / 2]).unwrap();
+            }
+            Self::OtherKey => {
+                let other = authority.issue("other", &Leaf::new("other"));
+                fs::copy(other.key, &files.key).unwrap();
+            }
+            Self::Expired => {}
+        }
+        files
+    }
+
+    /// Part of the log line.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "No such file",
+            Self::Garbage => "contains no private key",
+            Self::HalfWritten => "parsing",
+            Self::OtherKey => "with the key in",
+            Self::Expired => "expired at 2002-02-02T00:00:00Z",
+        }
+    }
+}
+
+const SERVER: Role = Role { service: "probe", name: "server" };
+const CLIENT: Role = Role { service: "probe", name: "client" };
+
+#[tokio::test]
+async fn a_server_without_a_valid_certificate_waits_for_one() {
+    for broken in Broken::ALL {
+        let (log, _control, _guard) = capture();
+        let authority = Authority::new("test authority");
+        let files = broken.files(&authority, "server");
+        let health = Health::new();
+        let tls = ServerTls::follow(SERVER, &files, Alpn::H2).telling(health.component("tls"));
+        let [(_, reason)] = &health.reasons()[..] else { panic!("{broken:?}: it is ready") };
+        assert!(reason.contains(broken.reason()), "{broken:?}: {reason}");
+        let stop = CancellationToken::new();
+        let watching = spawn(tls.clone().watch(stop.clone()));
+        let running = Running::start_with(authority, Some(tls), DRAIN).await;
+        let refused = check(running.trusted(), "").await.expect_err("no valid certificate");
+        let text = runtime::client::describe(&refused);
+        let alert =
+            if let Broken::Expired = broken { "certificate expired" } else { "AccessDenied" };
+        assert!(text.contains(alert), "{broken:?}: {text}");
+        let said = || async { log.data_of("test.certificate-unusable").is_some() };
+        wait::until("the log says so", said).await;
+        let line = log.data_of("test.certificate-unusable").unwrap();
+        assert_eq!(line["tls"], "server");
+        assert!(line["error"].as_str().unwrap().contains(broken.reason()), "{line}");
+
+        let fresh = running.authority.issue("fresh", &Leaf::new("fresh"));
+        replace(&files.cert, &fs::read_to_string(&fresh.cert).unwrap());
+        replace(&files.key, &fs::read_to_string(&fresh.key).unwrap());
+        wait::until("the replaced files serve", || async {
+            check(running.trusted(), "").await.is_ok() && health.is_ready()
+        })
+        .await;
+        let line = log.data_of("test.tls-files-reloaded").unwrap();
+        assert_eq!(line["tls"], "server");
+        assert!(line["subject"].as_str().unwrap().contains("CN=fresh"), "{line}");
+        assert!(line["serial"].as_str().unwrap().contains(':'), "{line}");
+        assert!(line["not_after"].as_str().unwrap().ends_with("T00:00:00Z"), "{line}");
+        stop.cancel();
+        watching.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_valid_certificate_waits_for_one() {
+    for broken in Broken::ALL {
+        let (log, _control, _guard) = capture();
+        let running = Running::start(DRAIN).await;
+        let files = broken.files(&running.authority, "client");
+        let health = Health::new();
+        let tls = ClientTls::follow(CLIENT, &files).telling(health.component("tls"));
+        assert!(!health.is_ready(), "{broken:?}");
+        let stop = CancellationToken::new();
+        let watching = spawn(tls.clone().watch(stop.clone()));
+        let channel = running.channel(Some(tls));
+        let refused = check(channel.clone(), "").await.expect_err("no valid certificate");
+        let text = runtime::client::describe(&refused);
+        // An expired certificate is shown; the server refuses it by its own clock.
+        let is_local = !matches!(broken, Broken::Expired);
+        assert_eq!(text.contains(broken.reason()), is_local, "{broken:?}: {text}");
+
+        let fresh = running.authority.issue("fresh", &Leaf::new("fresh"));
+        replace(&files.cert, &fs::read_to_string(&fresh.cert).unwrap());
+        replace(&files.key, &fs::read_to_string(&fresh.key).unwrap());
+        wait::until("the same channel connects", || async {
+            check(channel.clone(), "").await.is_ok() && health.is_ready()
+        })
+        .await;
+        let line = log.data_of("test.certificate-unusable").unwrap();
+        assert!(line["error"].as_str().unwrap().contains(broken.reason()), "{line}");
+        stop.cancel();
+        watching.await.unwrap().unwrap();
+    }
+}
+
+/// The new certificate of a rotation may not be valid yet, or come too late.
+#[tokio::test]
+async fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
+    let (log, _control, _guard) = capture();
+    let authority = Authority::new("test authority");
+    let files = authority.issue("server", &Leaf::new("server"));
+    let health = Health::new();
+    let tls = ServerTls::follow(SERVER, &files, Alpn::H2).telling(health.component("tls"));
+    let stop = CancellationToken::new();
+    let watching = spawn(tls.clone().watch(stop.clone()));
+    let running = Running::start_with(authority, Some(tls), DRAIN).await;
+    let expired = Broken::Expired.files(&running.authority, "expired");
+    replace(&files.cert, &fs::read_to_string(&expired.cert).unwrap());
+    replace(&files.key, &fs::read_to_string(&expired.key).unwrap());
+    let rejected = || async { log.data_of("test.tls-files-rejected").is_some() };
+    wait::until("the expired one is rejected", rejected).await;
+    let line = log.data_of("test.tls-files-rejected").unwrap();
+    assert!(line["error"].as_str().unwrap().contains("expired at 2002"), "{line}");
+    check(running.trusted(), "").await.expect("the valid one serves on");
+    assert!(health.is_ready());
+    stop.cancel();
+    watching.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_soon_is_a_warning() {
+    let (log, _control, _guard) = capture();
+    let authority = Authority::new("test authority");
+    let soon = Leaf::new("soon").with(|params| {
+        let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap();
+        let end = Duration::from_secs(now + 5 * 86_400);
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+    });
+    let files = authority.issue("soon", &soon);
+    let stop = CancellationToken::new();
+    let watching = spawn(ClientTls::follow(CLIENT, &files).watch(stop.clone()));
+    let warned = || async { log.data_of("test.certificate-expires-soon").is_some() };
+    wait::until("a warning at the start", warned).await;
+    let line = log.data_of("test.certificate-expires-soon").unwrap();
+    assert_eq!((&line["tls"], &line["within_days"]), (&"client".into(), &7.into()));
+    assert_eq!(line["file"], files.cert.display().to_string());
     stop.cancel();
     watching.await.unwrap().unwrap();
 }

@@ -1,10 +1,6 @@
 //! From the configuration to the running syncer.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Json, Router, routing::post};
@@ -17,14 +13,14 @@ use runtime::{
     process::{About, ConfigError, Process, Service},
     server::{Admin, Health, Listener},
     supervise::Tasks,
-    tls::ClientTls,
+    tls::{ClientTls, Files, Role},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{error_span, info};
 
 use crate::{
-    cloud_controller::{self, CloudController, Http, Trust, Uaa},
+    cloud_controller::{self, CloudController, Http, Identity, Trust, Uaa},
     config::{self, Config, InternalTls},
     lease::{
         Times,
@@ -52,8 +48,31 @@ pub struct App {
     poller: Arc<Poller>,
     admin: Option<Admin>,
     report: Report,
-    watched: Vec<ClientTls>,
+    watched: Watched,
     interval: Duration,
+}
+
+/// The TLS of all clients, to be watched.
+struct Watched {
+    health: Health,
+    clients: Vec<ClientTls>,
+}
+
+impl Watched {
+    /// A client's TLS, whose state `component` of the readiness tells.
+    fn follow(&mut self, name: &'static str, component: &'static str, files: &Files) -> ClientTls {
+        self.telling(component, ClientTls::follow(role(name), files))
+    }
+
+    fn telling(&mut self, component: &'static str, tls: ClientTls) -> ClientTls {
+        let tls = tls.telling(self.health.component(component));
+        self.clients.push(tls.clone());
+        tls
+    }
+}
+
+fn role(name: &'static str) -> Role {
+    Role { service: "syncer", name }
 }
 
 impl Service for App {
@@ -100,9 +119,9 @@ impl Service for App {
         report::declare();
         let report = Report::new(metron);
         let times = report.clone();
-        let mut watched = Vec::new();
-        let cloud_controller = reach_cloud_controller(cloud_controller, &mut watched)?;
         let health = Health::new();
+        let mut watched = Watched { health: health.clone(), clients: Vec::new() };
+        let cloud_controller = reach_cloud_controller(cloud_controller, &mut watched)?;
         let keeper = Keeper::new(
             settings(&lock, &uuid)?,
             reach_lock_server(&lock, &mut watched)?,
@@ -136,7 +155,7 @@ impl Service for App {
             });
         }
         tasks.add("metrics", report.of_process(shutdown.clone()));
-        for tls in watched {
+        for tls in watched.clients {
             tasks.add("certificates", tls.watch(shutdown.clone()));
         }
         tasks.join(DRAIN).await
@@ -156,9 +175,8 @@ fn settings(lock: &config::Lock, owner: &model::lock::Owner) -> anyhow::Result<k
     Ok(keeper::Settings { claim, times, exit_on_loss: lock.exit_on_loss })
 }
 
-fn reach_lock_server(lock: &config::Lock, watched: &mut Vec<ClientTls>) -> anyhow::Result<Locket> {
-    let tls = ClientTls::load(&lock.tls).context("failed-to-create-locket-client")?;
-    watched.push(tls.clone());
+fn reach_lock_server(lock: &config::Lock, watched: &mut Watched) -> anyhow::Result<Locket> {
+    let tls = watched.follow("lock-server-client", "lock-server-certificate", &lock.tls);
     let default = client::Options::default();
     let options = client::Options {
         keepalive_interval: lock.keepalive_time.or(default.keepalive_interval),
@@ -173,11 +191,10 @@ fn reach_lock_server(lock: &config::Lock, watched: &mut Vec<ClientTls>) -> anyho
 fn reach_store(
     store: config::Store,
     owner: model::lock::Owner,
-    watched: &mut Vec<ClientTls>,
+    watched: &mut Watched,
 ) -> anyhow::Result<Store> {
     let config::Store { address, tls, timeout, allow_mass_removal } = store;
-    let tls = ClientTls::load(&tls).context("policy store client")?;
-    watched.push(tls.clone());
+    let tls = watched.follow("policy-store-client", "policy-store-certificate", &tls);
     let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
         .context("policy store client")?;
     Ok(Store::new(channel, store::Settings { owner, allow_mass_removal, timeout }))
@@ -185,7 +202,7 @@ fn reach_store(
 
 fn reach_cloud_controller(
     config: config::CloudController,
-    watched: &mut Vec<ClientTls>,
+    watched: &mut Watched,
 ) -> anyhow::Result<CloudController> {
     let config::CloudController {
         url,
@@ -202,12 +219,11 @@ fn reach_cloud_controller(
     } = config;
     let (public, internal) = match internal_tls {
         InternalTls::Files(files) => {
-            let tls = ClientTls::load(&files).context("cc_internal client")?;
-            watched.push(tls.clone());
-            (public_trust(&authorities, watched)?, Trust::Files(tls))
+            let tls = watched.follow("cc-internal-client", "cc-internal-certificate", &files);
+            (public_trust(&authorities, watched), Trust::Files(tls))
         }
         InternalTls::Skip(identity) => {
-            let identity = identity.map(|(cert, key)| pem(&cert, &key)).transpose()?;
+            let identity = identity.map(|(cert, key)| Identity { cert, key });
             (Trust::Anything(None), Trust::Anything(identity))
         }
     };
@@ -224,30 +240,16 @@ fn reach_cloud_controller(
     Ok(CloudController::new(settings, public, internal))
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
-}
-
 /// Files of white space only are passed over, as in the original; without any
-/// other, the system's authorities are trusted.
-fn public_trust(paths: &[PathBuf], watched: &mut Vec<ClientTls>) -> anyhow::Result<Trust> {
-    let mut blank = true;
-    for path in paths {
-        blank &= read(path)?.trim_ascii().is_empty();
+/// other, the system's authorities are trusted. A file that cannot be read is
+/// waited for.
+fn public_trust(paths: &[PathBuf], watched: &mut Watched) -> Trust {
+    let is_blank = |path| std::fs::read(path).is_ok_and(|text| text.trim_ascii().is_empty());
+    if paths.iter().all(is_blank) {
+        return Trust::System;
     }
-    if blank {
-        return Ok(Trust::System);
-    }
-    let tls = ClientTls::trusting(paths).context("uaa_ca, cc_ca_cert")?;
-    watched.push(tls.clone());
-    Ok(Trust::Files(tls))
-}
-
-fn pem(cert: &Path, key: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut pem = read(cert)?;
-    pem.push(b'\n');
-    pem.extend(read(key)?);
-    Ok(pem)
+    let tls = ClientTls::follow_trusting(role("cc-authorities"), paths);
+    Trust::Files(watched.telling("cc-authorities", tls))
 }
 
 async fn debug_endpoint(

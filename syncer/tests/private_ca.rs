@@ -8,7 +8,7 @@ use runtime::{
     server::{Http as HttpServer, Listener},
     tls::{Alpn, ClientTls, Files, ServerTls},
 };
-use syncer::cloud_controller::{Http, Trust};
+use syncer::cloud_controller::{Http, Identity, Trust};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -66,9 +66,8 @@ async fn only_the_configured_authorities_are_trusted() {
     let refused = fetch(Trust::Anything(None), &url).await.unwrap_err();
     assert!(!refused.contains("UnknownIssuer"), "{refused}");
     let files = issue(&ours, folder.path(), "shown");
-    let mut pem = fs::read(&files.cert).unwrap();
-    pem.extend(fs::read(&files.key).unwrap());
-    assert_eq!(fetch(Trust::Anything(Some(pem)), &url).await, Ok("in".to_owned()));
+    let identity = Identity { cert: files.cert, key: files.key };
+    assert_eq!(fetch(Trust::Anything(Some(identity)), &url).await, Ok("in".to_owned()));
 }
 
 /// UAA's and the public API's authorities are replaced while the process runs.
@@ -82,7 +81,7 @@ async fn replaced_authorities_are_taken_up() {
     let bundle = folder.path().join("bundle");
     fs::write(&bundle, &old.pem).unwrap();
     let tls = ClientTls::trusting(std::slice::from_ref(&bundle)).unwrap();
-    let before = tls.rustls_config();
+    let before = tls.rustls_config().unwrap();
     let http = Http::new(Trust::Files(tls.clone()), "test".to_owned()).unwrap();
     let ask = || async {
         let sent = http.client().unwrap().get(&url).send().await;
@@ -93,7 +92,7 @@ async fn replaced_authorities_are_taken_up() {
     let mut watch = JoinSet::new();
     watch.spawn(tls.clone().watch(CancellationToken::new()));
     fs::write(&bundle, format!("{}{}", old.pem, new.pem)).unwrap();
-    until("the new authority", || !Arc::ptr_eq(&tls.rustls_config(), &before)).await;
+    until("the new authority", || !Arc::ptr_eq(&tls.rustls_config().unwrap(), &before)).await;
     // Known now; the server goes on to ask for a certificate, which there is none of.
     let refused = ask().await.unwrap_err();
     assert!(!refused.contains("UnknownIssuer"), "{refused}");

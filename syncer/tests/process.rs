@@ -415,12 +415,12 @@ async fn sync_now_is_a_request_to_the_debug_server() {
 async fn what_cannot_be_used_ends_it_with_a_reason() {
     let world = World::start().await;
     let mut config = world.config("bad");
-    config["locket_client_key_file"] = json!("/nowhere/key.pem");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    config["debug_server_port"] = json!(taken.local_addr().unwrap().port());
     let mut syncer = Syncer::start(world.folder.path(), "bad", &config);
     assert_eq!(syncer.ended().await.code(), Some(1));
     let error = syncer.told("exited-with-failure").remove(0)["error"].to_string();
-    assert!(error.contains("failed-to-create-locket-client"), "{error}");
-    assert!(error.contains("/nowhere/key.pem"), "{error}");
+    assert!(error.contains("debug-server") && error.contains("in use"), "{error}");
 
     let empty = world.folder.path().join("empty.json");
     fs::write(&empty, "{}").unwrap();
@@ -501,4 +501,65 @@ async fn a_large_foundation_fits_into_little_memory() {
         println!("{applied}");
     }
     assert!(peak <= MOST_KIB, "{peak} KiB");
+}
+
+/// Each client's files are named in the log and in the readiness.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_usable_certificates_it_starts_and_waits_for_them() {
+    let world = World::start().await;
+    world.cloud.on(STAMP, [stamp(EARLY)]);
+    world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
+    let mut config = world.config("only");
+    let mut broken = Vec::new();
+    for (client, prefix) in [
+        ("lock-server", "locket_client"),
+        ("policy-store", "policy_store_client"),
+        ("cc-internal", "cc_internal_client"),
+    ] {
+        let files = issue(&world.authority, world.folder.path(), client);
+        let text = fs::read_to_string(&files.cert).unwrap();
+        fs::write(&files.cert, &text[..text.len() / 2]).unwrap();
+        let suffix = if client == "cc-internal" { "" } else { "_file" };
+        config[format!("{prefix}_cert{suffix}")] = json!(files.cert);
+        config[format!("{prefix}_key{suffix}")] = json!(files.key);
+        broken.push((client, files, text));
+    }
+    let missing = world.folder.path().join("authorities.pem");
+    config["uaa_ca"] = json!(missing);
+    config["lock_retry_interval_seconds"] = json!(1);
+    let syncer = Syncer::start(world.folder.path(), "only", &config);
+    let url = syncer.url().await;
+    let (code, reasons) = get(&format!("{url}/readyz")).await;
+    assert_eq!(code, 503);
+    for client in ["lock-server", "policy-store", "cc-internal"] {
+        assert!(reasons.contains(&format!("{client}-certificate: parsing")), "{reasons}");
+    }
+    assert!(reasons.contains("cc-authorities: reading"), "{reasons}");
+    until("a line for each client", || {
+        let lines = syncer.told("certificate-unusable");
+        broken
+            .iter()
+            .all(|(client, ..)| lines.iter().any(|line| line["tls"] == format!("{client}-client")))
+    })
+    .await;
+    for (_, files, text) in &broken {
+        fs::write(&files.cert, text).unwrap();
+    }
+    fs::write(&missing, &world.authority.pem).unwrap();
+    syncer.until_told("applied-security-groups").await;
+    let ready = format!("{url}/readyz");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while get(&ready).await.0 != 200 {
+        assert!(Instant::now() < deadline, "{}", get(&ready).await.1);
+        sleep(Duration::from_millis(50)).await;
+    }
+    let metrics = get(&format!("{url}/metrics")).await.1;
+    for tls in ["lock-server-client", "policy-store-client", "cc-internal-client"] {
+        for file in ["cert", "ca"] {
+            let series = format!(
+                "syncer_certificate_expiry_timestamp_seconds{{tls=\"{tls}\",file=\"{file}\"}}"
+            );
+            assert!(metrics.contains(&series), "{series} is not in {metrics}");
+        }
+    }
 }

@@ -9,7 +9,10 @@ use reqwest::{
     Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING},
 };
-use runtime::{https::TlsClient, tls::ClientTls};
+use runtime::{
+    https::{self, TlsClient},
+    tls::ClientTls,
+};
 use serde::Deserialize;
 
 use super::page::{Entry, Page};
@@ -31,6 +34,14 @@ pub(super) enum Error {
         what: &'static str,
         /// Why.
         source: reqwest::Error,
+    },
+    /// There is no client to ask with.
+    #[error("{what}: no client")]
+    Client {
+        /// What was asked.
+        what: &'static str,
+        /// Why.
+        source: https::Error,
     },
     /// The server refuses.
     #[error("{what}: http status {status}: {message}")]
@@ -65,15 +76,11 @@ pub(super) struct Api {
 
 impl Api {
     /// The server at a URL without path.
-    pub(super) fn new(
-        url: &str,
-        tls: ClientTls,
-        timeout: Duration,
-    ) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(url: &str, tls: ClientTls, timeout: Duration) -> Self {
         let user_agent = format!("cell-agent/{}", env!("CARGO_PKG_VERSION"));
-        let client = TlsClient::new(tls, user_agent, |builder| builder.no_gzip())?;
+        let client = TlsClient::new(tls, user_agent, |builder| builder.no_gzip());
         let base = format!("{}/networking/v1/internal", url.trim_end_matches('/'));
-        Ok(Self { base, client, timeout })
+        Self { base, client, timeout }
     }
 
     /// When the groups changed for the last time; `None` where the server does
@@ -119,7 +126,8 @@ impl Api {
 
     async fn send(&self, what: &'static str, path: &str) -> Result<Response, Error> {
         let failed = |source| Error::Request { what, source };
-        let client = self.client.client().map_err(failed)?;
+        let client = self.client.client();
+        let client = client.map_err(|source| Error::Client { what, source })?;
         let request = client.get(format!("{}/{path}", self.base));
         let request = request.header(ACCEPT_ENCODING, "gzip").timeout(self.timeout);
         request.send().await.map_err(|error| failed(error.without_url()))

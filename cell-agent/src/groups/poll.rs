@@ -98,22 +98,19 @@ struct Fetched {
 
 impl Poller {
     /// A task that has not begun. `known` holds the last good groups.
-    ///
-    /// # Errors
-    /// The certificates cannot be used for HTTP.
     pub fn new(
         server: Server,
         tls: ClientTls,
         containers: watch::Receiver<Containers>,
         known: watch::Sender<Option<Arc<Known>>>,
         times: Times,
-    ) -> Result<(Self, watch::Receiver<Link>, Refresh), reqwest::Error> {
+    ) -> (Self, watch::Receiver<Link>, Refresh) {
         let Server { url, timeout, interval } = server;
         let (link, linked) = watch::channel(Link::Down);
         let (ask, asked) = mpsc::channel(64);
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let poller = Self {
-            api: Api::new(&url, tls, timeout)?,
+            api: Api::new(&url, tls, timeout),
             interval,
             times,
             containers,
@@ -124,7 +121,7 @@ impl Poller {
             fetched: None,
             backoff: Backoff::new(RETRY_FIRST, interval),
         };
-        Ok((poller, linked, Refresh(Some(ask))))
+        (poller, linked, Refresh(Some(ask)))
     }
 
     /// Asks until shutdown; for the first time at once.

@@ -205,7 +205,6 @@ fn what_cannot_work_is_told_before_anything_is_served() {
             ),
             ("cni_datastore_path", "/nonexistent/store.json", "there is no directory /nonexistent"),
             ("state_directory", "/proc/none", "the state directory /proc/none cannot be used"),
-            ("ca_cert_file", "/nonexistent/ca.crt", "mutual tls config"),
         ] {
             let error = cell.bind_with(key, json!(value)).await;
             assert!(error.contains(told), "{key}: {error}");

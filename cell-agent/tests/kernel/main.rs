@@ -10,6 +10,7 @@ mod agent;
 mod applog;
 mod beside;
 mod cases;
+mod certificates;
 mod direct;
 mod endpoints;
 mod explained;

@@ -98,20 +98,14 @@ fn what_fails_later_is_a_log_line_and_an_exit_code() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     std::fs::write(site.path("not-a-database"), "x".repeat(8192)).unwrap();
-    let agent = json!({
-        "loggregator_ca_path": "/nonexistent/ca", "loggregator_cert_path": "/nonexistent/cert",
-        "loggregator_key_path": "/nonexistent/key",
-    });
     let database = |path: &std::path::Path| json!(path);
     let (nowhere, not_one) = (site.path("nowhere/locket.db"), site.path("not-a-database"));
     let connection = "database_connection_string";
     let table = [
         ("listen_address", json!(address), "exited-with-failure", 1, "in use"),
         ("debug_address", json!(address), "exited-with-failure", 1, "in use"),
-        ("cert_file", json!("/nonexistent"), "invalid-tls-config", 2, "/nonexistent"),
         (connection, database(&nowhere), "sql-failed-to-connect", 2, "nowhere/locket.db"),
         (connection, database(&not_one), "sql-failed-to-connect", 2, "not a database"),
-        ("loggregator", agent, "failed-to-initialize-metron-client", 1, "/nonexistent/ca"),
     ];
     for (key, value, message, exit, said) in table {
         let mut config = site.config();

@@ -30,7 +30,7 @@ impl Poller {
         name: &str,
         with: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
     ) -> Self {
-        let tls = ClientTls::load(&site.certificate(name, None)).unwrap().rustls_config();
+        let tls = ClientTls::load(&site.certificate(name, None)).unwrap().rustls_config().unwrap();
         let builder = reqwest::Client::builder()
             .tls_backend_preconfigured((*tls).clone())
             .http1_only()

@@ -30,7 +30,7 @@ pub use config::Config;
 pub use delivery::Delivery;
 pub use envelope::{Envelope, EnvelopeBatch, Gauge, GaugeValue, Log, Message, Stream};
 
-use crate::tls::{self, ClientTls};
+use crate::tls::{ClientTls, Role};
 
 /// Envelopes that wait for the agent.
 pub const QUEUE: usize = 4_096;
@@ -68,14 +68,14 @@ pub struct AppLog {
     pub stream: Stream,
 }
 
-/// A queue and who empties it; `None` when no certificates are configured.
-///
-/// # Errors
-/// When the certificates cannot be used.
-pub fn bind(config: &Config) -> Result<Option<(Loggregator, Delivery)>, tls::Error> {
+/// A queue and the task that empties it; `None` when no certificates are
+/// configured. `service` is the prefix of the service's metrics. Certificates that
+/// cannot be used do not keep a service from starting: delivery begins when they
+/// can be.
+pub fn bind(service: &'static str, config: &Config) -> Option<(Loggregator, Delivery)> {
     let Config { use_v2_api: _, address, files, origin, source_id, instance_id, batch } = config;
-    let Some(files) = files else { return Ok(None) };
-    let tls = ClientTls::load(files)?;
+    let files = files.as_ref()?;
+    let tls = ClientTls::follow(Role { service, name: "loggregator-client" }, files);
     let (queue, receiver) = mpsc::channel(QUEUE);
     let about = About {
         source_id: source_id.clone(),
@@ -87,7 +87,7 @@ pub fn bind(config: &Config) -> Result<Option<(Loggregator, Delivery)>, tls::Err
         about: Arc::new(about),
         dropped: metrics::counter!("runtime_loggregator_dropped_total"),
     };
-    Ok(Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch))))
+    Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch)))
 }
 
 /// A queue that nobody empties, and what is queued. For tests.

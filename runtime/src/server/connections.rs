@@ -273,11 +273,13 @@ where
         let peer = peer.address.map(|address| address.to_string());
         let (server, peer) = (self.what, peer.as_deref());
         let certificate = refused.map(ToString::to_string);
-        if error.kind() == io::ErrorKind::UnexpectedEof {
+        let is_no_client = error.kind() == io::ErrorKind::UnexpectedEof;
+        let error = crate::error::text(error);
+        if is_no_client {
             // A port scanner, a load balancer's probe: no TLS client at all.
-            tracing::debug!(server, peer, error = %error, "tls-handshake-failed");
+            tracing::debug!(server, peer, error, "tls-handshake-failed");
         } else {
-            tracing::info!(server, peer, certificate, error = %error, "tls-handshake-failed");
+            tracing::info!(server, peer, certificate, error, "tls-handshake-failed");
         }
     }
 

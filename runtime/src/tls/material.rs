@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use rustls::RootCertStore;
 use rustls::server::VerifierBuilderError;
 use rustls_pki_types::pem::{self, PemObject};
@@ -10,6 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Files;
+use super::expiry::{Invalid, Validity};
 
 /// Why TLS material cannot be used. Each names the file.
 #[derive(Debug, thiserror::Error)]
@@ -26,15 +28,15 @@ pub enum Error {
     /// An authority cannot be used.
     #[error("using the certificate authorities in {}", .0.display())]
     Authority(PathBuf, #[source] rustls::Error),
-    /// No client could be checked against these authorities.
+    /// No peer could be verified against these authorities.
     #[error("using the certificate authorities in {}", .0.display())]
     Verifier(PathBuf, #[source] VerifierBuilderError),
     /// The certificate is not X.509.
     #[error("parsing the certificate in {}: {}", .0.display(), .1)]
     Certificate(PathBuf, String),
-    /// The certificate is past its time.
-    #[error("the certificate in {} expired at {}", .0.display(), .1)]
-    Expired(PathBuf, jiff::Timestamp),
+    /// The certificate is not valid now.
+    #[error("the certificate in {} {}", .0.display(), .1)]
+    Invalid(PathBuf, Invalid),
     /// Certificate and key cannot be used together.
     #[error("using the certificate in {} with the key in {}", .cert.display(), .key.display())]
     Pair {
@@ -49,8 +51,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn authorities(files: &Files, error: VerifierBuilderError) -> Self {
-        Self::Verifier(files.ca.clone(), error)
+    pub(super) fn authorities(path: &Path, error: VerifierBuilderError) -> Self {
+        Self::Verifier(path.to_owned(), error)
     }
 
     pub(super) fn pair(files: &Files, source: rustls::Error) -> Self {
@@ -58,50 +60,118 @@ impl Error {
     }
 }
 
-/// What the three files hold.
+/// Contents of the three files.
 pub(super) struct Material {
-    pub(super) roots: RootCertStore,
+    pub(super) authorities: Authorities,
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
+    pub(super) facts: Facts,
+}
+
+/// Certificates that peers' certificates must chain to.
+pub(super) struct Authorities {
+    pub(super) roots: RootCertStore,
+    /// The same, as they stand in the files.
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Names and validity periods of loaded certificates, for logs and metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// The own certificate; `None` for a client without one.
+    pub(super) own: Option<Own>,
+    /// The first end among the authorities' certificates; see [`first_end`].
+    pub(super) authorities: Option<Expiry>,
+}
+
+/// The own certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Own {
+    pub(super) subject: String,
+    pub(super) serial: String,
+    pub(super) validity: Validity,
+    /// The first end in the file, intermediates included.
+    pub(super) expiry: Expiry,
+}
+
+/// The end of a file's certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Expiry {
+    pub(super) path: PathBuf,
+    pub(super) subject: String,
+    pub(super) not_after: Timestamp,
 }
 
 impl Material {
     pub(super) fn load(files: &Files) -> Result<Self, Error> {
         let Files { ca, cert, key } = files;
-        let roots = load_roots(ca)?;
+        let mut authorities = Authorities::empty();
+        let ca_end = authorities.add(ca)?;
         let chain = load_certificates(cert)?;
-        refuse_expired(cert, &chain[0])?;
+        let own = own(cert, &chain)?;
         let key = load_key(key)?;
-        Ok(Self { roots, chain, key })
+        let facts = Facts { own: Some(own), authorities: ca_end };
+        Ok(Self { authorities, chain, key, facts })
     }
 }
 
-fn load_roots(path: &Path) -> Result<RootCertStore, Error> {
-    let mut roots = RootCertStore::empty();
-    add_roots(&mut roots, path)?;
-    Ok(roots)
+impl Facts {
+    /// Why the own certificate is not valid at `now`; `None` when valid.
+    pub(super) fn problem(&self, now: Timestamp) -> Option<Error> {
+        let own = self.own.as_ref()?;
+        let invalid = own.validity.problem(now)?;
+        Some(Error::Invalid(own.expiry.path.clone(), invalid))
+    }
 }
 
 /// The authorities of several files, of which some may be blank, but not all.
-pub(super) fn load_bundles(paths: &[PathBuf]) -> Result<RootCertStore, Error> {
-    let mut roots = RootCertStore::empty();
+pub(super) fn load_bundles(paths: &[PathBuf]) -> Result<(Authorities, Facts), Error> {
+    let mut authorities = Authorities::empty();
+    let mut ends = Vec::new();
     for path in paths {
         if !read(path)?.trim_ascii().is_empty() {
-            add_roots(&mut roots, path)?;
+            ends.extend(authorities.add(path)?);
         }
     }
     match paths.first() {
-        Some(path) if roots.is_empty() => Err(Error::Empty(path.clone(), "certificate")),
-        _ => Ok(roots),
+        Some(path) if authorities.certificates.is_empty() => {
+            Err(Error::Empty(path.clone(), "certificate"))
+        }
+        _ => {
+            let end = first_end(ends, Timestamp::now());
+            Ok((authorities, Facts { own: None, authorities: end }))
+        }
     }
 }
 
-fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
-    for certificate in load_certificates(path)? {
-        let added = roots.add(certificate);
-        added.map_err(|error| Error::Authority(path.into(), error))?;
+impl Authorities {
+    fn empty() -> Self {
+        Self { roots: RootCertStore::empty(), certificates: Vec::new() }
     }
-    Ok(())
+
+    /// Adds the certificates of a file; returns their first end.
+    fn add(&mut self, path: &Path) -> Result<Option<Expiry>, Error> {
+        let mut ends = Vec::new();
+        for certificate in load_certificates(path)? {
+            // An authority that only webpki understands has no known end.
+            ends.extend(parse(path, &certificate).map(|parsed| expiry(path, &parsed)));
+            let added = self.roots.add(certificate.clone());
+            added.map_err(|error| Error::Authority(path.into(), error))?;
+            self.certificates.push(certificate);
+        }
+        Ok(first_end(ends, Timestamp::now()))
+    }
+}
+
+/// The first end among certificates that are still valid at `now`: an old authority
+/// left in a bundle after a rotation is no reason to warn. When all have expired,
+/// the last end.
+fn first_end(mut ends: Vec<Expiry>, now: Timestamp) -> Option<Expiry> {
+    ends.sort_by_key(|end| end.not_after);
+    match ends.iter().position(|end| end.not_after >= now) {
+        Some(first) => Some(ends.swap_remove(first)),
+        None => ends.pop(),
+    }
 }
 
 /// At least one certificate.
@@ -126,14 +196,76 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|error| Error::Read(path.into(), error))
 }
 
-/// The originals refuse to start with an expired certificate (contracts/locket.md
-/// 4.2); it would fail with every client.
-fn refuse_expired(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .map_err(|error| Error::Certificate(path.into(), error.to_string()))?;
-    let seconds = parsed.validity().not_after.timestamp();
-    match jiff::Timestamp::from_second(seconds) {
-        Ok(end) if end < jiff::Timestamp::now() => Err(Error::Expired(path.into(), end)),
-        _ => Ok(()),
+fn own(path: &Path, chain: &[CertificateDer<'static>]) -> Result<Own, Error> {
+    let leaf = parse(path, &chain[0])?;
+    let mut first = expiry(path, &leaf);
+    for intermediate in &chain[1..] {
+        // The peers judge intermediates; an odd one is no reason to refuse the file.
+        let Ok(parsed) = parse(path, intermediate) else { continue };
+        let end = expiry(path, &parsed);
+        if end.not_after < first.not_after {
+            first = end;
+        }
+    }
+    Ok(Own {
+        subject: leaf.subject().to_string(),
+        serial: leaf.raw_serial_as_string(),
+        validity: validity(&leaf),
+        expiry: first,
+    })
+}
+
+fn parse<'a>(
+    path: &Path,
+    certificate: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, Error> {
+    X509Certificate::from_der(certificate)
+        .map(|(_, parsed)| parsed)
+        .map_err(|error| Error::Certificate(path.into(), error.to_string()))
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Validity {
+    let validity = certificate.validity();
+    Validity {
+        not_before: moment(validity.not_before.timestamp()),
+        not_after: moment(validity.not_after.timestamp()),
+    }
+}
+
+fn expiry(path: &Path, certificate: &X509Certificate<'_>) -> Expiry {
+    Expiry {
+        path: path.to_owned(),
+        subject: certificate.subject().to_string(),
+        not_after: validity(certificate).not_after,
+    }
+}
+
+/// Certificates may name years beyond those of [`Timestamp`], never before them.
+fn moment(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(seconds: &[i64]) -> Vec<Expiry> {
+        let end = |&seconds| Expiry {
+            path: "ca".into(),
+            subject: String::new(),
+            not_after: moment(seconds),
+        };
+        seconds.iter().map(end).collect()
+    }
+
+    #[test]
+    fn an_old_authority_beside_a_new_one_is_passed_over() {
+        let first = |seconds: &[i64]| {
+            first_end(ends(seconds), moment(100)).map(|end| end.not_after.as_second())
+        };
+        assert_eq!(first(&[]), None);
+        assert_eq!(first(&[300, 200]), Some(200));
+        assert_eq!(first(&[50, 300, 200]), Some(200));
+        assert_eq!(first(&[50, 90]), Some(90));
     }
 }

@@ -8,29 +8,40 @@
 //! - A connection uses the material of the moment of its handshake.
 //! - Material that cannot be used never replaces material that can; each error
 //!   names the file it is about.
+//! - `load` refuses files that cannot be used now; `follow` starts without them, and
+//!   `watch` takes them up as soon as they can be used.
 
+mod expiry;
 mod identity;
 mod material;
 mod pattern;
 mod refused;
 mod reload;
+mod report;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ClientConfig, ServerConfig};
 use tokio_util::sync::CancellationToken;
+use trust::{ClientVerifier, ServerVerifier};
 
+pub use expiry::Invalid;
 pub use identity::{Identity, Peer, peer};
 pub use material::Error;
 pub use pattern::Pattern;
 
 pub(crate) use refused::noting;
 
-use material::Material;
-use reload::Live;
+use material::{Authorities, Material};
+use reload::{Live, Made};
+
+use crate::server::Component;
 
 /// The three files of one side of mutual TLS, all PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +52,26 @@ pub struct Files {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// Names a set of TLS files in log lines and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Role {
+    /// Prefix of the service's metrics, such as `lock_server`.
+    pub service: &'static str,
+    /// Purpose of the files, such as `server`: the label `tls` of the metrics.
+    pub name: &'static str,
+}
+
+/// There is no certificate to connect with; says why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unusable(String);
+
+impl From<Unusable> for io::Error {
+    fn from(error: Unusable) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
 }
 
 impl Files {
@@ -73,7 +104,13 @@ impl Alpn {
 pub struct ServerTls {
     files: Files,
     alpn: Alpn,
-    live: Live<ServerConfig>,
+    live: Live<ServerConfigs>,
+}
+
+/// One configuration for each [`Alpn`].
+struct ServerConfigs {
+    h2: Arc<ServerConfig>,
+    none: Arc<ServerConfig>,
 }
 
 impl ServerTls {
@@ -81,20 +118,42 @@ impl ServerTls {
     ///
     /// # Errors
     /// When a file cannot be read or used, when key and certificate do not
-    /// belong together, or when the certificate has expired.
+    /// belong together, or when the certificate is not valid now.
     pub fn load(files: &Files, alpn: Alpn) -> Result<Self, Error> {
-        let live = Live::load(&files.all(), || server_config(files, alpn))?;
+        const ROLE: Role = Role { service: "runtime", name: "server" };
+        let live = Live::load(ROLE, &files.all(), || server_configs(files))?;
         Ok(Self { files: files.clone(), alpn, live })
     }
 
-    /// Takes up changed files until shutdown. Without this task the material
-    /// stays as it was loaded.
+    /// Loads the files if they can be used. Until they can be, handshakes are
+    /// refused; a certificate that is not valid now is shown all the same, since the
+    /// clients judge it. [`Self::watch`] reports and reloads.
+    pub fn follow(role: Role, files: &Files, alpn: Alpn) -> Self {
+        let live = Live::follow(role, &files.all(), || server_configs(files));
+        Self { files: files.clone(), alpn, live }
+    }
+
+    /// Makes `health` say whether the server has a valid certificate.
+    #[must_use]
+    pub fn telling(mut self, health: Component) -> Self {
+        self.live = self.live.telling(health);
+        self
+    }
+
+    /// The same certificates for another protocol.
+    #[must_use]
+    pub fn for_alpn(&self, alpn: Alpn) -> Self {
+        Self { alpn, ..self.clone() }
+    }
+
+    /// Reloads changed files until shutdown, and reports on them. Without this task
+    /// the material stays as it was loaded.
     ///
     /// # Errors
     /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { files, alpn, live } = self;
-        live.watch(move || server_config(&files, alpn), shutdown).await;
+        let Self { files, alpn: _, live } = self;
+        live.watch(move || server_configs(&files), shutdown).await;
         Ok(())
     }
 
@@ -102,9 +161,33 @@ impl ServerTls {
         self.alpn
     }
 
-    /// The configuration of this moment.
+    /// The configuration of this moment. Without usable files it refuses each
+    /// handshake with an alert.
     pub fn rustls_config(&self) -> Arc<ServerConfig> {
-        self.live.current()
+        match (self.live.current(), self.alpn) {
+            (Ok(configs), Alpn::H2) => Arc::clone(&configs.h2),
+            (Ok(configs), Alpn::None) => Arc::clone(&configs.none),
+            (Err(_unusable), _) => Arc::clone(&REFUSING),
+        }
+    }
+}
+
+/// Refuses each handshake, for want of a certificate.
+static REFUSING: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
+    let config = ServerConfig::builder_with_provider(Arc::new(server_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for both versions")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NoCertificate));
+    Arc::new(config)
+});
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesServerCert for NoCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
     }
 }
 
@@ -115,7 +198,7 @@ pub struct ClientTls {
     live: Live<ClientConfig>,
 }
 
-/// What a client's TLS is made of.
+/// The files of a client's TLS.
 #[derive(Debug, Clone)]
 enum Source {
     Mutual(Files),
@@ -123,16 +206,30 @@ enum Source {
     Trusting(Arc<[PathBuf]>),
 }
 
+impl Source {
+    fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Mutual(files) => files.all().to_vec(),
+            Self::Trusting(bundles) => bundles.to_vec(),
+        }
+    }
+}
+
 impl ClientTls {
     /// Loads the files.
     ///
     /// # Errors
     /// When a file cannot be read or used, when key and certificate do not
-    /// belong together, or when the certificate has expired.
+    /// belong together, or when the certificate is not valid now.
     pub fn load(files: &Files) -> Result<Self, Error> {
-        let source = Source::Mutual(files.clone());
-        let live = Live::load(&files.all(), || client_config(&source))?;
-        Ok(Self { source, live })
+        Self::load_source(Source::Mutual(files.clone()))
+    }
+
+    /// Loads the files if they can be used. Until they can be, connecting fails with
+    /// [`Unusable`]; a certificate that is not valid now is shown all the same, since
+    /// the server judges it. [`Self::watch`] reports and reloads.
+    pub fn follow(role: Role, files: &Files) -> Self {
+        Self::follow_source(role, Source::Mutual(files.clone()))
     }
 
     /// A client without a certificate of its own, which trusts the authorities
@@ -141,18 +238,47 @@ impl ClientTls {
     /// # Errors
     /// When a file cannot be read or used, or when there is no authority at all.
     pub fn trusting(bundles: &[PathBuf]) -> Result<Self, Error> {
-        let source = Source::Trusting(bundles.into());
-        let live = Live::load(bundles, || client_config(&source))?;
+        Self::load_source(Source::Trusting(bundles.into()))
+    }
+
+    /// As [`Self::trusting`], and as patient as [`Self::follow`].
+    pub fn follow_trusting(role: Role, bundles: &[PathBuf]) -> Self {
+        Self::follow_source(role, Source::Trusting(bundles.into()))
+    }
+
+    fn load_source(source: Source) -> Result<Self, Error> {
+        const ROLE: Role = Role { service: "runtime", name: "client" };
+        let live = Live::load(ROLE, &source.files(), || client_config(&source))?;
         Ok(Self { source, live })
     }
 
+    fn follow_source(role: Role, source: Source) -> Self {
+        let live = Live::follow(role, &source.files(), || client_config(&source));
+        Self { source, live }
+    }
+
+    /// Makes `health` say whether the client has a valid certificate.
+    #[must_use]
+    pub fn telling(mut self, health: Component) -> Self {
+        self.live = self.live.telling(health);
+        self
+    }
+
+    /// Why there is no valid certificate now; `None` when there is one.
+    pub fn problem(&self) -> Option<String> {
+        self.live.problem()
+    }
+
     /// The configuration of this moment, without an application protocol.
-    pub fn rustls_config(&self) -> Arc<ClientConfig> {
+    ///
+    /// # Errors
+    /// When the files could not be used yet.
+    pub fn rustls_config(&self) -> Result<Arc<ClientConfig>, Unusable> {
         self.live.current()
     }
 
-    /// Takes up changed files until shutdown. Without this task the material
-    /// stays as it was loaded.
+    /// Reloads changed files until shutdown, and reports on them. Without this task
+    /// the material stays as it was loaded.
     ///
     /// # Errors
     /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
@@ -180,46 +306,65 @@ pub(crate) fn gather_randomness() {
     let _no_thread = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);
 }
 
-fn server_config(files: &Files, alpn: Alpn) -> Result<Arc<ServerConfig>, Error> {
-    let Material { roots, chain, key } = Material::load(files)?;
+fn server_configs(files: &Files) -> Result<Made<ServerConfigs>, Error> {
+    let Material { authorities, chain, key, facts } = Material::load(files)?;
+    let Authorities { roots, certificates } = authorities;
     let provider = Arc::new(server_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
-        .map_err(|error| Error::authorities(files, error))?;
+        .map_err(|error| Error::authorities(&files.ca, error))?;
+    let verifier = Arc::new(ClientVerifier::new(verifier, certificates));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites for both versions")
         .with_client_cert_verifier(Arc::new(refused::Noting(verifier)))
         .with_single_cert(chain, key)
         .map_err(|error| Error::pair(files, error))?;
-    config.alpn_protocols = alpn.protocols();
     config.ignore_client_order = true;
-    Ok(Arc::new(config))
+    let with = |alpn: Alpn| {
+        let mut config = config.clone();
+        config.alpn_protocols = alpn.protocols();
+        Arc::new(config)
+    };
+    let configs = ServerConfigs { h2: with(Alpn::H2), none: with(Alpn::None) };
+    Ok(Made { config: Arc::new(configs), facts })
 }
 
-fn client_config(source: &Source) -> Result<Arc<ClientConfig>, Error> {
-    let config = match source {
+fn client_config(source: &Source) -> Result<Made<ClientConfig>, Error> {
+    let (config, facts) = match source {
         Source::Mutual(files) => {
-            let Material { roots, chain, key } = Material::load(files)?;
-            let config = client_builder(roots).with_client_auth_cert(chain, key);
-            config.map_err(|error| Error::pair(files, error))?
+            let Material { authorities, chain, key, facts } = Material::load(files)?;
+            let builder = client_builder(&files.ca, authorities)?;
+            let config = builder.with_client_auth_cert(chain, key);
+            (config.map_err(|error| Error::pair(files, error))?, facts)
         }
         Source::Trusting(bundles) => {
-            client_builder(material::load_bundles(bundles)?).with_no_client_auth()
+            let (authorities, facts) = material::load_bundles(bundles)?;
+            let path = bundles.first().cloned().unwrap_or_default();
+            (client_builder(&path, authorities)?.with_no_client_auth(), facts)
         }
     };
-    Ok(Arc::new(config))
+    Ok(Made { config: Arc::new(config), facts })
 }
 
-fn client_builder(
-    roots: RootCertStore,
-) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+type ClientBuilder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
+
+/// `path` is the file of the authorities, for errors.
+fn client_builder(path: &Path, authorities: Authorities) -> Result<ClientBuilder, Error> {
+    let Authorities { roots, certificates } = authorities;
     let mut provider = aws_lc_rs::default_provider();
     prefer_aes_128(&mut provider);
-    ClientConfig::builder_with_provider(Arc::new(provider))
+    let provider = Arc::new(provider);
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| Error::authorities(path, error))?;
+    let verifier = ServerVerifier::new(verifier, certificates);
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites for both versions")
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    Ok(builder)
 }
 
 fn server_provider() -> CryptoProvider {

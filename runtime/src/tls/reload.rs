@@ -1,10 +1,17 @@
-//! Takes up changed files.
+//! Reloads changed files.
 //!
 //! The files are compared by identity every few seconds, and every second while
-//! they change. A change is taken up when it has been the same for two looks, so that certificate and key, which nobody can
-//! replace in one step, are seen together. The identity that counts
-//! as loaded is the one from before the files were read: a change in between is
-//! noticed at the next look.
+//! they change. A change is loaded when it has been the same for two looks, so that
+//! certificate and key, which no tool replaces in one step, are seen together. The
+//! identity that counts as loaded is the one from before the files were read: a
+//! change in between is noticed at the next look. Files that could not be loaded are
+//! tried again every minute too, since not every cause changes an identity.
+//!
+//! What holds:
+//! - Files that cannot be loaded, and a certificate that is not valid now, never
+//!   replace a certificate that is valid now.
+//! - A certificate that is not valid now is used when there is no better one: the
+//!   peer judges it by its own clock, and ours may be the wrong one.
 
 use std::fmt;
 use std::fs;
@@ -14,36 +21,75 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
+use super::material::Facts;
+use super::report::Report;
+use super::{Error, Role, Unusable};
 use crate::error::chain;
+use crate::server::Component;
 
-/// How often files are looked at that do not change; waking up is most of what an
+/// Pause between looks at files that do not change; waking up is most of what an
 /// idle process costs.
 const EVERY: Duration = Duration::from_secs(4);
 /// For how long changed files must have been the same.
 const SETTLED: Duration = Duration::from_secs(1);
+/// Pause between two loads of files that could not be loaded, and between two log
+/// lines about a certificate that cannot be used.
+pub(super) const AGAIN: Duration = Duration::from_secs(60);
 
-/// What changes when a file is replaced or written: device, inode, size, and
-/// when content and inode last changed. `None` when it cannot be looked at.
+/// Changes when a file is replaced or written: device, inode, size, and the last
+/// changes of content and inode. `None` when the file cannot be looked at.
 type FileIdentity = Option<[i64; 7]>;
 
-/// What all files are at one moment.
+/// The identities of all files at one moment.
 type Look = Vec<FileIdentity>;
 
-/// Something made of files, which can follow them.
+/// A value loaded from files.
+pub(super) struct Made<T> {
+    pub(super) config: Arc<T>,
+    pub(super) facts: Facts,
+}
+
+/// The state of [`Live`].
+struct State<T> {
+    made: Option<Made<T>>,
+    /// Why the last load failed; `None` when it did not.
+    failed: Option<String>,
+}
+
+impl<T> State<T> {
+    /// Why there is no valid certificate at `now`.
+    fn problem(&self, now: Timestamp) -> Option<String> {
+        match &self.made {
+            None => self.failed.clone(),
+            Some(made) => made.facts.problem(now).map(|error| chain(&error)),
+        }
+    }
+}
+
+/// A value loaded from files, which follows changes of the files.
 pub(super) struct Live<T> {
+    role: Role,
     files: Arc<[PathBuf]>,
     /// The files before they were loaded first.
     loaded: Look,
-    current: Arc<ArcSwap<T>>,
+    current: Arc<ArcSwap<State<T>>>,
+    health: Option<Component>,
 }
 
 impl<T> Clone for Live<T> {
     fn clone(&self) -> Self {
-        let Self { files, loaded, current } = self;
-        Self { files: Arc::clone(files), loaded: loaded.clone(), current: Arc::clone(current) }
+        let Self { role, files, loaded, current, health } = self;
+        Self {
+            role: *role,
+            files: Arc::clone(files),
+            loaded: loaded.clone(),
+            current: Arc::clone(current),
+            health: health.clone(),
+        }
     }
 }
 
@@ -54,55 +100,142 @@ impl<T> fmt::Debug for Live<T> {
 }
 
 impl<T: Send + Sync + 'static> Live<T> {
+    /// Loads the files; an error when they cannot be used now.
     pub(super) fn load(
+        role: Role,
         files: &[PathBuf],
-        load: impl FnOnce() -> Result<Arc<T>, Error>,
+        load: impl FnOnce() -> Result<Made<T>, Error>,
     ) -> Result<Self, Error> {
         let loaded = look_at(files);
-        let current = Arc::new(ArcSwap::from(load()?));
-        Ok(Self { files: files.into(), loaded, current })
+        let made = load()?;
+        match made.facts.problem(Timestamp::now()) {
+            Some(error) => Err(error),
+            None => Ok(Self::new(role, files, loaded, State { made: Some(made), failed: None })),
+        }
     }
 
-    pub(super) fn current(&self) -> Arc<T> {
-        self.current.load_full()
+    /// Loads the files if they can be used; see [`Live::watch`] for the rest.
+    pub(super) fn follow(
+        role: Role,
+        files: &[PathBuf],
+        load: impl FnOnce() -> Result<Made<T>, Error>,
+    ) -> Self {
+        let loaded = look_at(files);
+        let state = match load() {
+            Ok(made) => State { made: Some(made), failed: None },
+            Err(error) => State { made: None, failed: Some(chain(&error)) },
+        };
+        Self::new(role, files, loaded, state)
     }
 
-    /// Swaps in what `load` makes of changed files, until shutdown.
+    fn new(role: Role, files: &[PathBuf], loaded: Look, state: State<T>) -> Self {
+        let report = Report::new(role);
+        report.begin(state.failed.is_none());
+        if let Some(made) = &state.made {
+            report.expiry(&made.facts);
+        }
+        let current = Arc::new(ArcSwap::from_pointee(state));
+        Self { role, files: files.into(), loaded, current, health: None }
+    }
+
+    /// Makes `health` say whether there is a valid certificate, from now on and,
+    /// with [`Live::watch`], for ever.
+    pub(super) fn telling(mut self, health: Component) -> Self {
+        tell(&health, self.problem());
+        self.health = Some(health);
+        self
+    }
+
+    /// Why there is no valid certificate now; `None` when there is one.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.current.load().problem(Timestamp::now())
+    }
+
+    /// The value loaded last.
+    pub(super) fn current(&self) -> Result<Arc<T>, Unusable> {
+        let state = self.current.load();
+        match &state.made {
+            Some(made) => Ok(Arc::clone(&made.config)),
+            None => Err(Unusable(state.failed.clone().unwrap_or_default())),
+        }
+    }
+
+    /// Swaps in the result of `load` for changed files, warns before certificates
+    /// end, and says once a minute that there is no valid one, until shutdown.
     pub(super) async fn watch(
         self,
-        load: impl Fn() -> Result<Arc<T>, Error> + Clone + Send + 'static,
+        load: impl Fn() -> Result<Made<T>, Error> + Clone + Send + 'static,
         shutdown: CancellationToken,
     ) {
-        let Self { files, loaded, current } = self;
-        let mut handled = loaded.clone();
-        let mut last_look = loaded;
+        let mut report = Report::new(self.role);
+        let mut handled = self.loaded.clone();
+        let mut last_look = self.loaded.clone();
+        let mut tried = Instant::now();
         let mut pause = Duration::ZERO;
         while shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             // Handing this to another thread would cost more than the looks.
-            let look = look_at(&files);
+            let look = look_at(&self.files);
             let settled = std::mem::replace(&mut last_look, look.clone()) == look;
             pause = if settled { EVERY } else { SETTLED };
-            if !settled || handled == look {
-                continue;
+            let again = self.current.load().failed.is_some() && tried.elapsed() >= AGAIN;
+            if settled && (handled != look || again) {
+                let changed = handled != look;
+                handled = look;
+                tried = Instant::now();
+                let Some(loaded) = blocking(load.clone()).await else {
+                    return;
+                };
+                self.take_up(loaded, changed, &mut report);
             }
-            handled = look;
-            let Some(loaded) = blocking(load.clone()).await else {
-                return;
-            };
-            take_up(&files, loaded, &current);
+            self.assess(&mut report);
         }
+    }
+
+    /// Makes the loaded value the current one if it is better than what there is.
+    fn take_up(&self, loaded: Result<Made<T>, Error>, changed: bool, report: &mut Report) {
+        let now = Timestamp::now();
+        let before = self.current.load_full();
+        let is_valid = before.problem(now).is_none();
+        let loaded = loaded.and_then(|made| match made.facts.problem(now) {
+            Some(error) if is_valid => Err(error),
+            _ => Ok(made),
+        });
+        match loaded {
+            Ok(made) => {
+                report.reloaded(&self.files, &made.facts);
+                self.current.store(Arc::new(State { made: Some(made), failed: None }));
+            }
+            Err(error) => {
+                let failed = chain(&error);
+                let is_news = changed || before.failed.as_ref() != Some(&failed);
+                report.rejected(&self.files, &failed, is_news);
+                let made = before.made.as_ref().map(|Made { config, facts }| Made {
+                    config: Arc::clone(config),
+                    facts: facts.clone(),
+                });
+                self.current.store(Arc::new(State { made, failed: Some(failed) }));
+            }
+        }
+    }
+
+    fn assess(&self, report: &mut Report) {
+        let now = Timestamp::now();
+        let state = self.current.load();
+        if let Some(made) = &state.made {
+            report.warn(&made.facts, now);
+        }
+        let problem = state.problem(now);
+        if let Some(health) = &self.health {
+            tell(health, problem.clone());
+        }
+        report.unusable(&self.files, problem.as_deref(), Instant::now());
     }
 }
 
-fn take_up<T>(files: &[PathBuf], loaded: Result<Arc<T>, Error>, current: &ArcSwap<T>) {
-    let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
-    let files = files.join(" ");
-    match loaded {
-        Ok(config) => {
-            current.store(config);
-            tracing::info!(files, "tls-files-reloaded");
-        }
-        Err(error) => tracing::error!(error = chain(&error), files, "tls-files-rejected"),
+fn tell(health: &Component, problem: Option<String>) {
+    match problem {
+        None => health.ready(),
+        Some(problem) => health.not_ready(problem),
     }
 }
 
@@ -137,6 +270,8 @@ mod tests {
 
     use super::*;
 
+    const ROLE: Role = Role { service: "test", name: "test" };
+
     /// Three files whose load is counted instead of understood.
     struct Watched {
         folder: tempfile::TempDir,
@@ -152,12 +287,16 @@ mod tests {
             for path in &files {
                 fs::write(path, "old").expect("a file");
             }
-            let live = Live::load(&files, || read_key(&files[2])).expect("a good load");
+            let live = Live::load(ROLE, &files, || read_key(&files[2])).expect("a good load");
             Self { folder, loads: Arc::default(), live }
         }
 
         fn write(&self, name: &str, text: &str) {
             fs::write(self.folder.path().join(name), text).expect("a file");
+        }
+
+        fn current(&self) -> Arc<String> {
+            self.live.current().expect("a loaded value")
         }
 
         fn loads(&self) -> u32 {
@@ -183,11 +322,11 @@ mod tests {
     }
 
     /// A key that says "bad" is bad.
-    fn read_key(key: &Path) -> Result<Arc<String>, Error> {
+    fn read_key(key: &Path) -> Result<Made<String>, Error> {
         let text = fs::read_to_string(key).expect("the key is there");
         match text.as_str() {
             "bad" => Err(Error::Empty(key.to_owned(), "private key")),
-            _ => Ok(Arc::new(text)),
+            _ => Ok(Made { config: Arc::new(text), facts: Facts::default() }),
         }
     }
 
@@ -215,19 +354,21 @@ mod tests {
             }
         };
         watched.during(script).await;
-        assert_eq!(*watched.live.current(), "newer");
+        assert_eq!(*watched.current(), "newer");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bad_files_are_tried_once_and_change_nothing() {
+    async fn bad_files_are_tried_once_a_minute_and_change_nothing() {
         let watched = Watched::new();
         let script = async {
             watched.write("key", "bad");
-            seconds(60).await;
-            assert_eq!((watched.loads(), watched.live.current().as_str()), (1, "old"));
+            seconds(50).await;
+            assert_eq!((watched.loads(), watched.current().as_str()), (1, "old"));
+            seconds(20).await;
+            assert_eq!((watched.loads(), watched.current().as_str()), (2, "old"));
             watched.write("key", "good");
             seconds(6).await;
-            assert_eq!((watched.loads(), watched.live.current().as_str()), (2, "good"));
+            assert_eq!((watched.loads(), watched.current().as_str()), (3, "good"));
         };
         watched.during(script).await;
     }
@@ -253,6 +394,57 @@ mod tests {
         let watched = Watched::new();
         watched.write("key", "newer");
         watched.during(seconds(6)).await;
-        assert_eq!(*watched.live.current(), "newer");
+        assert_eq!(*watched.current(), "newer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_metrics_follow_each_load() {
+        let (recorder, handle) = crate::metrics::recorder("test", "0");
+        let _recorded = metrics::set_default_local_recorder(&recorder);
+        let watched = Watched::new();
+        let shows = |loaded: u8, failures: u8| {
+            let text = handle.render();
+            let loaded =
+                format!("test_certificate_last_reload_successful{{tls=\"test\"}} {loaded}\n");
+            let failures =
+                format!("test_certificate_reload_failures_total{{tls=\"test\"}} {failures}\n");
+            assert!(text.contains(&loaded) && text.contains(&failures), "{text}");
+        };
+        shows(1, 0);
+        let script = async {
+            watched.write("key", "bad");
+            seconds(6).await;
+            shows(0, 1);
+            watched.write("key", "good");
+            seconds(6).await;
+            shows(1, 1);
+        };
+        watched.during(script).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_certificate_there_is_a_line_a_minute() {
+        let (log, _control, _guard) = crate::lager::capture(crate::lager::Options {
+            source: "test".into(),
+            level: crate::lager::Level::Info,
+            format: crate::lager::TimeFormat::Rfc3339,
+        });
+        let files = ["/nonexistent".into()];
+        let nothing = || Err::<Made<String>, _>(Error::Empty("/nonexistent".into(), "certificate"));
+        let health = crate::server::Health::new();
+        let live = Live::follow(ROLE, &files, nothing).telling(health.component("certificate"));
+        let reason = ("certificate", "/nonexistent contains no certificate".to_owned());
+        assert_eq!(health.reasons(), [reason]);
+        let shutdown = CancellationToken::new();
+        let watch = live.watch(nothing, shutdown.clone());
+        let script = async {
+            seconds(130).await;
+            shutdown.cancel();
+        };
+        tokio::join!(watch, script);
+        let lines = log.lines();
+        let said = lines.iter().filter(|line| line["message"] == "test.certificate-unusable");
+        assert_eq!(said.count(), 3, "{lines:#?}");
+        assert_eq!(lines.len(), 3, "{lines:#?}");
     }
 }

@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use jiff::Timestamp;
+use runtime::https;
 
 /// Which call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,9 @@ pub enum Fault {
         /// How long the server asks to be left alone.
         retry_after: Option<Duration>,
     },
+    /// Not asked: there is no usable certificate.
+    #[error("http client")]
+    Client(#[from] https::Error),
     /// Not answered: no connection, no trust, no time.
     #[error("http client")]
     Request(#[source] reqwest::Error),
@@ -185,7 +189,8 @@ impl Fault {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } | Self::Uaa { retry_after, .. } => *retry_after,
-            Self::Request(_)
+            Self::Client(_)
+            | Self::Request(_)
             | Self::Body(_)
             | Self::TooLarge { .. }
             | Self::Json(_)

@@ -1,12 +1,17 @@
 //! One HTTP client: one trust, one identity, one set of log lines.
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::header::LOCATION;
 use reqwest::{Client, RequestBuilder, Response, Url};
 use runtime::{
-    https::{TlsClient, builder},
+    https::{self, TlsClient, builder},
     tls::ClientTls,
 };
 
@@ -22,9 +27,16 @@ pub enum Trust {
     /// Files that may change while we run: authorities, and our own
     /// certificate where the server wants to see one.
     Files(ClientTls),
-    /// Any certificate; with our own if there is one (PEM of certificate and
-    /// key together).
-    Anything(Option<Vec<u8>>),
+    /// Any certificate; with our own if there is one.
+    Anything(Option<Identity>),
+}
+
+/// Our own certificate and its key, where the server's is not verified.
+pub struct Identity {
+    /// PEM of the certificate.
+    pub cert: PathBuf,
+    /// PEM of the key.
+    pub key: PathBuf,
 }
 
 /// A client that keeps its connections.
@@ -33,32 +45,69 @@ pub enum Http {
     Fixed(Client),
     /// Rebuilt when the TLS files have changed.
     Reloading(Box<TlsClient>),
+    /// Rebuilt when the files of the identity have changed; trusts any server.
+    Trusting(Box<Careless>),
+}
+
+/// A client that verifies no server and has a certificate of its own.
+pub struct Careless {
+    identity: Identity,
+    user_agent: String,
+    /// Content of the files, and the client built from it.
+    built: Mutex<Option<(Vec<u8>, Client)>>,
+}
+
+impl Careless {
+    fn client(&self) -> Result<Client, https::Error> {
+        let Identity { cert, key } = &self.identity;
+        let pem = [read_file(cert)?, read_file(key)?].join(&b'\n');
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, client)) = &*built
+            && *of == pem
+        {
+            return Ok(client.clone());
+        }
+        let identity = reqwest::Identity::from_pem(&pem).map_err(https::Error::Build)?;
+        let builder = builder(&self.user_agent).tls_danger_accept_invalid_certs(true);
+        let client = builder.identity(identity).build().map_err(https::Error::Build)?;
+        *built = Some((pem, client.clone()));
+        Ok(client)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, https::Error> {
+    fs::read(path).map_err(|error| https::Error::Read(path.to_owned(), error))
 }
 
 impl Http {
     /// # Errors
-    /// A certificate that cannot be used.
+    /// The HTTP client cannot be built.
     pub fn new(trust: Trust, user_agent: String) -> Result<Self, reqwest::Error> {
         Ok(match trust {
             Trust::System => Self::Fixed(builder(&user_agent).build()?),
-            Trust::Anything(identity) => {
-                let mut builder = builder(&user_agent).tls_danger_accept_invalid_certs(true);
-                if let Some(pem) = identity {
-                    builder = builder.identity(reqwest::Identity::from_pem(&pem)?);
-                }
+            Trust::Anything(None) => {
+                let builder = builder(&user_agent).tls_danger_accept_invalid_certs(true);
                 Self::Fixed(builder.build()?)
             }
+            Trust::Anything(Some(identity)) => {
+                let built = Mutex::new(None);
+                Self::Trusting(Box::new(Careless { identity, user_agent, built }))
+            }
             Trust::Files(tls) => {
-                Self::Reloading(Box::new(TlsClient::new(tls, user_agent, |builder| builder)?))
+                Self::Reloading(Box::new(TlsClient::new(tls, user_agent, |builder| builder)))
             }
         })
     }
 
     /// The client for the certificates that are valid now.
-    pub fn client(&self) -> Result<Client, reqwest::Error> {
+    ///
+    /// # Errors
+    /// The certificates cannot be used now.
+    pub fn client(&self) -> Result<Client, https::Error> {
         match self {
             Self::Fixed(client) => Ok(client.clone()),
             Self::Reloading(client) => client.client(),
+            Self::Trusting(client) => client.client(),
         }
     }
 }

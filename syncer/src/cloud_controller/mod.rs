@@ -24,7 +24,7 @@ use tracing::{Span, debug, error, error_span, info};
 use self::token::Tokens;
 pub use self::{
     error::{Error, Fault, Step},
-    http::{Http, Trust},
+    http::{Http, Identity, Trust},
     token::{Secret, Uaa},
 };
 use crate::stamp::Stamp;
@@ -197,7 +197,7 @@ impl CloudController {
 impl Api {
     /// The answer, if it is a success.
     async fn get(&self, route: &str, token: &HeaderValue) -> Result<Response, Fault> {
-        let client = self.http.client().map_err(Fault::Request)?;
+        let client = self.http.client().map_err(Fault::Client)?;
         let mut request = client.get(format!("{}{route}", self.base));
         for _ in 0..=MOST_REDIRECTS {
             request = request.header(AUTHORIZATION, token.clone());

@@ -115,7 +115,7 @@ impl Tokens {
         let basic = BASE64_STANDARD.encode(format!("{client}:{}", secret.0));
         let request = http
             .client()
-            .map_err(Fault::Request)?
+            .map_err(Fault::Client)?
             .post(format!("{url}{PATH}"))
             .header(AUTHORIZATION, format!("Basic {basic}"))
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")

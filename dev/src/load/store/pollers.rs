@@ -89,7 +89,7 @@ pub(super) async fn poll(
 }
 
 fn client(target: &Target, habits: &Habits) -> anyhow::Result<Client> {
-    let tls = target.tls()?.rustls_config().as_ref().clone();
+    let tls = target.tls()?.rustls_config()?.as_ref().clone();
     // Answers are counted as they come, compressed or not.
     Ok(Client::builder()
         .tls_backend_preconfigured(tls)

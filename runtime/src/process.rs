@@ -36,6 +36,9 @@ use crate::{lager, metrics, redact};
 /// a process, and then its whole group.
 const ECHO: Duration = Duration::from_millis(500);
 
+/// How often the log says which lines were left out.
+const LEFT_OUT: Duration = Duration::from_secs(10);
+
 /// What a service says of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct About {
@@ -353,11 +356,20 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
         process.metrics.upkeep(&shutdown).await;
         std::future::pending::<()>().await;
     };
-    tokio::select! {
+    let left_out = async {
+        loop {
+            tokio::time::sleep(LEFT_OUT).await;
+            process.log.tell_left_out();
+        }
+    };
+    let outcome = tokio::select! {
         outcome = run => outcome,
         error = watch_signals => Err(error),
         () = upkeep => Ok(()),
-    }
+        () = left_out => Ok(()),
+    };
+    process.log.tell_left_out();
+    outcome
 }
 
 /// The signals that end a process, and those that must not.

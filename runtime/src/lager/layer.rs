@@ -13,6 +13,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
+use super::budget::Budget;
 use super::fields::Fields;
 use super::level::{AtomicLevel, Level, TimeFormat};
 use super::{Censor, Options, Sink, encode};
@@ -42,6 +43,7 @@ pub struct Lager {
     source: String,
     format: TimeFormat,
     level: Arc<AtomicLevel>,
+    budget: Arc<Budget>,
     censor: Censor,
     sink: Sink,
     sessions: AtomicU64,
@@ -82,10 +84,15 @@ impl Session {
 }
 
 impl Lager {
-    pub(super) fn new(options: Options, level: Arc<AtomicLevel>, sink: Sink) -> Self {
+    pub(super) fn new(
+        options: Options,
+        level: Arc<AtomicLevel>,
+        budget: Arc<Budget>,
+        sink: Sink,
+    ) -> Self {
         let Options { source, level: _, format } = options;
         let (censor, sessions) = (Censor::default(), AtomicU64::new(0));
-        Self { source, format, level, censor, sink, sessions }
+        Self { source, format, level, budget, censor, sink, sessions }
     }
 
     /// The same without what `censor` takes out.
@@ -154,15 +161,26 @@ impl Lager {
         line
     }
 
-    fn write_foreign(&self, target: &str, fields: &Fields) {
+    /// Writes a line, unless its place in the code has written too much.
+    fn write(&self, metadata: &Metadata<'_>, severity: Severity, path: &[&str], data: &str) {
+        let line = self.line(severity, path, data);
+        let message = || path.join(".");
+        let is_bounded = matches!(severity, Severity::Info | Severity::Error);
+        let now = tokio::time::Instant::now();
+        if !is_bounded || self.budget.takes(metadata.callsite(), line.len(), now, message) {
+            self.sink.write(&line);
+        }
+    }
+
+    fn write_foreign(&self, metadata: &Metadata<'_>, fields: &Fields) {
         let mut entries: Vec<_> = fields.iter().collect();
         let mut text = String::new();
         if let Some(message) = &fields.message {
             encode::push_string(&mut text, message);
             entries.push(("text", &text));
         }
-        let line = self.line(Severity::Info, &[target], &self.censor.apply(object(entries)));
-        self.sink.write(&line);
+        let data = self.censor.apply(object(entries));
+        self.write(metadata, Severity::Info, &[metadata.target()], &data);
     }
 }
 
@@ -209,7 +227,7 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         if !is_ours(metadata.target()) {
-            return self.write_foreign(metadata.target(), &fields);
+            return self.write_foreign(metadata, &fields);
         }
         let severity = Severity::of(*metadata.level(), fields.fatal);
         if self.level.load() == Level::Fatal && severity != Severity::Fatal {
@@ -219,11 +237,10 @@ where
         let session = span.and_then(|span| span.extensions().get::<Arc<Session>>().cloned());
         let action = fields.message.as_deref().unwrap_or(metadata.name());
         let data = self.censor.apply(data(session.as_deref(), &fields));
-        let line = match &session {
-            Some(session) => self.line(severity, &[&session.path(), action], &data),
-            None => self.line(severity, &[action], &data),
-        };
-        self.sink.write(&line);
+        match &session {
+            Some(session) => self.write(metadata, severity, &[&session.path(), action], &data),
+            None => self.write(metadata, severity, &[action], &data),
+        }
     }
 }
 

@@ -28,9 +28,13 @@
 //!   something, only at level debug.
 //! - Of crates that are not ours only WARN and ERROR pass, as `info` under the
 //!   message `<source>.<target>` with `data.text`.
+//! - Each place in the code may write 4 MiB of lines of info and above at once, and
+//!   32 KiB a second. Lines beyond that are left out; a line `log-lines-left-out` says
+//!   how many of which message.
 //! - A line is written by one locked write, those of [`together()`] by one for all. A closed or failing standard output
 //!   loses lines and does no other harm.
 
+mod budget;
 mod capture;
 mod censor;
 mod encode;
@@ -52,6 +56,7 @@ pub use layer::Lager;
 pub use level::{Level, TimeFormat, UnknownName};
 pub use together::together;
 
+use budget::Budget;
 use level::AtomicLevel;
 
 /// What a process decides about its log.
@@ -69,12 +74,22 @@ pub struct Options {
 #[derive(Debug, Clone)]
 pub struct Control {
     level: Arc<AtomicLevel>,
+    budget: Arc<Budget>,
 }
 
 impl Control {
     /// The lowest level that is written.
     pub fn level(&self) -> Level {
         self.level.load()
+    }
+
+    /// Says which lines were left out since the last time, and how many.
+    pub fn tell_left_out(&self) {
+        for (message, lines) in self.budget.left_out() {
+            metrics::counter!("runtime_log_lines_left_out_total", "message" => message.clone())
+                .increment(lines);
+            tracing::info!(lines, of = message, "log-lines-left-out");
+        }
     }
 
     /// Sets the lowest level that is written, from now on and everywhere.
@@ -112,8 +127,9 @@ impl Sink {
 /// Makes a layer that writes to `writer`, and its control.
 pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, Control) {
     let level = Arc::new(AtomicLevel::new(options.level));
-    let control = Control { level: Arc::clone(&level) };
-    (Lager::new(options, level, Sink::new(writer)), control)
+    let budget = Arc::<Budget>::default();
+    let control = Control { level: Arc::clone(&level), budget: Arc::clone(&budget) };
+    (Lager::new(options, level, budget, Sink::new(writer)), control)
 }
 
 /// Makes lager the log of this process; it does not say what `censor` takes out.

@@ -354,3 +354,43 @@ fn levels_are_parsed_as_the_debug_endpoint_does() {
         assert!(Level::parse_loosely(wrong).is_err(), "{wrong}");
     }
 }
+
+/// One place in the code that a peer makes log again and again: its bytes are bounded,
+/// the lines that were left out are counted, and no other place is affected.
+#[test]
+fn a_flood_of_lines_is_bounded_and_counted() {
+    const LINES: u64 = 40_000;
+    let (capture, control, _guard) = capture(options("locket", Level::Info, TimeFormat::Rfc3339));
+    let peer = "x".repeat(200);
+    let span = tracing::info_span!("grpc-server");
+    span.in_scope(|| {
+        for _ in 0..LINES {
+            tracing::info!(peer, "refused");
+        }
+    });
+    tracing::info!("acquired-lock");
+    control.tell_left_out();
+    control.tell_left_out();
+    let text = capture.text();
+    assert!(text.len() < 5 << 20, "{} bytes of log", text.len());
+    let lines: Vec<Json> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |message: &str| lines.iter().filter(|line| line["message"] == message).count() as u64;
+    let written = of("locket.grpc-server.refused");
+    assert!(written > 10_000, "{written}");
+    assert_eq!(of("locket.acquired-lock"), 1);
+    assert_eq!(of("locket.log-lines-left-out"), 1, "told once");
+    let last = &lines.last().unwrap()["data"];
+    assert_eq!(last["of"], "grpc-server.refused");
+    assert_eq!(last["lines"], LINES - written);
+}
+
+/// Debug lines are asked for, and have no bound.
+#[test]
+fn debug_lines_have_no_bound() {
+    let (capture, _control, _guard) = capture(options("locket", Level::Debug, TimeFormat::Rfc3339));
+    let peer = "x".repeat(2_000);
+    for _ in 0..3_000 {
+        tracing::debug!(peer, "started");
+    }
+    assert_eq!(capture.text().lines().count(), 3_000);
+}

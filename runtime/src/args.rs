@@ -10,10 +10,12 @@ use clap::{Arg, ArgAction, Command};
 use crate::process::{self, About, Flag};
 
 /// What a program can be asked for beside what all can.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Own {
     /// Its own flags.
     pub(crate) flags: &'static [Flag],
+    /// Flags of what it can do instead of serving.
+    pub(crate) tasks: Vec<Flag>,
     /// Its commands, as far as the help names them.
     pub(crate) commands: &'static [process::Command],
     /// It keeps something that can be backed up.
@@ -34,6 +36,8 @@ pub(crate) enum Request {
         /// The copy.
         to: PathBuf,
     },
+    /// Do this with this configuration instead of serving.
+    Task(PathBuf, Flag),
     /// No configuration was named.
     NoConfig,
 }
@@ -48,25 +52,27 @@ const EXTRA: &str = "extra";
 /// clap's own: help, the version, or a wrong flag with the usage.
 pub(crate) fn parse(
     about: &About,
-    own: Own,
+    own: &Own,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Request, clap::Error> {
     let mut matches = command(about, own).try_get_matches_from(double_dashes(arguments))?;
     let check = matches.get_flag(CHECK);
     let backup = matches.try_remove_one::<OsString>(BACKUP).ok().flatten().map(PathBuf::from);
     let flags = own.flags.iter().filter(|flag| matches.get_flag(flag.name)).copied().collect();
+    let task = own.tasks.iter().find(|task| matches.get_flag(task.name)).copied();
     let path = matches.remove_one::<OsString>(about.config_flag);
     Ok(match path.filter(|path| !path.is_empty()).map(PathBuf::from) {
         None => Request::NoConfig,
         Some(path) if check => Request::Check(path),
-        Some(path) => match backup {
-            Some(to) => Request::Backup { config: path, to },
-            None => Request::Run(path, flags),
+        Some(path) => match (backup, task) {
+            (Some(to), _) => Request::Backup { config: path, to },
+            (None, Some(task)) => Request::Task(path, task),
+            (None, None) => Request::Run(path, flags),
         },
     })
 }
 
-fn command(about: &About, own: Own) -> Command {
+fn command(about: &About, own: &Own) -> Command {
     let flag = |flag: &Flag| {
         Arg::new(flag.name).long(flag.name).action(ArgAction::SetTrue).help(flag.help)
     };
@@ -95,7 +101,7 @@ fn command(about: &About, own: Own) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Read the configuration, say what is wrong with it, and exit"),
         )
-        .args(own.flags.iter().map(flag))
+        .args(own.flags.iter().chain(&own.tasks).map(flag))
         .args(own.keeps.then(backup))
         .arg(
             // The originals ignore what follows their flags.
@@ -158,6 +164,7 @@ mod tests {
     const ONCE: Flag = Flag { name: "once", help: "One pass", prints: false };
     const OWN: Own = Own {
         flags: &[ONCE],
+        tasks: Vec::new(),
         commands: &[process::Command {
             name: "render",
             summary: "Print the rules",
@@ -172,7 +179,7 @@ mod tests {
 
     fn parsed(arguments: &[&str]) -> Result<Request, clap::Error> {
         let all = ["lock-server"].iter().chain(arguments);
-        parse(&ABOUT, OWN, all.map(OsString::from))
+        parse(&ABOUT, &OWN, all.map(OsString::from))
     }
 
     #[test]
@@ -200,7 +207,7 @@ mod tests {
         let path = OsString::from_vec(b"/a/\xff.json".to_vec());
         let mut argument = OsString::from("-config=");
         argument.push(&path);
-        let request = parse(&ABOUT, OWN, ["lock-server".into(), argument]).expect("a known flag");
+        let request = parse(&ABOUT, &OWN, ["lock-server".into(), argument]).expect("a known flag");
         assert_eq!(request, run(path));
     }
 
@@ -217,7 +224,7 @@ mod tests {
     fn a_service_has_flags_of_its_own() {
         let request = parsed(&["-once", "-config=a"]).expect("known flags");
         assert_eq!(request, Request::Run("a".into(), vec![ONCE]));
-        let without = parse(&ABOUT, Own::default(), ["x", "--once"].map(OsString::from));
+        let without = parse(&ABOUT, &Own::default(), ["x", "--once"].map(OsString::from));
         without.expect_err("another service's flag");
     }
 
@@ -225,9 +232,9 @@ mod tests {
     fn only_who_keeps_something_backs_it_up() {
         let arguments = ["lock-server", "-config=a", "-backup-to=b"].map(OsString::from);
         let own = |keeps| Own { keeps, ..Own::default() };
-        let request = parse(&ABOUT, own(true), arguments.clone()).expect("known flags");
+        let request = parse(&ABOUT, &own(true), arguments.clone()).expect("known flags");
         assert_eq!(request, Request::Backup { config: "a".into(), to: "b".into() });
-        let error = parse(&ABOUT, own(false), arguments).expect_err("there is no such flag");
+        let error = parse(&ABOUT, &own(false), arguments).expect_err("there is no such flag");
         assert_eq!(error.kind(), ErrorKind::UnknownArgument);
     }
 

@@ -76,6 +76,16 @@ pub struct Flag {
     pub prints: bool,
 }
 
+/// What a program does instead of serving, when its flag is given: `run` answers the
+/// text for standard output. Blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<C> {
+    /// The flag.
+    pub flag: Flag,
+    /// Does it.
+    pub run: fn(&C) -> anyhow::Result<String>,
+}
+
 /// What a program does instead of serving, when its name is the first argument.
 #[derive(Debug, Clone, Copy)]
 pub struct Command {
@@ -170,7 +180,7 @@ pub type Backup<C> = fn(&C, &Path) -> anyhow::Result<u64>;
 /// A service, as [`main`] runs it.
 pub trait Service: Sized {
     /// Its configuration.
-    type Config: config::Configure;
+    type Config: config::Configure + 'static;
 
     /// Who it is.
     const ABOUT: About;
@@ -180,6 +190,9 @@ pub trait Service: Sized {
 
     /// What it can do instead of serving.
     const COMMANDS: &'static [Command] = &[];
+
+    /// What it can do with its configuration instead of serving.
+    const TASKS: &'static [Task<Self::Config>] = &[];
 
     /// What the flag `backup-to` does; there is none where nothing is kept.
     const BACKUP: Option<Backup<Self::Config>> = None;
@@ -207,8 +220,9 @@ pub fn main<S: Service>() -> ExitCode {
         return (command.run)(args::double_dashes(std::env::args_os().skip(1)).collect());
     }
     let keeps = S::BACKUP.is_some();
-    let own = Own { flags: S::FLAGS, commands: S::COMMANDS, keeps };
-    let request = match args::parse(&about, own, std::env::args_os()) {
+    let tasks = S::TASKS.iter().map(|task| task.flag).collect();
+    let own = Own { flags: S::FLAGS, tasks, commands: S::COMMANDS, keeps };
+    let request = match args::parse(&about, &own, std::env::args_os()) {
         Ok(request) => request,
         Err(error) => {
             // Help and version are errors to clap. Go writes help to standard error.
@@ -223,6 +237,7 @@ pub fn main<S: Service>() -> ExitCode {
         Request::Run(path, flags) => (path, Wanted::Service(flags)),
         Request::Check(path) => (path, Wanted::Check),
         Request::Backup { config, to } => (config, Wanted::Backup(to)),
+        Request::Task(path, flag) => (path, Wanted::Task(flag)),
         Request::NoConfig => {
             let flag = about.config_flag;
             let name = about.name;
@@ -238,6 +253,7 @@ pub fn main<S: Service>() -> ExitCode {
         Wanted::Check => report_check(&loaded.unknown),
         Wanted::Service(flags) => start::<S>(loaded, flags),
         Wanted::Backup(to) => back_up::<S>(&loaded.config, &to),
+        Wanted::Task(flag) => carry_out::<S>(&loaded.config, flag),
     }
 }
 
@@ -246,6 +262,23 @@ enum Wanted {
     Check,
     Service(Vec<Flag>),
     Backup(PathBuf),
+    Task(Flag),
+}
+
+fn carry_out<S: Service>(config: &S::Config, flag: Flag) -> ExitCode {
+    let task = S::TASKS.iter().find(|task| task.flag == flag);
+    let task = task.expect("only flags of tasks are parsed as such");
+    crate::tls::install_provider();
+    match (task.run)(config) {
+        Ok(text) => {
+            let _closed = writeln!(io::stdout(), "{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _closed = writeln!(io::stderr(), "{}: {error:#}", flag.name);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn refuse(about: &About, problems: impl IntoIterator<Item = String>) -> ExitCode {

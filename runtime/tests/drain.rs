@@ -198,3 +198,26 @@ async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
     shutdown.cancel();
     timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
 }
+
+/// A client that is stopped answers no ping, and says nothing at all.
+#[tokio::test]
+async fn a_frozen_client_does_not_hold_up_the_end() {
+    let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let odd = Odd::default();
+    let server = Grpc::new(listener, None, &Health::new()).add(odd.clone());
+    let shutdown = CancellationToken::new();
+    let server = spawn(server.serve(shutdown.clone(), LONG));
+    let mut frozen = TcpStream::connect(&address).await.unwrap();
+    frozen.write_all(PREFACE).await.unwrap();
+    // The settings of the server: it serves the connection.
+    assert_eq!(frame(&mut frozen).await, Some(4));
+    let channel = runtime::client::channel(&address, None, Default::default()).unwrap();
+    let slow = spawn(call(channel, "/test.Odd/Slow"));
+    wait::until("the slow call has begun", || async { odd.hanging.load(Ordering::SeqCst) }).await;
+    shutdown.cancel();
+    let status = timeout(PATIENCE, slow).await.expect("an answer").unwrap();
+    assert_eq!(status.message(), "slow but done", "a client that is alive gets its answer");
+    timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
+    drop(frozen);
+}

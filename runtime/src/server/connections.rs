@@ -6,8 +6,9 @@
 //! - When there are too many connections or no file descriptors, new ones wait
 //!   in the kernel's queue; the server goes on.
 //! - After shutdown nothing is accepted; connections are told to go one after
-//!   another (HTTP/2: a GOAWAY), open requests may end. When `drain` has passed,
-//!   what is left is cut off. When `serve` returns, no task of it runs.
+//!   another (HTTP/2: a GOAWAY), open requests may end. A client that shows no sign
+//!   of life for [`SIGN`] is cut off then. When `drain` has passed, what is left is
+//!   cut off. When `serve` returns, no task of it runs.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -32,7 +33,7 @@ use tower::{Service, ServiceExt};
 
 use super::Listener;
 use super::listener::Accepted;
-use super::patient::Patient;
+use super::patient::{Patient, Seen, Signs};
 use super::streams::Streams;
 use crate::gather::Gather;
 use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
@@ -131,6 +132,10 @@ pub(super) enum Protocol {
 /// How many streams of a connection may be reset at once before it is taken for
 /// an attack.
 const RESETS: usize = 4_096;
+
+/// Time for a client that was told to go to show that it is alive: an HTTP/2 client
+/// answers a ping at once, and each client takes what it is sent.
+const SIGN: Duration = Duration::from_secs(2);
 
 /// How long to wait after the kernel refused to give us a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -295,6 +300,7 @@ where
             self.service.clone().oneshot(request)
         });
         let stream = Patient::new(stream, self.stall);
+        let signs = stream.signs();
         let stream = match self.protocol {
             Protocol::Http1 => Gather::direct(stream),
             Protocol::Http2 => Gather::new(stream),
@@ -305,9 +311,14 @@ where
         let ended = tokio::select! {
             ended = poll_fn(|context| driver.poll_turn(connection.as_mut(), context)) => ended,
             () = self.exodus.turn() => {
+                let _before = signs.take();
                 connection.as_mut().graceful_shutdown();
                 leaving.0.cancel();
-                poll_fn(|context| driver.poll_turn(connection.as_mut(), context)).await
+                tokio::select! {
+                    biased;
+                    ended = poll_fn(|context| driver.poll_turn(connection.as_mut(), context)) => ended,
+                    () = self.frozen(&signs) => return self.note_frozen(&peer),
+                }
             }
         };
         if let Err(error) = ended {
@@ -315,6 +326,28 @@ where
             let (server, peer) = (self.what, peer.as_deref());
             tracing::debug!(server, peer, error = %error, "connection-failed");
         }
+    }
+
+    /// Waits until a client that was told to go shows no sign of life. An HTTP/2
+    /// client is sent a ping with the GOAWAY; after the answer it may be silent, as
+    /// may an HTTP/1 client that waits for its answer.
+    async fn frozen(&self, signs: &Signs) {
+        let mut owes_answer = self.protocol == Protocol::Http2;
+        loop {
+            tokio::time::sleep(SIGN).await;
+            let Seen { read, is_stuck } = signs.take();
+            if is_stuck || (owes_answer && !read) {
+                return;
+            }
+            owes_answer = false;
+        }
+    }
+
+    fn note_frozen(&self, peer: &Peer) {
+        let address = peer.address.map(|address| address.to_string());
+        let certificate = peer.identity.as_ref().map(ToString::to_string);
+        let (server, seconds) = (self.what, SIGN.as_secs());
+        tracing::info!(server, peer = address, certificate, seconds, "frozen-client-cut-off");
     }
 }
 

@@ -2,14 +2,46 @@
 //!
 //! A client that stops reading would keep its answer, and what the answer holds
 //! on to, for as long as it likes: TCP has no limit for that.
+//!
+//! [`Signs`] tell the drain whether the client still takes part: a frozen client,
+//! or one that is gone without a word, must not hold up the end of the process.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
+
+/// Signs of life of the other end, since [`Signs::take`] was called last.
+#[derive(Debug, Default)]
+pub(super) struct Signs {
+    read: AtomicBool,
+    written: AtomicBool,
+    /// The last write waits for the other end.
+    waits: AtomicBool,
+}
+
+/// What [`Signs`] have shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// The other end sent something.
+    pub(super) read: bool,
+    /// The other end takes nothing of what it is sent.
+    pub(super) is_stuck: bool,
+}
+
+impl Signs {
+    /// What has been seen since the last time.
+    pub(super) fn take(&self) -> Seen {
+        let written = self.written.swap(false, Relaxed);
+        let is_stuck = self.waits.load(Relaxed) && !written;
+        Seen { read: self.read.swap(false, Relaxed), is_stuck }
+    }
+}
 
 /// See the module. Writes fail when nothing was taken for too long.
 pub(super) struct Patient<I> {
@@ -17,12 +49,18 @@ pub(super) struct Patient<I> {
     limit: Option<Duration>,
     /// There while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
+    signs: Arc<Signs>,
 }
 
 impl<I> Patient<I> {
     /// With so much patience, or with no end to it.
     pub(super) fn new(io: I, limit: Option<Duration>) -> Self {
-        Self { io, limit, stalled: None }
+        Self { io, limit, stalled: None, signs: Arc::default() }
+    }
+
+    /// Signs of life of the other end.
+    pub(super) fn signs(&self) -> Arc<Signs> {
+        Arc::clone(&self.signs)
     }
 
     /// What a write came to, unless it waits for too long.
@@ -31,6 +69,10 @@ impl<I> Patient<I> {
         written: Poll<io::Result<T>>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
+        self.signs.waits.store(written.is_pending(), Relaxed);
+        if written.is_ready() {
+            self.signs.written.store(true, Relaxed);
+        }
         let Some(limit) = self.limit else { return written };
         if written.is_ready() {
             self.stalled = None;
@@ -48,7 +90,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
         context: &mut Context<'_>,
         to: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, to)
+        let read = Pin::new(&mut self.io).poll_read(context, to);
+        if read.is_ready() {
+            self.signs.read.store(true, Relaxed);
+        }
+        read
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
 };
 
 use dev::certificates::Files;
@@ -43,6 +43,27 @@ pub fn run(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
 /// # Panics
 /// grpcurl is not installed.
 pub fn run_for(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
+    let output = command(seconds, target, data, args).output();
+    let Output { status, stdout, stderr } = output.expect("grpcurl can be run");
+    Answer {
+        success: status.success(),
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}
+
+/// Begins to run it for a minute, as a client that can be stopped; its output goes
+/// nowhere.
+///
+/// # Panics
+/// grpcurl is not installed.
+pub fn begin(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Child {
+    let mut command = command(60, target, data, args);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("grpcurl can be run")
+}
+
+fn command(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.args(["-max-time", &seconds.to_string()]);
     if let Some(data) = data {
@@ -61,13 +82,8 @@ pub fn run_for(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&s
             command.args(["-plaintext", "-authority", "localhost", "-unix"]).arg(path)
         }
     };
-    let output = command.args(args).output();
-    let Output { status, stdout, stderr } = output.expect("grpcurl can be run");
-    Answer {
-        success: status.success(),
-        stdout: String::from_utf8_lossy(&stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&stderr).into_owned(),
-    }
+    command.args(args);
+    command
 }
 
 /// From `PATH`, or where `scripts/need grpcurl` puts it.

@@ -6,6 +6,7 @@
 
 pub mod binaries;
 pub mod grpcurl;
+pub mod hostile;
 pub mod process;
 pub mod services;
 pub mod wait;

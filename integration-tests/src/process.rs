@@ -171,6 +171,19 @@ impl Process {
         self.child.id()
     }
 
+    /// Resident memory in bytes.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.id());
+        let status = std::fs::read_to_string(path).expect("a process has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = line.expect("a running process has memory");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib << 10
+    }
+
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

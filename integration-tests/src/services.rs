@@ -122,11 +122,35 @@ impl LockServer {
                 "database_driver": "sqlite",
                 "database_connection_string": site.path(&format!("{name}.db")),
                 "log_level": "debug", "time_format": "rfc3339",
+                "debug_address": "127.0.0.1:0",
             }),
         );
         let process = Process::serve("lock-server", "-config", &config);
         process.wait_for("locket.started");
         Self { process, address, files, config }
+    }
+
+    /// Where operators ask.
+    ///
+    /// # Panics
+    /// It does not say so.
+    pub fn debug_address(&self) -> String {
+        let line = self.process.wait_for("locket.debug-server.bound");
+        line["data"]["address"].as_str().expect("an address").to_owned()
+    }
+
+    /// Takes or keeps a lock for 60 seconds.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn lock(&self, key: &str, owner: &str) {
+        let request = json!({
+            "resource": { "key": key, "owner": owner, "type_code": "LOCK" },
+            "ttl_in_seconds": 60,
+        });
+        let target = Target::Tls(&self.address, &self.files);
+        let answer = grpcurl::run(&target, Some(&request.to_string()), &["models.Locket/Lock"]);
+        assert!(answer.success, "{answer:?}");
     }
 
     /// Starts it again with the same files.

@@ -8,6 +8,8 @@ mod citations;
 mod dependencies;
 #[path = "suite/failover.rs"]
 mod failover;
+#[path = "suite/hostile.rs"]
+mod hostile;
 #[path = "suite/load.rs"]
 mod load;
 #[path = "suite/local_cluster.rs"]

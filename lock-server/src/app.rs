@@ -217,8 +217,8 @@ impl runtime::process::Service for App {
             let server = Grpc::new(listener, Some(tls), &health)
                 .limits(limits)
                 .descriptors(proto::DESCRIPTORS)
-                .add(locket)
-                .add(watch);
+                .enter(locket)
+                .enter(watch);
             let drained = drained.drop_guard();
             let span = info_span!("grpc-server");
             span.in_scope(|| tracing::info!(address = server.local_addr(), "started"));

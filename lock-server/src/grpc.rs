@@ -10,6 +10,7 @@ mod watch;
 
 use std::{iter, sync::Arc};
 
+use http::HeaderMap;
 use model::lock::{Claim, LockKind, Release, Selector};
 use proto::{
     lock_v1,
@@ -19,7 +20,7 @@ use proto::{
         locket_server::{Locket, LocketServer},
     },
 };
-use runtime::tls::peer;
+use runtime::server::{Entry, Head};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -29,7 +30,7 @@ pub use self::{
     direct::{Direct, TooLarge},
 };
 use crate::{
-    access::{Access, Action, Denied},
+    access::{Access, Action},
     held::{self, Held},
     locks::Locks,
     store::Store,
@@ -77,13 +78,32 @@ impl<S: Store> Service<S> {
         Arc::clone(&self.calls)
     }
 
-    /// The gRPC services: Locket's and ours.
-    pub fn servers(self) -> (Direct<LocketServer<Self>>, LockWatchServer<Self>) {
-        (Direct(LocketServer::new(self.clone())), LockWatchServer::new(self))
+    /// The gRPC services: Locket's and ours. The entries judge the peer; the services
+    /// themselves do not.
+    pub fn servers(self) -> (Entry<Direct<LocketServer<Self>>>, Entry<LockWatchServer<Self>>) {
+        let (locket, watch) = (self.clone(), self.clone());
+        (
+            Entry::judged(Direct(LocketServer::new(self.clone())), move |head| locket.judge(head)),
+            Entry::judged(LockWatchServer::new(self), move |head| watch.judge(head)),
+        )
     }
 
-    fn check<T>(&self, request: &Request<T>, action: Action) -> Result<(), Denied> {
-        self.access.check(peer(request).identity.as_deref(), action)
+    /// Whether the peer may call the method. Unknown methods are refused later.
+    fn judge(&self, head: &Head<'_>) -> Result<(), Status> {
+        let Calls { lock, fetch, release, fetch_all, watch } = &*self.calls;
+        let (method, action) = match head.method {
+            "Lock" => (lock, Action::Write),
+            "Release" => (release, Action::Write),
+            "Fetch" => (fetch, Action::Read),
+            "FetchAll" => (fetch_all, Action::Read),
+            "Watch" => (watch, Action::Read),
+            _ => return Ok(()),
+        };
+        let judged = self.access.check(head.peer.identity.as_deref(), action);
+        judged.map_err(|denied| {
+            let uuid = uuid_of(head.headers);
+            method.refuse(About { uuid, ..About::default() }, &denied.into())
+        })
     }
 }
 
@@ -115,7 +135,11 @@ fn shown(held: &Held) -> models::Resource {
 
 /// `uuid` of the metadata: any text, not to be validated.
 fn request_uuid<T>(request: &Request<T>) -> held::Request {
-    let uuid = request.metadata().get("uuid")?;
+    uuid_of(request.metadata().as_ref())
+}
+
+fn uuid_of(headers: &HeaderMap) -> held::Request {
+    let uuid = headers.get("uuid")?;
     Some(uuid.to_str().map_or_else(|_| String::from_utf8_lossy(uuid.as_bytes()).into(), Arc::from))
 }
 
@@ -127,9 +151,7 @@ impl<S: Store> Locket for Service<S> {
     ) -> Result<Response<models::LockResponse>, Status> {
         let uuid = request_uuid(&request);
         let claim = Claim::try_from(request.get_ref());
-        let allowed = self.check(&request, Action::Write);
         let refreshed = self.calls.lock.at_once(|| {
-            allowed.as_ref().ok()?;
             let fencing_token = self.locks.refresh(claim.as_ref().ok()?, &uuid)?.0;
             Encoded::of(&models::LockResponse { fencing_token }).ok()
         });
@@ -142,7 +164,6 @@ impl<S: Store> Locket for Service<S> {
         self.calls
             .lock
             .serve(about, async {
-                allowed?;
                 let fencing_token = self.locks.lock(claim?, uuid).await?.0;
                 Ok(Encoded::of(&models::LockResponse { fencing_token })?)
             })
@@ -154,10 +175,10 @@ impl<S: Store> Locket for Service<S> {
         &self,
         request: Request<models::FetchRequest>,
     ) -> Result<Response<models::FetchResponse>, Status> {
-        let known = self.calls.fetch.at_once(|| {
-            self.check(&request, Action::Read).ok()?;
-            shown_alone(&*self.locks.known(&request.get_ref().key)?).ok()
-        });
+        let known = self
+            .calls
+            .fetch
+            .at_once(|| shown_alone(&*self.locks.known(&request.get_ref().key)?).ok());
         if let Some(answer) = known {
             return Ok(answer.response());
         }
@@ -166,7 +187,6 @@ impl<S: Store> Locket for Service<S> {
         self.calls
             .fetch
             .serve(about, async {
-                self.check(&request, Action::Read)?;
                 let models::FetchRequest { key } = request.into_inner();
                 let held = self.locks.fetch(&key).await?;
                 Ok(shown_alone(&held)?)
@@ -185,7 +205,6 @@ impl<S: Store> Locket for Service<S> {
         self.calls
             .release
             .serve(about, async {
-                self.check(&request, Action::Write)?;
                 let release = Release::try_from(request.into_inner())?;
                 self.locks.release(release, type_code).await?;
                 Ok(Encoded::of(&models::ReleaseResponse {})?)
@@ -204,7 +223,6 @@ impl<S: Store> Locket for Service<S> {
         self.calls
             .fetch_all
             .serve(about, async {
-                self.check(&request, Action::Read)?;
                 let kind = LockKind::try_from(request.into_inner())?;
                 let held = self.locks.fetch_all(kind).await?;
                 Ok(self.answers.encode(kind, held)?)
@@ -226,7 +244,6 @@ impl<S: Store> lock_v1::lock_watch_server::LockWatch for Service<S> {
         self.calls
             .watch
             .serve(about, async {
-                self.check(&request, Action::Read)?;
                 let selector = Selector::try_from(request.into_inner())?;
                 let (held, subscription) = self.locks.watch(&selector).await?;
                 Ok(watch::stream(&held, subscription, self.shutdown.clone()))

@@ -30,7 +30,9 @@ pub enum Action {
     Replace,
     /// Read security groups.
     List,
-    /// Be kept up to date, and report, as this cell.
+    /// Be kept up to date, and report, as whatever cell.
+    WatchAsAny,
+    /// The same as this cell.
     Watch(CellId),
     /// See how far everything has come.
     Status,
@@ -43,6 +45,7 @@ impl fmt::Display for Action {
         match self {
             Self::Replace => f.write_str("replace security groups"),
             Self::List => f.write_str("list security groups"),
+            Self::WatchAsAny => f.write_str("watch as a cell"),
             Self::Watch(cell) => write!(f, "watch as cell {cell}"),
             Self::Status => f.write_str("see the status"),
             Self::Poll => f.write_str("poll"),
@@ -112,6 +115,7 @@ impl Access {
         let may = match &action {
             Action::Replace => has(&self.writers),
             Action::List | Action::Status => has(&self.writers) || has(&self.operators),
+            Action::WatchAsAny => has(&self.cells),
             Action::Watch(cell) => {
                 has(&self.cells) && identity.is_some_and(|identity| self.is_cell(identity, cell))
             }

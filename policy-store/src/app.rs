@@ -237,11 +237,16 @@ impl App {
             admin.serve(admin_shutdown, Duration::from_secs(1)).await;
             Ok(())
         });
-        let service = PolicyStore::new(config.access, feed, commits, config.replace_timeout);
-        let limits = Limits { spread: config.drain_spread, ..Limits::default() };
+        let service = PolicyStore::entry(config.access, feed, commits, config.replace_timeout);
+        let limits = Limits {
+            spread: config.drain_spread,
+            // Room for four Replaces with their largest messages.
+            unfinished: 128 << 20,
+            ..Limits::default()
+        };
         let server = Grpc::new(grpc, Some(tls), &health).limits(limits);
         let server = server.descriptors(proto::DESCRIPTORS);
-        let server = server.add(service).serve(shutdown.clone(), config.drain_timeout);
+        let server = server.enter(service).serve(shutdown.clone(), config.drain_timeout);
         tasks.add("grpc", async move {
             let outcome = server.await;
             drained.cancel();

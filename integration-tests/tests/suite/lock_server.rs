@@ -55,8 +55,11 @@ fn grpcurl_lists_describes_and_calls() {
     assert!(missing.stderr.contains("Message: resource-not-found"), "{missing:?}");
     let nothing = grpcurl::run(&target, Some("{}"), &["models.Locket/Lock"]);
     assert!(nothing.stderr.contains("Code: InvalidArgument"), "{nothing:?}");
-    let health = grpcurl::run(&target, Some("{}"), &["grpc.health.v1.Health/Check"]);
-    assert!(health.stdout.contains("SERVING"), "{health:?}");
+    for service in ["", "models.Locket", "portcullis.lock.v1.LockWatch", "grpc.health.v1.Health"] {
+        let request = format!(r#"{{"service":"{service}"}}"#);
+        let health = grpcurl::run(&target, Some(&request), &["grpc.health.v1.Health/Check"]);
+        assert!(health.stdout.contains("SERVING"), "{service}: {health:?}");
+    }
     let watch = ["portcullis.lock.v1.LockWatch/Watch"];
     let events = grpcurl::run_for(3, &target, Some(r#"{"type_code":"LOCK"}"#), &watch);
     assert!(events.stdout.contains("EXISTING") && events.stdout.contains("SYNCED"), "{events:?}");

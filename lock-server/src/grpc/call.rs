@@ -148,6 +148,15 @@ impl Method {
         Some(answer)
     }
 
+    /// Refuses a call before its request is read.
+    pub(super) fn refuse(&self, about: About, refusal: &Refusal) -> Status {
+        let mut call = Call::begin(self, about);
+        let status = (self.span)().in_scope(|| call.refuse(refusal));
+        let outcome: Result<(), Status> = Err(status.clone());
+        call.end(&outcome);
+        status
+    }
+
     /// Does the work of one call.
     pub(super) async fn serve<T>(
         &self,

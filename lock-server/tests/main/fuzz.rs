@@ -69,7 +69,7 @@ impl Target {
         let store = Memory::new(Feed::default());
         let service = Service::new(Locks::new(store, PATIENCE), CancellationToken::new());
         let (locket, watch) = service.servers();
-        Self { locket, watch }
+        Self { locket: locket.into_service(), watch: watch.into_service() }
     }
 
     /// What became of an input: method, code and text.

@@ -25,7 +25,7 @@ use proto::policy_v1::{
     ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest,
     status_response,
 };
-use runtime::server::Leaving;
+use runtime::server::{Entry, Head, Leaving};
 use tokio::sync::Semaphore;
 use tonic::{
     Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService,
@@ -74,19 +74,22 @@ struct Shared {
 pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
-    /// Serves what `feed` has, and hands Replaces to `commits`, each of which may
-    /// take as long as `replace_timeout`.
+    /// Serves what `feed` has, and hands Replaces to `commits`, each of which
+    /// may take as long as `replace_timeout`. The entry judges the peer.
     #[must_use]
-    pub fn new(access: Access, feed: Feed, commits: Commits, replace_timeout: Duration) -> Self {
+    pub fn entry(access: Access, feed: Feed, commits: Commits, replace_timeout: Duration) -> Entry<Self> {
         let replaces = Arc::new(Semaphore::new(REPLACES));
-        Self(Arc::new(Shared { access, feed, commits, replaces, replace_timeout }))
+        let shared = Arc::new(Shared { access, feed, commits, replaces, replace_timeout });
+        let judge = Arc::clone(&shared);
+        Entry::judged(Self(shared), move |head| judge.judge(head))
+            .talks(&["Replace", "Watch"])
+            .large("Replace", MAX_REPLACE_MESSAGE)
     }
 
     fn replace(
         &self,
         request: Request<Streaming<ReplaceRequest>>,
     ) -> Result<Response<Answers<ReplaceResponse>>, Error> {
-        self.0.may(&request, Action::Replace)?;
         let permit = Arc::clone(&self.0.replaces).try_acquire_owned().map_err(|_| Error::Busy)?;
         let commits = self.0.commits.clone();
         let (requests, limit) = (request.into_inner(), self.0.replace_timeout);
@@ -95,7 +98,6 @@ impl PolicyStore {
     }
 
     fn list(&self, request: Request<ListRequest>) -> Result<Response<Page>, Error> {
-        self.0.may(&request, Action::List)?;
         let Wanted { filter, from, size } = request.into_inner().try_into()?;
         Ok(Response::new(page(&self.0.feed.board.current(), &filter, from, size)))
     }
@@ -108,8 +110,7 @@ impl PolicyStore {
         Response::new(Box::pin(watching.into_stream()))
     }
 
-    fn status(&self, request: &Request<StatusRequest>) -> Result<Response<StatusResponse>, Error> {
-        self.0.may(request, Action::Status)?;
+    fn status(&self) -> Response<StatusResponse> {
         let snapshot = self.0.feed.board.current();
         let state = &snapshot.state;
         let cells = self.0.feed.cells.status();
@@ -117,7 +118,7 @@ impl PolicyStore {
             owner: owner.as_str().to_owned(),
             fencing_token: state.token.map_or(0, |token| token.0),
         });
-        Ok(Response::new(StatusResponse {
+        Response::new(StatusResponse {
             generation: state.generation.0,
             watermark: state.watermark.map(proto::timestamp),
             writer,
@@ -125,13 +126,23 @@ impl PolicyStore {
             groups: snapshot.entries().len() as u64,
             cells: cells.into_iter().map(|status| cell(status, snapshot.history())).collect(),
             now: Some(timestamp(Timestamp::now())),
-        }))
+        })
     }
 }
 
 impl Shared {
-    fn may<T>(&self, request: &Request<T>, action: Action) -> Result<(), Error> {
-        self.check(runtime::tls::peer(request).identity.as_deref(), action)
+    /// Whether the peer may call the method. Which cell a Watch is for is judged when
+    /// its Hello has come. Unknown methods are refused later.
+    fn judge(&self, head: &Head<'_>) -> Result<(), Status> {
+        let action = match head.method {
+            "Replace" => Action::Replace,
+            "List" => Action::List,
+            "Status" => Action::Status,
+            "Watch" => Action::WatchAsAny,
+            _ => return Ok(()),
+        };
+        let judged = self.check(head.peer.identity.as_deref(), action);
+        judged.map_err(|error| status(&error))
     }
 
     /// The log line of a refusal names the peer as the answer does.
@@ -212,7 +223,7 @@ impl Service<http::Request<Body>> for PolicyStore {
                     tonic::server::Grpc::new(WireCodec::default()).streaming(method, request).await
                 }
                 "/portcullis.policy.v1.PolicyStore/Status" => {
-                    let method = service_fn(|request| answer(this.status(&request)));
+                    let method = service_fn(|_: Request<StatusRequest>| answer(Ok(this.status())));
                     tonic::server::Grpc::new(ProstCodec::default()).unary(method, request).await
                 }
                 path => Status::unimplemented(format!("there is no method {path}")).into_http(),

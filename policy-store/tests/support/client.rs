@@ -244,6 +244,12 @@ impl Cell {
         Self::try_open(client, first).await.unwrap()
     }
 
+    /// The same; the store may refuse it at once.
+    pub(crate) async fn try_hello(client: &Client, id: &str) -> Result<Self, Status> {
+        let hello = watch_request::Hello { cell_id: id.to_owned(), ..Default::default() };
+        Self::try_open(client, Some(watch_request::Step::Hello(hello))).await
+    }
+
     async fn try_open(client: &Client, first: Option<watch_request::Step>) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
         requests.send(WatchRequest { step: first }).await.expect("there is room");

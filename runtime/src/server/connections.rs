@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
 use super::Listener;
+use super::intake::{Account, Arrived, Budget};
 use super::listener::Accepted;
 use super::patient::{Patient, Seen, Signs};
 use super::streams::Streams;
@@ -61,6 +62,13 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// How long it may take to answer that.
     pub keepalive_timeout: Duration,
+    /// Bytes of the unfinished gRPC messages of all connections. More than the
+    /// largest message.
+    pub unfinished: usize,
+    /// The same for one connection.
+    pub unfinished_each: usize,
+    /// Time for a gRPC message to arrive, from its first byte.
+    pub message_time: Duration,
     /// Over how much time connections are told to go after shutdown, at most: each
     /// [`APART`] after the one before, or closer if there are many. Their clients
     /// then come to other servers one after another, too.
@@ -82,6 +90,9 @@ impl Default for Limits {
             buffer: 408 << 10,
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
+            unfinished: 64 << 20,
+            unfinished_each: 32 << 20,
+            message_time: Duration::from_secs(60),
             spread: Duration::ZERO,
         }
     }
@@ -153,7 +164,7 @@ impl Server {
     /// request has a [`Peer`] in its extensions.
     pub(super) async fn serve<S, B>(self, service: S, shutdown: CancellationToken, drain: Duration)
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Service<Request<Arrived>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
         B: Body + Send + 'static,
@@ -169,6 +180,7 @@ impl Server {
             service,
             tls,
             protocol,
+            budget: Arc::new(Budget::new(listener.what(), &limits)),
             http: http_builder(protocol, limits, streams.clone()),
             handshake: limits.handshake,
             stall: (protocol == Protocol::Http1).then_some(limits.stall),
@@ -205,6 +217,7 @@ struct Shared<S> {
     service: S,
     tls: Option<ServerTls>,
     protocol: Protocol,
+    budget: Arc<Budget>,
     http: auto::Builder<Streams>,
     handshake: Duration,
     /// Absent for HTTP/2, where a client that takes nothing is asked for a sign
@@ -216,7 +229,7 @@ struct Shared<S> {
 
 impl<S, B> Shared<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Service<Request<Arrived>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
@@ -294,9 +307,12 @@ where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let leaving = Leaving::default();
+        let account = Arc::new(Account::new(Arc::clone(&self.budget), peer.clone()));
         let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(leaving.clone());
+            let account = Arc::clone(&account);
+            let request = request.map(|body| Arrived { body, account });
             self.service.clone().oneshot(request)
         });
         let stream = Patient::new(stream, self.stall);

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -22,9 +21,10 @@ use tonic_health::server::HealthReporter;
 use tower::Service;
 
 use super::connections::{Limits, Protocol, Server};
+use super::intake::{Arrived, Intake};
 use super::{Error, Health, Listener, manners};
 use crate::supervise::panic_text;
-use crate::tls::ServerTls;
+use crate::tls::{Peer, ServerTls};
 
 /// Names of the services that every gRPC server of ours has.
 const OWN_SERVICES: [&str; 3] = [
@@ -32,6 +32,71 @@ const OWN_SERVICES: [&str; 3] = [
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 ];
+
+/// The method of reflection, whose client may speak after the first answer.
+const REFLECTION_TALKS: &[&str] = &["ServerReflectionInfo"];
+
+/// The largest message of a request: the default of tonic and of grpc-go.
+const LARGEST: usize = 4 << 20;
+
+/// The head of a call: what is known before any of its body is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// The name of the method.
+    pub method: &'a str,
+    /// The metadata.
+    pub headers: &'a HeaderMap,
+    /// The peer, by its certificate.
+    pub peer: &'a Peer,
+}
+
+/// Judges a call by its head; an error is the answer.
+type Judge = Box<dyn Fn(&Head<'_>) -> Result<(), Status> + Send + Sync>;
+
+/// A service as [`Grpc::enter`] takes it: with what is decided about a call before
+/// the service sees it.
+pub struct Entry<S> {
+    service: S,
+    judge: Option<Judge>,
+    talks: &'static [&'static str],
+    large: Option<(&'static str, usize)>,
+}
+
+impl<S> From<S> for Entry<S> {
+    /// Every peer may call the service.
+    fn from(service: S) -> Self {
+        Self { service, judge: None, talks: &[], large: None }
+    }
+}
+
+impl<S> Entry<S> {
+    /// Judges each call before any of its body is read.
+    pub fn judged(
+        service: S,
+        judge: impl Fn(&Head<'_>) -> Result<(), Status> + Send + Sync + 'static,
+    ) -> Self {
+        Self { judge: Some(Box::new(judge)), ..Self::from(service) }
+    }
+
+    /// Methods whose handler begins before the first message of the request has
+    /// arrived. All others begin with the first message.
+    #[must_use]
+    pub fn talks(self, methods: &'static [&'static str]) -> Self {
+        Self { talks: methods, ..self }
+    }
+
+    /// The method that takes larger messages than 4 MiB, and the largest. Its
+    /// handler must have the same limit.
+    #[must_use]
+    pub fn large(self, method: &'static str, bytes: usize) -> Self {
+        Self { large: Some((method, bytes)), ..self }
+    }
+
+    /// The service, which judges nothing by itself.
+    pub fn into_service(self) -> S {
+        self.service
+    }
+}
 
 /// A gRPC server with health, and reflection in v1 and v1alpha.
 ///
@@ -83,13 +148,24 @@ impl Grpc {
     /// Adds a service, as tonic generates it.
     #[must_use]
     #[expect(clippy::should_implement_trait, reason = "nobody adds servers with +")]
-    pub fn add<S>(mut self, service: S) -> Self
+    pub fn add<S>(self, service: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService,
         S: Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        add(&mut self.routes, service);
+        self.enter(service.into())
+    }
+
+    /// Adds a service with what is decided before the service sees a call.
+    #[must_use]
+    pub fn enter<S>(mut self, entry: Entry<S>) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        add(&mut self.routes, entry);
         self
     }
 
@@ -103,10 +179,10 @@ impl Grpc {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let reflection_v1 = reflection(&names, &descriptors).build_v1()?;
         let reflection_v1alpha = reflection(&names, &descriptors).build_v1alpha()?;
-        add(&mut routes, health_service);
-        add(&mut routes, reflection_v1);
-        add(&mut routes, reflection_v1alpha);
-        let guarded = Guarded { routes: routes.into() };
+        add(&mut routes, health_service.into());
+        add(&mut routes, Entry::from(reflection_v1).talks(REFLECTION_TALKS));
+        add(&mut routes, Entry::from(reflection_v1alpha).talks(REFLECTION_TALKS));
+        let guarded = Guarded(Arc::new(Door { routes }));
         let report = report_health(&health, reporter, &names, &shutdown);
         tokio::select! {
             () = server.serve(guarded, shutdown.clone(), drain) => {}
@@ -140,7 +216,7 @@ async fn report_health(
     names: &[&'static str],
     shutdown: &CancellationToken,
 ) {
-    let names: Vec<&str> = names.iter().copied().chain([""]).collect();
+    let names: Vec<&str> = names.iter().copied().chain(OWN_SERVICES).chain([""]).collect();
     let follow = async {
         loop {
             let ready = health.is_ready();
@@ -171,15 +247,16 @@ pub struct Deadline(pub Instant);
 /// Services by their names. A call goes straight to its service: a general router
 /// keeps the request in a future of its own meanwhile, which costs a small call a
 /// tenth of its time.
-type Routes = BTreeMap<&'static str, Box<dyn Route>>;
+type Routes = BTreeMap<&'static str, Entry<Box<dyn Route>>>;
 
-fn add<S>(routes: &mut Routes, service: S)
+fn add<S>(routes: &mut Routes, entry: Entry<S>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService,
     S: Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
-    routes.insert(S::NAME, Box::new(service));
+    let Entry { service, judge, talks, large } = entry;
+    routes.insert(S::NAME, Entry { service: Box::new(service), judge, talks, large });
 }
 
 /// A service, as tonic generates it: it is always ready.
@@ -200,13 +277,15 @@ where
 
 /// Routes whose panics and deadlines become statuses.
 #[derive(Clone)]
-struct Guarded {
-    routes: Arc<Routes>,
+struct Guarded(Arc<Door>);
+
+struct Door {
+    routes: Routes,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-impl Service<Request<Incoming>> for Guarded {
+impl Service<Request<Arrived>> for Guarded {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;
@@ -216,7 +295,7 @@ impl Service<Request<Incoming>> for Guarded {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Answer {
+    fn call(&mut self, mut request: Request<Arrived>) -> Answer {
         if let Some(refusal) = manners::refuse(&request) {
             return Box::pin(async { Ok(refusal) });
         }
@@ -224,16 +303,15 @@ impl Service<Request<Incoming>> for Guarded {
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
-        let routes = Arc::clone(&self.routes);
-        let uri = request.uri().clone();
-        let Some(route) = manners::service(uri.path()).and_then(|name| self.routes.get(name))
-        else {
-            let unknown = manners::unknown(uri.path(), |name| routes.contains_key(name));
-            let response = manners::escape(Status::unimplemented(unknown).into_http());
-            return Box::pin(async { Ok(response) });
-        };
-        let answer = AssertUnwindSafe(route.serve(request.map(Body::new))).catch_unwind();
+        let door = Arc::clone(&self.0);
         Box::pin(async move {
+            let uri = request.uri().clone();
+            let known = |name: &str| door.routes.contains_key(name);
+            let route = match door.route(&request) {
+                Ok(route) => route,
+                Err(status) => return Ok(manners::escape(status.into_http())),
+            };
+            let answer = AssertUnwindSafe(door.serve(route, request)).catch_unwind();
             let answer = match deadline {
                 None => answer.await,
                 Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
@@ -246,10 +324,46 @@ impl Service<Request<Incoming>> for Guarded {
                 tracing::error!(error = text, "handler-panicked");
                 Ok(Status::internal("internal error").into_http())
             });
-            let known = |name: &str| routes.contains_key(name);
             answer.map(|answer| manners::translate(answer, uri.path(), known))
         })
     }
+}
+
+impl Door {
+    /// The service that is called, if the peer may call it.
+    fn route(&self, request: &Request<Arrived>) -> Result<&Entry<Box<dyn Route>>, Status> {
+        let path = request.uri().path();
+        let Some(route) = manners::service(path).and_then(|name| self.routes.get(name)) else {
+            let unknown = manners::unknown(path, |name| self.routes.contains_key(name));
+            return Err(Status::unimplemented(unknown));
+        };
+        if let Some(judge) = &route.judge {
+            let peer = &request.body().account.peer;
+            judge(&Head { method: method(path), headers: request.headers(), peer })?;
+        }
+        Ok(route)
+    }
+
+    async fn serve(
+        &self,
+        route: &Entry<Box<dyn Route>>,
+        request: Request<Arrived>,
+    ) -> Result<Response<Body>, Infallible> {
+        let (parts, Arrived { body, account }) = request.into_parts();
+        let called = method(parts.uri.path());
+        let largest = route.large.filter(|(large, _)| *large == called);
+        let mut body = Intake::new(body, account, largest.map_or(LARGEST, |(_, bytes)| bytes));
+        if !route.talks.contains(&called)
+            && let Err(status) = body.first().await
+        {
+            return Ok(status.into_http());
+        }
+        route.service.serve(Request::from_parts(parts, Body::new(body))).await
+    }
+}
+
+fn method(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, method)| method)
 }
 
 fn deadline_exceeded() -> Response<Body> {

@@ -11,12 +11,12 @@ use axum::Router;
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::Listener;
 use super::connections::{Limits, Protocol, Server};
+use super::intake::Arrived;
 use crate::supervise::panic_text;
 use crate::tls::ServerTls;
 
@@ -60,7 +60,7 @@ struct Guarded(Router);
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<axum::body::Body>, Infallible>> + Send>>;
 
-impl Service<Request<Incoming>> for Guarded {
+impl Service<Request<Arrived>> for Guarded {
     type Response = Response<axum::body::Body>;
     type Error = Infallible;
     type Future = Answer;
@@ -70,7 +70,8 @@ impl Service<Request<Incoming>> for Guarded {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Answer {
+    fn call(&mut self, request: Request<Arrived>) -> Answer {
+        let request = request.map(|arrived| arrived.body);
         let answer = AssertUnwindSafe(self.0.call(request)).catch_unwind();
         let answer = answer.map(|answer| {
             answer.unwrap_or_else(|panic| {

@@ -9,6 +9,7 @@ mod connections;
 mod grpc;
 mod health;
 mod http;
+mod intake;
 mod listener;
 mod manners;
 mod patient;
@@ -18,7 +19,7 @@ use std::io;
 
 pub use admin::Admin;
 pub use connections::{APART, Leaving, Limits};
-pub use grpc::{Deadline, Grpc};
+pub use grpc::{Deadline, Entry, Grpc, Head};
 pub use health::{Component, Health};
 pub use http::Http;
 pub use listener::Listener;

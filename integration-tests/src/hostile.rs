@@ -1,0 +1,118 @@
+//! A client with a valid certificate that begins gRPC calls and does not complete
+//! their messages.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use dev::certificates::Files;
+use h2::client::{Builder, SendRequest};
+use http::{HeaderMap, Request, header};
+use runtime::{
+    client::{self, Options},
+    tls::{self, ClientTls},
+};
+use tokio::{runtime::Runtime, task::JoinSet};
+
+/// What the server may send before the client reads: more than a test needs.
+const WINDOW: u32 = 16 << 20;
+
+/// Number of answers by `grpc-status`; the key is the error for a call without one.
+pub type Answers = BTreeMap<String, usize>;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Hostile {
+    send: SendRequest<Bytes>,
+    address: String,
+    answers: Arc<Mutex<Answers>>,
+    tasks: JoinSet<()>,
+    /// Last: the tasks end before it.
+    runtime: Runtime,
+}
+
+impl Hostile {
+    /// Connects with this certificate.
+    ///
+    /// # Panics
+    /// The server cannot be reached.
+    pub fn connect(address: &str, files: &Files) -> Self {
+        tls::install_provider();
+        let runtime = Runtime::new().expect("a runtime can be made");
+        let Files { ca, cert, key } = files.clone();
+        let tls = ClientTls::load(&tls::Files { ca, cert, key }).expect("good certificates");
+        let mut tasks = JoinSet::new();
+        let send = runtime.block_on(async {
+            let stream = client::open(address, &tls, Options::default()).await;
+            let (send, connection) = Builder::new()
+                .initial_window_size(WINDOW)
+                .initial_connection_window_size(WINDOW)
+                .initial_max_send_streams(8_192)
+                .handshake(stream.expect("the server accepts"))
+                .await
+                .expect("the server speaks HTTP/2");
+            tasks.spawn(async move {
+                let _ends_with_the_server = connection.await;
+            });
+            send
+        });
+        Self { send, address: address.to_owned(), answers: Arc::default(), tasks, runtime }
+    }
+
+    /// Begins so many calls, each with these bytes and without an end.
+    pub fn begin(&mut self, path: &str, calls: usize, bytes: &Bytes) {
+        for _ in 0..calls {
+            let (send, bytes) = (self.send.clone(), bytes.clone());
+            let answers = Arc::clone(&self.answers);
+            let request = Request::post(format!("https://{}{path}", self.address))
+                .header(header::CONTENT_TYPE, "application/grpc")
+                .header(header::TE, "trailers")
+                .body(())
+                .expect("a good request");
+            let call = async move {
+                let status = status(send, request, bytes).await;
+                let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+                *answers.entry(status.unwrap_or_else(|error| error.to_string())).or_default() += 1;
+            };
+            self.tasks.spawn_on(call, self.runtime.handle());
+        }
+    }
+
+    /// What has been answered so far.
+    pub fn answers(&self) -> Answers {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// `grpc-status` of the answer. The call stays open until then.
+async fn status(
+    send: SendRequest<Bytes>,
+    request: Request<()>,
+    bytes: Bytes,
+) -> Result<String, h2::Error> {
+    let (answer, mut stream) = send.ready().await?.send_request(request, false)?;
+    stream.send_data(bytes, false)?;
+    let (head, mut body) = answer.await?.into_parts();
+    if let Some(status) = text(&head.headers) {
+        return Ok(status);
+    }
+    while let Some(data) = body.data().await {
+        body.flow_control().release_capacity(data?.len())?;
+    }
+    let trailers = body.trailers().await?;
+    Ok(trailers.as_ref().and_then(text).unwrap_or_else(|| "none".to_owned()))
+}
+
+fn text(headers: &HeaderMap) -> Option<String> {
+    Some(headers.get("grpc-status")?.to_str().ok()?.to_owned())
+}
+
+/// The prefix of a gRPC message of `announced` bytes, and `sent` bytes of it.
+pub fn unfinished(announced: u32, sent: usize) -> Bytes {
+    let mut bytes = vec![0];
+    bytes.extend(announced.to_be_bytes());
+    bytes.resize(bytes.len() + sent, 0);
+    bytes.into()
+}

@@ -1,0 +1,390 @@
+//! Request bodies of gRPC calls, with bounds on unfinished messages.
+//!
+//! tonic reserves the announced length of a message as soon as the five bytes of
+//! its prefix arrive, and keeps the bytes of a message until the message is
+//! complete. Without a bound, a peer can fill the memory with messages that it
+//! never completes. [`Intake`] stands between the connection and tonic.
+//!
+//! What holds:
+//! - tonic gets complete messages only, so it reserves nothing for bytes that have
+//!   not arrived. A message that arrives in one piece is handed on without a copy.
+//! - The buffers of unfinished messages, and calls that wait for their first
+//!   message, count against a budget of the connection and one of the server. A
+//!   call for which there is no room ends with RESOURCE_EXHAUSTED. No call waits
+//!   for room, so one peer cannot hold up another.
+//! - A message is complete [`Limits::message_time`](super::Limits::message_time)
+//!   after its first byte, or its call ends with DEADLINE_EXCEEDED.
+//! - The end of a call gives its share of the budgets back.
+
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+
+use crate::tls::Peer;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The length of the prefix of a gRPC message: a flag, and four bytes of length.
+const PREFIX: usize = 5;
+/// Memory of a call that waits for its first message: task, headers, and the read
+/// buffer of tonic.
+const CALL: usize = 8 << 10;
+
+/// The budget of all connections of a server.
+#[derive(Debug)]
+pub(super) struct Budget {
+    server: &'static str,
+    used: AtomicUsize,
+    most: usize,
+    most_each: usize,
+    message_time: Duration,
+}
+
+impl Budget {
+    pub(super) fn new(server: &'static str, limits: &super::Limits) -> Self {
+        Self {
+            server,
+            used: AtomicUsize::new(0),
+            most: limits.unfinished,
+            most_each: limits.unfinished_each,
+            message_time: limits.message_time,
+        }
+    }
+
+    fn gauge(&self) -> metrics::Gauge {
+        metrics::gauge!("runtime_server_unfinished_bytes", "server" => self.server)
+    }
+}
+
+/// The budget of one connection.
+#[derive(Debug)]
+pub(super) struct Account {
+    used: AtomicUsize,
+    all: Arc<Budget>,
+    pub(super) peer: Peer,
+    /// The refusal is logged once for each connection.
+    is_logged: AtomicBool,
+}
+
+impl Account {
+    pub(super) fn new(all: Arc<Budget>, peer: Peer) -> Self {
+        Self { used: AtomicUsize::new(0), all, peer, is_logged: AtomicBool::new(false) }
+    }
+
+    /// Takes `bytes` from both budgets, or nothing.
+    fn take(&self, bytes: usize) -> Result<(), Status> {
+        if !add(&self.used, bytes, self.all.most_each) {
+            let most = self.all.most_each;
+            return Err(self.refuse(&format!("this connection has more than {most} bytes")));
+        }
+        if !add(&self.all.used, bytes, self.all.most) {
+            self.used.fetch_sub(bytes, Relaxed);
+            let most = self.all.most;
+            return Err(self.refuse(&format!("the connections of this server have {most} bytes")));
+        }
+        self.all.gauge().increment(as_f64(bytes));
+        Ok(())
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Relaxed);
+        self.all.used.fetch_sub(bytes, Relaxed);
+        self.all.gauge().decrement(as_f64(bytes));
+    }
+
+    fn refuse(&self, problem: &str) -> Status {
+        let server = self.all.server;
+        metrics::counter!("runtime_server_unfinished_refused_total", "server" => server)
+            .increment(1);
+        let text = format!("too many unfinished messages: {problem} of them");
+        if !self.is_logged.swap(true, Relaxed) {
+            let address = self.peer.address.map(|address| address.to_string());
+            let certificate = self.peer.identity.as_ref().map(ToString::to_string);
+            tracing::info!(server, peer = address, certificate, error = text, "call-refused");
+        }
+        Status::resource_exhausted(text)
+    }
+}
+
+fn add(used: &AtomicUsize, bytes: usize, most: usize) -> bool {
+    let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= most);
+    used.fetch_update(Relaxed, Relaxed, add).is_ok()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "budgets are far below 2^52 bytes")]
+fn as_f64(bytes: usize) -> f64 {
+    bytes as f64
+}
+
+/// The body of a request, with the account of its connection.
+pub(super) struct Arrived {
+    pub(super) body: Incoming,
+    pub(super) account: Arc<Account>,
+}
+
+/// A share of the budgets, given back when dropped.
+struct Share {
+    account: Arc<Account>,
+    bytes: usize,
+}
+
+impl Share {
+    fn set(&mut self, bytes: usize) -> Result<(), Status> {
+        if bytes > self.bytes {
+            self.account.take(bytes - self.bytes)?;
+        } else if bytes < self.bytes {
+            self.account.give_back(self.bytes - bytes);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.account.give_back(self.bytes);
+        }
+    }
+}
+
+/// See the module. Generic over the body for tests.
+pub(super) struct Intake<B = Incoming> {
+    body: B,
+    share: Share,
+    /// The largest message that the method takes.
+    largest: usize,
+    /// The beginning of a message that is not complete.
+    held: Vec<u8>,
+    /// Complete messages that [`Intake::first`] has read.
+    ready: Option<Bytes>,
+    /// Runs while a message is not complete.
+    timer: Option<Pin<Box<Sleep>>>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No message has arrived.
+    Opening,
+    /// At least one message has arrived.
+    Talking,
+    /// tonic refuses the message that has begun, from its prefix alone.
+    Refused,
+}
+
+/// What the beginning of a body holds.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// So many bytes are complete messages.
+    Whole(usize),
+    /// The first message has so many bytes, which have not all arrived.
+    Part { total: usize },
+    /// The first message is one that tonic refuses.
+    Refused,
+}
+
+/// `total` is what is known of the length: that of the prefix before it has arrived.
+fn look(bytes: &[u8], largest: usize) -> Found {
+    let mut whole = 0;
+    loop {
+        let rest = &bytes[whole..];
+        let total = match *rest {
+            [] => return Found::Whole(whole),
+            [0 | 1, a, b, c, d, ..] => {
+                let length = u32::from_be_bytes([a, b, c, d]) as usize;
+                if length <= largest { Some(PREFIX + length) } else { None }
+            }
+            [0 | 1, ..] => Some(PREFIX),
+            _ => None,
+        };
+        match total {
+            Some(total) if rest.len() >= total && rest.len() >= PREFIX => whole += total,
+            _ if whole > 0 => return Found::Whole(whole),
+            Some(total) => return Found::Part { total },
+            None => return Found::Refused,
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Intake<B>
+where
+    B::Error: Into<BoxError>,
+{
+    pub(super) fn new(body: B, account: Arc<Account>, largest: usize) -> Self {
+        let share = Share { account, bytes: 0 };
+        let (held, ready, timer) = (Vec::new(), None, None);
+        Self { body, share, largest, held, ready, timer, state: State::Opening }
+    }
+
+    /// Waits for the first message, or for the end of the body.
+    pub(super) async fn first(&mut self) -> Result<(), Status> {
+        std::future::poll_fn(|context| self.poll_first(context)).await
+    }
+
+    fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        match ready!(self.poll_messages(context)) {
+            None => {}
+            Some(Ok(frame)) => self.ready = frame.into_data().ok(),
+            Some(Err(error)) => return Poll::Ready(Err(Status::from_error(error))),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_messages(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(ready) = self.ready.take() {
+            return Poll::Ready(Some(Ok(Frame::data(ready))));
+        }
+        loop {
+            let frame = match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Pending => return self.poll_late(context),
+                Poll::Ready(frame) => frame,
+            };
+            let frame = match frame {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                // tonic says that the message is not complete.
+                None if !self.held.is_empty() => {
+                    let held = mem::take(&mut self.held);
+                    return Poll::Ready(Some(Ok(Frame::data(held.into()))));
+                }
+                None => return Poll::Ready(None),
+            };
+            match frame.into_data() {
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                Ok(data) => match self.add(data) {
+                    Ok(None) => {}
+                    Ok(Some(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Err(status) => return Poll::Ready(Some(Err(status.into()))),
+                },
+            }
+        }
+    }
+
+    /// Nothing has arrived: a call that waits for its first message counts, and a
+    /// message must not take too long.
+    fn poll_late(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.state == State::Opening
+            && self.held.is_empty()
+            && let Err(status) = self.share.set(CALL)
+        {
+            return Poll::Ready(Some(Err(status.into())));
+        }
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        ready!(timer.as_mut().poll(context));
+        let seconds = self.share.account.all.message_time.as_secs();
+        let text = format!("the message was not complete within {seconds} seconds");
+        Poll::Ready(Some(Err(Status::deadline_exceeded(text).into())))
+    }
+
+    /// Complete messages, if there are any now.
+    fn add(&mut self, mut data: Bytes) -> Result<Option<Bytes>, Status> {
+        if self.state == State::Refused {
+            return Ok(Some(data));
+        }
+        if self.held.is_empty() {
+            return match look(&data, self.largest) {
+                Found::Whole(whole) => {
+                    let rest = data.split_off(whole);
+                    self.complete(&rest)?;
+                    Ok(Some(data))
+                }
+                Found::Refused => Ok(Some(self.refused(data))),
+                Found::Part { total } => self.hold(&data, total).map(|()| None),
+            };
+        }
+        let total = match look(&self.held, self.largest) {
+            Found::Part { total } => total,
+            Found::Whole(_) | Found::Refused => PREFIX,
+        };
+        self.hold(&data, total)?;
+        match look(&self.held, self.largest) {
+            Found::Part { .. } => Ok(None),
+            Found::Refused => {
+                let held = mem::take(&mut self.held);
+                Ok(Some(self.refused(held.into())))
+            }
+            Found::Whole(whole) => {
+                let mut held = Bytes::from(mem::take(&mut self.held));
+                let rest = held.split_off(whole);
+                self.complete(&rest)?;
+                Ok(Some(held))
+            }
+        }
+    }
+
+    /// A message is complete; `rest` is the beginning of the next one.
+    fn complete(&mut self, rest: &[u8]) -> Result<(), Status> {
+        self.state = State::Talking;
+        self.timer = None;
+        if rest.is_empty() {
+            return self.share.set(0);
+        }
+        match look(rest, self.largest) {
+            Found::Part { total } => self.hold(rest, total),
+            // It is looked at again when more arrives.
+            Found::Whole(_) | Found::Refused => self.hold(rest, rest.len()),
+        }
+    }
+
+    fn refused(&mut self, data: Bytes) -> Bytes {
+        self.state = State::Refused;
+        self.timer = None;
+        data
+    }
+
+    /// Copies `data`: what arrives is a piece of a larger buffer of the connection.
+    /// The buffer doubles, up to the length of the message.
+    fn hold(&mut self, data: &[u8], total: usize) -> Result<(), Status> {
+        let needed = self.held.len() + data.len();
+        if needed > self.held.capacity() {
+            let room = (2 * self.held.capacity()).max(needed).min(total.max(needed));
+            self.share.set(CALL + room)?;
+            self.held.reserve_exact(room - self.held.len());
+        }
+        self.held.extend_from_slice(data);
+        let time = self.share.account.all.message_time;
+        self.timer.get_or_insert_with(|| Box::pin(sleep(time)));
+        Ok(())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Intake<B>
+where
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.poll_messages(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_empty() && self.ready.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

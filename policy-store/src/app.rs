@@ -7,7 +7,7 @@ use axum::Router;
 use runtime::{
     dropsonde::Dropsonde,
     lager,
-    process::{About, Backup, ConfigError, Process, Service},
+    process::{About, Backup, ConfigError, Flag, Process, Service, Task},
     server::{Admin, Component, Grpc, Health, Http, Limits, Listener},
     supervise::Tasks,
     tls::{Alpn, Role, ServerTls},
@@ -29,7 +29,7 @@ use crate::{
         gate::{self, Gate},
         tags::Tags,
     },
-    open::{Opened, open},
+    open::{self, Opened},
     report::{Look, Report},
     store::Store,
 };
@@ -85,6 +85,16 @@ impl Service for App {
         },
     };
 
+    const TASKS: &'static [Task<Config>] = &[Task {
+        flag: Flag {
+            name: "reset-fencing",
+            help: "Forget the newest fencing token, so that the next writer is let in whatever \
+                   its token is, and exit",
+            prints: true,
+        },
+        run: |config| open::reset_fencing(&config.database),
+    }];
+
     const BACKUP: Option<Backup<Config>> = Some(|config, to| match &config.database {
         Database::Sqlite(path) => Ok(storage::sqlite::backup(path, to)?),
         Database::Server(options) => bail!(
@@ -122,7 +132,7 @@ impl Service for App {
             None => Dropsonde::default(),
             Some(address) => Dropsonde::to(address, ORIGIN),
         };
-        let Opened { store, newest, look } = Box::pin(open(&config.database)).await?;
+        let Opened { store, newest, look } = Box::pin(open::open(&config.database)).await?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
@@ -237,7 +247,7 @@ impl App {
             admin.serve(admin_shutdown, Duration::from_secs(1)).await;
             Ok(())
         });
-        let service = PolicyStore::entry(config.access, feed, commits, config.replace_timeout);
+        let service = PolicyStore::entry(config.access, feed, commits, config.replaces);
         let limits = Limits {
             spread: config.drain_spread,
             // Room for four Replaces with their largest messages.

@@ -34,8 +34,8 @@ pub struct Config {
     pub stale_after: Option<Duration>,
     /// How often reports are written down.
     pub report_save_interval: Duration,
-    /// How long a Replace may take, from its first message to its last answer.
-    pub replace_timeout: Duration,
+    /// Bounds of a Replace.
+    pub replaces: Replaces,
     /// How many lists the HTTP API answers at the same time.
     pub concurrent_lists: usize,
     /// How many bytes a tag has.
@@ -50,6 +50,16 @@ pub struct Config {
     pub log_level: Level,
     /// The first part of the log's source.
     pub log_prefix: String,
+}
+
+/// Bounds of a Replace.
+#[derive(Debug, Clone, Copy)]
+pub struct Replaces {
+    /// Time from the first message to the last answer.
+    pub timeout: Duration,
+    /// The largest step from the newest fencing token to the next one; absent for no
+    /// bound.
+    pub token_step: Option<u64>,
 }
 
 const UNUSED: &[&str] = &[
@@ -83,6 +93,7 @@ impl Configure for Config {
         if replace_timeout == Some(Seconds::new(0)) {
             keys.problem("replace_timeout_seconds", "must not be zero");
         }
+        let token_step: Option<u64> = keys.or("max_fencing_token_step", 1_000_000);
         let concurrent_lists = keys.or("concurrent_lists", 256);
         if concurrent_lists == Some(0) {
             keys.problem("concurrent_lists", "must not be zero");
@@ -106,7 +117,10 @@ impl Configure for Config {
             access: access?,
             stale_after: Some(stale_after?.0).filter(|after| !after.is_zero()),
             report_save_interval: report_save_interval?.0,
-            replace_timeout: replace_timeout?.0,
+            replaces: Replaces {
+                timeout: replace_timeout?.0,
+                token_step: Some(token_step?).filter(|step| *step > 0),
+            },
             concurrent_lists: concurrent_lists?,
             tag_length: tag_length?,
             drain_timeout: drain_timeout?.0,

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
+
 use crate::{
     config::Database,
+    groups::decide::State,
     http::fresh::Newest,
     report::Look,
     store::{Error, Store, server::Server, sqlite::Sqlite},
@@ -43,4 +46,34 @@ fn shared(server: Server) -> Opened {
     });
     let look: Look = Box::new(move || looked_at.stats());
     Opened { store: server, newest: Some(newest), look: Some(look) }
+}
+
+/// Forgets the newest fencing token; says what there was.
+///
+/// # Errors
+/// The file is in use, or the file or the server cannot be used.
+pub(crate) fn reset_fencing(database: &Database) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("starting tokio")?;
+    let before = runtime.block_on(async {
+        match database {
+            Database::Sqlite(path) => {
+                let store = Sqlite::open(path)?;
+                let before = store.reset_fencing().await?;
+                store.close().await?;
+                Ok::<_, Error>(before)
+            }
+            Database::Server(options) => {
+                Box::pin(async { Server::connect(options).await?.reset_fencing().await }).await
+            }
+        }
+    });
+    let State { token, writer, .. } = before.context("resetting the fencing token")?;
+    Ok(match token {
+        None => "there is no fencing token: every writer is let in".to_owned(),
+        Some(token) => {
+            let writer = writer.map_or_else(String::new, |writer| format!(" of {writer}"));
+            format!("forgot fencing token {token}{writer}: the next writer is let in")
+        }
+    })
 }

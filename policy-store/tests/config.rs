@@ -45,6 +45,8 @@ fn what_is_not_given_has_the_documented_default() {
     assert_eq!(config.report_save_interval, Duration::from_secs(5));
     assert_eq!(config.drain_timeout, Duration::from_secs(10));
     assert_eq!(config.drain_spread, Duration::from_secs(5));
+    assert_eq!(config.replaces.timeout, Duration::from_secs(600));
+    assert_eq!(config.replaces.token_step, Some(1_000_000));
     assert_eq!(config.metron_address, None);
     assert_eq!(config.log_prefix, "cfnetworking");
     let list = |text: &str| vec![text.parse().unwrap()];

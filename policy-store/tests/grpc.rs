@@ -459,3 +459,51 @@ async fn without_a_certificate_there_is_no_conversation() {
     let error = stranger.clone().status(StatusRequest {}).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error:?}");
 }
+
+/// A writer without need for it names a token that no lock server gave. It would fence
+/// all others for ever.
+#[tokio::test]
+async fn a_token_that_no_lock_server_gave_is_refused() {
+    let served = Served::start().await;
+    let (writer, operator) = (served.writer(), served.operator());
+    let last = u64::try_from(i64::MAX).unwrap();
+    let start = format!("fencing token {last} of syncer-b is more than 1000000 above the newest");
+    let refused = async |from: u64| {
+        let write = fenced(&named(3, "b"), "syncer-b", from);
+        let error = replace(&writer, &write).await.expect_err("refused");
+        assert_status(&error, Code::FailedPrecondition, "fencing token ");
+        error
+    };
+    assert_status(&refused(last).await, Code::FailedPrecondition, &start);
+    refused(1_000_001).await;
+    // The first token may be that of an old lock server, and a step may be large.
+    for token in [1_000_000, 2_000_000] {
+        replace(&writer, &fenced(&named(3, "a"), "syncer-a", token)).await.unwrap();
+    }
+    refused(3_000_001).await;
+    refused(last).await;
+    // Nothing of it counts.
+    let token = status(&operator).await.writer.unwrap().fencing_token;
+    assert_eq!(token, 2_000_000);
+    replace(&writer, &fenced(&named(3, "c"), "syncer-c", 2_000_001)).await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn the_step_between_tokens_can_be_set() {
+    let site = Site::new();
+    let mut config = site.config();
+    config["max_fencing_token_step"] = 5.into();
+    let served = Served::start_with(site, &config).await;
+    let writer = served.writer();
+    replace(&writer, &fenced(&named(3, "a"), "syncer-a", 5)).await.unwrap();
+    let error = replace(&writer, &fenced(&named(3, "b"), "syncer-b", 11)).await.unwrap_err();
+    let text = "fencing token 11 of syncer-b is more than 5 above the newest that was seen, 5";
+    assert_status(&error, Code::FailedPrecondition, text);
+    let site = served.stop().await;
+    config["max_fencing_token_step"] = 0.into();
+    let served = Served::start_with(site, &config).await;
+    let last = u64::try_from(i64::MAX).unwrap();
+    replace(&served.writer(), &fenced(&named(3, "b"), "syncer-b", last)).await.unwrap();
+    served.stop().await;
+}

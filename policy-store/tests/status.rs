@@ -30,6 +30,12 @@ fn each_error_has_its_status() {
     };
     let of_another =
         Refusal::TokenOfAnother { owner: owner("b"), token: token(2), writer: owner("a") };
+    let too_far = Refusal::TokenTooFar {
+        owner: owner("b"),
+        given: token(9),
+        newest: Some(token(2)),
+        most: 5,
+    };
     let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Replace };
     let senseless = store::Error::Senseless { field: "a.b", problem: "secret".to_owned() };
     let closed = store::Error::Database(storage::Error::Closed);
@@ -48,6 +54,7 @@ fn each_error_has_its_status() {
             "more than 10000 spaces",
         ),
         (refused(old), Code::FailedPrecondition, "fencing token 1 of b is older than 2 of a"),
+        (refused(too_far), Code::FailedPrecondition, "fencing token 9 of b is more than 5 above"),
         (refused(of_another), Code::FailedPrecondition, "fencing token 2 is the one of a"),
         (
             refused(Refusal::MassRemoval { removed: 30, stored: 50 }),

@@ -12,7 +12,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
 use jiff::Timestamp;
-use model::generation::{Generation, Point, Watermark};
+use model::{
+    generation::{Generation, Point, Watermark},
+    lock::{FencingToken, Owner},
+};
 use runtime::{error::chain, server::Component};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -110,7 +113,7 @@ pub fn committer(store: Arc<dyn Store>, board: Arc<Board>) -> (Commits, Committe
 }
 
 impl Committer {
-    /// Tells whether the database answers.
+    /// Tells whether the database answers, and whether it stores Replaces.
     #[must_use]
     pub fn telling(mut self, database: Component) -> Self {
         // Whoever commits has read it.
@@ -189,7 +192,7 @@ impl Committer {
                 }))
             }
             Err(Error::Refused(refused)) => {
-                tell_refusal(&write, &refused.refusal);
+                tell_refusal(&write.owner, write.token, &refused.refusal);
                 if refused.seen.is_some() {
                     // The status names the newest token that was seen.
                     self.follow().await?;
@@ -321,9 +324,11 @@ fn tell(write: &Replacement, decision: &Decision, took: Duration) {
     }
 }
 
-fn tell_refusal(write: &Replacement, refusal: &Refusal) {
+pub(crate) fn tell_refusal(writer: &Owner, token: Option<FencingToken>, refusal: &Refusal) {
     let outcome = match refusal {
-        Refusal::OldToken { .. } | Refusal::TokenOfAnother { .. } => "fenced",
+        Refusal::OldToken { .. } | Refusal::TokenOfAnother { .. } | Refusal::TokenTooFar { .. } => {
+            "fenced"
+        }
         Refusal::MassRemoval { .. } => "mass-removal",
         Refusal::Overtaken { .. } => "overtaken",
     };
@@ -331,8 +336,8 @@ fn tell_refusal(write: &Replacement, refusal: &Refusal) {
     tracing::error!(
         error = %refusal,
         reason = outcome,
-        "fencing-token" = write.token.map_or(0, |token| token.0),
-        writer = %write.owner,
+        "fencing-token" = token.map_or(0, |token| token.0),
+        writer = %writer,
         "refused-replace"
     );
 }

@@ -124,6 +124,22 @@ pub enum Refusal {
         /// Whose it is.
         writer: Owner,
     },
+    /// A token that no lock server gave: tokens rise by one with each owner.
+    #[error(
+        "fencing token {given} of {owner} is more than {most} above the newest that was seen, \
+         {}: no lock server gave it",
+        newest.map_or(0, |token| token.0)
+    )]
+    TokenTooFar {
+        /// Who asks.
+        owner: Owner,
+        /// With which token.
+        given: FencingToken,
+        /// The newest token that was seen.
+        newest: Option<FencingToken>,
+        /// The largest step that is believed.
+        most: u64,
+    },
     /// The guard; see the module.
     #[error(
         "this would remove {removed} of {stored} security groups at once, more than half: \
@@ -247,6 +263,26 @@ fn stamp(at: Timestamp) -> Stamp {
 /// As precise as every store keeps it.
 fn in_milliseconds(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
+}
+
+/// Whether a lock server can have given this token, as one that is at most `most` above
+/// the newest token. One writer with a senseless token would fence all others for ever.
+///
+/// # Errors
+/// [`Refusal::TokenTooFar`].
+pub fn plausible(
+    state: &State,
+    owner: &Owner,
+    token: Option<FencingToken>,
+    most: Option<u64>,
+) -> Result<(), Refusal> {
+    let (Some(given), Some(most)) = (token, most) else { return Ok(()) };
+    let newest = state.token;
+    let highest = newest.map_or(0, |token| token.0).saturating_add(most);
+    if given.0 <= highest {
+        return Ok(());
+    }
+    Err(Refusal::TokenTooFar { owner: owner.clone(), given, newest, most })
 }
 
 /// Whether this writer may write after the one before.

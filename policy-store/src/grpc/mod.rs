@@ -15,7 +15,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::Stream;
@@ -42,6 +41,7 @@ use self::{
 };
 use crate::{
     access::{Access, Action},
+    config::Replaces,
     feed::{cells::CellStatus, parts::Part, watch::Feed},
     groups::{
         commit::Commits,
@@ -65,8 +65,8 @@ struct Shared {
     feed: Feed,
     commits: Commits,
     replaces: Arc<Semaphore>,
-    /// How long one may take.
-    replace_timeout: Duration,
+    /// What holds for each.
+    bounds: Replaces,
 }
 
 /// The service.
@@ -75,11 +75,11 @@ pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
     /// Serves what `feed` has, and hands Replaces to `commits`, each of which
-    /// may take as long as `replace_timeout`. The entry judges the peer.
+    /// has these bounds. The entry judges the peer.
     #[must_use]
-    pub fn entry(access: Access, feed: Feed, commits: Commits, replace_timeout: Duration) -> Entry<Self> {
+    pub fn entry(access: Access, feed: Feed, commits: Commits, bounds: Replaces) -> Entry<Self> {
         let replaces = Arc::new(Semaphore::new(REPLACES));
-        let shared = Arc::new(Shared { access, feed, commits, replaces, replace_timeout });
+        let shared = Arc::new(Shared { access, feed, commits, replaces, bounds });
         let judge = Arc::clone(&shared);
         Entry::judged(Self(shared), move |head| judge.judge(head))
             .talks(&["Replace", "Watch"])
@@ -92,8 +92,8 @@ impl PolicyStore {
     ) -> Result<Response<Answers<ReplaceResponse>>, Error> {
         let permit = Arc::clone(&self.0.replaces).try_acquire_owned().map_err(|_| Error::Busy)?;
         let commits = self.0.commits.clone();
-        let (requests, limit) = (request.into_inner(), self.0.replace_timeout);
-        let replacing = Replacing::new(requests, &self.0.feed, commits, permit, limit);
+        let (requests, bounds) = (request.into_inner(), self.0.bounds);
+        let replacing = Replacing::new(requests, &self.0.feed, commits, permit, bounds);
         Ok(Response::new(Box::pin(replacing.into_stream())))
     }
 

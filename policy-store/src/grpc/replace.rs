@@ -31,13 +31,15 @@ use super::{
     status::{Error, status},
 };
 use crate::{
+    config::Replaces,
     feed::watch::Feed,
     groups::{
         board::Board,
-        commit::{Commits, Committed},
-        decide::Replacement,
+        commit::{Commits, Committed, Failure, tell_refusal},
+        decide::{Refused, Replacement, plausible},
         manifest::{Expected, Manifest},
     },
+    store,
 };
 
 /// How long a writer may say nothing.
@@ -61,24 +63,24 @@ pub(super) struct Replacing {
     board: Arc<Board>,
     commits: Commits,
     drain: CancellationToken,
-    limit: Duration,
+    bounds: Replaces,
     /// One of those that may go on at the same time; given back before the last
     /// answer, so that whoever heard it may begin again.
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Replacing {
-    /// A Replace that has not begun, and may take as long as `limit`.
+    /// A Replace that has not begun, with these bounds.
     pub(super) fn new(
         requests: Streaming<ReplaceRequest>,
         feed: &Feed,
         commits: Commits,
         permit: OwnedSemaphorePermit,
-        limit: Duration,
+        bounds: Replaces,
     ) -> Self {
         let (board, drain) = (Arc::clone(&feed.board), feed.drain.clone());
         let (phase, permit) = (Phase::Opening, Some(permit));
-        Self { requests, phase, board, commits, drain, limit, permit }
+        Self { requests, phase, board, commits, drain, bounds, permit }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<ReplaceResponse, Status>> + Send {
@@ -99,7 +101,7 @@ impl Replacing {
     }
 
     async fn run(mut self, answers: mpsc::Sender<Step>) -> Result<(), Error> {
-        let limit = self.limit;
+        let limit = self.bounds.timeout;
         let outcome = tokio::time::timeout(limit, self.answer(&answers)).await;
         let outcome = outcome.unwrap_or(Err(Error::Slow(limit.as_secs())));
         outcome.inspect_err(|error| tracing::debug!(error = %error, "replace-ended"))
@@ -122,6 +124,7 @@ impl Replacing {
             match mem::replace(&mut self.phase, Phase::Done) {
                 Phase::Opening => {
                     let beginning = self.begin().await?;
+                    self.check_token(&beginning)?;
                     let manifest = self.manifest().await?;
                     let snapshot = self.board.current();
                     let expected = Box::new(manifest.expect(|guid| snapshot.hash(guid)));
@@ -145,6 +148,16 @@ impl Replacing {
             Said::Begin(begin) => begin.try_into(),
             other => Err(unexpected("Begin", &other)),
         }
+    }
+
+    /// Before anything else is read. The newest token only rises: what is refused by
+    /// the served state, which may be a moment old, comes again a moment later.
+    fn check_token(&self, Beginning { owner, token, .. }: &Beginning) -> Result<(), Error> {
+        let state = &self.board.current().state;
+        plausible(state, owner, *token, self.bounds.token_step).map_err(|refusal| {
+            tell_refusal(owner, *token, &refusal);
+            Failure::from(store::Error::from(Refused { refusal, seen: None })).into()
+        })
     }
 
     async fn manifest(&mut self) -> Result<Manifest, Error> {

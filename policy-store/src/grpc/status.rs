@@ -76,6 +76,7 @@ pub fn status(error: &Error) -> Status {
         Error::Replace(Failure::Store(store::Error::Refused(refused))) => match refused.refusal {
             Refusal::OldToken { .. }
             | Refusal::TokenOfAnother { .. }
+            | Refusal::TokenTooFar { .. }
             | Refusal::MassRemoval { .. } => Code::FailedPrecondition,
             Refusal::Overtaken { .. } => Code::Aborted,
         },

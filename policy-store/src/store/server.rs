@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Answer, Contents, Error, News, Store, rows::senseless};
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Decision, Replacement},
+    groups::decide::{Decision, Replacement, State},
 };
 
 /// How often MySQL is asked for news: the bound of how late an instance learns
@@ -105,6 +105,15 @@ impl Server {
     /// The database does not answer, or holds something senseless.
     pub async fn newest(&self) -> Result<Point, Error> {
         load::newest(&self.server).await
+    }
+
+    /// Forgets the newest fencing token, also for instances that run; answers the state
+    /// before.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn reset_fencing(&self) -> Result<State, Error> {
+        write::reset_fencing(&self.server).await
     }
 
     /// What the connections did.

@@ -84,6 +84,21 @@ impl Sqlite {
         };
         Ok(Self { database: Database::open(path, &options, MIGRATIONS)? })
     }
+
+    /// Forgets the newest fencing token; answers the state before.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn reset_fencing(&self) -> Result<State, Error> {
+        let reset = |transaction: &Transaction<'_>| {
+            let before = load::state(transaction)?;
+            if before.token.is_some() {
+                store_state(transaction, &State { token: None, ..before.clone() })?;
+            }
+            Ok::<_, Error>(before)
+        };
+        self.database.write(reset).await
+    }
 }
 
 impl Store for Sqlite {

@@ -33,6 +33,21 @@ const GROUPS: &str = "portcullis_security_groups";
 const GROUP_COLUMNS: &str =
     "(id, guid, name, running_default, staging_default, rules, content_hash)";
 
+/// Forgets the newest fencing token; answers the state before.
+pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
+    let dialect = server.dialect();
+    server
+        .transaction(async |transaction: Transaction| {
+            let before = state_for_update(&transaction).await?;
+            if before.token.is_some() {
+                store_state(&transaction, &State { token: None, ..before.clone() }).await?;
+                tell(&transaction, dialect).await?;
+            }
+            Ok::<_, Error>(before)
+        })
+        .await
+}
+
 /// A refusal is no error of the transaction: what was seen is committed.
 pub(super) async fn replace(
     server: &Server,

@@ -218,7 +218,8 @@ impl App {
             cells,
         } = self;
         let (commits, committer) = commit::committer(Arc::clone(&store), Arc::clone(&board));
-        let committer = committer.telling(health.component(http::health::DATABASE));
+        let reads = health.component(http::health::DATABASE);
+        let committer = committer.telling(reads, health.component("database writes"));
         let (hurry, drained) = (CancellationToken::new(), CancellationToken::new());
         let feed = Feed { board: Arc::clone(&board), cells, drain: hurry.clone() };
         let stale_after = config.stale_after;

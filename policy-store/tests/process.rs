@@ -1,9 +1,10 @@
 //! The real program: crashes, signals, logs, faults at the start.
 
-use std::{collections::BTreeSet, process::Output, time::Duration};
+use std::{collections::BTreeSet, io::Write as _, process::Output, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use storage::{server::Dialect, testing::TestServer};
 use tokio::sync::watch;
 use tonic::Code;
 
@@ -217,4 +218,84 @@ async fn without_a_usable_certificate_it_starts_and_waits_for_one() {
             .is_success()
     );
     assert_eq!(reqwest::get(&ready).await.unwrap().status(), 200);
+}
+
+/// A disk without room: the store can be read, and is not ready until a Replace is
+/// stored again. A small write that succeeds meanwhile says nothing.
+#[tokio::test]
+async fn a_full_disk_is_not_ready_and_heals() {
+    let site = Site::new();
+    let disk = site.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let mut config = site.config();
+    config["database"]["path"] = json!(disk.join("store.db"));
+    let program = Program::start_on_disk(&site, &config, &disk, 16 << 20);
+    let writer = site.client(&program.address, "syncer", None);
+    let readyz = async || {
+        let answer = reqwest::get(format!("http://{}/readyz", program.admin())).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    replace(&writer, &fenced(&named(100, "1"), "syncer-a", 1)).await.unwrap();
+    assert_eq!(readyz().await, (200, "ready\n".to_owned()));
+
+    let filler = program.path(&disk.join("filler"));
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write(&[1; 64 << 10]).is_ok_and(|written| written > 0) {}
+    let large = fenced(&named(5_000, "2"), "syncer-a", 1);
+    for _ in 0..2 {
+        let error = replace(&writer, &large).await.expect_err("there is no room");
+        assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+        let (code, text) = readyz().await;
+        assert_eq!(code, 503, "{text}");
+        assert!(text.starts_with("database writes: the last Replace was not stored: "), "{text}");
+        assert!(text.contains("the disk is full"), "{text}");
+    }
+    assert_eq!(list_all(&writer).await.0, 1, "what is stored is served");
+
+    std::fs::remove_file(filler).unwrap();
+    drop(file);
+    replace(&writer, &large).await.unwrap();
+    assert_eq!(readyz().await, (200, "ready\n".to_owned()));
+}
+
+/// `--reset-fencing`, as it is documented, on each database.
+#[tokio::test]
+async fn fencing_is_reset_by_a_command() {
+    let on = |dialect| Site::on(TestServer::shared(dialect));
+    for site in [on(Dialect::Postgres), on(Dialect::MySql), Site::new()] {
+        let config = site.config();
+        let reset = || {
+            let mut command = command(&site, &config);
+            let output = command.arg("--reset-fencing").output().unwrap();
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+            (output.status.code(), text(output.stdout), text(output.stderr))
+        };
+        let mut program = Program::start_with(&site, &config);
+        let writer = site.client(&program.address, "syncer", None);
+        replace(&writer, &fenced(&named(3, "1"), "syncer-a", 7)).await.unwrap();
+        let old = fenced(&named(3, "2"), "syncer-b", 1);
+        let error = replace(&writer, &old).await.expect_err("fenced");
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+        if config["database"]["type"] == "sqlite" {
+            // The file of a store that runs is not touched.
+            let (code, _, error) = reset();
+            assert_eq!(code, Some(1), "{error}");
+            assert!(error.starts_with("reset-fencing: resetting the fencing token: "), "{error}");
+            program.signal(Signal::SIGTERM);
+            program.wait();
+            let said = "forgot fencing token 7 of syncer-a: the next writer is let in\n".to_owned();
+            assert_eq!(reset(), (Some(0), said, String::new()));
+            program = Program::start_with(&site, &config);
+        } else {
+            let (code, said, error) = reset();
+            assert_eq!((code, &*error), (Some(0), ""), "{said}");
+            assert!(said.starts_with("forgot fencing token 7 of syncer-a"), "{said}");
+        }
+        let writer = site.client(&program.address, "syncer", None);
+        let done = replace(&writer, &old).await.unwrap();
+        assert_eq!((done.generation, done.changed), (2, 3), "the groups are as they were");
+        // The fence is up again.
+        let older = replace(&writer, &fenced(&named(3, "3"), "syncer-a", 0)).await;
+        assert_eq!(older.unwrap_err().code(), Code::FailedPrecondition);
+    }
 }

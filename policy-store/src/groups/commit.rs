@@ -102,35 +102,59 @@ pub struct Committer {
     jobs: mpsc::Receiver<Job>,
     store: Arc<dyn Store>,
     board: Arc<Board>,
-    database: Option<Component>,
+    told: Option<Told>,
+}
+
+/// Who is told how the database does. A database that can be read, and whose disk is
+/// full, is ready for reading alone.
+#[derive(Debug)]
+struct Told {
+    reads: Component,
+    writes: Component,
 }
 
 /// A committer and the way to it.
 #[must_use]
 pub fn committer(store: Arc<dyn Store>, board: Arc<Board>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
-    (Commits(sender), Committer { jobs, store, board, database: None })
+    (Commits(sender), Committer { jobs, store, board, told: None })
 }
 
 impl Committer {
     /// Tells whether the database answers, and whether it stores Replaces.
     #[must_use]
-    pub fn telling(mut self, database: Component) -> Self {
-        // Whoever commits has read it.
-        database.ready();
-        self.database = Some(database);
+    pub fn telling(mut self, reads: Component, writes: Component) -> Self {
+        // Whoever commits has read it; nothing is known against writing.
+        reads.ready();
+        writes.ready();
+        self.told = Some(Told { reads, writes });
         self
     }
 
     fn answered(&self) {
-        if let Some(database) = &self.database {
-            database.ready();
+        if let Some(Told { reads, .. }) = &self.told {
+            reads.ready();
         }
     }
 
     fn failed(&self, error: &Error) {
-        if let Some(database) = &self.database {
-            database.not_ready(chain(error));
+        if let Some(Told { reads, .. }) = &self.told {
+            reads.not_ready(chain(error));
+        }
+    }
+
+    /// A Replace was stored, or its refusal.
+    fn written(&self) {
+        if let Some(Told { writes, .. }) = &self.told {
+            writes.ready();
+        }
+    }
+
+    /// A Replace was not stored. Only another Replace can tell that this is over: a
+    /// small write may succeed on a disk without room for a set.
+    fn not_written(&self, error: &Error) {
+        if let (Some(Told { writes, .. }), Error::Database(_)) = (&self.told, error) {
+            writes.not_ready(format!("the last Replace was not stored: {}", chain(error)));
         }
     }
 
@@ -177,6 +201,7 @@ impl Committer {
         let (outcome, guess) = tokio::join!(self.store.replace(Arc::clone(&write)), guess);
         match outcome {
             Ok(decision) => {
+                self.written();
                 if let Err(error) = self.publish(&decision, &current, guess).await? {
                     return Ok(Err(error));
                 }
@@ -192,6 +217,7 @@ impl Committer {
                 }))
             }
             Err(Error::Refused(refused)) => {
+                self.written();
                 tell_refusal(&write.owner, write.token, &refused.refusal);
                 if refused.seen.is_some() {
                     // The status names the newest token that was seen.
@@ -200,7 +226,7 @@ impl Committer {
                 Ok(Err(refused.into()))
             }
             Err(error) => {
-                self.failed(&error);
+                self.not_written(&error);
                 tell_failure(&write, &error);
                 // What failed in the middle may have happened all the same.
                 self.follow().await?;

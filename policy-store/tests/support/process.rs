@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard},
 };
@@ -47,7 +48,27 @@ impl Program {
 
     /// With a configuration of this site that was changed.
     pub(crate) fn start_with(site: &Site, config: &Value) -> Self {
-        let mut command = command(site, config);
+        Self::run(command(site, config))
+    }
+
+    /// On a file system of its own with so many bytes, at `disk`.
+    pub(crate) fn start_on_disk(site: &Site, config: &Value, disk: &Path, bytes: u32) -> Self {
+        let program = command(site, config);
+        let script = r#"mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script]);
+        command.arg(bytes.to_string()).arg(disk);
+        command.arg(program.get_program()).args(program.get_args());
+        Self::run(command)
+    }
+
+    /// A path as the program sees it.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        root.join(path.strip_prefix("/").unwrap())
+    }
+
+    fn run(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let log = Shared::default();

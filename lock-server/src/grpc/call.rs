@@ -292,7 +292,7 @@ mod tests {
             (
                 TooLarge(5_000_000_000).into(),
                 Code::ResourceExhausted,
-                "the answer has 5000000000 bytes, more than a message can have",
+                "the answer has 5000000000 bytes, at most 67108864 are sent",
             ),
             (denied.into(), Code::PermissionDenied, "the peer cn=x may not write locks"),
             (proto::Error::Missing("resource").into(), Code::InvalidArgument, "invalid-request"),

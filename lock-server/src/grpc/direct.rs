@@ -24,9 +24,13 @@ use tower::Service;
 #[derive(Debug, Clone)]
 pub(super) struct Encoded(Bytes);
 
-/// A frame cannot say that it is so long.
+/// The largest answer: that of about 400,000 presences. Encoding and sending a larger
+/// one takes longer than clients wait, and most of them take no more than 4 MiB.
+const LARGEST: usize = 64 << 20;
+
+/// The answer is larger than [`LARGEST`].
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the answer has {0} bytes, more than a message can have")]
+#[error("the answer has {0} bytes, at most {LARGEST} are sent")]
 pub struct TooLarge(pub(super) usize);
 
 /// What stands before a message.
@@ -35,7 +39,8 @@ const PREFIX: usize = 5;
 impl Encoded {
     /// A message that `put` writes and that has `len` bytes.
     pub(super) fn message(len: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Self, TooLarge> {
-        let declared = u32::try_from(len).map_err(|_| TooLarge(len))?;
+        let declared = u32::try_from(len).ok().filter(|_| len <= LARGEST);
+        let declared = declared.ok_or(TooLarge(len))?;
         let mut buffer = BytesMut::with_capacity(PREFIX + len);
         buffer.put_u8(0);
         buffer.put_u32(declared);

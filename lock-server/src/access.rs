@@ -4,7 +4,13 @@
 //! before anybody asks here. As with the original, every certificate of the
 //! authority may do everything, until a list says otherwise: then only those that
 //! fit a pattern of the list may, and the two lists know nothing of each other.
+//!
+//! Beside that, a key may be for some writers only, and a time to live may have a
+//! bound: without it, a client can take a lock for 100 years.
 
+use std::time::Duration;
+
+use model::lock::Ttl;
 use runtime::tls::{Identity, Pattern};
 
 /// What somebody wants to do.
@@ -23,6 +29,51 @@ pub struct Access {
     pub writers: Option<Vec<Pattern>>,
     /// Those that may fetch and watch them.
     pub readers: Option<Vec<Pattern>>,
+    /// Keys that are for some writers only.
+    pub keys: Vec<KeyRule>,
+    /// The longest time to live, if there is a bound.
+    pub longest: Option<Duration>,
+}
+
+/// Who may take and release the locks with some keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRule {
+    /// The keys: a text in which one `*` stands for any text.
+    pub keys: String,
+    /// The certificates.
+    pub identities: Vec<Pattern>,
+}
+
+impl KeyRule {
+    fn is_for(&self, key: &str) -> bool {
+        match self.keys.split_once('*') {
+            None => self.keys == key,
+            Some((start, end)) => {
+                key.len() >= start.len() + end.len() && key.starts_with(start) && key.ends_with(end)
+            }
+        }
+    }
+}
+
+/// Why a lock may not be taken or released.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfBounds {
+    /// The key is for others.
+    #[error("{peer} may not write the lock {key:?}")]
+    Key {
+        /// The peer, by its certificate.
+        peer: String,
+        /// The key.
+        key: String,
+    },
+    /// The time to live is too long.
+    #[error("ttl_in_seconds is {asked}, at most {most} is allowed (max_lock_ttl)")]
+    Ttl {
+        /// The time to live, in seconds.
+        asked: i64,
+        /// The longest, in seconds.
+        most: u64,
+    },
 }
 
 /// Why somebody may not: says who, so that the log and the peer agree.
@@ -53,12 +104,47 @@ impl Access {
         if identity.is_some_and(fits) {
             return Ok(());
         }
-        let peer = match identity.map(ToString::to_string).as_deref() {
-            None => "a peer without a certificate".to_owned(),
-            Some("") => "a peer whose certificate names nobody".to_owned(),
-            Some(names) => format!("the peer {names}"),
+        Err(Denied { peer: describe(identity), action })
+    }
+
+    /// Whether there are rules for keys, or a bound for the time to live.
+    pub fn has_bounds(&self) -> bool {
+        self.longest.is_some() || !self.keys.is_empty()
+    }
+
+    /// Whether the peer may take the lock with this key for so long, or release it.
+    ///
+    /// # Errors
+    /// Rules exist for the key, and none of them names the peer; or the time to live is
+    /// too long.
+    pub fn check_lock(
+        &self,
+        identity: Option<&Identity>,
+        key: &str,
+        ttl: Option<Ttl>,
+    ) -> Result<(), OutOfBounds> {
+        let mut rules = self.keys.iter().filter(|rule| rule.is_for(key)).peekable();
+        let is_for_all = rules.peek().is_none();
+        let names = |identity| {
+            rules.any(|rule| rule.identities.iter().any(|pattern| pattern.fits(identity)))
         };
-        Err(Denied { peer, action })
+        if !is_for_all && !identity.is_some_and(names) {
+            return Err(OutOfBounds::Key { peer: describe(identity), key: key.to_owned() });
+        }
+        match (ttl, self.longest) {
+            (Some(ttl), Some(longest)) if ttl.duration() > longest => {
+                Err(OutOfBounds::Ttl { asked: ttl.seconds(), most: longest.as_secs() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn describe(identity: Option<&Identity>) -> String {
+    match identity.map(ToString::to_string).as_deref() {
+        None => "a peer without a certificate".to_owned(),
+        Some("") => "a peer whose certificate names nobody".to_owned(),
+        Some(names) => format!("the peer {names}"),
     }
 }
 
@@ -93,13 +179,29 @@ mod tests {
         let (named, other) =
             (patterns(&["cn=nobody", "dns=*.cf.internal"]), patterns(&["ou=cell"]));
         let table = [
-            (Access { writers: named.clone(), readers: None }, true, true),
-            (Access { writers: other.clone(), readers: None }, false, true),
-            (Access { writers: other.clone(), readers: named.clone() }, false, true),
-            (Access { writers: named, readers: other }, true, false),
-            (Access { writers: None, readers: patterns(&["cn=bbs,ou=cell"]) }, true, false),
+            (Access { writers: named.clone(), readers: None, ..Access::default() }, true, true),
+            (Access { writers: other.clone(), readers: None, ..Access::default() }, false, true),
             (
-                Access { writers: patterns(&[]), readers: patterns(&["cn=bbs,ou=diego"]) },
+                Access { writers: other.clone(), readers: named.clone(), ..Access::default() },
+                false,
+                true,
+            ),
+            (Access { writers: named, readers: other, ..Access::default() }, true, false),
+            (
+                Access {
+                    writers: None,
+                    readers: patterns(&["cn=bbs,ou=cell"]),
+                    ..Access::default()
+                },
+                true,
+                false,
+            ),
+            (
+                Access {
+                    writers: patterns(&[]),
+                    readers: patterns(&["cn=bbs,ou=diego"]),
+                    ..Access::default()
+                },
                 false,
                 true,
             ),
@@ -112,7 +214,11 @@ mod tests {
 
     #[test]
     fn a_refusal_says_who_and_what() {
-        let nobody = Access { writers: patterns(&["cn=x"]), readers: patterns(&["cn=x"]) };
+        let nobody = Access {
+            writers: patterns(&["cn=x"]),
+            readers: patterns(&["cn=x"]),
+            ..Access::default()
+        };
         let table = [
             (
                 Some(bbs()),
@@ -129,5 +235,45 @@ mod tests {
         for (identity, action, text) in table {
             assert_eq!(nobody.check(identity.as_ref(), action).unwrap_err().to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_key_may_be_for_some_and_a_time_to_live_may_have_a_bound() {
+        let rule = |keys: &str, identities: &[&str]| KeyRule {
+            keys: keys.to_owned(),
+            identities: patterns(identities).unwrap(),
+        };
+        let access = Access {
+            keys: vec![
+                rule("policy-server-asg-syncer", &["cn=syncer"]),
+                rule("bbs*", &["cn=bbs"]),
+                rule("*-presence", &["ou=diego", "ou=cell"]),
+                rule("bbs-presence", &["cn=other"]),
+            ],
+            longest: Some(Duration::from_secs(60)),
+            ..Access::default()
+        };
+        let ttl = |seconds| Some(Ttl::try_from_seconds(seconds).unwrap());
+        let bbs = bbs();
+        let may = |key: &str| access.check_lock(Some(&bbs), key, ttl(60)).is_ok();
+        for key in ["bbs", "bbs_lock", "cell-presence", "bbs-presence", "anything", "presence"] {
+            assert!(may(key), "{key}");
+        }
+        assert!(!may("policy-server-asg-syncer"));
+        let told =
+            |identity, key, ttl| access.check_lock(identity, key, ttl).unwrap_err().to_string();
+        assert_eq!(
+            told(Some(&bbs), "policy-server-asg-syncer", None),
+            "the peer cn=bbs,ou=diego,dns=bbs.service.cf.internal may not write the lock \
+             \"policy-server-asg-syncer\""
+        );
+        assert_eq!(
+            told(None, "bbs", None),
+            "a peer without a certificate may not write the lock \"bbs\""
+        );
+        let text = "ttl_in_seconds is 61, at most 60 is allowed (max_lock_ttl)";
+        assert_eq!(told(None, "anything", ttl(61)), text);
+        assert!(access.has_bounds() && !Access::default().has_bounds());
+        assert_eq!(Access::default().check_lock(None, "bbs", ttl(i64::MAX)), Ok(()));
     }
 }

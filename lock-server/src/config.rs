@@ -7,14 +7,15 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use runtime::{
-    config::{Configure, GoDuration, HostPort, Reader},
+    config::{Configure, GoDuration, HostPort, Reader, Value},
     lager::{self, Censor, Level, TimeFormat},
     loggregator,
     server::Limits,
     tls::{self, Pattern},
 };
+use serde_json::Value as Json;
 
-use crate::access::Access;
+use crate::access::{Access, KeyRule};
 
 /// What Go listens on when no address is given: any free port, everywhere.
 const ANY_ADDRESS: &str = ":0";
@@ -44,7 +45,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `max_connections`: clients at a time.
     pub max_connections: usize,
-    /// `writer_identities`, `reader_identities`.
+    /// `writer_identities`, `reader_identities`, `key_identities`, `max_lock_ttl`.
     pub access: Access,
     /// `enable_db_health_check` and its keys.
     pub health_check: Option<HealthCheck>,
@@ -263,7 +264,44 @@ fn database(keys: &mut Reader<'_>, operation: Duration) -> Option<Database> {
 fn access(keys: &mut Reader<'_>) -> Option<Access> {
     let writers = keys.optional::<Vec<Pattern>>("writer_identities");
     let readers = keys.optional::<Vec<Pattern>>("reader_identities");
-    Some(Access { writers: writers?, readers: readers? })
+    let rules = keys.optional::<KeyRules>("key_identities");
+    let longest = positive(keys, "max_lock_ttl");
+    let KeyRules(rules) = rules?.unwrap_or_default();
+    Some(Access { writers: writers?, readers: readers?, keys: rules, longest: longest? })
+}
+
+/// `key_identities`: a list of objects with `keys` and `identities`.
+#[derive(Debug, Default)]
+struct KeyRules(Vec<KeyRule>);
+
+impl Value for KeyRules {
+    fn from_json(json: &Json) -> Result<Self, String> {
+        let list = json.as_array().ok_or("must be a list of objects")?;
+        list.iter()
+            .enumerate()
+            .map(|(at, json)| rule(json).map_err(|problem| format!("[{at}]: {problem}")))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn rule(json: &Json) -> Result<KeyRule, String> {
+    let object = json.as_object().ok_or("must be an object with keys and identities")?;
+    if let Some(other) = object.keys().find(|key| !matches!(key.as_str(), "keys" | "identities")) {
+        return Err(format!("{other:?} is not one of keys and identities"));
+    }
+    let keys = object.get("keys").and_then(Json::as_str).ok_or("keys must be a text")?;
+    if keys.is_empty() || keys.matches('*').count() > 1 {
+        return Err(format!("keys: {keys:?} must be a text with at most one *"));
+    }
+    let identities = object.get("identities").ok_or("identities is missing")?;
+    let identities = Vec::<Pattern>::from_json(identities);
+    let identities = identities.map_err(|problem| format!("identities: {problem}"))?;
+    Ok(KeyRule { keys: keys.to_owned(), identities })
 }
 
 fn health_check(keys: &mut Reader<'_>) -> Option<Option<HealthCheck>> {

@@ -11,7 +11,7 @@ mod watch;
 use std::{iter, sync::Arc};
 
 use http::HeaderMap;
-use model::lock::{Claim, LockKind, Release, Selector};
+use model::lock::{Claim, LockKind, Release, Selector, Ttl};
 use proto::{
     lock_v1,
     lock_v1::lock_watch_server::LockWatchServer,
@@ -20,7 +20,10 @@ use proto::{
         locket_server::{Locket, LocketServer},
     },
 };
-use runtime::server::{Entry, Head};
+use runtime::{
+    server::{Entry, Head},
+    tls::peer,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -30,7 +33,7 @@ pub use self::{
     direct::{Direct, TooLarge},
 };
 use crate::{
-    access::{Access, Action},
+    access::{Access, Action, OutOfBounds},
     held::{self, Held},
     locks::Locks,
     store::Store,
@@ -86,6 +89,19 @@ impl<S: Store> Service<S> {
             Entry::judged(Direct(LocketServer::new(self.clone())), move |head| locket.judge(head)),
             Entry::judged(LockWatchServer::new(self), move |head| watch.judge(head)),
         )
+    }
+
+    /// Whether the peer may take this lock for so long, or release it.
+    fn check_lock<T>(
+        &self,
+        request: &Request<T>,
+        key: &str,
+        ttl: Option<Ttl>,
+    ) -> Result<(), OutOfBounds> {
+        if !self.access.has_bounds() {
+            return Ok(());
+        }
+        self.access.check_lock(peer(request).identity.as_deref(), key, ttl)
     }
 
     /// Whether the peer may call the method. Unknown methods are refused later.
@@ -151,7 +167,12 @@ impl<S: Store> Locket for Service<S> {
     ) -> Result<Response<models::LockResponse>, Status> {
         let uuid = request_uuid(&request);
         let claim = Claim::try_from(request.get_ref());
+        let bounds = match &claim {
+            Ok(claim) => self.check_lock(&request, claim.key.as_str(), Some(claim.ttl)),
+            Err(_) => Ok(()),
+        };
         let refreshed = self.calls.lock.at_once(|| {
+            bounds.as_ref().ok()?;
             let fencing_token = self.locks.refresh(claim.as_ref().ok()?, &uuid)?.0;
             Encoded::of(&models::LockResponse { fencing_token }).ok()
         });
@@ -164,6 +185,7 @@ impl<S: Store> Locket for Service<S> {
         self.calls
             .lock
             .serve(about, async {
+                bounds?;
                 let fencing_token = self.locks.lock(claim?, uuid).await?.0;
                 Ok(Encoded::of(&models::LockResponse { fencing_token })?)
             })
@@ -205,7 +227,10 @@ impl<S: Store> Locket for Service<S> {
         self.calls
             .release
             .serve(about, async {
-                let release = Release::try_from(request.into_inner())?;
+                let (metadata, extensions, message) = request.into_parts();
+                let release = Release::try_from(message)?;
+                let request = Request::from_parts(metadata, extensions, ());
+                self.check_lock(&request, &release.key, None)?;
                 self.locks.release(release, type_code).await?;
                 Ok(Encoded::of(&models::ReleaseResponse {})?)
             })

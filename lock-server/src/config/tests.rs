@@ -126,9 +126,35 @@ fn the_health_check_is_off_until_it_is_wanted() {
 fn lists_of_identities_are_patterns() {
     let access = read(r#""writer_identities": ["cn=bbs", "ou=cell,dns=*.cf"]"#).access;
     let writers = ["cn=bbs", "ou=cell,dns=*.cf"].map(|text| text.parse().unwrap());
-    assert_eq!(access, Access { writers: Some(writers.into()), readers: None });
+    assert_eq!(access, Access { writers: Some(writers.into()), ..Access::default() });
     let error = parse::<Config>(&with(r#""reader_identities": ["bbs"]"#)).unwrap_err();
     assert!(error.to_string().contains("reader_identities: \"bbs\" is not of the form"), "{error}");
+}
+
+#[test]
+fn keys_and_times_to_live_have_bounds_if_wanted() {
+    let rules =
+        r#""key_identities": [{"keys": "bbs*", "identities": ["cn=bbs"]}], "max_lock_ttl": "1m""#;
+    let access = read(rules).access;
+    let rule = KeyRule { keys: "bbs*".to_owned(), identities: vec!["cn=bbs".parse().unwrap()] };
+    assert_eq!((access.keys, access.longest), (vec![rule], Some(60 * SECOND)));
+    for (rules, problem) in [
+        ("{}", "key_identities: must be a list of objects"),
+        (
+            r#"[{"keys": "a*b*", "identities": []}]"#,
+            "[0]: keys: \"a*b*\" must be a text with at most",
+        ),
+        (r#"[{"keys": "a"}]"#, "[0]: identities is missing"),
+        (
+            r#"[{"keys": "a", "identities": ["bbs"]}]"#,
+            "[0]: identities: \"bbs\" is not of the form",
+        ),
+        (r#"[{"keys": "a", "identities": [], "b": 1}]"#, "[0]: \"b\" is not one of keys and"),
+    ] {
+        let text = with(&format!(r#""key_identities": {rules}"#));
+        let error = parse::<Config>(&text).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
 }
 
 /// Everything of 4.2 that Go's decoder lets pass.

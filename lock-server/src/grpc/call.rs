@@ -9,7 +9,12 @@ use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span, info_span};
 
 use super::TooLarge;
-use crate::{access::Denied, held, locks, metrics::Requests, store};
+use crate::{
+    access::{Denied, OutOfBounds},
+    held, locks,
+    metrics::Requests,
+    store,
+};
 
 /// Why a call is refused.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -23,6 +28,9 @@ pub enum Refusal {
     /// The peer may not.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// The peer may not take or release this lock, or not for so long.
+    #[error(transparent)]
+    OutOfBounds(#[from] OutOfBounds),
     /// There is more to answer than a message can hold.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
@@ -52,7 +60,10 @@ pub(super) fn status(refusal: &Refusal) -> Status {
                 store::Error::TooManyWatchers => Code::ResourceExhausted,
             },
         },
-        Refusal::Denied(_) => Code::PermissionDenied,
+        Refusal::Denied(_) | Refusal::OutOfBounds(OutOfBounds::Key { .. }) => {
+            Code::PermissionDenied
+        }
+        Refusal::OutOfBounds(OutOfBounds::Ttl { .. }) => Code::InvalidArgument,
         Refusal::TooLarge(_) => Code::ResourceExhausted,
     };
     Status::new(code, refusal.to_string())
@@ -200,10 +211,12 @@ impl<'a> Call<'a> {
         let uuid = uuid.as_deref();
         let error = client::describe(&status);
         match refusal {
-            Refusal::Request(_) => {
+            Refusal::Request(_) | Refusal::OutOfBounds(OutOfBounds::Ttl { .. }) => {
                 tracing::error!(error, "typeCode" = type_code, "invalid-request");
             }
-            Refusal::Denied(_) => tracing::error!(error, "permission-denied"),
+            Refusal::Denied(_) | Refusal::OutOfBounds(OutOfBounds::Key { .. }) => {
+                tracing::error!(error, "permission-denied");
+            }
             Refusal::TooLarge(_) => tracing::error!(error, "answer-too-large"),
             Refusal::Locks(locks::Error::Collision) => {}
             Refusal::Locks(locks::Error::NotFound) => {

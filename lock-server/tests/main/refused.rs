@@ -167,3 +167,51 @@ async fn reading_may_have_a_list_of_its_own() {
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     }
 }
+
+/// `max_lock_ttl` and `key_identities`; without them, everything is as with Locket.
+#[tokio::test]
+async fn keys_and_times_to_live_can_have_bounds() {
+    let site = Site::new();
+    let mut config = site.config();
+    config["max_lock_ttl"] = json!("1m");
+    config["key_identities"] = json!([{ "keys": "sync*", "identities": ["cn=syncer"] }]);
+    let mut server = Server::start(site.command(&config));
+    let syncer = site.authority.issue_with("syncer", |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    let mut other = site.client(&server.address);
+    let mut syncer = LocketClient::new(channel(&server.address, &syncer));
+    let resource = |key: &str| {
+        let (key, owner) = (key.to_owned(), "o".to_owned());
+        Some(Resource { key, owner, type_code: 1, ..Resource::default() })
+    };
+    let lock = |key: &str, ttl| LockRequest { resource: resource(key), ttl_in_seconds: ttl };
+    let release = |key: &str| ReleaseRequest { resource: resource(key) };
+
+    let century = 100 * 365 * 24 * 60 * 60;
+    for (ttl, shown) in [(61, 61), (century, century), (i64::MAX, century)] {
+        let error = other.lock(lock("k", ttl)).await.unwrap_err();
+        let text = format!("ttl_in_seconds is {shown}, at most 60 is allowed (max_lock_ttl)");
+        assert_eq!((error.code(), error.message()), (Code::InvalidArgument, &*text));
+    }
+    let key = FetchRequest { key: "k".to_owned() };
+    assert_eq!(other.fetch(key).await.unwrap_err().code(), Code::NotFound);
+    other.lock(lock("k", 60)).await.unwrap();
+    // Also a refresh, which waits for nothing.
+    assert_eq!(other.lock(lock("k", 61)).await.unwrap_err().code(), Code::InvalidArgument);
+
+    syncer.lock(lock("syncer", 60)).await.unwrap();
+    let text = "the peer cn=client,dns=localhost may not write the lock \"syncer\"";
+    for error in [
+        other.lock(lock("syncer", 60)).await.unwrap_err(),
+        other.release(release("syncer")).await.unwrap_err(),
+    ] {
+        assert_eq!((error.code(), error.message()), (Code::PermissionDenied, text));
+    }
+    let line = server.line_where(|line| {
+        line["message"] == "locket.release.permission-denied"
+            && line["data"]["error"].as_str().is_some_and(|error| error.ends_with(text))
+    });
+    assert!(line.is_some(), "the log names the peer and the key");
+    syncer.release(release("syncer")).await.unwrap();
+}

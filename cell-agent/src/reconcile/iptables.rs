@@ -80,6 +80,8 @@ struct FamilyState {
     placed: BTreeSet<String>,
     /// Those of them that hold what this process wants.
     written: BTreeSet<String>,
+    /// Whether ip6tables refused what no packet of this cell needs.
+    given_up: bool,
 }
 
 impl FamilyState {
@@ -89,6 +91,7 @@ impl FamilyState {
             wanted: Filter::default(),
             placed: BTreeSet::new(),
             written: BTreeSet::new(),
+            given_up: false,
         }
     }
 
@@ -99,11 +102,20 @@ impl FamilyState {
     /// The table; `None` if it is one of IPv6 that cannot be read and in which no
     /// container needs anything.
     async fn look(&self, iptables: &Iptables) -> Result<Option<Saved>, Error> {
+        if self.given_up && self.is_idle() {
+            return Ok(None);
+        }
         match iptables.save(self.family()).await {
             Ok(saved) => Ok(Some(saved)),
             Err(Error::Unreadable { .. }) if self.is_unused() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether no packet can need the table: no container has such an address, and the
+    /// cell does not forward this family.
+    fn is_idle(&self) -> bool {
+        self.is_unused() && !forwards_ipv6()
     }
 
     fn is_unused(&self) -> bool {
@@ -311,7 +323,17 @@ impl Chains {
             state.placed.clear();
             if let Some(batch) = &step.batch {
                 let restored = self.iptables.restore(state.family(), batch).await;
-                restored.map_err(|refusal| refused(refusal, state, &step, ruleset))?;
+                if let Err(refusal) = restored {
+                    let error = refused(refusal, state, &step, ruleset);
+                    if !state.is_idle() {
+                        return Err(error);
+                    }
+                    state.given_up = true;
+                    tracing::info!(reason = %error, "ip6tables-cannot-be-used");
+                    batches.push(None);
+                    continue;
+                }
+                state.given_up = false;
                 let (written, swept) = (batch.written.len(), batch.swept());
                 tracing::debug!(family = %state.family(), written, swept, "batch-applied");
             }

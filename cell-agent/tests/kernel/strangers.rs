@@ -14,7 +14,8 @@ use crate::{
     agent::{Cell, all, app, eventually, global},
     lab::{Lab, Namespace, lab, sh},
     packets::{Fate, Prober, connection},
-    planes::{Plane, on_every_plane},
+    planes::{Plane, Programs, on_every_plane},
+    silk::BACKENDS,
 };
 
 const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
@@ -200,4 +201,36 @@ fn without_an_underlay_only_what_leaves_the_cell_is_decided() {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         cell.stop().await;
     });
+}
+
+/// A cell without IPv6 does not need what ip6tables refuses there.
+#[test]
+fn where_ipv6_is_not_forwarded_ip6tables_may_refuse() {
+    for silk in BACKENDS {
+        lab(async move |lab| {
+            sh("echo 0 > /proc/sys/net/ipv6/conf/all/forwarding");
+            let refuses = "case \"$0 $input\" in *ip6tables*restore*'*filter'*) \
+                echo 'ip6tables-restore: line 1 failed' >&2; exit 1;; esac";
+            let programs = Programs::new(Plane::Iptables(silk), refuses, "");
+            lab.container(C1);
+            let prober = Prober::new(&lab);
+            let config = programs.config(json!({"force_timeout": "10s"}));
+            let mut cell = Cell::running(config).await;
+            cell.store.set(vec![global("g1", vec![all("10.1.0.0/16")])]);
+            cell.caught_up().await;
+            cell.add_app("c1", "10.255.1.1", "s1").await;
+            let open = Ipv4Addr::new(10, 1, 0, 1);
+            assert_eq!(prober.probe(C1, open, connection(80)).await, Fate::Accept);
+            assert_eq!(cell.status().await.last_error, "");
+            // Once it forwards IPv6, what is refused there is an error.
+            sh("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+            cell.store.set(vec![global("g1", vec![all("10.1.0.0/16"), all("fd00:1::/32")])]);
+            eventually("the refusal is an error", async || {
+                !cell.status().await.last_error.is_empty()
+            })
+            .await;
+            assert_eq!(prober.probe(C1, open, connection(80)).await, Fate::Accept);
+            cell.stop().await;
+        });
+    }
 }

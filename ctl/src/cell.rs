@@ -94,6 +94,8 @@ pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
         "containers": status.containers,
         "isolated_rules": status.isolated_rules,
         "drift_healed": status.drift_healed,
+        "unattributed_packets": status.unattributed_packets,
+        "connection_limit_full": status.connection_limit_full,
         "last_error": status.last_error,
         "certificate_error": status.certificate_error,
     })))

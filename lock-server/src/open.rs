@@ -1,26 +1,19 @@
 //! Opens the store that the configuration names.
 //!
-//! A database server that is not there yet is waited for, with growing pauses, as
-//! long as `db_start_timeout` says: the original ends at once and leaves it to its
-//! supervisor. What will not pass by itself, such as a refused password, ends the
-//! start at once.
+//! A database server that is not there yet is waited for as long as `db_start_timeout`
+//! says: the original ends at once and leaves that to its supervisor.
 
 use std::path::Path;
 
 use anyhow::Context as _;
-use runtime::{backoff::Backoff, error::chain, process::Failure};
+use runtime::process::Failure;
 use storage::server::{Options, Tls};
-use tokio::time::{Instant, sleep};
 
 use crate::{
     config::{Database, Server},
     feed::Feed,
     store::any::{Any, Keeper},
 };
-
-/// The first pause between two attempts, and the longest.
-const PAUSES: [std::time::Duration; 2] =
-    [std::time::Duration::from_millis(200), std::time::Duration::from_secs(5)];
 
 /// Opens it.
 ///
@@ -44,26 +37,15 @@ async fn embedded(path: &Path, feed: Feed) -> Result<(Any, Keeper), Failure> {
 async fn shared(server: &Server, feed: Feed) -> Result<(Any, Keeper), Failure> {
     let options = options(server);
     options.check().map_err(|error| Failure::fatal("invalid-db-connection-string", error))?;
-    let deadline = Instant::now() + server.start_timeout;
-    let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
-    loop {
-        let error = match Any::shared(&options, feed.clone()).await {
-            Ok(opened) => return Ok(opened),
-            Err(error) => error,
+    Any::shared(&options, feed).await.map_err(|error| {
+        let line = match error {
+            storage::Error::Migration { .. } | storage::Error::Step { .. } => {
+                "failed-to-create-lock-table"
+            }
+            _ => "sql-failed-to-connect",
         };
-        let pause = backoff.pause();
-        if !error.is_retryable() || Instant::now() + pause >= deadline {
-            let line = match error {
-                storage::Error::Migration { .. } | storage::Error::Step { .. } => {
-                    "failed-to-create-lock-table"
-                }
-                _ => "sql-failed-to-connect",
-            };
-            return Err(Failure::fatal(line, error));
-        }
-        tracing::info!(error = chain(&error), pause = ?pause, "waiting-for-database");
-        sleep(pause).await;
-    }
+        Failure::fatal(line, error)
+    })
 }
 
 fn options(server: &Server) -> Options {
@@ -76,7 +58,7 @@ fn options(server: &Server) -> Options {
         max_lifetime,
         connect_timeout,
         operation_timeout,
-        start_timeout: _,
+        start_timeout,
     } = server;
     Options {
         tls: ca.as_ref().map(|ca| Tls { ca: ca.clone(), verify_identity: *verify_identity }),
@@ -84,6 +66,7 @@ fn options(server: &Server) -> Options {
         max_lifetime: *max_lifetime,
         connect_timeout: *connect_timeout,
         operation_timeout: *operation_timeout,
+        start_timeout: *start_timeout,
         application_name: "locket".to_owned(),
         ..Options::new((*driver).into(), connection_string.clone())
     }

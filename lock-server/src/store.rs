@@ -113,6 +113,9 @@ pub enum Error {
     /// It cannot store at the moment, or not any more. Trying again may help.
     #[error("the store does not take the change")]
     Unavailable(#[source] Arc<dyn error::Error + Send + Sync>),
+    /// It cannot be read at the moment. Trying again may help.
+    #[error("the store cannot be read")]
+    Unreadable(#[source] Arc<dyn error::Error + Send + Sync>),
     /// The text can be stored by other databases, not by this one.
     #[error("the database cannot keep this text")]
     Unstorable(#[source] Arc<dyn error::Error + Send + Sync>),

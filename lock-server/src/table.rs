@@ -60,6 +60,11 @@ impl Table {
         self.held.get(key)
     }
 
+    /// All of both kinds, in no particular order.
+    pub fn all(&self) -> Vec<Arc<Held>> {
+        self.held.values().cloned().collect()
+    }
+
     /// Stores a version in the place of the one before, which is returned.
     pub fn put(&mut self, held: Arc<Held>) -> Option<Arc<Held>> {
         let Lock { key, kind, .. } = &held.lock;

@@ -31,7 +31,7 @@ use crate::{
     },
     open::{self, Opened},
     report::{Look, Report},
-    store::Store,
+    store::{Contents, Store},
 };
 
 /// The original's name for itself in its metrics.
@@ -133,6 +133,8 @@ impl Service for App {
             Some(address) => Dropsonde::to(address, ORIGIN),
         };
         let Opened { store, newest, look } = Box::pin(open::open(&config.database)).await?;
+        let nothing = Arc::new(Contents::default().into());
+        commit::mend(&*store, nothing).await.context("looking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));

@@ -14,6 +14,7 @@ mod http_shape;
 mod instances;
 mod large;
 mod log_lines;
+mod lost;
 mod metron;
 mod process;
 mod shared;

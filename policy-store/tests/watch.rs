@@ -197,7 +197,7 @@ proptest! {
     fn a_watcher_ends_equal_to_the_store(
         (first, second) in (0u8..1 << SPACES, 0u8..1 << SPACES), events in events(),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let mut served = Served::start();
             let (mut prompt, mut lazy) = (Watched::new(first), Watched::new(second));

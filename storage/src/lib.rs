@@ -6,6 +6,7 @@
 
 mod error;
 mod migration;
+mod schema;
 pub mod server;
 pub mod sqlite;
 #[cfg(feature = "testing")]
@@ -14,4 +15,5 @@ pub mod testing;
 pub use self::{
     error::{Error, Kind},
     migration::Migration,
+    schema::{Column, Lost, Mending, Table},
 };

@@ -8,7 +8,10 @@
 
 use rusqlite::{Connection, TransactionBehavior, params};
 
-use crate::Error;
+use crate::{
+    Error,
+    schema::{self, Found, Lost, Repair, Table},
+};
 
 /// One step of the schema.
 #[derive(Debug, Clone, Copy)]
@@ -21,28 +24,53 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
+const RECORD_NAME: &str = "schema_migrations";
+
 const RECORD: &str = "CREATE TABLE IF NOT EXISTS schema_migrations (
     version INTEGER PRIMARY KEY,
     name TEXT NOT NULL,
     sql TEXT NOT NULL
 ) STRICT";
 
-/// Brings the schema to the last of `migrations`.
+/// Brings the schema to the last of `migrations`, and makes lost tables and columns of
+/// `tables` again. Returns what was lost.
 pub(crate) fn migrate(
     connection: &mut Connection,
     migrations: &'static [Migration],
-) -> Result<(), Error> {
+    tables: &'static [Table],
+) -> Result<Vec<Lost>, Error> {
     check_order(migrations)?;
     let transaction = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(Error::transaction)?;
+    let lost = migrate_in(&transaction, migrations, tables, false)?;
+    transaction.commit().map_err(Error::transaction)?;
+    lost.iter().for_each(Lost::log);
+    Ok(lost)
+}
+
+/// Within a transaction; `is_running`: this program has been here before.
+pub(crate) fn migrate_in(
+    transaction: &Connection,
+    migrations: &'static [Migration],
+    tables: &'static [Table],
+    is_running: bool,
+) -> Result<Vec<Lost>, Error> {
     transaction.execute_batch(RECORD)?;
-    let applied = applied(&transaction)?;
+    let applied = applied(transaction)?;
     check_applied(&applied, migrations)?;
+    let before = found(transaction)?;
+    // Tables of ours and no record of them: the record was lost.
+    let is_unrecorded = applied.is_empty()
+        && !tables.is_empty()
+        && (is_running || schema::is_ours(tables, &before));
+    let record = Lost { table: RECORD_NAME, column: None };
+    let mut lost = if is_unrecorded { vec![record] } else { Vec::new() };
     for migration in &migrations[applied.len()..] {
         let Migration { version, name, sql } = *migration;
+        let sql_of_now = if is_unrecorded { "" } else { sql };
         transaction
-            .execute_batch(sql)
+            .execute_batch(sql_of_now)
             .and_then(|()| {
                 transaction.execute(
                     "INSERT INTO schema_migrations (version, name, sql) VALUES (?1, ?2, ?3)",
@@ -51,7 +79,38 @@ pub(crate) fn migrate(
             })
             .map_err(|source| Error::Migration { version, name, source: source.into() })?;
     }
-    transaction.commit().map_err(Error::transaction)
+    if !tables.is_empty() {
+        let Repair { lost: missing, statements, made: _, seeds } =
+            schema::repair(tables, &found(transaction)?, schema::now(), "");
+        // A table that is set aside keeps no references of others.
+        transaction.pragma_update(None, "legacy_alter_table", true)?;
+        for sql in statements.iter().map(String::as_str).chain(seeds) {
+            transaction.execute_batch(sql)?;
+        }
+        transaction.pragma_update(None, "legacy_alter_table", false)?;
+        lost.extend(missing);
+    }
+    Ok(lost)
+}
+
+/// Whether a table or a column is missing.
+pub(crate) fn is_damaged(connection: &Connection, tables: &'static [Table]) -> Result<bool, Error> {
+    let found = found(connection)?;
+    let is_recorded = found.contains_key(RECORD_NAME);
+    Ok(!is_recorded || !schema::repair(tables, &found, 0, "").lost.is_empty())
+}
+
+fn found(connection: &Connection) -> Result<Found, Error> {
+    let mut statement = connection.prepare(
+        "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c
+         WHERE m.type = 'table'",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut found = Found::new();
+    while let Some(row) = rows.next()? {
+        found.entry(row.get(0)?).or_default().insert(row.get(1)?);
+    }
+    Ok(found)
 }
 
 /// What the record says of a migration.

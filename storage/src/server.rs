@@ -10,8 +10,10 @@
 //! - What failed for a reason that passes (a deadlock, a lost connection, a
 //!   failover), and is known not to be stored, is tried again with growing pauses
 //!   until the time is over.
-//! - A caller that gives up leaves nothing behind: no open transaction, no lock.
-//!   What it had sent as a single statement may still take effect.
+//! - A caller that gives up leaves nothing behind: no open transaction, no lock, no
+//!   connection that was lost for it. What it had sent as a single statement may still
+//!   take effect.
+//! - Idle connections end in time, and all of them when the server is closed.
 //! - Transactions read what is committed (READ COMMITTED), on either server.
 //! - Passwords are in no error and in no `Debug`.
 //!
@@ -34,7 +36,10 @@ mod value;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
 
 pub use self::{
     copy::{Field, NewRows},
@@ -45,10 +50,11 @@ pub use self::{
     value::{FromValue, Row, Value},
 };
 use self::{
+    fault::chain,
     pool::{Connector, Pool},
     transaction::Unstored,
 };
-use crate::{Error, Kind, Migration};
+use crate::{Error, Kind, Lost, Mending, Migration, Table};
 
 /// Which language a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,6 +104,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long a call may take in all.
     pub operation_timeout: Duration,
+    /// How long a start waits for a server that is not there; zero: not at all.
+    pub start_timeout: Duration,
     /// Who we are, for the operators of the database (PostgreSQL).
     pub application_name: String,
 }
@@ -114,6 +122,7 @@ impl Options {
             max_lifetime: None,
             connect_timeout: Duration::from_secs(10),
             operation_timeout: Duration::from_secs(10),
+            start_timeout: Duration::ZERO,
             application_name: "portcullis".to_owned(),
         }
     }
@@ -135,6 +144,7 @@ impl fmt::Debug for Options {
             max_lifetime,
             connect_timeout,
             operation_timeout,
+            start_timeout,
             application_name,
         } = self;
         formatter
@@ -145,6 +155,7 @@ impl fmt::Debug for Options {
             .field("max_lifetime", max_lifetime)
             .field("connect_timeout", connect_timeout)
             .field("operation_timeout", operation_timeout)
+            .field("start_timeout", start_timeout)
             .field("application_name", application_name)
             .finish_non_exhaustive()
     }
@@ -159,7 +170,12 @@ pub struct Schema {
     /// In the server's dialect. MySQL commits each statement by itself: there each
     /// should bear to be run twice (`IF NOT EXISTS`).
     pub migrations: &'static [Migration],
+    /// What the last migration leaves; a table or a column that is missing is made again.
+    pub tables: &'static [Table],
 }
+
+/// Says which statements, with their values, put rows back into tables that are made again.
+pub type Restore<'a> = dyn Fn(&Mending<'_>) -> Vec<(String, Vec<Value>)> + Sync + 'a;
 
 /// What a statement brought.
 #[derive(Debug, Default)]
@@ -179,9 +195,15 @@ struct Shared {
     dialect: Dialect,
     connector: Connector,
     pool: Arc<Pool>,
+    schema: Schema,
     connect_timeout: Duration,
     operation_timeout: Duration,
+    /// Closes idle connections.
+    _sweeper: JoinSet<()>,
 }
+
+/// The first pause between two attempts to connect at the start, and the longest.
+const START_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// The first pause before another try, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
@@ -233,20 +255,57 @@ fn passes(error: &Error) -> bool {
 }
 
 impl Server {
-    /// Connects, and brings the schema to the last of its migrations.
+    /// Connects, and brings the schema to the last of its migrations; tables and columns
+    /// that are lost are made again. A server that is not there is waited for until
+    /// [`Options::start_timeout`].
+    ///
+    /// # Errors
+    /// The server cannot be reached in time, or used; the schema is a newer release's.
     pub async fn connect(options: &Options, schema: &Schema) -> Result<Self, Error> {
         let connector = Connector::new(options)?;
         let pool = Arc::new(Pool::new(connector.clone(), options));
+        let sweeper = pool.sweeper();
         let shared = Shared {
             dialect: options.dialect,
             connector,
             pool,
+            schema: *schema,
             connect_timeout: options.connect_timeout,
             operation_timeout: options.operation_timeout,
+            _sweeper: sweeper,
         };
         let server = Self { shared: Arc::new(shared) };
-        migrate::migrate(&server, schema).await?;
-        Ok(server)
+        let deadline = Instant::now() + options.start_timeout;
+        let mut pause = START_PAUSES.0;
+        loop {
+            let Err(error) = migrate::migrate(&server, schema, None).await else {
+                return Ok(server);
+            };
+            if !error.is_retryable() || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            tracing::info!(error = chain(&error), pause = ?pause, "waiting-for-database");
+            sleep(pause).await;
+            pause = (pause * 2).min(START_PAUSES.1);
+        }
+    }
+
+    /// Makes tables and columns again that were lost while the program runs, and returns
+    /// what that was. `restore` says which statements put rows back; they take effect
+    /// together with the new tables. A schema of a newer release is left
+    /// alone.
+    ///
+    /// # Errors
+    /// The database does not answer, or refuses a statement.
+    pub async fn mend(&self, restore: &Restore<'_>) -> Result<Vec<Lost>, Error> {
+        let schema = &self.shared.schema;
+        if !migrate::is_damaged(self, schema).await? {
+            return Ok(Vec::new());
+        }
+        match migrate::migrate(self, schema, Some(restore)).await {
+            Err(Error::NewerSchema { .. } | Error::ChangedMigration { .. }) => Ok(Vec::new()),
+            mended => mended,
+        }
     }
 
     /// Its language.
@@ -260,8 +319,8 @@ impl Server {
         let mut attempts = Attempts::new(self.shared.operation_timeout);
         loop {
             let work = async {
-                let mut lease = self.shared.pool.lease().await?;
-                let rows = lease.single(sql, parameters).await;
+                let lease = self.shared.pool.lease().await?;
+                let rows = lease.single(attempts.deadline, sql, parameters).await;
                 rows.map_err(|fault| Error::Server { source: Arc::new(fault) })
             };
             match timeout_at(attempts.deadline, work).await {
@@ -291,7 +350,7 @@ impl Server {
         let mut attempts = Attempts::new(self.shared.operation_timeout);
         loop {
             let lease = timeout_at(attempts.deadline, self.shared.pool.lease()).await;
-            let mut lease = match lease {
+            let lease = match lease {
                 Ok(Ok(lease)) => lease,
                 Ok(Err(error)) => {
                     attempts.again(error).await?;
@@ -299,8 +358,8 @@ impl Server {
                 }
                 Err(_) => return Err(attempts.timed_out()),
             };
-            let sent = timeout_at(attempts.deadline, lease.single(sql, parameters)).await;
-            drop(lease);
+            let sending = lease.single(attempts.deadline, sql, parameters);
+            let sent = timeout_at(attempts.deadline, sending).await;
             match sent.map(|answered| answered.map_err(Unstored::of)) {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(Unstored::Refused(error))) => attempts.again(error).await?,
@@ -316,10 +375,45 @@ impl Server {
         let attempts = Attempts::new(self.shared.operation_timeout);
         let work = async {
             let mut lease = self.shared.pool.lease().await?;
+            // A text that fails may leave settings and locks of the session behind.
+            lease.locked();
             let defined = lease.batch(sql).await;
             defined.map_err(|fault| Error::Server { source: Arc::new(fault) })
         };
         timeout_at(attempts.deadline, work).await.unwrap_or_else(|_| Err(attempts.timed_out()))
+    }
+
+    /// Runs a transaction of several statements in one round trip, on MySQL: locks of rows
+    /// are not held while the answers travel. Returns the rows of each statement.
+    pub async fn at_once(&self, statements: &[(&str, &[Value])]) -> Result<Vec<Vec<Row>>, Error> {
+        let texts = statements.iter().map(|(sql, values)| mysql::literal(sql, values));
+        let sql = format!("BEGIN; {}; COMMIT", texts.collect::<Vec<_>>().join("; "));
+        let mut attempts = Attempts::new(self.shared.operation_timeout);
+        loop {
+            let lease = match timeout_at(attempts.deadline, self.shared.pool.lease()).await {
+                Ok(Ok(lease)) => lease,
+                Ok(Err(error)) => {
+                    attempts.again(error).await?;
+                    continue;
+                }
+                Err(_) => return Err(attempts.timed_out()),
+            };
+            let sending = lease.script(attempts.deadline, sql.clone());
+            let Ok((lease, outcome)) = timeout_at(attempts.deadline, sending).await else {
+                return Err(self.unanswered());
+            };
+            if outcome.is_err() {
+                let _undone_anyhow = timeout_at(attempts.deadline, lease.undone()).await;
+            }
+            match outcome.map_err(Unstored::of) {
+                Ok(answers) => {
+                    let own = answers.into_iter().skip(1).take(statements.len());
+                    return Ok(own.map(|rows| rows.rows).collect());
+                }
+                Err(Unstored::Refused(error)) => attempts.again(error).await?,
+                Err(Unstored::Unknown(error)) => return Err(error),
+            }
+        }
     }
 
     fn unanswered(&self) -> Error {
@@ -348,7 +442,7 @@ impl Server {
                 }
                 Err(_) => return Err(attempts.timed_out().into()),
             };
-            let transaction = Transaction::new(lease);
+            let transaction = Transaction::new(lease, deadline);
             let Ok(done) = timeout_at(deadline, work(transaction.clone())).await else {
                 return Err(attempts.timed_out().into());
             };
@@ -396,9 +490,9 @@ impl Server {
         self.shared.pool.stats()
     }
 
-    /// Refuses further work with [`Error::Closed`] and closes the connections as
-    /// they become idle.
-    pub fn close(&self) {
-        self.shared.pool.close();
+    /// Refuses further work with [`Error::Closed`], and closes the connections with the
+    /// protocol's goodbye; statements under way have a few seconds to end.
+    pub async fn close(&self) {
+        self.shared.pool.close().await;
     }
 }

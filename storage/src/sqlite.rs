@@ -35,7 +35,7 @@ use self::{
     read::Readers,
     write::{Message, Write},
 };
-use crate::{Error, Migration};
+use crate::{Error, Lost, Migration, Table, migration};
 
 /// How hard a commit insists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -91,6 +91,8 @@ impl Default for Options {
 pub struct Database {
     jobs: mpsc::Sender<Message>,
     readers: Arc<Readers>,
+    migrations: &'static [Migration],
+    tables: &'static [Table],
 }
 
 impl Database {
@@ -101,12 +103,51 @@ impl Database {
         options: &Options,
         migrations: &'static [Migration],
     ) -> Result<Self, Error> {
-        let opened = open::open(path.as_ref(), options, migrations)?;
+        Self::open_whole(path, options, migrations, &[])
+    }
+
+    /// The same, and makes those of `tables` (what the last migration leaves) again that
+    /// are lost, with their columns.
+    pub fn open_whole(
+        path: impl AsRef<Path>,
+        options: &Options,
+        migrations: &'static [Migration],
+        tables: &'static [Table],
+    ) -> Result<Self, Error> {
+        let opened = open::open(path.as_ref(), options, migrations, tables)?;
         let (jobs, queue) = mpsc::channel(options.queue.max(1));
         write::start(opened.writer, opened.guard, queue, options.batch.max(1)).map_err(
             |source| Error::Create { path: path.as_ref().to_owned(), source: Arc::new(source) },
         )?;
-        Ok(Self { jobs, readers: Arc::new(Readers::new(opened.readers)) })
+        let readers = Arc::new(Readers::new(opened.readers));
+        Ok(Self { jobs, readers, migrations, tables })
+    }
+
+    /// Makes tables and columns again that were lost while the database is open, and
+    /// returns what that was. `restore` puts rows back in the same transaction; it runs
+    /// only if something was lost.
+    ///
+    /// # Errors
+    /// The database does not answer; nothing is made then.
+    pub async fn mend<F>(&self, restore: F) -> Result<Vec<Lost>, Error>
+    where
+        F: FnOnce(&Transaction<'_>, &[Lost]) -> Result<(), Error> + Send + 'static,
+    {
+        let (migrations, tables) = (self.migrations, self.tables);
+        let look = move |connection: &Connection| migration::is_damaged(connection, tables);
+        if !self.read(look).await? {
+            return Ok(Vec::new());
+        }
+        let mend = move |transaction: &Transaction<'_>| {
+            let lost = migration::migrate_in(transaction, migrations, tables, true)?;
+            if !lost.is_empty() {
+                restore(transaction, &lost)?;
+            }
+            Ok::<_, Error>(lost)
+        };
+        let lost = self.write(mend).await?;
+        lost.iter().for_each(Lost::log);
+        Ok(lost)
     }
 
     /// Runs `work` in the next transaction and answers after its commit. An

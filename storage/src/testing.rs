@@ -7,6 +7,7 @@
 //! for that. Failing to start one fails the test, with the name of the package.
 
 mod settings;
+mod slow;
 
 use std::{
     fs::{self, File},
@@ -24,6 +25,7 @@ use std::{
 
 use tempfile::TempDir;
 
+pub use self::slow::SlowWay;
 use crate::server::{Dialect, Options};
 
 /// Who runs the servers when root runs the tests: they refuse to run as root.

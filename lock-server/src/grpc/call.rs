@@ -55,7 +55,9 @@ pub(super) fn status(refusal: &Refusal) -> Status {
             locks::Error::NotFound => Code::NotFound,
             locks::Error::Deadline => Code::DeadlineExceeded,
             locks::Error::Store(error) => match error {
-                store::Error::Unavailable(_) | store::Error::Closed => Code::Unavailable,
+                store::Error::Unavailable(_)
+                | store::Error::Unreadable(_)
+                | store::Error::Closed => Code::Unavailable,
                 store::Error::Unstorable(_) => Code::InvalidArgument,
                 store::Error::TooManyWatchers => Code::ResourceExhausted,
             },

@@ -20,6 +20,9 @@
 //! - Without the flusher there are no answers: its end may have cut a commit in
 //!   two, and then the table is not the truth.
 //!
+//! Tables and columns of the file that are lost are made again at the start and every few
+//! seconds, with the locks of the table.
+//!
 //! After a crash the table is read from the disk: it holds everything that was
 //! answered, and possibly changes that were committed but not answered.
 
@@ -127,8 +130,8 @@ impl Embedded {
         options: &Options,
         feed: Feed,
     ) -> Result<(Self, Flusher), storage::Error> {
-        let database = Database::open(path, options, journal::MIGRATIONS)?;
-        let Loaded { locks, next } = database
+        let database = Database::open_whole(path, options, journal::MIGRATIONS, journal::TABLES)?;
+        let Loaded { locks, next, floor } = database
             .write(|transaction| journal::load(transaction).map_err(storage::Error::from))
             .await?;
         let mut state = State::default();
@@ -138,7 +141,8 @@ impl Embedded {
         }
         let state = Arc::new(Mutex::new(state));
         let (sender, queue) = mpsc::channel(QUEUE);
-        let flusher = Flusher::new(Arc::clone(&state), queue, feed.clone(), database, next);
+        let flusher =
+            Flusher::new(Arc::clone(&state), queue, feed.clone(), database, (next, floor));
         Ok((Self { state, queue: sender, feed }, flusher))
     }
 

@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use model::lock::{self, FencingToken, Lock, LockKey, LockKind, LockValue, Owner, Ttl};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
-use storage::Migration;
+use storage::{Column, Migration, Table};
 
 use crate::held::{Held, Request};
 
@@ -18,6 +18,37 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "locks and fencing tokens", sql: FIRST },
     Migration { version: 2, name: "locks in the order of their arrival", sql: BY_ARRIVAL },
     Migration { version: 3, name: "locks with their tokens, without an index", sql: NUMBERED },
+];
+
+/// What the last migration leaves. A table of tokens that is made again begins with the
+/// time in milliseconds: no token goes back.
+pub(super) const TABLES: &[Table] = &[
+    Table {
+        options: "STRICT, WITHOUT ROWID",
+        ..Table::new(
+            "fencing_tokens",
+            &[
+                Column::key("path", "TEXT NOT NULL PRIMARY KEY"),
+                Column::key("token", "INTEGER NOT NULL DEFAULT {now} CHECK (token > 0)"),
+            ],
+        )
+    },
+    Table {
+        options: "STRICT",
+        ..Table::new(
+            "locks",
+            &[
+                Column::key("id", "INTEGER PRIMARY KEY"),
+                Column::key("path", "TEXT NOT NULL"),
+                Column::addable("owner", "TEXT"),
+                Column::addable("value", "TEXT"),
+                Column::addable("type", "TEXT DEFAULT ''"),
+                Column::addable("modified_index", "INTEGER DEFAULT 0"),
+                Column::addable("ttl", "INTEGER DEFAULT 0"),
+                Column::addable("token", "INTEGER NOT NULL DEFAULT {now}"),
+            ],
+        )
+    },
 ];
 
 const FIRST: &str = "CREATE TABLE locks (
@@ -86,16 +117,26 @@ const LOAD: &str = "SELECT id, path, owner, value, type, modified_index, ttl,
 MAX(locks.token, COALESCE(fencing_tokens.token, 0)) AS token
 FROM locks LEFT JOIN fencing_tokens USING (path) ORDER BY id";
 
-/// The token for the next owner of a key that is free.
+/// The token that no key had before the table of tokens was made: 0, or when that was.
+pub(super) fn floor(connection: &Connection) -> Result<FencingToken, rusqlite::Error> {
+    let sql = "SELECT dflt_value FROM pragma_table_info('fencing_tokens') WHERE name = 'token'";
+    let floor: Option<String> = connection.query_row(sql, [], |row| row.get(0))?;
+    let floor = floor.and_then(|text| text.parse().ok());
+    Ok(FencingToken(floor.unwrap_or(0)))
+}
+
+/// The token for the next owner of a key that is free; `floor` is the one of a key that
+/// was never held.
 pub(super) fn next_token(
     connection: &Connection,
     key: &LockKey,
+    floor: FencingToken,
 ) -> Result<FencingToken, rusqlite::Error> {
     let last: Option<i64> = connection
         .prepare_cached(LAST_TOKEN)?
         .query_row([key.as_str()], |row| row.get(0))
         .optional()?;
-    Ok(FencingToken(last.unwrap_or(0).unsigned_abs()).next())
+    Ok(last.map_or(floor, |last| FencingToken(last.unsigned_abs())).next())
 }
 
 /// Stores a version in the place of the one before.
@@ -148,6 +189,8 @@ pub(super) struct Loaded {
     pub(super) locks: Vec<Held>,
     /// The number for the next row.
     pub(super) next: i64,
+    /// See [`floor`].
+    pub(super) floor: FencingToken,
 }
 
 /// All locks. A row that can be nobody's lock, such as one without an owner,
@@ -171,7 +214,7 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, rusqlite::Error> {
     for held in &overtaken {
         connection.execute(DELETE, [&held.id])?;
     }
-    Ok(Loaded { locks: newest.into_values().collect(), next })
+    Ok(Loaded { locks: newest.into_values().collect(), next, floor: floor(connection)? })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -248,7 +291,7 @@ mod tests {
         earlier.close().await.unwrap();
 
         let database = reopened(&path, MIGRATIONS).await;
-        let Loaded { locks, next } = loaded(&database).await;
+        let Loaded { locks, next, floor } = loaded(&database).await;
         let shown: Vec<_> = locks
             .iter()
             .map(|held| {
@@ -277,7 +320,7 @@ mod tests {
         let key = |text: &str| LockKey::parse(text).unwrap();
         let tokens = database.write(move |transaction| {
             delete(transaction, &held)?;
-            let next = |text: &str| next_token(transaction, &key(text));
+            let next = |text: &str| next_token(transaction, &key(text), floor);
             Ok([next("free")?.0, next("new")?.0, next("a")?.0])
         });
         let tokens: Result<_, storage::Error> = tokens.await;
@@ -294,7 +337,7 @@ mod tests {
             VALUES ('k', 'before', 'v', 'lock', 9), ('k', 'o', 'v', 'lock', 9);
             INSERT INTO fencing_tokens VALUES ('k', 5);";
         run(&database, rows).await;
-        let Loaded { locks, next } = loaded(&database).await;
+        let Loaded { locks, next, floor: _ } = loaded(&database).await;
         let shown: Vec<_> =
             locks.iter().map(|held| (held.lock.owner.as_str(), &*held.id)).collect();
         assert_eq!((shown, next), (vec![("o", "2")], 3));

@@ -15,6 +15,10 @@
 //! the table every [`PASS`]; MySQL has no notifications: there the pass comes every
 //! [`WATCHED_PASS`] while somebody watches. The original's changes are told by nobody:
 //! they are found by the pass.
+//!
+//! Tables and columns that are lost are made again at the start and every [`PASS`], with
+//! the locks that this instance knows. A table of tokens that is made again begins with
+//! the time in milliseconds: no token goes back, also of keys that nobody knows.
 
 mod changes;
 mod follow;
@@ -22,6 +26,7 @@ mod gather;
 mod health;
 mod notice;
 mod reads;
+mod restore;
 mod rows;
 mod statements;
 mod together;
@@ -38,8 +43,8 @@ use std::{
 use model::lock::{Claim, Lock, LockKey, Owner, Selector};
 use runtime::error::chain;
 use storage::{
-    Kind,
-    server::{Dialect, Options, Server},
+    Kind, Mending,
+    server::{Options, Server},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -105,6 +110,14 @@ fn failed(error: storage::Error) -> Error {
     }
 }
 
+/// Of a read.
+fn unread(error: storage::Error) -> Error {
+    match failed(error) {
+        Error::Unavailable(cause) => Error::Unreadable(cause),
+        other => other,
+    }
+}
+
 impl Shared {
     /// Connects, makes the tables that are missing, and reads the locks. The
     /// follower has to run for claims to be made, and for others' changes and the
@@ -144,17 +157,13 @@ impl Shared {
         let _told = self.notices.try_send(notice);
     }
 
-    /// Takes or keeps a key, on PostgreSQL together with others that wait.
+    /// Takes or keeps a key, on PostgreSQL together with others that wait. A claim that was
+    /// handed over is made also if its caller gives up.
     async fn take(&self, claim: &Claim, id: &str) -> together::Answer {
-        match self.server.dialect() {
-            Dialect::MySql => statements::claim(&self.server, claim, id).await,
-            Dialect::Postgres => {
-                let (reply, answer) = oneshot::channel();
-                let ask = Ask { claim: claim.clone(), id: id.to_owned(), reply };
-                self.asks.send(ask).await.map_err(|_| storage::Error::Closed)?;
-                answer.await.unwrap_or(Err(storage::Error::Closed))
-            }
-        }
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask { claim: claim.clone(), id: id.to_owned(), reply };
+        self.asks.send(ask).await.map_err(|_| storage::Error::Closed)?;
+        answer.await.unwrap_or(Err(storage::Error::Closed))
     }
 
     /// A version that this instance wrote.
@@ -199,7 +208,7 @@ impl Shared {
     }
 
     async fn read(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
-        let rows = rows::read(&self.server, Some(selector)).await.map_err(failed)?;
+        let rows = rows::read(&self.server, Some(selector)).await.map_err(unread)?;
         Ok(self.found(&rows))
     }
 
@@ -220,6 +229,21 @@ impl Shared {
             }
         }
         all
+    }
+
+    /// Makes tables and columns again that were lost, with the locks that are known here.
+    async fn mend(&self) -> Result<(), storage::Error> {
+        let dialect = self.server.dialect();
+        let restore = |mending: &Mending<'_>| {
+            let alive = self.view().alive(Instant::now());
+            tracing::info!(locks = alive.len(), "restoring-locks");
+            restore::statements(dialect, mending, &alive)
+        };
+        if !self.server.mend(&restore).await?.is_empty() {
+            // Triggers are lost with their table.
+            self.count_changes(false).await?;
+        }
+        Ok(())
     }
 
     /// Reads the whole table: what is new is told, what is missing has ended.
@@ -266,6 +290,15 @@ fn held(claim: Claim, taken: Taken, request: Request) -> Result<Held, Error> {
 
 impl Store for Shared {
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
+        // Who waits for a key of somebody else shares a look with others that do, and locks
+        // no row: however many they are, its owner does not wait for them.
+        let is_others = |held: &Held| held.lock.owner != claim.owner;
+        if self.view().get(&claim.key).is_some_and(|held| is_others(held))
+            && let Some(other) = self.fetch(&claim.key).await?
+            && is_others(&other)
+        {
+            return Ok(Claimed::Collision(other));
+        }
         let id = Uuid::new_v4().to_string();
         for _ in 0..LOOKS {
             let taken = self.take(&claim, &id).await.map_err(failed)?;
@@ -275,8 +308,8 @@ impl Store for Shared {
                 }
                 return Ok(Claimed::Held(self.wrote(held(claim, taken, request)?)));
             }
-            match self.look(&claim.key).await? {
-                Some(other) if other.lock.owner != claim.owner => {
+            match self.fetch(&claim.key).await? {
+                Some(other) if is_others(&other) => {
                     return Ok(Claimed::Collision(other));
                 }
                 Some(_) | None => {}

@@ -40,7 +40,7 @@ async fn all(instance: &Instance, of: &Selector) -> BTreeMap<String, String> {
 
 /// A program that writes the table with statements of its own, as the original does.
 async fn foreign(options: &Options) -> Server {
-    let schema = Schema { record: "unused_by_the_original", migrations: &[] };
+    let schema = Schema { record: "unused_by_the_original", migrations: &[], tables: &[] };
     Server::connect(options, &schema).await.unwrap()
 }
 

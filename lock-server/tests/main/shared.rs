@@ -93,7 +93,7 @@ struct Original {
 
 impl Original {
     async fn connect(options: &Options) -> Self {
-        let schema = Schema { record: "unused_by_the_original", migrations: &[] };
+        let schema = Schema { record: "unused_by_the_original", migrations: &[], tables: &[] };
         let server = Server::connect(options, &schema).await.unwrap();
         Self { server, timed: HashMap::new() }
     }

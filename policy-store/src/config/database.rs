@@ -9,6 +9,9 @@ use storage::server::{Dialect, Options, Tls};
 /// How long it may take to connect, if the whole operation may take longer.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a start waits for a server that is not there.
+const START: Seconds = Seconds::new(300);
+
 /// Where the groups are kept.
 #[derive(Debug, Clone)]
 pub enum Database {
@@ -39,6 +42,7 @@ const OF_SERVERS: &[&str] = &[
     "host",
     "port",
     "timeout",
+    "start_timeout",
     "max_open_connections",
     "require_ssl",
     "ca_cert",
@@ -67,6 +71,7 @@ fn server(keys: &mut Reader<'_>, dialect: Dialect) -> Option<Database> {
     if timeout == Some(Seconds::new(0)) {
         keys.problem("timeout", "must not be zero");
     }
+    let start_timeout = keys.or("start_timeout", START);
     let max_open: Option<u32> = keys.or("max_open_connections", 20);
     let tls = tls(keys, dialect);
     let place = Place { user: user?, password: password?, host: host?, port: port?, name: name? };
@@ -75,6 +80,7 @@ fn server(keys: &mut Reader<'_>, dialect: Dialect) -> Option<Database> {
     options.tls = tls;
     options.max_open = usize::try_from(max_open?).unwrap_or(usize::MAX);
     options.operation_timeout = timeout?.0;
+    options.start_timeout = start_timeout?.0;
     options.connect_timeout = options.operation_timeout.min(CONNECT);
     "policy-store".clone_into(&mut options.application_name);
     if let Err(error) = options.check() {

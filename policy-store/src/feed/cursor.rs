@@ -12,7 +12,7 @@ use std::{
 };
 
 use model::{
-    generation::{Generation, Point},
+    generation::Point,
     group::GroupId,
     ids::{GroupGuid, SpaceGuid},
 };
@@ -133,13 +133,13 @@ impl Cursor {
 
     /// What has to be told, given the newest snapshot; the watcher counts as
     /// told then. `None`: nothing, since it knows everything, or since the store
-    /// itself knows nothing: before the first Replace an empty answer would
-    /// strip the cell of rules that are still good (law 5).
+    /// itself knows nothing: before the first Replace, and after it lost its rows, an
+    /// empty answer would strip the cell of rules that are still good (law 5).
     pub fn advance(&mut self, snapshot: &Snapshot) -> Option<Update> {
         let point = snapshot.point();
         let is_current =
             self.is_greeted && self.told == Some(point) && self.acknowledged == self.sequence;
-        if is_current || point.generation == Generation::default() {
+        if is_current || !snapshot.state.is_whole() {
             return None;
         }
         let difference = self.told.and_then(|told| self.difference(told, snapshot));

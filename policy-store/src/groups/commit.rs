@@ -19,7 +19,7 @@ use model::{
 use runtime::{error::chain, server::Component};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,10 +28,13 @@ use super::{
     decide::{Decision, Known, Refusal, Replacement, decide},
     snapshot::Snapshot,
 };
-use crate::store::{Error, News, Store};
+use crate::store::{Error, Mended, News, Store};
 
 /// How many Replaces may wait.
 const WAITING: usize = 4;
+
+/// Period of the search for tables and rows that were lost.
+const MEND: Duration = Duration::from_secs(5);
 
 /// What a Replace did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +166,8 @@ impl Committer {
     /// # Errors
     /// The store ended, or went back.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut mends = interval_at(Instant::now() + MEND, MEND);
+        mends.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let job = tokio::select! {
                 biased;
@@ -170,6 +175,10 @@ impl Committer {
                 () = stop.cancelled() => {
                     self.jobs.close();
                     self.jobs.recv().await
+                }
+                _ = mends.tick() => {
+                    self.mend().await;
+                    continue;
                 }
                 news = self.store.news() => match news {
                     News::Closed => bail!("the writer of the database has ended"),
@@ -187,6 +196,18 @@ impl Committer {
                     let outcome = self.commit(write).await?;
                     let _gone = reply.send(outcome);
                 }
+            }
+        }
+    }
+
+    /// Has lost tables and rows made again, out of what is served.
+    async fn mend(&self) {
+        let served = self.board.current();
+        match mend(&*self.store, Arc::clone(&served)).await {
+            Ok(_) => {}
+            Err(error) => {
+                self.failed(&error);
+                tracing::error!(error = chain(&error), "failed-making-tables");
             }
         }
     }
@@ -274,6 +295,11 @@ impl Committer {
             }
         };
         self.answered();
+        if current.state.is_whole() && !contents.state.is_whole() {
+            // What is served stays, and takes the place of what was lost.
+            self.mend().await;
+            return Ok(Ok(()));
+        }
         let stored = contents.state.point();
         if stored.generation < served.generation
             || (stored.generation == served.generation && stored.stamp != served.stamp)
@@ -294,6 +320,23 @@ impl Committer {
         }
         Ok(Ok(()))
     }
+}
+
+/// Has lost tables and rows made again, out of `served`, and says what that was.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn mend(store: &dyn Store, served: Arc<Snapshot>) -> Result<Mended, Error> {
+    let (generation, groups) = (served.state.generation.0, served.entries().len());
+    let mended = store.mend(served).await?;
+    match mended {
+        Mended::Nothing => {}
+        Mended::Restored => {
+            tracing::error!(generation, groups, "security-groups-were-lost-and-restored");
+        }
+        Mended::Forgotten => tracing::error!("security-groups-were-lost"),
+    }
+    Ok(mended)
 }
 
 /// The store holds something older than what was read from it before.

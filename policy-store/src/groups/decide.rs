@@ -16,8 +16,8 @@
 //!   answers with an empty list by mistake must not cut off a foundation.
 //! - **Generation (law 4).** It rises by one when content changes and stays
 //!   otherwise. The first Replace always raises it, also when it is empty:
-//!   generation 0 means that nothing was ever synced. Each has a stamp, which
-//!   rises with it.
+//!   generation 0 means that nothing was ever synced. So does the first after rows
+//!   were lost. Each has a stamp, which rises with it.
 //! - **Watermark (law 4).** It never goes back. When the Cloud Controller's
 //!   stamp does (its database was restored, say), the content is taken all the
 //!   same, since it is what the Cloud Controller says now, and the higher
@@ -56,7 +56,7 @@ pub struct State {
     /// Whose token that is; who wrote last while there is none.
     pub writer: Option<Owner>,
     /// When the last Replace was confirmed, also one that changed nothing; by
-    /// this machine's clock.
+    /// this machine's clock. Absent before the first, and after rows were lost.
     pub synced_at: Option<Timestamp>,
     /// The highest [`GroupId`] that was ever given; 0 before the first.
     pub last_id: u64,
@@ -67,6 +67,13 @@ impl State {
     #[must_use]
     pub fn point(&self) -> Point {
         Point { generation: self.generation, stamp: self.stamp }
+    }
+
+    /// Whether a whole set was stored and is there still. Before the first Replace, and
+    /// after rows were lost, cells are told nothing (law 5).
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.synced_at.is_some()
     }
 }
 
@@ -234,8 +241,7 @@ pub fn decide(
     let refused = |refusal| Refused { refusal, seen: seen(state, write).map(Box::new) };
     let removed = removals(known, write).map_err(refused)?;
     let (upserts, unchanged) = upserts(state, known, write).map_err(refused)?;
-    let never_synced = state.generation == Generation::default();
-    let is_new = !upserts.is_empty() || !removed.is_empty() || never_synced;
+    let is_new = !upserts.is_empty() || !removed.is_empty() || !state.is_whole();
     let last_id = upserts.iter().map(|upsert| upsert.id.0).max();
     Ok(Decision {
         before: state.point(),

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use model::{
     generation::Point,
-    group::{ContentHash, GroupId},
+    group::{ContentHash, GroupId, SecurityGroup},
     ids::{GroupGuid, SpaceGuid},
 };
 use prost::Message as _;
@@ -97,6 +97,17 @@ impl Entry {
         let (guid, encoded) = (group.guid.clone(), group.encoded().clone());
         let fragment = OnceLock::new();
         Self { id, guid, hash, reach, encoded, fragment }
+    }
+
+    /// The group itself.
+    ///
+    /// # Panics
+    /// Never: what was encoded can be decoded.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        let group = proto::policy_v1::SecurityGroup::decode(self.encoded.clone());
+        let group = SecurityGroup::try_from(group.expect("we encoded it"));
+        Content::from(group.expect("it was a group before"))
     }
 
     /// The group's part of HTTP answers.

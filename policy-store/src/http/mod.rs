@@ -33,7 +33,6 @@ use http::{
     header::{CONTENT_ENCODING, VARY},
     request::Parts,
 };
-use model::generation::Generation;
 use runtime::{dropsonde::Dropsonde, tls::Peer};
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span, debug, error, info_span};
@@ -231,7 +230,7 @@ impl Api {
             Refusal::unavailable("too many requests", 1, &full)
         })?;
         let snapshot = self.board.current();
-        if snapshot.state.generation == Generation::default() {
+        if !snapshot.state.is_whole() {
             let description = "no security groups were synced yet";
             return Err(Refusal::unavailable(description, 5, &"there was no Replace yet"));
         }

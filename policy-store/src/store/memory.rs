@@ -14,13 +14,13 @@ use model::{
 };
 use tokio::sync::watch;
 
-use super::{Answer, Contents, Error, Hashed, News, Store};
+use super::{Answer, Contents, Error, Hashed, Mended, News, Store};
 use crate::{
     feed::cells::{Report, Unsaved},
     groups::{
         decide::{self, Decision, Known, Replacement, State},
         history::{Change, Past, Step, kept},
-        snapshot::Reach,
+        snapshot::{Reach, Snapshot},
     },
 };
 
@@ -183,6 +183,11 @@ impl Store for Memory {
             }
             Ok(tables.reports.iter().map(|(id, report)| (id.clone(), *report)).collect())
         })
+    }
+
+    /// Nothing is ever lost.
+    fn mend(&self, _: Arc<Snapshot>) -> Answer<'_, Mended> {
+        Box::pin(async { Ok(Mended::Nothing) })
     }
 
     /// Never closed: whoever opens this store again has another clone of it.

@@ -24,6 +24,7 @@ use crate::{
     groups::{
         decide::{Decision, Refused, Replacement, State},
         history::Past,
+        snapshot::Snapshot,
     },
 };
 
@@ -94,6 +95,17 @@ pub enum News {
     Closed,
 }
 
+/// What [`Store::mend`] did about the rows of the set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mended {
+    /// They are there, or there never were any.
+    Nothing,
+    /// They were lost, and are back from memory.
+    Restored,
+    /// They were lost; a whole set has to come.
+    Forgotten,
+}
+
 /// What a store answers, later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
@@ -124,6 +136,13 @@ pub trait Store: Send + Sync + Debug {
     /// Writes down what cells said here, all or nothing, and answers what other
     /// instances have written lately.
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>>;
+
+    /// Makes tables and columns again that were lost. When rows of the set were lost with
+    /// them or by themselves, `served` takes their place, if it is a whole set and not
+    /// older than the state; otherwise what is left is forgotten, and the state is not
+    /// whole ([`State::is_whole`]) until a Replace brings everything. The generation and
+    /// the fencing token stay or rise, as far as they are known.
+    fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended>;
 
     /// Resolves when there is something to know. May be dropped and called
     /// again: nothing is missed by that.

@@ -17,9 +17,9 @@ use super::{
     rows::{self, RUNNING, STAGING, Scopes, to_sql},
 };
 use crate::groups::{
-    decide::Decision,
+    decide::{Decision, State, Upsert},
     history::{Change, Step, kept},
-    snapshot::Reach,
+    snapshot::{Reach, Snapshot},
 };
 
 /// Reaches that are larger than this in their column are not remembered: 4 MiB.
@@ -51,6 +51,65 @@ pub(super) struct PastPlan {
     pub(super) changes: Vec<ChangeRow>,
     /// Generations before this one are forgotten, and what made it, too.
     pub(super) from: Generation,
+}
+
+/// What became of the rows of the set, and what to do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// They are there, or there never were any.
+    None,
+    /// `served` takes their place.
+    Restore,
+    /// What is left is forgotten.
+    Forget,
+}
+
+/// Compares the rows with what this instance serves. `has_groups`: whether any group is
+/// stored.
+pub(super) fn loss(state: &State, has_groups: bool, served: &Snapshot) -> Loss {
+    if state.is_whole() {
+        // Ids are given once: groups were there.
+        let is_empty = state.last_id > 0 && !has_groups;
+        return match served.state.is_whole() {
+            _ if !is_empty => Loss::None,
+            false => Loss::Forget,
+            // Something newer was committed elsewhere, and may have removed them all.
+            true if served.point() != state.point() => Loss::None,
+            true if served.entries().is_empty() => Loss::None,
+            true => Loss::Restore,
+        };
+    }
+    if served.state.is_whole() && served.state.generation >= state.generation {
+        return Loss::Restore;
+    }
+    if has_groups { Loss::Forget } else { Loss::None }
+}
+
+/// Writes a whole set into tables without rows. The token does not go back.
+pub(super) fn restoration(state: &State, served: &Snapshot) -> Decision {
+    let newer = if state.token > served.state.token { state } else { &served.state };
+    let upserts = served.entries().iter().map(|entry| {
+        let (id, hash, group) = (entry.id, entry.hash, Arc::new(entry.content()));
+        Upsert { id, group, hash, added: true }
+    });
+    Decision {
+        before: Point::default(),
+        state: State {
+            token: newer.token,
+            writer: newer.writer.clone(),
+            last_id: served.state.last_id.max(state.last_id),
+            ..served.state.clone()
+        },
+        upserts: upserts.collect(),
+        removed: Vec::new(),
+        unchanged: 0,
+        watermark_went_back: false,
+    }
+}
+
+/// The state after the rows were lost: a whole set has to come.
+pub(super) fn forgotten(state: &State) -> State {
+    State { synced_at: None, ..state.clone() }
 }
 
 /// The ids whose scopes a plan has to know: of changed and of removed groups.

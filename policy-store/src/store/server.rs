@@ -12,6 +12,8 @@
 
 mod batch;
 mod load;
+mod mend;
+mod tables;
 mod write;
 
 use std::{
@@ -21,16 +23,16 @@ use std::{
 };
 
 use model::{generation::Point, ids::CellId};
-use storage::{
-    Migration,
-    server::{self, Dialect, Listener, Options, Row, Schema, Stats},
-};
+use storage::server::{self, Dialect, Listener, Options, Row, Stats};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Contents, Error, News, Store, rows::senseless};
+use super::{Answer, Contents, Error, Mended, News, Store, rows::senseless};
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Decision, Replacement, State},
+    groups::{
+        decide::{Decision, Replacement, State},
+        snapshot::Snapshot,
+    },
 };
 
 /// How often MySQL is asked for news: the bound of how late an instance learns
@@ -40,30 +42,6 @@ pub const POLL: Duration = Duration::from_millis(100);
 pub const CHECK: Duration = Duration::from_secs(5);
 
 const CHANNEL: &str = "portcullis_policy_store";
-const RECORD: &str = "portcullis_policy_store_migrations";
-const NAME: &str = "security groups, their spaces, the state, the last changes, cells' reports";
-
-const POSTGRES: Schema = Schema {
-    record: RECORD,
-    migrations: &[
-        Migration { version: 1, name: NAME, sql: include_str!("server/postgres_1.sql") },
-        Migration {
-            version: 2,
-            name: "rules compressed by lz4",
-            sql: include_str!("server/postgres_2.sql"),
-        },
-        Migration {
-            version: 3,
-            name: "lifecycles without a check",
-            sql: include_str!("server/postgres_3.sql"),
-        },
-    ],
-};
-const MYSQL: Schema = Schema {
-    record: RECORD,
-    migrations: &[Migration { version: 1, name: NAME, sql: include_str!("server/mysql_1.sql") }],
-};
-
 /// What a statement has beside the rules of a group.
 const STATEMENT_ROOM: usize = 64 << 10;
 /// Reports are read again from so long before the newest that was read: clocks
@@ -88,11 +66,7 @@ impl Server {
     /// # Errors
     /// The server cannot be reached or used.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let schema = match options.dialect {
-            Dialect::Postgres => &POSTGRES,
-            Dialect::MySql => &MYSQL,
-        };
-        let server = server::Server::connect(options, schema).await?;
+        let server = server::Server::connect(options, tables::schema(options.dialect)).await?;
         let listener = tokio::sync::Mutex::new(server.listen(CHANNEL));
         let most = most(&server).await?;
         let closed = CancellationToken::new();
@@ -179,6 +153,10 @@ impl Store for Server {
         })
     }
 
+    fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
+        Box::pin(mend::mend(&self.server, self.most, served))
+    }
+
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
         Box::pin(async {
             match self.closed.run_until_cancelled(self.wait_for_news()).await {
@@ -190,8 +168,11 @@ impl Store for Server {
 
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async {
-            self.server.close();
             self.closed.cancel();
+            if let Some(listener) = &mut *self.listener.lock().await {
+                listener.close().await;
+            }
+            self.server.close().await;
             Ok(())
         })
     }

@@ -6,6 +6,7 @@
 //! what a power failure leaves.
 
 mod load;
+mod tables;
 
 use std::{
     collections::HashMap,
@@ -25,15 +26,19 @@ use storage::{
     sqlite::{Database, Options, Synchronous},
 };
 
+use self::tables::TABLES;
 use super::{
-    Answer, Contents, Error, News, Store,
-    plan::{self, Binding, PastPlan},
+    Answer, Contents, Error, Mended, News, Store,
+    plan::{self, Binding, Loss, PastPlan},
     rows::{self, ReportRow, Scopes, StateRow, to_sql},
     rules,
 };
 use crate::{
     feed::cells::{Report, Unsaved},
-    groups::decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+    groups::{
+        decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+        snapshot::Snapshot,
+    },
 };
 
 const MIGRATIONS: &[Migration] = &[
@@ -82,7 +87,7 @@ impl Sqlite {
             cache_kib: CACHE_KIB,
             ..Options::default()
         };
-        Ok(Self { database: Database::open(path, &options, MIGRATIONS)? })
+        Ok(Self { database: Database::open_whole(path, &options, MIGRATIONS, TABLES)? })
     }
 
     /// Forgets the newest fencing token; answers the state before.
@@ -120,6 +125,23 @@ impl Store for Sqlite {
         Box::pin(async { self.database.write(work).await.map(|()| Vec::new()) })
     }
 
+    fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
+        Box::pin(async move {
+            self.database.mend(|_, _| Ok(())).await?;
+            let look = {
+                let served = Arc::clone(&served);
+                move |connection: &Connection| loss(connection, &served)
+            };
+            match self.database.read(look).await? {
+                Loss::None => Ok(Mended::Nothing),
+                Loss::Restore | Loss::Forget => {
+                    let work = move |transaction: &Transaction<'_>| mend(transaction, &served);
+                    self.database.write(work).await
+                }
+            }
+        })
+    }
+
     /// There is nobody else who writes.
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
         Box::pin(async {
@@ -139,12 +161,46 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
+fn loss(connection: &Connection, served: &Snapshot) -> Result<Loss, Error> {
+    let mut any = connection.prepare_cached("SELECT 1 FROM security_groups LIMIT 1")?;
+    Ok(plan::loss(&load::state(connection)?, any.exists([])?, served))
+}
+
+fn mend(transaction: &Transaction<'_>, served: &Snapshot) -> Result<Mended, Error> {
+    transaction.execute(tables::STATE_SEED, [])?;
+    let state = load::state(transaction)?;
+    match loss(transaction, served)? {
+        Loss::None => Ok(Mended::Nothing),
+        Loss::Restore => {
+            forget(transaction)?;
+            carry_out(transaction, &plan::restoration(&state, served))?;
+            Ok(Mended::Restored)
+        }
+        Loss::Forget => {
+            forget(transaction)?;
+            store_state(transaction, &plan::forgotten(&state))?;
+            Ok(Mended::Forgotten)
+        }
+    }
+}
+
+/// Deletes what is left of the set and of its past.
+fn forget(transaction: &Transaction<'_>) -> Result<(), Error> {
+    for table in ["security_group_spaces", "security_groups", "group_changes", "generations"] {
+        transaction.execute(&format!("DELETE FROM {table}"), [])?;
+    }
+    Ok(())
+}
+
 /// A refusal is no error of the transaction: what was seen is committed.
 fn replace(
     transaction: &Transaction<'_>,
     write: &Replacement,
 ) -> Result<Result<Decision, Refused>, Error> {
     let state = load::state(transaction)?;
+    if !state.is_whole() {
+        forget(transaction)?;
+    }
     let decision = match decide(&state, &known(transaction)?, write) {
         Ok(decision) => decision,
         Err(refused) => {
@@ -154,17 +210,21 @@ fn replace(
             return Ok(Err(refused));
         }
     };
-    let before = scopes(transaction, &plan::touched(&decision)?)?;
-    if let Some(past) = plan::past(&decision, &before, &generations(transaction)?)? {
+    carry_out(transaction, &decision)?;
+    Ok(Ok(decision))
+}
+
+fn carry_out(transaction: &Transaction<'_>, decision: &Decision) -> Result<(), Error> {
+    let before = scopes(transaction, &plan::touched(decision)?)?;
+    if let Some(past) = plan::past(decision, &before, &generations(transaction)?)? {
         remember(transaction, &past)?;
     }
     for (id, _) in &decision.removed {
         remove(transaction, plan::sql_id(*id)?)?;
     }
     store_all(transaction, &decision.upserts)?;
-    bind(transaction, &decision, &before)?;
-    store_state(transaction, &decision.state)?;
-    Ok(Ok(decision))
+    bind(transaction, decision, &before)?;
+    store_state(transaction, &decision.state)
 }
 
 fn known(connection: &Connection) -> Result<HashMap<GroupGuid, Known>, Error> {

@@ -164,7 +164,7 @@ fn of_number(code: u16, message: &str) -> Kind {
 }
 
 /// An error with all that caused it; a text that repeats its cause says it once.
-fn chain(error: &(dyn error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -53,6 +53,9 @@ struct Again {
     at: Option<Instant>,
 }
 
+/// Timeout of the goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// The first pause after a lost connection, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -87,6 +90,14 @@ impl Listener {
                 Ok(told) => return Notice::Told(told),
                 Err(fault) => self.lost(&fault),
             }
+        }
+    }
+
+    /// Ends the connection with the protocol's goodbye.
+    pub async fn close(&mut self) {
+        if let Some(Link { client, connection, heard: _ }) = self.link.take() {
+            drop(client);
+            let _in_time = timeout(GOODBYE, connection).await;
         }
     }
 

@@ -7,13 +7,17 @@
 //! them, and a migration that was cut short is carried on with the statement that
 //! comes next; should that one have been carried out just before the end, then what
 //! it complains of (its table exists, its column is gone) says so.
+//!
+//! After the migrations, under the same lock, tables and columns that are lost are made
+//! again. A database that has tables of ours and no record has lost its record: the
+//! migrations count as applied, and what is missing is made again.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
 use super::{
-    Dialect, Schema, Server,
+    Dialect, Restore, Schema, Server,
     fault::Fault,
     pool::Lease,
     text,
@@ -22,6 +26,7 @@ use super::{
 use crate::{
     Error, Kind, Migration,
     migration::{Applied, check_applied, check_order},
+    schema::{self, Found, Lost, Mending, Repair},
 };
 
 /// How long all of it may take, the wait for others included.
@@ -30,16 +35,119 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// MySQL: what there is to make is there, what there is to drop is gone.
 const DONE_BEFORE: [&str; 5] = ["1050", "1060", "1061", "1068", "1091"];
 
-pub(super) async fn migrate(server: &Server, schema: &Schema) -> Result<(), Error> {
+/// Migrates and makes again; without `restore` at the start of a program. Returns what
+/// was lost.
+pub(super) async fn migrate(
+    server: &Server,
+    schema: &Schema,
+    restore: Option<&Restore<'_>>,
+) -> Result<Vec<Lost>, Error> {
     check_order(schema.migrations)?;
     let work = async {
         let mut lease = server.shared.pool.lease().await?;
         match server.dialect() {
-            Dialect::Postgres => on_postgres(&mut lease, schema).await,
-            Dialect::MySql => on_mysql(&mut lease, schema).await,
+            Dialect::Postgres => on_postgres(&mut lease, schema, restore).await,
+            Dialect::MySql => on_mysql(&mut lease, schema, restore).await,
         }
     };
-    timeout(PATIENCE, work).await.unwrap_or(Err(Error::Timeout { after: PATIENCE, source: None }))
+    let done = timeout(PATIENCE, work).await;
+    let lost = done.unwrap_or(Err(Error::Timeout { after: PATIENCE, source: None }))?;
+    lost.iter().for_each(Lost::log);
+    Ok(lost)
+}
+
+/// Whether a table or a column is missing: without a lock, and cheap.
+pub(super) async fn is_damaged(server: &Server, schema: &Schema) -> Result<bool, Error> {
+    let (sql, values) = look(server.dialect(), schema);
+    let found = found(&server.query(&sql, &values).await?)?;
+    let is_recorded = found.contains_key(schema.record);
+    Ok(!is_recorded || !schema::repair(schema.tables, &found, 0, "").lost.is_empty())
+}
+
+/// The statement for the tables and columns that are there.
+fn look(dialect: Dialect, schema: &Schema) -> (String, Vec<Value>) {
+    let names = schema.tables.iter().map(|table| table.name).chain([schema.record]);
+    let names: Vec<Value> = names.map(Value::from).collect();
+    let sql = match dialect {
+        Dialect::Postgres => {
+            let marks = vec!["(CAST(? AS TEXT))"; names.len()].join(",");
+            format!(
+                "SELECT t.name, a.attname FROM (VALUES {marks}) AS t (name)
+                 JOIN pg_attribute a ON a.attrelid = to_regclass(t.name)
+                 WHERE a.attnum > 0 AND NOT a.attisdropped"
+            )
+        }
+        Dialect::MySql => {
+            let marks = vec!["?"; names.len()].join(",");
+            format!(
+                "SELECT table_name, column_name FROM information_schema.columns
+                 WHERE table_schema = DATABASE() AND table_name IN ({marks})"
+            )
+        }
+    };
+    (sql, names)
+}
+
+fn found(rows: &[Row]) -> Result<Found, Error> {
+    let mut found = Found::new();
+    for row in rows {
+        found.entry(row.get(0)?).or_default().insert(row.get(1)?);
+    }
+    Ok(found)
+}
+
+async fn found_by(lease: &mut Lease, dialect: Dialect, schema: &Schema) -> Result<Found, Error> {
+    let (sql, values) = look(dialect, schema);
+    found(&lease.part(false, &sql, &values).await.map_err(failed)?.rows)
+}
+
+/// Makes again what is missing, and puts rows back.
+async fn repair(
+    lease: &mut Lease,
+    dialect: Dialect,
+    schema: &Schema,
+    restore: Option<&Restore<'_>>,
+) -> Result<Vec<Lost>, Error> {
+    if schema.tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = found_by(lease, dialect, schema).await?;
+    // Where each statement takes effect by itself, tables get their names at the end.
+    let suffix = if dialect == Dialect::MySql { "_made" } else { "" };
+    let now = schema::now();
+    let Repair { lost, statements, made, seeds } =
+        schema::repair(schema.tables, &found, now, suffix);
+    for sql in &statements {
+        lease.batch(sql).await.map_err(failed)?;
+    }
+    if let Some(restore) = restore
+        && !lost.is_empty()
+    {
+        for (sql, values) in restore(&Mending { lost: &lost, made: &made, suffix }) {
+            lease.part(false, &sql, &values).await.map_err(failed)?;
+        }
+    }
+    if dialect == Dialect::MySql && !made.is_empty() {
+        let renames = made.iter().map(|name| format!("{name}{suffix} TO {name}"));
+        let sql = format!("RENAME TABLE {}", renames.collect::<Vec<_>>().join(", "));
+        lease.batch(&sql).await.map_err(failed)?;
+    }
+    for sql in seeds {
+        lease.batch(sql).await.map_err(failed)?;
+    }
+    Ok(lost)
+}
+
+/// Whether the record was lost: there is none, and this program has been here before.
+fn is_unrecorded(
+    applied: &[(Applied, usize)],
+    schema: &Schema,
+    found: &Found,
+    restore: Option<&Restore<'_>>,
+) -> bool {
+    applied.is_empty()
+        && !schema.tables.is_empty()
+        && (restore.is_some() || schema::is_ours(schema.tables, found))
 }
 
 fn failed(fault: Fault) -> Error {
@@ -55,8 +163,12 @@ fn number(name: &str) -> i64 {
     i64::from_ne_bytes(hash.to_ne_bytes())
 }
 
-async fn on_postgres(lease: &mut Lease, schema: &Schema) -> Result<(), Error> {
-    let Schema { record, migrations } = schema;
+async fn on_postgres(
+    lease: &mut Lease,
+    schema: &Schema,
+    restore: Option<&Restore<'_>>,
+) -> Result<Vec<Lost>, Error> {
+    let Schema { record, migrations, tables: _ } = schema;
     let begin = format!(
         "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
          SET LOCAL idle_in_transaction_session_timeout = 0;
@@ -68,16 +180,28 @@ async fn on_postgres(lease: &mut Lease, schema: &Schema) -> Result<(), Error> {
     );
     lease.batch(&begin).await.map_err(failed)?;
     let applied = applied(lease, record).await?;
+    let found = found_by(lease, Dialect::Postgres, schema).await?;
+    let is_unrecorded = is_unrecorded(&applied, schema, &found, restore);
+    let mut lost = record_lost(schema, is_unrecorded);
     for migration in &migrations[check(&applied, migrations)?..] {
         let Migration { version, name, sql } = *migration;
         let step = |statement, fault| step(migration, statement, fault);
-        lease.batch(sql).await.map_err(|fault| step(1, fault))?;
+        if !is_unrecorded {
+            lease.batch(sql).await.map_err(|fault| step(1, fault))?;
+        }
         let count = text::statements(sql).len();
         let insert = format!("INSERT INTO {record} VALUES (?, ?, ?, ?)");
         let values = [version.into(), name.into(), sql.into(), done(count)];
         lease.part(false, &insert, &values).await.map_err(|fault| step(count, fault))?;
     }
-    lease.commit().await.map_err(|fault| Error::OutcomeUnknown { source: Arc::new(fault) })
+    lost.extend(repair(lease, Dialect::Postgres, schema, restore).await?);
+    lease.commit().await.map_err(|fault| Error::OutcomeUnknown { source: Arc::new(fault) })?;
+    Ok(lost)
+}
+
+fn record_lost(schema: &Schema, is_unrecorded: bool) -> Vec<Lost> {
+    let record = Lost { table: schema.record, column: None };
+    if is_unrecorded { vec![record] } else { Vec::new() }
 }
 
 fn step(migration: &Migration, statement: usize, fault: Fault) -> Error {
@@ -89,7 +213,11 @@ fn done(count: usize) -> Value {
     Value::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-async fn on_mysql(lease: &mut Lease, schema: &Schema) -> Result<(), Error> {
+async fn on_mysql(
+    lease: &mut Lease,
+    schema: &Schema,
+    restore: Option<&Restore<'_>>,
+) -> Result<Vec<Lost>, Error> {
     let lock = format!("portcullis-{:x}", number(schema.record));
     let wait = Value::Int(i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX));
     // The names of locks are the server's: the database's name belongs in it.
@@ -99,13 +227,19 @@ async fn on_mysql(lease: &mut Lease, schema: &Schema) -> Result<(), Error> {
     if got.rows.first().map(|row| row.get::<Option<i64>>(0)).transpose()?.flatten() != Some(1) {
         return Err(failed(Fault::new(Kind::Busy, "another process is changing the schema")));
     }
-    on_mysql_alone(lease, schema).await?;
-    lease.single(RELEASE, &[lock.into()]).await.map_err(failed)?;
-    Ok(())
+    lease.locked();
+    let lost = on_mysql_alone(lease, schema, restore).await?;
+    lease.part(false, RELEASE, &[lock.into()]).await.map_err(failed)?;
+    lease.released();
+    Ok(lost)
 }
 
-async fn on_mysql_alone(lease: &mut Lease, schema: &Schema) -> Result<(), Error> {
-    let Schema { record, migrations } = schema;
+async fn on_mysql_alone(
+    lease: &mut Lease,
+    schema: &Schema,
+    restore: Option<&Restore<'_>>,
+) -> Result<Vec<Lost>, Error> {
+    let Schema { record, migrations, tables: _ } = schema;
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {record} (
              version INTEGER PRIMARY KEY, name VARCHAR(255) NOT NULL,
@@ -115,14 +249,22 @@ async fn on_mysql_alone(lease: &mut Lease, schema: &Schema) -> Result<(), Error>
     lease.batch(&create).await.map_err(failed)?;
     let applied = applied(lease, record).await?;
     check(&applied, migrations)?;
+    let found = found_by(lease, Dialect::MySql, schema).await?;
+    let is_unrecorded = is_unrecorded(&applied, schema, &found, restore);
+    let mut lost = record_lost(schema, is_unrecorded);
     for (at, migration) in migrations.iter().enumerate() {
         let Migration { version, name, sql } = *migration;
         let step = |statement, fault| step(migration, statement, fault);
         let before = applied.get(at).map(|(_, done)| *done);
         if before.is_none() {
-            let insert = format!("INSERT INTO {record} VALUES (?, ?, ?, 0)");
-            let values = [version.into(), name.into(), sql.into()];
+            let insert = format!("INSERT INTO {record} VALUES (?, ?, ?, ?)");
+            let all = done(text::statements(sql).len());
+            let done = if is_unrecorded { all } else { done(0) };
+            let values = [version.into(), name.into(), sql.into(), done];
             lease.part(false, &insert, &values).await.map_err(|fault| step(1, fault))?;
+        }
+        if is_unrecorded {
+            continue;
         }
         for (index, statement) in text::statements(sql).into_iter().enumerate() {
             if before.is_some_and(|done| index < done) {
@@ -140,7 +282,8 @@ async fn on_mysql_alone(lease: &mut Lease, schema: &Schema) -> Result<(), Error>
             lease.part(false, &update, &values).await.map_err(|fault| step(index + 1, fault))?;
         }
     }
-    Ok(())
+    lost.extend(repair(lease, Dialect::MySql, schema, restore).await?);
+    Ok(lost)
 }
 
 fn is_done_before(fault: &Fault) -> bool {

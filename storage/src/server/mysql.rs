@@ -143,6 +143,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends COM_QUIT and closes the socket.
+    pub(super) async fn close(self) {
+        let _closed_anyhow = self.conn.disconnect().await;
+    }
+
     /// One statement; with `begin`, it is the first of a transaction.
     pub(super) async fn run(
         &mut self,
@@ -166,12 +171,37 @@ impl Connection {
         Ok(Rows { rows, affected })
     }
 
+    /// Statements that go out together, as texts; the answers of those that have any.
+    pub(super) async fn script(&mut self, sql: &str) -> Result<Vec<Rows>, Fault> {
+        let mut answer = self.conn.query_iter(sql).await?;
+        let mut all = Vec::new();
+        loop {
+            let affected = answer.affected_rows();
+            let rows = answer.collect::<mysql_async::Row>().await?;
+            let rows = rows.into_iter().map(to_row).collect::<Result<_, _>>()?;
+            all.push(Rows { rows, affected });
+            if answer.is_empty() {
+                break;
+            }
+        }
+        answer.drop_result().await?;
+        self.used = Instant::now();
+        Ok(all)
+    }
+
     /// Statements without parameters and without an answer.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<Rows, Fault> {
         self.conn.query_drop(sql).await?;
         self.used = Instant::now();
         Ok(Rows::default())
     }
+}
+
+/// A statement as a text with its values in it: each `?` outside of quotes is one.
+pub(super) fn literal(sql: &str, values: &[Value]) -> String {
+    // `NO_BACKSLASH_ESCAPES` is not among the modes of our sessions.
+    let values: Vec<_> = values.iter().map(|value| to_mysql(value).as_sql(false)).collect();
+    super::text::filled(sql, &values)
 }
 
 fn to_mysql(value: &Value) -> mysql_async::Value {
@@ -189,6 +219,10 @@ fn to_row(row: mysql_async::Row) -> Result<Row, Fault> {
     Ok(Row::new(values.collect::<Result<_, _>>()?))
 }
 
+fn whole(bytes: &[u8]) -> Option<i64> {
+    str::from_utf8(bytes).ok().and_then(|text| text.parse().ok())
+}
+
 fn to_value(column: &Column, value: mysql_async::Value) -> Result<Value, Fault> {
     let refuse =
         |what: &str| Err(Fault::new(Kind::Other, format!("column {} {what}", column.name_str())));
@@ -201,12 +235,17 @@ fn to_value(column: &Column, value: mysql_async::Value) -> Result<Value, Fault> 
         },
         mysql_async::Value::Bytes(bytes) => match column.column_type() {
             // What a sum of integers is.
-            ColumnType::MYSQL_TYPE_NEWDECIMAL => {
-                match str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok()) {
-                    Some(number) => Ok(Value::Int(number)),
-                    None => refuse("is no whole number"),
-                }
-            }
+            ColumnType::MYSQL_TYPE_NEWDECIMAL => match whole(&bytes) {
+                Some(number) => Ok(Value::Int(number)),
+                None => refuse("is no whole number"),
+            },
+            // What a script answers comes as text.
+            ColumnType::MYSQL_TYPE_TINY
+            | ColumnType::MYSQL_TYPE_SHORT
+            | ColumnType::MYSQL_TYPE_INT24
+            | ColumnType::MYSQL_TYPE_LONG
+            | ColumnType::MYSQL_TYPE_LONGLONG => whole(&bytes)
+                .map_or_else(|| refuse("is no whole number"), |number| Ok(Value::Int(number))),
             _ if column.character_set() == BINARY => Ok(Value::Bytes(bytes)),
             _ => match String::from_utf8(bytes) {
                 Ok(text) => Ok(Value::Text(text)),

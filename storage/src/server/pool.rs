@@ -1,22 +1,32 @@
-//! Connections that are shared, and who has one on loan.
+//! Connections that are shared, and leases of them.
 //!
-//! A connection goes back only when it is known to be idle and outside of a
-//! transaction; whatever else is returned (its user gave up, it failed) is closed,
-//! which makes the server undo what was open.
+//! - A connection goes back to the pool only when it is idle and outside of a
+//!   transaction. An open transaction is rolled back first. A connection in any other
+//!   state is closed, which makes the server undo what was open.
+//! - A caller that gives up (a client's deadline, say) costs no connection: connecting,
+//!   and a statement that was sent, go on in the background until their own deadline.
+//!   There are at most as many of these as connections.
+//! - Idle connections end with their lifetime, also when no call comes: a task looks
+//!   for them. The end of a connection is the protocol's (Terminate, COM_QUIT), also of
+//!   those that are open when the pool closes.
+
+mod background;
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 
+use self::background::{Background, Finish};
 use super::{
     Dialect, Options, Rows,
     fault::Fault,
@@ -29,11 +39,18 @@ use crate::{Error, Kind};
 /// Connections when nothing else is said: what BOSH gives the original.
 const MAX_OPEN: usize = 200;
 
-/// How long a connection that nobody uses is kept.
+/// Longest time that a connection stays idle.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// How often the idle ones are looked at.
-const SWEEP: Duration = Duration::from_secs(10);
+/// Period of the search for idle connections to close: a quarter of the lifetime,
+/// within these bounds.
+const SWEEP: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Timeout of the goodbye of one connection.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Timeout of the end of all connections when the pool closes.
+const CLOSE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub(super) enum Connector {
@@ -71,6 +88,25 @@ impl Connection {
             Self::Postgres(_) => Ok(()),
             Self::MySql(connection) => connection.check().await,
         }
+    }
+
+    async fn script(&mut self, sql: &str) -> Result<Vec<Rows>, Fault> {
+        match self {
+            Self::Postgres(_) => Err(Fault::new(Kind::Other, "scripts are MySQL's")),
+            Self::MySql(connection) => connection.script(sql).await,
+        }
+    }
+
+    /// Ends the connection with the protocol's goodbye.
+    async fn close(self) {
+        let closing = async {
+            match self {
+                Self::Postgres(connection) => connection.close().await,
+                Self::MySql(connection) => connection.close().await,
+            }
+        };
+        // Without a goodbye in time the socket is closed all the same.
+        let _in_time = timeout(GOODBYE, closing).await;
     }
 
     async fn ask(&mut self, ask: Ask<'_>) -> Result<Rows, Fault> {
@@ -137,11 +173,10 @@ impl managed::Manager for Manager {
 
 pub(super) struct Pool {
     pool: managed::Pool<Manager>,
-    max_open: usize,
-    /// On loan, or asked for.
-    lent: AtomicUsize,
+    /// One for each connection that may be on loan.
+    permits: Arc<Semaphore>,
     counters: Counters,
-    swept: Mutex<Instant>,
+    background: Background,
 }
 
 impl fmt::Debug for Pool {
@@ -166,50 +201,82 @@ impl Pool {
             .expect("without timeouts a pool needs no runtime");
         Self {
             pool,
-            max_open,
-            lent: AtomicUsize::new(0),
+            permits: Arc::new(Semaphore::new(max_open)),
             counters: Counters::default(),
-            swept: Mutex::new(Instant::now()),
+            background: Background::default(),
         }
     }
 
-    /// A connection, as soon as there is one.
+    /// A connection, as soon as one is free.
     pub(super) async fn lease(self: &Arc<Self>) -> Result<Lease, Error> {
-        self.sweep();
-        let before = self.lent.fetch_add(1, Ordering::Relaxed);
-        let lent = Lent(Arc::clone(self));
-        let begun = Instant::now();
-        let object = self.pool.get().await;
-        if before >= self.max_open {
-            self.counters.waited(begun.elapsed());
-        }
-        match object {
-            Ok(object) => Ok(Lease { object: Some(object), idle: true, lent }),
-            Err(PoolError::Backend(fault)) => Err(Error::Connect { source: Arc::new(fault) }),
-            Err(PoolError::Closed) => Err(Error::Closed),
-            Err(
-                error @ (PoolError::Timeout(_)
-                | PoolError::NoRuntimeSpecified
-                | PoolError::PostCreateHook(_)),
-            ) => Err(Error::Connect {
-                source: Arc::new(Fault::new(Kind::Unavailable, error.to_string())),
-            }),
+        let permit = self.permit().await.ok_or(Error::Closed)?;
+        let pool = Arc::clone(self);
+        let getting = async move {
+            match pool.pool.get().await {
+                Ok(object) => {
+                    let (object, permit) = (Some(object), Some(permit));
+                    Ok(Lease { object, state: State::Idle, holds_lock: false, pool, permit })
+                }
+                Err(PoolError::Backend(fault)) => Err(Error::Connect { source: Arc::new(fault) }),
+                Err(PoolError::Closed) => Err(Error::Closed),
+                Err(
+                    error @ (PoolError::Timeout(_)
+                    | PoolError::NoRuntimeSpecified
+                    | PoolError::PostCreateHook(_)),
+                ) => Err(Error::Connect {
+                    source: Arc::new(Fault::new(Kind::Unavailable, error.to_string())),
+                }),
+            }
+        };
+        // The connector has a timeout of its own.
+        Finish::new(self, None, getting).await
+    }
+
+    /// The right to a connection; none when the pool is closed. A caller that gives up
+    /// here leaves nothing behind.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(TryAcquireError::Closed) => None,
+            Err(TryAcquireError::NoPermits) => {
+                let begun = Instant::now();
+                let permit = Arc::clone(&self.permits).acquire_owned().await;
+                self.counters.waited(begun.elapsed());
+                permit.ok()
+            }
         }
     }
 
-    /// Closes what nobody needs, now and then.
+    /// Closes idle connections, those for which `is_over` holds.
+    fn close_idle(&self, is_over: impl Fn(&Metrics) -> bool) {
+        for connection in self.pool.retain(|_, metrics| !is_over(&metrics)).removed {
+            self.background.spawn(connection.close());
+        }
+    }
+
     fn sweep(&self) {
-        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        if swept.elapsed() < SWEEP {
-            return;
-        }
-        *swept = Instant::now();
-        drop(swept);
         let lifetime = self.pool.manager().max_lifetime.unwrap_or(Duration::MAX);
-        drop(self.pool.retain(|_, metrics| metrics.last_used() < IDLE && metrics.age() < lifetime));
+        self.close_idle(|metrics| metrics.last_used() >= IDLE || metrics.age() >= lifetime);
     }
 
-    pub(super) fn close(&self) {
+    /// Starts the task that closes idle connections; it ends with the set.
+    pub(super) fn sweeper(self: &Arc<Self>) -> JoinSet<()> {
+        let lifetime = self.pool.manager().max_lifetime;
+        let period = lifetime.map_or(SWEEP.1, |lifetime| (lifetime / 4).clamp(SWEEP.0, SWEEP.1));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sweep(Arc::downgrade(self), period));
+        tasks
+    }
+
+    /// Refuses further leases, and waits until all connections are closed.
+    pub(super) async fn close(&self) {
+        self.permits.close();
+        let closing = async {
+            self.close_idle(|_| true);
+            // Statements under way end in the background and close their connection.
+            self.background.finished().await;
+        };
+        let _in_time = timeout(CLOSE, closing).await;
         self.pool.close();
     }
 
@@ -218,41 +285,116 @@ impl Pool {
     }
 }
 
-/// A connection on loan.
-pub(super) struct Lease {
-    object: Option<Object<Manager>>,
-    /// It may go back.
-    idle: bool,
-    lent: Lent,
-}
-
-/// Counts a connection as on loan.
-struct Lent(Arc<Pool>);
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.0.lent.fetch_sub(1, Ordering::Relaxed);
+async fn sweep(pool: Weak<Pool>, period: Duration) {
+    loop {
+        sleep(period).await;
+        match pool.upgrade() {
+            Some(pool) => pool.sweep(),
+            None => return,
+        }
     }
 }
 
+/// What a connection on loan is in the middle of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing: it may go back.
+    Idle,
+    /// A transaction.
+    Open,
+    /// A statement, or the connection failed in one.
+    Unusable,
+}
+
+/// A connection on loan.
+pub(super) struct Lease {
+    object: Option<Object<Manager>>,
+    state: State,
+    /// The session holds a lock of the server that falls with it.
+    holds_lock: bool,
+    pool: Arc<Pool>,
+    /// Dropped after the connection is back.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
 impl Lease {
-    /// `ends_idle`: when it is answered, no transaction is open.
-    async fn ask(&mut self, ends_idle: bool, ask: Ask<'_>) -> Result<Rows, Fault> {
-        let query = self.lent.0.counters.begin();
-        self.idle = false;
+    /// `after`: the state of the connection when the statement is answered.
+    async fn ask(&mut self, after: State, ask: Ask<'_>) -> Result<Rows, Fault> {
+        let query = self.pool.counters.begin();
+        self.state = State::Unusable;
         let object = self.object.as_mut().expect("it is taken away only at the end");
         let outcome = object.ask(ask).await;
         query.end(outcome.is_ok());
-        self.idle = match &outcome {
-            Ok(_) => ends_idle,
-            Err(fault) => ends_idle && !fault.is_lost(),
+        self.state = match &outcome {
+            Err(fault) if fault.is_lost() => State::Unusable,
+            Ok(_) | Err(_) => after,
         };
         outcome
     }
 
-    /// One statement that is a transaction of its own.
-    pub(super) async fn single(&mut self, sql: &str, values: &[Value]) -> Result<Rows, Fault> {
-        self.ask(true, Ask::Run { begin: false, sql, values }).await
+    /// One statement that is a transaction of its own. It goes on until `deadline` if
+    /// the caller gives up.
+    pub(super) async fn single(
+        self,
+        deadline: Instant,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Rows, Fault> {
+        self.detached(State::Idle, false, deadline, sql, values).await.1
+    }
+
+    /// A transaction in one piece, on MySQL. It goes on until `deadline` if the caller
+    /// gives up.
+    pub(super) async fn script(
+        mut self,
+        deadline: Instant,
+        sql: String,
+    ) -> (Self, Result<Vec<Rows>, Fault>) {
+        let pool = Arc::clone(&self.pool);
+        let asking = async move {
+            let query = self.pool.counters.begin();
+            self.state = State::Unusable;
+            let object = self.object.as_mut().expect("it is taken away only at the end");
+            let outcome = object.script(&sql).await;
+            query.end(outcome.is_ok());
+            self.state = match &outcome {
+                Ok(_) => State::Idle,
+                Err(fault) if fault.is_lost() => State::Unusable,
+                // The statement that failed is the last that ran.
+                Err(_) => State::Open,
+            };
+            (self, outcome)
+        };
+        Finish::new(&pool, Some(deadline), asking).await
+    }
+
+    /// One statement of a transaction; with `begin` the first. If the caller gives up,
+    /// it goes on until `deadline`, and the transaction is rolled back then.
+    pub(super) async fn part_of(
+        self,
+        begin: bool,
+        deadline: Instant,
+        sql: &str,
+        values: &[Value],
+    ) -> (Self, Result<Rows, Fault>) {
+        self.detached(State::Open, begin, deadline, sql, values).await
+    }
+
+    async fn detached(
+        mut self,
+        after: State,
+        begin: bool,
+        deadline: Instant,
+        sql: &str,
+        values: &[Value],
+    ) -> (Self, Result<Rows, Fault>) {
+        let pool = Arc::clone(&self.pool);
+        let (sql, values) = (sql.to_owned(), values.to_vec());
+        let asking = async move {
+            let outcome = self.ask(after, Ask::Run { begin, sql: &sql, values: &values }).await;
+            (self, outcome)
+        };
+        Finish::new(&pool, Some(deadline), asking).await
     }
 
     /// One statement of a transaction; with `begin` the first.
@@ -262,7 +404,7 @@ impl Lease {
         sql: &str,
         values: &[Value],
     ) -> Result<Rows, Fault> {
-        self.ask(false, Ask::Run { begin, sql, values }).await
+        self.ask(State::Open, Ask::Run { begin, sql, values }).await
     }
 
     /// Rows, within a transaction.
@@ -271,31 +413,66 @@ impl Lease {
         into: &str,
         pieces: &mut (dyn Iterator<Item = Bytes> + Send),
     ) -> Result<Rows, Fault> {
-        self.ask(false, Ask::Copy { into, pieces }).await
+        self.ask(State::Open, Ask::Copy { into, pieces }).await
     }
 
     /// Ends the transaction.
     pub(super) async fn commit(&mut self) -> Result<(), Fault> {
-        self.ask(true, Ask::Batch("COMMIT")).await.map(drop)
+        self.ask(State::Idle, Ask::Batch("COMMIT")).await.map(drop)
     }
 
     /// Undoes the transaction.
     pub(super) async fn rollback(&mut self) -> Result<(), Fault> {
-        self.ask(true, Ask::Batch("ROLLBACK")).await.map(drop)
+        self.ask(State::Idle, Ask::Batch("ROLLBACK")).await.map(drop)
+    }
+
+    /// Undoes what is open, if the connection still can.
+    pub(super) async fn undone(mut self) {
+        if self.state == State::Open {
+            let _closed_otherwise = self.rollback().await;
+        }
     }
 
     /// Statements without parameters, within something larger.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Fault> {
-        self.ask(false, Ask::Batch(sql)).await.map(drop)
+        self.ask(State::Open, Ask::Batch(sql)).await.map(drop)
+    }
+
+    /// The session holds a lock of the server: without [`Self::released`] the connection
+    /// is closed rather than given back.
+    pub(super) fn locked(&mut self) {
+        self.holds_lock = true;
+    }
+
+    /// The session holds no lock, and no transaction is open.
+    pub(super) fn released(&mut self) {
+        (self.holds_lock, self.state) = (false, State::Idle);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(object) = self.object.take()
-            && !self.idle
-        {
-            drop(Object::take(object));
+        let Some(object) = self.object.take() else { return };
+        match self.state {
+            // The server notices the end of the connection and undoes what was open.
+            _ if self.holds_lock => drop(Object::take(object)),
+            State::Unusable => drop(Object::take(object)),
+            State::Idle if self.pool.permits.is_closed() => {
+                self.pool.background.spawn(Object::take(object).close());
+            }
+            State::Idle => drop(object),
+            State::Open => {
+                let (pool, permit) = (Arc::clone(&self.pool), self.permit.take());
+                let state = State::Unusable;
+                let lease = Self { object: Some(object), state, holds_lock: false, pool, permit };
+                self.pool.background.spawn(undo(lease));
+            }
         }
     }
+}
+
+/// Rolls the transaction back, so that the connection can go back.
+async fn undo(mut lease: Lease) {
+    let patience = lease.pool.pool.manager().connect_timeout;
+    let _closed_otherwise = timeout(patience, lease.rollback()).await;
 }

@@ -85,7 +85,7 @@ impl Connector {
             let _ended = connection.await;
         });
         client.batch_execute(&self.session).await?;
-        Ok(Connection { client, statements: HashMap::new(), _driver: driver })
+        Ok(Connection { client, statements: HashMap::new(), driver })
     }
 }
 
@@ -200,12 +200,19 @@ pub(super) struct Connection {
     client: Client,
     statements: HashMap<String, Statement>,
     /// Moves the bytes; ends with the connection.
-    _driver: JoinSet<()>,
+    driver: JoinSet<()>,
 }
 
 impl Connection {
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Sends Terminate and waits until the socket is closed.
+    pub(super) async fn close(self) {
+        let Self { client, statements, mut driver } = self;
+        drop((client, statements));
+        driver.join_next().await;
     }
 
     async fn prepared(&mut self, sql: &str) -> Result<Statement, Fault> {

@@ -52,6 +52,20 @@ pub(super) fn numbered(sql: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
+/// The text with the values in the places of `?`.
+pub(super) fn filled(sql: &str, values: &[String]) -> String {
+    let mut text = String::with_capacity(sql.len() + values.iter().map(String::len).sum::<usize>());
+    let mut copied = 0;
+    let places = code(sql).filter(|(_, byte)| *byte == b'?').map(|(at, _)| at);
+    for (at, value) in places.zip(values) {
+        text.push_str(&sql[copied..at]);
+        text.push_str(value);
+        copied = at + 1;
+    }
+    text.push_str(&sql[copied..]);
+    text
+}
+
 /// The single statements.
 pub(super) fn statements(sql: &str) -> Vec<&str> {
     let mut from = 0;
@@ -82,6 +96,12 @@ mod tests {
         ] {
             assert_eq!(numbered(given), expected);
         }
+    }
+
+    #[test]
+    fn places_are_filled() {
+        let values = ["'?'".to_owned(), "2".to_owned()];
+        assert_eq!(filled("'?' ? -- ?\n ?;", &values), "'?' '?' -- ?\n 2;");
     }
 
     #[test]

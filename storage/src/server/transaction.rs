@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     Rows,
@@ -32,6 +32,8 @@ struct Active {
     lease: Option<Lease>,
     begun: bool,
     failed: Option<Error>,
+    /// Of a statement that goes on after its caller gave up.
+    deadline: Instant,
 }
 
 impl Active {
@@ -55,8 +57,8 @@ impl Active {
 }
 
 impl Transaction {
-    pub(super) fn new(lease: Lease) -> Self {
-        let active = Active { lease: Some(lease), begun: false, failed: None };
+    pub(super) fn new(lease: Lease, deadline: Instant) -> Self {
+        let active = Active { lease: Some(lease), begun: false, failed: None, deadline };
         Self { active: Arc::new(Mutex::new(active)) }
     }
 
@@ -93,8 +95,10 @@ impl Transaction {
 
     async fn run(&self, sql: &str, parameters: &[Value]) -> Result<Rows, Error> {
         let mut active = self.active.lock().await;
-        let (lease, begin) = active.next()?;
-        let outcome = lease.part(begin, sql, parameters).await;
+        let begin = active.next()?.1;
+        let (deadline, lease) = (active.deadline, active.lease.take().ok_or(Error::Closed)?);
+        let (lease, outcome) = lease.part_of(begin, deadline, sql, parameters).await;
+        active.lease = Some(lease);
         active.noted(outcome)
     }
 

@@ -10,7 +10,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{Options, Synchronous};
-use crate::{Error, Migration, migration};
+use crate::{Error, Migration, Table, migration};
 
 /// The log is cut to this size when it was emptied: 4 MiB.
 const JOURNAL_SIZE_LIMIT: i64 = 4 << 20;
@@ -39,13 +39,14 @@ pub(super) fn open(
     path: &Path,
     options: &Options,
     migrations: &'static [Migration],
+    tables: &'static [Table],
 ) -> Result<Opened, Error> {
     let guard = lock(path)?;
     create(path)?;
     let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, options)
         .and_then(|writer| set_up_writer(writer, options))
         .map_err(Error::open(path.to_owned()))?;
-    migration::migrate(&mut writer, migrations)?;
+    migration::migrate(&mut writer, migrations, tables)?;
     let readers = (0..options.readers.max(1))
         .map(|_| {
             let reader = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, options)?;

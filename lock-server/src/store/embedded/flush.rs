@@ -10,10 +10,14 @@ use std::{
     time::Duration,
 };
 
+use model::lock::FencingToken;
 use runtime::{error::chain, lager, server::Component};
 use rusqlite::Connection;
-use storage::sqlite::Database;
-use tokio::sync::mpsc;
+use storage::{Lost, sqlite::Database};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -32,6 +36,9 @@ const TURNS: usize = 4;
 /// tried whether the disk takes one again.
 const PROBE: Duration = Duration::from_secs(1);
 
+/// Period of the search for tables that were lost.
+const MEND: Duration = Duration::from_secs(5);
+
 /// Stores what is queued: the task behind [`Embedded`](super::Embedded).
 #[derive(Debug)]
 pub struct Flusher {
@@ -42,6 +49,8 @@ pub struct Flusher {
     /// The row of the next lock. All rows below are known; those from here on, if
     /// there are any, are of a commit that failed.
     next_row: i64,
+    /// The token of a key that was never held.
+    floor: FencingToken,
     /// The last commit failed: it may have left rows.
     is_unsure: bool,
     /// What was answered and has no line in the log yet.
@@ -49,16 +58,16 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    /// `next_row` is the number for the next lock.
+    /// The number for the next lock, and the token of a key that was never held.
     pub(super) fn new(
         state: Arc<Mutex<State>>,
         queue: mpsc::Receiver<Pending>,
         feed: Feed,
         database: Database,
-        next_row: i64,
+        (next_row, floor): (i64, FencingToken),
     ) -> Self {
         let (is_unsure, unlogged) = (false, Vec::new());
-        Self { state, queue, feed, database, next_row, is_unsure, unlogged }
+        Self { state, queue, feed, database, next_row, floor, is_unsure, unlogged }
     }
 }
 
@@ -85,6 +94,8 @@ impl Flusher {
         // disk is well again.
         let mut is_failing = false;
         let mut batch = Vec::with_capacity(BATCH);
+        let mut mends = interval_at(Instant::now() + MEND, MEND);
+        mends.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -93,6 +104,7 @@ impl Flusher {
                     self.queue.close();
                 }
                 () = self.database.closed() => return Err(storage::Error::Closed),
+                _ = mends.tick(), if !stopping => self.mend().await,
                 count = self.queue.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
                         return self.database.close().await;
@@ -107,6 +119,25 @@ impl Flusher {
                     is_failing = !self.probe(&health).await;
                 }
             }
+        }
+    }
+
+    /// Makes tables and columns again that were lost, with all locks.
+    async fn mend(&mut self) {
+        let state = Arc::clone(&self.state);
+        let mended = self.database.mend(move |transaction, _| {
+            let held = lock(&state).table.all();
+            held.iter().try_for_each(|held| journal::put(transaction, held))?;
+            Ok(())
+        });
+        let floor = async |mended: Result<Vec<Lost>, storage::Error>| match mended?.is_empty() {
+            true => Ok(None),
+            false => self.database.read(|file| Ok(Some(journal::floor(file)?))).await,
+        };
+        let floor: Result<Option<FencingToken>, storage::Error> = floor(mended.await).await;
+        match floor {
+            Ok(floor) => self.floor = floor.unwrap_or(self.floor),
+            Err(error) => tracing::error!(error = chain(&error), "failed-making-tables"),
         }
     }
 
@@ -178,13 +209,13 @@ impl Flusher {
 
     /// The first version for each change that acquires.
     async fn store(&mut self, changes: Arc<Vec<Change>>) -> Result<Vec<Arc<Held>>, storage::Error> {
-        let (first, is_unsure) = (self.next_row, self.is_unsure);
+        let (first, floor, is_unsure) = (self.next_row, self.floor, self.is_unsure);
         let unlogged = mem::take(&mut self.unlogged);
         let store = self.database.write(move |transaction| {
             if is_unsure {
                 journal::forget_from(transaction, first)?;
             }
-            write(transaction, &changes, first).map_err(storage::Error::from)
+            write(transaction, &changes, first, floor).map_err(storage::Error::from)
         });
         // The first has its turn first: the disk works while the log is written.
         let (stored, ()) = tokio::join!(biased; store, async { log(unlogged) });
@@ -251,13 +282,14 @@ fn write(
     connection: &Connection,
     changes: &[Change],
     first: i64,
+    floor: FencingToken,
 ) -> Result<Vec<Arc<Held>>, rusqlite::Error> {
     let mut acquired = Vec::new();
     let mut rows = first..;
     for change in changes {
         match change {
             Change::Acquire { claim, request } => {
-                let token = journal::next_token(connection, &claim.key)?;
+                let token = journal::next_token(connection, &claim.key, floor)?;
                 let id = journal::row_id(rows.next().expect("no end of numbers"));
                 let held = Held::first(claim.clone(), id, token, request.clone());
                 journal::put(connection, &held)?;

@@ -4,11 +4,14 @@
 use std::{future::pending, time::Duration};
 
 use runtime::{error::chain, server::Component};
-use storage::server::{Listener, Notice as Heard, Value};
+use storage::{
+    Kind,
+    server::{Listener, Notice as Heard, Value},
+};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -89,7 +92,10 @@ impl Follower {
             batch.push(notice);
         }
         tell(&shared, &instance, listener.is_some(), batch.drain(..)).await;
-        shared.server.close();
+        if let Some(listener) = &mut listener {
+            listener.close().await;
+        }
+        shared.server.close().await;
         Ok(())
     }
 }
@@ -105,6 +111,9 @@ async fn follow(
     let is_told = listener.is_some();
     let mut last = Instant::now();
     let mut count_at = last;
+    let mut mends = interval_at(last + PASS, PASS);
+    mends.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut answers = true;
     let mut batch = Vec::with_capacity(TOGETHER);
     loop {
         let is_polled = !is_told && shared.feed.has_watchers();
@@ -119,18 +128,27 @@ async fn follow(
                 Heard::Told(payload) => look(shared, notice::parse(&payload, instance)).await,
                 Heard::Listening => {
                     last = Instant::now();
-                    pass(shared, health, &mut count_at).await;
+                    answers = pass(shared, health, &mut count_at).await;
                 }
             },
+            // Whether the database is there is for the pass to find out.
+            _ = mends.tick(), if answers => mend(shared).await,
             () = sleep_until(next) => {
                 last = Instant::now();
-                pass(shared, health, &mut count_at).await;
+                answers = pass(shared, health, &mut count_at).await;
             }
         }
     }
 }
 
-async fn pass(shared: &Shared, health: &Component, count_at: &mut Instant) {
+async fn mend(shared: &Shared) {
+    if let Err(error) = shared.mend().await {
+        tracing::error!(error = chain(&error), "failed-making-tables");
+    }
+}
+
+/// Whether the database answers, be it that a table is missing.
+async fn pass(shared: &Shared, health: &Component, count_at: &mut Instant) -> bool {
     let passed = async {
         shared.pass().await?;
         if *count_at <= Instant::now() {
@@ -140,11 +158,15 @@ async fn pass(shared: &Shared, health: &Component, count_at: &mut Instant) {
         Ok::<_, storage::Error>(())
     };
     match passed.await {
-        Ok(()) => health.ready(),
+        Ok(()) => {
+            health.ready();
+            true
+        }
         Err(error) => {
             let text = chain(&error);
             tracing::error!(error = text, "failed-fetching-locks");
             health.not_ready(text);
+            error.kind() == Kind::Schema
         }
     }
 }

@@ -20,7 +20,7 @@ use model::lock::{LockKey, LockKind, Selector};
 use storage::{Kind, server::Dialect};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{PASS, Shared, changes, failed, rows};
+use super::{PASS, Shared, changes, rows, unread};
 use crate::{
     held::{Held, Selected},
     store::Error,
@@ -107,7 +107,7 @@ impl Shared {
                 return self.look_at_each(asks).await;
             }
             Err(error) => {
-                let error = failed(error);
+                let error = unread(error);
                 asks.into_iter().for_each(|ask| drop(ask.reply.send(Err(error.clone()))));
                 return;
             }
@@ -149,7 +149,7 @@ impl Shared {
                 // The counters are gone; the next pass makes them again.
                 Err(error) if error.kind() == Kind::Schema => None,
                 Err(error) => {
-                    let error = failed(error);
+                    let error = unread(error);
                     asks.into_iter().for_each(|ask| drop(ask.reply.send(Err(error.clone()))));
                     return;
                 }

@@ -1,7 +1,7 @@
 //! The statements, in both languages.
 //!
 //! Each call is one transaction: on PostgreSQL one statement, which is one round
-//! trip, also for many claims; MySQL has no `RETURNING`, so there some take several. A claim writes the row
+//! trip, also for many claims; on MySQL several that go out together. A claim writes the row
 //! and its token together, and only if the row is free or the claimant's own; no row
 //! is locked before it is written, so different keys never wait for each other.
 //!
@@ -13,16 +13,25 @@ use std::collections::HashMap;
 
 use model::lock::{Claim, FencingToken, LockKey, Owner};
 use storage::{
-    Migration,
+    Column, Migration, Table,
     server::{Dialect, Row, Schema, Server, Transaction, Value},
 };
 
 use crate::held::Held;
 
-const POSTGRES_SCHEMA: &[Migration] = &[Migration {
-    version: 1,
-    name: "locks and fencing tokens",
-    sql: "CREATE TABLE IF NOT EXISTS locks (
+/// The token of a key's first owner is the column's default: 1, and in a table that is
+/// made again the time in milliseconds, which is higher than any token given before.
+const FIRST_TOKEN: Migration = Migration {
+    version: 2,
+    name: "first token by default",
+    sql: "ALTER TABLE fencing_tokens ALTER COLUMN token SET DEFAULT 1",
+};
+
+const POSTGRES_SCHEMA: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "locks and fencing tokens",
+        sql: "CREATE TABLE IF NOT EXISTS locks (
     path VARCHAR(255) PRIMARY KEY,
     owner VARCHAR(255),
     value VARCHAR(4096),
@@ -36,7 +45,9 @@ CREATE TABLE IF NOT EXISTS fencing_tokens (
     token BIGINT NOT NULL,
     modified_id VARCHAR(255) NOT NULL
 )",
-}];
+    },
+    FIRST_TOKEN,
+];
 
 // A collation that compares exactly has another name on MariaDB than on MySQL. A
 // table that is there already keeps its own, as with the original: therefore the
@@ -58,7 +69,7 @@ CREATE TABLE IF NOT EXISTS fencing_tokens (
     token BIGINT NOT NULL,
     modified_id VARCHAR(255) NOT NULL
 )",
-}];
+}, FIRST_TOKEN];
 
 /// The tables.
 pub(super) fn schema(dialect: Dialect) -> Schema {
@@ -66,8 +77,52 @@ pub(super) fn schema(dialect: Dialect) -> Schema {
         Dialect::Postgres => POSTGRES_SCHEMA,
         Dialect::MySql => MYSQL_SCHEMA,
     };
-    Schema { record: "lock_server_migrations", migrations }
+    let tables = match dialect {
+        Dialect::Postgres => POSTGRES_TABLES,
+        Dialect::MySql => MYSQL_TABLES,
+    };
+    Schema { record: "lock_server_migrations", migrations, tables }
 }
+
+const LOCKS: &[Column] = &[
+    Column::key("path", "VARCHAR(255) PRIMARY KEY"),
+    Column::addable("owner", "VARCHAR(255)"),
+    Column::addable("value", "VARCHAR(4096)"),
+    Column::addable("type", "VARCHAR(255) DEFAULT ''"),
+    Column::addable("modified_index", "BIGINT DEFAULT 0"),
+    Column::addable("modified_id", "VARCHAR(255) DEFAULT ''"),
+    Column::addable("ttl", "BIGINT DEFAULT 0"),
+];
+
+const POSTGRES_TABLES: &[Table] = &[
+    Table::new(
+        "fencing_tokens",
+        &[
+            Column::key("path", "VARCHAR(255) PRIMARY KEY"),
+            Column::key("token", "BIGINT NOT NULL DEFAULT {now}"),
+            Column::addable("modified_id", "VARCHAR(255) NOT NULL DEFAULT ''"),
+        ],
+    ),
+    // The original makes it too.
+    Table { is_shared: true, ..Table::new("locks", LOCKS) },
+];
+
+const MYSQL_TABLES: &[Table] = &[
+    Table::new(
+        "fencing_tokens",
+        &[
+            Column::key("path", "VARBINARY(1020) PRIMARY KEY"),
+            Column::key("token", "BIGINT NOT NULL DEFAULT {now}"),
+            Column::addable("modified_id", "VARCHAR(255) NOT NULL DEFAULT ''"),
+        ],
+    ),
+    Table {
+        is_shared: true,
+        options: "CHARACTER SET utf8mb4
+            /*M!100202 COLLATE utf8mb4_nopad_bin */ /*!80017 COLLATE utf8mb4_0900_bin */",
+        ..Table::new("locks", LOCKS)
+    },
+];
 
 /// What a claim that succeeded made of the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,14 +161,7 @@ pub(super) async fn claim(
     let values = claim_values(claim, id);
     match server.dialect() {
         Dialect::Postgres => claim_on_postgres(server, &values).await,
-        Dialect::MySql => {
-            let (values, owner) = (&values, claim.owner.as_str());
-            server
-                .transaction(|transaction: Transaction| async move {
-                    claim_on_mysql(&transaction, values, owner).await
-                })
-                .await
-        }
+        Dialect::MySql => claim_on_mysql(server, &values, claim.owner.as_str()).await,
     }
 }
 
@@ -129,8 +177,8 @@ macro_rules! postgres_take {
     WHERE COALESCE(l.owner, '') = '' OR l.owner = excluded.owner
     RETURNING path, modified_index, modified_id
 ), fenced AS (
-    INSERT INTO fencing_tokens AS f (path, token, modified_id)
-    SELECT path, 1, modified_id FROM taken
+    INSERT INTO fencing_tokens AS f (path, modified_id)
+    SELECT path, modified_id FROM taken
     ON CONFLICT (path) DO UPDATE SET token = f.token + 1, modified_id = excluded.modified_id
     WHERE f.modified_id <> excluded.modified_id
     RETURNING path, token
@@ -238,28 +286,45 @@ modified_id = IF(COALESCE(owner, '') = ''
 owner = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(owner), owner)";
 
 // The token first: it depends on the id that was there.
-const MYSQL_TOKEN: &str = "INSERT INTO fencing_tokens (path, token, modified_id) VALUES (?, 1, ?)
+const MYSQL_TOKEN: &str = "INSERT INTO fencing_tokens (path, modified_id) VALUES (?, ?)
 ON DUPLICATE KEY UPDATE token = IF(modified_id = VALUES(modified_id), token, token + 1),
 modified_id = VALUES(modified_id)";
 
+/// All in one round trip: the row stays locked as long as the server is at work on it,
+/// however long the way to the server is.
 async fn claim_on_mysql(
-    transaction: &Transaction,
+    server: &Server,
     values: &[Value; 6],
     owner: &str,
 ) -> Result<Option<Taken>, storage::Error> {
-    transaction.execute(MYSQL_CLAIM, values).await?;
     let key = &values[..1];
-    let rows = transaction
-        .query("SELECT owner, modified_index, modified_id, path FROM locks WHERE path = ?", key)
+    let owned = [values[0].clone(), values[1].clone()];
+    let answers = server
+        .at_once(&[
+            (MYSQL_CLAIM, values.as_slice()),
+            (MYSQL_TOKEN_OF_OWNER, owned.as_slice()),
+            (MYSQL_TAKEN, key),
+        ])
         .await?;
-    let Some(row) = rows.first() else { return Ok(None) };
+    let Some(row) = answers.last().and_then(|rows| rows.first()) else { return Ok(None) };
     if row.get::<Option<String>>(0)?.as_deref() != Some(owner) {
         return Ok(None);
     }
-    let (index, id, path): (i64, String, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
-    let token = fence_on_mysql(transaction, &Value::from(path.as_str()), &id).await?;
-    Ok(Some(Taken { path, index, id, token }))
+    let token = token(row.get(4)?);
+    Ok(Some(Taken { index: row.get(1)?, id: row.get(2)?, path: row.get(3)?, token }))
 }
+
+// The same for the row of a key, if it is this owner's.
+const MYSQL_TOKEN_OF_OWNER: &str = "INSERT INTO fencing_tokens (path, modified_id)
+SELECT CONVERT(path USING utf8mb4), modified_id FROM locks
+WHERE path = ? AND BINARY owner = BINARY ?
+ON DUPLICATE KEY UPDATE
+token = IF(fencing_tokens.modified_id = VALUES(modified_id), token, token + 1),
+fencing_tokens.modified_id = VALUES(modified_id)";
+
+const MYSQL_TAKEN: &str = "SELECT l.owner, l.modified_index, l.modified_id, l.path, f.token
+FROM locks l LEFT JOIN fencing_tokens f ON f.path = CONVERT(l.path USING utf8mb4)
+WHERE l.path = ?";
 
 async fn fence_on_mysql(
     transaction: &Transaction,
@@ -316,8 +381,8 @@ pub(super) async fn fence(
                     fence_on_mysql(&transaction, &values[0], &held.id).await.map(Some)
                 }
                 Dialect::Postgres => {
-                    let sql = "INSERT INTO fencing_tokens AS f (path, token, modified_id)
-                        VALUES (?, 1, ?) ON CONFLICT (path) DO UPDATE SET
+                    let sql = "INSERT INTO fencing_tokens AS f (path, modified_id)
+                        VALUES (?, ?) ON CONFLICT (path) DO UPDATE SET
                         token = CASE WHEN f.modified_id = excluded.modified_id
                             THEN f.token ELSE f.token + 1 END,
                         modified_id = excluded.modified_id RETURNING token";

@@ -1,4 +1,5 @@
-//! Claims that wait at the same time share a transaction, on PostgreSQL.
+//! Claims that wait at the same time share a transaction, on PostgreSQL; on MySQL each is
+//! made alone.
 //!
 //! Each claim alone costs the database a transaction, a flush and two round trips of
 //! its attention. Here at most [`AT_ONCE`] statements are on their way; what comes
@@ -17,7 +18,7 @@ use std::{collections::HashSet, mem, pin::Pin, time::Duration};
 use futures_util::future::join_all;
 use model::lock::{Claim, LockKey};
 use serde::Serialize;
-use storage::server::Server;
+use storage::server::{Dialect, Server};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinError, JoinSet},
@@ -127,7 +128,7 @@ pub(super) async fn run(
             Some(ended) = alone.join_next() => ended.map_err(panicked)?,
             count = asks.recv_many(&mut waiting, MOST), if !is_over && together.len() < AT_ONCE => {
                 is_over = count == 0;
-                if Instant::now() < apart_until {
+                if server.dialect() == Dialect::MySql || Instant::now() < apart_until {
                     for ask in waiting.drain(..) {
                         alone.spawn(claim_alone(server.clone(), ask));
                     }

@@ -155,6 +155,12 @@ impl View {
         all.into_iter().map(|seen| Arc::clone(&seen.held)).collect()
     }
 
+    /// Everything whose time to live is not over.
+    pub(super) fn alive(&self, now: Instant) -> Vec<Arc<Held>> {
+        let alive = self.seen.values().filter(|seen| seen.deadline > now);
+        alive.map(|seen| Arc::clone(&seen.held)).collect()
+    }
+
     /// The version that is known of a key.
     pub(super) fn get(&self, key: &LockKey) -> Option<&Arc<Held>> {
         self.seen.get(key).map(|seen| &seen.held)

@@ -65,7 +65,7 @@ pub(super) async fn load(server: &Server, since: Option<Point>) -> Result<Conten
     Ok(contents)
 }
 
-async fn state(server: &Server) -> Result<State, Error> {
+pub(super) async fn state(server: &Server) -> Result<State, Error> {
     parse_state(&server.query(STATE, &[]).await?)
 }
 

@@ -15,7 +15,7 @@ use super::{
     CHANNEL,
     batch::Batch,
     load::{bind_all, state_for_update},
-    text,
+    mend, text,
 };
 use crate::{
     feed::cells::Unsaved,
@@ -58,6 +58,9 @@ pub(super) async fn replace(
     let outcome: Result<Decision, Refused> = server
         .transaction(async |transaction: Transaction| {
             let state = state_for_update(&transaction).await?;
+            if !state.is_whole() {
+                mend::forget(&transaction).await?;
+            }
             let known = known(&transaction).await?;
             match decide(&state, &known, &write) {
                 Ok(decision) => {
@@ -78,7 +81,7 @@ pub(super) async fn replace(
     Ok(outcome?)
 }
 
-async fn carry_out(
+pub(super) async fn carry_out(
     transaction: &Transaction,
     dialect: Dialect,
     most: usize,
@@ -98,7 +101,7 @@ async fn carry_out(
 }
 
 /// Wakes the other instances when the transaction is committed.
-async fn tell(transaction: &Transaction, dialect: Dialect) -> Result<(), Error> {
+pub(super) async fn tell(transaction: &Transaction, dialect: Dialect) -> Result<(), Error> {
     if dialect == Dialect::Postgres {
         transaction.query("SELECT pg_notify(?, '')", &[CHANNEL.into()]).await?;
     }
@@ -321,7 +324,7 @@ async fn copy_bindings(
     Ok(())
 }
 
-async fn store_state(transaction: &Transaction, state: &State) -> Result<(), Error> {
+pub(super) async fn store_state(transaction: &Transaction, state: &State) -> Result<(), Error> {
     let row = StateRow::try_from(state)?;
     let sql = "UPDATE portcullis_store_state SET
             generation = ?, stamp_ns = ?, watermark_seconds = ?, watermark_nanoseconds = ?,

@@ -1,7 +1,7 @@
 //! The schema on a server.
 
 use storage::{
-    Error, Kind, Migration,
+    Column, Error, Kind, Migration, Table,
     server::{Dialect, Schema, Server},
     testing::TestServer,
 };
@@ -16,13 +16,15 @@ const NOTES: Migration = Migration {
           INSERT INTO notes VALUES ('once')",
 };
 
-const TWO: Schema = Schema { record: SCHEMA.record, migrations: &[ACCOUNTS, NOTES] };
+const TWO: Schema = Schema { record: SCHEMA.record, migrations: &[ACCOUNTS, NOTES], tables: &[] };
 
 on_both! {
     four_instances_may_start_at_once
     the_schema_goes_forward_and_a_newer_or_a_foreign_one_is_refused
     a_migration_that_fails_is_named
     programs_with_different_records_share_a_database
+    lost_tables_and_columns_are_made_again
+    a_server_that_is_not_there_is_waited_for
 }
 
 async fn count(server: &Server, table: &str) -> i64 {
@@ -48,6 +50,7 @@ async fn the_schema_goes_forward_and_a_newer_or_a_foreign_one_is_refused(dialect
     const OTHER: Schema = Schema {
         record: SCHEMA.record,
         migrations: &[Migration { sql: "CREATE TABLE other (a INT)", ..ACCOUNTS }],
+        tables: &[],
     };
     let options = TestServer::shared(dialect).database();
     let server = Server::connect(&options, &SCHEMA).await.unwrap();
@@ -68,6 +71,7 @@ async fn a_migration_that_fails_is_named(dialect: Dialect) {
             ACCOUNTS,
             Migration { version: 2, name: "bad", sql: "CREATE TABLE half (a INT); SELEC" },
         ],
+        tables: &[],
     };
     const MENDED: Schema = Schema {
         record: SCHEMA.record,
@@ -75,6 +79,7 @@ async fn a_migration_that_fails_is_named(dialect: Dialect) {
             ACCOUNTS,
             Migration { version: 2, name: "good", sql: "CREATE TABLE half (a INT)" },
         ],
+        tables: &[],
     };
     let options = TestServer::shared(dialect).database();
     let error = Server::connect(&options, &BROKEN).await.unwrap_err();
@@ -99,6 +104,7 @@ async fn programs_with_different_records_share_a_database(dialect: Dialect) {
     const OTHER: Schema = Schema {
         record: "other_migrations",
         migrations: &[Migration { version: 1, name: "other", sql: "CREATE TABLE o (a INT)" }],
+        tables: &[],
     };
     let options = TestServer::shared(dialect).database();
     let one = Server::connect(&options, &SCHEMA).await.unwrap();
@@ -140,4 +146,75 @@ async fn a_migration_that_was_cut_short_is_carried_on() {
     );
     let error = Server::connect(&options, &TWO).await.unwrap_err();
     assert!(error.to_string().starts_with("statement 3 of migration 2 (notes)"), "{error}");
+}
+
+const TABLES: Schema = Schema {
+    tables: &[Table::new(
+        "accounts",
+        &[
+            Column::key("id", "BIGINT PRIMARY KEY"),
+            Column::key("balance", "BIGINT NOT NULL"),
+            Column::addable("note", "VARCHAR(20)"),
+        ],
+    )],
+    ..SCHEMA
+};
+
+/// At the start and while it runs; a newer schema is nobody's to mend.
+async fn lost_tables_and_columns_are_made_again(dialect: Dialect) {
+    let server = TestServer::shared(dialect);
+    let options = server.database();
+    let name = options.connection_string.rsplit('/').next().unwrap();
+    let here = Server::connect(&options, &TABLES).await.unwrap();
+    let mend = async || {
+        let lost = here.mend(&|mending| {
+            let accounts = mending.name("accounts");
+            let row = format!("INSERT INTO {accounts} (id, balance) VALUES (?, 5)");
+            let mut lost = mending.lost.iter();
+            match lost.any(|lost| lost.table == "accounts" && lost.column.is_none()) {
+                true => vec![(row, vec![7.into()])],
+                false => Vec::new(),
+            }
+        });
+        lost.await.unwrap().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(mend().await, [""; 0]);
+    server.sql_in(name, "DROP TABLE accounts");
+    assert_eq!(mend().await, ["table accounts"]);
+    assert_eq!(balances(&here).await, [5]);
+    server.sql_in(name, "ALTER TABLE accounts DROP COLUMN note");
+    assert_eq!(mend().await, ["column accounts.note"]);
+    assert_eq!(balances(&here).await, [5]);
+    server.sql_in(name, "DROP TABLE accounts, test_migrations");
+    assert_eq!(mend().await, ["table test_migrations", "table accounts"]);
+    server.sql_in(name, "ALTER TABLE accounts DROP COLUMN balance");
+    let there = Server::connect(&options, &TABLES).await.unwrap();
+    assert_eq!(balances(&there).await, [0_i64; 0]);
+    server.sql_in(name, "DROP TABLE test_migrations");
+    let there = Server::connect(&options, &TABLES).await.unwrap();
+    assert_eq!(count(&there, "test_migrations").await, 1);
+    server.sql_in(name, "INSERT INTO test_migrations VALUES (2, 'newer', '', 1)");
+    server.sql_in(name, "DROP TABLE accounts");
+    assert_eq!(mend().await, [""; 0]);
+    let error = Server::connect(&options, &TABLES).await.unwrap_err();
+    assert!(matches!(error, Error::NewerSchema { found: 2, known: 1 }), "{error:?}");
+}
+
+/// A line for each attempt, and no end before the time is over.
+async fn a_server_that_is_not_there_is_waited_for(dialect: Dialect) {
+    let process = TestServer::start(dialect);
+    let mut options = process.database();
+    process.stop();
+    let error = Server::connect(&options, &SCHEMA).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+    options.start_timeout = std::time::Duration::from_secs(60);
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { Server::connect(&options, &SCHEMA).await });
+    let process = tokio::task::spawn_blocking(move || {
+        process.restart();
+        process
+    });
+    let process = process.await.unwrap();
+    assert_eq!(balances(&waiting.join_next().await.unwrap().unwrap().unwrap()).await, [100, 100]);
+    drop(process);
 }

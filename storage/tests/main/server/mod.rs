@@ -1,6 +1,7 @@
 //! PostgreSQL and MariaDB from outside: the promises in the header of
 //! `storage::server`, on real servers.
 
+mod closing;
 mod faults;
 mod listening;
 mod migrating;
@@ -39,7 +40,7 @@ const ACCOUNTS: Migration = Migration {
           INSERT INTO accounts VALUES (1, 100, 'it''s; mine'), (2, 100, NULL)",
 };
 
-const SCHEMA: Schema = Schema { record: "test_migrations", migrations: &[ACCOUNTS] };
+const SCHEMA: Schema = Schema { record: "test_migrations", migrations: &[ACCOUNTS], tables: &[] };
 
 /// A database of its own, with accounts 1 and 2 of 100 each.
 async fn open(dialect: Dialect) -> Server {
@@ -322,7 +323,7 @@ async fn old_connections_are_not_used_again(dialect: Dialect) {
 
 async fn a_closed_server_refuses(dialect: Dialect) {
     let server = open(dialect).await;
-    server.close();
+    server.close().await;
     assert!(matches!(give(&server, 1, 1).await, Err(Error::Closed)));
     assert!(matches!(server.query("SELECT 1", &[]).await, Err(Error::Closed)));
     let done = server.transaction(|_| async { Ok::<_, Error>(()) }).await;

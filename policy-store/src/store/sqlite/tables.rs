@@ -1,0 +1,132 @@
+//! What the tables are after the last migration.
+
+use storage::{Column, Table};
+
+/// Without all of its rows the set is not whole.
+const NOT_WHOLE: &[(&str, &str)] = &[("store_state", "UPDATE store_state SET synced_at_ms = NULL")];
+
+/// The one row of the state, if it is not there: with the highest generation that
+/// something else knows.
+pub(super) const STATE_SEED: &str =
+    "INSERT OR IGNORE INTO store_state (only_row, generation, stamp_ns, last_id)
+    SELECT 1, MAX(COALESCE((SELECT MAX(generation) FROM generations), 0),
+        COALESCE((SELECT MAX(enforced_generation) FROM cell_reports), 0)),
+    COALESCE((SELECT MAX(stamp_ns) FROM generations), 0),
+    COALESCE((SELECT MAX(id) FROM security_groups), 0)";
+
+// The state comes last: its row is made of the others'.
+pub(super) const TABLES: &[Table] = &[
+    Table {
+        options: "STRICT",
+        marks: NOT_WHOLE,
+        ..Table::new(
+            "security_groups",
+            &[
+                Column::key("id", "INTEGER PRIMARY KEY"),
+                Column::key("guid", "TEXT NOT NULL UNIQUE"),
+                Column::key("name", "TEXT NOT NULL"),
+                Column::key("running_default", "INTEGER NOT NULL"),
+                Column::key("staging_default", "INTEGER NOT NULL"),
+                Column::key("rules", "TEXT NOT NULL"),
+                Column::key("content_hash", "BLOB NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        constraints: "PRIMARY KEY (group_id, lifecycle, space_guid)",
+        options: "STRICT, WITHOUT ROWID",
+        marks: NOT_WHOLE,
+        ..Table::new(
+            "security_group_spaces",
+            &[
+                Column::key("group_id", "INTEGER NOT NULL"),
+                Column::key("lifecycle", "TEXT NOT NULL"),
+                Column::key("space_guid", "TEXT NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        options: "STRICT",
+        marks: &[("group_changes", "DELETE FROM group_changes")],
+        ..Table::new(
+            "generations",
+            &[
+                Column::key("generation", "INTEGER PRIMARY KEY"),
+                Column::key("stamp_ns", "INTEGER NOT NULL"),
+                Column::key("weight", "INTEGER NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        constraints: "PRIMARY KEY (generation, group_id)",
+        options: "STRICT, WITHOUT ROWID",
+        marks: &[("generations", "DELETE FROM generations")],
+        ..Table::new(
+            "group_changes",
+            &[
+                Column::key("generation", "INTEGER NOT NULL REFERENCES generations (generation)"),
+                Column::key("group_id", "INTEGER NOT NULL"),
+                Column::key("guid", "TEXT NOT NULL"),
+                Column::key("reach_before", "TEXT"),
+            ],
+        )
+    },
+    Table {
+        options: "STRICT",
+        ..Table::new(
+            "cell_reports",
+            &[
+                Column::key("cell_id", "TEXT PRIMARY KEY"),
+                Column::key("enforced_generation", "INTEGER NOT NULL"),
+                Column::key("containers", "INTEGER NOT NULL"),
+                Column::key("isolated_rules", "INTEGER NOT NULL"),
+                Column::key("reported_at_ms", "INTEGER NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        options: "STRICT",
+        seeds: &[STATE_SEED],
+        ..Table::new(
+            "store_state",
+            &[
+                Column::key("only_row", "INTEGER PRIMARY KEY CHECK (only_row = 1)"),
+                Column::key("generation", "INTEGER NOT NULL"),
+                Column::key("stamp_ns", "INTEGER NOT NULL DEFAULT 0"),
+                Column::key("watermark_seconds", "INTEGER"),
+                Column::key("watermark_nanoseconds", "INTEGER"),
+                Column::key("fencing_token", "INTEGER"),
+                Column::key("writer", "TEXT"),
+                Column::key("synced_at_ms", "INTEGER"),
+                Column::key("last_id", "INTEGER NOT NULL"),
+            ],
+        )
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{super::MIGRATIONS, *};
+
+    #[test]
+    fn the_list_is_what_the_migrations_make() {
+        let file = rusqlite::Connection::open_in_memory().unwrap();
+        for migration in MIGRATIONS {
+            file.execute_batch(migration.sql).unwrap();
+        }
+        let mut made = file
+            .prepare(
+                "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c
+                 WHERE m.type = 'table'",
+            )
+            .unwrap();
+        let made = made.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let made: BTreeSet<(String, String)> = made.map(Result::unwrap).collect();
+        let columns = TABLES.iter().flat_map(|table| {
+            table.columns.iter().map(|column| (table.name.to_owned(), column.name.to_owned()))
+        });
+        assert_eq!(made, columns.collect());
+    }
+}

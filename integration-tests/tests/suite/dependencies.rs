@@ -10,9 +10,10 @@ const SERVICES: [&str; 4] = ["lock-server", "syncer", "policy-store", "cell-agen
 fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
     BTreeMap::from([
         ("model", vec![]),
+        ("net", vec![]),
         ("trust", vec![]),
-        ("runtime", vec!["trust"]),
-        ("storage", vec!["trust"]),
+        ("runtime", vec!["net", "trust"]),
+        ("storage", vec!["net", "trust"]),
         ("proto", vec!["model"]),
         ("lock-server", vec!["model", "proto", "runtime", "storage"]),
         ("policy-store", vec!["model", "proto", "runtime", "storage"]),

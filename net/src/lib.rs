@@ -1,0 +1,24 @@
+//! Outgoing TCP connections: which address of a name is tried first, and when a peer
+//! counts as dead.
+//!
+//! What holds:
+//! - A name is resolved for every connection.
+//! - The addresses of a name are tried as RFC 8305 ("Happy Eyeballs") says: both
+//!   families interleaved, the next address [`STAGGER`] after the one before or as
+//!   soon as that fails, and the first connection that is ready wins.
+//! - An address that lost against another one, or stopped answering, is tried last
+//!   for a minute by every client of the process.
+//! - An established connection whose peer is gone without a FIN fails within
+//!   [`SILENCE`] + [`PROBE`], also when it is idle.
+//!
+//! `docs/adr/0023-addresses-of-a-name.md` says why this crate exists.
+
+mod memory;
+mod order;
+mod race;
+mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use race::{Addresses, HANDSHAKE, STAGGER, open};
+pub use stream::{PROBE, SILENCE, Stream, notice_dead_peer};

@@ -60,6 +60,13 @@ impl Fault {
     }
 }
 
+/// Of the way to a server.
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::of_way(&error, format!("error connecting to server: {error}"))
+    }
+}
+
 impl From<tokio_postgres::Error> for Fault {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(db) = error.as_db_error() else {

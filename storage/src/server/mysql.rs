@@ -1,11 +1,12 @@
 //! Connections to MySQL and MariaDB.
 
-use std::{fmt, time::Duration};
+use std::{fmt, future::pending, net::SocketAddr, time::Duration};
 
 use mysql_async::{
     Column, Conn, Opts, OptsBuilder, Params, SslOpts, consts::ColumnType, prelude::Queryable as _,
 };
-use tokio::time::Instant;
+use net::Addresses;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Options, Rows,
@@ -19,9 +20,14 @@ use crate::{Error, Kind};
 /// Character set number of what is not text.
 const BINARY: u16 = 63;
 
-/// A connection that was idle longer is asked whether it still lives: nobody
-/// listens on it meanwhile.
+/// A connection that was idle longer is pinged before use: nothing reads from it
+/// meanwhile.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How long an answer may take before its server is probed, and how long the probe
+/// may take. The driver has no TCP_USER_TIMEOUT: without the probe, a dead server is
+/// noticed only when the operation times out.
+const PROBE: Duration = Duration::from_millis(2_250);
 
 /// `skip_domain_validation` of the driver looks for this word in the error's
 /// text, where newer releases of rustls write the name of the host instead. As
@@ -33,6 +39,8 @@ const NO_NAME: &str = "NotValidForName.invalid";
 #[derive(Clone)]
 pub(super) struct Connector {
     opts: OptsBuilder,
+    /// Host and port; `None` for a Unix socket.
+    host: Option<(String, u16)>,
     trust: Trust,
     session: String,
 }
@@ -56,9 +64,15 @@ impl Connector {
             .tcp_nodelay(true)
             .client_found_rows(true)
             .stmt_cache_size(256);
-        opts = match address.place {
-            Place::Tcp { host, port } => opts.ip_or_hostname(host).tcp_port(port),
-            Place::Socket(path) => opts.socket(Some(path)),
+        let host = match address.place {
+            Place::Tcp { host, port } => {
+                opts = opts.ip_or_hostname(host.clone()).tcp_port(port);
+                Some((host, port))
+            }
+            Place::Socket(path) => {
+                opts = opts.socket(Some(path));
+                None
+            }
         };
         // Whatever the server's defaults are. Committed reads take no locks on
         // gaps: two new keys do not wait for each other.
@@ -68,11 +82,11 @@ impl Connector {
              sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'",
             options.operation_timeout.as_secs().max(1)
         );
-        Ok(Self { opts, trust, session })
+        Ok(Self { opts, host, trust, session })
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
-        let mut conn = match (ssl(&self.trust)?, &self.trust) {
+        let (mut conn, probe) = match (ssl(&self.trust)?, &self.trust) {
             (Some(ssl), Trust::IfOffered) => match self.dial(Some(ssl)).await {
                 Err(mysql_async::Error::Driver(
                     mysql_async::DriverError::NoClientSslFlagFromServer,
@@ -82,11 +96,53 @@ impl Connector {
             (ssl, _) => self.dial(ssl).await?,
         };
         conn.query_drop(self.session.as_str()).await?;
-        Ok(Connection { conn, used: Instant::now() })
+        Ok(Connection { conn, probe, used: Instant::now() })
     }
 
-    async fn dial(&self, ssl: Option<SslOpts>) -> Result<Conn, mysql_async::Error> {
-        Conn::new(Opts::from(self.opts.clone().ssl_opts(ssl))).await
+    /// An attempt is a whole connection: the driver takes no stream of ours.
+    async fn dial(&self, ssl: Option<SslOpts>) -> Result<(Conn, Probe), mysql_async::Error> {
+        let opts = self.opts.clone().ssl_opts(ssl);
+        let Some((host, port)) = &self.host else {
+            return Ok((Conn::new(opts).await?, Probe(None)));
+        };
+        let at = |address: SocketAddr| opts.clone().resolved_ips(Some(vec![address.ip()]));
+        let addresses = Addresses::of(host, *port).await?;
+        let (address, conn) = addresses.race(|address| Conn::new(at(address))).await?;
+        Ok((conn, Probe(Some(at(address).into()))))
+    }
+}
+
+/// Another connection to the server of a connection; `None` for a Unix socket, whose
+/// end is never silent.
+struct Probe(Option<Opts>);
+
+impl Probe {
+    /// The answer, or a fault when the server takes no connection any more.
+    async fn attend<T>(
+        &self,
+        answer: impl Future<Output = Result<T, mysql_async::Error>>,
+    ) -> Result<T, Fault> {
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer?),
+            fault = self.until_gone() => Err(fault),
+        }
+    }
+
+    async fn until_gone(&self) -> Fault {
+        let Some(opts) = &self.0 else { return pending().await };
+        loop {
+            sleep(PROBE).await;
+            match timeout(PROBE, Conn::new(opts.clone())).await {
+                // "Too many connections" is an answer as well.
+                Ok(Ok(_) | Err(mysql_async::Error::Server(_))) => {}
+                Ok(Err(error)) => return error.into(),
+                Err(_elapsed) => {
+                    let text = format!("the server takes no connection within {PROBE:?}");
+                    return Fault::new(Kind::Unavailable, text);
+                }
+            }
+        }
     }
 }
 
@@ -130,6 +186,7 @@ fn ssl(trust: &Trust) -> Result<Option<SslOpts>, Fault> {
 /// An open connection.
 pub(super) struct Connection {
     conn: Conn,
+    probe: Probe,
     used: Instant,
 }
 
@@ -137,7 +194,7 @@ impl Connection {
     /// Whether it still lives.
     pub(super) async fn check(&mut self) -> Result<(), Fault> {
         if self.used.elapsed() > FRESH {
-            self.conn.ping().await?;
+            self.probe.attend(self.conn.ping()).await?;
             self.used = Instant::now();
         }
         Ok(())
@@ -155,17 +212,22 @@ impl Connection {
         sql: &str,
         parameters: &[Value],
     ) -> Result<Rows, Fault> {
-        if begin {
-            self.conn.query_drop("BEGIN").await?;
-        }
         let parameters = match parameters {
             [] => Params::Empty,
             parameters => Params::Positional(parameters.iter().map(to_mysql).collect()),
         };
-        let mut answer = self.conn.exec_iter(sql, parameters).await?;
-        let affected = answer.affected_rows();
-        let rows = answer.collect::<mysql_async::Row>().await?;
-        answer.drop_result().await?;
+        let conn = &mut self.conn;
+        let answer = async {
+            if begin {
+                conn.query_drop("BEGIN").await?;
+            }
+            let mut answer = conn.exec_iter(sql, parameters).await?;
+            let affected = answer.affected_rows();
+            let rows = answer.collect::<mysql_async::Row>().await?;
+            answer.drop_result().await?;
+            Ok((rows, affected))
+        };
+        let (rows, affected) = self.probe.attend(answer).await?;
         self.used = Instant::now();
         let rows = rows.into_iter().map(to_row).collect::<Result<_, _>>()?;
         Ok(Rows { rows, affected })
@@ -191,7 +253,7 @@ impl Connection {
 
     /// Statements without parameters and without an answer.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<Rows, Fault> {
-        self.conn.query_drop(sql).await?;
+        self.probe.attend(self.conn.query_drop(sql)).await?;
         self.used = Instant::now();
         Ok(Rows::default())
     }

@@ -1,18 +1,23 @@
 //! Connections to PostgreSQL.
 
-use std::{collections::HashMap, env, error, fmt, path::Path, pin::pin, time::Duration};
+mod place;
+
+use std::{collections::HashMap, env, error, fmt, io, net::SocketAddr, path::Path, pin::pin};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, TryStreamExt as _, future};
-use tokio::task::JoinSet;
+use net::Addresses;
+use tokio::{net::UnixStream, task::JoinSet};
 use tokio_postgres::{
-    Client, Config, Socket, Statement,
+    Client, Config, SimpleQueryMessage, Statement,
     config::{SslMode, TargetSessionAttrs},
     tls::MakeTlsConnect,
     types::{IsNull, ToSql, Type, to_sql_checked},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::either::Either;
 
+use self::place::{Place, places};
 use super::{
     Options, Rows,
     address::{self, Settings},
@@ -26,10 +31,9 @@ use crate::{Error, Kind};
 /// Statements that a connection keeps prepared; with more, it begins anew.
 const STATEMENTS: usize = 256;
 
-/// Where a Debian or a BOSH PostgreSQL has its socket, when no host is named.
-const SOCKETS: &str = "/var/run/postgresql";
+type Socket = Either<net::Stream, UnixStream>;
 
-/// A connection that has to be driven by somebody.
+/// A connection that its owner has to poll.
 pub(super) type Driven =
     tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
@@ -37,6 +41,8 @@ pub(super) type Driven =
 #[derive(Clone)]
 pub(super) struct Connector {
     config: Config,
+    /// At least one.
+    places: Vec<Place>,
     trust: Trust,
     session: String,
 }
@@ -51,6 +57,7 @@ impl Connector {
     pub(super) fn new(options: &Options) -> Result<Self, Error> {
         let settings = address::postgres(&options.connection_string, |name| env::var(name).ok())?;
         let trust = trust(options, &settings)?;
+        let places = places(&settings)?;
         let mut config = config(settings, options)?;
         config.ssl_mode(match trust {
             Trust::Plain => SslMode::Disable,
@@ -68,13 +75,111 @@ impl Connector {
              WHERE current_setting('synchronous_commit') = 'off'",
             millis * 2
         );
-        Ok(Self { config, trust, session })
+        Ok(Self { config, places, trust, session })
     }
 
-    /// A connection that somebody else is to drive.
+    /// A connection that the caller polls. Unix sockets come first, then the
+    /// addresses of all hosts, as [`net::open`] tries them.
     pub(super) async fn dial(&self) -> Result<(Client, Driven), Fault> {
         let tls = MakeRustlsConnect::new(tls::client_config(&self.trust)?);
-        Ok(self.config.connect(tls).await?)
+        let mut first_fault = None;
+        for place in &self.places {
+            let Place::Socket(path) = place else { continue };
+            match self.dial_socket(path, tls.clone()).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(fault) => _ = first_fault.get_or_insert(fault),
+            }
+        }
+        let hosts = self.places.iter().filter_map(|place| match place {
+            Place::Tcp { name, at, port } => Some((name.as_str(), at.as_str(), *port)),
+            Place::Socket(_) => None,
+        });
+        let hosts: Vec<_> = hosts.collect();
+        match first_fault {
+            Some(fault) if hosts.is_empty() => Err(fault),
+            _ => self.dial_hosts(&hosts, &tls).await,
+        }
+    }
+
+    async fn dial_socket(
+        &self,
+        path: &Path,
+        tls: MakeRustlsConnect,
+    ) -> Result<(Client, Driven), Fault> {
+        let stream = UnixStream::connect(path).await?;
+        self.greet(Either::Right(stream), tls, "localhost").await
+    }
+
+    /// `hosts` are names for the certificate, names for the resolver, and ports.
+    async fn dial_hosts(
+        &self,
+        hosts: &[(&str, &str, u16)],
+        tls: &MakeRustlsConnect,
+    ) -> Result<(Client, Driven), Fault> {
+        let mut names: HashMap<SocketAddr, &str> = HashMap::new();
+        let mut addresses: Option<Addresses> = None;
+        let resolved = hosts.iter().map(async |&(name, at, port)| {
+            Ok::<_, io::Error>((name, Addresses::of(at, port).await?))
+        });
+        let mut first_error = None;
+        for resolved in future::join_all(resolved).await {
+            match resolved {
+                Ok((name, of_host)) => {
+                    for address in of_host.as_slice() {
+                        names.entry(*address).or_insert(name);
+                    }
+                    addresses = Some(match addresses {
+                        Some(before) => before.then(of_host),
+                        None => of_host,
+                    });
+                }
+                Err(error) => _ = first_error.get_or_insert(error),
+            }
+        }
+        let Some(addresses) = addresses else {
+            let none = || io::Error::new(io::ErrorKind::NotFound, "no host is named");
+            return Err(first_error.unwrap_or_else(none).into());
+        };
+        net::open(&addresses, |address, stream| {
+            self.greet(Either::Left(stream), tls.clone(), names[&address])
+        })
+        .await
+    }
+
+    /// TLS, login, and a look at whether the server is of the wanted kind.
+    async fn greet(
+        &self,
+        stream: Socket,
+        mut tls: MakeRustlsConnect,
+        name: &str,
+    ) -> Result<(Client, Driven), Fault> {
+        let tls = <MakeRustlsConnect as MakeTlsConnect<Socket>>::make_tls_connect(&mut tls, name)
+            .map_err(|error| Fault::new(Kind::Refused, format!("{name}: {error}")))?;
+        let (client, mut connection) = self.config.connect_raw(stream, tls).await?;
+        let wanted = self.config.get_target_session_attrs();
+        if wanted != TargetSessionAttrs::Any {
+            let asked = client.simple_query("SHOW transaction_read_only");
+            let answer = tokio::select! {
+                answer = asked => answer?,
+                _ended = &mut connection => {
+                    return Err(Fault::new(Kind::Unavailable, "the server closed the connection"));
+                }
+            };
+            let read_only = answer.iter().any(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0) == Some("on"),
+                _ => false,
+            });
+            match (wanted, read_only) {
+                (TargetSessionAttrs::ReadWrite, true) => {
+                    return Err(Fault::new(Kind::Unavailable, "database does not allow writes"));
+                }
+                (TargetSessionAttrs::ReadOnly, false) => {
+                    return Err(Fault::new(Kind::Unavailable, "database is not read only"));
+                }
+                _ => {}
+            }
+        }
+        Ok((client, connection))
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
@@ -112,16 +217,7 @@ fn trust(options: &Options, settings: &Settings) -> Result<Trust, Error> {
 fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
     let problem = |problem: &str| Error::ConnectionString { problem: problem.to_owned() };
     let mut config = Config::new();
-    config
-        .application_name(&options.application_name)
-        .connect_timeout(options.connect_timeout)
-        .tcp_user_timeout(options.operation_timeout)
-        .keepalives_idle(Duration::from_secs(10))
-        .keepalives_interval(Duration::from_secs(5))
-        .keepalives_retries(3);
-    if !settings.contains_key("host") && !settings.contains_key("hostaddr") {
-        config.host(if Path::new(SOCKETS).exists() { SOCKETS } else { "localhost" });
-    }
+    config.application_name(&options.application_name);
     if !settings.contains_key("user") {
         let user = env::var("USER").or_else(|_| env::var("LOGNAME"));
         config.user(user.map_err(|_| problem("no user is named"))?);
@@ -129,23 +225,6 @@ fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
     let mut session = Vec::new();
     for (key, value) in settings {
         match key.as_str() {
-            "host" => {
-                for host in value.split(',') {
-                    config.host(host);
-                }
-            }
-            "hostaddr" => {
-                for address in value.split(',') {
-                    let address = address.parse();
-                    config.hostaddr(address.map_err(|_| problem("hostaddr is no IP address"))?);
-                }
-            }
-            "port" => {
-                for port in value.split(',') {
-                    let port = if port.is_empty() { "5432" } else { port };
-                    config.port(port.parse().map_err(|_| problem("the port is not a number"))?);
-                }
-            }
             "user" => _ = config.user(value),
             "password" => _ = config.password(value),
             "dbname" => _ = config.dbname(value),
@@ -159,8 +238,11 @@ fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
                     _ => return Err(problem("target_session_attrs is none that is known")),
                 });
             }
-            // Said by our own options, or of no meaning to us.
-            "sslmode"
+            // Read elsewhere, said by our own options, or of no meaning here.
+            "host"
+            | "hostaddr"
+            | "port"
+            | "sslmode"
             | "sslrootcert"
             | "connect_timeout"
             | "sslcert"

@@ -1,6 +1,7 @@
 //! PostgreSQL and MariaDB from outside: the promises in the header of
 //! `storage::server`, on real servers.
 
+mod addresses;
 mod closing;
 mod faults;
 mod listening;

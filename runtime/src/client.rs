@@ -3,11 +3,16 @@
 //! What holds:
 //! - A channel connects when it is first used, and again after a connection
 //!   ended; a call that finds no connection fails at once with UNAVAILABLE.
+//! - All addresses of a name are tried (`net`). A connection counts only when its
+//!   server has said something after TLS, so that a refused certificate is an error of
+//!   connecting.
 //! - Each new connection uses the TLS material of that moment.
 //! - The server's certificate must name the host of the address, be it a name
 //!   or an IP address.
 
-use std::error::Error as _;
+mod describe;
+mod refusal;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,37 +20,59 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use net::Addresses;
 use rustls_pki_types::ServerName;
 use tokio::io::BufReader;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
 use tower::Service;
 
 use crate::tls::ClientTls;
 
-/// How a channel keeps its connection.
+pub use describe::describe;
+
+/// Timeouts and HTTP/2 keepalive of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// The most that connecting, with the TLS handshake, may take.
+    /// Connect timeout, including the TLS handshake, for all addresses together.
     pub connect_timeout: Duration,
-    /// After how much silence, while a call is open, the server is pinged. `None`
-    /// for never. The genuine Locket answers frequent pings without other traffic
-    /// by closing the connection.
+    /// Silence in an open call after which the server is pinged; `None` for never.
+    /// The original Locket closes a connection whose calls are pinged three times
+    /// without an answer of its own in between.
     pub keepalive_interval: Option<Duration>,
     /// How long the server may take to answer a ping.
     pub keepalive_timeout: Duration,
 }
 
+/// Default times of the HTTP/2 keepalive: a server that hangs is noticed within 5 s.
+/// A dead machine is noticed by TCP as well ([`net::SILENCE`]), also without a call.
+const KEEPALIVE: [Duration; 2] = [Duration::from_secs(2), Duration::from_millis(2_250)];
+
 impl Default for Options {
     fn default() -> Self {
+        let [interval, timeout] = KEEPALIVE;
         Self {
             connect_timeout: Duration::from_secs(10),
-            keepalive_interval: Some(Duration::from_secs(10)),
-            keepalive_timeout: Duration::from_secs(10),
+            keepalive_interval: Some(interval),
+            keepalive_timeout: timeout,
+        }
+    }
+}
+
+impl Options {
+    /// The default times, or shorter ones, so that a server that hangs is noticed
+    /// within `bound`.
+    #[must_use]
+    pub fn noticing_within(bound: Duration) -> Self {
+        let [interval, timeout] = KEEPALIVE;
+        let half = bound / 2;
+        Self {
+            keepalive_interval: Some(interval.min(half)),
+            keepalive_timeout: timeout.min(half),
+            ..Self::default()
         }
     }
 }
@@ -160,10 +187,10 @@ struct Target {
     connect_timeout: Duration,
 }
 
-type Connection = TokioIo<Either<TcpStream, Stream>>;
+type Connection = TokioIo<Either<net::Stream, Stream>>;
 
 /// A connection with TLS, for who speaks HTTP/2 on it without a channel.
-pub type Stream = TlsStream<BufReader<TcpStream>>;
+pub type Stream = TlsStream<BufReader<net::Stream>>;
 
 /// Connects to `host:port`, with TLS and for HTTP/2.
 ///
@@ -171,34 +198,42 @@ pub type Stream = TlsStream<BufReader<TcpStream>>;
 /// When the address is not of that form, when nobody is there, or somebody else.
 pub async fn open(address: &str, tls: &ClientTls, options: Options) -> Result<Stream, Error> {
     let (_, target) = target(address, None, Some(tls.clone()), options)?;
-    target.within(target.secure(tls)).await.map_err(Error::Open)
+    let opened = target.dial(|stream| target.secure(tls, stream));
+    target.within(opened).await.map_err(Error::Open)
 }
 
 /// What is read at a time: rustls itself asks for 4 KiB, a fraction of a record.
 const READ: usize = 64 << 10;
 
 async fn connect(target: Arc<Target>) -> io::Result<Connection> {
-    let opened = async {
+    let opened = target.dial(async |stream| {
         Ok(match &target.tls {
-            None => Either::Left(target.dial().await?),
-            Some(tls) => Either::Right(target.secure(tls).await?),
+            None => Either::Left(stream),
+            Some(tls) => Either::Right(target.secure(tls, stream).await?),
         })
-    };
+    });
     target.within(opened).await.map(TokioIo::new)
 }
 
 impl Target {
-    async fn dial(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    /// Connects to one of the addresses of the host that is `ready` there.
+    async fn dial<T, F>(&self, ready: impl Fn(net::Stream) -> F) -> io::Result<T>
+    where
+        F: Future<Output = io::Result<T>>,
+    {
+        let addresses = Addresses::of(&self.host, self.port).await?;
+        net::open(&addresses, |_, stream| ready(stream)).await
     }
 
-    async fn secure(&self, tls: &ClientTls) -> io::Result<Stream> {
+    async fn secure(&self, tls: &ClientTls, stream: net::Stream) -> io::Result<Stream> {
         let mut config = tls.rustls_config()?.as_ref().clone();
-        let stream = BufReader::with_capacity(READ, self.dial().await?);
+        let stream = BufReader::with_capacity(READ, stream);
         config.alpn_protocols = vec![b"h2".to_vec()];
-        TlsConnector::from(Arc::new(config)).connect(self.name.clone(), stream).await
+        let config = Arc::new(config);
+        let connected = TlsConnector::from(Arc::clone(&config)).connect(self.name.clone(), stream);
+        let mut stream = connected.await.map_err(|error| refusal::in_handshake(error, &config))?;
+        refusal::greeting(&mut stream, &config).await?;
+        Ok(stream)
     }
 
     /// In time, and with an error that says where.
@@ -210,45 +245,5 @@ impl Target {
             let text = crate::error::text(&error);
             io::Error::new(error.kind(), format!("connecting to {host}:{port}: {text}"))
         })
-    }
-}
-
-/// A status as Go prints it, `rpc error: code = NotFound desc = resource-not-found`,
-/// followed by the causes that only this side knows, such as a refused connection.
-pub fn describe(status: &Status) -> String {
-    let (code, message) = (go_name(status.code()), status.message());
-    let mut text = format!("rpc error: code = {code} desc = {message}");
-    let mut next = status.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) && cause_text != "transport error" {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
-
-/// The name of a code in Go's package `google.golang.org/grpc/codes`.
-fn go_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }

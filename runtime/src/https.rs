@@ -1,13 +1,20 @@
 //! HTTP/1.1 clients, as the originals' clients are: no proxy of the environment,
 //! no redirect. With TLS of files, changed files count from the next
 //! request on.
+//!
+//! reqwest connects by itself, to an address after the other. Its resolver here finds
+//! out which address of a name answers (`net`), and names that one first.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use net::Addresses;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder};
+use reqwest::{Client, ClientBuilder, Url};
 use rustls::ClientConfig;
 
 use crate::tls::{ClientTls, Unusable};
@@ -16,12 +23,16 @@ use crate::tls::{ClientTls, Unusable};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What every client begins with.
-pub fn builder(user_agent: &str) -> ClientBuilder {
+pub fn builder(user_agent: &str, servers: &Servers) -> ClientBuilder {
     Client::builder()
         .http1_only()
         .no_proxy()
         .redirect(Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(net::PROBE)
+        .tcp_keepalive_interval(net::PROBE)
+        .tcp_user_timeout(net::SILENCE)
+        .dns_resolver(Arc::new(servers.clone()))
         .user_agent(user_agent)
 }
 
@@ -39,12 +50,46 @@ pub enum Error {
     Build(#[source] reqwest::Error),
 }
 
+/// The servers that a client will call, and its resolver: of the addresses of a name,
+/// the one that takes a connection first comes first.
+#[derive(Debug, Clone, Default)]
+pub struct Servers {
+    /// A resolver is asked for a name only; the port is in the URL.
+    ports: Arc<BTreeMap<String, u16>>,
+}
+
+impl Servers {
+    /// The servers of these URLs. The addresses of any other name are not tried
+    /// beforehand.
+    pub fn new(urls: &[&str]) -> Self {
+        let port = |server: &&str| {
+            // A URL that cannot be parsed fails where it is called.
+            let url = Url::parse(server).ok()?;
+            Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
+        };
+        Self { ports: Arc::new(urls.iter().filter_map(port).collect()) }
+    }
+}
+
+impl Resolve for Servers {
+    fn resolve(&self, name: Name) -> Resolving {
+        let port = self.ports.get(name.as_str()).copied();
+        Box::pin(async move {
+            let addresses = Addresses::of(name.as_str(), port.unwrap_or(0)).await?;
+            let addresses = if port.is_some() { addresses.probed().await } else { addresses };
+            let addresses: Vec<SocketAddr> = addresses.as_slice().to_vec();
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
 /// A client with TLS of files that keeps its connections as long as these stay
 /// the same.
 #[derive(Debug)]
 pub struct TlsClient {
     tls: ClientTls,
     user_agent: String,
+    servers: Servers,
     adjust: fn(ClientBuilder) -> ClientBuilder,
     built: Mutex<Option<(Arc<ClientConfig>, Client)>>,
 }
@@ -55,9 +100,10 @@ impl TlsClient {
     pub fn new(
         tls: ClientTls,
         user_agent: String,
+        servers: Servers,
         adjust: fn(ClientBuilder) -> ClientBuilder,
     ) -> Self {
-        Self { tls, user_agent, adjust, built: Mutex::new(None) }
+        Self { tls, user_agent, servers, adjust, built: Mutex::new(None) }
     }
 
     /// The client of this moment; ask anew for each request.
@@ -70,7 +116,7 @@ impl TlsClient {
         match &*built {
             Some((of, client)) if Arc::ptr_eq(of, &config) => Ok(client.clone()),
             _ => {
-                let builder = (self.adjust)(builder(&self.user_agent));
+                let builder = (self.adjust)(builder(&self.user_agent, &self.servers));
                 let client = build(&config, builder).map_err(Error::Build)?;
                 *built = Some((config, client.clone()));
                 Ok(client)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use runtime::client::describe;
 use runtime::error::chain;
-use runtime::https::TlsClient;
+use runtime::https::{Servers, TlsClient};
 use runtime::lager;
 use runtime::server::{Http, Listener};
 use runtime::tls::{Alpn, ClientTls, Files, ServerTls};
@@ -191,7 +191,8 @@ async fn https_clients_explain_as_well() {
     let serving = spawn(async move {
         Http::new(listener, Some(server)).serve(axum::Router::new(), token, DRAIN).await;
     });
-    let client = TlsClient::new(folder.client(), "test".into(), |builder| builder);
+    let client =
+        TlsClient::new(folder.client(), "test".into(), Servers::default(), |builder| builder);
     let answer = client.client().unwrap().get(format!("https://localhost:{port}/")).send().await;
     let text = chain(&answer.unwrap_err());
     assert!(text.contains("subject alternative name localhost"), "{text}");

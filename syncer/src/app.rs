@@ -9,6 +9,7 @@ use model::lock::{Claim, LockKey, LockKind, LockValue, Ttl};
 use runtime::{
     client,
     dropsonde::Dropsonde,
+    https::Servers,
     lager,
     process::{About, ConfigError, Process, Service},
     server::{Admin, Health, Listener},
@@ -177,7 +178,8 @@ fn settings(lock: &config::Lock, owner: &model::lock::Owner) -> anyhow::Result<k
 
 fn reach_lock_server(lock: &config::Lock, watched: &mut Watched) -> anyhow::Result<Locket> {
     let tls = watched.follow("lock-server-client", "lock-server-certificate", &lock.tls);
-    let default = client::Options::default();
+    // A lock survives a dead server only if its death is noticed well within the ttl.
+    let default = client::Options::noticing_within(lock.ttl * 3 / 10);
     let options = client::Options {
         keepalive_interval: lock.keepalive_time.or(default.keepalive_interval),
         keepalive_timeout: lock.keepalive_timeout.unwrap_or(default.keepalive_timeout),
@@ -227,6 +229,11 @@ fn reach_cloud_controller(
             (Trust::Anything(None), Trust::Anything(identity))
         }
     };
+    let public =
+        Http::new(public, user_agent.clone(), Servers::new(&[url.as_str(), uaa_url.as_str()]))
+            .context("uaa_ca, cc_ca_cert")?;
+    let internal = Http::new(internal, user_agent, Servers::new(&[internal_url.as_str()]))
+        .context("cc_internal client")?;
     let settings = cloud_controller::Settings {
         url,
         internal_url,
@@ -235,8 +242,6 @@ fn reach_cloud_controller(
         call_timeout,
         page_timeout,
     };
-    let public = Http::new(public, user_agent.clone()).context("uaa_ca, cc_ca_cert")?;
-    let internal = Http::new(internal, user_agent).context("cc_internal client")?;
     Ok(CloudController::new(settings, public, internal))
 }
 

@@ -5,6 +5,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use runtime::{
+    https::Servers,
     server::{Http as HttpServer, Listener},
     tls::{Alpn, ClientTls, Files, ServerTls},
 };
@@ -28,7 +29,7 @@ async fn serve(files: &Files, server: &mut JoinSet<()>) -> String {
 }
 
 async fn fetch(trust: Trust, url: &str) -> Result<String, String> {
-    let http = Http::new(trust, "test".to_owned()).unwrap();
+    let http = Http::new(trust, "test".to_owned(), Servers::default()).unwrap();
     let response = http.client().unwrap().get(url).send().await;
     match response {
         Ok(response) => Ok(response.text().await.unwrap()),
@@ -82,7 +83,7 @@ async fn replaced_authorities_are_taken_up() {
     fs::write(&bundle, &old.pem).unwrap();
     let tls = ClientTls::trusting(std::slice::from_ref(&bundle)).unwrap();
     let before = tls.rustls_config().unwrap();
-    let http = Http::new(Trust::Files(tls.clone()), "test".to_owned()).unwrap();
+    let http = Http::new(Trust::Files(tls.clone()), "test".to_owned(), Servers::default()).unwrap();
     let ask = || async {
         let sent = http.client().unwrap().get(&url).send().await;
         sent.map(drop).map_err(|err| format!("{:#}", anyhow::Error::from(err)))

@@ -10,7 +10,7 @@ use reqwest::{
     header::{ACCEPT_ENCODING, CONTENT_ENCODING},
 };
 use runtime::{
-    https::{self, TlsClient},
+    https::{self, Servers, TlsClient},
     tls::ClientTls,
 };
 use serde::Deserialize;
@@ -78,7 +78,8 @@ impl Api {
     /// The server at a URL without path.
     pub(super) fn new(url: &str, tls: ClientTls, timeout: Duration) -> Self {
         let user_agent = format!("cell-agent/{}", env!("CARGO_PKG_VERSION"));
-        let client = TlsClient::new(tls, user_agent, |builder| builder.no_gzip());
+        let client =
+            TlsClient::new(tls, user_agent, Servers::new(&[url]), |builder| builder.no_gzip());
         let base = format!("{}/networking/v1/internal", url.trim_end_matches('/'));
         Self { base, client, timeout }
     }

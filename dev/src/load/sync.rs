@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use reqwest::Method;
-use runtime::https::TlsClient;
+use runtime::https::{Servers, TlsClient};
 use runtime::tls::ClientTls;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -106,7 +106,12 @@ struct Api {
 impl Api {
     async fn login(cloud: &Cloud) -> anyhow::Result<Self> {
         let tls = ClientTls::trusting(std::slice::from_ref(&cloud.files.ca))?;
-        let client = TlsClient::new(tls, "portcullis-dev".to_owned(), |builder| builder);
+        let client = TlsClient::new(
+            tls,
+            "portcullis-dev".to_owned(),
+            Servers::new(&[&cloud.uaa, &cloud.api]),
+            |builder| builder,
+        );
         let form = [("grant_type", "password"), ("username", "admin"), ("password", "admin")];
         let request = client.client()?.post(format!("{}/oauth/token", cloud.uaa));
         let answer = request.basic_auth("cf", Some("")).form(&form).send().await?;

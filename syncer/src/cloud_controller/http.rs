@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::LOCATION;
 use reqwest::{Client, RequestBuilder, Response, Url};
 use runtime::{
-    https::{self, TlsClient, builder},
+    https::{self, Servers, TlsClient, builder},
     tls::ClientTls,
 };
 
@@ -53,6 +53,7 @@ pub enum Http {
 pub struct Careless {
     identity: Identity,
     user_agent: String,
+    servers: Servers,
     /// Content of the files, and the client built from it.
     built: Mutex<Option<(Vec<u8>, Client)>>,
 }
@@ -68,7 +69,8 @@ impl Careless {
             return Ok(client.clone());
         }
         let identity = reqwest::Identity::from_pem(&pem).map_err(https::Error::Build)?;
-        let builder = builder(&self.user_agent).tls_danger_accept_invalid_certs(true);
+        let builder =
+            builder(&self.user_agent, &self.servers).tls_danger_accept_invalid_certs(true);
         let client = builder.identity(identity).build().map_err(https::Error::Build)?;
         *built = Some((pem, client.clone()));
         Ok(client)
@@ -82,19 +84,21 @@ fn read_file(path: &Path) -> Result<Vec<u8>, https::Error> {
 impl Http {
     /// # Errors
     /// The HTTP client cannot be built.
-    pub fn new(trust: Trust, user_agent: String) -> Result<Self, reqwest::Error> {
+    pub fn new(trust: Trust, user_agent: String, servers: Servers) -> Result<Self, reqwest::Error> {
         Ok(match trust {
-            Trust::System => Self::Fixed(builder(&user_agent).build()?),
+            Trust::System => Self::Fixed(builder(&user_agent, &servers).build()?),
             Trust::Anything(None) => {
-                let builder = builder(&user_agent).tls_danger_accept_invalid_certs(true);
+                let builder = builder(&user_agent, &servers).tls_danger_accept_invalid_certs(true);
                 Self::Fixed(builder.build()?)
             }
             Trust::Anything(Some(identity)) => {
                 let built = Mutex::new(None);
-                Self::Trusting(Box::new(Careless { identity, user_agent, built }))
+                Self::Trusting(Box::new(Careless { identity, user_agent, servers, built }))
             }
             Trust::Files(tls) => {
-                Self::Reloading(Box::new(TlsClient::new(tls, user_agent, |builder| builder)))
+                Self::Reloading(Box::new(TlsClient::new(tls, user_agent, servers, |builder| {
+                    builder
+                })))
             }
         })
     }

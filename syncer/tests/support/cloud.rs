@@ -14,6 +14,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
+use runtime::https::Servers;
 use serde_json::{Value, json};
 use syncer::cloud_controller::{CloudController, Http, Secret, Settings, Trust, Uaa};
 use tokio::task::JoinSet;
@@ -171,7 +172,8 @@ pub(crate) fn client(url: &str, timeout: Duration) -> CloudController {
         call_timeout: timeout,
         page_timeout: timeout,
     };
-    let http = || Http::new(Trust::Anything(None), "test-agent/1".to_owned()).unwrap();
+    let http =
+        || Http::new(Trust::Anything(None), "test-agent/1".to_owned(), Servers::default()).unwrap();
     CloudController::new(settings, http(), http())
 }
 

@@ -1,0 +1,52 @@
+//! A status as text, for people.
+
+use std::error::Error as _;
+
+use tonic::{Code, Status};
+
+/// In the text of tonic about an answer whose first byte is not of a gRPC message.
+const NO_MESSAGE: &str = "received message with invalid compression flag: ";
+
+/// A status as Go prints it, `rpc error: code = NotFound desc = resource-not-found`,
+/// followed by the causes that only this side knows, such as a refused connection.
+pub fn describe(status: &Status) -> String {
+    let (code, message) = (go_name(status.code()), status.message());
+    let mut text = format!("rpc error: code = {code} desc = ");
+    if message.contains(NO_MESSAGE) {
+        text.push_str("the answer is not gRPC: is this the address of another server? ");
+    }
+    text.push_str(message);
+    let mut next = status.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) && cause_text != "transport error" {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// The name of a code in Go's package `google.golang.org/grpc/codes`.
+fn go_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}

@@ -59,6 +59,7 @@ impl tower::Service<http::Request<Body>> for Odd {
                 "/test.Odd/Panic" => panic!("a handler's mistake"),
                 "/test.Odd/Peer" => Ok(tell_peer(request).into_http()),
                 "/test.Odd/Hang" => odd.hang().await,
+                "/test.Odd/Flood" => Ok(odd.flood()),
                 "/test.Odd/Slow" => {
                     odd.hanging.store(true, Ordering::SeqCst);
                     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -70,14 +71,29 @@ impl tower::Service<http::Request<Body>> for Odd {
     }
 }
 
+/// Sets its flag when it is dropped.
+struct Note(Arc<AtomicBool>);
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Odd {
+    /// An answer without an end.
+    fn flood(self) -> http::Response<Body> {
+        let note = Note(self.dropped);
+        let pieces = tokio_stream::iter(std::iter::repeat_with(move || {
+            let _kept = &note;
+            Ok::<_, Infallible>(bytes::Bytes::from_static(&[0; 16 << 10]))
+        }));
+        let body = axum::body::Body::from_stream(pieces);
+        let response = http::Response::builder().header("content-type", "application/grpc");
+        response.body(Body::new(body)).unwrap()
+    }
+
     async fn hang(self) -> Result<http::Response<Body>, Infallible> {
-        struct Note(Arc<AtomicBool>);
-        impl Drop for Note {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
         let _note = Note(self.dropped);
         self.hanging.store(true, Ordering::SeqCst);
         pending().await

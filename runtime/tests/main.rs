@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod listen;
 mod loggregator;
+mod peers;
 mod process;
 mod reload;
 mod supervise;

@@ -58,9 +58,10 @@ pub struct Limits {
     /// How much of an HTTP/1 request's head, and of an answer that its client
     /// does not take, one connection holds.
     pub buffer: usize,
-    /// After how much silence an HTTP/2 client is asked for a sign of life.
+    /// After how much silence an HTTP/2 client is pinged.
     pub keepalive_interval: Duration,
-    /// How long it may take to answer that.
+    /// How long the client may take to answer a ping. An HTTP/2 client that takes
+    /// none of what is sent to it is given up after both times together.
     pub keepalive_timeout: Duration,
     /// Bytes of the unfinished gRPC messages of all connections. More than the
     /// largest message.
@@ -88,8 +89,8 @@ impl Default for Limits {
             idle: Duration::from_secs(180),
             stall: Duration::from_secs(30),
             buffer: 408 << 10,
-            keepalive_interval: Duration::from_secs(30),
-            keepalive_timeout: Duration::from_secs(20),
+            keepalive_interval: Duration::from_secs(5),
+            keepalive_timeout: Duration::from_secs(4),
             unfinished: 64 << 20,
             unfinished_each: 32 << 20,
             message_time: Duration::from_secs(60),
@@ -183,7 +184,10 @@ impl Server {
             budget: Arc::new(Budget::new(listener.what(), &limits)),
             http: http_builder(protocol, limits, streams.clone()),
             handshake: limits.handshake,
-            stall: (protocol == Protocol::Http1).then_some(limits.stall),
+            stall: match protocol {
+                Protocol::Http1 => limits.stall,
+                Protocol::Http2 => limits.keepalive_interval + limits.keepalive_timeout,
+            },
             shutdown: shutdown.clone(),
             exodus: Exodus::default(),
         });
@@ -220,9 +224,9 @@ struct Shared<S> {
     budget: Arc<Budget>,
     http: auto::Builder<Streams>,
     handshake: Duration,
-    /// Absent for HTTP/2, where a client that takes nothing is asked for a sign
-    /// of life, and may have reason to take nothing.
-    stall: Option<Duration>,
+    /// For HTTP/2 as well: the end of a connection whose pings are not answered is a
+    /// frame, which waits for a client that reads nothing.
+    stall: Duration,
     shutdown: CancellationToken,
     exodus: Exodus,
 }

@@ -5,10 +5,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::Error;
+
+/// How often the kernel probes a client that sends nothing, and how long a client may
+/// acknowledge nothing. A client that reads slowly is alive: the limits of the server
+/// decide about it, so this is not shorter than any of them.
+const PROBE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A socket that listens, with what it is for.
 #[derive(Debug)]
@@ -97,6 +104,7 @@ impl Listener {
             Socket::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
+                net::notice_dead_peer(&stream, PROBE, SILENCE)?;
                 Ok(Accepted::Tcp(stream, address))
             }
             Socket::Unix(listener, _) => {

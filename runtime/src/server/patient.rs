@@ -46,15 +46,15 @@ impl Signs {
 /// See the module. Writes fail when nothing was taken for too long.
 pub(super) struct Patient<I> {
     io: I,
-    limit: Option<Duration>,
+    limit: Duration,
     /// There while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
     signs: Arc<Signs>,
 }
 
 impl<I> Patient<I> {
-    /// With so much patience, or with no end to it.
-    pub(super) fn new(io: I, limit: Option<Duration>) -> Self {
+    /// A write may wait for as long as `limit`.
+    pub(super) fn new(io: I, limit: Duration) -> Self {
         Self { io, limit, stalled: None, signs: Arc::default() }
     }
 
@@ -73,11 +73,11 @@ impl<I> Patient<I> {
         if written.is_ready() {
             self.signs.written.store(true, Relaxed);
         }
-        let Some(limit) = self.limit else { return written };
         if written.is_ready() {
             self.stalled = None;
             return written;
         }
+        let limit = self.limit;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
@@ -143,7 +143,7 @@ mod tests {
     async fn who_takes_nothing_is_given_up() {
         let limit = Duration::from_secs(30);
         let (near, mut far) = duplex(8);
-        let mut near = Patient::new(near, Some(limit));
+        let mut near = Patient::new(near, limit);
         near.write_all(b"12345678").await.unwrap();
         let began = Instant::now();
         // Slow, but it takes something now and then.

@@ -112,12 +112,18 @@ impl LockServer {
 
     /// Starts one with files of this name.
     pub fn start_as(site: &Site, name: &str) -> Self {
-        let address = format!("127.0.0.1:{}", free_port());
+        Self::start_on(site, name, Ipv4Addr::LOCALHOST)
+    }
+
+    /// Starts one that listens on this address, or on all.
+    pub fn start_on(site: &Site, name: &str, listen: Ipv4Addr) -> Self {
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
         let files = site.certificate(name);
         let config = site.config(
             name,
             &json!({
-                "listen_address": address,
+                "listen_address": format!("{listen}:{port}"),
                 "ca_file": files.ca, "cert_file": files.cert, "key_file": files.key,
                 "database_driver": "sqlite",
                 "database_connection_string": site.path(&format!("{name}.db")),
@@ -210,13 +216,19 @@ pub struct Surroundings {
 impl ControlPlane {
     /// Starts everything but the syncers, and waits until it is ready.
     pub fn start() -> Self {
+        Self::start_on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same; lock server and policy store listen on this address, or on all.
+    pub fn start_on(listen: Ipv4Addr) -> Self {
         runtime::tls::install_provider();
         let site = Site::new();
-        let lock_server = LockServer::start(&site);
-        let store_address = format!("127.0.0.1:{}", free_port());
+        let lock_server = LockServer::start_on(&site, "lock-server", listen);
+        let port = free_port();
+        let store_address = format!("127.0.0.1:{port}");
         let files = site.certificate("policy-store");
         let config = json!({
-            "grpc_listen_address": store_address,
+            "grpc_listen_address": format!("{listen}:{port}"),
             "admin_listen_address": "127.0.0.1:0",
             "ca_cert_file": files.ca, "server_cert_file": files.cert, "server_key_file": files.key,
             "database": { "type": "sqlite", "path": site.path("policy-store.db") },

@@ -1,5 +1,7 @@
 //! Whole processes, real sockets, and what holds across crates.
 
+#[path = "suite/addresses.rs"]
+mod addresses;
 #[path = "suite/cell_agent.rs"]
 mod cell_agent;
 #[path = "suite/citations.rs"]

@@ -24,7 +24,7 @@ use super::{
 };
 
 /// How often a database that refuses to count changes is asked again.
-const REFUSED: Duration = Duration::from_secs(10);
+const REFUSED: Duration = Duration::from_secs(60);
 /// Notices that are told together.
 const TOGETHER: usize = 256;
 

@@ -1,5 +1,5 @@
 //! "Security group rules were updated", in the log of each app that it concerns
-//! (contracts/cell-agent.md 4.3).
+//! (docs/compatibility/vxlan-policy-agent.md#logs).
 //!
 //! - A line is sent for a container whose rules in the kernel are other rules than
 //!   before: not for its first ones, and not for the same rules from elsewhere.

@@ -1,6 +1,6 @@
 //! The switch for logging container-to-container connections, of the original's
-//! debug server (contracts/cell-agent.md 2.8). Such policies are not enforced
-//! here, so it is remembered and has no effect; whoever turns it goes on working.
+//! debug server (docs/compatibility/vxlan-policy-agent.md#endpoints). Such policies are not
+//! enforced here, so it is remembered and has no effect; whoever turns it goes on working.
 
 use std::sync::{
     Arc,

@@ -1,5 +1,5 @@
 //! The configuration file: vxlan-policy-agent's keys and ours
-//! (contracts/cell-agent.md 1.2, docs/config/cell-agent.md).
+//! (docs/compatibility/vxlan-policy-agent.md#configuration, docs/config/cell-agent.md).
 
 use std::{
     net::IpAddr,

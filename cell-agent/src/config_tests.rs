@@ -54,7 +54,7 @@ fn the_data_plane_is_ours_unless_iptables_is_asked_for() {
     assert_eq!(problems, [r#"data_plane: must be nftables or iptables (the value is "ebtables")"#]);
 }
 
-/// As the BOSH job renders it, all keys of contracts/cell-agent.md 1.2.
+/// As the BOSH job renders it, all keys of docs/compatibility/vxlan-policy-agent.md#configuration.
 #[test]
 fn the_originals_file_is_accepted() {
     let Loaded { config, unknown } = read(

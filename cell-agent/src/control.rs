@@ -1,5 +1,5 @@
-//! The endpoints for the CNI plugin (contracts/cell-agent.md 2.8, 3): plain HTTP
-//! on loopback, any method, no authentication.
+//! The endpoints for the CNI plugin (docs/compatibility/vxlan-policy-agent.md#endpoints,
+//! #cni-chains): plain HTTP on loopback, any method, no authentication.
 //!
 //! "updated container H" is a promise: the container's rules are in the kernel.
 //! So the store is read anew, the policy store must have told the groups of the

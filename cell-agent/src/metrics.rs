@@ -1,6 +1,6 @@
-//! Metrics that the original has go by its names (contracts/cell-agent.md 4.1): to
-//! the metron agent as it sends them, and to Prometheus as the last value. Ours
-//! begin with `cell_agent_` and go to Prometheus alone.
+//! Metrics that the original has go by its names
+//! (docs/compatibility/vxlan-policy-agent.md#metrics): to the metron agent as it sends them, and to
+//! Prometheus as the last value. Ours begin with `cell_agent_` and go to Prometheus alone.
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 //! Every certificate is good for both ends of a connection (serverAuth and
 //! clientAuth), so that one pair of files serves a process in all its roles.
 //! Keys are RSA: the genuine Locket clients speak TLS 1.2 with ECDHE-RSA only
-//! (contracts/locket.md 4.3). Key files are readable for their owner only.
+//! (docs/compatibility/locket.md#tls). Key files are readable for their owner only.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

@@ -6,7 +6,7 @@
 //! not wait for handles of the store to be dropped. The agent's last envelopes
 //! leave beside that.
 //!
-//! A start that fails says so in the original's words (contracts/locket.md 4.2).
+//! A start that fails says so in the original's words (docs/compatibility/locket.md#configuration).
 
 use std::{pin::pin, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The configuration file: the original's keys (contracts/locket.md 4.2), and a
+//! The configuration file: the original's keys (docs/compatibility/locket.md#configuration), and a
 //! few of ours.
 //!
 //! A duration that is not positive stands for its default, as the original's zero
@@ -150,8 +150,8 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Whether and how a database is asked for a sign of life (contracts/locket.md
-/// 4.6).
+/// Whether and how a database is asked for a sign of life
+/// (docs/compatibility/locket.md#database-health-check).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
     /// `health_check_timeout`: of one attempt.

@@ -1,5 +1,5 @@
 //! Locket's rules: what a request does to the lock it meets
-//! (contracts/locket.md 2.2, 2.4, 2.5).
+//! (docs/compatibility/locket.md#lock, #release, #expiry).
 //!
 //! Only owners are compared. The owner may change everything else, also the
 //! kind. Nothing here waits, stores or knows the time.

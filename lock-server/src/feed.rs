@@ -68,8 +68,8 @@ impl Event {
         }
     }
 
-    /// The original's log line about it, if it has one (contracts/locket.md
-    /// 4.4); what else it says are fields of the span around it.
+    /// The original's log line about it, if it has one (docs/compatibility/locket.md#logs); what
+    /// else it says are fields of the span around it.
     pub fn log(&self) {
         match self {
             Self::Acquired(_) => tracing::info!("acquired-lock"),

@@ -1,5 +1,5 @@
 //! What is counted: for Prometheus under our names, and for the loggregator agent
-//! under the original's (contracts/locket.md 4.7), which are read from here.
+//! under the original's (docs/compatibility/locket.md#metrics), which are read from here.
 
 use std::{
     sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},

@@ -18,7 +18,7 @@ use crate::{
 /// Opens it.
 ///
 /// # Errors
-/// With the original's words (contracts/locket.md 4.2): the file or the server
+/// With the original's words (docs/compatibility/locket.md#configuration): the file or the server
 /// cannot be used.
 pub async fn open(database: &Database, feed: Feed) -> Result<(Any, Keeper), Failure> {
     match database {

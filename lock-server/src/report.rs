@@ -1,5 +1,5 @@
 //! The original's metrics for the loggregator agent: its names, units, tags and
-//! periods (contracts/locket.md 4.7).
+//! periods (docs/compatibility/locket.md#metrics).
 //!
 //! What the database did goes to Prometheus besides: its maxima begin anew with each
 //! look, so there is one look for both.

@@ -3,7 +3,8 @@
 //! The order is the operator's: global groups before the groups of the space,
 //! groups by their place in the store, rules and destinations and ports as
 //! written. Equal permits are kept once, at their first place; only after that
-//! may a renderer turn the order round (contracts/cell-agent.md 1.4, 2.3, 2.4).
+//! may a renderer turn the order round
+//! (docs/compatibility/vxlan-policy-agent.md#groups-of-a-container, #rule-order, #rule-arguments).
 //! All permits allow, so the order decides only which packets are logged.
 
 use std::{collections::HashSet, net::IpAddr};

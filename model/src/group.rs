@@ -9,7 +9,8 @@ use crate::{
     rule::RuleSpec,
 };
 
-/// In which life of a container a group applies (contracts/cell-agent.md 1.4).
+/// In which life of a container a group applies
+/// (docs/compatibility/vxlan-policy-agent.md#groups-of-a-container).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lifecycle {
     /// Apps and tasks.

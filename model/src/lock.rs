@@ -1,4 +1,4 @@
-//! Locket's locks and presences as values (contracts/locket.md 1 and 2).
+//! Locket's locks and presences as values (docs/compatibility/locket.md#grpc, #lock).
 
 use std::{fmt, sync::Arc, time::Duration};
 

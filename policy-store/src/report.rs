@@ -1,6 +1,7 @@
 //! The original's metrics that come by themselves, for the metron agent under its
-//! names and with its periods (contracts/policy-server.md 2.8, 4.6), and what the
-//! database connections did, for Prometheus besides.
+//! names and with its periods (docs/compatibility/asg-syncer.md#metrics,
+//! docs/compatibility/policy-server-internal.md#metrics), and what the database connections did,
+//! for Prometheus besides.
 //!
 //! Of the gauges of Go's runtime those are sent that mean something here: private
 //! memory for the heap, the stack, tasks for goroutines.

@@ -1,4 +1,4 @@
-//! The original's HTTP API over the real wire (contracts/policy-server.md 4).
+//! The original's HTTP API over the real wire (docs/compatibility/policy-server-internal.md).
 
 use std::io::Read as _;
 

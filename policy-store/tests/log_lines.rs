@@ -1,5 +1,5 @@
-//! The lines of the original's log (contracts/policy-server.md 4.5): names, levels
-//! and keys of the data.
+//! The lines of the original's log (docs/compatibility/policy-server-internal.md#logs): names,
+//! levels and keys of the data.
 
 use nix::sys::signal::Signal;
 use reqwest::Method;

@@ -14,7 +14,7 @@ pub use error::Error;
 pub use lock::{fetch_all_len, put_fetch_all};
 pub use policy::timestamp;
 
-/// `models.Locket`, wire-compatible with the original (contracts/locket.md 1).
+/// `models.Locket`, wire-compatible with the original (docs/compatibility/locket.md#grpc).
 #[expect(
     missing_docs,
     unused_qualifications,

@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// Recorded bytes of the original, contracts/locket.md 1.2.
+    /// Recorded bytes of the original, docs/compatibility/locket.md#wire.
     #[test]
     fn the_wire_is_the_originals() {
         let request = models::LockRequest { resource: Some(resource()), ttl_in_seconds: 30 };

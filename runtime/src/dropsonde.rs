@@ -1,6 +1,6 @@
 //! Metrics for the metron agent of the machine, as the originals of Cloud Foundry's
 //! networking send them: dropsonde's first protocol, one envelope a UDP datagram
-//! (contracts/policy-server.md 2.8).
+//! (docs/compatibility/asg-syncer.md#metrics).
 //!
 //! Sending never waits and never fails. Nobody answers: a datagram that the kernel
 //! does not take at once, or that finds no agent, is lost. An address that cannot be

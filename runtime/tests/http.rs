@@ -106,7 +106,7 @@ async fn liveness_and_readiness_differ() {
     assert_eq!(running.get("/readyz").await.0, StatusCode::OK);
 }
 
-/// contracts/locket.md 4.5.
+/// docs/compatibility/locket.md#debug-server.
 #[tokio::test]
 async fn the_log_level_is_set_as_in_the_originals() {
     let running = Running::start().await;
@@ -180,7 +180,7 @@ async fn a_panic_is_a_500_and_nothing_more() {
     assert_eq!(log.data_of("test.handler-panicked").unwrap()["error"], "a mistake");
 }
 
-/// contracts/policy-server.md 4.1.
+/// docs/compatibility/policy-server-internal.md#listeners.
 #[tokio::test]
 async fn plain_http_on_a_tls_port_gets_an_answer() {
     let authority = Authority::new("test authority");

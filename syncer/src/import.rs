@@ -1,6 +1,6 @@
 //! The Cloud Controller's list of security groups, read into the model.
 //!
-//! Pure. Tolerant as the original is (contracts/policy-server.md 2.6): what is
+//! Pure. Tolerant as the original is (docs/compatibility/asg-syncer.md#errors): what is
 //! null or absent takes its default, unknown keys are passed over. Stricter in
 //! one thing: what cannot be read makes that one group [`Malformed`], with its
 //! guid and name and the field's path, and never the page. A list is no object

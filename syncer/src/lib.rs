@@ -5,7 +5,7 @@
 //! last-update stamp ([`poll`]), reads the list so that it holds together
 //! ([`cloud_controller`]), turns it into the model ([`import`]) and a manifest of
 //! hashes ([`reading`]), and has the store replace its set ([`cycle`],
-//! [`store`]). In place of policy-server-asg-syncer; contracts/policy-server.md 2.
+//! [`store`]). In place of policy-server-asg-syncer; docs/compatibility/asg-syncer.md.
 //!
 //! What always holds:
 //! - Nothing is written without the lock: the work is aborted when the lease

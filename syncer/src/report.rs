@@ -1,5 +1,5 @@
-//! How long syncs take, by the original's names (contracts/policy-server.md
-//! 2.8): for the metron agent, and as Prometheus gauges of the last value.
+//! How long syncs take, by the original's names (docs/compatibility/asg-syncer.md#metrics): for the
+//! metron agent, and as Prometheus gauges of the last value.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! Which calls are made, in which order: the sequences of
-//! contracts/policy-server.md 2.4 and 2.5, and what is done about each fault.
+//! docs/compatibility/asg-syncer.md#uaa, #cloud-controller-calls, and what is done about each
+//! fault.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Every message of contracts/policy-server.md 2.7, with its level and the keys
+//! Every message of docs/compatibility/asg-syncer.md#logs, with its level and the keys
 //! of its data: written as there, or named as a difference in
 //! docs/syncer-differences.md.
 

@@ -88,7 +88,7 @@ fn a_group_is_read_whole() {
     assert!(group.staging.spaces.is_empty());
 }
 
-/// contracts/policy-server.md 2.6: null and absent are the default.
+/// docs/compatibility/asg-syncer.md#errors: null and absent are the default.
 #[test]
 fn what_is_null_or_absent_is_the_default() {
     let bare = read(&json!({"guid": "g1"})).unwrap();

@@ -1,7 +1,7 @@
 //! The programs of iptables, and the lock that all users of them on a cell take.
 //!
 //! The CNI plugin and others take the lock for each single command
-//! (contracts/cell-agent.md 2.7). Here it is held from reading the table to
+//! (docs/compatibility/vxlan-policy-agent.md#applying). Here it is held from reading the table to
 //! changing it, so that what was read still holds; for them that is one command.
 
 use std::{

@@ -1,5 +1,5 @@
 //! The metadata store on disk: data, version and lock file
-//! (contracts/cell-agent.md 1.1).
+//! (docs/compatibility/vxlan-policy-agent.md#metadata-store).
 //!
 //! Writers hold the lock, rewrite the data in place and then raise the version;
 //! one that dies in between leaves torn or empty data behind. So data is read

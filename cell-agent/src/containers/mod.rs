@@ -1,8 +1,8 @@
 //! The containers of this cell, as the CNI plugin wrote them down.
 //!
 //! Parsing is pure and total: one bad entry is isolated and named, and never
-//! costs another container anything (contracts/cell-agent.md 1.1). Metadata that
-//! decides nothing about rules, `log_config` above all, is not looked at.
+//! costs another container anything (docs/compatibility/vxlan-policy-agent.md#metadata-store).
+//! Metadata that decides nothing about rules, `log_config` above all, is not looked at.
 
 mod addresses;
 mod file;

@@ -1,4 +1,4 @@
-//! The calls to policy-server-internal (contracts/cell-agent.md 1.3): HTTP/1.1
+//! The calls to policy-server-internal (docs/compatibility/vxlan-policy-agent.md#calls): HTTP/1.1
 //! over mutual TLS, each within the configured time, body included.
 
 use std::{collections::BTreeSet, fmt::Write as _, io, io::Read as _, time::Duration};

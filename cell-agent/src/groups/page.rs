@@ -1,5 +1,6 @@
-//! The groups in the JSON of policy-server-internal (contracts/cell-agent.md 1.3,
-//! contracts/policy-server.md 4.2), purely.
+//! The groups in the JSON of policy-server-internal
+//! (docs/compatibility/vxlan-policy-agent.md#calls,
+//! docs/compatibility/policy-server-internal.md#routes), purely.
 //!
 //! A group or a rule that cannot be read is told by name and costs nothing else:
 //! the rule counts as one that nobody can enforce, so that the others keep their
@@ -243,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_servers_own_answer_is_read() {
-        // contracts/policy-server.md 4.2
+        // docs/compatibility/policy-server-internal.md#routes
         let page = Page::parse(
             br#"{"next":2,"security_groups":[{"guid":"594afa3a","name":"asg-00000","rules":
             "[{\"protocol\":\"tcp\",\"destination\":\"10.88.139.92\",\"ports\":\"57506\",\"type\":0,\"code\":0,\"description\":\"rule 0\",\"log\":true}]",

@@ -1,4 +1,5 @@
-//! Single rules in the words of `iptables -S` (contracts/cell-agent.md 2.3, 2.4).
+//! Single rules in the words of `iptables -S` (docs/compatibility/vxlan-policy-agent.md#rule-order,
+//! #rule-arguments).
 //!
 //! iptables does not print what it was told but what the kernel holds: rates are
 //! rounded to what the kernel can count, and what matches everything is left out.

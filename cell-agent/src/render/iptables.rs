@@ -1,5 +1,5 @@
 //! A ruleset as the chains of iptables that the original's agent writes
-//! (contracts/cell-agent.md 2.1, 2.3).
+//! (docs/compatibility/vxlan-policy-agent.md#chains, #rule-order).
 //!
 //! Beside silk-cni a container has a chain `netout--…` that the CNI plugin made
 //! and that its packets come through. Ours is the chain `asg-…`, its jump at the

@@ -8,7 +8,7 @@
 //!
 //! Intervals of more than one field would be one lookup less, but such sets get
 //! slow with size and refuse overlaps that occur in real groups
-//! (contracts/cell-agent.md 8.3).
+//! (docs/compatibility/vxlan-policy-agent.md#baseline).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -24,8 +24,8 @@ use crate::{
     stage::{C1, CLOSED, OPEN, cell},
 };
 
-/// In the order of the CNI plugin (contracts/cell-agent.md 3): the store entry,
-/// which the agent sees at once, then the chains, then the call that must not come
+/// In the order of the CNI plugin (docs/compatibility/vxlan-policy-agent.md#cni-chains): the store
+/// entry, which the agent sees at once, then the chains, then the call that must not come
 /// back before the rules are in force; and the other way round.
 #[test]
 fn a_container_comes_and_goes_in_the_plugins_order() {

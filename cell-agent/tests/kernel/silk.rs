@@ -1,5 +1,5 @@
 //! silk-cni's part of iptables: the chains that its CNI plugin makes for each
-//! container (contracts/cell-agent.md 2.2, 3), as far as egress meets them.
+//! container (docs/compatibility/vxlan-policy-agent.md#cni-chains), as far as egress meets them.
 
 use std::{
     io::Write as _,

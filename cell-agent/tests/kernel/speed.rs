@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// As the original was measured: 60 % host and port, 20 % a network and a port,
-/// 20 % ranges (contracts/cell-agent.md 8).
+/// 20 % ranges (docs/compatibility/vxlan-policy-agent.md#baseline).
 fn rules(group: usize, count: usize) -> Vec<Rule> {
     let rules = (0..count).map(|n| match n % 5 {
         0..=2 => {

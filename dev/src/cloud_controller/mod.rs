@@ -2,7 +2,7 @@
 //!
 //! What they answer is what the genuine ones answer, for everything that has to
 //! do with security groups: documents, refusals, messages and their order, the
-//! stamp of the last update. Facts: contracts/cloud-controller.md.
+//! stamp of the last update. Facts: docs/compatibility/cloud-controller.md.
 //!
 //! - [`validate`] decides about requests, [`state`] about what they change, and
 //!   [`uaa::grant`] about tokens. These are pure.

@@ -1,4 +1,4 @@
-//! The documents that clients read (contracts/cloud-controller.md 1.1, 3.1, 3.4).
+//! The documents that clients read (docs/compatibility/cloud-controller.md#security-group, #cli).
 //!
 //! Every URL is absolute and begins with the [`Base`] that the client used:
 //! clients follow them to the letter.

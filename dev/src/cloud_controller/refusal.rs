@@ -1,4 +1,4 @@
-//! How the Cloud Controller says no (contracts/cloud-controller.md 1.3).
+//! How the Cloud Controller says no (docs/compatibility/cloud-controller.md#refusals).
 
 use super::json::{Json, object};
 

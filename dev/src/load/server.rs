@@ -330,7 +330,7 @@ impl Server {
 }
 
 /// A database server, as `database_driver` and `database_connection_string` name
-/// it (contracts/locket.md 4.2).
+/// it (docs/compatibility/locket.md#configuration).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Database {
     driver: &'static str,

@@ -79,7 +79,7 @@ struct Figures {
 }
 
 /// Calls a second of the original on PostgreSQL with fsync, with mutual TLS, a
-/// connection for each worker and values of 600 bytes (contracts/locket.md 7).
+/// connection for each worker and values of 600 bytes (docs/compatibility/locket.md#baseline).
 const ORIGINAL: [(Operation, u32, f64); 15] = [
     (Operation::LockNew, 1, 566.0),
     (Operation::LockNew, 16, 2_014.0),

@@ -52,7 +52,7 @@ impl Pair {
     }
 }
 
-/// Message and data keys are the original's (contracts/policy-server.md 2.7).
+/// Message and data keys are the original's (docs/compatibility/asg-syncer.md#logs).
 #[test]
 fn the_standby_logs_the_collision_and_waits() {
     let mut pair = Pair::start();

@@ -36,7 +36,7 @@ pub enum Refusal {
     TooLarge(#[from] TooLarge),
 }
 
-/// The one place where refusals become statuses (contracts/locket.md 1.1).
+/// The one place where refusals become statuses (docs/compatibility/locket.md#errors).
 pub(super) fn status(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Request(proto::Error::Missing("resource")) => {

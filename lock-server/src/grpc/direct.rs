@@ -1,5 +1,5 @@
 //! Answers as bytes: they go to the connection as they are, with the trailers of the
-//! original (contracts/locket.md 1.2).
+//! original (docs/compatibility/locket.md#wire).
 //!
 //! A handler that has its message as bytes answers with [`Encoded::response`], whose
 //! message is an empty one; [`Direct`] around the generated server puts the bytes in

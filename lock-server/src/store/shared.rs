@@ -1,7 +1,8 @@
 //! Locks in a database server that several instances share, the original's too.
 //!
 //! The database is the truth: every claim, release and expiry is one transaction
-//! there, and every answer is its answer (contracts/locket.md 2 and 3). What follows:
+//! there, and every answer is its answer (docs/compatibility/locket.md#lock, #schema). What
+//! follows:
 //! - A refresh always reaches the table, with a higher `modified_index`: whoever
 //!   measures the time to live of a version, ours or the original, sees that it is
 //!   alive.

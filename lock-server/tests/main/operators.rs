@@ -95,7 +95,7 @@ fn gauge(envelope: &Envelope) -> ((String, String, Option<String>), f64) {
     ((name.clone(), value.unit.clone(), request), value.value)
 }
 
-/// Everything that one report says, by contracts/locket.md 4.7.
+/// Everything that one report says, by docs/compatibility/locket.md#metrics.
 fn of_one_report() -> BTreeSet<(String, String, Option<String>)> {
     let plain = |name: &str| (name.to_owned(), "Metric".to_owned(), None);
     let mut all = BTreeSet::from([plain("ActiveLocks"), plain("ActivePresences")]);

@@ -91,7 +91,7 @@ fn without_a_configuration_there_is_no_start() {
     }
 }
 
-/// The lines and exit codes of contracts/locket.md 4.2.
+/// The lines and exit codes of docs/compatibility/locket.md#configuration.
 #[test]
 fn what_fails_later_is_a_log_line_and_an_exit_code() {
     let site = Site::new();

@@ -1,4 +1,4 @@
-//! The bytes of contracts/locket.md 1.2, and what is no request of the service.
+//! The bytes of docs/compatibility/locket.md#wire, and what is no request of the service.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};

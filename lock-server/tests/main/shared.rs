@@ -82,7 +82,7 @@ async fn the_lock_of_a_dead_instance_expires() {
     here.close().await;
 }
 
-/// What the original does with the table (contracts/locket.md 2.2 and 2.5): it
+/// What the original does with the table (docs/compatibility/locket.md#lock, #expiry): it
 /// reads a row, writes it with the next index, and deletes what has not changed for
 /// a time to live, looking every so often.
 struct Original {

@@ -1,5 +1,5 @@
 //! The services over mutual TLS on the loopback: every code and text of
-//! contracts/locket.md 1.1, and our watch.
+//! docs/compatibility/locket.md#errors, and our watch.
 
 use std::{collections::BTreeMap, time::Duration};
 

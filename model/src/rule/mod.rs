@@ -7,8 +7,8 @@
 //! never costs a container its other rules, and is never dropped in silence.
 //!
 //! The reading follows the original agent to the letter, with its oddities
-//! (contracts/cell-agent.md 2.4): numbers are cut to 16 and 8 bits, ICMP type
-//! 255 means any, a rule of protocol `all` with ports is void.
+//! (docs/compatibility/vxlan-policy-agent.md#rule-arguments): numbers are cut to 16 and 8 bits,
+//! ICMP type 255 means any, a rule of protocol `all` with ports is void.
 
 mod address;
 mod read;

@@ -1,5 +1,5 @@
 //! The object `database`: a file, or a server with the keys of the original
-//! (contracts/policy-server.md 2.1).
+//! (docs/compatibility/asg-syncer.md#configuration).
 
 use std::{path::PathBuf, time::Duration};
 

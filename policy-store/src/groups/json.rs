@@ -1,5 +1,5 @@
 //! A group's JSON text as the original answers it
-//! (contracts/policy-server.md 4.2), byte for byte as Go's encoder writes it.
+//! (docs/compatibility/policy-server-internal.md#routes), byte for byte as Go's encoder writes it.
 //!
 //! `rules` is a text that holds JSON. Its readers take it apart with Go's
 //! `strconv.Unquote`, which knows fewer escapes than JSON: the inner text has

@@ -1,4 +1,4 @@
-//! Answers in the original's form (contracts/policy-server.md 4.2).
+//! Answers in the original's form (docs/compatibility/policy-server-internal.md#routes).
 
 use axum::{body::Body, response::Response};
 use http::{

@@ -1,5 +1,5 @@
 //! The probes of the original: plain HTTP on the loopback address
-//! (contracts/policy-server.md 4.1).
+//! (docs/compatibility/policy-server-internal.md#listeners).
 
 use axum::{Router, response::Response};
 use http::{HeaderMap, Method, StatusCode, Uri};

@@ -1,5 +1,5 @@
 //! The JSON API of policy-server-internal, for its clients: agents that poll
-//! (contracts/policy-server.md 4).
+//! (docs/compatibility/policy-server-internal.md).
 //!
 //! - An answer is made from one snapshot, so it is one generation's; what each
 //!   group adds to it is encoded and compressed once for all ([`mod@frames`]).

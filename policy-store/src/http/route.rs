@@ -1,5 +1,5 @@
 //! Which request is for what. Paths, methods and refusals are those of the
-//! original (contracts/policy-server.md 4.2).
+//! original (docs/compatibility/policy-server-internal.md#routes).
 
 use http::Method;
 use percent_encoding::percent_decode_str;

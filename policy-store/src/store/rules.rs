@@ -1,5 +1,5 @@
 //! A group's rules in one column, as a JSON text with the keys of the original
-//! (contracts/policy-server.md 3.3).
+//! (docs/compatibility/policy-server-internal.md#rules-as-stored).
 //!
 //! One column and not a table: rules are an ordered list that is only ever
 //! written and read whole, nothing asks for a single rule, and a set of 5,000

@@ -59,8 +59,8 @@ impl Poller {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 
-    /// The genuine client's loop (contracts/policy-server.md 5): the groups, and
-    /// how many requests that took.
+    /// The genuine client's loop (docs/compatibility/policy-server-internal.md#clients): the
+    /// groups, and how many requests that took.
     pub(crate) async fn all(&self, per_page: usize, spaces: &str) -> (Vec<Group>, usize) {
         let (mut groups, mut from, mut requests) = (Vec::new(), 0, 0);
         loop {

@@ -4,7 +4,7 @@
 //! What holds:
 //! - Key names match without regard to ASCII case; `null` is the same as
 //!   absent; only the first JSON value of the file counts
-//!   (contracts/locket.md 4.2).
+//!   (docs/compatibility/locket.md#configuration).
 //! - Reading never stops at the first problem: each is collected with the full
 //!   path of its key and the offending value.
 //! - The value of a key whose path speaks of a password, a secret, a token or a

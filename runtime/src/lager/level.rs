@@ -43,7 +43,7 @@ impl Level {
     }
 
     /// Parses what the debug endpoint accepts: a name, its first letter, or its
-    /// number, in any case (contracts/locket.md 4.5).
+    /// number, in any case (docs/compatibility/locket.md#debug-server).
     ///
     /// # Errors
     /// When it is none of these.

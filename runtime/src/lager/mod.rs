@@ -13,7 +13,7 @@
 //! //  "data":{"key":"k1","lock":["a"],"session":"1","type-code":1}}
 //! ```
 //!
-//! What holds (contracts/locket.md 4.4):
+//! What holds (docs/compatibility/locket.md#logs):
 //! - The message is `<source>.<span>...<action>`. A span field `lager.task`
 //!   stands in for the span's name.
 //! - The data are the fields of the spans from the outermost in, then those of

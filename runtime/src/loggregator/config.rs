@@ -1,4 +1,4 @@
-//! The keys of the originals' `loggregator` section (contracts/locket.md 4.2).
+//! The keys of the originals' `loggregator` section (docs/compatibility/locket.md#configuration).
 
 use crate::config::{Configure, Reader};
 use crate::tls;

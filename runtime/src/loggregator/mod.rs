@@ -1,5 +1,5 @@
 //! Metrics and log lines for the loggregator agent of the machine: a client of
-//! its v2 ingress (contracts/locket.md 4.7).
+//! its v2 ingress (docs/compatibility/locket.md#metrics).
 //!
 //! What holds:
 //! - Sending never waits and never fails. Envelopes go into a queue of

@@ -5,7 +5,7 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /healthz` | 200 as long as the process lives |
 //! | `GET /readyz` | 200, or 503 with one reason a line |
-//! | `POST /log-level` | sets the level; contracts/locket.md 4.5 |
+//! | `POST /log-level` | sets the level; docs/compatibility/locket.md#debug-server |
 //! | `/block-profile-rate`, `/mutex-profile-fraction` | Go's profiles: an integer is taken and has no effect |
 //!
 //! Everything else is 404.

@@ -372,7 +372,7 @@ where
 }
 
 /// Answers as Go's servers do; health checks rely on getting an answer
-/// (contracts/policy-server.md 4.1).
+/// (docs/compatibility/policy-server-internal.md#listeners).
 async fn refuse_plain_http(mut stream: TcpStream) {
     let answer = b"HTTP/1.0 400 Bad Request\r\n\r\n\
         Client sent an HTTP request to an HTTPS server.\n";
@@ -419,7 +419,7 @@ fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::B
     builder
         .http2()
         .timer(TokioTimer::new())
-        // grpc-go's servers send no date either (contracts/locket.md 1.2).
+        // grpc-go's servers send no date either (docs/compatibility/locket.md#wire).
         .auto_date_header(false)
         .max_concurrent_streams(limits.streams)
         // Clients that give up many calls at once are not attackers here.

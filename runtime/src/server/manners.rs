@@ -1,5 +1,5 @@
 //! Where tonic answers otherwise than grpc-go does, and clients or operators can
-//! see it (contracts/locket.md 1.1 and 1.2).
+//! see it (docs/compatibility/locket.md#errors, #wire).
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};

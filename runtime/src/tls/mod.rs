@@ -2,7 +2,7 @@
 //!
 //! What holds:
 //! - A server demands a client certificate that chains to its CA and, where it
-//!   has extended key usages, has clientAuth (contracts/locket.md 4.3).
+//!   has extended key usages, has clientAuth (docs/compatibility/locket.md#tls).
 //! - TLS 1.3 with all its suites; TLS 1.2 with ECDHE-RSA-AES256-GCM-SHA384 and
 //!   ECDHE-RSA-AES128-GCM-SHA256 only.
 //! - A connection uses the material of the moment of its handshake.

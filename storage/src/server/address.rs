@@ -1,4 +1,4 @@
-//! Connection strings, as operators have them (contracts/locket.md 3.2).
+//! Connection strings, as operators have them (docs/compatibility/locket.md#connection-strings).
 //!
 //! PostgreSQL: a URL or keywords; what is not said comes from the environment
 //! (`PGHOST` ...). MySQL: the form of Go's driver. What is wrong is told without

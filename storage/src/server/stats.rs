@@ -1,4 +1,4 @@
-//! What is counted, for the metrics of the original (contracts/locket.md 4.7).
+//! What is counted, for the metrics of the original (docs/compatibility/locket.md#metrics).
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

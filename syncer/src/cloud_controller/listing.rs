@@ -2,8 +2,8 @@
 //!
 //! The stamp is read before the first page and after every page; where it
 //! differs the list may have changed between two pages, and the reading is
-//! thrown away (contracts/policy-server.md 2.5). Three attempts follow each
-//! other at once, also after other errors; one that the server asks to be left
+//! thrown away (docs/compatibility/asg-syncer.md#cloud-controller-calls). Three attempts follow
+//! each other at once, also after other errors; one that the server asks to be left
 //! alone after ends the reading, so that the wait is kept.
 //!
 //! Differences from the original: an attempt fails when a page has no list, or

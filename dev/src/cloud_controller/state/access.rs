@@ -1,4 +1,4 @@
-//! Who may see and do what (contracts/cloud-controller.md 1.2).
+//! Who may see and do what (docs/compatibility/cloud-controller.md#endpoints).
 
 use std::collections::HashSet;
 

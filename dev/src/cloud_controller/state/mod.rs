@@ -4,8 +4,8 @@
 //! a [`Moment`]. A refused change has changed nothing, and so has not touched
 //! the stamp either.
 //!
-//! The stamp (contracts/cloud-controller.md 2) rises with every accepted change
-//! to a group: create, update (even of nothing), delete, bind (even when bound
+//! The stamp (docs/compatibility/cloud-controller.md#last-update-stamp) rises with every accepted
+//! change to a group: create, update (even of nothing), delete, bind (even when bound
 //! already), unbind. It rises strictly: two changes within one microsecond get
 //! two stamps, also when the clock went back. Seeding and the deletion of spaces
 //! and organizations leave it alone, as in the original.

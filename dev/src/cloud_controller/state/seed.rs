@@ -1,5 +1,5 @@
 //! The groups of a fresh deployment, as cf-deployment has them
-//! (contracts/cloud-controller.md 6).
+//! (docs/compatibility/cloud-controller.md#default-groups).
 
 use std::sync::Arc;
 

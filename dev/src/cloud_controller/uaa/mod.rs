@@ -1,5 +1,5 @@
 //! The User Account and Authentication server, as far as the cf CLI, the syncer
-//! and the policy API need it (contracts/cloud-controller.md 3.2).
+//! and the policy API need it (docs/compatibility/cloud-controller.md#uaa).
 
 pub mod grant;
 pub mod http;

@@ -1,4 +1,4 @@
-//! The request bodies about security groups (contracts/cloud-controller.md 1.3).
+//! The request bodies about security groups (docs/compatibility/cloud-controller.md#refusals).
 //!
 //! Each function reads a body and answers with the request or with every
 //! message, in the order of the original.

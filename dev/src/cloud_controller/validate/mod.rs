@@ -1,7 +1,8 @@
 //! What the Cloud Controller says of a request, before anything is done.
 //!
 //! Pure: requests in, values or messages out. The texts and their order are the
-//! contract (contracts/cloud-controller.md 1.3 to 1.5); the recorded cases in
+//! contract (docs/compatibility/cloud-controller.md#refusals, #lists, #rule-validation); the
+//! recorded cases in
 //! `tests/fixtures` were made by running the original's validators.
 
 pub mod address;

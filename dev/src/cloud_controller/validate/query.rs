@@ -1,4 +1,4 @@
-//! The query of a listing (contracts/cloud-controller.md 1.4).
+//! The query of a listing (docs/compatibility/cloud-controller.md#lists).
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;

@@ -1,5 +1,5 @@
 //! The rules of a group, in the Cloud Controller's two layers
-//! (contracts/cloud-controller.md 1.5), and our own third.
+//! (docs/compatibility/cloud-controller.md#rule-validation), and our own third.
 //!
 //! The first layer looks at the request, the second at what is to be stored; the
 //! second speaks only when the first is silent. Each message and its place in

@@ -1,5 +1,5 @@
 //! The groups and containers of a full cell, as the original was measured with
-//! (contracts/cell-agent.md 8). Pure.
+//! (docs/compatibility/vxlan-policy-agent.md#baseline). Pure.
 
 use std::net::Ipv4Addr;
 

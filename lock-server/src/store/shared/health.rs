@@ -1,5 +1,5 @@
 //! A sign of life of the database: a number is written and read back, in the
-//! original's own table (contracts/locket.md 4.6).
+//! original's own table (docs/compatibility/locket.md#database-health-check).
 
 use std::time::Duration;
 

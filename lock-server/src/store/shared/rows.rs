@@ -1,4 +1,4 @@
-//! Rows of the original's table (contracts/locket.md 3.1) as versions of locks.
+//! Rows of the original's table (docs/compatibility/locket.md#schema) as versions of locks.
 //!
 //! A row without an owner is nobody's. A row of another type than `lock` and
 //! `presence` counts as a lock, as it does in the original's metrics: its owner may

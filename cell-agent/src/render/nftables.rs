@@ -1,6 +1,6 @@
 //! A ruleset as an nftables table.
 //!
-//! A packet from a container takes this way (docs/cell-agent-differences.md):
+//! A packet from a container takes this way (docs/compatibility/vxlan-policy-agent.md#differences):
 //! `forward` (the hook): by overlay address, by a container's other addresses, or by the
 //! interface it comes in by - `egress`: accept within the overlay if configured,
 //! accept established, drop invalid TCP, find the container by its interface or else

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Where ours is meant to differ, with the verdicts that ours gives
-/// (docs/cell-agent-differences.md). By case and number of the operation.
+/// (docs/compatibility/vxlan-policy-agent.md#differences). By case and number of the operation.
 const DIFFERENCES: &[(&str, usize, &str, &str)] = &[
     (
         "21-bad-destination-first-sync",

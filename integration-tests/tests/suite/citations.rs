@@ -85,7 +85,8 @@ fn every_cited_section_exists() {
     let mut pages = BTreeMap::new();
     let mut wrong = Vec::new();
     let mut count = 0;
-    for source in &sources {
+    // This file has examples of citations.
+    for source in sources.iter().filter(|source| !source.ends_with("citations.rs")) {
         let text = unwrapped(&fs::read_to_string(source).expect("a source is UTF-8"));
         for (page, section) in citations(&text) {
             count += 1;

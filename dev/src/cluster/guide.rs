@@ -185,6 +185,6 @@ fn faults(cluster: &Cluster, stage: &Stage) -> Vec<String> {
         format!("  {command} start {leader}"),
         format!("  {command} add-app appX --space s2"),
         format!("  {command} remove-app appX"),
-        format!("  {command} help     # all requests"),
+        format!("  {command} --help     # all requests"),
     ]
 }

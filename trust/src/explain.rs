@@ -37,7 +37,7 @@ pub fn explain(error: &Error) -> Option<String> {
     Some(format!("invalid peer certificate: {sentence}"))
 }
 
-/// [`explain`] for one link of an error's chain.
+/// [`explain()`] for one link of an error's chain.
 #[must_use]
 pub fn explain_cause(cause: &(dyn StdError + 'static)) -> Option<String> {
     of_rustls(cause).and_then(explain)

@@ -5,7 +5,7 @@
 //!   operator has put into the file of authorities itself, also when it is marked as
 //!   an authority (`CA:TRUE`, as `openssl req -x509` makes it); OpenSSL and Go accept
 //!   it too.
-//! - [`explain`] turns errors that rustls only names into sentences.
+//! - [`explain()`] turns errors that rustls only names into sentences.
 
 mod explain;
 mod pinned;

@@ -20,13 +20,13 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use x509_parser::extensions::{ExtendedKeyUsage, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Verifies servers: as webpki, or by [the certificate itself](self).
+/// Verifies servers: as webpki, or by the certificate itself.
 pub struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
     pinned: Pinned,
 }
 
-/// Verifies clients: as another verifier, or by [the certificate itself](self).
+/// Verifies clients: as another verifier, or by the certificate itself.
 pub struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     pinned: Pinned,

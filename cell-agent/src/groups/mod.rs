@@ -2,7 +2,7 @@
 //!
 //! They come from our policy store, which pushes changes (`client`), or from a
 //! genuine policy-server-internal, which is asked (`poll`). Either way what
-//! belongs together becomes one [`Known`](crate::plan::Known) at once, never a
+//! belongs together becomes one [`Known`] at once, never a
 //! part of it. The last one is on disk, so that a cell that starts while the
 //! store is down has its rules (laws 4 and 5).
 

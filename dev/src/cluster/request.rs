@@ -141,7 +141,7 @@ pub fn send(socket: &Path, request: &Request) -> anyhow::Result<String> {
 /// Reads the request of a connected client.
 ///
 /// # Errors
-/// No complete request arrives within [`READ_TIMEOUT`].
+/// No complete request arrives within 5 s.
 pub async fn receive(stream: &mut tokio::net::UnixStream) -> anyhow::Result<Request> {
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(stream).take(LONGEST_REQUEST);

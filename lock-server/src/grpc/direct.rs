@@ -28,7 +28,7 @@ pub(super) struct Encoded(Bytes);
 /// one takes longer than clients wait, and most of them take no more than 4 MiB.
 const LARGEST: usize = 64 << 20;
 
-/// The answer is larger than [`LARGEST`].
+/// The answer is larger than `LARGEST`.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the answer has {0} bytes, at most {LARGEST} are sent")]
 pub struct TooLarge(pub(super) usize);

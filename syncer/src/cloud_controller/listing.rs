@@ -8,7 +8,7 @@
 //!
 //! Differences from the original: an attempt fails when a page has no list, or
 //! when the pages together do not have as many groups as
-//! `pagination.total_results` says ([`Whole`]). The original takes what it has as
+//! `pagination.total_results` says (`Whole`). The original takes what it has as
 //! everything, and so deletes the rest.
 
 use std::sync::Arc;

@@ -21,7 +21,7 @@ fn many(count: usize) -> Vec<Value> {
 
 /// Two pages of which the first is full.
 fn two_pages(cloud: &Cloud, list: &[Value]) {
-    let (first, second) = list.split_at(500);
+    let (first, second) = list.split_at(5_000);
     cloud.on(&page(1), [counted(first, true, list.len(), 2)]);
     cloud.on(&page(2), [counted(second, false, list.len(), 2)]);
 }
@@ -40,14 +40,14 @@ async fn first_error(log: &lager::Capture, store: &PolicyStoreTwin) -> String {
 
 #[tokio::test]
 async fn a_truncated_list_removes_nothing() {
-    let list = many(750);
-    let (first, second) = list.split_at(500);
+    let list = many(7_500);
+    let (first, second) = list.split_at(5_000);
     type Script<'a> = &'a dyn Fn(&Cloud);
     let cut: [(&str, Script<'_>); 3] = [
-        ("page 1 without next", &|cloud| cloud.on(&page(1), [counted(first, false, 750, 2)])),
-        ("an empty page 2", &|cloud| cloud.on(&page(2), [counted(&[], false, 750, 2)])),
+        ("page 1 without next", &|cloud| cloud.on(&page(1), [counted(first, false, 7_500, 2)])),
+        ("an empty page 2", &|cloud| cloud.on(&page(2), [counted(&[], false, 7_500, 2)])),
         ("page 2 without one", &|cloud| {
-            cloud.on(&page(2), [counted(&second[1..], false, 750, 2)]);
+            cloud.on(&page(2), [counted(&second[1..], false, 7_500, 2)]);
         }),
     ];
     for (name, cut) in cut {
@@ -61,8 +61,8 @@ async fn a_truncated_list_removes_nothing() {
         cut(&cloud);
         cloud.on(STAMP, [stamp(LATE)]);
         let error = first_error(&log, &store).await;
-        assert!(error.contains("pagination.total_results says 750"), "{name}: {error}");
-        assert_eq!(store.with(|state| state.groups.len()), 750, "{name}");
+        assert!(error.contains("pagination.total_results says 7500"), "{name}: {error}");
+        assert_eq!(store.with(|state| state.groups.len()), 7_500, "{name}");
         // The watermark stayed, so the next whole list is applied.
         two_pages(&cloud, &list);
         until("a whole list", || store.writes().len() == 2).await;

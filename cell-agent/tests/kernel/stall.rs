@@ -40,9 +40,9 @@ fn size() -> (usize, usize) {
 /// The longest wait of any packet, and how many there were.
 fn probe(lab: &Lab, stop: &Arc<AtomicBool>) -> thread::JoinHandle<(Duration, u64)> {
     let from = lab.outside.run(|| UdpSocket::bind("10.99.0.2:0").unwrap());
-    let to = lab.inside.run(|| UdpSocket::bind("10.255.0.2:4000").unwrap());
+    let to = lab.inside.run(|| UdpSocket::bind("10.255.0.2:0").unwrap());
     to.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    from.connect("10.255.0.2:4000").unwrap();
+    from.connect(to.local_addr().unwrap()).unwrap();
     let stop = Arc::clone(stop);
     thread::spawn(move || {
         let (mut most, mut packets) = (Duration::ZERO, 0);

@@ -152,8 +152,8 @@ fn a_watch_goes_on_when_its_address_dies() {
         wait_for_rule(&agent, "10.2.0.0/16");
         let took = began.elapsed();
         println!("the change arrived {took:?} after the address in use died");
-        // 5 s until it is noticed, and one to go on; and a busy machine.
-        assert!(took < Duration::from_secs(8), "{took:?}");
+        // 5 s until the death is noticed, and one to go on.
+        assert!(took < Duration::from_secs(6), "{took:?}");
     });
 }
 
@@ -181,7 +181,7 @@ fn a_frozen_agent_is_disconnected() {
         let took = began.elapsed();
         agent.signal(Signal::SIGCONT);
         println!("a frozen agent was disconnected after {took:?}");
-        // 9 s, and a busy machine.
-        assert!(took < Duration::from_secs(12), "{took:?}");
+        // 5 s of silence, then 4 s without an answer to the ping.
+        assert!(took < Duration::from_secs(10), "{took:?}");
     });
 }

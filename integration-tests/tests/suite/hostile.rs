@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 const LOCK_SERVER_MOST: u64 = 128 * MIB;
 const POLICY_STORE_MOST: u64 = 256 * MIB;
 
-const CALLS: usize = 200;
+const CALLS: usize = 500;
 /// 4.19 MB, the largest message that is taken, less one byte.
 const LARGE: u32 = 4 << 20;
 

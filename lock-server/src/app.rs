@@ -14,7 +14,7 @@ use anyhow::bail;
 use runtime::{
     loggregator::{self, Delivery, Loggregator},
     process::{About, Backup, ConfigError, Ending, Process},
-    server::{Admin, Grpc, Health, Limits, Listener},
+    server::{Admin, Component, Grpc, Health, Limits, Listener, RunningAdmin},
     supervise::Tasks,
     tls::{Alpn, Role, ServerTls},
 };
@@ -53,8 +53,9 @@ pub struct App {
     listener: Listener,
     tls: ServerTls,
     limits: Limits,
-    admin: Option<Admin>,
+    admin: Option<RunningAdmin>,
     health: Health,
+    loaded: Component,
     access: Access,
     agent: Option<(Loggregator, Delivery)>,
     timing: Timing,
@@ -127,10 +128,12 @@ impl runtime::process::Service for App {
             Some(address) => Some(Listener::tcp("debug_address", address.as_str()).await?),
             None => None,
         };
+        let loaded = health.component("store");
         let admin = debug.map(|listener| {
             let address = listener.local_addr();
             info_span!("debug-server").in_scope(|| tracing::info!(address, "bound"));
-            Admin::new(listener, process, &health)
+            loaded.not_ready("loading the locks");
+            Admin::new(listener, process, &health).start(drain_timeout)
         });
         let feed = Feed::default();
         let (store, keeper) = open(&database, feed.clone()).await?;
@@ -148,6 +151,7 @@ impl runtime::process::Service for App {
             limits,
             admin,
             health,
+            loaded,
             access,
             agent,
             timing,
@@ -166,6 +170,7 @@ impl runtime::process::Service for App {
             limits,
             admin,
             health,
+            loaded,
             access,
             agent,
             timing,
@@ -176,10 +181,9 @@ impl runtime::process::Service for App {
         let mut tasks = Tasks::new(shutdown.clone());
 
         tasks.add("store", {
-            let (stop, health) = (drained.clone(), health.component("store"));
-            // Its locks are loaded: `started` may be said.
-            health.ready();
-            async move { Ok(keeper.run(stop, health).await?) }
+            let stop = drained.clone();
+            loaded.ready();
+            async move { Ok(keeper.run(stop, loaded).await?) }
         });
         if let (Any::Shared(store), Some(check)) = (&store, check) {
             let HealthCheck { timeout, interval, attempts } = check;
@@ -200,11 +204,7 @@ impl runtime::process::Service for App {
         tasks.add("reaper", reaper::run(store.clone(), feed.clone(), shutdown.clone()));
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
         if let Some(admin) = admin {
-            let shutdown = shutdown.clone();
-            tasks.add("admin", async move {
-                admin.serve(shutdown, drain).await;
-                Ok(())
-            });
+            tasks.add("admin", admin.run(shutdown.clone()));
         }
         let service = Service::new(Locks::new(store, operation), shutdown.clone()).only(access);
         if let Some((loggregator, delivery)) = agent {

@@ -8,7 +8,7 @@ use runtime::{
     dropsonde::Dropsonde,
     lager,
     process::{About, Backup, ConfigError, Flag, Process, Service, Task},
-    server::{Admin, Component, Grpc, Health, Http, Limits, Listener},
+    server::{Admin, Component, Grpc, Health, Http, Limits, Listener, RunningAdmin},
     supervise::Tasks,
     tls::{Alpn, Role, ServerTls},
 };
@@ -43,6 +43,9 @@ const CERTIFICATE: Role = Role { service: "policy_store", name: "server" };
 /// How long tasks may take to end after the servers have drained.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
 
+/// Upper bound for open requests of operators after shutdown began.
+const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+
 /// Room for a request with the longest URL that HTTP knows here, and the most
 /// that waits for a slow reader.
 const HTTP_BUFFER: usize = 96 << 10;
@@ -61,7 +64,7 @@ pub struct App {
     internal: Option<Internal>,
     health_checks: Option<Listener>,
     began: Instant,
-    admin: Admin,
+    admin: RunningAdmin,
     health: Health,
     metron: Dropsonde,
     store: Arc<dyn Store>,
@@ -132,13 +135,14 @@ impl Service for App {
             None => Dropsonde::default(),
             Some(address) => Dropsonde::to(address, ORIGIN),
         };
+        health.component(http::health::DATABASE).not_ready("loading the groups");
+        let admin = Admin::new(admin, process, &health).start(ADMIN_DRAIN);
         let Opened { store, newest, look } = Box::pin(open::open(&config.database)).await?;
         let nothing = Arc::new(Contents::default().into());
         commit::mend(&*store, nothing).await.context("looking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
-        let admin = Admin::new(admin, process, &health);
         let began = Instant::now();
         Ok(Self {
             config,
@@ -245,11 +249,7 @@ impl App {
             save_reports(store, feed.clone(), config.report_save_interval, drained.clone()),
         );
         tasks.add("writer", committer.run(drained.clone()));
-        let admin_shutdown = shutdown.clone();
-        tasks.add("admin", async move {
-            admin.serve(admin_shutdown, Duration::from_secs(1)).await;
-            Ok(())
-        });
+        tasks.add("admin", admin.run(shutdown.clone()));
         let service = PolicyStore::entry(config.access, feed, commits, config.replaces);
         let limits = Limits {
             spread: config.drain_spread,

@@ -29,7 +29,7 @@ struct Running {
     process: Process,
     health: Health,
     shutdown: CancellationToken,
-    server: JoinHandle<()>,
+    server: JoinHandle<anyhow::Result<()>>,
     slow: Arc<Slow>,
 }
 
@@ -67,7 +67,7 @@ impl Running {
             );
         let shutdown = CancellationToken::new();
         let admin = Admin::new(listener, &process, &health).merge(more);
-        let server = spawn(admin.serve(shutdown.clone(), Duration::from_secs(3_600)));
+        let server = spawn(admin.start(Duration::from_secs(3_600)).run(shutdown.clone()));
         Self { address, process, health, shutdown, server, slow }
     }
 

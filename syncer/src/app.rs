@@ -12,7 +12,7 @@ use runtime::{
     https::Servers,
     lager,
     process::{About, ConfigError, Process, Service},
-    server::{Admin, Health, Listener},
+    server::{Admin, Health, Listener, RunningAdmin},
     supervise::Tasks,
     tls::{ClientTls, Files, Role},
 };
@@ -47,7 +47,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct App {
     keeper: Keeper,
     poller: Arc<Poller>,
-    admin: Option<Admin>,
+    admin: Option<RunningAdmin>,
     report: Report,
     watched: Watched,
     interval: Duration,
@@ -135,7 +135,8 @@ impl Service for App {
             Poller::new(poll.into(), cloud_controller, store, times, &health, sync_now.clone());
         let admin = match debug_server {
             Some(address) => {
-                Some(debug_endpoint(address.as_str(), process, &health, sync_now).await?)
+                let admin = debug_endpoint(address.as_str(), process, &health, sync_now).await?;
+                Some(admin.start(DRAIN))
             }
             None => None,
         };
@@ -149,11 +150,7 @@ impl Service for App {
         let lead = move |term| Arc::clone(&poller).lead(term);
         tasks.add("lease", keeper.run(shutdown.clone(), lead));
         if let Some(admin) = admin {
-            let shutdown = shutdown.clone();
-            tasks.add("debug-server", async move {
-                admin.serve(shutdown, DRAIN).await;
-                Ok(())
-            });
+            tasks.add("debug-server", admin.run(shutdown.clone()));
         }
         tasks.add("metrics", report.of_process(shutdown.clone()));
         for tls in watched.clients {

@@ -84,6 +84,23 @@ async fn the_debug_address_answers_as_the_originals() {
     assert_eq!(line["data"]["key"], "seen");
 }
 
+#[tokio::test]
+async fn the_debug_address_answers_while_the_locks_are_loaded() {
+    let site = Site::new();
+    let mut config = site.config();
+    config["debug_address"] = json!("127.0.0.1:0");
+    config["database_driver"] = json!("postgres");
+    // Nothing listens on port 1: the server waits for its database.
+    config["database_connection_string"] = json!("postgres://locket@127.0.0.1:1/locket");
+    config["db_start_timeout"] = json!("1h");
+    let mut server = Server::spawn(site.command(&config));
+    let line = server.line("locket.debug-server.bound");
+    let debug = line["data"]["address"].as_str().unwrap().to_owned();
+    assert_eq!(http(&debug, "GET", "/metrics", "").await.0, 200);
+    let (code, text) = http(&debug, "GET", "/readyz", "").await;
+    assert_eq!((code, text.contains("store: loading the locks")), (503, true), "{text}");
+}
+
 /// Name, unit and tags of a gauge, and its value.
 fn gauge(envelope: &Envelope) -> ((String, String, Option<String>), f64) {
     let Some(Message::Gauge(Gauge { metrics })) = &envelope.message else {

@@ -17,7 +17,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use http::{Method, StatusCode, header};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Health, Http, Listener};
 use crate::lager::{Control, Level};
@@ -56,9 +57,41 @@ impl Admin {
         self
     }
 
-    /// Serves until shutdown, and then lets open requests end for at most `drain`.
-    pub async fn serve(self, shutdown: CancellationToken, drain: Duration) {
-        self.http.serve(self.router, shutdown, drain).await;
+    /// Serves in a task of its own from now on, so that operators get answers while the
+    /// service still loads its state. At the end, open requests have `drain` to finish.
+    #[must_use]
+    pub fn start(self, drain: Duration) -> RunningAdmin {
+        let address = self.local_addr();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(self.http.serve(self.router, stop.clone(), drain));
+        RunningAdmin { address, stop: stop.drop_guard(), task }
+    }
+}
+
+/// A server for operators that answers requests; it ends when this is dropped.
+pub struct RunningAdmin {
+    address: String,
+    stop: DropGuard,
+    task: JoinHandle<()>,
+}
+
+impl RunningAdmin {
+    /// Where it listens.
+    pub fn local_addr(&self) -> &str {
+        &self.address
+    }
+
+    /// Serves until shutdown.
+    ///
+    /// # Errors
+    /// The server panicked.
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = &mut self.task => return Ok(ended?),
+        }
+        drop(self.stop);
+        Ok(self.task.await?)
     }
 }
 

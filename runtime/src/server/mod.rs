@@ -17,7 +17,7 @@ mod streams;
 
 use std::io;
 
-pub use admin::Admin;
+pub use admin::{Admin, RunningAdmin};
 pub use connections::{APART, Leaving, Limits};
 pub use grpc::{Deadline, Entry, Grpc, Head};
 pub use health::{Component, Health};

@@ -61,13 +61,7 @@ impl Service for Probe {
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { admin, drain, fault } = self;
         let mut tasks = Tasks::new(shutdown.clone());
-        tasks.add("admin", {
-            let shutdown = shutdown.clone();
-            async move {
-                admin.serve(shutdown, drain).await;
-                Ok(())
-            }
-        });
+        tasks.add("admin", admin.start(drain).run(shutdown.clone()));
         match fault.as_deref() {
             Some("task") => tasks.add("worker", async { anyhow::bail!("out of paper") }),
             Some("panic") => tasks.add("worker", async { panic!("out of luck") }),

@@ -100,7 +100,16 @@ pub(crate) struct Server {
 
 impl Server {
     /// Returns when it says that it has started.
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
+        let mut server = Self::spawn(command);
+        let line = server.line("locket.grpc-server.started");
+        server.address = line["data"]["address"].as_str().unwrap().to_owned();
+        server.line("locket.started");
+        server
+    }
+
+    /// Returns at once.
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
@@ -112,11 +121,7 @@ impl Server {
                 }
             }
         });
-        let mut server = Self { child, lines, seen: Vec::new(), address: String::new() };
-        let line = server.line("locket.grpc-server.started");
-        server.address = line["data"]["address"].as_str().unwrap().to_owned();
-        server.line("locket.started");
-        server
+        Self { child, lines, seen: Vec::new(), address: String::new() }
     }
 
     /// Waits for the first line with this message.

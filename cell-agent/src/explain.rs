@@ -1,27 +1,35 @@
 //! Why a new connection of a container is allowed or denied.
 //!
-//! Pure, on what is in force. Follows the packet's way: overlay, deny networks,
-//! rules. The limit on new connections depends on what else happens, so it is
-//! mentioned only.
+//! Decides on the ruleset in force and on the route of the packet ([`Way`]), which the
+//! caller asks the kernel for. Follows the packet: whether it passes the chains of
+//! security groups at all, deny networks, rules. The limit on new connections depends on
+//! other traffic, so the reason only mentions the limit.
 
-use std::net::IpAddr;
+mod isolated;
+mod near;
+mod way;
+
+use std::{cmp::Reverse, net::IpAddr};
 
 use model::{
     effective::{Permit, Probe, ProbeKind, Service, Source, Verdict},
-    ids::ContainerHandle,
+    ids::{ContainerHandle, GroupGuid},
+    rule::IcmpMatch,
 };
 
-use crate::plan::{Policy, Ruleset, Standing};
-
-/// How many rules that do not match are shown.
-const NEAREST: usize = 5;
+use self::isolated::Fit;
+pub use self::way::Way;
+use crate::{
+    netlink::route::Route,
+    plan::{Known, Policy, Ruleset, Standing},
+};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Explanation<'a> {
     /// A rule allows it.
     Allowed {
-        /// What of the rule matches.
+        /// The part of the rule that matches.
         permit: &'a Permit,
         /// The rule.
         source: &'a Source,
@@ -33,7 +41,12 @@ pub enum Explanation<'a> {
         /// In words.
         reason: String,
     },
-    /// Nobody can tell.
+    /// Security groups do not decide.
+    NotDecided {
+        /// In words.
+        reason: String,
+    },
+    /// Unknown to the agent.
     Untold {
         /// In words.
         reason: String,
@@ -42,26 +55,42 @@ pub enum Explanation<'a> {
     Denied {
         /// In words.
         reason: String,
-        /// Rules that come close, with what keeps each from matching.
+        /// Rules that come close, the closest first, with what keeps each from matching.
         nearest: Vec<(&'a Source, String)>,
+        /// Rules that are not enforced and would allow it, with why they are not enforced.
+        isolated: Vec<NotEnforced>,
     },
 }
 
-/// Explains what happens to a new connection; `None` when there is no such
-/// container.
+/// A rule that is not enforced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotEnforced {
+    /// In which group.
+    pub group: GroupGuid,
+    /// In which of its rules, from 0.
+    pub rule: usize,
+    /// Why it is not enforced.
+    pub reason: String,
+}
+
+/// Explains what happens to a new connection that takes this way; `None` when there is no
+/// such container. `known` are the groups that the ruleset was made from.
 #[must_use]
 pub fn explain<'a>(
     ruleset: &'a Ruleset,
+    known: &Known,
     handle: &ContainerHandle,
     probe: Probe,
+    way: &Way,
 ) -> Option<Explanation<'a>> {
     let planned = ruleset.containers.get(handle)?;
     let settings = &ruleset.settings;
-    let within = |address: IpAddr| settings.overlay.contains(&address);
-    if settings.disable_network_policy
-        && within(probe.destination)
-        && planned.address.is_some_and(within)
-    {
+    let to = probe.destination;
+    if let Some(reason) = way::undecided(ruleset, planned, to, way) {
+        return Some(Explanation::NotDecided { reason });
+    }
+    let within = |address| settings.overlay.contains(&address);
+    if settings.disable_network_policy && within(to) && planned.address.is_some_and(within) {
         let overlay = settings.overlay;
         let reason = format!("container network policy is disabled within {overlay}");
         return Some(Explanation::AllowedAlways { reason });
@@ -70,8 +99,10 @@ pub fn explain<'a>(
         Standing::Bound(belongs) => ruleset.policies.get(belongs)?,
         standing => return Some(denied(why_denied(standing))),
     };
-    if let Some(net) = policy.deny.iter().find(|net| net.contains(&probe.destination)) {
-        return Some(denied(format!("{} is in the denied network {net}", probe.destination)));
+    if let Some(net) = policy.deny.iter().find(|net| net.contains(&to)) {
+        return Some(denied(format!(
+            "{to} is in {net} of deny_networks in this cell's configuration; no security group opens it"
+        )));
     }
     Some(match policy.rules.verdict(probe) {
         Verdict::Allowed(permit, source) => {
@@ -81,23 +112,28 @@ pub fn explain<'a>(
                 }
                 _ => String::new(),
             };
-            let logged = if permit.log { ", and logged" } else { "" };
-            let reason = format!(
-                "rule {} of security group {} allows {}{logged}{limit}",
-                source.rule,
-                source.group,
-                shown(permit)
-            );
+            let logged = if permit.log { " and logs the connection" } else { "" };
+            let rule = named(known, &source.group, source.rule);
+            let reason =
+                format!("{rule} allows {}{logged}{limit}{}", shown(permit), no_route(to, way));
             Explanation::Allowed { permit, source, reason }
         }
         Verdict::Denied => {
-            Explanation::Denied { reason: no_rule(policy), nearest: nearest(policy, probe) }
+            let isolated = isolated(policy, known, probe);
+            let reason = match isolated.first() {
+                None => no_rule(policy),
+                Some((fit, rule)) => not_enforced(policy, known, *fit, rule),
+            };
+            let isolated = isolated.into_iter().map(|(_, rule)| rule).collect();
+            Explanation::Denied { reason, nearest: near::misses(policy, probe), isolated }
         }
     })
 }
 
-fn denied(reason: String) -> Explanation<'static> {
-    Explanation::Denied { reason, nearest: Vec::new() }
+/// Denied for a reason that no rule has to do with.
+#[must_use]
+pub fn denied(reason: String) -> Explanation<'static> {
+    Explanation::Denied { reason, nearest: Vec::new(), isolated: Vec::new() }
 }
 
 /// Why a container without a policy is denied, as a sentence.
@@ -112,42 +148,63 @@ pub fn why_denied(standing: &Standing) -> String {
     }
 }
 
+/// The rules in force, each once, however many destinations and ports it has.
+#[must_use]
+pub fn in_force(policy: &Policy) -> Vec<&Source> {
+    let mut sources: Vec<&Source> = policy.rules.permits.iter().map(|(_, source)| source).collect();
+    sources.dedup();
+    sources
+}
+
 fn no_rule(policy: &Policy) -> String {
-    match policy.rules.permits.len() {
+    match in_force(policy).len() {
         0 => "no rule applies to the container".to_owned(),
         1 => "the only rule of the container does not match".to_owned(),
         rules => format!("none of the {rules} rules of the container matches"),
     }
 }
 
-/// Rules that miss by the least: the right address first, then the right service.
-fn nearest(policy: &Policy, probe: Probe) -> Vec<(&Source, String)> {
-    let mut missed = Vec::new();
-    for (permit, source) in &policy.rules.permits {
-        if permit.destination.contains(probe.destination) {
-            let reason = format!("allows {} only", service(permit.service));
-            missed.push((0, source, reason));
-        } else if permit.matches_service(probe) {
-            let reason = format!("allows {} only", permit.destination);
-            missed.push((1 + distance(permit, probe.destination), source, reason));
+fn not_enforced(policy: &Policy, known: &Known, fit: Fit, rule: &NotEnforced) -> String {
+    let NotEnforced { group, rule, reason } = rule;
+    let rule = named(known, group, *rule);
+    match fit {
+        Fit::Yes => format!("{rule} would allow it, but is not enforced: {reason}"),
+        Fit::No | Fit::Maybe => {
+            format!("{}; {rule} may be meant, but is not enforced: {reason}", no_rule(policy))
         }
     }
-    missed.sort_by_key(|(distance, ..)| *distance);
-    missed.into_iter().take(NEAREST).map(|(_, source, reason)| (source, reason)).collect()
 }
 
-/// How many addresses lie between; the most for another family.
-fn distance(permit: &Permit, to: IpAddr) -> u128 {
-    let (first, last) = (permit.destination.first(), permit.destination.last());
-    if first.is_ipv4() != to.is_ipv4() {
-        return u128::MAX - 1;
+/// Rules that are not enforced and fit, the surest first.
+fn isolated(policy: &Policy, known: &Known, probe: Probe) -> Vec<(Fit, NotEnforced)> {
+    let unreadable = policy.rules.isolated.iter();
+    let unreadable =
+        unreadable.map(|(problem, at)| (&at.group, at.rule, Some(problem), problem.to_string()));
+    let refused = policy.refused.iter();
+    let refused = refused.map(|(group, rule, reason)| (group, *rule, None, reason.clone()));
+    let fitting = unreadable.chain(refused).filter_map(|(group, rule, problem, reason)| {
+        let spec = known.groups.get(group)?.rule(rule)?;
+        let fit = isolated::fit(spec, problem, probe);
+        (fit != Fit::No).then(|| (fit, NotEnforced { group: group.clone(), rule, reason }))
+    });
+    let mut fitting: Vec<_> = fitting.collect();
+    fitting.sort_by_key(|(fit, _)| Reverse(*fit));
+    fitting
+}
+
+/// `rule 3 of security group web (0e2b...)`.
+fn named(known: &Known, group: &GroupGuid, rule: usize) -> String {
+    match known.groups.get(group).map(|read| read.stored.group.name.as_str()) {
+        None | Some("") => format!("rule {rule} of security group {group}"),
+        Some(name) => format!("rule {rule} of security group {name} ({group})"),
     }
-    let number = |address: IpAddr| match address {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => u128::from(v6),
-    };
-    let (first, last, to) = (number(first), number(last), number(to));
-    if to < first { first - to } else { to - last }.min(u128::MAX - 2)
+}
+
+fn no_route(to: IpAddr, way: &Way) -> String {
+    match way {
+        Way::Known(Route::None) => format!("; this cell has no route to {to}"),
+        Way::Known(Route::Local | Route::Leaves(_)) | Way::Unknown => String::new(),
+    }
 }
 
 fn shown(permit: &Permit) -> String {
@@ -155,9 +212,8 @@ fn shown(permit: &Permit) -> String {
 }
 
 fn service(service: Service) -> String {
-    use model::rule::IcmpMatch;
     let icmp = |name: &str, wanted: IcmpMatch| match wanted.exact() {
-        None => format!("every {name} message"),
+        None => name.to_owned(),
         Some((icmp_type, code)) => format!("{name} type {icmp_type} code {code}"),
     };
     match service {

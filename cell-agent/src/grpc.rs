@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    explain::{Explanation, explain, why_denied},
+    explain::{Explanation, NotEnforced, Way, denied, explain, in_force, why_denied},
     groups::Link,
     plan::{Known, Planned, Policy, Standing},
     reconcile::{Enforced, Nudge},
@@ -59,8 +59,8 @@ impl Cell for Service {
         request: Request<EffectiveRulesRequest>,
     ) -> Answer<EffectiveRulesResponse> {
         let EffectiveRulesRequest { handle } = request.into_inner();
-        let handle = parse_handle(&handle)?;
         let enforced = self.enforced.borrow().clone();
+        let handle = resolve(&enforced, &handle)?;
         let container = container(&enforced, &handle).ok_or_else(|| unknown(&enforced, &handle))?;
         let policy = policy(&enforced, &handle);
         Ok(Response::new(EffectiveRulesResponse {
@@ -72,19 +72,24 @@ impl Cell for Service {
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Answer<ExplainResponse> {
         let request = request.into_inner();
-        let handle = parse_handle(&request.handle)?;
         let probe = parse_probe(&request).map_err(Status::invalid_argument)?;
         let enforced = self.enforced.borrow().clone();
-        let mut explanation = explain(&enforced.ruleset, &handle, probe)
+        let handle = resolve(&enforced, &request.handle)?;
+        let planned = enforced.ruleset.containers.get(&handle);
+        let planned = planned.ok_or_else(|| unknown(&enforced, &handle))?;
+        let way = Way::of(planned, probe.destination);
+        let mut explanation = explain(&enforced.ruleset, &enforced.known, &handle, probe, &way)
             .ok_or_else(|| unknown(&enforced, &handle))?;
-        if let Some(reason) = enforced.waiting.get(&handle) {
-            // Whatever its rules say, they are not in the kernel.
-            explanation = Explanation::Denied { reason: reason.clone(), nearest: Vec::new() };
-        }
-        if enforced.kept.contains(&handle) {
+        if matches!(explanation, Explanation::NotDecided { .. }) {
+            // Neither the container's rules nor the lack of them matters.
+        } else if enforced.kept.contains(&handle) {
             explanation = Explanation::Untold { reason: reason(&enforced, &handle) };
+        } else if let Some(reason) = enforced.waiting.get(&handle) {
+            // Whatever its rules say, they are not in the kernel.
+            explanation = denied(reason.clone());
         }
-        Ok(Response::new(explained(&enforced, &explanation)))
+        let container = container(&enforced, &handle);
+        Ok(Response::new(ExplainResponse { container, ..explained(&enforced, explanation) }))
     }
 
     async fn reconcile(&self, _request: Request<ReconcileRequest>) -> Answer<ReconcileResponse> {
@@ -118,8 +123,34 @@ impl Cell for Service {
     }
 }
 
-fn parse_handle(handle: &str) -> Result<ContainerHandle, Status> {
-    ContainerHandle::parse(handle).map_err(|error| Status::invalid_argument(error.to_string()))
+/// Candidates that the error for an ambiguous handle names.
+const CANDIDATES: usize = 5;
+
+/// The container with this handle, or the only one whose handle begins like that. Where
+/// there is none, the handle as it came.
+fn resolve(enforced: &Enforced, text: &str) -> Result<ContainerHandle, Status> {
+    let handle = ContainerHandle::parse(text)
+        .map_err(|error| Status::invalid_argument(format!("handle: {error}")))?;
+    let containers = &enforced.ruleset.containers;
+    if containers.contains_key(&handle) {
+        return Ok(handle);
+    }
+    let candidates = containers.range(handle.clone()..).map(|(candidate, _)| candidate);
+    let candidates = candidates.take_while(|candidate| candidate.as_str().starts_with(text));
+    let candidates: Vec<_> = candidates.take(CANDIDATES + 1).collect();
+    match candidates.as_slice() {
+        [] => Ok(handle),
+        [only] => Ok((*only).clone()),
+        many => {
+            let named: Vec<_> =
+                many.iter().take(CANDIDATES).map(|handle| handle.as_str()).collect();
+            let more = if many.len() > CANDIDATES { " and more" } else { "" };
+            Err(Status::invalid_argument(format!(
+                "handle: {text:?} is the beginning of several containers' handles: {}{more}",
+                named.join(", ")
+            )))
+        }
+    }
 }
 
 fn unknown(enforced: &Enforced, handle: &ContainerHandle) -> Status {
@@ -175,7 +206,9 @@ fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container>
     };
     let belongs = entry.belongs.as_ref().ok();
     let lifecycle = belongs.map(|belongs| Lifecycle::from(belongs.lifecycle));
-    let rules = policy(enforced, handle).map_or(0, |policy| policy.rules.permits.len());
+    let policy = policy(enforced, handle);
+    let rules = policy.map_or(0, |policy| in_force(policy).len());
+    let isolated = policy.map_or(0, Policy::isolated);
     Some(Container {
         handle: handle.as_str().to_owned(),
         ip: address.map(|address| address.to_string()).unwrap_or_default(),
@@ -186,6 +219,7 @@ fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container>
         enforcement: enforcement.into(),
         rules: count(rules),
         reason: reason(enforced, handle),
+        isolated_rules: count(isolated),
     })
 }
 
@@ -202,11 +236,8 @@ fn reason(enforced: &Enforced, handle: &ContainerHandle) -> String {
     }
 }
 
-/// Each rule of a group once, however many destinations and ports it has.
 fn effective(enforced: &Enforced, policy: &Policy) -> Vec<EffectiveRule> {
-    let mut sources: Vec<&Source> = policy.rules.permits.iter().map(|(_, source)| source).collect();
-    sources.dedup();
-    sources.into_iter().map(|source| rule(enforced, source)).collect()
+    in_force(policy).into_iter().map(|source| rule(enforced, source)).collect()
 }
 
 fn rule(enforced: &Enforced, source: &Source) -> EffectiveRule {
@@ -241,24 +272,37 @@ fn isolated(enforced: &Enforced, policy: &Policy) -> Vec<IsolatedRule> {
     isolated.collect()
 }
 
-fn explained(enforced: &Enforced, explanation: &Explanation<'_>) -> ExplainResponse {
+fn explained(enforced: &Enforced, explanation: Explanation<'_>) -> ExplainResponse {
     use explain_response::Verdict;
-    let (verdict, decisive, near_misses, reason) = match explanation {
+    let answer = |verdict: Verdict, reason| ExplainResponse {
+        verdict: verdict.into(),
+        reason,
+        ..ExplainResponse::default()
+    };
+    match explanation {
         Explanation::Allowed { permit, source, reason } => {
             let verdict = if permit.log { Verdict::AllowedAndLogged } else { Verdict::Allowed };
-            (verdict, Some(rule(enforced, source)), Vec::new(), reason)
+            let decisive = Some(rule(enforced, source));
+            ExplainResponse { decisive, ..answer(verdict, reason) }
         }
-        Explanation::Untold { reason } => (Verdict::Unspecified, None, Vec::new(), reason),
-        Explanation::AllowedAlways { reason } => (Verdict::Allowed, None, Vec::new(), reason),
-        Explanation::Denied { reason, nearest } => {
-            let nearest = nearest.iter().map(|(source, reason)| NearMiss {
-                rule: Some(rule(enforced, source)),
-                reason: reason.clone(),
+        Explanation::Untold { reason } => answer(Verdict::Unspecified, reason),
+        Explanation::AllowedAlways { reason } => answer(Verdict::Allowed, reason),
+        Explanation::NotDecided { reason } => answer(Verdict::NotDecided, reason),
+        Explanation::Denied { reason, nearest, isolated } => {
+            let nearest = nearest.into_iter();
+            let nearest = nearest
+                .map(|(source, reason)| NearMiss { rule: Some(rule(enforced, source)), reason });
+            let isolated = isolated.into_iter().map(|NotEnforced { group, rule, reason }| {
+                let (rule, source) = written(enforced, &group, rule);
+                IsolatedRule { rule, source: Some(source), reason }
             });
-            (Verdict::Denied, None, nearest.collect(), reason)
+            ExplainResponse {
+                near_misses: nearest.collect(),
+                isolated: isolated.collect(),
+                ..answer(Verdict::Denied, reason)
+            }
         }
-    };
-    ExplainResponse { verdict: verdict.into(), decisive, near_misses, reason: reason.clone() }
+    }
 }
 
 fn count(n: usize) -> u32 {

@@ -21,7 +21,7 @@ use nix::ifaddrs::getifaddrs;
 /// How the names of silk's interfaces begin.
 pub const SILK: &str = "s-";
 /// The way to containers of other cells.
-const OVERLAY: &str = "silk-vtep";
+pub const OVERLAY: &str = "silk-vtep";
 /// `RTF_GATEWAY`, and for IPv6 `RTF_LOCAL`.
 const GATEWAY: u32 = 2;
 const LOCAL: u32 = 0x8000_0000;

@@ -80,6 +80,7 @@ fn report(answer: &ExplainResponse) -> Report {
         Verdict::Allowed => "allowed",
         Verdict::AllowedAndLogged => "allowed and logged",
         Verdict::Denied => "denied",
+        Verdict::NotDecided => "not decided by security groups",
     };
     let near: Vec<Value> = answer
         .near_misses

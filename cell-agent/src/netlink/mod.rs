@@ -10,6 +10,7 @@
 //! kernel that nobody changed since the generation that it was made for.
 
 mod message;
+pub mod route;
 
 use std::{
     collections::BTreeMap,

@@ -1,15 +1,20 @@
 //! What explain says is what happens to packets, on every data plane.
 
-use std::net::Ipv4Addr;
+use std::{
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use proto::cell_v1::{
-    Enforcement, ExplainRequest, ExplainResponse, ListContainersRequest, explain_response::Verdict,
+    EffectiveRulesRequest, Enforcement, ExplainRequest, ExplainResponse, ListContainersRequest,
+    explain_response::Verdict,
 };
 use serde_json::{Value, json};
 
 use crate::{
     agent::{Cell, all, app, bound, eventually, global, rule},
-    lab::{Lab, lab},
+    lab::{Lab, Namespace, lab, sh},
     packets::{Fate, Kind, Prober, connection},
     planes::{Plane, on_every_plane},
     silk::{BACKENDS, Silk},
@@ -85,9 +90,9 @@ async fn compare(lab: &Lab, silk: Option<Silk>) {
         let expected = if verdict == Verdict::Denied { Fate::Reject } else { Fate::Accept };
         assert_eq!(fate, expected, "{probe:?}: {}", answer.reason);
         let told = match verdict {
-            Verdict::Denied if destination == "10.1.9.1" => "denied network 10.1.9.0/24",
+            Verdict::Denied if destination == "10.1.9.1" => "10.1.9.0/24 of deny_networks",
             Verdict::Denied => "none of the 3 rules",
-            _ => "of security group g1 allows",
+            _ => "of security group g1 (g1) allows",
         };
         assert!(answer.reason.contains(told), "{probe:?}: {}", answer.reason);
         let group = answer.decisive.and_then(|rule| rule.source).map(|source| source.group_guid);
@@ -187,4 +192,130 @@ async fn unknown(plane: Plane, lab: Lab) {
     move_to(&mut cell, "s4");
     eventually("s4 is unknown", async || state(&cell, &prober).await == denied).await;
     cell.stop().await;
+}
+
+/// Where every server of the next test listens.
+const PORT: u16 = 4000;
+
+/// A server on all addresses of a namespace; the kernel takes its connections.
+fn serve() -> TcpListener {
+    TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT))).unwrap()
+}
+
+/// A server on each address of [`DESTINATIONS`]. Other cells are behind `silk-vtep`.
+fn servers(lab: &Lab, second: &Namespace) -> Vec<TcpListener> {
+    for address in ["10.1.0.1/32", "10.1.9.1/32", "10.2.0.1/32", "fd00:1::1/128", "fd00:2::1/128"] {
+        lab.outside.sh(&format!("ip address add {address} dev lo"));
+    }
+    let id = lab.outside.thread_id();
+    sh(&format!("ip link add silk-vtep type veth peer name vtep netns {id}"));
+    sh("ip link set silk-vtep up && ip address add 10.255.1.0/32 dev silk-vtep");
+    sh("ip route add 10.255.2.0/24 dev silk-vtep");
+    lab.outside.sh("ip link set vtep up && ip address add 10.255.2.5/32 dev vtep");
+    lab.outside.sh("ip route add 10.255.1.0/24 dev vtep");
+    sh("echo 1 > /proc/sys/net/ipv4/conf/silk-vtep/proxy_arp");
+    vec![serve(), lab.outside.run(serve), second.run(serve)]
+}
+
+/// Each class of destinations, and whether security groups decide.
+const DESTINATIONS: [(&str, Verdict, &str); 14] = [
+    ("10.1.0.1", Verdict::Allowed, "rule 0 of security group g1 (g1) allows"),
+    ("fd00:1::1", Verdict::Allowed, "rule 0 of security group g1 (g1) allows"),
+    ("10.2.0.1", Verdict::Denied, "rule 1 of security group g1 (g1) would allow it"),
+    ("fd00:2::1", Verdict::Denied, "the only rule of the container does not match"),
+    ("10.1.9.1", Verdict::Denied, "10.1.9.0/24 of deny_networks"),
+    // Container network policy knows IPv4 only.
+    ("fd00:255:1::2", Verdict::Denied, "the only rule of the container does not match"),
+    ("127.0.0.1", Verdict::NotDecided, "do not leave the container"),
+    ("::1", Verdict::NotDecided, "do not leave the container"),
+    ("10.255.1.1", Verdict::NotDecided, "do not leave the container"),
+    ("169.254.0.1", Verdict::NotDecided, "an address of this cell"),
+    ("10.99.0.1", Verdict::NotDecided, "an address of this cell"),
+    ("fd00:99::1", Verdict::NotDecided, "an address of this cell"),
+    ("10.255.1.2", Verdict::NotDecided, "is the container c2 of this cell"),
+    ("10.255.2.5", Verdict::NotDecided, "in the overlay network 10.255.0.0/16"),
+];
+
+/// Whether a connection is opened; otherwise it is refused.
+fn opens(container: &Namespace, to: &str) -> bool {
+    let to = SocketAddr::new(to.parse().unwrap(), PORT);
+    match container.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(5))) {
+        Ok(_) => true,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => false,
+        Err(error) => panic!("{to}: {error}"),
+    }
+}
+
+/// Whether a packet of the container is subject to its security groups is the same for
+/// packets and for explain, whatever the destination is.
+#[test]
+fn each_class_of_destinations_is_explained_as_packets_fare() {
+    on_every_plane(async |plane, lab: Lab| {
+        let (first, second) = (
+            lab.silk(ADDRESS.parse().unwrap(), "fd00:255:1::1"),
+            lab.silk("10.255.1.2".parse().unwrap(), "fd00:255:1::2"),
+        );
+        let mut servers = servers(&lab, &second);
+        servers.push(first.run(serve));
+        for underlay in [json!([]), json!(["10.99.0.1"])] {
+            let networks = json!({"always": ["10.1.9.0/24"], "running": [], "staging": []});
+            let config = json!({"deny_networks": networks, "underlay_ips": underlay});
+            let mut cell = Cell::running(plane.config(config)).await;
+            let isolated = rule("tcp", "10.2.0.0/255.255.0.0", "4000");
+            cell.store.set(vec![global("g1", vec![all("10.1.0.0/16,fd00:1::/32"), isolated])]);
+            cell.caught_up().await;
+            cell.add_app(HANDLE, ADDRESS, "s1").await;
+            cell.add_app("c2", "10.255.1.2", "s1").await;
+            for (to, verdict, reason) in DESTINATIONS {
+                // The beginning of the handle is enough.
+                let answer = explained(&cell, &HANDLE[..5], to).await;
+                assert_eq!(answer.verdict(), verdict, "{to}: {}", answer.reason);
+                assert!(answer.reason.contains(reason), "{to}: {}", answer.reason);
+                assert_eq!(
+                    opens(&first, to),
+                    verdict != Verdict::Denied,
+                    "{to}: {}",
+                    answer.reason
+                );
+                assert_eq!(answer.container.unwrap().handle, HANDLE);
+            }
+            ambiguous(&mut cell).await;
+            cell.delete_entry(HANDLE);
+            cell.delete_entry("c2");
+            cell.stop().await;
+        }
+    });
+}
+
+async fn explained(cell: &Cell, handle: &str, to: &str) -> ExplainResponse {
+    let request = ExplainRequest {
+        handle: handle.to_owned(),
+        protocol: "tcp".to_owned(),
+        destination: to.to_owned(),
+        port: PORT.into(),
+        ..Default::default()
+    };
+    cell.client().explain(request).await.unwrap().into_inner()
+}
+
+/// A prefix of several handles means none of them; a whole handle is itself.
+async fn ambiguous(cell: &mut Cell) {
+    cell.add_app("c2-more", "10.255.1.3", "s1").await;
+    let rules = async |handle: &str| {
+        let request = EffectiveRulesRequest { handle: handle.to_owned() };
+        cell.client().effective_rules(request).await
+    };
+    let error = rules("c").await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    assert!(error.message().contains("c2, c2-more"), "{}", error.message());
+    for (handle, whole) in [("c2", "c2"), ("c2-", "c2-more")] {
+        let answer = rules(handle).await.unwrap().into_inner();
+        let container = answer.container.unwrap();
+        assert_eq!(container.handle, whole);
+        let counted = (container.rules as usize, container.isolated_rules as usize);
+        assert_eq!(counted, (answer.rules.len(), answer.isolated.len()));
+        assert_eq!(counted, (1, 1));
+    }
+    assert_eq!(rules("nobody").await.unwrap_err().code(), tonic::Code::NotFound);
+    cell.delete_entry("c2-more");
 }

@@ -33,6 +33,11 @@ impl Namespace {
         Self { thread_id, jobs }
     }
 
+    /// The thread that holds it, by which `ip` finds it.
+    pub(crate) fn thread_id(&self) -> i32 {
+        self.thread_id
+    }
+
     /// Runs something inside and waits for it.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (result, answer) = mpsc::channel();

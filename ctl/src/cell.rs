@@ -1,32 +1,42 @@
 //! What the agent of this machine knows.
 
-use proto::cell_v1::{
-    Container, EffectiveRulesRequest, Enforcement, ListContainersRequest, ReconcileRequest,
-    StatusRequest, cell_client::CellClient,
+use std::time::Duration;
+
+use proto::{
+    cell_v1::{
+        Container, EffectiveRulesRequest, Enforcement, ListContainersRequest, ReconcileRequest,
+        ReconcileResponse, RuleSource, StatusRequest, StatusResponse, cell_client::CellClient,
+    },
+    policy_v1::Rule,
 };
-use proto::policy_v1::Rule;
-use serde_json::{Value, json};
 
-use crate::{cli::Connection, connect::explained, report::Report, store::moment};
+use crate::{
+    cli::Connection,
+    field::{Field, moment},
+    report::Report,
+};
 
-/// The containers and how they stand.
+/// How long a comparison with the kernel may take.
+const RECONCILE: Duration = Duration::from_secs(60);
+
+pub(crate) const CONTAINERS: &[Field<Container>] = &[
+    Field::text("handle", |container| container.handle.clone()),
+    Field::text("app", |container| container.app_guid.clone()),
+    Field::text("space", |container| container.space_guid.clone()),
+    Field::text("ip", |container| container.ip.clone()),
+    Field::text("workload", |container| container.workload.clone()),
+    Field::integer("rules", |container| Some(container.rules.into())),
+    Field::integer("isolated_rules", |container| Some(container.isolated_rules.into())),
+    Field::text("state", |container| state(container.enforcement()).to_owned()),
+    Field::text("reason", |container| container.reason.clone()),
+];
+
+/// The containers and their enforcement state.
 pub(crate) async fn containers(connection: &Connection) -> anyhow::Result<Report> {
     let mut client = CellClient::new(connection.to_cell());
-    let answer = client.list_containers(ListContainersRequest {}).await;
-    let containers = answer.map_err(|status| explained("list containers", &status))?.into_inner();
-    Ok(Report::list(containers.containers.iter().map(container)))
-}
-
-fn container(container: &Container) -> Value {
-    json!({
-        "handle": container.handle,
-        "ip": container.ip,
-        "space": container.space_guid,
-        "workload": container.workload,
-        "rules": container.rules,
-        "state": state(container.enforcement()),
-        "reason": container.reason,
-    })
+    let call = client.list_containers(ListContainersRequest {});
+    let answer = connection.ask("list containers", call).await?.into_inner();
+    Ok(Report::list(CONTAINERS, answer.containers))
 }
 
 fn state(enforcement: Enforcement) -> &'static str {
@@ -40,63 +50,95 @@ fn state(enforcement: Enforcement) -> &'static str {
     }
 }
 
+/// A rule with the place where it is written.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    pub(crate) rule: Rule,
+    pub(crate) source: RuleSource,
+    /// Why it is not enforced; empty if it is.
+    pub(crate) problem: String,
+}
+
+impl Written {
+    pub(crate) fn new(rule: Option<Rule>, source: Option<RuleSource>, problem: String) -> Self {
+        Self { rule: rule.unwrap_or_default(), source: source.unwrap_or_default(), problem }
+    }
+
+    /// `tcp 10.0.0.0/8 80 (group web 0e2b..., rule 3)`.
+    pub(crate) fn line(&self) -> String {
+        let Self { rule, source, .. } = self;
+        let words = [rule.protocol.clone(), rule.destination.clone(), service(rule)];
+        let words: Vec<String> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let RuleSource { group_guid, group_name, rule_index } = source;
+        format!("{} (group {group_name} {group_guid}, rule {rule_index})", words.join(" "))
+    }
+}
+
+pub(crate) const RULES: &[Field<Written>] = &[
+    Field::text("group", |written| written.source.group_name.clone()),
+    Field::integer("rule_index", |written| Some(written.source.rule_index.into())),
+    Field::text("protocol", |written| written.rule.protocol.clone()),
+    Field::text("destination", |written| written.rule.destination.clone()),
+    Field::text("ports", |written| service(&written.rule)),
+    Field::boolean("log", |written| written.rule.log),
+    Field::text("not_enforced", |written| written.problem.clone()),
+    Field::only_json(Field::text("description", |written| written.rule.description.clone())),
+    Field::text("group_guid", |written| written.source.group_guid.clone()),
+];
+
+/// Ports, or the ICMP type and code.
+pub(crate) fn service(rule: &Rule) -> String {
+    match rule.protocol.as_str() {
+        "icmp" | "icmpv6" => format!("type {} code {}", rule.r#type, rule.code),
+        _ => rule.ports.clone(),
+    }
+}
+
 /// The rules of one container, in the operator's order.
 pub(crate) async fn rules(connection: &Connection, handle: String) -> anyhow::Result<Report> {
     let mut client = CellClient::new(connection.to_cell());
-    let answer = client.effective_rules(EffectiveRulesRequest { handle }).await;
-    let answer = answer.map_err(|status| explained("rules", &status))?.into_inner();
-    let in_force = answer.rules.into_iter().map(|rule| (rule.rule, rule.source, String::new()));
-    let isolated = answer.isolated.into_iter().map(|rule| (rule.rule, rule.source, rule.reason));
-    let rows = in_force.chain(isolated).map(|(rule, source, problem)| {
-        let (rule, source) = (rule.unwrap_or_default(), source.unwrap_or_default());
-        let mut row = rule_fields(&rule);
-        row["group"] = source.group_name.into();
-        row["rule_index"] = source.rule_index.into();
-        row["not_enforced"] = problem.into();
-        row
-    });
-    Ok(Report::list(rows))
+    let call = client.effective_rules(EffectiveRulesRequest { handle });
+    let answer = connection.ask("rules", call).await?.into_inner();
+    let in_force =
+        answer.rules.into_iter().map(|rule| Written::new(rule.rule, rule.source, String::new()));
+    let isolated =
+        answer.isolated.into_iter().map(|rule| Written::new(rule.rule, rule.source, rule.reason));
+    Ok(Report::list(RULES, in_force.chain(isolated)))
 }
 
-/// A rule, as far as people want it in a table.
-pub(crate) fn rule_fields(rule: &Rule) -> Value {
-    let what = match rule.protocol.as_str() {
-        "icmp" | "icmpv6" => format!("type {} code {}", rule.r#type, rule.code),
-        _ => rule.ports.clone(),
-    };
-    json!({
-        "protocol": rule.protocol,
-        "destination": rule.destination,
-        "ports": what,
-        "log": rule.log,
-    })
-}
+pub(crate) const RECONCILED: &[Field<ReconcileResponse>] = &[
+    Field::integer("generation", |answer| Some(answer.generation)),
+    Field::boolean("repaired", |answer| answer.repaired),
+];
 
 /// Has the agent compare and repair.
 pub(crate) async fn reconcile(connection: &Connection) -> anyhow::Result<Report> {
     let mut client = CellClient::new(connection.to_cell());
-    let answer = client.reconcile(ReconcileRequest {}).await;
-    let answer = answer.map_err(|status| explained("reconcile", &status))?.into_inner();
-    Ok(Report::record(json!({ "generation": answer.generation, "repaired": answer.repaired })))
+    let call = client.reconcile(ReconcileRequest {});
+    let answer = connection.ask_within(RECONCILE, "reconcile", call).await?.into_inner();
+    Ok(Report::record(RECONCILED, answer))
 }
 
-/// How the agent stands.
+pub(crate) const AGENT: &[Field<StatusResponse>] = &[
+    Field::text("cell", |status| status.cell_id.clone()),
+    Field::boolean("store_connected", |status| status.store_connected),
+    Field::integer("received_generation", |status| Some(status.received_generation)),
+    Field::integer("enforced_generation", |status| Some(status.enforced_generation)),
+    Field::time("enforced_at", |status| {
+        status.enforced_at.and_then(|at| moment(at.seconds, at.nanos))
+    }),
+    Field::integer("containers", |status| Some(status.containers.into())),
+    Field::integer("isolated_rules", |status| Some(status.isolated_rules.into())),
+    Field::integer("drift_healed", |status| Some(status.drift_healed)),
+    Field::integer("unattributed_packets", |status| Some(status.unattributed_packets)),
+    Field::texts("connection_limit_full", |status| status.connection_limit_full.clone()),
+    Field::text("last_error", |status| status.last_error.clone()),
+    Field::text("certificate_error", |status| status.certificate_error.clone()),
+];
+
+/// The agent's own status.
 pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
     let mut client = CellClient::new(connection.to_cell());
-    let answer = client.status(StatusRequest {}).await;
-    let status = answer.map_err(|status| explained("cell status", &status))?.into_inner();
-    Ok(Report::record(json!({
-        "cell": status.cell_id,
-        "store_connected": status.store_connected,
-        "received_generation": status.received_generation,
-        "enforced_generation": status.enforced_generation,
-        "enforced_at": status.enforced_at.map(|at| moment(at.seconds, at.nanos)),
-        "containers": status.containers,
-        "isolated_rules": status.isolated_rules,
-        "drift_healed": status.drift_healed,
-        "unattributed_packets": status.unattributed_packets,
-        "connection_limit_full": status.connection_limit_full,
-        "last_error": status.last_error,
-        "certificate_error": status.certificate_error,
-    })))
+    let call = client.status(StatusRequest {});
+    Ok(Report::record(AGENT, connection.ask("cell status", call).await?.into_inner()))
 }

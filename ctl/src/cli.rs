@@ -1,28 +1,39 @@
 //! Commands and flags. Every address and certificate can come from the
 //! environment, so that a shell on a VM is set up once.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, StringValueParser, TypedValueParser},
+};
+use jiff::SignedDuration;
 
-/// Looks into a running Portcullis.
+const LOCK_SERVER: &str = "locket.service.cf.internal:8891";
+const POLICY_STORE: &str = "policy-server.service.cf.internal:4004";
+const CELL_SOCKET: &str = "/var/vcap/data/cell-agent/control.sock";
+
+/// Shows the state of a running Portcullis
+///
+/// Exit status: 0 for success, 1 for an error, 2 for a wrong command line. `explain
+/// --exit-code` and `groups --space` have more.
 #[derive(Debug, Parser)]
 #[command(name = "portcullisctl", version, about)]
 pub struct Cli {
-    /// Where to ask, and as whom.
+    /// Servers, and the certificate to show them.
     #[command(flatten)]
     pub connection: Connection,
 
-    /// Print one JSON object a line instead of a table
+    /// Print one JSON object per line instead of a table
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Addresses and certificates.
+/// Addresses and certificates. A variable that is empty counts as not set.
 #[derive(Debug, Args)]
 pub struct Connection {
     /// host:port of the lock server
@@ -30,7 +41,8 @@ pub struct Connection {
         long,
         global = true,
         env = "PORTCULLIS_LOCK_SERVER",
-        default_value = "locket.service.cf.internal:8891"
+        default_value = LOCK_SERVER,
+        value_parser = or_default(LOCK_SERVER)
     )]
     pub lock_server: String,
 
@@ -39,7 +51,8 @@ pub struct Connection {
         long,
         global = true,
         env = "PORTCULLIS_POLICY_STORE",
-        default_value = "policy-server.service.cf.internal:4004"
+        default_value = POLICY_STORE,
+        value_parser = or_default(POLICY_STORE)
     )]
     pub policy_store: String,
 
@@ -48,33 +61,57 @@ pub struct Connection {
         long,
         global = true,
         env = "PORTCULLIS_CELL_SOCKET",
-        default_value = "/var/vcap/data/cell-agent/control.sock"
+        default_value = CELL_SOCKET,
+        value_parser = or_default(CELL_SOCKET).map(PathBuf::from)
     )]
     pub cell_socket: PathBuf,
 
     /// PEM file of the CA that signed the servers' certificates
-    #[arg(long, global = true, env = "PORTCULLIS_CA")]
+    #[arg(long, global = true, env = "PORTCULLIS_CA", value_parser = maybe_empty())]
     pub ca: Option<PathBuf>,
 
     /// PEM file of this client's certificate
-    #[arg(long, global = true, env = "PORTCULLIS_CERT")]
+    #[arg(long, global = true, env = "PORTCULLIS_CERT", value_parser = maybe_empty())]
     pub cert: Option<PathBuf>,
 
     /// PEM file of this client's private key
-    #[arg(long, global = true, env = "PORTCULLIS_KEY")]
+    #[arg(long, global = true, env = "PORTCULLIS_KEY", value_parser = maybe_empty())]
     pub key: Option<PathBuf>,
+
+    /// Longest time to wait for an answer, such as 30s or 2m [default: 10s; reconcile: 60s]
+    #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
 }
 
-/// What to do.
+/// An empty value counts as none.
+fn or_default(default: &'static str) -> impl TypedValueParser<Value = String> {
+    StringValueParser::new()
+        .map(move |value| if value.is_empty() { default.to_owned() } else { value })
+}
+
+/// Unlike the usual parser of paths, takes an empty one: whoever needs it says so.
+fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<i64>().map(SignedDuration::from_secs);
+    let duration = seconds.or_else(|_| text.parse::<SignedDuration>());
+    let duration = duration.map_err(|_| "not a time such as 10s or 2m".to_owned())?;
+    let duration = Duration::try_from(duration).map_err(|_| "negative".to_owned())?;
+    if duration.is_zero() { Err("must be more than zero".to_owned()) } else { Ok(duration) }
+}
+
+/// The command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Who holds which lock, with fencing tokens (lock server)
+    /// Locks with their owners and fencing tokens (lock server)
     Locks {
         /// Presences instead of locks
         #[arg(long)]
         presences: bool,
     },
-    /// Lock events as they happen, until interrupted (lock server)
+    /// Lock events as they happen, until interrupted; reconnects (lock server)
     WatchLocks {
         /// Only this key; without it, all locks
         // Not `key`: the flag is named so, and is there for every command.
@@ -83,37 +120,45 @@ pub enum Command {
     },
     /// Generation, watermark and writer (policy store)
     Status,
-    /// What each cell has in force, and how far it is behind (policy store)
+    /// Generation in force on each cell, and how far the cell is behind (policy store)
     Cells,
-    /// Security groups (policy store)
+    /// Security groups, or the rules of one (policy store)
+    ///
+    /// Exit status 3, with a warning, if no group is bound to a space given with --space: its
+    /// GUID may be wrong.
     Groups {
-        /// Only groups that apply to this space; may be given again
+        /// Show the rules of the group with this name, GUID, or beginning of a GUID
+        name: Option<String>,
+        /// Only groups that apply to this space; repeatable
         #[arg(long = "space", value_name = "GUID")]
         spaces: Vec<String>,
     },
-    /// The containers of this cell and how they stand (cell agent)
+    /// Containers on this cell and their enforcement state (cell agent)
     Containers,
-    /// The rules in force for a container, and where each was written (cell agent)
+    /// Rules of a container, enforced or not, with their security groups (cell agent)
     Rules {
-        /// The container's handle
+        /// The container's handle, or its beginning if no other handle begins like that
         handle: String,
     },
-    /// What happens to a new connection of a container, and why (cell agent)
+    /// Whether a container may open a connection, and why (cell agent)
     Explain {
-        /// The container's handle
+        /// The container's handle, or its beginning if no other handle begins like that
         handle: String,
-        /// Over what
+        /// Protocol of the connection
         protocol: Protocol,
         /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp (default 8/0, a ping)
         destination: String,
+        /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
+        #[arg(long)]
+        exit_code: bool,
     },
-    /// Compare the rules with the kernel and repair them now (cell agent)
+    /// Compare the kernel's rules with the intended ones and CHANGE the kernel where they differ (cell agent)
     Reconcile,
-    /// How the agent of this cell stands (cell agent)
+    /// Status of this cell's agent (cell agent)
     Cell,
 }
 
-/// What a connection is made over.
+/// Protocol of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
     /// TCP
@@ -139,7 +184,8 @@ mod tests {
     #[test]
     fn every_command_is_read() {
         let flags = ["--lock-server", "h:1", "--policy-store", "h:2", "--cell-socket", "/s"];
-        let files = ["--ca", "/ca", "--cert", "/cert", "--key", "/key", "--json"];
+        let files =
+            ["--ca", "/ca", "--cert", "/cert", "--key", "/key", "--json", "--timeout", "3s"];
         for command in [
             &["locks"][..],
             &["locks", "--presences"],
@@ -149,17 +195,20 @@ mod tests {
             &["cells"],
             &["groups"],
             &["groups", "--space", "s", "--space", "t"],
+            &["groups", "dns"],
             &["containers"],
             &["rules", "handle"],
             &["explain", "handle", "tcp", "10.0.0.1:443"],
+            &["explain", "handle", "tcp", "10.0.0.1:443", "--exit-code"],
             &["reconcile"],
             &["cell"],
         ] {
             let bare = [&["portcullisctl"], command].concat();
             Cli::try_parse_from(&bare).unwrap_or_else(|error| panic!("{bare:?}: {error}"));
             let cli = Cli::parse_from([&bare[..], &flags, &files].concat());
-            let Connection { lock_server, policy_store, cell_socket, ca, cert, key } =
+            let Connection { lock_server, policy_store, cell_socket, ca, cert, key, timeout } =
                 cli.connection;
+            assert_eq!(timeout, Some(Duration::from_secs(3)), "{command:?}");
             let addresses = (lock_server.as_str(), policy_store.as_str(), cell_socket);
             assert_eq!(addresses, ("h:1", "h:2", "/s".into()), "{command:?}");
             let files = [ca, cert, key].map(Option::unwrap);
@@ -172,5 +221,26 @@ mod tests {
         let cli = Cli::parse_from(["portcullisctl", "locks", "--json", "--lock-server", "h:1"]);
         assert!(cli.json);
         assert_eq!(cli.connection.lock_server, "h:1");
+    }
+
+    #[test]
+    fn times_have_units_or_are_seconds() {
+        for (text, seconds) in [("10", 10), ("30s", 30), ("2m", 120), ("1h", 3_600)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "0", "-3s", "soon", "0s"] {
+            duration(text).unwrap_err();
+        }
+    }
+
+    /// A shell profile may set variables to nothing.
+    #[test]
+    fn an_empty_value_counts_as_none() {
+        let flags = ["--lock-server", "", "--policy-store", "", "--cell-socket", "", "--ca", ""];
+        let cli = Cli::parse_from([&["portcullisctl", "cell"][..], &flags].concat());
+        assert_eq!(cli.connection.lock_server, LOCK_SERVER);
+        assert_eq!(cli.connection.policy_store, POLICY_STORE);
+        assert_eq!(cli.connection.cell_socket, PathBuf::from(CELL_SOCKET));
+        assert_eq!(cli.connection.ca, Some(PathBuf::new()));
     }
 }

@@ -1,18 +1,24 @@
-//! Channels to the parts, from flags.
+//! Channels to the parts, from flags, and calls with a bound.
+
+use std::{fmt, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use runtime::{
     client,
     tls::{ClientTls, Files},
 };
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 use crate::cli::Connection;
 
+/// How long an answer may take without `--timeout`.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
 impl Connection {
     fn tls(&self) -> anyhow::Result<ClientTls> {
-        let file = |path: &Option<std::path::PathBuf>, flag: &str, variable: &str| {
-            path.clone().with_context(|| format!("give --{flag} or set {variable}"))
+        let file = |path: &Option<PathBuf>, flag: &str, variable: &str| {
+            let path = path.clone().filter(|path| !path.as_os_str().is_empty());
+            path.with_context(|| format!("give --{flag} or set {variable}"))
         };
         let files = Files {
             ca: file(&self.ca, "ca", "PORTCULLIS_CA")?,
@@ -40,9 +46,67 @@ impl Connection {
     pub(crate) fn to_cell(&self) -> Channel {
         client::unix(&self.cell_socket)
     }
+
+    /// An answer within the bound that the user gave, or the usual one.
+    pub(crate) async fn ask<T>(
+        &self,
+        what: &'static str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> anyhow::Result<T> {
+        self.ask_within(TIMEOUT, what, call).await
+    }
+
+    /// An answer within the bound that the user gave, or this one.
+    pub(crate) async fn ask_within<T>(
+        &self,
+        usual: Duration,
+        what: &'static str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> anyhow::Result<T> {
+        let bound = self.timeout.unwrap_or(usual);
+        let answer = tokio::time::timeout(bound, call).await;
+        let late = |_| Status::deadline_exceeded(format!("no answer within {bound:?} (--timeout)"));
+        answer.map_err(late).flatten().map_err(|status| Refused::new(&status)).context(what)
+    }
 }
 
-/// What failed, and what the server says about it.
-pub(crate) fn explained(what: &str, status: &tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("{what}: {}", client::describe(status))
+/// An error of a server, or of the way to it: a sentence, with the code apart.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    sentence: String,
+    /// The name of the code, as Go has it.
+    pub(crate) code: String,
+}
+
+impl Refused {
+    pub(crate) fn new(status: &Status) -> Self {
+        // `rpc error: code = NotFound desc = resource-not-found`
+        let text = client::describe(status);
+        let described = text.strip_prefix("rpc error: code = ");
+        let (code, sentence) =
+            described.and_then(|text| text.split_once(" desc = ")).unwrap_or(("Unknown", &text));
+        let sentence = if sentence.is_empty() { "no reason given" } else { sentence };
+        Self { sentence: sentence.to_owned(), code: code.to_owned() }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_and_the_code_are_apart() {
+        let refused = Refused::new(&Status::not_found("there is no container c on this cell"));
+        assert_eq!(refused.to_string(), "there is no container c on this cell");
+        assert_eq!(refused.code, "NotFound");
+        assert_eq!(Refused::new(&Status::cancelled("")).to_string(), "no reason given");
+    }
 }

@@ -4,28 +4,29 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 use proto::cell_v1::{
-    EffectiveRule, ExplainRequest, ExplainResponse, cell_client::CellClient,
+    Container, EffectiveRule, ExplainRequest, ExplainResponse, RuleSource, cell_client::CellClient,
     explain_response::Verdict,
 };
-use serde_json::{Value, json};
 
 use crate::{
-    cell::rule_fields,
+    cell::Written,
     cli::{Connection, Protocol},
-    connect::explained,
+    field::Field,
     report::Report,
 };
 
-/// Asks the agent of this machine.
+/// Asks the agent of this machine. Also returns the exit status for the verdict.
 pub(crate) async fn explain(
     connection: &Connection,
     handle: String,
     protocol: Protocol,
     destination: &str,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<(Report, u8)> {
     let request = request(handle, protocol, destination)?;
-    let answer = CellClient::new(connection.to_cell()).explain(request).await;
-    Ok(report(&answer.map_err(|status| explained("explain", &status))?.into_inner()))
+    let mut client = CellClient::new(connection.to_cell());
+    let answer = connection.ask("explain", client.explain(request)).await?.into_inner();
+    let code = exit_code(&answer);
+    Ok((Report::brief(EXPLAINED, answer), code))
 }
 
 fn request(
@@ -74,36 +75,69 @@ fn icmp(destination: &str) -> Option<(IpAddr, u8, u8)> {
     }
 }
 
-fn report(answer: &ExplainResponse) -> Report {
-    let verdict = match answer.verdict() {
+/// The verdict in one word or phrase.
+fn verdict(answer: &ExplainResponse) -> &'static str {
+    match answer.verdict() {
         Verdict::Unspecified => "unknown",
         Verdict::Allowed => "allowed",
         Verdict::AllowedAndLogged => "allowed and logged",
         Verdict::Denied => "denied",
         Verdict::NotDecided => "not decided by security groups",
-    };
-    let near: Vec<Value> = answer
-        .near_misses
-        .iter()
-        .map(|miss| format!("{}: {}", shown(miss.rule.as_ref()), miss.reason).into())
-        .collect();
-    Report::record(json!({
-        "verdict": verdict,
-        "reason": answer.reason,
-        "rule": answer.decisive.as_ref().map(|rule| shown(Some(rule))),
-        "near_misses": near,
-    }))
+    }
 }
 
-/// `tcp 10.0.0.0/8 80 (group web, rule 3)`.
-fn shown(rule: Option<&EffectiveRule>) -> String {
-    let rule = rule.cloned().unwrap_or_default();
-    let source = rule.source.unwrap_or_default();
-    let fields = rule_fields(&rule.rule.unwrap_or_default());
-    let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
-    let words = [text("protocol"), text("destination"), text("ports")];
-    let words: Vec<String> = words.into_iter().filter(|word| !word.is_empty()).collect();
-    format!("{} (group {}, rule {})", words.join(" "), source.group_name, source.rule_index)
+/// The exit status with `--exit-code`.
+fn exit_code(answer: &ExplainResponse) -> u8 {
+    match answer.verdict() {
+        Verdict::Allowed | Verdict::AllowedAndLogged => 0,
+        Verdict::Denied => 3,
+        Verdict::NotDecided => 4,
+        Verdict::Unspecified => 5,
+    }
+}
+
+pub(crate) const EXPLAINED: &[Field<ExplainResponse>] = &[
+    Field::text("verdict", |answer| verdict(answer).to_owned()),
+    Field::text("reason", |answer| answer.reason.clone()),
+    Field::text("rule", |answer| decisive(answer).map(|rule| rule.line()).unwrap_or_default()),
+    Field::texts("not_enforced", |answer| {
+        let isolated = answer.isolated.iter().cloned();
+        let isolated = isolated.map(|rule| Written::new(rule.rule, rule.source, rule.reason));
+        isolated.map(|rule| format!("{}: {}", rule.line(), rule.problem)).collect()
+    }),
+    Field::texts("near_misses", |answer| {
+        let misses = answer.near_misses.iter();
+        misses
+            .map(|miss| format!("{}: {}", written(miss.rule.clone()).line(), miss.reason))
+            .collect()
+    }),
+    Field::text("container", |answer| of_container(answer, |container| &container.handle)),
+    Field::text("app", |answer| of_container(answer, |container| &container.app_guid)),
+    Field::text("space", |answer| of_container(answer, |container| &container.space_guid)),
+    Field::only_json(Field::text("group", |answer| of_source(answer, |source| source.group_name))),
+    Field::only_json(Field::text("group_guid", |answer| {
+        of_source(answer, |source| source.group_guid)
+    })),
+    Field::only_json(Field::integer("rule_index", |answer| {
+        decisive(answer).map(|rule| rule.source.rule_index.into())
+    })),
+];
+
+fn written(rule: Option<EffectiveRule>) -> Written {
+    let EffectiveRule { rule, source } = rule.unwrap_or_default();
+    Written::new(rule, source, String::new())
+}
+
+fn decisive(answer: &ExplainResponse) -> Option<Written> {
+    answer.decisive.clone().map(|rule| written(Some(rule)))
+}
+
+fn of_source(answer: &ExplainResponse, get: fn(RuleSource) -> String) -> String {
+    decisive(answer).map(|rule| get(rule.source)).unwrap_or_default()
+}
+
+fn of_container(answer: &ExplainResponse, get: fn(&Container) -> &String) -> String {
+    answer.container.as_ref().map(|container| get(container).clone()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -122,6 +156,19 @@ mod tests {
         assert_eq!(read(Protocol::Udp, "[::1]:53"), Ok(("::1".into(), 53, 0, 0)));
         assert_eq!(read(Protocol::Icmp, "1.2.3.4"), Ok(("1.2.3.4".into(), 0, 8, 0)));
         assert_eq!(read(Protocol::Icmp, "1.2.3.4/3/1"), Ok(("1.2.3.4".into(), 0, 3, 1)));
+    }
+
+    #[test]
+    fn the_verdict_comes_first_and_has_an_exit_code() {
+        let keys: Vec<_> = EXPLAINED.iter().map(|field| field.documented().0).collect();
+        assert_eq!(keys[..3], ["verdict", "reason", "rule"]);
+        let codes = [Verdict::Allowed, Verdict::AllowedAndLogged, Verdict::Denied]
+            .into_iter()
+            .chain([Verdict::NotDecided, Verdict::Unspecified])
+            .map(|verdict| {
+                exit_code(&ExplainResponse { verdict: verdict.into(), ..Default::default() })
+            });
+        assert_eq!(codes.collect::<Vec<_>>(), [0, 0, 3, 4, 5]);
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! The operator's command line. It asks the lock server and the policy store
 //! over mutual TLS, and a cell's agent over its Unix socket, and prints a table
-//! or, with `--json`, one JSON object a line.
+//! or, with `--json`, one JSON object per line (docs/portcullisctl.md).
 
 mod cell;
 pub mod cli;
 mod connect;
+mod escape;
 mod explain;
+mod field;
+mod groups;
 mod locks;
+mod natural;
 mod report;
 mod store;
 
@@ -15,39 +19,86 @@ use std::process::ExitCode;
 use cli::{Cli, Command};
 use report::Report;
 
+/// The exit status if a space that was asked for has no group.
+const NO_SUCH_SPACE: u8 = 3;
+
 /// Runs one command; errors go to stderr as one line, exit 1.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     runtime::tls::install_provider();
+    let json = cli.json;
     let done = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(execute(cli)));
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
-            report::complain(&error);
+            report::complain(&error, json);
             ExitCode::FAILURE
         }
     }
 }
 
-async fn execute(cli: Cli) -> anyhow::Result<()> {
+async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { connection, json, command } = cli;
     let print = |report: Report| report.print(json);
     match command {
-        Command::Locks { presences } => print(locks::list(&connection, presences).await?),
-        Command::WatchLocks { lock } => locks::watch(&connection, lock, json).await,
-        Command::Status => print(store::status(&connection).await?),
-        Command::Cells => print(store::cells(&connection).await?),
-        Command::Groups { spaces } => print(store::groups(&connection, spaces).await?),
-        Command::Containers => print(cell::containers(&connection).await?),
-        Command::Rules { handle } => print(cell::rules(&connection, handle).await?),
-        Command::Explain { handle, protocol, destination } => {
-            print(explain::explain(&connection, handle, protocol, &destination).await?)
+        Command::Locks { presences } => print(locks::list(&connection, presences).await?)?,
+        Command::WatchLocks { lock } => locks::watch(&connection, lock, json).await?,
+        Command::Status => print(store::status(&connection).await?)?,
+        Command::Cells => print(store::cells(&connection).await?)?,
+        Command::Groups { name, spaces } => {
+            let found = groups::groups(&connection, name, spaces).await?;
+            found.reports.into_iter().try_for_each(print)?;
+            if !found.spaces_known {
+                return Ok(NO_SUCH_SPACE.into());
+            }
         }
-        Command::Reconcile => print(cell::reconcile(&connection).await?),
-        Command::Cell => print(cell::status(&connection).await?),
+        Command::Containers => print(cell::containers(&connection).await?)?,
+        Command::Rules { handle } => print(cell::rules(&connection, handle).await?)?,
+        Command::Explain { handle, protocol, destination, exit_code } => {
+            let (report, code) =
+                explain::explain(&connection, handle, protocol, &destination).await?;
+            print(report)?;
+            if exit_code {
+                return Ok(code.into());
+            }
+        }
+        Command::Reconcile => print(cell::reconcile(&connection).await?)?,
+        Command::Cell => print(cell::status(&connection).await?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::field::Field;
+
+    fn documented<T>(command: &str, fields: &[Field<T>]) {
+        let text = include_str!("../../docs/portcullisctl.md");
+        let section = text.split("\n## ").find(|section| section.starts_with(command));
+        let section = section.unwrap_or_else(|| panic!("no section for {command}"));
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let rows = rows.map(|row| row.split('|').take(3).collect::<Vec<_>>().join("|") + "|");
+        let expected = fields.iter().map(Field::documented);
+        let expected = expected.map(|(key, kind)| format!("| `{key}` | {kind} |"));
+        assert_eq!(rows.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{command}");
+    }
+
+    #[test]
+    fn every_field_is_documented_with_its_type() {
+        documented("locks", locks::LOCKS);
+        documented("watch-locks", locks::EVENTS);
+        documented("status", store::STATUS);
+        documented("cells", store::CELLS);
+        documented("groups\n", groups::GROUPS);
+        documented("groups NAME, rules", cell::RULES);
+        documented("containers", cell::CONTAINERS);
+        documented("explain", explain::EXPLAINED);
+        documented("reconcile", cell::RECONCILED);
+        documented("cell\n", cell::AGENT);
     }
 }

@@ -1,6 +1,8 @@
 //! What the lock server knows.
 
-use anyhow::Context as _;
+use std::time::Duration;
+
+use anyhow::anyhow;
 use proto::{
     lock_v1::{
         WatchRequest, WatchResponse, lock_watch_client::LockWatchClient, watch_request::Selector,
@@ -8,73 +10,155 @@ use proto::{
     },
     models::{FetchAllRequest, Resource, TypeCode, locket_client::LocketClient},
 };
-use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     cli::Connection,
-    connect::explained,
+    connect::Refused,
+    escape::escape,
+    field::Field,
+    natural,
     report::{self, Report},
 };
 
-/// All locks or presences. A genuine Locket has no watch, so no tokens.
+/// The first and the longest pause before connecting again.
+const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+
+/// A lock or presence.
+#[derive(Debug)]
+pub(crate) struct Held {
+    lock: Resource,
+    /// Locket gives none.
+    token: Option<u64>,
+}
+
+pub(crate) const LOCKS: &[Field<Held>] = &[
+    Field::text("key", |held| held.lock.key.clone()),
+    Field::text("owner", |held| held.lock.owner.clone()),
+    Field::integer("fencing_token", |held| held.token),
+    Field::text("value", |held| held.lock.value.clone()),
+];
+
+/// An event of a lock.
+#[derive(Debug)]
+pub(crate) struct Event {
+    kind: String,
+    lock: Resource,
+    token: u64,
+}
+
+pub(crate) const EVENTS: &[Field<Event>] = &[
+    Field::text("kind", |event| event.kind.clone()),
+    Field::text("key", |event| event.lock.key.clone()),
+    Field::text("owner", |event| event.lock.owner.clone()),
+    Field::integer("fencing_token", |event| Some(event.token)),
+    Field::text("value", |event| event.lock.value.clone()),
+];
+
+impl From<WatchResponse> for Event {
+    fn from(event: WatchResponse) -> Self {
+        let kind = event.kind().as_str_name().to_lowercase();
+        Self { kind, lock: event.resource.unwrap_or_default(), token: event.fencing_token }
+    }
+}
+
+/// All locks or presences.
 pub(crate) async fn list(connection: &Connection, presences: bool) -> anyhow::Result<Report> {
     let code = if presences { TypeCode::Presence } else { TypeCode::Lock };
     let channel = connection.to_lock_server()?;
+    let mut locks = connection.ask("list locks", fetch(channel, code)).await?;
+    locks.sort_by(|one, other| natural::compare(&one.lock.key, &other.lock.key));
+    Ok(Report::list(LOCKS, locks))
+}
+
+/// A genuine Locket has no watch, so no tokens.
+async fn fetch(channel: Channel, code: TypeCode) -> Result<Vec<Held>, Status> {
     let request = WatchRequest { selector: Some(Selector::TypeCode(code.into())) };
     let mut events = match LockWatchClient::new(channel.clone()).watch(request).await {
         Ok(answer) => answer.into_inner(),
         Err(status) if status.code() == Code::Unimplemented => {
             let request = FetchAllRequest { type_code: code.into(), ..Default::default() };
-            let answer = LocketClient::new(channel).fetch_all(request).await;
-            let locks = answer.map_err(|status| explained("list locks", &status))?.into_inner();
-            return Ok(Report::list(locks.resources.into_iter().map(|lock| row(&lock, None))));
+            let locks = LocketClient::new(channel).fetch_all(request).await?.into_inner();
+            let locks = locks.resources.into_iter();
+            return Ok(locks.map(|lock| Held { lock, token: None }).collect());
         }
-        Err(status) => return Err(explained("list locks", &status)),
+        Err(status) => return Err(status),
     };
-    let mut rows = Vec::new();
-    while let Some(event) = events.message().await.map_err(|s| explained("list locks", &s))? {
-        match (event.kind(), &event.resource) {
-            (Kind::Existing, Some(lock)) => rows.push(row(lock, Some(event.fencing_token))),
+    let mut locks = Vec::new();
+    while let Some(event) = events.message().await? {
+        match (event.kind(), event.resource) {
+            (Kind::Existing, Some(lock)) => {
+                locks.push(Held { lock, token: Some(event.fencing_token) });
+            }
             _ => break,
         }
     }
-    Ok(Report::list(rows))
+    Ok(locks)
 }
 
-fn row(lock: &Resource, token: Option<u64>) -> Value {
-    json!({ "key": lock.key, "owner": lock.owner, "fencing_token": token, "value": lock.value })
-}
-
-/// Prints events until the server ends the stream or the user interrupts.
+/// Prints events until the user interrupts. A lost connection is made again; the server
+/// then begins with what exists.
 pub(crate) async fn watch(
     connection: &Connection,
     key: Option<String>,
     json: bool,
 ) -> anyhow::Result<()> {
     let selector = key.map_or(Selector::TypeCode(TypeCode::Lock.into()), Selector::Key);
+    let mut client = LockWatchClient::new(connection.to_lock_server()?);
     let request = WatchRequest { selector: Some(selector) };
-    let answer = LockWatchClient::new(connection.to_lock_server()?).watch(request).await;
-    let mut events = answer.map_err(|status| explained("watch locks", &status))?.into_inner();
-    while let Some(event) = events.message().await.map_err(|s| explained("watch locks", &s))? {
-        report::line(&if json { event_json(&event).to_string() } else { event_text(&event) })?;
+    let first = client.watch(request.clone());
+    let mut events = connection.ask("watch locks", first).await?.into_inner();
+    let [shortest, longest] = PAUSES;
+    loop {
+        let lost = print(&mut events, json).await?;
+        report::warn(&format!("watch locks: {lost}; connecting again"));
+        let mut pause = shortest;
+        events = loop {
+            tokio::time::sleep(pause).await;
+            match client.watch(request.clone()).await {
+                Ok(answer) => break answer.into_inner(),
+                Err(status) if is_final(status.code()) => {
+                    return Err(anyhow::Error::new(Refused::new(&status)).context("watch locks"));
+                }
+                Err(_) => pause = longest.min(pause * 2),
+            }
+        };
+        report::warn("watch locks: connected again");
     }
-    Err(anyhow::anyhow!("the lock server ended the watch")).context("watch locks")
 }
 
-fn event_json(event: &WatchResponse) -> Value {
-    let lock = event.resource.clone().unwrap_or_default();
-    let mut value = row(&lock, Some(event.fencing_token));
-    value["kind"] = event.kind().as_str_name().to_lowercase().into();
-    value
+/// Prints events until the stream ends; why it did.
+async fn print(events: &mut Streaming<WatchResponse>, json: bool) -> anyhow::Result<anyhow::Error> {
+    loop {
+        match events.message().await {
+            Ok(Some(event)) => report::line(&text(event.into(), json))?,
+            Ok(None) => return Ok(anyhow!("the lock server ended the watch")),
+            Err(status) => return Ok(Refused::new(&status).into()),
+        }
+    }
 }
 
-fn event_text(event: &WatchResponse) -> String {
-    let kind = event.kind().as_str_name().to_lowercase();
-    match &event.resource {
-        None => kind,
-        Some(lock) => {
-            format!("{kind:9} {} owner {} token {}", lock.key, lock.owner, event.fencing_token)
+/// Whether trying again gives the same answer.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::InvalidArgument
+            | Code::NotFound
+    )
+}
+
+fn text(event: Event, json: bool) -> String {
+    if json {
+        return Report::record(EVENTS, event).to_json().trim_end().to_owned();
+    }
+    let Event { kind, lock, token } = event;
+    match lock.key.as_str() {
+        "" => kind,
+        key => {
+            format!("{kind:9} {} owner {} token {token}", escape(key), escape(&lock.owner))
         }
     }
 }

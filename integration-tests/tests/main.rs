@@ -20,6 +20,8 @@ mod local_cluster;
 mod lock_server;
 #[path = "suite/policy_store.rs"]
 mod policy_store;
+#[path = "suite/portcullisctl.rs"]
+mod portcullisctl;
 #[path = "suite/start_failures.rs"]
 mod start_failures;
 #[path = "suite/syncers.rs"]

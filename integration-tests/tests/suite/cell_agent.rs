@@ -14,13 +14,17 @@ use integration_tests::{
 use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 
-const HANDLE: &str = "1d1e63ae-302f-49d3-8c33-d79363f46c9c";
+pub(crate) const HANDLE: &str = "1d1e63ae-302f-49d3-8c33-d79363f46c9c";
 
-fn start(site: &Site) -> Process {
+/// An app GUID that a terminal would act on.
+pub(crate) const APP: &str = "app\u{1b}[31m\u{202e}\n\u{9b}1";
+
+pub(crate) fn start(site: &Site) -> Process {
     let files = site.cell_certificate("cell-1");
     let store = site.path("store.json");
-    let metadata =
-        json!({ "policy_group_id": "app-1", "space_id": "s1", "container_workload": "app" });
+    let metadata = json!({
+        "policy_group_id": "app-1", "app_id": APP, "space_id": "s1", "container_workload": "app",
+    });
     let entry = json!({ HANDLE: { "handle": HANDLE, "ip": "10.255.1.5", "metadata": metadata } });
     fs::write(&store, entry.to_string()).expect("the metadata store can be written");
     let config = json!({

@@ -1,0 +1,81 @@
+//! Text that peers choose, made safe for a terminal.
+//!
+//! Names, guids, handles and error texts come from other machines and may hold escape
+//! sequences, newlines or characters that turn the direction of text. Everything that
+//! this program prints passes one of these two functions.
+
+use std::borrow::Cow;
+
+/// For people: characters that a terminal acts on, or that are invisible, as `\u{1b}`.
+/// A backslash is doubled, so that no text looks like another one that is escaped.
+pub(crate) fn escape(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '"' | '\'' => escaped.push(c),
+            // Behind another character, so that accents stay.
+            _ => escaped.extend(format!("a{c}").escape_debug().skip(1)),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn is_plain(c: char) -> bool {
+    (c.is_ascii_graphic() && c != '\\') || c == ' '
+}
+
+/// For programs: the same JSON, with `\u001b` for what a terminal would act on. Outside of
+/// its strings JSON has no such characters.
+pub(crate) fn json(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        let shown = format!("a{c}");
+        if c == '\\' || c == '"' || c == '\'' || shown.escape_debug().eq(shown.chars()) {
+            escaped.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                escaped.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_acts_on_is_left() {
+        for (text, expected) in [
+            ("plain-1 (a)", "plain-1 (a)"),
+            ("\u{1b}[31mred", "\\u{1b}[31mred"),
+            ("two\nlines\r", "two\\nlines\\r"),
+            ("C1: \u{9b}31m \u{7f}", "C1: \\u{9b}31m \\u{7f}"),
+            ("\u{202e}gnp.exe\u{2066}", "\\u{202e}gnp.exe\\u{2066}"),
+            ("\u{200b}\u{2028}\u{feff}\u{e0041}", "\\u{200b}\\u{2028}\\u{feff}\\u{e0041}"),
+            ("back\\u{1b}", "back\\\\u{1b}"),
+            ("\"it's\"", "\"it's\""),
+            ("Zürich 東京 e\u{301} \u{301}", "Zürich 東京 e\u{301} \u{301}"),
+        ] {
+            assert_eq!(escape(text), expected);
+        }
+    }
+
+    #[test]
+    fn json_keeps_the_whole_text() {
+        for text in ["\u{1b}[31m\"\\", "\u{202e}\u{9b}\u{7f}\n", "Zürich \u{e0041}", "it's"] {
+            let line = serde_json::to_string(text).unwrap();
+            let safe = json(&line);
+            assert!(escape(&safe.replace('\\', "")) == safe.replace('\\', ""), "{safe:?}");
+            assert_eq!(serde_json::from_str::<String>(&safe).unwrap(), text);
+        }
+        assert_eq!(json("\"Zürich\""), "\"Zürich\"");
+    }
+}

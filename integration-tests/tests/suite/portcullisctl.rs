@@ -93,6 +93,8 @@ fn groups_shows_rules_and_warns_of_a_space_that_has_none() {
     let plane = ControlPlane::start();
     let _syncer = plane.syncer("syncer-1");
     let guid = plane.cloud.create_group("first", "10.1.0.0/16");
+    let evil = "evil\u{202e}gnp.exe";
+    plane.cloud.create_group(evil, "10.2.0.0/16");
     plane.wait_until_synced();
     let files = plane.site.certificate("operator");
     let [ca, cert, key] =
@@ -114,10 +116,15 @@ fn groups_shows_rules_and_warns_of_a_space_that_has_none() {
     assert_eq!((none.code, none.out.as_str()), (Some(1), ""), "{none:?}");
 
     let all = ask(&["groups", "--json"]);
-    for line in all.out.lines() {
+    let groups = all.out.lines().map(|line| {
         let group: Value = serde_json::from_str(line).expect("an object");
         assert!(group["running"].is_array() && group["running_everywhere"].is_boolean(), "{line}");
-    }
+        group["name"].clone()
+    });
+    assert_eq!(groups.filter(|name| name == evil).count(), 1, "JSON has the whole name");
+    let table = ask(&["groups"]);
+    assert!(is_safe(&all.out) && is_safe(&table.out), "{table:?}");
+    assert_eq!(table.out.lines().count(), all.out.lines().count() + 1, "{table:?}");
     let typo = ask(&["groups", "--space", "typo"]);
     assert_eq!(typo.code, Some(3), "{typo:?}");
     assert!(typo.err.contains("no security group is bound to the space \"typo\""), "{typo:?}");

@@ -17,7 +17,7 @@ use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::HostPort;
-use crate::metrics::{Memory, memory};
+use crate::metrics::{Memory, memory, own};
 
 /// Takes metrics; clones share the socket. The default sends nothing.
 #[derive(Debug, Clone, Default)]
@@ -135,7 +135,7 @@ impl Dropsonde {
             socket.send(&datagram).is_ok()
         });
         if !is_sent {
-            metrics::counter!("runtime_dropsonde_lost_total").increment(1);
+            own::DROPSONDE_LOST.counter().increment(1);
         }
     }
 }

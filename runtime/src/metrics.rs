@@ -1,18 +1,24 @@
-//! Prometheus text. Code counts with the macros of the `metrics` crate; this
-//! module holds what they count into and adds what the kernel knows about the
-//! process.
+//! Prometheus text. Code counts through [`Family`] constants; this module holds the
+//! recorder that they count into, and adds the kernel's figures of the process. A value
+//! that would lag behind its source is set at each scrape ([`Handle::at_scrape`]).
 //!
 //! Histograms whose name ends in `_seconds` have fixed buckets from half a
 //! millisecond to half a minute, so that they can be added up over instances.
 
-use std::fmt::Write;
+mod family;
+pub mod own;
+
 use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use tokio_util::sync::CancellationToken;
+
+pub use family::{Family, Kind, Label};
+pub use own::{FAMILIES, PROCESS};
 
 /// How often histograms are folded together, so that they do not grow between
 /// two reads of the metrics.
@@ -25,11 +31,16 @@ const SECONDS_BUCKETS: [f64; 15] =
 /// architecture that we build for.
 const TICKS: f64 = 100.0;
 
+/// Sets metrics at a scrape.
+type Look = Box<dyn Fn() + Send>;
+
 /// Renders the metrics of this process.
 #[derive(Clone)]
 pub struct Handle {
     recorder: PrometheusHandle,
+    /// The labels of the build.
     build: String,
+    looks: Arc<Mutex<Vec<Look>>>,
 }
 
 impl std::fmt::Debug for Handle {
@@ -39,10 +50,19 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Handle {
+    /// Has `look` called before each rendering. It sets metrics, does not block, and
+    /// does not render.
+    pub fn at_scrape(&self, look: impl Fn() + Send + 'static) {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
+    }
+
     /// Everything, as Prometheus text.
     pub fn render(&self) -> String {
+        for look in &*self.looks.lock().unwrap_or_else(PoisonError::into_inner) {
+            look();
+        }
         let mut text = self.recorder.render();
-        text.push_str(&self.build);
+        own::BUILD.push(&mut text, &self.build, 1.0);
         push_process_metrics(&mut text);
         text
     }
@@ -63,10 +83,8 @@ pub(crate) fn recorder(name: &str, version: &str) -> (PrometheusRecorder, Handle
         .build_recorder();
     let handle = Handle {
         recorder: recorder.handle(),
-        build: format!(
-            "# TYPE portcullis_build_info gauge\n\
-             portcullis_build_info{{service=\"{name}\",version=\"{version}\"}} 1\n"
-        ),
+        build: format!("{{service=\"{name}\",version=\"{version}\"}}"),
+        looks: Arc::default(),
     };
     (recorder, handle)
 }
@@ -90,29 +108,22 @@ pub fn memory() -> Memory {
 fn push_process_metrics(text: &mut String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = |key| field_of(&status, key).map(|value| value * 1024.0);
-    let resident = kilobytes("VmRSS:");
-    push(text, "process_resident_memory_bytes", "gauge", resident);
-    let peak = kilobytes("VmHWM:");
-    push(text, "process_resident_memory_peak_bytes", "gauge", peak);
-    let virt = kilobytes("VmSize:");
-    push(text, "process_virtual_memory_bytes", "gauge", virt);
-    push(text, "process_threads", "gauge", field_of(&status, "Threads:"));
-
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    push(text, "process_cpu_seconds_total", "counter", cpu_seconds(&stat));
-    push(text, "process_start_time_seconds", "gauge", start_time(&stat));
-
     let open = fs::read_dir("/proc/self/fd").ok();
-    let open = open.map(|entries| entries.count() as f64);
-    push(text, "process_open_fds", "gauge", open);
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let most = field_of(&limits, "Max open files");
-    push(text, "process_max_fds", "gauge", most);
-}
-
-fn push(text: &mut String, name: &str, kind: &str, value: Option<f64>) {
-    if let Some(value) = value {
-        writeln!(text, "# TYPE {name} {kind}\n{name} {value}").expect("writing to a String");
+    for (family, value) in [
+        (own::RESIDENT, kilobytes("VmRSS:")),
+        (own::PEAK, kilobytes("VmHWM:")),
+        (own::VIRTUAL, kilobytes("VmSize:")),
+        (own::THREADS, field_of(&status, "Threads:")),
+        (own::CPU, cpu_seconds(&stat)),
+        (own::STARTED, start_time(&stat)),
+        (own::OPEN_FILES, open.map(|entries| entries.count() as f64)),
+        (own::MAX_FILES, field_of(&limits, "Max open files")),
+    ] {
+        if let Some(value) = value {
+            family.push(text, "", value);
+        }
     }
 }
 
@@ -169,6 +180,20 @@ mod tests {
         let now = jiff::Timestamp::now().as_second() as f64;
         let age = now - value(&text, "process_start_time_seconds");
         assert!((-2.0..3_600.0).contains(&age), "started {age} s ago");
+    }
+
+    #[test]
+    fn what_would_lag_is_set_at_the_scrape() {
+        let (recorder, handle) = recorder("test", "1");
+        let counted = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let gauge = metrics::with_local_recorder(&recorder, || metrics::gauge!("test_cells"));
+        handle.clone().at_scrape({
+            let counted = Arc::clone(&counted);
+            move || gauge.set(counted.load(std::sync::atomic::Ordering::Relaxed))
+        });
+        assert_eq!(value(&handle.render(), "test_cells") as u64, 0);
+        counted.store(7, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(value(&handle.render(), "test_cells") as u64, 7);
     }
 
     #[test]

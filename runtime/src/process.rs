@@ -197,6 +197,9 @@ pub trait Service: Sized {
     /// What the flag `backup-to` does; there is none where nothing is kept.
     const BACKUP: Option<Backup<Self::Config>> = None;
 
+    /// Its metric families, beside those that all processes have.
+    const METRICS: &'static [metrics::Family] = &[];
+
     /// How its configuration wants the log.
     fn log(config: &Self::Config) -> lager::Options;
 
@@ -325,7 +328,7 @@ fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {
         Err(error) => return refuse(&about, [format!("cannot set up the log: {error}")]),
     };
     log_panics();
-    let process = match prepare(&about, log, flags) {
+    let process = match prepare(&about, S::METRICS, log, flags) {
         Ok(process) => process,
         Err(error) => return fail(&error),
     };
@@ -348,12 +351,18 @@ fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {
     }
 }
 
-fn prepare(about: &About, log: lager::Control, flags: Vec<Flag>) -> anyhow::Result<Process> {
+fn prepare(
+    about: &About,
+    families: &[metrics::Family],
+    log: lager::Control,
+    flags: Vec<Flag>,
+) -> anyhow::Result<Process> {
     crate::tls::install_provider();
     crate::tls::gather_randomness();
     let (recorder, metrics) = metrics::recorder(about.name, about.version);
     ::metrics::set_global_recorder(recorder)
         .map_err(|error| anyhow::anyhow!("installing the metrics recorder: {error}"))?;
+    metrics::FAMILIES.iter().chain(families).for_each(metrics::Family::declare);
     Ok(Process { log, metrics, ending: Ending::default(), flags })
 }
 

@@ -49,6 +49,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::callsite::rebuild_interest_cache;
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::metrics::own;
+
 pub use capture::{Capture, capture};
 pub use censor::Censor;
 pub use fields::json;
@@ -86,8 +88,7 @@ impl Control {
     /// Says which lines were left out since the last time, and how many.
     pub fn tell_left_out(&self) {
         for (message, lines) in self.budget.left_out() {
-            metrics::counter!("runtime_log_lines_left_out_total", "message" => message.clone())
-                .increment(lines);
+            own::LINES_LEFT_OUT.counter().increment(lines);
             tracing::info!(lines, of = message, "log-lines-left-out");
         }
     }

@@ -18,6 +18,7 @@ use tracing::{Instrument, info_span};
 use super::LINGER;
 use super::envelope::{BatchSenderResponse, Envelope, EnvelopeBatch};
 use crate::client::{self, Options};
+use crate::metrics::own;
 use crate::tls::ClientTls;
 
 /// The name in every agent's certificate.
@@ -65,9 +66,9 @@ impl Delivery {
         tls: ClientTls,
         max: usize,
     ) -> Self {
-        let sent = metrics::counter!("runtime_loggregator_sent_total");
+        let sent = own::LOGGREGATOR_SENT.counter();
         let outbox = Outbox { queue, batch: Vec::new(), leaves: None, max, sent };
-        let connected = metrics::gauge!("runtime_loggregator_connected");
+        let connected = own::LOGGREGATOR_CONNECTED.gauge();
         Self { address, tls, outbox, connected }
     }
 

@@ -30,6 +30,7 @@ pub use config::Config;
 pub use delivery::Delivery;
 pub use envelope::{Envelope, EnvelopeBatch, Gauge, GaugeValue, Log, Message, Stream};
 
+use crate::metrics::own;
 use crate::tls::{ClientTls, Role};
 
 /// Envelopes that wait for the agent.
@@ -82,11 +83,8 @@ pub fn bind(service: &'static str, config: &Config) -> Option<(Loggregator, Deli
         instance_id: instance_id.clone(),
         origin: origin.clone(),
     };
-    let loggregator = Loggregator {
-        queue,
-        about: Arc::new(about),
-        dropped: metrics::counter!("runtime_loggregator_dropped_total"),
-    };
+    let loggregator =
+        Loggregator { queue, about: Arc::new(about), dropped: own::LOGGREGATOR_DROPPED.counter() };
     Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch)))
 }
 

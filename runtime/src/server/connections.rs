@@ -37,6 +37,7 @@ use super::listener::Accepted;
 use super::patient::{Patient, Seen, Signs};
 use super::streams::Streams;
 use crate::gather::Gather;
+use crate::metrics::own;
 use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -291,7 +292,7 @@ where
     /// `refused` are the names in a certificate that is not good: what the client
     /// says of itself.
     fn note_refused(&self, peer: &Peer, refused: Option<&Identity>, error: &io::Error) {
-        metrics::counter!("runtime_server_tls_failures_total", "server" => self.what).increment(1);
+        own::TLS_FAILURES.counter_by([("server", self.what)]).increment(1);
         let peer = peer.address.map(|address| address.to_string());
         let (server, peer) = (self.what, peer.as_deref());
         let certificate = refused.map(ToString::to_string);
@@ -468,7 +469,7 @@ struct Open(metrics::Gauge);
 
 impl Open {
     fn new(server: &'static str) -> Self {
-        let gauge = metrics::gauge!("runtime_server_connections", "server" => server);
+        let gauge = own::CONNECTIONS.gauge_by([("server", server)]);
         gauge.increment(1);
         Self(gauge)
     }

@@ -28,6 +28,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
+use crate::metrics::own;
 use crate::tls::Peer;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -60,7 +61,7 @@ impl Budget {
     }
 
     fn gauge(&self) -> metrics::Gauge {
-        metrics::gauge!("runtime_server_unfinished_bytes", "server" => self.server)
+        own::UNFINISHED.gauge_by([("server", self.server)])
     }
 }
 
@@ -102,8 +103,7 @@ impl Account {
 
     fn refuse(&self, problem: &str) -> Status {
         let server = self.all.server;
-        metrics::counter!("runtime_server_unfinished_refused_total", "server" => server)
-            .increment(1);
+        own::UNFINISHED_REFUSED.counter_by([("server", server)]).increment(1);
         let text = format!("too many unfinished messages: {problem} of them");
         if !self.is_logged.swap(true, Relaxed) {
             let address = self.peer.address.map(|address| address.to_string());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::Error;
+use crate::metrics::own;
 
 /// How often the kernel probes a client that sends nothing, and how long a client may
 /// acknowledge nothing. A client that reads slowly is alive: the limits of the server
@@ -17,7 +18,8 @@ use super::Error;
 const PROBE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// A socket that listens, with what it is for.
+/// A socket that listens. `what` names its server in errors, log lines and the label
+/// `server` of metrics: `grpc`, `http`, `admin`, `health`, `control` or `cell`.
 #[derive(Debug)]
 pub struct Listener {
     what: &'static str,
@@ -68,6 +70,7 @@ impl Listener {
             address: address.to_owned(),
             source,
         })?;
+        own::begin_server(what);
         Ok(Self { what, socket })
     }
 
@@ -83,6 +86,7 @@ impl Listener {
             source,
         })?;
         let socket = Socket::Unix(bound, OwnedPath(path.to_owned()));
+        own::begin_server(what);
         Ok(Self { what, socket })
     }
 

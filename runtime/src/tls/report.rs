@@ -1,4 +1,5 @@
-//! Log lines and metrics about TLS files.
+//! Log lines and metrics about TLS files. [`families!`](crate::families) describes the
+//! metrics for each service.
 //!
 //! | metric | |
 //! |---|---|
@@ -9,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use metrics::{Label, counter, describe_counter, describe_gauge, gauge};
+use metrics::{Label, counter, gauge};
 use tokio::time::Instant;
 
 use super::Role;
@@ -41,12 +42,6 @@ impl Report {
 
     /// Shows the metrics after the first load.
     pub(super) fn begin(&self, loaded: bool) {
-        let expiry = "End of the first certificate of the file that ends, as Unix time.";
-        describe_gauge!(self.name("expiry_timestamp_seconds"), expiry);
-        let last = "Whether the TLS files on the disk could be loaded: 1, or 0.";
-        describe_gauge!(self.name("last_reload_successful"), last);
-        let failures = "Loads of TLS files that failed.";
-        describe_counter!(self.name("reload_failures_total"), failures);
         self.loaded(loaded);
     }
 

@@ -13,6 +13,7 @@ use std::{pin::pin, time::Duration};
 use anyhow::bail;
 use runtime::{
     loggregator::{self, Delivery, Loggregator},
+    metrics::Family,
     process::{About, Backup, ConfigError, Ending, Process},
     server::{Admin, Component, Grpc, Health, Limits, Listener, RunningAdmin},
     supervise::Tasks,
@@ -96,6 +97,8 @@ impl runtime::process::Service for App {
         ),
     });
 
+    const METRICS: &'static [Family] = crate::metrics::FAMILIES;
+
     fn log(config: &Config) -> runtime::lager::Options {
         config.log()
     }
@@ -125,7 +128,7 @@ impl runtime::process::Service for App {
             ServerTls::follow(CERTIFICATE, &tls, Alpn::H2).telling(health.component("certificate"));
         let listener = listen(&listen_address).await?;
         let debug = match debug_address {
-            Some(address) => Some(Listener::tcp("debug_address", address.as_str()).await?),
+            Some(address) => Some(Listener::tcp("admin", address.as_str()).await?),
             None => None,
         };
         let loaded = health.component("store");
@@ -233,7 +236,7 @@ impl runtime::process::Service for App {
 }
 
 async fn listen(address: &str) -> anyhow::Result<Listener> {
-    let listened = Listener::tcp("listen_address", address).await.map_err(anyhow::Error::new);
+    let listened = Listener::tcp("grpc", address).await.map_err(anyhow::Error::new);
     let span = info_span!("grpc-server");
     span.in_scope(|| match &listened {
         Ok(_) => {}

@@ -6,8 +6,52 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Histogram, counter, gauge, histogram};
+use metrics::Histogram;
 use model::lock::LockKind;
+use runtime::metrics::Family;
+
+runtime::families! {
+    certificates "lock_server";
+    ACTIVE_LOCKS: Gauge "lock_server_active_locks",
+        "Locks that are held.";
+    ACTIVE_PRESENCES: Gauge "lock_server_active_presences",
+        "Presences that are held.";
+    LOCKS_EXPIRED: Counter "lock_server_locks_expired_total",
+        "Locks deleted at the end of their time to live.";
+    PRESENCES_EXPIRED: Counter "lock_server_presences_expired_total",
+        "Presences deleted at the end of their time to live.";
+    STARTED: Counter "lock_server_requests_started_total" { request_type: RPCS },
+        "Requests begun.";
+    SUCCEEDED: Counter "lock_server_requests_succeeded_total" { request_type: RPCS },
+        "Requests answered; a lock collision is an answer.";
+    FAILED: Counter "lock_server_requests_failed_total" { request_type: RPCS },
+        "Requests answered with an error.";
+    CANCELLED: Counter "lock_server_requests_cancelled_total" { request_type: RPCS },
+        "Requests cancelled by their clients.";
+    IN_FLIGHT: Gauge "lock_server_requests_in_flight" { request_type: RPCS },
+        "Requests that are being served.";
+    SECONDS: Histogram "lock_server_request_seconds" { request_type: RPCS },
+        "Time to serve a request.";
+    DB_OPEN: Gauge "lock_server_db_open_connections" when "the database is on a server",
+        "Open connections to the database server.";
+    DB_WAITS: Counter "lock_server_db_waits_total" when "the database is on a server",
+        "Waits for a connection because all were in use.";
+    DB_WAITED: Gauge "lock_server_db_waited_seconds" when "the database is on a server",
+        "Time of all waits for a connection since the start.";
+    DB_QUERIES: Counter "lock_server_db_queries_total" when "the database is on a server",
+        "Statements sent to the database server.";
+    DB_SUCCEEDED: Counter "lock_server_db_queries_succeeded_total" when "the database is on a server",
+        "Statements that succeeded.";
+    DB_FAILED: Counter "lock_server_db_queries_failed_total" when "the database is on a server",
+        "Statements that failed.";
+    DB_IN_FLIGHT: Gauge "lock_server_db_queries_in_flight_max" when "the database is on a server",
+        "Most statements at the same time in the last report_interval.";
+    DB_LONGEST: Gauge "lock_server_db_query_seconds_max" when "the database is on a server",
+        "Longest statement in the last report_interval.";
+}
+
+/// The RPCs that are counted.
+const RPCS: &[&str] = &["Lock", "Fetch", "Release", "FetchAll", "Watch"];
 
 /// A number that rises, for both.
 #[derive(Debug)]
@@ -75,13 +119,13 @@ pub struct Kind {
 
 impl Default for Population {
     fn default() -> Self {
-        let kind = |active: &'static str, expired: &'static str| Kind {
-            active: Gauge::new(gauge!(active)),
-            expired: Counter::new(counter!(expired)),
+        let kind = |active: Family, expired: Family| Kind {
+            active: Gauge::new(active.gauge()),
+            expired: Counter::new(expired.counter()),
         };
         Self {
-            locks: kind("lock_server_active_locks", "lock_server_locks_expired_total"),
-            presences: kind("lock_server_active_presences", "lock_server_presences_expired_total"),
+            locks: kind(ACTIVE_LOCKS, LOCKS_EXPIRED),
+            presences: kind(ACTIVE_PRESENCES, PRESENCES_EXPIRED),
         }
     }
 }
@@ -131,14 +175,15 @@ pub struct Requests {
 impl Requests {
     /// Those of the RPC with this name.
     pub fn of(rpc: &'static str) -> Self {
-        let count = |name: &'static str| Counter::new(counter!(name, "request_type" => rpc));
+        let label = [("request_type", rpc)];
+        let count = |family: Family| Counter::new(family.counter_by(label));
         Self {
-            started: count("lock_server_requests_started_total"),
-            succeeded: count("lock_server_requests_succeeded_total"),
-            failed: count("lock_server_requests_failed_total"),
-            cancelled: count("lock_server_requests_cancelled_total"),
-            in_flight: Gauge::new(gauge!("lock_server_requests_in_flight", "request_type" => rpc)),
-            seconds: histogram!("lock_server_request_seconds", "request_type" => rpc),
+            started: count(STARTED),
+            succeeded: count(SUCCEEDED),
+            failed: count(FAILED),
+            cancelled: count(CANCELLED),
+            in_flight: Gauge::new(IN_FLIGHT.gauge_by(label)),
+            seconds: SECONDS.histogram_by(label),
             longest: AtomicU64::new(0),
         }
     }

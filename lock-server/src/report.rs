@@ -1,8 +1,8 @@
 //! The original's metrics for the loggregator agent: its names, units, tags and
 //! periods (docs/compatibility/locket.md#metrics).
 //!
-//! What the database did goes to Prometheus besides: its maxima begin anew with each
-//! look, so there is one look for both.
+//! The figures of the database go to Prometheus as well: each look resets the maxima, so
+//! one look serves both.
 //!
 //! Three tasks in one, as the original has three notifiers, each with its period;
 //! the first report comes after the first period. Sending waits for nobody, see
@@ -12,15 +12,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::gauge;
 use model::lock::LockKind;
-use runtime::{loggregator::Loggregator, metrics::memory};
+use runtime::{
+    loggregator::Loggregator,
+    metrics::{Family, Kind, memory},
+};
 use storage::server::Stats;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
-use crate::{feed::Feed, grpc::Calls, metrics::Requests};
+use crate::{
+    feed::Feed,
+    grpc::Calls,
+    metrics::{self, Requests},
+};
 
 /// What the original counts without a unit of its own.
 const METRIC: &str = "Metric";
@@ -123,9 +129,9 @@ pub async fn database(
 ) -> anyhow::Result<()> {
     notify(info_span!("metrics-notifier"), interval, &shutdown, || {
         for Row { name, shown, unit, value } in rows(&stats()) {
-            gauge!(shown).set(value);
+            show(shown, value);
             if let Some(agent) = &agent {
-                agent.gauge(name, unit, value, &[]);
+                agent.gauge(name, unit, value.of_the_original(), &[]);
             }
         }
     })
@@ -136,29 +142,50 @@ pub async fn database(
 /// A number of the database under the original's name and under ours.
 struct Row {
     name: &'static str,
-    shown: &'static str,
+    shown: Family,
     unit: &'static str,
-    value: f64,
+    value: Value,
+}
+
+/// A value of the database.
+#[derive(Clone, Copy)]
+enum Value {
+    Number(u64),
+    Time(Duration),
+}
+
+impl Value {
+    /// For the agent: the original's times are nanoseconds.
+    fn of_the_original(self) -> f64 {
+        match self {
+            Self::Number(number) => number as f64,
+            Self::Time(time) => time.as_nanos() as f64,
+        }
+    }
+}
+
+/// Counters come as totals.
+fn show(family: Family, value: Value) {
+    match (family.kind, value) {
+        (Kind::Counter, Value::Number(total)) => family.counter().absolute(total),
+        (_, Value::Number(number)) => family.gauge().set(number as f64),
+        (_, Value::Time(time)) => family.gauge().set(time.as_secs_f64()),
+    }
 }
 
 fn rows(stats: &Stats) -> [Row; 8] {
     let Stats { open, waits, waited, queries, succeeded, failed, in_flight, longest } = *stats;
-    let row = |name, shown, value: f64| Row { name, shown, unit: METRIC, value };
-    let time = |name, shown, value: Duration| Row {
-        name,
-        shown,
-        unit: NANOS,
-        value: value.as_nanos() as f64,
-    };
+    let row = |name, shown, number| Row { name, shown, unit: METRIC, value: Value::Number(number) };
+    let time = |name, shown, time| Row { name, shown, unit: NANOS, value: Value::Time(time) };
     [
-        row("DBOpenConnections", "lock_server_db_open_connections", open as f64),
-        row("DBWaitCount", "lock_server_db_waits", waits as f64),
-        time("DBWaitDuration", "lock_server_db_wait_nanoseconds", waited),
-        row("DBQueriesTotal", "lock_server_db_queries", queries as f64),
-        row("DBQueriesSucceeded", "lock_server_db_queries_succeeded", succeeded as f64),
-        row("DBQueriesFailed", "lock_server_db_queries_failed", failed as f64),
-        row("DBQueriesInFlight", "lock_server_db_queries_in_flight_max", in_flight as f64),
-        time("DBQueryDurationMax", "lock_server_db_query_nanoseconds_max", longest),
+        row("DBOpenConnections", metrics::DB_OPEN, open as u64),
+        row("DBWaitCount", metrics::DB_WAITS, waits),
+        time("DBWaitDuration", metrics::DB_WAITED, waited),
+        row("DBQueriesTotal", metrics::DB_QUERIES, queries),
+        row("DBQueriesSucceeded", metrics::DB_SUCCEEDED, succeeded),
+        row("DBQueriesFailed", metrics::DB_FAILED, failed),
+        row("DBQueriesInFlight", metrics::DB_IN_FLIGHT, in_flight),
+        time("DBQueryDurationMax", metrics::DB_LONGEST, longest),
     ]
 }
 

@@ -167,7 +167,7 @@ fn a_stopped_client_does_not_hold_up_the_end_of_the_lock_server() {
     let watch = ["portcullis.lock.v1.LockWatch/Watch"];
     let begin = || grpcurl::begin(&target, Some(r#"{"key":"k"}"#), &watch);
     let (mut stopped, mut healthy) = (begin(), begin());
-    let connections = r#"runtime_server_connections{server="listen_address"} 2"#;
+    let connections = r#"runtime_server_connections{server="grpc"} 2"#;
     let debug = server.debug_address();
     wait::until("both clients are connected", || {
         let text = reqwest::blocking::get(format!("http://{debug}/metrics"))

@@ -83,7 +83,7 @@ async fn the_log_says_who_was_refused_and_why() {
         let from = attempt(&server.address, config).await;
         let line = refusal(&mut server, &from);
         assert_eq!(line["level"], "info");
-        assert_eq!(line["data"]["server"], "listen_address");
+        assert_eq!(line["data"]["server"], "grpc");
         let error = line["data"]["error"].as_str().unwrap();
         assert!(error.contains(why), "{why}: {line}");
         let names = line["data"].get("certificate").and_then(Value::as_str);

@@ -17,6 +17,7 @@
 //!   led to. As long as something still leads to it, it is only emptied, as the
 //!   original does: then the parent's reject is next.
 
+mod difference;
 mod guard;
 mod reading;
 

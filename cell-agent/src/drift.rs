@@ -4,8 +4,192 @@
 //! As long as the number is the one after our own last change, nobody has done
 //! anything, and asking for it costs two system calls. When it has moved, nft's
 //! listing of our table is compared with the one taken after our last change.
+//!
+//! [`Drift`] names what differs, for the log. Of the listing only hashes are kept
+//! ([`Outline`]): a full cell has some 10 MB of rules.
 
+use std::{
+    collections::{BTreeMap, hash_map::DefaultHasher},
+    hash::{Hash as _, Hasher as _},
+    ops::Range,
+};
+
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
+
+use crate::render::table::{NAME, Table};
+
+/// How many differences a log line shows.
+const SHOWN_MOST: usize = 10;
+/// How many characters of a rule it shows.
+const RULE_MOST: usize = 200;
+
+/// What others changed in rules of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drift {
+    /// How many rules differ.
+    pub differences: usize,
+    /// The first of them.
+    pub shown: Vec<Difference>,
+}
+
+/// A rule that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The chain, map or table.
+    pub place: String,
+    /// The rule that should be there; absent if none should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+    /// The rule that is there; absent if none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+}
+
+impl Drift {
+    /// Adds a difference.
+    pub fn note(&mut self, place: &str, expected: Option<&str>, found: Option<&str>) {
+        self.differences += 1;
+        if self.shown.len() < SHOWN_MOST {
+            let short = |text: &str| text.chars().take(RULE_MOST).collect();
+            let place = place.to_owned();
+            let (expected, found) = (expected.map(short), found.map(short));
+            self.shown.push(Difference { place, expected, found });
+        }
+    }
+
+    /// Adds another one.
+    pub fn extend(&mut self, other: Self) {
+        self.differences += other.differences;
+        let room = SHOWN_MOST.saturating_sub(self.shown.len());
+        self.shown.extend(other.shown.into_iter().take(room));
+    }
+
+    /// Adds what differs between two lists of rules, which begin and end alike.
+    pub fn compare<'a>(
+        &mut self,
+        place: &str,
+        expected: &[&'a str],
+        found: &[&'a str],
+        same: impl Fn(&str, &str) -> bool,
+    ) {
+        let (old, new) = middle(expected.len(), found.len(), |i, j| same(found[j], expected[i]));
+        for index in 0..old.len().max(new.len()) {
+            let expected = expected[old.clone()].get(index).copied();
+            self.note(place, expected, found[new.clone()].get(index).copied());
+        }
+    }
+}
+
+/// The places that are left when the same beginning and the same end are taken away.
+fn middle(
+    old: usize,
+    new: usize,
+    same: impl Fn(usize, usize) -> bool,
+) -> (Range<usize>, Range<usize>) {
+    let most = old.min(new);
+    let head = (0..most).take_while(|at| same(*at, *at)).count();
+    let tail = (0..most - head).take_while(|at| same(old - 1 - at, new - 1 - at)).count();
+    (head..old - tail, head..new - tail)
+}
+
+/// A listing of our table as hashes of its lines.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outline(BTreeMap<String, Vec<u64>>);
+
+impl Outline {
+    /// The outline of a listing.
+    #[must_use]
+    pub fn of(listing: &str) -> Self {
+        let hashed = |lines: Vec<&str>| lines.into_iter().map(hash).collect();
+        let blocks = blocks(listing).into_iter();
+        Self(blocks.map(|(place, lines)| (place.to_owned(), hashed(lines))).collect())
+    }
+
+    /// What differs in a later listing. The table that was written gives the texts of the
+    /// rules that are gone.
+    #[must_use]
+    pub fn drift(&self, listing: &str, written: &Table) -> Drift {
+        let mut drift = Drift::default();
+        let found = blocks(listing);
+        if found.is_empty() && !self.0.is_empty() {
+            drift.note(&format!("table inet {NAME}"), Some("the table"), None);
+            return drift;
+        }
+        for (place, lines) in &self.0 {
+            let Some(found) = found.get(place.as_str()) else {
+                drift.note(place, Some("the definition"), None);
+                continue;
+            };
+            let hashes: Vec<_> = found.iter().map(|line| hash(line)).collect();
+            let (old, new) = middle(lines.len(), hashes.len(), |i, j| lines[i] == hashes[j]);
+            let texts = texts(written, place);
+            for index in 0..old.len().max(new.len()) {
+                let gone = old.clone().nth(index).map(|at| text(&texts, lines, at));
+                let found = new.clone().nth(index).map(|at| found[at]);
+                drift.note(place, gone, found);
+            }
+        }
+        for place in found.keys().filter(|place| !self.0.contains_key(**place)) {
+            drift.note(place, None, Some("the definition"));
+        }
+        drift
+    }
+}
+
+/// The text of a line that is gone. nft may spell a rule in its own way, so a rule that
+/// is not known by its text is known by its place: rules are the last lines of a chain.
+fn text<'a>(texts: &'a [String], lines: &[u64], at: usize) -> &'a str {
+    let by_text = texts.iter().find(|text| hash(text) == lines[at]);
+    let by_place = || texts.get((at + texts.len()).checked_sub(lines.len())?);
+    by_text.or_else(by_place).map_or("a line of the definition", String::as_str)
+}
+
+/// The rules of a chain, or the elements of a map.
+fn texts(written: &Table, place: &str) -> Vec<String> {
+    let chain = place.strip_prefix("chain ").and_then(|name| written.chains.get(name));
+    let map = place.strip_prefix("map ").and_then(|name| written.maps.get(name));
+    let jumps = map.into_iter().flat_map(|map| &map.jumps);
+    let jumps = jumps.map(|(key, chain)| format!("{key} : jump {chain}"));
+    chain.into_iter().flat_map(|chain| chain.rules.iter().cloned()).chain(jumps).collect()
+}
+
+fn hash(line: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The lines of each block, and the elements of maps; without what the kernel itself
+/// puts into sets.
+fn blocks(listing: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut blocks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let (mut place, mut in_elements) = (None, false);
+    for line in listing.lines() {
+        if let Some(header) = line.strip_prefix('\t')
+            && !header.starts_with('\t')
+        {
+            place = header.strip_suffix(" {").or(place.filter(|_| header != "}"));
+            in_elements = false;
+            place.map(|place| blocks.entry(place).or_default());
+            continue;
+        }
+        let Some(place) = place else { continue };
+        let line = line.trim();
+        in_elements |= line.starts_with("elements = ");
+        let lines = blocks.entry(place).or_default();
+        match in_elements {
+            true if place.starts_with("set ") => {}
+            true => {
+                let line = line.trim_start_matches("elements = {").trim_end_matches('}');
+                let elements = line.split(',').map(str::trim);
+                lines.extend(elements.filter(|element| !element.is_empty()));
+            }
+            false => lines.push(line),
+        }
+    }
+    blocks
+}
 
 /// The kernel's number for the packet filter in this network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +247,7 @@ pub fn fingerprint(listing: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::render::table::{Chain, Key, Map};
 
     #[test]
     fn one_change_is_told_from_more() {
@@ -70,6 +255,91 @@ mod tests {
         assert!(KernelGeneration(1).follows(KernelGeneration(u32::MAX)));
         assert!(!KernelGeneration(9).follows(KernelGeneration(7)));
         assert!(!KernelGeneration(7).follows(KernelGeneration(7)));
+    }
+
+    /// As nft lists it, and as it was written.
+    fn table() -> (String, Table) {
+        let listing = "table inet portcullis {\n\tmap policies {\n\t\ttype ipv4_addr : verdict\n\
+             \t\telements = { 10.0.0.1 : jump a,\n\t\t\t     10.0.0.2 : jump b }\n\t}\n\n\
+             \tset seen {\n\t\telements = { 10.9.9.9 }\n\t}\n\n\
+             \tchain a {\n\t\tcomment \"x\"\n\t\tct state established,related accept\n\
+             \t\tip daddr 10.1.0.0/16 accept\n\t\treject\n\t}\n}\n";
+        let mut chain = Chain::new("comment \"x\"");
+        for rule in ["ct state related,established accept", "ip daddr 10.1.0.0/16 accept"] {
+            chain.rule(rule);
+        }
+        chain.rule("reject");
+        let jumps = [("10.0.0.1", "a"), ("10.0.0.2", "b")];
+        let jumps =
+            jumps.map(|(key, chain)| (Key::try_from(key.to_owned()).unwrap(), chain.into()));
+        let map = Map { key: "ipv4_addr".into(), jumps: jumps.into() };
+        let mut written = Table::default();
+        written.chains.insert("a".into(), chain);
+        written.maps.insert("policies".into(), map);
+        (listing.to_owned(), written)
+    }
+
+    fn drifted(change: impl FnOnce(&str) -> String) -> Vec<(String, String, String)> {
+        let (listing, written) = table();
+        let drift = Outline::of(&listing).drift(&change(&listing), &written);
+        assert_eq!(drift.differences, drift.shown.len());
+        let shown = drift.shown.into_iter();
+        shown
+            .map(|Difference { place, expected, found }| {
+                (place, expected.unwrap_or_default(), found.unwrap_or_default())
+            })
+            .collect()
+    }
+
+    fn difference(place: &str, expected: &str, found: &str) -> (String, String, String) {
+        (place.to_owned(), expected.to_owned(), found.to_owned())
+    }
+
+    #[test]
+    fn a_difference_names_its_place_and_what_was_expected_and_found() {
+        let accept = "ip daddr 10.1.0.0/16 accept";
+        let is = |change: &dyn Fn(&str) -> String, differences: &[_]| {
+            assert_eq!(drifted(change), differences);
+        };
+        is(&str::to_owned, &[]);
+        is(&|all| all.replace("10.9.9.9", "10.9.9.8"), &[]);
+        let removed = format!("\t\t{accept}\n");
+        is(&|all| all.replace(&removed, ""), &[difference("chain a", accept, "")]);
+        is(
+            &|all| all.replace("\t\treject", "\t\taccept\n\t\treject"),
+            &[difference("chain a", "", "accept")],
+        );
+        is(
+            &|all| all.replace("state established,related", "state established"),
+            &[difference(
+                "chain a",
+                "ct state related,established accept",
+                "ct state established accept",
+            )],
+        );
+        is(
+            &|all| all.replace("10.0.0.2 : jump b", "10.0.0.2 : accept"),
+            &[difference("map policies", "10.0.0.2 : jump b", "10.0.0.2 : accept")],
+        );
+        is(&|_| String::new(), &[difference("table inet portcullis", "the table", "")]);
+        is(
+            &|all| all.replace("\tchain a {", "\tchain b {"),
+            &[
+                difference("chain a", "the definition", ""),
+                difference("chain b", "", "the definition"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_log_line_shows_a_few_differences_and_their_number() {
+        let mut drift = Drift::default();
+        let rules: Vec<_> = (0..1_000).map(|number| format!("rule {number}")).collect();
+        let rules: Vec<_> = rules.iter().map(String::as_str).collect();
+        drift.compare("chain a", &rules, &rules[500..], |a, b| a == b);
+        assert_eq!((drift.differences, drift.shown.len()), (500, SHOWN_MOST));
+        drift.compare("chain b", &[&"x".repeat(1_000)], &[], |a, b| a == b);
+        assert_eq!(drift.differences, 501);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::{
         isolate::Unit,
     },
     batch::{Batch, Saved, Step, TRIAL_LOG},
+    drift::Drift,
     metrics,
     notice::Notice,
     plan::{Policy, Ruleset, Standing},
@@ -152,16 +153,19 @@ impl FamilyState {
         Ok(())
     }
 
-    /// What differs, if any of it had been right before.
-    fn strayed(&self, step: &Step) -> bool {
-        let written = step.batch.iter().flat_map(|batch| &batch.written);
-        let mut owners = written.map(|written| &written.handle);
+    /// What differs of what had been right before.
+    fn strayed(&self, saved: &Saved, step: &Step) -> Option<Drift> {
+        let batch = step.batch.as_ref()?;
         let placed = |handle: &ContainerHandle| {
             let chain = self.wanted.chains.iter().find(|chain| chain.handle == *handle);
             chain.is_some_and(|chain| self.placed.contains(&chain.names.asg))
         };
-        let guards = step.batch.as_ref().is_some_and(Batch::guards);
-        owners.any(placed) || guards && self.placed.contains(GUARD)
+        let mut drift = Drift::default();
+        saved.compare(batch, placed, &self.spellings, &mut drift);
+        if self.placed.contains(GUARD) {
+            saved.compare_guards(batch, &self.spellings, &mut drift);
+        }
+        (drift.differences > 0).then_some(drift)
     }
 }
 
@@ -412,21 +416,23 @@ impl Chains {
 
     /// Whether somebody else changed what was right. Not thoroughly means only if
     /// anybody was at work.
-    pub(super) async fn has_strayed(&mut self, thoroughly: bool) -> Result<bool, Error> {
+    pub(super) async fn strayed(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         if !thoroughly && self.right && !self.notice.stirred() {
             self.left_out += 1;
             if self.left_out < LEFT_OUT_MOST {
-                return Ok(false);
+                return Ok(None);
             }
         }
         let _locked = self.iptables.lock().await?;
         self.notice.mark();
         self.right = false;
-        let (mut strayed, mut work) = (false, false);
+        let (mut strayed, mut work) = (None::<Drift>, false);
         for state in &self.families {
             let Some(saved) = state.look(&self.iptables).await? else { continue };
             let step = saved.step(&state.wanted, &state.spellings);
-            strayed |= state.strayed(&step);
+            if let Some(drift) = state.strayed(&saved, &step) {
+                strayed.get_or_insert_default().extend(drift);
+            }
             work |= step.batch.is_some();
         }
         self.work = work;

@@ -9,7 +9,7 @@ use super::Rehearsed;
 use crate::{
     apply::{Error, Nft},
     diff::{Change, Sweep, diff, replace, suspect, trials},
-    drift::{KernelGeneration, fingerprint},
+    drift::{Drift, KernelGeneration, Outline, fingerprint},
     netlink::{Line, Order},
     plan::Ruleset,
     render::{
@@ -72,6 +72,7 @@ enum Belief {
 #[derive(Debug)]
 struct Settled {
     fingerprint: String,
+    outline: Outline,
     generation: Option<KernelGeneration>,
 }
 
@@ -118,7 +119,7 @@ impl Kernel {
             self.generation = generation;
             return Ok(());
         };
-        let fingerprint = fingerprint(&listing);
+        let (fingerprint, outline) = (fingerprint(&listing), Outline::of(&listing));
         let applied = self.remembered().filter(|applied| applied.fingerprint == fingerprint);
         match applied {
             Some(Applied { table, salt, .. }) => {
@@ -127,13 +128,13 @@ impl Kernel {
                 self.wanted = table;
                 self.salt = salt;
                 self.generation = generation;
-                self.settled = Some(Settled { fingerprint, generation });
+                self.settled = Some(Settled { fingerprint, outline, generation });
             }
             None => {
                 tracing::info!("own-table-not-as-left");
                 self.belief = Belief::Strange(listing);
                 // So that another change is seen before we made one.
-                self.settled = Some(Settled { fingerprint, generation });
+                self.settled = Some(Settled { fingerprint, outline, generation });
             }
         }
         Ok(())
@@ -381,12 +382,13 @@ impl Kernel {
         if self.nft.rehearsed().is_some() {
             return Ok(true);
         }
-        let fingerprint = fingerprint(&self.nft.list().await?.unwrap_or_default());
+        let listing = self.nft.list().await?.unwrap_or_default();
+        let (fingerprint, outline) = (fingerprint(&listing), Outline::of(&listing));
         if !self.alone() {
             return Ok(false);
         }
         self.remember(&fingerprint).await;
-        self.settled = Some(Settled { fingerprint, generation: self.generation });
+        self.settled = Some(Settled { fingerprint, outline, generation: self.generation });
         Ok(true)
     }
 
@@ -411,22 +413,23 @@ impl Kernel {
         }
     }
 
-    /// Whether somebody else changed our table since it settled; it is strange
-    /// from then on. Not thoroughly means only if anybody changed anything.
-    pub(super) async fn has_strayed(&mut self, thoroughly: bool) -> Result<bool, Error> {
-        let Some(settled) = &mut self.settled else { return Ok(false) };
+    /// What others changed in our table since it settled; it is strange from then on.
+    /// Not thoroughly means only if anybody changed anything.
+    pub(super) async fn strayed(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+        let Some(settled) = &mut self.settled else { return Ok(None) };
         let generation = self.line.generation();
         if !thoroughly && generation.is_some() && generation == settled.generation {
-            return Ok(false);
+            return Ok(None);
         }
         let listing = self.nft.list().await?.unwrap_or_default();
         if fingerprint(&listing) == settled.fingerprint {
             settled.generation = generation;
             self.generation = generation;
-            return Ok(false);
+            return Ok(None);
         }
+        let drift = settled.outline.drift(&listing, &self.wanted);
         self.belief = Belief::Strange(listing);
         self.settled = None;
-        Ok(true)
+        Ok(Some(drift))
     }
 }

@@ -29,7 +29,7 @@ use std::{
 };
 
 use model::generation::Generation;
-use runtime::error::chain;
+use runtime::{error::chain, lager};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, sleep_until},
@@ -49,6 +49,7 @@ use tally::Tally;
 use crate::{
     apply::Error,
     containers::{Containers, Snapshot},
+    drift::Drift,
     metrics::{self, Times, number},
     plan::{Known, Planner, Refused, Ruleset, Settings},
 };
@@ -450,14 +451,14 @@ impl Reconciler {
         if self.settle_at.is_some() && !thoroughly {
             return false;
         }
-        let strayed = self.kernel.has_strayed(thoroughly).await;
+        let strayed = self.kernel.strayed(thoroughly).await;
         if let Err(error) = &strayed {
             tracing::error!(error = chain(error), "drift-check-failed");
         }
         self.looked(strayed.as_ref().err().map(|error| chain(error)));
-        let strayed = strayed.unwrap_or(false);
-        if strayed {
-            tracing::error!("drift-found");
+        let strayed = strayed.unwrap_or(None);
+        if let Some(Drift { differences, shown }) = &strayed {
+            tracing::error!(differences, changes = lager::json(shown), "drift-found");
             if self.mend().await {
                 self.published.send_modify(|published| Arc::make_mut(published).drift_healed += 1);
                 metrics::count(metrics::DRIFT_HEALED);
@@ -466,7 +467,7 @@ impl Reconciler {
         } else if self.kernel.has_work() {
             self.reconcile().await;
         }
-        strayed
+        strayed.is_some()
     }
 
     /// Takes in how the last look went: what cannot be read is not known to be in force.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::ids::ContainerHandle;
 
 use super::{Chains, Kernel, Rehearsed};
-use crate::{apply::Error, plan::Ruleset};
+use crate::{apply::Error, drift::Drift, plan::Ruleset};
 
 /// What holds the rules.
 #[derive(Debug)]
@@ -87,12 +87,12 @@ impl Plane {
         }
     }
 
-    /// Whether somebody else changed what is ours. Not thoroughly means only if
-    /// anybody changed anything.
-    pub(super) async fn has_strayed(&mut self, thoroughly: bool) -> Result<bool, Error> {
+    /// What others changed in what is ours. Not thoroughly means only if anybody changed
+    /// anything.
+    pub(super) async fn strayed(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         match self {
-            Self::Nftables(table) => table.has_strayed(thoroughly).await,
-            Self::Iptables(chains) => chains.has_strayed(thoroughly).await,
+            Self::Nftables(table) => table.strayed(thoroughly).await,
+            Self::Iptables(chains) => chains.strayed(thoroughly).await,
         }
     }
 

@@ -104,29 +104,66 @@ fn what_others_change_is_put_back() {
         });
         let chain = chain.unwrap().trim_end_matches(" {").to_owned();
         let healed = async || cell.log.text().matches("drift-healed").count();
-        for (done, edit) in [
-            "nft flush table inet portcullis".to_owned(),
-            "nft delete table inet portcullis".to_owned(),
-            format!("nft flush chain inet portcullis {chain}"),
-            format!("nft insert rule inet portcullis {chain} accept"),
-            "nft delete element inet portcullis policies { 10.255.1.1 }".to_owned(),
-            format!("nft add element inet portcullis policies {{ 10.255.7.7 : jump {chain} }}"),
-            "nft add chain inet portcullis stranger && nft insert rule inet portcullis forward jump stranger".to_owned(),
-            "nft add set inet portcullis strangers '{ type ipv4_addr; }'".to_owned(),
-            "nft add map inet portcullis more '{ type ipv4_addr : verdict; }'".to_owned(),
-            "nft delete table inet portcullis && nft add table inet portcullis && \
-             nft add set inet portcullis policies '{ type ipv4_addr; }'".to_owned(),
+        let policy = format!(r#""place":"chain {chain}","#);
+        let element = r#""place":"map policies","#;
+        // What is done, and what the line about it says of the first difference.
+        for (done, (edit, place, difference)) in [
+            ("nft flush table inet portcullis", r#""place":"chain "#, r#""expected":""#),
+            ("nft delete table inet portcullis", r#""place":"table inet portcullis","#, ""),
+            (&format!("nft flush chain inet portcullis {chain}"), &policy, r#""expected":""#),
+            (
+                &format!("nft insert rule inet portcullis {chain} accept"),
+                &policy,
+                r#""found":"accept""#,
+            ),
+            (
+                "nft delete element inet portcullis policies { 10.255.1.1 }",
+                element,
+                r#""expected":"10.255.1.1 : jump "#,
+            ),
+            (
+                &format!(
+                    "nft add element inet portcullis policies {{ 10.255.7.7 : jump {chain} }}"
+                ),
+                element,
+                r#""found":"10.255.7.7 : jump "#,
+            ),
+            (
+                "nft add chain inet portcullis stranger && \
+                 nft insert rule inet portcullis forward jump stranger",
+                r#""place":"chain forward","#,
+                r#""found":"jump stranger""#,
+            ),
+            (
+                "nft add set inet portcullis strangers '{ type ipv4_addr; }'",
+                r#""place":"set strangers","#,
+                r#""found":"the definition""#,
+            ),
+            (
+                "nft add map inet portcullis more '{ type ipv4_addr : verdict; }'",
+                r#""place":"map more","#,
+                r#""found":"the definition""#,
+            ),
+            (
+                "nft delete table inet portcullis && nft add table inet portcullis && \
+                 nft add set inet portcullis policies '{ type ipv4_addr; }'",
+                r#""place":"chain "#,
+                r#""expected":"the definition""#,
+            ),
         ]
         .into_iter()
         .enumerate()
         {
             // Settled again, the agent writes its state file anew.
             let applied = cell.directory.path().join("state/applied");
-            sh(&edit);
+            sh(edit);
             fs::remove_file(&applied).unwrap();
             eventually(&format!("healed: {edit}"), async || healed().await > done).await;
             cell.settled().await;
             assert_eq!(Plane::Nftables.ours(), content, "{edit}");
+            let log = cell.log.text();
+            let found = log.lines().rfind(|line| line.contains("drift-found")).unwrap();
+            assert!(found.contains(place) && found.contains(difference), "{edit}: {found}");
             assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept, "{edit}");
             assert_eq!(prober.probe(C1, CLOSED, connection(80)).await, Fate::Reject, "{edit}");
         }
@@ -135,18 +172,22 @@ fn what_others_change_is_put_back() {
     });
 }
 
-/// In the rules of c1, the fourth opens what is open; the names are the contract's.
-const EDITS: &[&str] = &[
-    "-F asg-c1",
-    "-I asg-c1 -j ACCEPT",
+/// In the rules of c1, the fourth opens what is open; the names are the contract's. The
+/// line about an edit names the chain and the rule.
+const EDITS: &[(&str, &str)] = &[
+    ("-F asg-c1", r#"asg-c1","expected":""#),
+    ("-I asg-c1 -j ACCEPT", r#"asg-c1","found":"-j ACCEPT"}"#),
     // Of the same size, so that the table's size does not tell.
-    "-R asg-c1 4 -m iprange --dst-range 10.9.0.0-10.9.255.255 -j ACCEPT",
-    "-D asg-c1 4",
-    "-A asg-c1 -j ACCEPT",
-    "-D netout--c1 -j asg-c1",
-    "-I netout--c1 -j ACCEPT",
-    "-F netout--c1",
-    "-N asg-stranger",
+    (
+        "-R asg-c1 4 -m iprange --dst-range 10.9.0.0-10.9.255.255 -j ACCEPT",
+        "10.1.255.255 -j ACCEPT\",\"found\":\"-m iprange --dst-range 10.9.0.0",
+    ),
+    ("-D asg-c1 4", "10.1.255.255 -j ACCEPT\"}"),
+    ("-A asg-c1 -j ACCEPT", r#"asg-c1","found":"-j ACCEPT"}"#),
+    ("-D netout--c1 -j asg-c1", r#"netout--c1","expected":"-j asg-c1"}"#),
+    ("-I netout--c1 -j ACCEPT", r#"netout--c1","found":"-j ACCEPT"}"#),
+    ("-F netout--c1", r#"netout--c1","expected":"-j asg-c1"}"#),
+    ("-N asg-stranger", ""),
 ];
 
 #[test]
@@ -164,8 +205,8 @@ async fn edited(silk: Silk, lab: &Lab) {
     let whole = silk.ours();
     assert!(whole[4].contains("10.1.0.0-10.1.255.255"), "the fourth rule opens: {whole:?}");
     let deleted = ["-D netout--c1 -j asg-c1", "-F asg-c1", "-X asg-c1"];
-    let edits = EDITS.iter().map(std::slice::from_ref).chain([deleted.as_slice()]);
-    for edit in edits {
+    let edits = EDITS.iter().map(|(edit, line)| (std::slice::from_ref(edit), *line));
+    for (edit, line) in edits.chain([(deleted.as_slice(), "c1")]) {
         let before = cell.status().await.drift_healed;
         for command in edit {
             silk.run(command);
@@ -175,6 +216,9 @@ async fn edited(silk: Silk, lab: &Lab) {
         let counted = async || cell.status().await.drift_healed > before;
         if *edit != ["-N asg-stranger"] {
             eventually(&format!("counted: {edit:?}"), counted).await;
+            let log = cell.log.text();
+            let found = log.lines().rfind(|line| line.contains("drift-found")).unwrap();
+            assert!(found.contains(line), "{edit:?}: {found}");
         }
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept, "{edit:?}");
         assert_eq!(prober.probe(C1, CLOSED, connection(80)).await, Fate::Reject, "{edit:?}");

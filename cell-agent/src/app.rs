@@ -16,6 +16,7 @@ use runtime::{
     dropsonde::Dropsonde,
     lager::{self, Level, TimeFormat},
     loggregator::{self, Delivery, Loggregator},
+    metrics::Family,
     process::{About, Command, ConfigError, Flag, Process},
     server::{Grpc, Health, Http, Listener},
     supervise::Tasks,
@@ -35,7 +36,7 @@ use crate::{
     diff, groups,
     groups::{Learner, Link, Refresh},
     grpc,
-    metrics::Times,
+    metrics::{STORE_CONNECTED, Times},
     offline,
     pass::{self, Pass},
     plan::Known,
@@ -94,6 +95,8 @@ impl runtime::process::Service for App {
     const FLAGS: &'static [Flag] = &[pass::ONCE, pass::DRY_RUN];
     const COMMANDS: &'static [Command] = &[offline::RENDER];
 
+    const METRICS: &'static [Family] = crate::metrics::FAMILIES;
+
     fn log(config: &Config) -> lager::Options {
         lager::Options {
             source: format!("{}.vxlan-policy-agent", config.log_prefix),
@@ -134,9 +137,9 @@ impl Agent {
         let state = open_state(&config)?;
         let plane = plane(&config, state.clone()).await?;
         let tls = ClientTls::follow(CERTIFICATE, &config.tls);
-        let http = Listener::tcp("the control endpoints", &config.control_address).await?;
-        let debug = Listener::tcp("the debug server", &config.debug_address).await?;
-        let socket = Listener::unix("the cell service", &config.control_socket).await?;
+        let http = Listener::tcp("control", &config.control_address).await?;
+        let debug = Listener::tcp("admin", &config.debug_address).await?;
+        let socket = Listener::unix("cell", &config.control_socket).await?;
         let loggregator =
             config.loggregator.as_ref().and_then(|config| loggregator::bind(METRICS, config));
         let policies = match &config.policy_agent {
@@ -258,7 +261,6 @@ impl Agent {
             times,
             process,
         } = self;
-        crate::metrics::begin();
         let health = Health::new();
         let tls = tls.telling(health.component("policy-store-certificate"));
         let (containers, follower) =
@@ -270,6 +272,10 @@ impl Agent {
         let parts =
             Groups { containers: of_containers, enforced: of_kernel, known, times: times.clone() };
         let (learner, link, refresh) = learner(&config, &tls, parts)?;
+        process.metrics.at_scrape({
+            let link = link.clone();
+            move || crate::metrics::number(STORE_CONNECTED, u64::from(*link.borrow() == Link::Up))
+        });
         tasks.add(learner.name(), learner.run(shutdown.clone()));
         let cell = control::Cell {
             containers,
@@ -419,9 +425,9 @@ async fn watch_health(
                 (None, Some(_)) => kernel.ready(),
             }
         }
-        match *link.borrow_and_update() {
-            Link::Up => store.ready(),
-            Link::Down => store.not_ready("the policy store is not reached"),
+        match link.borrow_and_update().problem() {
+            None => store.ready(),
+            Some(problem) => store.not_ready(problem),
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

@@ -106,18 +106,20 @@ impl Cell for Service {
         let enforced = self.enforced.borrow().clone();
         let received = self.known.borrow().as_ref().map_or(0, |known| known.generation.0);
         let limit_full = enforced.limit_full.iter();
+        let link = self.link.borrow().clone();
+        let errors: Vec<String> = enforced.error.iter().cloned().chain(link.problem()).collect();
         Ok(Response::new(StatusResponse {
             cell_id: self.cell.as_str().to_owned(),
             received_generation: received,
             enforced_generation: enforced.generation().0,
             enforced_at: enforced.at.map(timestamp),
-            store_connected: *self.link.borrow() == Link::Up,
+            store_connected: link == Link::Up,
             containers: count(enforced.ruleset.containers.len()),
             isolated_rules: count(enforced.ruleset.isolated_rules()),
             drift_healed: enforced.drift_healed,
             unattributed_packets: enforced.unattributed,
             connection_limit_full: limit_full.map(|handle| handle.as_str().to_owned()).collect(),
-            last_error: enforced.error.clone().unwrap_or_default(),
+            last_error: errors.join("; "),
             certificate_error: self.certificate.problem().unwrap_or_default(),
         }))
     }

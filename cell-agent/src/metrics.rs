@@ -1,10 +1,9 @@
-//! Metrics that the original has go by its names
-//! (docs/compatibility/vxlan-policy-agent.md#metrics): to the metron agent as it sends them, and to
-//! Prometheus as the last value. Ours begin with `cell_agent_` and go to Prometheus alone.
+//! What is counted, for Prometheus, and the original's values by its names
+//! (docs/compatibility/vxlan-policy-agent.md#metrics), for the metron agent alone.
 
 use std::time::Duration;
 
-use runtime::dropsonde::Dropsonde;
+use runtime::{dropsonde::Dropsonde, metrics::Family};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -24,9 +23,10 @@ impl Times {
         Self(metron)
     }
 
-    /// How long something took.
-    pub(crate) fn took(&self, name: &'static str, took: Duration) {
-        metrics::gauge!(name).set(took.as_secs_f64() * 1000.0);
+    /// How long a step took.
+    pub(crate) fn took(&self, step: Step, took: Duration) {
+        let (name, label) = step.names();
+        CYCLE_SECONDS.histogram_by([("step", label)]).record(took);
         self.0.took(name, took);
     }
 
@@ -57,71 +57,97 @@ impl Times {
     }
 }
 
-/// How often the kernel did not take what it was to hold.
-pub(crate) const APPLY_FAILURES: &str = "cell_agent_apply_failures_total";
-/// How often somebody else's change was undone.
-pub(crate) const DRIFT_HEALED: &str = "cell_agent_drift_healed_total";
-/// How often the container metadata store could not be read.
-pub(crate) const STORE_FAILURES: &str = "cell_agent_container_store_failures_total";
-/// How often a watch of the policy store ended, or did not begin.
-pub(crate) const WATCH_FAILURES: &str = "cell_agent_policy_store_failures_total";
-/// How often a policy server did not answer a poll.
-pub(crate) const POLL_FAILURES: &str = "cell_agent_policy_server_failures_total";
-/// How often the CNI plugin was told that a container has no rules.
-pub(crate) const FORCE_FAILURES: &str = "cell_agent_force_failures_total";
+/// A step that the original times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Reading the container metadata store.
+    Containers,
+    /// Asking a policy server.
+    Poll,
+    /// Bringing the rules into the kernel.
+    Enforce,
+    /// Sweeping unused rules.
+    Cleanup,
+    /// A pass from its inputs to the published outcome.
+    Total,
+}
 
-/// How often the CNI plugin waited until the deadline.
-pub(crate) const FORCE_TIMEOUTS: &str = "cell_agent_force_timeouts_total";
-/// How often a program printed rules in an unknown spelling.
-pub(crate) const UNKNOWN_SPELLINGS: &str = "cell_agent_unknown_spellings_total";
-/// Packets rejected because they are no known container's.
-pub(crate) const UNATTRIBUTED: &str = "cell_agent_unattributed_packets_total";
-/// Packets rejected because a container's connection limit had no place for them.
-pub(crate) const LIMIT_FULL: &str = "cell_agent_connection_limit_full_packets_total";
-
-const COUNTERS: [&str; 10] = [
-    APPLY_FAILURES,
-    DRIFT_HEALED,
-    STORE_FAILURES,
-    WATCH_FAILURES,
-    POLL_FAILURES,
-    FORCE_FAILURES,
-    FORCE_TIMEOUTS,
-    UNKNOWN_SPELLINGS,
-    UNATTRIBUTED,
-    LIMIT_FULL,
-];
-
-/// Shows what has not happened yet: nothing is no failure, and not the same as no
-/// metric.
-pub(crate) fn begin() {
-    for name in COUNTERS {
-        metrics::counter!(name).increment(0);
+impl Step {
+    /// The original's name, and the label.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Containers => ("containerMetadataTime", "containers"),
+            Self::Poll => ("policyServerASGPollTime", "poll"),
+            Self::Enforce => ("asgIptablesEnforceTime", "enforce"),
+            Self::Cleanup => ("asgIptablesCleanupTime", "cleanup"),
+            Self::Total => ("asgTotalPollTime", "total"),
+        }
     }
 }
 
-/// Sets a time that goes on.
-pub(crate) fn seconds(name: &'static str, time: Duration) {
-    metrics::gauge!(name).set(time.as_secs_f64());
+runtime::families! {
+    certificates "cell_agent";
+    STORE_CONNECTED: Gauge "cell_agent_store_connected" when "enabled is true",
+        "1 while the policy store, or the policy server that is polled, answers, else 0.";
+    GENERATION: Gauge "cell_agent_enforced_generation",
+        "Generation of the policy store that is in force.";
+    GENERATION_AGE: Gauge "cell_agent_enforced_generation_age_seconds",
+        "Time since the enforced generation came into force.";
+    CONTAINERS: Gauge "cell_agent_containers",
+        "Containers of the cell.";
+    POLICIES: Gauge "cell_agent_policies",
+        "Different sets of rules; containers with equal rules share one.";
+    RULES_BEFORE: Gauge "cell_agent_rules_before_sharing",
+        "Rules of all containers, counted for each container.";
+    RULES_AFTER: Gauge "cell_agent_rules_after_sharing",
+        "Rules of all containers, shared ones counted once.";
+    KERNEL_RULES: Gauge "cell_agent_kernel_rules",
+        "Rules of this agent in the kernel.";
+    ISOLATED_RULES: Gauge "cell_agent_isolated_rules",
+        "Rules left out because they cannot be enforced.";
+    ISOLATED_CONTAINERS: Gauge "cell_agent_isolated_containers",
+        "Containers whose egress is denied because their entry in the metadata store is bad.";
+    WAITING_CONTAINERS: Gauge "cell_agent_waiting_containers",
+        "Containers whose chains the CNI plugin has not made.";
+    LIMIT_FULL_CONTAINERS: Gauge "cell_agent_connection_limit_full_containers",
+        "Containers whose connection limit was full within the last minute.";
+    IPV6_UNGOVERNED: Gauge "cell_agent_ipv6_ungoverned",
+        "1 while the cell forwards IPv6 packets that no rule decides, else 0.";
+    APPLY_SECONDS: Histogram "cell_agent_apply_seconds",
+        "Time to bring a change into the kernel.";
+    CYCLE_SECONDS: Histogram "cell_agent_cycle_duration_seconds" {
+        step: &["containers", "poll", "enforce", "cleanup", "total"],
+    },
+        "Time of a pass by step.";
+    APPLY_FAILURES: Counter "cell_agent_apply_failures_total",
+        "Attempts to bring the rules into the kernel that failed.";
+    DRIFT_HEALED: Counter "cell_agent_drift_healed_total",
+        "Changes of the agent's rules by others that were undone.";
+    STORE_FAILURES: Counter "cell_agent_container_store_failures_total",
+        "Reads of the container metadata store that failed.";
+    WATCH_FAILURES: Counter "cell_agent_policy_store_failures_total",
+        "Watches of the policy store that ended or did not begin.";
+    POLL_FAILURES: Counter "cell_agent_policy_server_failures_total",
+        "Polls of a policy server that failed.";
+    FORCE_FAILURES: Counter "cell_agent_force_failures_total",
+        "Answers to the CNI plugin that a container has no rules.";
+    FORCE_TIMEOUTS: Counter "cell_agent_force_timeouts_total",
+        "Waits of the CNI plugin that ended at the deadline.";
+    UNKNOWN_SPELLINGS: Counter "cell_agent_unknown_spellings_total",
+        "Times that iptables printed rules in an unknown spelling.";
+    UNATTRIBUTED: Counter "cell_agent_unattributed_packets_total",
+        "Packets rejected because they belong to no known container.";
+    LIMIT_FULL: Counter "cell_agent_connection_limit_full_packets_total",
+        "Packets rejected because the connection limit of their container was full.";
 }
 
-/// Adds to a distribution of times.
-pub(crate) fn took(name: &'static str, time: Duration) {
-    metrics::histogram!(name).record(time.as_secs_f64());
-}
-
-/// Counts something that happened.
-pub(crate) fn count(name: &'static str) {
-    metrics::counter!(name).increment(1);
-}
-
-/// Counts several things that happened.
-pub(crate) fn add(name: &'static str, several: u64) {
-    metrics::counter!(name).increment(several);
+/// Counts one event.
+pub(crate) fn count(family: Family) {
+    family.counter().increment(1);
 }
 
 /// Sets a number of things.
 #[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
-pub(crate) fn number(name: &'static str, value: u64) {
-    metrics::gauge!(name).set(value as f64);
+pub(crate) fn number(family: Family, value: u64) {
+    family.gauge().set(value as f64);
 }

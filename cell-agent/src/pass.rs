@@ -69,14 +69,8 @@ impl Pass {
             StateDirectory::only_read(&config.state_directory)
         } else {
             let one = "only one agent may work on a cell";
-            sockets.push(
-                Listener::tcp("the control endpoints", &config.control_address)
-                    .await
-                    .context(one)?,
-            );
-            sockets.push(
-                Listener::unix("the cell service", &config.control_socket).await.context(one)?,
-            );
+            sockets.push(Listener::tcp("control", &config.control_address).await.context(one)?);
+            sockets.push(Listener::unix("cell", &config.control_socket).await.context(one)?);
             app::open_state(&config)?
         };
         Ok(Some(Self { config, tls, state, rehearses, _sockets: sockets }))

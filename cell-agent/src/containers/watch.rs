@@ -16,7 +16,7 @@ use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Snapshot, StoreFile, file::Stamp};
-use crate::metrics::Times;
+use crate::metrics::{Step, Times};
 
 /// How often the store is looked at when inotify says nothing; as the original.
 const POLL: Duration = Duration::from_secs(5);
@@ -147,7 +147,7 @@ impl Follower {
         let before = self.stamp.clone().filter(|_| inhabited);
         let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || file.read(before.as_ref())).await;
-        self.times.took("containerMetadataTime", began.elapsed());
+        self.times.took(Step::Containers, began.elapsed());
         match read.expect("reading the store does not panic") {
             Ok((stamp, snapshot)) => Ok(self.accept(stamp, snapshot)),
             Err(error) => Err(self.refuse(&error)),

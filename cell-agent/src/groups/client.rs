@@ -60,7 +60,7 @@ impl Client {
         enforced: watch::Receiver<Arc<Enforced>>,
         known: watch::Sender<Option<Arc<Known>>>,
     ) -> (Self, watch::Receiver<Link>) {
-        let (link, linked) = watch::channel(Link::Down);
+        let (link, linked) = watch::channel(Link::begin());
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let client = Self {
             cell,
@@ -86,15 +86,16 @@ impl Client {
                 () = shutdown.cancelled() => return Ok(()),
                 ended = self.watch() => ended,
             };
-            self.link.send_replace(Link::Down);
+            let error = ended.err().map(|status| describe(&status));
+            let error = error.as_deref().unwrap_or("the store ended the watch");
+            self.link.send_replace(Link::Down(error.into()));
             if began.elapsed() > GOOD {
                 self.backoff.reset();
             }
             let wait = self.backoff.pause();
             crate::metrics::count(crate::metrics::WATCH_FAILURES);
-            let error = ended.err().map(|status| describe(&status));
             tracing::error!(
-                error = error.as_deref().unwrap_or("the store ended the watch"),
+                error,
                 "retry-milliseconds" = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
                 "policy-store-watch-ended.keeping-last-good-groups"
             );
@@ -237,7 +238,7 @@ impl Client {
             "groups-received"
         );
         let known = publish(&self.known, known);
-        if self.link.send_replace(Link::Up) == Link::Down {
+        if self.link.send_replace(Link::Up) != Link::Up {
             tracing::info!("policy-store-watched");
             self.backoff.reset();
         }

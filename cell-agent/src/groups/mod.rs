@@ -79,11 +79,28 @@ fn publish(latest: &watch::Sender<Option<Arc<Known>>>, mut known: Arc<Known>) ->
     known
 }
 
-/// Whether the store can be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// State of the connection to the source of the groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
-    /// It told a whole state, and answers still.
+    /// The source sent a whole state, and still answers.
     Up,
-    /// It does not answer, or has not said anything yet.
-    Down,
+    /// The source does not answer; why not.
+    Down(Arc<str>),
+}
+
+impl Link {
+    /// Before the first answer.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self::Down("it has not answered yet".into())
+    }
+
+    /// Why there is no connection.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match self {
+            Self::Up => None,
+            Self::Down(reason) => Some(format!("the policy store is not reached: {reason}")),
+        }
+    }
 }

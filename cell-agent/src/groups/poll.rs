@@ -23,7 +23,11 @@ use super::{
     publish,
     spaces::Spaces,
 };
-use crate::{containers::Containers, metrics::Times, plan::Known};
+use crate::{
+    containers::Containers,
+    metrics::{Step, Times},
+    plan::Known,
+};
 
 /// The first wait after a failure; it doubles up to the interval of polls.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -106,7 +110,7 @@ impl Poller {
         times: Times,
     ) -> (Self, watch::Receiver<Link>, Refresh) {
         let Server { url, timeout, interval } = server;
-        let (link, linked) = watch::channel(Link::Down);
+        let (link, linked) = watch::channel(Link::begin());
         let (ask, asked) = mpsc::channel(64);
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let poller = Self {
@@ -201,7 +205,7 @@ impl Poller {
             }
             stamp = after;
         };
-        self.times.took("policyServerASGPollTime", began.elapsed());
+        self.times.took(Step::Poll, began.elapsed());
         self.receive(entries, stamp, &spaces);
         self.fetched = Some(Fetched { stamp, spaces, polls: 0 });
         Ok(())
@@ -242,17 +246,18 @@ impl Poller {
     fn told(&mut self, outcome: &Result<(), Error>) -> Duration {
         let Err(error) = outcome else {
             self.backoff.reset();
-            if self.link.send_replace(Link::Up) == Link::Down {
+            if self.link.send_replace(Link::Up) != Link::Up {
                 tracing::info!("policy-server-polled");
             }
             // Cells that started together do not go on asking together.
             return Backoff::new(self.interval, self.interval).pause();
         };
-        self.link.send_replace(Link::Down);
+        let error = chain(error);
+        self.link.send_replace(Link::Down(error.as_str().into()));
         let wait = self.backoff.pause();
         crate::metrics::count(crate::metrics::POLL_FAILURES);
         tracing::error!(
-            error = format_args!("get-asg-rules: {}", chain(error)),
+            error = format_args!("get-asg-rules: {error}"),
             "retry-milliseconds" = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
             "poll-cycle"
         );

@@ -10,7 +10,7 @@ use model::{generation::Generation, ids::ContainerHandle};
 
 use crate::{
     containers::Snapshot,
-    metrics::number,
+    metrics::{self, number},
     plan::{Known, Ruleset, Segment, Standing},
 };
 
@@ -74,17 +74,17 @@ impl Enforced {
     /// Sets the metrics that tell what is in force.
     pub(super) fn measure(&self) {
         let (before, after) = rules(&self.ruleset);
-        number("cell_agent_enforced_generation", self.generation().0);
-        number("cell_agent_containers", self.ruleset.containers.len() as u64);
-        number("cell_agent_policies", self.ruleset.policies.len() as u64);
-        number("cell_agent_rules_before_sharing", before);
-        number("cell_agent_rules_after_sharing", after);
-        number("cell_agent_isolated_rules", self.ruleset.isolated_rules() as u64);
+        number(metrics::GENERATION, self.generation().0);
+        number(metrics::CONTAINERS, self.ruleset.containers.len() as u64);
+        number(metrics::POLICIES, self.ruleset.policies.len() as u64);
+        number(metrics::RULES_BEFORE, before);
+        number(metrics::RULES_AFTER, after);
+        number(metrics::ISOLATED_RULES, self.ruleset.isolated_rules() as u64);
         let is_isolated = |standing: &_| matches!(standing, Standing::Isolated(_));
         let containers = self.ruleset.containers.values();
         let isolated = containers.filter(|planned| is_isolated(&planned.standing)).count();
-        number("cell_agent_isolated_containers", isolated as u64);
-        number("cell_agent_waiting_containers", self.waiting.len() as u64);
+        number(metrics::ISOLATED_CONTAINERS, isolated as u64);
+        number(metrics::WAITING_CONTAINERS, self.waiting.len() as u64);
     }
 
     /// The newest generation of the policy store that is in force.

@@ -44,9 +44,6 @@ const COUNT: Duration = Duration::from_secs(5);
 /// have changed the tables without taking a lock.
 const LEFT_OUT_MOST: u32 = 120;
 
-/// 1 while this cell forwards IPv6 packets that no rules decide.
-const IPV6_UNGOVERNED: &str = "cell_agent_ipv6_ungoverned";
-
 fn forwards_ipv6() -> bool {
     let setting = "/proc/sys/net/ipv6/conf/all/forwarding";
     fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1")
@@ -235,7 +232,7 @@ impl Chains {
     /// What was counted of packets that no rule decided.
     pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
-        metrics::number(IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
+        metrics::number(metrics::IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
         if !guarded || self.counted.is_some_and(|next| Instant::now() < next) {
             return None;
         }

@@ -50,7 +50,7 @@ use crate::{
     apply::Error,
     containers::{Containers, Snapshot},
     drift::Drift,
-    metrics::{self, Times, number},
+    metrics::{self, Step, Times, number},
     plan::{Known, Planner, Refused, Ruleset, Settings},
 };
 
@@ -114,7 +114,6 @@ pub struct Reconciler {
     settle_at: Option<Instant>,
     changing_since: Option<Instant>,
     changed_at: Option<Instant>,
-    began: Instant,
     /// The generation in force, and since when.
     generation_since: Option<(Generation, Instant)>,
     /// Whether the kernel keeps what it has until the inputs are known.
@@ -160,7 +159,6 @@ impl Reconciler {
             settle_at: None,
             changing_since: None,
             changed_at: None,
-            began: Instant::now(),
             generation_since: None,
             holding: false,
             lost: false,
@@ -231,9 +229,8 @@ impl Reconciler {
 
     fn measure_age(&self) {
         if let Some((_, since)) = self.generation_since {
-            metrics::seconds("cell_agent_enforced_generation_age_seconds", since.elapsed());
+            metrics::GENERATION_AGE.gauge().set(since.elapsed());
         }
-        metrics::seconds("uptime", self.began.elapsed());
     }
 
     async fn nudged(&mut self, Nudge { thoroughly, answer: asked }: Nudge) {
@@ -273,7 +270,7 @@ impl Reconciler {
         let started = Instant::now();
         let before = Arc::clone(&self.published.borrow().ruleset);
         let enforced = self.enforce(&attempt).await;
-        self.inputs.times.took("asgIptablesEnforceTime", started.elapsed());
+        self.inputs.times.took(Step::Enforce, started.elapsed());
         match enforced {
             Ok((ruleset, changed)) => {
                 self.failures = 0;
@@ -286,7 +283,7 @@ impl Reconciler {
             }
             Err(error) => self.failed(attempt.reading, &error),
         }
-        self.inputs.times.took("asgTotalPollTime", started.elapsed());
+        self.inputs.times.took(Step::Total, started.elapsed());
     }
 
     /// Whether it is known what an earlier process left. Before that nothing is
@@ -371,7 +368,7 @@ impl Reconciler {
             isolated = after.isolated_rules(),
             "rules-applied"
         );
-        metrics::took("cell_agent_apply_seconds", took);
+        metrics::APPLY_SECONDS.histogram().record(took);
     }
 
     fn failed(&mut self, reading: u64, error: &Error) {
@@ -407,7 +404,7 @@ impl Reconciler {
         });
         let enforced = self.published.borrow();
         enforced.measure();
-        number("cell_agent_kernel_rules", self.kernel.rules());
+        number(metrics::KERNEL_RULES, self.kernel.rules());
         let generation = enforced.generation();
         if self.generation_since.is_none_or(|(in_force, _)| in_force != generation) {
             self.generation_since = Some((generation, Instant::now()));
@@ -422,7 +419,7 @@ impl Reconciler {
         let ruleset = Arc::clone(&self.published.borrow().ruleset);
         let started = Instant::now();
         let swept = self.kernel.sweep(&ruleset).await;
-        self.inputs.times.took("asgIptablesCleanupTime", started.elapsed());
+        self.inputs.times.took(Step::Cleanup, started.elapsed());
         let settled = match swept {
             Ok(()) => tokio::select! {
                 biased;

@@ -79,7 +79,7 @@ impl Reconciler {
         let grown = self.tally.grown(counted);
         let now = Instant::now();
         let strange = grown.get(UNATTRIBUTED).copied().unwrap_or_default();
-        metrics::add(metrics::UNATTRIBUTED, strange);
+        metrics::UNATTRIBUTED.counter().increment(strange);
         if let Some(packets) = self.tally.unattributed(strange, now) {
             let sources = self.kernel.strangers().await;
             tracing::error!(packets, sources, "unattributed-packets-rejected");
@@ -88,14 +88,14 @@ impl Reconciler {
         if ruleset.settings.connection_limit.is_some() && grown.len() > usize::from(strange > 0) {
             for handle in ruleset.containers.keys() {
                 let Some(packets) = grown.get(&full(handle)) else { continue };
-                metrics::add(metrics::LIMIT_FULL, *packets);
+                metrics::LIMIT_FULL.counter().increment(*packets);
                 if self.tally.is_full(handle, now) {
                     tracing::error!(container = %handle, packets, "connection-limit-full");
                 }
             }
         }
         let full = self.tally.all_full(now);
-        metrics::number("cell_agent_connection_limit_full_containers", full.len() as u64);
+        metrics::number(metrics::LIMIT_FULL_CONTAINERS, full.len() as u64);
         let enforced = self.published.borrow();
         let news = strange > 0 || enforced.limit_full != full;
         drop(enforced);

@@ -214,7 +214,7 @@ fn what_cannot_work_is_told_before_anything_is_served() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = cell.bind_with("force_policy_poll_cycle_port", json!(port)).await;
-        assert!(error.contains("the control endpoints") && error.contains("in use"), "{error}");
+        assert!(error.contains("control: listening on") && error.contains("in use"), "{error}");
     });
 }
 

@@ -62,15 +62,18 @@ impl Process {
         applied.map(|line| line["data"].clone()).collect()
     }
 
-    /// By name; of a distribution its count.
+    /// By name, with `/step` where there is one.
     async fn metrics(&self) -> BTreeMap<String, f64> {
         let debug = ([127, 0, 0, 1], 8721).into();
         let (status, text) = http(debug, "GET", "/metrics", "").await;
         assert_eq!(status, 200);
         let values = text.lines().filter(|line| !line.starts_with('#'));
         let values = values.filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            Some((name.split('{').next()?.to_owned(), value.parse().ok()?))
+            let (series, value) = line.rsplit_once(' ')?;
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let step = labels.strip_prefix("step=\"").and_then(|step| step.strip_suffix("\"}"));
+            let step = step.map(|step| format!("/{step}")).unwrap_or_default();
+            Some((format!("{name}{step}"), value.parse().ok()?))
         });
         values.collect()
     }
@@ -165,8 +168,9 @@ fn what_happens_is_counted_and_each_change_has_a_line() {
             assert_eq!(metrics.get(name), Some(&value), "{name} in {metrics:#?}");
         }
         assert!(metrics["cell_agent_kernel_rules"] > 2.0, "{metrics:#?}");
-        for name in ["containerMetadataTime", "asgIptablesEnforceTime", "asgTotalPollTime"] {
-            assert!(metrics[name] > 0.0, "{name} in {metrics:#?}");
+        for step in ["containers", "enforce", "total"] {
+            let name = format!("cell_agent_cycle_duration_seconds_count/{step}");
+            assert!(metrics[&name] > 0.0, "{name} in {metrics:#?}");
         }
         process.shows("cell_agent_containers", 3.0).await;
         // One rule more: one line with what came and went.
@@ -192,10 +196,7 @@ fn what_happens_is_counted_and_each_change_has_a_line() {
         })
         .await;
         let metrics = process.metrics().await;
-        assert!(
-            metrics["uptime"] > 0.0 && metrics["asgIptablesCleanupTime"] >= 0.0,
-            "{metrics:#?}"
-        );
+        assert!(metrics["cell_agent_cycle_duration_seconds_count/cleanup"] > 0.0, "{metrics:#?}");
         assert!(metrics["cell_agent_apply_seconds_count"] >= 2.0, "{metrics:#?}");
         // Failures of all sorts.
         cell.store.down().await;

@@ -72,7 +72,11 @@ fn grpcurl_lists_describes_and_calls() {
     let rules = call("EffectiveRules", r#"{"handle":"nobody"}"#);
     assert!(rules.stderr.contains("NotFound"), "{rules:?}");
     assert!(call("Reconcile", "{}").success);
-    assert!(call("Status", "{}").stdout.contains("cell-1"));
+    let status = call("Status", "{}").stdout;
+    assert!(status.contains("cell-1"), "{status}");
+    // The store is away, so the operator reads why.
+    assert!(status.contains("the policy store is not reached: "), "{status}");
+    assert!(status.contains("127.0.0.1:1"), "{status}");
 }
 
 fn ctl(socket: &Path, args: &[&str]) -> (bool, String) {
@@ -105,7 +109,7 @@ fn portcullisctl_tells_why_a_container_is_closed() {
 
 /// Runs a test in a network namespace of its own, with all that it starts: the
 /// agent changes the packet filter there, and reaches the others on loopback.
-fn apart(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn apart(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces can be made: run as root");
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
@@ -118,7 +122,7 @@ fn apart(test: impl FnOnce() + Send + 'static) {
 }
 
 /// Starts the agent of a cell with one container, which watches this store.
-fn watching(plane: &ControlPlane) -> Process {
+pub(crate) fn watching(plane: &ControlPlane) -> Process {
     let site = &plane.site;
     let files = site.cell_certificate("cell-1");
     let metadata =

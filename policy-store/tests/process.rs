@@ -97,6 +97,7 @@ async fn the_log_tells_of_each_replace_and_refusal() {
         json!({
             "added": 60, "changed": 0, "removed": 0, "unchanged": 0, "generation": 1,
             "fencing-token": 9, "writer": "syncer-a",
+            "added-guids": (0..20).map(|i| format!("g{i:05}")).collect::<Vec<_>>(),
         })
     );
 
@@ -157,7 +158,7 @@ fn what_cannot_be_bound_is_named() {
     let taken = taken.local_addr().unwrap().to_string();
     let nowhere = site.path().join("nowhere");
     for (key, value, texts) in [
-        ("grpc_listen_address", json!(taken), vec!["gRPC", taken.as_str()]),
+        ("grpc_listen_address", json!(taken), vec!["grpc", taken.as_str()]),
         ("admin_listen_address", json!(taken), vec!["admin", taken.as_str()]),
         ("database", json!({ "type": "sqlite", "path": nowhere.join("db") }), vec!["nowhere/db"]),
     ] {

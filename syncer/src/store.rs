@@ -83,7 +83,7 @@ impl Error {
 }
 
 /// What a confirmed Replace did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// The store's number for the set.
     pub generation: Generation,
@@ -95,6 +95,23 @@ pub struct Committed {
     pub removed: u64,
     /// Groups that stayed.
     pub unchanged: u64,
+    /// The first groups of each kind.
+    pub named: Named,
+}
+
+/// The guids of the first groups that a Replace changed; empty if the store does not say.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Named {
+    /// Groups that the store did not have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub added_guids: Vec<String>,
+    /// Groups whose content is new.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changed_guids: Vec<String>,
+    /// Groups that are gone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed_guids: Vec<String>,
 }
 
 /// The policy store's client.
@@ -359,9 +376,20 @@ async fn missing(answers: &mut Streaming<ReplaceResponse>) -> Result<Vec<String>
 
 async fn committed(answers: &mut Streaming<ReplaceResponse>) -> Result<Committed, Error> {
     match next(answers).await? {
-        Answer::Committed(WireCommitted { generation, added, changed, removed, unchanged }) => {
+        Answer::Committed(committed) => {
+            let WireCommitted {
+                generation,
+                added,
+                changed,
+                removed,
+                unchanged,
+                added_guids,
+                changed_guids,
+                removed_guids,
+            } = committed;
             let generation = Generation(generation);
-            Ok(Committed { generation, added, changed, removed, unchanged })
+            let named = Named { added_guids, changed_guids, removed_guids };
+            Ok(Committed { generation, added, changed, removed, unchanged, named })
         }
         Answer::Missing(_) => Err(Error::OutOfTurn("missing groups after the last")),
     }

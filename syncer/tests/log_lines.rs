@@ -43,7 +43,7 @@ fn expected() -> Vec<String> {
 }
 
 const LOOK: &str = "info get-security-groups-last-update";
-const APPLIED: &str = "added changed fencing-token generation kept malformed read-ms reason \
+const APPLIED: &str = "added added-guids changed fencing-token generation kept malformed read-ms reason \
                        removed store-ms unchanged watermark";
 
 /// The recording has lines that were cut because of their length.

@@ -14,9 +14,10 @@ use anyhow::bail;
 use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Watermark},
+    ids::GroupGuid,
     lock::{FencingToken, Owner},
 };
-use runtime::{error::chain, server::Component};
+use runtime::{error::chain, lager, server::Component};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     board::Board,
-    decide::{Decision, Known, Refusal, Replacement, decide},
+    decide::{Decision, Known, Named, Refusal, Replacement, decide},
     snapshot::Snapshot,
 };
 use crate::store::{Error, Mended, News, Store};
@@ -37,7 +38,7 @@ const WAITING: usize = 4;
 const MEND: Duration = Duration::from_secs(5);
 
 /// What a Replace did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// The generation afterwards.
     pub generation: Generation,
@@ -49,6 +50,8 @@ pub struct Committed {
     pub removed: usize,
     /// Groups that stayed as they were.
     pub unchanged: usize,
+    /// The first groups of each kind.
+    pub named: Named,
 }
 
 /// Why a Replace was not confirmed.
@@ -228,13 +231,15 @@ impl Committer {
                 }
                 let took = began.elapsed();
                 self.board.confirm(Instant::now());
-                tell(&write, &decision, took);
+                let named = decision.named();
+                tell(&write, &decision, &named, took);
                 Ok(Ok(Committed {
                     generation: decision.state.generation,
                     added: decision.added(),
                     changed: decision.changed(),
                     removed: decision.removed.len(),
                     unchanged: decision.unchanged,
+                    named,
                 }))
             }
             Err(Error::Refused(refused)) => {
@@ -367,16 +372,21 @@ async fn made<T: Send + 'static>(snapshot: impl FnOnce() -> T + Send + 'static) 
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-fn tell(write: &Replacement, decision: &Decision, took: Duration) {
+fn tell(write: &Replacement, decision: &Decision, named: &Named, took: Duration) {
     let outcome = if decision.is_change() { "changed" } else { "unchanged" };
     metrics::counter!("policy_store_replaces_total", "outcome" => outcome).increment(1);
     metrics::histogram!("policy_store_commit_seconds").record(took.as_secs_f64());
     let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let [added, changed, removed] = [&named.added, &named.changed, &named.removed]
+        .map(|guids| guids.iter().map(GroupGuid::as_str).collect::<Vec<_>>());
     tracing::info!(
         added = decision.added(),
         changed = decision.changed(),
         removed = decision.removed.len(),
         unchanged = decision.unchanged,
+        "added-guids" = listed(&added),
+        "changed-guids" = listed(&changed),
+        "removed-guids" = listed(&removed),
         generation = decision.state.generation.0,
         "fencing-token" = write.token.map_or(0, |token| token.0),
         writer = %write.owner,
@@ -391,6 +401,11 @@ fn tell(write: &Replacement, decision: &Decision, took: Duration) {
             "watermark-went-back"
         );
     }
+}
+
+/// A field of a log line; absent if there are none.
+fn listed<'a>(guids: &'a [&'a str]) -> Option<impl tracing::Value + 'a> {
+    (!guids.is_empty()).then(|| lager::json(guids))
 }
 
 pub(crate) fn tell_refusal(writer: &Owner, token: Option<FencingToken>, refusal: &Refusal) {

@@ -226,6 +226,35 @@ impl Decision {
     pub fn changed(&self) -> usize {
         self.upserts.len() - self.added()
     }
+
+    /// The groups behind the counts.
+    #[must_use]
+    pub fn named(&self) -> Named {
+        let upserted = |added| {
+            let upserts = self.upserts.iter().filter(move |upsert| upsert.added == added);
+            upserts.map(|upsert| &upsert.group.guid).take(NAMED_MOST).cloned().collect()
+        };
+        let removed = self.removed.iter().map(|(_, guid)| guid);
+        Named {
+            added: upserted(true),
+            changed: upserted(false),
+            removed: removed.take(NAMED_MOST).cloned().collect(),
+        }
+    }
+}
+
+/// How many groups of each kind a log line names.
+pub const NAMED_MOST: usize = 20;
+
+/// The guids of the first groups that a Replace changed, ascending by id.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Named {
+    /// New groups.
+    pub added: Vec<GroupGuid>,
+    /// Groups with new content.
+    pub changed: Vec<GroupGuid>,
+    /// Groups that went.
+    pub removed: Vec<GroupGuid>,
 }
 
 /// See the module.

@@ -201,14 +201,19 @@ impl Replacing {
         let supplied = expected.complete()?;
         let at = Timestamp::now();
         let write = Replacement { owner, token, watermark, allow_mass_removal, supplied, at };
-        let Committed { generation, added, changed, removed, unchanged } =
+        let Committed { generation, added, changed, removed, unchanged, named } =
             self.commits.commit(write).await?;
+        let guids =
+            |guids: Vec<GroupGuid>| guids.iter().map(|guid| guid.as_str().to_owned()).collect();
         Ok(Step::Committed(replace_response::Committed {
             generation: generation.0,
             added: added as u64,
             changed: changed as u64,
             removed: removed as u64,
             unchanged: unchanged as u64,
+            added_guids: guids(named.added),
+            changed_guids: guids(named.changed),
+            removed_guids: guids(named.removed),
         }))
     }
 

@@ -16,6 +16,7 @@ use metrics::{counter, gauge, histogram};
 use runtime::{
     backoff::Backoff,
     error::chain,
+    lager,
     server::{Component, Health},
 };
 use tokio::time::{Instant, sleep_until};
@@ -293,6 +294,9 @@ pub struct Applied {
     pub removed: u64,
     /// Groups that stayed.
     pub unchanged: u64,
+    /// The first groups of each kind.
+    #[serde(flatten)]
+    pub named: store::Named,
     /// Groups that could not be read.
     pub malformed: usize,
     /// Groups of which the store keeps the version that it had.
@@ -311,13 +315,15 @@ pub struct Applied {
 
 impl Applied {
     fn new(synced: &Synced, reason: Reason, term: &Term) -> Self {
-        let store::Committed { generation, added, changed, removed, unchanged } = synced.committed;
+        let store::Committed { generation, added, changed, removed, unchanged, named } =
+            synced.committed.clone();
         Self {
             reason: reason.as_str(),
             added,
             changed,
             removed,
             unchanged,
+            named,
             malformed: synced.malformed,
             kept: synced.kept,
             generation: generation.0,
@@ -335,6 +341,9 @@ impl Applied {
             changed = self.changed,
             removed = self.removed,
             unchanged = self.unchanged,
+            "added-guids" = guids(&self.named.added_guids),
+            "changed-guids" = guids(&self.named.changed_guids),
+            "removed-guids" = guids(&self.named.removed_guids),
             malformed = self.malformed,
             kept = self.kept,
             generation = self.generation,
@@ -347,8 +356,14 @@ impl Applied {
     }
 }
 
+/// A field of a log line; absent if there are none.
+fn guids(guids: &[String]) -> Option<impl tracing::Value> {
+    (!guids.is_empty()).then(|| lager::json(guids))
+}
+
 fn record(synced: &Synced) {
-    let store::Committed { generation, added, changed, removed: _, unchanged } = synced.committed;
+    let store::Committed { generation, added, changed, removed: _, unchanged, named: _ } =
+        synced.committed;
     histogram!("syncer_cycle_duration_seconds", "step" => "read").record(synced.read_time);
     histogram!("syncer_cycle_duration_seconds", "step" => "store").record(synced.store_time);
     gauge!("syncer_groups").set((added + changed + unchanged) as f64);

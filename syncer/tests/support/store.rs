@@ -230,23 +230,36 @@ fn commit(
     if stored >= 50 && gone * 2 > stored && !write.begin.allow_mass_removal {
         return Err(Status::failed_precondition("too much would be removed"));
     }
-    let (mut added, mut changed) = (0, 0);
+    let (mut added_guids, mut changed_guids) = (Vec::new(), Vec::new());
     for group in sent {
         let group = SecurityGroup::try_from(group).unwrap();
         assert_eq!(named.get(&group.guid), Some(&group.content_hash()), "not as promised");
         write.sent.push(group.guid.as_str().to_owned());
+        let guid = group.guid.to_string();
         match state.groups.insert(group.guid.clone(), group) {
-            Some(_) => changed += 1,
-            None => added += 1,
+            Some(_) => changed_guids.push(guid),
+            None => added_guids.push(guid),
         }
     }
+    let is_gone = |guid: &&GroupGuid| !named.contains_key(*guid);
+    let removed_guids = state.groups.keys().filter(is_gone).map(ToString::to_string).collect();
     state.groups.retain(|guid, _| named.contains_key(guid));
     assert_eq!(state.groups.len(), named.len(), "a group is missing at the commit");
     let removed = gone as u64;
+    let (added, changed) = (added_guids.len() as u64, changed_guids.len() as u64);
     state.generation += u64::from(added + changed + removed > 0);
     state.writer =
         Writer { owner: write.begin.owner.clone(), fencing_token: write.begin.fencing_token };
     state.writes.push(write);
     let unchanged = named.len() as u64 - added - changed;
-    Ok(Committed { generation: state.generation, added, changed, removed, unchanged })
+    Ok(Committed {
+        generation: state.generation,
+        added,
+        changed,
+        removed,
+        unchanged,
+        added_guids,
+        changed_guids,
+        removed_guids,
+    })
 }

@@ -11,6 +11,7 @@ use runtime::{
     dropsonde::Dropsonde,
     https::Servers,
     lager,
+    metrics::Family,
     process::{About, ConfigError, Process, Service},
     server::{Admin, Health, Listener, RunningAdmin},
     supervise::Tasks,
@@ -33,7 +34,7 @@ use crate::{
         schedule::Intervals,
         sync_now::{Outcome, SyncNow},
     },
-    report::{self, Report},
+    report::Report,
     store::{self, Store},
 };
 
@@ -90,6 +91,8 @@ impl Service for App {
         },
     };
 
+    const METRICS: &'static [Family] = crate::metrics::FAMILIES;
+
     fn log(config: &Config) -> lager::Options {
         lager::Options {
             source: format!("{}.policy-server-asg-syncer", config.log_prefix),
@@ -117,7 +120,6 @@ impl Service for App {
             None => Dropsonde::default(),
             Some(address) => Dropsonde::to(address, JOB),
         };
-        report::declare();
         let report = Report::new(metron);
         let times = report.clone();
         let health = Health::new();
@@ -260,7 +262,7 @@ async fn debug_endpoint(
     health: &Health,
     sync_now: SyncNow,
 ) -> anyhow::Result<Admin> {
-    let listener = Listener::tcp("debug-server", address).await?;
+    let listener = Listener::tcp("admin", address).await?;
     info!(address = %listener.local_addr(), "debug-server-bound");
     let sync = move || async move { answer(sync_now.ask().await) };
     let router = Router::new().route("/sync-now", post(sync));

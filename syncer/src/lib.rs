@@ -24,6 +24,7 @@ pub mod cycle;
 mod echo;
 pub mod import;
 pub mod lease;
+pub mod metrics;
 pub mod poll;
 pub mod reading;
 pub mod report;

@@ -13,7 +13,6 @@
 use std::{future::pending, pin::Pin, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use metrics::{counter, gauge};
 use model::lock::{Claim, FencingToken};
 use runtime::{lager, server::Component};
 use tokio::{
@@ -28,6 +27,7 @@ use super::{
     Granted, Lease, Times,
     locket::{Failure, Locket, LoggedLock, Watched},
 };
+use crate::metrics::{FENCING_TOKEN, LEASE_HELD, LOCK_FAILURES, LOST_LOCKS, TERMS};
 
 /// How long a farewell may take: a Release, or asking who holds the lock.
 const COURTESY: Duration = Duration::from_secs(2);
@@ -176,7 +176,7 @@ impl Keeper {
     where
         F: Future<Output = Fenced> + Send + 'static,
     {
-        gauge!("syncer_lease_held").set(0.0);
+        LEASE_HELD.gauge().set(0.0);
         self.span.in_scope(|| info!("started"));
         self.due = Instant::now();
         self.reach.until = Some(self.due + self.settings.times.ttl);
@@ -333,9 +333,9 @@ impl Keeper {
             }
         });
         self.tokenless_told |= token.0 == 0;
-        gauge!("syncer_lease_held").set(1.0);
-        gauge!("syncer_fencing_token").set(token.0 as f64);
-        counter!("syncer_terms_total").increment(1);
+        LEASE_HELD.gauge().set(1.0);
+        FENCING_TOKEN.gauge().set(token.0 as f64);
+        TERMS.counter().increment(1);
         tasks.spawn(work(Term::new(token, end)));
         self.running = Some(Running { ends, work: tasks });
     }
@@ -352,7 +352,7 @@ impl Keeper {
             running.ends.send_replace(Instant::now());
             running.work.shutdown().await;
         }
-        gauge!("syncer_lease_held").set(0.0);
+        LEASE_HELD.gauge().set(0.0);
     }
 
     async fn broken(&mut self, broke: bool) -> anyhow::Result<()> {
@@ -376,7 +376,7 @@ impl Keeper {
             ),
             None => error!(error = why, "lost-lock"),
         });
-        counter!("syncer_lost_locks_total").increment(1);
+        LOST_LOCKS.counter().increment(1);
         match self.settings.exit_on_loss {
             true => Err(anyhow!("lost lock ({why})")),
             false => Ok(()),
@@ -418,7 +418,7 @@ impl Keeper {
     }
 
     fn failed(&self, failure: &Failure, duration: u64, tried: bool) {
-        counter!("syncer_lock_request_failures_total").increment(1);
+        LOCK_FAILURES.counter().increment(1);
         self.span.in_scope(|| {
             if self.running.is_some() {
                 error!(

@@ -12,7 +12,6 @@ pub mod sync_now;
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::{counter, gauge, histogram};
 use runtime::{
     backoff::Backoff,
     error::chain,
@@ -31,6 +30,9 @@ use crate::{
     cloud_controller::CloudController,
     cycle::{self, Synced},
     lease::keeper::{Fenced, Term},
+    metrics::{
+        FAILURES, GENERATION, GROUPS, LAST_SUCCESS, MALFORMED, POLLS, WATERMARK, WATERMARK_AGE,
+    },
     reading::Held,
     report::Report,
     stamp::Stamp,
@@ -126,7 +128,7 @@ impl Poller {
                     next
                 }
                 Err(cycle::Error::Store(store::Error::Fenced(message))) => {
-                    counter!("syncer_failures_total", "cause" => "fenced").increment(1);
+                    FAILURES.counter_by([("cause", "fenced")]).increment(1);
                     error!(error = message, "fenced-by-policy-store");
                     return Fenced;
                 }
@@ -174,7 +176,7 @@ impl Leadership<'_> {
                     "cc-latest-update-time" = %stamp, "local-latest-update-time" = %local,
                     "skipping-update"
                 );
-                counter!("syncer_polls_total", "outcome" => "unchanged").increment(1);
+                POLLS.counter_by([("outcome", "unchanged")]).increment(1);
                 None
             }
             Some(reason) => {
@@ -183,7 +185,7 @@ impl Leadership<'_> {
                     reason = reason.as_str(), "performing-update"
                 );
                 let applied = self.sync(stamp, local, reason, began).await?;
-                counter!("syncer_polls_total", "outcome" => "synced").increment(1);
+                POLLS.counter_by([("outcome", "synced")]).increment(1);
                 Some(applied)
             }
         };
@@ -235,7 +237,7 @@ impl Leadership<'_> {
     fn good(&mut self) {
         self.backoff.reset();
         self.last_good = Instant::now();
-        gauge!("syncer_last_success_timestamp_seconds").set(seconds_now());
+        LAST_SUCCESS.gauge().set(seconds_now());
         self.show_watermark();
     }
 
@@ -243,15 +245,15 @@ impl Leadership<'_> {
     fn show_watermark(&self) {
         if let Some(Stamp::At(watermark)) = self.schedule.watermark() {
             let stamp = watermark.seconds() as f64 + f64::from(watermark.nanoseconds()) / 1e9;
-            gauge!("syncer_watermark_timestamp_seconds").set(stamp);
-            gauge!("syncer_watermark_age_seconds").set(seconds_now() - stamp);
+            WATERMARK.gauge().set(stamp);
+            WATERMARK_AGE.gauge().set(seconds_now() - stamp);
         }
     }
 
     /// Tells of a poll that failed. Returns how long to pause.
     fn failed(&mut self, err: &cycle::Error) -> Duration {
-        counter!("syncer_polls_total", "outcome" => "failed").increment(1);
-        counter!("syncer_failures_total", "cause" => err.cause()).increment(1);
+        POLLS.counter_by([("outcome", "failed")]).increment(1);
+        FAILURES.counter_by([("cause", err.cause())]).increment(1);
         self.show_watermark();
         let pause = self.backoff.pause().max(err.retry_after().unwrap_or_default());
         let deadline = self.poller.settings.retry_deadline;
@@ -364,11 +366,9 @@ fn guids(guids: &[String]) -> Option<impl tracing::Value> {
 fn record(synced: &Synced) {
     let store::Committed { generation, added, changed, removed: _, unchanged, named: _ } =
         synced.committed;
-    histogram!("syncer_cycle_duration_seconds", "step" => "read").record(synced.read_time);
-    histogram!("syncer_cycle_duration_seconds", "step" => "store").record(synced.store_time);
-    gauge!("syncer_groups").set((added + changed + unchanged) as f64);
-    gauge!("syncer_malformed_groups").set(synced.malformed as f64);
-    gauge!("syncer_generation").set(generation.0 as f64);
+    GROUPS.gauge().set((added + changed + unchanged) as f64);
+    MALFORMED.gauge().set(synced.malformed as f64);
+    GENERATION.gauge().set(generation.0 as f64);
 }
 
 fn millis(duration: Duration) -> u64 {

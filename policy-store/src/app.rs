@@ -4,9 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::Router;
+use jiff::Timestamp;
 use runtime::{
     dropsonde::Dropsonde,
     lager,
+    metrics::Family,
     process::{About, Backup, ConfigError, Flag, Process, Service, Task},
     server::{Admin, Component, Grpc, Health, Http, Limits, Listener, RunningAdmin},
     supervise::Tasks,
@@ -19,7 +21,8 @@ use crate::{
     config::{Config, Database},
     feed::{
         cells::Cells,
-        watch::{Feed, save_reports},
+        laggards,
+        watch::{Feed, gauge, save_reports},
     },
     groups::{board::Board, commit},
     grpc::PolicyStore,
@@ -106,6 +109,8 @@ impl Service for App {
         ),
     });
 
+    const METRICS: &'static [Family] = crate::metrics::FAMILIES;
+
     fn log(config: &Config) -> lager::Options {
         lager::Options {
             source: format!("{}.policy-server-internal", config.log_prefix),
@@ -118,17 +123,17 @@ impl Service for App {
         let health = Health::new();
         let tls = ServerTls::follow(CERTIFICATE, &config.tls, Alpn::H2)
             .telling(health.component("certificate"));
-        let grpc = Listener::tcp("gRPC", config.grpc_listen_address.as_str()).await?;
+        let grpc = Listener::tcp("grpc", config.grpc_listen_address.as_str()).await?;
         let internal = match &config.internal_listen_address {
             None => None,
             Some(address) => Some(Internal {
-                listener: Listener::tcp("internal API", address.as_str()).await?,
+                listener: Listener::tcp("http", address.as_str()).await?,
                 tls: tls.for_alpn(Alpn::None),
             }),
         };
         let health_checks = match &config.health_check_address {
             None => None,
-            Some(address) => Some(Listener::tcp("health checks", address.as_str()).await?),
+            Some(address) => Some(Listener::tcp("health", address.as_str()).await?),
         };
         let admin = Listener::tcp("admin", config.admin_listen_address.as_str()).await?;
         let metron = match &config.metron_address {
@@ -143,6 +148,10 @@ impl Service for App {
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
+        process.metrics.at_scrape({
+            let (board, cells) = (Arc::clone(&board), cells.clone());
+            move || gauge(&board, &cells, Timestamp::now())
+        });
         let began = Instant::now();
         Ok(Self {
             config,
@@ -248,6 +257,7 @@ impl App {
             "reports",
             save_reports(store, feed.clone(), config.report_save_interval, drained.clone()),
         );
+        tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
         tasks.add("writer", committer.run(drained.clone()));
         tasks.add("admin", admin.run(shutdown.clone()));
         let service = PolicyStore::entry(config.access, feed, commits, config.replaces);

@@ -13,6 +13,7 @@ pub mod feed;
 pub mod groups;
 pub mod grpc;
 pub mod http;
+pub mod metrics;
 mod open;
 mod report;
 pub mod store;

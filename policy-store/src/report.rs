@@ -8,11 +8,15 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge};
-use runtime::dropsonde::Dropsonde;
+use runtime::{
+    dropsonde::Dropsonde,
+    metrics::{Family, Kind},
+};
 use storage::server::Stats;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{DB_FAILED, DB_IN_FLIGHT, DB_LONGEST, DB_OPEN, DB_QUERIES, DB_SUCCEEDED};
 
 /// How often the original tells of itself and of its database.
 const ITSELF: Duration = Duration::from_secs(30);
@@ -39,28 +43,12 @@ impl Report {
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { metron, database, began } = self;
-        begin_counters();
         tokio::join!(
             metron.resolve(&shutdown),
             every(ITSELF, &shutdown, || itself(&metron, database.as_ref(), began)),
             every(RUNTIME, &shutdown, || metron.process()),
         );
         Ok(())
-    }
-}
-
-/// Counters that are shown before they count anything: a rate needs the zero.
-fn begin_counters() {
-    for name in [
-        "policy_store_denied_total",
-        "policy_store_http_list_bytes_total",
-        "policy_store_http_lists_refused_total",
-        "policy_store_http_stale_total",
-    ] {
-        counter!(name).increment(0);
-    }
-    for outcome in ["changed", "unchanged", "fenced", "mass-removal", "overtaken", "failed"] {
-        counter!("policy_store_replaces_total", "outcome" => outcome).increment(0);
     }
 }
 
@@ -71,7 +59,10 @@ fn itself(metron: &Dropsonde, database: Option<&Look>, began: Instant) {
     let Some(look) = database else { return };
     for Row { name, unit, shown, value } in rows(&look()) {
         metron.value(name, value, unit);
-        gauge!(shown).set(value);
+        match shown.kind {
+            Kind::Counter => shown.counter().absolute(value as u64),
+            Kind::Gauge | Kind::Histogram => shown.gauge().set(value),
+        }
     }
 }
 
@@ -79,7 +70,7 @@ fn itself(metron: &Dropsonde, database: Option<&Look>, began: Instant) {
 struct Row {
     name: &'static str,
     unit: &'static str,
-    shown: &'static str,
+    shown: Family,
     value: f64,
 }
 
@@ -89,15 +80,15 @@ fn rows(stats: &Stats) -> [Row; 6] {
         *stats;
     let row = |name, shown, value| Row { name, unit: "", shown, value };
     [
-        row("DBOpenConnections", "policy_store_db_open_connections", open as f64),
-        row("DBQueriesTotal", "policy_store_db_queries", queries as f64),
-        row("DBQueriesSucceeded", "policy_store_db_queries_succeeded", succeeded as f64),
-        row("DBQueriesFailed", "policy_store_db_queries_failed", failed as f64),
-        row("DBQueriesInFlight", "policy_store_db_queries_in_flight_max", in_flight as f64),
+        row("DBOpenConnections", DB_OPEN, open as f64),
+        row("DBQueriesTotal", DB_QUERIES, queries as f64),
+        row("DBQueriesSucceeded", DB_SUCCEEDED, succeeded as f64),
+        row("DBQueriesFailed", DB_FAILED, failed as f64),
+        row("DBQueriesInFlight", DB_IN_FLIGHT, in_flight as f64),
         Row {
             name: "DBQueryDurationMax",
             unit: "seconds",
-            shown: "policy_store_db_query_seconds_max",
+            shown: DB_LONGEST,
             value: longest.as_secs_f64(),
         },
     ]

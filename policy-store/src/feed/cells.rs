@@ -20,7 +20,12 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use model::{generation::Generation, ids::CellId};
+use model::{
+    generation::{Generation, Stamp},
+    ids::CellId,
+};
+
+use crate::groups::history::History;
 
 /// After so long without a word, a cell that is not connected is forgotten:
 /// seven days.
@@ -48,6 +53,21 @@ pub struct CellStatus {
     pub connected: bool,
     /// What it said last, if anything.
     pub report: Option<Report>,
+}
+
+impl CellStatus {
+    /// The newest generation in force; 0 before the first report.
+    #[must_use]
+    pub fn enforced(&self) -> Generation {
+        self.report.map(|report| report.enforced).unwrap_or_default()
+    }
+
+    /// When the first generation was made that the cell has not enforced. `None`: there
+    /// is no such generation, or the cell has not reported yet.
+    #[must_use]
+    pub fn behind_since(&self, history: &History) -> Option<Stamp> {
+        history.first_after(self.report?.enforced)
+    }
 }
 
 /// What has to be written down.
@@ -115,7 +135,13 @@ impl Cells {
         let mut inner = self.lock();
         inner.last_stream += 1;
         let stream = inner.last_stream;
-        inner.cells.entry(cell.clone()).or_default().streams.insert(stream);
+        let streams = &mut inner.cells.entry(cell.clone()).or_default().streams;
+        let comes = streams.is_empty();
+        streams.insert(stream);
+        drop(inner);
+        if comes {
+            tracing::info!(%cell, "cell-connected");
+        }
         Connection { cells: self.clone(), cell, stream }
     }
 
@@ -131,14 +157,16 @@ impl Cells {
         inner.cells.iter().map(status).collect()
     }
 
-    /// How many cells are connected, and how many of them have something older
-    /// than `current` in force.
+    /// The known cells in numbers, while the store is at `current`.
     #[must_use]
-    pub fn count(&self, current: Generation) -> Count {
-        let inner = self.lock();
-        let connected = inner.cells.values().filter(|cell| !cell.streams.is_empty());
-        let is_behind = |cell: &&Cell| cell.report.is_none_or(|report| report.enforced < current);
-        Count { connected: connected.clone().count(), behind: connected.filter(is_behind).count() }
+    pub fn count(&self, current: Generation, history: &History) -> Count {
+        let cells = self.status();
+        Count {
+            known: cells.len(),
+            connected: cells.iter().filter(|cell| cell.connected).count(),
+            behind: cells.iter().filter(|cell| cell.enforced() < current).count(),
+            behind_since: cells.iter().filter_map(|cell| cell.behind_since(history)).min(),
+        }
     }
 
     /// Hands out what changed since the last call, and forgets who is long gone.
@@ -192,10 +220,15 @@ impl Cells {
 /// See [`Cells::count`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
-    /// Cells that watch.
+    /// Cells that are connected or that reported.
+    pub known: usize,
+    /// Those that watch this instance.
     pub connected: usize,
-    /// Those of them that are behind.
+    /// Those, connected or not, that have something older than the newest generation in
+    /// force.
     pub behind: usize,
+    /// When the first generation was made that one of them has not enforced.
+    pub behind_since: Option<Stamp>,
 }
 
 impl Connection {
@@ -205,25 +238,33 @@ impl Connection {
         &self.cell
     }
 
-    /// The cell says what it has in force, while the store is at `current`.
-    pub fn report(&self, report: Report, current: Generation) {
+    /// The cell says what it has in force, while the store is at `current`. Returns the
+    /// generation that it had before, if it was behind and is not any more.
+    pub fn report(&self, report: Report, current: Generation) -> Option<Generation> {
         let mut inner = self.cells.lock();
-        let Some(cell) = inner.cells.get_mut(&self.cell) else { return };
+        let cell = inner.cells.get_mut(&self.cell)?;
         if self.stream < cell.reporter {
-            return;
+            return None;
         }
-        let enforced = enforced(cell.report.map(|before| before.enforced), &report, current);
+        let before = cell.report.map(|before| before.enforced);
+        let enforced = enforced(before, &report, current);
         cell.report = Some(Report { enforced, ..report });
         cell.reporter = self.stream;
         cell.unsaved = true;
+        before.filter(|before| *before < enforced && enforced == current)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut inner = self.cells.lock();
-        if let Some(cell) = inner.cells.get_mut(&self.cell) {
-            cell.streams.remove(&self.stream);
+        let Some(cell) = inner.cells.get_mut(&self.cell) else { return };
+        cell.streams.remove(&self.stream);
+        let (goes, report) = (cell.streams.is_empty(), cell.report);
+        drop(inner);
+        if goes {
+            let enforced = report.map(|report| report.enforced.0);
+            tracing::info!(cell = %self.cell, enforced, "cell-disconnected");
         }
     }
 }
@@ -240,7 +281,10 @@ fn enforced(before: Option<Generation>, report: &Report, current: Generation) ->
 
 #[cfg(test)]
 mod tests {
+    use model::generation::Point;
+
     use super::*;
+    use crate::groups::history::Step;
 
     fn cell(id: &str) -> CellId {
         CellId::parse(id).unwrap()
@@ -301,18 +345,31 @@ mod tests {
         assert_eq!(enforced_of(&cells), 3);
     }
 
+    fn history() -> History {
+        let point = |generation| Point { generation: Generation(generation), stamp: Stamp(100) };
+        let step = Step { point: Point { stamp: Stamp(200), ..point(2) }, changes: Vec::new() };
+        History::starting(point(1)).followed_by([step])
+    }
+
     #[test]
-    fn those_behind_are_the_connected_with_less() {
-        let cells = Cells::default();
+    fn those_behind_are_all_that_are_known_with_less() {
+        let cells = Cells::new(vec![(cell("c0"), report(2))]);
         let [behind, current, silent, gone] =
             ["c1", "c2", "c3", "c4"].map(|id| cells.connect(cell(id)));
-        behind.report(report(1), Generation(2));
+        let count = || cells.count(Generation(2), &history());
+        let all = Count { known: 5, connected: 4, behind: 4, behind_since: None };
+        assert_eq!(count(), all, "nobody has reported");
         current.report(report(2), Generation(2));
         gone.report(report(1), Generation(2));
-        drop(gone);
-        assert_eq!(cells.count(Generation(2)), Count { connected: 3, behind: 2 });
-        drop(silent);
-        assert_eq!(cells.count(Generation(2)), Count { connected: 2, behind: 1 });
+        let since = Some(Stamp(200));
+        assert_eq!(count(), Count { behind: 3, behind_since: since, ..all });
+        behind.report(report(2), Generation(2));
+        drop((gone, silent));
+        assert_eq!(count(), Count { connected: 2, behind: 2, behind_since: since, ..all });
+        let back = cells.connect(cell("c4"));
+        assert_eq!(back.report(report(2), Generation(2)), Some(Generation(1)));
+        assert_eq!(back.report(report(2), Generation(2)), None, "it was not behind");
+        assert_eq!(count(), Count { connected: 3, behind: 1, behind_since: None, ..all });
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
-    generation::{Generation, Point},
+    generation::{Generation, Point, Stamp},
     ids::{CellId, SpaceGuid},
 };
 use runtime::error::chain;
@@ -16,12 +16,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    cells::{Cells, Connection, Report},
+    cells::{Cells, Connection, Count, Report},
     cursor::{self, Cursor},
     parts::{Part, Parts},
 };
 use crate::{
     groups::{board::Board, snapshot::Snapshot},
+    metrics::{
+        CELL_LAG, CELLS_BEHIND, CELLS_BEHIND_SECONDS, CELLS_CONNECTED, CELLS_DISCONNECTED,
+        CELLS_KNOWN, WATCHERS,
+    },
     store::Store,
 };
 
@@ -105,7 +109,7 @@ impl<W: Words> Watcher<W> {
         let snapshot = feed.board.current();
         let spaces = spaces.into_iter().map(|space| snapshot.shared(space)).collect();
         let cursor = Cursor::new(spaces, known)?;
-        metrics::gauge!("policy_store_watchers").increment(1);
+        WATCHERS.gauge().increment(1);
         Ok(Self {
             connection: feed.cells.connect(cell),
             generations: feed.board.generations(),
@@ -168,7 +172,11 @@ impl<W: Words> Watcher<W> {
                 self.cursor.subscribe(sequence, add, &drop)
             }
             Word::Report(report) => {
-                self.connection.report(report, snapshot.state.generation);
+                let before = self.connection.report(report, snapshot.state.generation);
+                let since = before.and_then(|before| snapshot.history().first_after(before));
+                if let Some(since) = since {
+                    CELL_LAG.histogram().record(seconds(since, report.at));
+                }
                 Ok(())
             }
         }
@@ -184,7 +192,7 @@ async fn next_word<W: Words>(words: &mut Option<W>) -> Result<Option<Word>, W::E
 
 impl<W> Drop for Watcher<W> {
     fn drop(&mut self) {
-        metrics::gauge!("policy_store_watchers").decrement(1);
+        WATCHERS.gauge().decrement(1);
     }
 }
 
@@ -205,9 +213,10 @@ pub async fn save_reports(
             () = stop.cancelled() => true,
             () = tokio::time::sleep(every) => false,
         };
-        let now = Timestamp::now();
-        gauge(&feed, now);
-        let unsaved = Arc::new(feed.cells.unsaved(now));
+        let unsaved = Arc::new(feed.cells.unsaved(Timestamp::now()));
+        for (cell, _) in &unsaved.forgotten {
+            tracing::info!(%cell, "cell-forgotten");
+        }
         match store.save_reports(Arc::clone(&unsaved)).await {
             Ok(elsewhere) => feed.cells.hear(elsewhere),
             Err(error) => {
@@ -221,15 +230,22 @@ pub async fn save_reports(
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 cells")]
-fn gauge(feed: &Feed, now: Timestamp) {
-    let snapshot = feed.board.current();
-    let count = feed.cells.count(snapshot.state.generation);
-    metrics::gauge!("policy_store_cells_connected").set(count.connected as f64);
-    metrics::gauge!("policy_store_cells_behind").set(count.behind as f64);
-    let cells = feed.cells.status().into_iter().filter(|cell| cell.connected);
-    let enforced = cells.filter_map(|cell| cell.report).map(|report| report.enforced);
-    let since = enforced.filter_map(|enforced| snapshot.history().first_after(enforced)).min();
-    let longest = since.map_or(0, |since| now.as_nanosecond() - i128::from(since.0));
-    metrics::gauge!("policy_store_cells_behind_seconds_max").set(longest.max(0) as f64 / 1e9);
+/// Sets the metrics of the known cells; for each scrape, so that they are in step with
+/// Status.
+#[expect(clippy::cast_precision_loss, reason = "no foundation has 2^52 cells")]
+pub fn gauge(board: &Board, cells: &Cells, now: Timestamp) {
+    let snapshot = board.current();
+    let Count { known, connected, behind, behind_since } =
+        cells.count(snapshot.state.generation, snapshot.history());
+    CELLS_KNOWN.gauge().set(known as f64);
+    CELLS_CONNECTED.gauge().set(connected as f64);
+    CELLS_DISCONNECTED.gauge().set((known - connected) as f64);
+    CELLS_BEHIND.gauge().set(behind as f64);
+    CELLS_BEHIND_SECONDS.gauge().set(behind_since.map_or(0.0, |since| seconds(since, now)));
+}
+
+/// The time from `since` to `now`.
+#[expect(clippy::cast_precision_loss, reason = "microseconds do not matter")]
+fn seconds(since: Stamp, now: Timestamp) -> f64 {
+    (now.as_nanosecond() - i128::from(since.0)).max(0) as f64 / 1e9
 }

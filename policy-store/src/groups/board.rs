@@ -11,7 +11,10 @@ use super::{
     content::Content,
     snapshot::{Entry, Snapshot},
 };
-use crate::store::{Contents, Hashed};
+use crate::{
+    metrics::{GENERATION, GROUPS},
+    store::{Contents, Hashed},
+};
 
 /// See the module. Readers never wait, and never see a generation go back, as
 /// long as only [`super::commit::Committer`] publishes.
@@ -67,8 +70,8 @@ impl Board {
 
 #[expect(clippy::cast_precision_loss, reason = "no store comes to 2^52 of either")]
 fn gauge(snapshot: &Snapshot) {
-    metrics::gauge!("policy_store_generation").set(snapshot.state.generation.0 as f64);
-    metrics::gauge!("policy_store_groups").set(snapshot.entries().len() as f64);
+    GENERATION.gauge().set(snapshot.state.generation.0 as f64);
+    GROUPS.gauge().set(snapshot.entries().len() as f64);
 }
 
 /// Everything that a store holds, encoded for all to share.

@@ -29,7 +29,10 @@ use super::{
     decide::{Decision, Known, Named, Refusal, Replacement, decide},
     snapshot::Snapshot,
 };
-use crate::store::{Error, Mended, News, Store};
+use crate::{
+    metrics::{COMMIT_SECONDS, REPLACES},
+    store::{Error, Mended, News, Store},
+};
 
 /// How many Replaces may wait.
 const WAITING: usize = 4;
@@ -374,8 +377,8 @@ async fn made<T: Send + 'static>(snapshot: impl FnOnce() -> T + Send + 'static) 
 
 fn tell(write: &Replacement, decision: &Decision, named: &Named, took: Duration) {
     let outcome = if decision.is_change() { "changed" } else { "unchanged" };
-    metrics::counter!("policy_store_replaces_total", "outcome" => outcome).increment(1);
-    metrics::histogram!("policy_store_commit_seconds").record(took.as_secs_f64());
+    REPLACES.counter_by([("outcome", outcome)]).increment(1);
+    COMMIT_SECONDS.histogram().record(took.as_secs_f64());
     let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let [added, changed, removed] = [&named.added, &named.changed, &named.removed]
         .map(|guids| guids.iter().map(GroupGuid::as_str).collect::<Vec<_>>());
@@ -416,7 +419,7 @@ pub(crate) fn tell_refusal(writer: &Owner, token: Option<FencingToken>, refusal:
         Refusal::MassRemoval { .. } => "mass-removal",
         Refusal::Overtaken { .. } => "overtaken",
     };
-    metrics::counter!("policy_store_replaces_total", "outcome" => outcome).increment(1);
+    REPLACES.counter_by([("outcome", outcome)]).increment(1);
     tracing::error!(
         error = %refusal,
         reason = outcome,
@@ -427,7 +430,7 @@ pub(crate) fn tell_refusal(writer: &Owner, token: Option<FencingToken>, refusal:
 }
 
 fn tell_failure(write: &Replacement, error: &Error) {
-    metrics::counter!("policy_store_replaces_total", "outcome" => "failed").increment(1);
+    REPLACES.counter_by([("outcome", "failed")]).increment(1);
     tracing::error!(
         error = chain(error),
         "fencing-token" = write.token.map_or(0, |token| token.0),

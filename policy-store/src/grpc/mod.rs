@@ -48,6 +48,7 @@ use crate::{
         history::History,
         page::{Page, page},
     },
+    metrics::DENIED,
 };
 
 /// How many Replaces may be going on at the same time: each may hold a whole set.
@@ -152,7 +153,7 @@ impl Shared {
         action: Action,
     ) -> Result<(), Error> {
         self.access.check(identity, action).map_err(|denied| {
-            metrics::counter!("policy_store_denied_total").increment(1);
+            DENIED.counter().increment(1);
             tracing::error!(error = %denied, "permission-denied");
             denied.into()
         })
@@ -171,12 +172,12 @@ fn moment(Stamp(nanoseconds): Stamp) -> prost_types::Timestamp {
 }
 
 fn cell(status: CellStatus, history: &History) -> status_response::Cell {
+    let (since, enforced) = (status.behind_since(history), status.enforced());
     let CellStatus { id, connected, report } = status;
-    let since = report.and_then(|report| history.first_after(report.enforced));
     status_response::Cell {
         cell_id: id.as_str().to_owned(),
         connected,
-        enforced_generation: report.map_or(0, |report| report.enforced.0),
+        enforced_generation: enforced.0,
         reported_at: report.map(|report| timestamp(report.at)),
         containers: report.map_or(0, |report| report.containers),
         isolated_rules: report.map_or(0, |report| report.isolated_rules),

@@ -9,6 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::metrics::HTTP_LISTS;
+
 /// How many wait for each place.
 const WAITING: usize = 4;
 /// How long they wait. Agents give up after five seconds, and have to read yet.
@@ -64,14 +66,14 @@ impl Gate {
 
 impl Permit {
     fn new(place: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!("policy_store_http_lists_in_flight").increment(1);
+        HTTP_LISTS.gauge().increment(1);
         Self { _place: place }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        metrics::gauge!("policy_store_http_lists_in_flight").decrement(1);
+        HTTP_LISTS.gauge().decrement(1);
     }
 }
 

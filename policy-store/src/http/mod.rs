@@ -33,6 +33,7 @@ use http::{
     header::{CONTENT_ENCODING, VARY},
     request::Parts,
 };
+use metrics::SharedString;
 use runtime::{dropsonde::Dropsonde, tls::Peer};
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span, debug, error, info_span};
@@ -49,6 +50,9 @@ use self::{
 use crate::{
     access::{Access, Action},
     groups::{board::Board, fragment::Texts, snapshot::Snapshot},
+    metrics::{
+        DENIED, HTTP_LIST_BYTES, HTTP_LISTS_REFUSED, HTTP_REQUESTS, HTTP_SECONDS, HTTP_STALE,
+    },
 };
 
 /// How long a client may take to read a list. Agents take five seconds at most.
@@ -147,10 +151,9 @@ fn count(metron: &Dropsonde, name: &'static str, status: StatusCode, took: Durat
         metron.count("http_error");
     }
     let status = status.as_u16().to_string();
-    metrics::counter!("policy_store_http_requests_total", "route" => name, "status" => status)
-        .increment(1);
-    metrics::histogram!("policy_store_http_request_seconds", "route" => name)
-        .record(took.as_secs_f64());
+    let labels = [("route", SharedString::from(name)), ("status", status.into())];
+    HTTP_REQUESTS.counter_by(labels).increment(1);
+    HTTP_SECONDS.histogram_by([("route", name)]).record(took.as_secs_f64());
 }
 
 /// A request that is not served as asked.
@@ -199,14 +202,14 @@ impl Api {
     fn may(&self, parts: &Parts) -> Result<(), Refusal> {
         let identity = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.as_deref());
         self.access.check(identity, Action::Poll).map_err(|denied| {
-            metrics::counter!("policy_store_denied_total").increment(1);
+            DENIED.counter().increment(1);
             Refusal::new(StatusCode::FORBIDDEN, "permission denied", &denied)
         })
     }
 
     async fn be_fresh(&self) -> Result<(), Refusal> {
         self.fresh.wait().await.map_err(|stale| {
-            metrics::counter!("policy_store_http_stale_total").increment(1);
+            HTTP_STALE.counter().increment(1);
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "database read failed", &stale)
         })
     }
@@ -226,7 +229,7 @@ impl Api {
         }
         fresh?;
         let place = self.gate.enter().await.map_err(|full| {
-            metrics::counter!("policy_store_http_lists_refused_total").increment(1);
+            HTTP_LISTS_REFUSED.counter().increment(1);
             Refusal::unavailable("too many requests", 1, &full)
         })?;
         let snapshot = self.board.current();
@@ -316,5 +319,5 @@ fn send(mut frames: Frames, coding: Coding, place: Permit) -> Response {
 }
 
 fn sent(frame: &Bytes) {
-    metrics::counter!("policy_store_http_list_bytes_total").increment(frame.len() as u64);
+    HTTP_LIST_BYTES.counter().increment(frame.len() as u64);
 }

@@ -1,0 +1,69 @@
+//! What is counted, for Prometheus. The original's names go to the metron agent alone
+//! (docs/compatibility/policy-server-internal.md#metrics).
+
+runtime::families! {
+    certificates "policy_store";
+    DENIED: Counter "policy_store_denied_total",
+        "Calls refused because the client's certificate does not permit them.";
+    REPLACES: Counter "policy_store_replaces_total" {
+        outcome: &["changed", "unchanged", "fenced", "mass-removal", "overtaken", "failed"],
+    },
+        "Replaces of the set of security groups by outcome.";
+    COMMIT_SECONDS: Histogram "policy_store_commit_seconds",
+        "Time of a Replace from its commit until all readers see it.";
+    GENERATION: Gauge "policy_store_generation",
+        "Number of the set of security groups that is served.";
+    GROUPS: Gauge "policy_store_groups",
+        "Security groups that are served.";
+    WATCHERS: Gauge "policy_store_watchers",
+        "Open watches of cells on this instance.";
+    CELLS_KNOWN: Gauge "policy_store_cells_known",
+        "Cells that are connected or reported within the last seven days, to any instance.";
+    CELLS_CONNECTED: Gauge "policy_store_cells_connected",
+        "Known cells that watch this instance.";
+    CELLS_DISCONNECTED: Gauge "policy_store_cells_disconnected",
+        "Known cells that do not watch this instance.";
+    CELLS_BEHIND: Gauge "policy_store_cells_behind",
+        "Known cells, connected or not, that have not reported the newest generation as enforced.";
+    CELLS_BEHIND_SECONDS: Gauge "policy_store_cells_behind_seconds_max",
+        "Longest time since the first generation that a known cell has not enforced.";
+    CELL_LAG: Histogram "policy_store_cell_enforced_seconds",
+        "Time from the commit of the first generation that a cell lacked to the report that the cell enforces the newest one.";
+    HTTP_LISTS: Gauge "policy_store_http_lists_in_flight",
+        "Lists of security groups that are being sent by HTTP.";
+    HTTP_LISTS_REFUSED: Counter "policy_store_http_lists_refused_total",
+        "Lists refused because concurrent_lists were being sent.";
+    HTTP_LIST_BYTES: Counter "policy_store_http_list_bytes_total",
+        "Bytes of lists handed to HTTP connections.";
+    HTTP_STALE: Counter "policy_store_http_stale_total",
+        "HTTP requests refused because the database did not answer in time.";
+    HTTP_REQUESTS: Counter "policy_store_http_requests_total" {
+        route: ROUTES, status: &["200", "403", "500", "503"],
+    },
+        "HTTP requests by route and status.";
+    HTTP_SECONDS: Histogram "policy_store_http_request_seconds" { route: ROUTES },
+        "Time to the first byte of an HTTP answer.";
+    DB_OPEN: Gauge "policy_store_db_open_connections" when "the database is on a server",
+        "Open connections to the database server.";
+    DB_QUERIES: Counter "policy_store_db_queries_total" when "the database is on a server",
+        "Statements sent to the database server.";
+    DB_SUCCEEDED: Counter "policy_store_db_queries_succeeded_total" when "the database is on a server",
+        "Statements that succeeded.";
+    DB_FAILED: Counter "policy_store_db_queries_failed_total" when "the database is on a server",
+        "Statements that failed.";
+    DB_IN_FLIGHT: Gauge "policy_store_db_queries_in_flight_max" when "the database is on a server",
+        "Most statements at the same time in the last 30 s.";
+    DB_LONGEST: Gauge "policy_store_db_query_seconds_max" when "the database is on a server",
+        "Longest statement in the last 30 s.";
+}
+
+/// The original's names of the routes.
+const ROUTES: &[&str] = &[
+    "InternalPolicies",
+    "InternalPoliciesLastUpdated",
+    "InternalSecurityGroups",
+    "InternalSecurityGroupsLastUpdated",
+    "CreateTags",
+    "Uptime",
+    "Health",
+];

@@ -1,12 +1,13 @@
 //! A real grpcurl, as operators use it.
 
 use std::{
-    env,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
 use dev::certificates::Files;
+
+use crate::tools;
 
 /// How the server is reached, and as whom.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ pub fn begin(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Child {
 }
 
 fn command(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Command {
-    let mut command = Command::new(program());
+    let mut command = Command::new(tools::path("grpcurl"));
     command.args(["-max-time", &seconds.to_string()]);
     if let Some(data) = data {
         command.args(["-d", data]);
@@ -84,17 +85,4 @@ fn command(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&str])
     };
     command.args(args);
     command
-}
-
-/// From `PATH`, or where `scripts/need grpcurl` puts it.
-fn program() -> PathBuf {
-    let mut places: Vec<PathBuf> =
-        env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
-    let test = env::current_exe().expect("a process knows its own file");
-    places.extend(test.ancestors().map(|directory| directory.join("tools/bin")));
-    places
-        .into_iter()
-        .map(|place| place.join("grpcurl"))
-        .find(|program| program.is_file())
-        .expect("grpcurl is missing: scripts/need grpcurl")
 }

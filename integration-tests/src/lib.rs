@@ -9,5 +9,6 @@ pub mod grpcurl;
 pub mod hostile;
 pub mod process;
 pub mod services;
+pub mod tools;
 pub mod wait;
 pub mod wire;

@@ -2,6 +2,8 @@
 
 #[path = "suite/addresses.rs"]
 mod addresses;
+#[path = "suite/alarms.rs"]
+mod alarms;
 #[path = "suite/cell_agent.rs"]
 mod cell_agent;
 #[path = "suite/citations.rs"]
@@ -18,6 +20,8 @@ mod load;
 mod local_cluster;
 #[path = "suite/lock_server.rs"]
 mod lock_server;
+#[path = "suite/metrics.rs"]
+mod metrics;
 #[path = "suite/policy_store.rs"]
 mod policy_store;
 #[path = "suite/portcullisctl.rs"]

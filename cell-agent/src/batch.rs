@@ -32,8 +32,9 @@ use model::ids::ContainerHandle;
 
 use crate::{
     render::{
+        chains::{Family, Names},
         guard::GUARD,
-        iptables::{Body, Chain, Family, Filter, Names, Part},
+        iptables::{Body, Chain, Filter, Part},
         table::TO_STRING,
     },
     spelling::{Comparison, Spellings},

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::render::{
     arguments::{HASHLIMIT_SCALE, LIMIT_SCALE},
-    iptables::Family,
+    chains::Family,
 };
 
 /// How the iptables of this cell spells the rules of one family.

@@ -9,5 +9,6 @@
 pub mod certificates;
 pub mod cloud_controller;
 pub mod cluster;
+pub mod cluster_command;
 pub mod load;
 pub mod story;

@@ -12,7 +12,8 @@
 //! | [`config`] | one JSON file, all of its problems reported at once |
 //! | [`lager`] | log lines in the form of the Cloud Foundry components |
 //! | [`tls`] | certificates, reloaded when their files change |
-//! | [`server`] | listeners, gRPC and HTTP servers, health, the admin endpoint |
+//! | [`server`] | listeners, gRPC and HTTP servers, the admin endpoint |
+//! | [`health`] | whether a process can do its work |
 //! | [`client`] | gRPC channels |
 //! | [`gather`] | one write for what a connection has to say |
 //! | [`dropsonde`] | metrics for the metron agent of the machine, over UDP |
@@ -24,13 +25,13 @@
 //! | [`redact`] | URLs without names and passwords |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
 
-mod args;
 pub mod backoff;
 pub mod client;
 pub mod config;
 pub mod dropsonde;
 pub mod error;
 pub mod gather;
+pub mod health;
 pub mod https;
 pub mod json;
 pub mod lager;

@@ -13,6 +13,9 @@
 //! `exited-with-failure` whose `data.error` has the whole chain.
 //! An orderly end is the info line `exited`.
 
+mod about;
+mod args;
+
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
@@ -28,7 +31,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{self, Own, Request};
+pub use self::about::{About, Command, ConfigError, Flag};
+use self::args::{Own, Request};
 use crate::config::{self, Loaded};
 use crate::{lager, metrics, redact};
 
@@ -39,43 +43,6 @@ const ECHO: Duration = Duration::from_millis(500);
 /// How often the log says which lines were left out.
 const LEFT_OUT: Duration = Duration::from_secs(10);
 
-/// What a service says of itself.
-#[derive(Debug, Clone, Copy)]
-pub struct About {
-    /// The name of the program.
-    pub name: &'static str,
-    /// One line for `--help`.
-    pub summary: &'static str,
-    /// `env!("CARGO_PKG_VERSION")` of the service.
-    pub version: &'static str,
-    /// The flag that names the configuration, without dashes.
-    pub config_flag: &'static str,
-    /// What a bad configuration does.
-    pub config_error: ConfigError,
-}
-
-/// How the process ends when its configuration cannot be used; the originals
-/// differ in it.
-#[derive(Debug, Clone, Copy)]
-pub struct ConfigError {
-    /// The exit code.
-    pub exit: u8,
-    /// What stands before each problem on standard error.
-    pub prefix: &'static str,
-}
-
-/// A flag of one service, beside those that all have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flag {
-    /// Without dashes.
-    pub name: &'static str,
-    /// One line for `--help`.
-    pub help: &'static str,
-    /// Whether it asks for something on standard output; the log goes to standard
-    /// error then.
-    pub prints: bool,
-}
-
 /// What a program does instead of serving, when its flag is given: `run` answers the
 /// text for standard output. Blocks.
 #[derive(Debug, Clone, Copy)]
@@ -84,17 +51,6 @@ pub struct Task<C> {
     pub flag: Flag,
     /// Does it.
     pub run: fn(&C) -> anyhow::Result<String>,
-}
-
-/// What a program does instead of serving, when its name is the first argument.
-#[derive(Debug, Clone, Copy)]
-pub struct Command {
-    /// Its name.
-    pub name: &'static str,
-    /// One line for `--help`.
-    pub summary: &'static str,
-    /// Does it. The first argument is the name; flags have two dashes.
-    pub run: fn(Vec<OsString>) -> ExitCode,
 }
 
 /// A failure that the original reports in a line of its own, with an exit code of

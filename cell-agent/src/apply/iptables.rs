@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::{Error, Program};
 use crate::{
     batch::{Batch, Reading, Saved, Trial},
-    render::iptables::Family,
+    render::chains::Family,
 };
 
 /// The longest that others may hold the lock; their commands take seconds at most.

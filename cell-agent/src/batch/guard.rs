@@ -7,8 +7,9 @@ use model::ids::ContainerHandle;
 use super::{Batch, Saved, Step};
 use crate::{
     render::{
+        chains::Family,
         guard::{GUARD, STRAY},
-        iptables::{Body, Chain, Family, Filter},
+        iptables::{Body, Chain, Filter},
     },
     spelling::Spellings,
 };

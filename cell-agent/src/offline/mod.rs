@@ -29,7 +29,7 @@ use crate::{
     explain::why_denied,
     groups::page,
     plan::{Known, Refused, Ruleset, plan},
-    render::{iptables::Family, nftables},
+    render::{chains::Family, nftables},
 };
 use config::Config;
 

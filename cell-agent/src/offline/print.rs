@@ -10,7 +10,8 @@ use crate::{
     batch::Saved,
     plan::Ruleset,
     render::{
-        iptables::{Chain, Family, Filter, render},
+        chains::Family,
+        iptables::{Chain, Filter, render},
         table::TO_STRING,
     },
     spelling::Spellings,

@@ -27,8 +27,9 @@ use crate::{
     notice::Notice,
     plan::{Policy, Ruleset, Standing},
     render::{
+        chains::Family,
         guard::{GUARD, STRAY},
-        iptables::{Family, Filter, Part, all_permits, render},
+        iptables::{Filter, Part, all_permits, render},
         nftables::UNATTRIBUTED,
     },
     spelling::Spellings,

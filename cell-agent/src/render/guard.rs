@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use model::ids::ContainerHandle;
 
-use super::iptables::{Family, Names};
+use super::chains::{Family, Names};
 use crate::{
     interfaces::SILK,
     plan::{Ruleset, Standing},

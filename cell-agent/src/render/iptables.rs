@@ -23,46 +23,13 @@ use std::{
 use ipnet::IpNet;
 use model::{effective::Permit, ids::ContainerHandle};
 
-use super::{arguments, guard::Guard, table::TO_STRING};
+use super::{
+    arguments,
+    chains::{Family, Names},
+    guard::Guard,
+    table::TO_STRING,
+};
 use crate::plan::{Planned, Policy, Ruleset, Settings, Standing};
-
-/// One address family: iptables or ip6tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// iptables.
-    V4,
-    /// ip6tables.
-    V6,
-}
-
-impl Family {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// That of an address.
-    #[must_use]
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    /// What ends every chain, also for TCP: no reset.
-    #[must_use]
-    pub fn reject(self) -> &'static str {
-        match self {
-            Self::V4 => "-j REJECT --reject-with icmp-port-unreachable",
-            Self::V6 => "-j REJECT --reject-with icmp6-port-unreachable",
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "iptables",
-            Self::V6 => "ip6tables",
-        })
-    }
-}
 
 /// What the filter table of one family should hold of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -114,19 +81,6 @@ pub struct Chain {
     pub silent: Option<Body>,
 }
 
-/// The names of one container's chains.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
-    /// Ours.
-    pub asg: String,
-    /// The parent.
-    pub netout: String,
-    /// Where logging rules go to.
-    pub log: String,
-    /// Where connections over the limit go to, if they are logged.
-    pub limit_log: String,
-}
-
 /// The rules of a chain. Containers share the middle where it is the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body {
@@ -176,39 +130,6 @@ impl Body {
     pub fn own(&self) -> impl Iterator<Item = &str> {
         self.head.lines().chain(self.tail.lines())
     }
-}
-
-impl Names {
-    /// The names for a container.
-    ///
-    /// # Errors
-    /// The handle has something in it that no chain's name may have.
-    pub fn of(handle: &ContainerHandle) -> Result<Self, String> {
-        let text = handle.as_str();
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        let own: String = text.strip_prefix("check-").unwrap_or(text).replace('-', "");
-        if own.is_empty() || !text.bytes().all(fits) {
-            return Err(format!("no chain can be named after the handle {text:?}"));
-        }
-        let netout = cut(&format!("netout--{text}"), 28).to_owned();
-        Ok(Self {
-            asg: format!("asg-{}", cut(&own, 20)),
-            log: format!("{}--log", cut(&netout, 23)),
-            limit_log: format!("{}--rl-log", cut(&netout, 20)),
-            netout,
-        })
-    }
-
-    /// Under which the original fills a chain before it takes the old one's place.
-    #[must_use]
-    pub fn candidate(&self) -> String {
-        format!("c{}", self.asg)
-    }
-}
-
-/// The first characters; ASCII only.
-fn cut(text: &str, most: usize) -> &str {
-    text.get(..most).unwrap_or(text)
 }
 
 /// The chains for a ruleset.

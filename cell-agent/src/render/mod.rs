@@ -1,6 +1,7 @@
 //! Rulesets as the text of a data plane.
 
 pub(crate) mod arguments;
+pub mod chains;
 pub mod guard;
 pub mod intervals;
 pub mod iptables;

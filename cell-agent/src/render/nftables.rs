@@ -31,7 +31,7 @@ use model::{group::Lifecycle, ids::ContainerHandle, rule::AddressRange};
 
 use super::{
     intervals::merge,
-    segment::{self, list},
+    segment::{self, ACCEPT_LOGGED, address},
     table::{Chain, Key, Map, Table, comment, name, plain},
 };
 use crate::{
@@ -44,8 +44,6 @@ use crate::{
 const PRIORITY: &str = "type filter hook forward priority -10; policy accept;";
 /// ICMP and ICMPv6 port unreachable, also for TCP, as the original.
 const REJECT: &str = "reject with icmpx port-unreachable";
-/// How a logging rule ends.
-pub(super) const ACCEPT_LOGGED: &str = "goto accept_logged";
 /// Longest log prefix that the original writes, without the blank.
 const PREFIX_CHARS: usize = 28;
 
@@ -274,11 +272,6 @@ fn leaving(underlay: &[String]) -> String {
         [one] => format!("oifname {one} "),
         many => format!("oifname {{ {} }} ", many.join(", ")),
     }
-}
-
-/// A match of an address field.
-pub(super) fn address(keyword: &str, field: &str, ranges: &[AddressRange]) -> String {
-    format!("{keyword} {field} {}", list(ranges))
 }
 
 /// The chain of a policy is stable, so that a change of rules is a change of

@@ -19,11 +19,12 @@ use model::{
 
 use super::{
     intervals::{disjoint, is_everything, merge, text},
-    nftables::ACCEPT_LOGGED,
     table::{Chain, comment, name},
 };
 use crate::plan::Segment;
 
+/// How a logging rule ends.
+pub(super) const ACCEPT_LOGGED: &str = "goto accept_logged";
 /// More port ranges than this go behind a map.
 const LINEAR: usize = 4;
 
@@ -221,7 +222,7 @@ fn destination(family: Family, ranges: Ranges) -> String {
         [everything] if is_everything(*everything) => {
             format!("meta nfproto {}", family.protocol())
         }
-        ranges => super::nftables::address(family.keyword(), "daddr", ranges),
+        ranges => address(family.keyword(), "daddr", ranges),
     }
 }
 
@@ -241,7 +242,7 @@ fn icmp_match(family: Family, exact: Option<(u8, u8)>) -> String {
 }
 
 /// A match of one address field against ranges that do not overlap.
-pub(super) fn list(ranges: &[AddressRange]) -> String {
+fn list(ranges: &[AddressRange]) -> String {
     match ranges {
         [one] => text(*one),
         many => {
@@ -249,4 +250,9 @@ pub(super) fn list(ranges: &[AddressRange]) -> String {
             format!("{{ {} }}", many.join(", "))
         }
     }
+}
+
+/// A match of an address field.
+pub(super) fn address(keyword: &str, field: &str, ranges: &[AddressRange]) -> String {
+    format!("{keyword} {field} {}", list(ranges))
 }

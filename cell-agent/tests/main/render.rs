@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use cell_agent::render::iptables::Names;
+use cell_agent::render::chains::Names;
 use model::ids::ContainerHandle;
 use serde_json::{Map, Value, json};
 

@@ -16,12 +16,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{Config, ConfiguredClient};
+use super::http::uaa::router as uaa_router;
 use super::http::{Scheme, Shared, api_router, internal_router};
 use super::state::{Moment, State};
 use super::store::{Content, Store, new_guid};
 use super::tls::{self, TlsListener};
 use super::uaa::Client;
-use super::uaa::http::router as uaa_router;
 use super::uaa::token::Signer;
 use crate::certificates::Authority;
 

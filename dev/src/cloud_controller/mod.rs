@@ -7,7 +7,7 @@
 //! - [`validate`] decides about requests, [`state`] about what they change, and
 //!   [`uaa::grant`] about tokens. These are pure.
 //! - [`store`] keeps the state in memory, and in a file if one is configured.
-//! - [`present`] makes the documents, [`http`] and [`uaa::http`] are the paths.
+//! - [`present`] makes the documents, [`http`] and [`http::uaa`] are the paths.
 //! - [`app`] has the three listeners: the API, the UAA (also called login
 //!   server), and `/internal/v4` behind mutual TLS.
 //!

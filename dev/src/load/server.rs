@@ -18,7 +18,6 @@ use tokio::time::{Instant, sleep, timeout};
 use super::connect::Target;
 use super::empty;
 use super::meter::{self, Usage};
-use super::store::Ends;
 use crate::certificates::{Authority, Files};
 
 /// How long a server may take to listen, and to end.
@@ -47,6 +46,15 @@ pub(super) struct Server {
     address: String,
     files: Files,
     log: PathBuf,
+}
+
+/// A policy store as its writer and as its cells reach it.
+#[derive(Debug, Clone)]
+pub(super) struct Ends {
+    pub(super) writer: Target,
+    pub(super) cell: Target,
+    /// Where agents of the original poll: host:port.
+    pub(super) http: Option<String>,
 }
 
 /// A development Cloud Controller that runs.

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 /// Directories that hold no source of ours.
 const SKIPPED: [&str; 3] = ["target", ".git", "vendor"];
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// All files below `directory` with one of the given extensions.
-fn files(directory: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
+pub(crate) fn files(directory: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("the repository is readable") {
         let path = entry.expect("the repository is readable").path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

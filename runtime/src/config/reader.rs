@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use serde_json::{Map, Value as Json};
 
-use super::value::{self, Value};
+use super::value::{self, Value, expects};
 use super::{Configure, duration};
 
 /// What was found while reading, over all sections.
@@ -181,9 +181,4 @@ impl Value for duration::GoDuration {
     fn is_zero(&self) -> bool {
         self.nanoseconds() == 0
     }
-}
-
-/// The sentence for a value of the wrong type.
-pub(super) fn expects(what: &str, json: &Json) -> String {
-    format!("expects {what}, not {}", value::kind(json))
 }

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::reader::expects;
-
 /// A type that one key can hold. A service may implement it for its own types.
 pub trait Value: Sized {
     /// Whether an empty string stands for an absent key.
@@ -25,6 +23,11 @@ pub trait Value: Sized {
     fn is_zero(&self) -> bool {
         false
     }
+}
+
+/// The sentence for a value of the wrong type.
+pub(super) fn expects(what: &str, json: &Json) -> String {
+    format!("expects {what}, not {}", kind(json))
 }
 
 /// What kind of JSON value this is, with its article.

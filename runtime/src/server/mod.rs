@@ -7,7 +7,6 @@
 mod admin;
 mod connections;
 mod grpc;
-mod health;
 mod http;
 mod intake;
 mod listener;
@@ -17,10 +16,10 @@ mod streams;
 
 use std::io;
 
+pub use crate::health::{Component, Health};
 pub use admin::{Admin, RunningAdmin};
 pub use connections::{APART, Leaving, Limits};
 pub use grpc::{Deadline, Entry, Grpc, Head};
-pub use health::{Component, Health};
 pub use http::Http;
 pub use listener::Listener;
 

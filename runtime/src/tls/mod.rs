@@ -41,7 +41,7 @@ pub(crate) use refused::noting;
 use material::{Authorities, Material};
 use reload::{Live, Made};
 
-use crate::server::Component;
+use crate::health::Component;
 
 /// The three files of one side of mutual TLS, all PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -26,19 +26,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::material::Facts;
-use super::report::Report;
+use super::report::{AGAIN, Report};
 use super::{Error, Role, Unusable};
 use crate::error::chain;
-use crate::server::Component;
+use crate::health::Component;
 
 /// Pause between looks at files that do not change; waking up is most of what an
 /// idle process costs.
 const EVERY: Duration = Duration::from_secs(4);
 /// For how long changed files must have been the same.
 const SETTLED: Duration = Duration::from_secs(1);
-/// Pause between two loads of files that could not be loaded, and between two log
-/// lines about a certificate that cannot be used.
-pub(super) const AGAIN: Duration = Duration::from_secs(60);
 
 /// Changes when a file is replaced or written: device, inode, size, and the last
 /// changes of content and inode. `None` when the file cannot be looked at.
@@ -431,7 +428,7 @@ mod tests {
         });
         let files = ["/nonexistent".into()];
         let nothing = || Err::<Made<String>, _>(Error::Empty("/nonexistent".into(), "certificate"));
-        let health = crate::server::Health::new();
+        let health = crate::health::Health::new();
         let live = Live::follow(ROLE, &files, nothing).telling(health.component("certificate"));
         let reason = ("certificate", "/nonexistent contains no certificate".to_owned());
         assert_eq!(health.reasons(), [reason]);

@@ -8,6 +8,7 @@
 //! | `SERVICE_certificate_reload_failures_total{tls}` | loads that failed |
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics::{Label, counter, gauge};
@@ -16,7 +17,10 @@ use tokio::time::Instant;
 use super::Role;
 use super::expiry::Warned;
 use super::material::{Expiry, Facts};
-use super::reload::AGAIN;
+
+/// Pause between two loads of files that could not be loaded, and between two log
+/// lines about a certificate that cannot be used.
+pub(super) const AGAIN: Duration = Duration::from_secs(60);
 
 /// Writes about the files of one role; each fact once, or once a minute.
 pub(super) struct Report {

@@ -6,6 +6,7 @@ mod groups;
 mod internal;
 mod nothing;
 mod places;
+pub mod uaa;
 mod users;
 
 use std::sync::Arc;

@@ -2,7 +2,6 @@
 //! and the policy API need it (docs/compatibility/cloud-controller.md#uaa).
 
 pub mod grant;
-pub mod http;
 pub mod token;
 
 /// A program that may ask for tokens.

@@ -15,8 +15,7 @@ use model::group::SecurityGroup;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::super::server::{Server, Site};
-use super::super::store::Ends;
+use super::super::server::{Ends, Server, Site};
 use super::super::store::data::Data;
 use super::super::store::writer::{Identity, Writer};
 use super::plane::Plane;

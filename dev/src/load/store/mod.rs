@@ -22,7 +22,7 @@ use super::connect::Target;
 use super::meter::{Cost, Reading, usage};
 use super::plot::{Chart, Line, Scale};
 use super::report::{costs, mebibytes};
-use super::server::Site;
+use super::server::{Ends, Site};
 use super::tally::{Summary, Tally};
 use super::{length, say};
 
@@ -88,15 +88,6 @@ struct Existing {
     /// The store's process, when it runs on this machine.
     #[arg(long)]
     server_pid: Option<u32>,
-}
-
-/// The store as its writer and as its cells reach it.
-#[derive(Debug, Clone)]
-pub(super) struct Ends {
-    pub(super) writer: Target,
-    pub(super) cell: Target,
-    /// Where agents of the original poll: host:port.
-    pub(super) http: Option<String>,
 }
 
 impl Existing {

@@ -40,7 +40,7 @@ pub(super) async fn mend(
                     Ok(Mended::Restored)
                 }
                 Loss::Forget => {
-                    forget(&transaction).await?;
+                    write::forget(&transaction).await?;
                     write::store_state(&transaction, &plan::forgotten(&state)).await?;
                     Ok::<_, Error>(Mended::Forgotten)
                 }
@@ -58,16 +58,8 @@ async fn restore(
     state: &State,
     served: &Snapshot,
 ) -> Result<(), Error> {
-    forget(transaction).await?;
+    write::forget(transaction).await?;
     let decision = plan::restoration(state, served);
     write::carry_out(transaction, dialect, most, &decision).await?;
     write::tell(transaction, dialect).await
-}
-
-/// Deletes what is left of the set and of its past.
-pub(super) async fn forget(transaction: &Transaction) -> Result<(), Error> {
-    for table in ["security_group_spaces", "security_groups", "group_changes", "generations"] {
-        transaction.execute(&format!("DELETE FROM portcullis_{table}"), &[]).await?;
-    }
-    Ok(())
 }

@@ -15,7 +15,7 @@ use super::{
     CHANNEL,
     batch::Batch,
     load::{bind_all, state_for_update},
-    mend, text,
+    text,
 };
 use crate::{
     feed::cells::Unsaved,
@@ -59,7 +59,7 @@ pub(super) async fn replace(
         .transaction(async |transaction: Transaction| {
             let state = state_for_update(&transaction).await?;
             if !state.is_whole() {
-                mend::forget(&transaction).await?;
+                forget(&transaction).await?;
             }
             let known = known(&transaction).await?;
             match decide(&state, &known, &write) {
@@ -79,6 +79,14 @@ pub(super) async fn replace(
         })
         .await?;
     Ok(outcome?)
+}
+
+/// Deletes what is left of the set and of its past.
+pub(super) async fn forget(transaction: &Transaction) -> Result<(), Error> {
+    for table in ["security_group_spaces", "security_groups", "group_changes", "generations"] {
+        transaction.execute(&format!("DELETE FROM portcullis_{table}"), &[]).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn carry_out(

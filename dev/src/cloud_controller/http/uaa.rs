@@ -12,14 +12,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 
-use super::grant::{self, Around, Denied, Request};
-use crate::cloud_controller::http::{Shared, answer, form};
+use super::{Shared, answer, form};
 use crate::cloud_controller::json::{Json, Object, object};
 use crate::cloud_controller::present::Base;
 use crate::cloud_controller::refusal::Refusal;
 use crate::cloud_controller::state::access::Authority;
 use crate::cloud_controller::state::users::{USER_SCOPES, User};
 use crate::cloud_controller::store::new_guid;
+use crate::cloud_controller::uaa::grant::{self, Around, Denied, Request};
 
 type Answer = Result<Response, Denied>;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Command};
 
-use crate::process::{self, About, Flag};
+use super::about::{self, About, Flag};
 
 /// What a program can be asked for beside what all can.
 #[derive(Debug, Clone, Default)]
@@ -17,7 +17,7 @@ pub(crate) struct Own {
     /// Flags of what it can do instead of serving.
     pub(crate) tasks: Vec<Flag>,
     /// Its commands, as far as the help names them.
-    pub(crate) commands: &'static [process::Command],
+    pub(crate) commands: &'static [about::Command],
     /// It keeps something that can be backed up.
     pub(crate) keeps: bool,
 }
@@ -110,7 +110,7 @@ fn command(about: &About, own: &Own) -> Command {
         .after_help(after_help(own.commands))
 }
 
-fn after_help(commands: &[process::Command]) -> String {
+fn after_help(commands: &[about::Command]) -> String {
     let flags = "A flag may have one dash or two, and its value after a space or an equals sign.";
     let mut text = String::new();
     if !commands.is_empty() {
@@ -150,8 +150,8 @@ fn double_dash(argument: OsString) -> OsString {
 mod tests {
     use clap::error::ErrorKind;
 
+    use super::super::about::ConfigError;
     use super::*;
-    use crate::process::ConfigError;
 
     const ABOUT: About = About {
         name: "lock-server",
@@ -165,7 +165,7 @@ mod tests {
     const OWN: Own = Own {
         flags: &[ONCE],
         tasks: Vec::new(),
-        commands: &[process::Command {
+        commands: &[about::Command {
             name: "render",
             summary: "Print the rules",
             run: |_| std::process::ExitCode::SUCCESS,

@@ -1,0 +1,205 @@
+//! The command `portcullis-dev cluster`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cluster::launch::{Cluster, Options};
+use crate::cluster::layout::Layout;
+use crate::cluster::ports::{Choice, Ports};
+use crate::cluster::process::Death;
+use crate::cluster::request::Request;
+use crate::cluster::rootless::Footing;
+use crate::cluster::stage::Stage;
+use crate::cluster::state::State;
+use crate::cluster::terminal::say;
+use crate::cluster::topology::{MOST_CELLS, Name};
+use crate::cluster::{guide, live, network, process, request, rootless, state, tools};
+use crate::story;
+
+/// The most apps that a cluster begins with: those that fit on one cell.
+const MOST_APPS: u16 = 250;
+
+/// The command line of `portcullis-dev cluster`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = false)]
+pub struct Arguments {
+    /// Part of every namespace's name; clusters of different names live side by side
+    #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = Name::parse, global = true)]
+    name: Name,
+
+    /// Where configuration, certificates, data and logs go [default: ~/.local/state/portcullis/NAME]
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+
+    /// Where the executables of the services are [default: beside this one]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+
+    /// How many cells
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_CELLS)))]
+    cells: u8,
+
+    /// How many apps, over all cells in turn
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u16).range(2..=i64::from(MOST_APPS)))]
+    apps: u16,
+
+    /// The control plane's ports [default: default; auto for a story]
+    #[arg(long, value_name = "CHOICE", value_enum)]
+    ports: Option<Choice>,
+
+    /// Play the operator's story; exit with 0 if every check passes
+    #[arg(long, conflicts_with = "clean")]
+    story: bool,
+
+    /// Only remove what a killed cluster of that name left
+    #[arg(long)]
+    clean: bool,
+
+    /// Without one, the cluster is started; each of these asks the running one
+    #[command(subcommand)]
+    request: Option<Request>,
+}
+
+/// Runs the cluster until it is interrupted, and tears it down; or sends a request to the
+/// running one.
+///
+/// Returns the exit code of the process.
+pub fn main(arguments: Arguments) -> ExitCode {
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(std::io::stderr(), "cluster: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let directory = match &arguments.state_dir {
+        Some(directory) => directory.clone(),
+        None => default_directory(&arguments.name)?,
+    };
+    let directory = std::path::absolute(directory)?;
+    let layout = Layout::below(&directory);
+    if let Some(request) = &arguments.request {
+        return say(&(request::send(&layout.launcher_socket(), request)? + "\n"));
+    }
+    layout.check_socket_paths().map_err(anyhow::Error::msg)?;
+    if arguments.clean && !State::exists(&directory) {
+        return say(&format!("Nothing to remove: {} holds no cluster.\n", directory.display()));
+    }
+    tools::require_all()?;
+    let footing = rootless::find_footing()?;
+    // Fails only when there is one already, and that one is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(launch(arguments, directory, footing))
+}
+
+async fn launch(arguments: Arguments, directory: PathBuf, footing: Footing) -> anyhow::Result<()> {
+    let Arguments { name, state_dir: _, bin_dir, cells, apps, ports, story, clean, request: _ } =
+        arguments;
+    let (state, left) = State::take(&directory)?;
+    process::end_leftovers(&left.still_running(&state::boot())).await;
+    network::remove_leftovers(&left.namespaces)?;
+    state.save()?;
+    if clean {
+        return say("Removed what was left.\n");
+    }
+    let own = std::env::current_exe()?;
+    let beside = own.parent().context("this executable lies in a directory")?;
+    let usual = if story { Choice::Auto } else { Choice::Default };
+    let options = Options {
+        name,
+        cells,
+        apps,
+        binaries: bin_dir.map_or_else(|| Ok(beside.to_owned()), std::path::absolute)?,
+        own: own.clone(),
+        ports: Ports::choose(ports.unwrap_or(usual))?,
+    };
+    let (sender, mut deaths) = mpsc::channel(16);
+    let mut signals = Signals::listen()?;
+    let mut cluster = Cluster::new(options, state, sender)?;
+    let outcome = run_cluster(&mut cluster, &mut deaths, &mut signals, footing, story).await;
+    say("\nTaking the cluster down.\n")?;
+    outcome.and(cluster.stop().await)
+}
+
+/// Starts the cluster, plays the story or waits for requests.
+async fn run_cluster(
+    cluster: &mut Cluster,
+    deaths: &mut mpsc::Receiver<Death>,
+    signals: &mut Signals,
+    footing: Footing,
+    story: bool,
+) -> anyhow::Result<()> {
+    let broken = cluster.broken();
+    let stage = tokio::select! {
+        started = start(cluster, story) => started?,
+        Some(death) = deaths.recv() => bail!("{}", death.report()),
+        () = broken.cancelled() => bail!("a task of the launcher ended"),
+        () = signals.next() => return interrupted(story),
+    };
+    let Some(stage) = stage else { return Ok(()) };
+    let listener = live::listen(cluster)?;
+    let env = guide::write_env(cluster)?;
+    say(&format!("\n{}\n", guide::guide(cluster, &stage, &env, footing)))?;
+    tokio::select! {
+        outcome = live::attend(cluster, &stage, deaths, &listener) => outcome,
+        () = broken.cancelled() => Err(anyhow!("a task of the launcher ended")),
+        () = signals.next() => Ok(()),
+    }
+}
+
+fn interrupted(story: bool) -> anyhow::Result<()> {
+    if story { Err(anyhow!("the story was interrupted")) } else { Ok(()) }
+}
+
+/// Starts everything, and plays the story if that is wanted; otherwise returns the stage.
+async fn start(cluster: &mut Cluster, story: bool) -> anyhow::Result<Option<Stage>> {
+    let name = cluster.options().name.as_str().to_owned();
+    say(&format!("Starting the cluster {name}:\n"))?;
+    cluster.start().await?;
+    let stage = Stage::set(cluster).await?;
+    if story {
+        return story::play(cluster, stage).await.map(|()| None);
+    }
+    Ok(Some(stage))
+}
+
+/// The signals that end the launcher. SIGHUP comes when its terminal is closed.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _signal = interrupt.recv() => {}
+            _signal = terminate.recv() => {}
+            _signal = hangup.recv() => {}
+        }
+    }
+}
+
+fn default_directory(name: &Name) -> anyhow::Result<PathBuf> {
+    let base = match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+        (Some(state), _) if !state.is_empty() => PathBuf::from(state),
+        (_, Some(home)) if !home.is_empty() => PathBuf::from(home).join(".local/state"),
+        _ => return Err(anyhow!("HOME is not set; give --state-dir")),
+    };
+    Ok(base.join("portcullis").join(name.as_str()))
+}

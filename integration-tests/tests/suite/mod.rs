@@ -1,0 +1,16 @@
+mod addresses;
+mod alarms;
+mod cell_agent;
+mod citations;
+mod cycles;
+mod dependencies;
+mod failover;
+mod hostile;
+mod load;
+mod local_cluster;
+mod lock_server;
+mod metrics;
+mod policy_store;
+mod portcullisctl;
+mod start_failures;
+mod syncers;

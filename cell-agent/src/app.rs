@@ -1,6 +1,6 @@
 //! The agent as a process: binds sockets, files and the kernel, then runs.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::{
@@ -9,10 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
-use nix::ifaddrs::getifaddrs;
 use proto::cell_v1::cell_server::CellServer;
 use runtime::{
-    client,
     dropsonde::Dropsonde,
     lager::{self, Level, TimeFormat},
     loggregator::{self, Delivery, Loggregator},
@@ -20,7 +18,7 @@ use runtime::{
     process::{About, Command, ConfigError, Flag, Process},
     server::{Grpc, Health, Http, Listener},
     supervise::Tasks,
-    tls::{ClientTls, Role},
+    tls::ClientTls,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,30 +26,24 @@ use tonic::codegen::http::{Method, StatusCode};
 
 use crate::{
     app_log::AppLogs,
-    apply::{Error, Nft, iptables::Iptables},
+    apply::Nft,
+    assemble::{self, Groups},
     c2c_logging,
-    config::{Config, DataPlane, Source},
-    containers::{Containers, Feed, StoreFile},
+    config::{Config, DataPlane},
+    containers::{Feed, StoreFile},
     control::{self, Control, PolicyAgent},
-    diff, groups,
-    groups::{Learner, Link, Refresh},
+    groups::{self, Link},
     grpc,
     metrics::{STORE_CONNECTED, Times},
     offline,
     pass::{self, Pass},
-    plan::Known,
-    reconcile::{Chains, Enforced, Inputs, Kernel, Plane, Reconciler},
+    reconcile::{Enforced, Plane, Reconciler},
     state::StateDirectory,
+    underlay,
 };
 
 /// The job that this one stands in for: the origin of its metrics.
 const JOB: &str = "vxlan-policy-agent";
-/// Prefix of the metrics.
-const METRICS: &str = "cell_agent";
-/// The certificate for the policy store.
-pub(crate) const CERTIFICATE: Role = Role { service: METRICS, name: "policy-store-client" };
-/// How long the store's lock may be held by somebody else.
-pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long open requests and tasks may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -113,7 +105,7 @@ impl runtime::process::Service for App {
             bail!("datastore-directory-stat: there is no directory {}", directory.display());
         }
         choose_plane(&mut config);
-        config.settings.underlay = interfaces(&config.underlay_ips)?;
+        config.settings.underlay = underlay::interfaces(&config.underlay_ips)?;
         if let Some(pass) = Pass::bind(&config, process).await? {
             return Ok(Self::Pass(Box::new(pass)));
         }
@@ -134,14 +126,16 @@ impl runtime::process::Service for App {
 
 impl Agent {
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
-        let state = open_state(&config)?;
-        let plane = plane(&config, state.clone()).await?;
-        let tls = ClientTls::follow(CERTIFICATE, &config.tls);
+        let state = assemble::open_state(&config)?;
+        let plane = assemble::plane(&config, state.clone()).await?;
+        let tls = ClientTls::follow(assemble::CERTIFICATE, &config.tls);
         let http = Listener::tcp("control", &config.control_address).await?;
         let debug = Listener::tcp("admin", &config.debug_address).await?;
         let socket = Listener::unix("cell", &config.control_socket).await?;
-        let loggregator =
-            config.loggregator.as_ref().and_then(|config| loggregator::bind(METRICS, config));
+        let loggregator = config
+            .loggregator
+            .as_ref()
+            .and_then(|config| loggregator::bind(assemble::METRICS, config));
         let policies = match &config.policy_agent {
             Some(address) => {
                 let agent = PolicyAgent::new(address.as_str(), config.force_timeout);
@@ -187,7 +181,7 @@ impl Agent {
         } else {
             // Chains beside those of the CNI plugin stay, as with the original.
             if let DataPlane::Nftables = self.config.plane {
-                take_away(&mut Nft::new(&self.config.nft)).await?;
+                assemble::take_away(&mut Nft::new(&self.config.nft)).await?;
             }
             // There is nothing to tell of: who asks is refused at once.
             drop(self.socket);
@@ -202,17 +196,6 @@ impl Agent {
     }
 }
 
-pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
-    let directory = &config.state_directory;
-    StateDirectory::open(directory)
-        .with_context(|| format!("the state directory {} cannot be used", directory.display()))
-}
-
-/// Takes our table out of the kernel.
-pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
-    nft.apply(&diff::remove()).await.context("taking our table out of the kernel")
-}
-
 /// Where the file names no data plane and there is no nft, as on some stemcells, the
 /// rules go into the chains of iptables.
 fn choose_plane(config: &mut Config) {
@@ -222,26 +205,6 @@ fn choose_plane(config: &mut Config) {
     let nft = config.nft.display().to_string();
     if config.fall_back() {
         tracing::warn!(nft, "data-plane" = "iptables", "nft-not-found.using-iptables");
-    }
-}
-
-/// The data plane, if it can be used.
-pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plane, Error> {
-    let mut nft = Nft::new(&config.nft);
-    match &config.plane {
-        DataPlane::Nftables => Ok(Plane::Nftables(Kernel::open(nft, state).await?)),
-        DataPlane::Iptables { path, lock } => {
-            let chains = Chains::open(Iptables::new(path, lock)).await?;
-            // A table of ours from before would go on rejecting. It only ever
-            // rejects, so nothing is open without it.
-            match nft.apply(&diff::remove()).await {
-                Ok(()) | Err(Error::Missing { .. }) => {}
-                Err(error) => {
-                    tracing::error!(error = %error, "table-of-the-other-plane-not-removed");
-                }
-            }
-            Ok(Plane::Iptables(chains))
-        }
     }
 }
 
@@ -263,15 +226,18 @@ impl Agent {
         } = self;
         let health = Health::new();
         let tls = tls.telling(health.component("policy-store-certificate"));
-        let (containers, follower) =
-            Feed::open(StoreFile::new(&config.container_store, LOCK_TIMEOUT), times.clone()).await;
+        let (containers, follower) = Feed::open(
+            StoreFile::new(&config.container_store, assemble::LOCK_TIMEOUT),
+            times.clone(),
+        )
+        .await;
         let (known, groups) = watch::channel(groups::load(&state));
-        let inputs = inputs(&config, containers.latest(), groups.clone(), times.clone());
+        let inputs = assemble::inputs(&config, containers.latest(), groups.clone(), times.clone());
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
         let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
         let parts =
             Groups { containers: of_containers, enforced: of_kernel, known, times: times.clone() };
-        let (learner, link, refresh) = learner(&config, &tls, parts)?;
+        let (learner, link, refresh) = assemble::learner(&config, &tls, parts)?;
         process.metrics.at_scrape({
             let link = link.clone();
             move || crate::metrics::number(STORE_CONNECTED, u64::from(*link.borrow() == Link::Up))
@@ -321,56 +287,6 @@ impl Agent {
     }
 }
 
-/// What the source of groups works with.
-pub(crate) struct Groups {
-    pub(crate) containers: watch::Receiver<Containers>,
-    pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
-    pub(crate) known: watch::Sender<Option<Arc<Known>>>,
-    pub(crate) times: Times,
-}
-
-/// What the reconciler brings together.
-pub(crate) fn inputs(
-    config: &Config,
-    containers: watch::Receiver<Containers>,
-    groups: watch::Receiver<Option<Arc<Known>>>,
-    times: Times,
-) -> Inputs {
-    Inputs {
-        settings: Arc::new(config.settings.clone()),
-        containers,
-        groups,
-        drift_interval: config.drift_interval,
-        full_interval: config.full_interval,
-        times,
-    }
-}
-
-/// What learns the groups, whether it reaches its source, and how to have it ask now.
-pub(crate) fn learner(
-    config: &Config,
-    tls: &ClientTls,
-    Groups { containers, enforced, known, times }: Groups,
-) -> anyhow::Result<(Learner, watch::Receiver<Link>, Refresh)> {
-    let tls = tls.clone();
-    match &config.source {
-        Source::Grpc(address) => {
-            let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
-                .context("policy_store_address")?;
-            let (client, link) =
-                groups::Client::new(config.cell.clone(), channel, containers, enforced, known);
-            Ok((Learner::Watch(Box::new(client)), link, Refresh::pushed()))
-        }
-        Source::Http { url, timeout } => {
-            let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
-            let server = groups::Server { url, timeout, interval };
-            let (poller, link, refresh) =
-                groups::Poller::new(server, tls, containers, known, times);
-            Ok((Learner::Poll(Box::new(poller)), link, refresh))
-        }
-    }
-}
-
 fn serve(
     tasks: &mut Tasks,
     name: &'static str,
@@ -383,27 +299,6 @@ fn serve(
         Http::new(listener, None).serve(router, shutdown, DRAIN).await;
         Ok(())
     });
-}
-
-/// The names of the interfaces that have these addresses.
-pub(crate) fn interfaces(addresses: &[IpAddr]) -> anyhow::Result<Vec<String>> {
-    if addresses.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut names = BTreeSet::new();
-    for wanted in addresses {
-        let found = getifaddrs().context("looking up interface names")?.find(|interface| {
-            let address = interface.address.as_ref();
-            let v4 = address.and_then(|a| a.as_sockaddr_in()).map(|a| IpAddr::V4(a.ip()));
-            let v6 = address.and_then(|a| a.as_sockaddr_in6()).map(|a| IpAddr::V6(a.ip()));
-            v4.or(v6) == Some(*wanted)
-        });
-        let Some(found) = found else {
-            bail!("looking up interface names: no interface has the underlay address {wanted}");
-        };
-        names.insert(found.interface_name);
-    }
-    Ok(names.into_iter().collect())
 }
 
 /// Ready as long as what should be in force is, and the store is reached: without

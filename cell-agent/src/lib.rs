@@ -18,6 +18,7 @@
 pub mod app;
 pub mod app_log;
 pub mod apply;
+mod assemble;
 pub mod batch;
 mod c2c_logging;
 pub mod config;
@@ -39,3 +40,4 @@ pub mod reconcile;
 pub mod render;
 pub mod spelling;
 pub mod state;
+mod underlay;

@@ -21,8 +21,8 @@ use runtime::{
 use tokio::sync::watch;
 
 use crate::{
-    app::{self, Groups},
     apply::{Nft, iptables::Iptables},
+    assemble::{self, Groups},
     config::{Config, DataPlane},
     containers::{Feed, StoreFile},
     diff, groups,
@@ -63,7 +63,7 @@ impl Pass {
             return Ok(None);
         }
         let config = config.clone();
-        let tls = ClientTls::follow(app::CERTIFICATE, &config.tls);
+        let tls = ClientTls::follow(assemble::CERTIFICATE, &config.tls);
         let mut sockets = Vec::new();
         let state = if rehearses {
             StateDirectory::only_read(&config.state_directory)
@@ -71,7 +71,7 @@ impl Pass {
             let one = "only one agent may work on a cell";
             sockets.push(Listener::tcp("control", &config.control_address).await.context(one)?);
             sockets.push(Listener::unix("cell", &config.control_socket).await.context(one)?);
-            app::open_state(&config)?
+            assemble::open_state(&config)?
         };
         Ok(Some(Self { config, tls, state, rehearses, _sockets: sockets }))
     }
@@ -86,10 +86,10 @@ impl Pass {
         let mut before = Vec::new();
         let plane = match self.rehearses {
             true => rehearsing(config, self.state.clone(), &mut before).await?,
-            false => app::plane(config, self.state.clone()).await?,
+            false => assemble::plane(config, self.state.clone()).await?,
         };
         let (containers, follower) = Feed::open(
-            StoreFile::new(&config.container_store, app::LOCK_TIMEOUT),
+            StoreFile::new(&config.container_store, assemble::LOCK_TIMEOUT),
             Times::default(),
         )
         .await;
@@ -97,11 +97,12 @@ impl Pass {
             bail!("the container metadata store cannot be read: {reason}");
         }
         let (known, groups) = watch::channel(groups::load(&self.state));
-        let inputs = app::inputs(config, containers.latest(), groups.clone(), Times::default());
+        let inputs =
+            assemble::inputs(config, containers.latest(), groups.clone(), Times::default());
         let (reconciler, enforced, _nudge) = Reconciler::new(inputs, plane);
         let parts =
             Groups { containers: containers.latest(), enforced, known, times: Times::default() };
-        let (learner, _link, _refresh) = app::learner(config, &self.tls, parts)?;
+        let (learner, _link, _refresh) = assemble::learner(config, &self.tls, parts)?;
         let asked = tokio::time::timeout(config.force_timeout, learner.fetch()).await;
         let asked =
             asked.unwrap_or_else(|_| Err(format!("no answer in {:?}", config.force_timeout)));
@@ -122,7 +123,7 @@ impl Pass {
         match (self.rehearses, nft.list().await?) {
             (true, None) => print(&[]),
             (true, Some(_)) => print(&[removal()]),
-            (false, _) => app::take_away(&mut nft).await,
+            (false, _) => assemble::take_away(&mut nft).await,
         }
     }
 }

@@ -18,13 +18,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    committer,
     config::{Config, Database},
     feed::{
         cells::Cells,
         laggards,
         watch::{Feed, gauge, save_reports},
     },
-    groups::{board::Board, commit},
+    groups::board::Board,
     grpc::PolicyStore,
     http::{
         self, Api,
@@ -144,7 +145,7 @@ impl Service for App {
         let admin = Admin::new(admin, process, &health).start(ADMIN_DRAIN);
         let Opened { store, newest, look } = Box::pin(open::open(&config.database)).await?;
         let nothing = Arc::new(Contents::default().into());
-        commit::mend(&*store, nothing).await.context("looking for lost rows")?;
+        committer::mend(&*store, nothing).await.context("looking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(Board::new(contents.into(), Instant::now()));
@@ -232,7 +233,7 @@ impl App {
             board,
             cells,
         } = self;
-        let (commits, committer) = commit::committer(Arc::clone(&store), Arc::clone(&board));
+        let (commits, committer) = committer::committer(Arc::clone(&store), Arc::clone(&board));
         let reads = health.component(http::health::DATABASE);
         let committer = committer.telling(reads, health.component("database writes"));
         let (hurry, drained) = (CancellationToken::new(), CancellationToken::new());
@@ -417,7 +418,7 @@ mod tests {
         let empty = Snapshot::from(Contents::default());
         let board = Arc::new(Board::new(empty, Instant::now()));
         let (commits, committer) =
-            commit::committer(Arc::new(Memory::default()), Arc::clone(&board));
+            committer::committer(Arc::new(Memory::default()), Arc::clone(&board));
         let health = Health::new();
         let (synced, shutdown) = (health.component("sync"), CancellationToken::new());
         let stale_after = Duration::from_secs(600);

@@ -2,9 +2,9 @@
 
 use policy_store::{
     access::{Action, Denied},
+    committer::Failure,
     feed::cursor,
     groups::{
-        commit::Failure,
         decide::{Refusal, Refused},
         manifest,
     },

@@ -11,11 +11,11 @@ use model::{
     rule::RuleSpec,
 };
 use policy_store::{
-    feed::cells::{Report, Unsaved},
     groups::{
         decide::{Refusal, Replacement},
         snapshot::Snapshot,
     },
+    reports::{Report, Unsaved},
     store::{
         Contents, Error, News, Store,
         memory::Memory,

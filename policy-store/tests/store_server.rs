@@ -5,8 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use model::{generation::Generation, ids::CellId};
 use policy_store::{
-    feed::cells::{Report, Unsaved},
     groups::decide::Refusal,
+    reports::{Report, Unsaved},
     store::Error,
 };
 use storage::{server::Dialect, testing::TestServer};

@@ -11,6 +11,7 @@ use model::{
     ids::{CellId, SpaceGuid},
 };
 use policy_store::{
+    committer::{Commits, committer},
     feed::{
         cells::Cells,
         cursor::{self, Cursor, MAX_SPACES},
@@ -19,7 +20,6 @@ use policy_store::{
     },
     groups::{
         board::Board,
-        commit::{Commits, committer},
         page::{Filter, page},
         snapshot::Snapshot,
     },

@@ -16,7 +16,6 @@
 mod about;
 mod args;
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
 use std::panic;

@@ -24,12 +24,12 @@ use clap::{Parser, ValueEnum};
 use runtime::process::Command;
 
 use crate::{
-    app,
     containers::Snapshot,
     explain::why_denied,
     groups::page,
     plan::{Known, Refused, Ruleset, plan},
     render::{chains::Family, nftables},
+    underlay,
 };
 use config::Config;
 
@@ -151,7 +151,7 @@ fn table(arguments: &Arguments, notes: &mut Notes) -> Result<String, Vec<String>
     settings.by_address = plane == PlaneName::Nftables;
     if plane == PlaneName::Nftables {
         settings.underlay = match arguments.underlay_interface.as_slice() {
-            [] => app::interfaces(&underlay).unwrap_or_else(|error| {
+            [] => underlay::interfaces(&underlay).unwrap_or_else(|error| {
                 let problem = "packets that leave by any interface are decided";
                 notes.of(path, format_args!("underlay_ips: {error:#}; {problem}"));
                 Vec::new()

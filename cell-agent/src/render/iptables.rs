@@ -15,8 +15,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fmt::{self, Write as _},
-    net::IpAddr,
+    fmt::Write as _,
     sync::Arc,
 };
 

@@ -31,7 +31,7 @@ use model::{group::Lifecycle, ids::ContainerHandle, rule::AddressRange};
 
 use super::{
     intervals::merge,
-    segment::{self, ACCEPT_LOGGED, address},
+    segment::{self, address},
     table::{Chain, Key, Map, Table, comment, name, plain},
 };
 use crate::{

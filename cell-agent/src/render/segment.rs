@@ -24,7 +24,7 @@ use super::{
 use crate::plan::Segment;
 
 /// How a logging rule ends.
-pub(super) const ACCEPT_LOGGED: &str = "goto accept_logged";
+const ACCEPT_LOGGED: &str = "goto accept_logged";
 /// More port ranges than this go behind a map.
 const LINEAR: usize = 4;
 

@@ -17,7 +17,10 @@ use model::{
     ids::{GroupGuid, SpaceGuid},
 };
 
-use crate::groups::snapshot::{Entry, Reach, Snapshot};
+use crate::groups::{
+    reach::Reach,
+    snapshot::{Entry, Snapshot},
+};
 
 /// How many spaces one cell may have: far more than containers fit on one.
 pub const MAX_SPACES: usize = 10_000;

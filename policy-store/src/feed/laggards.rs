@@ -97,7 +97,7 @@ mod tests {
     use model::generation::Point;
 
     use super::*;
-    use crate::{feed::cells::Report, groups::history::Step};
+    use crate::{groups::history::Step, reports::Report};
 
     fn cell(id: &str, enforced: u64) -> CellStatus {
         let report = Report {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    cells::{Cells, Connection, Count, Report},
+    cells::{Cells, Connection, Count},
     cursor::{self, Cursor},
     parts::{Part, Parts},
 };
@@ -26,6 +26,7 @@ use crate::{
         CELL_LAG, CELLS_BEHIND, CELLS_BEHIND_SECONDS, CELLS_CONNECTED, CELLS_DISCONNECTED,
         CELLS_KNOWN, WATCHERS,
     },
+    reports::Report,
     store::Store,
 };
 

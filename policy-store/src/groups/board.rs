@@ -9,15 +9,13 @@ use tokio::time::Instant;
 
 use super::{
     content::Content,
+    contents::{Contents, Hashed},
     snapshot::{Entry, Snapshot},
 };
-use crate::{
-    metrics::{GENERATION, GROUPS},
-    store::{Contents, Hashed},
-};
+use crate::metrics::{GENERATION, GROUPS};
 
 /// See the module. Readers never wait, and never see a generation go back, as
-/// long as only [`super::commit::Committer`] publishes.
+/// long as only [`crate::committer::Committer`] publishes.
 #[derive(Debug)]
 pub struct Board {
     current: ArcSwap<Snapshot>,
@@ -56,14 +54,14 @@ impl Board {
         self.confirmed.subscribe()
     }
 
-    pub(super) fn publish(&self, snapshot: Snapshot) {
+    pub(crate) fn publish(&self, snapshot: Snapshot) {
         gauge(&snapshot);
         let generation = snapshot.state.generation;
         self.current.store(Arc::new(snapshot));
         self.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
     }
 
-    pub(super) fn confirm(&self, now: Instant) {
+    pub(crate) fn confirm(&self, now: Instant) {
         self.confirmed.send_replace(now);
     }
 }

@@ -17,7 +17,7 @@ use model::{
     ids::GroupGuid,
 };
 
-use super::snapshot::Reach;
+use super::reach::Reach;
 
 /// How many generations are remembered.
 const MAX_STEPS: usize = 256;

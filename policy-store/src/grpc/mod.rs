@@ -41,10 +41,10 @@ use self::{
 };
 use crate::{
     access::{Access, Action},
+    committer::Commits,
     config::Replaces,
     feed::{cells::CellStatus, parts::Part, watch::Feed},
     groups::{
-        commit::Commits,
         history::History,
         page::{Page, page},
     },

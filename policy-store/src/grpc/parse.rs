@@ -18,11 +18,11 @@ use proto::policy_v1::{
 use super::status::Error;
 use crate::{
     feed::{
-        cells,
         cursor::MAX_SPACES,
         watch::{self, Word},
     },
     groups::page::{DEFAULT_SIZE, Filter, MAX_SIZE},
+    reports,
 };
 
 /// What a writer says to begin with.
@@ -120,7 +120,7 @@ pub(super) fn subscribe(subscribe: &Subscribe) -> Result<Word, Error> {
 
 pub(super) fn report(report: Report, at: Timestamp) -> Word {
     let Report { enforced_generation, containers, isolated_rules } = report;
-    Word::Report(cells::Report {
+    Word::Report(reports::Report {
         enforced: Generation(enforced_generation),
         containers,
         isolated_rules,

@@ -31,11 +31,11 @@ use super::{
     status::{Error, status},
 };
 use crate::{
+    committer::{Commits, Committed, Failure, tell_refusal},
     config::Replaces,
     feed::watch::Feed,
     groups::{
         board::Board,
-        commit::{Commits, Committed, Failure, tell_refusal},
         decide::{Refused, Replacement, plausible},
         manifest::{Expected, Manifest},
     },

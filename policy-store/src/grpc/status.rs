@@ -5,8 +5,9 @@ use tonic::{Code, Status};
 
 use crate::{
     access::Denied,
+    committer::Failure,
     feed::{cursor, watch::End},
-    groups::{commit::Failure, decide::Refusal, manifest},
+    groups::{decide::Refusal, manifest},
     store,
 };
 

@@ -16,12 +16,13 @@ use tokio::sync::watch;
 
 use super::{Answer, Contents, Error, Hashed, Mended, News, Store};
 use crate::{
-    feed::cells::{Report, Unsaved},
     groups::{
         decide::{self, Decision, Known, Replacement, State},
         history::{Change, Past, Step, kept},
-        snapshot::{Reach, Snapshot},
+        reach::Reach,
+        snapshot::Snapshot,
     },
+    reports::{Report, Unsaved},
 };
 
 #[derive(Debug, Default)]

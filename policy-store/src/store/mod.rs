@@ -15,17 +15,17 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 
 use model::{
     generation::Point,
-    group::{ContentHash, StoredGroup},
     ids::{CellId, GroupGuid},
 };
 
+pub use crate::groups::contents::{Contents, Hashed};
+
 use crate::{
-    feed::cells::{Report, Unsaved},
     groups::{
-        decide::{Decision, Refused, Replacement, State},
-        history::Past,
+        decide::{Decision, Refused, Replacement},
         snapshot::Snapshot,
     },
+    reports::{Report, Unsaved},
 };
 
 /// Why a store did not do what it was asked.
@@ -57,32 +57,6 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-}
-
-/// A stored group and the hash of its content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hashed {
-    /// The group.
-    pub stored: StoredGroup,
-    /// Its content's hash.
-    pub hash: ContentHash,
-}
-
-/// Everything that is stored, or what changed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Contents {
-    /// What is stored beside the groups.
-    pub state: State,
-    /// The generation that this is the difference to; absent when this is
-    /// everything.
-    pub since: Option<Point>,
-    /// Ascending by id. Of a difference, those that were added or changed and
-    /// are there still.
-    pub groups: Vec<Hashed>,
-    /// What the last Replaces changed. Of a difference, those after `since`.
-    pub past: Past,
-    /// What each cell said last, by cell; of a difference, nothing.
-    pub reports: Vec<(CellId, Report)>,
 }
 
 /// What [`Store::news`] tells.
@@ -140,7 +114,7 @@ pub trait Store: Send + Sync + Debug {
     /// Makes tables and columns again that were lost. When rows of the set were lost with
     /// them or by themselves, `served` takes their place, if it is a whole set and not
     /// older than the state; otherwise what is left is forgotten, and the state is not
-    /// whole ([`State::is_whole`]) until a Replace brings everything. The generation and
+    /// whole ([`is_whole`](crate::groups::decide::State::is_whole)) until a Replace brings everything. The generation and
     /// the fencing token stay or rise, as far as they are known.
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended>;
 

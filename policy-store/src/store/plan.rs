@@ -19,7 +19,8 @@ use super::{
 use crate::groups::{
     decide::{Decision, State, Upsert},
     history::{Change, Step, kept},
-    snapshot::{Reach, Snapshot},
+    reach::Reach,
+    snapshot::Snapshot,
 };
 
 /// Reaches that are larger than this in their column are not remembered: 4 MiB.

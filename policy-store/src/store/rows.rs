@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Hashed, rules};
 use crate::{
-    feed::cells::Report,
     groups::{
         content::SharedSpaces,
         decide::{Known, State},
         history::{Change, Past, Step},
-        snapshot::Reach,
+        reach::Reach,
     },
+    reports::Report,
 };
 
 pub(super) const RUNNING: &str = "running";

@@ -28,11 +28,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Contents, Error, Mended, News, Store, rows::senseless};
 use crate::{
-    feed::cells::{Report, Unsaved},
     groups::{
         decide::{Decision, Replacement, State},
         snapshot::Snapshot,
     },
+    reports::{Report, Unsaved},
 };
 
 /// How often MySQL is asked for news: the bound of how late an instance learns

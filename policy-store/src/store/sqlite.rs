@@ -34,11 +34,11 @@ use super::{
     rules,
 };
 use crate::{
-    feed::cells::{Report, Unsaved},
     groups::{
         decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
         snapshot::Snapshot,
     },
+    reports::{Report, Unsaved},
 };
 
 const MIGRATIONS: &[Migration] = &[

@@ -11,8 +11,8 @@ use super::{
     only, text,
 };
 use crate::{
-    feed::cells::Report,
     groups::{decide::State, history::Past},
+    reports::Report,
 };
 
 /// How many groups are read at once: what is read of a large set is not in

@@ -18,8 +18,8 @@ use super::{
     text,
 };
 use crate::{
-    feed::cells::Unsaved,
     groups::decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+    reports::Unsaved,
 };
 
 /// How many ids one statement names.

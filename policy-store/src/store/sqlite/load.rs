@@ -8,8 +8,8 @@ use super::super::{
     rows::{GroupRow, PastRows, ReportRow, Scopes, StateRow, to_sql},
 };
 use crate::{
-    feed::cells::Report,
     groups::{decide::State, history::Past},
+    reports::Report,
 };
 
 /// The caller's transaction sees one moment of the database.

@@ -24,12 +24,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    board::Board,
-    decide::{Decision, Known, Named, Refusal, Replacement, decide},
-    snapshot::Snapshot,
-};
 use crate::{
+    groups::{
+        board::Board,
+        decide::{Decision, Known, Named, Refusal, Replacement, decide},
+        snapshot::Snapshot,
+    },
     metrics::{COMMIT_SECONDS, REPLACES},
     store::{Error, Mended, News, Store},
 };

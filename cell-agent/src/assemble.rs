@@ -1,0 +1,110 @@
+//! Parts that a service of long life, `--once` and `render` are made of.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use runtime::{
+    client,
+    tls::{ClientTls, Role},
+};
+use tokio::sync::watch;
+
+use crate::{
+    apply::{Error, Nft, iptables::Iptables},
+    config::{Config, DataPlane, Source},
+    containers::Containers,
+    diff, groups,
+    groups::{Learner, Link, Refresh},
+    metrics::Times,
+    plan::Known,
+    reconcile::{Chains, Enforced, Inputs, Kernel, Plane},
+    state::StateDirectory,
+};
+
+/// Prefix of the metrics.
+pub(crate) const METRICS: &str = "cell_agent";
+/// The certificate for the policy store.
+pub(crate) const CERTIFICATE: Role = Role { service: METRICS, name: "policy-store-client" };
+/// How long the store's lock may be held by somebody else.
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
+    let directory = &config.state_directory;
+    StateDirectory::open(directory)
+        .with_context(|| format!("the state directory {} cannot be used", directory.display()))
+}
+
+/// Takes our table out of the kernel.
+pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
+    nft.apply(&diff::remove()).await.context("taking our table out of the kernel")
+}
+
+/// The data plane, if it can be used.
+pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plane, Error> {
+    let mut nft = Nft::new(&config.nft);
+    match &config.plane {
+        DataPlane::Nftables => Ok(Plane::Nftables(Kernel::open(nft, state).await?)),
+        DataPlane::Iptables { path, lock } => {
+            let chains = Chains::open(Iptables::new(path, lock)).await?;
+            // A table of ours from before would go on rejecting. It only ever
+            // rejects, so nothing is open without it.
+            match nft.apply(&diff::remove()).await {
+                Ok(()) | Err(Error::Missing { .. }) => {}
+                Err(error) => {
+                    tracing::error!(error = %error, "table-of-the-other-plane-not-removed");
+                }
+            }
+            Ok(Plane::Iptables(chains))
+        }
+    }
+}
+
+/// What the source of groups works with.
+pub(crate) struct Groups {
+    pub(crate) containers: watch::Receiver<Containers>,
+    pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
+    pub(crate) known: watch::Sender<Option<Arc<Known>>>,
+    pub(crate) times: Times,
+}
+
+/// What the reconciler brings together.
+pub(crate) fn inputs(
+    config: &Config,
+    containers: watch::Receiver<Containers>,
+    groups: watch::Receiver<Option<Arc<Known>>>,
+    times: Times,
+) -> Inputs {
+    Inputs {
+        settings: Arc::new(config.settings.clone()),
+        containers,
+        groups,
+        drift_interval: config.drift_interval,
+        full_interval: config.full_interval,
+        times,
+    }
+}
+
+/// What learns the groups, whether it reaches its source, and how to have it ask now.
+pub(crate) fn learner(
+    config: &Config,
+    tls: &ClientTls,
+    Groups { containers, enforced, known, times }: Groups,
+) -> anyhow::Result<(Learner, watch::Receiver<Link>, Refresh)> {
+    let tls = tls.clone();
+    match &config.source {
+        Source::Grpc(address) => {
+            let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
+                .context("policy_store_address")?;
+            let (client, link) =
+                groups::Client::new(config.cell.clone(), channel, containers, enforced, known);
+            Ok((Learner::Watch(Box::new(client)), link, Refresh::pushed()))
+        }
+        Source::Http { url, timeout } => {
+            let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
+            let server = groups::Server { url, timeout, interval };
+            let (poller, link, refresh) =
+                groups::Poller::new(server, tls, containers, known, times);
+            Ok((Learner::Poll(Box::new(poller)), link, refresh))
+        }
+    }
+}

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::{
+use super::{
     cell_agent::{apart, watching},
     metrics::{address, scrape},
 };

@@ -10,7 +10,7 @@ use std::{
 use integration_tests::{process::Process, services::ControlPlane, tools, wait};
 use runtime::metrics::{FAMILIES, Family, Label, PROCESS};
 
-use crate::cell_agent::{apart, watching};
+use super::cell_agent::{apart, watching};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
 /// The tables follow this line of the page.

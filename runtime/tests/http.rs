@@ -239,5 +239,5 @@ async fn open_requests_may_end_and_idle_connections_do_not_hold_up() {
     });
     assert_eq!(slow, (StatusCode::OK, "slow but done".into()));
     let drained = tokio::time::timeout(Duration::from_secs(20), running.server).await;
-    drained.expect("drained").unwrap();
+    drained.expect("drained").unwrap().unwrap();
 }

@@ -17,8 +17,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use http::{Method, StatusCode, header};
-use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::{Health, Http, Listener};
 use crate::lager::{Control, Level};
@@ -63,16 +63,18 @@ impl Admin {
     pub fn start(self, drain: Duration) -> RunningAdmin {
         let address = self.local_addr();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(self.http.serve(self.router, stop.clone(), drain));
-        RunningAdmin { address, stop: stop.drop_guard(), task }
+        let mut task = JoinSet::new();
+        task.spawn(self.http.serve(self.router, stop.clone(), drain));
+        RunningAdmin { address, stop, task }
     }
 }
 
 /// A server for operators that answers requests; it ends when this is dropped.
 pub struct RunningAdmin {
     address: String,
-    stop: DropGuard,
-    task: JoinHandle<()>,
+    stop: CancellationToken,
+    /// The server alone.
+    task: JoinSet<()>,
 }
 
 impl RunningAdmin {
@@ -87,11 +89,13 @@ impl RunningAdmin {
     /// The server panicked.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         tokio::select! {
-            () = shutdown.cancelled() => {}
-            ended = &mut self.task => return Ok(ended?),
+            () = shutdown.cancelled() => self.stop.cancel(),
+            Some(ended) = self.task.join_next() => return Ok(ended?),
         }
-        drop(self.stop);
-        Ok(self.task.await?)
+        while let Some(ended) = self.task.join_next().await {
+            ended?;
+        }
+        Ok(())
     }
 }
 

@@ -32,12 +32,12 @@ use crate::{
     config::{Config, DataPlane},
     containers::{Feed, StoreFile},
     control::{self, Control, PolicyAgent},
-    groups::{self, Link},
+    groups::{self, Connectivity},
     grpc,
     metrics::{STORE_CONNECTED, Times},
-    offline,
-    pass::{self, Pass},
+    once::{self, OneShot},
     reconcile::{Enforced, Plane, Reconciler},
+    render_command,
     state::StateDirectory,
     underlay,
 };
@@ -52,7 +52,7 @@ pub enum App {
     /// To live.
     Agent(Box<Agent>),
     /// For one pass.
-    Pass(Box<Pass>),
+    OneShot(Box<OneShot>),
 }
 
 /// An agent that lives until it is told to end.
@@ -84,8 +84,8 @@ impl runtime::process::Service for App {
         },
     };
 
-    const FLAGS: &'static [Flag] = &[pass::ONCE, pass::DRY_RUN];
-    const COMMANDS: &'static [Command] = &[offline::RENDER];
+    const FLAGS: &'static [Flag] = &[once::ONCE, once::DRY_RUN];
+    const COMMANDS: &'static [Command] = &[render_command::RENDER];
 
     const METRICS: &'static [Family] = crate::metrics::FAMILIES;
 
@@ -106,8 +106,8 @@ impl runtime::process::Service for App {
         }
         choose_plane(&mut config);
         config.settings.underlay = underlay::interfaces(&config.underlay_ips)?;
-        if let Some(pass) = Pass::bind(&config, process).await? {
-            return Ok(Self::Pass(Box::new(pass)));
+        if let Some(pass) = OneShot::bind(&config, process).await? {
+            return Ok(Self::OneShot(Box::new(pass)));
         }
         Ok(Self::Agent(Box::new(Agent::bind(config, process).await?)))
     }
@@ -115,7 +115,7 @@ impl runtime::process::Service for App {
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         match self {
             Self::Agent(agent) => agent.run(shutdown).await,
-            Self::Pass(pass) => {
+            Self::OneShot(pass) => {
                 let pass = Box::pin(pass.run());
                 let ended = shutdown.run_until_cancelled(pass).await;
                 ended.unwrap_or_else(|| bail!("told to end before the pass was over"))
@@ -240,7 +240,12 @@ impl Agent {
         let (learner, link, refresh) = assemble::learner(&config, &tls, parts)?;
         process.metrics.at_scrape({
             let link = link.clone();
-            move || crate::metrics::number(STORE_CONNECTED, u64::from(*link.borrow() == Link::Up))
+            move || {
+                crate::metrics::number(
+                    STORE_CONNECTED,
+                    u64::from(*link.borrow() == Connectivity::Up),
+                )
+            }
         });
         tasks.add(learner.name(), learner.run(shutdown.clone()));
         let cell = control::Cell {
@@ -307,7 +312,7 @@ fn serve(
 async fn watch_health(
     health: Health,
     mut enforced: watch::Receiver<Arc<Enforced>>,
-    mut link: watch::Receiver<Link>,
+    mut link: watch::Receiver<Connectivity>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (kernel, store) = (health.component("kernel"), health.component("policy-store"));

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     containers::Belongs,
-    plan::{Policy, Standing},
+    plan::{Assignment, Policy},
     reconcile::Enforced,
     render::iptables::fingerprint,
     state::StateDirectory,
@@ -41,12 +41,12 @@ pub struct AppLogs {
     loggregator: Loggregator,
     enforced: watch::Receiver<Arc<Enforced>>,
     state: StateDirectory,
-    told: Told,
+    told: Update,
 }
 
 /// What was told, purely.
 #[derive(Debug, Default)]
-struct Told {
+struct Update {
     containers: BTreeMap<String, Rules>,
     /// So that a policy that stands is not read again.
     policies: HashMap<Belongs, (Arc<Policy>, Rules)>,
@@ -75,7 +75,7 @@ impl AppLogs {
             None
         });
         let containers = read.and_then(|content| runtime::json::from_slice(&content).ok());
-        let told = Told { containers: containers.unwrap_or_default(), ..Told::default() };
+        let told = Update { containers: containers.unwrap_or_default(), ..Update::default() };
         Self { loggregator, enforced, state, told }
     }
 
@@ -123,7 +123,7 @@ impl AppLogs {
     }
 }
 
-impl Told {
+impl Update {
     /// The containers whose rules are others than before.
     fn changed(&mut self, enforced: &Enforced) -> Vec<ContainerHandle> {
         let ruleset = &enforced.ruleset;
@@ -136,7 +136,7 @@ impl Told {
         self.policies = policies;
         let mut changed = Vec::new();
         for (handle, planned) in &ruleset.containers {
-            let Standing::Bound(belongs) = &planned.standing else { continue };
+            let Assignment::Bound(belongs) = &planned.assignment else { continue };
             let Some((_, rules)) = self.policies.get(belongs) else { continue };
             if enforced.waiting.contains_key(handle) {
                 continue;

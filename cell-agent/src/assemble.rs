@@ -14,7 +14,7 @@ use crate::{
     config::{Config, DataPlane, Source},
     containers::Containers,
     diff, groups,
-    groups::{Learner, Link, Refresh},
+    groups::{Connectivity, GroupSource, Refresh},
     metrics::Times,
     plan::Known,
     reconcile::{Chains, Enforced, Inputs, Kernel, Plane},
@@ -89,7 +89,7 @@ pub(crate) fn learner(
     config: &Config,
     tls: &ClientTls,
     Groups { containers, enforced, known, times }: Groups,
-) -> anyhow::Result<(Learner, watch::Receiver<Link>, Refresh)> {
+) -> anyhow::Result<(GroupSource, watch::Receiver<Connectivity>, Refresh)> {
     let tls = tls.clone();
     match &config.source {
         Source::Grpc(address) => {
@@ -97,14 +97,14 @@ pub(crate) fn learner(
                 .context("policy_store_address")?;
             let (client, link) =
                 groups::Client::new(config.cell.clone(), channel, containers, enforced, known);
-            Ok((Learner::Watch(Box::new(client)), link, Refresh::pushed()))
+            Ok((GroupSource::Watch(Box::new(client)), link, Refresh::pushed()))
         }
         Source::Http { url, timeout } => {
             let (url, timeout, interval) = (url.clone(), *timeout, config.full_interval);
             let server = groups::Server { url, timeout, interval };
             let (poller, link, refresh) =
                 groups::Poller::new(server, tls, containers, known, times);
-            Ok((Learner::Poll(Box::new(poller)), link, refresh))
+            Ok((GroupSource::Poll(Box::new(poller)), link, refresh))
         }
     }
 }

@@ -26,8 +26,8 @@ use tonic::codegen::http::{StatusCode, header::X_CONTENT_TYPE_OPTIONS};
 use crate::{
     containers::Feed,
     groups::Refresh,
-    plan::{Known, Standing},
-    reconcile::{Enforced, Nudge},
+    plan::{Assignment, Known},
+    reconcile::{Enforced, Trigger},
 };
 
 /// What the endpoints work with.
@@ -76,7 +76,7 @@ pub struct Cell {
     /// What is in force.
     pub enforced: watch::Receiver<Arc<Enforced>>,
     /// The reconcile loop.
-    pub nudge: mpsc::Sender<Nudge>,
+    pub nudge: mpsc::Sender<Trigger>,
     /// Whether the rules are among chains of the CNI plugin, and good for nothing
     /// without those.
     pub beside_plugin: bool,
@@ -207,8 +207,8 @@ impl Cell {
         let refreshed =
             asked.unwrap_or_else(|_| Err("the policy server does not answer".to_owned()));
         let known = self.groups.borrow().clone();
-        let standing = |enforced: &Enforced| {
-            enforced.ruleset.containers.get(&handle).map(|planned| planned.standing.clone())
+        let assignment = |enforced: &Enforced| {
+            enforced.ruleset.containers.get(&handle).map(|planned| planned.assignment.clone())
         };
         let missing = |enforced: &Enforced| {
             if enforced.attempted < reading {
@@ -223,8 +223,10 @@ impl Cell {
             {
                 return Some(Missing::Generation(known.generation));
             }
-            match standing(enforced) {
-                Some(Standing::Unknown(space)) if refreshed.is_ok() => Some(Missing::Space(space)),
+            match assignment(enforced) {
+                Some(Assignment::Unknown(space)) if refreshed.is_ok() => {
+                    Some(Missing::Space(space))
+                }
                 _ => None,
             }
         };
@@ -243,10 +245,10 @@ impl Cell {
         if let Some(reason) = enforced.waiting.get(&handle) {
             return Err(reason.clone());
         }
-        match standing(&enforced) {
-            None | Some(Standing::Bound(_) | Standing::Ungrouped(_)) => Ok(()),
-            Some(Standing::Isolated(reason)) => Err(reason),
-            Some(Standing::Unknown(space)) => Err(refreshed.err().unwrap_or_else(|| {
+        match assignment(&enforced) {
+            None | Some(Assignment::Bound(_) | Assignment::Ungrouped(_)) => Ok(()),
+            Some(Assignment::Isolated(reason)) => Err(reason),
+            Some(Assignment::Unknown(space)) => Err(refreshed.err().unwrap_or_else(|| {
                 format!("the policy store has not told the security groups of space {space}")
             })),
         }
@@ -274,7 +276,7 @@ impl Cell {
         let (answer, answered) = oneshot::channel();
         let pass = async {
             let gone = || "the agent is shutting down".to_owned();
-            let nudge = Nudge { thoroughly: false, answer };
+            let nudge = Trigger { thoroughly: false, answer };
             self.nudge.send(nudge).await.map_err(|_| gone())?;
             answered.await.map_err(|_| gone())?.map(drop)
         };

@@ -69,11 +69,11 @@ async fn an_older_failure_is_not_an_answer() {
             let reading =
                 latest.wait_for(|read| !read.snapshot.containers.is_empty()).await.unwrap().reading;
             let handle = ContainerHandle::parse("c1").unwrap();
-            let standing = Standing::Ungrouped("it says nothing".to_owned());
+            let assignment = Assignment::Ungrouped("it says nothing".to_owned());
             let mut ruleset = (*first.ruleset).clone();
             ruleset.containers.insert(
                 handle,
-                Planned { address: None, more: std::collections::BTreeSet::new(), standing },
+                Planned { address: None, more: std::collections::BTreeSet::new(), assignment },
             );
             let ruleset = Arc::new(ruleset);
             let mended = Enforced { attempted: reading, reading, ruleset, error: None, ..first };

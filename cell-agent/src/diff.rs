@@ -17,7 +17,7 @@ mod parts;
 pub use parts::trials;
 
 use crate::{
-    netlink::Order,
+    netlink::NftOp,
     render::table::{Chain, HOOK, Key, Map, NAME, Table, add_elements},
 };
 
@@ -36,7 +36,7 @@ pub struct Change {
     /// What to send to nft.
     pub script: String,
     /// The same without nft; empty if it needs nft.
-    pub orders: Vec<Order>,
+    pub orders: Vec<NftOp>,
     /// The same as several transactions, each small enough for any socket; empty if
     /// the script is small, or if packets would meet a part of the change.
     pub parts: Vec<String>,
@@ -172,7 +172,7 @@ fn come(old: &Map, new: &Map) -> BTreeMap<Key, String> {
 
 /// The script without nft, if it has nothing to compile: chains come to lead to
 /// others, maps change, and chains go.
-fn orders(applied: &Table, after: &Table) -> Option<Vec<Order>> {
+fn orders(applied: &Table, after: &Table) -> Option<Vec<NftOp>> {
     let same_maps = applied.maps.keys().eq(after.maps.keys());
     let same_objects = applied.counters == after.counters;
     if !same_maps || !same_objects || !applied.sets.keys().eq(after.sets.keys()) {
@@ -183,25 +183,25 @@ fn orders(applied: &Table, after: &Table) -> Option<Vec<Order>> {
         if applied.chains.get(name)?.rules == chain.rules {
             continue;
         }
-        orders.push(Order::Flush(name.clone()));
+        orders.push(NftOp::Flush(name.clone()));
         for rule in &chain.rules {
             let to = rule.strip_prefix("jump ").filter(|to| !to.contains(' '))?;
-            orders.push(Order::Jump { from: name.clone(), to: to.to_owned() });
+            orders.push(NftOp::Jump { from: name.clone(), to: to.to_owned() });
         }
     }
     for ((name, old), new) in applied.maps.iter().zip(after.maps.values()) {
         let (keys, jumps) = (gone(old, new), come(old, new));
         if !keys.is_empty() {
-            orders.push(Order::Forget { map: name.clone(), keys });
+            orders.push(NftOp::DeleteElements { map: name.clone(), keys });
         }
         if !jumps.is_empty() {
-            orders.push(Order::Bind { map: name.clone(), jumps });
+            orders.push(NftOp::AddElements { map: name.clone(), jumps });
         }
     }
     // First everything is emptied, so that nothing refers to what is deleted.
     let gone = || applied.chains.keys().filter(|name| !after.chains.contains_key(*name)).cloned();
-    orders.extend(gone().map(Order::Flush));
-    orders.extend(gone().map(Order::Delete));
+    orders.extend(gone().map(NftOp::Flush));
+    orders.extend(gone().map(NftOp::Delete));
     Some(orders)
 }
 

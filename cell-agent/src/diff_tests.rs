@@ -92,22 +92,22 @@ fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
 }
 
 /// What the kernel makes of orders.
-fn obey(mut table: Table, orders: &[Order]) -> Table {
+fn obey(mut table: Table, orders: &[NftOp]) -> Table {
     for order in orders {
         match order.clone() {
-            Order::Flush(chain) => table.chains.get_mut(&chain).unwrap().rules.clear(),
-            Order::Jump { from, to } => {
+            NftOp::Flush(chain) => table.chains.get_mut(&chain).unwrap().rules.clear(),
+            NftOp::Jump { from, to } => {
                 table.chains.get_mut(&from).unwrap().rule(format!("jump {to}"));
             }
-            Order::Delete(chain) => {
+            NftOp::Delete(chain) => {
                 let gone = table.chains.remove(&chain).unwrap();
                 assert!(gone.rules.is_empty(), "{chain} holds rules");
             }
-            Order::Forget { map, keys } => {
+            NftOp::DeleteElements { map, keys } => {
                 let jumps = &mut table.maps.get_mut(&map).unwrap().jumps;
                 assert!(keys.iter().all(|key| jumps.remove(key).is_some()));
             }
-            Order::Bind { map, jumps } => {
+            NftOp::AddElements { map, jumps } => {
                 let map = &mut table.maps.get_mut(&map).unwrap().jumps;
                 assert!(jumps.into_iter().all(|(address, to)| map.insert(address, to).is_none()));
             }

@@ -21,7 +21,7 @@ use self::isolated::Fit;
 pub use self::way::Way;
 use crate::{
     netlink::route::Route,
-    plan::{Known, Policy, Ruleset, Standing},
+    plan::{Assignment, Known, Policy, Ruleset},
 };
 
 /// The answer.
@@ -95,9 +95,9 @@ pub fn explain<'a>(
         let reason = format!("container network policy is disabled within {overlay}");
         return Some(Explanation::AllowedAlways { reason });
     }
-    let policy = match &planned.standing {
-        Standing::Bound(belongs) => ruleset.policies.get(belongs)?,
-        standing => return Some(denied(why_denied(standing))),
+    let policy = match &planned.assignment {
+        Assignment::Bound(belongs) => ruleset.policies.get(belongs)?,
+        assignment => return Some(denied(why_denied(assignment))),
     };
     if let Some(net) = policy.deny.iter().find(|net| net.contains(&to)) {
         return Some(denied(format!(
@@ -138,13 +138,13 @@ pub fn denied(reason: String) -> Explanation<'static> {
 
 /// Why a container without a policy is denied, as a sentence.
 #[must_use]
-pub fn why_denied(standing: &Standing) -> String {
-    match standing {
-        Standing::Bound(_) => String::new(),
-        Standing::Unknown(space) => {
+pub fn why_denied(assignment: &Assignment) -> String {
+    match assignment {
+        Assignment::Bound(_) => String::new(),
+        Assignment::Unknown(space) => {
             format!("the policy store has not told the security groups of space {space} yet")
         }
-        Standing::Ungrouped(reason) | Standing::Isolated(reason) => reason.clone(),
+        Assignment::Ungrouped(reason) | Assignment::Isolated(reason) => reason.clone(),
     }
 }
 

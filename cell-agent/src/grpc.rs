@@ -18,9 +18,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     explain::{Explanation, NotEnforced, Way, denied, explain, in_force, why_denied},
-    groups::Link,
-    plan::{Known, Planned, Policy, Standing},
-    reconcile::{Enforced, Nudge},
+    groups::Connectivity,
+    plan::{Assignment, Known, Planned, Policy},
+    reconcile::{Enforced, Trigger},
 };
 
 /// The service.
@@ -33,11 +33,11 @@ pub struct Service {
     /// What the store told last.
     pub known: watch::Receiver<Option<Arc<Known>>>,
     /// Whether the store can be reached.
-    pub link: watch::Receiver<Link>,
+    pub link: watch::Receiver<Connectivity>,
     /// The certificate for the store.
     pub certificate: ClientTls,
     /// The reconcile loop.
-    pub nudge: mpsc::Sender<Nudge>,
+    pub nudge: mpsc::Sender<Trigger>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -95,7 +95,7 @@ impl Cell for Service {
     async fn reconcile(&self, _request: Request<ReconcileRequest>) -> Answer<ReconcileResponse> {
         let (answer, answered) = oneshot::channel();
         let ending = || Status::unavailable("the agent is shutting down");
-        let nudge = Nudge { thoroughly: true, answer };
+        let nudge = Trigger { thoroughly: true, answer };
         self.nudge.send(nudge).await.map_err(|_| ending())?;
         let repaired = answered.await.map_err(|_| ending())?.map_err(Status::internal)?;
         let generation = self.enforced.borrow().generation().0;
@@ -113,7 +113,7 @@ impl Cell for Service {
             received_generation: received,
             enforced_generation: enforced.generation().0,
             enforced_at: enforced.at.map(timestamp),
-            store_connected: link == Link::Up,
+            store_connected: link == Connectivity::Up,
             containers: count(enforced.ruleset.containers.len()),
             isolated_rules: count(enforced.ruleset.isolated_rules()),
             drift_healed: enforced.drift_healed,
@@ -188,23 +188,23 @@ fn parse_probe(request: &ExplainRequest) -> Result<Probe, String> {
 }
 
 fn policy<'a>(enforced: &'a Enforced, handle: &ContainerHandle) -> Option<&'a Policy> {
-    match &enforced.ruleset.containers.get(handle)?.standing {
-        Standing::Bound(belongs) => enforced.ruleset.policies.get(belongs).map(Arc::as_ref),
+    match &enforced.ruleset.containers.get(handle)?.assignment {
+        Assignment::Bound(belongs) => enforced.ruleset.policies.get(belongs).map(Arc::as_ref),
         _ => None,
     }
 }
 
 fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container> {
-    let Planned { address, more: _, standing } = enforced.ruleset.containers.get(handle)?;
+    let Planned { address, more: _, assignment } = enforced.ruleset.containers.get(handle)?;
     let entry = enforced.snapshot.containers.get(handle)?;
     let waits = enforced.waiting.get(handle);
-    let enforcement = match standing {
-        Standing::Bound(_) if waits.is_some() => Enforcement::DeniedUntilKnown,
-        Standing::Bound(_) => Enforcement::Enforced,
-        Standing::Unknown(_) if enforced.kept.contains(handle) => Enforcement::KeptUntilKnown,
-        Standing::Unknown(_) => Enforcement::DeniedUntilKnown,
-        Standing::Ungrouped(_) => Enforcement::DeniedNoGroups,
-        Standing::Isolated(_) => Enforcement::DeniedBadEntry,
+    let enforcement = match assignment {
+        Assignment::Bound(_) if waits.is_some() => Enforcement::DeniedUntilKnown,
+        Assignment::Bound(_) => Enforcement::Enforced,
+        Assignment::Unknown(_) if enforced.kept.contains(handle) => Enforcement::KeptUntilKnown,
+        Assignment::Unknown(_) => Enforcement::DeniedUntilKnown,
+        Assignment::Ungrouped(_) => Enforcement::DeniedNoGroups,
+        Assignment::Isolated(_) => Enforcement::DeniedBadEntry,
     };
     let belongs = entry.belongs.as_ref().ok();
     let lifecycle = belongs.map(|belongs| Lifecycle::from(belongs.lifecycle));
@@ -231,7 +231,7 @@ fn reason(enforced: &Enforced, handle: &ContainerHandle) -> String {
         return waits.clone();
     }
     let planned = enforced.ruleset.containers.get(handle);
-    let reason = planned.map(|planned| why_denied(&planned.standing)).unwrap_or_default();
+    let reason = planned.map(|planned| why_denied(&planned.assignment)).unwrap_or_default();
     match enforced.kept.contains(handle) {
         true => format!("{reason}; it keeps the rules that it had when the agent started"),
         false => reason,

@@ -142,7 +142,7 @@ pub struct Planned {
     /// Its other addresses.
     pub more: BTreeSet<IpAddr>,
     /// Whether its rules are in force.
-    pub standing: Standing,
+    pub assignment: Assignment,
 }
 
 impl Planned {
@@ -163,7 +163,7 @@ impl Planned {
 
 /// How a container stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum Assignment {
     /// Its policy decides.
     Bound(Belongs),
     /// Denied: the store has not told the groups of its space.
@@ -300,7 +300,7 @@ impl Shared {
         let mut ruleset = Ruleset::empty(Arc::clone(settings));
         ruleset.claimed.clone_from(&snapshot.claimed);
         for (handle, container) in &snapshot.containers {
-            let standing = standing(settings, container, known, refused);
+            let assignment = assignment(settings, container, known, refused);
             if container.ignored {
                 ruleset.ignored.insert(handle.clone());
             }
@@ -317,36 +317,36 @@ impl Shared {
                 ruleset.policies.insert(belongs.clone(), made);
             }
             let address = container.address.as_ref().ok().copied();
-            let usable = !matches!(standing, Standing::Isolated(_));
+            let usable = !matches!(assignment, Assignment::Isolated(_));
             let address = address.filter(|_| usable);
             let more = if usable { container.more.clone() } else { BTreeSet::new() };
-            ruleset.containers.insert(handle.clone(), Planned { address, more, standing });
+            ruleset.containers.insert(handle.clone(), Planned { address, more, assignment });
         }
         ruleset
     }
 }
 
-fn standing(
+fn assignment(
     settings: &Settings,
     container: &Container,
     known: &Known,
     refused: &Refused,
-) -> Standing {
+) -> Assignment {
     if let Err(problem) = &container.address {
-        return Standing::Isolated(problem.clone());
+        return Assignment::Isolated(problem.clone());
     }
     if let Some(problem) = container.shared.as_ref().filter(|_| settings.by_address) {
-        return Standing::Isolated(problem.clone());
+        return Assignment::Isolated(problem.clone());
     }
     if let Some((as_it_was, reason)) = refused.containers.get(&container.handle)
         && as_it_was == container
     {
-        return Standing::Isolated(reason.clone());
+        return Assignment::Isolated(reason.clone());
     }
     match &container.belongs {
-        Err(reason) => Standing::Ungrouped(reason.clone()),
-        Ok(belongs) if known.spaces.contains(&belongs.space) => Standing::Bound(belongs.clone()),
-        Ok(belongs) => Standing::Unknown(belongs.space.clone()),
+        Err(reason) => Assignment::Ungrouped(reason.clone()),
+        Ok(belongs) if known.spaces.contains(&belongs.space) => Assignment::Bound(belongs.clone()),
+        Ok(belongs) => Assignment::Unknown(belongs.space.clone()),
     }
 }
 

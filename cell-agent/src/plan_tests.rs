@@ -98,7 +98,7 @@ fn the_filter_holds_the_operators_order_reversed() {
     let snapshot = snapshot(&[("c", "10.255.1.1", "s1", "app")]);
     let ruleset = plan(&settings(), &snapshot, &known, &Refused::default());
     let belongs = Belongs { space: space("s1"), lifecycle: Lifecycle::Running };
-    assert_eq!(ruleset.containers[&handle("c")].standing, Standing::Bound(belongs.clone()));
+    assert_eq!(ruleset.containers[&handle("c")].assignment, Assignment::Bound(belongs.clone()));
     let policy = &ruleset.policies[&belongs];
     assert_eq!(shown(policy), ["g3: 3.0.0.1", "g2: 2.0.0.2 2.0.0.1", "g1: 1.0.0.2 1.0.0.1"]);
     let deny: Vec<String> = policy.deny.iter().map(ToString::to_string).collect();
@@ -114,11 +114,13 @@ fn who_is_not_bound_is_denied_with_a_reason() {
         ("lost", "nowhere", "s1", "app"),
     ]);
     let ruleset = plan(&settings(), &snapshot, &known(&["s1"], []), &Refused::default());
-    let standing = |name| &ruleset.containers[&handle(name)].standing;
-    assert!(matches!(standing("bound"), Standing::Bound(_)));
-    assert_eq!(standing("early"), &Standing::Unknown(space("s2")));
-    assert!(matches!(standing("odd"), Standing::Ungrouped(reason) if reason.contains("cron")));
-    assert!(matches!(standing("lost"), Standing::Isolated(reason) if reason.contains("nowhere")));
+    let assignment = |name| &ruleset.containers[&handle(name)].assignment;
+    assert!(matches!(assignment("bound"), Assignment::Bound(_)));
+    assert_eq!(assignment("early"), &Assignment::Unknown(space("s2")));
+    assert!(matches!(assignment("odd"), Assignment::Ungrouped(reason) if reason.contains("cron")));
+    assert!(
+        matches!(assignment("lost"), Assignment::Isolated(reason) if reason.contains("nowhere"))
+    );
     assert_eq!(ruleset.containers[&handle("lost")].address, None);
     assert!(ruleset.containers[&handle("odd")].address.is_some(), "its denials are logged");
     assert_eq!(ruleset.policies.len(), 1);
@@ -200,10 +202,13 @@ fn what_was_refused_is_left_out_as_long_as_it_is_the_same() {
     };
     let ruleset = plan(&settings(), &snapshot, &known(&["s1"], []), &refused);
     let planned = &ruleset.containers[&handle("c")];
-    assert_eq!((planned.address, &planned.standing), (None, &Standing::Isolated("no".to_owned())));
+    assert_eq!(
+        (planned.address, &planned.assignment),
+        (None, &Assignment::Isolated("no".to_owned()))
+    );
     let moved = self::snapshot(&[("c", "10.255.1.2", "s1", "app")]);
     let ruleset = plan(&settings(), &moved, &known(&["s1"], []), &refused);
-    assert!(matches!(ruleset.containers[&handle("c")].standing, Standing::Bound(_)));
+    assert!(matches!(ruleset.containers[&handle("c")].assignment, Assignment::Bound(_)));
 }
 
 #[test]
@@ -243,7 +248,7 @@ proptest! {
         prop_assert_eq!(&one, &make(&entries, &groups));
         prop_assert_eq!(one.containers.len(), entries.len());
         for planned in one.containers.values() {
-            if let Standing::Bound(belongs) = &planned.standing {
+            if let Assignment::Bound(belongs) = &planned.assignment {
                 prop_assert!(one.policies.contains_key(belongs) && planned.address.is_some());
             }
         }
@@ -277,8 +282,12 @@ fn an_address_that_two_claim_closes_both_where_the_address_counts() {
         let settings = Arc::new(Settings { by_address, ..(*settings()).clone() });
         let ruleset = plan(&settings, &snapshot, &known, &Refused::default());
         for (name, closed) in [("a", by_address), ("b", by_address), ("c", true)] {
-            let Planned { address, more: _, standing } = &ruleset.containers[&handle(name)];
-            assert_eq!(matches!(standing, Standing::Isolated(_)), closed, "{name} {standing:?}");
+            let Planned { address, more: _, assignment } = &ruleset.containers[&handle(name)];
+            assert_eq!(
+                matches!(assignment, Assignment::Isolated(_)),
+                closed,
+                "{name} {assignment:?}"
+            );
             assert_eq!(address.is_none(), closed, "{name}");
         }
         assert_eq!(ruleset.claimed.len(), 1);

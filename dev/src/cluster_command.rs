@@ -8,13 +8,13 @@ use anyhow::{Context, anyhow, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::cluster::fixtures::Stage;
 use crate::cluster::launch::{Cluster, Options};
 use crate::cluster::layout::Layout;
 use crate::cluster::ports::{Choice, Ports};
 use crate::cluster::process::Death;
 use crate::cluster::request::Request;
 use crate::cluster::rootless::Footing;
-use crate::cluster::stage::Stage;
 use crate::cluster::state::State;
 use crate::cluster::terminal::say;
 use crate::cluster::topology::{MOST_CELLS, Name};

@@ -33,7 +33,7 @@ use crate::{
     reaper,
     report::{self, Report},
     store::{
-        any::{Any, Keeper},
+        configured::{AnyStore, StoreTask},
         shared::Check,
     },
 };
@@ -47,8 +47,8 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 /// A server that is bound and not serving yet.
 pub struct App {
-    store: Any,
-    keeper: Keeper,
+    store: AnyStore,
+    keeper: StoreTask,
     check: Option<HealthCheck>,
     feed: Feed,
     listener: Listener,
@@ -103,8 +103,8 @@ impl runtime::process::Service for App {
         config.log()
     }
 
-    fn censor(config: &Config) -> runtime::lager::Censor {
-        config.log.censor.clone()
+    fn redactor(config: &Config) -> runtime::lager::Redactor {
+        config.log.redactor.clone()
     }
 
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
@@ -188,14 +188,14 @@ impl runtime::process::Service for App {
             loaded.ready();
             async move { Ok(keeper.run(stop, loaded).await?) }
         });
-        if let (Any::Shared(store), Some(check)) = (&store, check) {
+        if let (AnyStore::Shared(store), Some(check)) = (&store, check) {
             let HealthCheck { timeout, interval, attempts } = check;
             let (store, check) = (store.clone(), Check { timeout, interval, attempts });
             let span = info_span!("db-health-check-runner");
             let work = store.watch_health(check, shutdown.clone()).instrument(span);
             tasks.add("database health", work);
         }
-        if let Any::Shared(store) = &store {
+        if let AnyStore::Shared(store) = &store {
             let stats = {
                 let store = store.clone();
                 move || store.stats()

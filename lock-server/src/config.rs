@@ -8,7 +8,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use runtime::{
     config::{Configure, GoDuration, HostPort, Reader, Value},
-    lager::{self, Censor, Level, TimeFormat},
+    lager::{self, Level, Redactor, TimeFormat},
     loggregator,
     server::Limits,
     tls::{self, Pattern},
@@ -67,7 +67,7 @@ pub struct Log {
     /// `time_format`.
     pub format: TimeFormat,
     /// `redact_secrets`, `redact_patterns`, `max_data_string_length`.
-    pub censor: Censor,
+    pub redactor: Redactor,
 }
 
 /// Where locks are kept: `database_driver` and its keys.
@@ -165,7 +165,7 @@ pub struct HealthCheck {
 impl Config {
     /// How it wants the log.
     pub fn log(&self) -> lager::Options {
-        let Log { level, format, censor: _ } = self.log;
+        let Log { level, format, redactor: _ } = self.log;
         lager::Options { source: "locket".to_owned(), level, format }
     }
 }
@@ -317,8 +317,8 @@ fn health_check(keys: &mut Reader<'_>) -> Option<Option<HealthCheck>> {
 fn log(keys: &mut Reader<'_>) -> Option<Log> {
     let level = keys.required("log_level");
     let format = keys.or("time_format", TimeFormat::UnixEpoch);
-    let censor = Censor::read(keys);
-    Some(Log { level: level?, format: format?, censor: censor? })
+    let redactor = Redactor::read(keys);
+    Some(Log { level: level?, format: format?, redactor: redactor? })
 }
 
 #[cfg(test)]

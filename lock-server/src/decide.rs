@@ -6,7 +6,7 @@
 
 use model::lock::{Claim, Lock, Owner};
 
-use crate::held::Version;
+use crate::lock_version::Version;
 
 /// What a claim does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Claimed {
     /// The owner keeps it, and nothing but the deadline changes.
     Refresh,
     /// The owner keeps it with another time to live.
-    Retime,
+    ChangeTtl,
     /// The owner keeps it with another value or kind.
     Update,
     /// Somebody else has it.
@@ -33,7 +33,7 @@ pub fn claim(current: Option<&Lock>, claim: &Claim) -> Claimed {
     } else if lock.value != claim.value || lock.kind != claim.kind {
         Claimed::Update
     } else if lock.ttl != claim.ttl {
-        Claimed::Retime
+        Claimed::ChangeTtl
     } else {
         Claimed::Refresh
     }
@@ -113,7 +113,7 @@ mod tests {
         let table = [
             (None, same(), Claimed::Acquire),
             (held.clone(), same(), Claimed::Refresh),
-            (held.clone(), Claim { ttl, ..same() }, Claimed::Retime),
+            (held.clone(), Claim { ttl, ..same() }, Claimed::ChangeTtl),
             (held.clone(), Claim { value: value.clone(), ttl, ..same() }, Claimed::Update),
             (held.clone(), Claim { kind: LockKind::Presence, ..same() }, Claimed::Update),
             (held.clone(), Claim { owner: owner("p"), ..same() }, Claimed::Collide),

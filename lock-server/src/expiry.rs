@@ -18,7 +18,7 @@ use std::{
 
 use model::lock::LockKey;
 
-use crate::held::{Held, Version};
+use crate::lock_version::{LockVersion, Version};
 
 /// Deadlines, soonest first.
 #[derive(Debug, Default)]
@@ -34,19 +34,19 @@ struct Entry {
     at: Instant,
     /// Its place in the queue.
     turn: Instant,
-    held: Arc<Held>,
+    held: Arc<LockVersion>,
 }
 
 impl Deadlines {
     /// A version was seen at `now`. True when it is now the soonest of all, so
     /// that whoever waits has to wait for less.
-    pub fn seen(&mut self, held: &Arc<Held>, now: Instant) -> bool {
+    pub fn seen(&mut self, held: &Arc<LockVersion>, now: Instant) -> bool {
         self.schedule(held, now + held.lock.ttl.duration())
     }
 
     /// Gives a version a deadline of its own, such as the next try of an expiry
     /// that failed. An older version than the one known is ignored.
-    pub fn schedule(&mut self, held: &Arc<Held>, at: Instant) -> bool {
+    pub fn schedule(&mut self, held: &Arc<LockVersion>, at: Instant) -> bool {
         let key = &held.lock.key;
         match self.entries.get_mut(key) {
             Some(entry) if held.version() <= entry.held.version() => return false,
@@ -83,7 +83,7 @@ impl Deadlines {
 
     /// Looks at no more than `limit`, and takes out those whose deadline is not
     /// after `now`.
-    pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<Arc<Held>> {
+    pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<Arc<LockVersion>> {
         let mut due = Vec::new();
         for _looked_at in 0..limit {
             if self.next().is_none_or(|turn| turn > now) {
@@ -191,7 +191,7 @@ mod tests {
             versions in prop::collection::vec((0..4u8, 1..4u64, 1..6i64, 1..20i64, 0..30u64), 0..60),
         ) {
             let (mut deadlines, start) = (Deadlines::default(), origin());
-            let mut newest: HashMap<u8, (Arc<Held>, Instant)> = HashMap::new();
+            let mut newest: HashMap<u8, (Arc<LockVersion>, Instant)> = HashMap::new();
             for (key, token, index, ttl, at) in versions {
                 let held = held(&key.to_string(), token, index, ttl);
                 let now = start + seconds(at);

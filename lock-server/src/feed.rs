@@ -27,7 +27,7 @@ use tokio::{
 };
 use tracing::info_span;
 
-use crate::{expiry::Deadlines, held::Held, metrics::Population};
+use crate::{expiry::Deadlines, lock_version::LockVersion, metrics::Population};
 
 /// Events that may wait for a watcher.
 pub const WATCHER_ROOM: usize = 1024;
@@ -38,25 +38,25 @@ pub const MAX_WATCHERS: usize = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A free key has an owner.
-    Acquired(Arc<Held>),
+    Acquired(Arc<LockVersion>),
     /// The owner stored another value or kind.
     Updated {
         /// The version before.
-        before: Arc<Held>,
+        before: Arc<LockVersion>,
         /// The version now.
-        held: Arc<Held>,
+        held: Arc<LockVersion>,
     },
     /// The owner stored nothing new that clients can see.
-    Refreshed(Arc<Held>),
+    Refreshed(Arc<LockVersion>),
     /// The owner gave it back.
-    Released(Arc<Held>),
+    Released(Arc<LockVersion>),
     /// Its time to live ended.
-    Expired(Arc<Held>),
+    Expired(Arc<LockVersion>),
 }
 
 impl Event {
     /// What a claim that succeeded did: `before` became `held`.
-    pub fn claimed(before: Option<Arc<Held>>, held: Arc<Held>) -> Self {
+    pub fn claimed(before: Option<Arc<LockVersion>>, held: Arc<LockVersion>) -> Self {
         match before {
             None => Self::Acquired(held),
             Some(before)
@@ -88,7 +88,7 @@ impl Event {
     }
 
     /// The version that it is about.
-    pub fn held(&self) -> &Arc<Held> {
+    pub fn held(&self) -> &Arc<LockVersion> {
         match self {
             Self::Acquired(held)
             | Self::Updated { held, .. }
@@ -151,7 +151,7 @@ impl Feed {
     }
 
     /// A lock was found in the store at the start of the process.
-    pub fn found(&self, held: &Arc<Held>) {
+    pub fn found(&self, held: &Arc<LockVersion>) {
         self.shared.population.enters(held.lock.kind);
         self.seen(held);
     }
@@ -187,7 +187,7 @@ impl Feed {
     }
 
     /// A version was seen: its time to live begins.
-    pub fn seen(&self, held: &Arc<Held>) {
+    pub fn seen(&self, held: &Arc<LockVersion>) {
         let now = Instant::now().into_std();
         if self.deadlines().seen(held, now) {
             self.shared.sooner.notify_one();
@@ -196,7 +196,7 @@ impl Feed {
 
     /// An expiry failed: it is tried again after `delay`, unless the lock is
     /// claimed before.
-    pub fn retry(&self, held: &Arc<Held>, delay: Duration) {
+    pub fn retry(&self, held: &Arc<LockVersion>, delay: Duration) {
         let at = (Instant::now() + delay).into_std();
         if self.deadlines().schedule(held, at) {
             self.shared.sooner.notify_one();
@@ -204,7 +204,7 @@ impl Feed {
     }
 
     /// Waits until at least one deadline has passed, and takes out at most `limit`.
-    pub async fn due(&self, limit: usize) -> Vec<Arc<Held>> {
+    pub async fn due(&self, limit: usize) -> Vec<Arc<LockVersion>> {
         loop {
             let next = {
                 let mut deadlines = self.deadlines();

@@ -3,9 +3,9 @@
 //! A handler parses, calls, converts. What every call has in common (spans,
 //! debug lines, metrics, the mapping of errors) is in `call`.
 
-mod answers;
 mod call;
-mod direct;
+mod fetch_all_cache;
+mod pre_encoded;
 mod watch;
 
 use std::{iter, sync::Arc};
@@ -27,14 +27,14 @@ use runtime::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use self::{answers::Answers, call::About, direct::Encoded};
+use self::{call::About, fetch_all_cache::Answers, pre_encoded::Encoded};
 pub use self::{
     call::{Calls, Refusal},
-    direct::{Direct, TooLarge},
+    pre_encoded::{PreEncoded, TooLarge},
 };
 use crate::{
     access::{Access, Action, OutOfBounds},
-    held::{self, Held},
+    lock_version::{self, LockVersion},
     locks::Locks,
     store::Store,
 };
@@ -83,10 +83,12 @@ impl<S: Store> Service<S> {
 
     /// The gRPC services: Locket's and ours. The entries judge the peer; the services
     /// themselves do not.
-    pub fn servers(self) -> (Entry<Direct<LocketServer<Self>>>, Entry<LockWatchServer<Self>>) {
+    pub fn servers(self) -> (Entry<PreEncoded<LocketServer<Self>>>, Entry<LockWatchServer<Self>>) {
         let (locket, watch) = (self.clone(), self.clone());
         (
-            Entry::judged(Direct(LocketServer::new(self.clone())), move |head| locket.judge(head)),
+            Entry::judged(PreEncoded(LocketServer::new(self.clone())), move |head| {
+                locket.judge(head)
+            }),
             Entry::judged(LockWatchServer::new(self), move |head| watch.judge(head)),
         )
     }
@@ -124,7 +126,7 @@ impl<S: Store> Service<S> {
 }
 
 /// The answer that shows a lock.
-fn shown_alone(held: &Held) -> Result<Encoded, TooLarge> {
+fn shown_alone(held: &LockVersion) -> Result<Encoded, TooLarge> {
     if held.foreign_type.is_some() {
         return Encoded::of(&models::FetchResponse { resource: Some(shown(held)) });
     }
@@ -137,7 +139,7 @@ fn shown_alone(held: &Held) -> Result<Encoded, TooLarge> {
 
 /// A lock as clients see it.
 #[expect(deprecated, reason = "`type` is part of the answers")]
-fn shown(held: &Held) -> models::Resource {
+fn shown(held: &LockVersion) -> models::Resource {
     let resource = models::Resource::from(&held.lock);
     match &held.foreign_type {
         None => resource,
@@ -150,11 +152,11 @@ fn shown(held: &Held) -> models::Resource {
 }
 
 /// `uuid` of the metadata: any text, not to be validated.
-fn request_uuid<T>(request: &Request<T>) -> held::Request {
+fn request_uuid<T>(request: &Request<T>) -> lock_version::Request {
     uuid_of(request.metadata().as_ref())
 }
 
-fn uuid_of(headers: &HeaderMap) -> held::Request {
+fn uuid_of(headers: &HeaderMap) -> lock_version::Request {
     let uuid = headers.get("uuid")?;
     Some(uuid.to_str().map_or_else(|_| String::from_utf8_lossy(uuid.as_bytes()).into(), Arc::from))
 }
@@ -171,7 +173,7 @@ impl<S: Store> Locket for Service<S> {
             Ok(claim) => self.check_lock(&request, claim.key.as_str(), Some(claim.ttl)),
             Err(_) => Ok(()),
         };
-        let refreshed = self.calls.lock.at_once(|| {
+        let refreshed = self.calls.lock.try_fast_path(|| {
             bounds.as_ref().ok()?;
             let fencing_token = self.locks.refresh(claim.as_ref().ok()?, &uuid)?.0;
             Encoded::of(&models::LockResponse { fencing_token }).ok()
@@ -200,7 +202,7 @@ impl<S: Store> Locket for Service<S> {
         let known = self
             .calls
             .fetch
-            .at_once(|| shown_alone(&*self.locks.known(&request.get_ref().key)?).ok());
+            .try_fast_path(|| shown_alone(&*self.locks.known(&request.get_ref().key)?).ok());
         if let Some(answer) = known {
             return Ok(answer.response());
         }

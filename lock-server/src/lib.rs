@@ -21,7 +21,7 @@ pub mod decide;
 pub mod expiry;
 pub mod feed;
 pub mod grpc;
-pub mod held;
+pub mod lock_version;
 pub mod locks;
 pub mod metrics;
 pub mod open;

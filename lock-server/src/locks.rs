@@ -8,7 +8,7 @@ use tracing::{Instrument as _, info_span};
 
 use crate::{
     feed::Subscription,
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
     store::{self, Claimed, Released, Store},
 };
 
@@ -49,7 +49,7 @@ impl<S: Store> Locks<S> {
     }
 
     /// Who has a key, if it takes no waiting to know; otherwise [`Locks::fetch`] asks.
-    pub fn known(&self, key: &str) -> Option<Arc<Held>> {
+    pub fn known(&self, key: &str) -> Option<Arc<LockVersion>> {
         self.store.known(&LockKey::parse(key).ok()?)
     }
 
@@ -64,7 +64,7 @@ impl<S: Store> Locks<S> {
         );
         let claimed = self.within(self.store.claim(claim, request)).instrument(span.clone());
         match claimed.await? {
-            Claimed::Held(held) => Ok(held.lock.token),
+            Claimed::LockVersion(held) => Ok(held.lock.token),
             Claimed::Collision(_) => {
                 span.in_scope(|| tracing::debug!("lock-already-exists"));
                 Err(Error::Collision)
@@ -106,23 +106,23 @@ impl<S: Store> Locks<S> {
     }
 
     /// Who has a key.
-    pub async fn fetch(&self, key: &str) -> Result<Arc<Held>, Error> {
+    pub async fn fetch(&self, key: &str) -> Result<Arc<LockVersion>, Error> {
         let key = LockKey::parse(key).map_err(|_| Error::NotFound)?;
         self.fetch_key(key).await
     }
 
-    async fn fetch_key(&self, key: LockKey) -> Result<Arc<Held>, Error> {
+    async fn fetch_key(&self, key: LockKey) -> Result<Arc<LockVersion>, Error> {
         let found = self.within(self.store.select(&Selector::Key(key))).await?;
         found.first().cloned().ok_or(Error::NotFound)
     }
 
     /// All of a kind.
-    pub async fn fetch_all(&self, kind: LockKind) -> Result<Selected, Error> {
+    pub async fn fetch_all(&self, kind: LockKind) -> Result<LockList, Error> {
         self.within(self.store.select(&Selector::Kind(kind))).await
     }
 
     /// What is held, and every change from then on.
-    pub async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    pub async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         self.within(self.store.watch(selector)).await
     }
 

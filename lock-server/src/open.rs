@@ -12,7 +12,7 @@ use storage::server::{Options, Tls};
 use crate::{
     config::{Database, Server},
     feed::Feed,
-    store::any::{Any, Keeper},
+    store::configured::{AnyStore, StoreTask},
 };
 
 /// Opens it.
@@ -20,24 +20,24 @@ use crate::{
 /// # Errors
 /// With the original's words (docs/compatibility/locket.md#configuration): the file or the server
 /// cannot be used.
-pub async fn open(database: &Database, feed: Feed) -> Result<(Any, Keeper), Failure> {
+pub async fn open(database: &Database, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
     match database {
         Database::Embedded(path) => embedded(path, feed).await,
         Database::Shared(server) => shared(server, feed).await,
     }
 }
 
-async fn embedded(path: &Path, feed: Feed) -> Result<(Any, Keeper), Failure> {
-    Any::embedded(path, feed)
+async fn embedded(path: &Path, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
+    AnyStore::embedded(path, feed)
         .await
         .context("opening database_connection_string")
         .map_err(|error| Failure::fatal("sql-failed-to-connect", error))
 }
 
-async fn shared(server: &Server, feed: Feed) -> Result<(Any, Keeper), Failure> {
+async fn shared(server: &Server, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
     let options = options(server);
     options.check().map_err(|error| Failure::fatal("invalid-db-connection-string", error))?;
-    Any::shared(&options, feed).await.map_err(|error| {
+    AnyStore::shared(&options, feed).await.map_err(|error| {
         let line = match error {
             storage::Error::Migration { .. } | storage::Error::Step { .. } => {
                 "failed-to-create-lock-table"

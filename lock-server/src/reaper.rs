@@ -14,7 +14,7 @@ use tracing::{Instrument as _, info_span};
 
 use crate::{
     feed::Feed,
-    held::Held,
+    lock_version::LockVersion,
     store::{Expired, Store},
 };
 
@@ -43,7 +43,7 @@ pub async fn run<S: Store>(
     }
 }
 
-async fn expire<S: Store>(store: S, feed: Feed, held: Arc<Held>) {
+async fn expire<S: Store>(store: S, feed: Feed, held: Arc<LockVersion>) {
     let outer = info_span!("lock");
     let span = info_span!(
         parent: &outer,

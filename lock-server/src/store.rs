@@ -4,7 +4,7 @@
 //! and one conformance suite proves it for all. [`any`] is the one that the
 //! configuration names.
 
-pub mod any;
+pub mod configured;
 pub mod embedded;
 mod journal;
 pub mod memory;
@@ -16,7 +16,7 @@ use model::lock::{Claim, LockKey, Owner, Selector};
 
 use crate::{
     feed::Subscription,
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
 };
 
 /// Keeps locks.
@@ -39,13 +39,13 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Keeps a key for its owner if nothing has to be stored for it and nobody to be
     /// waited for, as with nearly all calls on a file. Otherwise [`Store::claim`]
     /// decides.
-    fn refresh(&self, _claim: &Claim, _request: &Request) -> Option<Arc<Held>> {
+    fn refresh(&self, _claim: &Claim, _request: &Request) -> Option<Arc<LockVersion>> {
         None
     }
 
     /// The lock with this key, if there is one and nobody has to be asked for it.
     /// Otherwise [`Store::select`] answers.
-    fn known(&self, _key: &LockKey) -> Option<Arc<Held>> {
+    fn known(&self, _key: &LockKey) -> Option<Arc<LockVersion>> {
         None
     }
 
@@ -64,47 +64,47 @@ pub trait Store: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Released, Error>> + Send;
 
     /// Frees the key if this version is still the current one.
-    fn expire(&self, seen: &Held) -> impl Future<Output = Result<Expired, Error>> + Send;
+    fn expire(&self, seen: &LockVersion) -> impl Future<Output = Result<Expired, Error>> + Send;
 
     /// What is held now, in the order of the keys.
-    fn select(&self, selector: &Selector) -> impl Future<Output = Result<Selected, Error>> + Send;
+    fn select(&self, selector: &Selector) -> impl Future<Output = Result<LockList, Error>> + Send;
 
     /// What is held now, and every change from now on.
     fn watch(
         &self,
         selector: &Selector,
-    ) -> impl Future<Output = Result<(Selected, Subscription), Error>> + Send;
+    ) -> impl Future<Output = Result<(LockList, Subscription), Error>> + Send;
 }
 
 /// What became of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
     /// The key is the claimant's.
-    Held(Arc<Held>),
+    LockVersion(Arc<LockVersion>),
     /// It is somebody else's.
-    Collision(Arc<Held>),
+    Collision(Arc<LockVersion>),
 }
 
 /// What became of a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
     /// The key is free now.
-    Deleted(Arc<Held>),
+    Deleted(Arc<LockVersion>),
     /// It was free.
     Absent,
     /// It is somebody else's.
-    Collision(Arc<Held>),
+    Collision(Arc<LockVersion>),
 }
 
 /// What became of a passed deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expired {
     /// The key is free now.
-    Deleted(Arc<Held>),
+    Deleted(Arc<LockVersion>),
     /// It was free.
     Absent,
     /// It was claimed since: here is its newest version.
-    Newer(Arc<Held>),
+    Newer(Arc<LockVersion>),
 }
 
 /// Why a store does not answer.

@@ -7,14 +7,14 @@ use std::{
 
 use model::lock::{Lock, LockKey, LockKind, Selector};
 
-use crate::held::{Held, Selected};
+use crate::lock_version::{LockList, LockVersion};
 
 /// Locks and presences, each in the order of their keys; a key is in one of
 /// the two at most.
 #[derive(Debug, Default)]
 pub struct Table {
     /// All of both: who asks for a key finds it here.
-    held: HashMap<LockKey, Arc<Held>>,
+    held: HashMap<LockKey, Arc<LockVersion>>,
     locks: Kind,
     presences: Kind,
 }
@@ -25,7 +25,7 @@ struct Kind {
     keys: BTreeSet<LockKey>,
     /// All of them, kept from when they were asked for until one changes: who asks
     /// again gets the very same, and does not have to compare it.
-    all: Option<Selected>,
+    all: Option<LockList>,
 }
 
 impl Kind {
@@ -40,7 +40,7 @@ impl Kind {
     }
 
     /// All of them, out of those of both kinds.
-    fn all(&mut self, held: &HashMap<LockKey, Arc<Held>>) -> Selected {
+    fn all(&mut self, held: &HashMap<LockKey, Arc<LockVersion>>) -> LockList {
         let Self { keys, all } = self;
         let collect = || keys.iter().filter_map(|key| held.get(key)).cloned().collect();
         Arc::clone(all.get_or_insert_with(collect))
@@ -56,17 +56,17 @@ impl Table {
     }
 
     /// The lock with this key.
-    pub fn get(&self, key: &LockKey) -> Option<&Arc<Held>> {
+    pub fn get(&self, key: &LockKey) -> Option<&Arc<LockVersion>> {
         self.held.get(key)
     }
 
     /// All of both kinds, in no particular order.
-    pub fn all(&self) -> Vec<Arc<Held>> {
+    pub fn all(&self) -> Vec<Arc<LockVersion>> {
         self.held.values().cloned().collect()
     }
 
     /// Stores a version in the place of the one before, which is returned.
-    pub fn put(&mut self, held: Arc<Held>) -> Option<Arc<Held>> {
+    pub fn put(&mut self, held: Arc<LockVersion>) -> Option<Arc<LockVersion>> {
         let Lock { key, kind, .. } = &held.lock;
         let (key, kind) = (key.clone(), *kind);
         let before = self.held.insert(key.clone(), held);
@@ -84,14 +84,14 @@ impl Table {
     }
 
     /// Frees a key.
-    pub fn remove(&mut self, key: &LockKey) -> Option<Arc<Held>> {
+    pub fn remove(&mut self, key: &LockKey) -> Option<Arc<LockVersion>> {
         let held = self.held.remove(key)?;
         self.of_mut(held.lock.kind).remove(key);
         Some(held)
     }
 
     /// All that a selector names, in the order of their keys.
-    pub fn select(&mut self, selector: &Selector) -> Selected {
+    pub fn select(&mut self, selector: &Selector) -> LockList {
         match selector {
             Selector::Key(key) => self.get(key).cloned().into_iter().collect(),
             Selector::Kind(kind) => {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use model::lock::{FencingToken, Lock, LockKey, LockKind, LockValue, Owner, Ttl};
 
-use crate::held::Held;
+use crate::lock_version::LockVersion;
 
 /// A version of a lock.
-pub(crate) fn held(key: &str, token: u64, index: i64, ttl: i64) -> Arc<Held> {
-    Arc::new(Held {
+pub(crate) fn held(key: &str, token: u64, index: i64, ttl: i64) -> Arc<LockVersion> {
+    Arc::new(LockVersion {
         lock: Lock {
             key: LockKey::parse(key).unwrap(),
             owner: Owner::parse("o").unwrap(),

@@ -25,12 +25,12 @@ use crate::{
         laggards,
         watch::{Feed, gauge, save_reports},
     },
-    groups::board::Board,
+    groups::current::SnapshotPublisher,
     grpc::PolicyStore,
     http::{
         self, Api,
-        fresh::Newest,
-        gate::{self, Gate},
+        admission::{self, Admission},
+        freshness::Newest,
         tags::Tags,
     },
     open::{self, Opened},
@@ -74,7 +74,7 @@ pub struct App {
     store: Arc<dyn Store>,
     newest: Option<Newest>,
     look: Option<Look>,
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     cells: Cells,
 }
 
@@ -148,7 +148,7 @@ impl Service for App {
         committer::mend(&*store, nothing).await.context("looking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
-        let board = Arc::new(Board::new(contents.into(), Instant::now()));
+        let board = Arc::new(SnapshotPublisher::new(contents.into(), Instant::now()));
         process.metrics.at_scrape({
             let (board, cells) = (Arc::clone(&board), cells.clone());
             move || gauge(&board, &cells, Timestamp::now())
@@ -236,13 +236,16 @@ impl App {
         let (commits, committer) = committer::committer(Arc::clone(&store), Arc::clone(&board));
         let reads = health.component(http::health::DATABASE);
         let committer = committer.telling(reads, health.component("database writes"));
-        let (hurry, drained) = (CancellationToken::new(), CancellationToken::new());
-        let feed = Feed { board: Arc::clone(&board), cells, drain: hurry.clone() };
+        let (force_close, drained) = (CancellationToken::new(), CancellationToken::new());
+        let feed = Feed { board: Arc::clone(&board), cells, drain: force_close.clone() };
         let stale_after = config.stale_after;
         let synced = health.component("sync");
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
-        tasks.add("drain", hurry_up(shutdown.clone(), config.drain_spread, hurry, drained.clone()));
+        tasks.add(
+            "drain",
+            force_close_after(shutdown.clone(), config.drain_spread, force_close, drained.clone()),
+        );
         if let Some(internal) = internal {
             let api = api(&config, &board).as_new_as(newest).telling(metron.clone());
             serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
@@ -281,8 +284,8 @@ impl App {
 }
 
 /// What the HTTP API of the original answers.
-fn api(config: &Config, board: &Arc<Board>) -> Api {
-    let gate = Gate::new(config.concurrent_lists, gate::PATIENCE);
+fn api(config: &Config, board: &Arc<SnapshotPublisher>) -> Api {
+    let gate = Admission::new(config.concurrent_lists, admission::PATIENCE);
     let tags = Tags::new(config.tag_length);
     Api::new(config.access.clone(), Arc::clone(board), gate, tags)
 }
@@ -326,22 +329,22 @@ fn serve_internal(
 /// Clients are sent away one after another, each watch with its connection; what
 /// is open may go on. When all were sent away, what is still going on ends, as
 /// long as there is time to say so.
-async fn hurry_up(
+async fn force_close_after(
     shutdown: CancellationToken,
     spread: Duration,
-    hurry: CancellationToken,
+    force_close: CancellationToken,
     drained: CancellationToken,
 ) -> anyhow::Result<()> {
     shutdown.cancelled().await;
     let _in_time = tokio::time::timeout(spread, drained.cancelled()).await;
-    hurry.cancel();
+    force_close.cancel();
     Ok(())
 }
 
 /// Says that the store is not ready when no writer confirmed its set for too
 /// long: cells then get what was true at that time.
 async fn tell_readiness(
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     stale_after: Option<Duration>,
     synced: Component,
     shutdown: CancellationToken,
@@ -416,7 +419,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_without_a_writer_becomes_stale() {
         let empty = Snapshot::from(Contents::default());
-        let board = Arc::new(Board::new(empty, Instant::now()));
+        let board = Arc::new(SnapshotPublisher::new(empty, Instant::now()));
         let (commits, committer) =
             committer::committer(Arc::new(Memory::default()), Arc::clone(&board));
         let health = Health::new();

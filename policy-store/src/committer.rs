@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     groups::{
-        board::Board,
+        current::SnapshotPublisher,
         decide::{Decision, Known, Named, Refusal, Replacement, decide},
         snapshot::Snapshot,
     },
@@ -110,7 +110,7 @@ impl Commits {
 pub struct Committer {
     jobs: mpsc::Receiver<Job>,
     store: Arc<dyn Store>,
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     told: Option<Told>,
 }
 
@@ -124,7 +124,7 @@ struct Told {
 
 /// A committer and the way to it.
 #[must_use]
-pub fn committer(store: Arc<dyn Store>, board: Arc<Board>) -> (Commits, Committer) {
+pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
     (Commits(sender), Committer { jobs, store, board, told: None })
 }
@@ -221,15 +221,16 @@ impl Committer {
     async fn commit(&self, write: Arc<Replacement>) -> Result<Result<Committed, Error>, WentBack> {
         let began = Instant::now();
         let current = self.board.current();
-        let guess = made({
+        let speculative_snapshot = made({
             let (current, write) = (Arc::clone(&current), Arc::clone(&write));
-            move || guess(&current, &write)
+            move || speculative_snapshot(&current, &write)
         });
-        let (outcome, guess) = tokio::join!(self.store.replace(Arc::clone(&write)), guess);
+        let (outcome, speculative_snapshot) =
+            tokio::join!(self.store.replace(Arc::clone(&write)), speculative_snapshot);
         match outcome {
             Ok(decision) => {
                 self.written();
-                if let Err(error) = self.publish(&decision, &current, guess).await? {
+                if let Err(error) = self.publish(&decision, &current, speculative_snapshot).await? {
                     return Ok(Err(error));
                 }
                 let took = began.elapsed();
@@ -268,12 +269,13 @@ impl Committer {
         &self,
         decision: &Decision,
         current: &Snapshot,
-        guess: Option<Snapshot>,
+        speculative_snapshot: Option<Snapshot>,
     ) -> Result<Result<(), Error>, WentBack> {
         // Decided on the same and to the same: it is what the store holds now.
-        let is_right =
-            |guess: &Snapshot| decision.before == current.point() && decision.state == guess.state;
-        match guess.filter(is_right) {
+        let is_right = |speculative_snapshot: &Snapshot| {
+            decision.before == current.point() && decision.state == speculative_snapshot.state
+        };
+        match speculative_snapshot.filter(is_right) {
             Some(snapshot) => {
                 self.board.publish(snapshot);
                 Ok(Ok(()))
@@ -362,7 +364,7 @@ pub struct WentBack {
 
 /// What the store will hold if nobody else writes to it: encoded while the
 /// database is at work. `None`: it will refuse.
-fn guess(current: &Snapshot, write: &Replacement) -> Option<Snapshot> {
+fn speculative_snapshot(current: &Snapshot, write: &Replacement) -> Option<Snapshot> {
     let known = current.entries().iter();
     let known = known.map(|entry| (entry.guid.clone(), Known { id: entry.id, hash: entry.hash }));
     let decision = decide(&current.state, &known.collect(), write).ok()?;

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::{
     config::Database,
     groups::decide::State,
-    http::fresh::Newest,
+    http::freshness::Newest,
     report::Look,
     store::{Error, Store, server::Server, sqlite::Sqlite},
 };

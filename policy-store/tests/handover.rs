@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use runtime::server::APART;
+use runtime::server::GOAWAY_INTERVAL;
 use serde_json::json;
 use storage::{server::Dialect, testing::TestServer};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -71,7 +71,7 @@ async fn cells_come_to_the_other_instance_one_after_another() {
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
     let took = *last - *first;
     println!("{CELLS} cells were sent away within {took:?}");
-    assert!(took >= APART * CELLS / 2, "all at once: {took:?}");
+    assert!(took >= GOAWAY_INTERVAL * CELLS / 2, "all at once: {took:?}");
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(tokio::task::block_in_place(|| leaving.wait()).success());
     leaving.line("exited", 0);

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use policy_store::{
     access::{Access, CellIdentity},
-    groups::{board::Board, snapshot::Snapshot},
-    http::{Api, gate::Gate, tags::Tags},
+    groups::{current::SnapshotPublisher, snapshot::Snapshot},
+    http::{Api, admission::Admission, tags::Tags},
     store::{Store as _, memory::Memory},
 };
 use reqwest::{Method, Response, StatusCode};
@@ -41,7 +41,7 @@ impl Crowded {
         }
         store.replace(Arc::new(replacement(&groups))).await.unwrap();
         let snapshot = Snapshot::from(store.load(None).await.unwrap());
-        let board = Arc::new(Board::new(snapshot, Instant::now()));
+        let board = Arc::new(SnapshotPublisher::new(snapshot, Instant::now()));
         let access = Access {
             writers: Vec::new(),
             cells: Vec::new(),
@@ -49,7 +49,7 @@ impl Crowded {
             pollers: None,
             cell_identity: CellIdentity::CommonName,
         };
-        let router = Api::new(access, board, Gate::new(1, patience), Tags::new(2)).router();
+        let router = Api::new(access, board, Admission::new(1, patience), Tags::new(2)).router();
         let tls = ServerTls::load(&site.certificate("server", None), Alpn::None).unwrap();
         let listener = Listener::tcp("internal API", "127.0.0.1:0").await.unwrap();
         let address = listener.local_addr();

@@ -37,7 +37,7 @@ fn each_error_has_its_status() {
         most: 5,
     };
     let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Replace };
-    let senseless = store::Error::Senseless { field: "a.b", problem: "secret".to_owned() };
+    let senseless = store::Error::CorruptRow { field: "a.b", problem: "secret".to_owned() };
     let closed = store::Error::Database(storage::Error::Closed);
     for (error, code, text) in [
         (Error::Denied(denied), Code::PermissionDenied, "the peer cn=x may not replace security"),

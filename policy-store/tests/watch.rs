@@ -16,10 +16,10 @@ use policy_store::{
         cells::Cells,
         cursor::{self, Cursor, MAX_SPACES},
         parts::Parts,
-        watch::{End, Feed, Hello, Watcher, Word, Words},
+        watch::{ClientMessage, ClientMessages, End, Feed, Hello, Watcher},
     },
     groups::{
-        board::Board,
+        current::SnapshotPublisher,
         page::{Filter, page},
         snapshot::Snapshot,
     },
@@ -40,7 +40,7 @@ use crate::support::{
 /// A board with a committer behind it, which ends with it.
 struct Served {
     store: Memory,
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     commits: Commits,
     _committer: JoinSet<anyhow::Result<()>>,
 }
@@ -57,7 +57,7 @@ impl Served {
     }
 
     fn on(store: Memory, contents: Contents) -> Self {
-        let board = Arc::new(Board::new(Snapshot::from(contents), Instant::now()));
+        let board = Arc::new(SnapshotPublisher::new(Snapshot::from(contents), Instant::now()));
         let (commits, committer) = committer(Arc::new(store.clone()), Arc::clone(&board));
         let mut tasks = JoinSet::new();
         tasks.spawn(committer.run(CancellationToken::new()));
@@ -155,7 +155,7 @@ impl Watched {
     }
 
     /// Reads all there is over the wire and compares with List.
-    fn read(&mut self, board: &Board) {
+    fn read(&mut self, board: &SnapshotPublisher) {
         let snapshot = board.current();
         let generation = snapshot.state.generation.0;
         let is_due = generation != 0
@@ -310,26 +310,26 @@ fn a_subscription_has_limits() {
 }
 
 /// Words that a test says.
-struct Said(mpsc::Receiver<Word>);
+struct Said(mpsc::Receiver<ClientMessage>);
 
-impl Words for Said {
+impl ClientMessages for Said {
     type Error = cursor::Error;
 
-    async fn next(&mut self) -> Result<Option<Word>, cursor::Error> {
+    async fn next(&mut self) -> Result<Option<ClientMessage>, cursor::Error> {
         Ok(self.0.recv().await)
     }
 }
 
-fn watcher(feed: Feed, spaces: &[&str]) -> (Watcher<Said>, mpsc::Sender<Word>) {
+fn watcher(feed: Feed, spaces: &[&str]) -> (Watcher<Said>, mpsc::Sender<ClientMessage>) {
     let (say, said) = mpsc::channel(4);
     let spaces = spaces.iter().map(|text| space(text)).collect();
     let hello = Hello { cell: CellId::parse("cell-1").unwrap(), spaces, known: None };
     (Watcher::new(feed, hello, Said(said)).unwrap(), say)
 }
 
-fn subscribe(sequence: u64, add: &[&str]) -> Word {
+fn subscribe(sequence: u64, add: &[&str]) -> ClientMessage {
     let add = add.iter().map(|text| space(text)).collect();
-    Word::Subscribe { sequence, add, drop: Vec::new() }
+    ClientMessage::Subscribe { sequence, add, drop: Vec::new() }
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@
 //! | [`server`] | listeners, gRPC and HTTP servers, the admin endpoint |
 //! | [`health`] | whether a process can do its work |
 //! | [`client`] | gRPC channels |
-//! | [`gather`] | one write for what a connection has to say |
+//! | [`write_coalescing`] | coalesces the writes of one poll into a single write |
 //! | [`dropsonde`] | metrics for the metron agent of the machine, over UDP |
 //! | [`loggregator`] | metrics and app logs for the agent of the machine |
 //! | [`https`] | HTTP clients |
@@ -30,7 +30,6 @@ pub mod client;
 pub mod config;
 pub mod dropsonde;
 pub mod error;
-pub mod gather;
 pub mod health;
 pub mod https;
 pub mod json;
@@ -42,3 +41,4 @@ pub mod redact;
 pub mod server;
 pub mod supervise;
 pub mod tls;
+pub mod write_coalescing;

@@ -32,7 +32,7 @@ const SECONDS_BUCKETS: [f64; 15] =
 const TICKS: f64 = 100.0;
 
 /// Sets metrics at a scrape.
-type Look = Box<dyn Fn() + Send>;
+type FileStamps = Box<dyn Fn() + Send>;
 
 /// Renders the metrics of this process.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub struct Handle {
     recorder: PrometheusHandle,
     /// The labels of the build.
     build: String,
-    looks: Arc<Mutex<Vec<Look>>>,
+    looks: Arc<Mutex<Vec<FileStamps>>>,
 }
 
 impl std::fmt::Debug for Handle {

@@ -159,8 +159,8 @@ pub trait Service: Sized {
     fn log(config: &Self::Config) -> lager::Options;
 
     /// What its configuration wants to be kept out of the log.
-    fn censor(_config: &Self::Config) -> lager::Censor {
-        lager::Censor::default()
+    fn redactor(_config: &Self::Config) -> lager::Redactor {
+        lager::Redactor::default()
     }
 
     /// Acquires sockets, stores and certificates. Nothing is served yet.
@@ -278,7 +278,7 @@ fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {
         true => Box::new(io::stderr()),
         false => Box::new(io::stdout()),
     };
-    let log = match lager::init(S::log(&config), S::censor(&config), output) {
+    let log = match lager::init(S::log(&config), S::redactor(&config), output) {
         Ok(log) => log,
         Err(error) => return refuse(&about, [format!("cannot set up the log: {error}")]),
     };

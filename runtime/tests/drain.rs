@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use runtime::server::{APART, Grpc, Health, Limits, Listener};
+use runtime::server::{GOAWAY_INTERVAL, Grpc, Health, Limits, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -118,7 +118,9 @@ async fn frame(stream: &mut TcpStream) -> Option<u8> {
 async fn connections_are_told_to_go_one_after_another() {
     const GO_AWAY: u8 = 7;
     const COUNT: u32 = 250;
-    for (spread, apart) in [(LONG, APART), (APART * COUNT / 5, APART / 5)] {
+    for (spread, apart) in
+        [(LONG, GOAWAY_INTERVAL), (GOAWAY_INTERVAL * COUNT / 5, GOAWAY_INTERVAL / 5)]
+    {
         let limits = Limits { spread, ..Limits::default() };
         let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
         let address = listener.local_addr();

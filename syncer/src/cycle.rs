@@ -20,7 +20,7 @@ use crate::{
     cloud_controller::{self, CloudController},
     import::Malformed,
     lease::keeper::Term,
-    reading::{Held, Reading},
+    manifest::{ListSnapshot, StoreHashes},
     report::Report,
     stamp::Stamp,
     store::{self, Committed, Store},
@@ -72,7 +72,7 @@ pub struct Synced {
     /// When the reading began.
     pub began: StdInstant,
     /// What the store holds now.
-    pub held: Arc<Held>,
+    pub held: Arc<StoreHashes>,
     /// What changed.
     pub committed: Committed,
     /// Groups that could not be read.
@@ -95,7 +95,7 @@ pub async fn run(
     store: &Store,
     term: &Term,
     stamp: Stamp,
-    held: Option<Arc<Held>>,
+    held: Option<Arc<StoreHashes>>,
     times: &Report,
 ) -> Result<Synced, Error> {
     let began = Instant::now();
@@ -139,9 +139,9 @@ pub async fn run(
 /// lacks authorities gets a part of the list, which is whole by its numbers.
 async fn read(
     cloud_controller: &CloudController,
-    held: &Arc<Held>,
+    held: &Arc<StoreHashes>,
     before: usize,
-) -> Result<Reading, cloud_controller::Error> {
+) -> Result<ListSnapshot, cloud_controller::Error> {
     let reading = cloud_controller.list(held).await?;
     let count = reading.count();
     if count == 0 {

@@ -24,7 +24,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     lease::keeper::Term,
-    reading::{Held, Manifest},
+    manifest::{Manifest, StoreHashes},
     stamp::Stamp,
 };
 
@@ -221,9 +221,9 @@ impl Store {
     ///
     /// # Errors
     /// It does not say, or not in time.
-    pub async fn held(&self) -> Result<Held, Error> {
+    pub async fn held(&self) -> Result<StoreHashes, Error> {
         let mut client = self.client.clone();
-        let mut held = Held::new();
+        let mut held = StoreHashes::new();
         let mut page_token = 0;
         loop {
             let request =

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use model::ids::GroupGuid;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use syncer::reading::{Held, Manifest, Reading};
+use syncer::manifest::{ListSnapshot, Manifest, StoreHashes};
 
 fn guid(text: &str) -> GroupGuid {
     GroupGuid::parse(text).unwrap()
@@ -23,19 +23,19 @@ fn nameless() -> Value {
     json!({"name": "bad"})
 }
 
-fn read(groups: &[Value], held: &Held) -> Reading {
-    let mut reading = Reading::new(false);
+fn read(groups: &[Value], held: &StoreHashes) -> ListSnapshot {
+    let mut reading = ListSnapshot::new(false);
     reading.page(json!({ "resources": groups }).to_string().as_bytes(), held).unwrap();
     reading
 }
 
-fn manifest(groups: &[Value], held: &Held) -> Manifest {
+fn manifest(groups: &[Value], held: &StoreHashes) -> Manifest {
     read(groups, held).into_manifest(held)
 }
 
 /// What a store holds after these groups were synced.
-fn held(groups: &[Value]) -> Held {
-    manifest(groups, &Held::new()).into_held()
+fn held(groups: &[Value]) -> StoreHashes {
+    manifest(groups, &StoreHashes::new()).into_held()
 }
 
 fn guids(manifest: &Manifest) -> Vec<&str> {
@@ -69,7 +69,7 @@ fn a_malformed_group_keeps_the_version_that_the_store_holds() {
 
 #[test]
 fn a_malformed_group_that_the_store_never_had_is_left_out() {
-    let manifest = manifest(&[malformed("b"), good("a", "one")], &Held::new());
+    let manifest = manifest(&[malformed("b"), good("a", "one")], &StoreHashes::new());
     assert_eq!(guids(&manifest), ["a"]);
     assert_eq!(manifest.kept, 0);
 }
@@ -91,7 +91,7 @@ fn nothing_is_removed_while_a_group_without_a_guid_may_be_any_of_them() {
 
 #[test]
 fn of_the_same_guid_twice_the_last_counts() {
-    let nothing = Held::new();
+    let nothing = StoreHashes::new();
     let twice = manifest(&[good("a", "one"), good("b", "one"), good("a", "two")], &nothing);
     assert_eq!(twice, manifest(&[good("a", "two"), good("b", "one")], &nothing));
     // Back to what the store holds: nothing to send.
@@ -107,8 +107,8 @@ fn of_the_same_guid_twice_the_last_counts() {
 
 #[test]
 fn pages_add_up() {
-    let nothing = Held::new();
-    let mut reading = Reading::new(true);
+    let nothing = StoreHashes::new();
+    let mut reading = ListSnapshot::new(true);
     for group in [good("a", "one"), malformed("b"), good("c", "one")] {
         let page = json!({ "resources": [group] });
         reading.page(page.to_string().as_bytes(), &nothing).unwrap();
@@ -122,7 +122,7 @@ fn pages_add_up() {
 
 #[test]
 fn groups_are_shown_only_where_they_are_looked_at() {
-    assert!(Reading::new(false).echo(0).is_none());
+    assert!(ListSnapshot::new(false).echo(0).is_none());
 }
 
 fn lists() -> impl Strategy<Value = Vec<Value>> {
@@ -140,7 +140,7 @@ proptest! {
     /// might be it; and every readable group arrives with its content at hand.
     #[test]
     fn no_group_is_stripped_because_one_is_malformed(lists in prop::collection::vec(lists(), 1..6)) {
-        let mut held = Held::new();
+        let mut held = StoreHashes::new();
         for list in lists {
             let named = |guid: &str| list.iter().any(|group| group["guid"] == guid);
             let unknown = list.iter().any(|group| group.get("guid").is_none());

@@ -189,11 +189,11 @@ fn unzipped(body: &[u8]) -> io::Result<Vec<u8>> {
 /// The member `error` of the body, or else the body.
 fn message(body: &[u8]) -> String {
     #[derive(Deserialize)]
-    struct Told {
+    struct Update {
         error: String,
     }
     match runtime::json::from_slice(body) {
-        Ok(Told { error }) => shortened(&error),
+        Ok(Update { error }) => shortened(&error),
         Err(_) => shortened(&String::from_utf8_lossy(body)),
     }
 }

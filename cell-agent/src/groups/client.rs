@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::{Follow, Link, publish, spaces::Spaces};
+use super::{Connectivity, WatchSession, publish, spaces::Spaces};
 use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 
 const LINGER_CHECK: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ pub struct Client {
     containers: watch::Receiver<Containers>,
     enforced: watch::Receiver<Arc<Enforced>>,
     known: watch::Sender<Option<Arc<Known>>>,
-    link: watch::Sender<Link>,
+    link: watch::Sender<Connectivity>,
     spaces: Spaces,
     backoff: Backoff,
 }
@@ -59,8 +59,8 @@ impl Client {
         containers: watch::Receiver<Containers>,
         enforced: watch::Receiver<Arc<Enforced>>,
         known: watch::Sender<Option<Arc<Known>>>,
-    ) -> (Self, watch::Receiver<Link>) {
-        let (link, linked) = watch::channel(Link::begin());
+    ) -> (Self, watch::Receiver<Connectivity>) {
+        let (link, linked) = watch::channel(Connectivity::begin());
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let client = Self {
             cell,
@@ -88,7 +88,7 @@ impl Client {
             };
             let error = ended.err().map(|status| describe(&status));
             let error = error.as_deref().unwrap_or("the store ended the watch");
-            self.link.send_replace(Link::Down(error.into()));
+            self.link.send_replace(Connectivity::Down(error.into()));
             if began.elapsed() > GOOD {
                 self.backoff.reset();
             }
@@ -137,7 +137,7 @@ impl Client {
 
     async fn open(
         &mut self,
-    ) -> Result<(Follow, mpsc::Sender<WatchRequest>, Streaming<WatchResponse>), Status> {
+    ) -> Result<(WatchSession, mpsc::Sender<WatchRequest>, Streaming<WatchResponse>), Status> {
         let (follow, mut hello) = self.begin();
         self.cell.as_str().clone_into(&mut hello.cell_id);
         let (requests, outgoing) = mpsc::channel(32);
@@ -147,19 +147,19 @@ impl Client {
     }
 
     /// A watch that goes on from what is known, or else begins anew.
-    fn begin(&mut self) -> (Follow, Hello) {
+    fn begin(&mut self) -> (WatchSession, Hello) {
         let known = self.known.borrow().clone();
-        if let Some(resumed) = known.and_then(|known| Follow::resume(&known)) {
+        if let Some(resumed) = known.and_then(|known| WatchSession::resume(&known)) {
             return resumed;
         }
         let spaces = self.spaces();
         let space_guids = spaces.iter().map(|space| space.as_str().to_owned()).collect();
-        (Follow::hello(spaces), Hello { space_guids, ..Hello::default() })
+        (WatchSession::hello(spaces), Hello { space_guids, ..Hello::default() })
     }
 
     async fn follow(
         &mut self,
-        follow: &mut Follow,
+        follow: &mut WatchSession,
         requests: &mpsc::Sender<WatchRequest>,
         mut answers: Streaming<WatchResponse>,
     ) -> Result<(), Status> {
@@ -177,7 +177,7 @@ impl Client {
                 },
                 Ok(()) = containers.changed() => self.subscribe(follow, requests).await?,
                 _ = linger.tick() => self.subscribe(follow, requests).await?,
-                Ok(()) = enforced.changed(), if *self.link.borrow() == Link::Up => {
+                Ok(()) = enforced.changed(), if *self.link.borrow() == Connectivity::Up => {
                     let report = report(&enforced.borrow_and_update());
                     if report != reported {
                         reported = report;
@@ -196,7 +196,7 @@ impl Client {
 
     async fn subscribe(
         &mut self,
-        follow: &mut Follow,
+        follow: &mut WatchSession,
         requests: &mpsc::Sender<WatchRequest>,
     ) -> Result<(), Status> {
         let spaces = self.spaces();
@@ -207,7 +207,7 @@ impl Client {
     }
 
     /// Takes in an answer; what is known by it, if the state is whole.
-    fn receive(&mut self, follow: &mut Follow, answer: WatchResponse) -> Option<Arc<Known>> {
+    fn receive(&mut self, follow: &mut WatchSession, answer: WatchResponse) -> Option<Arc<Known>> {
         let (reset, upserted, removed) =
             (answer.reset, answer.upserted.len(), answer.removed.len());
         let told = follow.receive(answer);
@@ -238,7 +238,7 @@ impl Client {
             "groups-received"
         );
         let known = publish(&self.known, known);
-        if self.link.send_replace(Link::Up) != Link::Up {
+        if self.link.send_replace(Connectivity::Up) != Connectivity::Up {
             tracing::info!("policy-store-watched");
             self.backoff.reset();
         }

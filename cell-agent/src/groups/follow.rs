@@ -28,7 +28,7 @@ use crate::plan::Known;
 
 /// What one watch has told so far.
 #[derive(Debug)]
-pub struct Follow {
+pub struct WatchSession {
     /// Each space that was asked for, with the request that did.
     asked: BTreeMap<SpaceGuid, u64>,
     sequence: u64,
@@ -39,7 +39,7 @@ pub struct Follow {
 
 /// What an answer led to.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Update {
     /// A whole new state.
     pub known: Option<Arc<Known>>,
     /// Groups that cannot be understood, each as a sentence; everything else of
@@ -47,7 +47,7 @@ pub struct Told {
     pub problems: Vec<String>,
 }
 
-impl Follow {
+impl WatchSession {
     /// A new watch, whose Hello asks for these spaces.
     #[must_use]
     pub fn hello(spaces: impl IntoIterator<Item = SpaceGuid>) -> Self {
@@ -60,7 +60,7 @@ impl Follow {
     }
 
     /// A new watch that goes on from what is known, with its Hello; that asks for
-    /// exactly the known spaces, and [`Follow::subscribe`] brings it to others.
+    /// exactly the known spaces, and [`WatchSession::subscribe`] brings it to others.
     /// `None` if what is known is not a state of the store.
     #[must_use]
     pub fn resume(known: &Known) -> Option<(Self, Hello)> {
@@ -107,7 +107,7 @@ impl Follow {
     }
 
     /// Takes in an answer.
-    pub fn receive(&mut self, response: WatchResponse) -> Told {
+    pub fn receive(&mut self, response: WatchResponse) -> Update {
         let WatchResponse {
             generation,
             reset,
@@ -117,7 +117,7 @@ impl Follow {
             subscription_sequence,
             stamp,
         } = response;
-        let mut told = Told::default();
+        let mut told = Update::default();
         if reset {
             self.draft.clear();
             self.lacks = false;
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn parts_are_passed_on_together() {
-        let mut follow = Follow::hello([space("s1")]);
+        let mut follow = WatchSession::hello([space("s1")]);
         let mut part = state(3, 0, &["a"]);
         (part.reset, part.complete) = (true, false);
         assert!(follow.receive(part).known.is_none());
@@ -214,14 +214,14 @@ mod tests {
 
     #[test]
     fn what_is_exactly_a_state_of_the_store_is_gone_on_from() {
-        let mut follow = Follow::hello([space("s1"), space("s2")]);
-        let told = |follow: &mut Follow, sequence| {
+        let mut follow = WatchSession::hello([space("s1"), space("s2")]);
+        let told = |follow: &mut WatchSession, sequence| {
             let mut answer = state(3, sequence, &["a"]);
             answer.stamp = 77;
             follow.receive(answer).known.unwrap()
         };
         let known = told(&mut follow, 0);
-        let (mut resumed, hello) = Follow::resume(&known).unwrap();
+        let (mut resumed, hello) = WatchSession::resume(&known).unwrap();
         assert_eq!((hello.generation, hello.stamp), (3, 77));
         assert_eq!(hello.space_guids, ["s1", "s2"]);
         let mut missed = state(4, 0, &["b"]);
@@ -231,28 +231,28 @@ mod tests {
         assert_eq!(known.spaces, spaces(&["s1", "s2"]));
         // What only a dropped space had is still there until the store says not.
         follow.subscribe(&spaces(&["s1"])).unwrap();
-        assert!(Follow::resume(&told(&mut follow, 0)).is_none());
+        assert!(WatchSession::resume(&told(&mut follow, 0)).is_none());
         let known = told(&mut follow, 1);
-        assert_eq!(Follow::resume(&known).unwrap().1.space_guids, ["s1"]);
+        assert_eq!(WatchSession::resume(&known).unwrap().1.space_guids, ["s1"]);
     }
 
     #[test]
     fn a_state_with_a_hole_is_not_gone_on_from_until_it_is_told_anew() {
-        let mut follow = Follow::hello([]);
+        let mut follow = WatchSession::hello([]);
         let mut answer = state(3, 0, &["a", ""]);
         answer.stamp = 77;
-        assert!(Follow::resume(&follow.receive(answer.clone()).known.unwrap()).is_none());
+        assert!(WatchSession::resume(&follow.receive(answer.clone()).known.unwrap()).is_none());
         answer.upserted.pop();
-        assert!(Follow::resume(&follow.receive(answer.clone()).known.unwrap()).is_none());
+        assert!(WatchSession::resume(&follow.receive(answer.clone()).known.unwrap()).is_none());
         answer.reset = true;
-        assert!(Follow::resume(&follow.receive(answer).known.unwrap()).is_some());
-        assert!(Follow::resume(&Known::default()).is_none());
+        assert!(WatchSession::resume(&follow.receive(answer).known.unwrap()).is_some());
+        assert!(WatchSession::resume(&Known::default()).is_none());
     }
 
     /// A group that was deleted and made again between two answers.
     #[test]
     fn a_guid_that_is_removed_and_upserted_is_there() {
-        let mut follow = Follow::hello([]);
+        let mut follow = WatchSession::hello([]);
         let mut answer = state(3, 0, &["a"]);
         answer.removed = vec!["a".to_owned()];
         assert_eq!(names(&follow.receive(answer).known.unwrap()), ["a"]);
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_space_is_known_when_its_request_is_confirmed() {
-        let mut follow = Follow::hello([space("s1")]);
+        let mut follow = WatchSession::hello([space("s1")]);
         let request = follow.subscribe(&spaces(&["s1", "s2"])).unwrap();
         assert_eq!((request.sequence, request.add_space_guids), (1, vec!["s2".to_owned()]));
         assert!(follow.subscribe(&spaces(&["s1", "s2"])).is_none());
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_dropped_space_that_comes_back_is_unknown_until_confirmed_again() {
-        let mut follow = Follow::hello([space("s1"), space("s2")]);
+        let mut follow = WatchSession::hello([space("s1"), space("s2")]);
         let drop = follow.subscribe(&spaces(&["s2"])).unwrap();
         assert_eq!(drop.drop_space_guids, ["s1"]);
         assert_eq!(follow.receive(state(3, 0, &[])).known.unwrap().spaces, spaces(&["s2"]));
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_group_that_nobody_understands_costs_no_other() {
-        let mut follow = Follow::hello([]);
+        let mut follow = WatchSession::hello([]);
         let mut answer = state(3, 0, &["a", "", "b"]);
         answer.upserted.push(policy_v1::StoredGroup::default());
         let told = follow.receive(answer);

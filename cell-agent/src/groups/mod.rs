@@ -23,20 +23,20 @@ mod saved;
 mod spaces;
 
 pub use client::Client;
-pub use follow::Follow;
+pub use follow::WatchSession;
 pub use poll::{Poller, Refresh, Server};
 pub use saved::{load, save, save_latest};
 
 /// What learns the groups.
 #[derive(Debug)]
-pub enum Learner {
+pub enum GroupSource {
     /// From our policy store.
     Watch(Box<Client>),
     /// From a policy server.
     Poll(Box<Poller>),
 }
 
-impl Learner {
+impl GroupSource {
     /// The name of its task.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -81,14 +81,14 @@ fn publish(latest: &watch::Sender<Option<Arc<Known>>>, mut known: Arc<Known>) ->
 
 /// State of the connection to the source of the groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
+pub enum Connectivity {
     /// The source sent a whole state, and still answers.
     Up,
     /// The source does not answer; why not.
     Down(Arc<str>),
 }
 
-impl Link {
+impl Connectivity {
     /// Before the first answer.
     #[must_use]
     pub fn begin() -> Self {

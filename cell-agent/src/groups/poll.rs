@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Link,
+    Connectivity,
     api::{Api, Error},
     page::{self, Entry},
     publish,
@@ -84,7 +84,7 @@ pub struct Poller {
     times: Times,
     containers: watch::Receiver<Containers>,
     known: watch::Sender<Option<Arc<Known>>>,
-    link: watch::Sender<Link>,
+    link: watch::Sender<Connectivity>,
     asked: mpsc::Receiver<Answer>,
     spaces: Spaces,
     /// What the last list was for; `None` before the first one.
@@ -108,9 +108,9 @@ impl Poller {
         containers: watch::Receiver<Containers>,
         known: watch::Sender<Option<Arc<Known>>>,
         times: Times,
-    ) -> (Self, watch::Receiver<Link>, Refresh) {
+    ) -> (Self, watch::Receiver<Connectivity>, Refresh) {
         let Server { url, timeout, interval } = server;
-        let (link, linked) = watch::channel(Link::begin());
+        let (link, linked) = watch::channel(Connectivity::begin());
         let (ask, asked) = mpsc::channel(64);
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let poller = Self {
@@ -246,14 +246,14 @@ impl Poller {
     fn told(&mut self, outcome: &Result<(), Error>) -> Duration {
         let Err(error) = outcome else {
             self.backoff.reset();
-            if self.link.send_replace(Link::Up) != Link::Up {
+            if self.link.send_replace(Connectivity::Up) != Connectivity::Up {
                 tracing::info!("policy-server-polled");
             }
             // Cells that started together do not go on asking together.
             return Backoff::new(self.interval, self.interval).pause();
         };
         let error = chain(error);
-        self.link.send_replace(Link::Down(error.as_str().into()));
+        self.link.send_replace(Connectivity::Down(error.as_str().into()));
         let wait = self.backoff.pause();
         crate::metrics::count(crate::metrics::POLL_FAILURES);
         tracing::error!(

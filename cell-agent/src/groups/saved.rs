@@ -9,7 +9,7 @@ use proto::policy_v1::{StoredGroup, WatchResponse, watch_request::Hello};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Follow;
+use super::WatchSession;
 use crate::{plan::Known, state::StateDirectory};
 
 const FILE: &str = "groups";
@@ -116,7 +116,7 @@ fn decode(mut content: &[u8]) -> Result<Arc<Known>, String> {
     let whole = WatchResponse::decode_length_delimited(&mut content).map_err(text)?;
     let spaces: Result<Vec<SpaceGuid>, _> =
         space_guids.iter().map(|space| SpaceGuid::parse(space)).collect();
-    let told = Follow::hello(spaces.map_err(|error| error.to_string())?).receive(whole);
+    let told = WatchSession::hello(spaces.map_err(|error| error.to_string())?).receive(whole);
     match (told.known, told.problems.first()) {
         (Some(mut known), None) => {
             Arc::make_mut(&mut known).revision = 1;
@@ -142,7 +142,7 @@ mod tests {
         let rule =
             Rule { protocol: "all".into(), destination: "10.0.0.1".into(), ..Rule::default() };
         let group = SecurityGroup { guid: "g".into(), rules: vec![rule], ..Default::default() };
-        let known = Follow::hello([SpaceGuid::parse("s1").unwrap()])
+        let known = WatchSession::hello([SpaceGuid::parse("s1").unwrap()])
             .receive(WatchResponse {
                 generation: 7,
                 stamp: 77,

@@ -11,7 +11,7 @@ use crate::{
 /// What the kernel is told without nft: no rule that would have to be compiled.
 /// All of it concerns our table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
+pub enum NftOp {
     /// Takes all rules out of a chain.
     Flush(String),
     /// Adds the rule to the end of a chain that jumps to another.
@@ -24,14 +24,14 @@ pub enum Order {
     /// Deletes an empty chain.
     Delete(String),
     /// Takes elements out of a map of verdicts.
-    Forget {
+    DeleteElements {
         /// The map.
         map: String,
         /// Their keys.
         keys: Vec<Key>,
     },
     /// Adds elements that jump to a map of verdicts.
-    Bind {
+    AddElements {
         /// The map.
         map: String,
         /// Where each key jumps to.
@@ -106,7 +106,7 @@ pub(super) fn ask_counters() -> Vec<u8> {
 }
 
 /// One transaction, for the kernel as it is in this generation.
-pub(super) fn batch(orders: &[Order], generation: KernelGeneration) -> Vec<u8> {
+pub(super) fn batch(orders: &[NftOp], generation: KernelGeneration) -> Vec<u8> {
     let mut draft = Draft::default();
     draft.message(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, |draft| {
         draft.attribute(GENERATION_ID, |draft| draft.bytes(&generation.number().to_be_bytes()));
@@ -172,28 +172,28 @@ impl Draft {
     }
 
     /// Where the last of its messages begins.
-    fn order(&mut self, order: &Order) -> usize {
+    fn order(&mut self, order: &NftOp) -> usize {
         let start = self.0.len();
         match order {
             // A chain without a rule's handle stands for all of its rules.
-            Order::Flush(chain) => {
+            NftOp::Flush(chain) => {
                 self.message(DELETE_RULE, REQUEST, INET, 0, |draft| draft.rule_of(chain));
             }
-            Order::Jump { from, to } => {
+            NftOp::Jump { from, to } => {
                 self.message(NEW_RULE, REQUEST | CREATE | APPEND, INET, 0, |draft| {
                     draft.rule_of(from);
                     draft.nested(4, |draft| draft.nested(1, |draft| draft.immediate(to)));
                 });
             }
-            Order::Delete(chain) => self.message(DELETE_CHAIN, REQUEST, INET, 0, |draft| {
+            NftOp::Delete(chain) => self.message(DELETE_CHAIN, REQUEST, INET, 0, |draft| {
                 draft.text(1, NAME);
                 draft.text(3, chain);
             }),
-            Order::Forget { map, keys } => {
+            NftOp::DeleteElements { map, keys } => {
                 let elements: Vec<_> = keys.iter().map(|key| (key, None)).collect();
                 return self.elements(DELETE_ELEMENT, REQUEST, map, &elements);
             }
-            Order::Bind { map, jumps } => {
+            NftOp::AddElements { map, jumps } => {
                 let elements: Vec<_> =
                     jumps.iter().map(|(key, to)| (key, Some(to.as_str()))).collect();
                 return self.elements(NEW_ELEMENT, REQUEST | CREATE, map, &elements);
@@ -405,14 +405,14 @@ mod tests {
     fn a_batch_is_well_formed() {
         let address = |n: u32| Key::from(IpAddr::from((0x0aff_0000 + n).to_be_bytes()));
         let orders = [
-            Order::Flush("policy-a".to_owned()),
-            Order::Jump { from: "policy-a".to_owned(), to: "rules-a".to_owned() },
-            Order::Forget { map: "policies".to_owned(), keys: vec![address(1)] },
-            Order::Bind {
+            NftOp::Flush("policy-a".to_owned()),
+            NftOp::Jump { from: "policy-a".to_owned(), to: "rules-a".to_owned() },
+            NftOp::DeleteElements { map: "policies".to_owned(), keys: vec![address(1)] },
+            NftOp::AddElements {
                 map: "policies".to_owned(),
                 jumps: (2..602).map(|n| (address(n), "policy-a".to_owned())).collect(),
             },
-            Order::Delete("rules-b".to_owned()),
+            NftOp::Delete("rules-b".to_owned()),
         ];
         let batch = batch(&orders, KernelGeneration::new(7));
         let (mut rest, mut kinds, mut flags) = (batch.as_slice(), Vec::new(), Vec::new());

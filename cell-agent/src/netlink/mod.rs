@@ -31,7 +31,7 @@ use nix::{
     },
 };
 
-pub use message::Order;
+pub use message::NftOp;
 
 use crate::drift::KernelGeneration;
 
@@ -99,7 +99,7 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses, or does not say that it agrees; the number tells whether
     /// it did all the same. The socket is not to be used any more.
-    pub fn commit(&self, orders: &[Order], generation: KernelGeneration) -> io::Result<()> {
+    pub fn commit(&self, orders: &[NftOp], generation: KernelGeneration) -> io::Result<()> {
         self.send(&message::batch(orders, generation))?;
         let mut answer = message::Answer::default();
         let mut datagram = vec![0; RECEIVE];
@@ -123,9 +123,9 @@ impl Netlink {
 
 /// A socket that is opened when it is needed, and again after a failure.
 #[derive(Debug, Default)]
-pub struct Line(Option<Netlink>);
+pub struct NetlinkConnection(Option<Netlink>);
 
-impl Line {
+impl NetlinkConnection {
     /// The kernel's number of this moment, if it tells.
     pub fn generation(&mut self) -> Option<KernelGeneration> {
         let netlink = self.0.take().map_or_else(Netlink::open, Ok).ok()?;
@@ -148,7 +148,7 @@ impl Line {
     /// As there.
     pub async fn commit(
         &mut self,
-        orders: Vec<Order>,
+        orders: Vec<NftOp>,
         generation: KernelGeneration,
     ) -> io::Result<()> {
         let netlink = self.0.take().map_or_else(Netlink::open, Ok)?;

@@ -11,7 +11,7 @@ use model::{generation::Generation, ids::ContainerHandle};
 use crate::{
     containers::Snapshot,
     metrics::{self, number},
-    plan::{Known, Ruleset, Segment, Standing},
+    plan::{Assignment, Known, Ruleset, Segment},
 };
 
 /// The outcome of the last attempt, and what is in force.
@@ -80,9 +80,9 @@ impl Enforced {
         number(metrics::RULES_BEFORE, before);
         number(metrics::RULES_AFTER, after);
         number(metrics::ISOLATED_RULES, self.ruleset.isolated_rules() as u64);
-        let is_isolated = |standing: &_| matches!(standing, Standing::Isolated(_));
+        let is_isolated = |assignment: &_| matches!(assignment, Assignment::Isolated(_));
         let containers = self.ruleset.containers.values();
-        let isolated = containers.filter(|planned| is_isolated(&planned.standing)).count();
+        let isolated = containers.filter(|planned| is_isolated(&planned.assignment)).count();
         number(metrics::ISOLATED_CONTAINERS, isolated as u64);
         number(metrics::WAITING_CONTAINERS, self.waiting.len() as u64);
     }
@@ -97,13 +97,13 @@ impl Enforced {
 /// How many rules the containers have, each for itself, and how many there are
 /// when containers share what is the same for them.
 fn rules(ruleset: &Ruleset) -> (u64, u64) {
-    let own = |standing: &_| match standing {
-        Standing::Bound(belongs) => {
+    let own = |assignment: &_| match assignment {
+        Assignment::Bound(belongs) => {
             ruleset.policies.get(belongs).map_or(0, |policy| policy.rules.permits.len())
         }
-        Standing::Unknown(_) | Standing::Ungrouped(_) | Standing::Isolated(_) => 0,
+        Assignment::Unknown(_) | Assignment::Ungrouped(_) | Assignment::Isolated(_) => 0,
     };
-    let before: usize = ruleset.containers.values().map(|planned| own(&planned.standing)).sum();
+    let before: usize = ruleset.containers.values().map(|planned| own(&planned.assignment)).sum();
     let segments = ruleset.policies.values().flat_map(|policy| &policy.segments);
     let shared: BTreeMap<_, usize> =
         segments.map(|segment| (Arc::as_ptr(segment), segment.permits.len())).collect();

@@ -4,7 +4,7 @@
 //! what differs is written, under the lock that the CNI plugin takes as well. So
 //! an agent that was restarted, or a table that somebody edited, needs nothing
 //! of its own. What was written is read back before it counts as in force. Reading costs one process a family, so it is left out as long as a
-//! [`Notice`] says that nobody was at work since the last look.
+//! [`ChangeDetector`] says that nobody was at work since the last look.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,10 +22,10 @@ use crate::{
         isolate::Unit,
     },
     batch::{Batch, Saved, Step, TRIAL_LOG},
+    change_detector::ChangeDetector,
     drift::Drift,
     metrics,
-    notice::Notice,
-    plan::{Policy, Ruleset, Standing},
+    plan::{Assignment, Policy, Ruleset},
     render::{
         chains::Family,
         guard::{GUARD, STRAY},
@@ -61,7 +61,7 @@ pub struct Chains {
     kept: BTreeSet<ContainerHandle>,
     /// Whether something can be done that nobody waits for.
     work: bool,
-    notice: Notice,
+    notice: ChangeDetector,
     /// Whether nothing differed at the last look.
     right: bool,
     /// Looks that were left out since then.
@@ -152,7 +152,7 @@ impl FamilyState {
     }
 
     /// What differs of what had been right before.
-    fn strayed(&self, saved: &Saved, step: &Step) -> Option<Drift> {
+    fn drifted(&self, saved: &Saved, step: &Step) -> Option<Drift> {
         let batch = step.batch.as_ref()?;
         let placed = |handle: &ContainerHandle| {
             let chain = self.wanted.chains.iter().find(|chain| chain.handle == *handle);
@@ -174,8 +174,8 @@ impl Chains {
     /// iptables cannot be used.
     pub async fn open(iptables: Iptables) -> Result<Self, Error> {
         let notice = match iptables.is_nft().await? {
-            true => Notice::by_kernel(),
-            false => Notice::by_locks(iptables.lock_file()),
+            true => ChangeDetector::by_kernel(),
+            false => ChangeDetector::by_locks(iptables.lock_file()),
         };
         let mut families = vec![Family::V4];
         match iptables.save(Family::V4).await {
@@ -264,7 +264,7 @@ impl Chains {
     }
 
     /// Makes the kernel hold the ruleset. Whether there was anything to do.
-    pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         for state in &mut self.families {
             state.wanted = render(ruleset, state.family());
             state.wanted.close(&state.written);
@@ -414,8 +414,8 @@ impl Chains {
 
     /// Whether somebody else changed what was right. Not thoroughly means only if
     /// anybody was at work.
-    pub(super) async fn strayed(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
-        if !thoroughly && self.right && !self.notice.stirred() {
+    pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+        if !thoroughly && self.right && !self.notice.maybe_changed() {
             self.left_out += 1;
             if self.left_out < LEFT_OUT_MOST {
                 return Ok(None);
@@ -424,19 +424,19 @@ impl Chains {
         let _locked = self.iptables.lock().await?;
         self.notice.mark();
         self.right = false;
-        let (mut strayed, mut work) = (None::<Drift>, false);
+        let (mut drifted, mut work) = (None::<Drift>, false);
         for state in &self.families {
             let Some(saved) = state.look(&self.iptables).await? else { continue };
             let step = saved.step(&state.wanted, &state.spellings);
-            if let Some(drift) = state.strayed(&saved, &step) {
-                strayed.get_or_insert_default().extend(drift);
+            if let Some(drift) = state.drifted(&saved, &step) {
+                drifted.get_or_insert_default().extend(drift);
             }
             work |= step.batch.is_some();
         }
         self.work = work;
         self.right = !work;
         self.left_out = 0;
-        Ok(strayed)
+        Ok(drifted)
     }
 }
 
@@ -467,7 +467,9 @@ fn culprit(
         Part::Fixed => return Some(Unit::Container(handle.clone())),
         Part::Permit(place) => place,
     };
-    let Standing::Bound(belongs) = &ruleset.containers.get(handle)?.standing else { return None };
+    let Assignment::Bound(belongs) = &ruleset.containers.get(handle)?.assignment else {
+        return None;
+    };
     let (group, rule) = source(ruleset.policies.get(belongs)?, family, place)?;
     Some(Unit::Rule(group, rule))
 }

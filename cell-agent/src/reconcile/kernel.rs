@@ -10,7 +10,7 @@ use crate::{
     apply::{Error, Nft},
     diff::{Change, Sweep, diff, replace, suspect, trials},
     drift::{Drift, KernelGeneration, Outline, fingerprint},
-    netlink::{Line, Order},
+    netlink::{NetlinkConnection, NftOp},
     plan::Ruleset,
     render::{
         nftables::{Renderer, STRANGERS, render},
@@ -43,7 +43,7 @@ enum Scope {
 pub struct Kernel {
     nft: Nft,
     /// For what needs no nft.
-    line: Line,
+    line: NetlinkConnection,
     state: StateDirectory,
     belief: Belief,
     renderer: Renderer,
@@ -65,7 +65,7 @@ enum Belief {
     /// Our last transaction left this.
     Known(Table),
     /// Somebody changed it; this is how nft lists it.
-    Strange(String),
+    Foreign(String),
 }
 
 /// How the kernel looked when nothing was left to do.
@@ -100,9 +100,9 @@ impl Kernel {
     fn new(nft: Nft, state: StateDirectory) -> Self {
         Self {
             nft,
-            line: Line::default(),
+            line: NetlinkConnection::default(),
             state,
-            belief: Belief::Strange(String::new()),
+            belief: Belief::Foreign(String::new()),
             renderer: Renderer::default(),
             wanted: Table::default(),
             salt: String::new(),
@@ -132,7 +132,7 @@ impl Kernel {
             }
             None => {
                 tracing::info!("own-table-not-as-left");
-                self.belief = Belief::Strange(listing);
+                self.belief = Belief::Foreign(listing);
                 // So that another change is seen before we made one.
                 self.settled = Some(Settled { fingerprint, outline, generation });
             }
@@ -181,13 +181,13 @@ impl Kernel {
     pub(super) fn holds_rules(&self) -> bool {
         match &self.belief {
             Belief::Known(table) => !table.chains.is_empty(),
-            Belief::Strange(listing) => !listing.is_empty(),
+            Belief::Foreign(listing) => !listing.is_empty(),
         }
     }
 
     /// Makes the kernel hold the ruleset; what is unused may be left in it.
     /// Whether there was anything to do.
-    pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         if let Belief::Known(applied) = &self.belief {
             let wanted = self.renderer.render(ruleset, &self.salt);
             let changes = diff(applied, &wanted, Sweep::Later);
@@ -204,12 +204,12 @@ impl Kernel {
         }
         // The kernel is not, or may not be, as it was left.
         let listing = match &mut self.belief {
-            Belief::Strange(listing) => std::mem::take(listing),
+            Belief::Foreign(listing) => std::mem::take(listing),
             Belief::Known(_) => self.nft.list().await?.unwrap_or_default(),
         };
         let written = self.write_again(&listing, ruleset).await;
         if written.is_err() {
-            self.belief = Belief::Strange(listing);
+            self.belief = Belief::Foreign(listing);
         }
         written.map(|()| true)
     }
@@ -296,7 +296,7 @@ impl Kernel {
             let step = self.apply(part).await;
             if step.is_err() && index > 0 {
                 // A part of the change is there: rely on nothing.
-                self.belief = Belief::Strange(self.nft.list().await?.unwrap_or_default());
+                self.belief = Belief::Foreign(self.nft.list().await?.unwrap_or_default());
                 self.generation = None;
             }
             let follows;
@@ -329,7 +329,7 @@ impl Kernel {
 
     /// Whether orders are in force; if not, it is for nft to try, and to say why
     /// not.
-    async fn order(&mut self, orders: Vec<Order>, before: Option<KernelGeneration>) -> bool {
+    async fn order(&mut self, orders: Vec<NftOp>, before: Option<KernelGeneration>) -> bool {
         let Some(before) = before else { return false };
         if orders.is_empty() || self.nft.rehearsed().is_some() {
             return false;
@@ -415,7 +415,7 @@ impl Kernel {
 
     /// What others changed in our table since it settled; it is strange from then on.
     /// Not thoroughly means only if anybody changed anything.
-    pub(super) async fn strayed(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+    pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         let Some(settled) = &mut self.settled else { return Ok(None) };
         let generation = self.line.generation();
         if !thoroughly && generation.is_some() && generation == settled.generation {
@@ -428,7 +428,7 @@ impl Kernel {
             return Ok(None);
         }
         let drift = settled.outline.drift(&listing, &self.wanted);
-        self.belief = Belief::Strange(listing);
+        self.belief = Belief::Foreign(listing);
         self.settled = None;
         Ok(Some(drift))
     }

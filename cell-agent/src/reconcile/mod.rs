@@ -13,10 +13,10 @@
 //! What is on disk says which, with a fingerprint of the kernel's own listing;
 //! if they do not agree, the table is written again.
 
-mod culprits;
 mod enforced;
 mod interfaces;
 mod iptables;
+mod isolate;
 mod kernel;
 mod once;
 mod plane;
@@ -42,8 +42,8 @@ pub use kernel::Kernel;
 pub use once::{Outcome, Rehearsed};
 pub use plane::Plane;
 
-use culprits::tell_unreadable;
 use enforced::difference;
+use isolate::tell_unreadable;
 use tally::Tally;
 
 use crate::{
@@ -91,7 +91,7 @@ pub struct Inputs {
 
 /// Asks for a pass now.
 #[derive(Debug)]
-pub struct Nudge {
+pub struct Trigger {
     /// Whether the kernel is compared even if nobody seems to have changed it.
     pub thoroughly: bool,
     /// Whether anything was repaired, or why nothing is right.
@@ -107,7 +107,7 @@ pub struct Reconciler {
     refused: Refused,
     /// What was told to be refused; each is told once, however often it is tried.
     told: Refused,
-    nudges: mpsc::Receiver<Nudge>,
+    nudges: mpsc::Receiver<Trigger>,
     published: watch::Sender<Arc<Enforced>>,
     failures: u32,
     retry_at: Option<Instant>,
@@ -142,7 +142,7 @@ impl Reconciler {
     pub fn new(
         inputs: Inputs,
         kernel: Plane,
-    ) -> (Self, watch::Receiver<Arc<Enforced>>, mpsc::Sender<Nudge>) {
+    ) -> (Self, watch::Receiver<Arc<Enforced>>, mpsc::Sender<Trigger>) {
         let ruleset = Arc::new(Ruleset::empty(Arc::clone(&inputs.settings)));
         let (published, enforced) = watch::channel(Arc::new(Enforced::nothing(ruleset)));
         let (nudge, nudges) = mpsc::channel(4);
@@ -233,7 +233,7 @@ impl Reconciler {
         }
     }
 
-    async fn nudged(&mut self, Nudge { thoroughly, answer: asked }: Nudge) {
+    async fn nudged(&mut self, Trigger { thoroughly, answer: asked }: Trigger) {
         let mut healed = false;
         if thoroughly {
             if self.settle_at.is_some() {
@@ -325,18 +325,18 @@ impl Reconciler {
 
     async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
         let mut ruleset = self.plan(attempt);
-        let mut brought = self.kernel.bring(&ruleset).await;
+        let mut brought = self.kernel.apply_ruleset(&ruleset).await;
         for _ in 0..NAMED_MOST {
             let Err(Error::Culprit { unit, reason }) = &brought else { break };
             self.leave_out(attempt, &ruleset, unit, reason);
             ruleset = self.plan(attempt);
-            brought = self.kernel.bring(&ruleset).await;
+            brought = self.kernel.apply_ruleset(&ruleset).await;
         }
         match brought {
             Err(Error::Refused(reason) | Error::Culprit { reason, .. }) => {
                 self.isolate(attempt, &ruleset, reason).await?;
                 let ruleset = self.plan(attempt);
-                self.kernel.bring(&ruleset).await?;
+                self.kernel.apply_ruleset(&ruleset).await?;
                 Ok((ruleset, true))
             }
             brought => Ok((ruleset, brought?)),
@@ -448,15 +448,15 @@ impl Reconciler {
         if self.settle_at.is_some() && !thoroughly {
             return false;
         }
-        let strayed = self.kernel.strayed(thoroughly).await;
-        if let Err(error) = &strayed {
+        let drifted = self.kernel.drifted(thoroughly).await;
+        if let Err(error) = &drifted {
             tracing::error!(error = chain(error), "drift-check-failed");
         }
-        self.looked(strayed.as_ref().err().map(|error| chain(error)));
-        let strayed = strayed.unwrap_or(None);
-        if let Some(Drift { differences, shown }) = &strayed {
+        self.looked(drifted.as_ref().err().map(|error| chain(error)));
+        let drifted = drifted.unwrap_or(None);
+        if let Some(Drift { differences, shown }) = &drifted {
             tracing::error!(differences, changes = lager::json(shown), "drift-found");
-            if self.mend().await {
+            if self.repair().await {
                 self.published.send_modify(|published| Arc::make_mut(published).drift_healed += 1);
                 metrics::count(metrics::DRIFT_HEALED);
                 tracing::info!("drift-healed");
@@ -464,7 +464,7 @@ impl Reconciler {
         } else if self.kernel.has_work() {
             self.reconcile().await;
         }
-        strayed.is_some()
+        drifted.is_some()
     }
 
     /// Takes in how the last look went: what cannot be read is not known to be in force.
@@ -480,7 +480,7 @@ impl Reconciler {
     }
 
     /// Whether the kernel is right again.
-    async fn mend(&mut self) -> bool {
+    async fn repair(&mut self) -> bool {
         self.reconcile().await;
         if !self.holding {
             return self.published.borrow().error.is_none();

@@ -45,10 +45,10 @@ impl Plane {
 
     /// Makes the kernel hold the ruleset; what is unused may be left in it.
     /// Whether there was anything to do.
-    pub(super) async fn bring(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         match self {
-            Self::Nftables(table) => table.bring(ruleset).await,
-            Self::Iptables(chains) => chains.bring(ruleset).await,
+            Self::Nftables(table) => table.apply_ruleset(ruleset).await,
+            Self::Iptables(chains) => chains.apply_ruleset(ruleset).await,
         }
     }
 
@@ -89,10 +89,10 @@ impl Plane {
 
     /// What others changed in what is ours. Not thoroughly means only if anybody changed
     /// anything.
-    pub(super) async fn strayed(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+    pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         match self {
-            Self::Nftables(table) => table.strayed(thoroughly).await,
-            Self::Iptables(chains) => chains.strayed(thoroughly).await,
+            Self::Nftables(table) => table.drifted(thoroughly).await,
+            Self::Iptables(chains) => chains.drifted(thoroughly).await,
         }
     }
 

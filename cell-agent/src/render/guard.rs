@@ -13,7 +13,7 @@ use model::ids::ContainerHandle;
 use super::chains::{Family, Names};
 use crate::{
     interfaces::SILK,
-    plan::{Ruleset, Standing},
+    plan::{Assignment, Ruleset},
 };
 
 /// Finds the container of a packet.
@@ -40,8 +40,8 @@ impl Guard {
         let (mut by_interface, mut by_address) = (Vec::new(), Vec::new());
         for (handle, planned) in &ruleset.containers {
             let named = Names::of(handle).ok().filter(|_| !ruleset.ignored.contains(handle));
-            let to = match planned.standing {
-                Standing::Isolated(_) => None,
+            let to = match planned.assignment {
+                Assignment::Isolated(_) => None,
                 _ => named.map(|names| (handle.clone(), names.asg)),
             };
             let interface = planned.interface();

@@ -28,7 +28,7 @@ use super::{
     guard::Guard,
     table::TO_STRING,
 };
-use crate::plan::{Planned, Policy, Ruleset, Settings, Standing};
+use crate::plan::{Assignment, Planned, Policy, Ruleset, Settings};
 
 /// What the filter table of one family should hold of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -144,13 +144,13 @@ pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
                 continue;
             }
         };
-        let Planned { address, more: _, standing } = planned;
+        let Planned { address, more: _, assignment } = planned;
         if ruleset.ignored.contains(handle) {
             continue;
         }
-        let (body, targets) = body(ruleset, family, handle, standing, &names, &mut shared);
+        let (body, targets) = body(ruleset, family, handle, assignment, &names, &mut shared);
         let silent = (filter.guard.is_some() && !targets.is_empty())
-            .then(|| silent(ruleset, family, handle, standing, &names));
+            .then(|| silent(ruleset, family, handle, assignment, &names));
         let chain = Chain {
             handle: handle.clone(),
             expected: address.is_some_and(|address| Family::of(address) == family),
@@ -159,8 +159,8 @@ pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
             targets,
             silent,
         };
-        match standing {
-            Standing::Unknown(_) => filter.unknown.push(chain),
+        match assignment {
+            Assignment::Unknown(_) => filter.unknown.push(chain),
             _ => filter.chains.push(chain),
         }
     }
@@ -172,15 +172,15 @@ fn silent(
     ruleset: &Ruleset,
     family: Family,
     handle: &ContainerHandle,
-    standing: &Standing,
+    assignment: &Assignment,
     names: &Names,
 ) -> Body {
     let mut settings = (*ruleset.settings).clone();
     if let Some(limit) = &mut settings.connection_limit {
         limit.log = false;
     }
-    let policy = match standing {
-        Standing::Bound(belongs) => ruleset.policies.get(belongs),
+    let policy = match assignment {
+        Assignment::Bound(belongs) => ruleset.policies.get(belongs),
         _ => None,
     };
     let always = ruleset.settings.deny_networks.always.iter().rev().copied().collect();
@@ -206,19 +206,19 @@ fn body<'a>(
     ruleset: &'a Ruleset,
     family: Family,
     handle: &'a ContainerHandle,
-    standing: &Standing,
+    assignment: &Assignment,
     names: &Names,
     shared: &mut Shared<'a>,
 ) -> (Body, Vec<String>) {
     let settings = &*ruleset.settings;
     let mut targets = Vec::new();
-    let (policy, always) = match standing {
-        Standing::Isolated(_) => {
+    let (policy, always) = match assignment {
+        Assignment::Isolated(_) => {
             // Whatever is wrong with it may be in its other rules, too.
             return (Body::of(&[arguments::ESTABLISHED, family.reject()]), targets);
         }
-        Standing::Bound(belongs) => (ruleset.policies.get(belongs).map(Arc::as_ref), Vec::new()),
-        Standing::Unknown(_) | Standing::Ungrouped(_) => {
+        Assignment::Bound(belongs) => (ruleset.policies.get(belongs).map(Arc::as_ref), Vec::new()),
+        Assignment::Unknown(_) | Assignment::Ungrouped(_) => {
             (None, settings.deny_networks.always.iter().rev().copied().collect())
         }
     };

@@ -24,10 +24,12 @@ fn permit(first: &str, last: &str, service: Service, log: bool) -> Permit {
     Permit { destination, service, log }
 }
 
-fn ruleset(settings: Settings, standing: Standing, permits: Vec<Permit>) -> Ruleset {
+fn ruleset(settings: Settings, assignment: Assignment, permits: Vec<Permit>) -> Ruleset {
     let mut ruleset = Ruleset::empty(Arc::new(settings));
     let address = "10.255.1.1".parse().ok();
-    ruleset.containers.insert(handle(HANDLE), Planned { address, more: BTreeSet::new(), standing });
+    ruleset
+        .containers
+        .insert(handle(HANDLE), Planned { address, more: BTreeSet::new(), assignment });
     let segment = Segment { group: GroupGuid::parse("g").unwrap(), permits };
     let policy = Policy {
         deny: vec!["10.11.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
@@ -80,7 +82,7 @@ fn every_part_of_a_chain_is_at_its_place() {
         permit("10.2.0.1", "10.2.0.1", Service::Icmp(IcmpMatch::ANY), true),
         permit("fd01::", "fd01::ffff", Service::Icmpv6(IcmpMatch::ANY), true),
     ];
-    let ruleset = ruleset(settings, Standing::Bound(belongs()), permits);
+    let ruleset = ruleset(settings, Assignment::Bound(belongs()), permits);
     let v4 = render(&ruleset, Family::V4);
     assert_eq!(
         rules(&v4),
@@ -120,12 +122,12 @@ fn every_part_of_a_chain_is_at_its_place() {
 #[test]
 fn who_has_no_rules_is_closed_and_who_is_not_known_keeps_what_it_has() {
     let reason = || "odd".to_owned();
-    let of = |standing| render(&ruleset(settings(), standing, Vec::new()), Family::V4);
+    let of = |assignment| render(&ruleset(settings(), assignment, Vec::new()), Family::V4);
     let reject = "-j REJECT --reject-with icmp-port-unreachable";
-    assert_eq!(rules(&of(Standing::Isolated(reason()))), [arguments::ESTABLISHED, reject]);
-    let ungrouped = of(Standing::Ungrouped(reason()));
+    assert_eq!(rules(&of(Assignment::Isolated(reason()))), [arguments::ESTABLISHED, reject]);
+    let ungrouped = of(Assignment::Ungrouped(reason()));
     assert_eq!(rules(&ungrouped), [arguments::ESTABLISHED, arguments::INVALID, reject]);
-    let mut unknown = of(Standing::Unknown(SpaceGuid::parse("s1").unwrap()));
+    let mut unknown = of(Assignment::Unknown(SpaceGuid::parse("s1").unwrap()));
     assert!(unknown.chains.is_empty());
     unknown.close(&BTreeSet::from(["asg-of-another".to_owned()]));
     assert_eq!((unknown.chains.len(), unknown.unknown.len()), (0, 1));

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     containers::Belongs,
     interfaces::SILK,
-    plan::{ConnectionLimit, Planned, Policy, Ruleset, Segment, Settings, Standing},
+    plan::{Assignment, ConnectionLimit, Planned, Policy, Ruleset, Segment, Settings},
 };
 
 /// Ahead of the filter tables of others: what they accept, we still deny.
@@ -356,7 +356,7 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
     let limited = format!("limit rate {denied}/second burst {denied} packets");
     let own = |kind: &str| name(kind, &[handle.as_str()]);
     let mut decides = "denied".to_owned();
-    if let Standing::Bound(belongs) = &planned.standing {
+    if let Assignment::Bound(belongs) = &planned.assignment {
         decides = policy_name(belongs);
         if let Some(limit) = &settings.connection_limit {
             let chain = limit_chain(table, handle, planned, limit, &limited);

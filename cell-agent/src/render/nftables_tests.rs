@@ -59,12 +59,12 @@ fn policy(deny: &[&str], segments: Vec<Arc<Segment>>) -> Policy {
 
 fn ruleset(
     settings: Settings,
-    containers: &[(&str, &str, Standing)],
+    containers: &[(&str, &str, Assignment)],
     policies: impl IntoIterator<Item = (Belongs, Policy)>,
 ) -> Ruleset {
-    let planned = |(handle, address, standing): &(&str, &str, Standing)| {
+    let planned = |(handle, address, assignment): &(&str, &str, Assignment)| {
         let (address, more) = (address.parse().ok(), BTreeSet::new());
-        let planned = Planned { address, more, standing: standing.clone() };
+        let planned = Planned { address, more, assignment: assignment.clone() };
         (ContainerHandle::parse(handle).unwrap(), planned)
     };
     Ruleset {
@@ -116,12 +116,12 @@ fn a_cell_as_it_is_written() {
         (app.clone(), policy(&["10.11.0.0/16", "10.10.0.0/16", "fd00::/8"], vec![rules])),
         (staging.clone(), policy(&[], Vec::new())),
     ];
-    let unknown = Standing::Unknown(SpaceGuid::parse("s9").unwrap());
+    let unknown = Assignment::Unknown(SpaceGuid::parse("s9").unwrap());
     let containers = [
-        ("00000001-aaaa-bbbb-cccc-0123456789ab", "10.255.1.1", Standing::Bound(app)),
-        ("00000002-aaaa-bbbb-cccc-0123456789ab", "10.255.1.2", Standing::Bound(staging)),
+        ("00000001-aaaa-bbbb-cccc-0123456789ab", "10.255.1.1", Assignment::Bound(app)),
+        ("00000002-aaaa-bbbb-cccc-0123456789ab", "10.255.1.2", Assignment::Bound(staging)),
         ("00000003-aaaa-bbbb-cccc-0123456789ab", "10.255.1.3", unknown),
-        ("00000004-aaaa-bbbb-cccc-0123456789ab", "", Standing::Isolated("no".to_owned())),
+        ("00000004-aaaa-bbbb-cccc-0123456789ab", "", Assignment::Isolated("no".to_owned())),
     ];
     golden("cell.nft", &render(&ruleset(settings(), &containers, policies), ""));
 }
@@ -131,9 +131,9 @@ fn a_cell_as_it_is_written() {
 fn every_switch_as_it_is_written() {
     let app = belongs("s1", Lifecycle::Running);
     let containers = [
-        ("a\"b$c", "10.255.1.1", Standing::Bound(app.clone())),
-        ("elsewhere", "192.0.2.7", Standing::Bound(app.clone())),
-        ("six", "fd00:255::7", Standing::Bound(app.clone())),
+        ("a\"b$c", "10.255.1.1", Assignment::Bound(app.clone())),
+        ("elsewhere", "192.0.2.7", Assignment::Bound(app.clone())),
+        ("six", "fd00:255::7", Assignment::Bound(app.clone())),
     ];
     let settings = Settings {
         underlay: vec!["eth0".to_owned(), "eth1".to_owned()],
@@ -163,7 +163,7 @@ fn many_port_ranges_as_they_are_written() {
         (0..6_u16).map(|n| permit("10.9.0.0/24", Service::Udp(ports(10 * n + 1, 10 * n + 1))));
     let app = belongs("s1", Lifecycle::Running);
     let segments = vec![segment("g1", permits.chain(same).collect())];
-    let containers = [("c", "10.255.1.1", Standing::Bound(app.clone()))];
+    let containers = [("c", "10.255.1.1", Assignment::Bound(app.clone()))];
     golden(
         "ports.nft",
         &render(&ruleset(settings(), &containers, [(app, policy(&[], segments))]), ""),
@@ -174,7 +174,7 @@ fn many_port_ranges_as_they_are_written() {
 fn the_salt_renames_what_is_known_by_its_content_and_nothing_else() {
     let app = belongs("s1", Lifecycle::Running);
     let segments = vec![segment("g1", vec![permit("10.0.0.1", Service::All)])];
-    let containers = [("c", "10.255.1.1", Standing::Bound(app.clone()))];
+    let containers = [("c", "10.255.1.1", Assignment::Bound(app.clone()))];
     let ruleset = ruleset(settings(), &containers, [(app, policy(&[], segments))]);
     let (one, two) = (render(&ruleset, "1"), render(&ruleset, "2"));
     let others = |table: &Table| -> Vec<String> {

@@ -36,14 +36,14 @@ const OTHER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
 
 /// A policy server to the letter of its contract (policy-server.md 4.2).
 struct Server {
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Update>>,
     files: Files,
     address: String,
     up: Option<(CancellationToken, JoinSet<()>)>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Update {
     /// `None`: as servers that have no such route.
     stamp: Option<u64>,
     groups: Vec<Value>,
@@ -86,16 +86,16 @@ impl Server {
         while tasks.join_next().await.is_some() {}
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Told)) {
+    fn tell(&self, change: impl FnOnce(&mut Update)) {
         change(&mut self.told.lock().unwrap());
     }
 
-    fn seen<T>(&self, look: impl FnOnce(&Told) -> T) -> T {
+    fn seen<T>(&self, look: impl FnOnce(&Update) -> T) -> T {
         look(&self.told.lock().unwrap())
     }
 }
 
-async fn stamp(State(told): State<Arc<Mutex<Told>>>) -> Response {
+async fn stamp(State(told): State<Arc<Mutex<Update>>>) -> Response {
     let mut told = told.lock().unwrap();
     told.stamps_asked += 1;
     match told.stamp {
@@ -104,7 +104,7 @@ async fn stamp(State(told): State<Arc<Mutex<Told>>>) -> Response {
     }
 }
 
-async fn groups(State(told): State<Arc<Mutex<Told>>>, RawQuery(query): RawQuery) -> Response {
+async fn groups(State(told): State<Arc<Mutex<Update>>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let mut told = told.lock().unwrap();
     told.lists_asked.push(query.clone());

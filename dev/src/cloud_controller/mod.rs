@@ -76,7 +76,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         level: loaded.config.log_level,
         format: lager::TimeFormat::Rfc3339,
     };
-    if let Err(error) = lager::init(options, lager::Censor::default(), io::stdout()) {
+    if let Err(error) = lager::init(options, lager::Redactor::default(), io::stdout()) {
         let _closed = writeln!(io::stderr(), "cannot set up the log: {error}");
         return ExitCode::FAILURE;
     }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::cloud::quoted;
 use super::container::Container;
+use super::fixtures::Stage;
 use super::launch::Cluster;
 use super::live;
 use super::rootless::Footing;
 use super::settings::{self, ADMIN, OPERATOR};
-use super::stage::Stage;
 
 /// Writes the file that a shell reads to have addresses, certificates and a
 /// token at hand, and returns its path.

@@ -6,10 +6,10 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::container::Workload;
+use super::fixtures::Stage;
 use super::launch::Cluster;
 use super::process::Death;
 use super::request::{self, Request};
-use super::stage::Stage;
 use super::terminal::say;
 use super::topology::Cell;
 

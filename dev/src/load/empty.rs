@@ -20,7 +20,7 @@ use tonic::server::{NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use super::{bare, say};
+use super::{raw_tls, say};
 
 /// Where the call is found.
 pub(super) const PATH: &str = "/portcullis.load.v1.Empty/Call";
@@ -57,7 +57,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         say(&format!("{LISTENS}{}\n", listener.local_addr()?))?;
         let stop = stopped()?;
         return tokio::select! {
-            served = bare::serve(listener, tls) => Ok(served?),
+            served = raw_tls::serve(listener, tls) => Ok(served?),
             () = stop => Ok(()),
         };
     }

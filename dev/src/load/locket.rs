@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::bare;
 use super::calls::{Caller, Presences};
 use super::connect::Target;
+use super::histogram::Tally;
 use super::meter::Reading;
+use super::raw_tls;
 use super::report::Report;
-use super::tally::Tally;
 use super::wire::Connection;
 use super::{length, positive_length, say};
 
@@ -166,7 +166,7 @@ async fn measure_tls(target: &Target, load: &Load, workers: usize) -> anyhow::Re
     let bytes = Presences::new(load.value_size, load.ttl).answer_len(load.presences);
     let mut lines = Vec::new();
     for _ in 0..workers {
-        lines.push(bare::Connection::open(target, bytes).await?);
+        lines.push(raw_tls::Connection::open(target, bytes).await?);
     }
     let (report, _lines) = call(target, load, workers, lines).await?;
     Ok(report)
@@ -341,7 +341,7 @@ impl Work for Worker {
     }
 }
 
-impl Work for bare::Connection {
+impl Work for raw_tls::Connection {
     async fn call(&mut self, _next: u64) -> Result<usize, Status> {
         self.call().await
     }

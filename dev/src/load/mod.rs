@@ -10,21 +10,21 @@
 //! - What other processes burned meanwhile is reported: on a busy machine the
 //!   figures say little.
 
-mod bare;
 mod calls;
 mod cell;
 mod connect;
 mod empty;
-mod hold;
+mod histogram;
 mod locket;
 mod meter;
 mod plot;
+mod raw_tls;
 mod report;
 mod server;
+mod soak;
 mod store;
 mod suite;
 mod sync;
-mod tally;
 mod wire;
 
 use std::io::Write;
@@ -46,7 +46,7 @@ enum Command {
     /// Call a Locket, ours or the genuine one, as fast as it answers.
     Locket(locket::Arguments),
     /// Keep many presences alive for a while and watch the server's memory.
-    Hold(hold::Arguments),
+    Hold(soak::Arguments),
     /// Measure the lock server in one run against an empty call, and print the table.
     LocketSuite(suite::Arguments),
     /// Change groups in a policy store and time them to simulated cells.
@@ -84,7 +84,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Locket(arguments) => locket::run(arguments).await,
-            Command::Hold(arguments) => hold::run(arguments).await,
+            Command::Hold(arguments) => soak::run(arguments).await,
             Command::LocketSuite(arguments) => suite::run(arguments).await,
             Command::Store(arguments) => store::run(*arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use super::histogram::Summary;
 use super::meter::Cost;
-use super::tally::Summary;
 
 /// One measured run.
 #[derive(Debug, Clone, Serialize)]
@@ -73,7 +73,7 @@ pub(super) fn mebibytes(bytes: u64) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use super::super::tally::Tally;
+    use super::super::histogram::Tally;
     use super::*;
 
     #[test]

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::histogram::median;
 use super::locket::{Load, Operation, measure};
 use super::report::{Report, mebibytes};
 use super::server::{Database, Site};
-use super::tally::median;
 use super::{length, positive_length, say};
 
 #[derive(Debug, clap::Args)]
@@ -305,8 +305,8 @@ fn holds(goal: Option<bool>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::histogram::Tally;
     use super::super::meter::Cost;
-    use super::super::tally::Tally;
     use super::*;
 
     fn report(row: Row, calls: u64) -> Report {

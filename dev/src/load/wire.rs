@@ -17,7 +17,7 @@ use axum::http::{self, HeaderMap, HeaderValue, Request, Response, Uri, header};
 use h2::client::{Builder, SendRequest};
 use prost::bytes::Bytes;
 use runtime::client::{self, Options, Stream};
-use runtime::gather::Gather;
+use runtime::write_coalescing::CoalescingStream;
 use tokio::task::JoinSet;
 use tonic::Status;
 
@@ -46,15 +46,15 @@ enum Driven {
 
 #[derive(Debug)]
 struct Driver {
-    gather: Gather<Stream>,
-    connection: h2::client::Connection<Gather<Stream>, Bytes>,
+    gather: CoalescingStream<Stream>,
+    connection: h2::client::Connection<CoalescingStream<Stream>, Bytes>,
 }
 
 impl Connection {
     /// Connects; the callers drive it.
     pub(super) async fn open(target: &Target) -> anyhow::Result<Self> {
         let stream = client::open(&target.address, &target.tls()?, Options::default()).await?;
-        let gather = Gather::new(stream);
+        let gather = CoalescingStream::new(stream);
         let (send, connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -125,7 +125,7 @@ impl Driver {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { gather, connection } = self;
         let turn = poll_fn(|context| Pin::new(&mut *connection).poll(context));
-        gather.poll_turn(pin!(async { turn.await.map_err(io::Error::other) }), context)
+        gather.poll_and_flush(pin!(async { turn.await.map_err(io::Error::other) }), context)
     }
 
     /// Goes on with `call` and the connection until there is an answer.

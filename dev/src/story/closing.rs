@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::opening::PRIVATE;
-use super::teller::{THERE, Teller};
+use super::runner::{Runner, THERE};
 use crate::cluster::probe::{Outcome, Target};
 use crate::cluster::process;
 
@@ -14,7 +14,7 @@ use crate::cluster::process;
 const MOST_MEMORY: u64 = 64 * 1024;
 
 /// Ask the agent about an allowed, a denied and a logged destination.
-pub(super) async fn why(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn why(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("i", "Why: an allowed, a denied and a logged destination")?;
     let logged = Target::tcp(PRIVATE, 443);
     let rules = json!([{ "protocol": "tcp", "destination": PRIVATE, "ports": "443", "log": true }]);
@@ -32,7 +32,7 @@ pub(super) async fn why(teller: &mut Teller<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn explain(teller: &Teller<'_>, to: &str, verdict: &str) -> anyhow::Result<()> {
+async fn explain(teller: &Runner<'_>, to: &str, verdict: &str) -> anyhow::Result<()> {
     let container = teller.cluster.container("appA")?;
     let (cell, handle) = (container.wanted.cell, container.handle.clone());
     let arguments = ["explain", &handle, "tcp", to];
@@ -54,7 +54,7 @@ async fn explain(teller: &Teller<'_>, to: &str, verdict: &str) -> anyhow::Result
 }
 
 /// How long the changes took, and the memory of every process.
-pub(super) fn account(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) fn account(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller
         .remark("== From the Cloud Controller's answer to the first packet treated the new way")?;
     for (change, took) in teller.timings() {

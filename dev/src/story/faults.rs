@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::opening::PRIVATE;
-use super::teller::{PATIENCE, THERE, Teller};
+use super::runner::{PATIENCE, Runner, THERE};
 use crate::cluster::probe::{Outcome, Target};
 use crate::cluster::settings::agent_name;
 use crate::cluster::topology::Cell;
@@ -24,7 +24,7 @@ const STILL: Duration = Duration::from_millis(1500);
 const RECONNECTED: Duration = Duration::from_secs(20);
 
 /// Stop the store, restart an agent, start the store.
-pub(super) async fn store_away(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn store_away(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("g", "Without the policy store, and with a restarted agent")?;
     let cell = teller.stage.cell_a;
     let agent = agent_name(cell);
@@ -56,27 +56,27 @@ pub(super) async fn store_away(teller: &mut Teller<'_>) -> anyhow::Result<()> {
     teller.nobody_was_restarted()
 }
 
-async fn stop(teller: &mut Teller<'_>, process: &str) -> anyhow::Result<()> {
+async fn stop(teller: &mut Runner<'_>, process: &str) -> anyhow::Result<()> {
     let mark = teller.cluster.processes().mark(process);
     let pid = mark.with_context(|| format!("{process} does not run"))?.pid;
     teller.command(&format!("kill {pid}     # {process}"))?;
     teller.cluster.stop_process(process).await
 }
 
-fn started(teller: &Teller<'_>, process: &str) -> anyhow::Result<()> {
+fn started(teller: &Runner<'_>, process: &str) -> anyhow::Result<()> {
     let program = process.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit());
     let config = teller.cluster.layout().config(process);
     teller.command(&format!("{program} -config-file {} &", config.display()))
 }
 
 /// What chapter b left is what packets meet.
-async fn in_force(teller: &Teller<'_>) -> anyhow::Result<()> {
+async fn in_force(teller: &Runner<'_>) -> anyhow::Result<()> {
     teller.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
     teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await
 }
 
 /// Flush and delete the agent's table by hand.
-pub(super) async fn flushed(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn flushed(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("h", "Flush the agent's table by hand")?;
     let cell = teller.stage.cell_a;
     for by_hand in
@@ -94,7 +94,7 @@ pub(super) async fn flushed(teller: &mut Teller<'_>) -> anyhow::Result<()> {
 
 /// What the agent leaves when it has nothing more to do: a little after a change
 /// it sweeps what is no longer used.
-async fn settled(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
+async fn settled(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
     let since = Instant::now();
     let mut before = rules(teller, cell).await?;
     loop {
@@ -112,7 +112,7 @@ async fn settled(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>>
 
 /// Waits until the table says what it said before.
 async fn healed(
-    teller: &Teller<'_>,
+    teller: &Runner<'_>,
     cell: Cell,
     before: &[String],
     since: Instant,
@@ -128,7 +128,7 @@ async fn healed(
 }
 
 /// What the cell's tables say.
-async fn rules(teller: &Teller<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
+async fn rules(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
     Ok(comparable(&teller.cluster.on_cell(cell, "nft", &["-s", "list", "ruleset"]).await?))
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::log_file::{Line, shortened};
 use super::opening::PRIVATE;
-use super::teller::Teller;
+use super::runner::Runner;
 use crate::cluster::operator::{Held, LOCK};
 use crate::cluster::ports::SYNCERS;
 use crate::cluster::probe::{Outcome, Target};
@@ -25,7 +25,7 @@ const SHOWN: usize = 400;
 const COLLISION: &str = "rpc error: code = AlreadyExists desc = lock-collision";
 
 /// What the two logs say.
-pub(super) async fn logs(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn logs(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("c", "The leader's log and the standby's")?;
     let leader = teller.stage.leader.owner.clone();
     let standby = standby_of(&leader)?;
@@ -48,7 +48,7 @@ pub(super) async fn logs(teller: &mut Teller<'_>) -> anyhow::Result<()> {
 }
 
 /// The standby's line about the lock that it did not get.
-async fn collision(teller: &Teller<'_>, standby: &str) -> anyhow::Result<Line> {
+async fn collision(teller: &Runner<'_>, standby: &str) -> anyhow::Result<Line> {
     let task = "locket-lock.failed-to-acquire-lock";
     let log = teller.cluster.layout().log(standby);
     teller.command(&format!("grep {task} {}", log.display()))?;
@@ -72,7 +72,7 @@ fn holds(seen: &Value, wanted: &Value) -> bool {
 }
 
 /// Kill the leader; the standby takes over.
-pub(super) async fn takeover(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn takeover(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("d", "Kill the leader: the standby takes the lock, the next change arrives")?;
     let before = teller.stage.leader.clone();
     teller.ctl(&["locks"]).await?;
@@ -119,7 +119,7 @@ pub(super) async fn takeover(teller: &mut Teller<'_>) -> anyhow::Result<()> {
 }
 
 /// The lock's new owner, as the lock server tells it.
-async fn new_leader(teller: &Teller<'_>, before: &Held, killed: Instant) -> anyhow::Result<Held> {
+async fn new_leader(teller: &Runner<'_>, before: &Held, killed: Instant) -> anyhow::Result<Held> {
     loop {
         let leader = teller.cluster.leader().await?;
         if let Some(leader) = leader.filter(|leader| leader.owner != before.owner) {
@@ -134,7 +134,7 @@ async fn new_leader(teller: &Teller<'_>, before: &Held, killed: Instant) -> anyh
 
 /// The log goes on in the same file: the collision must be a line of the new
 /// process.
-async fn collision_again(teller: &Teller<'_>, standby: &str) -> anyhow::Result<()> {
+async fn collision_again(teller: &Runner<'_>, standby: &str) -> anyhow::Result<()> {
     let acquired = |line: &Line| line.task == "locket-lock.acquired-lock";
     let failed = |line: &Line| {
         line.task == "locket-lock.failed-to-acquire-lock" && line.data["error"] == COLLISION

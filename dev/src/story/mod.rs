@@ -9,15 +9,15 @@ mod faults;
 mod leaders;
 mod log_file;
 mod opening;
+mod runner;
 mod spaces;
-mod teller;
 
 use tokio::time::Instant;
 
-use self::teller::Teller;
+use self::runner::Runner;
+use crate::cluster::fixtures::Stage;
 use crate::cluster::guide;
 use crate::cluster::launch::Cluster;
-use crate::cluster::stage::Stage;
 use crate::cluster::terminal::say;
 
 /// Plays the story from a to the end.
@@ -26,7 +26,7 @@ pub async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<()> {
     let env = guide::write_env(cluster)?;
     say(&format!("\nShell variables below are those of {}.\n", env.display()))?;
     say(&format!("{} leads, fencing token {}.\n", stage.leader.owner, stage.leader.fencing_token))?;
-    let mut teller = Teller::new(cluster, stage)?;
+    let mut teller = Runner::new(cluster, stage)?;
     opening::two_apps(&mut teller).await?;
     opening::close_and_open(&mut teller).await?;
     leaders::logs(&mut teller).await?;

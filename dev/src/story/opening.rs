@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::teller::{PATIENCE, THERE, Teller};
+use super::runner::{PATIENCE, Runner, THERE};
 use crate::cluster::probe::{Outcome, Target};
 
 /// Where `dns` lets everybody ask.
@@ -16,7 +16,7 @@ const RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 pub(super) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
 
 /// Two cells, two apps, two default groups.
-pub(super) async fn two_apps(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn two_apps(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller
         .chapter("a", "Two cells, appA in space s1 and appB in space s2, default groups bound")?;
     for container in teller.cluster.containers() {
@@ -43,7 +43,7 @@ pub(super) async fn two_apps(teller: &mut Teller<'_>) -> anyhow::Result<()> {
 }
 
 /// Unbind the default group, then open one address again.
-pub(super) async fn close_and_open(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn close_and_open(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("b", "Unbind public_networks, then open 1.2.3.4 again")?;
     let there = Target::tcp(THERE, 80);
     let public = teller.group("public_networks").await?;
@@ -81,7 +81,7 @@ pub(super) async fn close_and_open(teller: &mut Teller<'_>) -> anyhow::Result<()
 
 /// The line of a cell's table that holds a text.
 async fn line_with(
-    teller: &Teller<'_>,
+    teller: &Runner<'_>,
     cell: crate::cluster::topology::Cell,
     text: &str,
 ) -> anyhow::Result<String> {

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::teller::{PATIENCE, THERE, Teller};
+use super::runner::{PATIENCE, Runner, THERE};
 use crate::cluster::container::Workload;
 use crate::cluster::probe::{Kept, Outcome, Target};
 
@@ -17,7 +17,7 @@ const DATABASE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 11, 12), 5
 const STAGING: &str = "stagingB";
 
 /// Bind to space s2, as running group; then unbind.
-pub(super) async fn one_space(teller: &mut Teller<'_>) -> anyhow::Result<()> {
+pub(super) async fn one_space(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("e", "Bind a group to space s2 only")?;
     let database = Target::Tcp(DATABASE);
     teller.expect("appB", database, Outcome::Refused).await?;
@@ -48,7 +48,7 @@ pub(super) async fn one_space(teller: &mut Teller<'_>) -> anyhow::Result<()> {
 }
 
 /// Waits until every cell has reported the newest generation.
-async fn all_cells_follow(teller: &Teller<'_>) -> anyhow::Result<()> {
+async fn all_cells_follow(teller: &Runner<'_>) -> anyhow::Result<()> {
     let since = Instant::now();
     loop {
         let text = teller.cluster.ctl(&["cells", "--json"]).await?;
@@ -65,7 +65,7 @@ async fn all_cells_follow(teller: &Teller<'_>) -> anyhow::Result<()> {
     teller.ctl(&["cells"]).await.map(drop)
 }
 
-async fn unbind(teller: &mut Teller<'_>, path: &str) -> anyhow::Result<()> {
+async fn unbind(teller: &mut Runner<'_>, path: &str) -> anyhow::Result<()> {
     teller.chapter("f", "Unbind it: closed for new connections, open ones go on")?;
     let database = Target::Tcp(DATABASE);
     teller.remark(&format!("A connection from appB to {DATABASE} that stays open:"))?;
@@ -86,7 +86,7 @@ async fn unbind(teller: &mut Teller<'_>, path: &str) -> anyhow::Result<()> {
     teller.nobody_was_restarted()
 }
 
-async fn echo(teller: &Teller<'_>, kept: &mut Kept) -> anyhow::Result<()> {
+async fn echo(teller: &Runner<'_>, kept: &mut Kept) -> anyhow::Result<()> {
     teller.step("a word over the open connection")?;
     if !kept.echoes().await {
         bail!("not as told: the open connection is to go on, and nothing came back");

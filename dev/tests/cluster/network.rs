@@ -4,9 +4,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use dev::cluster::internet::Outside;
 use dev::cluster::namespace::{self, Resident};
 use dev::cluster::network::{Attachment, Network, remove_leftovers};
-use dev::cluster::outside::Outside;
 use dev::cluster::probe::{self, Kept, Outcome, Target, probe};
 use dev::cluster::state::State;
 use dev::cluster::tools;

@@ -11,7 +11,7 @@ use tracing::{Instrument as _, Span, info_span};
 use super::TooLarge;
 use crate::{
     access::{Denied, OutOfBounds},
-    held, locks,
+    lock_version, locks,
     metrics::Requests,
     store,
 };
@@ -74,7 +74,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
 /// What the log says of a request.
 #[derive(Debug, Default)]
 pub(super) struct About {
-    pub(super) uuid: held::Request,
+    pub(super) uuid: lock_version::Request,
     pub(super) key: String,
     pub(super) owner: String,
     pub(super) type_code: i32,
@@ -89,7 +89,7 @@ impl About {
         Self { deadline: deadline.map(|Deadline(at)| *at), ..self }
     }
 
-    pub(super) fn of(uuid: &held::Request, resource: Option<&Resource>) -> Self {
+    pub(super) fn of(uuid: &lock_version::Request, resource: Option<&Resource>) -> Self {
         let uuid = uuid.clone();
         match resource {
             None => Self { uuid, ..Self::default() },
@@ -149,7 +149,7 @@ impl Method {
     /// Does the work of one call that waits for nobody and has nothing to say to the
     /// log; `None` when [`Method::serve`] has to do it. Nearly all calls are such, and
     /// what lines need would be a tenth of their cost.
-    pub(super) fn at_once<T>(&self, work: impl FnOnce() -> Option<T>) -> Option<T> {
+    pub(super) fn try_fast_path<T>(&self, work: impl FnOnce() -> Option<T>) -> Option<T> {
         if tracing::enabled!(tracing::Level::DEBUG) {
             return None;
         }

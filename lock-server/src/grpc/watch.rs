@@ -9,14 +9,14 @@ use tonic::Status;
 
 use crate::{
     feed::{Event, Subscription},
-    held::{Held, Selected},
+    lock_version::{LockList, LockVersion},
 };
 
 /// What was held, the mark, what happens.
 pub(super) type Stream = Pin<Box<dyn stream::Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
 struct Watch {
-    existing: vec::IntoIter<Arc<Held>>,
+    existing: vec::IntoIter<Arc<LockVersion>>,
     synced: bool,
     subscription: Subscription,
     shutdown: CancellationToken,
@@ -25,7 +25,7 @@ struct Watch {
 /// Ends with RESOURCE_EXHAUSTED when the watcher is too slow, with UNAVAILABLE
 /// at `shutdown`.
 pub(super) fn stream(
-    existing: &Selected,
+    existing: &LockList,
     subscription: Subscription,
     shutdown: CancellationToken,
 ) -> Stream {
@@ -77,7 +77,7 @@ fn of(event: &Event) -> WatchResponse {
     }
 }
 
-fn response(kind: Kind, held: &Held) -> WatchResponse {
+fn response(kind: Kind, held: &LockVersion) -> WatchResponse {
     WatchResponse {
         kind: kind.into(),
         resource: Some(super::shown(held)),

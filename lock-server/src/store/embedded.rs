@@ -47,7 +47,7 @@ use super::{
 use crate::{
     decide,
     feed::{Event, Feed, Subscription},
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
     table::Table,
 };
 
@@ -69,7 +69,7 @@ struct State {
     busy: HashMap<LockKey, Vec<oneshot::Sender<()>>>,
     /// Keys of the table that the disk may hold otherwise, since a commit that
     /// changes them failed.
-    doubtful: HashSet<LockKey>,
+    unconfirmed: HashSet<LockKey>,
     /// The flusher is gone, possibly in the middle of a commit: what the table
     /// says may not be true any more.
     closed: bool,
@@ -82,11 +82,11 @@ enum Change {
     /// flusher.
     Acquire { claim: Claim, request: Request },
     /// The owner's next version.
-    Replace(Arc<Held>),
+    Replace(Arc<LockVersion>),
     /// The owner gives it back.
-    Release(Arc<Held>),
+    Release(Arc<LockVersion>),
     /// The deadline passed.
-    Expire(Arc<Held>),
+    Expire(Arc<LockVersion>),
 }
 
 impl Change {
@@ -101,7 +101,7 @@ impl Change {
 #[derive(Debug)]
 struct Pending {
     change: Change,
-    reply: oneshot::Sender<Result<Arc<Held>, Error>>,
+    reply: oneshot::Sender<Result<Arc<LockVersion>, Error>>,
     /// The request's, for the log line about the change.
     span: Span,
 }
@@ -110,14 +110,14 @@ struct Pending {
 enum Verdict<T> {
     Answer(T),
     /// Only in memory.
-    Remember(Held),
+    Remember(LockVersion),
     Store(Change),
 }
 
 /// How far a call got under the lock of the state.
 enum Step<T> {
     Answered(T),
-    Queued(oneshot::Receiver<Result<Arc<Held>, Error>>),
+    Queued(oneshot::Receiver<Result<Arc<LockVersion>, Error>>),
     Busy(oneshot::Receiver<()>),
     Full,
 }
@@ -156,8 +156,8 @@ impl Embedded {
     async fn change<T>(
         &self,
         key: &LockKey,
-        decide: impl Fn(Option<&Arc<Held>>) -> Verdict<T> + Send + Sync,
-        changed: impl Fn(Arc<Held>) -> T + Send + Sync,
+        decide: impl Fn(Option<&Arc<LockVersion>>) -> Verdict<T> + Send + Sync,
+        changed: impl Fn(Arc<LockVersion>) -> T + Send + Sync,
     ) -> Result<T, Error> {
         let mut permit = None;
         loop {
@@ -178,8 +178,8 @@ impl Embedded {
     fn step<'a, T>(
         &'a self,
         key: &LockKey,
-        decide: impl Fn(Option<&Arc<Held>>) -> Verdict<T>,
-        changed: impl Fn(Arc<Held>) -> T,
+        decide: impl Fn(Option<&Arc<LockVersion>>) -> Verdict<T>,
+        changed: impl Fn(Arc<LockVersion>) -> T,
         permit: &mut Option<mpsc::Permit<'a, Pending>>,
     ) -> Result<Step<T>, Error> {
         let mut state = self.open_state()?;
@@ -190,7 +190,7 @@ impl Embedded {
         }
         let change = match decide(state.table.get(key)) {
             Verdict::Answer(answer) => return Ok(Step::Answered(answer)),
-            Verdict::Remember(held) if state.doubtful.contains(key) => {
+            Verdict::Remember(held) if state.unconfirmed.contains(key) => {
                 Change::Replace(Arc::new(held))
             }
             Verdict::Remember(held) => {
@@ -213,7 +213,7 @@ impl Embedded {
     }
 
     /// Puts a version into the table that need not be stored.
-    fn remember(&self, state: &mut State, held: Held) -> Arc<Held> {
+    fn remember(&self, state: &mut State, held: LockVersion) -> Arc<LockVersion> {
         let held = Arc::new(held);
         state.table.put(Arc::clone(&held));
         self.feed.publish(&Event::Refreshed(Arc::clone(&held)));
@@ -226,22 +226,22 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Store for Embedded {
-    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<Held>> {
+    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<LockVersion>> {
         let mut state = self.open_state().ok()?;
         let held = state.table.get(&claim.key)?;
         let may = decide::claim(Some(&held.lock), claim) == decide::Claimed::Refresh
             && !state.busy.contains_key(&claim.key)
-            && !state.doubtful.contains(&claim.key);
+            && !state.unconfirmed.contains(&claim.key);
         let held = may.then(|| held.again(claim, request.clone()))?;
         Some(self.remember(&mut state, held))
     }
 
-    fn known(&self, key: &LockKey) -> Option<Arc<Held>> {
+    fn known(&self, key: &LockKey) -> Option<Arc<LockVersion>> {
         self.open_state().ok()?.table.get(key).cloned()
     }
 
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
-        let decide = |current: Option<&Arc<Held>>| {
+        let decide = |current: Option<&Arc<LockVersion>>| {
             let request = request.clone();
             match (current, decide::claim(current.map(|held| &held.lock), &claim)) {
                 (Some(held), decide::Claimed::Collide) => {
@@ -256,11 +256,11 @@ impl Store for Embedded {
                 (None, _) => Verdict::Store(Change::Acquire { claim: claim.clone(), request }),
             }
         };
-        self.change(&claim.key, decide, Claimed::Held).await
+        self.change(&claim.key, decide, Claimed::LockVersion).await
     }
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
-        let decide = |current: Option<&Arc<Held>>| match (
+        let decide = |current: Option<&Arc<LockVersion>>| match (
             current,
             decide::release(current.map(|held| &held.lock), owner),
         ) {
@@ -275,8 +275,8 @@ impl Store for Embedded {
         self.change(key, decide, Released::Deleted).await
     }
 
-    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
-        let decide = |current: Option<&Arc<Held>>| match (
+    async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
+        let decide = |current: Option<&Arc<LockVersion>>| match (
             current,
             decide::expire(current.map(|held| held.version()), seen.version()),
         ) {
@@ -291,11 +291,11 @@ impl Store for Embedded {
         self.change(&seen.lock.key, decide, Expired::Deleted).await
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
+    async fn select(&self, selector: &Selector) -> Result<LockList, Error> {
         Ok(self.open_state()?.table.select(selector))
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         let mut state = self.open_state()?;
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
         Ok((state.table.select(selector), subscription))

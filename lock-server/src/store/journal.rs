@@ -12,7 +12,7 @@ use model::lock::{self, FencingToken, Lock, LockKey, LockKind, LockValue, Owner,
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use storage::{Column, Migration, Table};
 
-use crate::held::{Held, Request};
+use crate::lock_version::{LockVersion, Request};
 
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "locks and fencing tokens", sql: FIRST },
@@ -140,8 +140,8 @@ pub(super) fn next_token(
 }
 
 /// Stores a version in the place of the one before.
-pub(super) fn put(connection: &Connection, held: &Held) -> Result<(), rusqlite::Error> {
-    let Held { lock, id, index, request: _, foreign_type: _ } = held;
+pub(super) fn put(connection: &Connection, held: &LockVersion) -> Result<(), rusqlite::Error> {
+    let LockVersion { lock, id, index, request: _, foreign_type: _ } = held;
     let Lock { key, owner, value, kind, ttl, token } = lock;
     connection.prepare_cached(PUT)?.execute(params![
         // A text that is a number is one to SQLite, in a column of numbers.
@@ -158,8 +158,8 @@ pub(super) fn put(connection: &Connection, held: &Held) -> Result<(), rusqlite::
 }
 
 /// Frees a key. Its token stays.
-pub(super) fn delete(connection: &Connection, held: &Held) -> Result<(), rusqlite::Error> {
-    let Held { lock, id, .. } = held;
+pub(super) fn delete(connection: &Connection, held: &LockVersion) -> Result<(), rusqlite::Error> {
+    let LockVersion { lock, id, .. } = held;
     // The row first: in a full database it makes room for the token.
     connection.prepare_cached(DELETE)?.execute([id])?;
     let token = number(lock.token);
@@ -186,7 +186,7 @@ pub(super) fn probe(connection: &Connection) -> Result<(), rusqlite::Error> {
 /// What is on the disk.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) locks: Vec<Held>,
+    pub(super) locks: Vec<LockVersion>,
     /// The number for the next row.
     pub(super) next: i64,
     /// See [`floor`].
@@ -199,7 +199,7 @@ pub(super) struct Loaded {
 pub(super) fn load(connection: &Connection) -> Result<Loaded, rusqlite::Error> {
     let mut statement = connection.prepare(LOAD)?;
     let mut rows = statement.query([])?;
-    let mut newest: HashMap<LockKey, Held> = HashMap::new();
+    let mut newest: HashMap<LockKey, LockVersion> = HashMap::new();
     let (mut overtaken, mut next) = (Vec::new(), 1);
     while let Some(row) = rows.next()? {
         next = row.get::<_, i64>("id")?.saturating_add(1);
@@ -227,7 +227,7 @@ enum Unreadable {
     Kind(String),
 }
 
-fn read(row: &Row<'_>) -> Result<Held, Unreadable> {
+fn read(row: &Row<'_>) -> Result<LockVersion, Unreadable> {
     let text = |column| row.get::<_, String>(column);
     let kind = match text("type")?.as_str() {
         "lock" => LockKind::Lock,
@@ -235,7 +235,7 @@ fn read(row: &Row<'_>) -> Result<Held, Unreadable> {
         other => return Err(Unreadable::Kind(other.to_owned())),
     };
     let request: Request = None;
-    Ok(Held {
+    Ok(LockVersion {
         lock: Lock {
             key: LockKey::parse(&text("path")?)?,
             owner: Owner::parse(&text("owner")?)?,
@@ -295,7 +295,7 @@ mod tests {
         let shown: Vec<_> = locks
             .iter()
             .map(|held| {
-                let Held { lock, id, index, request: _, foreign_type: _ } = held;
+                let LockVersion { lock, id, index, request: _, foreign_type: _ } = held;
                 let Lock { key, owner, value, kind, ttl, token } = lock;
                 assert!(id.parse::<i64>().unwrap() < next);
                 (

@@ -12,7 +12,7 @@ use super::{Claimed, Error, Expired, Released, Store};
 use crate::{
     decide,
     feed::{Event, Feed, Subscription},
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
     table::Table,
 };
 
@@ -42,7 +42,7 @@ impl Memory {
 }
 
 impl Store for Memory {
-    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<Held>> {
+    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<LockVersion>> {
         let mut state = self.state();
         let before = state.table.get(&claim.key)?;
         let may = decide::claim(Some(&before.lock), claim) == decide::Claimed::Refresh;
@@ -52,7 +52,7 @@ impl Store for Memory {
         Some(held)
     }
 
-    fn known(&self, key: &LockKey) -> Option<Arc<Held>> {
+    fn known(&self, key: &LockKey) -> Option<Arc<LockVersion>> {
         self.state().table.get(key).cloned()
     }
 
@@ -68,13 +68,13 @@ impl Store for Memory {
             (None, _) => {
                 let token = state.tokens.entry(claim.key.clone()).or_insert(FencingToken(0));
                 *token = token.next();
-                Held::first(claim, Uuid::new_v4().to_string().into(), *token, request)
+                LockVersion::first(claim, Uuid::new_v4().to_string().into(), *token, request)
             }
         };
         let held = Arc::new(held);
         state.table.put(Arc::clone(&held));
         self.feed.publish(&Event::claimed(before, Arc::clone(&held)));
-        Ok(Claimed::Held(held))
+        Ok(Claimed::LockVersion(held))
     }
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
@@ -93,7 +93,7 @@ impl Store for Memory {
         }
     }
 
-    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+    async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
         let mut state = self.state();
         let Some(held) = state.table.get(&seen.lock.key).cloned() else {
             return Ok(Expired::Absent);
@@ -109,11 +109,11 @@ impl Store for Memory {
         }
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
+    async fn select(&self, selector: &Selector) -> Result<LockList, Error> {
         Ok(self.state().table.select(selector))
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         let mut state = self.state();
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;
         Ok((state.table.select(selector), subscription))

@@ -22,15 +22,15 @@
 //! the time in milliseconds: no token goes back, also of keys that nobody knows.
 
 mod changes;
+mod claim_batcher;
 mod follow;
 mod gather;
 mod health;
-mod notice;
+mod notification;
 mod reads;
 mod restore;
 mod rows;
 mod statements;
-mod together;
 mod view;
 
 use std::{
@@ -53,20 +53,20 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::{follow::Follower, health::Check};
 use self::{
+    claim_batcher::PendingClaim,
     follow::Queues,
-    notice::Notice,
+    notification::Notification,
     reads::{AllOf, Images, OneOf},
     rows::Found,
     statements::Taken,
-    together::Ask,
     view::{End, View},
 };
+pub use self::{follow::Follower, health::Check};
 use super::{Claimed, Error, Expired, Released, Store};
 use crate::{
     feed::{Event, Feed, Subscription},
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
 };
 
 /// How often the table is read: the original's interval.
@@ -89,8 +89,8 @@ pub struct Shared {
     server: Server,
     view: Arc<Mutex<View>>,
     feed: Feed,
-    notices: mpsc::Sender<Notice>,
-    asks: mpsc::Sender<Ask>,
+    notices: mpsc::Sender<Notification>,
+    asks: mpsc::Sender<PendingClaim>,
     fetches: mpsc::Sender<OneOf>,
     fetch_alls: mpsc::Sender<AllOf>,
     images: Arc<Images>,
@@ -101,7 +101,7 @@ pub struct Shared {
 /// The row was another one at each look.
 #[derive(Debug, thiserror::Error)]
 #[error("the lock changed at each of {LOOKS} looks")]
-struct Restless;
+struct ContentionError;
 
 fn failed(error: storage::Error) -> Error {
     match error.kind() {
@@ -153,39 +153,39 @@ impl Shared {
         self.server.stats()
     }
 
-    fn tell(&self, notice: Notice) {
+    fn tell(&self, notice: Notification) {
         // Full: the pass over the table tells them.
         let _told = self.notices.try_send(notice);
     }
 
     /// Takes or keeps a key, on PostgreSQL together with others that wait. A claim that was
     /// handed over is made also if its caller gives up.
-    async fn take(&self, claim: &Claim, id: &str) -> together::Answer {
+    async fn take(&self, claim: &Claim, id: &str) -> claim_batcher::Answer {
         let (reply, answer) = oneshot::channel();
-        let ask = Ask { claim: claim.clone(), id: id.to_owned(), reply };
+        let ask = PendingClaim { claim: claim.clone(), id: id.to_owned(), reply };
         self.asks.send(ask).await.map_err(|_| storage::Error::Closed)?;
         answer.await.unwrap_or(Err(storage::Error::Closed))
     }
 
     /// A version that this instance wrote.
-    fn wrote(&self, held: Held) -> Arc<Held> {
+    fn wrote(&self, held: LockVersion) -> Arc<LockVersion> {
         let (held, event) = self.view().observe(held, Instant::now());
         if let Some(Event::Acquired(_) | Event::Updated { .. }) = event {
             let Lock { key, token, .. } = &held.lock;
-            self.tell(Notice { key: key.clone(), token: *token, end: None });
+            self.tell(Notification { key: key.clone(), token: *token, end: None });
         }
         held
     }
 
     /// An end that this instance wrote.
-    fn ended(&self, held: &Held, end: End) {
+    fn ended(&self, held: &LockVersion, end: End) {
         let Lock { key, token, .. } = &held.lock;
         self.view().end(key, *token, end, Instant::now());
-        self.tell(Notice { key: key.clone(), token: *token, end: Some(end) });
+        self.tell(Notification { key: key.clone(), token: *token, end: Some(end) });
     }
 
     /// The row of a key, whoever has it.
-    async fn look(&self, key: &LockKey) -> Result<Option<Arc<Held>>, Error> {
+    async fn look(&self, key: &LockKey) -> Result<Option<Arc<LockVersion>>, Error> {
         let found = self.read(&Selector::Key(key.clone())).await?;
         Ok(found.into_iter().next())
     }
@@ -208,19 +208,19 @@ impl Shared {
         }
     }
 
-    async fn read(&self, selector: &Selector) -> Result<Vec<Arc<Held>>, Error> {
+    async fn read(&self, selector: &Selector) -> Result<Vec<Arc<LockVersion>>, Error> {
         let rows = rows::read(&self.server, Some(selector)).await.map_err(unread)?;
         Ok(self.found(&rows))
     }
 
     /// The locks of these rows; what is new of them is told.
-    fn found(&self, rows: &[storage::server::Row]) -> Vec<Arc<Held>> {
+    fn found(&self, rows: &[storage::server::Row]) -> Vec<Arc<LockVersion>> {
         let mut view = self.view();
         let now = Instant::now();
         let mut all = Vec::with_capacity(rows.len());
         for row in rows {
             match rows::parse(row) {
-                Ok(Found::Held(held)) => all.push(view.observe(held, now).0),
+                Ok(Found::LockVersion(held)) => all.push(view.observe(held, now).0),
                 // The pass gives it a token, or deletes it.
                 Ok(Found::Untold(held) | Found::Dead(held)) => all.push(Arc::new(held)),
                 Err(error) => {
@@ -254,7 +254,7 @@ impl Shared {
         let mut found = std::collections::HashSet::with_capacity(rows.len());
         for row in &rows {
             match rows::parse(row) {
-                Ok(Found::Held(held)) => {
+                Ok(Found::LockVersion(held)) => {
                     found.insert(held.lock.key.clone());
                     self.view().observe(held, Instant::now());
                 }
@@ -279,21 +279,21 @@ impl Shared {
     }
 }
 
-fn held(claim: Claim, taken: Taken, request: Request) -> Result<Held, Error> {
+fn held(claim: Claim, taken: Taken, request: Request) -> Result<LockVersion, Error> {
     let Taken { path, index, id, token } = taken;
     let Claim { mut key, owner, value, kind, ttl } = claim;
     if path != key.as_str() {
         key = LockKey::parse(&path).map_err(|error| Error::Unavailable(Arc::new(error)))?;
     }
     let lock = Lock { key, owner, value, kind, ttl, token };
-    Ok(Held { lock, id: id.into(), index, request, foreign_type: None })
+    Ok(LockVersion { lock, id: id.into(), index, request, foreign_type: None })
 }
 
 impl Store for Shared {
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         // Who waits for a key of somebody else shares a look with others that do, and locks
         // no row: however many they are, its owner does not wait for them.
-        let is_others = |held: &Held| held.lock.owner != claim.owner;
+        let is_others = |held: &LockVersion| held.lock.owner != claim.owner;
         if self.view().get(&claim.key).is_some_and(|held| is_others(held))
             && let Some(other) = self.fetch(&claim.key).await?
             && is_others(&other)
@@ -307,7 +307,7 @@ impl Store for Shared {
                 if taken.id == id && taken.index == 1 {
                     tracing::info!("acquired-lock");
                 }
-                return Ok(Claimed::Held(self.wrote(held(claim, taken, request)?)));
+                return Ok(Claimed::LockVersion(self.wrote(held(claim, taken, request)?)));
             }
             match self.fetch(&claim.key).await? {
                 Some(other) if is_others(&other) => {
@@ -316,7 +316,7 @@ impl Store for Shared {
                 Some(_) | None => {}
             }
         }
-        Err(Error::Unavailable(Arc::new(Restless)))
+        Err(Error::Unavailable(Arc::new(ContentionError)))
     }
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
@@ -339,10 +339,10 @@ impl Store for Shared {
                 return Ok(Released::Deleted(held));
             }
         }
-        Err(Error::Unavailable(Arc::new(Restless)))
+        Err(Error::Unavailable(Arc::new(ContentionError)))
     }
 
-    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+    async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
         for _ in 0..LOOKS {
             if statements::delete_version(&self.server, seen).await.map_err(failed)? {
                 self.ended(seen, End::Expired);
@@ -358,10 +358,10 @@ impl Store for Shared {
                 Some(_) => {}
             }
         }
-        Err(Error::Unavailable(Arc::new(Restless)))
+        Err(Error::Unavailable(Arc::new(ContentionError)))
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
+    async fn select(&self, selector: &Selector) -> Result<LockList, Error> {
         let key = match selector {
             Selector::Kind(kind) => return self.fetch_all(*kind).await,
             Selector::Key(key) => key,
@@ -379,14 +379,14 @@ impl Store for Shared {
         Ok(found.into_iter().collect())
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         let mark = self.view().mark();
         let found = match self.read(selector).await {
             Err(Error::Unstorable(_)) => Vec::new(),
             found => found?,
         };
         let mut view = self.view();
-        let named = |held: &Held| match selector {
+        let named = |held: &LockVersion| match selector {
             Selector::Key(key) => held.lock.key == *key,
             Selector::Kind(kind) => held.lock.kind == *kind,
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lock_server::{
     feed::{Event, Feed},
-    held::Held,
+    lock_version::LockVersion,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
 use model::lock::{Claim, FencingToken, LockKind, LockValue, Selector, Ttl};
@@ -119,7 +119,8 @@ fn ttl(seconds: i64) -> Ttl {
 async fn a_free_key_is_taken<S: Store>(store: S, _feed: Feed) {
     assert_eq!(find(&store, "k").await, None);
     let request = Some(Arc::from("a-request"));
-    let Claimed::Held(held) = store.claim(claim("k", "o"), request.clone()).await.unwrap() else {
+    let Claimed::LockVersion(held) = store.claim(claim("k", "o"), request.clone()).await.unwrap()
+    else {
         panic!("it is free");
     };
     assert_eq!((held.index, held.lock.token), (1, FencingToken(1)));
@@ -196,7 +197,7 @@ async fn keys_are_exact_texts<S: Store>(store: S, _feed: Feed) {
     let mut stored = 0;
     for on in keys {
         match store.claim(claim(on, "o"), None).await {
-            Ok(Claimed::Held(held)) => {
+            Ok(Claimed::LockVersion(held)) => {
                 assert_eq!((held.lock.key.as_str(), held.lock.token), (on, FencingToken(1)));
                 stored += 1;
             }
@@ -251,12 +252,12 @@ async fn one_of_many_owners_wins_a_new_key<S: Store>(store: S, _feed: Feed) {
         }
         let claimed = claims.join_all().await;
         let winners: Vec<_> =
-            claimed.iter().filter(|claimed| matches!(claimed, Claimed::Held(_))).collect();
+            claimed.iter().filter(|claimed| matches!(claimed, Claimed::LockVersion(_))).collect();
         assert_eq!(winners.len(), 1, "{claimed:?}");
         let held = find(&store, &on).await.unwrap();
-        assert_eq!(*winners[0], Claimed::Held(Arc::clone(&held)));
+        assert_eq!(*winners[0], Claimed::LockVersion(Arc::clone(&held)));
         for loser in claimed {
-            assert!(matches!(loser, Claimed::Held(h) | Claimed::Collision(h) if h == held));
+            assert!(matches!(loser, Claimed::LockVersion(h) | Claimed::Collision(h) if h == held));
         }
     }
 }
@@ -316,7 +317,7 @@ async fn a_watcher_gets_what_is_held_and_then_every_change<S: Store>(store: S, _
     }
 }
 
-fn find_before(held: &Held, index: i64, seconds: i64) -> Arc<Held> {
+fn find_before(held: &LockVersion, index: i64, seconds: i64) -> Arc<LockVersion> {
     let mut held = held.clone();
     held.index = index;
     held.lock.ttl = ttl(seconds);
@@ -375,7 +376,7 @@ async fn a_claim_whose_caller_gave_up_is_whole_or_nothing<S: Store>(store: S, fe
         drop(attempt);
         // Either it has the key with a deadline, or the key is free.
         match store.claim(claim(&on, "next"), None).await.unwrap() {
-            Claimed::Held(held) => assert_eq!(held.lock.owner, owner("next")),
+            Claimed::LockVersion(held) => assert_eq!(held.lock.owner, owner("next")),
             Claimed::Collision(held) => assert_eq!(held.lock.owner, owner("gone")),
         }
         assert_eq!(feed.deadline_count(), number + 1);

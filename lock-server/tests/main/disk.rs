@@ -31,7 +31,7 @@ async fn a_full_database_refuses_changes_and_nothing_else() {
     let refused = loop {
         let on = format!("k{:03}", held.len());
         match store.claim(big(&on, "o"), None).await {
-            Ok(Claimed::Held(lock)) => held.push(lock),
+            Ok(Claimed::LockVersion(lock)) => held.push(lock),
             Err(Error::Unavailable(cause)) => {
                 assert!(cause.to_string().contains("the disk is full"), "{cause}");
                 break on;

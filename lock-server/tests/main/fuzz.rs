@@ -21,7 +21,7 @@ use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use lock_server::{
     feed::Feed,
-    grpc::{Direct, Service},
+    grpc::{PreEncoded, Service},
     locks::Locks,
     store::memory::Memory,
 };
@@ -60,7 +60,7 @@ const LIFE: usize = 2_000;
 const LONGEST: usize = 4_096;
 
 struct Target {
-    locket: Direct<LocketServer<Service<Memory>>>,
+    locket: PreEncoded<LocketServer<Service<Memory>>>,
     watch: LockWatchServer<Service<Memory>>,
 }
 

@@ -38,7 +38,7 @@ async fn answered<S: Store>(store: &S, claim: Claim) -> Claimed {
 
 fn token(claimed: Claimed) -> FencingToken {
     match claimed {
-        Claimed::Held(held) => held.lock.token,
+        Claimed::LockVersion(held) => held.lock.token,
         Claimed::Collision(held) => panic!("{held:?} has it"),
     }
 }

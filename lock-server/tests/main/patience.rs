@@ -5,7 +5,7 @@ use std::time::Duration;
 use lock_server::{
     feed::{Feed, Subscription},
     grpc::Service,
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
     locks::Locks,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
@@ -30,15 +30,15 @@ impl Store for Hanging {
         self.0.release(key, owner).await
     }
 
-    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+    async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
         self.0.expire(seen).await
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
+    async fn select(&self, selector: &Selector) -> Result<LockList, Error> {
         self.0.select(selector).await
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         self.0.watch(selector).await
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use lock_server::{
     feed::{Feed, Subscription},
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
     reaper,
     store::{Claimed, Error, Expired, Released, Store, memory::Memory},
 };
@@ -40,7 +40,7 @@ impl Store for Failing {
         self.memory.release(key, owner).await
     }
 
-    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+    async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
         self.tries.fetch_add(1, Ordering::SeqCst);
         if self.fails.load(Ordering::SeqCst) {
             return Err(Error::Unavailable(Arc::new(storage::Error::Closed)));
@@ -48,11 +48,11 @@ impl Store for Failing {
         self.memory.expire(seen).await
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
+    async fn select(&self, selector: &Selector) -> Result<LockList, Error> {
         self.memory.select(selector).await
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         self.memory.watch(selector).await
     }
 }

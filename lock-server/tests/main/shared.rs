@@ -254,11 +254,13 @@ async fn claims_that_wait_together_are_answered_each_for_itself() {
     for (claim, claimed) in futures_util::future::join_all(made).await {
         match (claim.key.as_str(), claimed) {
             ("taken", Ok(Claimed::Collision(held))) => assert_eq!(held.lock.owner, owner("other")),
-            ("contended", Ok(Claimed::Held(held))) => winners.push(held),
+            ("contended", Ok(Claimed::LockVersion(held))) => winners.push(held),
             ("contended", Ok(Claimed::Collision(_))) => {}
-            ("mine", Ok(Claimed::Held(held))) => assert_eq!(held.lock.token, FencingToken(1)),
+            ("mine", Ok(Claimed::LockVersion(held))) => {
+                assert_eq!(held.lock.token, FencingToken(1))
+            }
             (key, Err(Error::Unstorable(_))) if key.starts_with('\0') => {}
-            (key, Ok(Claimed::Held(held))) if key.starts_with("key") => {
+            (key, Ok(Claimed::LockVersion(held))) if key.starts_with("key") => {
                 assert_eq!((&held.lock.key, &held.lock.value), (&claim.key, &claim.value));
             }
             (key, claimed) => panic!("{key:?}: {claimed:?}"),

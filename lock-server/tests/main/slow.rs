@@ -81,7 +81,7 @@ async fn many_clients_on_one_key_do_not_pile_up() {
                     let began = Instant::now();
                     match store.claim(claim("k", &format!("waiter-{number}")), None).await {
                         Ok(Claimed::Collision(_)) => collisions += 1,
-                        Ok(Claimed::Held(held)) => panic!("{held:?}"),
+                        Ok(Claimed::LockVersion(held)) => panic!("{held:?}"),
                         Err(_) => failures += 1,
                     }
                     longest = longest.max(began.elapsed());
@@ -97,7 +97,7 @@ async fn many_clients_on_one_key_do_not_pile_up() {
             let claimed = instance.store.claim(claim("k", "o"), None).await;
             longest = longest.max(asked.elapsed());
             assert!(
-                matches!(&claimed, Ok(Claimed::Held(held)) if held.lock.token == token),
+                matches!(&claimed, Ok(Claimed::LockVersion(held)) if held.lock.token == token),
                 "{dialect:?}, after {:?}: {claimed:?}",
                 asked.elapsed()
             );

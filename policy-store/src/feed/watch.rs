@@ -21,7 +21,7 @@ use super::{
     parts::{Part, Parts},
 };
 use crate::{
-    groups::{board::Board, snapshot::Snapshot},
+    groups::{current::SnapshotPublisher, snapshot::Snapshot},
     metrics::{
         CELL_LAG, CELLS_BEHIND, CELLS_BEHIND_SECONDS, CELLS_CONNECTED, CELLS_DISCONNECTED,
         CELLS_KNOWN, WATCHERS,
@@ -43,7 +43,7 @@ pub struct Hello {
 
 /// What a cell says later.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum ClientMessage {
     /// Its spaces change.
     Subscribe {
         /// Rises from 1.
@@ -58,13 +58,13 @@ pub enum Word {
 }
 
 /// The words of a cell, after Hello.
-pub trait Words: Send {
+pub trait ClientMessages: Send {
     /// Why there are no more.
     type Error: Display + From<cursor::Error> + Send;
 
     /// The next word; `None` when the cell says nothing more. May be dropped
     /// and called again.
-    fn next(&mut self) -> impl Future<Output = Result<Option<Word>, Self::Error>> + Send;
+    fn next(&mut self) -> impl Future<Output = Result<Option<ClientMessage>, Self::Error>> + Send;
 }
 
 /// What a stream ends with.
@@ -80,7 +80,7 @@ pub enum End<E> {
 #[derive(Debug, Clone)]
 pub struct Feed {
     /// The newest snapshot.
-    pub board: Arc<Board>,
+    pub board: Arc<SnapshotPublisher>,
     /// What cells say.
     pub cells: Cells,
     /// Ends streams: those of one connection, or all that are left.
@@ -100,7 +100,7 @@ pub struct Watcher<W> {
     words: Option<W>,
 }
 
-impl<W: Words> Watcher<W> {
+impl<W: ClientMessages> Watcher<W> {
     /// A cell begins to watch.
     ///
     /// # Errors
@@ -160,19 +160,19 @@ impl<W: Words> Watcher<W> {
         };
         match word {
             None => self.words = None,
-            Some(word) => self.hear(word).map_err(|error| End::Broken(error.into()))?,
+            Some(word) => self.on_message(word).map_err(|error| End::Broken(error.into()))?,
         }
         Ok(())
     }
 
-    fn hear(&mut self, word: Word) -> Result<(), cursor::Error> {
+    fn on_message(&mut self, word: ClientMessage) -> Result<(), cursor::Error> {
         let snapshot: Arc<Snapshot> = self.feed.board.current();
         match word {
-            Word::Subscribe { sequence, add, drop } => {
+            ClientMessage::Subscribe { sequence, add, drop } => {
                 let add = add.into_iter().map(|space| snapshot.shared(space)).collect();
                 self.cursor.subscribe(sequence, add, &drop)
             }
-            Word::Report(report) => {
+            ClientMessage::Report(report) => {
                 let before = self.connection.report(report, snapshot.state.generation);
                 let since = before.and_then(|before| snapshot.history().first_after(before));
                 if let Some(since) = since {
@@ -184,7 +184,9 @@ impl<W: Words> Watcher<W> {
     }
 }
 
-async fn next_word<W: Words>(words: &mut Option<W>) -> Result<Option<Word>, W::Error> {
+async fn next_word<W: ClientMessages>(
+    words: &mut Option<W>,
+) -> Result<Option<ClientMessage>, W::Error> {
     match words {
         Some(words) => words.next().await,
         None => std::future::pending().await,
@@ -219,7 +221,7 @@ pub async fn save_reports(
             tracing::info!(%cell, "cell-forgotten");
         }
         match store.save_reports(Arc::clone(&unsaved)).await {
-            Ok(elsewhere) => feed.cells.hear(elsewhere),
+            Ok(elsewhere) => feed.cells.on_message(elsewhere),
             Err(error) => {
                 feed.cells.not_saved(&unsaved);
                 tracing::error!(error = chain(&error), "failed-to-save-reports");
@@ -234,7 +236,7 @@ pub async fn save_reports(
 /// Sets the metrics of the known cells; for each scrape, so that they are in step with
 /// Status.
 #[expect(clippy::cast_precision_loss, reason = "no foundation has 2^52 cells")]
-pub fn gauge(board: &Board, cells: &Cells, now: Timestamp) {
+pub fn gauge(board: &SnapshotPublisher, cells: &Cells, now: Timestamp) {
     let snapshot = board.current();
     let Count { known, connected, behind, behind_since } =
         cells.count(snapshot.state.generation, snapshot.history());

@@ -5,9 +5,9 @@
 //! HTTP as [`json`] in compressed [`fragment`]s.
 //! [`board`] has the newest of them; [`committer`](crate::committer) is the one task that writes.
 
-pub mod board;
 pub mod content;
 pub mod contents;
+pub mod current;
 pub mod decide;
 pub mod fragment;
 pub mod history;

@@ -24,7 +24,7 @@ use proto::policy_v1::{
     ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest,
     status_response,
 };
-use runtime::server::{Entry, Head, Leaving};
+use runtime::server::{ConnectionDraining, Entry, Head};
 use tokio::sync::Semaphore;
 use tonic::{
     Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService,
@@ -105,7 +105,7 @@ impl PolicyStore {
 
     fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Response<Answers<Part>> {
         let identity = runtime::tls::peer(&request).identity;
-        let leaving = request.extensions().get().map(|Leaving(leaving)| leaving.clone());
+        let leaving = request.extensions().get().map(|ConnectionDraining(leaving)| leaving.clone());
         let drain = leaving.unwrap_or_else(|| self.0.feed.drain.clone());
         let watching = Watching::new(Arc::clone(&self.0), identity, drain, request.into_inner());
         Response::new(Box::pin(watching.into_stream()))

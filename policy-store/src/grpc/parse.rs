@@ -19,7 +19,7 @@ use super::status::Error;
 use crate::{
     feed::{
         cursor::MAX_SPACES,
-        watch::{self, Word},
+        watch::{self, ClientMessage},
     },
     groups::page::{DEFAULT_SIZE, Filter, MAX_SIZE},
     reports,
@@ -109,18 +109,18 @@ pub(super) fn hello(hello: &Hello) -> Result<watch::Hello, Error> {
     })
 }
 
-pub(super) fn subscribe(subscribe: &Subscribe) -> Result<Word, Error> {
+pub(super) fn subscribe(subscribe: &Subscribe) -> Result<ClientMessage, Error> {
     let Subscribe { sequence, add_space_guids, drop_space_guids } = subscribe;
-    Ok(Word::Subscribe {
+    Ok(ClientMessage::Subscribe {
         sequence: *sequence,
         add: spaces("add_space_guids", add_space_guids)?,
         drop: spaces("drop_space_guids", drop_space_guids)?,
     })
 }
 
-pub(super) fn report(report: Report, at: Timestamp) -> Word {
+pub(super) fn report(report: Report, at: Timestamp) -> ClientMessage {
     let Report { enforced_generation, containers, isolated_rules } = report;
-    Word::Report(reports::Report {
+    ClientMessage::Report(reports::Report {
         enforced: Generation(enforced_generation),
         containers,
         isolated_rules,

@@ -35,7 +35,7 @@ use crate::{
     config::Replaces,
     feed::watch::Feed,
     groups::{
-        board::Board,
+        current::SnapshotPublisher,
         decide::{Refused, Replacement, plausible},
         manifest::{Expected, Manifest},
     },
@@ -60,7 +60,7 @@ enum Phase {
 pub(super) struct Replacing {
     requests: Streaming<ReplaceRequest>,
     phase: Phase,
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     commits: Commits,
     drain: CancellationToken,
     bounds: Replaces,
@@ -190,7 +190,7 @@ impl Replacing {
             biased;
             // Before everything came it ends only if something is wrong.
             Some(taken) = taking.join_next() => Some(taken),
-            heard = self.hear(sender) => {
+            heard = self.on_message(sender) => {
                 heard?;
                 taking.join_next().await
             }
@@ -218,7 +218,7 @@ impl Replacing {
     }
 
     /// Hands groups on until Commit.
-    async fn hear(
+    async fn on_message(
         &mut self,
         groups: mpsc::Sender<Vec<policy_v1::SecurityGroup>>,
     ) -> Result<(), Error> {

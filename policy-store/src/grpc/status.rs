@@ -88,7 +88,7 @@ pub fn status(error: &Error) -> Status {
                 false => Status::internal("the database failed"),
             };
         }
-        Error::Replace(Failure::Store(store::Error::Senseless { .. })) => {
+        Error::Replace(Failure::Store(store::Error::CorruptRow { .. })) => {
             return Status::internal("the database failed");
         }
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,

@@ -18,7 +18,7 @@ use crate::{
     access::Action,
     feed::{
         parts::Part,
-        watch::{Feed, Watcher, Word, Words},
+        watch::{ClientMessage, ClientMessages, Feed, Watcher},
     },
 };
 
@@ -113,10 +113,10 @@ impl Watching {
 /// What a cell says after Hello.
 pub(super) struct Requests(Streaming<WatchRequest>);
 
-impl Words for Requests {
+impl ClientMessages for Requests {
     type Error = Error;
 
-    async fn next(&mut self) -> Result<Option<Word>, Error> {
+    async fn next(&mut self) -> Result<Option<ClientMessage>, Error> {
         let Some(request) = self.0.message().await? else { return Ok(None) };
         match request.step {
             Some(Said::Subscribe(subscribe)) => parse::subscribe(&subscribe).map(Some),

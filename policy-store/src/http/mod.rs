@@ -13,11 +13,11 @@
 //! - Before the first Replace there is nothing to tell: a list is refused then,
 //!   so that a store that lost its database strips no cell of its rules.
 
+pub mod admission;
 mod answer;
 pub mod coding;
 pub mod frames;
-pub mod fresh;
-pub mod gate;
+pub mod freshness;
 pub mod health;
 pub mod query;
 pub mod route;
@@ -40,16 +40,16 @@ use tracing::{Instrument as _, Span, debug, error, info_span};
 use uuid::Uuid;
 
 use self::{
+    admission::{Admission, Permit},
     frames::{Coding, Frames},
-    fresh::{Fresh, Newest},
-    gate::{Gate, Permit},
+    freshness::{Fresh, Newest},
     query::{Limit, Wanted},
     route::{Route, Routed},
     tags::Tags,
 };
 use crate::{
     access::{Access, Action},
-    groups::{board::Board, fragment::Texts, snapshot::Snapshot},
+    groups::{current::SnapshotPublisher, fragment::Texts, snapshot::Snapshot},
     metrics::{
         DENIED, HTTP_LIST_BYTES, HTTP_LISTS_REFUSED, HTTP_REQUESTS, HTTP_SECONDS, HTTP_STALE,
     },
@@ -69,9 +69,9 @@ const POLICIES_CHANGED: &str = "1";
 #[derive(Debug)]
 pub struct Api {
     access: Access,
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     fresh: Fresh,
-    gate: Gate,
+    gate: Admission,
     tags: Tags,
     texts: Texts,
     metron: Dropsonde,
@@ -81,7 +81,7 @@ impl Api {
     /// Serves what `board` has to those that `access` lets in and `gate` has a
     /// place for.
     #[must_use]
-    pub fn new(access: Access, board: Arc<Board>, gate: Gate, tags: Tags) -> Self {
+    pub fn new(access: Access, board: Arc<SnapshotPublisher>, gate: Admission, tags: Tags) -> Self {
         let fresh = Fresh::new(Arc::clone(&board), None);
         let (texts, metron) = (Texts::new(TEXTS), Dropsonde::default());
         Self { access, board, fresh, gate, tags, texts, metron }
@@ -192,7 +192,7 @@ impl Api {
             Route::PoliciesLastUpdated => Ok(answer::ok(POLICIES_CHANGED)),
             Route::SecurityGroups => self.list(&parts.uri, &parts.headers).await,
             Route::SecurityGroupsLastUpdated => {
-                self.be_fresh().await?;
+                self.wait_until_current().await?;
                 Ok(answer::ok(self.last_updated().to_string()))
             }
             Route::CreateTags => self.tag(body).await,
@@ -207,7 +207,7 @@ impl Api {
         })
     }
 
-    async fn be_fresh(&self) -> Result<(), Refusal> {
+    async fn wait_until_current(&self) -> Result<(), Refusal> {
         self.fresh.wait().await.map_err(|stale| {
             HTTP_STALE.counter().increment(1);
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "database read failed", &stale)
@@ -220,7 +220,7 @@ impl Api {
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, &description, &error)
         })?;
         let began = Instant::now();
-        let fresh = self.be_fresh().await;
+        let fresh = self.wait_until_current().await;
         let outcome = if fresh.is_ok() { "Success" } else { "Error" };
         let took = began.elapsed();
         self.metron.took(format_args!("SecurityGroupsStoreBySpaceGuids{outcome}Time"), took);

@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// The database holds something that this program did not write.
     #[error("the database holds a senseless value in {field}: {problem}")]
-    Senseless {
+    CorruptRow {
         /// Table and column.
         field: &'static str,
         /// What is wrong.

@@ -32,7 +32,7 @@ pub(super) const RUNNING: &str = "running";
 pub(super) const STAGING: &str = "staging";
 
 pub(super) fn senseless<E: ToString>(field: &'static str) -> impl Fn(E) -> Error {
-    move |problem| Error::Senseless { field, problem: problem.to_string() }
+    move |problem| Error::CorruptRow { field, problem: problem.to_string() }
 }
 
 pub(super) fn to_sql(field: &'static str, number: u64) -> Result<i64, Error> {

@@ -16,7 +16,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::budget::Budget;
 use super::fields::Fields;
 use super::level::{AtomicLevel, Level, TimeFormat};
-use super::{Censor, Options, Sink, encode};
+use super::{Options, Redactor, Sink, encode};
 use crate::redact;
 
 /// Crates whose events and spans are ours, by the first part of their target.
@@ -44,7 +44,7 @@ pub struct Lager {
     format: TimeFormat,
     level: Arc<AtomicLevel>,
     budget: Arc<Budget>,
-    censor: Censor,
+    redactor: Redactor,
     sink: Sink,
     sessions: AtomicU64,
 }
@@ -91,14 +91,14 @@ impl Lager {
         sink: Sink,
     ) -> Self {
         let Options { source, level: _, format } = options;
-        let (censor, sessions) = (Censor::default(), AtomicU64::new(0));
-        Self { source, format, level, budget, censor, sink, sessions }
+        let (redactor, sessions) = (Redactor::default(), AtomicU64::new(0));
+        Self { source, format, level, budget, redactor, sink, sessions }
     }
 
-    /// The same without what `censor` takes out.
+    /// The same without what `redactor` takes out.
     #[must_use]
-    pub fn censored(self, censor: Censor) -> Self {
-        Self { censor, ..self }
+    pub fn censored(self, redactor: Redactor) -> Self {
+        Self { redactor, ..self }
     }
 
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
@@ -179,7 +179,7 @@ impl Lager {
             encode::push_string(&mut text, message);
             entries.push(("text", &text));
         }
-        let data = self.censor.apply(object(entries));
+        let data = self.redactor.apply(object(entries));
         self.write(metadata, Severity::Info, &[metadata.target()], &data);
     }
 }
@@ -236,7 +236,7 @@ where
         let span = context.event_span(event);
         let session = span.and_then(|span| span.extensions().get::<Arc<Session>>().cloned());
         let action = fields.message.as_deref().unwrap_or(metadata.name());
-        let data = self.censor.apply(data(session.as_deref(), &fields));
+        let data = self.redactor.apply(data(session.as_deref(), &fields));
         match &session {
             Some(session) => self.write(metadata, severity, &[&session.path(), action], &data),
             None => self.write(metadata, severity, &[action], &data),

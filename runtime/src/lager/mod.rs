@@ -31,17 +31,17 @@
 //! - Each place in the code may write 4 MiB of lines of info and above at once, and
 //!   32 KiB a second. Lines beyond that are left out; a line `log-lines-left-out` says
 //!   how many of which message.
-//! - A line is written by one locked write, those of [`together()`] by one for all. A closed or failing standard output
+//! - A line is written by one locked write, those of [`batch_writes()`] by one for all. A closed or failing standard output
 //!   loses lines and does no other harm.
 
+mod batch;
 mod budget;
 mod capture;
-mod censor;
 mod encode;
 mod fields;
 mod layer;
 mod level;
-mod together;
+mod redactor;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,12 +51,12 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::metrics::own;
 
+pub use batch::batch_writes;
 pub use capture::{Capture, capture};
-pub use censor::Censor;
 pub use fields::json;
 pub use layer::Lager;
 pub use level::{Level, TimeFormat, UnknownName};
-pub use together::together;
+pub use redactor::Redactor;
 
 use budget::Budget;
 use level::AtomicLevel;
@@ -116,7 +116,7 @@ impl Sink {
 
     /// Writes complete lines. There is nowhere to report a failure to.
     fn write(&self, line: &str) {
-        if together::keep(self, line) {
+        if batch::keep(self, line) {
             return;
         }
         let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,17 +133,17 @@ pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, C
     (Lager::new(options, level, budget, Sink::new(writer)), control)
 }
 
-/// Makes lager the log of this process; it does not say what `censor` takes out.
+/// Makes lager the log of this process; it does not say what `redactor` takes out.
 ///
 /// # Errors
 /// When the process has a log already.
 pub fn init(
     options: Options,
-    censor: Censor,
+    redactor: Redactor,
     writer: impl Write + Send + 'static,
 ) -> Result<Control, tracing::subscriber::SetGlobalDefaultError> {
     let (layer, control) = layer(options, writer);
-    let layer = layer.censored(censor);
+    let layer = layer.censored(redactor);
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::set_global_default(subscriber)?;
     Ok(control)

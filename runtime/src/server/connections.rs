@@ -32,13 +32,13 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
 use super::Listener;
+use super::executor::InlineExecutor;
 use super::intake::{Account, Arrived, Budget};
 use super::listener::Accepted;
-use super::patient::{Patient, Seen, Signs};
-use super::streams::Streams;
-use crate::gather::Gather;
+use super::write_timeout::{Seen, Signs, WriteTimeout};
 use crate::metrics::own;
 use crate::tls::{self, Alpn, Identity, Peer, ServerTls};
+use crate::write_coalescing::CoalescingStream;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -72,14 +72,14 @@ pub struct Limits {
     /// Time for a gRPC message to arrive, from its first byte.
     pub message_time: Duration,
     /// Over how much time connections are told to go after shutdown, at most: each
-    /// [`APART`] after the one before, or closer if there are many. Their clients
+    /// [`GOAWAY_INTERVAL`] after the one before, or closer if there are many. Their clients
     /// then come to other servers one after another, too.
     pub spread: Duration,
 }
 
 /// Two connections are told to go this long after each other, if there is time: as
 /// many clients a second can be welcomed elsewhere, each with a TLS handshake.
-pub const APART: Duration = Duration::from_millis(2);
+pub const GOAWAY_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -104,11 +104,11 @@ impl Default for Limits {
 /// told to go. A stream that has no end of its own ends then, so that its client
 /// comes back on another connection.
 #[derive(Debug, Clone, Default)]
-pub struct Leaving(pub CancellationToken);
+pub struct ConnectionDraining(pub CancellationToken);
 
 /// Who is told to go when.
 #[derive(Debug, Default)]
-struct Exodus {
+struct StaggeredDrain {
     /// It begins.
     begun: CancellationToken,
     /// Between two of them; in microseconds.
@@ -117,11 +117,12 @@ struct Exodus {
     told: AtomicU32,
 }
 
-impl Exodus {
+impl StaggeredDrain {
     /// So many are to go within `spread`.
     fn begin(&self, connections: usize, spread: Duration) {
         let step = spread / u32::try_from(connections).unwrap_or(u32::MAX).max(1);
-        let step = u32::try_from(step.min(APART).as_micros()).expect("a few milliseconds");
+        let step =
+            u32::try_from(step.min(GOAWAY_INTERVAL).as_micros()).expect("a few milliseconds");
         self.step.store(step, Relaxed);
         self.begun.cancel();
     }
@@ -174,7 +175,7 @@ impl Server {
         B::Error: Into<BoxError>,
     {
         let Self { listener, tls, protocol, limits } = self;
-        let streams = Streams::default();
+        let streams = InlineExecutor::default();
         // Also when this future is dropped instead of ended.
         let _cut = streams.cut.clone().drop_guard();
         let shared = Arc::new(Shared {
@@ -190,7 +191,7 @@ impl Server {
                 Protocol::Http2 => limits.keepalive_interval + limits.keepalive_timeout,
             },
             shutdown: shutdown.clone(),
-            exodus: Exodus::default(),
+            exodus: StaggeredDrain::default(),
         });
         let places = Arc::new(Semaphore::new(limits.connections));
         let mut connections = JoinSet::new();
@@ -223,13 +224,13 @@ struct Shared<S> {
     tls: Option<ServerTls>,
     protocol: Protocol,
     budget: Arc<Budget>,
-    http: auto::Builder<Streams>,
+    http: auto::Builder<InlineExecutor>,
     handshake: Duration,
     /// For HTTP/2 as well: the end of a connection whose pings are not answered is a
     /// frame, which waits for a client that reads nothing.
     stall: Duration,
     shutdown: CancellationToken,
-    exodus: Exodus,
+    exodus: StaggeredDrain,
 }
 
 impl<S, B> Shared<S>
@@ -275,7 +276,7 @@ where
         let Some(tls) = &self.tls else {
             return self.drive(stream, peer).await;
         };
-        let shaken = tls::noting(shake_hands(tls, stream, self.handshake));
+        let shaken = tls::record_rejected(shake_hands(tls, stream, self.handshake));
         let (shaken, refused) = match self.shutdown.run_until_cancelled(shaken).await {
             None => return,
             Some(shaken) => shaken,
@@ -311,7 +312,7 @@ where
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let leaving = Leaving::default();
+        let leaving = ConnectionDraining::default();
         let account = Arc::new(Account::new(Arc::clone(&self.budget), peer.clone()));
         let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
@@ -320,24 +321,24 @@ where
             let request = request.map(|body| Arrived { body, account });
             self.service.clone().oneshot(request)
         });
-        let stream = Patient::new(stream, self.stall);
+        let stream = WriteTimeout::new(stream, self.stall);
         let signs = stream.signs();
         let stream = match self.protocol {
-            Protocol::Http1 => Gather::direct(stream),
-            Protocol::Http2 => Gather::new(stream),
+            Protocol::Http1 => CoalescingStream::direct(stream),
+            Protocol::Http2 => CoalescingStream::new(stream),
         };
         let driver = stream.share();
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
-            ended = poll_fn(|context| driver.poll_turn(connection.as_mut(), context)) => ended,
+            ended = poll_fn(|context| driver.poll_and_flush(connection.as_mut(), context)) => ended,
             () = self.exodus.turn() => {
                 let _before = signs.take();
                 connection.as_mut().graceful_shutdown();
                 leaving.0.cancel();
                 tokio::select! {
                     biased;
-                    ended = poll_fn(|context| driver.poll_turn(connection.as_mut(), context)) => ended,
+                    ended = poll_fn(|context| driver.poll_and_flush(connection.as_mut(), context)) => ended,
                     () = self.frozen(&signs) => return self.note_frozen(&peer),
                 }
             }
@@ -405,7 +406,11 @@ fn identity_of<I>(stream: &TlsStream<I>) -> Option<Identity> {
     chain.first().map(Identity::of)
 }
 
-fn http_builder(protocol: Protocol, limits: Limits, streams: Streams) -> auto::Builder<Streams> {
+fn http_builder(
+    protocol: Protocol,
+    limits: Limits,
+    streams: InlineExecutor,
+) -> auto::Builder<InlineExecutor> {
     let mut builder = match protocol {
         Protocol::Http1 => auto::Builder::new(streams).http1_only(),
         Protocol::Http2 => auto::Builder::new(streams).http2_only(),

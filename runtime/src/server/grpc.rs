@@ -22,7 +22,7 @@ use tower::Service;
 
 use super::connections::{Limits, Protocol, Server};
 use super::intake::{Arrived, Intake};
-use super::{Error, Health, Listener, manners};
+use super::{Error, Health, Listener, grpc_go_compat};
 use crate::supervise::panic_text;
 use crate::tls::{Peer, ServerTls};
 
@@ -296,7 +296,7 @@ impl Service<Request<Arrived>> for Guarded {
     }
 
     fn call(&mut self, mut request: Request<Arrived>) -> Answer {
-        if let Some(refusal) = manners::refuse(&request) {
+        if let Some(refusal) = grpc_go_compat::refuse(&request) {
             return Box::pin(async { Ok(refusal) });
         }
         let deadline = grpc_timeout(request.headers()).map(|timeout| Instant::now() + timeout);
@@ -309,7 +309,7 @@ impl Service<Request<Arrived>> for Guarded {
             let known = |name: &str| door.routes.contains_key(name);
             let route = match door.route(&request) {
                 Ok(route) => route,
-                Err(status) => return Ok(manners::escape(status.into_http())),
+                Err(status) => return Ok(grpc_go_compat::escape(status.into_http())),
             };
             let answer = AssertUnwindSafe(door.serve(route, request)).catch_unwind();
             let answer = match deadline {
@@ -324,7 +324,7 @@ impl Service<Request<Arrived>> for Guarded {
                 tracing::error!(error = text, "handler-panicked");
                 Ok(Status::internal("internal error").into_http())
             });
-            answer.map(|answer| manners::translate(answer, uri.path(), known))
+            answer.map(|answer| grpc_go_compat::translate(answer, uri.path(), known))
         })
     }
 }
@@ -333,8 +333,9 @@ impl Door {
     /// The service that is called, if the peer may call it.
     fn route(&self, request: &Request<Arrived>) -> Result<&Entry<Box<dyn Route>>, Status> {
         let path = request.uri().path();
-        let Some(route) = manners::service(path).and_then(|name| self.routes.get(name)) else {
-            let unknown = manners::unknown(path, |name| self.routes.contains_key(name));
+        let Some(route) = grpc_go_compat::service(path).and_then(|name| self.routes.get(name))
+        else {
+            let unknown = grpc_go_compat::unknown(path, |name| self.routes.contains_key(name));
             return Err(Status::unimplemented(unknown));
         };
         if let Some(judge) = &route.judge {
@@ -367,7 +368,7 @@ fn method(path: &str) -> &str {
 }
 
 fn deadline_exceeded() -> Response<Body> {
-    manners::escape(Status::deadline_exceeded("the call's deadline has passed").into_http())
+    grpc_go_compat::escape(Status::deadline_exceeded("the call's deadline has passed").into_http())
 }
 
 /// The time a client gives its call: at most eight digits and a unit (gRPC over

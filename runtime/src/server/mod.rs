@@ -6,19 +6,19 @@
 
 mod admin;
 mod connections;
+mod executor;
 mod grpc;
+mod grpc_go_compat;
 mod http;
 mod intake;
 mod listener;
-mod manners;
-mod patient;
-mod streams;
+mod write_timeout;
 
 use std::io;
 
 pub use crate::health::{Component, Health};
 pub use admin::{Admin, RunningAdmin};
-pub use connections::{APART, Leaving, Limits};
+pub use connections::{ConnectionDraining, GOAWAY_INTERVAL, Limits};
 pub use grpc::{Deadline, Entry, Grpc, Head};
 pub use http::Http;
 pub use listener::Listener;

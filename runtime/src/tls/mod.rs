@@ -15,7 +15,7 @@ mod expiry;
 mod identity;
 mod material;
 mod pattern;
-mod refused;
+mod rejected_peer;
 mod reload;
 mod report;
 
@@ -36,10 +36,10 @@ pub use identity::{Identity, Peer, peer};
 pub use material::Error;
 pub use pattern::Pattern;
 
-pub(crate) use refused::noting;
+pub(crate) use rejected_peer::record_rejected;
 
 use material::{Authorities, Material};
-use reload::{Live, Made};
+use reload::{HotReload, Made};
 
 use crate::health::Component;
 
@@ -104,7 +104,7 @@ impl Alpn {
 pub struct ServerTls {
     files: Files,
     alpn: Alpn,
-    live: Live<ServerConfigs>,
+    live: HotReload<ServerConfigs>,
 }
 
 /// One configuration for each [`Alpn`].
@@ -121,7 +121,7 @@ impl ServerTls {
     /// belong together, or when the certificate is not valid now.
     pub fn load(files: &Files, alpn: Alpn) -> Result<Self, Error> {
         const ROLE: Role = Role { service: "runtime", name: "server" };
-        let live = Live::load(ROLE, &files.all(), || server_configs(files))?;
+        let live = HotReload::load(ROLE, &files.all(), || server_configs(files))?;
         Ok(Self { files: files.clone(), alpn, live })
     }
 
@@ -129,7 +129,7 @@ impl ServerTls {
     /// refused; a certificate that is not valid now is shown all the same, since the
     /// clients judge it. [`Self::watch`] reports and reloads.
     pub fn follow(role: Role, files: &Files, alpn: Alpn) -> Self {
-        let live = Live::follow(role, &files.all(), || server_configs(files));
+        let live = HotReload::follow(role, &files.all(), || server_configs(files));
         Self { files: files.clone(), alpn, live }
     }
 
@@ -195,7 +195,7 @@ impl ResolvesServerCert for NoCertificate {
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     source: Source,
-    live: Live<ClientConfig>,
+    live: HotReload<ClientConfig>,
 }
 
 /// The files of a client's TLS.
@@ -248,12 +248,12 @@ impl ClientTls {
 
     fn load_source(source: Source) -> Result<Self, Error> {
         const ROLE: Role = Role { service: "runtime", name: "client" };
-        let live = Live::load(ROLE, &source.files(), || client_config(&source))?;
+        let live = HotReload::load(ROLE, &source.files(), || client_config(&source))?;
         Ok(Self { source, live })
     }
 
     fn follow_source(role: Role, source: Source) -> Self {
-        let live = Live::follow(role, &source.files(), || client_config(&source));
+        let live = HotReload::follow(role, &source.files(), || client_config(&source));
         Self { source, live }
     }
 
@@ -317,7 +317,7 @@ fn server_configs(files: &Files) -> Result<Made<ServerConfigs>, Error> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites for both versions")
-        .with_client_cert_verifier(Arc::new(refused::Noting(verifier)))
+        .with_client_cert_verifier(Arc::new(rejected_peer::RecordRejected(verifier)))
         .with_single_cert(chain, key)
         .map_err(|error| Error::pair(files, error))?;
     config.ignore_client_order = true;

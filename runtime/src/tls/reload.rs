@@ -42,7 +42,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 type FileIdentity = Option<[i64; 7]>;
 
 /// The identities of all files at one moment.
-type Look = Vec<FileIdentity>;
+type FileStamps = Vec<FileIdentity>;
 
 /// A value loaded from files.
 pub(super) struct Made<T> {
@@ -50,7 +50,7 @@ pub(super) struct Made<T> {
     pub(super) facts: Facts,
 }
 
-/// The state of [`Live`].
+/// The state of [`HotReload`].
 struct State<T> {
     made: Option<Made<T>>,
     /// Why the last load failed; `None` when it did not.
@@ -68,16 +68,16 @@ impl<T> State<T> {
 }
 
 /// A value loaded from files, which follows changes of the files.
-pub(super) struct Live<T> {
+pub(super) struct HotReload<T> {
     role: Role,
     files: Arc<[PathBuf]>,
     /// The files before they were loaded first.
-    loaded: Look,
+    loaded: FileStamps,
     current: Arc<ArcSwap<State<T>>>,
     health: Option<Component>,
 }
 
-impl<T> Clone for Live<T> {
+impl<T> Clone for HotReload<T> {
     fn clone(&self) -> Self {
         let Self { role, files, loaded, current, health } = self;
         Self {
@@ -90,13 +90,13 @@ impl<T> Clone for Live<T> {
     }
 }
 
-impl<T> fmt::Debug for Live<T> {
+impl<T> fmt::Debug for HotReload<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Live").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
-impl<T: Send + Sync + 'static> Live<T> {
+impl<T: Send + Sync + 'static> HotReload<T> {
     /// Loads the files; an error when they cannot be used now.
     pub(super) fn load(
         role: Role,
@@ -111,7 +111,7 @@ impl<T: Send + Sync + 'static> Live<T> {
         }
     }
 
-    /// Loads the files if they can be used; see [`Live::watch`] for the rest.
+    /// Loads the files if they can be used; see [`HotReload::watch`] for the rest.
     pub(super) fn follow(
         role: Role,
         files: &[PathBuf],
@@ -125,7 +125,7 @@ impl<T: Send + Sync + 'static> Live<T> {
         Self::new(role, files, loaded, state)
     }
 
-    fn new(role: Role, files: &[PathBuf], loaded: Look, state: State<T>) -> Self {
+    fn new(role: Role, files: &[PathBuf], loaded: FileStamps, state: State<T>) -> Self {
         let report = Report::new(role);
         report.begin(state.failed.is_none());
         if let Some(made) = &state.made {
@@ -136,7 +136,7 @@ impl<T: Send + Sync + 'static> Live<T> {
     }
 
     /// Makes `health` say whether there is a valid certificate, from now on and,
-    /// with [`Live::watch`], for ever.
+    /// with [`HotReload::watch`], for ever.
     pub(super) fn telling(mut self, health: Component) -> Self {
         tell(&health, self.problem());
         self.health = Some(health);
@@ -182,14 +182,14 @@ impl<T: Send + Sync + 'static> Live<T> {
                 let Some(loaded) = blocking(load.clone()).await else {
                     return;
                 };
-                self.take_up(loaded, changed, &mut report);
+                self.swap(loaded, changed, &mut report);
             }
             self.assess(&mut report);
         }
     }
 
     /// Makes the loaded value the current one if it is better than what there is.
-    fn take_up(&self, loaded: Result<Made<T>, Error>, changed: bool, report: &mut Report) {
+    fn swap(&self, loaded: Result<Made<T>, Error>, changed: bool, report: &mut Report) {
         let now = Timestamp::now();
         let before = self.current.load_full();
         let is_valid = before.problem(now).is_none();
@@ -236,7 +236,7 @@ fn tell(health: &Component, problem: Option<String>) {
     }
 }
 
-fn look_at(files: &[PathBuf]) -> Look {
+fn look_at(files: &[PathBuf]) -> FileStamps {
     files.iter().map(|path| identity(path)).collect()
 }
 
@@ -273,7 +273,7 @@ mod tests {
     struct Watched {
         folder: tempfile::TempDir,
         loads: Arc<AtomicU32>,
-        live: Live<String>,
+        live: HotReload<String>,
     }
 
     impl Watched {
@@ -284,7 +284,7 @@ mod tests {
             for path in &files {
                 fs::write(path, "old").expect("a file");
             }
-            let live = Live::load(ROLE, &files, || read_key(&files[2])).expect("a good load");
+            let live = HotReload::load(ROLE, &files, || read_key(&files[2])).expect("a good load");
             Self { folder, loads: Arc::default(), live }
         }
 
@@ -429,7 +429,8 @@ mod tests {
         let files = ["/nonexistent".into()];
         let nothing = || Err::<Made<String>, _>(Error::Empty("/nonexistent".into(), "certificate"));
         let health = crate::health::Health::new();
-        let live = Live::follow(ROLE, &files, nothing).telling(health.component("certificate"));
+        let live =
+            HotReload::follow(ROLE, &files, nothing).telling(health.component("certificate"));
         let reason = ("certificate", "/nonexistent contains no certificate".to_owned());
         assert_eq!(health.reasons(), [reason]);
         let shutdown = CancellationToken::new();

@@ -20,7 +20,7 @@ use tracing::{Level, debug, info};
 use super::{CloudController, Error, Fault, Step, stream};
 use crate::{
     import::Page,
-    reading::{Held, Reading},
+    manifest::{ListSnapshot, StoreHashes},
 };
 
 /// How often the list is tried within one poll.
@@ -33,7 +33,7 @@ impl CloudController {
     /// # Errors
     /// That of the last attempt; [`Fault::Moved`] when the list did not stand
     /// still.
-    pub async fn list(&self, held: &Arc<Held>) -> Result<Reading, Error> {
+    pub async fn list(&self, held: &Arc<StoreHashes>) -> Result<ListSnapshot, Error> {
         info!("get-security-groups");
         let mut attempt = 0;
         loop {
@@ -58,10 +58,10 @@ impl CloudController {
         }
     }
 
-    async fn attempt(&self, held: &Arc<Held>) -> Result<Reading, Error> {
+    async fn attempt(&self, held: &Arc<StoreHashes>) -> Result<ListSnapshot, Error> {
         info!("get-security-groups-attempt-pagination");
         let before = self.last_update().await?;
-        let mut reading = Reading::new(tracing::enabled!(Level::DEBUG));
+        let mut reading = ListSnapshot::new(tracing::enabled!(Level::DEBUG));
         let mut whole = Whole::default();
         let mut page = 1;
         loop {

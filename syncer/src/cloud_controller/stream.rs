@@ -19,7 +19,7 @@ use tracing::Level;
 use super::Fault;
 use crate::{
     import::{self, Page},
-    reading::{Held, Reading},
+    manifest::{ListSnapshot, StoreHashes},
 };
 
 /// More than any Cloud Controller sends in a page.
@@ -29,7 +29,7 @@ const QUEUE: usize = 4;
 
 /// What came of a page.
 pub(super) struct Read {
-    pub(super) reading: Reading,
+    pub(super) reading: ListSnapshot,
     pub(super) page: Page,
     /// The body, where the log is to show it.
     pub(super) echo: Option<Vec<u8>>,
@@ -38,8 +38,8 @@ pub(super) struct Read {
 /// Reads the body of `response` into `reading`.
 pub(super) async fn read(
     mut response: Response,
-    mut reading: Reading,
-    held: Arc<Held>,
+    mut reading: ListSnapshot,
+    held: Arc<StoreHashes>,
 ) -> Result<Read, Fault> {
     let (chunks, received) = mpsc::channel(QUEUE);
     let parser = spawn_blocking(move || {

@@ -224,12 +224,12 @@ impl Keeper {
                 Ok(())
             }
             Event::Ended => match self.lease.expire(now()) {
-                true => self.lose("no renewal in time").await,
+                true => self.on_lock_lost("no renewal in time").await,
                 false => Ok(()),
             },
             Event::Work(ended) => {
                 let Fenced = ended.context("the leader's work failed")?;
-                self.surrender().await
+                self.exit_on_loss().await
             }
             Event::Answer(sent, answer) => {
                 self.attempt = None;
@@ -302,7 +302,7 @@ impl Keeper {
                 Granted::TooLate { broke } => self.broken(broke).await,
             },
             Err(failure) if failure.is_collision() => match self.lease.end() {
-                true => self.lose("request failed").await,
+                true => self.on_lock_lost("request failed").await,
                 false => {
                     self.collided(&failure, duration, tried).await;
                     Ok(())
@@ -357,14 +357,14 @@ impl Keeper {
 
     async fn broken(&mut self, broke: bool) -> anyhow::Result<()> {
         match broke {
-            true => self.lose("somebody else may have held the lock in between").await,
+            true => self.on_lock_lost("somebody else may have held the lock in between").await,
             false => Ok(()),
         }
     }
 
     /// The line names the attempt that cost the lock, as the original's, where
     /// one did.
-    async fn lose(&mut self, why: &'static str) -> anyhow::Result<()> {
+    async fn on_lock_lost(&mut self, why: &'static str) -> anyhow::Result<()> {
         self.stop().await;
         let request = self.last_failure.take();
         self.span.in_scope(|| match &request {
@@ -385,11 +385,11 @@ impl Keeper {
 
     /// The store refused this term: give the lock back, if it is ours at all,
     /// and leave others the first try.
-    async fn surrender(&mut self) -> anyhow::Result<()> {
+    async fn exit_on_loss(&mut self) -> anyhow::Result<()> {
         self.lease.end();
         self.attempt = None;
         self.last_failure = None;
-        let outcome = self.lose("the policy store has seen a newer leader").await;
+        let outcome = self.on_lock_lost("the policy store has seen a newer leader").await;
         self.release().await;
         self.due = Instant::now() + self.settings.times.retry_interval;
         outcome

@@ -58,11 +58,11 @@ impl Times {
 #[derive(Debug, Clone)]
 pub struct Lease {
     times: Times,
-    held: Option<Held>,
+    held: Option<StoreHashes>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct StoreHashes {
     token: FencingToken,
     since: Instant,
     ends: Instant,
@@ -108,14 +108,14 @@ impl Lease {
         let broke = self.held.is_some();
         if let Some(held) = running.filter(|held| held.token == token) {
             let ends = held.ends.max(ends);
-            self.held = Some(Held { ends, ..held });
+            self.held = Some(StoreHashes { ends, ..held });
             return Granted::Kept { ends };
         }
         if now >= ends {
             self.held = None;
             return Granted::TooLate { broke };
         }
-        self.held = Some(Held { token, since: now, ends });
+        self.held = Some(StoreHashes { token, since: now, ends });
         Granted::Began { token, ends, broke }
     }
 

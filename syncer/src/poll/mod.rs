@@ -30,10 +30,10 @@ use crate::{
     cloud_controller::CloudController,
     cycle::{self, Synced},
     lease::keeper::{Fenced, Term},
+    manifest::StoreHashes,
     metrics::{
         FAILURES, GENERATION, GROUPS, LAST_SUCCESS, MALFORMED, POLLS, WATERMARK, WATERMARK_AGE,
     },
-    reading::Held,
     report::Report,
     stamp::Stamp,
     store::{self, Store},
@@ -153,7 +153,7 @@ struct Leadership<'a> {
     term: Term,
     schedule: Schedule,
     /// What the store is known to hold.
-    held: Option<Arc<Held>>,
+    held: Option<Arc<StoreHashes>>,
     /// Nothing was polled yet.
     fresh: bool,
     last_good: Instant,

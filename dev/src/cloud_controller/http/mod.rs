@@ -4,8 +4,8 @@ mod discovery;
 mod extract;
 mod groups;
 mod internal;
-mod nothing;
-mod places;
+mod organizations;
+mod stubs;
 pub mod uaa;
 mod users;
 
@@ -59,9 +59,9 @@ pub fn api_router(shared: Arc<Shared>) -> Router {
     Router::new()
         .merge(discovery::router())
         .merge(groups::router())
-        .merge(places::router())
+        .merge(organizations::router())
         .merge(users::router())
-        .merge(nothing::router())
+        .merge(stubs::router())
         .merge(internal::forbidden_router())
         .fallback(async || Refusal::UnknownRequest)
         .method_not_allowed_fallback(async || Refusal::UnknownRequest)

@@ -12,7 +12,7 @@
 
 pub mod access;
 pub mod groups;
-pub mod places;
+pub mod organizations;
 pub mod saved;
 mod seed;
 pub mod users;

@@ -19,11 +19,11 @@ use self::pollers::{Habits, Polled};
 use self::watchers::Watchers;
 use self::writer::{Identity, Writer};
 use super::connect::Target;
+use super::histogram::{Summary, Tally};
 use super::meter::{Cost, Reading, usage};
 use super::plot::{Chart, Line, Scale};
 use super::report::{costs, mebibytes};
 use super::server::{Ends, Site};
-use super::tally::{Summary, Tally};
 use super::{length, say};
 
 #[derive(Debug, clap::Args)]

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Code;
 
 use super::super::connect::Target;
-use super::super::tally::{Summary, Tally};
+use super::super::histogram::{Summary, Tally};
 use super::super::{length, positive_length};
 use super::data::{Shape, spaces_of};
 

@@ -24,7 +24,7 @@ use tracing::Span;
 use super::{Change, Error, Pending, State, journal, lock};
 use crate::{
     feed::{Event, Feed},
-    held::Held,
+    lock_version::LockVersion,
 };
 
 /// Changes that share a commit at most.
@@ -197,7 +197,7 @@ impl Flusher {
                     "failed-committing-transaction"
                 );
                 health.not_ready(text);
-                self.take_back(&changes);
+                self.rollback(&changes);
                 let error = Error::Unavailable(Arc::new(error));
                 for (reply, _) in callers {
                     let _gave_up = reply.send(Err(error.clone()));
@@ -208,7 +208,10 @@ impl Flusher {
     }
 
     /// The first version for each change that acquires.
-    async fn store(&mut self, changes: Arc<Vec<Change>>) -> Result<Vec<Arc<Held>>, storage::Error> {
+    async fn store(
+        &mut self,
+        changes: Arc<Vec<Change>>,
+    ) -> Result<Vec<Arc<LockVersion>>, storage::Error> {
         let (first, floor, is_unsure) = (self.next_row, self.floor, self.is_unsure);
         let unlogged = mem::take(&mut self.unlogged);
         let store = self.database.write(move |transaction| {
@@ -226,7 +229,7 @@ impl Flusher {
     }
 
     /// The changes are on the disk: puts them into the table, in their order.
-    fn make_visible(&self, changes: &[Change], acquired: Vec<Arc<Held>>) -> Vec<Event> {
+    fn make_visible(&self, changes: &[Change], acquired: Vec<Arc<LockVersion>>) -> Vec<Event> {
         let mut acquired = acquired.into_iter();
         let mut events = Vec::with_capacity(changes.len());
         for change in changes {
@@ -250,7 +253,7 @@ impl Flusher {
                 }
             };
             self.feed.publish(&event);
-            state.doubtful.remove(change.key());
+            state.unconfirmed.remove(change.key());
             state.busy.remove(change.key());
             events.push(event);
         }
@@ -258,12 +261,12 @@ impl Flusher {
     }
 
     /// The changes are not stored, as far as is known: the table never had them.
-    fn take_back(&self, changes: &[Change]) {
+    fn rollback(&self, changes: &[Change]) {
         let mut state = lock(&self.state);
         for change in changes {
             // A key that nobody has is written by its next claim anyhow.
             if state.table.get(change.key()).is_some() {
-                state.doubtful.insert(change.key().clone());
+                state.unconfirmed.insert(change.key().clone());
             }
             state.busy.remove(change.key());
         }
@@ -272,7 +275,7 @@ impl Flusher {
 
 /// Writes the lines about what was answered.
 fn log(told: Vec<(Event, Span)>) {
-    lager::together(|| {
+    lager::batch_writes(|| {
         told.into_iter().for_each(|(event, span)| span.in_scope(|| event.log()));
     });
 }
@@ -283,7 +286,7 @@ fn write(
     changes: &[Change],
     first: i64,
     floor: FencingToken,
-) -> Result<Vec<Arc<Held>>, rusqlite::Error> {
+) -> Result<Vec<Arc<LockVersion>>, rusqlite::Error> {
     let mut acquired = Vec::new();
     let mut rows = first..;
     for change in changes {
@@ -291,7 +294,7 @@ fn write(
             Change::Acquire { claim, request } => {
                 let token = journal::next_token(connection, &claim.key, floor)?;
                 let id = journal::row_id(rows.next().expect("no end of numbers"));
-                let held = Held::first(claim.clone(), id, token, request.clone());
+                let held = LockVersion::first(claim.clone(), id, token, request.clone());
                 journal::put(connection, &held)?;
                 acquired.push(Arc::new(held));
             }

@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    PASS, Shared, WATCHED_PASS, gather,
-    notice::{self, CHANNEL, Notice},
+    PASS, Shared, WATCHED_PASS,
+    claim_batcher::{self, PendingClaim},
+    gather,
+    notification::{self, CHANNEL, Notification},
     reads::{AllOf, OneOf},
-    together::{self, Ask},
 };
 
 /// How often a database that refuses to count changes is asked again.
@@ -41,8 +42,8 @@ pub struct Follower {
 /// What waits for the follower.
 #[derive(Debug)]
 pub(super) struct Queues {
-    pub(super) to_tell: mpsc::Receiver<Notice>,
-    pub(super) to_claim: mpsc::Receiver<Ask>,
+    pub(super) to_tell: mpsc::Receiver<Notification>,
+    pub(super) to_claim: mpsc::Receiver<PendingClaim>,
     pub(super) to_fetch: mpsc::Receiver<OneOf>,
     pub(super) to_fetch_all: mpsc::Receiver<AllOf>,
 }
@@ -67,7 +68,7 @@ impl Follower {
         let Queues { mut to_tell, to_claim, to_fetch, to_fetch_all } = queues;
         // Tasks of their own: a pass over a large table is not to hold them up.
         let mut calls = JoinSet::new();
-        calls.spawn(together::run(shared.server.clone(), to_claim, stop.clone()));
+        calls.spawn(claim_batcher::run(shared.server.clone(), to_claim, stop.clone()));
         calls.spawn(gather::run(to_fetch, stop.clone(), {
             let shared = shared.clone();
             move |asks| shared.clone().look_at_keys(asks)
@@ -103,7 +104,7 @@ impl Follower {
 async fn follow(
     shared: &Shared,
     instance: &str,
-    to_tell: &mut mpsc::Receiver<Notice>,
+    to_tell: &mut mpsc::Receiver<Notification>,
     listener: &mut Option<Listener>,
     stop: &CancellationToken,
     health: &Component,
@@ -125,7 +126,7 @@ async fn follow(
                 tell(shared, instance, is_told, batch.drain(..)).await;
             }
             heard = next_notice(listener) => match heard {
-                Heard::Told(payload) => look(shared, notice::parse(&payload, instance)).await,
+                Heard::Told(payload) => look(shared, notification::parse(&payload, instance)).await,
                 Heard::Listening => {
                     last = Instant::now();
                     answers = pass(shared, health, &mut count_at).await;
@@ -175,12 +176,12 @@ async fn tell(
     shared: &Shared,
     instance: &str,
     is_told: bool,
-    notices: impl Iterator<Item = Notice>,
+    notices: impl Iterator<Item = Notification>,
 ) {
     if !is_told {
         return;
     }
-    for payload in notice::payloads(instance, notices) {
+    for payload in notification::payloads(instance, notices) {
         let values = [Value::from(CHANNEL), Value::from(payload)];
         if let Err(error) = shared.server.query("SELECT 1 FROM pg_notify(?, ?)", &values).await {
             // The others find it by their next pass.
@@ -189,8 +190,8 @@ async fn tell(
     }
 }
 
-async fn look(shared: &Shared, notices: Vec<Notice>) {
-    for Notice { key, token, end } in notices {
+async fn look(shared: &Shared, notices: Vec<Notification>) {
+    for Notification { key, token, end } in notices {
         match end {
             Some(end) => shared.view().end(&key, token, end, Instant::now()),
             None => {

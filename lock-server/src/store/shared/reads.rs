@@ -22,7 +22,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{PASS, Shared, changes, rows, unread};
 use crate::{
-    held::{Held, Selected},
+    lock_version::{LockList, LockVersion},
     store::Error,
 };
 
@@ -33,14 +33,14 @@ pub(super) type Answer<T> = Result<T, Error>;
 #[derive(Debug)]
 pub(super) struct OneOf {
     pub(super) key: LockKey,
-    pub(super) reply: oneshot::Sender<Answer<Option<Arc<Held>>>>,
+    pub(super) reply: oneshot::Sender<Answer<Option<Arc<LockVersion>>>>,
 }
 
 /// A FetchAll that waits.
 #[derive(Debug)]
 pub(super) struct AllOf {
     pub(super) kind: LockKind,
-    pub(super) reply: oneshot::Sender<Answer<Selected>>,
+    pub(super) reply: oneshot::Sender<Answer<LockList>>,
 }
 
 /// The last image of each kind.
@@ -55,7 +55,7 @@ struct Image {
     /// The counters before the rows were read.
     mark: (i64, i64),
     read: Instant,
-    all: Selected,
+    all: LockList,
 }
 
 impl Images {
@@ -68,7 +68,7 @@ impl Images {
     }
 
     /// The image of a kind if it was read at this mark.
-    fn at(&self, kind: LockKind, mark: (i64, i64), now: Instant) -> Option<Selected> {
+    fn at(&self, kind: LockKind, mark: (i64, i64), now: Instant) -> Option<LockList> {
         let image = self.of(kind);
         let current = image.as_ref().filter(|image| image.mark == mark)?;
         (now.duration_since(current.read) < PASS).then(|| Arc::clone(&current.all))
@@ -77,7 +77,7 @@ impl Images {
 
 impl Shared {
     /// The lock of a key, by a look that other calls share.
-    pub(super) async fn fetch(&self, key: &LockKey) -> Answer<Option<Arc<Held>>> {
+    pub(super) async fn fetch(&self, key: &LockKey) -> Answer<Option<Arc<LockVersion>>> {
         let (reply, answer) = oneshot::channel();
         let ask = OneOf { key: key.clone(), reply };
         self.fetches.send(ask).await.map_err(|_| Error::Closed)?;
@@ -85,7 +85,7 @@ impl Shared {
     }
 
     /// All locks of a kind, by a look that other calls share.
-    pub(super) async fn fetch_all(&self, kind: LockKind) -> Answer<Selected> {
+    pub(super) async fn fetch_all(&self, kind: LockKind) -> Answer<LockList> {
         let (reply, answer) = oneshot::channel();
         self.fetch_alls.send(AllOf { kind, reply }).await.map_err(|_| Error::Closed)?;
         answer.await.unwrap_or(Err(Error::Closed))
@@ -170,14 +170,14 @@ impl Shared {
     }
 
     /// What is held of a kind, at this mark or later.
-    async fn image(&self, kind: LockKind, mark: Option<(i64, i64)>) -> Answer<Selected> {
+    async fn image(&self, kind: LockKind, mark: Option<(i64, i64)>) -> Answer<LockList> {
         let now = Instant::now();
         if let Some(all) = mark.and_then(|mark| self.images.at(kind, mark, now)) {
             return Ok(all);
         }
         let mut all = self.read(&Selector::Kind(kind)).await?;
         all.sort_unstable_by(|a, b| a.lock.key.cmp(&b.lock.key));
-        let all: Selected = all.into();
+        let all: LockList = all.into();
         *self.images.of(kind) = mark.map(|mark| Image { mark, read: now, all: Arc::clone(&all) });
         Ok(all)
     }

@@ -14,7 +14,7 @@ use storage::{
     server::{Dialect, Value},
 };
 
-use crate::held::Held;
+use crate::lock_version::LockVersion;
 
 /// Locks of one statement.
 const AT_ONCE: usize = 100;
@@ -23,7 +23,7 @@ const AT_ONCE: usize = 100;
 pub(super) fn statements(
     dialect: Dialect,
     mending: &Mending<'_>,
-    held: &[Arc<Held>],
+    held: &[Arc<LockVersion>],
 ) -> Vec<(String, Vec<Value>)> {
     let tokens = held.chunks(AT_ONCE).map(|held| tokens(dialect, mending, held));
     let locks = held.chunks(AT_ONCE).map(|held| locks(dialect, mending, held));
@@ -38,11 +38,15 @@ fn uncounted(dialect: Dialect, mending: &Mending<'_>) -> Option<(String, Vec<Val
         .then(|| ("DROP TABLE IF EXISTS lock_changes".to_owned(), Vec::new()))
 }
 
-fn token(held: &Held) -> Value {
+fn token(held: &LockVersion) -> Value {
     Value::Int(i64::try_from(held.lock.token.0).unwrap_or(i64::MAX))
 }
 
-fn tokens(dialect: Dialect, mending: &Mending<'_>, held: &[Arc<Held>]) -> (String, Vec<Value>) {
+fn tokens(
+    dialect: Dialect,
+    mending: &Mending<'_>,
+    held: &[Arc<LockVersion>],
+) -> (String, Vec<Value>) {
     let table = mending.name("fencing_tokens");
     let on_conflict = match dialect {
         Dialect::Postgres => {
@@ -59,12 +63,17 @@ fn tokens(dialect: Dialect, mending: &Mending<'_>, held: &[Arc<Held>]) -> (Strin
     let sql = format!(
         "INSERT INTO {table} {alias} (path, token, modified_id) VALUES {marks} {on_conflict}"
     );
-    let row =
-        |held: &Arc<Held>| [held.lock.key.as_str().into(), token(held), Value::from(&*held.id)];
+    let row = |held: &Arc<LockVersion>| {
+        [held.lock.key.as_str().into(), token(held), Value::from(&*held.id)]
+    };
     (sql, held.iter().flat_map(row).collect())
 }
 
-fn locks(dialect: Dialect, mending: &Mending<'_>, held: &[Arc<Held>]) -> (String, Vec<Value>) {
+fn locks(
+    dialect: Dialect,
+    mending: &Mending<'_>,
+    held: &[Arc<LockVersion>],
+) -> (String, Vec<Value>) {
     let (table, tokens) = (mending.name("locks"), mending.name("fencing_tokens"));
     let (text, number, path, on_conflict) = match dialect {
         Dialect::Postgres => (
@@ -97,7 +106,7 @@ fn locks(dialect: Dialect, mending: &Mending<'_>, held: &[Arc<Held>]) -> (String
          ON f.path = {path} AND f.modified_id = r.modified_id AND f.token = r.token
          {on_conflict}"
     );
-    let row = |held: &Arc<Held>| {
+    let row = |held: &Arc<LockVersion>| {
         let lock = &held.lock;
         [
             lock.key.as_str().into(),

@@ -10,18 +10,18 @@ use std::sync::Arc;
 use model::lock::{self, FencingToken, Lock, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use storage::server::{Dialect, Row, Server, Value};
 
-use crate::held::Held;
+use crate::lock_version::LockVersion;
 
 /// A row as it was found.
 #[derive(Debug)]
 pub(super) enum Found {
     /// A lock, with its token.
-    Held(Held),
+    LockVersion(LockVersion),
     /// A lock that got its owner from a server that gives no tokens: the token of
     /// the owner before is not its own.
-    Untold(Held),
+    Untold(LockVersion),
     /// What has no time to live: to be deleted.
-    Dead(Held),
+    Dead(LockVersion),
 }
 
 /// Why a row is passed over.
@@ -138,7 +138,7 @@ pub(super) fn parse(row: &Row) -> Result<Found, Unreadable> {
     let ttl = number(6)?;
     let id = text(5)?;
     let is_told = text(8)? == id;
-    let held = Held {
+    let held = LockVersion {
         lock: Lock {
             key: LockKey::parse(&text(0)?)?,
             owner: Owner::parse(&text(1)?)?,
@@ -155,7 +155,7 @@ pub(super) fn parse(row: &Row) -> Result<Found, Unreadable> {
     Ok(if ttl <= 0 {
         Found::Dead(held)
     } else if is_told {
-        Found::Held(held)
+        Found::LockVersion(held)
     } else {
         Found::Untold(held)
     })

@@ -17,7 +17,7 @@ use storage::{
     server::{Dialect, Row, Schema, Server, Transaction, Value},
 };
 
-use crate::held::Held;
+use crate::lock_version::LockVersion;
 
 /// The token of a key's first owner is the column's default: 1, and in a table that is
 /// made again the time in milliseconds, which is higher than any token given before.
@@ -350,7 +350,10 @@ pub(super) async fn release(
 }
 
 /// Deletes the row if it is still this version; whether it was.
-pub(super) async fn delete_version(server: &Server, held: &Held) -> Result<bool, storage::Error> {
+pub(super) async fn delete_version(
+    server: &Server,
+    held: &LockVersion,
+) -> Result<bool, storage::Error> {
     let sql = "DELETE FROM locks WHERE path = ? AND owner = ?
         AND COALESCE(modified_id, '') = ? AND COALESCE(modified_index, 0) = ?";
     let values = [
@@ -366,7 +369,7 @@ pub(super) async fn delete_version(server: &Server, held: &Held) -> Result<bool,
 /// lives that life.
 pub(super) async fn fence(
     server: &Server,
-    held: &Held,
+    held: &LockVersion,
 ) -> Result<Option<FencingToken>, storage::Error> {
     let values: [Value; 2] = [held.lock.key.as_str().into(), (&*held.id).into()];
     let values = &values;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     feed::{Event, Feed},
-    held::{Held, Selected, Version},
+    lock_version::{LockList, LockVersion, Version},
 };
 
 /// How long the end of a version is remembered: longer than an answer about it can
@@ -33,7 +33,7 @@ pub(super) enum End {
 
 #[derive(Debug)]
 struct Seen {
-    held: Arc<Held>,
+    held: Arc<LockVersion>,
     /// When it was put here, in the order of all that was put here.
     at: u64,
     /// When its time to live ends, as far as is known here.
@@ -61,7 +61,11 @@ impl View {
 
     /// A version was read or written. Returns the copy that everybody shares, and
     /// what was new about it.
-    pub(super) fn observe(&mut self, held: Held, now: Instant) -> (Arc<Held>, Option<Event>) {
+    pub(super) fn observe(
+        &mut self,
+        held: LockVersion,
+        now: Instant,
+    ) -> (Arc<LockVersion>, Option<Event>) {
         let version = held.version();
         let key = held.lock.key.clone();
         if self.ended.get(&key).is_some_and(|ended| ended.version >= version) {
@@ -89,7 +93,7 @@ impl View {
         (held, Some(event))
     }
 
-    fn put(&mut self, held: Arc<Held>, now: Instant) {
+    fn put(&mut self, held: Arc<LockVersion>, now: Instant) {
         self.clock += 1;
         let deadline = now + held.lock.ttl.duration();
         let key = held.lock.key.clone();
@@ -123,7 +127,7 @@ impl View {
     pub(super) fn end_missing(
         &mut self,
         mark: u64,
-        among: impl Fn(&Held) -> bool,
+        among: impl Fn(&LockVersion) -> bool,
         found: impl Fn(&LockKey) -> bool,
         now: Instant,
     ) {
@@ -144,7 +148,7 @@ impl View {
     }
 
     /// What is held as far as is known, in the order of the keys.
-    pub(super) fn select(&self, selector: &Selector) -> Selected {
+    pub(super) fn select(&self, selector: &Selector) -> LockList {
         let mut all: Vec<_> = match selector {
             Selector::Key(key) => self.seen.get(key).into_iter().collect(),
             Selector::Kind(kind) => {
@@ -156,13 +160,13 @@ impl View {
     }
 
     /// Everything whose time to live is not over.
-    pub(super) fn alive(&self, now: Instant) -> Vec<Arc<Held>> {
+    pub(super) fn alive(&self, now: Instant) -> Vec<Arc<LockVersion>> {
         let alive = self.seen.values().filter(|seen| seen.deadline > now);
         alive.map(|seen| Arc::clone(&seen.held)).collect()
     }
 
     /// The version that is known of a key.
-    pub(super) fn get(&self, key: &LockKey) -> Option<&Arc<Held>> {
+    pub(super) fn get(&self, key: &LockKey) -> Option<&Arc<LockVersion>> {
         self.seen.get(key).map(|seen| &seen.held)
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use lock_server::{
-    held::Held,
+    lock_version::LockVersion,
     store::{Claimed, Released, Store},
 };
 use model::lock::{Claim, LockKind, LockValue, Selector};
@@ -41,7 +41,7 @@ pub(super) enum Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The owner has it, with this token.
-    Held(&'static str, u64),
+    LockVersion(&'static str, u64),
     /// It was given back.
     Freed,
     /// Nothing was changed.
@@ -76,7 +76,7 @@ impl Entry {
 /// tokens.
 pub(super) fn check(history: &[Entry]) -> Result<(), String> {
     let held = |entry: &Entry| match entry.answer {
-        Answer::Held(owner, token) => Some((owner, token)),
+        Answer::LockVersion(owner, token) => Some((owner, token)),
         Answer::Freed | Answer::Nothing | Answer::Unknown => None,
     };
     for x in history {
@@ -150,8 +150,8 @@ async fn answer<S: Store>(store: &S, entry: Entry, number: u64) -> Answer {
             let text = if changes { number.to_string() } else { String::new() };
             let value = LockValue::parse(&text).unwrap();
             match ask(store, Claim { value, ..claim(on, by) }).await {
-                Ok(Claimed::Held(held)) => Answer::Held(by, held.lock.token.0),
-                Ok(Claimed::Collision(held)) => Answer::Held(
+                Ok(Claimed::LockVersion(held)) => Answer::LockVersion(by, held.lock.token.0),
+                Ok(Claimed::Collision(held)) => Answer::LockVersion(
                     OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap(),
                     held.lock.token.0,
                 ),
@@ -179,9 +179,9 @@ async fn answer<S: Store>(store: &S, entry: Entry, number: u64) -> Answer {
     }
 }
 
-fn seen(held: &Held) -> Answer {
+fn seen(held: &LockVersion) -> Answer {
     let by = OWNERS.into_iter().find(|name| held.lock.owner == owner(name)).unwrap();
-    Answer::Held(by, held.lock.token.0)
+    Answer::LockVersion(by, held.lock.token.0)
 }
 
 pub(super) type Script = Vec<(&'static str, Call)>;
@@ -265,10 +265,10 @@ mod checker {
     #[test]
     fn accepts_a_hand_over() {
         let history = [
-            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", CLAIM, 0, 1, Answer::LockVersion("a", 1)),
             entry("a", Call::Release, 2, 4, Answer::Freed),
-            entry("b", CLAIM, 3, 5, Answer::Held("b", 2)),
-            entry("", Call::Look, 6, 7, Answer::Held("b", 2)),
+            entry("b", CLAIM, 3, 5, Answer::LockVersion("b", 2)),
+            entry("", Call::Look, 6, 7, Answer::LockVersion("b", 2)),
         ];
         assert_eq!(check(&history), Ok(()));
     }
@@ -276,7 +276,7 @@ mod checker {
     #[test]
     fn accepts_that_an_unanswered_release_freed_it() {
         let history = [
-            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", CLAIM, 0, 1, Answer::LockVersion("a", 1)),
             entry("a", Call::Release, 2, u64::MAX, Answer::Unknown),
             entry("", Call::Look, 6, 7, Answer::Nothing),
         ];
@@ -286,8 +286,8 @@ mod checker {
     #[test]
     fn finds_two_owners() {
         let history = [
-            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
-            entry("b", CLAIM, 2, 3, Answer::Held("b", 2)),
+            entry("a", CLAIM, 0, 1, Answer::LockVersion("a", 1)),
+            entry("b", CLAIM, 2, 3, Answer::LockVersion("b", 2)),
         ];
         assert!(check(&history).unwrap_err().starts_with("two owners"));
     }
@@ -295,9 +295,9 @@ mod checker {
     #[test]
     fn finds_a_token_with_two_owners() {
         let history = [
-            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", CLAIM, 0, 1, Answer::LockVersion("a", 1)),
             entry("a", Call::Release, 2, 3, Answer::Freed),
-            entry("b", CLAIM, 4, 5, Answer::Held("b", 1)),
+            entry("b", CLAIM, 4, 5, Answer::LockVersion("b", 1)),
         ];
         assert!(check(&history).unwrap_err().starts_with("one token"));
     }
@@ -305,9 +305,9 @@ mod checker {
     #[test]
     fn finds_a_token_that_goes_down() {
         let history = [
-            entry("a", CLAIM, 0, 1, Answer::Held("a", 2)),
+            entry("a", CLAIM, 0, 1, Answer::LockVersion("a", 2)),
             entry("a", Call::Release, 2, 3, Answer::Freed),
-            entry("b", CLAIM, 4, 5, Answer::Held("b", 1)),
+            entry("b", CLAIM, 4, 5, Answer::LockVersion("b", 1)),
         ];
         assert!(check(&history).unwrap_err().starts_with("the token went down"));
     }
@@ -315,7 +315,7 @@ mod checker {
     #[test]
     fn finds_a_lock_that_was_lost() {
         let history = [
-            entry("a", CLAIM, 0, 1, Answer::Held("a", 1)),
+            entry("a", CLAIM, 0, 1, Answer::LockVersion("a", 1)),
             entry("b", Call::Release, 2, 3, Answer::Nothing),
             entry("", Call::Look, 4, 5, Answer::Nothing),
         ];

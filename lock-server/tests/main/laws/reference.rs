@@ -8,7 +8,7 @@ use std::{
 
 use lock_server::{
     feed::Feed,
-    held::Held,
+    lock_version::LockVersion,
     store::{Claimed, Error, Expired, Released, Store},
 };
 use model::lock::{Claim, LockKind, LockValue, Ttl};
@@ -65,7 +65,7 @@ struct Model {
     rows: BTreeMap<&'static str, Row>,
     tokens: BTreeMap<&'static str, u64>,
     /// Rows with a change that failed since they were written.
-    doubtful: BTreeSet<&'static str>,
+    unconfirmed: BTreeSet<&'static str>,
 }
 
 const KEYS: [&str; 3] = ["", "k", "K"];
@@ -96,7 +96,7 @@ struct World {
     running: Option<Running>,
     model: Model,
     /// Versions that were seen, newest last.
-    seen: BTreeMap<&'static str, Vec<std::sync::Arc<Held>>>,
+    seen: BTreeMap<&'static str, Vec<std::sync::Arc<LockVersion>>>,
     blocker: Option<Connection>,
 }
 
@@ -123,7 +123,7 @@ impl World {
                 for row in self.model.rows.values_mut() {
                     row.index = row.stored_index;
                 }
-                self.model.doubtful.clear();
+                self.model.unconfirmed.clear();
                 self.seen.clear();
             }
             Step::Block => {
@@ -173,7 +173,7 @@ impl World {
             }
             Some(row) => {
                 let same = (row.value, row.kind, row.ttl) == (value, kind, ttl)
-                    && !self.model.doubtful.contains(on);
+                    && !self.model.unconfirmed.contains(on);
                 let index = row.index + 1;
                 let stored_index = if same { row.stored_index } else { index };
                 Row { value, kind, ttl, index, stored_index, ..*row }
@@ -187,14 +187,14 @@ impl World {
         if stores && self.blocker.is_some() {
             assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
             if before.is_some() {
-                self.model.doubtful.insert(on);
+                self.model.unconfirmed.insert(on);
             }
             return;
         }
         if stores {
-            self.model.doubtful.remove(on);
+            self.model.unconfirmed.remove(on);
         }
-        let Ok(Claimed::Held(held)) = answer else { panic!("{answer:?}") };
+        let Ok(Claimed::LockVersion(held)) = answer else { panic!("{answer:?}") };
         self.model.tokens.insert(on, next.token);
         self.model.rows.insert(on, next);
         self.seen.entry(on).or_default().push(held);
@@ -209,12 +209,12 @@ impl World {
             }
             Some(_) if self.blocker.is_some() => {
                 assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
-                self.model.doubtful.insert(on);
+                self.model.unconfirmed.insert(on);
             }
             Some(_) => {
                 assert!(matches!(answer, Ok(Released::Deleted(_))), "{answer:?}");
                 self.model.rows.remove(on);
-                self.model.doubtful.remove(on);
+                self.model.unconfirmed.remove(on);
             }
         }
     }
@@ -233,12 +233,12 @@ impl World {
             }
             Some(_) if self.blocker.is_some() => {
                 assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
-                self.model.doubtful.insert(on);
+                self.model.unconfirmed.insert(on);
             }
             Some(_) => {
                 assert!(matches!(answer, Ok(Expired::Deleted(_))), "{answer:?}");
                 self.model.rows.remove(on);
-                self.model.doubtful.remove(on);
+                self.model.unconfirmed.remove(on);
             }
         }
     }

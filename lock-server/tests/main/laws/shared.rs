@@ -122,7 +122,7 @@ async fn the_database_crashes(dialect: Dialect) {
         // read of others' before the crash may never have been. Nobody was told that
         // it has it.
         for entry in history.iter_mut().filter(|entry| entry.begin < back) {
-            if matches!(entry.answer, Answer::Held(owner, _) if owner != entry.owner) {
+            if matches!(entry.answer, Answer::LockVersion(owner, _) if owner != entry.owner) {
                 *entry = Entry { answer: Answer::Unknown, end: u64::MAX, ..*entry };
             }
         }

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use lock_server::{
     feed::Feed,
-    held::{Held, Selected},
+    lock_version::{LockList, LockVersion},
     store::{Claimed, Error, Store, embedded::Embedded, shared::Shared},
 };
 use model::lock::{Claim, FencingToken, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
@@ -39,8 +39,8 @@ pub(crate) fn claim(on: &str, by: &str) -> Claim {
 }
 
 /// The first version of a lock, as a store would have it.
-pub(crate) fn held(on: &str) -> Arc<Held> {
-    Arc::new(Held::first(claim(on, "o"), "id".into(), FencingToken(1), None))
+pub(crate) fn held(on: &str) -> Arc<LockVersion> {
+    Arc::new(LockVersion::first(claim(on, "o"), "id".into(), FencingToken(1), None))
 }
 
 pub(crate) fn by_key(on: &str) -> Selector {
@@ -50,13 +50,13 @@ pub(crate) fn by_key(on: &str) -> Selector {
 /// Claims as a server does: at once if that is possible.
 pub(crate) async fn ask<S: Store>(store: &S, claim: Claim) -> Result<Claimed, Error> {
     match store.refresh(&claim, &None) {
-        Some(held) => Ok(Claimed::Held(held)),
+        Some(held) => Ok(Claimed::LockVersion(held)),
         None => store.claim(claim, None).await,
     }
 }
 
 /// Looks as a server does: at once if that is possible.
-pub(crate) async fn look<S: Store>(store: &S, on: &str) -> Result<Selected, Error> {
+pub(crate) async fn look<S: Store>(store: &S, on: &str) -> Result<LockList, Error> {
     match store.known(&key(on)) {
         Some(held) => Ok([held].into()),
         None => store.select(&by_key(on)).await,
@@ -64,14 +64,14 @@ pub(crate) async fn look<S: Store>(store: &S, on: &str) -> Result<Selected, Erro
 }
 
 /// Claims, and expects to get it.
-pub(crate) async fn take<S: Store>(store: &S, claim: Claim) -> Arc<Held> {
+pub(crate) async fn take<S: Store>(store: &S, claim: Claim) -> Arc<LockVersion> {
     match store.claim(claim, None).await.unwrap() {
-        Claimed::Held(held) => held,
+        Claimed::LockVersion(held) => held,
         Claimed::Collision(held) => panic!("{held:?} has it"),
     }
 }
 
-pub(crate) async fn find<S: Store>(store: &S, on: &str) -> Option<Arc<Held>> {
+pub(crate) async fn find<S: Store>(store: &S, on: &str) -> Option<Arc<LockVersion>> {
     store.select(&by_key(on)).await.unwrap().first().cloned()
 }
 

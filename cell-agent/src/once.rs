@@ -46,7 +46,7 @@ pub const DRY_RUN: Flag = Flag {
 };
 
 /// One pass, bound.
-pub struct Pass {
+pub struct OneShot {
     config: Config,
     tls: ClientTls,
     state: StateDirectory,
@@ -55,7 +55,7 @@ pub struct Pass {
     _sockets: Vec<Listener>,
 }
 
-impl Pass {
+impl OneShot {
     /// The pass that is asked for, if any.
     pub(crate) async fn bind(config: &Config, process: &Process) -> anyhow::Result<Option<Self>> {
         let rehearses = process.has(DRY_RUN.name);

@@ -2,7 +2,7 @@
 //! original (docs/compatibility/locket.md#wire).
 //!
 //! A handler that has its message as bytes answers with [`Encoded::response`], whose
-//! message is an empty one; [`Direct`] around the generated server puts the bytes in
+//! message is an empty one; [`PreEncoded`] around the generated server puts the bytes in
 //! its place. The generated server would copy them into a buffer for each answer.
 
 use std::{
@@ -67,7 +67,7 @@ impl Encoded {
         &self.0[PREFIX..]
     }
 
-    /// An answer with this message; to be served by [`Direct`].
+    /// An answer with this message; to be served by [`PreEncoded`].
     pub(super) fn response<T: Default>(self) -> Response<T> {
         let mut response = Response::new(T::default());
         response.extensions_mut().insert(self);
@@ -85,13 +85,13 @@ impl Encoded {
 
 /// Serves what the generated server `S` serves, and bytes as they are.
 #[derive(Debug, Clone)]
-pub struct Direct<S>(pub(super) S);
+pub struct PreEncoded<S>(pub(super) S);
 
-impl<S: NamedService> NamedService for Direct<S> {
+impl<S: NamedService> NamedService for PreEncoded<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<Request<Body>> for Direct<S>
+impl<S> Service<Request<Body>> for PreEncoded<S>
 where
     S: Service<Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Unpin,
@@ -109,7 +109,7 @@ where
     }
 }
 
-/// The answer of [`Direct`].
+/// The answer of [`PreEncoded`].
 #[derive(Debug)]
 pub struct Answer<F>(F);
 

@@ -11,7 +11,7 @@ use crate::{
         Error,
         isolate::{Finding, Search, Unit},
     },
-    plan::{Refused, Ruleset, Standing, plan},
+    plan::{Assignment, Refused, Ruleset, plan},
 };
 
 impl Reconciler {
@@ -169,8 +169,8 @@ fn unreadable(ruleset: &Ruleset) -> BTreeMap<(&GroupGuid, usize), Vec<&Unenforce
 
 /// The containers that have rules of a group, as far as a log line holds them.
 fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
-    let has = |standing: &_| match standing {
-        Standing::Bound(belongs) => {
+    let has = |assignment: &_| match assignment {
+        Assignment::Bound(belongs) => {
             let rules = &ruleset.policies[belongs].rules;
             let permits = rules.permits.iter().map(|(_, source)| source);
             let mut all = permits.chain(rules.isolated.iter().map(|(_, source)| source));
@@ -178,6 +178,6 @@ fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
         }
         _ => false,
     };
-    let containers = ruleset.containers.iter().filter(|(_, planned)| has(&planned.standing));
+    let containers = ruleset.containers.iter().filter(|(_, planned)| has(&planned.assignment));
     containers.map(|(handle, _)| handle.as_str()).take(20).collect()
 }

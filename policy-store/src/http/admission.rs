@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Admission {
     places: Arc<Semaphore>,
     waiting: Semaphore,
     patience: Duration,
@@ -35,7 +35,7 @@ pub struct Permit {
     _place: OwnedSemaphorePermit,
 }
 
-impl Gate {
+impl Admission {
     /// With so many places, for each of which some wait for so long.
     #[must_use]
     pub fn new(places: usize, patience: Duration) -> Self {
@@ -86,7 +86,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_is_sent_away_and_who_cannot_wait_at_once() {
-        let gate = Gate::new(1, PATIENCE);
+        let gate = Admission::new(1, PATIENCE);
         let place = gate.enter().await.unwrap();
         let began = Instant::now();
         assert_eq!(gate.enter().await.unwrap_err(), Full);

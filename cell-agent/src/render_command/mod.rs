@@ -231,7 +231,7 @@ fn tell_isolated(ruleset: &Ruleset, known: &Known, store: &Path, notes: &mut Not
     let sentences: BTreeSet<String> = isolated.map(sentence).collect();
     notes.0.extend(sentences);
     for (handle, planned) in &ruleset.containers {
-        let reason = why_denied(&planned.standing);
+        let reason = why_denied(&planned.assignment);
         if !reason.is_empty() {
             notes.of(store, format_args!("container {handle}: denied: {reason}"));
         }

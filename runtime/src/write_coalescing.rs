@@ -2,8 +2,8 @@
 //!
 //! An HTTP/2 connection flushes after each frame that carries data. With TLS each
 //! flush is a record, a system call and a waking of the other side: three for an
-//! answer that fits in one, forty for a large one. [`Gather`] keeps what is written
-//! until the connection has had its turn ([`Gather::poll_turn`]), or until there are
+//! answer that fits in one, forty for a large one. [`CoalescingStream`] keeps what is written
+//! until the connection has had its turn ([`CoalescingStream::poll_and_flush`]), or until there are
 //! 64 KiB.
 //!
 //! What holds: nothing is kept back after a turn, except what the kernel does not
@@ -24,7 +24,7 @@ const SMALL: usize = 1 << 10;
 
 /// The stream of a connection, shared by the connection and by who drives it.
 #[derive(Debug)]
-pub struct Gather<I>(Arc<Mutex<Inner<I>>>);
+pub struct CoalescingStream<I>(Arc<Mutex<Inner<I>>>);
 
 #[derive(Debug)]
 struct Inner<I> {
@@ -36,7 +36,7 @@ struct Inner<I> {
     is_direct: bool,
 }
 
-impl<I> Gather<I> {
+impl<I> CoalescingStream<I> {
     /// Keeps what is written to `io`.
     pub fn new(io: I) -> Self {
         Self::of(io, false)
@@ -64,9 +64,9 @@ impl<I> Gather<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Gather<I> {
+impl<I: AsyncWrite + Unpin> CoalescingStream<I> {
     /// Gives the connection its turn, and writes what it had to say.
-    pub fn poll_turn<T, E: From<io::Error>>(
+    pub fn poll_and_flush<T, E: From<io::Error>>(
         &self,
         connection: Pin<&mut impl Future<Output = Result<T, E>>>,
         context: &mut Context<'_>,
@@ -121,7 +121,7 @@ impl<I: AsyncWrite + Unpin> Inner<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Gather<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for CoalescingStream<I> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -131,7 +131,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gather<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Gather<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for CoalescingStream<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -189,7 +189,10 @@ mod tests {
     use super::*;
 
     /// A connection that writes these pieces, flushes after each, and goes on waiting.
-    async fn say(mut io: Gather<impl AsyncWrite + Unpin>, pieces: &[&[u8]]) -> io::Result<()> {
+    async fn say(
+        mut io: CoalescingStream<impl AsyncWrite + Unpin>,
+        pieces: &[&[u8]],
+    ) -> io::Result<()> {
         for piece in pieces {
             io.write_all(piece).await?;
             io.flush().await?;
@@ -200,10 +203,10 @@ mod tests {
     #[tokio::test]
     async fn a_turn_is_one_write() {
         let (near, mut far) = duplex(1 << 20);
-        let gather = Gather::new(near);
+        let gather = CoalescingStream::new(near);
         let mut connection = pin!(say(gather.share(), &[b"one", b"two"]));
         let turn = poll_fn(|context| {
-            assert!(gather.poll_turn(connection.as_mut(), context).is_pending());
+            assert!(gather.poll_and_flush(connection.as_mut(), context).is_pending());
             Poll::Ready(())
         });
         turn.await;
@@ -216,7 +219,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_fit_waits_for_the_other_side_and_leaves_no_buffer() {
         let (near, mut far) = duplex(1_000);
-        let gather = Gather::new(near);
+        let gather = CoalescingStream::new(near);
         let large: Vec<u8> = (0..ROOM * 3).map(|number| number as u8).collect();
         let pieces = [&large[..]];
         let mut connection = pin!(say(gather.share(), &pieces));
@@ -226,7 +229,7 @@ mod tests {
             read
         };
         let read = tokio::select! {
-            _ = poll_fn(|context| gather.poll_turn(connection.as_mut(), context)) => panic!(),
+            _ = poll_fn(|context| gather.poll_and_flush(connection.as_mut(), context)) => panic!(),
             read = read => read,
         };
         assert!(read == large);
@@ -236,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn a_shutdown_writes_everything_first_and_a_dead_stream_ends_the_connection() {
         let (near, mut far) = duplex(64);
-        let mut gather = Gather::new(near);
+        let mut gather = CoalescingStream::new(near);
         gather.write_all(b"last").await.unwrap();
         gather.shutdown().await.unwrap();
         let mut text = String::new();
@@ -245,9 +248,9 @@ mod tests {
 
         let (near, far) = duplex(64);
         drop(far);
-        let gather = Gather::new(near);
+        let gather = CoalescingStream::new(near);
         let mut connection = pin!(say(gather.share(), &[b"nobody"]));
-        let ended = poll_fn(|context| gather.poll_turn(connection.as_mut(), context)).await;
+        let ended = poll_fn(|context| gather.poll_and_flush(connection.as_mut(), context)).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

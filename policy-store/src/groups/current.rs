@@ -17,14 +17,14 @@ use crate::metrics::{GENERATION, GROUPS};
 /// See the module. Readers never wait, and never see a generation go back, as
 /// long as only [`crate::committer::Committer`] publishes.
 #[derive(Debug)]
-pub struct Board {
+pub struct SnapshotPublisher {
     current: ArcSwap<Snapshot>,
     generation: watch::Sender<Generation>,
     /// When this process last confirmed a Replace, or began.
     confirmed: watch::Sender<Instant>,
 }
 
-impl Board {
+impl SnapshotPublisher {
     /// With what a store holds, at the start of a process.
     #[must_use]
     pub fn new(snapshot: Snapshot, now: Instant) -> Self {

@@ -21,7 +21,7 @@ tokio::task_local! {
 
 /// Does `work`, and returns besides the names in the certificate that was
 /// refused meanwhile, if there was one.
-pub(crate) async fn noting<T>(work: impl Future<Output = T>) -> (T, Option<Identity>) {
+pub(crate) async fn record_rejected<T>(work: impl Future<Output = T>) -> (T, Option<Identity>) {
     let noted = async {
         let done = work.await;
         (done, REFUSED.with(RefCell::take))
@@ -31,9 +31,9 @@ pub(crate) async fn noting<T>(work: impl Future<Output = T>) -> (T, Option<Ident
 
 /// Verifies as another does, and notes whom that refused.
 #[derive(Debug)]
-pub(super) struct Noting(pub(super) Arc<dyn ClientCertVerifier>);
+pub(super) struct RecordRejected(pub(super) Arc<dyn ClientCertVerifier>);
 
-impl ClientCertVerifier for Noting {
+impl ClientCertVerifier for RecordRejected {
     fn offer_client_auth(&self) -> bool {
         self.0.offer_client_auth()
     }
@@ -54,7 +54,7 @@ impl ClientCertVerifier for Noting {
     ) -> Result<ClientCertVerified, Error> {
         self.0.verify_client_cert(end_entity, intermediates, now).inspect_err(|_| {
             let identity = Identity::of(end_entity);
-            // Outside of `noting` nobody asks.
+            // Outside of `record_rejected` nobody asks.
             let _unasked = REFUSED.try_with(|refused| refused.replace(Some(identity)));
         })
     }

@@ -9,7 +9,7 @@ use model::lock::{Claim, FencingToken, Lock};
 /// Versions of one key are ordered by (`token`, `index`): the token rises when
 /// the key changes its owner, the index with every claim of the owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct LockVersion {
     /// What clients see.
     pub lock: Lock,
     /// `modified_id` of the original's table: one for each life of the row. In a
@@ -33,7 +33,7 @@ pub struct Version {
     pub index: i64,
 }
 
-impl Held {
+impl LockVersion {
     /// The first version for a new owner.
     pub fn first(claim: Claim, id: Arc<str>, token: FencingToken, request: Request) -> Self {
         let Claim { key, owner, value, kind, ttl } = claim;
@@ -71,7 +71,7 @@ impl Held {
 }
 
 /// What a selector names at a moment, in the order of the keys.
-pub type Selected = Arc<[Arc<Held>]>;
+pub type LockList = Arc<[Arc<LockVersion>]>;
 
 /// `uuid` of a request's metadata, if it has one: any text.
 pub type Request = Option<Arc<str>>;

@@ -13,12 +13,12 @@ use super::{
 };
 use crate::{
     feed::{Feed, Subscription},
-    held::{Held, Request, Selected},
+    lock_version::{LockList, LockVersion, Request},
 };
 
 /// An embedded or a shared store.
 #[derive(Debug, Clone)]
-pub enum Any {
+pub enum AnyStore {
     /// In a file of this process.
     Embedded(Embedded),
     /// On a database server.
@@ -27,22 +27,22 @@ pub enum Any {
 
 /// The task behind the store.
 #[derive(Debug)]
-pub enum Keeper {
+pub enum StoreTask {
     /// Writes the journal.
     Embedded(Flusher),
     /// Follows the table.
     Shared(Box<Follower>),
 }
 
-impl Any {
+impl AnyStore {
     /// The locks in a file.
     ///
     /// # Errors
     /// The file cannot be used.
-    pub async fn embedded(path: &Path, feed: Feed) -> Result<(Self, Keeper), storage::Error> {
+    pub async fn embedded(path: &Path, feed: Feed) -> Result<(Self, StoreTask), storage::Error> {
         let options = storage::sqlite::Options::default();
         let (store, flusher) = Embedded::open(path, &options, feed).await?;
-        Ok((Self::Embedded(store), Keeper::Embedded(flusher)))
+        Ok((Self::Embedded(store), StoreTask::Embedded(flusher)))
     }
 
     /// The locks on a server.
@@ -52,13 +52,13 @@ impl Any {
     pub async fn shared(
         options: &storage::server::Options,
         feed: Feed,
-    ) -> Result<(Self, Keeper), storage::Error> {
+    ) -> Result<(Self, StoreTask), storage::Error> {
         let (store, follower) = Shared::open(options, feed).await?;
-        Ok((Self::Shared(store), Keeper::Shared(Box::new(follower))))
+        Ok((Self::Shared(store), StoreTask::Shared(Box::new(follower))))
     }
 }
 
-impl Keeper {
+impl StoreTask {
     /// Runs until `stop`, then finishes what is queued and closes the store.
     ///
     /// # Errors
@@ -77,15 +77,15 @@ impl Keeper {
 
 // A call on a server is a large future; the callers' futures, which are moved a few
 // times, are not to have room for it when there is none.
-impl Store for Any {
-    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<Held>> {
+impl Store for AnyStore {
+    fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<LockVersion>> {
         match self {
             Self::Embedded(store) => store.refresh(claim, request),
             Self::Shared(store) => store.refresh(claim, request),
         }
     }
 
-    fn known(&self, key: &LockKey) -> Option<Arc<Held>> {
+    fn known(&self, key: &LockKey) -> Option<Arc<LockVersion>> {
         match self {
             Self::Embedded(store) => store.known(key),
             Self::Shared(store) => store.known(key),
@@ -106,21 +106,21 @@ impl Store for Any {
         }
     }
 
-    async fn expire(&self, seen: &Held) -> Result<Expired, Error> {
+    async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
         match self {
             Self::Embedded(store) => store.expire(seen).await,
             Self::Shared(store) => Box::pin(store.expire(seen)).await,
         }
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Selected, Error> {
+    async fn select(&self, selector: &Selector) -> Result<LockList, Error> {
         match self {
             Self::Embedded(store) => store.select(selector).await,
             Self::Shared(store) => Box::pin(store.select(selector)).await,
         }
     }
 
-    async fn watch(&self, selector: &Selector) -> Result<(Selected, Subscription), Error> {
+    async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         match self {
             Self::Embedded(store) => store.watch(selector).await,
             Self::Shared(store) => Box::pin(store.watch(selector)).await,

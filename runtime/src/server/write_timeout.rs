@@ -44,7 +44,7 @@ impl Signs {
 }
 
 /// See the module. Writes fail when nothing was taken for too long.
-pub(super) struct Patient<I> {
+pub(super) struct WriteTimeout<I> {
     io: I,
     limit: Duration,
     /// There while a write waits.
@@ -52,7 +52,7 @@ pub(super) struct Patient<I> {
     signs: Arc<Signs>,
 }
 
-impl<I> Patient<I> {
+impl<I> WriteTimeout<I> {
     /// A write may wait for as long as `limit`.
     pub(super) fn new(io: I, limit: Duration) -> Self {
         Self { io, limit, stalled: None, signs: Arc::default() }
@@ -84,7 +84,7 @@ impl<I> Patient<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for WriteTimeout<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -98,7 +98,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -143,7 +143,7 @@ mod tests {
     async fn who_takes_nothing_is_given_up() {
         let limit = Duration::from_secs(30);
         let (near, mut far) = duplex(8);
-        let mut near = Patient::new(near, limit);
+        let mut near = WriteTimeout::new(near, limit);
         near.write_all(b"12345678").await.unwrap();
         let began = Instant::now();
         // Slow, but it takes something now and then.

@@ -8,11 +8,11 @@
 //!
 //! must not hold up the others and must not be stripped from the containers
 //! that have it, so the store keeps its last good version: the manifest names
-//! the guid with the hash that the store holds ([`Held`]). A group that the
+//! the guid with the hash that the store holds ([`StoreHashes`]). A group that the
 //! store never had is left out. Two corners:
 //!
 //! - After a restart or a change of leader nobody here knows what the store
-//!   holds. Then it is asked ([`Reading::needs_held`]), which costs one listing of
+//!   holds. Then it is asked ([`ListSnapshot::needs_held`]), which costs one listing of
 //!   the store, only when there is a malformed group, and once a term.
 //! - A malformed group without a readable guid may be any group that is missing
 //!   from the list. As long as there is one, nothing is removed at all: every
@@ -38,11 +38,11 @@ use serde_json::value::RawValue;
 use crate::import::{Malformed, Page};
 
 /// What the store is known to hold, by its own word.
-pub type Held = BTreeMap<GroupGuid, ContentHash>;
+pub type StoreHashes = BTreeMap<GroupGuid, ContentHash>;
 
 /// The list as far as it has been read.
 #[derive(Debug, Default)]
-pub struct Reading {
+pub struct ListSnapshot {
     entries: Vec<(GroupGuid, Entry)>,
     places: HashMap<GroupGuid, usize>,
     content: HashMap<GroupGuid, Box<[u8]>>,
@@ -69,7 +69,7 @@ pub struct Manifest {
     pub kept: usize,
 }
 
-impl Reading {
+impl ListSnapshot {
     /// Nothing read yet. `echo`: whether the log is to show the groups.
     #[must_use]
     pub fn new(echo: bool) -> Self {
@@ -80,7 +80,11 @@ impl Reading {
     ///
     /// # Errors
     /// The body is no page; the reading must be thrown away.
-    pub fn page(&mut self, body: impl io::Read, held: &Held) -> Result<Page, crate::import::Error> {
+    pub fn page(
+        &mut self,
+        body: impl io::Read,
+        held: &StoreHashes,
+    ) -> Result<Page, crate::import::Error> {
         crate::import::page(body, &mut |group| match group {
             Ok(group) => self.good(&group, held),
             Err(malformed) => self.malformed(malformed),
@@ -88,10 +92,10 @@ impl Reading {
     }
 
     /// The same guid twice: the last one counts, as in the original.
-    fn good(&mut self, group: &SecurityGroup, held: &Held) {
+    fn good(&mut self, group: &SecurityGroup, held: &StoreHashes) {
         let hash = group.content_hash();
         if let Some(echo) = &mut self.echo {
-            echo.push(crate::echo::group(group));
+            echo.push(crate::log_format::group(group));
         }
         if held.get(&group.guid) == Some(&hash) {
             self.content.remove(&group.guid);
@@ -157,7 +161,7 @@ impl Reading {
 
     /// What to send to a store that holds `held`.
     #[must_use]
-    pub fn into_manifest(self, held: &Held) -> Manifest {
+    pub fn into_manifest(self, held: &StoreHashes) -> Manifest {
         let Self { entries, places, content, malformed: _, nameless, echo: _ } = self;
         let mut manifest =
             Manifest { entries: Vec::with_capacity(entries.len()), content, kept: 0 };
@@ -185,7 +189,7 @@ impl Reading {
 impl Manifest {
     /// What the store holds once it has committed this.
     #[must_use]
-    pub fn into_held(self) -> Held {
+    pub fn into_held(self) -> StoreHashes {
         self.entries.into_iter().collect()
     }
 }

@@ -43,7 +43,7 @@ pub(super) type Answer = Result<Option<Taken>, storage::Error>;
 
 /// A claim that waits.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(super) struct PendingClaim {
     pub(super) claim: Claim,
     /// For a new life of the row.
     pub(super) id: String,
@@ -61,7 +61,7 @@ struct Asked<'a> {
     ttl: i64,
 }
 
-impl Ask {
+impl PendingClaim {
     fn asked(&self) -> Asked<'_> {
         let Self { claim, id, reply: _ } = self;
         let Claim { key, owner, value, kind, ttl } = claim;
@@ -82,13 +82,13 @@ impl Ask {
 
 /// A statement under way: it answers its claims, or ends with those that it failed to
 /// make.
-type Making = Pin<Box<dyn Future<Output = Vec<Ask>> + Send>>;
+type InFlight = Pin<Box<dyn Future<Output = Vec<PendingClaim>> + Send>>;
 
 /// What is not answered yet.
-struct Left {
-    asks: Vec<Ask>,
+struct Unfinished {
+    asks: Vec<PendingClaim>,
     /// It goes on.
-    making: Option<Making>,
+    making: Option<InFlight>,
     has_failed: bool,
 }
 
@@ -98,7 +98,7 @@ struct Left {
 /// A task panicked.
 pub(super) async fn run(
     server: Server,
-    mut asks: mpsc::Receiver<Ask>,
+    mut asks: mpsc::Receiver<PendingClaim>,
     stop: CancellationToken,
 ) -> Result<(), storage::Error> {
     let panicked = |_: JoinError| storage::Error::Panicked;
@@ -114,7 +114,7 @@ pub(super) async fn run(
                 asks.close();
             }
             Some(ended) = together.join_next() => {
-                let Left { asks, making, has_failed } = ended.map_err(panicked)?;
+                let Unfinished { asks, making, has_failed } = ended.map_err(panicked)?;
                 if has_failed {
                     apart_until = Instant::now() + APART;
                 }
@@ -141,40 +141,40 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn claim_alone(server: Server, ask: Ask) {
+async fn claim_alone(server: Server, ask: PendingClaim) {
     let answer = statements::claim(&server, &ask.claim, &ask.id).await;
     ask.answer(answer);
 }
 
 /// Waits for a statement that takes long; what it fails to make is made alone.
-async fn go_on(server: Server, making: Making) {
+async fn go_on(server: Server, making: InFlight) {
     let failed = making.await;
     join_all(failed.into_iter().map(|ask| claim_alone(server.clone(), ask))).await;
 }
 
 /// One statement for the first claim of each key; the others are left.
-async fn claim_together(server: Server, asks: Vec<Ask>) -> Left {
+async fn claim_together(server: Server, asks: Vec<PendingClaim>) -> Unfinished {
     let mut keys: HashSet<LockKey> = HashSet::with_capacity(asks.len());
     let (first, others): (Vec<_>, Vec<_>) =
         asks.into_iter().partition(|ask| keys.insert(ask.claim.key.clone()));
-    let mut making: Making = Box::pin(make(server, first));
+    let mut making: InFlight = Box::pin(make(server, first));
     match timeout(WAIT, &mut making).await {
-        Ok(failed) => Left {
+        Ok(failed) => Unfinished {
             has_failed: !failed.is_empty(),
             asks: failed.into_iter().chain(others).collect(),
             making: None,
         },
-        Err(_) => Left { has_failed: true, asks: others, making: Some(making) },
+        Err(_) => Unfinished { has_failed: true, asks: others, making: Some(making) },
     }
 }
 
 /// Makes the claims, no two of one key, and answers them; or returns them.
-async fn make(server: Server, mut asks: Vec<Ask>) -> Vec<Ask> {
+async fn make(server: Server, mut asks: Vec<PendingClaim>) -> Vec<PendingClaim> {
     if asks.len() == 1 {
         join_all(asks.drain(..).map(|ask| claim_alone(server.clone(), ask))).await;
         return asks;
     }
-    let asked: Vec<_> = asks.iter().map(Ask::asked).collect();
+    let asked: Vec<_> = asks.iter().map(PendingClaim::asked).collect();
     let text = serde_json::to_string(&asked).expect("texts and numbers");
     let Ok(mut taken) = statements::claim_many(&server, text).await else { return asks };
     for ask in asks.drain(..) {

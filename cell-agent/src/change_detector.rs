@@ -7,8 +7,8 @@
 //! is closed after the change that was made under it, and inotify tells that
 //! (adr/0009).
 //!
-//! What always holds: a change that was made after [`Notice::mark`] by somebody
-//! who kept to a lock is told by [`Notice::stirred`] once the lock is let go of.
+//! What always holds: a change that was made after [`ChangeDetector::mark`] by somebody
+//! who kept to a lock is told by [`ChangeDetector::maybe_changed`] once the lock is let go of.
 //! Where nothing can be told, it says that there may be something.
 
 use std::{
@@ -21,7 +21,7 @@ use std::{
 use inotify::{EventMask, Inotify, WatchMask};
 use nix::libc::O_CREAT;
 
-use crate::{drift::KernelGeneration, netlink::Line};
+use crate::{drift::KernelGeneration, netlink::NetlinkConnection};
 
 /// The lock of the programs of iptables, if the environment names no other.
 const PROGRAMS_LOCK: &str = "/run/xtables.lock";
@@ -30,11 +30,11 @@ const PROGRAMS_LOCK_KEY: &str = "XTABLES_LOCKFILE";
 
 /// What says whether somebody was at work.
 #[derive(Debug)]
-pub(crate) enum Notice {
+pub(crate) enum ChangeDetector {
     /// The kernel's number.
     Kernel {
         /// Where it is asked for.
-        line: Line,
+        line: NetlinkConnection,
         /// At the mark.
         mark: Option<KernelGeneration>,
     },
@@ -42,10 +42,10 @@ pub(crate) enum Notice {
     Locks(Locks),
 }
 
-impl Notice {
+impl ChangeDetector {
     /// By the kernel's number.
     pub(crate) fn by_kernel() -> Self {
-        Self::Kernel { line: Line::default(), mark: None }
+        Self::Kernel { line: NetlinkConnection::default(), mark: None }
     }
 
     /// By the lock of the programs, and the lock that others on the cell take.
@@ -54,7 +54,7 @@ impl Notice {
         // The agent takes the lock around too, but opens it for reading only.
         let files =
             [(PathBuf::from(own), WatchMask::CLOSE), (around.to_owned(), WatchMask::CLOSE_WRITE)];
-        Self::Locks(Locks { files, watch: None, stirred: true })
+        Self::Locks(Locks { files, watch: None, maybe_changed: true })
     }
 
     /// Forgets what was before; call it before looking.
@@ -66,10 +66,10 @@ impl Notice {
     }
 
     /// Whether anybody may have changed anything since the mark.
-    pub(crate) fn stirred(&mut self) -> bool {
+    pub(crate) fn maybe_changed(&mut self) -> bool {
         match self {
             Self::Kernel { line, mark } => mark.is_none() || *mark != line.generation(),
-            Self::Locks(locks) => locks.stirred(),
+            Self::Locks(locks) => locks.maybe_changed(),
         }
     }
 }
@@ -80,7 +80,7 @@ pub(crate) struct Locks {
     files: [(PathBuf, WatchMask); 2],
     /// Gone when a file was replaced, until the next mark.
     watch: Option<Inotify>,
-    stirred: bool,
+    maybe_changed: bool,
 }
 
 impl Locks {
@@ -92,12 +92,12 @@ impl Locks {
             }
         }
         self.drain();
-        self.stirred = self.watch.is_none();
+        self.maybe_changed = self.watch.is_none();
     }
 
-    fn stirred(&mut self) -> bool {
+    fn maybe_changed(&mut self) -> bool {
         self.drain();
-        self.stirred
+        self.maybe_changed
     }
 
     /// Takes what inotify has to tell.
@@ -109,7 +109,7 @@ impl Locks {
             match watch.read_events(&mut buffer) {
                 Ok(events) => {
                     for event in events {
-                        self.stirred = true;
+                        self.maybe_changed = true;
                         let closed = EventMask::CLOSE_WRITE | EventMask::CLOSE_NOWRITE;
                         lost |= !closed.contains(event.mask);
                     }
@@ -122,7 +122,7 @@ impl Locks {
             }
         }
         if lost {
-            (self.watch, self.stirred) = (None, true);
+            (self.watch, self.maybe_changed) = (None, true);
         }
     }
 }
@@ -145,34 +145,34 @@ mod tests {
 
     use super::*;
 
-    fn locks(directory: &Path) -> Notice {
+    fn locks(directory: &Path) -> ChangeDetector {
         let files = [
             (directory.join("programs"), WatchMask::CLOSE),
             (directory.join("around"), WatchMask::CLOSE_WRITE),
         ];
-        Notice::Locks(Locks { files, watch: None, stirred: true })
+        ChangeDetector::Locks(Locks { files, watch: None, maybe_changed: true })
     }
 
     #[test]
     fn a_lock_that_was_let_go_of_is_told_until_the_mark() {
         let directory = tempfile::tempdir().unwrap();
         let mut notice = locks(directory.path());
-        assert!(notice.stirred(), "nobody looked yet");
+        assert!(notice.maybe_changed(), "nobody looked yet");
         notice.mark();
-        assert!(!notice.stirred());
+        assert!(!notice.maybe_changed());
         let held = File::open(directory.path().join("programs")).unwrap();
-        assert!(!notice.stirred(), "it may not have changed anything yet");
+        assert!(!notice.maybe_changed(), "it may not have changed anything yet");
         // Whoever looks while the lock is held sees what is before the change.
         notice.mark();
         drop(held);
-        assert!(notice.stirred() && notice.stirred());
+        assert!(notice.maybe_changed() && notice.maybe_changed());
         notice.mark();
-        assert!(!notice.stirred());
+        assert!(!notice.maybe_changed());
         let around = directory.path().join("around");
         drop(File::open(&around).unwrap());
-        assert!(!notice.stirred(), "that is how the agent itself takes it");
+        assert!(!notice.maybe_changed(), "that is how the agent itself takes it");
         drop(OpenOptions::new().write(true).open(&around).unwrap());
-        assert!(notice.stirred());
+        assert!(notice.maybe_changed());
     }
 
     #[test]
@@ -182,14 +182,14 @@ mod tests {
         let mut notice = locks(directory.path());
         notice.mark();
         fs::remove_file(&programs).unwrap();
-        assert!(notice.stirred());
+        assert!(notice.maybe_changed());
         notice.mark();
-        assert!(!notice.stirred());
+        assert!(!notice.maybe_changed());
         fs::rename(directory.path().join("around"), &programs).unwrap();
-        assert!(notice.stirred());
+        assert!(notice.maybe_changed());
         notice.mark();
         drop(File::open(&programs).unwrap());
-        assert!(notice.stirred());
+        assert!(notice.maybe_changed());
     }
 
     #[test]
@@ -197,6 +197,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut notice = locks(&directory.path().join("absent"));
         notice.mark();
-        assert!(notice.stirred());
+        assert!(notice.maybe_changed());
     }
 }

@@ -17,7 +17,7 @@ struct Kept {
 
 /// Runs `work`, and writes what it logs on this thread with one write at its end,
 /// also when it panics. For many lines at once: each write is a system call.
-pub fn together<T>(work: impl FnOnce() -> T) -> T {
+pub fn batch_writes<T>(work: impl FnOnce() -> T) -> T {
     let _at_the_end = Guard::begin();
     work()
 }
@@ -86,14 +86,14 @@ mod tests {
     fn lines_leave_with_one_write_at_the_end_also_after_a_panic() {
         let (writes, others) = (Writes::default(), Writes::default());
         let (sink, other) = (Sink::new(writes.clone()), Sink::new(others.clone()));
-        together(|| {
+        batch_writes(|| {
             sink.write("a\n");
-            together(|| sink.write("b\n"));
+            batch_writes(|| sink.write("b\n"));
             other.write("elsewhere\n");
             assert!(writes.0.lock().unwrap().is_empty());
         });
         let panicked = std::panic::catch_unwind(|| {
-            together(|| {
+            batch_writes(|| {
                 sink.write("c\n");
                 panic!("in the middle")
             })

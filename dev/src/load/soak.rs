@@ -12,11 +12,11 @@ use tonic::Status;
 
 use super::calls::{Caller, Presences};
 use super::connect::Target;
+use super::histogram::{Summary, Tally};
 use super::locket::{all, failure, shares};
 use super::meter::{Cost, Reading, usage};
 use super::plot::{Chart, Line, Scale};
 use super::report::{costs, mebibytes};
-use super::tally::{Summary, Tally};
 use super::wire::Connection;
 use super::{positive_length, say};
 

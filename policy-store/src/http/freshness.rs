@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{groups::board::Board, store::Answer};
+use crate::{groups::current::SnapshotPublisher, store::Answer};
 
 /// How long a request waits: agents give up after five seconds, and have to read.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ pub type Newest = Arc<dyn Fn() -> Answer<'static, Point> + Send + Sync>;
 
 /// See the module.
 pub struct Fresh {
-    board: Arc<Board>,
+    board: Arc<SnapshotPublisher>,
     newest: Option<Newest>,
     last: Mutex<Option<Look>>,
 }
@@ -70,7 +70,7 @@ pub enum Stale {
 impl Fresh {
     /// What `board` has, once that is as new as what `newest` says.
     #[must_use]
-    pub fn new(board: Arc<Board>, newest: Option<Newest>) -> Self {
+    pub fn new(board: Arc<SnapshotPublisher>, newest: Option<Newest>) -> Self {
         Self { board, newest, last: Mutex::new(None) }
     }
 
@@ -148,7 +148,7 @@ mod tests {
                 Ok(Point { generation: Generation(database.generation), stamp: Stamp(1) })
             })
         });
-        let board = Board::new(Snapshot::from(Contents::default()), Instant::now());
+        let board = SnapshotPublisher::new(Snapshot::from(Contents::default()), Instant::now());
         (database, Fresh::new(Arc::new(board), Some(newest)))
     }
 
@@ -194,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn alone_there_is_nothing_to_look_for() {
-        let board = Board::new(Snapshot::from(Contents::default()), Instant::now());
+        let board = SnapshotPublisher::new(Snapshot::from(Contents::default()), Instant::now());
         Fresh::new(Arc::new(board), None).wait().await.unwrap();
     }
 }

@@ -31,7 +31,7 @@ const TEXTS: [&str; 6] = [
 
 /// Takes things out of the data of lines; the default takes out nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Censor {
+pub struct Redactor {
     secrets: Option<Secrets>,
     longest: Option<usize>,
 }
@@ -54,7 +54,7 @@ fn compile<T: AsRef<str>>(patterns: &[T]) -> Result<Vec<Regex>, regex_lite::Erro
     patterns.iter().map(|pattern| Regex::new(pattern.as_ref())).collect()
 }
 
-impl Censor {
+impl Redactor {
     /// Reads the originals' three keys.
     pub fn read(keys: &mut Reader<'_>) -> Option<Self> {
         let wanted = keys.or("redact_secrets", false);
@@ -126,11 +126,11 @@ mod tests {
     use super::*;
     use crate::config::{Configure, parse};
 
-    struct Read(Censor);
+    struct Read(Redactor);
 
     impl Configure for Read {
         fn read(keys: &mut Reader<'_>) -> Option<Self> {
-            Censor::read(keys).map(Self)
+            Redactor::read(keys).map(Self)
         }
     }
 

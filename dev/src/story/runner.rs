@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep};
 use super::log_file::{self, Line};
 use crate::cluster::cloud::{Answer, curl};
 use crate::cluster::container::Identity;
+use crate::cluster::fixtures::Stage;
 use crate::cluster::launch::Cluster;
 use crate::cluster::probe::{self, Outcome, Target, probe};
-use crate::cluster::stage::Stage;
 use crate::cluster::terminal::say;
 use crate::cluster::topology::Cell;
 
@@ -30,7 +30,7 @@ pub(super) const THERE: Ipv4Addr = Ipv4Addr::new(1, 2, 3, 4);
 
 /// Who tells the story, and of what.
 #[derive(Debug)]
-pub(super) struct Teller<'a> {
+pub(super) struct Runner<'a> {
     /// The cluster it plays on.
     pub(super) cluster: &'a mut Cluster,
     /// Spaces, cells, the Cloud Controller.
@@ -41,7 +41,7 @@ pub(super) struct Teller<'a> {
     timings: Vec<(String, Duration)>,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> Runner<'a> {
     /// Remembers who the apps are.
     pub(super) fn new(cluster: &'a mut Cluster, stage: Stage) -> anyhow::Result<Self> {
         let known = |name| Ok((name, cluster.identity(name)?));

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::lock::{Lock, LockKind};
 
-use super::direct::{Encoded, TooLarge};
-use crate::held::{Held, Selected};
+use super::pre_encoded::{Encoded, TooLarge};
+use crate::lock_version::{LockList, LockVersion};
 
 /// The largest answer that is kept: that of about 20,000 cells.
 const KEPT: usize = 16 << 20;
@@ -26,7 +26,7 @@ pub(super) struct Answers {
 
 #[derive(Debug)]
 struct Answer {
-    held: Selected,
+    held: LockList,
     encoded: Encoded,
 }
 
@@ -40,7 +40,7 @@ impl Answers {
     }
 
     /// The answer that shows `held`, which are all of a kind.
-    pub(super) fn encode(&self, kind: LockKind, held: Selected) -> Result<Encoded, TooLarge> {
+    pub(super) fn encode(&self, kind: LockKind, held: LockList) -> Result<Encoded, TooLarge> {
         if let Some(kept) = &mut *self.of(kind)
             && show_the_same(&kept.held, &held)
         {
@@ -58,11 +58,11 @@ impl Answers {
     }
 }
 
-fn show_the_same(these: &[Arc<Held>], those: &[Arc<Held>]) -> bool {
+fn show_the_same(these: &[Arc<LockVersion>], those: &[Arc<LockVersion>]) -> bool {
     if ptr::eq(these, those) {
         return true;
     }
-    let same = |(this, that): (&Arc<Held>, &Arc<Held>)| {
+    let same = |(this, that): (&Arc<LockVersion>, &Arc<LockVersion>)| {
         Arc::ptr_eq(this, that) || shown(&this.lock) == shown(&that.lock)
     };
     these.len() == those.len() && these.iter().zip(those).all(same)
@@ -84,14 +84,14 @@ mod tests {
     use super::*;
     use crate::tests::held;
 
-    fn again(held: &Held, value: &str, kind: LockKind, ttl: i64) -> Arc<Held> {
+    fn again(held: &LockVersion, value: &str, kind: LockKind, ttl: i64) -> Arc<LockVersion> {
         let Lock { key, owner, .. } = held.lock.clone();
         let value = LockValue::parse(value).unwrap();
         let ttl = Ttl::try_from_seconds(ttl).unwrap();
         Arc::new(held.again(&Claim { key, owner, value, kind, ttl }, None))
     }
 
-    fn message(held: &[Arc<Held>]) -> Vec<u8> {
+    fn message(held: &[Arc<LockVersion>]) -> Vec<u8> {
         let resources = held.iter().map(|held| Resource::from(&held.lock)).collect();
         FetchAllResponse { resources }.encode_to_vec()
     }
@@ -116,7 +116,7 @@ mod tests {
                 };
                 for kind in [LockKind::Lock, LockKind::Presence] {
                     let of_kind = all.iter().filter(|held| held.lock.kind == kind);
-                    let of_kind: Selected = of_kind.cloned().collect();
+                    let of_kind: LockList = of_kind.cloned().collect();
                     let expected = message(&of_kind);
                     let encoded = answers.encode(kind, of_kind).unwrap();
                     prop_assert_eq!(encoded.message_bytes(), &expected[..]);

@@ -16,14 +16,14 @@ const MAX_PAYLOAD: usize = 7_000;
 
 /// What there is to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Notice {
+pub(super) struct Notification {
     pub(super) key: LockKey,
     pub(super) token: FencingToken,
     /// How it ended; none when it has a new owner, value or kind.
     pub(super) end: Option<End>,
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for Notification {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, token, end } = self;
         let what = match end {
@@ -52,7 +52,7 @@ fn unescape(text: &str) -> String {
     key
 }
 
-fn parse_line(line: &str) -> Option<(&str, Notice)> {
+fn parse_line(line: &str) -> Option<(&str, Notification)> {
     let mut parts = line.splitn(4, ' ');
     let (from, what, token, key) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let end = match what {
@@ -63,12 +63,12 @@ fn parse_line(line: &str) -> Option<(&str, Notice)> {
     };
     let token = FencingToken(token.parse().ok()?);
     let key = LockKey::parse(&unescape(key)).ok()?;
-    Some((from, Notice { key, token, end }))
+    Some((from, Notification { key, token, end }))
 }
 
 /// What others than `instance` told. What is not understood is passed over: it is
 /// another release's.
-pub(super) fn parse(payload: &str, instance: &str) -> Vec<Notice> {
+pub(super) fn parse(payload: &str, instance: &str) -> Vec<Notification> {
     payload
         .split('\n')
         .filter_map(parse_line)
@@ -78,7 +78,7 @@ pub(super) fn parse(payload: &str, instance: &str) -> Vec<Notice> {
 }
 
 /// As few payloads as possible.
-pub(super) fn payloads(instance: &str, notices: impl Iterator<Item = Notice>) -> Vec<String> {
+pub(super) fn payloads(instance: &str, notices: impl Iterator<Item = Notification>) -> Vec<String> {
     let mut payloads: Vec<String> = Vec::new();
     for notice in notices {
         let line = format!("{instance} {notice}");
@@ -99,9 +99,9 @@ mod tests {
 
     use super::*;
 
-    fn notice() -> impl Strategy<Value = Notice> {
+    fn notice() -> impl Strategy<Value = Notification> {
         let end = prop_oneof![Just(None), Just(Some(End::Released)), Just(Some(End::Expired))];
-        ("(?s).{0,255}", any::<u64>(), end).prop_map(|(key, token, end)| Notice {
+        ("(?s).{0,255}", any::<u64>(), end).prop_map(|(key, token, end)| Notification {
             key: LockKey::parse(&key).unwrap(),
             token: FencingToken(token),
             end,

@@ -15,13 +15,13 @@ use tokio_util::task::TaskTracker;
 
 /// Runs them; clones run them together.
 #[derive(Clone, Default)]
-pub(super) struct Streams {
+pub(super) struct InlineExecutor {
     running: TaskTracker,
     /// Ends them.
     pub(super) cut: CancellationToken,
 }
 
-impl Streams {
+impl InlineExecutor {
     /// Waits until all have ended.
     pub(super) async fn ended(&self) {
         self.running.close();
@@ -35,7 +35,7 @@ impl Streams {
     }
 }
 
-impl<F> hyper::rt::Executor<F> for Streams
+impl<F> hyper::rt::Executor<F> for InlineExecutor
 where
     F: Future + Send + 'static,
 {
@@ -65,7 +65,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_needs_one_turn_is_no_task() {
-        let streams = Streams::default();
+        let streams = InlineExecutor::default();
         let (done, mut seen) = oneshot::channel();
         streams.execute(async move { done.send(ready(7).await) });
         assert_eq!(seen.try_recv(), Ok(7));
@@ -74,7 +74,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_goes_on_as_a_task_and_can_be_cut_off() {
-        let streams = Streams::default();
+        let streams = InlineExecutor::default();
         let (go, gone) = oneshot::channel::<()>();
         let (done, seen) = oneshot::channel();
         streams.execute(async move { done.send(gone.await) });
@@ -90,7 +90,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_nobody_else() {
-        let streams = Streams::default();
+        let streams = InlineExecutor::default();
         streams.execute(async { panic!("expected by the test") });
         assert!(streams.running.is_empty());
         let (done, mut seen) = oneshot::channel();

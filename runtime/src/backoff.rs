@@ -1,12 +1,12 @@
-//! Pauses between attempts: each twice as long as the one before, up to a bound,
-//! and shortened by chance by up to half, so that processes which lost the same
-//! server together do not come back together.
+//! Exponential backoff: each pause is twice as long as the previous one, up to a maximum, minus a
+//! random jitter of up to half, so that processes that lost the same server do not reconnect at the
+//! same time.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// The pauses of one thing that is tried.
+/// Pauses between attempts of one operation.
 #[derive(Debug)]
 pub struct Backoff {
     settings: ExponentialBuilder,
@@ -14,10 +14,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first pause is at most `first`, and none is more than `most`.
+    /// The first pause is at most `first`; no pause exceeds `most`.
     #[must_use]
     pub fn new(first: Duration, most: Duration) -> Self {
-        // The crate lengthens each pause by up to itself, ours counts from the end.
+        // The crate adds jitter of up to the full pause; this type subtracts it.
         let settings = ExponentialBuilder::new()
             .with_min_delay(first / 2)
             .with_max_delay(most / 2)
@@ -27,12 +27,12 @@ impl Backoff {
         Self { settings, pauses: settings.build() }
     }
 
-    /// How long to pause now that another attempt has failed.
+    /// The pause after another failed attempt.
     pub fn pause(&mut self) -> Duration {
         self.pauses.next().expect("the number of attempts has no bound")
     }
 
-    /// An attempt succeeded: the next pause is a short one again.
+    /// Resets to the first pause after a success.
     pub fn reset(&mut self) {
         self.pauses = self.settings.build();
     }

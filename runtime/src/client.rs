@@ -1,14 +1,13 @@
 //! gRPC channels.
 //!
-//! What holds:
-//! - A channel connects when it is first used, and again after a connection
-//!   ended; a call that finds no connection fails at once with UNAVAILABLE.
-//! - All addresses of a name are tried (`net`). A connection counts only when its
-//!   server has said something after TLS, so that a refused certificate is an error of
-//!   connecting.
-//! - Each new connection uses the TLS material of that moment.
-//! - The server's certificate must name the host of the address, be it a name
-//!   or an IP address.
+//! Invariants:
+//! - A channel connects on first use and reconnects after a connection ends. A call without a
+//!   connection fails at once with UNAVAILABLE.
+//! - All addresses of a name are tried (`net`). A connection counts as established only after the
+//!   server has sent its first bytes after TLS, so a rejected certificate is a connect error.
+//! - Each new connection uses the TLS material current at that time.
+//! - The server's certificate must be valid for the host of the address, which is a name or an IP
+//!   address.
 
 mod describe;
 mod refusal;
@@ -39,16 +38,16 @@ pub use describe::describe;
 pub struct Options {
     /// Connect timeout, including the TLS handshake, for all addresses together.
     pub connect_timeout: Duration,
-    /// Silence in an open call after which the server is pinged; `None` for never.
-    /// The original Locket closes a connection whose calls are pinged three times
-    /// without an answer of its own in between.
+    /// Idle time in an open call after which the client sends a ping; `None` disables pings. The
+    /// original Locket closes a connection after three pings on its calls without a response of its
+    /// own in between.
     pub keepalive_interval: Option<Duration>,
-    /// How long the server may take to answer a ping.
+    /// Timeout for the response to a ping.
     pub keepalive_timeout: Duration,
 }
 
-/// Default times of the HTTP/2 keepalive: a server that hangs is noticed within 5 s.
-/// A dead machine is noticed by TCP as well ([`net::SILENCE`]), also without a call.
+/// Default keepalive: a server that hangs is detected within 5 s. TCP also detects a dead machine
+/// ([`net::SILENCE`]), even without an open call.
 const KEEPALIVE: [Duration; 2] = [Duration::from_secs(2), Duration::from_millis(2_250)];
 
 impl Default for Options {
@@ -63,8 +62,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The default times, or shorter ones, so that a server that hangs is noticed
-    /// within `bound`.
+    /// The default times, or shorter ones, so that a server that hangs is detected within `bound`.
     #[must_use]
     pub fn noticing_within(bound: Duration) -> Self {
         let [interval, timeout] = KEEPALIVE;
@@ -77,38 +75,37 @@ impl Options {
     }
 }
 
-/// Why there can be no channel.
+/// Error from creating a channel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not `host:port`.
+    /// The address is not `host:port`.
     #[error("the address {0} is not host:port")]
     Address(String),
-    /// A host that no certificate could name.
+    /// The host is not a valid name for a certificate.
     #[error("the host of {0} is neither a name nor an IP address")]
     Host(String),
-    /// Nobody is there, or not who is wanted.
+    /// The connection failed, or the peer's certificate is not the expected one.
     #[error("no connection")]
     Connect(#[source] tonic::transport::Error),
-    /// The same, without a channel.
+    /// Connection failure without a channel.
     #[error("no connection")]
     Open(#[source] io::Error),
 }
 
-/// A channel to `host:port`.
+/// Creates a channel to `host:port`.
 ///
 /// # Errors
-/// When the address is not of that form. Whether somebody is there shows with
-/// the first call.
+/// When the address is not of that form. An unreachable server is an error of the first call.
 pub fn channel(address: &str, tls: Option<ClientTls>, options: Options) -> Result<Channel, Error> {
     let (endpoint, target) = target(address, None, tls, options)?;
     Ok(endpoint.connect_with_connector_lazy(connector(target)))
 }
 
-/// A channel to `host:port` that is connected, to a server whose certificate
-/// must be for `name` wherever it is.
+/// Creates a connected channel to `host:port`. The server's certificate must be valid for `name`,
+/// whatever the address.
 ///
 /// # Errors
-/// When the address is not of that form, when nobody is there, or somebody else.
+/// When the address is not of that form, the connection fails, or the certificate does not match.
 pub async fn connect_as(
     name: &str,
     address: &str,
@@ -119,8 +116,8 @@ pub async fn connect_as(
     endpoint.connect_with_connector(connector(target)).await.map_err(Error::Connect)
 }
 
-/// Where `address` leads. The certificate must be for `name`, or for the host of
-/// the address.
+/// Resolves `address` to a target. The certificate must be valid for `name`, or else for the host
+/// of the address.
 fn target(
     address: &str,
     name: Option<&str>,
@@ -148,7 +145,7 @@ fn connector(
     tower::service_fn(move |_: Uri| connect(Arc::clone(&target)))
 }
 
-/// A channel to a Unix socket.
+/// Creates a channel to a Unix socket.
 pub fn unix(path: &Path) -> Channel {
     let path: Arc<PathBuf> = Arc::new(path.to_owned());
     let connector = tower::service_fn(move |_: Uri| {
@@ -167,7 +164,7 @@ pub fn unix(path: &Path) -> Channel {
 
 fn endpoint(origin: Uri, options: Options) -> Endpoint {
     let Options { connect_timeout: _, keepalive_interval, keepalive_timeout } = options;
-    // Our connector does TLS itself; to tonic the connection is a plain one.
+    // The connector does TLS itself, so tonic gets a plaintext connection.
     let endpoint = Endpoint::from_static("http://portcullis.invalid")
         .origin(origin)
         .keep_alive_while_idle(false)
@@ -178,7 +175,7 @@ fn endpoint(origin: Uri, options: Options) -> Endpoint {
     }
 }
 
-/// Where a channel leads.
+/// Destination of a channel.
 struct Target {
     host: String,
     port: u16,
@@ -189,20 +186,20 @@ struct Target {
 
 type Connection = TokioIo<Either<net::Stream, Stream>>;
 
-/// A connection with TLS, for who speaks HTTP/2 on it without a channel.
+/// TLS connection for code that speaks HTTP/2 without a channel.
 pub type Stream = TlsStream<BufReader<net::Stream>>;
 
-/// Connects to `host:port`, with TLS and for HTTP/2.
+/// Connects to `host:port` with TLS and ALPN for HTTP/2.
 ///
 /// # Errors
-/// When the address is not of that form, when nobody is there, or somebody else.
+/// When the address is not of that form, the connection fails, or the certificate does not match.
 pub async fn open(address: &str, tls: &ClientTls, options: Options) -> Result<Stream, Error> {
     let (_, target) = target(address, None, Some(tls.clone()), options)?;
     let opened = target.dial(|stream| target.secure(tls, stream));
     target.within(opened).await.map_err(Error::Open)
 }
 
-/// What is read at a time: rustls itself asks for 4 KiB, a fraction of a record.
+/// Read buffer size. rustls alone reads 4 KiB at a time, a fraction of a record.
 const READ: usize = 64 << 10;
 
 async fn connect(target: Arc<Target>) -> io::Result<Connection> {
@@ -216,7 +213,7 @@ async fn connect(target: Arc<Target>) -> io::Result<Connection> {
 }
 
 impl Target {
-    /// Connects to one of the addresses of the host that is `ready` there.
+    /// Connects to the first address of the host for which `ready` succeeds.
     async fn dial<T, F>(&self, ready: impl Fn(net::Stream) -> F) -> io::Result<T>
     where
         F: Future<Output = io::Result<T>>,
@@ -236,7 +233,7 @@ impl Target {
         Ok(stream)
     }
 
-    /// In time, and with an error that says where.
+    /// Applies the connect timeout and adds the address to errors.
     async fn within<T>(&self, opened: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         let opened = tokio::time::timeout(self.connect_timeout, opened).await;
         let opened = opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));

@@ -1,11 +1,10 @@
-//! Metrics for the metron agent of the machine, as the originals of Cloud Foundry's
-//! networking send them: dropsonde's first protocol, one envelope a UDP datagram
+//! Metrics for the machine's metron agent in the format of Cloud Foundry's networking components:
+//! dropsonde's first protocol, one envelope per UDP datagram
 //! (docs/compatibility/asg-syncer.md#metrics).
 //!
-//! Sending never waits and never fails. Nobody answers: a datagram that the kernel
-//! does not take at once, or that finds no agent, is lost. An address that cannot be
-//! resolved is an error line and is resolved again, and does not keep a service from
-//! starting.
+//! Sending never blocks and never fails. The protocol has no acknowledgement: a datagram is lost
+//! when the kernel does not accept it at once or no agent is running. A failure to resolve the
+//! address is logged as an error and retried, and does not prevent the start of a service.
 
 use std::fmt::Display;
 use std::io;
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::HostPort;
 use crate::metrics::{Memory, memory, own};
 
-/// Takes metrics; clones share the socket. The default sends nothing.
+/// Sends metrics; clones share the socket. The default sends nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Dropsonde(Option<Arc<Sender>>);
 
@@ -35,8 +34,8 @@ struct Sender {
 }
 
 impl Dropsonde {
-    /// Sends to the agent at `address`, as `origin`, whether the agent is there or
-    /// not. A host name needs [`Self::resolve`].
+    /// Sends to the agent at `address`, as `origin`, whether or not the agent is running. A host
+    /// name needs [`Self::resolve`].
     #[must_use]
     pub fn to(address: &HostPort, origin: &str) -> Self {
         let socket = OnceLock::new();
@@ -49,8 +48,8 @@ impl Dropsonde {
         Self(Some(Arc::new(Sender { address, socket, origin })))
     }
 
-    /// Resolves the agent's address, again and again until that succeeds or until
-    /// shutdown; the first failure is an error line.
+    /// Resolves the agent's address and retries until success or shutdown; the first failure is
+    /// logged as an error.
     pub async fn resolve(&self, shutdown: &CancellationToken) {
         let Some(sender) = &self.0 else { return };
         let mut is_first = true;
@@ -74,13 +73,13 @@ impl Dropsonde {
         }
     }
 
-    /// Whether there is an agent to send to.
+    /// Whether an agent is configured.
     #[must_use]
     pub fn is_told(&self) -> bool {
         self.0.is_some()
     }
 
-    /// A value of this moment.
+    /// Sends a current value.
     pub fn value(&self, name: impl Display, value: f64, unit: &str) {
         self.send(|| {
             let (name, unit) = (name.to_string(), unit.to_owned());
@@ -89,21 +88,21 @@ impl Dropsonde {
         });
     }
 
-    /// How long something took, in milliseconds as the originals have it.
+    /// Sends a duration in milliseconds, as the originals do.
     pub fn took(&self, name: impl Display, time: Duration) {
         self.value(name, time.as_secs_f64() * 1_000.0, "ms");
     }
 
-    /// One more of these.
+    /// Increments a counter.
     pub fn count(&self, name: impl Display) {
         self.send(|| {
             (COUNTER_EVENT, None, Some(CounterEvent { name: name.to_string(), delta: 1 }))
         });
     }
 
-    /// This process, as far as the originals' numbers mean something without a
-    /// garbage collector: private memory for the heap, tasks for goroutines.
-    /// Within a tokio runtime.
+    /// Sends the originals' process metrics, as far as they have a meaning without a garbage
+    /// collector: private memory for the heap, tasks for goroutines. Must run within a tokio
+    /// runtime.
     pub fn process(&self) {
         let Memory { private, stack } = memory();
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
@@ -174,35 +173,35 @@ pub struct Envelope {
     /// Nanoseconds since 1970.
     #[prost(int64, required, tag = "6")]
     pub timestamp: i64,
-    /// With type 6.
+    /// Set for type 6.
     #[prost(message, optional, tag = "9")]
     pub value_metric: Option<ValueMetric>,
-    /// With type 7.
+    /// Set for type 7.
     #[prost(message, optional, tag = "10")]
     pub counter_event: Option<CounterEvent>,
 }
 
-/// A value of a moment.
+/// A current value.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ValueMetric {
-    /// What is measured.
+    /// Name of the metric.
     #[prost(string, required, tag = "1")]
     pub name: String,
-    /// The number.
+    /// The value.
     #[prost(double, required, tag = "2")]
     pub value: f64,
-    /// Such as `ms`.
+    /// The unit, such as `ms`.
     #[prost(string, required, tag = "3")]
     pub unit: String,
 }
 
-/// Something happened.
+/// A counter increment.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CounterEvent {
-    /// What.
+    /// Name of the counter.
     #[prost(string, required, tag = "1")]
     pub name: String,
-    /// How often.
+    /// The increment.
     #[prost(uint64, required, tag = "2")]
     pub delta: u64,
 }
@@ -237,7 +236,7 @@ mod tests {
         );
     }
 
-    /// As the agent's own decoder would meet it.
+    /// Compares the encoding with the bytes of dropsonde's wire format.
     #[test]
     fn the_bytes_are_those_of_the_protocol() {
         let envelope = Envelope {

@@ -1,13 +1,14 @@
-//! Errors as one line of text.
+//! Formats errors as one line of text.
 
 use std::error::Error;
 
 use crate::redact;
 
-/// An error and what caused it, `outer: inner: innermost`.
+/// An error and its causes, `outer: inner: innermost`.
 ///
-/// Our errors do not repeat their source in their text, so that it stands here
-/// once. URLs have no user part ([`redact`]). For a gRPC status see [`client::describe`](crate::client::describe).
+/// Errors of these crates do not repeat their source in their text, so each text appears once. URLs
+/// have no user part ([`redact`]). For a gRPC status see
+/// [`client::describe`](crate::client::describe).
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = text(error);
     let mut next = error.source();
@@ -19,8 +20,8 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     redact::urls(&text).into_owned()
 }
 
-/// One error without its causes; a refused certificate as a sentence that says what
-/// to change.
+/// One error without its causes. A rejected certificate becomes a sentence that says what to
+/// change.
 pub fn text(error: &(dyn Error + 'static)) -> String {
     trust::explain_cause(error).unwrap_or_else(|| error.to_string())
 }

@@ -1,23 +1,23 @@
-//! Whether a process can do its work.
+//! Readiness of a process.
 //!
-//! A process is ready when each of its components is. Health feeds the gRPC
-//! health service and `/readyz`; being alive is not asked here.
+//! A process is ready when all of its components are. Health feeds the gRPC health service and
+//! `/readyz`; it does not cover liveness.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Why each component that is not ready is not, or `None` for those that are.
+/// Components with the reason why they are not ready; `None` for ready components.
 type Components = BTreeMap<&'static str, Option<String>>;
 
-/// The health of a process, shared by its servers. Without components it is ready.
+/// The health of a process, shared by its servers. A process without components is ready.
 #[derive(Debug, Clone)]
 pub struct Health {
     components: Arc<watch::Sender<Components>>,
 }
 
-/// A part of a process that may not be ready.
+/// A part of a process that reports its readiness.
 #[derive(Debug, Clone)]
 pub struct Component {
     name: &'static str,
@@ -25,7 +25,7 @@ pub struct Component {
 }
 
 impl Health {
-    /// A health without components.
+    /// Creates a health without components.
     #[expect(
         clippy::new_without_default,
         reason = "a second health in a process is a mistake that Default invites"
@@ -34,7 +34,7 @@ impl Health {
         Self { components: Arc::new(watch::Sender::new(Components::new())) }
     }
 
-    /// Adds a component, which is not ready until it says so.
+    /// Adds a component, which is not ready until it reports so.
     pub fn component(&self, name: &'static str) -> Component {
         let component = Component { name, health: self.clone() };
         component.not_ready("starting");
@@ -46,7 +46,7 @@ impl Health {
         self.components.borrow().values().all(Option::is_none)
     }
 
-    /// Each component that is not ready, and why.
+    /// The components that are not ready, with their reasons.
     pub fn reasons(&self) -> Vec<(&'static str, String)> {
         let components = self.components.borrow();
         let reasons = components.iter();
@@ -62,12 +62,12 @@ impl Health {
 }
 
 impl Component {
-    /// The component can do its work.
+    /// Marks the component as ready.
     pub fn ready(&self) {
         self.set(None);
     }
 
-    /// The component cannot do its work, with the reason that operators see.
+    /// Marks the component as not ready; operators see the reason.
     pub fn not_ready(&self, reason: impl Into<String>) {
         self.set(Some(reason.into()));
     }

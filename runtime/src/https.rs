@@ -1,9 +1,8 @@
-//! HTTP/1.1 clients, as the originals' clients are: no proxy of the environment,
-//! no redirect. With TLS of files, changed files count from the next
-//! request on.
+//! HTTP/1.1 clients that behave as the originals' clients: no proxy from the environment, no
+//! redirects. A client with TLS files uses changed files from the next request on.
 //!
-//! reqwest connects by itself, to an address after the other. Its resolver here finds
-//! out which address of a name answers (`net`), and names that one first.
+//! reqwest connects by itself and tries the addresses in order. The resolver here finds out which
+//! address of a name accepts connections (`net`) and returns that one first.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,10 +18,10 @@ use rustls::ClientConfig;
 
 use crate::tls::{ClientTls, Unusable};
 
-/// A connection attempt takes at most this.
+/// Connect timeout of one attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What every client begins with.
+/// Common settings of all clients.
 pub fn builder(user_agent: &str, servers: &Servers) -> ClientBuilder {
     Client::builder()
         .http1_only()
@@ -36,7 +35,7 @@ pub fn builder(user_agent: &str, servers: &Servers) -> ClientBuilder {
         .user_agent(user_agent)
 }
 
-/// Why there is no client.
+/// Error from creating a client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The TLS files cannot be used.
@@ -50,20 +49,19 @@ pub enum Error {
     Build(#[source] reqwest::Error),
 }
 
-/// The servers that a client will call, and its resolver: of the addresses of a name,
-/// the one that takes a connection first comes first.
+/// The servers that a client calls, and their resolver: the address that accepts a connection first
+/// is returned first.
 #[derive(Debug, Clone, Default)]
 pub struct Servers {
-    /// A resolver is asked for a name only; the port is in the URL.
+    /// The port of each host, since a resolver is asked for a name only.
     ports: Arc<BTreeMap<String, u16>>,
 }
 
 impl Servers {
-    /// The servers of these URLs. The addresses of any other name are not tried
-    /// beforehand.
+    /// Creates the resolver for the servers of these URLs. Addresses of other names are not probed.
     pub fn new(urls: &[&str]) -> Self {
         let port = |server: &&str| {
-            // A URL that cannot be parsed fails where it is called.
+            // A URL that cannot be parsed fails at the call.
             let url = Url::parse(server).ok()?;
             Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
         };
@@ -83,8 +81,8 @@ impl Resolve for Servers {
     }
 }
 
-/// A client with TLS of files that keeps its connections as long as these stay
-/// the same.
+/// HTTP client with TLS files. The client, with its connection pool, is kept until the files
+/// change.
 #[derive(Debug)]
 pub struct TlsClient {
     tls: ClientTls,
@@ -95,8 +93,8 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
-    /// A client for certificates that may become usable later. `adjust` changes
-    /// the result of [`builder`].
+    /// Creates a client whose certificates may become usable later. `adjust` modifies the result of
+    /// [`builder`].
     pub fn new(
         tls: ClientTls,
         user_agent: String,
@@ -106,10 +104,10 @@ impl TlsClient {
         Self { tls, user_agent, servers, adjust, built: Mutex::new(None) }
     }
 
-    /// The client of this moment; ask anew for each request.
+    /// Returns the current client; call once per request.
     ///
     /// # Errors
-    /// The certificates of this moment cannot be used.
+    /// When the current certificates cannot be used.
     pub fn client(&self) -> Result<Client, Error> {
         let config = self.tls.rustls_config()?;
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);

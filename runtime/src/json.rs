@@ -1,4 +1,4 @@
-//! JSON from outside the process: an object is only ever read from an object.
+//! JSON from outside the process: an object is read only from an object.
 //!
 //! serde's derived code accepts a list for a struct, the fields in order, so
 //! `"globally_enabled":[true,true]` or `"relationships":[]` are valid values

@@ -1,28 +1,28 @@
-//! How a Portcullis process lives: configuration, logs, TLS, signals,
-//! supervision, gRPC and HTTP servers, clients and metrics.
+//! Foundation of a Portcullis process: configuration, logs, TLS, signals, supervision, gRPC and
+//! HTTP servers, clients and metrics.
 //!
-//! A service implements [`process::Service`] and its `main` is one line. This
-//! crate knows no domain: nothing in it depends on locks, rules or containers.
+//! A service implements [`process::Service`] and its `main` is one line. This crate contains no
+//! domain code: nothing depends on locks, rules or containers.
 //!
-//! The modules, from the outside in:
+//! Modules, outermost first:
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`process`] | the life of a process, from arguments to exit code |
+//! | [`process`] | process lifecycle, from arguments to exit code |
 //! | [`config`] | one JSON file, all of its problems reported at once |
-//! | [`lager`] | log lines in the form of the Cloud Foundry components |
+//! | [`lager`] | log lines in the format of the Cloud Foundry components |
 //! | [`tls`] | certificates, reloaded when their files change |
 //! | [`server`] | listeners, gRPC and HTTP servers, the admin endpoint |
-//! | [`health`] | whether a process can do its work |
+//! | [`health`] | readiness of a process |
 //! | [`client`] | gRPC channels |
 //! | [`write_coalescing`] | coalesces the writes of one poll into a single write |
-//! | [`dropsonde`] | metrics for the metron agent of the machine, over UDP |
-//! | [`loggregator`] | metrics and app logs for the agent of the machine |
+//! | [`dropsonde`] | metrics for the machine's metron agent, over UDP |
+//! | [`loggregator`] | metrics and app logs for the machine's agent |
 //! | [`https`] | HTTP clients |
-//! | [`json`] | JSON from outside, objects only from objects |
-//! | [`supervise`] | tasks, each of which has a waiter |
+//! | [`json`] | JSON from outside; objects are read only from objects |
+//! | [`supervise`] | task groups; every task is awaited |
 //! | [`metrics`] | Prometheus text |
-//! | [`redact`] | URLs without names and passwords |
+//! | [`redact`] | URLs without user names and passwords |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
 
 pub mod backoff;

@@ -1,9 +1,9 @@
-//! Prometheus text. Code counts through [`Family`] constants; this module holds the
-//! recorder that they count into, and adds the kernel's figures of the process. A value
-//! that would lag behind its source is set at each scrape ([`Handle::at_scrape`]).
+//! Prometheus text. Code counts through [`Family`] constants; this module holds the recorder behind
+//! them, and adds the kernel's figures of the process. A value that would lag behind its source is
+//! set at each scrape ([`Handle::at_scrape`]).
 //!
-//! Histograms whose name ends in `_seconds` have fixed buckets from half a
-//! millisecond to half a minute, so that they can be added up over instances.
+//! Histograms whose name ends in `_seconds` have fixed buckets from 0.5 ms to 30 s, so that they
+//! can be aggregated over instances.
 
 mod family;
 pub mod own;
@@ -20,8 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub use family::{Family, Kind, Label};
 pub use own::{FAMILIES, PROCESS};
 
-/// How often histograms are folded together, so that they do not grow between
-/// two reads of the metrics.
+/// Interval at which histograms are compacted, so that they do not grow between two scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 const SECONDS_BUCKETS: [f64; 15] =
@@ -31,7 +30,7 @@ const SECONDS_BUCKETS: [f64; 15] =
 /// architecture that we build for.
 const TICKS: f64 = 100.0;
 
-/// Sets metrics at a scrape.
+/// Callback that sets metrics at a scrape.
 type FileStamps = Box<dyn Fn() + Send>;
 
 /// Renders the metrics of this process.
@@ -50,13 +49,13 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Has `look` called before each rendering. It sets metrics, does not block, and
-    /// does not render.
+    /// Registers `look`, which is called before each rendering to set metrics. `look` must not
+    /// block or render.
     pub fn at_scrape(&self, look: impl Fn() + Send + 'static) {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
     }
 
-    /// Everything, as Prometheus text.
+    /// All metrics as Prometheus text.
     pub fn render(&self) -> String {
         for look in &*self.looks.lock().unwrap_or_else(PoisonError::into_inner) {
             look();
@@ -67,7 +66,7 @@ impl Handle {
         text
     }
 
-    /// Keeps the memory of histograms bounded until shutdown.
+    /// Bounds the memory of histograms until shutdown.
     pub(crate) async fn upkeep(&self, shutdown: &CancellationToken) {
         while shutdown.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
             self.recorder.run_upkeep();
@@ -75,7 +74,7 @@ impl Handle {
     }
 }
 
-/// Makes a recorder and its handle, without making it that of the process.
+/// Creates a recorder and its handle, without installing the recorder.
 pub(crate) fn recorder(name: &str, version: &str) -> (PrometheusRecorder, Handle) {
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
@@ -89,16 +88,16 @@ pub(crate) fn recorder(name: &str, version: &str) -> (PrometheusRecorder, Handle
     (recorder, handle)
 }
 
-/// What the process holds for itself, in bytes.
+/// Memory of the process in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Private and resident: heap and stacks.
+    /// Private resident memory: heap and stacks.
     pub private: u64,
     /// The stack of the main thread.
     pub stack: u64,
 }
 
-/// What the process holds now; 0 where the kernel does not say.
+/// Current memory of the process; 0 where the kernel gives no number.
 pub fn memory() -> Memory {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bytes = |key| field_of(&status, key).map_or(0, |kilobytes| kilobytes as u64 * 1024);
@@ -127,14 +126,14 @@ fn push_process_metrics(text: &mut String) {
     }
 }
 
-/// The number that follows `key` at the beginning of a line.
+/// The number after `key` at the beginning of a line.
 fn field_of(text: &str, key: &str) -> Option<f64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// Field `number`, counted from 1 as in proc(5), of /proc/self/stat. The second
-/// field is a name in parentheses that may hold anything.
+/// Field `number`, counted from 1 as in proc(5), of /proc/self/stat. The second field is a name in
+/// parentheses that may contain any characters.
 fn stat_field(stat: &str, number: usize) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number - 3)?.parse().ok()

@@ -1,17 +1,16 @@
-//! The life of a process, from its arguments to its exit code.
+//! Lifecycle of a process, from its arguments to its exit code.
 //!
-//! 1. Arguments and configuration; what is wrong goes to standard error, one
-//!    sentence a line, since no log stands yet.
+//! 1. Arguments and configuration. Problems go to standard error, one sentence a line, since the
+//!    log is not set up yet.
 //! 2. Log, metrics recorder, TLS provider, tokio.
 //! 3. [`Service::bind`]: sockets, stores, certificates.
-//! 4. [`Service::run`] until SIGTERM or SIGINT; then it drains. A second signal
-//!    ends the process at once, unless it is the same one within half a second.
+//! 4. [`Service::run`] until SIGTERM or SIGINT, then drain. A second signal ends the process at
+//!    once, unless it is the same signal within half a second.
 //!
-//! Exit codes: 0 for an orderly end, [`ConfigError::exit`] for a configuration
-//! that cannot be used, 2 for a wrong command line, that of a [`Failure`] where
-//! the original has one, and 1 for everything else, with an error line
-//! `exited-with-failure` whose `data.error` has the whole chain.
-//! An orderly end is the info line `exited`.
+//! Exit codes: 0 for an orderly exit, [`ConfigError::exit`] for an unusable configuration, 2 for a
+//! wrong command line, that of a [`Failure`] where the original has one, and 1 for everything else,
+//! with an error line `exited-with-failure` whose `data.error` has the whole chain. An orderly exit
+//! writes the info line `exited`.
 
 mod about;
 mod args;
@@ -35,26 +34,25 @@ use self::args::{Own, Request};
 use crate::config::{self, Loaded};
 use crate::{lager, metrics, redact};
 
-/// For how long after a signal the same one is still the same wish: supervisors tell
-/// a process, and then its whole group.
+/// Period in which a repeated signal counts as the same request: supervisors signal a process, and
+/// then its process group.
 const ECHO: Duration = Duration::from_millis(500);
 
-/// How often the log says which lines were left out.
+/// Interval of the log line about omitted lines.
 const LEFT_OUT: Duration = Duration::from_secs(10);
 
-/// What a program does instead of serving, when its flag is given: `run` answers the
-/// text for standard output. Blocks.
+/// What a program does instead of serving when its flag is set: `run` returns the text for standard
+/// output. Blocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<C> {
     /// The flag.
     pub flag: Flag,
-    /// Does it.
+    /// Runs the task.
     pub run: fn(&C) -> anyhow::Result<String>,
 }
 
-/// A failure that the original reports in a line of its own, with an exit code of
-/// its own. It takes the place of `exited-with-failure` wherever it stands in the
-/// chain of an error.
+/// A failure that the original reports with its own log line and exit code. A `Failure` anywhere in
+/// an error chain replaces `exited-with-failure`.
 #[derive(Debug, thiserror::Error)]
 #[error("{line}")]
 pub struct Failure {
@@ -66,44 +64,44 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A fatal line, and exit code 2.
+    /// Creates a failure with a fatal log line and exit code 2.
     pub fn fatal(line: &'static str, cause: impl Into<anyhow::Error>) -> Self {
         Self { line, is_fatal: true, exit: 2, cause: cause.into() }
     }
 
-    /// An error line, and exit code 1.
+    /// Creates a failure with an error log line and exit code 1.
     pub fn error(line: &'static str, cause: impl Into<anyhow::Error>) -> Self {
         Self { line, is_fatal: false, exit: 1, cause: cause.into() }
     }
 }
 
-/// What a service gets from its process.
+/// What a process provides to its service.
 #[derive(Debug, Clone)]
 pub struct Process {
     /// Changes the log level at run time.
     pub log: lager::Control,
     /// Renders the metrics.
     pub metrics: metrics::Handle,
-    /// The signal that ends it.
+    /// The signal that ends the process.
     pub ending: Ending,
-    /// The service's own flags that were given.
+    /// The service's own flags that are set.
     flags: Vec<Flag>,
 }
 
-/// The signal that ends a process, once it has come.
+/// The signal that ends a process, once it has arrived.
 #[derive(Debug, Clone, Default)]
 pub struct Ending(Arc<OnceLock<i32>>);
 
 impl Ending {
-    /// Its number; `None` as long as none has come, or when something else is the
-    /// end.
+    /// The signal number; `None` before a signal arrives or when the process ends for another
+    /// reason.
     pub fn signal(&self) -> Option<i32> {
         self.0.get().copied()
     }
 }
 
 impl Process {
-    /// Whether one of the service's own flags was given.
+    /// Whether one of the service's own flags is set.
     pub fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|given| given.name == flag)
     }
@@ -114,8 +112,8 @@ impl Process {
         Self { flags: flags.to_vec(), ..self }
     }
 
-    /// A process for tests that bind a service themselves: its log level and its
-    /// metrics are connected to nothing.
+    /// A process for tests that bind a service themselves. Its log level and metrics are not
+    /// connected to anything.
     pub fn detached() -> Self {
         let options = lager::Options {
             source: "detached".into(),
@@ -128,8 +126,8 @@ impl Process {
     }
 }
 
-/// Copies what a process with this configuration keeps to a file, whether that
-/// process runs or not; answers how many bytes that are. Blocks.
+/// Copies the persistent state of a process with this configuration to a file, whether or not the
+/// process is running, and returns the number of bytes. Blocks.
 pub type Backup<C> = fn(&C, &Path) -> anyhow::Result<u64>;
 
 /// A service, as [`main`] runs it.
@@ -137,28 +135,28 @@ pub trait Service: Sized {
     /// Its configuration.
     type Config: config::Configure + 'static;
 
-    /// Who it is.
+    /// Name, version and command line of the service.
     const ABOUT: About;
 
-    /// Its own flags; [`Process::has`] tells which were given.
+    /// The service's own flags; [`Process::has`] tests them.
     const FLAGS: &'static [Flag] = &[];
 
-    /// What it can do instead of serving.
+    /// Subcommands that run instead of the service.
     const COMMANDS: &'static [Command] = &[];
 
-    /// What it can do with its configuration instead of serving.
+    /// Flags that run a task with the configuration instead of serving.
     const TASKS: &'static [Task<Self::Config>] = &[];
 
-    /// What the flag `backup-to` does; there is none where nothing is kept.
+    /// Implementation of the flag `backup-to`; `None` for a service without persistent state.
     const BACKUP: Option<Backup<Self::Config>> = None;
 
-    /// Its metric families, beside those that all processes have.
+    /// Its metric families, in addition to those of every process.
     const METRICS: &'static [metrics::Family] = &[];
 
-    /// How its configuration wants the log.
+    /// Log options from the configuration.
     fn log(config: &Self::Config) -> lager::Options;
 
-    /// What its configuration wants to be kept out of the log.
+    /// Log redaction from the configuration.
     fn redactor(_config: &Self::Config) -> lager::Redactor {
         lager::Redactor::default()
     }
@@ -170,7 +168,7 @@ pub trait Service: Sized {
     fn run(self, shutdown: CancellationToken) -> impl Future<Output = anyhow::Result<()>>;
 }
 
-/// Runs a service to its end. This is the whole of a service's `main`.
+/// Runs a service until it exits. This is the whole of a service's `main`.
 pub fn main<S: Service>() -> ExitCode {
     let about = S::ABOUT;
     let named = std::env::args_os().nth(1).unwrap_or_default();
@@ -183,7 +181,7 @@ pub fn main<S: Service>() -> ExitCode {
     let request = match args::parse(&about, &own, std::env::args_os()) {
         Ok(request) => request,
         Err(error) => {
-            // Help and version are errors to clap. Go writes help to standard error.
+            // clap reports help and version as errors. Go writes help to standard error.
             let _closed = match error.kind() {
                 ErrorKind::DisplayHelp => write!(io::stderr(), "{error}"),
                 _ => error.print(),
@@ -215,7 +213,7 @@ pub fn main<S: Service>() -> ExitCode {
     }
 }
 
-/// What to do with a configuration that is good.
+/// What to do once the configuration is valid.
 enum Wanted {
     Check,
     Service(Vec<Flag>),
@@ -338,7 +336,7 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
         let first = signals.next().await;
         let came = Instant::now();
         tracing::info!(signal = first, "signalled");
-        // Only the first is the end; nobody else sets it.
+        // Only the first signal counts; no other code sets the cell.
         let _only_once = process.ending.0.set(first);
         shutdown.cancel();
         let number = loop {
@@ -369,12 +367,12 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
     outcome
 }
 
-/// The signals that end a process, and those that must not.
+/// The signals that end a process, and those that are ignored.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// Held so that SIGUSR1 is ignored, as the originals do.
+    /// Registered so that SIGUSR1 is ignored, as in the originals.
     _user: Signal,
 }
 
@@ -388,7 +386,7 @@ impl Signals {
         })
     }
 
-    /// The number of the next signal that ends the process. SIGHUP changes nothing: operators
+    /// Returns the number of the next signal that ends the process. SIGHUP has no effect: operators
     /// send it for a reload, so the log says what is reloaded without it.
     async fn next(&mut self) -> i32 {
         loop {
@@ -417,7 +415,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(*exit)
 }
 
-/// Puts panics into the log, besides standard error.
+/// Writes panics to the log, in addition to standard error.
 fn log_panics() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

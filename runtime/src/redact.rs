@@ -1,19 +1,19 @@
-//! URLs without the user part, which may be a name and a password or a token.
+//! Removes the user part of URLs, which may be a name and a password or a token.
 //!
-//! Every log line, every configuration problem on standard error and every error
-//! of [`chain`](crate::error::chain) goes through [`urls`], whatever URL of a
-//! configuration or of a redirect it repeats.
+//! Every log line, every configuration problem on standard error and every error of
+//! [`chain`](crate::error::chain) goes through [`urls`], since each may repeat a URL of the
+//! configuration or of a redirect.
 
 use std::borrow::Cow;
 
-/// The mark in place of the user part.
+/// Replacement for the user part.
 const REDACTED: &str = "*REDACTED*";
 
 /// `text` without the user part of each URL in it.
 ///
-/// In a URL of HTTP the user part ends before the path. Other URLs (databases)
-/// are written by hand with unescaped passwords, so there it ends at the last `@`
-/// before white space or a quote.
+/// In an HTTP URL the user part ends before the path. Other URLs (databases) are often written by
+/// hand with unescaped passwords, so their user part ends at the last `@` before white space or a
+/// quote.
 #[must_use]
 pub fn urls(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
@@ -34,7 +34,7 @@ pub fn urls(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// `url` without its user part, which is not marked.
+/// `url` without its user part and without a mark.
 #[must_use]
 pub fn without_user(url: &str) -> String {
     let Some(at) = url.find("://") else { return url.to_owned() };
@@ -43,7 +43,7 @@ pub fn without_user(url: &str) -> String {
     format!("{before}{}", rest[user..].strip_prefix('@').unwrap_or(&rest[user..]))
 }
 
-/// How long the user part is with which `url`, the text after `://`, begins.
+/// Length of the user part at the beginning of `url`, the text after `://`.
 fn user_part(before: &str, url: &str) -> usize {
     let is_end: fn(char) -> bool = match is_http(before) {
         true => |c| c.is_whitespace() || "\"'/?#<>\\".contains(c),

@@ -1,12 +1,12 @@
-//! Tasks, each of which has a waiter.
+//! Task groups; every task is awaited.
 //!
-//! What holds:
-//! - A task that ends before shutdown, whether well, with an error or by a
-//!   panic, shuts the others down at once, also when nobody is in
-//!   [`Tasks::join`] yet; it is the error that `join` returns, by name.
-//! - After shutdown all tasks have one common deadline. Who misses it is aborted
+//! Invariants:
+//! - A task that ends before shutdown, with success, an error or a panic, shuts the others down at
+//!   once, even before [`Tasks::join`] is called. `join` returns this end as an error with the
+//!   task's name.
+//! - After shutdown all tasks have one common deadline. A task that misses the deadline is aborted
 //!   and named.
-//! - Dropping [`Tasks`] aborts what still runs: no task outlives its owner.
+//! - Dropping [`Tasks`] aborts the remaining tasks: no task outlives its owner.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// A group of tasks that live and end together.
+/// A group of tasks with a common lifetime.
 #[derive(Debug)]
 pub struct Tasks {
     shutdown: CancellationToken,
@@ -31,19 +31,19 @@ pub struct Tasks {
 /// How a task ended.
 struct Ended {
     name: &'static str,
-    /// Whether nobody had asked for it.
+    /// Whether the task ended before shutdown.
     early: bool,
     outcome: Result<(), Error>,
 }
 
 impl Tasks {
-    /// An empty group that ends when `shutdown` is cancelled, and cancels it when
+    /// Creates an empty group that ends when `shutdown` is cancelled, and cancels `shutdown` when
     /// one of its tasks ends early.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self { shutdown, running: JoinSet::new(), names: BTreeMap::new() }
     }
 
-    /// Starts a task. It has to watch the group's shutdown token by itself.
+    /// Starts a task. The task must watch the group's shutdown token.
     pub fn add(
         &mut self,
         name: &'static str,
@@ -122,7 +122,7 @@ impl Tasks {
     }
 }
 
-/// Keeps the error that ended the group, and logs those that follow it.
+/// Keeps the error that ended the group, and logs later ones.
 fn keep_first(first: &mut Option<Error>, error: Error) {
     if first.is_none() {
         *first = Some(error);
@@ -131,7 +131,7 @@ fn keep_first(first: &mut Option<Error>, error: Error) {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

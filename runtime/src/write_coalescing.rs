@@ -1,14 +1,13 @@
-//! One write for what one turn of a connection has to say.
+//! Coalesces the writes of one poll into a single write.
 //!
-//! An HTTP/2 connection flushes after each frame that carries data. With TLS each
-//! flush is a record, a system call and a waking of the other side: three for an
-//! answer that fits in one, forty for a large one. [`CoalescingStream`] keeps what is written
-//! until the connection has had its turn ([`CoalescingStream::poll_and_flush`]), or until there are
-//! 64 KiB.
+//! An HTTP/2 connection flushes after each frame that carries data. With TLS each flush is a
+//! record, a system call and a wakeup of the peer: three for a response that fits in one, forty for
+//! a large one. [`CoalescingStream`] buffers writes until the end of the connection's poll
+//! ([`CoalescingStream::poll_and_flush`]), or until 64 KiB are buffered.
 //!
-//! What holds: nothing is kept back after a turn, except what the kernel does not
-//! take; then the connection's task is woken when it does. A connection that is
-//! shut down has written everything first. An idle connection has no buffer.
+//! Invariants: after a poll, only bytes that the kernel does not accept stay buffered, and the
+//! connection's task is woken when the kernel accepts more. Shutdown writes everything first. An
+//! idle connection has no buffer.
 
 use std::io;
 use std::pin::Pin;
@@ -17,12 +16,12 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is gathered at most: what rustls takes at a time.
+/// Maximum buffer size: what rustls takes at a time.
 const ROOM: usize = 64 << 10;
-/// Room for an ordinary answer.
+/// Buffer size of an ordinary response.
 const SMALL: usize = 1 << 10;
 
-/// The stream of a connection, shared by the connection and by who drives it.
+/// Stream of a connection, shared by the connection and its driver.
 #[derive(Debug)]
 pub struct CoalescingStream<I>(Arc<Mutex<Inner<I>>>);
 
@@ -30,20 +29,20 @@ pub struct CoalescingStream<I>(Arc<Mutex<Inner<I>>>);
 struct Inner<I> {
     io: I,
     gathered: Vec<u8>,
-    /// How much of it is written.
+    /// Number of bytes already written.
     written: usize,
-    /// Everything is written at once.
+    /// Unbuffered: everything is written at once.
     is_direct: bool,
 }
 
 impl<I> CoalescingStream<I> {
-    /// Keeps what is written to `io`.
+    /// Buffers writes to `io`.
     pub fn new(io: I) -> Self {
         Self::of(io, false)
     }
 
-    /// Gathers nothing: for a connection that flushes only when it has nothing more
-    /// to say, as HTTP/1 does.
+    /// Creates an unbuffered stream, for a connection that flushes only when it has nothing more to
+    /// write, as HTTP/1 does.
     pub(crate) fn direct(io: I) -> Self {
         Self::of(io, true)
     }
@@ -53,7 +52,7 @@ impl<I> CoalescingStream<I> {
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// The same stream.
+    /// Another handle of the same stream.
     #[must_use]
     pub fn share(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -65,7 +64,7 @@ impl<I> CoalescingStream<I> {
 }
 
 impl<I: AsyncWrite + Unpin> CoalescingStream<I> {
-    /// Gives the connection its turn, and writes what it had to say.
+    /// Polls the connection, then flushes.
     pub fn poll_and_flush<T, E: From<io::Error>>(
         &self,
         connection: Pin<&mut impl Future<Output = Result<T, E>>>,
@@ -103,12 +102,12 @@ impl<I: AsyncWrite + Unpin> Inner<I> {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes what there is room for.
+    /// Buffers as many bytes as fit.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let room = ROOM - self.gathered.len();
         let taken = &bytes[..bytes.len().min(room)];
         if self.gathered.capacity() - self.gathered.len() < taken.len() {
-            // What is larger than an ordinary answer is seldom alone.
+            // A response larger than an ordinary one usually consists of several writes.
             let is_small = self.gathered.len() + taken.len() <= SMALL;
             self.gathered.reserve_exact(if is_small { SMALL } else { room });
         }
@@ -163,7 +162,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CoalescingStream<I> {
         !inner.is_direct || inner.io.is_write_vectored()
     }
 
-    /// Ready at once: the end of the turn writes.
+    /// Ready at once: the end of the poll writes.
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.inner();
         if inner.is_direct {
@@ -188,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// A connection that writes these pieces, flushes after each, and goes on waiting.
+    /// A connection that writes these pieces, flushes after each, and then stays pending.
     async fn say(
         mut io: CoalescingStream<impl AsyncWrite + Unpin>,
         pieces: &[&[u8]],

@@ -10,20 +10,20 @@ use rcgen::{
 use runtime::tls::{Alpn, ClientTls, Files, ServerTls};
 use tempfile::TempDir;
 
-/// Makes certificates and puts them into a directory of its own.
+/// Issues certificates into a directory of its own.
 pub(crate) struct Authority {
     folder: TempDir,
     certificate: Certificate,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// What stands in a certificate.
+/// Contents of a certificate.
 pub(crate) struct Leaf {
     pub(crate) params: CertificateParams,
 }
 
 impl Leaf {
-    /// Good for both sides, for the names by which tests reach their servers.
+    /// A certificate for server and client use, with the names by which tests reach their servers.
     pub(crate) fn new(common_name: &str) -> Self {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
@@ -64,13 +64,13 @@ impl Authority {
         self.certificate.pem()
     }
 
-    /// A certificate and its key, both PEM.
+    /// Issues a certificate; returns certificate and key in PEM.
     pub(crate) fn sign(&self, leaf: &Leaf, key: &KeyPair) -> (String, String) {
         let certificate = leaf.params.signed_by(key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// Writes a certificate, its key and the authority under `name`.
+    /// Writes a certificate, its key and the CA certificate under `name`.
     pub(crate) fn issue(&self, name: &str, leaf: &Leaf) -> Files {
         self.issue_with(name, leaf, &KeyPair::generate().unwrap())
     }
@@ -97,7 +97,7 @@ impl Authority {
     }
 }
 
-/// Replaces a file in one step, as careful tools do.
+/// Replaces a file atomically.
 pub(crate) fn replace(path: &Path, text: &str) {
     let temporary = path.with_extension("new");
     fs::write(&temporary, text).unwrap();

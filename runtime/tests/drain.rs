@@ -1,4 +1,4 @@
-//! How servers end.
+//! Drain of servers at shutdown.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::grpc::{Odd, Running, call, check, spawn};
 use crate::wait;
 
-/// Longer than any test takes: what waits for it fails.
+/// Longer than any test runs, so waiting for this long fails the test.
 const LONG: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -74,7 +74,8 @@ async fn idle_connections_and_health_watchers_do_not_hold_up_the_end() {
 async fn handshakes_do_not_hold_up_the_end() {
     let running = Running::start(LONG).await;
     let _silent = TcpStream::connect(&running.address).await.unwrap();
-    // When a later connection is served, the silent one was accepted too.
+    // Connections are accepted in order: once a later one is served, the silent one is accepted
+    // too.
     check(running.trusted(), "").await.unwrap();
     running.shutdown.cancel();
     timeout(PATIENCE, running.server).await.expect("drained").unwrap().unwrap();
@@ -101,10 +102,10 @@ async fn more_connections_than_allowed_wait_for_their_turn() {
     timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
 }
 
-/// What every client says first.
+/// HTTP/2 connection preface and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The frames of HTTP/2 that a client without a voice is sent.
+/// Reads the type of the next HTTP/2 frame from the server.
 async fn frame(stream: &mut TcpStream) -> Option<u8> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
@@ -131,7 +132,7 @@ async fn connections_are_told_to_go_one_after_another() {
         for _ in 0..COUNT {
             let mut client = TcpStream::connect(&address).await.unwrap();
             client.write_all(PREFACE).await.unwrap();
-            // It is served.
+            // The connection is served.
             frame(&mut client).await.unwrap();
             clients.push(client);
         }
@@ -147,7 +148,7 @@ async fn connections_are_told_to_go_one_after_another() {
         for (before, at) in (0..COUNT).zip(&told) {
             assert!(*at >= apart * before, "the {before}th after {at:?}");
         }
-        // Nor all at once in the end.
+        // GOAWAYs are not sent all at once at the end either.
         let (expected, first, last) = (apart * COUNT, told[0], told[told.len() - 1]);
         assert!(last - first >= expected * 9 / 10, "{:?} instead of {expected:?}", last - first);
         let early = told.iter().filter(|at| **at - first < expected / 2).count();
@@ -182,7 +183,7 @@ async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
     let shutdown = CancellationToken::new();
     let server = spawn(server.serve(shutdown.clone(), LONG));
 
-    // A real client answers pings, and here sends many of its own.
+    // A real client answers pings, and in this test sends many of its own.
     let options = runtime::client::Options {
         keepalive_interval: Some(Duration::from_millis(10)),
         ..Default::default()
@@ -191,7 +192,7 @@ async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
     let status = call(channel, "/test.Odd/Slow").await;
     assert_eq!(status.message(), "slow but done", "{status:?}");
 
-    // This one says what every client says first, and then nothing.
+    // This client sends only the preface.
     let mut silent = TcpStream::connect(&address).await.unwrap();
     silent.write_all(PREFACE).await.unwrap();
     let mut received = Vec::new();
@@ -201,7 +202,7 @@ async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
     timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
 }
 
-/// A client that is stopped answers no ping, and says nothing at all.
+/// A stopped client answers no ping and sends nothing.
 #[tokio::test]
 async fn a_frozen_client_does_not_hold_up_the_end() {
     let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
@@ -212,7 +213,7 @@ async fn a_frozen_client_does_not_hold_up_the_end() {
     let server = spawn(server.serve(shutdown.clone(), LONG));
     let mut frozen = TcpStream::connect(&address).await.unwrap();
     frozen.write_all(PREFACE).await.unwrap();
-    // The settings of the server: it serves the connection.
+    // The SETTINGS of the server show that it serves the connection.
     assert_eq!(frame(&mut frozen).await, Some(4));
     let channel = runtime::client::channel(&address, None, Default::default()).unwrap();
     let slow = spawn(call(channel, "/test.Odd/Slow"));

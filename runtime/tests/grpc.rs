@@ -31,10 +31,10 @@ use tonic_prost::ProstCodec;
 use crate::certificates::{Authority, Leaf};
 use crate::wait;
 
-/// A service made by hand whose methods behave in ways worth testing.
+/// A hand-written service whose methods misbehave in ways worth testing.
 #[derive(Clone, Default)]
 pub(crate) struct Odd {
-    /// Whether a `Hang` was begun, and whether it was dropped.
+    /// Whether a `Hang` call has started, and whether it was dropped.
     pub(crate) hanging: Arc<AtomicBool>,
     pub(crate) dropped: Arc<AtomicBool>,
 }
@@ -71,7 +71,7 @@ impl tower::Service<http::Request<Body>> for Odd {
     }
 }
 
-/// Sets its flag when it is dropped.
+/// Sets its flag on drop.
 struct Note(Arc<AtomicBool>);
 
 impl Drop for Note {
@@ -81,7 +81,7 @@ impl Drop for Note {
 }
 
 impl Odd {
-    /// An answer without an end.
+    /// An endless response.
     fn flood(self) -> http::Response<Body> {
         let note = Note(self.dropped);
         let pieces = tokio_stream::iter(std::iter::repeat_with(move || {
@@ -109,7 +109,7 @@ fn tell_peer(request: http::Request<Body>) -> Status {
     Status::failed_precondition(format!("{address:?} {identity:?}"))
 }
 
-/// A running server and what is needed to call it.
+/// A running server and the credentials to call it.
 pub(crate) struct Running {
     pub(crate) authority: Authority,
     pub(crate) address: String,
@@ -157,7 +157,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     tokio::spawn(future)
 }
 
-/// Calls a method of [`Odd`], which never answers OK.
+/// Calls a method of [`Odd`], which never returns OK.
 pub(crate) async fn call(channel: Channel, path: &'static str) -> Status {
     let mut client = tonic::client::Grpc::new(channel);
     if let Err(error) = client.ready().await {
@@ -260,7 +260,7 @@ async fn a_panic_is_an_internal_error_and_nothing_more() {
 #[tokio::test]
 async fn the_deadline_of_a_call_is_kept() {
     let running = Running::start_with(Authority::new("unused"), None, DRAIN).await;
-    // Not by a gRPC client, which would give up by itself.
+    // Uses an HTTP client, since a gRPC client would time out by itself.
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let request = http::Request::post(format!("http://{}/test.Odd/Hang", running.address))
         .header("content-type", "application/grpc")
@@ -375,13 +375,13 @@ async fn statuses_are_told_as_go_tells_them() {
     files.ca = running.authority.path("ca.crt");
     let channel = running.channel(Some(ClientTls::load(&files).unwrap()));
     let text = client::describe(&check(channel, "").await.unwrap_err());
-    // Which cause it is depends on whether the alert or the end comes first.
+    // The cause depends on whether the alert or the end of the stream comes first.
     assert!(!text.ends_with("transport error"), "{text}");
 }
 
 #[tokio::test]
 async fn a_channel_does_not_wait_for_a_silent_server() {
-    // Accepts, as the kernel does, and never says anything.
+    // Accepts connections through the kernel's queue, and never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let authority = Authority::new("test authority");

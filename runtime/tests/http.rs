@@ -1,4 +1,4 @@
-//! The HTTP server and the operators' endpoint.
+//! The HTTP server and the admin endpoint.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ struct Running {
     slow: Arc<Slow>,
 }
 
-/// A request that is answered when it is told to be.
+/// A request that gets its response on a signal.
 #[derive(Default)]
 struct Slow {
     arrived: Notify,
@@ -154,7 +154,7 @@ async fn everything_else_is_not_found() {
     }
 }
 
-/// Runbooks set them; there is no Go runtime that would sample by them.
+/// Runbooks set the rates; there is no Go runtime to sample with them.
 #[tokio::test]
 async fn the_rates_of_gos_profiles_take_numbers_only() {
     let running = Running::start().await;
@@ -205,7 +205,7 @@ async fn plain_http_on_a_tls_port_gets_an_answer() {
     assert_eq!(answer, expected);
 
     let stream = TcpStream::connect(&address).await.unwrap();
-    // What a client offers besides is not held against it.
+    // Additional ALPN protocols of the client are ignored.
     let mut config = (*authority.client().rustls_config().unwrap()).clone();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.0".to_vec()];
     let connector = TlsConnector::from(Arc::new(config));
@@ -232,7 +232,7 @@ async fn open_requests_may_end_and_idle_connections_do_not_hold_up() {
     let (slow, ()) = tokio::join!(running.get("/slow"), async {
         running.slow.arrived.notified().await;
         running.shutdown.cancel();
-        // That the idle connection is closed says that the server is ending.
+        // The server closes the idle connection, which shows that the drain has begun.
         let mut rest = Vec::new();
         idle.read_to_end(&mut rest).await.unwrap();
         running.slow.finish.notify_one();

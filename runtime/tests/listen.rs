@@ -76,7 +76,7 @@ async fn a_unix_socket_is_private_and_removed_at_the_end() {
 async fn what_a_killed_process_left_is_removed_and_nothing_else() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("control.sock");
-    // The standard library's listener leaves its file behind, as a crash does.
+    // The standard library's listener leaves its socket file behind, as a crash does.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     Listener::unix("control", &path).await.unwrap();

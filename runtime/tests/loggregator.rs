@@ -1,4 +1,4 @@
-//! Envelopes on their way to an agent over mutual TLS.
+//! Delivery of envelopes to an agent over mutual TLS.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::wait;
 
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// A certificate as agents have it: for `metron`, not for where they are.
+/// A certificate like those of real agents: for `metron`, not for the address.
 fn agent_certificate(authority: &Authority) -> Files {
     let leaf = Leaf::new("metron").with(|params| params.subject_alt_names.clear());
     authority.issue("metron", &leaf.name(SanType::DnsName("metron".try_into().unwrap())))
@@ -74,7 +74,7 @@ fn config(authority: &Authority, address: &str) -> Config {
     }
 }
 
-/// A client whose delivery runs.
+/// A client with a running delivery task.
 struct Client {
     loggregator: Loggregator,
     shutdown: CancellationToken,
@@ -197,7 +197,7 @@ async fn without_an_agent_the_queue_fills_and_nobody_waits() {
     client.count(0..QUEUE + 500);
     client.stop().await;
 
-    // What had room is delivered when there is somebody; the rest is not.
+    // Envelopes that fit in the queue are delivered once an agent runs; the others are dropped.
     let running = Running::start(&authority, "127.0.0.1:0").await;
     let (loggregator, delivery) = bind("test", &config(&authority, &running.address)).unwrap();
     for value in 0..QUEUE + 500 {
@@ -226,7 +226,7 @@ async fn what_is_queued_at_shutdown_is_still_delivered() {
 #[tokio::test]
 async fn only_an_agent_is_spoken_to() {
     let authority = Authority::new("loggregator authority");
-    // A certificate for the address, and of the authority, but not for `metron`.
+    // A certificate of the right CA for the address, but not for `metron`.
     let files = authority.issue("other", &Leaf::new("other"));
     let listener = Listener::tcp("ingress", "127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
@@ -250,7 +250,7 @@ async fn only_an_agent_is_spoken_to() {
     let why = log.data_of(line).unwrap()["error"].to_string();
     assert!(why.contains("certificate") && why.contains("metron"), "{why}");
     assert!(agent.batches().is_empty(), "a stranger was told");
-    // The same place with the right certificate is served what waited.
+    // The same address with the right certificate gets the queued envelopes.
     let right = agent_certificate(&authority);
     std::fs::copy(right.cert, files.cert).unwrap();
     std::fs::copy(right.key, files.key).unwrap();

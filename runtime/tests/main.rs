@@ -1,4 +1,4 @@
-//! The runtime from outside: real sockets, real certificates, real processes.
+//! Black-box tests of the runtime: real sockets, real certificates, real processes.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
 

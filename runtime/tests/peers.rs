@@ -1,4 +1,4 @@
-//! Peers that refuse, hang, or speak something else.
+//! Peers that reject connections, hang, or speak another protocol.
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
@@ -82,8 +82,8 @@ async fn a_server_of_http_1_with_tls_is_not_grpc() {
     timeout(PATIENCE, server).await.expect("drained").unwrap();
 }
 
-/// Asks for an answer without an end, and would take all of it: settings with the
-/// largest window, the same for the connection, and a POST.
+/// Requests an endless response with the largest flow-control windows: SETTINGS for the stream
+/// window, WINDOW_UPDATE for the connection, and a POST.
 async fn ask_for_a_flood(stream: &mut (impl AsyncWrite + Unpin)) {
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     sent.extend(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff");
@@ -94,7 +94,7 @@ async fn ask_for_a_flood(stream: &mut (impl AsyncWrite + Unpin)) {
     stream.write_all(&sent).await.unwrap();
 }
 
-/// Such as a process that is stopped.
+/// Such as a stopped process.
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -110,7 +110,7 @@ async fn a_client_that_reads_nothing_is_given_up() {
         let limits = Limits {
             keepalive_interval: Duration::from_millis(300),
             keepalive_timeout: Duration::from_millis(300),
-            // The next client gets the place of the first one.
+            // The next client needs the connection slot of the first one.
             connections: 1,
             ..Limits::default()
         };
@@ -118,7 +118,7 @@ async fn a_client_that_reads_nothing_is_given_up() {
         let server = Grpc::new(listener, None, &Health::new()).limits(limits).add(odd.clone());
         let shutdown = CancellationToken::new();
         let server = spawn(server.serve(shutdown.clone(), LONG));
-        // Kept open, and never read.
+        // Kept open without reading.
         let (mut tcp, mut local) = (None, None);
         if unix {
             ask_for_a_flood(local.insert(UnixStream::connect(&path).await.unwrap())).await;
@@ -139,7 +139,7 @@ async fn a_client_that_reads_nothing_is_given_up() {
     }
 }
 
-/// reqwest would try one address after another, each for a part of the connect timeout.
+/// reqwest alone would try one address after another, each for a part of the connect timeout.
 #[test]
 fn an_http_client_passes_over_dead_addresses() {
     with_three_addresses(|| {
@@ -164,10 +164,10 @@ fn an_http_client_passes_over_dead_addresses() {
             drop_only(&addresses[..2]);
             let (answer, took) = ask().await;
             assert_eq!(answer.unwrap(), 200);
-            // 250 ms for each, and a busy machine.
+            // 250 ms per address, plus a margin for a busy machine.
             assert!(took < Duration::from_secs(2), "{took:?}");
 
-            // The kept connection dies: its request fails, the next one does not.
+            // The pooled connection dies: its request fails, the next one succeeds.
             drop_only(&addresses[2..]);
             let (_failed, took) = ask().await;
             assert!(took < Duration::from_secs(8), "{took:?}");

@@ -1,4 +1,4 @@
-//! The life of a whole process.
+//! Lifecycle of a whole process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ fn config(text: &str) -> NamedTempFile {
     file
 }
 
-/// Runs a probe that ends by itself.
+/// Runs a probe that exits by itself.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(PROBE);
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -27,7 +27,7 @@ fn run(arguments: &[&str]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// Kills the child if the returned value lives for too long, so that a process
+/// Kills the child after a timeout unless the returned value is dropped first, so that a process
 /// that hangs fails its test.
 fn watch(child: &Child) -> Sender<()> {
     const LONGEST: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// The last line of a log, parsed.
+/// The last log line, parsed.
 fn last(output: &Output) -> Json {
     let line = text(&output.stdout).lines().last().expect("a log line");
     serde_json::from_str(line).expect(line)
@@ -59,7 +59,7 @@ fn last(output: &Output) -> Json {
 /// A running probe.
 struct Running {
     child: Child,
-    /// `None` once nobody reads it any more.
+    /// `None` once the log is no longer read.
     log: Option<BufReader<ChildStdout>>,
     admin: String,
     _watchdog: Sender<()>,
@@ -73,7 +73,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Starts a probe and waits until it says that it has.
+    /// Starts a probe and waits until the probe logs that it has started.
     fn start(more_config: &str) -> Self {
         let file = config(&format!(r#"{{"admin_address":"127.0.0.1:0"{more_config}}}"#));
         let mut command = Command::new(PROBE);
@@ -88,7 +88,7 @@ impl Running {
         running
     }
 
-    /// The next line with this message. The log ends when the process does.
+    /// Waits for the next line with this message. The log ends with the process.
     fn wait_for(&mut self, message: &str) -> Json {
         let log = self.log.as_mut().unwrap();
         let mut line = String::new();
@@ -108,7 +108,7 @@ impl Running {
         assert!(sent.success());
     }
 
-    /// The exit code, and the rest of the log.
+    /// Returns the exit code and the rest of the log.
     fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.log.take().unwrap().read_to_string(&mut rest).unwrap();
@@ -151,7 +151,7 @@ fn a_second_signal_ends_it_at_once() {
     assert!(log.contains("signal 2 arrived while draining"), "{log}");
 }
 
-/// A supervisor tells the process and then its group.
+/// A supervisor signals the process and then its process group.
 #[test]
 fn the_same_signal_twice_at_once_is_one() {
     let mut running = Running::start(r#","fault":"hang","drain_seconds":1"#);

@@ -22,7 +22,7 @@ fn capture() -> (lager::Capture, lager::Control, tracing::subscriber::DefaultGua
     })
 }
 
-/// Moves files to another authority, one after the other.
+/// Switches the files to another CA, one file after the other.
 fn move_to(authority: &Authority, files: &Files) {
     let fresh = authority.issue("moved", &Leaf::new("moved"));
     for (from, to) in [(&fresh.ca, &files.ca), (&fresh.cert, &files.cert), (&fresh.key, &files.key)]
@@ -113,7 +113,7 @@ async fn bad_files_are_reported_and_change_nothing() {
     watching.await.unwrap().unwrap();
 }
 
-/// What a broken disk, a slow tool or a late operator leaves in place of a file.
+/// Broken states of a file, caused by a failing disk, a slow tool or a late operator.
 #[derive(Debug, Clone, Copy)]
 enum Broken {
     Missing,
@@ -127,7 +127,7 @@ impl Broken {
     const ALL: [Self; 5] =
         [Self::Missing, Self::Garbage, Self::HalfWritten, Self::OtherKey, Self::Expired];
 
-    /// Files under `name`, broken.
+    /// Creates the broken files under `name`.
     fn files(self, authority: &Authority, name: &str) -> Files {
         let expired = Leaf::new("expired").with(|params| {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);
@@ -151,7 +151,7 @@ impl Broken {
         files
     }
 
-    /// Part of the log line.
+    /// Expected part of the log line.
     fn reason(self) -> &'static str {
         match self {
             Self::Missing => "No such file",
@@ -221,7 +221,7 @@ async fn a_client_without_a_valid_certificate_waits_for_one() {
         let channel = running.channel(Some(tls));
         let refused = check(channel.clone(), "").await.expect_err("no valid certificate");
         let text = runtime::client::describe(&refused);
-        // An expired certificate is shown; the server refuses it by its own clock.
+        // An expired certificate is presented; the server rejects it by its own clock.
         let is_local = !matches!(broken, Broken::Expired);
         assert_eq!(text.contains(broken.reason()), is_local, "{broken:?}: {text}");
 
@@ -239,7 +239,7 @@ async fn a_client_without_a_valid_certificate_waits_for_one() {
     }
 }
 
-/// The new certificate of a rotation may not be valid yet, or come too late.
+/// The new certificate of a rotation may not be valid yet, or arrive too late.
 #[tokio::test]
 async fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
     let (log, _control, _guard) = capture();

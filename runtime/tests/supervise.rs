@@ -1,4 +1,4 @@
-//! Laws of [`Tasks`], on a paused clock.
+//! Invariants of [`Tasks`], on a paused clock.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ fn tasks() -> (Tasks, CancellationToken) {
     (Tasks::new(shutdown.clone()), shutdown)
 }
 
-/// The end of the group, which must come within a day of the paused clock.
+/// Joins the group, which must end within a day of the paused clock.
 async fn joined(tasks: Tasks) -> anyhow::Result<()> {
     timeout(DAY, tasks.join(DEADLINE)).await.expect("the group ends")
 }
 
-/// A task that does as it is told.
+/// A task that ends at shutdown.
 async fn obedient(shutdown: CancellationToken) -> anyhow::Result<()> {
     shutdown.cancelled().await;
     Ok(())

@@ -1,4 +1,4 @@
-//! Who gets in, and which files are refused.
+//! Which clients a server accepts, and which files are rejected.
 
 use std::fs;
 use std::sync::Arc;
@@ -239,8 +239,8 @@ fn with_h2(mut config: ClientConfig) -> ClientConfig {
     config
 }
 
-/// Opens a connection and waits for the server's first bytes, since with TLS 1.3
-/// a client is done before the server has judged its certificate.
+/// Connects and waits for the server's first bytes, since in TLS 1.3 a client's handshake completes
+/// before the server has verified its certificate.
 async fn exchange(
     running: &Running,
     config: ClientConfig,

@@ -1,5 +1,5 @@
-//! Certificates that OpenSSL and Go take and webpki does not: taken where that is
-//! safe, otherwise a sentence says what to change.
+//! Certificates that OpenSSL and Go accept and webpki does not: accepted where that is safe,
+//! otherwise an error says what to change.
 
 use std::fs;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ fn authority(params: &mut CertificateParams) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
 }
 
-/// Certificate and key as `openssl req -x509` makes them: their own authority.
+/// Certificate and key as `openssl req -x509` creates them: self-signed.
 fn self_signed(folder: &Authority, name: &str, leaf: Leaf) -> Files {
     let key = KeyPair::generate().unwrap();
     let certificate = leaf.with(authority).params.self_signed(&key).unwrap();
@@ -57,7 +57,7 @@ fn capture() -> (lager::Capture, lager::Control, tracing::subscriber::DefaultGua
     })
 }
 
-/// Waits for the server's line about a refused client.
+/// Waits for the server's log line about a rejected client.
 async fn refusal(log: &lager::Capture) -> String {
     let said = || async { log.data_of("test.tls-handshake-failed").is_some() };
     wait::until("the server's line", said).await;
@@ -129,7 +129,7 @@ async fn a_client_that_is_its_own_authority_is_taken_where_it_is_in_the_file() {
     assert!(text.contains("CA:FALSE") && !text.contains("Other("), "{text}");
 }
 
-/// As `openssl req -x509 -CA` makes it; its signature would have to be followed.
+/// As `openssl req -x509 -CA` creates it: verifying it would require following its signature.
 #[tokio::test]
 async fn an_authority_of_the_authority_is_refused_with_a_sentence() {
     let (log, _control, _guard) = capture();
@@ -211,7 +211,7 @@ fn own_files_of_version_1_are_refused_with_a_sentence() {
     }
 }
 
-/// Shows a certificate that rustls would not load.
+/// Presents a certificate that rustls would not load.
 #[derive(Debug)]
 struct Shown(Arc<CertifiedKey>);
 

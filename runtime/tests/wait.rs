@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// Waits until `condition` holds, and fails with `what` if it does not.
+/// Waits until `condition` holds, or fails with `what`.
 pub(crate) async fn until<F>(what: &str, mut condition: impl FnMut() -> F)
 where
     F: Future<Output = bool>,

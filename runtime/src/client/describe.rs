@@ -1,14 +1,14 @@
-//! A status as text, for people.
+//! Formats a gRPC status for people.
 
 use std::error::Error as _;
 
 use tonic::{Code, Status};
 
-/// In the text of tonic about an answer whose first byte is not of a gRPC message.
+/// Part of tonic's error text for a response whose first byte does not start a gRPC message.
 const NO_MESSAGE: &str = "received message with invalid compression flag: ";
 
-/// A status as Go prints it, `rpc error: code = NotFound desc = resource-not-found`,
-/// followed by the causes that only this side knows, such as a refused connection.
+/// Formats a status as Go does, `rpc error: code = NotFound desc = resource-not-found`, followed by
+/// the causes known only to this side, such as a refused connection.
 pub fn describe(status: &Status) -> String {
     let (code, message) = (go_name(status.code()), status.message());
     let mut text = format!("rpc error: code = {code} desc = ");

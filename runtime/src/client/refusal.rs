@@ -1,10 +1,9 @@
-//! Servers that refuse a client after TLS, or are not gRPC servers.
+//! Detects servers that reject a client after TLS, or that are not gRPC servers.
 //!
-//! In TLS 1.3 the client's handshake ends before the server has seen the client's
-//! certificate. A refusal arrives as the first thing on the connection: an alert, or
-//! only the end. HTTP/2 would report a cancelled call. A gRPC server that accepts the
-//! client sends its settings first (RFC 9113, section 3.4), so the connector waits for
-//! the first bytes.
+//! In TLS 1.3 the client's handshake completes before the server has seen the client's certificate.
+//! A rejection arrives as the first event on the connection: an alert, or only the end of the
+//! stream. HTTP/2 would report a cancelled call. A gRPC server that accepts the client sends its
+//! SETTINGS first (RFC 9113, section 3.4), so the connector waits for the first bytes.
 
 use std::io;
 use std::time::Duration;
@@ -16,11 +15,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::Stream;
 
-/// How long to wait for the first bytes. A server of HTTP/2 may also wait for those of
-/// the client.
+/// Timeout for the first bytes. An HTTP/2 server may itself wait for the first bytes of the client.
 const GREETING: Duration = Duration::from_secs(1);
 
-/// Waits until the server says something, and consumes nothing.
+/// Waits until the server sends bytes, without consuming them.
 pub(super) async fn greeting(stream: &mut Stream, config: &ClientConfig) -> io::Result<()> {
     let agreed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     match timeout(GREETING, stream.fill_buf()).await {
@@ -37,8 +35,8 @@ pub(super) async fn greeting(stream: &mut Stream, config: &ClientConfig) -> io::
     }
 }
 
-/// A handshake that failed since the server refused the certificate, as in TLS 1.2,
-/// says which certificate that was.
+/// Adds the names of the client certificate to a handshake error that says the server rejected that
+/// certificate, as in TLS 1.2.
 pub(super) fn in_handshake(error: io::Error, config: &ClientConfig) -> io::Error {
     let Some(alert) = alert(&error).filter(|alert| concerns_certificate(*alert)) else {
         return error;
@@ -60,7 +58,7 @@ fn closed(alert: Option<AlertDescription>, config: &ClientConfig) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }
 
-/// `refused` is said of our certificate, `missing` where there is none.
+/// `refused` is the message when a client certificate is configured, `missing` when there is none.
 fn refused(refused: &str, missing: &str, config: &ClientConfig) -> String {
     match own_names(config) {
         Some(names) => format!("{refused} this certificate ({names}); its log says why"),
@@ -68,7 +66,7 @@ fn refused(refused: &str, missing: &str, config: &ClientConfig) -> String {
     }
 }
 
-/// Subject and issuer of our certificate.
+/// Subject and issuer of the client certificate.
 fn own_names(config: &ClientConfig) -> Option<String> {
     let own = config.client_auth_cert_resolver.resolve(&[], &[])?;
     let (_, certificate) = X509Certificate::from_der(own.cert.first()?).ok()?;

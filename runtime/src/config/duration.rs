@@ -1,5 +1,5 @@
-//! Durations in the notation of Go's `time.ParseDuration` and
-//! `Duration.String`, which the original configuration files use.
+//! Durations in the format of Go's `time.ParseDuration` and `Duration.String`, which the originals'
+//! configuration files use.
 
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
@@ -19,13 +19,13 @@ const LIMIT: u64 = 1 << 63;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GoDuration(i64);
 
-/// Why a text is not a duration.
+/// Error for a text that is not a duration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseDurationError {
-    /// Nothing, a stray character, or a sign alone.
+    /// Empty text, an unexpected character, or a sign alone.
     #[error("is not a duration such as \"15s\" or \"1m30s\"")]
     Malformed,
-    /// A number that no unit follows.
+    /// A number without a unit.
     #[error("has a number without a unit (ns, us, ms, s, m or h)")]
     MissingUnit,
     /// A unit that Go does not know, such as `d`.
@@ -37,15 +37,15 @@ pub enum ParseDurationError {
 }
 
 impl GoDuration {
-    /// No time at all.
+    /// Zero.
     pub const ZERO: Self = Self(0);
 
-    /// This many nanoseconds.
+    /// Creates a duration from nanoseconds.
     pub const fn from_nanoseconds(nanoseconds: i64) -> Self {
         Self(nanoseconds)
     }
 
-    /// This many seconds.
+    /// Creates a duration from seconds.
     pub const fn from_seconds(seconds: u32) -> Self {
         Self(seconds as i64 * SECOND as i64)
     }
@@ -55,7 +55,7 @@ impl GoDuration {
         self.0
     }
 
-    /// The value as an unsigned duration; what is negative becomes zero.
+    /// The value as an unsigned duration; negative values become zero.
     pub const fn to_duration(self) -> Duration {
         if self.0 > 0 { Duration::from_nanos(self.0.unsigned_abs()) } else { Duration::ZERO }
     }
@@ -99,7 +99,7 @@ impl FromStr for GoDuration {
     }
 }
 
-/// One number with its unit, in nanoseconds, and what follows it.
+/// Parses one number with its unit; returns nanoseconds and the rest of the text.
 fn parse_term(text: &str) -> Result<(u64, &str), ParseDurationError> {
     let (whole, rest) = split_digits(text);
     let (fraction, rest) = match rest.strip_prefix('.') {
@@ -149,8 +149,8 @@ fn parse_whole(digits: &str) -> Result<u64, ParseDurationError> {
     Ok(value)
 }
 
-/// The fraction `0.<digits>` of a unit, by way of a float64 as in Go, so that
-/// thirds of an hour come out the same. Digits that no longer fit do not count.
+/// The fraction `0.<digits>` of a unit, computed with a float64 as in Go, so that thirds of an hour
+/// give the same result. Digits beyond the precision are ignored.
 fn fraction_of(digits: &str, unit: u64) -> u64 {
     let (mut numerator, mut scale) = (0_u64, 1_f64);
     for digit in digits.bytes() {
@@ -166,8 +166,8 @@ fn fraction_of(digits: &str, unit: u64) -> u64 {
 }
 
 impl Display for GoDuration {
-    /// Writes as Go does: the largest unit that fits below a second (`1.5ms`),
-    /// hours, minutes and seconds from there on (`1h0m0.5s`).
+    /// Formats as Go does: below a second in the largest unit that fits (`1.5ms`), from a second on
+    /// in hours, minutes and seconds (`1h0m0.5s`).
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let magnitude = self.0.unsigned_abs();
         if self.0 < 0 {

@@ -1,15 +1,14 @@
-//! Configuration: one JSON object in a file, read the way the original
-//! components read theirs, but with every problem reported at once.
+//! Configuration: one JSON object in a file, with the parsing rules of the originals, but with
+//! every problem reported at once.
 //!
-//! What holds:
-//! - Key names match without regard to ASCII case; `null` is the same as
-//!   absent; only the first JSON value of the file counts
-//!   (docs/compatibility/locket.md#configuration).
-//! - Reading never stops at the first problem: each is collected with the full
-//!   path of its key and the offending value.
-//! - The value of a key whose path speaks of a password, a secret, a token or a
-//!   connection string is never printed.
-//! - Keys that nobody read are tolerated, and named in [`Loaded::unknown`].
+//! Invariants:
+//! - Key names match without regard to ASCII case; `null` is the same as absent; only the first
+//!   JSON value of the file counts (docs/compatibility/locket.md#configuration).
+//! - Reading never stops at the first problem: each problem is collected with the full path of its
+//!   key and the offending value.
+//! - The value of a key whose path mentions a password, a secret, a token or a connection string is
+//!   never printed.
+//! - Unknown keys are accepted, and listed in [`Loaded::unknown`].
 
 mod duration;
 mod reader;
@@ -35,9 +34,9 @@ pub trait Configure: Sized {
 /// A configuration without problems.
 #[derive(Debug)]
 pub struct Loaded<T> {
-    /// What was read.
+    /// The configuration.
     pub config: T,
-    /// Full paths of the keys that nobody asked for, in the file's spelling.
+    /// Full paths of unknown keys, in the file's spelling.
     pub unknown: Vec<String>,
 }
 
@@ -58,7 +57,7 @@ impl Error {
         Self { path: None, problems: vec![problem] }
     }
 
-    /// The problems, each preceded by the file it is about.
+    /// The problems, each prefixed with its file.
     pub fn lines(&self) -> impl Iterator<Item = String> + '_ {
         self.problems.iter().map(|problem| match &self.path {
             Some(path) => format!("{}: {problem}", path.display()),
@@ -95,7 +94,7 @@ fn read_text(path: &Path) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|error| Error::of(format!("is not UTF-8: {error}")))
 }
 
-/// Checks a configuration that is at hand as text.
+/// Parses and checks a configuration from text.
 ///
 /// # Errors
 /// When it is not JSON, or has any problem.

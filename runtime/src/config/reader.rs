@@ -1,4 +1,4 @@
-//! The reader that a [`Configure`] implementation asks for its keys.
+//! The reader through which a [`Configure`] implementation gets its keys.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use super::value::{self, Value, expects};
 use super::{Configure, duration};
 
-/// What was found while reading, over all sections.
+/// Problems and unknown keys of all sections.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) problems: Vec<String>,
@@ -17,12 +17,12 @@ pub(super) struct Report {
 
 /// Reads the keys of one JSON object, and collects every problem.
 ///
-/// For texts, paths, addresses and levels an empty string counts as absent, as
-/// it does for the original components, which cannot tell the two apart.
+/// For texts, paths, addresses and levels an empty string counts as absent, as in the originals,
+/// which cannot distinguish the two.
 #[derive(Debug)]
 pub struct Reader<'a> {
     object: &'a Map<String, Json>,
-    /// Full path of this section with a trailing dot, or nothing at the root.
+    /// Full path of this section with a trailing dot; empty at the root.
     prefix: String,
     known: BTreeSet<&'static str>,
     report: &'a mut Report,
@@ -33,7 +33,7 @@ impl<'a> Reader<'a> {
         Self { object, prefix: String::new(), known: BTreeSet::new(), report }
     }
 
-    /// Reads a section to its end, and then notes the keys nobody asked for.
+    /// Reads a section, then records its unknown keys.
     pub(super) fn read<T: Configure>(mut self) -> Option<T> {
         let read = T::read(&mut self);
         let asked = |key: &String| self.known.iter().any(|known| known.eq_ignore_ascii_case(key));
@@ -44,8 +44,7 @@ impl<'a> Reader<'a> {
         read
     }
 
-    /// A key that must be there and must not have its type's zero value (an
-    /// empty text, the number 0).
+    /// A required key. The value must not be its type's zero value (an empty text, the number 0).
     pub fn required<T: Value>(&mut self, key: &'static str) -> Option<T> {
         let Some(value) = self.optional::<T>(key)? else {
             let text = match self.find(key) {
@@ -62,8 +61,8 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
-    /// A key that may be absent. The outer `None` says that a problem was
-    /// recorded, the inner that the key is absent.
+    /// An optional key. The outer `None` means that a problem was recorded, the inner `None` that
+    /// the key is absent.
     pub fn optional<T: Value>(&mut self, key: &'static str) -> Option<Option<T>> {
         self.known.insert(key);
         let Some(json) = self.find(key) else {
@@ -81,12 +80,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A key that may be absent, with what stands in for it.
+    /// An optional key with its default.
     pub fn or<T: Value>(&mut self, key: &'static str, default: T) -> Option<T> {
         Some(self.optional(key)?.unwrap_or(default))
     }
 
-    /// An object of its own that may be absent.
+    /// An optional section.
     pub fn section<T: Configure>(&mut self, key: &'static str) -> Option<Option<T>> {
         self.known.insert(key);
         let object = match self.find(key) {
@@ -112,7 +111,7 @@ impl<'a> Reader<'a> {
         read.map(Some)
     }
 
-    /// An object of its own that must be there.
+    /// A required section.
     pub fn required_section<T: Configure>(&mut self, key: &'static str) -> Option<T> {
         let section = self.section(key)?;
         if section.is_none() {
@@ -121,8 +120,7 @@ impl<'a> Reader<'a> {
         section
     }
 
-    /// Keys of the original components that are accepted and not used: they are
-    /// not reported as unknown.
+    /// Keys of the originals that are accepted without effect: they are not reported as unknown.
     pub fn ignore(&mut self, keys: &[&'static str]) {
         self.known.extend(keys);
     }
@@ -143,7 +141,7 @@ impl<'a> Reader<'a> {
         self.report.problems.push(problem);
     }
 
-    /// The value of a key that is there and not `null`; the exact spelling wins.
+    /// The value of a key that is present and not `null`; the exact spelling has precedence.
     fn find(&self, key: &str) -> Option<&'a Json> {
         let exact = self.object.get(key);
         let folded = || {

@@ -76,7 +76,7 @@ fn problems(json: &str) -> Vec<String> {
     parse::<Everything>(json).expect_err(json).problems().to_vec()
 }
 
-/// The one problem of a configuration whose other keys are good.
+/// The only problem of a configuration whose other keys are valid.
 fn problem_with(key: &str, value: &str) -> String {
     let json = format!(r#"{{"name":"n","{key}":{value}}}"#);
     let problems = problems(&json);
@@ -283,7 +283,7 @@ fn a_file_that_cannot_be_read_is_named() {
     assert_eq!(load::<Everything>(file.path()).unwrap().config.name, "n");
 }
 
-/// What Go's `time.ParseDuration` answers, in nanoseconds.
+/// Results of Go's `time.ParseDuration`, in nanoseconds.
 #[test]
 fn durations_are_read_as_go_does() {
     const SECOND: i64 = 1_000_000_000;
@@ -386,7 +386,7 @@ proptest! {
     #[test]
     fn what_is_written_can_be_read(nanoseconds: i64) {
         let duration = GoDuration::from_nanoseconds(nanoseconds);
-        // Fractions go by way of a float64, so the last digits may differ.
+        // Fractions are computed with a float64, so the last digits may differ.
         let read: GoDuration = duration.to_string().parse().unwrap();
         prop_assert!(read.nanoseconds().abs_diff(nanoseconds) <= 1);
     }

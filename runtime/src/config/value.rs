@@ -1,4 +1,4 @@
-//! What a single key may hold.
+//! Types of configuration values.
 
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
@@ -8,29 +8,29 @@ use serde_json::Value as Json;
 
 /// A type that one key can hold. A service may implement it for its own types.
 pub trait Value: Sized {
-    /// Whether an empty string stands for an absent key.
+    /// Whether an empty string counts as an absent key.
     const EMPTY_IS_ABSENT: bool = false;
 
     /// Parses the JSON, which is never `null`.
     ///
     /// # Errors
-    /// What is wrong, as the end of a sentence that begins with the key. It must
-    /// not repeat the value, which the reader prints unless it is secret.
+    /// What is wrong, as the end of a sentence that begins with the key. The text must not repeat
+    /// the value: the reader prints the value unless it is secret.
     fn from_json(json: &Json) -> Result<Self, String>;
 
-    /// Whether this is what an absent key would give in the original components,
-    /// so that it does not satisfy a required key.
+    /// Whether an absent key has this value in the originals, so that the value does not satisfy a
+    /// required key.
     fn is_zero(&self) -> bool {
         false
     }
 }
 
-/// The sentence for a value of the wrong type.
+/// Error text for a value of the wrong type.
 pub(super) fn expects(what: &str, json: &Json) -> String {
     format!("expects {what}, not {}", kind(json))
 }
 
-/// What kind of JSON value this is, with its article.
+/// The JSON type of a value, with its article.
 pub(super) fn kind(json: &Json) -> &'static str {
     match json {
         Json::Null => "null",
@@ -102,12 +102,12 @@ macro_rules! integer {
 
 integer!(u16, u32, u64, i64, usize);
 
-/// A whole number of seconds, as several keys of the originals are given.
+/// A whole number of seconds, as in several keys of the originals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seconds(pub Duration);
 
 impl Seconds {
-    /// This many seconds.
+    /// Creates a value from seconds.
     pub const fn new(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
@@ -121,7 +121,7 @@ impl From<Seconds> for Duration {
 
 impl Value for Seconds {
     fn from_json(json: &Json) -> Result<Self, String> {
-        // What fits Go's int64 nanoseconds, so that deadlines never overflow.
+        // Maximum of Go's int64 nanoseconds, so that deadlines never overflow.
         const LONGEST: u64 = i64::MAX as u64 / 1_000_000_000;
         let seconds = json.as_u64().filter(|seconds| *seconds <= LONGEST);
         match seconds {
@@ -138,8 +138,8 @@ impl Value for Seconds {
     }
 }
 
-/// An address in the form `host:port`; the host may be a name, an IPv4 address,
-/// an IPv6 address in brackets, or nothing (all interfaces).
+/// An address in the form `host:port`; the host may be a name, an IPv4 address, an IPv6 address in
+/// brackets, or empty (all interfaces).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPort(String);
 
@@ -163,7 +163,7 @@ impl HostPort {
         Ok(Self(text.to_owned()))
     }
 
-    /// The address as it was given.
+    /// The address as configured.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Lines that leave with one write.
+//! Writes several log lines with one system call.
 
 use std::cell::RefCell;
 
@@ -8,21 +8,21 @@ thread_local! {
     static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
-/// The lines of this thread that are not written yet; all for one sink.
+/// Buffered lines of this thread, all for one sink.
 #[derive(Default)]
 struct Kept {
     sink: Option<Sink>,
     lines: String,
 }
 
-/// Runs `work`, and writes what it logs on this thread with one write at its end,
-/// also when it panics. For many lines at once: each write is a system call.
+/// Runs `work`, and writes the lines that `work` logs on this thread with one write at the end,
+/// even after a panic. For bulk logging: each write is a system call.
 pub fn batch_writes<T>(work: impl FnOnce() -> T) -> T {
     let _at_the_end = Guard::begin();
     work()
 }
 
-/// Keeps a line if this thread keeps lines, and for the same sink.
+/// Buffers a line if this thread buffers lines for the same sink.
 pub(super) fn keep(sink: &Sink, line: &str) -> bool {
     KEPT.with_borrow_mut(|kept| {
         let Some(kept) = kept else { return false };
@@ -35,7 +35,7 @@ pub(super) fn keep(sink: &Sink, line: &str) -> bool {
 }
 
 struct Guard {
-    /// Whoever keeps lines already goes on.
+    /// An inner batch writes to the outer one.
     is_outermost: bool,
 }
 
@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
 
-    /// What was written, write by write.
+    /// The writes, in order.
     #[derive(Clone, Default)]
     struct Writes(Arc<Mutex<Vec<String>>>);
 

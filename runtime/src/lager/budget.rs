@@ -1,10 +1,9 @@
-//! A bound on the bytes of log that each place in the code writes.
+//! Rate limit for the log bytes of each call site.
 //!
-//! A peer that repeats what is logged at info or above would otherwise fill the disk.
-//! Each place has a budget of [`BURST`] bytes, which refills with [`RATE`]: 10,000
-//! usual lines at once, and then about 100 a second. Lines beyond it are left out and
-//! counted; the process tells the counts. Debug lines have no bound: they are asked
-//! for.
+//! A peer that repeats an action logged at info or above could otherwise fill the disk. Each call
+//! site has a budget of [`BURST`] bytes, which refills at [`RATE`]: 10,000 usual lines at once, and
+//! then about 100 a second. Lines beyond the budget are dropped and counted; the process logs the
+//! counts. Debug lines have no limit, as operators enable them on purpose.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,12 +12,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::callsite::Identifier;
 
-/// Bytes at once.
+/// Burst in bytes.
 const BURST: u64 = 4 << 20;
-/// Bytes in a second.
+/// Refill rate in bytes per second.
 const RATE: u64 = 32 << 10;
 
-/// The budgets of all places.
+/// The budgets of all call sites.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     places: Mutex<HashMap<Identifier, Place>>,
@@ -28,7 +27,7 @@ pub(super) struct Budget {
 struct Place {
     left: u64,
     refilled: Instant,
-    /// Lines that were left out and are not told yet, and what they say.
+    /// Dropped lines that are not reported yet, and their message.
     left_out: u64,
     message: String,
 }
@@ -43,7 +42,7 @@ impl Place {
         let bytes =
             passed.as_micros().saturating_mul(RATE.into()) / Duration::from_secs(1).as_micros();
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        // Less than a byte is left for the next time.
+        // Keeps the remainder below one byte for the next refill.
         if bytes > 0 {
             self.left = self.left.saturating_add(bytes).min(BURST);
             self.refilled = now;
@@ -52,7 +51,7 @@ impl Place {
 }
 
 impl Budget {
-    /// Whether a line of so many bytes may be written now. `message` names the line.
+    /// Whether a line of this size may be written now. `message` names the line.
     pub(super) fn takes(
         &self,
         place: Identifier,
@@ -75,7 +74,7 @@ impl Budget {
         false
     }
 
-    /// What was left out since the last time: message and number of lines.
+    /// Message and number of dropped lines since the last call.
     pub(super) fn left_out(&self) -> Vec<(String, u64)> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let left_out = places.values_mut().filter(|place| place.left_out > 0);

@@ -1,4 +1,4 @@
-//! Log lines for tests to look at.
+//! Captures log lines in tests.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,25 +8,25 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::{Control, Options};
 
-/// The lines that were written while a test's log was in place.
+/// The captured lines.
 #[derive(Debug, Clone, Default)]
 pub struct Capture(Arc<Mutex<Vec<u8>>>);
 
 impl Capture {
-    /// All that was written.
+    /// All captured text.
     pub fn text(&self) -> String {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8(bytes.clone()).expect("lines are UTF-8")
     }
 
-    /// The lines, parsed.
+    /// The captured lines, parsed.
     pub fn lines(&self) -> Vec<serde_json::Value> {
         let text = self.text();
         let parse = |line| serde_json::from_str(line).expect("each line is JSON");
         text.lines().map(parse).collect()
     }
 
-    /// The data of the first line with this message, if there is one.
+    /// The data of the first line with this message, if any.
     pub fn data_of(&self, message: &str) -> Option<serde_json::Value> {
         let mut lines = self.lines().into_iter();
         let line = lines.find(|line| line["message"] == message)?;
@@ -46,8 +46,8 @@ impl Write for Capture {
     }
 }
 
-/// Catches what this thread logs until the guard is dropped. For tests; tasks
-/// of a multi-threaded tokio runtime run on other threads and are not caught.
+/// Captures the log of this thread until the guard is dropped. For tests; tasks of a multi-threaded
+/// tokio runtime run on other threads and are not captured.
 pub fn capture(options: Options) -> (Capture, Control, DefaultGuard) {
     let capture = Capture::default();
     let (layer, control) = super::layer(options, capture.clone());

@@ -2,15 +2,15 @@
 
 use std::fmt::Write;
 
-/// Appends `text` as a JSON string with Go's escapes: besides those that JSON
-/// demands `<`, `>`, `&` and the two line separators of Unicode.
+/// Appends `text` as a JSON string with Go's escapes: those that JSON requires, and `<`, `>`, `&`
+/// and the two line separators of Unicode.
 pub(super) fn push_string(out: &mut String, text: &str) {
     out.push('"');
     push_escaped(out, text);
     out.push('"');
 }
 
-/// Appends `text` as it stands inside a JSON string.
+/// Appends `text` escaped, without the quotes.
 pub(super) fn push_escaped(out: &mut String, text: &str) {
     let mut plain = 0;
     for (at, c) in text.char_indices() {
@@ -33,8 +33,8 @@ pub(super) fn push_escaped(out: &mut String, text: &str) {
     out.push_str(&text[plain..]);
 }
 
-/// Appends JSON that has only the escapes JSON demands. What Go escapes besides
-/// can stand only inside strings, so the text needs no parsing.
+/// Appends JSON that has only the escapes JSON requires. The additional characters that Go escapes
+/// occur only inside strings, so the text needs no parsing.
 pub(super) fn push_json(out: &mut String, json: &str) {
     let mut plain = 0;
     for (at, c) in json.char_indices() {
@@ -47,7 +47,7 @@ pub(super) fn push_json(out: &mut String, json: &str) {
     out.push_str(&json[plain..]);
 }
 
-/// Appends a number as Go writes a float64; `null` for what JSON cannot say.
+/// Appends a number as Go writes a float64; `null` for a number that JSON cannot represent.
 pub(super) fn push_float(out: &mut String, value: f64) {
     let magnitude = value.abs();
     if !value.is_finite() {
@@ -62,7 +62,7 @@ pub(super) fn push_float(out: &mut String, value: f64) {
     }
 }
 
-/// Appends anything that can be displayed without quotes or escapes.
+/// Appends a value whose text needs no quotes or escapes.
 pub(super) fn push(out: &mut String, value: impl std::fmt::Display) {
     write!(out, "{value}").expect("writing to a String cannot fail");
 }

@@ -10,14 +10,14 @@ use tracing::field::{Field, Visit};
 
 use super::encode;
 
-/// The field that stands in for a span's name in the message.
+/// The field that replaces a span's name in the message.
 const TASK: &str = "lager.task";
 /// The field that makes an error fatal.
 const FATAL: &str = "lager.fatal";
-/// Where `tracing` puts an event's message.
+/// The field in which `tracing` stores an event's message.
 const MESSAGE: &str = "message";
 
-/// Names with their values as JSON text, in one buffer.
+/// Names and their values as JSON text, in one buffer.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     entries: Vec<(&'static str, Range<usize>)>,
@@ -27,11 +27,11 @@ pub(super) struct Fields {
     pub(super) fatal: bool,
 }
 
-/// Bytes of an ordinary value.
+/// Typical size of a value in bytes.
 const ROOM: usize = 48;
 
 impl Fields {
-    /// With room for so many.
+    /// Creates a buffer for `count` fields.
     pub(super) fn with_capacity(count: usize) -> Self {
         let (entries, json) = (Vec::with_capacity(count), String::with_capacity(count * ROOM));
         Self { entries, json, ..Self::default() }
@@ -111,8 +111,8 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> impl tracing::Value {
 struct Json<'a, T: ?Sized>(&'a T);
 
 thread_local! {
-    /// `Some` while a field is being rendered; [`Json`] leaves its text here, so
-    /// that no text which merely looks like JSON is ever taken for it.
+    /// `Some` while a field is being rendered. [`Json`] leaves its text here, so that text which
+    /// only looks like JSON is never treated as JSON.
     static JSON_SLOT: Cell<Option<String>> = const { Cell::new(None) };
 }
 

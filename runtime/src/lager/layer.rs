@@ -1,4 +1,4 @@
-//! The layer: which spans and events are wanted, and how they become lines.
+//! The `tracing` layer: filters spans and events, and formats them as lines.
 
 use std::borrow::Cow;
 use std::iter;
@@ -19,7 +19,7 @@ use super::level::{AtomicLevel, Level, TimeFormat};
 use super::{Options, Redactor, Sink, encode};
 use crate::redact;
 
-/// Crates whose events and spans are ours, by the first part of their target.
+/// Our own crates, by the first part of their target.
 const OURS: [&str; 15] = [
     "cell_agent",
     "ctl",
@@ -49,19 +49,19 @@ pub struct Lager {
     sessions: AtomicU64,
 }
 
-/// What a span is to lager; kept in the span's extensions. Most spans never see a
-/// line, so what only lines need is put together for each line.
+/// A lager session, stored in the span's extensions. Most spans have no log line, so values needed
+/// only for lines are computed per line.
 struct Session {
     parent: Option<Arc<Session>>,
     task: Cow<'static, str>,
-    /// Its place among those with the same parent, from 1.
+    /// Its number among the sessions of the same parent, from 1.
     number: u64,
     children: AtomicU64,
     fields: RwLock<Fields>,
 }
 
 impl Session {
-    /// From the outermost in.
+    /// The sessions from the outermost to this one.
     fn lineage(&self) -> Vec<&Self> {
         let mut lineage: Vec<_> =
             iter::successors(Some(self), |session| session.parent.as_deref()).collect();
@@ -95,7 +95,7 @@ impl Lager {
         Self { source, format, level, budget, redactor, sink, sessions }
     }
 
-    /// The same without what `redactor` takes out.
+    /// Sets the redactor.
     #[must_use]
     pub fn censored(self, redactor: Redactor) -> Self {
         Self { redactor, ..self }
@@ -161,7 +161,7 @@ impl Lager {
         line
     }
 
-    /// Writes a line, unless its place in the code has written too much.
+    /// Writes a line, unless its call site has exceeded its budget.
     fn write(&self, metadata: &Metadata<'_>, severity: Severity, path: &[&str], data: &str) {
         let line = self.line(severity, path, data);
         let message = || path.join(".");
@@ -244,7 +244,7 @@ where
     }
 }
 
-/// The level of a line; the numbers are those of the `unix-epoch` form.
+/// Level of a line; the numbers are those of the `unix-epoch` format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Severity {
     Debug = 0,
@@ -273,7 +273,7 @@ impl Severity {
     }
 }
 
-/// The lowest `tracing` level that a threshold lets through.
+/// The lowest `tracing` level that passes the threshold.
 fn lowest(threshold: Level) -> tracing::Level {
     match threshold {
         Level::Debug => tracing::Level::TRACE,
@@ -306,7 +306,7 @@ fn data(session: Option<&Session>, event: &Fields) -> String {
     object(entries)
 }
 
-/// A JSON object with sorted keys; of entries with the same key the last counts.
+/// Formats a JSON object with sorted keys; the last of several entries with the same key counts.
 fn object(mut entries: Vec<(&str, &str)>) -> String {
     entries.sort_by_key(|(name, _)| *name);
     let mut json = String::from("{");

@@ -10,20 +10,20 @@ use crate::config;
 /// The lowest level that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Everything.
+    /// All lines.
     Debug,
-    /// What an operator wants to see in normal times; the usual setting.
+    /// Lines for normal operation; the usual setting.
     Info,
-    /// Warnings, which are written as `info`, and errors. The originals have no
-    /// such level, although their BOSH jobs offer it.
+    /// Warnings, which are written as `info`, and errors. The originals have no such level,
+    /// although their BOSH jobs offer it.
     Warn,
     /// Errors.
     Error,
-    /// Only what ends the process.
+    /// Only errors that end the process.
     Fatal,
 }
 
-/// A name that is not one of those known.
+/// Error for an unknown name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not one of {0}")]
 pub struct UnknownName(&'static str);
@@ -42,11 +42,11 @@ impl Level {
         Self::ALL[self as usize].1
     }
 
-    /// Parses what the debug endpoint accepts: a name, its first letter, or its
-    /// number, in any case (docs/compatibility/locket.md#debug-server).
+    /// Parses the values that the debug endpoint accepts: a name, its first letter, or its number,
+    /// in any case (docs/compatibility/locket.md#debug-server).
     ///
     /// # Errors
-    /// When it is none of these.
+    /// When the text is none of these.
     pub fn parse_loosely(text: &str) -> Result<Self, UnknownName> {
         let text = text.trim().to_ascii_lowercase();
         let numbered = Self::ALL.iter().enumerate();
@@ -76,7 +76,7 @@ impl config::Value for Level {
     }
 }
 
-/// The form of a line.
+/// Format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeFormat {
     /// `timestamp` in RFC 3339 with nine fractional digits, `level` as a word.
@@ -101,7 +101,7 @@ impl config::Value for TimeFormat {
     }
 }
 
-/// A [`Level`] that many threads read and few change.
+/// A [`Level`] that many threads read and that rarely changes.
 #[derive(Debug)]
 pub(super) struct AtomicLevel(AtomicU8);
 

@@ -1,5 +1,5 @@
-//! Log lines as the Cloud Foundry components write them (their library is
-//! called lager): one JSON object a line on standard output.
+//! Log lines in the format of the Cloud Foundry components (their library is called lager): one
+//! JSON object a line on standard output.
 //!
 //! Code logs with `tracing`. An event's message is the *action*; spans are
 //! lager *sessions*:
@@ -13,26 +13,23 @@
 //! //  "data":{"key":"k1","lock":["a"],"session":"1","type-code":1}}
 //! ```
 //!
-//! What holds (docs/compatibility/locket.md#logs):
-//! - The message is `<source>.<span>...<action>`. A span field `lager.task`
-//!   stands in for the span's name.
-//! - The data are the fields of the spans from the outermost in, then those of
-//!   the event; the innermost value of a key wins; keys are sorted; `session` is
-//!   the innermost span's. Root sessions count 1, 2, 3; their children append
-//!   `.1`, `.2`.
-//! - Strings are escaped as Go's `encoding/json` does.
-//! - TRACE and DEBUG become `debug`, INFO and WARN `info`, ERROR `error`, and
-//!   ERROR with a field `lager.fatal = true` `fatal`.
-//! - Spans of INFO and above exist at every level, so that a message has the
-//!   same path whatever the level; spans of DEBUG and TRACE exist, and cost
-//!   something, only at level debug.
-//! - Of crates that are not ours only WARN and ERROR pass, as `info` under the
-//!   message `<source>.<target>` with `data.text`.
-//! - Each place in the code may write 4 MiB of lines of info and above at once, and
-//!   32 KiB a second. Lines beyond that are left out; a line `log-lines-left-out` says
-//!   how many of which message.
-//! - A line is written by one locked write, those of [`batch_writes()`] by one for all. A closed or failing standard output
-//!   loses lines and does no other harm.
+//! Invariants (docs/compatibility/locket.md#logs):
+//! - The message is `<source>.<span>...<action>`. A span field `lager.task` replaces the span's
+//!   name.
+//! - The data are the fields of the spans from the outermost in, then those of the event; the
+//!   innermost value of a key wins; keys are sorted; `session` is the innermost span's. Root
+//!   sessions count 1, 2, 3; their children append `.1`, `.2`.
+//! - Strings are escaped as in Go's `encoding/json`.
+//! - TRACE and DEBUG become `debug`, INFO and WARN `info`, ERROR `error`, and ERROR with a field
+//!   `lager.fatal = true` `fatal`.
+//! - Spans of INFO and above exist at every level, so that a message has the same path at every
+//!   level; spans of DEBUG and TRACE exist, and have a cost, only at level debug.
+//! - From third-party crates only WARN and ERROR pass, as `info` under the message
+//!   `<source>.<target>` with `data.text`.
+//! - Each call site may write 4 MiB of lines of info and above at once, and 32 KiB a second. Lines
+//!   beyond that are dropped; a line `log-lines-left-out` has the message and count.
+//! - Each line is one locked write; the lines of [`batch_writes()`] are one write together. A
+//!   closed or failing standard output loses lines and has no other effect.
 
 mod batch;
 mod budget;
@@ -61,14 +58,14 @@ pub use redactor::Redactor;
 use budget::Budget;
 use level::AtomicLevel;
 
-/// What a process decides about its log.
+/// Log options of a process.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The component: the `source` of each line and the first part of its message.
     pub source: String,
     /// The lowest level that is written, until [`Control::set_level`].
     pub level: Level,
-    /// Which of the two forms of a line.
+    /// Format of a line.
     pub format: TimeFormat,
 }
 
@@ -85,7 +82,7 @@ impl Control {
         self.level.load()
     }
 
-    /// Says which lines were left out since the last time, and how many.
+    /// Logs which lines were dropped since the last call, and how many.
     pub fn tell_left_out(&self) {
         for (message, lines) in self.budget.left_out() {
             own::LINES_LEFT_OUT.counter().increment(lines);
@@ -93,14 +90,14 @@ impl Control {
         }
     }
 
-    /// Sets the lowest level that is written, from now on and everywhere.
+    /// Sets the lowest level that is written, for all threads, from now on.
     pub fn set_level(&self, level: Level) {
         self.level.store(level);
         rebuild_interest_cache();
     }
 }
 
-/// Where lines go: one locked write each.
+/// Output of the log: one locked write per line.
 #[derive(Clone)]
 pub(crate) struct Sink(Arc<Mutex<Box<dyn Write + Send>>>);
 
@@ -109,12 +106,12 @@ impl Sink {
         Self(Arc::new(Mutex::new(Box::new(writer))))
     }
 
-    /// Whether it is the same.
+    /// Whether both are the same sink.
     fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Writes complete lines. There is nowhere to report a failure to.
+    /// Writes complete lines. A failed write is ignored, as there is no other place to report it.
     fn write(&self, line: &str) {
         if batch::keep(self, line) {
             return;
@@ -125,7 +122,7 @@ impl Sink {
     }
 }
 
-/// Makes a layer that writes to `writer`, and its control.
+/// Creates a layer that writes to `writer`, and its control.
 pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, Control) {
     let level = Arc::new(AtomicLevel::new(options.level));
     let budget = Arc::<Budget>::default();
@@ -133,10 +130,10 @@ pub fn layer(options: Options, writer: impl Write + Send + 'static) -> (Lager, C
     (Lager::new(options, level, budget, Sink::new(writer)), control)
 }
 
-/// Makes lager the log of this process; it does not say what `redactor` takes out.
+/// Makes lager the log of this process, redacted by `redactor`.
 ///
 /// # Errors
-/// When the process has a log already.
+/// When the process already has a log.
 pub fn init(
     options: Options,
     redactor: Redactor,

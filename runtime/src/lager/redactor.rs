@@ -1,9 +1,9 @@
-//! What stays out of the log: secrets, and texts that are too long.
+//! Redacts secrets and truncates long texts in log lines.
 //!
 //! The rules are those of the originals' `redact_secrets`, `redact_patterns` and
-//! `max_data_string_length`: they concern the values of a line's data, however
-//! deep, and nothing else of the line. Secrets go first, so that no half of one
-//! is left by a cut.
+//! `max_data_string_length`: they apply to the values of a line's data, at any depth, and to no
+//! other part of the line. Redaction precedes truncation, so that truncation leaves no part of a
+//! secret.
 
 use regex_lite::Regex;
 use serde_json::Value as Json;
@@ -11,15 +11,15 @@ use serde_json::Value as Json;
 use super::encode;
 use crate::config::Reader;
 
-/// What stands where a secret stood.
+/// Replacement for a secret.
 const REDACTED: &str = "*REDACTED*";
-/// What stands where a text was cut; it counts as part of the text.
+/// Suffix of a truncated text; it counts as part of the text.
 const CUT: &str = "-(truncated)";
 
-/// Names under which secrets stand.
+/// Patterns for the names of secret values.
 const NAMES: [&str; 2] = ["[Pp]wd", "[Pp]ass"];
-/// Texts that are secrets wherever they stand, when no patterns are given: keys
-/// of AWS, hashes of passwords, private keys.
+/// Default patterns for texts that are secret under any name: AWS keys, password hashes, private
+/// keys.
 const TEXTS: [&str; 6] = [
     r"AKIA[A-Z0-9]{16}",
     r#"KEY["']?\s*(?::|=>|=)\s*["']?[A-Z0-9/+=]{40}["']?"#,
@@ -29,7 +29,7 @@ const TEXTS: [&str; 6] = [
     r"-----BEGIN(.*)PRIVATE KEY-----",
 ];
 
-/// Takes things out of the data of lines; the default takes out nothing.
+/// Redacts the data of lines; the default redacts nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Redactor {
     secrets: Option<Secrets>,
@@ -55,12 +55,12 @@ fn compile<T: AsRef<str>>(patterns: &[T]) -> Result<Vec<Regex>, regex_lite::Erro
 }
 
 impl Redactor {
-    /// Reads the originals' three keys.
+    /// Reads the three keys of the originals.
     pub fn read(keys: &mut Reader<'_>) -> Option<Self> {
         let wanted = keys.or("redact_secrets", false);
         let texts = keys.or::<Vec<String>>("redact_patterns", Vec::new());
         let longest = keys.or::<i64>("max_data_string_length", 0);
-        // Patterns are checked also when they are not used.
+        // Patterns are checked even when they are not used.
         let secrets = match Secrets::new(&texts?) {
             Ok(secrets) => secrets,
             Err(error) => {
@@ -72,12 +72,13 @@ impl Redactor {
         Some(Self { secrets: wanted?.then_some(secrets), longest })
     }
 
-    /// A JSON object without what is to stay out of it.
+    /// Returns the JSON object, redacted and truncated.
     pub(super) fn apply(&self, object: String) -> String {
         if self.secrets.is_none() && self.longest.is_none() {
             return object;
         }
-        // Lines are made here and parse; one that did not would say too much.
+        // Lines are generated here and always parse; if one did not, it must not be logged
+        // unredacted.
         let Ok(mut json) = serde_json::from_str(&object) else { return "{}".to_owned() };
         self.visit(&mut json);
         let mut text = String::with_capacity(object.len());

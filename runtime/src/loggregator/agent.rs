@@ -1,4 +1,4 @@
-//! An agent for tests: it keeps what it is sent.
+//! Test agent that records the envelopes it receives.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -15,23 +15,22 @@ use tower::Service;
 
 use super::envelope::{BatchSenderResponse, Envelope, EnvelopeBatch};
 
-/// The ingress service of an agent, as a service for
-/// [`Grpc::add`](crate::server::Grpc::add); clones share what was received. For
-/// tests.
+/// Ingress service of an agent, for [`Grpc::add`](crate::server::Grpc::add); clones share the
+/// received envelopes. For tests.
 #[derive(Debug, Clone, Default)]
 pub struct Agent {
     batches: Arc<Mutex<Vec<Vec<Envelope>>>>,
-    /// Ends the streams that are open.
+    /// Ends the open streams.
     hang_up: Arc<Mutex<CancellationToken>>,
 }
 
 impl Agent {
-    /// The batches that arrived, in their order.
+    /// The received batches, in order.
     pub fn batches(&self) -> Vec<Vec<Envelope>> {
         lock(&self.batches).clone()
     }
 
-    /// What arrived, in its order.
+    /// The received envelopes, in order.
     pub fn envelopes(&self) -> Vec<Envelope> {
         lock(&self.batches).concat()
     }

@@ -3,7 +3,7 @@
 use crate::config::{Configure, Reader};
 use crate::tls;
 
-/// Where the agent is when no port is given.
+/// Agent address when no port is configured.
 const ANY_AGENT: &str = "localhost:3458";
 const LOCAL_HOST: &str = "127.0.0.1";
 /// Envelopes in a batch.
@@ -17,10 +17,10 @@ const IGNORED: [&str; 4] = [
     "loggregator_job_ip",
 ];
 
-/// What the section says.
+/// Values of the section.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `loggregator_use_v2_api`: Locket ignores it, other components obey it.
+    /// `loggregator_use_v2_api`: Locket ignores this key, other components use it.
     pub use_v2_api: bool,
     /// `loggregator_api_host` and `loggregator_api_port`.
     pub address: String,
@@ -29,9 +29,9 @@ pub struct Config {
     pub files: Option<tls::Files>,
     /// `loggregator_job_origin`: the tag `origin` of every envelope.
     pub origin: String,
-    /// `loggregator_source_id`: who gauges are about.
+    /// `loggregator_source_id`: source id of gauges.
     pub source_id: String,
-    /// `loggregator_instance_id`: and which instance.
+    /// `loggregator_instance_id`: instance id of gauges.
     pub instance_id: String,
     /// `loggregator_batch_max_size`: envelopes in a batch, at least 1.
     pub batch: usize,
@@ -56,7 +56,7 @@ impl Configure for Config {
             origin: origin?,
             source_id: source_id?,
             instance_id: instance_id?,
-            // 0 is what the originals see when the key is absent.
+            // The originals see 0 when the key is absent.
             batch: match batch? {
                 0 => BATCH as usize,
                 some => some as usize,

@@ -1,4 +1,4 @@
-//! The task that empties the queue into a stream.
+//! The task that sends the queued envelopes over a stream.
 
 use std::future::{Future, pending};
 use std::pin::pin;
@@ -23,15 +23,15 @@ use crate::tls::ClientTls;
 
 /// The name in every agent's certificate.
 const AGENT: &str = "metron";
-/// The pause after the first failure; each further one is twice as long.
+/// Pause after the first failure; each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A connection that lived this long was a good one: pauses begin anew.
+/// After a connection of this duration, pauses start from the shortest again.
 const STEADY: Duration = Duration::from_secs(10);
-/// What the last batches get at shutdown.
+/// Timeout for the last batches at shutdown.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Empties the queue of a [`Loggregator`](super::Loggregator).
+/// Sends the queue of a [`Loggregator`](super::Loggregator).
 #[derive(Debug)]
 pub struct Delivery {
     address: String,
@@ -40,12 +40,12 @@ pub struct Delivery {
     connected: Gauge,
 }
 
-/// What is queued, and the batch that is being filled.
+/// The queue, and the batch that is being filled.
 #[derive(Debug)]
 struct Outbox {
     queue: mpsc::Receiver<Envelope>,
     batch: Vec<Envelope>,
-    /// When the batch leaves even if it is not full.
+    /// Deadline for sending the batch even if it is not full.
     leaves: Option<Instant>,
     max: usize,
     sent: Counter,
@@ -53,9 +53,9 @@ struct Outbox {
 
 /// How a stream ended.
 enum Ended {
-    /// Everything was handed over, or the time for that was up.
+    /// Everything was sent, or the shutdown timeout passed.
     Shutdown,
-    /// By the agent, or with the connection.
+    /// The agent or the connection ended the stream.
     Lost(String),
 }
 
@@ -72,10 +72,10 @@ impl Delivery {
         Self { address, tls, outbox, connected }
     }
 
-    /// Delivers until shutdown, and then what is left if an agent is there.
+    /// Sends envelopes until shutdown, then the remaining ones if an agent is connected.
     ///
     /// # Errors
-    /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
+    /// Never; the return type fits [`crate::supervise::Tasks`].
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let watch = self.tls.clone().watch(shutdown.clone());
         let deliver = self.deliver(&shutdown).instrument(info_span!("loggregator"));
@@ -119,7 +119,7 @@ impl Delivery {
     }
 
     async fn connect(&self) -> Result<Channel, client::Error> {
-        // Agents take frequent pings for an attack, and they are on this machine.
+        // Agents treat frequent pings as an attack, and they run on the same machine.
         let options = Options { keepalive_interval: None, ..Options::default() };
         client::connect_as(AGENT, &self.address, &self.tls, options).await
     }
@@ -143,7 +143,7 @@ impl Outbox {
         Ended::Shutdown
     }
 
-    /// Hands batches over. Never ends.
+    /// Passes batches to the stream. Never returns.
     async fn feed(&mut self, batches: &mpsc::Sender<EnvelopeBatch>) {
         loop {
             self.fill().await;
@@ -151,7 +151,7 @@ impl Outbox {
         }
     }
 
-    /// Waits until the batch must leave. May be cancelled and called again.
+    /// Waits until the batch is due. Cancel safe.
     async fn fill(&mut self) {
         while self.batch.len() < self.max {
             let next = match self.leaves {
@@ -166,14 +166,14 @@ impl Outbox {
                     self.batch.push(envelope);
                     self.leaves.get_or_insert_with(|| Instant::now() + LINGER);
                 }
-                // Nobody is left who could send more.
+                // No sender is left.
                 None if self.batch.is_empty() => pending().await,
                 None => return,
             }
         }
     }
 
-    /// Keeps the batch until there is room for it in the stream.
+    /// Keeps the batch until the stream has room for it.
     async fn hand_over(&mut self, batches: &mpsc::Sender<EnvelopeBatch>) {
         match batches.reserve().await {
             Ok(room) => {
@@ -182,12 +182,12 @@ impl Outbox {
                 self.sent.increment(batch.len() as u64);
                 room.send(EnvelopeBatch { batch });
             }
-            // The call is about to say why it ended.
+            // The call is about to return its status.
             Err(_closed) => pending().await,
         }
     }
 
-    /// Hands over what is there now.
+    /// Passes on the envelopes that are queued now.
     async fn drain(&mut self, batches: &mpsc::Sender<EnvelopeBatch>) {
         loop {
             while self.batch.len() < self.max {
@@ -204,8 +204,8 @@ impl Outbox {
     }
 }
 
-/// `loggregator.v2.Ingress/BatchSender`: ends when the agent or the connection
-/// does, or after the last batch.
+/// `loggregator.v2.Ingress/BatchSender`: ends with the agent or the connection, or after the last
+/// batch.
 fn batch_sender(
     channel: Channel,
     batches: mpsc::Receiver<EnvelopeBatch>,

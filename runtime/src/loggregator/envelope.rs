@@ -1,51 +1,51 @@
-//! The messages of `loggregator.v2` that are sent here, field by field as
-//! github.com/cloudfoundry/loggregator-api has them (v2/envelope.proto).
+//! The `loggregator.v2` messages that are sent here, with the fields of
+//! github.com/cloudfoundry/loggregator-api (v2/envelope.proto).
 
 use std::collections::BTreeMap;
 
-/// What goes over the stream.
+/// Message on the stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct EnvelopeBatch {
-    /// In the order in which they were made.
+    /// Envelopes in order of creation.
     #[prost(message, repeated, tag = "1")]
     pub batch: Vec<Envelope>,
 }
 
-/// One event, with who it is about.
+/// One event with its source.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Envelope {
     /// Nanoseconds since 1970.
     #[prost(int64, tag = "1")]
     pub timestamp: i64,
-    /// The component, or the guid of an app.
+    /// The component, or the GUID of an app.
     #[prost(string, tag = "2")]
     pub source_id: String,
-    /// Which instance of it.
+    /// The instance of the source.
     #[prost(string, tag = "8")]
     pub instance_id: String,
-    /// Whatever else is known; `origin` always.
+    /// Further tags; `origin` is always present.
     #[prost(btree_map = "string, string", tag = "9")]
     pub tags: BTreeMap<String, String>,
-    /// What happened.
+    /// The event.
     #[prost(oneof = "Message", tags = "4, 6")]
     pub message: Option<Message>,
 }
 
-/// The kinds of event that are sent here.
+/// The kinds of event sent here.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Message {
-    /// A line of a log.
+    /// A log line.
     #[prost(message, tag = "4")]
     Log(Log),
-    /// Values of this moment.
+    /// Current values.
     #[prost(message, tag = "6")]
     Gauge(Gauge),
 }
 
-/// A line of a log.
+/// A log line.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Log {
-    /// The text, without a line end.
+    /// The text, without a newline.
     #[prost(bytes = "vec", tag = "1")]
     pub payload: Vec<u8>,
     /// [`Stream`] as a number.
@@ -53,7 +53,7 @@ pub struct Log {
     pub r#type: i32,
 }
 
-/// Which stream of an app a line belongs to.
+/// Output stream of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum Stream {
@@ -63,10 +63,10 @@ pub enum Stream {
     Err = 1,
 }
 
-/// Values of this moment.
+/// Current values.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Gauge {
-    /// By their names.
+    /// Values by name.
     #[prost(btree_map = "string, message", tag = "1")]
     pub metrics: BTreeMap<String, GaugeValue>,
 }
@@ -74,14 +74,14 @@ pub struct Gauge {
 /// One value.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GaugeValue {
-    /// What it counts, such as `nanos`.
+    /// The unit, such as `nanos`.
     #[prost(string, tag = "1")]
     pub unit: String,
-    /// The number.
+    /// The value.
     #[prost(double, tag = "2")]
     pub value: f64,
 }
 
-/// What an agent answers when a stream ends.
+/// Response of an agent when a stream ends.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BatchSenderResponse {}

@@ -1,17 +1,16 @@
-//! Metrics and log lines for the loggregator agent of the machine: a client of
-//! its v2 ingress (docs/compatibility/locket.md#metrics).
+//! Metrics and log lines for the machine's loggregator agent: a client of its v2 ingress
+//! (docs/compatibility/locket.md#metrics).
 //!
-//! What holds:
-//! - Sending never waits and never fails. Envelopes go into a queue of
-//!   [`QUEUE`]; what finds it full is dropped and counted in
-//!   `runtime_loggregator_dropped_total`.
-//! - One task, [`Delivery`], holds one stream to the agent. An agent that is not
-//!   there, or goes away, costs attempts in the background, further and further
-//!   apart; an outage is two log lines. What is queued waits for its end.
-//! - A batch leaves when it is full or [`LINGER`] after its first envelope.
-//! - The connection is mutual TLS, and the agent's certificate must be for
-//!   `metron`, wherever the agent is.
-//! - What was given to a connection that breaks may be lost: nobody confirms it.
+//! Invariants:
+//! - Sending never blocks and never fails. Envelopes go into a queue of [`QUEUE`]; an envelope for
+//!   a full queue is dropped and counted in `runtime_loggregator_dropped_total`.
+//! - One task, [`Delivery`], holds one stream to the agent. While the agent is unreachable, the
+//!   task reconnects in the background with growing pauses; an outage is two log lines. Queued
+//!   envelopes wait for the end of the outage.
+//! - A batch is sent when it is full or [`LINGER`] after its first envelope.
+//! - The connection is mutual TLS, and the agent's certificate must be for `metron`, at any
+//!   address.
+//! - Envelopes passed to a connection that breaks may be lost, as agents send no acknowledgements.
 
 mod agent;
 mod config;
@@ -33,9 +32,9 @@ pub use envelope::{Envelope, EnvelopeBatch, Gauge, GaugeValue, Log, Message, Str
 use crate::metrics::own;
 use crate::tls::{ClientTls, Role};
 
-/// Envelopes that wait for the agent.
+/// Capacity of the queue, in envelopes.
 pub const QUEUE: usize = 4_096;
-/// How long an envelope waits for company.
+/// Maximum time that an envelope waits for its batch to fill.
 pub const LINGER: Duration = Duration::from_millis(100);
 
 /// Takes envelopes; clones share the queue.
@@ -46,7 +45,7 @@ pub struct Loggregator {
     dropped: Counter,
 }
 
-/// What envelopes say of their sender.
+/// Sender fields of each envelope.
 #[derive(Debug)]
 struct About {
     source_id: String,
@@ -57,22 +56,21 @@ struct About {
 /// A line for the log of an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppLog {
-    /// The guid of the app.
+    /// The GUID of the app.
     pub source_id: String,
-    /// The index of its instance.
+    /// The index of the app instance.
     pub instance_id: String,
     /// Shown with the line, such as `source_type`.
     pub tags: BTreeMap<String, String>,
-    /// The line.
+    /// The text.
     pub text: String,
-    /// On which of the app's streams it appears.
+    /// The app's output stream.
     pub stream: Stream,
 }
 
-/// A queue and the task that empties it; `None` when no certificates are
-/// configured. `service` is the prefix of the service's metrics. Certificates that
-/// cannot be used do not keep a service from starting: delivery begins when they
-/// can be.
+/// Creates the queue and the task that sends it; `None` when no certificates are configured.
+/// `service` is the prefix of the service's metrics. Unusable certificates do not prevent the start
+/// of a service: delivery begins once they can be used.
 pub fn bind(service: &'static str, config: &Config) -> Option<(Loggregator, Delivery)> {
     let Config { use_v2_api: _, address, files, origin, source_id, instance_id, batch } = config;
     let files = files.as_ref()?;
@@ -88,7 +86,7 @@ pub fn bind(service: &'static str, config: &Config) -> Option<(Loggregator, Deli
     Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch)))
 }
 
-/// A queue that nobody empties, and what is queued. For tests.
+/// A queue without a delivery task, and its receiver. For tests.
 pub fn detached() -> (Loggregator, mpsc::Receiver<Envelope>) {
     let (queue, queued) = mpsc::channel(QUEUE);
     let name = || "detached".to_owned();
@@ -98,8 +96,8 @@ pub fn detached() -> (Loggregator, mpsc::Receiver<Envelope>) {
 }
 
 impl Loggregator {
-    /// Sends a value of this moment, one metric in its envelope, as the originals
-    /// do; tags besides `origin` are `tags`.
+    /// Sends a current value, one metric per envelope as in the originals. `tags` are added to
+    /// `origin`.
     pub fn gauge(&self, name: &str, unit: &str, value: f64, tags: &[(&str, &str)]) {
         let metric = (name.to_owned(), GaugeValue { unit: unit.to_owned(), value });
         let tags = tags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -125,7 +123,7 @@ impl Loggregator {
         });
     }
 
-    /// Stamps an envelope, and queues it if there is room.
+    /// Adds timestamp and source to an envelope, and queues it if there is room.
     fn send(&self, mut envelope: Envelope) {
         let now = jiff::Timestamp::now().as_nanosecond();
         envelope.timestamp = i64::try_from(now).unwrap_or(i64::MAX);

@@ -1,9 +1,9 @@
-//! Metric families as constants: name, kind, labels and HELP stand in one place.
+//! Metric families as constants: name, kind, labels and HELP in one place.
 //!
-//! A crate lists its families with [`families!`](crate::families) in its `metrics.rs`,
-//! and a service hands the list to its process ([`Service::METRICS`]). The process
-//! declares them at the start: HELP and unit are known to the recorder, and every
-//! series whose labels are known shows 0, since `increase()` needs the zero.
+//! A crate lists its families with [`families!`](crate::families) in its `metrics.rs`, and a
+//! service passes the list to its process ([`Service::METRICS`]). The process declares them at the
+//! start: the recorder gets HELP and unit, and every series with known labels starts at 0, since
+//! `increase()` needs the zero.
 //!
 //! [`Service::METRICS`]: crate::process::Service::METRICS
 
@@ -30,14 +30,14 @@ pub enum Kind {
 pub struct Label {
     /// Its name.
     pub name: &'static str,
-    /// The values that exist from the start. Empty: the values are known later.
+    /// Values known from the start; empty when they are known only later.
     pub values: &'static [&'static str],
 }
 
 /// One metric family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Family {
-    /// The name, with its unit.
+    /// The name, including its unit.
     pub name: &'static str,
     /// The kind.
     pub kind: Kind,
@@ -56,19 +56,19 @@ impl Family {
         Self { name, kind, help, labels: &[], when: "" }
     }
 
-    /// The same with labels.
+    /// Adds labels.
     #[must_use]
     pub const fn by(self, labels: &'static [Label]) -> Self {
         Self { labels, ..self }
     }
 
-    /// The same, only under a condition.
+    /// Adds a condition.
     #[must_use]
     pub const fn only(self, when: &'static str) -> Self {
         Self { when, ..self }
     }
 
-    /// The unit, as the name gives it.
+    /// The unit, taken from the name.
     #[must_use]
     pub fn unit(&self) -> &'static str {
         let name = self.name.trim_end_matches("_total").trim_end_matches("_max");
@@ -80,7 +80,7 @@ impl Family {
         }
     }
 
-    /// Describes the family, and shows 0 for each series that is known now.
+    /// Describes the family, and initializes each known series to 0.
     pub fn declare(&self) {
         let unit = match self.unit() {
             "bytes" => Unit::Bytes,
@@ -100,7 +100,7 @@ impl Family {
         }
     }
 
-    /// Shows 0 for the series with these labels.
+    /// Initializes the series with these labels to 0.
     pub(crate) fn begin(&self, labels: &[(&'static str, &'static str)]) {
         let labels = || labels.iter().copied();
         match self.kind {
@@ -149,7 +149,7 @@ impl Family {
         histogram!(self.name, pairs(labels))
     }
 
-    /// Adds the family with one value to Prometheus text.
+    /// Appends the family with one value as Prometheus text.
     pub(super) fn push(&self, text: &mut String, labels: &str, value: f64) {
         let Self { name, help, .. } = self;
         let kind = self.kind_name();
@@ -157,7 +157,7 @@ impl Family {
             .expect("writing to a String");
     }
 
-    /// The kind, as Prometheus text names it.
+    /// The kind as in Prometheus text.
     #[must_use]
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
@@ -174,7 +174,7 @@ fn pairs<V: Into<SharedString>>(
     labels.into_iter().map(|(name, value)| metrics::Label::new(name, value.into())).collect()
 }
 
-/// Every combination of the values; none if the values of a label are not known.
+/// All combinations of the label values; none if the values of a label are not known.
 fn combinations(labels: &[Label]) -> Vec<Vec<(&'static str, &'static str)>> {
     labels.iter().fold(vec![Vec::new()], |found, Label { name, values }| {
         let with = |before: Vec<_>| {

@@ -1,4 +1,4 @@
-//! The families that every process has.
+//! Metric families of every process.
 
 use super::{Family, Kind, Label};
 
@@ -23,7 +23,7 @@ crate::families! {
         "1 while the loggregator agent is connected, else 0.";
 }
 
-/// Shows the series of a server from its start.
+/// Initializes the series of a server.
 pub(crate) fn begin_server(server: &'static str) {
     for family in [CONNECTIONS, TLS_FAILURES, UNFINISHED, UNFINISHED_REFUSED] {
         family.begin(&[("server", server)]);
@@ -52,6 +52,6 @@ pub(super) const STARTED: Family =
 pub(super) const OPEN_FILES: Family = gauge("process_open_fds", "Open file descriptors.");
 pub(super) const MAX_FILES: Family = gauge("process_max_fds", "Limit of open file descriptors.");
 
-/// What is read from the kernel at each scrape, and the build.
+/// Kernel figures read at each scrape, and build information.
 pub const PROCESS: &[Family] =
     &[BUILD, RESIDENT, PEAK, VIRTUAL, THREADS, CPU, STARTED, OPEN_FILES, MAX_FILES];

@@ -1,12 +1,12 @@
-//! What a service says of itself, for the command line and the first errors.
+//! Description of a service for the command line and for errors before the log is set up.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// What a service says of itself.
+/// Description of a service.
 #[derive(Debug, Clone, Copy)]
 pub struct About {
-    /// The name of the program.
+    /// Program name.
     pub name: &'static str,
     /// One line for `--help`.
     pub summary: &'static str,
@@ -14,39 +14,37 @@ pub struct About {
     pub version: &'static str,
     /// The flag that names the configuration, without dashes.
     pub config_flag: &'static str,
-    /// What a bad configuration does.
+    /// Exit code and error prefix for a bad configuration.
     pub config_error: ConfigError,
 }
 
-/// How the process ends when its configuration cannot be used; the originals
-/// differ in it.
+/// How the process exits when its configuration cannot be used; the originals differ here.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfigError {
     /// The exit code.
     pub exit: u8,
-    /// What stands before each problem on standard error.
+    /// Prefix of each problem on standard error.
     pub prefix: &'static str,
 }
 
-/// A flag of one service, beside those that all have.
+/// A flag of one service, in addition to the common ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flag {
-    /// Without dashes.
+    /// Name without dashes.
     pub name: &'static str,
     /// One line for `--help`.
     pub help: &'static str,
-    /// Whether it asks for something on standard output; the log goes to standard
-    /// error then.
+    /// Whether the flag prints to standard output; the log then goes to standard error.
     pub prints: bool,
 }
 
-/// What a program does instead of serving, when its name is the first argument.
+/// A subcommand that runs instead of the service; its name is the first argument.
 #[derive(Debug, Clone, Copy)]
 pub struct Command {
     /// Its name.
     pub name: &'static str,
     /// One line for `--help`.
     pub summary: &'static str,
-    /// Does it. The first argument is the name; flags have two dashes.
+    /// Runs the subcommand. The first argument is the name; flags have two dashes.
     pub run: fn(Vec<OsString>) -> ExitCode,
 }

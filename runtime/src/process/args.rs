@@ -1,5 +1,5 @@
-//! The command line, in the manner of Go's flag package: `-config=F`,
-//! `-config F`, `--config=F` and `--config F` are the same.
+//! Command line in the style of Go's flag package: `-config=F`, `-config F`, `--config=F` and
+//! `--config F` are equivalent.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,36 +9,36 @@ use clap::{Arg, ArgAction, Command};
 
 use super::about::{self, About, Flag};
 
-/// What a program can be asked for beside what all can.
+/// Command-line options of one program, in addition to the common ones.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Own {
     /// Its own flags.
     pub(crate) flags: &'static [Flag],
-    /// Flags of what it can do instead of serving.
+    /// Flags of its tasks.
     pub(crate) tasks: Vec<Flag>,
-    /// Its commands, as far as the help names them.
+    /// Its subcommands, for the help text.
     pub(crate) commands: &'static [about::Command],
-    /// It keeps something that can be backed up.
+    /// The service has persistent state that can be backed up.
     pub(crate) keeps: bool,
 }
 
-/// What the command line asks for.
+/// Result of parsing the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Serve with this configuration, under these flags.
+    /// Serve with this configuration and these flags.
     Run(PathBuf, Vec<Flag>),
-    /// Say whether this configuration is good.
+    /// Check this configuration.
     Check(PathBuf),
-    /// Copy what this configuration's process keeps to a file.
+    /// Back up the persistent state of this configuration's process to a file.
     Backup {
         /// The configuration.
         config: PathBuf,
-        /// The copy.
+        /// The backup file.
         to: PathBuf,
     },
-    /// Do this with this configuration instead of serving.
+    /// Run this task with this configuration instead of serving.
     Task(PathBuf, Flag),
-    /// No configuration was named.
+    /// No configuration file is named.
     NoConfig,
 }
 
@@ -46,7 +46,7 @@ const CHECK: &str = "check-config";
 const BACKUP: &str = "backup-to";
 const EXTRA: &str = "extra";
 
-/// Parses the arguments, the first of which is the program.
+/// Parses the arguments; the first is the program.
 ///
 /// # Errors
 /// clap's own: help, the version, or a wrong flag with the usage.
@@ -104,7 +104,7 @@ fn command(about: &About, own: &Own) -> Command {
         .args(own.flags.iter().chain(&own.tasks).map(flag))
         .args(own.keeps.then(backup))
         .arg(
-            // The originals ignore what follows their flags.
+            // The originals ignore arguments after their flags.
             Arg::new(EXTRA).hide(true).num_args(0..).value_parser(clap::value_parser!(OsString)),
         )
         .after_help(after_help(own.commands))
@@ -123,7 +123,7 @@ fn after_help(commands: &[about::Command]) -> String {
     text + flags
 }
 
-/// Gives all arguments but the first, which is the program, their second dashes.
+/// Adds the second dash to single-dash flags in all arguments but the first, which is the program.
 pub(crate) fn double_dashes(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
@@ -132,7 +132,7 @@ pub(crate) fn double_dashes(
     program.into_iter().chain(arguments.map(double_dash))
 }
 
-/// Gives a long flag with one dash its second one.
+/// Adds the second dash to a single-dash long flag.
 fn double_dash(argument: OsString) -> OsString {
     let bytes = argument.as_bytes();
     let end = bytes.iter().position(|byte| *byte == b'=');

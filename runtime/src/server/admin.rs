@@ -1,14 +1,14 @@
-//! The endpoint for operators, plain HTTP on an address that only they reach.
+//! Admin endpoint: plain HTTP on an address that only operators can reach.
 //!
-//! | request | answer |
+//! | request | response |
 //! |---|---|
 //! | `GET /metrics` | Prometheus text |
-//! | `GET /healthz` | 200 as long as the process lives |
+//! | `GET /healthz` | 200 while the process runs |
 //! | `GET /readyz` | 200, or 503 with one reason a line |
 //! | `POST /log-level` | sets the level; docs/compatibility/locket.md#debug-server |
-//! | `/block-profile-rate`, `/mutex-profile-fraction` | Go's profiles: an integer is taken and has no effect |
+//! | `/block-profile-rate`, `/mutex-profile-fraction` | Go's profiles: accepts an integer, without effect |
 //!
-//! Everything else is 404.
+//! All other requests return 404.
 
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ use crate::lager::{Control, Level};
 use crate::metrics::Handle;
 use crate::process::Process;
 
-/// The server for operators.
+/// The admin server.
 pub struct Admin {
     http: Http,
     router: Router,
 }
 
 impl Admin {
-    /// A server with the routes that every process has.
+    /// Creates a server with the routes that every process has.
     pub fn new(listener: Listener, process: &Process, health: &Health) -> Self {
         let log_level = any(set_log_level).with_state(process.log.clone());
         let router = Router::new()
@@ -45,7 +45,7 @@ impl Admin {
         Self { http: Http::new(listener, None), router }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn local_addr(&self) -> String {
         self.http.local_addr()
     }
@@ -57,8 +57,8 @@ impl Admin {
         self
     }
 
-    /// Serves in a task of its own from now on, so that operators get answers while the
-    /// service still loads its state. At the end, open requests have `drain` to finish.
+    /// Serves in a separate task from now on, so that operators get responses while the service
+    /// still loads its state. After shutdown, open requests have `drain` to finish.
     #[must_use]
     pub fn start(self, drain: Duration) -> RunningAdmin {
         let address = self.local_addr();
@@ -69,16 +69,16 @@ impl Admin {
     }
 }
 
-/// A server for operators that answers requests; it ends when this is dropped.
+/// A running admin server; dropping it stops the server.
 pub struct RunningAdmin {
     address: String,
     stop: CancellationToken,
-    /// The server alone.
+    /// Holds the server task only.
     task: JoinSet<()>,
 }
 
 impl RunningAdmin {
-    /// Where it listens.
+    /// The address it listens on.
     pub fn local_addr(&self) -> &str {
         &self.address
     }
@@ -114,7 +114,7 @@ async fn readyz(State(health): State<Health>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
-/// Scripts for the originals may set these; nothing here is profiled.
+/// Scripts for the originals may call this; the value has no effect, as there is no profiling.
 async fn profile(body: String) -> Response {
     match body.trim().parse::<i64>() {
         Ok(_) => "there is no such profile here\n".into_response(),

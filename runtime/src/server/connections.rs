@@ -1,14 +1,14 @@
-//! From a listener to HTTP connections: accepting, TLS, limits and draining.
+//! From a listener to HTTP connections: accept, TLS, limits and drain.
 //!
-//! What holds:
-//! - A connection that fails, in TLS or later, ends alone. Handshakes run beside
-//!   each other and have a deadline.
-//! - When there are too many connections or no file descriptors, new ones wait
-//!   in the kernel's queue; the server goes on.
-//! - After shutdown nothing is accepted; connections are told to go one after
-//!   another (HTTP/2: a GOAWAY), open requests may end. A client that shows no sign
-//!   of life for [`SIGN`] is cut off then. When `drain` has passed, what is left is
-//!   cut off. When `serve` returns, no task of it runs.
+//! Invariants:
+//! - A failure of a connection, in TLS or later, affects only that connection. Handshakes run
+//!   concurrently and have a deadline.
+//! - When the connection limit is reached or file descriptors run out, new connections wait in the
+//!   kernel's accept queue; the server keeps running.
+//! - After shutdown no connection is accepted. Connections are closed gracefully one after another
+//!   (HTTP/2: a GOAWAY), and open requests may finish. From then on, a client without any sign of
+//!   life for [`SIGN`] is disconnected. After `drain`, all remaining connections are closed. When
+//!   `serve` returns, no task of the server runs.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -42,43 +42,43 @@ use crate::write_coalescing::CoalescingStream;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Bounds of a server, generous by default.
+/// Limits of a server, generous by default.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time; more wait in the kernel's queue.
+    /// Maximum number of connections; more wait in the kernel's accept queue.
     pub connections: usize,
-    /// Open requests of one HTTP/2 connection.
+    /// Maximum number of concurrent streams of one HTTP/2 connection.
     pub streams: u32,
-    /// How long a TLS handshake may take.
+    /// TLS handshake timeout.
     pub handshake: Duration,
-    /// How long an HTTP/1 connection may be without a request, or a request may
-    /// take to arrive. Well above the minute after which agents poll again.
+    /// Timeout of an HTTP/1 connection without a request, and for the arrival of a request. Well
+    /// above the minute after which agents poll again.
     pub idle: Duration,
-    /// How long an HTTP/1 client may take none of what is sent to it.
+    /// Write timeout of an HTTP/1 connection whose client does not read.
     pub stall: Duration,
-    /// How much of an HTTP/1 request's head, and of an answer that its client
-    /// does not take, one connection holds.
+    /// Buffer of one HTTP/1 connection: maximum size of a request's head, and of response bytes
+    /// that the client has not read.
     pub buffer: usize,
-    /// After how much silence an HTTP/2 client is pinged.
+    /// Idle time after which an HTTP/2 client is pinged.
     pub keepalive_interval: Duration,
-    /// How long the client may take to answer a ping. An HTTP/2 client that takes
-    /// none of what is sent to it is given up after both times together.
+    /// Timeout for the client's response to a ping. An HTTP/2 connection whose client does not read
+    /// is closed after both times together.
     pub keepalive_timeout: Duration,
-    /// Bytes of the unfinished gRPC messages of all connections. More than the
-    /// largest message.
+    /// Maximum bytes of incomplete gRPC messages over all connections. Must exceed the largest
+    /// message.
     pub unfinished: usize,
-    /// The same for one connection.
+    /// Maximum bytes of incomplete gRPC messages of one connection.
     pub unfinished_each: usize,
-    /// Time for a gRPC message to arrive, from its first byte.
+    /// Timeout for a gRPC message to arrive, from its first byte.
     pub message_time: Duration,
-    /// Over how much time connections are told to go after shutdown, at most: each
-    /// [`GOAWAY_INTERVAL`] after the one before, or closer if there are many. Their clients
-    /// then come to other servers one after another, too.
+    /// Maximum time after shutdown over which GOAWAYs are spread: each [`GOAWAY_INTERVAL`] after
+    /// the previous one, or less if there are many connections. This also spreads the reconnects of
+    /// the clients to other servers.
     pub spread: Duration,
 }
 
-/// Two connections are told to go this long after each other, if there is time: as
-/// many clients a second can be welcomed elsewhere, each with a TLS handshake.
+/// Interval between two GOAWAYs, if there is time. Other servers can accept clients at this rate,
+/// each with a TLS handshake.
 pub const GOAWAY_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Default for Limits {
@@ -100,25 +100,24 @@ impl Default for Limits {
     }
 }
 
-/// In the extensions of each request: falls when the connection of the request is
-/// told to go. A stream that has no end of its own ends then, so that its client
-/// comes back on another connection.
+/// Request extension: cancelled when the server drains the connection of the request (HTTP/2:
+/// GOAWAY). An unbounded stream ends then, so that its client reconnects on another connection.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionDraining(pub CancellationToken);
 
-/// Who is told to go when.
+/// Schedules the GOAWAYs of a drain.
 #[derive(Debug, Default)]
 struct StaggeredDrain {
-    /// It begins.
+    /// Cancelled when the drain begins.
     begun: CancellationToken,
-    /// Between two of them; in microseconds.
+    /// Microseconds between two GOAWAYs.
     step: AtomicU32,
-    /// How many were told.
+    /// Number of GOAWAYs scheduled.
     told: AtomicU32,
 }
 
 impl StaggeredDrain {
-    /// So many are to go within `spread`.
+    /// Begins to drain `connections` within `spread`.
     fn begin(&self, connections: usize, spread: Duration) {
         let step = spread / u32::try_from(connections).unwrap_or(u32::MAX).max(1);
         let step =
@@ -127,7 +126,7 @@ impl StaggeredDrain {
         self.begun.cancel();
     }
 
-    /// Waits for the turn of the connection that asks.
+    /// Waits until the calling connection may send its GOAWAY.
     async fn turn(&self) {
         self.begun.cancelled().await;
         let before = self.told.fetch_add(1, Relaxed);
@@ -136,25 +135,24 @@ impl StaggeredDrain {
     }
 }
 
-/// Which HTTP the connections of a server speak.
+/// HTTP version that a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
     Http2,
 }
 
-/// How many streams of a connection may be reset at once before it is taken for
-/// an attack.
+/// Maximum number of pending stream resets of a connection before it counts as an attack.
 const RESETS: usize = 4_096;
 
-/// Time for a client that was told to go to show that it is alive: an HTTP/2 client
-/// answers a ping at once, and each client takes what it is sent.
+/// Time for a drained client to show a sign of life: an HTTP/2 client answers a ping at once, and
+/// every client reads the bytes sent to it.
 const SIGN: Duration = Duration::from_secs(2);
 
-/// How long to wait after the kernel refused to give us a connection.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A server, before it serves.
+/// A server that is not running yet.
 pub(super) struct Server {
     pub(super) listener: Listener,
     pub(super) tls: Option<ServerTls>,
@@ -163,8 +161,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Serves `service` on every connection until shutdown, and then drains. Each
-    /// request has a [`Peer`] in its extensions.
+    /// Serves `service` on every connection until shutdown, then drains. Each request has a
+    /// [`Peer`] in its extensions.
     pub(super) async fn serve<S, B>(self, service: S, shutdown: CancellationToken, drain: Duration)
     where
         S: Service<Request<Arrived>, Response = Response<B>, Error = Infallible>,
@@ -176,7 +174,7 @@ impl Server {
     {
         let Self { listener, tls, protocol, limits } = self;
         let streams = InlineExecutor::default();
-        // Also when this future is dropped instead of ended.
+        // Also closes the connections when this future is dropped.
         let _cut = streams.cut.clone().drop_guard();
         let shared = Arc::new(Shared {
             what: listener.what(),
@@ -217,7 +215,7 @@ impl Server {
     }
 }
 
-/// What all connections of a server share.
+/// State shared by all connections of a server.
 struct Shared<S> {
     what: &'static str,
     service: S,
@@ -226,8 +224,8 @@ struct Shared<S> {
     budget: Arc<Budget>,
     http: auto::Builder<InlineExecutor>,
     handshake: Duration,
-    /// For HTTP/2 as well: the end of a connection whose pings are not answered is a
-    /// frame, which waits for a client that reads nothing.
+    /// Applies to HTTP/2 as well: closing a connection with unanswered pings sends a frame, which
+    /// blocks when the client does not read.
     stall: Duration,
     shutdown: CancellationToken,
     exodus: StaggeredDrain,
@@ -257,8 +255,8 @@ where
         }
     }
 
-    /// Whether a client speaks plain HTTP/1 to a port with TLS. A TLS record
-    /// begins with a byte below 32, a request line with a capital letter.
+    /// Whether a client speaks plaintext HTTP/1 to a TLS port. A TLS record begins with a byte
+    /// below 32, a request line with a capital letter.
     async fn expects_tls_but_gets_http(&self, stream: &TcpStream) -> bool {
         if self.tls.as_ref().is_none_or(|tls| tls.alpn() == Alpn::H2) {
             return false;
@@ -290,8 +288,7 @@ where
         }
     }
 
-    /// `refused` are the names in a certificate that is not good: what the client
-    /// says of itself.
+    /// `refused` has the names of a rejected certificate. They are unverified claims of the client.
     fn note_refused(&self, peer: &Peer, refused: Option<&Identity>, error: &io::Error) {
         own::TLS_FAILURES.counter_by([("server", self.what)]).increment(1);
         let peer = peer.address.map(|address| address.to_string());
@@ -300,7 +297,7 @@ where
         let is_no_client = error.kind() == io::ErrorKind::UnexpectedEof;
         let error = crate::error::text(error);
         if is_no_client {
-            // A port scanner, a load balancer's probe: no TLS client at all.
+            // Not a TLS client, such as a port scanner or a load balancer's probe.
             tracing::debug!(server, peer, error, "tls-handshake-failed");
         } else {
             tracing::info!(server, peer, certificate, error, "tls-handshake-failed");
@@ -350,9 +347,9 @@ where
         }
     }
 
-    /// Waits until a client that was told to go shows no sign of life. An HTTP/2
-    /// client is sent a ping with the GOAWAY; after the answer it may be silent, as
-    /// may an HTTP/1 client that waits for its answer.
+    /// Waits until a drained client shows no sign of life. An HTTP/2 client gets a ping with the
+    /// GOAWAY; after its response it may be silent, like an HTTP/1 client that waits for a
+    /// response.
     async fn frozen(&self, signs: &Signs) {
         let mut owes_answer = self.protocol == Protocol::Http2;
         loop {
@@ -373,13 +370,13 @@ where
     }
 }
 
-/// Answers as Go's servers do; health checks rely on getting an answer
+/// Responds as Go's servers do; health checks rely on a response
 /// (docs/compatibility/policy-server-internal.md#listeners).
 async fn refuse_plain_http(mut stream: TcpStream) {
     let answer = b"HTTP/1.0 400 Bad Request\r\n\r\n\
         Client sent an HTTP request to an HTTPS server.\n";
     let _gone = stream.write_all(answer).await;
-    // What is unread when a socket closes resets it, and may take the answer along.
+    // Closing a socket with unread bytes sends a reset, which may discard the response.
     let _gone = stream.shutdown().await;
     let mut request = [0; 4_096];
     let _gone = tokio::time::timeout(ACCEPT_PAUSE, stream.read(&mut request)).await;
@@ -394,7 +391,7 @@ where
     let mut stream = shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))?;
     let agreed = stream.get_ref().1.alpn_protocol();
     if tls.alpn() == Alpn::H2 && agreed != Some(b"h2") {
-        // rustls lets clients through that offer no protocol at all.
+        // rustls accepts clients that offer no ALPN protocol.
         let _gone = stream.shutdown().await;
         return Err(io::Error::other("the client does not offer the protocol h2"));
     }
@@ -419,16 +416,16 @@ fn http_builder(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle)
-        // As Go's servers write the names of headers.
+        // Go's servers write header names in title case.
         .title_case_headers(true)
         .max_buf_size(limits.buffer);
     builder
         .http2()
         .timer(TokioTimer::new())
-        // grpc-go's servers send no date either (docs/compatibility/locket.md#wire).
+        // grpc-go's servers send no date header (docs/compatibility/locket.md#wire).
         .auto_date_header(false)
         .max_concurrent_streams(limits.streams)
-        // Clients that give up many calls at once are not attackers here.
+        // Clients that cancel many calls at once are not attackers here.
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(RESETS)
         .keep_alive_interval(limits.keepalive_interval)
@@ -436,7 +433,7 @@ fn http_builder(
     builder
 }
 
-/// The next connection, as soon as there is place for it.
+/// Accepts the next connection as soon as the connection limit allows.
 async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> (Accepted, OwnedSemaphorePermit) {
     let place = Arc::clone(places).acquire_owned().await;
     let place = place.expect("the semaphore is never closed");
@@ -457,8 +454,7 @@ async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> (Accepted, Owne
     }
 }
 
-/// Whether the connection died before it was accepted, rather than the listener
-/// being in trouble.
+/// Whether the error concerns one connection that died before accept, not the listener.
 fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -469,7 +465,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Counts a connection for as long as it lives.
+/// Counts a connection while it is open.
 struct Open(metrics::Gauge);
 
 impl Open {

@@ -1,11 +1,10 @@
-//! The requests of HTTP/2 connections.
+//! Runs the requests of HTTP/2 connections.
 //!
-//! A request has its first turn within the turn of its connection. Most need no
-//! other: what they answer leaves with the write at the end of that turn, and there
-//! is no task to make, to wake and to wait for. One that has to wait becomes a task.
+//! The first poll of a request runs inside the poll of its connection. Most requests complete
+//! there: their response leaves with the write at the end of that poll, without spawning, waking
+//! and joining a task. A request that is still pending is spawned as a task.
 //!
-//! What holds: a request that panics ends alone; all that run can be waited for, and
-//! can be cut off.
+//! Invariants: a panic affects only its request; all running requests can be awaited and aborted.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Waker};
@@ -13,22 +12,22 @@ use std::task::{Context, Waker};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Runs them; clones run them together.
+/// Executor for hyper; clones share their requests.
 #[derive(Clone, Default)]
 pub(super) struct InlineExecutor {
     running: TaskTracker,
-    /// Ends them.
+    /// Aborts all requests.
     pub(super) cut: CancellationToken,
 }
 
 impl InlineExecutor {
-    /// Waits until all have ended.
+    /// Waits until all requests have ended.
     pub(super) async fn ended(&self) {
         self.running.close();
         self.running.wait().await;
     }
 
-    /// Ends all.
+    /// Aborts all requests and waits for them.
     pub(super) async fn cut(&self) {
         self.cut.cancel();
         self.ended().await;
@@ -41,10 +40,10 @@ where
 {
     fn execute(&self, future: F) {
         let mut future = Box::pin(future);
-        // Nobody has to be woken: a task that goes on polls it at once.
+        // No waker is needed: a pending request is spawned, which polls it at once.
         let mut context = Context::from_waker(Waker::noop());
         let turn = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)));
-        // The hook has reported a panic.
+        // The panic hook has already reported a panic.
         if turn.is_ok_and(|turn| turn.is_pending()) {
             let cut = self.cut.clone();
             self.running.spawn(async move {

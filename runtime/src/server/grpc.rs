@@ -1,4 +1,4 @@
-//! gRPC servers: the given services, and health and reflection beside them.
+//! gRPC servers: the service's own gRPC services, health and reflection.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,23 +26,23 @@ use super::{Error, Health, Listener, grpc_go_compat};
 use crate::supervise::panic_text;
 use crate::tls::{Peer, ServerTls};
 
-/// Names of the services that every gRPC server of ours has.
+/// Services that every gRPC server has.
 const OWN_SERVICES: [&str; 3] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// The method of reflection, whose client may speak after the first answer.
+/// The reflection method, whose client may send more messages after the first response.
 const REFLECTION_TALKS: &[&str] = &["ServerReflectionInfo"];
 
-/// The largest message of a request: the default of tonic and of grpc-go.
+/// Maximum request message size: the default of tonic and of grpc-go.
 const LARGEST: usize = 4 << 20;
 
-/// The head of a call: what is known before any of its body is read.
+/// Head of a call: what is known before its body is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
-    /// The name of the method.
+    /// Method name.
     pub method: &'a str,
     /// The metadata.
     pub headers: &'a HeaderMap,
@@ -50,11 +50,10 @@ pub struct Head<'a> {
     pub peer: &'a Peer,
 }
 
-/// Judges a call by its head; an error is the answer.
+/// Decides by the head whether a call is admitted; an error is the response.
 type Judge = Box<dyn Fn(&Head<'_>) -> Result<(), Status> + Send + Sync>;
 
-/// A service as [`Grpc::enter`] takes it: with what is decided about a call before
-/// the service sees it.
+/// A service for [`Grpc::enter`], with the checks that run before the service gets a call.
 pub struct Entry<S> {
     service: S,
     judge: Option<Judge>,
@@ -70,7 +69,7 @@ impl<S> From<S> for Entry<S> {
 }
 
 impl<S> Entry<S> {
-    /// Judges each call before any of its body is read.
+    /// Checks each call before its body is read.
     pub fn judged(
         service: S,
         judge: impl Fn(&Head<'_>) -> Result<(), Status> + Send + Sync + 'static,
@@ -78,21 +77,21 @@ impl<S> Entry<S> {
         Self { judge: Some(Box::new(judge)), ..Self::from(service) }
     }
 
-    /// Methods whose handler begins before the first message of the request has
-    /// arrived. All others begin with the first message.
+    /// Methods whose handler starts before the first request message arrives. All others start with
+    /// the first message.
     #[must_use]
     pub fn talks(self, methods: &'static [&'static str]) -> Self {
         Self { talks: methods, ..self }
     }
 
-    /// The method that takes larger messages than 4 MiB, and the largest. Its
+    /// Sets the maximum request size of the one method that accepts messages above 4 MiB. Its
     /// handler must have the same limit.
     #[must_use]
     pub fn large(self, method: &'static str, bytes: usize) -> Self {
         Self { large: Some((method, bytes)), ..self }
     }
 
-    /// The service, which judges nothing by itself.
+    /// The service alone, without the checks.
     pub fn into_service(self) -> S {
         self.service
     }
@@ -100,8 +99,8 @@ impl<S> Entry<S> {
 
 /// A gRPC server with health, and reflection in v1 and v1alpha.
 ///
-/// A handler that panics answers INTERNAL; a `grpc-timeout` that a client sends
-/// is kept; a client's pings are never held against it.
+/// A handler that panics returns INTERNAL; a client's `grpc-timeout` is enforced; a client's pings
+/// are never treated as abuse.
 pub struct Grpc {
     server: Server,
     health: Health,
@@ -110,7 +109,7 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// A server without services on a bound listener. TLS needs
+    /// Creates a server without services on a bound listener. TLS needs
     /// [`Alpn::H2`](crate::tls::Alpn::H2).
     pub fn new(listener: Listener, tls: Option<ServerTls>, health: &Health) -> Self {
         Self {
@@ -125,27 +124,26 @@ impl Grpc {
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn local_addr(&self) -> String {
         self.server.listener.local_addr()
     }
 
-    /// Other bounds than the default ones.
+    /// Replaces the default limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.server.limits = limits;
         self
     }
 
-    /// Adds an encoded descriptor set that reflection answers from. It may
-    /// describe more services than are added.
+    /// Adds an encoded descriptor set for reflection. It may describe more services than are added.
     #[must_use]
     pub fn descriptors(mut self, set: &'static [u8]) -> Self {
         self.descriptors.push(set);
         self
     }
 
-    /// Adds a service, as tonic generates it.
+    /// Adds a tonic-generated service.
     #[must_use]
     #[expect(clippy::should_implement_trait, reason = "nobody adds servers with +")]
     pub fn add<S>(self, service: S) -> Self
@@ -157,7 +155,7 @@ impl Grpc {
         self.enter(service.into())
     }
 
-    /// Adds a service with what is decided before the service sees a call.
+    /// Adds a service with its checks.
     #[must_use]
     pub fn enter<S>(mut self, entry: Entry<S>) -> Self
     where
@@ -170,7 +168,7 @@ impl Grpc {
     }
 
     /// Serves until shutdown, and then lets open calls end for at most `drain`.
-    ///
+    /// Serves until shutdown; open calls then have `drain` to finish.
     /// # Errors
     /// When the descriptor sets are not valid.
     pub async fn serve(self, shutdown: CancellationToken, drain: Duration) -> Result<(), Error> {
@@ -207,9 +205,8 @@ fn reflection<'a>(
     builder
 }
 
-/// Tells the health service about `health`, for the server and each service. At
-/// shutdown nothing is serving, and watchers' streams end so that they do not
-/// hold up the drain. Never ends by itself.
+/// Publishes `health` in the health service, for the server and each service. At shutdown all are
+/// NOT_SERVING, and watch streams end so that they do not delay the drain. Never returns.
 async fn report_health(
     health: &Health,
     mut reporter: HealthReporter,
@@ -239,14 +236,12 @@ async fn set_all(reporter: &HealthReporter, names: &[&str], status: ServingStatu
     }
 }
 
-/// Until when the client waits for its answer. A request whose client set a
-/// deadline has it in its extensions.
+/// Deadline of a request, in the request's extensions if the client set one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(pub Instant);
 
-/// Services by their names. A call goes straight to its service: a general router
-/// keeps the request in a future of its own meanwhile, which costs a small call a
-/// tenth of its time.
+/// Services by name. A call goes straight to its service: a general router keeps the request in a
+/// future of its own, which adds a tenth to the time of a small call.
 type Routes = BTreeMap<&'static str, Entry<Box<dyn Route>>>;
 
 fn add<S>(routes: &mut Routes, entry: Entry<S>)
@@ -259,7 +254,7 @@ where
     routes.insert(S::NAME, Entry { service: Box::new(service), judge, talks, large });
 }
 
-/// A service, as tonic generates it: it is always ready.
+/// A tonic-generated service, which is always ready.
 trait Route: Send + Sync {
     fn serve(&self, request: Request<Body>) -> Answer;
 }
@@ -291,7 +286,7 @@ impl Service<Request<Arrived>> for Guarded {
     type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // So are the services.
+        // Always ready; inner services are too.
         Poll::Ready(Ok(()))
     }
 
@@ -330,7 +325,7 @@ impl Service<Request<Arrived>> for Guarded {
 }
 
 impl Door {
-    /// The service that is called, if the peer may call it.
+    /// Returns the called service if the peer may call it.
     fn route(&self, request: &Request<Arrived>) -> Result<&Entry<Box<dyn Route>>, Status> {
         let path = request.uri().path();
         let Some(route) = grpc_go_compat::service(path).and_then(|name| self.routes.get(name))
@@ -371,8 +366,8 @@ fn deadline_exceeded() -> Response<Body> {
     grpc_go_compat::escape(Status::deadline_exceeded("the call's deadline has passed").into_http())
 }
 
-/// The time a client gives its call: at most eight digits and a unit (gRPC over
-/// HTTP/2, "Timeout"). A malformed one does not count.
+/// The client's timeout for its call: at most eight digits and a unit (gRPC over HTTP/2,
+/// "Timeout"). A malformed value is ignored.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

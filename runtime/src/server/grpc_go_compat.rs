@@ -1,21 +1,21 @@
-//! Where tonic answers otherwise than grpc-go does, and clients or operators can
-//! see it (docs/compatibility/locket.md#errors, #wire).
+//! Makes error responses match grpc-go where tonic differs in a way that clients or operators can
+//! observe (docs/compatibility/locket.md#errors, #wire).
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-/// How tonic begins the text about a message that is too long.
+/// Prefix of tonic's error text for a message that is too long.
 const TOO_LONG: &str = "Error, decoded message length too large: found ";
-/// How prost begins the text about a message that cannot be read.
+/// Prefix of prost's error text for a message that cannot be decoded.
 const MALFORMED: &str = "failed to decode Protobuf message: ";
-/// How tonic begins the text about a message that is compressed.
+/// Prefix of tonic's error text for a compressed message.
 const COMPRESSED: &str = "Content is compressed with `";
-/// What stands for something else in a text on the wire.
+/// Characters that are percent-encoded in a status message on the wire.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// The answer to what is no gRPC request: it never reaches a service.
+/// The response to a request that is not gRPC and never reaches a service.
 pub(super) fn refuse<B>(request: &Request<B>) -> Option<Response<Body>> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let content_type = content_type.map_or(&b""[..], |value| value.as_bytes());
@@ -46,15 +46,14 @@ fn with(code: StatusCode, status: &Status) -> Response<Body> {
     response
 }
 
-/// Gives refusals that tonic makes by itself the code and the text of grpc-go. What
-/// an answer of a service says is left as it is; how it is written on the wire is
-/// grpc-go's way too.
+/// Replaces code and text of errors that tonic creates by itself with those of grpc-go. Errors from
+/// a service keep their text; only the wire encoding follows grpc-go.
 pub(super) fn translate(
     response: Response<Body>,
     path: &str,
     is_known: impl Fn(&str) -> bool,
 ) -> Response<Body> {
-    // The usual answer has its status in the trailers.
+    // A usual response has its status in the trailers.
     let Some(code) = response.headers().get(Status::GRPC_STATUS) else { return response };
     let translated = match Code::from_bytes(code.as_bytes()) {
         Code::Unimplemented if !response.headers().contains_key(Status::GRPC_MESSAGE) => {
@@ -68,8 +67,7 @@ pub(super) fn translate(
     escape(translated.map_or(response, Status::into_http))
 }
 
-/// Writes the text of a refusal as grpc-go does: blanks and quotes stand for
-/// themselves.
+/// Encodes the status message as grpc-go does: spaces and quotes are not percent-encoded.
 pub(super) fn escape(mut response: Response<Body>) -> Response<Body> {
     let written = response.headers().get(Status::GRPC_MESSAGE);
     if written.is_some_and(|written| written.as_bytes().contains(&b'%'))
@@ -81,22 +79,22 @@ pub(super) fn escape(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// The text of a refusal.
+/// The status message of a response.
 fn text(response: &Response<Body>) -> Option<String> {
     Some(Status::from_header_map(response.headers())?.message().to_owned())
 }
 
-/// The service that a path names: everything but the last part.
+/// The service name in a path: everything but the last part.
 pub(super) fn service(path: &str) -> Option<&str> {
     Some(named(path)?.0)
 }
 
-/// Service and method.
+/// Splits a path into service and method.
 fn named(path: &str) -> Option<(&str, &str)> {
     path.strip_prefix('/')?.rsplit_once('/')
 }
 
-/// What to say of a path that leads nowhere.
+/// Error text for a path without a service or method.
 pub(super) fn unknown(path: &str, is_known: impl Fn(&str) -> bool) -> String {
     match named(path) {
         None => format!("malformed method name: {path:?}"),
@@ -107,7 +105,7 @@ pub(super) fn unknown(path: &str, is_known: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// Of a message that is too long.
+/// Error for a message that is too long.
 fn too_long(text: &str) -> Option<Status> {
     let (found, limit) = text.strip_prefix(TOO_LONG)?.split_once(" bytes")?;
     let limit: String = limit.chars().filter(char::is_ascii_digit).collect();
@@ -115,13 +113,13 @@ fn too_long(text: &str) -> Option<Status> {
     Some(Status::resource_exhausted(text))
 }
 
-/// Of a message that is none.
+/// Error for a request body that is not valid protobuf.
 fn malformed(text: &str) -> Option<Status> {
     let problem = text.strip_prefix(MALFORMED)?;
     Some(Status::internal(format!("grpc: error unmarshalling request: {problem}")))
 }
 
-/// Of a message that is compressed.
+/// Error for a compressed message.
 fn compressed(text: &str) -> Option<Status> {
     let (encoding, _) = text.strip_prefix(COMPRESSED)?.split_once('`')?;
     let text = format!("grpc: Decompressor is not installed for grpc-encoding {encoding:?}");

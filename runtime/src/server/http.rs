@@ -20,14 +20,14 @@ use super::intake::Arrived;
 use crate::supervise::panic_text;
 use crate::tls::ServerTls;
 
-/// An HTTP server. Requests have a [`Peer`](crate::tls::Peer) in their
-/// extensions; a handler that panics answers 500.
+/// An HTTP server. Requests have a [`Peer`](crate::tls::Peer) in their extensions; a handler that
+/// panics returns 500.
 pub struct Http {
     server: Server,
 }
 
 impl Http {
-    /// A server on a bound listener. It speaks HTTP/1.1; TLS needs
+    /// Creates a server on a bound listener. It speaks HTTP/1.1; TLS needs
     /// [`Alpn::None`](crate::tls::Alpn::None).
     pub fn new(listener: Listener, tls: Option<ServerTls>) -> Self {
         Self {
@@ -35,26 +35,26 @@ impl Http {
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn local_addr(&self) -> String {
         self.server.listener.local_addr()
     }
 
-    /// Other bounds than the default ones.
+    /// Replaces the default limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.server.limits = limits;
         self
     }
 
-    /// Serves until shutdown, and then lets open requests end for at most `drain`.
+    /// Serves until shutdown; open requests then have `drain` to finish.
     pub async fn serve(self, router: Router, shutdown: CancellationToken, drain: Duration) {
         let guarded = Guarded(router);
         self.server.serve(guarded, shutdown, drain).await;
     }
 }
 
-/// A router whose panics become answers.
+/// A router whose panics become responses.
 #[derive(Clone)]
 struct Guarded(Router);
 
@@ -66,7 +66,7 @@ impl Service<Request<Arrived>> for Guarded {
     type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Routers are always ready.
+        // Always ready, as routers are.
         Poll::Ready(Ok(()))
     }
 

@@ -1,20 +1,19 @@
-//! Request bodies of gRPC calls, with bounds on unfinished messages.
+//! Request bodies of gRPC calls, with limits on incomplete messages.
 //!
-//! tonic reserves the announced length of a message as soon as the five bytes of
-//! its prefix arrive, and keeps the bytes of a message until the message is
-//! complete. Without a bound, a peer can fill the memory with messages that it
-//! never completes. [`Intake`] stands between the connection and tonic.
+//! tonic reserves the announced length of a message as soon as the five bytes of its prefix arrive,
+//! and keeps the bytes of a message until the message is complete. Without a limit, a peer can fill
+//! the memory with messages that it never completes. [`Intake`] sits between the connection and
+//! tonic.
 //!
-//! What holds:
-//! - tonic gets complete messages only, so it reserves nothing for bytes that have
-//!   not arrived. A message that arrives in one piece is handed on without a copy.
-//! - The buffers of unfinished messages, and calls that wait for their first
-//!   message, count against a budget of the connection and one of the server. A
-//!   call for which there is no room ends with RESOURCE_EXHAUSTED. No call waits
-//!   for room, so one peer cannot hold up another.
-//! - A message is complete [`Limits::message_time`](super::Limits::message_time)
-//!   after its first byte, or its call ends with DEADLINE_EXCEEDED.
-//! - The end of a call gives its share of the budgets back.
+//! Invariants:
+//! - tonic gets complete messages only, so it reserves nothing for bytes that have not arrived. A
+//!   message that arrives in one piece is passed on without a copy.
+//! - The buffers of incomplete messages, and calls that wait for their first message, count against
+//!   a budget of the connection and one of the server. A call that exceeds a budget ends with
+//!   RESOURCE_EXHAUSTED. No call waits for budget, so one peer cannot block another.
+//! - A message is complete [`Limits::message_time`](super::Limits::message_time) after its first
+//!   byte, or its call ends with DEADLINE_EXCEEDED.
+//! - The end of a call releases its share of the budgets.
 
 use std::mem;
 use std::pin::Pin;
@@ -33,7 +32,7 @@ use crate::tls::Peer;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The length of the prefix of a gRPC message: a flag, and four bytes of length.
+/// Length of a gRPC message prefix: a flag and four bytes of length.
 const PREFIX: usize = 5;
 /// Memory of a call that waits for its first message: task, headers, and the read
 /// buffer of tonic.
@@ -71,7 +70,7 @@ pub(super) struct Account {
     used: AtomicUsize,
     all: Arc<Budget>,
     pub(super) peer: Peer,
-    /// The refusal is logged once for each connection.
+    /// Whether the refusal is logged; it is logged once per connection.
     is_logged: AtomicBool,
 }
 
@@ -124,13 +123,13 @@ fn as_f64(bytes: usize) -> f64 {
     bytes as f64
 }
 
-/// The body of a request, with the account of its connection.
+/// Request body with the account of its connection.
 pub(super) struct Arrived {
     pub(super) body: Incoming,
     pub(super) account: Arc<Account>,
 }
 
-/// A share of the budgets, given back when dropped.
+/// A share of the budgets, released on drop.
 struct Share {
     account: Arc<Account>,
     bytes: usize,
@@ -156,17 +155,17 @@ impl Drop for Share {
     }
 }
 
-/// See the module. Generic over the body for tests.
+/// Request body with limits, see the module docs. Generic over the body for tests.
 pub(super) struct Intake<B = Incoming> {
     body: B,
     share: Share,
-    /// The largest message that the method takes.
+    /// Maximum message size of the method.
     largest: usize,
-    /// The beginning of a message that is not complete.
+    /// The beginning of an incomplete message.
     held: Vec<u8>,
     /// Complete messages that [`Intake::first`] has read.
     ready: Option<Bytes>,
-    /// Runs while a message is not complete.
+    /// Runs while a message is incomplete.
     timer: Option<Pin<Box<Sleep>>>,
     state: State,
 }
@@ -177,22 +176,22 @@ enum State {
     Opening,
     /// At least one message has arrived.
     Talking,
-    /// tonic refuses the message that has begun, from its prefix alone.
+    /// tonic rejects the current message from its prefix alone.
     Refused,
 }
 
-/// What the beginning of a body holds.
+/// Result of examining the beginning of a body.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    /// So many bytes are complete messages.
+    /// Number of bytes that are complete messages.
     Whole(usize),
-    /// The first message has so many bytes, which have not all arrived.
+    /// The first message has `total` bytes, not all of which have arrived.
     Part { total: usize },
-    /// The first message is one that tonic refuses.
+    /// tonic rejects the first message.
     Refused,
 }
 
-/// `total` is what is known of the length: that of the prefix before it has arrived.
+/// `total` is the known length: that of the prefix before the prefix has arrived.
 fn look(bytes: &[u8], largest: usize) -> Found {
     let mut whole = 0;
     loop {
@@ -254,7 +253,7 @@ where
             let frame = match frame {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                // tonic says that the message is not complete.
+                // tonic reports that the message is incomplete.
                 None if !self.held.is_empty() => {
                     let held = mem::take(&mut self.held);
                     return Poll::Ready(Some(Ok(Frame::data(held.into()))));
@@ -272,8 +271,8 @@ where
         }
     }
 
-    /// Nothing has arrived: a call that waits for its first message counts, and a
-    /// message must not take too long.
+    /// No bytes have arrived: counts a call that waits for its first message, and enforces the
+    /// message timeout.
     fn poll_late(
         &mut self,
         context: &mut Context<'_>,
@@ -291,7 +290,7 @@ where
         Poll::Ready(Some(Err(Status::deadline_exceeded(text).into())))
     }
 
-    /// Complete messages, if there are any now.
+    /// Returns the complete messages, if any.
     fn add(&mut self, mut data: Bytes) -> Result<Option<Bytes>, Status> {
         if self.state == State::Refused {
             return Ok(Some(data));
@@ -336,7 +335,7 @@ where
         }
         match look(rest, self.largest) {
             Found::Part { total } => self.hold(rest, total),
-            // It is looked at again when more arrives.
+            // Examined again when more bytes arrive.
             Found::Whole(_) | Found::Refused => self.hold(rest, rest.len()),
         }
     }
@@ -347,8 +346,8 @@ where
         data
     }
 
-    /// Copies `data`: what arrives is a piece of a larger buffer of the connection.
-    /// The buffer doubles, up to the length of the message.
+    /// Copies `data`, which is a slice of a larger buffer of the connection. The buffer doubles, up
+    /// to the length of the message.
     fn hold(&mut self, data: &[u8], total: usize) -> Result<(), Status> {
         let needed = self.held.len() + data.len();
         if needed > self.held.capacity() {

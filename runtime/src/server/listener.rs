@@ -12,14 +12,13 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use super::Error;
 use crate::metrics::own;
 
-/// How often the kernel probes a client that sends nothing, and how long a client may
-/// acknowledge nothing. A client that reads slowly is alive: the limits of the server
-/// decide about it, so this is not shorter than any of them.
+/// TCP keepalive interval, and timeout for unacknowledged data. A client that reads slowly is alive
+/// and subject to the server's limits, so this is not shorter than any of them.
 const PROBE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// A socket that listens. `what` names its server in errors, log lines and the label
-/// `server` of metrics: `grpc`, `http`, `admin`, `health`, `control` or `cell`.
+/// A listening socket. `what` names its server in errors, log lines and the label `server` of
+/// metrics: `grpc`, `http`, `admin`, `health`, `control` or `cell`.
 #[derive(Debug)]
 pub struct Listener {
     what: &'static str,
@@ -32,7 +31,7 @@ enum Socket {
     Unix(UnixListener, OwnedPath),
 }
 
-/// The path of a Unix socket, removed when its listener goes.
+/// Path of a Unix socket, removed on drop of its listener.
 #[derive(Debug)]
 struct OwnedPath(PathBuf);
 
@@ -42,18 +41,18 @@ impl Drop for OwnedPath {
     }
 }
 
-/// A connection as it was accepted.
+/// An accepted connection.
 pub(super) enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
 impl Listener {
-    /// Listens on `host:port`. No host means all interfaces, port 0 any free port,
-    /// and an empty address both, as for the originals.
+    /// Listens on `host:port`. An empty host means all interfaces, port 0 any free port, and an
+    /// empty address both, as in the originals.
     ///
     /// # Errors
-    /// When the address means nothing or is not free; the error says for what.
+    /// When the address is invalid or in use; the error names the server.
     pub async fn tcp(what: &'static str, address: &str) -> Result<Self, Error> {
         let addresses = resolve(address).await.map_err(|source| Error::Resolve {
             what,
@@ -74,8 +73,8 @@ impl Listener {
         Ok(Self { what, socket })
     }
 
-    /// Listens on a Unix socket that only the process's own user may use. What a
-    /// killed process left there is removed; a socket in use is not.
+    /// Listens on a Unix socket that only the process's own user may use. A stale socket of a
+    /// killed process is removed; a socket in use is not.
     ///
     /// # Errors
     /// When the path cannot be used, or another process listens on it.
@@ -90,12 +89,12 @@ impl Listener {
         Ok(Self { what, socket })
     }
 
-    /// What it is for, as errors and log lines name it.
+    /// Name of the server for errors and log lines.
     pub fn what(&self) -> &'static str {
         self.what
     }
 
-    /// Where it listens: `address:port`, or the path of the socket.
+    /// The listening address: `address:port`, or the path of the socket.
     pub fn local_addr(&self) -> String {
         match &self.socket {
             Socket::Tcp(_, address) => address.to_string(),
@@ -122,7 +121,7 @@ impl Listener {
 async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     let address = if address.is_empty() { ":0" } else { address };
     let asked = match address.strip_prefix(':') {
-        // Without IPv6 in the kernel the first fails and the second is taken.
+        // Without IPv6 in the kernel the first fails and the second is used.
         Some(port) => vec![format!("[::]:{port}"), format!("0.0.0.0:{port}")],
         None => vec![address.to_owned()],
     };
@@ -142,7 +141,7 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Whether there is a socket that nobody listens on.
+/// Whether the path is a socket without a listener.
 async fn is_stale(path: &Path) -> bool {
     let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
     is_socket

@@ -1,8 +1,7 @@
 //! Listeners and the servers on them.
 //!
-//! [`Grpc`] and [`Http`] differ in what they route; accepting, TLS and draining
-//! are the same for both and live in `connections`. [`Admin`] is an [`Http`]
-//! with the routes that every process has.
+//! [`Grpc`] and [`Http`] differ in routing; accept, TLS and drain are common and live in
+//! `connections`. [`Admin`] is an [`Http`] server with the routes that every process has.
 
 mod admin;
 mod connections;
@@ -23,28 +22,28 @@ pub use grpc::{Deadline, Entry, Grpc, Head};
 pub use http::Http;
 pub use listener::Listener;
 
-/// Why a server cannot be set up.
+/// Error from setting up a server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address that is not host:port, or whose host has no address.
+    /// The address is not host:port, or its host has no address.
     #[error("{what}: resolving {address}")]
     Resolve {
-        /// What should listen.
+        /// Name of the server.
         what: &'static str,
-        /// Where.
+        /// The address.
         address: String,
-        /// Why it cannot.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The socket cannot be had.
+    /// The socket cannot be bound.
     #[error("{what}: listening on {address}")]
     Listen {
-        /// What should listen.
+        /// Name of the server.
         what: &'static str,
-        /// Where.
+        /// The address.
         address: String,
-        /// Why it cannot.
+        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -1,10 +1,10 @@
-//! A connection whose other end has to take what it is sent.
+//! Write timeout for slow readers.
 //!
-//! A client that stops reading would keep its answer, and what the answer holds
-//! on to, for as long as it likes: TCP has no limit for that.
+//! TCP has no such limit: a client that stops reading would hold its response, and the resources of
+//! the response, indefinitely.
 //!
-//! [`Signs`] tell the drain whether the client still takes part: a frozen client,
-//! or one that is gone without a word, must not hold up the end of the process.
+//! [`Signs`] tell the drain whether the client is alive: a frozen or vanished client must not delay
+//! process exit.
 
 use std::io;
 use std::pin::Pin;
@@ -16,26 +16,26 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Signs of life of the other end, since [`Signs::take`] was called last.
+/// Signs of life of the peer since the last [`Signs::take`].
 #[derive(Debug, Default)]
 pub(super) struct Signs {
     read: AtomicBool,
     written: AtomicBool,
-    /// The last write waits for the other end.
+    /// The last write is blocked on the peer.
     waits: AtomicBool,
 }
 
-/// What [`Signs`] have shown.
+/// Signs of life in one interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// The other end sent something.
+    /// The peer sent bytes.
     pub(super) read: bool,
-    /// The other end takes nothing of what it is sent.
+    /// The peer does not read the bytes sent to it.
     pub(super) is_stuck: bool,
 }
 
 impl Signs {
-    /// What has been seen since the last time.
+    /// Returns the signs since the last call.
     pub(super) fn take(&self) -> Seen {
         let written = self.written.swap(false, Relaxed);
         let is_stuck = self.waits.load(Relaxed) && !written;
@@ -43,27 +43,28 @@ impl Signs {
     }
 }
 
-/// See the module. Writes fail when nothing was taken for too long.
+/// Stream with a write timeout, see the module docs. A write fails when the peer reads nothing for
+/// too long.
 pub(super) struct WriteTimeout<I> {
     io: I,
     limit: Duration,
-    /// There while a write waits.
+    /// Timer of a blocked write.
     stalled: Option<Pin<Box<Sleep>>>,
     signs: Arc<Signs>,
 }
 
 impl<I> WriteTimeout<I> {
-    /// A write may wait for as long as `limit`.
+    /// Sets the write timeout to `limit`.
     pub(super) fn new(io: I, limit: Duration) -> Self {
         Self { io, limit, stalled: None, signs: Arc::default() }
     }
 
-    /// Signs of life of the other end.
+    /// Signs of life of the peer.
     pub(super) fn signs(&self) -> Arc<Signs> {
         Arc::clone(&self.signs)
     }
 
-    /// What a write came to, unless it waits for too long.
+    /// Returns the result of a write, or an error when the write is blocked for too long.
     fn judge<T>(
         &mut self,
         written: Poll<io::Result<T>>,
@@ -146,7 +147,7 @@ mod tests {
         let mut near = WriteTimeout::new(near, limit);
         near.write_all(b"12345678").await.unwrap();
         let began = Instant::now();
-        // Slow, but it takes something now and then.
+        // Slow, but the peer reads some bytes now and then.
         let (written, ()) = tokio::join!(near.write_all(b"abcdef"), async {
             for _ in 0..6 {
                 sleep(Duration::from_secs(20)).await;

@@ -2,17 +2,17 @@
 
 use jiff::Timestamp;
 
-/// Days before the end of a certificate at which a warning is due; 0 is the end.
+/// Days before the expiry of a certificate at which a warning is due; 0 is the expiry.
 const THRESHOLDS: [i64; 4] = [0, 1, 7, 30];
 const DAY: i64 = 86_400;
 
-/// Why a certificate is not valid at a moment.
+/// Why a certificate is not valid at a given time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    /// The moment is after the certificate's end.
+    /// The time is after the certificate's end.
     #[error("expired at {0}")]
     Expired(Timestamp),
-    /// The moment is before the certificate's beginning.
+    /// The time is before the certificate's beginning.
     #[error("is not valid before {0}")]
     NotYet(Timestamp),
 }
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(due(end - 30 * DAY), Some(30));
         assert_eq!(due(end - 29 * DAY), None);
         assert_eq!(due(end - 7 * DAY), Some(7));
-        // A clock that is set back and then forth again.
+        // The clock is set back and then forward again.
         assert_eq!(due(end - 20 * DAY), None);
         assert_eq!(due(end - 6 * DAY), None);
         assert_eq!(due(end - DAY), Some(1));

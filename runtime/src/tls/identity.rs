@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection.
+//! Address and identity of the peer of a connection.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::AttributeTypeAndValue;
 
-/// The other end of a connection. Every request has it in its extensions.
+/// The peer of a connection, in the extensions of every request.
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
-    /// Where it is; `None` on a Unix socket.
+    /// Address of the peer; `None` on a Unix socket.
     pub address: Option<SocketAddr>,
-    /// Who it is; `None` without TLS.
+    /// Identity of the peer; `None` without TLS.
     pub identity: Option<Arc<Identity>>,
 }
 
@@ -22,32 +22,32 @@ pub struct Peer {
 pub struct Identity {
     /// The subject's common name.
     pub common_name: Option<String>,
-    /// The subject's organizational units, in their order.
+    /// Organizational units of the subject, in certificate order.
     pub organizational_units: Vec<String>,
-    /// DNS names among the subject's alternative names.
+    /// DNS names of the subject alternative name.
     pub dns_names: Vec<String>,
-    /// IP addresses among the subject's alternative names.
+    /// IP addresses of the subject alternative name.
     pub ip_addresses: Vec<IpAddr>,
-    /// URIs among the subject's alternative names.
+    /// URIs of the subject alternative name.
     pub uris: Vec<String>,
 }
 
-/// Who sent a gRPC request. Empty when the request did not come from a server of
-/// this crate, as in a handler's unit test.
+/// Returns the peer of a gRPC request. Empty when the request did not come through a server of this
+/// crate, as in a handler's unit test.
 pub fn peer<T>(request: &tonic::Request<T>) -> Peer {
     request.extensions().get::<Peer>().cloned().unwrap_or_default()
 }
 
 impl Peer {
-    /// A peer that has not said who it is.
+    /// A peer without an identity.
     pub(crate) fn at(address: Option<SocketAddr>) -> Self {
         Self { address, identity: None }
     }
 }
 
 impl Identity {
-    /// Reads a certificate. Names that are not text are left out; a certificate
-    /// that cannot be parsed at all has no names.
+    /// Parses the names of a certificate. Names that are not text are skipped; a certificate that
+    /// cannot be parsed has no names.
     pub(crate) fn of(certificate: &CertificateDer<'_>) -> Self {
         let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
             return Self::default();

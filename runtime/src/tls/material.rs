@@ -1,4 +1,4 @@
-//! Certificates and keys, as they are read from files.
+//! Loads certificates and keys from files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,22 +13,22 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::Files;
 use super::expiry::{Invalid, Validity};
 
-/// Why TLS material cannot be used. Each names the file.
+/// Error for unusable TLS material. Each variant names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
     #[error("reading {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
-    /// The file has nothing of the kind that is needed.
+    /// The file contains no certificate or no key.
     #[error("{} contains no {}", .0.display(), .1)]
     Empty(PathBuf, &'static str),
     /// The file is not PEM.
     #[error("parsing {}", .0.display())]
     Pem(PathBuf, #[source] pem::Error),
-    /// An authority cannot be used.
+    /// A CA certificate cannot be used.
     #[error("using the certificate authorities in {}", .0.display())]
     Authority(PathBuf, #[source] rustls::Error),
-    /// No peer could be verified against these authorities.
+    /// No verifier can be built from these CA certificates.
     #[error("using the certificate authorities in {}", .0.display())]
     Verifier(PathBuf, #[source] VerifierBuilderError),
     /// The certificate is not X.509.
@@ -44,7 +44,7 @@ pub enum Error {
         cert: PathBuf,
         /// The key.
         key: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: rustls::Error,
     },
@@ -68,10 +68,10 @@ pub(super) struct Material {
     pub(super) facts: Facts,
 }
 
-/// Certificates that peers' certificates must chain to.
+/// CA certificates that peers' certificates must chain to.
 pub(super) struct Authorities {
     pub(super) roots: RootCertStore,
-    /// The same, as they stand in the files.
+    /// The same certificates in DER.
     pub(super) certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Authorities {
 pub(super) struct Facts {
     /// The own certificate; `None` for a client without one.
     pub(super) own: Option<Own>,
-    /// The first end among the authorities' certificates; see [`first_end`].
+    /// Earliest expiry among the CA certificates; see [`first_end`].
     pub(super) authorities: Option<Expiry>,
 }
 
@@ -90,11 +90,11 @@ pub(super) struct Own {
     pub(super) subject: String,
     pub(super) serial: String,
     pub(super) validity: Validity,
-    /// The first end in the file, intermediates included.
+    /// Earliest expiry in the file, intermediates included.
     pub(super) expiry: Expiry,
 }
 
-/// The end of a file's certificates.
+/// Expiry of a file's certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Expiry {
     pub(super) path: PathBuf,
@@ -124,7 +124,7 @@ impl Facts {
     }
 }
 
-/// The authorities of several files, of which some may be blank, but not all.
+/// Loads the CA certificates of several files; some files may be blank, but not all.
 pub(super) fn load_bundles(paths: &[PathBuf]) -> Result<(Authorities, Facts), Error> {
     let mut authorities = Authorities::empty();
     let mut ends = Vec::new();
@@ -149,11 +149,11 @@ impl Authorities {
         Self { roots: RootCertStore::empty(), certificates: Vec::new() }
     }
 
-    /// Adds the certificates of a file; returns their first end.
+    /// Adds the certificates of a file; returns their earliest expiry.
     fn add(&mut self, path: &Path) -> Result<Option<Expiry>, Error> {
         let mut ends = Vec::new();
         for certificate in load_certificates(path)? {
-            // An authority that only webpki understands has no known end.
+            // A CA certificate that only webpki can parse has no known expiry.
             ends.extend(parse(path, &certificate).map(|parsed| expiry(path, &parsed)));
             let added = self.roots.add(certificate.clone());
             added.map_err(|error| Error::Authority(path.into(), error))?;
@@ -163,9 +163,8 @@ impl Authorities {
     }
 }
 
-/// The first end among certificates that are still valid at `now`: an old authority
-/// left in a bundle after a rotation is no reason to warn. When all have expired,
-/// the last end.
+/// The earliest expiry among certificates that are still valid at `now`: an old CA certificate left
+/// in a bundle after a rotation is no reason to warn. When all have expired, the latest expiry.
 fn first_end(mut ends: Vec<Expiry>, now: Timestamp) -> Option<Expiry> {
     ends.sort_by_key(|end| end.not_after);
     match ends.iter().position(|end| end.not_after >= now) {
@@ -174,7 +173,7 @@ fn first_end(mut ends: Vec<Expiry>, now: Timestamp) -> Option<Expiry> {
     }
 }
 
-/// At least one certificate.
+/// Loads at least one certificate.
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let text = read(path)?;
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -200,7 +199,7 @@ fn own(path: &Path, chain: &[CertificateDer<'static>]) -> Result<Own, Error> {
     let leaf = parse(path, &chain[0])?;
     let mut first = expiry(path, &leaf);
     for intermediate in &chain[1..] {
-        // The peers judge intermediates; an odd one is no reason to refuse the file.
+        // Peers verify intermediates; an unusual one is no reason to reject the file.
         let Ok(parsed) = parse(path, intermediate) else { continue };
         let end = expiry(path, &parsed);
         if end.not_after < first.not_after {
@@ -240,7 +239,7 @@ fn expiry(path: &Path, certificate: &X509Certificate<'_>) -> Expiry {
     }
 }
 
-/// Certificates may name years beyond those of [`Timestamp`], never before them.
+/// Certificates may have years after the range of [`Timestamp`], never before it.
 fn moment(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
 }

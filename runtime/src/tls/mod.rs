@@ -1,15 +1,14 @@
 //! Mutual TLS whose certificates are reloaded when their files change.
 //!
-//! What holds:
-//! - A server demands a client certificate that chains to its CA and, where it
-//!   has extended key usages, has clientAuth (docs/compatibility/locket.md#tls).
+//! Invariants:
+//! - A server requires a client certificate that chains to its CA and, if it has extended key
+//!   usages, includes clientAuth (docs/compatibility/locket.md#tls).
 //! - TLS 1.3 with all its suites; TLS 1.2 with ECDHE-RSA-AES256-GCM-SHA384 and
 //!   ECDHE-RSA-AES128-GCM-SHA256 only.
-//! - A connection uses the material of the moment of its handshake.
-//! - Material that cannot be used never replaces material that can; each error
-//!   names the file it is about.
-//! - `load` refuses files that cannot be used now; `follow` starts without them, and
-//!   `watch` takes them up as soon as they can be used.
+//! - A connection uses the material current at its handshake.
+//! - Unusable material never replaces usable material; each error names its file.
+//! - `load` rejects files that cannot be used now; `follow` starts without them, and `watch` loads
+//!   them as soon as they can be used.
 
 mod expiry;
 mod identity;
@@ -46,11 +45,11 @@ use crate::health::Component;
 /// The three files of one side of mutual TLS, all PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// Authorities that the other side's certificate must chain to.
+    /// CA certificates that the peer's certificate must chain to.
     pub ca: PathBuf,
-    /// Our certificate, followed by its intermediates.
+    /// The own certificate, followed by its intermediates.
     pub cert: PathBuf,
-    /// Its private key.
+    /// The private key.
     pub key: PathBuf,
 }
 
@@ -63,7 +62,7 @@ pub struct Role {
     pub name: &'static str,
 }
 
-/// There is no certificate to connect with; says why.
+/// Error for a missing or unusable certificate, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unusable(String);
@@ -81,12 +80,12 @@ impl Files {
     }
 }
 
-/// The application protocol a server insists on.
+/// The application protocol (ALPN) that a server requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alpn {
-    /// HTTP/2. Clients that do not offer it are refused, as by gRPC servers.
+    /// HTTP/2. Clients that do not offer it are rejected, as in other gRPC servers.
     H2,
-    /// Anything: what clients offer is not looked at.
+    /// Any protocol: the client's offer is ignored.
     None,
 }
 
@@ -125,15 +124,15 @@ impl ServerTls {
         Ok(Self { files: files.clone(), alpn, live })
     }
 
-    /// Loads the files if they can be used. Until they can be, handshakes are
-    /// refused; a certificate that is not valid now is shown all the same, since the
-    /// clients judge it. [`Self::watch`] reports and reloads.
+    /// Loads the files if they can be used. Until then, handshakes are rejected. A certificate that
+    /// is not valid now is presented all the same, since the client decides about it.
+    /// [`Self::watch`] reports and reloads.
     pub fn follow(role: Role, files: &Files, alpn: Alpn) -> Self {
         let live = HotReload::follow(role, &files.all(), || server_configs(files));
         Self { files: files.clone(), alpn, live }
     }
 
-    /// Makes `health` say whether the server has a valid certificate.
+    /// Reports to `health` whether the server has a valid certificate.
     #[must_use]
     pub fn telling(mut self, health: Component) -> Self {
         self.live = self.live.telling(health);
@@ -146,11 +145,11 @@ impl ServerTls {
         Self { alpn, ..self.clone() }
     }
 
-    /// Reloads changed files until shutdown, and reports on them. Without this task
-    /// the material stays as it was loaded.
+    /// Reloads changed files until shutdown, and reports on them. Without this task the material is
+    /// never reloaded.
     ///
     /// # Errors
-    /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
+    /// Never; the return type fits [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { files, alpn: _, live } = self;
         live.watch(move || server_configs(&files), shutdown).await;
@@ -161,8 +160,7 @@ impl ServerTls {
         self.alpn
     }
 
-    /// The configuration of this moment. Without usable files it refuses each
-    /// handshake with an alert.
+    /// The current configuration. Without usable files it rejects each handshake with an alert.
     pub fn rustls_config(&self) -> Arc<ServerConfig> {
         match (self.live.current(), self.alpn) {
             (Ok(configs), Alpn::H2) => Arc::clone(&configs.h2),
@@ -172,7 +170,7 @@ impl ServerTls {
     }
 }
 
-/// Refuses each handshake, for want of a certificate.
+/// Rejects each handshake, for lack of a certificate.
 static REFUSING: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
     let config = ServerConfig::builder_with_provider(Arc::new(server_provider()))
         .with_safe_default_protocol_versions()
@@ -202,7 +200,7 @@ pub struct ClientTls {
 #[derive(Debug, Clone)]
 enum Source {
     Mutual(Files),
-    /// Authorities only.
+    /// CA certificates only.
     Trusting(Arc<[PathBuf]>),
 }
 
@@ -225,23 +223,23 @@ impl ClientTls {
         Self::load_source(Source::Mutual(files.clone()))
     }
 
-    /// Loads the files if they can be used. Until they can be, connecting fails with
-    /// [`Unusable`]; a certificate that is not valid now is shown all the same, since
-    /// the server judges it. [`Self::watch`] reports and reloads.
+    /// Loads the files if they can be used. Until then, connecting fails with [`Unusable`]. A
+    /// certificate that is not valid now is presented all the same, since the server decides about
+    /// it. [`Self::watch`] reports and reloads.
     pub fn follow(role: Role, files: &Files) -> Self {
         Self::follow_source(role, Source::Mutual(files.clone()))
     }
 
-    /// A client without a certificate of its own, which trusts the authorities
-    /// of all `bundles` together. A file of white space only is passed over.
+    /// Creates a client without a certificate, which trusts the CAs of all `bundles` together. A
+    /// file with white space only is skipped.
     ///
     /// # Errors
-    /// When a file cannot be read or used, or when there is no authority at all.
+    /// When a file cannot be read or used, or when the files have no CA at all.
     pub fn trusting(bundles: &[PathBuf]) -> Result<Self, Error> {
         Self::load_source(Source::Trusting(bundles.into()))
     }
 
-    /// As [`Self::trusting`], and as patient as [`Self::follow`].
+    /// Like [`Self::trusting`], but starts without usable files as [`Self::follow`] does.
     pub fn follow_trusting(role: Role, bundles: &[PathBuf]) -> Self {
         Self::follow_source(role, Source::Trusting(bundles.into()))
     }
@@ -257,7 +255,7 @@ impl ClientTls {
         Self { source, live }
     }
 
-    /// Makes `health` say whether the client has a valid certificate.
+    /// Reports to `health` whether the client has a valid certificate.
     #[must_use]
     pub fn telling(mut self, health: Component) -> Self {
         self.live = self.live.telling(health);
@@ -269,19 +267,19 @@ impl ClientTls {
         self.live.problem()
     }
 
-    /// The configuration of this moment, without an application protocol.
+    /// The current configuration, without an application protocol.
     ///
     /// # Errors
-    /// When the files could not be used yet.
+    /// When no files have been usable yet.
     pub fn rustls_config(&self) -> Result<Arc<ClientConfig>, Unusable> {
         self.live.current()
     }
 
-    /// Reloads changed files until shutdown, and reports on them. Without this task
-    /// the material stays as it was loaded.
+    /// Reloads changed files until shutdown, and reports on them. Without this task the material is
+    /// never reloaded.
     ///
     /// # Errors
-    /// Never; the result lets it be a task of [`crate::supervise::Tasks`].
+    /// Never; the return type fits [`crate::supervise::Tasks`].
     pub async fn watch(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { source, live } = self;
         live.watch(move || client_config(&source), shutdown).await;
@@ -289,19 +287,18 @@ impl ClientTls {
     }
 }
 
-/// Makes aws-lc-rs what rustls uses where it is not told, as in HTTP clients.
-/// Harmless when done before.
+/// Installs aws-lc-rs as the default provider of rustls, for code that passes none, such as HTTP
+/// clients. Safe to call again.
 pub fn install_provider() {
     let _already_installed = aws_lc_rs::default_provider().install_default();
 }
 
-/// Has the library gather its first randomness, on a thread of its own: on some
-/// machines that takes longer than all the rest of a start, and the first
-/// handshake would wait for it. Nobody waits for the thread; who needs randomness
-/// meanwhile waits within the library.
+/// Seeds the library's random generator on a separate thread. On some machines this takes longer
+/// than the rest of the start, and would delay the first handshake. The thread is not joined; code
+/// that needs randomness meanwhile blocks inside the library.
 pub(crate) fn gather_randomness() {
     let random = aws_lc_rs::default_provider().secure_random;
-    // A failure is told to whoever needs it.
+    // A failure is returned to the code that needs randomness.
     let gather = move || _ = random.fill(&mut [0; 1]);
     let _no_thread = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);
 }
@@ -349,7 +346,7 @@ fn client_config(source: &Source) -> Result<Made<ClientConfig>, Error> {
 
 type ClientBuilder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
-/// `path` is the file of the authorities, for errors.
+/// `path` is the CA file, for errors.
 fn client_builder(path: &Path, authorities: Authorities) -> Result<ClientBuilder, Error> {
     let Authorities { roots, certificates } = authorities;
     let mut provider = aws_lc_rs::default_provider();
@@ -381,7 +378,7 @@ fn server_provider() -> CryptoProvider {
     provider
 }
 
-/// What the originals agree on, and a quarter faster than 256 bits.
+/// The common choice of the originals, and 25% faster than 256 bits.
 fn prefer_aes_128(provider: &mut CryptoProvider) {
     let preferred = CipherSuite::TLS13_AES_128_GCM_SHA256;
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != preferred);

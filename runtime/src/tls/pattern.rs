@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::Identity;
 use crate::config::Value;
 
-/// A part of a certificate that says something about its owner.
+/// A field of a certificate that identifies its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
     CommonName,
@@ -36,7 +36,7 @@ impl Field {
     }
 }
 
-/// The names as a [`Pattern`] would demand them: `cn=syncer,dns=a.cf.internal`.
+/// The names in [`Pattern`] syntax: `cn=syncer,dns=a.cf.internal`.
 impl Display for Identity {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let mut separator = "";
@@ -50,9 +50,8 @@ impl Display for Identity {
     }
 }
 
-/// Which certificates: conditions such as `cn=syncer` or `ou=cell,dns=*.cf`,
-/// all of which have to hold. A value may hold one `*`, which stands for any
-/// text.
+/// Selects certificates by conditions such as `cn=syncer` or `ou=cell,dns=*.cf`, all of which must
+/// hold. A value may contain one `*`, which matches any text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(Vec<(Field, String)>);
 

@@ -1,9 +1,8 @@
-//! Who it was that a handshake refused.
+//! Records the identity of a rejected client.
 //!
-//! rustls drops a certificate that it does not accept, and with it the name of
-//! the client. A server's log should say who came: so the verifier notes the
-//! names for the task that shakes hands. They are what the client claims, nobody
-//! vouches for them.
+//! rustls drops a certificate that it rejects, and with it the name of the client, which a server
+//! should log. The verifier therefore records the names for the task that runs the handshake. The
+//! names are unverified claims of the client.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -19,8 +18,7 @@ tokio::task_local! {
     static REFUSED: RefCell<Option<Identity>>;
 }
 
-/// Does `work`, and returns besides the names in the certificate that was
-/// refused meanwhile, if there was one.
+/// Runs `work`; also returns the names in the certificate that was rejected during `work`, if any.
 pub(crate) async fn record_rejected<T>(work: impl Future<Output = T>) -> (T, Option<Identity>) {
     let noted = async {
         let done = work.await;
@@ -29,7 +27,7 @@ pub(crate) async fn record_rejected<T>(work: impl Future<Output = T>) -> (T, Opt
     REFUSED.scope(RefCell::default(), noted).await
 }
 
-/// Verifies as another does, and notes whom that refused.
+/// Delegates to another verifier, and records the identities that the verifier rejects.
 #[derive(Debug)]
 pub(super) struct RecordRejected(pub(super) Arc<dyn ClientCertVerifier>);
 
@@ -54,7 +52,7 @@ impl ClientCertVerifier for RecordRejected {
     ) -> Result<ClientCertVerified, Error> {
         self.0.verify_client_cert(end_entity, intermediates, now).inspect_err(|_| {
             let identity = Identity::of(end_entity);
-            // Outside of `record_rejected` nobody asks.
+            // Outside of `record_rejected` the names are not needed.
             let _unasked = REFUSED.try_with(|refused| refused.replace(Some(identity)));
         })
     }

@@ -1,17 +1,17 @@
 //! Reloads changed files.
 //!
-//! The files are compared by identity every few seconds, and every second while
-//! they change. A change is loaded when it has been the same for two looks, so that
-//! certificate and key, which no tool replaces in one step, are seen together. The
-//! identity that counts as loaded is the one from before the files were read: a
-//! change in between is noticed at the next look. Files that could not be loaded are
-//! tried again every minute too, since not every cause changes an identity.
+//! The files are compared by identity every few seconds, and every second while they change. A
+//! change is loaded when two successive checks see the same identities, so that certificate and
+//! key, which no tool replaces in one step, are loaded together. The identity recorded as loaded is
+//! the one from before the files were read: a change in between is detected at the next check.
+//! Files that could not be loaded are also retried every minute, since not every cause changes an
+//! identity.
 //!
-//! What holds:
-//! - Files that cannot be loaded, and a certificate that is not valid now, never
-//!   replace a certificate that is valid now.
-//! - A certificate that is not valid now is used when there is no better one: the
-//!   peer judges it by its own clock, and ours may be the wrong one.
+//! Invariants:
+//! - Files that cannot be loaded, and a certificate that is not valid now, never replace a
+//!   certificate that is valid now.
+//! - A certificate that is not valid now is used when there is no better one: the peer decides by
+//!   its own clock, and the local clock may be wrong.
 
 use std::fmt;
 use std::fs;
@@ -31,17 +31,16 @@ use super::{Error, Role, Unusable};
 use crate::error::chain;
 use crate::health::Component;
 
-/// Pause between looks at files that do not change; waking up is most of what an
-/// idle process costs.
+/// Interval between checks of unchanged files; wakeups are most of the cost of an idle process.
 const EVERY: Duration = Duration::from_secs(4);
-/// For how long changed files must have been the same.
+/// How long changed files must stay unchanged before they are loaded.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Changes when a file is replaced or written: device, inode, size, and the last
-/// changes of content and inode. `None` when the file cannot be looked at.
+/// Changes when a file is replaced or written: device, inode, size, and the last changes of content
+/// and inode. `None` when stat fails.
 type FileIdentity = Option<[i64; 7]>;
 
-/// The identities of all files at one moment.
+/// Identities of all files at one time.
 type FileStamps = Vec<FileIdentity>;
 
 /// A value loaded from files.
@@ -53,12 +52,12 @@ pub(super) struct Made<T> {
 /// The state of [`HotReload`].
 struct State<T> {
     made: Option<Made<T>>,
-    /// Why the last load failed; `None` when it did not.
+    /// Error of the last load; `None` after a success.
     failed: Option<String>,
 }
 
 impl<T> State<T> {
-    /// Why there is no valid certificate at `now`.
+    /// Why no certificate is valid at `now`.
     fn problem(&self, now: Timestamp) -> Option<String> {
         match &self.made {
             None => self.failed.clone(),
@@ -67,11 +66,11 @@ impl<T> State<T> {
     }
 }
 
-/// A value loaded from files, which follows changes of the files.
+/// A value loaded from files, and reloaded when the files change.
 pub(super) struct HotReload<T> {
     role: Role,
     files: Arc<[PathBuf]>,
-    /// The files before they were loaded first.
+    /// Identities of the files before the first load.
     loaded: FileStamps,
     current: Arc<ArcSwap<State<T>>>,
     health: Option<Component>,
@@ -135,8 +134,8 @@ impl<T: Send + Sync + 'static> HotReload<T> {
         Self { role, files: files.into(), loaded, current, health: None }
     }
 
-    /// Makes `health` say whether there is a valid certificate, from now on and,
-    /// with [`HotReload::watch`], for ever.
+    /// Reports to `health` whether there is a valid certificate: now and, with
+    /// [`HotReload::watch`], after each change.
     pub(super) fn telling(mut self, health: Component) -> Self {
         tell(&health, self.problem());
         self.health = Some(health);
@@ -148,7 +147,7 @@ impl<T: Send + Sync + 'static> HotReload<T> {
         self.current.load().problem(Timestamp::now())
     }
 
-    /// The value loaded last.
+    /// The last loaded value.
     pub(super) fn current(&self) -> Result<Arc<T>, Unusable> {
         let state = self.current.load();
         match &state.made {
@@ -157,8 +156,8 @@ impl<T: Send + Sync + 'static> HotReload<T> {
         }
     }
 
-    /// Swaps in the result of `load` for changed files, warns before certificates
-    /// end, and says once a minute that there is no valid one, until shutdown.
+    /// Swaps in the result of `load` for changed files, warns before certificates expire, and logs
+    /// once a minute that there is no valid one, until shutdown.
     pub(super) async fn watch(
         self,
         load: impl Fn() -> Result<Made<T>, Error> + Clone + Send + 'static,
@@ -170,7 +169,7 @@ impl<T: Send + Sync + 'static> HotReload<T> {
         let mut tried = Instant::now();
         let mut pause = Duration::ZERO;
         while shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
-            // Handing this to another thread would cost more than the looks.
+            // Moving this to another thread would cost more than the checks.
             let look = look_at(&self.files);
             let settled = std::mem::replace(&mut last_look, look.clone()) == look;
             pause = if settled { EVERY } else { SETTLED };
@@ -188,7 +187,7 @@ impl<T: Send + Sync + 'static> HotReload<T> {
         }
     }
 
-    /// Makes the loaded value the current one if it is better than what there is.
+    /// Makes the loaded value current if it is better than the present one.
     fn swap(&self, loaded: Result<Made<T>, Error>, changed: bool, report: &mut Report) {
         let now = Timestamp::now();
         let before = self.current.load_full();
@@ -253,8 +252,7 @@ fn identity(path: &Path) -> FileIdentity {
     ])
 }
 
-/// Runs file work away from the runtime's threads. `None` when the runtime is
-/// shutting down.
+/// Runs file I/O outside the runtime's threads. `None` when the runtime is shutting down.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
@@ -269,7 +267,7 @@ mod tests {
 
     const ROLE: Role = Role { service: "test", name: "test" };
 
-    /// Three files whose load is counted instead of understood.
+    /// Three files whose loads are counted; the contents are not parsed.
     struct Watched {
         folder: tempfile::TempDir,
         loads: Arc<AtomicU32>,
@@ -318,7 +316,7 @@ mod tests {
         }
     }
 
-    /// A key that says "bad" is bad.
+    /// A key whose content is "bad" fails to load.
     fn read_key(key: &Path) -> Result<Made<String>, Error> {
         let text = fs::read_to_string(key).expect("the key is there");
         match text.as_str() {
@@ -375,7 +373,8 @@ mod tests {
         let watched = Watched::new();
         let script = async {
             for step in 0..20_usize {
-                // The size changes too, whatever the resolution of time stamps.
+                // Changes the size too, so the test does not depend on the resolution of time
+                // stamps.
                 watched.write("cert", &"x".repeat(step));
                 sleep(Duration::from_millis(900)).await;
             }

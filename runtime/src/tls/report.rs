@@ -3,9 +3,9 @@
 //!
 //! | metric | |
 //! |---|---|
-//! | `SERVICE_certificate_expiry_timestamp_seconds{tls,file}` | first end among the certificates of the file; `file` is `cert` or `ca` |
-//! | `SERVICE_certificate_last_reload_successful{tls}` | 1, or 0 when the files on the disk could not be loaded |
-//! | `SERVICE_certificate_reload_failures_total{tls}` | loads that failed |
+//! | `SERVICE_certificate_expiry_timestamp_seconds{tls,file}` | earliest expiry among the certificates of the file; `file` is `cert` or `ca` |
+//! | `SERVICE_certificate_last_reload_successful{tls}` | 1, or 0 when the files on disk could not be loaded |
+//! | `SERVICE_certificate_reload_failures_total{tls}` | failed loads |
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,16 +18,15 @@ use super::Role;
 use super::expiry::Warned;
 use super::material::{Expiry, Facts};
 
-/// Pause between two loads of files that could not be loaded, and between two log
-/// lines about a certificate that cannot be used.
+/// Interval between retries of failed loads, and between log lines about an unusable certificate.
 pub(super) const AGAIN: Duration = Duration::from_secs(60);
 
-/// Writes about the files of one role; each fact once, or once a minute.
+/// Reports on the files of one role; logs each fact once, or once a minute.
 pub(super) struct Report {
     role: Role,
     own: Warned,
     authorities: Warned,
-    /// When the last line about an unusable certificate was written.
+    /// Time of the last log line about an unusable certificate.
     unusable: Option<Instant>,
 }
 
@@ -44,7 +43,7 @@ impl Report {
         vec![Label::from_static_parts("tls", self.role.name)]
     }
 
-    /// Shows the metrics after the first load.
+    /// Initializes the metrics after the first load.
     pub(super) fn begin(&self, loaded: bool) {
         self.loaded(loaded);
     }
@@ -56,7 +55,7 @@ impl Report {
         failures.increment(u64::from(!loaded));
     }
 
-    /// Shows when the certificates end.
+    /// Sets the expiry metrics.
     #[expect(clippy::cast_precision_loss, reason = "times of certificates are below 2^52 s")]
     pub(super) fn expiry(&self, facts: &Facts) {
         let own = facts.own.as_ref().map(|own| &own.expiry);
@@ -84,7 +83,7 @@ impl Report {
         }
     }
 
-    /// `is_news`: whether the line says more than the one before.
+    /// `is_news`: whether the line says more than the previous one.
     pub(super) fn rejected(&mut self, paths: &[PathBuf], error: &str, is_news: bool) {
         self.loaded(false);
         if is_news {
@@ -93,7 +92,7 @@ impl Report {
         }
     }
 
-    /// Says once a minute that there is no valid certificate, and why.
+    /// Logs once a minute that there is no valid certificate, and why.
     pub(super) fn unusable(&mut self, paths: &[PathBuf], problem: Option<&str>, now: Instant) {
         let Some(error) = problem else {
             self.unusable = None;
@@ -107,7 +106,7 @@ impl Report {
         tracing::error!(tls, error, files, "certificate-unusable");
     }
 
-    /// Warns 30, 7 and 1 days before the first certificate of a file ends.
+    /// Warns 30, 7 and 1 days before the first certificate of a file expires.
     pub(super) fn warn(&mut self, facts: &Facts, now: Timestamp) {
         let own = facts.own.as_ref().map(|own| &own.expiry);
         warn(self.role, &mut self.own, own, now);

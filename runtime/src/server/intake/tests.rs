@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::server::Limits;
 
-/// A body whose pieces arrive one by one; silent, or at its end, after them.
+/// A body that delivers its pieces one by one, then stays pending or ends.
 struct Pieces {
     pieces: VecDeque<Bytes>,
     ends: bool,
@@ -65,7 +65,7 @@ async fn whole(mut intake: Intake<Pieces>) -> Vec<Bytes> {
     all
 }
 
-/// Cut anywhere, the same messages come out, and never a part of one.
+/// Wherever the bytes are split, the same messages come out, and never a part of one.
 #[tokio::test]
 async fn messages_come_out_whole_wherever_they_are_cut() {
     let (account, mut all) = (account(&budget(LARGEST, LARGEST)), Vec::new());
@@ -110,8 +110,8 @@ async fn what_tonic_refuses_is_not_kept() {
     assert_eq!(account.used.load(Relaxed), 0);
 }
 
-/// Each byte costs its buffer, which grows with what arrives and not with what is
-/// announced.
+/// Each byte is charged for its buffer, which grows with the bytes that arrive, not with the
+/// announced length.
 #[tokio::test(start_paused = true)]
 async fn the_budgets_bound_what_is_kept() {
     let all = budget(10 * CALL, 15 * CALL);
@@ -127,14 +127,14 @@ async fn the_budgets_bound_what_is_kept() {
     let status = refused.first().await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
     assert!(status.message().contains("this connection has more than 81920 bytes"), "{status:?}");
-    // Another connection has room, up to what is left for all.
+    // Another connection still has budget, up to what is left of the server's budget.
     let mut others: Vec<_> = (0..5).map(|_| intake(&other, &[], false)).collect();
     for intake in &mut others {
         assert!(intake.first().now_or_never().is_none());
     }
     let status = intake(&other, &[], false).first().await.unwrap_err();
     assert!(status.message().contains("the connections of this server have"), "{status:?}");
-    // A message in one piece needs no room.
+    // A message in one piece needs no budget.
     let piece = message(300);
     assert!(intake(&other, &[&piece], true).first().await.is_ok());
     drop((waiting, others, refused));
@@ -149,7 +149,7 @@ async fn a_message_must_not_take_too_long() {
     let status = slow.first().await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
     assert_eq!(began.elapsed().as_secs(), 60);
-    // Between two messages there is no limit.
+    // There is no timeout between two messages.
     let piece = message(300);
     let mut idle = intake(&account, &[&piece], false);
     assert!(next(&mut idle).await.unwrap().is_ok());

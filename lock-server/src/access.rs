@@ -1,19 +1,19 @@
-//! Who may write, and who may read.
+//! Access control: which clients may write and read locks.
 //!
-//! A peer is what its certificate says; its chain to our authority is checked
-//! before anybody asks here. As with the original, every certificate of the
-//! authority may do everything, until a list says otherwise: then only those that
-//! fit a pattern of the list may, and the two lists know nothing of each other.
+//! A peer is identified by its certificate; the TLS layer has verified the chain to
+//! the configured CA before. As with the original, every certificate of the CA has
+//! full access unless a list is configured: then only identities that match a
+//! pattern of the list have access. The two lists are independent.
 //!
-//! Beside that, a key may be for some writers only, and a time to live may have a
-//! bound: without it, a client can take a lock for 100 years.
+//! In addition, a key can be restricted to some writers, and the time to live can be
+//! bounded: without a bound, a client can take a lock for 100 years.
 
 use std::time::Duration;
 
 use model::lock::Ttl;
 use runtime::tls::{Identity, Pattern};
 
-/// What somebody wants to do.
+/// Action that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Take or release a lock.
@@ -22,25 +22,25 @@ pub enum Action {
     Read,
 }
 
-/// Who may what; `None` is everybody.
+/// Access rules; `None` admits every client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Those that may take and release locks.
+    /// Identities that may take and release locks.
     pub writers: Option<Vec<Pattern>>,
-    /// Those that may fetch and watch them.
+    /// Identities that may fetch and watch locks.
     pub readers: Option<Vec<Pattern>>,
-    /// Keys that are for some writers only.
+    /// Keys that are restricted to some writers.
     pub keys: Vec<KeyRule>,
-    /// The longest time to live, if there is a bound.
+    /// Upper bound of the time to live, if configured.
     pub longest: Option<Duration>,
 }
 
-/// Who may take and release the locks with some keys.
+/// Identities that may take and release locks whose key matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRule {
-    /// The keys: a text in which one `*` stands for any text.
+    /// Key pattern: one `*` matches any text.
     pub keys: String,
-    /// The certificates.
+    /// Identities that may write the keys.
     pub identities: Vec<Pattern>,
 }
 
@@ -55,10 +55,10 @@ impl KeyRule {
     }
 }
 
-/// Why a lock may not be taken or released.
+/// Reason why a lock may not be taken or released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OutOfBounds {
-    /// The key is for others.
+    /// The key is restricted to other identities.
     #[error("{peer} may not write the lock {key:?}")]
     Key {
         /// The peer, by its certificate.
@@ -66,17 +66,17 @@ pub enum OutOfBounds {
         /// The key.
         key: String,
     },
-    /// The time to live is too long.
+    /// The time to live exceeds the bound.
     #[error("ttl_in_seconds is {asked}, at most {most} is allowed (max_lock_ttl)")]
     Ttl {
-        /// The time to live, in seconds.
+        /// Requested time to live, in seconds.
         asked: i64,
-        /// The longest, in seconds.
+        /// Upper bound, in seconds.
         most: u64,
     },
 }
 
-/// Why somebody may not: says who, so that the log and the peer agree.
+/// Access denied; names the peer, so that the log and the peer see the same text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{peer} may not {}", match .action {
     Action::Write => "write locks",
@@ -85,15 +85,15 @@ pub enum OutOfBounds {
 pub struct Denied {
     /// The peer, by its certificate.
     pub peer: String,
-    /// What it wanted.
+    /// Denied action.
     pub action: Action,
 }
 
 impl Access {
-    /// Whether the peer may.
+    /// Checks that the peer may do this action.
     ///
     /// # Errors
-    /// It may not.
+    /// Access is denied.
     pub fn check(&self, identity: Option<&Identity>, action: Action) -> Result<(), Denied> {
         let list = match action {
             Action::Write => &self.writers,
@@ -107,16 +107,16 @@ impl Access {
         Err(Denied { peer: describe(identity), action })
     }
 
-    /// Whether there are rules for keys, or a bound for the time to live.
+    /// Whether key rules or a bound of the time to live are configured.
     pub fn has_bounds(&self) -> bool {
         self.longest.is_some() || !self.keys.is_empty()
     }
 
-    /// Whether the peer may take the lock with this key for so long, or release it.
+    /// Checks that the peer may take the lock for this time to live, or release it.
     ///
     /// # Errors
-    /// Rules exist for the key, and none of them names the peer; or the time to live is
-    /// too long.
+    /// Rules exist for the key and none of them names the peer, or the time to live
+    /// exceeds the bound.
     pub fn check_lock(
         &self,
         identity: Option<&Identity>,

@@ -1,12 +1,12 @@
-//! The process: binds everything, then serves.
+//! The process: binds all resources, then serves.
 //!
-//! Order at the end: the signal ends accepting; open calls get their answers;
-//! then the flusher stores what is queued and closes the database. The flusher is
-//! told by a token that falls when the gRPC task ends, however it ends: it does
-//! not wait for handles of the store to be dropped. The agent's last envelopes
-//! leave beside that.
+//! Shutdown order: the signal stops the listener; open calls are answered; then the
+//! flusher commits the queue and closes the database. The flusher is signalled by a
+//! token cancelled when the gRPC task exits, for whatever reason; it does not wait
+//! until all handles of the store are dropped. The last envelopes for the
+//! loggregator agent are sent concurrently.
 //!
-//! A start that fails says so in the original's words (docs/compatibility/locket.md#configuration).
+//! A failed start logs the original's messages (docs/compatibility/locket.md#configuration).
 
 use std::{pin::pin, time::Duration};
 
@@ -42,10 +42,10 @@ use crate::{
 const METRICS: &str = "lock_server";
 /// The server's own certificate.
 const CERTIFICATE: Role = Role { service: METRICS, name: "server" };
-/// What the queue and the database get after the last call was answered.
+/// Time limit for the queue and the database after the last call is answered.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// A server that is bound and not serving yet.
+/// A server that is bound but does not serve yet.
 pub struct App {
     store: AnyStore,
     keeper: StoreTask,
@@ -63,7 +63,7 @@ pub struct App {
     ending: Ending,
 }
 
-/// How long things may take, and how often they happen.
+/// Timeouts and intervals.
 #[derive(Debug, Clone, Copy)]
 struct Timing {
     operation: Duration,
@@ -72,7 +72,7 @@ struct Timing {
 }
 
 impl App {
-    /// Where gRPC is served.
+    /// Listen address of the gRPC server.
     pub fn local_addr(&self) -> String {
         self.listener.local_addr()
     }
@@ -245,7 +245,7 @@ async fn listen(address: &str) -> anyhow::Result<Listener> {
     listened
 }
 
-/// Serves with the original's lines about it.
+/// Serves and logs the original's lines about it.
 async fn serve(
     server: Grpc,
     span: Span,

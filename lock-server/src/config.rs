@@ -1,8 +1,8 @@
-//! The configuration file: the original's keys (docs/compatibility/locket.md#configuration), and a
-//! few of ours.
+//! The configuration file: the original's keys (docs/compatibility/locket.md#configuration), and
+//! additional keys of this server.
 //!
-//! A duration that is not positive stands for its default, as the original's zero
-//! value does, unless its key says otherwise.
+//! A duration that is not positive means the default, as the original's zero value
+//! does, unless the key is documented otherwise.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -17,49 +17,49 @@ use serde_json::Value as Json;
 
 use crate::access::{Access, KeyRule};
 
-/// What Go listens on when no address is given: any free port, everywhere.
+/// Go's listen address when none is configured: any free port on all interfaces.
 const ANY_ADDRESS: &str = ":0";
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a request waits for the store.
+/// Store timeout of a request.
 const OPERATION: Duration = Duration::from_secs(10);
-/// How long connecting to a database server may take. The original has ten
-/// minutes, within which nobody would wait for the answer.
+/// Connect timeout of a database server. The original's is ten minutes, longer than
+/// any client waits.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a start waits for a database that is not there yet.
+/// How long the start waits for a database that is not reachable yet.
 const START: GoDuration = GoDuration::from_seconds(300);
 const REPORT: Duration = Duration::from_secs(60);
 
-/// What the file says.
+/// Parsed configuration file.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `listen_address`: where gRPC is served.
+    /// `listen_address`: listen address of the gRPC server.
     pub listen_address: String,
     /// `ca_file`, `cert_file`, `key_file`.
     pub tls: tls::Files,
-    /// Where locks are kept.
+    /// Database that stores the locks.
     pub database: Database,
-    /// `db_operation_timeout`: how long a request waits for the store.
+    /// `db_operation_timeout`: store timeout of a request.
     pub operation_timeout: Duration,
-    /// `drain_timeout`: what open calls get after SIGTERM.
+    /// `drain_timeout`: time limit for open calls after SIGTERM.
     pub drain_timeout: Duration,
-    /// `max_connections`: clients at a time.
+    /// `max_connections`: limit of concurrent client connections.
     pub max_connections: usize,
     /// `writer_identities`, `reader_identities`, `key_identities`, `max_lock_ttl`.
     pub access: Access,
     /// `enable_db_health_check` and its keys.
     pub health_check: Option<HealthCheck>,
-    /// `report_interval`: the period of metrics for the loggregator agent.
+    /// `report_interval`: period of the metrics for the loggregator agent.
     pub report_interval: Duration,
-    /// `loggregator`: its agent; not used without certificates.
+    /// `loggregator`: the loggregator agent; disabled without certificates.
     pub loggregator: Option<loggregator::Config>,
-    /// `debug_address`: metrics, health and log level; not served when absent.
+    /// `debug_address`: endpoint for metrics, health and log level; disabled when absent.
     pub debug_address: Option<HostPort>,
-    /// The keys about the log.
+    /// Log settings.
     pub log: Log,
 }
 
-/// `log_level`, `time_format`, and what is kept out of the log.
+/// Log settings: `log_level`, `time_format` and redaction.
 #[derive(Debug, Clone)]
 pub struct Log {
     /// `log_level`.
@@ -70,16 +70,16 @@ pub struct Log {
     pub redactor: Redactor,
 }
 
-/// Where locks are kept: `database_driver` and its keys.
+/// Database that stores the locks: `database_driver` and its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Database {
-    /// `sqlite`: in this file.
+    /// `sqlite`: a local file.
     Embedded(PathBuf),
-    /// `postgres`, `mysql`: on a server that others may share.
+    /// `postgres`, `mysql`: a server that several instances can share.
     Shared(Server),
 }
 
-/// Which language a server speaks.
+/// Database driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
     /// `postgres`.
@@ -97,30 +97,29 @@ impl From<Driver> for storage::server::Dialect {
     }
 }
 
-/// A database server and how it is used.
+/// A database server and its connection settings.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Server {
     /// `database_driver`.
     pub driver: Driver,
-    /// `database_connection_string`; it holds a password, and is shown nowhere.
+    /// `database_connection_string`; contains a password and is never printed.
     pub connection_string: String,
-    /// `sql_ca_cert_file`: the authority of the server's certificate, if TLS is
-    /// demanded.
+    /// `sql_ca_cert_file`: CA of the server's certificate, if TLS is required.
     pub ca: Option<PathBuf>,
-    /// `sql_enable_identity_verification`: whether the certificate must be for the
-    /// host of the connection string.
+    /// `sql_enable_identity_verification`: whether the certificate must match the host
+    /// of the connection string.
     pub verify_identity: bool,
-    /// `max_open_database_connections`; `None` leaves it to the store.
+    /// `max_open_database_connections`; `None`: the store's default.
     pub max_open: Option<usize>,
     /// `max_database_connection_lifetime`.
     pub max_lifetime: Option<Duration>,
     /// `db_connection_timeout`.
     pub connect_timeout: Duration,
-    /// How long a call may take: the shortest of `db_operation_timeout`,
-    /// `db_read_timeout` and `db_write_timeout`.
+    /// Timeout of a call: the shortest of `db_operation_timeout`, `db_read_timeout` and
+    /// `db_write_timeout`.
     pub operation_timeout: Duration,
-    /// `db_start_timeout`: how long a start waits for the server; none at all when
-    /// it is not positive.
+    /// `db_start_timeout`: how long the start waits for the server; no wait when it is
+    /// not positive.
     pub start_timeout: Duration,
 }
 
@@ -150,20 +149,20 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Whether and how a database is asked for a sign of life
+/// Settings of the database health check
 /// (docs/compatibility/locket.md#database-health-check).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// `health_check_timeout`: of one attempt.
+    /// `health_check_timeout`: timeout of one attempt.
     pub timeout: Duration,
-    /// `health_check_interval`: between checks.
+    /// `health_check_interval`: interval between checks.
     pub interval: Duration,
-    /// `health_check_failure_threshold`: attempts of one check.
+    /// `health_check_failure_threshold`: attempts per check.
     pub attempts: u32,
 }
 
 impl Config {
-    /// How it wants the log.
+    /// Options of the logger.
     pub fn log(&self) -> lager::Options {
         let Log { level, format, redactor: _ } = self.log;
         lager::Options { source: "locket".to_owned(), level, format }
@@ -207,19 +206,19 @@ impl Configure for Config {
     }
 }
 
-/// A duration, or its default where it is absent or not positive.
+/// Reads a duration; absent or not positive means the default.
 fn duration(keys: &mut Reader<'_>, key: &'static str, default: Duration) -> Option<Duration> {
     Some(positive(keys, key)?.unwrap_or(default))
 }
 
-/// A duration, if it is there and positive.
+/// Reads a duration that is present and positive.
 fn positive(keys: &mut Reader<'_>, key: &'static str) -> Option<Option<Duration>> {
     let given: Option<GoDuration> = keys.optional(key)?;
     Some(given.filter(|given| *given > GoDuration::ZERO).map(GoDuration::to_duration))
 }
 
-/// What is read here is read whatever the driver is: a problem is told before
-/// the key is needed.
+/// Reads the common keys whatever the driver is, so that an invalid value is reported
+/// before the key is needed.
 fn database(keys: &mut Reader<'_>, operation: Duration) -> Option<Database> {
     let driver: Option<String> = keys.or("database_driver", "sqlite".to_owned());
     let connection: Option<String> = keys.required("database_connection_string");

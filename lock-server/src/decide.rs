@@ -1,29 +1,29 @@
-//! Locket's rules: what a request does to the lock it meets
+//! Locket's rules: the effect of a request on the current lock
 //! (docs/compatibility/locket.md#lock, #release, #expiry).
 //!
-//! Only owners are compared. The owner may change everything else, also the
-//! kind. Nothing here waits, stores or knows the time.
+//! Only owners are compared. The owner may change everything else, including the
+//! kind. Pure functions: no I/O, no clock.
 
 use model::lock::{Claim, Lock, Owner};
 
 use crate::lock_version::Version;
 
-/// What a claim does.
+/// Effect of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claimed {
-    /// The key is free: it gets an owner, and a higher fencing token.
+    /// The key is free: the claimant becomes the owner, with a higher fencing token.
     Acquire,
-    /// The owner keeps it, and nothing but the deadline changes.
+    /// The owner keeps the lock; only the deadline changes.
     Refresh,
-    /// The owner keeps it with another time to live.
+    /// The owner keeps the lock with another time to live.
     ChangeTtl,
-    /// The owner keeps it with another value or kind.
+    /// The owner keeps the lock with another value or kind.
     Update,
-    /// Somebody else has it.
+    /// Another owner holds the key.
     Collide,
 }
 
-/// What a claim does to `current`.
+/// Decides the effect of a claim on `current`.
 pub fn claim(current: Option<&Lock>, claim: &Claim) -> Claimed {
     let Some(lock) = current else {
         return Claimed::Acquire;
@@ -39,18 +39,18 @@ pub fn claim(current: Option<&Lock>, claim: &Claim) -> Claimed {
     }
 }
 
-/// What giving back does.
+/// Effect of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Released {
-    /// The owner gives it back.
+    /// The owner releases the lock.
     Delete,
-    /// Nobody has it: nothing to do, and no error.
+    /// The key is free: no change and no error.
     Absent,
-    /// Somebody else has it.
+    /// Another owner holds the key.
     Collide,
 }
 
-/// What it does to `current` that `owner` gives it back.
+/// Decides the effect of a release by `owner` on `current`.
 pub fn release(current: Option<&Lock>, owner: &Owner) -> Released {
     match current {
         None => Released::Absent,
@@ -59,18 +59,18 @@ pub fn release(current: Option<&Lock>, owner: &Owner) -> Released {
     }
 }
 
-/// What a passed deadline does.
+/// Effect of a passed deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expired {
-    /// Still the version whose deadline it was.
+    /// The current version is the one that expired.
     Delete,
-    /// Gone already.
+    /// The lock no longer exists.
     Absent,
-    /// Claimed anew since.
+    /// The lock was claimed since.
     Newer,
 }
 
-/// What it does to `current` that the deadline of `seen` has passed.
+/// Decides the effect on `current` when the deadline of `seen` has passed.
 pub fn expire(current: Option<Version>, seen: Version) -> Expired {
     match current {
         None => Expired::Absent,

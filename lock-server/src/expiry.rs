@@ -1,14 +1,14 @@
-//! One queue of deadlines for all locks.
+//! A single queue of deadlines for all locks.
 //!
 //! A deadline is the time to live after the moment at which this process last
-//! saw a new version of the lock, by the monotonic clock: nothing about time is
-//! stored, so clocks may differ and step, and a restart grants every lock its
-//! full time to live. What holds:
-//! - there is at most one deadline for a key, the one of the newest version seen,
+//! observed a new version of the lock, by the monotonic clock. No time is stored:
+//! clocks may differ and step, and a restart grants every lock its full time to
+//! live. Invariants:
+//! - there is at most one deadline per key, that of the newest observed version,
 //!   in whatever order versions are reported;
-//! - memory is one entry for a key that is held, whatever the number of refreshes;
-//! - a deadline that is put off, as each refresh does, costs nothing but a note: its
-//!   key keeps its place in the queue until its turn, and gets the right one then.
+//! - memory is one entry per held key, whatever the number of refreshes;
+//! - a postponed deadline, as after each refresh, only updates the entry: the key
+//!   keeps its position in the queue and is requeued when that position is due.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,7 +23,7 @@ use crate::lock_version::{LockVersion, Version};
 /// Deadlines, soonest first.
 #[derive(Debug, Default)]
 pub struct Deadlines {
-    /// When each key has its turn: at its deadline, or before.
+    /// Queue position of each key: at its deadline or before.
     queue: BTreeSet<(Instant, LockKey)>,
     entries: HashMap<LockKey, Entry>,
 }
@@ -32,20 +32,20 @@ pub struct Deadlines {
 struct Entry {
     /// The deadline.
     at: Instant,
-    /// Its place in the queue.
+    /// Position in the queue.
     turn: Instant,
     held: Arc<LockVersion>,
 }
 
 impl Deadlines {
-    /// A version was seen at `now`. True when it is now the soonest of all, so
-    /// that whoever waits has to wait for less.
+    /// Records a version observed at `now`. Returns true when its deadline is the
+    /// earliest of all, so that a waiting task has to wake up earlier.
     pub fn seen(&mut self, held: &Arc<LockVersion>, now: Instant) -> bool {
         self.schedule(held, now + held.lock.ttl.duration())
     }
 
-    /// Gives a version a deadline of its own, such as the next try of an expiry
-    /// that failed. An older version than the one known is ignored.
+    /// Sets an explicit deadline for a version, such as the retry of a failed expiry.
+    /// A version older than the known one is ignored.
     pub fn schedule(&mut self, held: &Arc<LockVersion>, at: Instant) -> bool {
         let key = &held.lock.key;
         match self.entries.get_mut(key) {
@@ -67,7 +67,7 @@ impl Deadlines {
         self.next() == Some(at)
     }
 
-    /// The key was freed at `version`: forgets it unless it was seen with a newer owner.
+    /// The key was freed at `version`: removes it unless a newer owner was observed.
     pub fn forget(&mut self, key: &LockKey, version: Version) {
         if self.entries.get(key).is_some_and(|entry| entry.held.version().token <= version.token)
             && let Some(entry) = self.entries.remove(key)
@@ -76,13 +76,13 @@ impl Deadlines {
         }
     }
 
-    /// When to look again: at the soonest deadline, or before.
+    /// Time of the next check: at the earliest deadline or before.
     pub fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// Looks at no more than `limit`, and takes out those whose deadline is not
-    /// after `now`.
+    /// Checks at most `limit` entries and removes those whose deadline is not after
+    /// `now`.
     pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<Arc<LockVersion>> {
         let mut due = Vec::new();
         for _looked_at in 0..limit {
@@ -101,7 +101,7 @@ impl Deadlines {
         due
     }
 
-    /// How many keys have a deadline.
+    /// Number of keys with a deadline.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
@@ -184,8 +184,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is seen and forgotten in whatever order: what comes out is,
-        /// for each key, the newest version, at its deadline, once.
+        /// For any order of observed and forgotten versions, each key yields its newest
+        /// version, at its deadline, once.
         #[test]
         fn the_newest_version_is_due_once(
             versions in prop::collection::vec((0..4u8, 1..4u64, 1..6i64, 1..20i64, 0..30u64), 0..60),

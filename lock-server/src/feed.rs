@@ -1,15 +1,14 @@
-//! Who must hear of a change once it is committed: the deadlines, the watchers,
-//! the metrics, the log.
+//! Fans out committed changes to deadlines, watchers, metrics and the log.
 //!
-//! A store publishes each change under the same lock under which it makes it
+//! A store publishes each change under the same mutex under which it makes the change
 //! visible. Therefore:
-//! - watchers get changes in the order in which they were committed, and none is
-//!   missed between what they were given first and what follows;
-//! - no version is visible without a deadline, whatever becomes of the request
-//!   that made it.
+//! - watchers receive changes in commit order, and no change is lost between the
+//!   initial list and the events that follow;
+//! - every visible version has a deadline, whatever happens to the request that
+//!   created it.
 //!
-//! A watcher has room for [`WATCHER_ROOM`] events. One that lets them fill up is
-//! cut off and told so, instead of costing memory or holding up the others.
+//! A watcher buffers up to [`WATCHER_ROOM`] events. A watcher whose buffer is full is
+//! disconnected with an error; it neither costs more memory nor delays the others.
 
 use std::{
     collections::HashMap,
@@ -29,33 +28,33 @@ use tracing::info_span;
 
 use crate::{expiry::Deadlines, lock_version::LockVersion, metrics::Population};
 
-/// Events that may wait for a watcher.
+/// Event buffer size of a watcher.
 pub const WATCHER_ROOM: usize = 1024;
-/// Watchers at the same time.
+/// Limit of concurrent watchers.
 pub const MAX_WATCHERS: usize = 10_000;
 
 /// A committed change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A free key has an owner.
+    /// A free key was acquired by an owner.
     Acquired(Arc<LockVersion>),
     /// The owner stored another value or kind.
     Updated {
-        /// The version before.
+        /// The previous version.
         before: Arc<LockVersion>,
-        /// The version now.
+        /// The new version.
         held: Arc<LockVersion>,
     },
-    /// The owner stored nothing new that clients can see.
+    /// The owner refreshed the lock; nothing that clients can see changed.
     Refreshed(Arc<LockVersion>),
-    /// The owner gave it back.
+    /// The owner released the lock.
     Released(Arc<LockVersion>),
-    /// Its time to live ended.
+    /// The time to live ended.
     Expired(Arc<LockVersion>),
 }
 
 impl Event {
-    /// What a claim that succeeded did: `before` became `held`.
+    /// Event for a successful claim that replaced `before` with `held`.
     pub fn claimed(before: Option<Arc<LockVersion>>, held: Arc<LockVersion>) -> Self {
         match before {
             None => Self::Acquired(held),
@@ -68,8 +67,8 @@ impl Event {
         }
     }
 
-    /// The original's log line about it, if it has one (docs/compatibility/locket.md#logs); what
-    /// else it says are fields of the span around it.
+    /// Writes the original's log line for the event, if there is one
+    /// (docs/compatibility/locket.md#logs); further fields come from the current span.
     pub fn log(&self) {
         match self {
             Self::Acquired(_) => tracing::info!("acquired-lock"),
@@ -87,7 +86,7 @@ impl Event {
         }
     }
 
-    /// The version that it is about.
+    /// The version that the event is about.
     pub fn held(&self) -> &Arc<LockVersion> {
         match self {
             Self::Acquired(held)
@@ -99,7 +98,7 @@ impl Event {
     }
 }
 
-/// The distributor; clones share it.
+/// The event distributor; clones share it.
 #[derive(Debug, Clone)]
 pub struct Feed {
     shared: Arc<Shared>,
@@ -108,7 +107,7 @@ pub struct Feed {
 #[derive(Debug)]
 struct Shared {
     deadlines: Mutex<Deadlines>,
-    /// Told when a deadline came to stand before all others.
+    /// Notified when a new deadline is the earliest of all.
     sooner: Notify,
     watchers: Mutex<Watchers>,
     next_watcher: AtomicU64,
@@ -123,7 +122,7 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// With another number of events that may wait for a watcher.
+    /// Creates a feed with another buffer size for watchers.
     pub fn with_watcher_room(watcher_room: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -137,7 +136,7 @@ impl Feed {
         }
     }
 
-    /// How many are held, and how many expired.
+    /// Counts of held and of expired locks.
     pub fn population(&self) -> &Population {
         &self.shared.population
     }
@@ -150,13 +149,13 @@ impl Feed {
         self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lock was found in the store at the start of the process.
+    /// Registers a lock that the store loaded at the start of the process.
     pub fn found(&self, held: &Arc<LockVersion>) {
         self.shared.population.enters(held.lock.kind);
         self.seen(held);
     }
 
-    /// A change was committed. To be called in the order of the commits.
+    /// Publishes a committed change. Must be called in commit order.
     pub fn publish(&self, event: &Event) {
         let population = &self.shared.population;
         match event {
@@ -180,13 +179,13 @@ impl Feed {
                 self.deadlines().forget(&held.lock.key, held.version());
             }
         }
-        // Nobody hears of those, which are nearly all.
+        // Watchers do not receive refreshes, which are nearly all events.
         if !matches!(event, Event::Refreshed(_)) {
             self.watchers().tell(event);
         }
     }
 
-    /// A version was seen: its time to live begins.
+    /// Registers an observed version: its time to live begins.
     pub fn seen(&self, held: &Arc<LockVersion>) {
         let now = Instant::now().into_std();
         if self.deadlines().seen(held, now) {
@@ -194,8 +193,8 @@ impl Feed {
         }
     }
 
-    /// An expiry failed: it is tried again after `delay`, unless the lock is
-    /// claimed before.
+    /// Schedules the retry of a failed expiry after `delay`, unless the lock is claimed
+    /// before.
     pub fn retry(&self, held: &Arc<LockVersion>, delay: Duration) {
         let at = (Instant::now() + delay).into_std();
         if self.deadlines().schedule(held, at) {
@@ -203,7 +202,7 @@ impl Feed {
         }
     }
 
-    /// Waits until at least one deadline has passed, and takes out at most `limit`.
+    /// Waits until at least one deadline has passed and takes at most `limit` entries.
     pub async fn due(&self, limit: usize) -> Vec<Arc<LockVersion>> {
         loop {
             let next = {
@@ -214,7 +213,7 @@ impl Feed {
                 }
                 deadlines.next()
             };
-            // A notification between the look and the wait is kept by `Notify`.
+            // `Notify` keeps a notification that arrives between the check and the wait.
             let sooner = self.shared.sooner.notified();
             match next {
                 None => sooner.await,
@@ -225,17 +224,17 @@ impl Feed {
         }
     }
 
-    /// Whether anybody would hear of a change.
+    /// Whether there are watchers.
     pub fn has_watchers(&self) -> bool {
         self.watchers().count > 0
     }
 
-    /// How many locks have a deadline.
+    /// Number of locks with a deadline.
     pub fn deadline_count(&self) -> usize {
         self.deadlines().len()
     }
 
-    /// Events for `selector` from now on; none when there are too many watchers.
+    /// Subscribes to events for `selector`; `None` when the watcher limit is reached.
     pub fn subscribe(&self, selector: &Selector) -> Option<Subscription> {
         let mut watchers = self.watchers();
         if watchers.count >= MAX_WATCHERS {
@@ -254,7 +253,7 @@ struct Watchers {
     keys: HashMap<LockKey, Vec<Watcher>>,
     locks: Vec<Watcher>,
     presences: Vec<Watcher>,
-    /// Subscriptions that exist, including those that were cut off.
+    /// Existing subscriptions, including disconnected ones.
     count: usize,
 }
 
@@ -265,7 +264,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// False when it has no room left: it is then cut off by dropping it.
+    /// Returns false when the buffer is full; the caller then drops the sender.
     fn tell(&self, event: &Event) -> bool {
         self.events.try_send(event.clone()).is_ok()
     }
@@ -295,7 +294,7 @@ impl Watchers {
             watchers.retain(|watcher| watcher.tell(event));
         }
         self.kind(lock.kind).retain(|watcher| watcher.tell(event));
-        // Who watches the kind that it had must learn that it has it no more.
+        // A watcher of the previous kind must learn that the lock left that kind.
         if let Event::Updated { before, .. } = event
             && before.lock.kind != lock.kind
         {
@@ -315,12 +314,12 @@ impl Watchers {
     }
 }
 
-/// The watcher was too slow and missed what follows: it is to begin again.
+/// The watcher was too slow and missed events; it has to start again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the watcher reads too slowly: begin again")]
 pub struct Lagged;
 
-/// What a watcher reads from.
+/// Receiving end of a watch.
 #[derive(Debug)]
 pub struct Subscription {
     id: u64,
@@ -332,8 +331,8 @@ pub struct Subscription {
 impl Subscription {
     /// The next event.
     pub async fn next(&mut self) -> Result<Event, Lagged> {
-        // The sender lives in the feed, which this subscription keeps alive: it
-        // is gone only when the watcher was cut off.
+        // The feed owns the sender and this subscription keeps the feed alive: a closed
+        // channel means that the watcher was disconnected.
         self.receiver.recv().await.ok_or(Lagged)
     }
 }

@@ -1,7 +1,7 @@
-//! The wire: Locket, and our watch beside it.
+//! gRPC services: Locket and LockWatch.
 //!
-//! A handler parses, calls, converts. What every call has in common (spans,
-//! debug lines, metrics, the mapping of errors) is in `call`.
+//! A handler parses, calls, converts. `call` has the common parts of every call:
+//! spans, debug lines, metrics, the mapping of errors.
 
 mod call;
 mod fetch_all_cache;
@@ -39,14 +39,14 @@ use crate::{
     store::Store,
 };
 
-/// Serves both services; clones share everything.
+/// Serves both gRPC services; clones share everything.
 #[derive(Debug)]
 pub struct Service<S> {
     locks: Locks<S>,
     access: Arc<Access>,
     calls: Arc<Calls>,
     answers: Arc<Answers>,
-    /// Ends the watches, which would hold up the drain.
+    /// Ends watch streams, which would otherwise delay the drain.
     shutdown: CancellationToken,
 }
 
@@ -64,25 +64,25 @@ impl<S: Clone> Clone for Service<S> {
 }
 
 impl<S: Store> Service<S> {
-    /// Serves `locks` to everybody; watches end at `shutdown`.
+    /// Serves `locks` to every client; watches end at `shutdown`.
     pub fn new(locks: Locks<S>, shutdown: CancellationToken) -> Self {
         let (access, calls, answers) = (Arc::default(), Arc::default(), Arc::default());
         Self { locks, access, calls, answers, shutdown }
     }
 
-    /// Serves only those that may.
+    /// Restricts access to the given rules.
     #[must_use]
     pub fn only(self, access: Access) -> Self {
         Self { access: Arc::new(access), ..self }
     }
 
-    /// The calls, for who reports about them.
+    /// Per-method statistics, for reporters.
     pub fn calls(&self) -> Arc<Calls> {
         Arc::clone(&self.calls)
     }
 
-    /// The gRPC services: Locket's and ours. The entries judge the peer; the services
-    /// themselves do not.
+    /// The gRPC services, Locket and LockWatch. The entries authorize the peer; the
+    /// services themselves do not.
     pub fn servers(self) -> (Entry<PreEncoded<LocketServer<Self>>>, Entry<LockWatchServer<Self>>) {
         let (locket, watch) = (self.clone(), self.clone());
         (
@@ -93,7 +93,7 @@ impl<S: Store> Service<S> {
         )
     }
 
-    /// Whether the peer may take this lock for so long, or release it.
+    /// Checks that the peer may take this lock for this time to live, or release it.
     fn check_lock<T>(
         &self,
         request: &Request<T>,
@@ -106,7 +106,7 @@ impl<S: Store> Service<S> {
         self.access.check_lock(peer(request).identity.as_deref(), key, ttl)
     }
 
-    /// Whether the peer may call the method. Unknown methods are refused later.
+    /// Checks that the peer may call the method. Unknown methods are refused later.
     fn judge(&self, head: &Head<'_>) -> Result<(), Status> {
         let Calls { lock, fetch, release, fetch_all, watch } = &*self.calls;
         let (method, action) = match head.method {
@@ -125,19 +125,19 @@ impl<S: Store> Service<S> {
     }
 }
 
-/// The answer that shows a lock.
+/// Response with a single lock.
 fn shown_alone(held: &LockVersion) -> Result<Encoded, TooLarge> {
     if held.foreign_type.is_some() {
         return Encoded::of(&models::FetchResponse { resource: Some(shown(held)) });
     }
-    // On the wire it is a FetchAllResponse with one lock.
+    // On the wire the message equals a FetchAllResponse with one lock.
     let lock = || iter::once(&held.lock);
     Encoded::message(proto::fetch_all_len(lock()), |buffer| {
         proto::put_fetch_all(lock(), buffer);
     })
 }
 
-/// A lock as clients see it.
+/// Converts a lock to its protobuf message.
 #[expect(deprecated, reason = "`type` is part of the answers")]
 fn shown(held: &LockVersion) -> models::Resource {
     let resource = models::Resource::from(&held.lock);
@@ -151,7 +151,7 @@ fn shown(held: &LockVersion) -> models::Resource {
     }
 }
 
-/// `uuid` of the metadata: any text, not to be validated.
+/// `uuid` of the request metadata: any text, not validated.
 fn request_uuid<T>(request: &Request<T>) -> lock_version::Request {
     uuid_of(request.metadata().as_ref())
 }
@@ -182,7 +182,7 @@ impl<S: Store> Locket for Service<S> {
             return Ok(answer.response());
         }
         let about = About::of(&uuid, request.get_ref().resource.as_ref()).until(&request);
-        // It would be kept until the store has answered.
+        // Frees the request before the wait for the store.
         drop(request);
         self.calls
             .lock

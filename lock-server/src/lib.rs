@@ -1,17 +1,17 @@
-//! A lock service that Locket's clients take for Locket.
+//! A lock server that is wire compatible with Locket.
 //!
-//! | module | what it is |
+//! | module | content |
 //! |---|---|
 //! | [`decide`] | Locket's rules, pure |
-//! | [`access`] | who may write and read, pure |
+//! | [`access`] | access control, pure |
 //! | [`expiry`] | the queue of deadlines, pure |
-//! | [`held`], [`table`] | a version of a lock; all that are held |
-//! | [`store`] | where locks are kept: the seam and its implementations |
-//! | [`feed`] | who hears of a committed change |
+//! | [`lock_version`], [`table`] | one version of a lock; the table of all held locks |
+//! | [`store`] | the store trait and its implementations |
+//! | [`feed`] | fans out committed changes |
 //! | [`locks`] | the use cases |
-//! | [`reaper`] | deletes what has expired |
-//! | [`grpc`] | the wire |
-//! | [`metrics`], [`report`] | what is counted, and who is told |
+//! | [`reaper`] | deletes expired locks |
+//! | [`grpc`] | the gRPC services |
+//! | [`metrics`], [`report`] | metrics and their reporters |
 //! | [`config`], [`open`], [`app`] | the process |
 
 pub mod access;

@@ -1,30 +1,30 @@
-//! One version of a lock that is held.
+//! One version of a held lock.
 
 use std::sync::Arc;
 
 use model::lock::{Claim, FencingToken, Lock};
 
-/// A lock as it was stored, with what never leaves the server.
+/// A lock as stored, with fields that are never sent to clients.
 ///
 /// Versions of one key are ordered by (`token`, `index`): the token rises when
 /// the key changes its owner, the index with every claim of the owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LockVersion {
-    /// What clients see.
+    /// The fields that clients see.
     pub lock: Lock,
-    /// `modified_id` of the original's table: one for each life of the row. In a
-    /// file, the number of the row.
+    /// `modified_id` of the original's table: one per life of the row. In SQLite, the
+    /// number of the row.
     pub id: Arc<str>,
     /// `modified_index` of the original's table: 1 for the first claim.
     pub index: i64,
-    /// `uuid` of the request that made this version, for log lines; not stored.
+    /// `uuid` of the request that created this version, for log lines; not stored.
     pub request: Option<Arc<str>>,
-    /// The `type` of a row in a shared table that neither we nor the original
-    /// wrote, such as `sandwich`: clients see it as it is. It counts as a lock.
+    /// `type` of a row in a shared table that neither this server nor the original
+    /// wrote, such as `sandwich`: returned to clients unchanged. It counts as a lock.
     pub foreign_type: Option<Arc<str>>,
 }
 
-/// What orders the versions of a key.
+/// Orders the versions of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// Rises with each change of owner.
@@ -34,19 +34,19 @@ pub struct Version {
 }
 
 impl LockVersion {
-    /// The first version for a new owner.
+    /// Creates the first version for a new owner.
     pub fn first(claim: Claim, id: Arc<str>, token: FencingToken, request: Request) -> Self {
         let Claim { key, owner, value, kind, ttl } = claim;
         let lock = Lock { key, owner, value, kind, ttl, token };
         Self { lock, id, index: 1, request, foreign_type: None }
     }
 
-    /// The next version for the same owner.
+    /// Creates the next version for the same owner.
     #[must_use]
     pub fn again(&self, claim: &Claim, request: Request) -> Self {
         let Self { lock, id, index, request: _, foreign_type: _ } = self;
-        // An equal value is shared with the version before: a refresh must not
-        // keep a second copy alive.
+        // Share an equal value with the version before: a refresh must not keep a second
+        // copy alive.
         let value = if lock.value == claim.value { &lock.value } else { &claim.value };
         Self {
             lock: Lock {
@@ -64,14 +64,14 @@ impl LockVersion {
         }
     }
 
-    /// Its place among the versions of its key.
+    /// Position among the versions of the key.
     pub fn version(&self) -> Version {
         Version { token: self.lock.token, index: self.index }
     }
 }
 
-/// What a selector names at a moment, in the order of the keys.
+/// The locks that match a selector at one moment, in the order of the keys.
 pub type LockList = Arc<[Arc<LockVersion>]>;
 
-/// `uuid` of a request's metadata, if it has one: any text.
+/// `uuid` of a request's metadata, if present: any text.
 pub type Request = Option<Arc<str>>;

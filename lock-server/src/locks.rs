@@ -1,4 +1,4 @@
-//! The use cases, whatever the store.
+//! The use cases, independent of the store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,41 +19,41 @@ pub struct Locks<S> {
     patience: Duration,
 }
 
-/// Why a request is refused. The texts are the original's where it has one.
+/// Reason why a request fails. The texts are the original's where it has one.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Somebody else has the key.
+    /// Another owner holds the key.
     #[error("lock-collision")]
     Collision,
-    /// Nobody has the key.
+    /// The key is free.
     #[error("resource-not-found")]
     NotFound,
-    /// The store took too long. What was asked may still happen.
+    /// The store timed out. The requested change may still take effect.
     #[error("context deadline exceeded")]
     Deadline,
-    /// The store does not answer.
+    /// The store returned an error.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
 impl<S: Store> Locks<S> {
-    /// `patience` is the longest that one request waits for the store.
+    /// `patience` is the store timeout of a request.
     pub fn new(store: S, patience: Duration) -> Self {
         Self { store, patience }
     }
 
-    /// Keeps a key for its owner if that takes no waiting and leaves no line in the
-    /// log; otherwise [`Locks::lock`] decides.
+    /// Refreshes the lock if that needs neither waiting nor a log line; otherwise
+    /// [`Locks::lock`] serves the claim.
     pub fn refresh(&self, claim: &Claim, request: &Request) -> Option<FencingToken> {
         Some(self.store.refresh(claim, request)?.lock.token)
     }
 
-    /// Who has a key, if it takes no waiting to know; otherwise [`Locks::fetch`] asks.
+    /// The lock with this key if it is known without waiting; otherwise use [`Locks::fetch`].
     pub fn known(&self, key: &str) -> Option<Arc<LockVersion>> {
         self.store.known(&LockKey::parse(key).ok()?)
     }
 
-    /// Takes or keeps a key for an owner.
+    /// Acquires or refreshes a key for an owner.
     pub async fn lock(&self, claim: Claim, request: Request) -> Result<FencingToken, Error> {
         let span = info_span!(
             "lock",
@@ -72,12 +72,12 @@ impl<S: Store> Locks<S> {
         }
     }
 
-    /// Gives a key back. That nobody has it is no error. The kind that the request
-    /// names, by its `type_code`, is for the log alone.
+    /// Releases a key. A free key is no error. The kind in the request, `type_code`, is
+    /// only logged.
     pub async fn release(&self, release: Release, type_code: i32) -> Result<(), Error> {
         let Release { key, owner } = release;
         let span = info_span!("release-lock", key, owner, "type-code" = type_code);
-        // A key that is too long to be stored is nobody's.
+        // A key that is too long to be stored has no owner.
         let Ok(key) = LockKey::parse(&key) else { return Ok(()) };
         let Ok(owner) = Owner::parse(&owner) else {
             return self.release_by_nobody(key).instrument(span).await;
@@ -96,7 +96,7 @@ impl<S: Store> Locks<S> {
         })
     }
 
-    /// An owner that cannot be is not the owner of what is there.
+    /// Release by an invalid owner, which cannot be the owner of an existing lock.
     async fn release_by_nobody(&self, key: LockKey) -> Result<(), Error> {
         match self.fetch_key(key).await {
             Ok(_) => Err(Error::Collision),
@@ -105,7 +105,7 @@ impl<S: Store> Locks<S> {
         }
     }
 
-    /// Who has a key.
+    /// The lock with this key.
     pub async fn fetch(&self, key: &str) -> Result<Arc<LockVersion>, Error> {
         let key = LockKey::parse(key).map_err(|_| Error::NotFound)?;
         self.fetch_key(key).await
@@ -116,12 +116,12 @@ impl<S: Store> Locks<S> {
         found.first().cloned().ok_or(Error::NotFound)
     }
 
-    /// All of a kind.
+    /// All locks of a kind.
     pub async fn fetch_all(&self, kind: LockKind) -> Result<LockList, Error> {
         self.within(self.store.select(&Selector::Kind(kind))).await
     }
 
-    /// What is held, and every change from then on.
+    /// The current locks, and every change from then on.
     pub async fn watch(&self, selector: &Selector) -> Result<(LockList, Subscription), Error> {
         self.within(self.store.watch(selector)).await
     }

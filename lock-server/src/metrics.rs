@@ -1,5 +1,5 @@
-//! What is counted: for Prometheus under our names, and for the loggregator agent
-//! under the original's (docs/compatibility/locket.md#metrics), which are read from here.
+//! Metrics: for Prometheus under Portcullis names, and for the loggregator agent under
+//! the original's names (docs/compatibility/locket.md#metrics); the agent reads these values.
 
 use std::{
     sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
@@ -50,10 +50,10 @@ runtime::families! {
         "Longest statement in the last report_interval.";
 }
 
-/// The RPCs that are counted.
+/// The counted RPCs.
 const RPCS: &[&str] = &["Lock", "Fetch", "Release", "FetchAll", "Watch"];
 
-/// A number that rises, for both.
+/// A counter for both targets.
 #[derive(Debug)]
 pub struct Counter {
     shown: metrics::Counter,
@@ -65,19 +65,19 @@ impl Counter {
         Self { shown, count: AtomicU64::new(0) }
     }
 
-    /// One more.
+    /// Adds one.
     pub fn increment(&self) {
         self.shown.increment(1);
         self.count.fetch_add(1, Relaxed);
     }
 
-    /// How many there were.
+    /// Current value.
     pub fn get(&self) -> u64 {
         self.count.load(Relaxed)
     }
 }
 
-/// A number that goes up and down, for both.
+/// A gauge for both targets.
 #[derive(Debug)]
 pub struct Gauge {
     shown: metrics::Gauge,
@@ -89,26 +89,26 @@ impl Gauge {
         Self { shown, count: AtomicI64::new(0) }
     }
 
-    /// One more or less.
+    /// Adds `difference`.
     pub fn add(&self, difference: i64) {
         self.shown.increment(difference as f64);
         self.count.fetch_add(difference, Relaxed);
     }
 
-    /// How many there are.
+    /// Current value.
     pub fn get(&self) -> i64 {
         self.count.load(Relaxed)
     }
 }
 
-/// How many are held, and how many expired.
+/// Counts of held and of expired locks.
 #[derive(Debug)]
 pub struct Population {
     locks: Kind,
     presences: Kind,
 }
 
-/// The locks of one kind.
+/// Counts for one kind.
 #[derive(Debug)]
 pub struct Kind {
     /// ActiveLocks, ActivePresences.
@@ -131,7 +131,7 @@ impl Default for Population {
 }
 
 impl Population {
-    /// Those of this kind.
+    /// Counts for this kind.
     pub fn of(&self, kind: LockKind) -> &Kind {
         match kind {
             LockKind::Lock => &self.locks,
@@ -139,17 +139,17 @@ impl Population {
         }
     }
 
-    /// One more is held.
+    /// Counts one more held lock.
     pub fn enters(&self, kind: LockKind) {
         self.of(kind).active.add(1);
     }
 
-    /// One less is held.
+    /// Counts one fewer held lock.
     pub fn leaves(&self, kind: LockKind) {
         self.of(kind).active.add(-1);
     }
 
-    /// One was deleted at its deadline.
+    /// Counts one lock deleted at its deadline.
     pub fn expired(&self, kind: LockKind) {
         self.of(kind).expired.increment();
     }
@@ -173,7 +173,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Those of the RPC with this name.
+    /// Metrics of the RPC with this name.
     pub fn of(rpc: &'static str) -> Self {
         let label = [("request_type", rpc)];
         let count = |family: Family| Counter::new(family.counter_by(label));
@@ -188,14 +188,14 @@ impl Requests {
         }
     }
 
-    /// How long one took.
+    /// Records the latency of a request.
     pub fn took(&self, time: Duration) {
         self.seconds.record(time.as_secs_f64());
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.longest.fetch_max(nanoseconds, Relaxed);
     }
 
-    /// RequestLatencyMax: the longest since the last time that this was asked.
+    /// RequestLatencyMax: the longest since the last call of this function.
     pub fn take_longest(&self) -> Duration {
         Duration::from_nanos(self.longest.swap(0, Relaxed))
     }

@@ -1,7 +1,7 @@
-//! Opens the store that the configuration names.
+//! Opens the configured store.
 //!
-//! A database server that is not there yet is waited for as long as `db_start_timeout`
-//! says: the original ends at once and leaves that to its supervisor.
+//! Waits up to `db_start_timeout` for a database server that is not reachable yet; the
+//! original exits at once and leaves the retry to its supervisor.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use crate::{
     store::configured::{AnyStore, StoreTask},
 };
 
-/// Opens it.
+/// Opens the store.
 ///
 /// # Errors
-/// With the original's words (docs/compatibility/locket.md#configuration): the file or the server
-/// cannot be used.
+/// With the original's messages (docs/compatibility/locket.md#configuration): the file or the
+/// server cannot be used.
 pub async fn open(database: &Database, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
     match database {
         Database::Embedded(path) => embedded(path, feed).await,

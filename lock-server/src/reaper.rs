@@ -1,8 +1,7 @@
-//! The task that deletes locks whose time to live has ended.
+//! Deletes locks whose time to live has ended.
 //!
-//! It deletes by compare-and-delete: what was claimed since the deadline was set
-//! stays. An expiry that fails is tried again until it succeeds or the lock is
-//! claimed anew.
+//! Uses compare-and-delete: a lock that was claimed since the deadline was set stays.
+//! A failed expiry is retried until it succeeds or the lock is claimed again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +17,12 @@ use crate::{
     store::{Expired, Store},
 };
 
-/// Expiries at the same time: when a whole zone dies, they share commits.
+/// Limit of concurrent expiries: when a whole zone fails, they share commits.
 const AT_ONCE: usize = 256;
-/// How long to wait after an expiry that failed.
+/// Retry delay of a failed expiry.
 pub const RETRY: Duration = Duration::from_secs(1);
 
-/// Reaps until `shutdown`.
+/// Deletes expired locks until `shutdown`.
 pub async fn run<S: Store>(
     store: S,
     feed: Feed,

@@ -1,13 +1,14 @@
 //! The original's metrics for the loggregator agent: its names, units, tags and
 //! periods (docs/compatibility/locket.md#metrics).
 //!
-//! The figures of the database go to Prometheus as well: each look resets the maxima, so
-//! one look serves both.
+//! The database metrics go to Prometheus as well: each read resets the maxima, so one
+//! read serves both.
 //!
-//! Three tasks in one, as the original has three notifiers, each with its period;
-//! the first report comes after the first period. Sending waits for nobody, see
-//! [`runtime::loggregator`]. Of the gauges of Go's runtime those are sent that
-//! mean something here: private memory for the heap, the stack, tasks for
+//! Runs three reporters, as the original has three notifiers, each with its period;
+//! the first report is sent after the first period. Sending never blocks, see
+//! [`runtime::loggregator`]. Of the Go runtime's gauges only those with an equivalent
+//! are sent: private memory for the heap, the stack, tasks for goroutines. There is no
+//! garbage collector, hence no pause metric.
 //! goroutines. There is no garbage collector, hence no pause of one.
 
 use std::{sync::Arc, time::Duration};
@@ -28,21 +29,21 @@ use crate::{
     metrics::{self, Requests},
 };
 
-/// What the original counts without a unit of its own.
+/// Unit of the original's metrics without a specific unit.
 const METRIC: &str = "Metric";
 const NANOS: &str = "nanos";
-/// Periods that no key changes.
+/// Period that no configuration key changes.
 const EXPIRED: Duration = Duration::from_secs(60);
 const PROCESS: Duration = Duration::from_secs(10);
 
-/// What is reported, and to whom.
+/// Metrics reporter and its sink.
 #[derive(Debug)]
 pub struct Report {
-    /// The agent.
+    /// The loggregator agent.
     pub loggregator: Loggregator,
-    /// Knows what is held and what expired.
+    /// Provides the counts of held and of expired locks.
     pub feed: Feed,
-    /// The requests.
+    /// Request metrics.
     pub calls: Arc<Calls>,
     /// `report_interval`.
     pub interval: Duration,
@@ -116,7 +117,7 @@ impl Report {
     }
 }
 
-/// Tells what the connections to a database server did, each `interval` until
+/// Reports the connection pool metrics of a database server, each `interval` until
 /// `shutdown`: to Prometheus, and to the agent if there is one.
 ///
 /// # Errors
@@ -139,7 +140,7 @@ pub async fn database(
     Ok(())
 }
 
-/// A number of the database under the original's name and under ours.
+/// A database metric under the original's name and under the Portcullis name.
 struct Row {
     name: &'static str,
     shown: Family,
@@ -147,7 +148,7 @@ struct Row {
     value: Value,
 }
 
-/// A value of the database.
+/// Value of a database metric.
 #[derive(Clone, Copy)]
 enum Value {
     Number(u64),
@@ -155,7 +156,7 @@ enum Value {
 }
 
 impl Value {
-    /// For the agent: the original's times are nanoseconds.
+    /// Value for the agent: the original's times are in nanoseconds.
     fn of_the_original(self) -> f64 {
         match self {
             Self::Number(number) => number as f64,
@@ -164,7 +165,7 @@ impl Value {
     }
 }
 
-/// Counters come as totals.
+/// Counters are passed as totals.
 fn show(family: Family, value: Value) {
     match (family.kind, value) {
         (Kind::Counter, Value::Number(total)) => family.counter().absolute(total),
@@ -189,7 +190,7 @@ fn rows(stats: &Stats) -> [Row; 8] {
     ]
 }
 
-/// One of the original's notifiers, with its lines.
+/// One of the original's notifiers, with its log lines.
 async fn notify(span: Span, period: Duration, shutdown: &CancellationToken, report: impl FnMut()) {
     let work = async {
         let interval = i64::try_from(period.as_nanos()).unwrap_or(i64::MAX);

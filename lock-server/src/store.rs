@@ -1,8 +1,8 @@
-//! Where locks are kept.
+//! Storage of locks.
 //!
-//! [`Store`] is the seam; [`memory`], [`embedded`] and [`shared`] keep its promise,
-//! and one conformance suite proves it for all. [`any`] is the one that the
-//! configuration names.
+//! [`Store`] is the trait; [`memory`], [`embedded`] and [`shared`] implement its
+//! contract, which one conformance suite tests for all of them. [`configured`] selects
+//! the implementation that the configuration names.
 
 pub mod configured;
 pub mod embedded;
@@ -19,44 +19,42 @@ use crate::{
     lock_version::{LockList, LockVersion, Request},
 };
 
-/// Keeps locks.
+/// Stores locks.
 ///
-/// Promise:
-/// - Calls on one key take effect one after the other, as `decide` says; each
-///   takes effect once or, with an error, as a rule not at all (a disk that fails
-///   in the middle of a commit may bring the effect back at the next start; the
-///   caller was told that it is not known).
-/// - What was answered is stored: it is there after a crash. Only the deadline
-///   of a refresh is not stored.
-/// - Nobody sees a change before it is stored. An answer never rests on a change
-///   that may still fail.
-/// - A call whose caller gives up takes effect all the same, or not at all.
-/// - Fencing tokens of a key rise with each new owner, across deletion and
-///   restart.
-/// - Every version, and every end of a lock, goes to the feed in the order of
+/// Contract:
+/// - Calls on one key are serialized and follow `decide`. Each takes effect once or,
+///   with an error, normally not at all (when a disk fails in the middle of a commit,
+///   the change may reappear at the next start; the caller got an error that says that
+///   the outcome is unknown).
+/// - Every acknowledged change is durable across a crash, except the deadline of a
+///   refresh.
+/// - A change is visible only after it is stored. A response never depends on a change
+///   that can still fail.
+/// - A call that its caller cancels takes full effect or none.
+/// - Fencing tokens of a key rise with each new owner, across deletion and restart.
+/// - Every version, and every end of a lock, is published to the feed in commit order.
 ///   the commits.
 pub trait Store: Clone + Send + Sync + 'static {
-    /// Keeps a key for its owner if nothing has to be stored for it and nobody to be
-    /// waited for, as with nearly all calls on a file. Otherwise [`Store::claim`]
-    /// decides.
+    /// Refreshes a lock if that needs neither storage nor waiting, as with nearly all calls
+    /// on SQLite. Otherwise [`Store::claim`] serves the claim.
     fn refresh(&self, _claim: &Claim, _request: &Request) -> Option<Arc<LockVersion>> {
         None
     }
 
-    /// The lock with this key, if there is one and nobody has to be asked for it.
-    /// Otherwise [`Store::select`] answers.
+    /// The lock with this key, if it exists and is known without waiting. Otherwise use
+    /// [`Store::select`].
     fn known(&self, _key: &LockKey) -> Option<Arc<LockVersion>> {
         None
     }
 
-    /// Takes or keeps a key.
+    /// Acquires or refreshes a key.
     fn claim(
         &self,
         claim: Claim,
         request: Request,
     ) -> impl Future<Output = Result<Claimed, Error>> + Send;
 
-    /// Gives a key back.
+    /// Releases a key.
     fn release(
         &self,
         key: &LockKey,
@@ -66,63 +64,63 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Frees the key if this version is still the current one.
     fn expire(&self, seen: &LockVersion) -> impl Future<Output = Result<Expired, Error>> + Send;
 
-    /// What is held now, in the order of the keys.
+    /// The current locks, in the order of the keys.
     fn select(&self, selector: &Selector) -> impl Future<Output = Result<LockList, Error>> + Send;
 
-    /// What is held now, and every change from now on.
+    /// The current locks, and every change from now on.
     fn watch(
         &self,
         selector: &Selector,
     ) -> impl Future<Output = Result<(LockList, Subscription), Error>> + Send;
 }
 
-/// What became of a claim.
+/// Result of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
-    /// The key is the claimant's.
+    /// The claimant owns the key.
     LockVersion(Arc<LockVersion>),
-    /// It is somebody else's.
+    /// Another owner holds the key.
     Collision(Arc<LockVersion>),
 }
 
-/// What became of a release.
+/// Result of a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
-    /// The key is free now.
+    /// The key was freed.
     Deleted(Arc<LockVersion>),
-    /// It was free.
+    /// The key was free already.
     Absent,
-    /// It is somebody else's.
+    /// Another owner holds the key.
     Collision(Arc<LockVersion>),
 }
 
-/// What became of a passed deadline.
+/// Result of a passed deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expired {
-    /// The key is free now.
+    /// The key was freed.
     Deleted(Arc<LockVersion>),
-    /// It was free.
+    /// The key was free already.
     Absent,
-    /// It was claimed since: here is its newest version.
+    /// The lock was claimed since; the newest version.
     Newer(Arc<LockVersion>),
 }
 
-/// Why a store does not answer.
+/// Reason why a store call fails.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// It cannot store at the moment, or not any more. Trying again may help.
+    /// The store cannot write at the moment, or not any more. A retry may succeed.
     #[error("the store does not take the change")]
     Unavailable(#[source] Arc<dyn error::Error + Send + Sync>),
-    /// It cannot be read at the moment. Trying again may help.
+    /// The store cannot be read at the moment. A retry may succeed.
     #[error("the store cannot be read")]
     Unreadable(#[source] Arc<dyn error::Error + Send + Sync>),
-    /// The text can be stored by other databases, not by this one.
+    /// This database cannot store the text; other databases can.
     #[error("the database cannot keep this text")]
     Unstorable(#[source] Arc<dyn error::Error + Send + Sync>),
-    /// It was shut down.
+    /// The store was shut down.
     #[error("the store is shut down")]
     Closed,
-    /// There are too many watchers.
+    /// The watcher limit is reached.
     #[error("there are too many watchers")]
     TooManyWatchers,
 }

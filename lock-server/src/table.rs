@@ -1,4 +1,4 @@
-//! The locks that are held, in memory.
+//! In-memory table of held locks.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,22 +9,22 @@ use model::lock::{Lock, LockKey, LockKind, Selector};
 
 use crate::lock_version::{LockList, LockVersion};
 
-/// Locks and presences, each in the order of their keys; a key is in one of
-/// the two at most.
+/// Locks and presences, each in the order of their keys; a key is in at most one of
+/// the two.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// All of both: who asks for a key finds it here.
+    /// Locks of both kinds, by key.
     held: HashMap<LockKey, Arc<LockVersion>>,
     locks: Kind,
     presences: Kind,
 }
 
-/// Those of a kind.
+/// The locks of one kind.
 #[derive(Debug, Default)]
 struct Kind {
     keys: BTreeSet<LockKey>,
-    /// All of them, kept from when they were asked for until one changes: who asks
-    /// again gets the very same, and does not have to compare it.
+    /// Cached list, from a read until the next change: repeated reads get the same list
+    /// and need not compare it.
     all: Option<LockList>,
 }
 
@@ -39,7 +39,7 @@ impl Kind {
         self.keys.remove(key);
     }
 
-    /// All of them, out of those of both kinds.
+    /// List of the locks of this kind.
     fn all(&mut self, held: &HashMap<LockKey, Arc<LockVersion>>) -> LockList {
         let Self { keys, all } = self;
         let collect = || keys.iter().filter_map(|key| held.get(key)).cloned().collect();
@@ -65,13 +65,13 @@ impl Table {
         self.held.values().cloned().collect()
     }
 
-    /// Stores a version in the place of the one before, which is returned.
+    /// Stores a version and returns the previous one.
     pub fn put(&mut self, held: Arc<LockVersion>) -> Option<Arc<LockVersion>> {
         let Lock { key, kind, .. } = &held.lock;
         let (key, kind) = (key.clone(), *kind);
         let before = self.held.insert(key.clone(), held);
         match before.as_ref().map(|before| before.lock.kind) {
-            // A refresh, as nearly all are: the key is where it belongs.
+            // Nearly always a refresh: the key stays in its kind.
             Some(same) if same == kind => self.of_mut(kind).all = None,
             other => {
                 if let Some(other) = other {
@@ -90,7 +90,7 @@ impl Table {
         Some(held)
     }
 
-    /// All that a selector names, in the order of their keys.
+    /// The locks that match a selector, in the order of their keys.
     pub fn select(&mut self, selector: &Selector) -> LockList {
         match selector {
             Selector::Key(key) => self.get(key).cloned().into_iter().collect(),

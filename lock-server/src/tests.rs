@@ -1,4 +1,4 @@
-//! What the unit tests share.
+//! Helpers for unit tests.
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ const MINIMAL: &str = r#"{
     "database_connection_string": "locket.db", "log_level": "info"
 }"#;
 
-/// The minimal file with more keys.
+/// The minimal file with additional keys.
 fn with(more: &str) -> String {
     MINIMAL.replacen('{', &format!("{{{more},"), 1)
 }
@@ -157,7 +157,7 @@ fn keys_and_times_to_live_have_bounds_if_wanted() {
     }
 }
 
-/// Everything of 4.2 that Go's decoder lets pass.
+/// Everything in section 4.2 that Go's decoder accepts.
 #[test]
 fn the_file_is_read_as_go_reads_it() {
     let odd = format!(
@@ -215,8 +215,8 @@ fn every_problem_is_told_with_its_key() {
     assert_eq!(error.problems().len(), keys.len(), "{error}");
 }
 
-/// The documentation's example is one that works, and what it says of the original's
-/// database too.
+/// The example of the documentation is valid, also the one with the original's
+/// database keys.
 #[test]
 fn the_documentation_agrees() {
     let text = include_str!("../../../docs/config/lock-server.md");

@@ -1,5 +1,5 @@
-//! What every call has in common: its span and debug lines, its metrics, the
-//! line about a failure, the status.
+//! Common parts of every call: span, debug lines, metrics, the log line of a failure,
+//! the status.
 
 use model::lock::{self, LockKind};
 use proto::models::{Resource, TypeCode};
@@ -16,27 +16,27 @@ use crate::{
     store,
 };
 
-/// Why a call is refused.
+/// Reason for an error status.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// The message means nothing.
+    /// The request message is invalid.
     #[error(transparent)]
     Request(#[from] proto::Error),
-    /// The locks refuse it.
+    /// The lock store refuses the request.
     #[error(transparent)]
     Locks(#[from] locks::Error),
-    /// The peer may not.
+    /// The peer has no access to the method.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// The peer may not take or release this lock, or not for so long.
+    /// The peer may not take or release this lock, or not for this time to live.
     #[error(transparent)]
     OutOfBounds(#[from] OutOfBounds),
-    /// There is more to answer than a message can hold.
+    /// The response exceeds the message size limit.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
 }
 
-/// The one place where refusals become statuses (docs/compatibility/locket.md#errors).
+/// The only mapping from refusals to gRPC statuses (docs/compatibility/locket.md#errors).
 pub(super) fn status(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Request(proto::Error::Missing("resource")) => {
@@ -71,19 +71,19 @@ pub(super) fn status(refusal: &Refusal) -> Status {
     Status::new(code, refusal.to_string())
 }
 
-/// What the log says of a request.
+/// Log fields of a request.
 #[derive(Debug, Default)]
 pub(super) struct About {
     pub(super) uuid: lock_version::Request,
     pub(super) key: String,
     pub(super) owner: String,
     pub(super) type_code: i32,
-    /// Until when its client waits.
+    /// Deadline that the client set.
     pub(super) deadline: Option<Instant>,
 }
 
 impl About {
-    /// With the deadline that its client set.
+    /// Adds the deadline that the client set.
     pub(super) fn until<T>(self, request: &Request<T>) -> Self {
         let deadline = request.extensions().get::<Deadline>();
         Self { deadline: deadline.map(|Deadline(at)| *at), ..self }
@@ -104,7 +104,7 @@ impl About {
     }
 }
 
-/// One for each method.
+/// Statistics per method.
 #[derive(Debug)]
 pub struct Calls {
     pub(super) lock: Method,
@@ -127,7 +127,7 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// The requests of the original's methods, by the names it gives them.
+    /// Request metrics of the original's methods, by the original's names.
     pub fn of_the_original(&self) -> [(&'static str, &Requests); 4] {
         [&self.lock, &self.release, &self.fetch, &self.fetch_all]
             .map(|method| (method.name, &method.requests))
@@ -146,9 +146,9 @@ impl Method {
         Self { name, requests: Requests::of(name), span }
     }
 
-    /// Does the work of one call that waits for nobody and has nothing to say to the
-    /// log; `None` when [`Method::serve`] has to do it. Nearly all calls are such, and
-    /// what lines need would be a tenth of their cost.
+    /// Serves a call that needs neither waiting nor log lines; `None` when
+    /// [`Method::serve`] has to serve it. Nearly all calls take this path, and the log
+    /// fields would be a tenth of their cost.
     pub(super) fn try_fast_path<T>(&self, work: impl FnOnce() -> Option<T>) -> Option<T> {
         if tracing::enabled!(tracing::Level::DEBUG) {
             return None;
@@ -161,7 +161,7 @@ impl Method {
         Some(answer)
     }
 
-    /// Refuses a call before its request is read.
+    /// Refuses a call before its request body is read.
     pub(super) fn refuse(&self, about: About, refusal: &Refusal) -> Status {
         let mut call = Call::begin(self, about);
         let status = (self.span)().in_scope(|| call.refuse(refusal));
@@ -170,7 +170,7 @@ impl Method {
         status
     }
 
-    /// Does the work of one call.
+    /// Serves one call.
     pub(super) async fn serve<T>(
         &self,
         about: About,
@@ -191,7 +191,7 @@ impl Method {
     }
 }
 
-/// A call under way. Dropped before its end, it was given up by its client.
+/// A call in progress. Dropped before its end means that the client cancelled it.
 struct Call<'a> {
     method: &'a Method,
     about: About,
@@ -206,7 +206,7 @@ impl<'a> Call<'a> {
         Self { method, about, begun: Instant::now(), ended: false }
     }
 
-    /// Says in the log what is wrong, unless it is nothing out of the ordinary.
+    /// Logs the error, unless it is an expected one.
     fn refuse(&self, refusal: &Refusal) -> Status {
         let status = status(refusal);
         let About { uuid, key, owner, type_code, deadline: _ } = &self.about;

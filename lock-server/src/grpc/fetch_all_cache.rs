@@ -1,9 +1,9 @@
-//! The answers of FetchAll, encoded once for as long as they stay the same.
+//! Response cache of FetchAll.
 //!
-//! An answer is kept with the locks that it shows. It is given again only if those
-//! that are held now are the very same or were compared with them, so nobody has to
-//! say that it is out of date. A refresh shares its texts with the version before:
-//! comparing it is comparing addresses. An answer of more than [`KEPT`] bytes is not kept, which
+//! A response is cached together with the locks that it contains. It is reused only if
+//! the current locks are identical or compare equal, so the cache needs no
+//! invalidation. A refresh shares its strings with the version before: the comparison
+//! compares addresses. A response of more than [`KEPT`] bytes is not cached, which
 //! bounds the memory.
 
 use std::ptr;
@@ -14,10 +14,10 @@ use model::lock::{Lock, LockKind};
 use super::pre_encoded::{Encoded, TooLarge};
 use crate::lock_version::{LockList, LockVersion};
 
-/// The largest answer that is kept: that of about 20,000 cells.
+/// Size limit of a cached response: that of about 20,000 cells.
 const KEPT: usize = 16 << 20;
 
-/// One for each kind, if there is one.
+/// One cached response per kind.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
     locks: Mutex<Option<Answer>>,
@@ -39,12 +39,12 @@ impl Answers {
         kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer that shows `held`, which are all of a kind.
+    /// The response with `held`, which are all locks of a kind.
     pub(super) fn encode(&self, kind: LockKind, held: LockList) -> Result<Encoded, TooLarge> {
         if let Some(kept) = &mut *self.of(kind)
             && show_the_same(&kept.held, &held)
         {
-            // The versions before are not needed any more.
+            // Frees the previous versions.
             kept.held = held;
             return Ok(kept.encoded.clone());
         }
@@ -68,7 +68,7 @@ fn show_the_same(these: &[Arc<LockVersion>], those: &[Arc<LockVersion>]) -> bool
     these.len() == those.len() && these.iter().zip(those).all(same)
 }
 
-/// What clients see of a lock in FetchAll.
+/// The fields of a lock that FetchAll returns.
 fn shown(lock: &Lock) -> impl PartialEq {
     let Lock { key, owner, value, kind, ttl: _, token: _ } = lock;
     (key, owner, value, kind)
@@ -97,7 +97,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens between two looks, an answer shows what is held.
+        /// Whatever changes between two calls, a response contains the current locks.
         #[test]
         fn an_answer_is_never_out_of_date(
             changes in prop::collection::vec((0..4usize, "[vw]{0,2}", any::<bool>(), 0..4u8), 1..40),

@@ -1,9 +1,9 @@
-//! Answers as bytes: they go to the connection as they are, with the trailers of the
-//! original (docs/compatibility/locket.md#wire).
+//! Pre-encoded responses: the bytes go to the connection unchanged, with the trailers of
+//! the original (docs/compatibility/locket.md#wire).
 //!
-//! A handler that has its message as bytes answers with [`Encoded::response`], whose
-//! message is an empty one; [`PreEncoded`] around the generated server puts the bytes in
-//! its place. The generated server would copy them into a buffer for each answer.
+//! A handler with an encoded message returns [`Encoded::response`], whose message is an
+//! empty placeholder; [`PreEncoded`] around the generated server replaces it with the
+//! bytes. The generated server would copy them into a buffer for each response.
 
 use std::{
     convert::Infallible,
@@ -20,24 +20,24 @@ use prost::Message;
 use tonic::{Response, Status, body::Body, server::NamedService};
 use tower::Service;
 
-/// A message in the frame of gRPC: a flag and its length before it.
+/// A length-prefixed gRPC message: flag, length, message.
 #[derive(Debug, Clone)]
 pub(super) struct Encoded(Bytes);
 
-/// The largest answer: that of about 400,000 presences. Encoding and sending a larger
-/// one takes longer than clients wait, and most of them take no more than 4 MiB.
+/// Size limit of a response: about 400,000 presences. Encoding and sending a larger one
+/// takes longer than clients wait, and most clients accept at most 4 MiB.
 const LARGEST: usize = 64 << 20;
 
-/// The answer is larger than `LARGEST`.
+/// The response is larger than `LARGEST`.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the answer has {0} bytes, at most {LARGEST} are sent")]
 pub struct TooLarge(pub(super) usize);
 
-/// What stands before a message.
+/// Length of the prefix of a gRPC message.
 const PREFIX: usize = 5;
 
 impl Encoded {
-    /// A message that `put` writes and that has `len` bytes.
+    /// Encodes a message of `len` bytes that `put` writes.
     pub(super) fn message(len: usize, put: impl FnOnce(&mut BytesMut)) -> Result<Self, TooLarge> {
         let declared = u32::try_from(len).ok().filter(|_| len <= LARGEST);
         let declared = declared.ok_or(TooLarge(len))?;
@@ -49,25 +49,25 @@ impl Encoded {
         Ok(Self(buffer.freeze()))
     }
 
-    /// This message.
+    /// Encodes a protobuf message.
     pub(super) fn of(message: &impl Message) -> Result<Self, TooLarge> {
         Self::message(message.encoded_len(), |buffer| {
             message.encode(buffer).expect("a buffer that grows");
         })
     }
 
-    /// How many bytes.
+    /// Length in bytes, with the prefix.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The message alone.
+    /// The message without the prefix.
     #[cfg(test)]
     pub(super) fn message_bytes(&self) -> &[u8] {
         &self.0[PREFIX..]
     }
 
-    /// An answer with this message; to be served by [`PreEncoded`].
+    /// A response with this message; must be served by [`PreEncoded`].
     pub(super) fn response<T: Default>(self) -> Response<T> {
         let mut response = Response::new(T::default());
         response.extensions_mut().insert(self);
@@ -83,7 +83,7 @@ impl Encoded {
     }
 }
 
-/// Serves what the generated server `S` serves, and bytes as they are.
+/// Wraps the generated server `S` and sends [`Encoded`] responses as they are.
 #[derive(Debug, Clone)]
 pub struct PreEncoded<S>(pub(super) S);
 
@@ -109,7 +109,7 @@ where
     }
 }
 
-/// The answer of [`PreEncoded`].
+/// Response future of [`PreEncoded`].
 #[derive(Debug)]
 pub struct Answer<F>(F);
 

@@ -1,4 +1,4 @@
-//! The stream of a watch.
+//! Response stream of a watch.
 
 use std::{pin::Pin, sync::Arc, vec};
 
@@ -12,7 +12,7 @@ use crate::{
     lock_version::{LockList, LockVersion},
 };
 
-/// What was held, the mark, what happens.
+/// Initial locks, then the sync marker, then events.
 pub(super) type Stream = Pin<Box<dyn stream::Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
 struct Watch {

@@ -1,4 +1,4 @@
-//! The store that the configuration names.
+//! The configured store and its background task.
 
 use std::{path::Path, sync::Arc};
 
@@ -19,23 +19,23 @@ use crate::{
 /// An embedded or a shared store.
 #[derive(Debug, Clone)]
 pub enum AnyStore {
-    /// In a file of this process.
+    /// In a SQLite file of this process.
     Embedded(Embedded),
     /// On a database server.
     Shared(Shared),
 }
 
-/// The task behind the store.
+/// Background task of the store.
 #[derive(Debug)]
 pub enum StoreTask {
-    /// Writes the journal.
+    /// Commits the queued changes.
     Embedded(Flusher),
-    /// Follows the table.
+    /// Follows changes in the table.
     Shared(Box<Follower>),
 }
 
 impl AnyStore {
-    /// The locks in a file.
+    /// Opens a store in a SQLite file.
     ///
     /// # Errors
     /// The file cannot be used.
@@ -45,7 +45,7 @@ impl AnyStore {
         Ok((Self::Embedded(store), StoreTask::Embedded(flusher)))
     }
 
-    /// The locks on a server.
+    /// Opens a store on a database server.
     ///
     /// # Errors
     /// The server cannot be reached or used.
@@ -59,10 +59,10 @@ impl AnyStore {
 }
 
 impl StoreTask {
-    /// Runs until `stop`, then finishes what is queued and closes the store.
+    /// Runs until `stop`, then commits the queue and closes the store.
     ///
     /// # Errors
-    /// The store cannot go on.
+    /// The store cannot continue.
     pub async fn run(
         self,
         stop: CancellationToken,
@@ -75,8 +75,8 @@ impl StoreTask {
     }
 }
 
-// A call on a server is a large future; the callers' futures, which are moved a few
-// times, are not to have room for it when there is none.
+// The future of a call on a server is large. It is boxed, so that the callers' futures,
+// which are moved several times, stay small with an embedded store.
 impl Store for AnyStore {
     fn refresh(&self, claim: &Claim, request: &Request) -> Option<Arc<LockVersion>> {
         match self {

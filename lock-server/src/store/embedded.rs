@@ -1,30 +1,29 @@
 //! Locks in memory with SQLite as their journal.
 //!
-//! What is in the table is committed, always. A change is decided against the
-//! table, queued, and put into the table when the commit that it shares with all
-//! others in the queue has succeeded; then it is answered. What follows:
-//! - Reads look at the table alone: they touch no disk, wait for no write, and
-//!   never see what may still fail.
-//! - A key with a change on its way is busy: the next call on it waits for the
-//!   commit and decides then. So no answer, not even a collision, rests on a
-//!   change that may fail, and when a commit fails there is nothing to take back:
-//!   the table is as it was, and the callers are told.
-//! - A refresh that changes nothing but the deadline is not stored: a restart
-//!   grants the full time to live anyhow. Its index is in memory only; the next
-//!   version that is stored takes it along. The exception is a key whose last
-//!   commit failed: a disk that failed in the middle may hold that change, an
-//!   expiry, say, so the next claim writes the lock whatever it changes.
-//! - A change in the queue is carried out even if its caller gives up.
-//! - The queue is bounded; who finds it full waits.
+//! Invariant: the table contains committed versions only. A change is decided against
+//! the table and queued; all queued changes share a commit; after the commit they enter
+//! the table and their callers are answered. Consequences:
+//! - Reads use the table alone: no disk access, no wait for writes, no uncommitted
+//!   change.
+//! - A key with a pending change is busy: the next call on the key waits for the commit
+//!   and decides then. So no response, not even a collision, depends on a change that
+//!   can still fail, and a failed commit needs no rollback of the table: the callers
+//!   get an error.
+//! - A refresh that changes only the deadline is not stored: a restart grants the full
+//!   time to live in any case. Its index is in memory only; the next stored version
+//!   includes it. Exception: when the last commit of a key failed, the disk may contain
+//!   that change (an expiry, for example), so the next claim always writes the lock.
+//! - A queued change is carried out even if its caller cancels.
+//! - The queue is bounded; callers wait while it is full.
 //!
-//! - Without the flusher there are no answers: its end may have cut a commit in
-//!   two, and then the table is not the truth.
+//! - Without the flusher all calls fail: it may have ended in the middle of a commit,
+//!   and then the table may differ from the disk.
 //!
-//! Tables and columns of the file that are lost are made again at the start and every few
-//! seconds, with the locks of the table.
+//! Lost tables and columns of the file are recreated at the start and every few seconds,
+//! with the locks of the table.
 //!
-//! After a crash the table is read from the disk: it holds everything that was
-//! answered, and possibly changes that were committed but not answered.
+//! After a crash the table is loaded from the disk: it contains every acknowledged
+//! change, and possibly changes that were committed but not acknowledged.
 
 mod flush;
 
@@ -51,7 +50,7 @@ use crate::{
     table::Table,
 };
 
-/// Changes that may wait for a commit.
+/// Queue size for pending changes.
 const QUEUE: usize = 1024;
 
 /// A handle; clones share the locks.
@@ -65,25 +64,25 @@ pub struct Embedded {
 #[derive(Debug, Default)]
 struct State {
     table: Table,
-    /// Keys with a change in the queue or in the commit, and who waits for it.
+    /// Keys with a queued or uncommitted change, and the calls that wait for the commit.
     busy: HashMap<LockKey, Vec<oneshot::Sender<()>>>,
-    /// Keys of the table that the disk may hold otherwise, since a commit that
-    /// changes them failed.
+    /// Keys whose table entry may differ from the disk, since a commit that changes them
+    /// failed.
     unconfirmed: HashSet<LockKey>,
-    /// The flusher is gone, possibly in the middle of a commit: what the table
-    /// says may not be true any more.
+    /// The flusher ended, possibly in the middle of a commit: the table may differ from
+    /// the disk.
     closed: bool,
 }
 
-/// A change that is decided and not yet stored.
+/// A change that is decided but not yet stored.
 #[derive(Debug)]
 enum Change {
-    /// A free key gets an owner; its token comes from the disk, its row from the
+    /// Acquires a free key; the token comes from the disk, the row number from the
     /// flusher.
     Acquire { claim: Claim, request: Request },
     /// The owner's next version.
     Replace(Arc<LockVersion>),
-    /// The owner gives it back.
+    /// The owner releases the lock.
     Release(Arc<LockVersion>),
     /// The deadline passed.
     Expire(Arc<LockVersion>),
@@ -102,19 +101,19 @@ impl Change {
 struct Pending {
     change: Change,
     reply: oneshot::Sender<Result<Arc<LockVersion>, Error>>,
-    /// The request's, for the log line about the change.
+    /// Span of the request, for the log line of the change.
     span: Span,
 }
 
-/// What is to be done about a call.
+/// Decision about a call.
 enum Verdict<T> {
     Answer(T),
-    /// Only in memory.
+    /// Update the table only.
     Remember(LockVersion),
     Store(Change),
 }
 
-/// How far a call got under the lock of the state.
+/// Progress of a call while the state is locked.
 enum Step<T> {
     Answered(T),
     Queued(oneshot::Receiver<Result<Arc<LockVersion>, Error>>),
@@ -123,8 +122,8 @@ enum Step<T> {
 }
 
 impl Embedded {
-    /// Opens the database and reads the locks. The flusher has to run for any
-    /// change to be stored.
+    /// Opens the database and loads the locks. The flusher has to run for changes to be
+    /// stored.
     pub async fn open(
         path: &Path,
         options: &Options,
@@ -151,8 +150,8 @@ impl Embedded {
         if state.closed { Err(Error::Closed) } else { Ok(state) }
     }
 
-    /// Decides about `key` when no change is on its way, and waits until what
-    /// was decided is stored.
+    /// Waits until `key` has no pending change, decides, and waits until the change is
+    /// stored.
     async fn change<T>(
         &self,
         key: &LockKey,
@@ -166,7 +165,7 @@ impl Embedded {
                 Step::Queued(answer) => {
                     return answer.await.unwrap_or(Err(Error::Closed)).map(changed);
                 }
-                // Either way, sent or dropped: it is free.
+                // The key is no longer busy, whether the sender sent or was dropped.
                 Step::Busy(free) => drop(free.await),
                 Step::Full => {
                     permit = Some(self.queue.reserve().await.map_err(|_| Error::Closed)?);

@@ -1,10 +1,10 @@
-//! The tables on the disk, and the statements for them.
+//! SQLite tables and statements.
 //!
-//! `locks` has a row for each lock that is held, with its token, in the order of
-//! their arrival: a row's number is the lock's `id`. There is no index over the keys:
-//! the table in memory finds them, and an index would have every new key change a
-//! page of its own. `fencing_tokens` keeps the last token of every key that was held
-//! and is free; its rows are never deleted.
+//! `locks` has a row for each held lock, with its token, in the order of arrival: the
+//! row number is the lock's `id`. The keys have no index: the table in memory finds
+//! them, and with an index every new key would change a page of its own.
+//! `fencing_tokens` keeps the last token of every key that was held and is free; its
+//! rows are never deleted.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,8 +20,8 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "locks with their tokens, without an index", sql: NUMBERED },
 ];
 
-/// What the last migration leaves. A table of tokens that is made again begins with the
-/// time in milliseconds: no token goes back.
+/// Schema after the last migration. A recreated table of tokens starts at the time in
+/// milliseconds, so that no token goes back.
 pub(super) const TABLES: &[Table] = &[
     Table {
         options: "STRICT, WITHOUT ROWID",
@@ -65,8 +65,8 @@ CREATE TABLE fencing_tokens (
     token INTEGER NOT NULL CHECK (token > 0)
 ) STRICT, WITHOUT ROWID;";
 
-// Rows have about 800 bytes. In the order of their keys each new one changes a
-// page of its own; one after the other, those of one commit share pages.
+// Rows have about 800 bytes. In key order each new row would change a page of its own;
+// in order of arrival the rows of one commit share pages.
 const BY_ARRIVAL: &str = "CREATE TABLE locks_by_arrival (
     path TEXT NOT NULL PRIMARY KEY,
     owner TEXT,
@@ -99,7 +99,7 @@ ALTER TABLE locks_by_number RENAME TO locks;";
 
 const LAST_TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?1";
 
-// What is in memory is the truth: a row that a failed disk changed is replaced.
+// Memory is authoritative: a row that a failed disk changed is replaced.
 const PUT: &str = "INSERT INTO locks (id, path, owner, value, type, modified_index, ttl, token)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
 ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, value = excluded.value,
@@ -112,12 +112,12 @@ ON CONFLICT (path) DO UPDATE SET token = MAX(token, excluded.token)";
 
 const FORGET_FROM: &str = "DELETE FROM locks WHERE id >= ?1";
 
-// A row that was put there by hand has no token of its own.
+// A row inserted by hand has no token of its own.
 const LOAD: &str = "SELECT id, path, owner, value, type, modified_index, ttl,
 MAX(locks.token, COALESCE(fencing_tokens.token, 0)) AS token
 FROM locks LEFT JOIN fencing_tokens USING (path) ORDER BY id";
 
-/// The token that no key had before the table of tokens was made: 0, or when that was.
+/// Token for a key that was never held: 0, or the time when the table was recreated.
 pub(super) fn floor(connection: &Connection) -> Result<FencingToken, rusqlite::Error> {
     let sql = "SELECT dflt_value FROM pragma_table_info('fencing_tokens') WHERE name = 'token'";
     let floor: Option<String> = connection.query_row(sql, [], |row| row.get(0))?;
@@ -125,8 +125,8 @@ pub(super) fn floor(connection: &Connection) -> Result<FencingToken, rusqlite::E
     Ok(FencingToken(floor.unwrap_or(0)))
 }
 
-/// The token for the next owner of a key that is free; `floor` is the one of a key that
-/// was never held.
+/// Token for the next owner of a free key; `floor` is the token for a key that was
+/// never held.
 pub(super) fn next_token(
     connection: &Connection,
     key: &LockKey,
@@ -139,12 +139,12 @@ pub(super) fn next_token(
     Ok(last.map_or(floor, |last| FencingToken(last.unsigned_abs())).next())
 }
 
-/// Stores a version in the place of the one before.
+/// Replaces the stored version of a lock.
 pub(super) fn put(connection: &Connection, held: &LockVersion) -> Result<(), rusqlite::Error> {
     let LockVersion { lock, id, index, request: _, foreign_type: _ } = held;
     let Lock { key, owner, value, kind, ttl, token } = lock;
     connection.prepare_cached(PUT)?.execute(params![
-        // A text that is a number is one to SQLite, in a column of numbers.
+        // SQLite converts a numeric text in an integer column.
         id,
         key.as_str(),
         owner.as_str(),
@@ -157,10 +157,10 @@ pub(super) fn put(connection: &Connection, held: &LockVersion) -> Result<(), rus
     Ok(())
 }
 
-/// Frees a key. Its token stays.
+/// Deletes a lock; its token stays.
 pub(super) fn delete(connection: &Connection, held: &LockVersion) -> Result<(), rusqlite::Error> {
     let LockVersion { lock, id, .. } = held;
-    // The row first: in a full database it makes room for the token.
+    // Delete the row first: in a full database that makes room for the token.
     connection.prepare_cached(DELETE)?.execute([id])?;
     let token = number(lock.token);
     connection.prepare_cached(KEEP_TOKEN)?.execute(params![lock.key.as_str(), token])?;
@@ -171,31 +171,31 @@ fn number(token: FencingToken) -> i64 {
     i64::try_from(token.0).unwrap_or(i64::MAX)
 }
 
-/// Deletes what a commit that failed may have left: rows from this number on.
+/// Deletes the leftovers of a failed commit: rows from this number on.
 pub(super) fn forget_from(connection: &Connection, first: i64) -> Result<(), rusqlite::Error> {
     connection.execute(FORGET_FROM, [first])?;
     Ok(())
 }
 
-/// Takes a page and gives it back: needs the disk as a new lock does, and leaves
-/// nothing behind.
+/// Allocates and frees a page: needs the same disk access as a new lock and leaves no
+/// data.
 pub(super) fn probe(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.execute_batch("CREATE TABLE probe (page TEXT); DROP TABLE probe;")
 }
 
-/// What is on the disk.
+/// Result of [`load`].
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) locks: Vec<LockVersion>,
-    /// The number for the next row.
+    /// Number of the next row.
     pub(super) next: i64,
     /// See [`floor`].
     pub(super) floor: FencingToken,
 }
 
-/// All locks. A row that can be nobody's lock, such as one without an owner,
-/// counts as absent and is reported. Of several rows of one key, which only a
-/// hand or a failing disk can have made, the last counts; the others are deleted.
+/// Loads all locks. An invalid row, such as one without an owner, counts as absent and
+/// is reported. Of several rows with one key, which only a manual change or a failing
+/// disk can produce, the last one counts; the others are deleted.
 pub(super) fn load(connection: &Connection) -> Result<Loaded, rusqlite::Error> {
     let mut statement = connection.prepare(LOAD)?;
     let mut rows = statement.query([])?;
@@ -315,7 +315,7 @@ mod tests {
         ];
         assert_eq!(shown, expected);
 
-        // The tokens of those that are free, held, and given back.
+        // Tokens of keys that are free, held and released.
         let held = locks[0].clone();
         let key = |text: &str| LockKey::parse(text).unwrap();
         let tokens = database.write(move |transaction| {

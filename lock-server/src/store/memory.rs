@@ -1,4 +1,4 @@
-//! Locks in memory only: what the other stores are measured by.
+//! Locks in memory only: the reference for the other stores.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
     table::Table,
 };
 
-/// Forgets everything when the process ends, the fencing tokens too.
+/// In-memory store; loses everything at process exit, including fencing tokens.
 #[derive(Debug, Clone)]
 pub struct Memory {
     state: Arc<Mutex<State>>,
@@ -26,12 +26,12 @@ pub struct Memory {
 #[derive(Debug, Default)]
 struct State {
     table: Table,
-    /// The last token of each key that was ever held.
+    /// Last token of each key that was ever held.
     tokens: HashMap<LockKey, FencingToken>,
 }
 
 impl Memory {
-    /// Holds nothing yet.
+    /// Creates an empty store.
     pub fn new(feed: Feed) -> Self {
         Self { state: Arc::default(), feed }
     }

@@ -1,25 +1,25 @@
-//! Locks in a database server that several instances share, the original's too.
+//! Locks in a database server that several instances share, including the original.
 //!
-//! The database is the truth: every claim, release and expiry is one transaction
-//! there, and every answer is its answer (docs/compatibility/locket.md#lock, #schema). What
-//! follows:
-//! - A refresh always reaches the table, with a higher `modified_index`: whoever
-//!   measures the time to live of a version, ours or the original, sees that it is
-//!   alive.
-//! - Each instance measures by its own monotonic clock since it last saw a version,
-//!   and deletes only the version whose time it measured.
-//! - A call whose outcome is not known answers [`Error::Unavailable`]; what it did
-//!   is found by the next pass over the table.
+//! The database is authoritative: every claim, release and expiry is one transaction,
+//! and every response is the result of that transaction
+//! (docs/compatibility/locket.md#lock, #schema). Consequences:
+//! - A refresh always writes the row, with a higher `modified_index`: every instance
+//!   that measures the time to live of a version, Portcullis or the original, observes
+//!   the refresh.
+//! - Each instance measures by its own monotonic clock since it last observed a
+//!   version, and deletes only the version whose time it measured.
+//! - A call with an unknown outcome returns [`Error::Unavailable`]; the next pass over
+//!   the table finds its effect.
 //!
-//! The view in memory is what deadlines and watchers are told from. Others' changes
-//! get there by PostgreSQL's notifications, within milliseconds, and by a pass over
-//! the table every [`PASS`]; MySQL has no notifications: there the pass comes every
-//! [`WATCHED_PASS`] while somebody watches. The original's changes are told by nobody:
-//! they are found by the pass.
+//! The view in memory drives deadlines and watchers. Changes by other instances
+//! arrive through PostgreSQL notifications, within milliseconds, and through a pass
+//! over the table every [`PASS`]. MySQL has no notifications: there the pass runs every
+//! [`WATCHED_PASS`] while there are watchers. Changes by the original send no
+//! notification: the pass finds them.
 //!
-//! Tables and columns that are lost are made again at the start and every [`PASS`], with
-//! the locks that this instance knows. A table of tokens that is made again begins with
-//! the time in milliseconds: no token goes back, also of keys that nobody knows.
+//! Lost tables and columns are recreated at the start and every [`PASS`], with the locks
+//! that this instance knows. A recreated table of tokens starts at the time in
+//! milliseconds, so that no token goes back, not even for unknown keys.
 
 mod changes;
 mod claim_batcher;
@@ -69,18 +69,18 @@ use crate::{
     lock_version::{LockList, LockVersion, Request},
 };
 
-/// How often the table is read: the original's interval.
+/// Interval of the pass over the table: the original's interval.
 pub const PASS: Duration = Duration::from_secs(5);
-/// The same on MySQL while there are watchers.
+/// Interval of the pass on MySQL while there are watchers.
 pub const WATCHED_PASS: Duration = Duration::from_millis(500);
 
-/// Notices that may wait to be told; what finds no room is found by the pass.
+/// Queue size for notifications; the pass over the table replaces dropped ones.
 const NOTICES: usize = 4096;
 
-/// Claims, and reads of either kind, that may wait; who finds no room waits for it.
+/// Queue size for claims, and for reads of either kind; callers wait while it is full.
 const ASKS: usize = 1024;
 
-/// How often a call looks again when the row changes between its two looks.
+/// Retry limit when the row changes between the two statements of a call.
 const LOOKS: usize = 8;
 
 /// A handle; clones share the connections and the view.
@@ -94,11 +94,11 @@ pub struct Shared {
     fetches: mpsc::Sender<OneOf>,
     fetch_alls: mpsc::Sender<AllOf>,
     images: Arc<Images>,
-    /// The change counters are there.
+    /// The change counters exist.
     counts: Arc<AtomicBool>,
 }
 
-/// The row was another one at each look.
+/// Optimistic retry limit exceeded.
 #[derive(Debug, thiserror::Error)]
 #[error("the lock changed at each of {LOOKS} looks")]
 struct ContentionError;
@@ -111,7 +111,7 @@ fn failed(error: storage::Error) -> Error {
     }
 }
 
-/// Of a read.
+/// Maps an error of a read.
 fn unread(error: storage::Error) -> Error {
     match failed(error) {
         Error::Unavailable(cause) => Error::Unreadable(cause),
@@ -120,12 +120,11 @@ fn unread(error: storage::Error) -> Error {
 }
 
 impl Shared {
-    /// Connects, makes the tables that are missing, and reads the locks. The
-    /// follower has to run for claims to be made, and for others' changes and the
-    /// ends of locks to be seen.
+    /// Connects, creates missing tables, and reads the locks. The follower has to run:
+    /// it serves claims and observes changes by other instances and passed deadlines.
     ///
     /// # Errors
-    /// The server cannot be reached or used; tables cannot be made.
+    /// The server cannot be reached or used; tables cannot be created.
     pub async fn open(options: &Options, feed: Feed) -> Result<(Self, Follower), storage::Error> {
         let schema = statements::schema(options.dialect);
         let server = Server::connect(options, &schema).await?;
@@ -148,18 +147,18 @@ impl Shared {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the connections did, for the metrics.
+    /// Connection pool statistics, for the metrics.
     pub fn stats(&self) -> storage::server::Stats {
         self.server.stats()
     }
 
     fn tell(&self, notice: Notification) {
-        // Full: the pass over the table tells them.
+        // When the queue is full, the pass over the table replaces the notification.
         let _told = self.notices.try_send(notice);
     }
 
-    /// Takes or keeps a key, on PostgreSQL together with others that wait. A claim that was
-    /// handed over is made also if its caller gives up.
+    /// Acquires or refreshes a key, on PostgreSQL in a batch with other pending claims. A
+    /// queued claim takes effect even if its caller cancels.
     async fn take(&self, claim: &Claim, id: &str) -> claim_batcher::Answer {
         let (reply, answer) = oneshot::channel();
         let ask = PendingClaim { claim: claim.clone(), id: id.to_owned(), reply };
@@ -167,7 +166,7 @@ impl Shared {
         answer.await.unwrap_or(Err(storage::Error::Closed))
     }
 
-    /// A version that this instance wrote.
+    /// Records a version that this instance wrote.
     fn wrote(&self, held: LockVersion) -> Arc<LockVersion> {
         let (held, event) = self.view().observe(held, Instant::now());
         if let Some(Event::Acquired(_) | Event::Updated { .. }) = event {
@@ -177,20 +176,20 @@ impl Shared {
         held
     }
 
-    /// An end that this instance wrote.
+    /// Records the end of a lock that this instance wrote.
     fn ended(&self, held: &LockVersion, end: End) {
         let Lock { key, token, .. } = &held.lock;
         self.view().end(key, *token, end, Instant::now());
         self.tell(Notification { key: key.clone(), token: *token, end: Some(end) });
     }
 
-    /// The row of a key, whoever has it.
+    /// Reads the row of a key, whoever owns it.
     async fn look(&self, key: &LockKey) -> Result<Option<Arc<LockVersion>>, Error> {
         let found = self.read(&Selector::Key(key.clone())).await?;
         Ok(found.into_iter().next())
     }
 
-    /// Makes the database count changes, and says whether it does.
+    /// Installs the change counters; returns whether they work.
     async fn count_changes(&self, at_start: bool) -> Result<bool, storage::Error> {
         let counts = changes::ensure(&self.server, at_start).await?;
         self.counts.store(counts, Ordering::Release);
@@ -200,10 +199,10 @@ impl Shared {
         Ok(counts)
     }
 
-    /// Keeps the table of changes short.
+    /// Compacts the table of change counters.
     async fn compact_changes(&self) {
         if let Err(error) = changes::compact(&self.server).await {
-            // The next look or pass tries it again.
+            // The next read or pass retries.
             tracing::debug!(error = chain(&error), "failed-compacting-lock-changes");
         }
     }
@@ -213,7 +212,7 @@ impl Shared {
         Ok(self.found(&rows))
     }
 
-    /// The locks of these rows; what is new of them is told.
+    /// Converts the rows to locks and publishes new versions.
     fn found(&self, rows: &[storage::server::Row]) -> Vec<Arc<LockVersion>> {
         let mut view = self.view();
         let now = Instant::now();
@@ -221,7 +220,7 @@ impl Shared {
         for row in rows {
             match rows::parse(row) {
                 Ok(Found::LockVersion(held)) => all.push(view.observe(held, now).0),
-                // The pass gives it a token, or deletes it.
+                // The pass gives the lock a token, or deletes it.
                 Ok(Found::Untold(held) | Found::Dead(held)) => all.push(Arc::new(held)),
                 Err(error) => {
                     let key = rows::key(row);
@@ -232,7 +231,7 @@ impl Shared {
         all
     }
 
-    /// Makes tables and columns again that were lost, with the locks that are known here.
+    /// Recreates lost tables and columns, with the locks known to this instance.
     async fn mend(&self) -> Result<(), storage::Error> {
         let dialect = self.server.dialect();
         let restore = |mending: &Mending<'_>| {
@@ -241,13 +240,13 @@ impl Shared {
             restore::statements(dialect, mending, &alive)
         };
         if !self.server.mend(&restore).await?.is_empty() {
-            // Triggers are lost with their table.
+            // Dropping a table drops its triggers.
             self.count_changes(false).await?;
         }
         Ok(())
     }
 
-    /// Reads the whole table: what is new is told, what is missing has ended.
+    /// Reads the whole table: publishes new versions and the end of missing ones.
     async fn pass(&self) -> Result<(), storage::Error> {
         let mark = self.view().mark();
         let rows = rows::read(&self.server, None).await?;
@@ -291,8 +290,8 @@ fn held(claim: Claim, taken: Taken, request: Request) -> Result<LockVersion, Err
 
 impl Store for Shared {
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
-        // Who waits for a key of somebody else shares a look with others that do, and locks
-        // no row: however many they are, its owner does not wait for them.
+        // Claims of keys with another owner share a read and lock no row: the owner's refresh
+        // never waits for them, however many they are.
         let is_others = |held: &LockVersion| held.lock.owner != claim.owner;
         if self.view().get(&claim.key).is_some_and(|held| is_others(held))
             && let Some(other) = self.fetch(&claim.key).await?
@@ -367,12 +366,12 @@ impl Store for Shared {
             Selector::Key(key) => key,
         };
         let mut found = match self.fetch(key).await {
-            // What cannot be stored is not there.
+            // A key that cannot be stored does not exist.
             Err(Error::Unstorable(_)) => None,
             found => found?,
         };
-        // Where the table's collation takes two keys for one, the answer has the
-        // one that was asked for, as the original's.
+        // Where the table's collation treats two keys as equal, the response contains the
+        // requested key, as the original's does.
         if let Some(held) = found.as_mut().filter(|held| held.lock.key != *key) {
             Arc::make_mut(held).lock.key = key.clone();
         }

@@ -1,4 +1,4 @@
-//! `--backup-to`, while the server is at work.
+//! `--backup-to` while the server serves requests.
 
 use proto::models::{FetchRequest, LockRequest, Resource, TypeCode};
 use serde_json::json;
@@ -15,7 +15,7 @@ fn lock(key: &str) -> LockRequest {
     LockRequest { resource: Some(resource), ttl_in_seconds: 3_600 }
 }
 
-/// What was answered before the copy began is in it.
+/// The backup contains every change acknowledged before it began.
 #[tokio::test]
 async fn a_backup_has_the_locks_that_were_answered() {
     let site = Site::new();

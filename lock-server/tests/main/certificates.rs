@@ -1,5 +1,4 @@
-//! The process with certificates that cannot be used: its own, and those of the
-//! loggregator client.
+//! The process with invalid certificates: its own, and those of the loggregator client.
 
 use std::{fs, time::Duration};
 
@@ -27,7 +26,7 @@ use crate::support::{
 
 const BROKEN: [&str; 5] = ["missing", "garbage", "half-written", "other-key", "expired"];
 
-/// Files of a certificate, with one thing wrong.
+/// Certificate files with one defect.
 fn broken(site: &Site, what: &str) -> Files {
     let expire = |params: &mut CertificateParams| {
         params.not_before = date_time_ymd(2001, 1, 1);
@@ -54,7 +53,7 @@ fn broken(site: &Site, what: &str) -> Files {
     files
 }
 
-/// Puts good files into the place of broken ones.
+/// Replaces broken files with valid ones.
 fn mend(site: &Site, files: &Files) {
     let good = site.authority.issue_with("mended", |_| ());
     for (from, to) in [(&good.key, &files.key), (&good.cert, &files.cert)] {
@@ -73,7 +72,7 @@ async fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// Asks until the answer has `part`.
+/// Polls until the response contains `part`.
 async fn answers(address: &str, path: &str, part: &str) -> String {
     let asked = async {
         loop {

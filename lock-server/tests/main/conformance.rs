@@ -1,4 +1,4 @@
-//! What every store has to keep, run on each of them.
+//! Conformance suite of the store contract, run on each store.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::support::{Instance, PATIENCE, Running, by_key, claim, find, key, owner, take};
 
-/// Each test of the suite on each store.
+/// Runs each test of the suite on each store.
 macro_rules! conformance {
     ($($name:ident),* $(,)?) => {
         mod memory {
@@ -76,7 +76,7 @@ conformance!(
     what_is_answered_at_once_is_what_a_claim_would_answer,
 );
 
-/// A store need not answer at once; if it does, it is the answer.
+/// A store may have no fast path; if it answers there, the answer must be right.
 async fn what_is_answered_at_once_is_what_a_claim_would_answer<S: Store>(store: S, feed: Feed) {
     let own = claim("k", "o");
     let nothing = |store: &S| (store.refresh(&own, &None), store.known(&own.key));
@@ -201,7 +201,7 @@ async fn keys_are_exact_texts<S: Store>(store: S, _feed: Feed) {
                 assert_eq!((held.lock.key.as_str(), held.lock.token), (on, FencingToken(1)));
                 stored += 1;
             }
-            // PostgreSQL has no character for it, and says so.
+            // PostgreSQL cannot store this character and returns an error.
             Err(Error::Unstorable(_)) => assert!(on.contains('\0')),
             other => panic!("{on:?}: {other:?}"),
         }
@@ -220,7 +220,7 @@ async fn a_deadline_deletes_only_the_version_it_belongs_to<S: Store>(store: S, _
     assert_eq!(store.expire(&old).await.unwrap(), Expired::Newer(Arc::clone(&refreshed)));
     assert_eq!(store.expire(&refreshed).await.unwrap(), Expired::Deleted(Arc::clone(&refreshed)));
     assert_eq!(store.expire(&refreshed).await.unwrap(), Expired::Absent);
-    // Another life with the same index.
+    // Another life of the row with the same index.
     take(&store, claim("k", "o")).await;
     let newer = take(&store, claim("k", "o")).await;
     assert_eq!(newer.index, refreshed.index);
@@ -371,10 +371,10 @@ async fn a_claim_whose_caller_gave_up_is_whole_or_nothing<S: Store>(store: S, fe
     for number in 0..50 {
         let on = format!("k{number}");
         let mut attempt = Box::pin(store.claim(claim(&on, "gone"), None));
-        // One look, and then nobody asks again.
+        // A single poll, then the future is dropped.
         let _first_look = timeout(std::time::Duration::ZERO, &mut attempt).await;
         drop(attempt);
-        // Either it has the key with a deadline, or the key is free.
+        // Either the key has a lock with a deadline, or it is free.
         match store.claim(claim(&on, "next"), None).await.unwrap() {
             Claimed::LockVersion(held) => assert_eq!(held.lock.owner, owner("next")),
             Claimed::Collision(held) => assert_eq!(held.lock.owner, owner("gone")),

@@ -1,5 +1,5 @@
-//! A disk that is full or fails: errors for those who need it, right answers for
-//! all.
+//! A full or failing disk: errors for changes that need the disk, correct responses for
+//! all others.
 
 use std::{path::Path, time::Duration};
 
@@ -41,16 +41,16 @@ async fn a_full_database_refuses_changes_and_nothing_else() {
     };
     assert!(held.len() > 10, "{}", held.len());
 
-    // Nobody has what was refused, and all others are as they were.
+    // Refused keys are free, and all other locks are unchanged.
     assert_eq!(find(store, &refused).await, None);
     assert_eq!(running.feed.deadline_count(), held.len());
     let colliding = store.claim(big("k000", "other"), None).await.unwrap();
     assert_eq!(colliding, Claimed::Collision(held[0].clone()));
-    // A refresh needs no disk.
+    // A refresh needs no disk access.
     let refreshed = store.refresh(&big("k000", "o"), &None).expect("it waits for nobody");
     assert_eq!(refreshed.lock.token, held[0].lock.token);
 
-    // Room again: the same request is granted.
+    // With free space the same request succeeds.
     store.release(&key("k001"), &owner("o")).await.unwrap();
     store.release(&key("k002"), &owner("o")).await.unwrap();
     take(store, big(&refused, "o")).await;
@@ -66,8 +66,8 @@ async fn a_full_database_refuses_changes_and_nothing_else() {
     running.close().await;
 }
 
-/// A disk that takes no commit, as long as the answer lives: another connection
-/// has the lock on the file.
+/// Fails every commit while the returned guard lives: another connection has the lock
+/// on the file.
 fn failing(path: &Path) -> Connection {
     let other = Connection::open(path).unwrap();
     other.busy_timeout(PATIENCE).unwrap();
@@ -94,7 +94,7 @@ async fn a_disk_that_is_well_again_is_noticed_without_a_change() {
     assert!(!running.health.is_ready());
     let reason = "a transaction failed: the database is busy";
     assert!(running.health.reasons()[0].1.starts_with(reason), "{:?}", running.health.reasons());
-    // It is answered from memory, and says nothing about the disk.
+    // Answered from memory; says nothing about the disk.
     take(store, claim("k", "o")).await;
     assert!(timeout(Duration::from_secs(2), running.health.wait_for(true)).await.is_err());
 
@@ -105,7 +105,7 @@ async fn a_disk_that_is_well_again_is_noticed_without_a_change() {
     running.close().await;
 }
 
-/// A commit that failed with an error of the disk may be there after a crash.
+/// A commit that failed with a disk error may be present after a crash.
 #[tokio::test]
 async fn a_refresh_undoes_an_expiry_that_may_be_on_the_disk() {
     let directory = TempDir::new().unwrap();
@@ -116,7 +116,7 @@ async fn a_refresh_undoes_an_expiry_that_may_be_on_the_disk() {
     let other = failing(&path);
     let failed = store.expire(&held).await;
     assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
-    // The caller was told of an error, and the disk has the effect all the same.
+    // The caller got an error, but the disk has the change.
     let deleted = other.execute("DELETE FROM locks WHERE path = 'k'", []).unwrap();
     assert_eq!(deleted, 1);
     other.execute_batch("COMMIT").unwrap();
@@ -132,7 +132,7 @@ async fn a_refresh_undoes_an_expiry_that_may_be_on_the_disk() {
     running.close().await;
 }
 
-/// Once it is written, refreshes are in memory again.
+/// After the next write, refreshes are in memory again.
 #[tokio::test]
 async fn a_key_is_in_doubt_only_until_it_is_written() {
     let directory = TempDir::new().unwrap();
@@ -151,7 +151,7 @@ async fn a_key_is_in_doubt_only_until_it_is_written() {
     running.crash().await;
 }
 
-/// A commit that failed and is on the disk all the same: the next one undoes it.
+/// A commit that failed but is on the disk: the next one reverts it.
 #[tokio::test]
 async fn what_a_failed_commit_left_is_gone_with_the_next() {
     let directory = TempDir::new().unwrap();
@@ -167,7 +167,7 @@ async fn what_a_failed_commit_left_is_gone_with_the_next() {
     assert_eq!(other.execute(row, []).unwrap(), 1);
     other.execute_batch("COMMIT").unwrap();
 
-    // Nobody has it, and another takes it and gives it back.
+    // The key is free; another owner acquires and releases it.
     let held = take(store, claim("l", "p")).await;
     assert_eq!(held.lock.token.0, 1);
     store.release(&held.lock.key, &held.lock.owner).await.unwrap();
@@ -179,7 +179,7 @@ async fn what_a_failed_commit_left_is_gone_with_the_next() {
     running.close().await;
 }
 
-/// Neither the old value nor the new one is what the disk will have for sure.
+/// It is uncertain whether the disk has the old value or the new one.
 #[tokio::test]
 async fn nothing_is_refreshed_at_once_while_a_change_is_on_its_way() {
     let directory = TempDir::new().unwrap();

@@ -1,12 +1,12 @@
-//! Raw bytes for the decoder and the handlers behind it.
+//! Fuzz test of the decoder and the handlers with raw bytes.
 //!
-//! An input is a byte that chooses the method and the body of a request, with the
-//! five bytes of its gRPC frame. It goes through the generated service, so through
-//! framing, decoding, handler and encoding; what may come out is a list of codes,
-//! and no panic. Inputs are kept in `tests/corpus`; every run replays them, and
-//! then changes them at random for `LOCK_SERVER_FUZZ_SECONDS` (2). With
-//! `LOCK_SERVER_FUZZ_KEEP` set to a directory, an input that does something that
-//! none did before is written there.
+//! An input is a byte that selects the method, and the body of a request with its
+//! five-byte gRPC prefix. It passes through the generated service: framing,
+//! decoding, handler and encoding. Allowed results are a list of codes; a panic fails
+//! the test. Inputs are stored in `tests/corpus`; every run replays them, and then
+//! mutates them at random for `LOCK_SERVER_FUZZ_SECONDS` (2). With
+//! `LOCK_SERVER_FUZZ_KEEP` set to a directory, an input with a new outcome is written
+//! there.
 
 use std::{
     collections::HashSet,
@@ -41,7 +41,7 @@ const METHODS: [&str; 6] = [
     "/portcullis.lock.v1.LockWatch/Watch",
     "/models.Locket/Steal",
 ];
-/// Codes that clients may get for whatever they send.
+/// Codes that clients may get for any input.
 const EXPECTED: [Code; 8] = [
     Code::Ok,
     Code::InvalidArgument,
@@ -49,13 +49,13 @@ const EXPECTED: [Code; 8] = [
     Code::AlreadyExists,
     Code::Unimplemented,
     Code::Internal,
-    // A frame that says that it is longer than 4 MiB; the server in front makes
-    // RESOURCE_EXHAUSTED of it.
+    // A frame whose length exceeds 4 MiB; the server in front returns
+    // RESOURCE_EXHAUSTED.
     Code::OutOfRange,
-    // The end of a body in the middle of a frame.
+    // A body that ends in the middle of a frame.
     Code::Unknown,
 ];
-/// After so many inputs the locks are forgotten.
+/// The locks are discarded after this number of inputs.
 const LIFE: usize = 2_000;
 const LONGEST: usize = 4_096;
 
@@ -72,7 +72,7 @@ impl Target {
         Self { locket: locket.into_service(), watch: watch.into_service() }
     }
 
-    /// What became of an input: method, code and text.
+    /// Outcome of an input: method, code and text.
     async fn feed(&self, input: &[u8]) -> (usize, Code, String) {
         let (first, body) = input.split_first().unwrap_or((&0, &[]));
         let method = usize::from(*first) % METHODS.len();
@@ -90,7 +90,7 @@ impl Target {
             let body = answer.into_body().collect().await.unwrap();
             status = body.trailers().and_then(tonic::Status::from_header_map);
         }
-        // The stream of a watch has no end; that it has begun is its success.
+        // The stream of a watch has no end: a started stream is a success.
         let status = status.unwrap_or_else(|| tonic::Status::new(Code::Ok, ""));
         (method, status.code(), status.message().to_owned())
     }
@@ -105,7 +105,7 @@ fn corpus() -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// xorshift64*: whatever it gives is given again by the same seed.
+/// xorshift64*: the same seed gives the same sequence.
 struct Dice(u64);
 
 impl Dice {
@@ -121,13 +121,13 @@ impl Dice {
     }
 
     fn byte(&mut self) -> u8 {
-        // Ends of varints, lengths and tags of fields, and anything.
+        // Varint ends, lengths, field tags, and any other byte.
         const ODD: [u8; 12] = [0, 1, 2, 0x7f, 0x80, 0xff, 0x0a, 0x12, 0x1a, 0x22, 0x28, 0x10];
         if self.below(2) == 0 { ODD[self.below(ODD.len())] } else { self.roll() as u8 }
     }
 }
 
-/// Changes an input in up to eight places, and mostly mends its frame.
+/// Mutates an input in up to eight places, and usually repairs its frame.
 fn mutate(input: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
     for _change in 0..=dice.below(8) {
         let at = dice.below(input.len() + 1);
@@ -160,7 +160,7 @@ fn mutate(input: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
     }
 }
 
-/// Keeps an input under the name of what is in it.
+/// Stores an input under a name that derives from its content.
 fn keep(input: &[u8]) {
     let Some(directory) = env::var_os("LOCK_SERVER_FUZZ_KEEP") else { return };
     let mut hasher = DefaultHasher::new();

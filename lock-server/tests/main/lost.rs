@@ -1,5 +1,5 @@
-//! Tables and columns that are lost: made again at the start and within seconds while
-//! the server runs, with the locks that it knows; fencing tokens only rise.
+//! Lost tables and columns: recreated at the start and within seconds while the server
+//! runs, with the locks that it knows; fencing tokens only rise.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::support::{Instance, Running, by_key, claim, find, key, owner, take};
 
 const BOTH: [Dialect; 2] = [Dialect::Postgres, Dialect::MySql];
 
-/// Promised are 10 s; the machine may be loaded.
+/// The documented limit is 10 s; the machine may be loaded.
 const SOON: Duration = Duration::from_secs(20);
 
 fn name(options: &Options) -> &str {
     options.connection_string.rsplit('/').next().unwrap()
 }
 
-/// Claims until the store answers.
+/// Repeats the claim until the store answers.
 async fn answered<S: Store>(store: &S, claim: Claim) -> Claimed {
     let (began, mut beat) = (Instant::now(), interval(Duration::from_millis(50)));
     loop {
@@ -43,7 +43,7 @@ fn token(claimed: Claimed) -> FencingToken {
     }
 }
 
-/// A key that is free after `count` owners.
+/// A free key that had `count` owners.
 async fn used<S: Store>(store: &S, on: &str, count: u64) {
     for _ in 0..count {
         take(store, claim(on, "o")).await;
@@ -51,7 +51,7 @@ async fn used<S: Store>(store: &S, on: &str, count: u64) {
     }
 }
 
-/// The locks come back from the memory of the server, before anybody else gets one.
+/// The server restores the locks from memory before another client can take one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_server_makes_its_tables_again() {
     for dialect in BOTH {
@@ -67,7 +67,7 @@ async fn a_running_server_makes_its_tables_again() {
         assert_eq!(take(&ours.store, claim("held", "o")).await.lock.token, held.lock.token);
         assert_eq!(token(answered(&ours.store, claim("free", "p")).await), FencingToken(4));
 
-        // With the tokens: keys that nobody holds are known to no server.
+        // Including the tokens: no server knows the free keys.
         server.sql_in(name(&options), "DROP TABLE fencing_tokens");
         assert_eq!(token(answered(&ours.store, claim("held", "o")).await), held.lock.token);
         ours.store.release(&key("free"), &owner("p")).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_running_server_makes_its_tables_again() {
     }
 }
 
-/// Nobody remembers the locks then; their tokens rise all the same.
+/// No server knows the locks then; their tokens rise all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_makes_lost_tables_again() {
     for dialect in BOTH {
@@ -121,7 +121,7 @@ async fn a_start_makes_lost_tables_again() {
     }
 }
 
-/// Two releases on one database while one of them is replaced.
+/// Two releases on one database during a rolling update.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_schema_is_refused_at_the_start_and_left_alone_after_it() {
     for dialect in BOTH {
@@ -137,7 +137,7 @@ async fn a_newer_schema_is_refused_at_the_start_and_left_alone_after_it() {
         let other = lock_server::store::shared::Shared::open(&options, Default::default()).await;
         let error = other.err().unwrap().to_string();
         assert!(error.contains("schema version 1000"), "{error}");
-        // Longer than it takes to notice.
+        // Longer than the detection takes.
         let mut beat = interval(Duration::from_secs(1));
         for _ in 0..12 {
             beat.tick().await;
@@ -177,7 +177,7 @@ async fn tables_of_a_file_are_made_again() {
     answered(&running.store, claim("another", "p")).await;
     running.close().await;
 
-    // What was held is held, as after any restart.
+    // Held locks are still held, as after any restart.
     let running = Running::open(&path).await;
     assert_eq!(find(&running.store, "held").await.unwrap().lock, held.lock);
     assert!(find(&running.store, "never seen").await.is_some());

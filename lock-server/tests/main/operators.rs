@@ -1,4 +1,4 @@
-//! What operators see and set: the debug address, and the loggregator agent.
+//! Operator interfaces: the debug address and the loggregator agent.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -29,7 +29,7 @@ use crate::support::{
     server::{Server, Site},
 };
 
-/// One request over plain HTTP; the code and the whole answer.
+/// One plain HTTP request; returns the code and the whole response.
 async fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
@@ -74,7 +74,7 @@ async fn the_debug_address_answers_as_the_originals() {
         assert_eq!(http(&debug, "GET", path, "").await.0, 404, "{path}");
     }
 
-    // What was set counts: the lines of a request stand only at level debug.
+    // The new level is active: the lines of a request appear only at level debug.
     let mut client = site.client(&server.address);
     http(&debug, "POST", "/log-level", "error").await;
     client.fetch(FetchRequest { key: "unseen".to_owned() }).await.unwrap_err();
@@ -101,7 +101,7 @@ async fn the_debug_address_answers_while_the_locks_are_loaded() {
     assert_eq!((code, text.contains("store: loading the locks")), (503, true), "{text}");
 }
 
-/// Name, unit and tags of a gauge, and its value.
+/// Name, unit, tags and value of a gauge.
 fn gauge(envelope: &Envelope) -> ((String, String, Option<String>), f64) {
     let Some(Message::Gauge(Gauge { metrics })) = &envelope.message else {
         panic!("no gauge: {envelope:?}");
@@ -112,7 +112,7 @@ fn gauge(envelope: &Envelope) -> ((String, String, Option<String>), f64) {
     ((name.clone(), value.unit.clone(), request), value.value)
 }
 
-/// Everything that one report says, by docs/compatibility/locket.md#metrics.
+/// All metrics of one report, by docs/compatibility/locket.md#metrics.
 fn of_one_report() -> BTreeSet<(String, String, Option<String>)> {
     let plain = |name: &str| (name.to_owned(), "Metric".to_owned(), None);
     let mut all = BTreeSet::from([plain("ActiveLocks"), plain("ActivePresences")]);

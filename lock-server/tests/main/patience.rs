@@ -1,4 +1,4 @@
-//! Clients that go away, stores that hang, and what operators see of it.
+//! Clients that disconnect, stores that hang, and the resulting metrics and logs.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The process: start, refusals to start, crashes, its end.
+//! The process: start, failed starts, crashes, shutdown.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ async fn fetch(client: &mut LocketClient<Channel>, key: &str) -> Option<Resource
     }
 }
 
-/// Runs a server that does not start; its exit code and what it said.
+/// Runs a server whose start fails; returns its exit code and output.
 fn refuses(site: &Site, config: &Value) -> (Option<i32>, String, Vec<Value>) {
     let output = site.command(config).output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
@@ -91,7 +91,7 @@ fn without_a_configuration_there_is_no_start() {
     }
 }
 
-/// The lines and exit codes of docs/compatibility/locket.md#configuration.
+/// The log lines and exit codes of docs/compatibility/locket.md#configuration.
 #[test]
 fn what_fails_later_is_a_log_line_and_an_exit_code() {
     let site = Site::new();
@@ -133,7 +133,7 @@ fn one_database_has_one_server() {
     assert!(error.contains("in use by another process"), "{error}");
 }
 
-/// Keys of the original's job template that mean nothing here are no surprise.
+/// Keys of the original's job template without a meaning here cause no warning.
 #[test]
 fn the_configuration_of_the_original_is_understood() {
     let site = Site::new();
@@ -221,10 +221,10 @@ async fn a_restart_grants_the_full_time_to_live() {
     assert!(lived < Duration::from_secs(6), "{lived:?}");
 }
 
-/// What was acknowledged, by key: the token, and whether it is to be held.
+/// Acknowledged calls by key: the token, and whether the lock must be held.
 type Acknowledged = Arc<Mutex<BTreeMap<String, (u64, bool)>>>;
 
-/// Takes keys of its own, and gives every third back, until the server dies.
+/// Takes keys of its own and releases every third, until the server dies.
 async fn load(mut client: LocketClient<Channel>, who: String, done: Acknowledged) {
     for number in 0.. {
         let key = format!("{who}-{number}");
@@ -232,7 +232,7 @@ async fn load(mut client: LocketClient<Channel>, who: String, done: Acknowledged
         let token = answer.into_inner().fencing_token;
         done.lock().unwrap().insert(key.clone(), (token, true));
         if number % 3 == 0 {
-            // While it is on its way, both are right.
+            // Both outcomes are valid while the call is in flight.
             done.lock().unwrap().remove(&key);
             let released = client.release(ReleaseRequest { resource: resource(&key, &who) }).await;
             if released.is_err() {
@@ -281,7 +281,7 @@ async fn a_kill_in_the_middle_of_the_load_loses_nothing_that_was_acknowledged() 
     assert_eq!(answer.fencing_token, 2, "the token outlives the lock and the process");
 }
 
-/// A file system of its own that is really full.
+/// A separate file system that is really full.
 #[tokio::test]
 async fn a_full_disk_is_unavailable_and_heals() {
     let site = Site::new();
@@ -316,7 +316,7 @@ async fn a_full_disk_is_unavailable_and_heals() {
     let line = server.line("locket.lock.failed-locking-lock");
     assert!(line["data"]["error"].as_str().unwrap().contains("the disk is full"), "{line}");
 
-    // What is held is held, what was refused is not, and refreshes go on.
+    // Acknowledged locks are held, refused ones are not, and refreshes succeed.
     assert!(fetch(&mut client, &format!("k{}", keys.len())).await.is_none());
     let collision = client.lock(lock("k0", "other", 60)).await.unwrap_err();
     assert_eq!(collision.code(), Code::AlreadyExists);

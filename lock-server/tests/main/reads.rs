@@ -1,5 +1,5 @@
-//! FetchAll and Fetch on a shared database: every write acknowledged before is in the
-//! answer, whoever made it, and only what is needed is read.
+//! FetchAll and Fetch on a shared database: the response includes every write
+//! acknowledged before, by any instance, and reads no more rows than needed.
 
 use std::{
     collections::BTreeMap,
@@ -38,13 +38,13 @@ async fn all(instance: &Instance, of: &Selector) -> BTreeMap<String, String> {
     all.iter().map(|held| (held.lock.key.to_string(), held.lock.value.to_string())).collect()
 }
 
-/// A program that writes the table with statements of its own, as the original does.
+/// A program that writes the table with its own statements, as the original does.
 async fn foreign(options: &Options) -> Server {
     let schema = Schema { record: "unused_by_the_original", migrations: &[], tables: &[] };
     Server::connect(options, &schema).await.unwrap()
 }
 
-/// After each write, by whichever program, both instances show exactly what is held.
+/// After each write, by any program, both instances return exactly the held locks.
 async fn each_write_is_in_the_next_answer(options: &Options) {
     let instances = [Instance::open(options).await, Instance::open(options).await];
     let original = foreign(options).await;
@@ -110,7 +110,7 @@ async fn each_write_is_in_the_next_answer_on_mariadb() {
     each_write_is_in_the_next_answer(&TestServer::shared(Dialect::MySql).database()).await;
 }
 
-/// What one writer has done to its key: each value is larger than the one before.
+/// Progress of one writer on its key: each value is larger than the one before.
 #[derive(Default)]
 struct Written {
     begun: AtomicU64,
@@ -124,9 +124,9 @@ fn number(text: &str) -> u64 {
     text.parse().unwrap()
 }
 
-/// Reads until all writers are done: an answer has at least what was acknowledged when
-/// the read began, at most what was begun when it ended, and never less than before, unless
-/// `forgets`: InnoDB shows a commit to others an instant before it is on the disk.
+/// Reads until all writers are done: a response has at least the values acknowledged when
+/// the read began, at most those begun when it ended, and never less than before, unless
+/// `forgets`: InnoDB shows a commit to others shortly before it is on the disk.
 async fn read(
     instance: Arc<Instance>,
     written: Arc<[Written; WRITERS]>,
@@ -136,7 +136,7 @@ async fn read(
     let (mut answers, mut before) = (0, BTreeMap::new());
     while !done.load(Ordering::SeqCst) {
         let from = written.each_ref().map(|one| one.acknowledged.load(Ordering::SeqCst));
-        // Fails while the database is away, or where the instance has crashed.
+        // Fails while the database is down, or when the instance has crashed.
         let Ok(shown) = instance.store.select(&PRESENCES).await else {
             tokio::task::yield_now().await;
             continue;
@@ -165,7 +165,7 @@ async fn write(instance: Arc<Instance>, writer: usize, written: Arc<[Written; WR
     for value in 1..=WRITES {
         one.begun.store(value, Ordering::SeqCst);
         let claim = presence(&format!("w{writer}"), &value.to_string());
-        // Unknown outcomes are written again until they are acknowledged.
+        // Repeat writes with an unknown outcome until they are acknowledged.
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = ask(&instance.store, claim.clone()).await {
             assert!(Instant::now() < deadline, "{error:?}");
@@ -175,8 +175,8 @@ async fn write(instance: Arc<Instance>, writer: usize, written: Arc<[Written; WR
     }
 }
 
-/// Readers on both instances beside writers on both, while another instance crashes again
-/// and again, and with `kill` the database.
+/// Readers and writers on both instances, while another instance crashes repeatedly,
+/// and with `kill` the database.
 async fn answers_are_linearizable(server: &TestServer, kill: bool) {
     let options = server.database();
     let instances =
@@ -201,7 +201,7 @@ async fn answers_are_linearizable(server: &TestServer, kill: bool) {
         server.kill();
         server.restart();
     } else {
-        // Its writes end anywhere.
+        // Its writes are interrupted anywhere.
         for _ in 0..3 {
             let crashes = Instance::open(&options).await;
             let mut claims: JoinSet<_> = (0..4)
@@ -247,7 +247,7 @@ async fn answers_are_linearizable_when_mariadb_is_killed() {
     answers_are_linearizable(&TestServer::start(Dialect::MySql), true).await;
 }
 
-/// Whether FetchAll answers while somebody has the table locked, right after an answer.
+/// Whether FetchAll answers while the table is locked, right after a response.
 async fn answers_without_the_table(ours: &Instance, original: &Server) -> bool {
     let (locked, unlock) = (&Notify::new(), &Notify::new());
     let holding = original.transaction(|transaction| async move {
@@ -268,7 +268,7 @@ async fn answers_without_the_table(ours: &Instance, original: &Server) -> bool {
     is_answered
 }
 
-/// Nothing has changed: the table is not read, even when somebody has it locked.
+/// Without changes the table is not read, even when it is locked.
 #[tokio::test]
 async fn an_unchanged_answer_is_given_without_the_table() {
     let options = TestServer::shared(Dialect::Postgres).database();
@@ -276,7 +276,7 @@ async fn an_unchanged_answer_is_given_without_the_table() {
     let ours = Instance::open(&options).await;
     take(&ours.store, presence("p", "v")).await;
     let original = foreign(&options).await;
-    // On a slow machine an image may be too old to serve by the time of the look.
+    // On a slow machine the image may be too old by the time of the read.
     let mut tries = 0;
     while !Box::pin(answers_without_the_table(&ours, &original)).await {
         tries += 1;
@@ -288,7 +288,7 @@ async fn an_unchanged_answer_is_given_without_the_table() {
 const OTHERS: u64 = 10_000;
 const READS: u64 = 40;
 
-/// Presences change, and are read each time: the locks beside them are not read.
+/// Presences change and are read each time; the locks are not read.
 async fn rows_of_the_other_kind_are_not_read(server: &TestServer, rows_read: &str) {
     let options = server.database();
     let name = options.connection_string.rsplit('/').next().unwrap().to_owned();
@@ -310,7 +310,7 @@ async fn rows_of_the_other_kind_are_not_read(server: &TestServer, rows_read: &st
         take(&ours.store, presence(&format!("p{}", at % 10), &at.to_string())).await;
         assert!(!all(&ours, &PRESENCES).await.is_empty());
     }
-    // The server counts a little later.
+    // The server's statistics lag.
     let deadline = Instant::now() + PATIENCE;
     while count() - before < READS && Instant::now() < deadline {
         sleep(Duration::from_millis(50)).await;
@@ -336,8 +336,8 @@ async fn rows_of_the_other_kind_are_not_read_on_mariadb() {
     rows_of_the_other_kind_are_not_read(&server, rows_read).await;
 }
 
-/// Somebody drops the triggers: answers stay right, on PostgreSQL at once, on MySQL after a
-/// pass, and the triggers come back.
+/// Dropped triggers: responses stay correct, on PostgreSQL at once, on MySQL after a
+/// pass, and the triggers are recreated.
 async fn triggers_that_are_gone_come_back(dialect: Dialect) {
     let server = TestServer::shared(dialect);
     let options = server.database();
@@ -396,8 +396,8 @@ async fn without_triggers_answers_are_right() {
     assert_eq!(server.sql_in(&name, triggers), "0");
 }
 
-/// MySQL runs triggers as who made them: the next start makes them its own, and the user
-/// who made them may go.
+/// MySQL runs triggers as their creator: the next start recreates them as its own user,
+/// and the previous user may be deleted.
 #[tokio::test]
 async fn a_start_under_another_user_makes_the_triggers_its_own() {
     let server = TestServer::start(Dialect::MySql);
@@ -419,7 +419,7 @@ async fn a_start_under_another_user_makes_the_triggers_its_own() {
     next.close().await;
 }
 
-/// Changes are summed up before they become many, and answers stay right.
+/// Counter rows are compacted before they become many, and responses stay correct.
 async fn the_table_of_changes_stays_short(dialect: Dialect) {
     let server = TestServer::shared(dialect);
     let options = server.database();

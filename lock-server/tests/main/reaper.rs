@@ -1,4 +1,4 @@
-//! The reaper under a clock of its own.
+//! The reaper with a paused clock.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{claim, find, key, owner, take};
 
-/// The store in memory, which may be told to fail expiries.
+/// In-memory store that can be set to fail expiries.
 #[derive(Clone)]
 struct Failing {
     memory: Memory,
@@ -78,10 +78,10 @@ impl Reaping {
         Self { store, feed, shutdown, task }
     }
 
-    /// Lets the clock go on, and the reaper do what is due.
+    /// Advances the clock and lets the reaper do due work.
     async fn pass(&self, time: Duration) {
         time::sleep(time).await;
-        // The reaper's timer falls on the same instant as ours.
+        // The reaper's timer fires at the same instant as this one.
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! Who does not get in, who may not write, and what the log says of them.
+//! Rejected connections and denied calls, and their log lines.
 
 use proto::models::{
     FetchAllRequest, FetchRequest, LockRequest, ReleaseRequest, Resource,
@@ -21,7 +21,7 @@ use crate::support::{
     server::{Server, Site, channel},
 };
 
-/// Tries to get in; returns where the attempt came from.
+/// Tries to connect; returns the local address of the attempt.
 async fn attempt(address: &str, config: Option<rustls::ClientConfig>) -> String {
     let stream = TcpStream::connect(address).await.unwrap();
     let from = stream.local_addr().unwrap().to_string();
@@ -34,7 +34,7 @@ async fn attempt(address: &str, config: Option<rustls::ClientConfig>) -> String 
                 stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
                 stream.read_to_end(&mut rest).await
             }
-            // In TLS 1.3 a client learns only now that it is not wanted.
+            // In TLS 1.3 the client learns of the rejection only now.
             Some(config) => shake_hands(stream, config).await?.read_to_end(&mut rest).await,
         }
     };
@@ -89,7 +89,7 @@ async fn the_log_says_who_was_refused_and_why() {
         let names = line["data"].get("certificate").and_then(Value::as_str);
         assert!(names.is_none_or(|names| !names.is_empty()) && names == who.as_deref(), "{line}");
     }
-    // Others are served all the while.
+    // Other clients are served meanwhile.
     let mut client = site.client(&server.address);
     let nobody = client.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap_err();
     assert_eq!(nobody.code(), Code::NotFound);
@@ -126,7 +126,7 @@ async fn only_listed_certificates_may_write() {
     let text = "the peer cn=other,dns=localhost may not write locks";
     let refused = reader.lock(lock.clone()).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, text));
-    // Who may not write does not learn what is wrong with a request either.
+    // A client without write access gets no validation error either.
     let nothing = LockRequest::default();
     assert_eq!(reader.lock(nothing).await.unwrap_err().code(), Code::PermissionDenied);
     writer.lock(lock).await.unwrap();
@@ -134,7 +134,7 @@ async fn only_listed_certificates_may_write() {
     let refused = reader.release(release.clone()).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, text));
 
-    // Reading is open to all.
+    // Reads are open to all.
     let all = FetchAllRequest { type_code: 1, ..FetchAllRequest::default() };
     assert_eq!(reader.fetch_all(all).await.unwrap().into_inner().resources.len(), 1);
     writer.release(release).await.unwrap();
@@ -168,7 +168,7 @@ async fn reading_may_have_a_list_of_its_own() {
     }
 }
 
-/// `max_lock_ttl` and `key_identities`; without them, everything is as with Locket.
+/// `max_lock_ttl` and `key_identities`; without them the behaviour equals Locket's.
 #[tokio::test]
 async fn keys_and_times_to_live_can_have_bounds() {
     let site = Site::new();
@@ -197,7 +197,7 @@ async fn keys_and_times_to_live_can_have_bounds() {
     let key = FetchRequest { key: "k".to_owned() };
     assert_eq!(other.fetch(key).await.unwrap_err().code(), Code::NotFound);
     other.lock(lock("k", 60)).await.unwrap();
-    // Also a refresh, which waits for nothing.
+    // Also a refresh on the fast path.
     assert_eq!(other.lock(lock("k", 61)).await.unwrap_err().code(), Code::InvalidArgument);
 
     syncer.lock(lock("syncer", 60)).await.unwrap();

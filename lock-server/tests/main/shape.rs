@@ -1,4 +1,4 @@
-//! The bytes of docs/compatibility/locket.md#wire, and what is no request of the service.
+//! The bytes of docs/compatibility/locket.md#wire, and requests that the service lacks.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
@@ -32,7 +32,7 @@ async fn call(raw: &mut Raw, method: &str, body: &[u8]) -> Answer {
     raw.post(&format!("/models.Locket/{method}"), body, |_| ()).await
 }
 
-/// An answer with a message: headers, body, and status 0 in the trailers.
+/// A response with a message: headers, body, and status 0 in the trailers.
 fn assert_answers(answer: &Answer, body: &str) {
     assert_eq!(answer.status, 200);
     assert_eq!(names_and_values(&answer.headers), [("content-type", "application/grpc")]);
@@ -59,7 +59,7 @@ fn names_and_values(headers: &HeaderMap) -> Vec<(&str, &str)> {
 async fn answers_have_the_bytes_of_the_original() {
     let (_site, _server, mut raw) = started().await;
     let raw = &mut raw;
-    // Field 1000 is our fencing token; everything else is the original's.
+    // Field 1000 is the fencing token; everything else is the original's.
     assert_answers(&call(raw, "Lock", &lock_by(b'1')).await, "00 00000003 c03e01");
     assert_refuses(&call(raw, "Lock", &lock_by(b'2')).await, 6, "lock-collision");
     let wire = "0a0477697265 12026f31 1a0376616c 22046c6f636b 2801";
@@ -133,7 +133,7 @@ async fn what_is_no_request_gets_the_code_and_text_of_the_original() {
     let put = put.await;
     assert_eq!((put.status.as_u16(), put.refusal().0), (405, 13), "{put:?}");
 
-    // Whatever was wrong, the connection goes on.
+    // Whatever was wrong, the connection stays open.
     assert_answers(&call(raw, "FetchAll", &hex("00 00000002 1001")).await, "00 00000000");
     assert_eq!(call(raw, "Fetch", &Bytes::from(nothing)).await.refusal().0, 5);
 }

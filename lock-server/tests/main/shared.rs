@@ -1,4 +1,4 @@
-//! Several servers on one database: ours with ours, and ours with the original.
+//! Several servers on one database: Portcullis instances, alone and with the original.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -66,7 +66,7 @@ async fn watchers_hear_of_the_other_instance_on_mariadb() {
     watchers_hear_of_the_other_instance(&TestServer::shared(Dialect::MySql).database()).await;
 }
 
-/// The instance that took a lock dies: another one lets it expire.
+/// The instance that acquired a lock dies: another one expires the lock.
 #[tokio::test]
 async fn the_lock_of_a_dead_instance_expires() {
     let options = TestServer::shared(Dialect::Postgres).database();
@@ -82,12 +82,12 @@ async fn the_lock_of_a_dead_instance_expires() {
     here.close().await;
 }
 
-/// What the original does with the table (docs/compatibility/locket.md#lock, #expiry): it
-/// reads a row, writes it with the next index, and deletes what has not changed for
-/// a time to live, looking every so often.
+/// The original's use of the table (docs/compatibility/locket.md#lock, #expiry): it
+/// reads a row, writes it with the next index, and periodically deletes rows that did
+/// not change for a time to live.
 struct Original {
     server: Server,
-    /// The version that it timed last, and since when.
+    /// The version whose time it measures, and the start of the measurement.
     timed: HashMap<String, (String, i64, Instant)>,
 }
 
@@ -107,14 +107,14 @@ impl Original {
         self.server.execute(sql, &values).await.unwrap();
     }
 
-    /// Refreshes what it has.
+    /// Refreshes a held key.
     async fn refresh(&self, key: &str, owner: &str) {
         let sql = "UPDATE locks SET modified_index = modified_index + 1
             WHERE path = ? AND owner = ?";
         assert_eq!(self.server.execute(sql, &[key.into(), owner.into()]).await.unwrap(), 1);
     }
 
-    /// Times every row anew that has changed; deletes those whose time is over.
+    /// Restarts the time of every changed row; deletes expired rows.
     async fn pass(&mut self) -> Vec<String> {
         let rows = "SELECT path, modified_id, modified_index, ttl FROM locks";
         let mut deleted = Vec::new();
@@ -150,7 +150,7 @@ async fn neither_expires_the_others_live_locks(options: &Options) {
     original.insert("theirs", "original", 2).await;
     take(&ours.store, seconds(claim("left", "o"), 2)).await;
 
-    // Five times the time to live, refreshed twice in each.
+    // Five times the time to live, with two refreshes in each.
     let mut beat = interval(Duration::from_millis(500));
     for _ in 0..20 {
         beat.tick().await;
@@ -189,7 +189,7 @@ async fn beside_the_original_on_mariadb() {
     neither_expires_the_others_live_locks(&options).await;
 }
 
-/// Rows that our server would never write.
+/// Rows that this server never writes.
 #[tokio::test]
 async fn rows_of_others_are_read_as_far_as_they_make_sense() {
     for dialect in [Dialect::Postgres, Dialect::MySql] {
@@ -229,11 +229,11 @@ async fn rows_of_others_are_read_as_far_as_they_make_sense() {
     }
 }
 
-/// Claims that wait together are one statement: each gets its own answer.
+/// Queued claims share one statement: each gets its own result.
 #[tokio::test]
 async fn claims_that_wait_together_are_answered_each_for_itself() {
     let options = TestServer::shared(Dialect::Postgres).database();
-    // Others use the server meanwhile.
+    // Other tests use the server meanwhile.
     let options = Options { max_open: 8, ..options };
     let (here, there) = (Instance::open(&options).await, Instance::open(&options).await);
     take(&there.store, claim("taken", "other")).await;
@@ -241,7 +241,7 @@ async fn claims_that_wait_together_are_answered_each_for_itself() {
         0 => claim("taken", "o"),
         1 => claim("contended", &format!("o{number}")),
         2 => claim("mine", "o"),
-        // PostgreSQL cannot keep it; the others are not to suffer.
+        // PostgreSQL cannot store the text; the other claims must not fail.
         3 => claim(&format!("\0{number}"), "o"),
         _ => claim(&format!("key \" \\ ü {number}"), "o"),
     });
@@ -273,7 +273,7 @@ async fn claims_that_wait_together_are_answered_each_for_itself() {
     there.close().await;
 }
 
-/// A row that somebody has locked holds up who wants it, and nobody else for long.
+/// A locked row delays claims of its key only, other claims at most briefly.
 #[tokio::test]
 async fn a_locked_row_holds_up_its_own_key_only() {
     let options = TestServer::shared(Dialect::Postgres).database();
@@ -291,7 +291,7 @@ async fn a_locked_row_holds_up_its_own_key_only() {
     let claims = async {
         locked.notified().await;
         let mut waiting = std::pin::pin!(take(&ours.store, claim("locked", "o")));
-        // So long that it no longer keeps others waiting.
+        // Longer than a statement blocks others.
         let waited = timeout(Duration::from_millis(700), &mut waiting).await;
         assert!(waited.is_err(), "{waited:?}");
         let others = (0..100).map(|number| take(&ours.store, claim(&number.to_string(), "o")));
@@ -308,7 +308,7 @@ async fn a_locked_row_holds_up_its_own_key_only() {
     ours.close().await;
 }
 
-/// Two processes, the real wire, and a start before the database is there.
+/// Two processes over gRPC, and a start before the database is reachable.
 #[tokio::test]
 async fn two_servers_share_a_database() {
     let database = TestServer::start(Dialect::Postgres);
@@ -345,7 +345,7 @@ async fn two_servers_share_a_database() {
     there.lock(lock("o")).await.unwrap();
     let fetched = here.fetch(FetchRequest { key: "k".to_owned() }).await.unwrap().into_inner();
     assert_eq!(fetched.resource.unwrap().owner, "o");
-    // A row that neither we nor the original wrote is shown as it is.
+    // A row of an unknown writer is returned unchanged.
     let original = Original::connect(&options).await;
     let sandwich = "UPDATE locks SET type = 'sandwich', modified_index = modified_index + 1";
     original.server.execute(sandwich, &[]).await.unwrap();

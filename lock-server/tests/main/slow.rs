@@ -1,5 +1,5 @@
-//! A database that answers late: many clients on one key, and clients that give up long
-//! before the answer.
+//! A slow database: many clients on one key, and clients that cancel long before the
+//! response.
 
 use std::{
     sync::{
@@ -30,7 +30,7 @@ const BOTH: [Dialect; 2] = [Dialect::Postgres, Dialect::MySql];
 
 const CLIENTS: usize = 64;
 
-/// A new database behind a way that can be slow.
+/// A new database behind a proxy that can be slow.
 async fn behind(server: &TestServer) -> (SlowWay, Options) {
     let way = SlowWay::to(server.port()).await;
     let options = server.database();
@@ -49,7 +49,7 @@ fn reap(instance: &Instance) -> AbortOnDropHandle<anyhow::Result<()>> {
     AbortOnDropHandle::new(tokio::spawn(reaper::run(store, feed, CancellationToken::new())))
 }
 
-/// Some connections, as after some time of work: each of these calls needs its own.
+/// Opens several connections, as after some time of work: each of these calls needs one.
 async fn warm(way: &SlowWay, store: &Shared) {
     way.delay(Duration::from_millis(300));
     let (keys, nobody) = ((0..16).map(|number| key(&format!("none-{number}"))), owner("nobody"));
@@ -60,7 +60,7 @@ async fn warm(way: &SlowWay, store: &Shared) {
     }
 }
 
-/// Each client tries again a second after each answer.
+/// Each client retries a second after each response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_on_one_key_do_not_pile_up() {
     for dialect in BOTH {
@@ -121,7 +121,7 @@ async fn many_clients_on_one_key_do_not_pile_up() {
     }
 }
 
-/// A deadline costs neither a connection nor a lock that is alive.
+/// A cancelled call costs neither a connection nor a live lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadlines_before_the_answer_leave_pool_and_locks_whole() {
     const DEADLINE: Duration = Duration::from_millis(50);
@@ -145,7 +145,7 @@ async fn deadlines_before_the_answer_leave_pool_and_locks_whole() {
         for number in 0..5 {
             let (store, count) = (instance.store.clone(), Arc::clone(&count));
             callers.spawn(async move {
-                // Longer than the time to live, in which no call is answered in time.
+                // Longer than the time to live; no call is answered in time.
                 while count.load(Ordering::Relaxed) < CALLS
                     || began.elapsed() < Duration::from_secs(10)
                 {
@@ -186,7 +186,7 @@ async fn deadlines_before_the_answer_leave_pool_and_locks_whole() {
             }
         };
         let cut_off: u64 = server.sql(sql).parse().unwrap();
-        // Each call would be one; a loaded machine may lose one at the end.
+        // Each call could lose one; a loaded machine may lose one at the end.
         assert!(cut_off < 5, "{dialect:?}: {cut_off} connections were cut off");
     }
 }

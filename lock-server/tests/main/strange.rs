@@ -1,4 +1,4 @@
-//! Bytes and fields that no client sends: answers, never a panic.
+//! Malformed bytes and fields: error responses, never a panic.
 
 use lock_server::{feed::Feed, grpc::Service, locks::Locks, store::memory::Memory};
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ fn service() -> Service<Memory> {
     Service::new(Locks::new(store, PATIENCE), CancellationToken::new())
 }
 
-/// What a client may be told of a request that the server could read.
+/// Allowed codes for a request that the server could decode.
 fn expected<T>(answer: &Result<Response<T>, Status>) -> bool {
     match answer {
         Ok(_) => true,
@@ -103,7 +103,7 @@ proptest! {
 async fn send(channel: &Channel, path: &'static str, bytes: Vec<u8>) -> Status {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.unwrap();
-    // A vector of bytes is a message whose field 1 it is.
+    // A byte vector encodes like a message whose field 1 holds the bytes.
     let codec = ProstCodec::<Vec<u8>, ()>::default();
     let path = http::uri::PathAndQuery::from_static(path);
     client.unary(Request::new(bytes), path, codec).await.unwrap_err()

@@ -1,5 +1,5 @@
 //! The services over mutual TLS on the loopback: every code and text of
-//! docs/compatibility/locket.md#errors, and our watch.
+//! docs/compatibility/locket.md#errors, and LockWatch.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -60,7 +60,7 @@ async fn fetch_all(client: &mut Client, code: i32) -> Result<Vec<Resource>, Stat
     Ok(client.fetch_all(request).await?.into_inner().resources)
 }
 
-/// Code and text of a refusal.
+/// Code and text of an error response.
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
     let status = answer.unwrap_err();
     (status.code(), status.message().to_owned())
@@ -98,7 +98,7 @@ async fn the_recorded_conversation() {
     assert_eq!(lock(&mut client, "k1", "o2").await.unwrap(), 2);
 }
 
-/// Every way to be refused, in the order in which the original looks.
+/// Every error response, in the order of the original's checks.
 #[tokio::test]
 async fn refusals() {
     let site = Site::new();
@@ -134,7 +134,7 @@ async fn refusals() {
         assert_eq!(refused(fetch_all(&mut client, code).await), invalid_type);
     }
     assert_eq!(refused(fetch(&mut client, &long).await), is(Code::NotFound, "resource-not-found"));
-    // Nothing of it took effect, and nobody is hurt.
+    // No request took effect, and the server still works.
     assert_eq!(fetch_all(&mut client, 1).await.unwrap(), []);
     release(&mut client, &long, "").await.unwrap();
     release(&mut client, "k", "").await.unwrap();
@@ -145,7 +145,7 @@ async fn refusals() {
     }
 }
 
-/// How a key stands before a request about it.
+/// State of a key before a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     NeverHeld,
@@ -188,7 +188,7 @@ fn outcome<T>(answer: Result<T, Status>) -> (Code, String) {
     }
 }
 
-/// Contracts/locket.md 1.1: what each request is answered in each state of its key.
+/// Contracts/locket.md 1.1: the response to each request in each state of the key.
 #[tokio::test]
 async fn every_request_in_every_state() {
     let site = Site::new();
@@ -200,8 +200,8 @@ async fn every_request_in_every_state() {
         (is(Code::NotFound, "invalid-type"), is(Code::InvalidArgument, "invalid-ttl"));
     let no_owner = is(Code::InvalidArgument, "invalid-owner");
     for state in State::ALL {
-        // Lock as a lock and as a presence, Fetch, Release; what is malformed never
-        // looks at the key.
+        // Lock as a lock and as a presence, Fetch, Release; a malformed request never reads
+        // the key.
         let (locked, fetched, released) = match state {
             State::NeverHeld | State::GivenBack => (&fine, &absent, &fine),
             State::Mine | State::MyPresence => (&fine, &fine, &fine),
@@ -254,7 +254,7 @@ async fn legal_if_odd() {
     assert_eq!(fetch(&mut client, "nul\0").await.unwrap().key, "nul\0");
     let longest = request(resource(&"ü".repeat(255), &"ü".repeat(255), &"ü".repeat(4096), 2), 1);
     client.lock(longest).await.unwrap();
-    // The original lets this one expire at once.
+    // The original expires this one at once.
     client.lock(request(resource("for ever", "o", "", 1), i64::MAX)).await.unwrap();
     lock(&mut client, "later", "o").await.unwrap();
     assert_eq!(fetch(&mut client, "for ever").await.unwrap().owner, "o");

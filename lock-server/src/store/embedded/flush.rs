@@ -1,8 +1,8 @@
-//! The task that stores what is queued.
+//! Background task that commits queued changes.
 //!
-//! It takes all that waits, stores it in one transaction, makes it visible, and
-//! answers. The lines about it are written while the disk has the next commit, or
-//! at once if there is none. Between its commits the others queue.
+//! It stores all queued changes in one transaction, makes them visible, and answers
+//! the callers. Their log lines are written during the next commit, or at once if there
+//! is none. Callers queue changes between commits.
 
 use std::{
     mem,
@@ -27,38 +27,37 @@ use crate::{
     lock_version::LockVersion,
 };
 
-/// Changes that share a commit at most.
+/// Limit of changes per commit.
 const BATCH: usize = 256;
-/// How often a commit lets others queue their changes first, as long as there are any.
+/// How often the flusher yields before a commit, as long as more changes arrive.
 const TURNS: usize = 4;
 
-/// After a commit that failed, and while nobody has a change: how often it is
-/// tried whether the disk takes one again.
+/// Probe interval after a failed commit while the queue is empty.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// Period of the search for tables that were lost.
+/// Interval of the check for lost tables.
 const MEND: Duration = Duration::from_secs(5);
 
-/// Stores what is queued: the task behind [`Embedded`](super::Embedded).
+/// Background task of [`Embedded`](super::Embedded); commits queued changes.
 #[derive(Debug)]
 pub struct Flusher {
     state: Arc<Mutex<State>>,
     queue: mpsc::Receiver<Pending>,
     feed: Feed,
     database: Database,
-    /// The row of the next lock. All rows below are known; those from here on, if
-    /// there are any, are of a commit that failed.
+    /// Row number of the next lock. All rows below are known; rows from this number on are
+    /// leftovers of a failed commit.
     next_row: i64,
-    /// The token of a key that was never held.
+    /// Token for a key that was never held.
     floor: FencingToken,
-    /// The last commit failed: it may have left rows.
+    /// The last commit failed and may have left rows.
     is_unsure: bool,
-    /// What was answered and has no line in the log yet.
+    /// Acknowledged changes that are not logged yet.
     unlogged: Vec<(Event, Span)>,
 }
 
 impl Flusher {
-    /// The number for the next lock, and the token of a key that was never held.
+    /// `next_row` and `floor` come from `journal::load`.
     pub(super) fn new(
         state: Arc<Mutex<State>>,
         queue: mpsc::Receiver<Pending>,
@@ -76,22 +75,22 @@ impl Drop for Flusher {
         log(mem::take(&mut self.unlogged));
         let mut state = lock(&self.state);
         state.closed = true;
-        // Whoever waits for a key wakes up and sees that it is over.
+        // Wakes all waiting calls; they see that the store is closed.
         state.busy.clear();
     }
 }
 
 impl Flusher {
-    /// Stores until `stop`, then what is still queued, and closes the database.
-    /// Ends early only when the database can store nothing any more.
+    /// Commits until `stop`, then commits the rest of the queue and closes the database.
+    /// Ends early only when the database can no longer store anything.
     pub async fn run(
         mut self,
         stop: CancellationToken,
         health: Component,
     ) -> Result<(), storage::Error> {
         let mut stopping = false;
-        // Refreshes write nothing: who has only those would never learn that the
-        // disk is well again.
+        // Refreshes write nothing: clients that only refresh would never observe that the
+        // disk works again.
         let mut is_failing = false;
         let mut batch = Vec::with_capacity(BATCH);
         let mut mends = interval_at(Instant::now() + MEND, MEND);
@@ -122,7 +121,7 @@ impl Flusher {
         }
     }
 
-    /// Makes tables and columns again that were lost, with all locks.
+    /// Recreates lost tables and columns, with all locks.
     async fn mend(&mut self) {
         let state = Arc::clone(&self.state);
         let mended = self.database.mend(move |transaction, _| {
@@ -141,8 +140,8 @@ impl Flusher {
         }
     }
 
-    /// Takes along what others queue when they have their turn: a commit costs much
-    /// the same for one change and for many.
+    /// Collects changes that other tasks queue after a yield: a commit costs about the same
+    /// for one change and for many.
     async fn gather(&mut self, batch: &mut Vec<Pending>) {
         for _turn in 0..TURNS {
             let before = batch.len();
@@ -155,7 +154,7 @@ impl Flusher {
         }
     }
 
-    /// Whether the disk takes a change; tells the health.
+    /// Probes whether the disk accepts a change and updates the health.
     async fn probe(&self, health: &Component) -> bool {
         let probed = self
             .database
@@ -173,7 +172,7 @@ impl Flusher {
         }
     }
 
-    /// Whether the changes are stored.
+    /// Commits a batch; returns whether it is stored.
     async fn flush(&mut self, batch: impl Iterator<Item = Pending>, health: &Component) -> bool {
         let (changes, callers): (Vec<_>, Vec<_>) =
             batch.map(|pending| (pending.change, (pending.reply, pending.span))).unzip();
@@ -207,7 +206,7 @@ impl Flusher {
         }
     }
 
-    /// The first version for each change that acquires.
+    /// Writes the changes; returns the first version of each acquired lock.
     async fn store(
         &mut self,
         changes: Arc<Vec<Change>>,
@@ -220,7 +219,7 @@ impl Flusher {
             }
             write(transaction, &changes, first, floor).map_err(storage::Error::from)
         });
-        // The first has its turn first: the disk works while the log is written.
+        // `store` is polled first: the disk works while the log is written.
         let (stored, ()) = tokio::join!(biased; store, async { log(unlogged) });
         self.is_unsure = stored.is_err();
         let acquired = stored?;
@@ -228,12 +227,12 @@ impl Flusher {
         Ok(acquired)
     }
 
-    /// The changes are on the disk: puts them into the table, in their order.
+    /// Puts the committed changes into the table, in their order.
     fn make_visible(&self, changes: &[Change], acquired: Vec<Arc<LockVersion>>) -> Vec<Event> {
         let mut acquired = acquired.into_iter();
         let mut events = Vec::with_capacity(changes.len());
         for change in changes {
-            // One by one: calls are not to wait for all of them.
+            // Lock per change, so that calls need not wait for the whole batch.
             let mut state = lock(&self.state);
             let event = match change {
                 Change::Acquire { .. } => {
@@ -260,11 +259,11 @@ impl Flusher {
         events
     }
 
-    /// The changes are not stored, as far as is known: the table never had them.
+    /// Handles a failed commit: the table is unchanged, its keys become unconfirmed.
     fn rollback(&self, changes: &[Change]) {
         let mut state = lock(&self.state);
         for change in changes {
-            // A key that nobody has is written by its next claim anyhow.
+            // A free key is written by its next claim in any case.
             if state.table.get(change.key()).is_some() {
                 state.unconfirmed.insert(change.key().clone());
             }
@@ -273,14 +272,14 @@ impl Flusher {
     }
 }
 
-/// Writes the lines about what was answered.
+/// Writes the log lines of acknowledged changes.
 fn log(told: Vec<(Event, Span)>) {
     lager::batch_writes(|| {
         told.into_iter().for_each(|(event, span)| span.in_scope(|| event.log()));
     });
 }
 
-/// Writes the changes; new locks get rows from `first` on.
+/// Writes the changes; new locks get row numbers from `first` on.
 fn write(
     connection: &Connection,
     changes: &[Change],

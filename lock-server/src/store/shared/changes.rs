@@ -1,22 +1,23 @@
-//! Change counters of the table `locks`: how a read knows that an image is current.
+//! Change counters of the table `locks`: a read uses them to check that a cached image
+//! is current.
 //!
 //! Triggers on `locks` add a row to the table `lock_changes` in the transaction of each
-//! write that changes the answer of FetchAll: a new row, a deleted row, another owner,
-//! value or type. A refresh that changes none of these adds nothing. What holds:
+//! write that changes the response of FetchAll: a new row, a deleted row, another owner,
+//! value or type. A refresh that changes none of these adds nothing. Invariants:
 //! - The sum over the rows rises with each commit of such a change, whichever program
-//!   writes: an instance of ours, an older release, the original, an operator.
-//! - Two equal sums at two times mean that FetchAll has the same answer at both. The
-//!   sum never falls, and a step is random, so that a database which lost its last
-//!   commits in a failover does not come to the same sum again.
-//! - No writer waits for another: each adds a row of its own, once in a transaction on
-//!   PostgreSQL, once for each row of `locks` on MySQL.
+//!   writes: this or an older release, the original, an operator.
+//! - Two equal sums at two times mean that FetchAll has the same response at both. The
+//!   sum never falls. Each step is random, so that a database that lost its last
+//!   commits in a failover does not reach the same sum again.
+//! - No writer waits for another: each adds a row of its own, once per transaction on
+//!   PostgreSQL, once per row of `locks` on MySQL.
 //! - [`compact`] replaces many rows by one with their sum, in one transaction:
 //!   the sum over all rows is the same before and after.
-//! - Where the triggers cannot be made (no privilege) or are gone, there is no
+//! - Where the triggers cannot be created (no privilege) or are gone, there is no
 //!   [`Mark`], and FetchAll reads all rows of its kind.
 //!
-//! The triggers are no migration: a server without the privilege has to start, and a
-//! trigger that is lost has to come back.
+//! The triggers are not part of a migration: a server without the privilege has to
+//! start, and a lost trigger has to be recreated.
 
 use model::lock::LockKind;
 use runtime::error::chain;
@@ -27,13 +28,13 @@ use storage::server::{Dialect, Server, Transaction, Value};
 pub(super) struct Mark {
     locks: i64,
     presences: i64,
-    /// The table: PostgreSQL's OID; MySQL: whether the table has a row.
+    /// Identity of the table: PostgreSQL's OID; on MySQL, whether the table has a row.
     table: i64,
     rows: i64,
 }
 
 impl Mark {
-    /// What an image of this kind depends on.
+    /// The counters that an image of this kind depends on.
     pub(super) fn of(self, kind: LockKind) -> (i64, i64) {
         match kind {
             LockKind::Lock => (self.locks, self.table),
@@ -41,26 +42,26 @@ impl Mark {
         }
     }
 
-    /// Whether there are so many rows that they should be one.
+    /// Whether the table has so many rows that it should be compacted.
     pub(super) fn is_long(self) -> bool {
         self.rows > LONG
     }
 }
 
-/// Rows of `lock_changes` that are summed up at each look without further ado.
+/// Limit of rows in `lock_changes`; more rows are compacted.
 const LONG: i64 = 256;
 
-/// Rows that become one at a time.
+/// Limit of rows per compaction.
 const MOST: u32 = 1_000;
 
-/// Each step is at most so large: 2^43 changes fit.
+/// Upper bound of a step: 2^43 changes fit.
 const STEP: u32 = 1 << 20;
 
 const TRIGGERS: [&str; 3] =
     ["portcullis_locks_inserted", "portcullis_locks_updated", "portcullis_locks_deleted"];
 
-// `to_regclass` locks nothing: a `locks` that is dropped, made again or without its
-// triggers is seen by the first look after that.
+// `to_regclass` takes no lock: the first read after `locks` is dropped, recreated or
+// loses its triggers observes that.
 const POSTGRES_MARK: &str = "SELECT CAST(COALESCE(SUM(c.locks), 0) AS BIGINT),
 CAST(COALESCE(SUM(c.presences), 0) AS BIGINT),
 CAST(CAST(to_regclass('locks') AS oid) AS BIGINT),
@@ -125,7 +126,7 @@ async fn compact_on_mysql(transaction: Transaction) -> Result<(), storage::Error
     Ok(())
 }
 
-/// Whether the counters, their triggers and the index of the types are there.
+/// Whether the counters, their triggers and the index on `type` exist.
 async fn are_there(server: &Server) -> Result<bool, storage::Error> {
     let sql = match server.dialect() {
         Dialect::Postgres => {
@@ -150,8 +151,8 @@ async fn are_there(server: &Server) -> Result<bool, storage::Error> {
     server.query(sql, &[]).await?.first().map_or(Ok(false), |row| row.get(0))
 }
 
-/// MySQL runs a trigger as the user that made it: whether that is ours. A trigger of a
-/// user who is gone would fail each write.
+/// Whether the current user created the triggers: MySQL runs a trigger as its creator,
+/// and a trigger of a deleted user would fail each write.
 async fn are_ours(server: &Server) -> Result<bool, storage::Error> {
     if server.dialect() == Dialect::Postgres {
         return Ok(true);
@@ -162,11 +163,11 @@ async fn are_ours(server: &Server) -> Result<bool, storage::Error> {
     server.query(sql, &[]).await?.first().map_or(Ok(true), |row| row.get(0))
 }
 
-/// Makes what is missing of the counters, and at the start what another user made; false,
-/// with a line in the log, when the database refuses.
+/// Creates missing counters, and at the start recreates those of another user; returns
+/// false, after a log line, when the database refuses.
 ///
 /// # Errors
-/// The database cannot be asked.
+/// The database cannot be queried.
 pub(super) async fn ensure(server: &Server, at_start: bool) -> Result<bool, storage::Error> {
     if are_there(server).await? && (!at_start || are_ours(server).await?) {
         return Ok(true);
@@ -195,8 +196,8 @@ async fn make_on_postgres(server: &Server) -> Result<(), storage::Error> {
     server.define(&on_postgres(&row.get::<String>(0)?)).await
 }
 
-/// All of it in one transaction. Writers of `locks` wait meanwhile, for the time that
-/// the index takes; the statements give up when they would have to wait for long.
+/// One transaction. Writers of `locks` are blocked while the index is built; the
+/// statements fail when they would have to wait for long.
 fn on_postgres(schema: &str) -> String {
     let [inserted, updated, deleted] = TRIGGERS;
     format!(
@@ -253,7 +254,7 @@ COMMIT"
     )
 }
 
-/// MySQL: the index is there already.
+/// MySQL error: the index exists already.
 const THERE: &str = "1061";
 
 async fn make_on_mysql(server: &Server) -> Result<(), storage::Error> {
@@ -266,10 +267,10 @@ async fn make_on_mysql(server: &Server) -> Result<(), storage::Error> {
     Ok(())
 }
 
-/// The triggers are made while nobody else writes.
+/// Creates the triggers while writers are blocked.
 fn on_mysql() -> [String; 3] {
     let [inserted, updated, deleted] = TRIGGERS;
-    // Another collation may take different texts for equal: bytes are compared.
+    // Some collations treat different texts as equal: compare bytes.
     let same = ["owner", "value", "type", "path"]
         .map(|column| format!("BINARY OLD.{column} <=> BINARY NEW.{column}"))
         .join(" AND ");
@@ -296,7 +297,7 @@ fn on_mysql() -> [String; 3] {
     ]
 }
 
-/// The statement of a trigger for a row of which all is presence, or some.
+/// Trigger statement; the conditions tell whether all or some of the row is presence.
 fn count(is_all: &str, is_some: &str) -> String {
     let step = format!("1 + FLOOR(RAND() * {STEP})");
     format!(

@@ -1,17 +1,18 @@
-//! Claims that wait at the same time share a transaction, on PostgreSQL; on MySQL each is
-//! made alone.
+//! Batches concurrent claims into one transaction, on PostgreSQL; on MySQL each claim is
+//! executed alone.
 //!
-//! Each claim alone costs the database a transaction, a flush and two round trips of
-//! its attention. Here at most [`AT_ONCE`] statements are on their way; what comes
-//! meanwhile goes with the next one. What holds:
-//! - A claim takes effect as it would alone: the statement is the same for each of
-//!   its rows, and rows are written in the order of their keys, so that two such
-//!   statements wait for each other and never block each other.
-//! - Nobody waits long for somebody else's key: a statement waits for a locked row for
-//!   a moment only, and if it fails each of its claims is made alone. One that is still
-//!   going on after [`WAIT`] makes room for others, and answers when it ends.
-//! - No claim is made twice, except after an error.
-//! - After such a failure or delay claims are made alone for [`APART`].
+//! A single claim costs the database a transaction, a flush and two round trips. The
+//! batcher has at most [`AT_ONCE`] statements in flight; claims that arrive meanwhile
+//! join the next statement. Invariants:
+//! - A claim takes effect as it would alone: the statement treats each row in the same
+//!   way and writes the rows in key order, so that two statements can wait for each
+//!   other but never deadlock.
+//! - A contended key does not delay other claims for long: a statement waits only
+//!   briefly for a locked row, and if it fails each of its claims is executed alone. A
+//!   statement that runs for longer than [`WAIT`] no longer blocks others, and answers
+//!   when it ends.
+//! - No claim is executed twice, except after an error.
+//! - After such a failure or delay, claims are executed alone for [`APART`].
 
 use std::{collections::HashSet, mem, pin::Pin, time::Duration};
 
@@ -28,29 +29,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::statements::{self, Taken};
 
-/// Claims of one statement at most.
+/// Limit of claims per statement.
 const MOST: usize = 64;
-/// Statements at the same time.
+/// Limit of concurrent statements.
 const AT_ONCE: usize = 2;
-/// How long a statement keeps others waiting; [`statements`] has how long it waits for
-/// a row.
+/// How long a statement blocks others; [`statements`] has its lock timeout for a row.
 const WAIT: Duration = Duration::from_millis(500);
-/// How long claims are made alone after a statement failed.
+/// How long claims are executed alone after a statement failed.
 const APART: Duration = Duration::from_secs(1);
 
-/// What became of a claim; none when the key is somebody else's.
+/// Result of a claim; `None` when another owner holds the key.
 pub(super) type Answer = Result<Option<Taken>, storage::Error>;
 
-/// A claim that waits.
+/// A queued claim.
 #[derive(Debug)]
 pub(super) struct PendingClaim {
     pub(super) claim: Claim,
-    /// For a new life of the row.
+    /// `modified_id` for a new life of the row.
     pub(super) id: String,
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
-/// A claim as the statement reads it.
+/// A claim as JSON input of the statement.
 #[derive(Debug, Serialize)]
 struct Asked<'a> {
     path: &'a str,
@@ -80,19 +80,19 @@ impl PendingClaim {
     }
 }
 
-/// A statement under way: it answers its claims, or ends with those that it failed to
-/// make.
+/// A statement in flight: answers its claims, or returns those that it failed to
+/// execute.
 type InFlight = Pin<Box<dyn Future<Output = Vec<PendingClaim>> + Send>>;
 
-/// What is not answered yet.
+/// Work that is not answered yet.
 struct Unfinished {
     asks: Vec<PendingClaim>,
-    /// It goes on.
+    /// The statement still runs.
     making: Option<InFlight>,
     has_failed: bool,
 }
 
-/// Makes claims until `stop`, then those that wait.
+/// Executes claims until `stop`, then those that are queued.
 ///
 /// # Errors
 /// A task panicked.
@@ -146,13 +146,13 @@ async fn claim_alone(server: Server, ask: PendingClaim) {
     ask.answer(answer);
 }
 
-/// Waits for a statement that takes long; what it fails to make is made alone.
+/// Waits for a slow statement; claims that it fails to execute are executed alone.
 async fn go_on(server: Server, making: InFlight) {
     let failed = making.await;
     join_all(failed.into_iter().map(|ask| claim_alone(server.clone(), ask))).await;
 }
 
-/// One statement for the first claim of each key; the others are left.
+/// Runs one statement for the first claim of each key; returns the other claims.
 async fn claim_together(server: Server, asks: Vec<PendingClaim>) -> Unfinished {
     let mut keys: HashSet<LockKey> = HashSet::with_capacity(asks.len());
     let (first, others): (Vec<_>, Vec<_>) =
@@ -168,7 +168,7 @@ async fn claim_together(server: Server, asks: Vec<PendingClaim>) -> Unfinished {
     }
 }
 
-/// Makes the claims, no two of one key, and answers them; or returns them.
+/// Executes claims with distinct keys and answers them; on failure returns them.
 async fn make(server: Server, mut asks: Vec<PendingClaim>) -> Vec<PendingClaim> {
     if asks.len() == 1 {
         join_all(asks.drain(..).map(|ask| claim_alone(server.clone(), ask))).await;

@@ -1,5 +1,5 @@
-//! The task behind the shared store: hears others' notices, tells ours, and passes
-//! over the table.
+//! Background task of the shared store: receives notifications of other instances, sends
+//! those of this one, and runs the pass over the table.
 
 use std::{future::pending, time::Duration};
 
@@ -24,22 +24,22 @@ use super::{
     reads::{AllOf, OneOf},
 };
 
-/// How often a database that refuses to count changes is asked again.
+/// Retry interval after a database refused the change counters.
 const REFUSED: Duration = Duration::from_secs(60);
-/// Notices that are told together.
+/// Limit of notifications per batch.
 const TOGETHER: usize = 256;
 
-/// Follows what others do to the table, makes the claims and the reads.
+/// Follows changes by other instances; executes claims and reads.
 #[derive(Debug)]
 pub struct Follower {
     shared: Shared,
-    /// What others know this instance's notices by.
+    /// Sender name of this instance's notifications.
     instance: String,
     queues: Queues,
     listener: Option<Listener>,
 }
 
-/// What waits for the follower.
+/// Queues that the follower serves.
 #[derive(Debug)]
 pub(super) struct Queues {
     pub(super) to_tell: mpsc::Receiver<Notification>,
@@ -54,11 +54,10 @@ impl Follower {
         Self { shared, instance: Uuid::new_v4().to_string(), queues, listener }
     }
 
-    /// Follows until `stop`; then no call finds the store open.
+    /// Follows until `stop`; the store is closed after that.
     ///
     /// # Errors
-    /// A claim or a read panicked. What fails at the database is told to `health` and
-    /// tried again.
+    /// A claim or a read panicked. Database errors are reported to `health` and retried.
     pub async fn run(
         self,
         stop: CancellationToken,
@@ -66,7 +65,7 @@ impl Follower {
     ) -> Result<(), storage::Error> {
         let Self { shared, instance, queues, mut listener } = self;
         let Queues { mut to_tell, to_claim, to_fetch, to_fetch_all } = queues;
-        // Tasks of their own: a pass over a large table is not to hold them up.
+        // Separate tasks: a pass over a large table must not delay them.
         let mut calls = JoinSet::new();
         calls.spawn(claim_batcher::run(shared.server.clone(), to_claim, stop.clone()));
         calls.spawn(gather::run(to_fetch, stop.clone(), {
@@ -132,7 +131,7 @@ async fn follow(
                     answers = pass(shared, health, &mut count_at).await;
                 }
             },
-            // Whether the database is there is for the pass to find out.
+            // The pass detects whether the database is reachable.
             _ = mends.tick(), if answers => mend(shared).await,
             () = sleep_until(next) => {
                 last = Instant::now();
@@ -148,7 +147,7 @@ async fn mend(shared: &Shared) {
     }
 }
 
-/// Whether the database answers, be it that a table is missing.
+/// Whether the database answers, even if a table is missing.
 async fn pass(shared: &Shared, health: &Component, count_at: &mut Instant) -> bool {
     let passed = async {
         shared.pass().await?;
@@ -184,7 +183,7 @@ async fn tell(
     for payload in notification::payloads(instance, notices) {
         let values = [Value::from(CHANNEL), Value::from(payload)];
         if let Err(error) = shared.server.query("SELECT 1 FROM pg_notify(?, ?)", &values).await {
-            // The others find it by their next pass.
+            // Other instances find the change in their next pass.
             tracing::debug!(error = chain(&error), "failed-telling-locks");
         }
     }

@@ -1,9 +1,9 @@
-//! Reads that wait at the same time share one look at the database.
+//! Batches concurrent reads into one database query.
 //!
-//! A look begins after each of its reads was asked for, so that its answer has every
-//! write acknowledged before. One look is under way at a time, which gathers more reads
-//! the longer it takes. A look that takes longer than [`WAIT`], as on a connection that
-//! hangs, makes room for the next; at most [`HANGING`] of them are under way.
+//! A query begins after all of its reads were requested, so that its result includes
+//! every write acknowledged before. One query is in flight at a time; the longer it
+//! takes, the more reads the next one has. A query that takes longer than [`WAIT`], as
+//! on a hanging connection, lets the next one start; at most [`HANGING`] are in flight.
 
 use std::{mem, time::Duration};
 
@@ -14,17 +14,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Reads of one look at most.
+/// Limit of reads per query.
 pub(super) const MOST: usize = 64;
-/// How long a look keeps the next one waiting.
+/// How long a query blocks the next one.
 const WAIT: Duration = Duration::from_millis(500);
-/// Looks at the same time at most.
+/// Limit of concurrent queries.
 const HANGING: usize = 16;
 
-/// Looks until `stop`, then once more for those that wait.
+/// Serves reads until `stop`, then those that are queued.
 ///
 /// # Errors
-/// A look panicked.
+/// A query panicked.
 pub(super) async fn run<A, L>(
     mut asks: mpsc::Receiver<A>,
     stop: CancellationToken,
@@ -37,7 +37,7 @@ where
     let mut looks = JoinSet::new();
     let mut waiting = Vec::with_capacity(MOST);
     let mut number = 0_u64;
-    // The look that keeps others waiting, and until when.
+    // The query that blocks the next one, and the end of that time.
     let mut current: Option<(u64, Instant)> = None;
     let (mut is_stopping, mut is_over) = (false, false);
     while !(is_over && looks.is_empty()) {

@@ -1,5 +1,5 @@
-//! A sign of life of the database: a number is written and read back, in the
-//! original's own table (docs/compatibility/locket.md#database-health-check).
+//! Database health check: writes a number and reads it back, in the original's own
+//! table (docs/compatibility/locket.md#database-health-check).
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ const ON_POSTGRES: &str = "CREATE TABLE IF NOT EXISTS locket_health_check
 const ON_MYSQL: &str = "CREATE TABLE IF NOT EXISTS locket_health_check
 (id BIGINT AUTO_INCREMENT PRIMARY KEY, time BIGINT NOT NULL)";
 
-/// How a database is asked.
+/// Settings of the health check.
 #[derive(Debug, Clone, Copy)]
 pub struct Check {
-    /// What one attempt may take.
+    /// Timeout of one attempt.
     pub timeout: Duration,
-    /// Between two checks.
+    /// Interval between checks.
     pub interval: Duration,
-    /// Attempts of one check, one right after the other.
+    /// Attempts per check, without a delay between them.
     pub attempts: u32,
 }
 
 impl Shared {
-    /// Asks until `shutdown`.
+    /// Checks the database until `shutdown`.
     ///
     /// # Errors
-    /// All attempts of a check failed: the process is to end, so that its supervisor
-    /// starts it anew.
+    /// All attempts of a check failed: the process has to exit, so that its supervisor
+    /// restarts it.
     pub async fn watch_health(
         self,
         check: Check,
@@ -87,7 +87,7 @@ async fn sign(server: &Server) -> Result<(), storage::Error> {
     let updated =
         server.execute("UPDATE locket_health_check SET time = ? WHERE id = 1", &values).await?;
     if updated == 0 {
-        // Another instance may have made it meanwhile: that is a sign of life too.
+        // Another instance may have created the table meanwhile: the database works too.
         let sql = match server.dialect() {
             Dialect::Postgres => {
                 "INSERT INTO locket_health_check (id, time) VALUES (1, ?)
@@ -100,7 +100,7 @@ async fn sign(server: &Server) -> Result<(), storage::Error> {
     server.query("SELECT time FROM locket_health_check WHERE id = 1", &[]).await.map(drop)
 }
 
-/// Unix time, as the original writes it; nothing is decided by it.
+/// Unix time, as the original writes it; no decision depends on it.
 #[expect(clippy::disallowed_methods, reason = "operators read the row: it holds a wall clock")]
 fn nanoseconds() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

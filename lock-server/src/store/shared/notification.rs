@@ -1,7 +1,7 @@
-//! What instances tell each other on PostgreSQL's channel.
+//! Notifications between instances on PostgreSQL's channel.
 //!
-//! A payload is some lines, each `INSTANCE WHAT TOKEN KEY`. A lost notice costs
-//! nothing but time: the next pass over the table finds what it was about.
+//! A payload is a list of lines `INSTANCE WHAT TOKEN KEY`. A lost notification only
+//! delays: the next pass over the table finds the change.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use model::lock::{FencingToken, LockKey};
 
 use super::view::End;
 
-/// The channel.
+/// Name of the channel.
 pub(super) const CHANNEL: &str = "portcullis_locks";
-/// The longest payload; PostgreSQL's limit is 8,000 bytes.
+/// Length limit of a payload; PostgreSQL's limit is 8,000 bytes.
 const MAX_PAYLOAD: usize = 7_000;
 
-/// What there is to look at.
+/// A changed lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Notification {
     pub(super) key: LockKey,
     pub(super) token: FencingToken,
-    /// How it ended; none when it has a new owner, value or kind.
+    /// How the lock ended; `None` when it has a new owner, value or kind.
     pub(super) end: Option<End>,
 }
 
@@ -66,8 +66,8 @@ fn parse_line(line: &str) -> Option<(&str, Notification)> {
     Some((from, Notification { key, token, end }))
 }
 
-/// What others than `instance` told. What is not understood is passed over: it is
-/// another release's.
+/// Notifications of instances other than `instance`. Skips unknown lines: another
+/// release sent them.
 pub(super) fn parse(payload: &str, instance: &str) -> Vec<Notification> {
     payload
         .split('\n')
@@ -77,7 +77,7 @@ pub(super) fn parse(payload: &str, instance: &str) -> Vec<Notification> {
         .collect()
 }
 
-/// As few payloads as possible.
+/// Packs the notifications into as few payloads as possible.
 pub(super) fn payloads(instance: &str, notices: impl Iterator<Item = Notification>) -> Vec<String> {
     let mut payloads: Vec<String> = Vec::new();
     for notice in notices {

@@ -1,13 +1,14 @@
-//! Fetch and FetchAll: one look at the database for all calls that wait.
+//! Fetch and FetchAll: one database query for all pending calls.
 //!
-//! Fetch: one statement reads the rows of all keys that are asked for. FetchAll: one
-//! statement reads the change counters ([`changes`]); while they are the same as when the
-//! image of the kind was read, the image is the answer, and the table is not read.
-//! Otherwise the rows of the kind are read. What holds:
+//! Fetch: one statement reads the rows of all requested keys. FetchAll: one statement
+//! reads the change counters ([`changes`]); while they equal those of the cached image
+//! of the kind, the image is the response, and the table is not read. Otherwise the rows
+//! of the kind are read. Invariants:
 //! - The counters are read before the rows: an image is never older than its mark.
-//! - An image serves for [`PASS`] at most, whatever the counters say: what the triggers
-//!   cannot see (MySQL: TRUNCATE, a trigger dropped by hand) is shown for no longer.
-//! - Of a lock in an image all is current that clients are shown; its index and time to
+//! - An image is used for [`PASS`] at most, whatever the counters are: this bounds the
+//!   effect of changes that fire no trigger (MySQL: TRUNCATE, a dropped trigger).
+//! - All fields of a lock in an image that clients see are current; its index and time
+//!   to live may be those of an earlier refresh.
 //!   live may be those of an earlier refresh.
 
 use std::{
@@ -26,24 +27,24 @@ use crate::{
     store::Error,
 };
 
-/// What a read is answered.
+/// Result of a read.
 pub(super) type Answer<T> = Result<T, Error>;
 
-/// A Fetch that waits.
+/// A queued Fetch.
 #[derive(Debug)]
 pub(super) struct OneOf {
     pub(super) key: LockKey,
     pub(super) reply: oneshot::Sender<Answer<Option<Arc<LockVersion>>>>,
 }
 
-/// A FetchAll that waits.
+/// A queued FetchAll.
 #[derive(Debug)]
 pub(super) struct AllOf {
     pub(super) kind: LockKind,
     pub(super) reply: oneshot::Sender<Answer<LockList>>,
 }
 
-/// The last image of each kind.
+/// The cached image of each kind.
 #[derive(Debug, Default)]
 pub(super) struct Images {
     locks: Mutex<Option<Image>>,
@@ -76,7 +77,7 @@ impl Images {
 }
 
 impl Shared {
-    /// The lock of a key, by a look that other calls share.
+    /// The lock of a key, by a query shared with other calls.
     pub(super) async fn fetch(&self, key: &LockKey) -> Answer<Option<Arc<LockVersion>>> {
         let (reply, answer) = oneshot::channel();
         let ask = OneOf { key: key.clone(), reply };
@@ -84,25 +85,25 @@ impl Shared {
         answer.await.unwrap_or(Err(Error::Closed))
     }
 
-    /// All locks of a kind, by a look that other calls share.
+    /// All locks of a kind, by a query shared with other calls.
     pub(super) async fn fetch_all(&self, kind: LockKind) -> Answer<LockList> {
         let (reply, answer) = oneshot::channel();
         self.fetch_alls.send(AllOf { kind, reply }).await.map_err(|_| Error::Closed)?;
         answer.await.unwrap_or(Err(Error::Closed))
     }
 
-    /// Answers all of them by one statement.
+    /// Answers all Fetch calls with one statement.
     pub(super) async fn look_at_keys(self, asks: Vec<OneOf>) {
         let (found, is_alone) = {
             let keys: HashSet<&str> = asks.iter().map(|ask| ask.key.as_str()).collect();
-            // PostgreSQL has no character NUL: such a key is not there.
+            // PostgreSQL text has no NUL character: such a key does not exist.
             let can_be = |key: &&str| !self.is_on_postgres() || !key.contains('\0');
             let keys: Vec<_> = keys.into_iter().filter(can_be).collect();
             (rows::read_keys(&self.server, &keys).await, keys.len() < 2)
         };
         let found = match found {
             Ok(found) => self.found(&found),
-            // The text of one key; the others are not to suffer.
+            // One key is an invalid text; the other calls must not fail.
             Err(error) if matches!(error.kind(), Kind::Data | Kind::Other) && asks.len() > 1 => {
                 return self.look_at_each(asks).await;
             }
@@ -118,7 +119,7 @@ impl Shared {
         for ask in asks {
             match found.get(ask.key.as_str()) {
                 Some(held) => drop(ask.reply.send(Ok(Some(Arc::clone(held))))),
-                // The table's collation may take it for one of those that were found.
+                // The table's collation may treat the key as equal to one that was found.
                 None if !self.is_on_postgres() && !is_alone => {
                     others.push(ask);
                 }
@@ -140,13 +141,13 @@ impl Shared {
         .await;
     }
 
-    /// Answers all of them by one look.
+    /// Answers all FetchAll calls with one query.
     pub(super) async fn look_at_kinds(self, asks: Vec<AllOf>) {
         let mut mark = None;
         if self.counts.load(Ordering::Acquire) {
             mark = match changes::mark(&self.server).await {
                 Ok(mark) => mark,
-                // The counters are gone; the next pass makes them again.
+                // The counters are gone; the next pass recreates them.
                 Err(error) if error.kind() == Kind::Schema => None,
                 Err(error) => {
                     let error = unread(error);
@@ -169,7 +170,7 @@ impl Shared {
         }
     }
 
-    /// What is held of a kind, at this mark or later.
+    /// The locks of a kind, at this mark or later.
     async fn image(&self, kind: LockKind, mark: Option<(i64, i64)>) -> Answer<LockList> {
         let now = Instant::now();
         if let Some(all) = mark.and_then(|mark| self.images.at(kind, mark, now)) {

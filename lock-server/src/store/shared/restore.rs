@@ -1,11 +1,11 @@
-//! Puts back what this instance knows of a table that was lost.
+//! Restores the locks that this instance knows after a table was lost.
 //!
-//! Without this the keys of a lost table of locks would be free for anybody while their
-//! owners still count on them. What holds:
-//! - A lock comes back only if its token is the newest of its key: another instance may
-//!   know a later owner.
-//! - A lock whose time to live is over does not come back.
-//! - Tokens only rise: one that is stored already and higher stays.
+//! Otherwise any client could take the keys of a lost table while their owners still
+//! rely on them. Invariants:
+//! - A lock is restored only if its token is the newest of its key: another instance
+//!   may know a later owner.
+//! - A lock whose time to live has ended is not restored.
+//! - Tokens only rise: a higher stored token stays.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use storage::{
 
 use crate::lock_version::LockVersion;
 
-/// Locks of one statement.
+/// Limit of locks per statement.
 const AT_ONCE: usize = 100;
 
 /// The statements for these locks: their tokens first.
@@ -30,8 +30,8 @@ pub(super) fn statements(
     uncounted(dialect, mending).into_iter().chain(tokens).chain(locks).collect()
 }
 
-/// On MySQL the triggers of a lost table are gone, and a look at the counters does not
-/// show that: without counters reads go to the rows until both are made again.
+/// MySQL drops the triggers together with the table, and a read of the counters does not
+/// reveal that: without counters, reads use the rows until both are recreated.
 fn uncounted(dialect: Dialect, mending: &Mending<'_>) -> Option<(String, Vec<Value>)> {
     let is_made = mending.name("locks") != "locks";
     (dialect == Dialect::MySql && is_made)
@@ -113,7 +113,7 @@ fn locks(
             lock.owner.as_str().into(),
             lock.value.as_str().into(),
             Value::from(held.foreign_type.as_deref().unwrap_or(lock.kind.as_str())),
-            // A version of its own: everybody measures its time to live anew.
+            // A new version: every instance measures its time to live anew.
             Value::Int(held.index.saturating_add(1)),
             Value::from(&*held.id),
             Value::Int(lock.ttl.seconds()),

@@ -1,9 +1,9 @@
-//! Rows of the original's table (docs/compatibility/locket.md#schema) as versions of locks.
+//! Converts rows of the original's table (docs/compatibility/locket.md#schema) to lock versions.
 //!
-//! A row without an owner is nobody's. A row of another type than `lock` and
+//! A row without an owner is skipped. A row of a type other than `lock` and
 //! `presence` counts as a lock, as it does in the original's metrics: its owner may
-//! refresh it, others collide, and it expires; only [`Selector::Kind`] passes it over,
-//! and clients see the type that it has.
+//! refresh it, other claims collide, and it expires; only [`Selector::Kind`] skips it.
+//! Clients see its type unchanged.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use storage::server::{Dialect, Row, Server, Value};
 
 use crate::lock_version::LockVersion;
 
-/// A row as it was found.
+/// A converted row.
 #[derive(Debug)]
 pub(super) enum Found {
     /// A lock, with its token.
     LockVersion(LockVersion),
-    /// A lock that got its owner from a server that gives no tokens: the token of
-    /// the owner before is not its own.
+    /// A lock whose owner was written by a server without fencing tokens: the stored
+    /// token is that of the previous owner.
     Untold(LockVersion),
-    /// What has no time to live: to be deleted.
+    /// A row without a time to live: to be deleted.
     Dead(LockVersion),
 }
 
-/// Why a row is passed over.
+/// Reason why a row is skipped.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("{0}")]
@@ -48,7 +48,7 @@ const POSTGRES: &str = concat!(
     " FROM locks l LEFT JOIN fencing_tokens f ON f.path = l.path WHERE l.owner <> ''"
 );
 
-// `LIMIT` keeps the planner from reading all tokens for the rows of one kind.
+// `LIMIT` prevents the planner from reading all tokens for the rows of one kind.
 const POSTGRES_KIND: &str = concat!(
     "SELECT ",
     columns!(),
@@ -57,7 +57,7 @@ const POSTGRES_KIND: &str = concat!(
 ) f ON true WHERE l.owner <> ''"
 );
 
-// The same for the keys of a JSON array, and the rows of `locks`.
+// The same for the keys of a JSON array and the rows of `locks`.
 const POSTGRES_KEYS: &str = concat!(
     "SELECT ",
     columns!(),
@@ -75,7 +75,7 @@ const MYSQL: &str = concat!(
 WHERE l.owner <> ''"
 );
 
-/// Reads what a selector names; `None`: everything.
+/// Reads the rows that match a selector; `None`: all rows.
 pub(super) async fn read(
     server: &Server,
     selector: Option<&Selector>,
@@ -94,8 +94,8 @@ pub(super) async fn read(
     }
 }
 
-/// The statement for a kind. The kind is part of the text: for a parameter the planner
-/// would count with an average of the kinds.
+/// The statement for a kind. The kind is a literal: for a parameter the planner would
+/// use the average selectivity of the kinds.
 fn of_kind(dialect: Dialect, kind: LockKind) -> String {
     let columns = match dialect {
         Dialect::Postgres => POSTGRES_KIND,
@@ -104,7 +104,7 @@ fn of_kind(dialect: Dialect, kind: LockKind) -> String {
     format!("{columns} AND l.type = '{}'", kind.as_str())
 }
 
-/// Reads the rows of these keys, by one statement.
+/// Reads the rows of these keys in one statement.
 pub(super) async fn read_keys(server: &Server, keys: &[&str]) -> Result<Vec<Row>, storage::Error> {
     match (server.dialect(), keys) {
         (_, []) => Ok(Vec::new()),
@@ -113,8 +113,8 @@ pub(super) async fn read_keys(server: &Server, keys: &[&str]) -> Result<Vec<Row>
             server.query(POSTGRES_KEYS, &[Value::from(text)]).await
         }
         (Dialect::MySql, [first, ..]) => {
-            // The first one is repeated up to a power of two, which bounds the
-            // statements that each connection keeps prepared.
+            // Repeat the first key up to a power of two, which bounds the number of prepared
+            // statements per connection.
             let size = keys.len().next_power_of_two();
             let values: Vec<_> = keys.iter().copied().map(Value::from).collect();
             let more = size - values.len();

@@ -1,13 +1,14 @@
-//! The statements, in both languages.
+//! SQL statements for PostgreSQL and MySQL.
 //!
-//! Each call is one transaction: on PostgreSQL one statement, which is one round
-//! trip, also for many claims; on MySQL several that go out together. A claim writes the row
-//! and its token together, and only if the row is free or the claimant's own; no row
-//! is locked before it is written, so different keys never wait for each other.
+//! Each call is one transaction: on PostgreSQL one statement, which is one round trip
+//! even for many claims; on MySQL several statements in one round trip. A claim writes
+//! the row and its token together, and only if the row is free or the claimant's own. No
+//! row is locked before it is written, so calls for different keys never wait for each
+//! other.
 //!
-//! `fencing_tokens.modified_id` says for which life of the row the token was given. A
-//! row with another `modified_id` got its owner from a server that gives no tokens
-//! (the original): the next look raises the token.
+//! `fencing_tokens.modified_id` is the life of the row that the token belongs to. A row
+//! with another `modified_id` got its owner from a server without fencing tokens (the
+//! original): the next read raises the token.
 
 use std::collections::HashMap;
 
@@ -19,8 +20,8 @@ use storage::{
 
 use crate::lock_version::LockVersion;
 
-/// The token of a key's first owner is the column's default: 1, and in a table that is
-/// made again the time in milliseconds, which is higher than any token given before.
+/// The token of a key's first owner is the column's default: 1, and in a recreated table
+/// the time in milliseconds, which is higher than any earlier token.
 const FIRST_TOKEN: Migration = Migration {
     version: 2,
     name: "first token by default",
@@ -49,9 +50,9 @@ CREATE TABLE IF NOT EXISTS fencing_tokens (
     FIRST_TOKEN,
 ];
 
-// A collation that compares exactly has another name on MariaDB than on MySQL. A
-// table that is there already keeps its own, as with the original: therefore the
-// other table compares bytes, whatever the collation of the first.
+// A binary collation has different names on MariaDB and MySQL. An existing table keeps
+// its own collation, as with the original: therefore the other table compares bytes,
+// whatever the collation of the first.
 const MYSQL_SCHEMA: &[Migration] = &[Migration {
     version: 1,
     name: "locks and fencing tokens",
@@ -103,7 +104,7 @@ const POSTGRES_TABLES: &[Table] = &[
             Column::addable("modified_id", "VARCHAR(255) NOT NULL DEFAULT ''"),
         ],
     ),
-    // The original makes it too.
+    // The original creates this table too.
     Table { is_shared: true, ..Table::new("locks", LOCKS) },
 ];
 
@@ -124,11 +125,11 @@ const MYSQL_TABLES: &[Table] = &[
     },
 ];
 
-/// What a claim that succeeded made of the row.
+/// Row written by a successful claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Taken {
-    /// The key as it is stored: with another case, say, where the table's collation
-    /// takes the two for one.
+    /// The key as stored: it can differ, for example in case, where the table's collation
+    /// treats the two as equal.
     pub(super) path: String,
     pub(super) index: i64,
     pub(super) id: String,
@@ -151,8 +152,8 @@ fn claim_values(claim: &Claim, id: &str) -> [Value; 6] {
     ]
 }
 
-/// Takes or keeps a key; none when it is somebody else's. `id` is for a new life of
-/// the row.
+/// Acquires or refreshes a key; `None` when another owner holds it. `id` is for a new
+/// life of the row.
 pub(super) async fn claim(
     server: &Server,
     claim: &Claim,
@@ -165,8 +166,8 @@ pub(super) async fn claim(
     }
 }
 
-/// What follows the rows that one claim or many ask for, on PostgreSQL: a free or own
-/// row is taken, and a new life of it gets the next token.
+/// Common part of a single and a batched claim, on PostgreSQL: takes a free or own row,
+/// and a new life of the row gets the next token.
 macro_rules! postgres_take {
     () => {
         "    ON CONFLICT (path) DO UPDATE SET
@@ -198,11 +199,11 @@ const POSTGRES_CLAIM: &str = concat!(
 
 const TOKEN: &str = "SELECT token FROM fencing_tokens WHERE path = ?";
 
-/// The token is the owner's only if it was given for this life of the row.
+/// The token is valid only if it was issued for this life of the row.
 const TOKEN_OF_LIFE: &str = "SELECT token FROM fencing_tokens WHERE path = ? AND modified_id = ?";
 
-// The same for many claims, each an object of a JSON array. How long it waits for a
-// row that somebody has locked is set for this statement alone, before it writes.
+// The same for many claims, each an object of a JSON array. The lock timeout for a row
+// is set for this statement alone, before it writes.
 const POSTGRES_CLAIM_MANY: &str = concat!(
     "WITH patience AS MATERIALIZED (
     SELECT set_config('lock_timeout', '100ms', true) AS set
@@ -217,8 +218,8 @@ const POSTGRES_CLAIM_MANY: &str = concat!(
     postgres_take!()
 );
 
-/// Makes the claims of a JSON array together, on PostgreSQL: what was taken, by its
-/// key. No key may be there twice.
+/// Executes the claims of a JSON array together, on PostgreSQL; returns the taken rows
+/// by key. Keys must be distinct.
 pub(super) async fn claim_many(
     server: &Server,
     claims: String,
@@ -244,7 +245,7 @@ async fn claim_on_postgres(
     }
 }
 
-/// A row of a claim.
+/// Converts the result row of a claim.
 async fn taken(server: &Server, row: &Row) -> Result<Option<Taken>, storage::Error> {
     let (id, path): (String, String) = (row.get(1)?, row.get(5)?);
     let given: Option<i64> = row.get(2)?;
@@ -252,8 +253,8 @@ async fn taken(server: &Server, row: &Row) -> Result<Option<Taken>, storage::Err
     let number = match given {
         Some(number) => number,
         None if known.as_ref() == Some(&id) => row.get(3)?,
-        // The statement sees the tokens as they were when it began: another claim of
-        // this owner has given one since.
+        // The statement sees the tokens as of its begin: a concurrent claim of this owner
+        // has issued a token since.
         None => {
             let life = [path.as_str().into(), id.as_str().into()];
             match server.query(TOKEN_OF_LIFE, &life).await?.first() {
@@ -270,8 +271,8 @@ fn number(rows: &[Row]) -> Result<i64, storage::Error> {
     rows.first().map_or(Ok(0), |row| row.get(0))
 }
 
-// Assignments take effect one after the other: the owner, on which the others
-// depend, comes last.
+// Assignments take effect from left to right: the owner, on which the others depend,
+// comes last.
 const MYSQL_CLAIM: &str = "INSERT INTO locks
 (path, owner, value, type, modified_index, modified_id, ttl) VALUES (?, ?, ?, ?, 1, ?, ?)
 ON DUPLICATE KEY UPDATE
@@ -285,13 +286,13 @@ modified_id = IF(COALESCE(owner, '') = ''
     VALUES(modified_id), modified_id),
 owner = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(owner), owner)";
 
-// The token first: it depends on the id that was there.
+// The token first: it depends on the previous id.
 const MYSQL_TOKEN: &str = "INSERT INTO fencing_tokens (path, modified_id) VALUES (?, ?)
 ON DUPLICATE KEY UPDATE token = IF(modified_id = VALUES(modified_id), token, token + 1),
 modified_id = VALUES(modified_id)";
 
-/// All in one round trip: the row stays locked as long as the server is at work on it,
-/// however long the way to the server is.
+/// All in one round trip: the row stays locked only while the server works on it,
+/// whatever the network latency.
 async fn claim_on_mysql(
     server: &Server,
     values: &[Value; 6],
@@ -314,7 +315,7 @@ async fn claim_on_mysql(
     Ok(Some(Taken { index: row.get(1)?, id: row.get(2)?, path: row.get(3)?, token }))
 }
 
-// The same for the row of a key, if it is this owner's.
+// The same for the row of a key, if this owner holds it.
 const MYSQL_TOKEN_OF_OWNER: &str = "INSERT INTO fencing_tokens (path, modified_id)
 SELECT CONVERT(path USING utf8mb4), modified_id FROM locks
 WHERE path = ? AND BINARY owner = BINARY ?
@@ -335,7 +336,7 @@ async fn fence_on_mysql(
     Ok(token(number(&transaction.query(TOKEN, std::slice::from_ref(key)).await?)?))
 }
 
-/// Gives a key back if it is `owner`'s; whether it was.
+/// Releases a key if `owner` holds it; returns whether it was deleted.
 pub(super) async fn release(
     server: &Server,
     key: &LockKey,
@@ -349,7 +350,7 @@ pub(super) async fn release(
     Ok(deleted > 0)
 }
 
-/// Deletes the row if it is still this version; whether it was.
+/// Deletes the row if it is still this version; returns whether it was deleted.
 pub(super) async fn delete_version(
     server: &Server,
     held: &LockVersion,
@@ -365,8 +366,8 @@ pub(super) async fn delete_version(
     Ok(server.execute(sql, &values).await? > 0)
 }
 
-/// Gives the owner of this life of the row a token of its own, if the row still
-/// lives that life.
+/// Issues a token for the owner of this life of the row, if the row still has this
+/// life.
 pub(super) async fn fence(
     server: &Server,
     held: &LockVersion,

@@ -1,12 +1,12 @@
-//! What this process last saw of the locks in the shared database.
+//! In-memory view of the locks in the shared database.
 //!
-//! Nothing is decided by it: the database is the truth. It is what changes are
-//! told from, and what deadlines are counted for. What holds:
-//! - versions of a key go forward only, in whatever order answers, notices and
-//!   passes over the table come in: an older version than the one seen, and one that
-//!   is known to have ended, changes nothing;
-//! - each change is published once, under the lock of the view;
-//! - a pass over the table ends only what was seen before the pass began.
+//! The database is authoritative: no decision depends on the view. Events and deadlines
+//! derive from it. Invariants:
+//! - versions of a key only advance, in whatever order responses, notifications and
+//!   passes over the table arrive: a version older than the known one, or one that is
+//!   known to have ended, changes nothing;
+//! - each change is published once, while the view is locked;
+//! - a pass over the table ends only versions observed before the pass began.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,8 +18,8 @@ use crate::{
     lock_version::{LockList, LockVersion, Version},
 };
 
-/// How long the end of a version is remembered: longer than an answer about it can
-/// still be on its way.
+/// How long the end of a version is remembered: longer than a response with that version
+/// can be in flight.
 const REMEMBERED: Duration = Duration::from_secs(120);
 
 /// How a version ended.
@@ -34,9 +34,9 @@ pub(super) enum End {
 #[derive(Debug)]
 struct Seen {
     held: Arc<LockVersion>,
-    /// When it was put here, in the order of all that was put here.
+    /// Sequence number of the insertion into the view.
     at: u64,
-    /// When its time to live ends, as far as is known here.
+    /// End of the time to live, as far as this instance knows.
     deadline: Instant,
 }
 
@@ -59,8 +59,8 @@ impl View {
         Self { feed, seen: HashMap::new(), ended: HashMap::new(), clock: 0 }
     }
 
-    /// A version was read or written. Returns the copy that everybody shares, and
-    /// what was new about it.
+    /// Records a version that was read or written. Returns the shared copy, and the
+    /// change if it is new.
     pub(super) fn observe(
         &mut self,
         held: LockVersion,
@@ -82,7 +82,7 @@ impl View {
         let held = Arc::new(held);
         self.put(Arc::clone(&held), now);
         let event = match before {
-            // Nobody told how the owner before lost it.
+            // How the previous owner lost the lock is unknown.
             Some(before) if before.lock.token != held.lock.token => {
                 self.feed.publish(&Event::Released(before));
                 Event::Acquired(Arc::clone(&held))
@@ -117,13 +117,13 @@ impl View {
         }
     }
 
-    /// To be remembered when a pass over the table begins.
+    /// Sequence number to save when a pass over the table begins.
     pub(super) fn mark(&self) -> u64 {
         self.clock
     }
 
-    /// The pass that began at `mark` found exactly the `found` keys of those that
-    /// `selector` names: what was seen before and is not among them has ended.
+    /// The pass that began at `mark` found exactly the `found` keys of those that match
+    /// `selector`: versions observed before and not found have ended.
     pub(super) fn end_missing(
         &mut self,
         mark: u64,
@@ -136,7 +136,7 @@ impl View {
             .values()
             .filter(|seen| seen.at <= mark && among(&seen.held) && !found(&seen.held.lock.key))
             .map(|seen| {
-                // Nobody told how: a deadline that has passed is the likelier cause.
+                // The cause is unknown: after the deadline, expiry is more likely.
                 let end = if seen.deadline <= now { End::Expired } else { End::Released };
                 (seen.held.lock.key.clone(), seen.held.lock.token, end)
             })
@@ -147,7 +147,7 @@ impl View {
         self.ended.retain(|_, ended| now.duration_since(ended.at) < REMEMBERED);
     }
 
-    /// What is held as far as is known, in the order of the keys.
+    /// The known locks, in the order of the keys.
     pub(super) fn select(&self, selector: &Selector) -> LockList {
         let mut all: Vec<_> = match selector {
             Selector::Key(key) => self.seen.get(key).into_iter().collect(),
@@ -159,13 +159,13 @@ impl View {
         all.into_iter().map(|seen| Arc::clone(&seen.held)).collect()
     }
 
-    /// Everything whose time to live is not over.
+    /// All locks whose time to live has not ended.
     pub(super) fn alive(&self, now: Instant) -> Vec<Arc<LockVersion>> {
         let alive = self.seen.values().filter(|seen| seen.deadline > now);
         alive.map(|seen| Arc::clone(&seen.held)).collect()
     }
 
-    /// The version that is known of a key.
+    /// The known version of a key.
     pub(super) fn get(&self, key: &LockKey) -> Option<&Arc<LockVersion>> {
         self.seen.get(key).map(|seen| &seen.held)
     }

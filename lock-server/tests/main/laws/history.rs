@@ -1,8 +1,8 @@
-//! Several clients at the same time, a crash in the middle, and a look at what
-//! was answered.
+//! Several concurrent clients, a crash during their calls, and a check of the
+//! responses.
 //!
-//! Time is a counter: each call takes a number when it begins and one when it
-//! was answered. A call that was never answered ends after everything else.
+//! Time is a counter: each call takes a number when it begins and one when it is
+//! answered. An unanswered call ends after everything else.
 
 use std::{
     path::Path,
@@ -40,13 +40,13 @@ pub(super) enum Call {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The owner has it, with this token.
+    /// The owner has the key, with this token.
     LockVersion(&'static str, u64),
-    /// It was given back.
+    /// The key was released.
     Freed,
     /// Nothing was changed.
     Nothing,
-    /// None, or that it is not known.
+    /// No response, or an error with an unknown outcome.
     Unknown,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// May have given the key back at some time between `after` and `before`.
+    /// May have released the key at some time between `after` and `before`.
     fn may_free(&self, key: &str, owner: &str, after: u64, before: u64) -> bool {
         self.call == Call::Release
             && self.key == key
@@ -72,8 +72,7 @@ impl Entry {
     }
 }
 
-/// The first thing that cannot be with one owner, durable answers and rising
-/// tokens.
+/// The first violation of: one owner, durable responses, rising tokens.
 pub(super) fn check(history: &[Entry]) -> Result<(), String> {
     let held = |entry: &Entry| match entry.answer {
         Answer::LockVersion(owner, token) => Some((owner, token)),
@@ -252,7 +251,7 @@ proptest! {
     }
 }
 
-/// A checker that finds nothing proves nothing.
+/// Proves that the checker finds violations.
 mod checker {
     use super::*;
 

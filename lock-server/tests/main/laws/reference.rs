@@ -1,4 +1,4 @@
-//! One call after the other, against a model of a few lines.
+//! Sequential calls, compared with a small model.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,22 +32,21 @@ enum Step {
         on: &'static str,
         by: &'static str,
     },
-    /// The deadline of the current version, or of the last one that was seen
-    /// before it.
+    /// The deadline of the current version, or of the last observed version before it.
     Expire {
         on: &'static str,
         stale: bool,
     },
-    /// The process ends in order and begins again.
+    /// The process stops in order and restarts.
     Restart,
-    /// The process ends where it stands and begins again.
+    /// The process crashes and restarts.
     Crash,
-    /// Another program has the database: commits fail until it lets go.
+    /// Another program has the database locked: commits fail until it unlocks.
     Block,
     Unblock,
 }
 
-/// What the store should hold of a key.
+/// Expected state of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
     owner: &'static str,
@@ -56,7 +55,7 @@ struct Row {
     ttl: i64,
     token: u64,
     index: i64,
-    /// A refresh is not stored: after a restart the index is this one again.
+    /// A refresh is not stored: a restart resets the index to this one.
     stored_index: i64,
 }
 
@@ -64,7 +63,7 @@ struct Row {
 struct Model {
     rows: BTreeMap<&'static str, Row>,
     tokens: BTreeMap<&'static str, u64>,
-    /// Rows with a change that failed since they were written.
+    /// Rows with a failed change since their last write.
     unconfirmed: BTreeSet<&'static str>,
 }
 
@@ -78,7 +77,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => (on(), by(), value, kind, select(&[5_i64, 15][..]))
             .prop_map(|(on, by, value, kind, ttl)| Step::Claim { on, by, value, kind, ttl }),
-        // The same again, so that refreshes happen.
+        // The same claim again, so that refreshes happen.
         8 => (on(), by()).prop_map(|(on, by)| Step::Claim {
             on, by, value: "v", kind: LockKind::Lock, ttl: 15,
         }),
@@ -95,7 +94,7 @@ struct World {
     path: std::path::PathBuf,
     running: Option<Running>,
     model: Model,
-    /// Versions that were seen, newest last.
+    /// Observed versions, newest last.
     seen: BTreeMap<&'static str, Vec<std::sync::Arc<LockVersion>>>,
     blocker: Option<Connection>,
 }

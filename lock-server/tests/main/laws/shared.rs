@@ -1,4 +1,4 @@
-//! The history of two instances on one database: one of them crashes, or the
+//! The history of two instances on one database: one instance crashes, or the
 //! database does.
 
 use std::sync::{Arc, atomic::Ordering};
@@ -20,8 +20,8 @@ async fn look(recorder: &Recorder, instance: &Instance) {
     }
 }
 
-/// Every client speaks to one of the two; the first crashes after so many answers
-/// with all calls that are under way there.
+/// Every client uses one of the two instances; the first crashes after this number of
+/// responses, with all calls that are in flight there.
 async fn live(options: &Options, lives: Vec<(Vec<Script>, u64)>) -> Vec<Entry> {
     let recorder = Arc::new(Recorder::default());
     let stays = Instance::open(options).await;
@@ -85,7 +85,7 @@ proptest! {
     }
 }
 
-/// The database is killed under load and comes back.
+/// The database is killed under load and restarts.
 async fn the_database_crashes(dialect: Dialect) {
     let server = TestServer::start(dialect);
     let options = server.database();
@@ -118,9 +118,9 @@ async fn the_database_crashes(dialect: Dialect) {
     look(&recorder, &instances[0]).await;
     let mut history = recorder.history.lock().unwrap().clone();
     if dialect == Dialect::MySql {
-        // InnoDB shows a commit to others an instant before it is on the disk: what was
-        // read of others' before the crash may never have been. Nobody was told that
-        // it has it.
+        // InnoDB shows a commit to others shortly before it is on the disk: versions of other
+        // owners read before the crash may be lost. They were never acknowledged to their
+        // owners.
         for entry in history.iter_mut().filter(|entry| entry.begin < back) {
             if matches!(entry.answer, Answer::LockVersion(owner, _) if owner != entry.owner) {
                 *entry = Entry { answer: Answer::Unknown, end: u64::MAX, ..*entry };

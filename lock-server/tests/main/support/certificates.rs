@@ -18,7 +18,7 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Its files go to `directory` and begin with `name`.
+    /// Writes its files to `directory`, with names that begin with `name`.
     pub(crate) fn new(directory: &Path, name: &'static str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -46,7 +46,7 @@ impl Authority {
         self.issue_with(who, |params| params.extended_key_usages = vec![purpose])
     }
 
-    /// For the names by which tests reach their servers, with a change.
+    /// A certificate for the host names that tests use, with a change.
     pub(crate) fn issue_with(
         &self,
         who: &str,

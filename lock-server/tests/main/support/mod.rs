@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Test helpers.
 
 pub(crate) mod certificates;
 pub(crate) mod raw;
@@ -17,7 +17,7 @@ use storage::sqlite::Options;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Far longer than anything takes that is going to happen at all.
+/// Far longer than any expected event takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn key(text: &str) -> LockKey {
@@ -38,7 +38,7 @@ pub(crate) fn claim(on: &str, by: &str) -> Claim {
     }
 }
 
-/// The first version of a lock, as a store would have it.
+/// The first version of a lock, as a store creates it.
 pub(crate) fn held(on: &str) -> Arc<LockVersion> {
     Arc::new(LockVersion::first(claim(on, "o"), "id".into(), FencingToken(1), None))
 }
@@ -47,7 +47,7 @@ pub(crate) fn by_key(on: &str) -> Selector {
     Selector::Key(key(on))
 }
 
-/// Claims as a server does: at once if that is possible.
+/// Claims as a server does: on the fast path if possible.
 pub(crate) async fn ask<S: Store>(store: &S, claim: Claim) -> Result<Claimed, Error> {
     match store.refresh(&claim, &None) {
         Some(held) => Ok(Claimed::LockVersion(held)),
@@ -55,7 +55,7 @@ pub(crate) async fn ask<S: Store>(store: &S, claim: Claim) -> Result<Claimed, Er
     }
 }
 
-/// Looks as a server does: at once if that is possible.
+/// Reads as a server does: on the fast path if possible.
 pub(crate) async fn look<S: Store>(store: &S, on: &str) -> Result<LockList, Error> {
     match store.known(&key(on)) {
         Some(held) => Ok([held].into()),
@@ -63,7 +63,7 @@ pub(crate) async fn look<S: Store>(store: &S, on: &str) -> Result<LockList, Erro
     }
 }
 
-/// Claims, and expects to get it.
+/// Claims, and expects success.
 pub(crate) async fn take<S: Store>(store: &S, claim: Claim) -> Arc<LockVersion> {
     match store.claim(claim, None).await.unwrap() {
         Claimed::LockVersion(held) => held,
@@ -75,7 +75,7 @@ pub(crate) async fn find<S: Store>(store: &S, on: &str) -> Option<Arc<LockVersio
     store.select(&by_key(on)).await.unwrap().first().cloned()
 }
 
-/// An embedded store with the task behind it.
+/// An embedded store and its background task.
 pub(crate) struct Running {
     pub(crate) store: Embedded,
     pub(crate) feed: Feed,
@@ -100,22 +100,21 @@ impl Running {
         Self { store, feed, health, stop, flusher }
     }
 
-    /// Ends it in order.
+    /// Stops it in order.
     pub(crate) async fn close(self) {
         self.stop.cancel();
         let ended = timeout(PATIENCE, self.flusher).await.expect("in time");
         ended.expect("no panic").expect("no error");
     }
 
-    /// Ends it wherever it stands: what is queued and not yet with the database
-    /// is lost.
+    /// Crashes it: queued changes that have not reached the database are lost.
     pub(crate) async fn crash(self) {
         self.flusher.abort();
         assert!(self.flusher.await.is_err() || self.stop.is_cancelled());
     }
 }
 
-/// After a crash, the database's thread may need a moment to let go of it.
+/// After a crash, the database thread may need a moment to release the file.
 async fn open_when_free(
     path: &Path,
     options: &Options,
@@ -133,7 +132,7 @@ async fn open_when_free(
     timeout(PATIENCE, opening).await.expect("in time")
 }
 
-/// An instance on a database server, with the task behind it.
+/// An instance on a database server and its background task.
 pub(crate) struct Instance {
     pub(crate) store: Shared,
     pub(crate) feed: Feed,
@@ -152,14 +151,14 @@ impl Instance {
         Self { store, feed, stop, follower }
     }
 
-    /// Ends it in order.
+    /// Stops it in order.
     pub(crate) async fn close(self) {
         self.stop.cancel();
         let ended = timeout(PATIENCE, self.follower).await.expect("in time");
         ended.expect("no panic").expect("no error");
     }
 
-    /// Ends it wherever it stands.
+    /// Crashes it.
     pub(crate) async fn crash(self) {
         self.follower.abort();
         assert!(self.follower.await.is_err() || self.stop.is_cancelled());

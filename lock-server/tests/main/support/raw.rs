@@ -1,4 +1,4 @@
-//! HTTP/2 over mutual TLS without a gRPC library: what really is on the wire.
+//! HTTP/2 over mutual TLS without a gRPC library: shows the bytes on the wire.
 
 use std::sync::Arc;
 
@@ -16,8 +16,7 @@ use tonic::Status;
 
 use super::PATIENCE;
 
-/// TLS as whoever has these files, which need not be good; with or without a
-/// certificate.
+/// TLS client with these files, which may be invalid; with or without a certificate.
 pub(crate) fn tls(files: &Files, with_certificate: bool) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&files.ca).unwrap()).unwrap();
@@ -48,13 +47,13 @@ pub(crate) struct Raw {
     _connection: JoinSet<()>,
 }
 
-/// What came back.
+/// Response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// `None` when the headers were all there was.
+    /// `None` for a response with headers only.
     pub(crate) trailers: Option<HeaderMap>,
 }
 
@@ -71,7 +70,7 @@ impl Raw {
         Self { requests, authority: address.to_owned(), _connection: connections }
     }
 
-    /// POST as gRPC clients do, after `change`.
+    /// POST as gRPC clients send it, after `change`.
     pub(crate) async fn post(
         &mut self,
         path: &str,
@@ -96,10 +95,10 @@ impl Raw {
 }
 
 impl Answer {
-    /// Code and text of an answer that has nothing but them.
+    /// Code and text of a headers-only response.
     pub(crate) fn refusal(&self) -> (u32, String) {
         assert!(self.body.is_empty() && self.trailers.is_none(), "not trailers alone: {self:?}");
-        // Decoded as every client does it: blanks are escaped here, not there.
+        // Decoded as every client does it: this server escapes blanks, grpc-go does not.
         let status = Status::from_header_map(&self.headers).expect("a status");
         (i32::from(status.code()).unsigned_abs(), status.message().to_owned())
     }

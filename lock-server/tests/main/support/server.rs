@@ -1,4 +1,4 @@
-//! A lock server as a process of its own.
+//! A lock server as a separate process.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ use super::{PATIENCE, certificates::Authority};
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_lock-server");
 
-/// Files and certificates of one server, whatever processes serve it.
+/// Files and certificates of one server, shared by successive processes.
 pub(crate) struct Site {
     pub(crate) directory: TempDir,
     pub(crate) authority: Authority,
@@ -45,7 +45,7 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// A configuration that is right.
+    /// A valid configuration.
     pub(crate) fn config(&self) -> Value {
         let Files { ca, cert, key } = self.authority.server();
         json!({
@@ -90,7 +90,7 @@ pub(crate) fn channel(address: &str, files: &Files) -> Channel {
     client::channel(address, Some(tls), client::Options::default()).unwrap()
 }
 
-/// A process that serves.
+/// A running process.
 pub(crate) struct Server {
     child: Child,
     lines: mpsc::Receiver<Value>,
@@ -99,7 +99,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Returns when it says that it has started.
+    /// Returns when the process logs that it has started.
     pub(crate) fn start(command: Command) -> Self {
         let mut server = Self::spawn(command);
         let line = server.line("locket.grpc-server.started");
@@ -108,7 +108,7 @@ impl Server {
         server
     }
 
-    /// Returns at once.
+    /// Returns without waiting for the start.
     pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -148,9 +148,9 @@ impl Server {
         kill(Pid::from_raw(id), signal).unwrap();
     }
 
-    /// Waits for its end, which must come by itself.
+    /// Waits until the process exits by itself.
     pub(crate) async fn end(mut self) -> (ExitStatus, Vec<Value>) {
-        // Clients of this test go on meanwhile: an end waits for them.
+        // Clients of this test stay connected meanwhile, which delays the exit.
         let ended = spawn_blocking(move || {
             loop {
                 match self.lines.recv_timeout(PATIENCE) {
@@ -164,7 +164,7 @@ impl Server {
         ended.await.unwrap()
     }
 
-    /// As `kill -9`.
+    /// Like `kill -9`.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! The agent as a process: binds sockets, files and the kernel, then runs.
+//! The agent process: binds sockets, files and the kernel, then runs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,20 +42,20 @@ use crate::{
     underlay,
 };
 
-/// The job that this one stands in for: the origin of its metrics.
+/// The job that this one replaces: the origin of its metrics.
 const JOB: &str = "vxlan-policy-agent";
-/// How long open requests and tasks may take to end.
+/// Shutdown timeout of open requests and tasks.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// The agent, bound.
 pub enum App {
-    /// To live.
+    /// A long-running agent.
     Agent(Box<Agent>),
-    /// For one pass.
+    /// A one-shot run.
     OneShot(Box<OneShot>),
 }
 
-/// An agent that lives until it is told to end.
+/// An agent that runs until shutdown.
 pub struct Agent {
     config: Config,
     plane: Plane,
@@ -179,11 +179,11 @@ impl Agent {
         if self.config.enabled {
             self.start(&mut tasks, &shutdown).await?;
         } else {
-            // Chains beside those of the CNI plugin stay, as with the original.
+            // Chains beside those of the CNI plugin stay, like with the original.
             if let DataPlane::Nftables = self.config.plane {
                 assemble::take_away(&mut Nft::new(&self.config.nft)).await?;
             }
-            // There is nothing to tell of: who asks is refused at once.
+            // No gRPC service runs, so callers are refused at once.
             drop(self.socket);
             let routes = control::router(Control { cell: None, policies: self.policies });
             let health = Health::new();
@@ -196,8 +196,8 @@ impl Agent {
     }
 }
 
-/// Where the file names no data plane and there is no nft, as on some stemcells, the
-/// rules go into the chains of iptables.
+/// Switches to iptables if the file names no data plane and nft is missing, as on some
+/// stemcells.
 fn choose_plane(config: &mut Config) {
     if !Nft::new(&config.nft).is_missing() {
         return;
@@ -306,9 +306,9 @@ fn serve(
     });
 }
 
-/// Ready as long as what should be in force is, and the store is reached: without
-/// it no change arrives. A supervisor that restarts the agent looks at `/healthz`,
-/// or at `/log-level` as for the original; a restart mends no store.
+/// Ready while the desired state is in force and the store is reachable: without the
+/// store no change arrives. A supervisor that restarts the agent uses `/healthz`, or
+/// `/log-level` as for the original, since a restart does not repair the store.
 async fn watch_health(
     health: Health,
     mut enforced: watch::Receiver<Arc<Enforced>>,
@@ -337,7 +337,7 @@ async fn watch_health(
     }
 }
 
-/// The original's debug server, as far as jobs and operators use it.
+/// The endpoints of the original's debug server that jobs and operators use.
 fn debug_router(process: &Process, health: &Health, c2c_logging: bool) -> Router {
     let metrics = process.metrics.clone();
     let health = health.clone();

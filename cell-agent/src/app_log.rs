@@ -1,12 +1,12 @@
-//! "Security group rules were updated", in the log of each app that it concerns
+//! Writes "Security group rules were updated" to the log of each affected app
 //! (docs/compatibility/vxlan-policy-agent.md#logs).
 //!
-//! - A line is sent for a container whose rules in the kernel are other rules than
-//!   before: not for its first ones, and not for the same rules from elsewhere.
-//! - What each container had is on disk, so that a restart tells nobody anything,
-//!   and what changed meanwhile is told after it.
-//! - It is written down before it is told: after a crash a line may be missing, and
-//!   none comes twice.
+//! - A line is sent for a container whose rules in the kernel changed: not for its
+//!   first rules, and not for the same rules from another group.
+//! - The rules of each container are saved on disk, so that a restart sends no line,
+//!   and changes during the restart are sent afterwards.
+//! - The state is saved before a line is sent: after a crash a line may be missing, but
+//!   none is sent twice.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,10 +32,10 @@ const TEXT: &str = "Security group rules were updated";
 /// The state file.
 const FILE: &str = "told";
 
-/// The rules that a container had, as a hash.
+/// Hash of a container's rules.
 type Rules = String;
 
-/// The task that tells.
+/// The task that sends the lines.
 #[derive(Debug)]
 pub struct AppLogs {
     loggregator: Loggregator,
@@ -44,15 +44,15 @@ pub struct AppLogs {
     told: Update,
 }
 
-/// What was told, purely.
+/// The rules that were last reported. Pure.
 #[derive(Debug, Default)]
 struct Update {
     containers: BTreeMap<String, Rules>,
-    /// So that a policy that stands is not read again.
+    /// Cache, so that an unchanged policy is not hashed again.
     policies: HashMap<Belongs, (Arc<Policy>, Rules)>,
 }
 
-/// As the executor writes it, which has `null` for an empty map.
+/// As the executor writes it, with `null` for an empty map.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 struct LogConfig {
@@ -63,7 +63,7 @@ struct LogConfig {
 }
 
 impl AppLogs {
-    /// Goes on from what an earlier process told.
+    /// Continues from the saved state of an earlier process.
     #[must_use]
     pub fn new(
         loggregator: Loggregator,
@@ -79,10 +79,10 @@ impl AppLogs {
         Self { loggregator, enforced, state, told }
     }
 
-    /// Tells until shutdown.
+    /// Sends lines until shutdown.
     ///
     /// # Errors
-    /// Never; what cannot be written down is logged.
+    /// Never; failures to save are logged.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
             let enforced = Arc::clone(&self.enforced.borrow_and_update());
@@ -124,7 +124,7 @@ impl AppLogs {
 }
 
 impl Update {
-    /// The containers whose rules are others than before.
+    /// The containers whose rules changed.
     fn changed(&mut self, enforced: &Enforced) -> Vec<ContainerHandle> {
         let ruleset = &enforced.ruleset;
         let mut policies = HashMap::new();
@@ -155,7 +155,7 @@ impl Update {
     }
 }
 
-/// The line for an app, if its configuration says whose it is.
+/// The line for an app, if its log configuration is valid.
 fn line(log_config: &str) -> Option<AppLog> {
     let LogConfig { guid, index, source_name, tags } = runtime::json::from_str(log_config).ok()?;
     let guid = guid.filter(|guid| !guid.is_empty())?;

@@ -1,4 +1,4 @@
-//! Parts that a service of long life, `--once` and `render` are made of.
+//! Parts that the service, `--once` and `render` share.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) const METRICS: &str = "cell_agent";
 /// The certificate for the policy store.
 pub(crate) const CERTIFICATE: Role = Role { service: METRICS, name: "policy-store-client" };
-/// How long the store's lock may be held by somebody else.
+/// Timeout for the metadata store's lock.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
@@ -34,20 +34,21 @@ pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
         .with_context(|| format!("the state directory {} cannot be used", directory.display()))
 }
 
-/// Takes our table out of the kernel.
+/// Deletes our table from the kernel.
 pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
     nft.apply(&diff::remove()).await.context("taking our table out of the kernel")
 }
 
-/// The data plane, if it can be used.
+/// The data plane, if it is usable.
 pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plane, Error> {
     let mut nft = Nft::new(&config.nft);
     match &config.plane {
         DataPlane::Nftables => Ok(Plane::Nftables(Kernel::open(nft, state).await?)),
         DataPlane::Iptables { path, lock } => {
             let chains = Chains::open(Iptables::new(path, lock)).await?;
-            // A table of ours from before would go on rejecting. It only ever
-            // rejects, so nothing is open without it.
+            // An existing table of ours would go on rejecting packets. The table only
+            // ever rejects, so deleting it allows nothing that the iptables chains
+            // deny.
             match nft.apply(&diff::remove()).await {
                 Ok(()) | Err(Error::Missing { .. }) => {}
                 Err(error) => {
@@ -59,7 +60,7 @@ pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plan
     }
 }
 
-/// What the source of groups works with.
+/// Parameters of the group source.
 pub(crate) struct Groups {
     pub(crate) containers: watch::Receiver<Containers>,
     pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
@@ -67,7 +68,7 @@ pub(crate) struct Groups {
     pub(crate) times: Times,
 }
 
-/// What the reconciler brings together.
+/// Inputs of the reconciler.
 pub(crate) fn inputs(
     config: &Config,
     containers: watch::Receiver<Containers>,
@@ -84,7 +85,7 @@ pub(crate) fn inputs(
     }
 }
 
-/// What learns the groups, whether it reaches its source, and how to have it ask now.
+/// The group source, its connectivity, and a trigger for requests.
 pub(crate) fn learner(
     config: &Config,
     tls: &ClientTls,

@@ -1,20 +1,19 @@
-//! What leads from the filter table that iptables-save shows to the one that is
-//! wanted, as the input of one `iptables-restore --noflush`.
+//! Computes the changes from the filter table that iptables-save prints to the desired
+//! table, as the input of one `iptables-restore --noflush`.
 //!
-//! Pure. A full cell has some 10 MB of rules: what is read is kept once for all
-//! chains that hold the same, and what is written is made chain by chain.
+//! Pure. A full cell has some 10 MB of rules: equal rules are stored once for all
+//! chains, and the output is generated chain by chain.
 //!
-//! A batch is one transaction for all containers (law 8): a chain that
-//! differs is emptied and filled in it, and the parent gets its jump in the same
-//! commit, so for packets there is only before and after. The original's way by
-//! way of a candidate chain is not needed; a candidate that it left is cleared
-//! away.
+//! A batch is one transaction for all containers (law 8): a chain that differs is
+//! flushed and refilled, and the parent gets its jump in the same commit, so a packet
+//! meets either the old or the new rules. The original's candidate chains are not
+//! needed; a leftover candidate is deleted.
 //!
-//! - What is right is not in the batch.
-//! - A container whose parent, or a chain that its rules lead to, is not there
-//!   waits: those are the CNI plugin's. It costs no other container anything.
-//! - A chain that no container has is deleted, with the log chains that only it
-//!   led to. As long as something still leads to it, it is only emptied, as the
+//! - Chains that are already right are not in the batch.
+//! - A container waits while its parent chain, or a chain that its rules jump to, is
+//!   missing: the CNI plugin creates those. Other containers are not affected.
+//! - A chain without a container is deleted, with the log chains that only it jumped
+//!   to. While another rule still jumps to the chain, it is only flushed, as the
 //!   original does: then the parent's reject is next.
 
 mod difference;
@@ -42,29 +41,28 @@ use crate::{
 
 pub use reading::Reading;
 
-/// Where rules are tried that no packet meets.
+/// Chain in which rules are tried; no packet reaches it.
 const TRIAL: &str = "portcullis-trial";
-/// What everything that is forwarded comes through.
+/// The chain that all forwarded packets pass.
 const FORWARD: &str = "FORWARD";
-/// Where those that log lead to.
+/// Jump target of logging rules in a trial.
 pub(crate) const TRIAL_LOG: &str = "portcullis-trial--log";
 
 /// The filter table as iptables-save printed it.
 #[derive(Debug, Default)]
 pub struct Saved {
     declared: HashSet<String>,
-    /// The rules, one a line, of chains that are ours, and of their possible
-    /// parents.
+    /// The rules, one a line, of our chains and of their possible parents.
     rules: HashMap<String, Arc<str>>,
-    /// From which chains rules lead to such a chain.
+    /// For each such chain, the chains with a rule that jumps to it.
     references: HashMap<String, Vec<String>>,
-    /// The rules of FORWARD that lead to [`GUARD`], by their places from 0.
+    /// Indexes, from 0, of the FORWARD rules that jump to [`GUARD`].
     guarded: Vec<usize>,
-    /// How many rules FORWARD has.
+    /// Number of rules in FORWARD.
     forward: usize,
 }
 
-/// What to do.
+/// The next change, and the state after it.
 #[derive(Debug, Default)]
 pub struct Step {
     /// The input of iptables-restore, if there is anything to change.
@@ -73,23 +71,24 @@ pub struct Step {
     pub waiting: BTreeMap<ContainerHandle, String>,
     /// The chains that are right after the batch.
     pub placed: BTreeSet<String>,
-    /// Containers whose groups are unknown and whose packets meet the chain that
-    /// an earlier process left.
+    /// Containers whose groups are unknown and that still use the chain of an earlier
+    /// process.
     pub kept: BTreeSet<ContainerHandle>,
 }
 
 /// One transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Chains that differ, in the order of their rules.
+    /// Chains that differ, in rule order.
     pub written: Vec<Written>,
-    /// Their names.
+    /// Names of those chains.
     names: BTreeSet<String>,
-    /// Chains that are no container's own, with their rules.
+    /// Chains that belong to no container, with their rules.
     guards: Vec<(&'static str, Vec<String>)>,
-    /// How many rules of FORWARD that lead to [`GUARD`] go, for one at its head.
+    /// Number of FORWARD rules with a jump to [`GUARD`] to delete; a new one is
+    /// inserted at the head.
     relink: Option<usize>,
-    /// Chains that no container has: which are emptied, and which are deleted.
+    /// Chains without a container: those to flush, and those to delete.
     empty: BTreeSet<String>,
     delete: BTreeSet<String>,
 }
@@ -98,20 +97,20 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct Written {
     chain: String,
-    /// Whose it is.
+    /// The container.
     pub handle: ContainerHandle,
     rules: Body,
 }
 
-/// Whether a chain is one of the agent's, to be swept when no container has it:
+/// Whether a chain name is one of the agent's, which is swept when it has no container:
 /// `^c?asg-[A-Za-z0-9]+`.
 fn is_ours(name: &str) -> bool {
     let own = own(name).and_then(|own| own.bytes().next());
     own.is_some_and(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// What the name of a chain says of the handle, if the chain may be one of the
-/// agent's. A handle may begin with a character that no swept name begins with.
+/// The part of a chain's name that comes from the handle, if the chain may be one of
+/// the agent's. A handle may begin with a character that no swept name begins with.
 fn own(name: &str) -> Option<&str> {
     name.strip_prefix('c').unwrap_or(name).strip_prefix("asg-")
 }
@@ -125,8 +124,8 @@ fn is_log(name: &str) -> bool {
 }
 
 impl Saved {
-    /// Reads chains and rules as `iptables-save -t filter` prints them, also of a part
-    /// of a table.
+    /// Parses chains and rules as `iptables-save -t filter` prints them; the text may
+    /// be a part of a table.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut reading = Reading::default();
@@ -152,15 +151,14 @@ impl Saved {
         !self.rules.contains_key(chain)
     }
 
-    /// Whether any chain of ours is there.
+    /// Whether any of our chains exists.
     #[must_use]
     pub fn has_ours(&self) -> bool {
         self.declared.iter().any(|name| is_ours(name))
     }
 
-    /// The chains of ours whose parent leads to them, as what is wanted: for when
-    /// nobody can tell what should be there. The handles are those that the chains
-    /// suggest.
+    /// Our chains that their parents jump to, as the desired state, for use while the
+    /// real one is unknown. The handles are guessed from the chain names.
     #[must_use]
     pub fn as_wanted(&self) -> Filter {
         let parents = self.declared.iter().filter(|name| may_be_parent(name) && !is_log(name));
@@ -181,13 +179,13 @@ impl Saved {
             })
         });
         let chains = chains.collect();
-        // Nothing is swept for want of knowledge.
+        // Without known containers nothing is swept.
         let kept = self.declared.iter().filter(|name| is_ours(name));
         let kept = kept.cloned().collect();
         Filter { chains, kept, ..Filter::default() }
     }
 
-    /// What leads to `wanted`.
+    /// The changes that lead to `wanted`.
     #[must_use]
     pub fn step(&self, wanted: &Filter, spellings: &Spellings) -> Step {
         let (family, mut comparison) = (spellings.family(), Comparison::new(spellings));
@@ -218,7 +216,7 @@ impl Saved {
         }
         let mut live = wanted.kept.clone();
         for Chain { names, .. } in &wanted.chains {
-            // One that waits keeps what it has.
+            // A waiting container keeps its chain.
             if !step.placed.contains(&names.asg) {
                 live.insert(names.candidate());
             }
@@ -239,8 +237,8 @@ impl Saved {
         step
     }
 
-    /// Who of those that want a name has it: whose parent leads there already, or
-    /// who comes first.
+    /// Resolves colliding chain names: the container whose parent already jumps to the
+    /// chain wins, or else the first one.
     fn placed<'w>(
         &self,
         wanted: &'w Filter,
@@ -274,13 +272,13 @@ impl Saved {
         candidates
     }
 
-    /// Whether the parent leads to the chain.
+    /// Whether the parent jumps to the chain.
     fn leads(&self, names: &Names) -> bool {
         let jump = format!("-j {}", names.asg);
         self.rules(&names.netout).any(|rule| rule == jump)
     }
 
-    /// The first chain that the CNI plugin has not made, if it is needed.
+    /// The first required chain that the CNI plugin has not created.
     fn missing<'w>(&self, chain: &'w Chain, led_to: &HashSet<&ContainerHandle>) -> Option<&'w str> {
         if led_to.contains(&chain.handle) {
             return None;
@@ -289,13 +287,13 @@ impl Saved {
         needed.map(String::as_str).find(|name| !self.declared.contains(*name))
     }
 
-    /// Takes away what no container has.
+    /// Deletes chains without a container.
     fn sweep(&self, batch: &mut Batch, live: &BTreeSet<String>) {
         let tried = [TRIAL, TRIAL_LOG];
         let orphan = |name: &&str| (is_ours(name) || tried.contains(name)) && !live.contains(*name);
         let orphans: BTreeSet<&str> =
             self.declared.iter().map(String::as_str).filter(orphan).collect();
-        // Of what is emptied or written in this batch nothing old leads anywhere.
+        // Chains that this batch flushes or rewrites no longer have their old jumps.
         let gone = |source: &str| orphans.contains(source) || batch.names.contains(source);
         let held = |name: &str| {
             self.references.get(name).is_some_and(|sources| sources.iter().any(|from| !gone(from)))
@@ -309,7 +307,7 @@ impl Saved {
         batch.delete.extend(free.into_iter().chain(logs).map(str::to_owned));
     }
 
-    /// The log chains that these lead to, of containers whose parent is gone.
+    /// The log chains that these chains jump to, of containers whose parent is gone.
     fn logs_of(&self, orphans: &BTreeSet<&str>) -> BTreeSet<&str> {
         let leads = |name: &&str| {
             let sources = self.references.get(*name);
@@ -329,9 +327,9 @@ impl Saved {
         logs.filter(leads).filter(of_nobody).collect()
     }
 
-    /// A transaction that tries the permits and the containers' own rules where no
-    /// packet comes by, and leaves nothing behind. The permits come from the
-    /// policies: those of a container that is left out are tried all the same.
+    /// A transaction that tries the permits and the containers' own rules in a chain
+    /// without packets, and leaves nothing behind. The permits come from the policies,
+    /// so permits of an excluded container are tried as well.
     #[must_use]
     pub fn trial(&self, wanted: &Filter, permits: &str) -> Trial {
         let led_to = wanted.led_to();
@@ -340,13 +338,13 @@ impl Saved {
     }
 }
 
-/// Rules in chains that no packet meets.
+/// Rules in chains that no packet reaches.
 #[derive(Debug)]
 pub struct Trial(String);
 
 impl Saved {
-    /// The rules of the batch, of chains that differ again after it, that are not
-    /// recognised though they stand in their places.
+    /// The batch's rules that are in their places but are not recognised, from chains
+    /// that differ again after the batch.
     #[must_use]
     pub fn unrecognised(&self, batch: &Batch, again: &Batch, spellings: &Spellings) -> Vec<String> {
         let mut rules = BTreeSet::new();
@@ -361,7 +359,7 @@ impl Saved {
         rules.into_iter().map(str::to_owned).collect()
     }
 
-    /// What is printed for the rules of a trial.
+    /// The rules of a trial, as printed.
     pub fn tried(&self) -> impl Iterator<Item = &str> {
         self.rules(TRIAL)
     }
@@ -379,19 +377,19 @@ impl Trial {
         Self(text)
     }
 
-    /// Makes the chains.
+    /// The input that creates the chains.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// Makes the chains and takes them away.
+    /// The input that creates and then deletes the chains.
     #[must_use]
     pub fn with_cleanup(&self) -> String {
         format!("{}{}", self.0, Self::cleanup())
     }
 
-    /// Takes the chains away.
+    /// The input that deletes the chains.
     #[must_use]
     pub fn cleanup() -> String {
         let sweep = format!("-F {TRIAL}\n-F {TRIAL_LOG}\n-X {TRIAL}\n-X {TRIAL_LOG}\n");
@@ -410,7 +408,7 @@ impl Batch {
         chains == [0; 3] && self.relink.is_none()
     }
 
-    /// A chain of this batch that is to be changed again after it.
+    /// A chain of this batch that differs again after it.
     #[must_use]
     pub fn unseen(&self, again: &Self) -> Option<&str> {
         let pairs = [
@@ -423,14 +421,14 @@ impl Batch {
         })
     }
 
-    /// How many chains go that no container has, or what is in them.
+    /// Number of chains without a container that are deleted or flushed.
     #[must_use]
     pub fn swept(&self) -> usize {
         self.empty.len() + self.delete.len()
     }
 
     /// The input of iptables-restore, in pieces. Chains are declared first, which
-    /// makes or empties them, and deleted last.
+    /// creates or flushes them, and deleted last.
     pub fn pieces(&self) -> impl Iterator<Item = String> {
         let mut head = "*filter\n".to_owned();
         for name in self.names.iter().chain(&self.empty).chain(&self.delete) {
@@ -460,14 +458,14 @@ impl Batch {
         iter::once(head).chain(rules).chain(iter::once(tail))
     }
 
-    /// All of them.
+    /// The whole input.
     #[must_use]
     pub fn text(&self) -> String {
         self.pieces().collect()
     }
 
-    /// Whose rule stands in a line of the text, counted from 1, and which part of
-    /// its body it is; `None` for a line that is nobody's.
+    /// The container and the part of its body for a line of the text, counted from 1;
+    /// `None` for a line that belongs to no container.
     #[must_use]
     pub fn blame(&self, line: usize, wanted: &Filter) -> Option<(&ContainerHandle, Part)> {
         let mut first = 2 + self.names.len() + self.swept();

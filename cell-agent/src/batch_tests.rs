@@ -49,9 +49,9 @@ fn a_new_chain_gets_its_rules_and_its_jump_in_one_batch() {
             &format!("-A netout--a {REJECT}"),
         ])
     );
-    // Once it is there, nothing is left to do.
+    // Once the chain exists, nothing is left to do.
     assert_eq!(text(&batch, &wanted(vec![chain("a", &["-j ACCEPT", REJECT])])), None);
-    // Only what differs is in the next one.
+    // The next batch has only the difference.
     assert_eq!(
         text(&batch, &wanted(vec![chain("a", &[REJECT])])).unwrap(),
         table(&[":asg-a - [0:0]", &format!("-A asg-a {REJECT}")])
@@ -75,11 +75,11 @@ fn what_an_earlier_process_left_is_kept_as_long_as_the_groups_are_unknown() {
     let filter = Filter { unknown, ..Filter::default() };
     let step = Saved::parse(&saved).step(&filter, &v4());
     assert!(step.batch.is_none(), "{:?}", step.batch);
-    // Of the others no packet comes to a chain of ours.
+    // Packets of the other containers do not reach our chains.
     assert_eq!(step.kept, BTreeSet::from([ContainerHandle::parse("a").unwrap()]));
 }
 
-/// Such a chain is never swept, and seen all the same.
+/// Such a chain is never swept, but is recognised nevertheless.
 #[test]
 fn a_chain_with_an_odd_name_is_right_after_its_batch() {
     for handle in ["_under", ".dot", "-_-"] {
@@ -215,7 +215,7 @@ fn what_an_agent_left_is_read_as_what_is_wanted() {
     assert_eq!(text(&flushed, &filter).unwrap(), table(&[":asg-a - [0:0]", "-A asg-a -j ACCEPT"]));
 }
 
-/// Also when the rules of a chain do not stand together.
+/// Also when the rules of a chain are not adjacent.
 #[test]
 fn rules_are_read_in_their_order_and_kept_once() {
     let saved = Saved::parse("-A asg-a one\n-A asg-b one\n-A asg-a two\n-A asg-b two");
@@ -224,7 +224,7 @@ fn rules_are_read_in_their_order_and_kept_once() {
     assert!(saved.is_empty("asg-c") && saved.rules("asg-c").next().is_none());
 }
 
-/// iptables-save says so with exit code 0.
+/// iptables-save reports this with exit code 0.
 #[test]
 fn what_is_no_whole_table_is_not_read() {
     let read = |text: &str| {
@@ -247,8 +247,7 @@ fn what_is_no_whole_table_is_not_read() {
     assert_eq!(read(&format!("{legacy}*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n")), Ok(()));
 }
 
-/// What iptables-restore makes of a batch; anything that it would refuse is a
-/// mistake.
+/// Applies a batch like iptables-restore; anything that it would refuse is a bug.
 fn play(table: &str, batch: &str) -> String {
     let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in table.lines().chain(batch.lines()) {
@@ -283,8 +282,8 @@ fn table_of(lines: impl Iterator<Item = String>) -> String {
     format!("*filter\n{}COMMIT\n", lines.concat())
 }
 
-/// Containers whose parents are there or not, and what an agent, the original or
-/// somebody else left.
+/// Containers with or without parents, and leftovers of an agent, the original or
+/// others.
 fn found() -> impl Strategy<Value = String> {
     let rules = || proptest::collection::vec("-j (ACCEPT|DROP)|-s 1.1.1.[12] -j ACCEPT", 0..3);
     let chains = proptest::collection::btree_map("c?asg-[a-d]", rules(), 0..5);
@@ -318,9 +317,9 @@ fn filter() -> impl Strategy<Value = Filter> {
 }
 
 proptest! {
-    /// From any table: after one batch every container whose parent is there has
-    /// its rules and its jump, the others wait, nothing of nobody's is left that
-    /// opens anything, and there is nothing more to do.
+    /// From any table: after one batch every container whose parent exists has its
+    /// rules and its jump, the others wait, no chain without a container allows
+    /// anything, and nothing is left to do.
     #[test]
     fn one_batch_leads_to_what_is_wanted(before in found(), wanted in filter()) {
         let step = Saved::parse(&before).step(&wanted, &v4());
@@ -346,7 +345,7 @@ proptest! {
         }
     }
 
-    /// It does not matter into which pieces the pipe cuts a table.
+    /// The result does not depend on how the pipe splits a table.
     #[test]
     fn a_table_is_the_same_in_pieces(before in found(), wanted in filter(), length in 1_usize..40) {
         let mut reading = Reading::default();
@@ -370,8 +369,8 @@ proptest! {
     }
 }
 
-/// A container that is left out must not take its rules out of the trial: then it
-/// would be blamed for them.
+/// Excluding a container must not exclude its rules from the trial: otherwise the
+/// container would be blamed for them.
 #[test]
 fn rules_are_tried_without_the_containers_that_have_them() {
     let saved = table(&[":netout--a - [0:0]"]);

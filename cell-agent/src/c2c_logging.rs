@@ -1,6 +1,6 @@
-//! The switch for logging container-to-container connections, of the original's
-//! debug server (docs/compatibility/vxlan-policy-agent.md#endpoints). Such policies are not
-//! enforced here, so it is remembered and has no effect; whoever turns it goes on working.
+//! The switch for logging container-to-container connections, of the original's debug
+//! server (docs/compatibility/vxlan-policy-agent.md#endpoints). Such policies are not
+//! enforced here, so the switch only stores its state, for clients that use it.
 
 use std::sync::{
     Arc,
@@ -23,14 +23,14 @@ struct Switch {
     enabled: Option<bool>,
 }
 
-/// The route, with how the switch stands at first.
+/// The route, with the initial state of the switch.
 pub(crate) fn router(enabled: bool) -> Router {
     Router::new()
         .route("/iptables-c2c-logging", any(switch))
         .with_state(Arc::new(AtomicBool::new(enabled)))
 }
 
-/// PUT turns it; whatever else is asked, the answer is how it stands.
+/// PUT sets the switch; any method returns its state.
 async fn switch(State(state): State<Arc<AtomicBool>>, method: Method, body: String) -> Response {
     if method == Method::PUT {
         match wanted(&body) {

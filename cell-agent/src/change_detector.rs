@@ -1,15 +1,15 @@
-//! Tells without a process whether others may have changed iptables.
+//! Detects, without starting a process, whether others may have changed iptables.
 //!
-//! Where iptables writes through nftables, the kernel counts each change. The
-//! older interface has no number: it tells the size of a table, which an edit
-//! need not change, or all of it. But each of its programs has a lock file open
-//! while it works, and the programs of a cell have another one around it. A file
-//! is closed after the change that was made under it, and inotify tells that
+//! If iptables writes through nftables, the kernel counts each change. The legacy
+//! interface has no such number: it only returns the size of a table, which an edit
+//! need not change, or the whole table. But each legacy program keeps a lock file open
+//! while it works, and the programs of a cell hold another lock around that. A file is
+//! closed after the change that was made under its lock, and inotify reports the close
 //! (adr/0009).
 //!
-//! What always holds: a change that was made after [`ChangeDetector::mark`] by somebody
-//! who kept to a lock is told by [`ChangeDetector::maybe_changed`] once the lock is let go of.
-//! Where nothing can be told, it says that there may be something.
+//! Invariant: a change made after [`ChangeDetector::mark`] under one of the locks is
+//! reported by [`ChangeDetector::maybe_changed`] after the lock is released. If changes
+//! cannot be detected, the result is always true.
 
 use std::{
     fs::OpenOptions,
@@ -23,41 +23,42 @@ use nix::libc::O_CREAT;
 
 use crate::{drift::KernelGeneration, netlink::NetlinkConnection};
 
-/// The lock of the programs of iptables, if the environment names no other.
+/// Default lock file of the iptables programs.
 const PROGRAMS_LOCK: &str = "/run/xtables.lock";
-/// What names another.
+/// Environment variable that names another lock file.
 const PROGRAMS_LOCK_KEY: &str = "XTABLES_LOCKFILE";
 
-/// What says whether somebody was at work.
+/// Detects changes by other processes.
 #[derive(Debug)]
 pub(crate) enum ChangeDetector {
-    /// The kernel's number.
+    /// By the nf_tables generation.
     Kernel {
-        /// Where it is asked for.
+        /// The connection that reads the generation.
         line: NetlinkConnection,
-        /// At the mark.
+        /// The generation at the mark.
         mark: Option<KernelGeneration>,
     },
-    /// The lock files.
+    /// By the lock files.
     Locks(Locks),
 }
 
 impl ChangeDetector {
-    /// By the kernel's number.
+    /// A detector by the nf_tables generation.
     pub(crate) fn by_kernel() -> Self {
         Self::Kernel { line: NetlinkConnection::default(), mark: None }
     }
 
-    /// By the lock of the programs, and the lock that others on the cell take.
+    /// A detector by the lock of the programs, and the lock that others on the cell
+    /// take.
     pub(crate) fn by_locks(around: &Path) -> Self {
         let own = std::env::var_os(PROGRAMS_LOCK_KEY).unwrap_or_else(|| PROGRAMS_LOCK.into());
-        // The agent takes the lock around too, but opens it for reading only.
+        // The agent takes the outer lock too, but opens the file read-only.
         let files =
             [(PathBuf::from(own), WatchMask::CLOSE), (around.to_owned(), WatchMask::CLOSE_WRITE)];
         Self::Locks(Locks { files, watch: None, maybe_changed: true })
     }
 
-    /// Forgets what was before; call it before looking.
+    /// Forgets earlier changes; call this before reading the tables.
     pub(crate) fn mark(&mut self) {
         match self {
             Self::Kernel { line, mark } => *mark = line.generation(),
@@ -65,7 +66,7 @@ impl ChangeDetector {
         }
     }
 
-    /// Whether anybody may have changed anything since the mark.
+    /// Whether there may have been changes since the mark.
     pub(crate) fn maybe_changed(&mut self) -> bool {
         match self {
             Self::Kernel { line, mark } => mark.is_none() || *mark != line.generation(),
@@ -74,11 +75,11 @@ impl ChangeDetector {
     }
 }
 
-/// Lock files that are watched.
+/// Watched lock files.
 #[derive(Debug)]
 pub(crate) struct Locks {
     files: [(PathBuf, WatchMask); 2],
-    /// Gone when a file was replaced, until the next mark.
+    /// `None` after a file was replaced, until the next mark.
     watch: Option<Inotify>,
     maybe_changed: bool,
 }
@@ -100,7 +101,7 @@ impl Locks {
         self.maybe_changed
     }
 
-    /// Takes what inotify has to tell.
+    /// Reads all pending inotify events.
     fn drain(&mut self) {
         let Some(watch) = &mut self.watch else { return };
         let mut buffer = [0; 4096];
@@ -127,7 +128,7 @@ impl Locks {
     }
 }
 
-/// Makes files that are not there yet, as their users do.
+/// Creates missing files like their users do.
 fn watch(files: &[(PathBuf, WatchMask)]) -> io::Result<Inotify> {
     let inotify = Inotify::init()?;
     let replaced = WatchMask::ATTRIB | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
@@ -162,7 +163,7 @@ mod tests {
         assert!(!notice.maybe_changed());
         let held = File::open(directory.path().join("programs")).unwrap();
         assert!(!notice.maybe_changed(), "it may not have changed anything yet");
-        // Whoever looks while the lock is held sees what is before the change.
+        // A read while the lock is held sees the state before the change.
         notice.mark();
         drop(held);
         assert!(notice.maybe_changed() && notice.maybe_changed());

@@ -1,4 +1,4 @@
-//! The configuration file: vxlan-policy-agent's keys and ours
+//! The configuration file: the keys of vxlan-policy-agent and our own
 //! (docs/compatibility/vxlan-policy-agent.md#configuration, docs/config/cell-agent.md).
 
 use std::{
@@ -17,61 +17,61 @@ use runtime::{
 
 use crate::plan::{ConnectionLimit, DenyNetworks, Settings};
 
-/// Everything in the file that is used.
+/// The parsed configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Our name at the policy store.
+    /// The cell's name at the policy store.
     pub cell: CellId,
-    /// Where the groups come from.
+    /// Source of the security groups.
     pub source: Source,
-    /// Mutual TLS with it.
+    /// Mutual TLS with the source.
     pub tls: tls::Files,
     /// The data file of the container metadata store.
     pub container_store: PathBuf,
-    /// Where what survives a restart is kept.
+    /// Directory of the state files.
     pub state_directory: PathBuf,
     /// The Unix socket of `portcullis.cell.v1`.
     pub control_socket: PathBuf,
-    /// What holds the rules.
+    /// The data plane.
     pub plane: DataPlane,
-    /// The nft program.
+    /// Path of the nft program.
     pub nft: PathBuf,
-    /// How often the kernel is asked for changes by others.
+    /// Interval of checks for foreign changes of the kernel.
     pub drift_interval: Duration,
-    /// How often everything is compared without any reason, and the policy server
-    /// is asked if it is one that does not tell by itself.
+    /// Interval of full comparisons, and of polls if the source is a policy server
+    /// without push.
     pub full_interval: Duration,
-    /// The longest that a forced update waits.
+    /// Timeout of a forced update.
     pub force_timeout: Duration,
-    /// Whether anything is enforced at all.
+    /// Whether rules are enforced at all.
     pub enabled: bool,
-    /// The agent that takes lines for the logs of apps, if they are to be written.
+    /// Loggregator agent for app log lines, if they are enabled.
     pub loggregator: Option<loggregator::Config>,
-    /// The machine's metron agent (UDP), if it is to be told.
+    /// The VM's metron agent (UDP), if metrics are sent to one.
     pub metron: Option<HostPort>,
-    /// Who enforces container-to-container policies on this cell, if anybody.
+    /// Address of the agent that enforces container-to-container policies on this cell,
+    /// if any.
     pub policy_agent: Option<HostPort>,
-    /// The endpoints for the CNI plugin.
+    /// Listen address of the endpoints for the CNI plugin.
     pub control_address: String,
-    /// The endpoints for operators.
+    /// Listen address of the endpoints for operators.
     pub debug_address: String,
-    /// First part of the log source.
+    /// Prefix of the log source.
     pub log_prefix: String,
-    /// How much is logged.
+    /// Minimum log level.
     pub log_level: Level,
-    /// How the switch for logging connections between containers stands.
+    /// Initial state of the switch for container-to-container logging.
     pub c2c_logging: bool,
-    /// Packets that leave by the interfaces with these addresses are decided.
+    /// Rules apply to packets that leave through the interfaces with these addresses.
     pub underlay_ips: Vec<IpAddr>,
-    /// What shapes the rules; its `underlay` is empty until the interfaces are
-    /// looked up.
+    /// Settings of the rules; `underlay` is empty until the interfaces are looked up.
     pub settings: Settings,
-    /// The data plane where the file names none and there is no nft.
+    /// The data plane if the file names none and nft is missing.
     pub fallback: Option<DataPlane>,
 }
 
 impl Config {
-    /// Takes the other data plane, if the file names none.
+    /// Switches to the fallback data plane, if the file names none.
     pub fn fall_back(&mut self) -> bool {
         let Some(plane) = self.fallback.take() else { return false };
         self.settings.by_address = matches!(plane, DataPlane::Nftables);
@@ -80,22 +80,22 @@ impl Config {
     }
 }
 
-/// Where the groups come from.
+/// Source of the security groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// Our policy store pushes them, over gRPC.
+    /// Our policy store, which pushes changes over gRPC.
     Grpc(HostPort),
-    /// A genuine policy-server-internal is asked, over HTTP.
+    /// A genuine policy-server-internal, which is polled over HTTP.
     Http {
         /// Scheme, host and port.
         url: String,
-        /// For one request.
+        /// Timeout of one request.
         timeout: Duration,
     },
 }
 
 impl Source {
-    /// As the configuration names it.
+    /// The address as in the configuration.
     #[must_use]
     pub fn address(&self) -> &str {
         match self {
@@ -105,22 +105,22 @@ impl Source {
     }
 }
 
-/// What holds the rules.
+/// The data plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataPlane {
-    /// A table of our own.
+    /// An nftables table of our own.
     Nftables,
-    /// Chains of iptables beside those of silk-cni.
+    /// iptables chains beside those of silk-cni.
     Iptables {
-        /// How the names of the programs begin.
+        /// Path prefix of the programs.
         path: PathBuf,
-        /// The lock around every use of iptables on the cell.
+        /// Lock file of all users of iptables on the cell.
         lock: PathBuf,
     },
 }
 
 impl DataPlane {
-    /// As the configuration names it.
+    /// The name in the configuration.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -130,7 +130,7 @@ impl DataPlane {
     }
 }
 
-/// Keys of the original that mean nothing here.
+/// Keys of the original without effect here.
 const UNUSED: &[&str] = &["poll_interval", "vni", "enable_overlay_ingress_rules"];
 
 impl Configure for Config {
@@ -145,7 +145,7 @@ impl Configure for Config {
         let control_socket: Option<Option<PathBuf>> = keys.optional("control_socket");
         let nft = keys.or("nft_path", PathBuf::from("nft"));
         let (plane, fallback) = plane(keys).unzip();
-        // Reading what iptables holds costs more than asking nftables for a number.
+        // Reading the iptables tables costs more than reading the nf_tables generation.
         let seconds = if let Some(DataPlane::Iptables { .. }) = plane { 5 } else { 2 };
         let drift_interval = interval(keys, "drift_interval", Duration::from_secs(seconds));
         let force_timeout = interval(keys, "force_timeout", Duration::from_secs(10));
@@ -197,8 +197,8 @@ impl Configure for Config {
     }
 }
 
-/// Without a word about it: our own store where it is named, or else the policy
-/// server, so that the original's file can be taken as it is.
+/// The default source is our own store if its address is configured, otherwise the
+/// policy server, so that the original's file works unchanged.
 fn source(keys: &mut Reader<'_>) -> Option<Source> {
     let api: Option<Option<String>> = keys.optional("policy_server_api");
     let store: Option<Option<HostPort>> = keys.optional("policy_store_address");
@@ -232,7 +232,7 @@ fn source(keys: &mut Reader<'_>) -> Option<Source> {
     }
 }
 
-/// Only our own store is told who asks.
+/// Only our own store receives the cell's name.
 fn cell(keys: &mut Reader<'_>, source: Option<&Source>) -> Option<CellId> {
     let parse = |text: &str| CellId::parse(text).map_err(|error| error.to_string());
     match (source, keys.optional::<String>("cell_id")?) {
@@ -245,7 +245,7 @@ fn cell(keys: &mut Reader<'_>, source: Option<&Source>) -> Option<CellId> {
     }
 }
 
-/// The data plane, and the other one if the file names none.
+/// The data plane, and the fallback if the file names none.
 pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<(DataPlane, Option<DataPlane>)> {
     let plane: Option<Option<String>> = keys.optional("data_plane");
     let path = keys.or("iptables_path", PathBuf::from("iptables"));
@@ -264,18 +264,18 @@ pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<(DataPlane, Option<DataPlan
     }
 }
 
-/// The most that the modules `limit` and `hashlimit` of iptables count in a second,
-/// and also the largest burst.
+/// Maximum rate per second of the iptables modules `limit` and `hashlimit`, and also
+/// the largest burst.
 const LOGS_MOST: u32 = 10_000;
 const CONNECTIONS_MOST: u32 = 1_000_000;
 
-/// How many destinations and ports of a container are counted, without a word about it.
+/// Default number of destinations that are counted per container.
 const DESTINATIONS: u32 = 16_384;
 
-/// The network of silk's own job, for a file that names none.
+/// The default overlay network: that of silk's own job.
 const OVERLAY: &str = "10.255.0.0/16";
 
-/// As for a table of our own.
+/// Settings for a table of our own.
 pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
     let overlay = keys.or("overlay_network", OVERLAY.to_owned()).and_then(|text| {
         let overlay = network(&text);
@@ -311,12 +311,12 @@ impl Configure for DenyNetworks {
     }
 }
 
-/// The section `outbound_connections`; `None` inside when nothing is limited.
+/// The section `outbound_connections`; `None` inside means no limit.
 struct OutboundConnections(Option<ConnectionLimit>);
 
 impl Configure for OutboundConnections {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        // The original's agent does not look at it, either (case 16).
+        // The original's agent ignores this key, too (case 16).
         keys.ignore(&["dry_run"]);
         let limit = keys.or("limit", false);
         let log = keys.or("logging", false);
@@ -333,7 +333,7 @@ impl Configure for OutboundConnections {
     }
 }
 
-/// As the original: without `loggregator_use_v2_api` nothing is sent.
+/// Like the original: nothing is sent without `loggregator_use_v2_api`.
 fn loggregator(keys: &mut Reader<'_>) -> Option<Option<loggregator::Config>> {
     let section = keys.section::<loggregator::Config>("loggregator")?;
     let used = section.filter(|section| section.use_v2_api);
@@ -352,7 +352,7 @@ fn tls_files(keys: &mut Reader<'_>) -> Option<tls::Files> {
     Some(tls::Files { ca: ca?, cert: cert?, key: key? })
 }
 
-/// A network; host bits do not matter.
+/// A network; host bits are ignored.
 fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().map(|net: IpNet| net.trunc())
 }
@@ -381,8 +381,8 @@ fn texts<T>(
     Some(values)
 }
 
-/// A number from 1 to what the packet filter takes: it would refuse every container's
-/// rules for more.
+/// A number from 1 to the packet filter's maximum, above which the filter refuses every
+/// container's rules.
 fn rate(keys: &mut Reader<'_>, key: &'static str, default: u32, most: u32) -> Option<u32> {
     let rate = keys.or(key, default)?;
     if rate == 0 {

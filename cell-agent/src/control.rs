@@ -1,11 +1,12 @@
-//! The endpoints for the CNI plugin (docs/compatibility/vxlan-policy-agent.md#endpoints,
-//! #cni-chains): plain HTTP on loopback, any method, no authentication.
+//! The HTTP endpoints for the CNI plugin
+//! (docs/compatibility/vxlan-policy-agent.md#endpoints, #cni-chains): plain HTTP on
+//! loopback, any method, no authentication.
 //!
-//! "updated container H" is a promise: the container's rules are in the kernel.
-//! So the store is read anew, the policy store must have told the groups of the
-//! container's space, and the transaction must be committed. Where the policy
-//! store is down, its last good answer counts, if there is one. A policy server
-//! that is polled is asked now.
+//! "updated container H" is a promise: the container's rules are in the kernel. So the
+//! metadata store is read again, the policy store must have sent the groups of the
+//! container's space, and the transaction must be committed. While the policy store is
+//! down, its last good response counts, if there is one. A polled policy server is
+//! asked immediately.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,17 +31,17 @@ use crate::{
     reconcile::{Enforced, Trigger},
 };
 
-/// What the endpoints work with.
+/// State of the endpoints.
 #[derive(Debug, Clone)]
 pub struct Control {
-    /// `None` when nothing is enforced; the endpoints say so.
+    /// `None` when enforcement is disabled; the endpoints say so.
     pub cell: Option<Cell>,
-    /// Who enforces container-to-container policies on this cell, if anybody.
+    /// The agent that enforces container-to-container policies on this cell, if any.
     pub policies: Option<PolicyAgent>,
 }
 
-/// The original's agent beside this one, for the policies between containers; its
-/// own security groups are switched off.
+/// The original's agent beside this one, for container-to-container policies; its own
+/// security groups are switched off.
 #[derive(Debug, Clone)]
 pub struct PolicyAgent {
     url: String,
@@ -48,16 +49,16 @@ pub struct PolicyAgent {
 }
 
 impl PolicyAgent {
-    /// The one at this address.
+    /// The agent at this address.
     ///
     /// # Errors
-    /// There is no HTTP client.
+    /// The HTTP client cannot be built.
     pub fn new(address: &str, timeout: Duration) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder().no_proxy().timeout(timeout).build()?;
         Ok(Self { url: format!("http://{address}/force-policy-poll-cycle"), http })
     }
 
-    /// What it says to the same request.
+    /// Sends the same request to that agent.
     async fn force(&self) -> Result<(StatusCode, String), reqwest::Error> {
         let answer = self.http.get(&self.url).send().await?;
         Ok((answer.status(), answer.text().await?))
@@ -69,18 +70,18 @@ impl PolicyAgent {
 pub struct Cell {
     /// The containers.
     pub containers: Feed,
-    /// The groups that are known.
+    /// The known groups.
     pub groups: watch::Receiver<Option<Arc<Known>>>,
-    /// Has them asked for now.
+    /// Triggers a request to the source of the groups.
     pub refresh: Refresh,
-    /// What is in force.
+    /// The state in force.
     pub enforced: watch::Receiver<Arc<Enforced>>,
-    /// The reconcile loop.
+    /// Trigger of the reconcile loop.
     pub nudge: mpsc::Sender<Trigger>,
-    /// Whether the rules are among chains of the CNI plugin, and good for nothing
+    /// Whether the rules are in chains beside the CNI plugin's, and have no effect
     /// without those.
     pub beside_plugin: bool,
-    /// The longest that a request waits.
+    /// Timeout of a request.
     pub timeout: Duration,
 }
 
@@ -94,14 +95,14 @@ pub fn router(control: Control) -> Router {
         .with_state(control)
 }
 
-/// The answer of Go's net/http for an unknown path.
+/// The response of Go's net/http for an unknown path.
 pub(crate) async fn not_found() -> Response {
     let options = [(X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (StatusCode::NOT_FOUND, options, "404 page not found\n").into_response()
 }
 
-/// Container-to-container policies are none of ours, but the CNI plugin has one
-/// agent to ask: who enforces them is asked in its place.
+/// Container-to-container policies are not handled here, but the CNI plugin knows only
+/// one agent: the request is forwarded to the agent that enforces them.
 async fn force_policy_poll_cycle(State(control): State<Control>) -> Response {
     let Some(agent) = &control.policies else { return StatusCode::OK.into_response() };
     match agent.force().await {
@@ -153,7 +154,7 @@ async fn force_orphaned_asgs_cleanup(
     }
 }
 
-/// Why a request is not looked at.
+/// Why a request is rejected without processing.
 type Refusal = (StatusCode, &'static str);
 
 fn failed(text: String) -> Response {
@@ -161,7 +162,7 @@ fn failed(text: String) -> Response {
 }
 
 impl Control {
-    /// The cell and the handle, or why there is neither.
+    /// The cell and the handle, or the refusal.
     fn asked(&self, query: Option<&str>) -> Result<(&Cell, String), Refusal> {
         let disabled = "ASG syncing has been disabled administratively";
         let cell = self.cell.as_ref().ok_or((StatusCode::METHOD_NOT_ALLOWED, disabled))?;
@@ -170,7 +171,7 @@ impl Control {
     }
 }
 
-/// The first parameter `container` that can be read; empty counts as absent.
+/// The first parameter `container` that can be decoded; empty counts as absent.
 fn container(query: &str) -> Option<String> {
     let pairs = query.split('&').filter(|pair| !pair.contains(';'));
     let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
@@ -179,7 +180,7 @@ fn container(query: &str) -> Option<String> {
     (!value.is_empty()).then_some(value)
 }
 
-/// `%41` and `+`, as in a query; `None` if it is not well-formed UTF-8.
+/// Decodes `%41` and `+` as in a query; `None` for invalid UTF-8.
 fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -197,8 +198,8 @@ fn unescape(text: &str) -> Option<String> {
 }
 
 impl Cell {
-    /// Waits until the container's rules are in the kernel. A container that the
-    /// store does not have is none of ours, as for the original.
+    /// Waits until the container's rules are in the kernel. A container that is not in
+    /// the metadata store is ignored, like in the original.
     async fn update(&self, handle: &str) -> Result<(), String> {
         let before = self.enforced.borrow().clone();
         let reading = self.containers.reload().await?.reading;
@@ -214,7 +215,7 @@ impl Cell {
             if enforced.attempted < reading {
                 return Some(Missing::Reading(reading));
             }
-            // An older failure says nothing about this container.
+            // An older failure does not concern this container.
             if enforced.error.is_some() {
                 return None;
             }
@@ -233,8 +234,8 @@ impl Cell {
         let mut enforced = self.wait(&handle, missing).await;
         let is_old = self.beside_plugin && Arc::ptr_eq(&enforced, &before);
         if is_old || enforced.waiting.contains_key(&handle) {
-            // The CNI plugin writes to the store before it makes the chains, and
-            // calls after it; it may also have made them anew for an old entry.
+            // The CNI plugin writes the metadata before it creates the chains, and
+            // calls afterwards; it may also have recreated the chains of an old entry.
             self.look_again().await?;
             enforced = self.enforced.borrow().clone();
         }
@@ -254,7 +255,7 @@ impl Cell {
         }
     }
 
-    /// Waits until nothing of a container that is gone is left in the kernel.
+    /// Waits until the kernel holds nothing of a deleted container.
     async fn clean_up(&self, handle: &str) -> Result<(), String> {
         let containers = self.containers.reload().await?;
         let Ok(handle) = ContainerHandle::parse(handle) else { return Ok(()) };
@@ -266,12 +267,12 @@ impl Cell {
             (enforced.attempted < reading).then_some(Missing::Reading(reading))
         };
         let enforced = self.wait(&handle, missing).await;
-        // What the plugin's own chains held may go now that it has taken them away.
+        // The plugin has deleted its chains, so chains that they referenced can go now.
         self.look_again().await?;
         failure(&enforced, reading).map_or(Ok(()), Err)
     }
 
-    /// Waits until the kernel has been looked at after this call.
+    /// Waits for a kernel comparison that begins after this call.
     async fn look_again(&self) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
         let pass = async {
@@ -284,8 +285,8 @@ impl Cell {
         passed.unwrap_or_else(|_| Err("the rules are not in the kernel yet".to_owned()))
     }
 
-    /// The state in which nothing is missing, or the state at the deadline; that is
-    /// logged and counted, since the CNI plugin waits for it.
+    /// The first state in which nothing is missing, or the state at the deadline; the
+    /// wait is logged and counted, since the CNI plugin is blocked by it.
     async fn wait(
         &self,
         handle: &ContainerHandle,
@@ -308,7 +309,7 @@ impl Cell {
     }
 }
 
-/// What a caller waits for.
+/// The condition that a caller waits for.
 #[derive(Debug, thiserror::Error)]
 enum Missing {
     #[error("no attempt with reading {0} of the container metadata store")]

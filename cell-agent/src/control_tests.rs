@@ -30,8 +30,8 @@ fn the_handle_is_the_first_parameter_of_that_name() {
     }
 }
 
-/// A failure that is older than the container does not end its start: the next
-/// attempt decides.
+/// A failure from before the container's entry does not end the wait: the next attempt
+/// decides.
 #[tokio::test]
 async fn an_older_failure_is_not_an_answer() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,14 +1,14 @@
-//! What to tell the kernel so that it holds the wanted table.
+//! Computes the transactions that change the applied table into the desired one.
 //!
-//! Pure. Every script is one transaction of nft, and a difference is one or two
-//! of them: the first adds chains that no packet meets yet, the second switches
-//! to them, so for packets all of the difference happens at one instant. One
-//! transaction is not enough for that: the kernel switches chains at one instant,
-//! but finds what is in a new set of intervals an instant later.
+//! Pure. Every script is one nft transaction, and a difference is one or two of them:
+//! the first adds chains that no packet reaches yet, the second switches to them, so
+//! for packets the whole difference takes effect at once. One transaction is not
+//! enough: the kernel switches chains at one instant, but finds the elements of a new
+//! interval set an instant later.
 //!
-//! What is no longer used may stay until a later sweep ([`Sweep::Later`]): then no
-//! packet that is under way in an old chain meets it half taken down, and what
-//! comes back is still there.
+//! Unused objects may stay until a later sweep ([`Sweep::Later`]): then a packet in
+//! flight in an old chain does not meet a partly deleted chain, and chains that are
+//! needed again still exist.
 
 use std::collections::BTreeMap;
 
@@ -21,31 +21,30 @@ use crate::{
     render::table::{Chain, HOOK, Key, Map, NAME, Table, add_elements},
 };
 
-/// Whether what is no longer used goes in this transaction.
+/// Whether this transaction deletes unused objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sweep {
-    /// They stay for now.
+    /// Unused objects stay.
     Later,
-    /// They go.
+    /// Unused objects are deleted.
     Now,
 }
 
 /// One transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What to send to nft.
+    /// The nft script.
     pub script: String,
-    /// The same without nft; empty if it needs nft.
+    /// The same change as netlink operations; empty if it needs nft.
     pub orders: Vec<NftOp>,
-    /// The same as several transactions, each small enough for any socket; empty if
-    /// the script is small, or if packets would meet a part of the change.
+    /// The same change as several transactions, each small enough for any socket; empty
+    /// if the script is small, or if packets would meet a part of the change.
     pub parts: Vec<String>,
-    /// What the kernel holds after it.
+    /// The table after the transaction.
     pub after: Table,
 }
 
-/// What leads from `applied` to `wanted`, in this order; nothing when they are
-/// equal.
+/// The transactions from `applied` to `wanted`, in order; empty when they are equal.
 #[must_use]
 pub fn diff(applied: &Table, wanted: &Table, sweep: Sweep) -> Vec<Change> {
     let mut after = wanted.clone();
@@ -77,7 +76,7 @@ fn change(applied: &Table, after: Table) -> Change {
     Change { script, orders, parts, after }
 }
 
-/// The table, and what only the other has.
+/// The table plus the objects that only `other` has.
 fn with_more(mut table: Table, other: &Table) -> Table {
     for (name, chain) in &other.chains {
         table.chains.entry(name.clone()).or_insert_with(|| chain.clone());
@@ -92,8 +91,8 @@ fn with_more(mut table: Table, other: &Table) -> Table {
     table
 }
 
-/// What no packet meets as long as nothing else leads to it: all but the hook
-/// and the elements of maps.
+/// The parts that packets do not reach by themselves: all but the hook and the map
+/// elements.
 fn unused(table: &Table) -> Table {
     let mut table = table.clone();
     table.chains.retain(|_, chain| !chain.header.starts_with(HOOK));
@@ -101,7 +100,7 @@ fn unused(table: &Table) -> Table {
     table
 }
 
-/// Definitions of sets and maps, and headers of chains, are for ever.
+/// Definitions of sets and maps, and chain headers, cannot change in place.
 fn can_change_in_place(applied: &Table, wanted: &Table) -> bool {
     let same = |name: &String, chain: &Chain| {
         applied.chains.get(name).is_none_or(|old| old.header == chain.header)
@@ -158,20 +157,20 @@ fn map_changes(name: &str, old: &Map, new: &Map) -> String {
     script
 }
 
-/// What has to go from a map; also what only jumps elsewhere.
+/// Keys to delete from a map, including those with a new jump target.
 fn gone(old: &Map, new: &Map) -> Vec<Key> {
     let gone = old.jumps.iter().filter(|(key, chain)| new.jumps.get(*key) != Some(*chain));
     gone.map(|(key, _)| key.clone()).collect()
 }
 
-/// What has to come into it.
+/// Elements to add to the map.
 fn come(old: &Map, new: &Map) -> BTreeMap<Key, String> {
     let come = new.jumps.iter().filter(|(key, chain)| old.jumps.get(*key) != Some(*chain));
     come.map(|(key, chain)| (key.clone(), chain.clone())).collect()
 }
 
-/// The script without nft, if it has nothing to compile: chains come to lead to
-/// others, maps change, and chains go.
+/// The change as netlink operations, if no rule has to be compiled: jumps change, map
+/// elements change, and chains are deleted.
 fn orders(applied: &Table, after: &Table) -> Option<Vec<NftOp>> {
     let same_maps = applied.maps.keys().eq(after.maps.keys());
     let same_objects = applied.counters == after.counters;
@@ -198,14 +197,14 @@ fn orders(applied: &Table, after: &Table) -> Option<Vec<NftOp>> {
             orders.push(NftOp::AddElements { map: name.clone(), jumps });
         }
     }
-    // First everything is emptied, so that nothing refers to what is deleted.
+    // Flush everything first, so that no reference to a deleted object is left.
     let gone = || applied.chains.keys().filter(|name| !after.chains.contains_key(*name)).cloned();
     orders.extend(gone().map(NftOp::Flush));
     orders.extend(gone().map(NftOp::Delete));
     Some(orders)
 }
 
-/// First everything is emptied, so that nothing refers to what is deleted.
+/// Flushes everything first, so that no reference to a deleted object is left.
 fn removals(applied: &Table, after: &Table) -> String {
     let mut script = String::new();
     for name in applied.maps.keys().filter(|name| !after.maps.contains_key(*name)) {
@@ -231,9 +230,9 @@ fn removals(applied: &Table, after: &Table) -> String {
     script
 }
 
-/// The table anew, whatever there was. Connection counters are lost, and while
-/// the kernel switches, the old base chain ends an instant before the new one
-/// begins; so this is only for a table that cannot be changed in place.
+/// Deletes and recreates the table, whatever its state. Connection counters are lost,
+/// and during the switch the old base chain ends an instant before the new one begins;
+/// so this is only for a table that cannot be changed in place.
 #[must_use]
 pub fn replace(wanted: &Table) -> Change {
     let script = format!(
@@ -244,16 +243,16 @@ pub fn replace(wanted: &Table) -> Change {
     Change { script, orders: Vec::new(), parts: Vec::new(), after: wanted.clone() }
 }
 
-/// Takes the table out of the kernel, whether it is there or not.
+/// Deletes the table, whether it exists or not.
 #[must_use]
 pub fn remove() -> String {
     format!("table inet {NAME} {{}}\ndelete table inet {NAME}\n")
 }
 
-/// The table that nft lists, as far as it can be relied on: which chains, maps
-/// and sets there are, and what stands in our maps. What the chains hold is taken
-/// for wrong, so that each that is wanted is written again, at one instant for
-/// every packet, and what is right in the maps stays untouched.
+/// The reliable part of nft's listing: the names of chains, maps and sets, and the
+/// elements of our maps. The chains' rules are treated as wrong, so that each desired
+/// chain is rewritten, at one instant for every packet, and correct map elements stay
+/// untouched.
 #[must_use]
 pub fn suspect(listing: &str, wanted: &Table) -> Table {
     let mut found = Table::default();
@@ -280,14 +279,15 @@ pub fn suspect(listing: &str, wanted: &Table) -> Table {
     found
 }
 
-/// Kind and name of what begins at a line such as `\tchain forward {`.
+/// Kind and name from the first line of a block, such as `\tchain forward {`.
 fn block_head(line: &str) -> Option<[&str; 2]> {
     let line = line.strip_prefix('\t')?.strip_suffix(" {")?;
     let (kind, name) = line.split_once(' ')?;
     (!kind.is_empty() && !name.contains(char::is_whitespace)).then_some([kind, name])
 }
 
-/// Key and elements of a listed map. What is no jump cannot equal what is wanted.
+/// Key type and elements of a listed map. An element without a jump never equals a
+/// desired one.
 fn read_map(body: &str) -> Map {
     let key =
         body.trim_start().strip_prefix("type ").and_then(|rest| rest.split_whitespace().next());

@@ -24,7 +24,7 @@ fn table() -> impl Strategy<Value = Table> {
     })
 }
 
-/// What nft makes of the commands that we send; anything else is a mistake.
+/// Applies our commands like nft; anything else is a bug.
 fn play(mut table: Table, script: &str) -> Table {
     let mut lines = script.lines();
     while let Some(line) = lines.next() {
@@ -91,7 +91,7 @@ fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
     }
 }
 
-/// What the kernel makes of orders.
+/// Applies netlink operations like the kernel.
 fn obey(mut table: Table, orders: &[NftOp]) -> Table {
     for order in orders {
         match order.clone() {
@@ -116,7 +116,7 @@ fn obey(mut table: Table, orders: &[NftOp]) -> Table {
     table
 }
 
-/// One transaction after the other, each as it says of itself.
+/// Applies the transactions in order, each by its preferred method.
 fn play_all(mut table: Table, changes: &[Change]) -> Table {
     for change in changes {
         if !change.orders.is_empty() {
@@ -129,7 +129,7 @@ fn play_all(mut table: Table, changes: &[Change]) -> Table {
 }
 
 proptest! {
-    /// From any table to any other, by any way of sweeping.
+    /// From any table to any other, with both kinds of sweep.
     #[test]
     fn the_scripts_lead_to_what_is_wanted(from in table(), to in table()) {
         let at_once = diff(&from, &to, Sweep::Now);
@@ -147,8 +147,8 @@ proptest! {
         prop_assert_eq!(diff(&to, &to, Sweep::Now), vec![]);
     }
 
-    /// A transaction that adds chains does nothing else; what packets meet
-    /// changes in one transaction.
+    /// A transaction that adds chains does nothing else; the rules that packets meet
+    /// change in one transaction.
     #[test]
     fn the_switch_leads_to_nothing_that_is_new(from in table(), to in table()) {
         let changes = diff(&from, &to, Sweep::Later);
@@ -167,7 +167,7 @@ proptest! {
     }
 }
 
-/// The commonest changes need no compiler, and so no process.
+/// The most frequent changes need no rule compiler, and so no process.
 #[test]
 fn what_only_leads_elsewhere_needs_no_nft() {
     let chain = |rules: &[&str]| Chain {

@@ -1,11 +1,12 @@
-//! Notices what others do to our table.
+//! Detects foreign changes of our table.
 //!
-//! The kernel numbers each change to the packet filter of a network namespace.
-//! As long as the number is the one after our own last change, nobody has done
-//! anything, and asking for it costs two system calls. When it has moved, nft's
-//! listing of our table is compared with the one taken after our last change.
+//! The kernel numbers each change to the packet filter of a network namespace
+//! (nf_tables generation). While the number is the one after our own last change, no
+//! other process has changed anything, and reading it costs two system calls. When it
+//! differs, nft's listing of our table is compared with the one taken after our last
+//! change.
 //!
-//! [`Drift`] names what differs, for the log. Of the listing only hashes are kept
+//! [`Drift`] names the differences for the log. Only hashes of the listing are kept
 //! ([`Outline`]): a full cell has some 10 MB of rules.
 
 use std::{
@@ -19,17 +20,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::render::table::{NAME, Table};
 
-/// How many differences a log line shows.
+/// Maximum number of differences in a log line.
 const SHOWN_MOST: usize = 10;
-/// How many characters of a rule it shows.
+/// Maximum length of a rule in a log line, in characters.
 const RULE_MOST: usize = 200;
 
-/// What others changed in rules of ours.
+/// Foreign changes of our rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Drift {
-    /// How many rules differ.
+    /// Number of rules that differ.
     pub differences: usize,
-    /// The first of them.
+    /// The first differences.
     pub shown: Vec<Difference>,
 }
 
@@ -38,10 +39,10 @@ pub struct Drift {
 pub struct Difference {
     /// The chain, map or table.
     pub place: String,
-    /// The rule that should be there; absent if none should.
+    /// The expected rule; `None` if there should be none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
-    /// The rule that is there; absent if none is.
+    /// The actual rule; `None` if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub found: Option<String>,
 }
@@ -58,14 +59,14 @@ impl Drift {
         }
     }
 
-    /// Adds another one.
+    /// Adds the differences of another drift.
     pub fn extend(&mut self, other: Self) {
         self.differences += other.differences;
         let room = SHOWN_MOST.saturating_sub(self.shown.len());
         self.shown.extend(other.shown.into_iter().take(room));
     }
 
-    /// Adds what differs between two lists of rules, which begin and end alike.
+    /// Adds the differences of two rule lists, without their common beginning and end.
     pub fn compare<'a>(
         &mut self,
         place: &str,
@@ -81,7 +82,7 @@ impl Drift {
     }
 }
 
-/// The places that are left when the same beginning and the same end are taken away.
+/// The indexes that remain without the common prefix and suffix.
 fn middle(
     old: usize,
     new: usize,
@@ -106,8 +107,8 @@ impl Outline {
         Self(blocks.map(|(place, lines)| (place.to_owned(), hashed(lines))).collect())
     }
 
-    /// What differs in a later listing. The table that was written gives the texts of the
-    /// rules that are gone.
+    /// The differences in a later listing. The written table supplies the texts of
+    /// deleted rules.
     #[must_use]
     pub fn drift(&self, listing: &str, written: &Table) -> Drift {
         let mut drift = Drift::default();
@@ -137,8 +138,8 @@ impl Outline {
     }
 }
 
-/// The text of a line that is gone. nft may spell a rule in its own way, so a rule that
-/// is not known by its text is known by its place: rules are the last lines of a chain.
+/// The text of a deleted line. nft may print a rule differently, so a rule whose text
+/// is not found is looked up by position: rules are the last lines of a chain.
 fn text<'a>(texts: &'a [String], lines: &[u64], at: usize) -> &'a str {
     let by_text = texts.iter().find(|text| hash(text) == lines[at]);
     let by_place = || texts.get((at + texts.len()).checked_sub(lines.len())?);
@@ -160,8 +161,8 @@ fn hash(line: &str) -> u64 {
     hasher.finish()
 }
 
-/// The lines of each block, and the elements of maps; without what the kernel itself
-/// puts into sets.
+/// The lines of each block, and the elements of maps; without set elements that the
+/// kernel itself added.
 fn blocks(listing: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut blocks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let (mut place, mut in_elements) = (None, false);
@@ -191,39 +192,39 @@ fn blocks(listing: &str) -> BTreeMap<&str, Vec<&str>> {
     blocks
 }
 
-/// The kernel's number for the packet filter in this network namespace.
+/// The nf_tables generation of this network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelGeneration(u32);
 
 impl KernelGeneration {
-    /// As the kernel tells it.
+    /// From the kernel's value.
     #[must_use]
     pub fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// As the kernel tells it.
+    /// The kernel's value.
     #[must_use]
     pub fn number(self) -> u32 {
         self.0
     }
 
-    /// A text that no earlier generation of this namespace gave.
+    /// A text that is unique among the generations of this namespace.
     #[must_use]
     pub fn salt(self) -> String {
         self.0.to_string()
     }
 
-    /// Whether one change lies between.
+    /// Whether exactly one change lies between.
     #[must_use]
     pub fn follows(self, before: Self) -> bool {
-        // The kernel leaves 0 out when the number wraps.
+        // The kernel skips 0 on wraparound.
         self.0 == before.0.wrapping_add(1) || (before.0 == u32::MAX && self.0 == 1)
     }
 }
 
-/// What nft's listing of a table says, without what the kernel itself puts into
-/// sets (connection buckets), as a hash.
+/// Hash of nft's listing of a table, without set elements that the kernel itself added
+/// (connection buckets).
 #[must_use]
 pub fn fingerprint(listing: &str) -> String {
     let mut hash = Sha256::new();
@@ -257,7 +258,7 @@ mod tests {
         assert!(!KernelGeneration(7).follows(KernelGeneration(7)));
     }
 
-    /// As nft lists it, and as it was written.
+    /// The table as nft lists it, and as it was written.
     fn table() -> (String, Table) {
         let listing = "table inet portcullis {\n\tmap policies {\n\t\ttype ipv4_addr : verdict\n\
              \t\telements = { 10.0.0.1 : jump a,\n\t\t\t     10.0.0.2 : jump b }\n\t}\n\n\

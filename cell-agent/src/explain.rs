@@ -1,8 +1,9 @@
-//! Why a new connection of a container is allowed or denied.
+//! Explains why a new connection of a container is allowed or denied.
 //!
-//! Decides on the ruleset in force and on the route of the packet ([`Way`]), which the
-//! caller asks the kernel for. Follows the packet: whether it passes the chains of
-//! security groups at all, deny networks, rules. The limit on new connections depends on
+//! Uses the ruleset in force and the packet's route ([`Way`]), which the caller gets
+//! from the kernel. Checks in the packet's order: whether the packet passes the
+//! security group chains at all, deny networks, rules. The limit on new connections
+//! depends on other traffic, so the reason only mentions the limit.
 //! other traffic, so the reason only mentions the limit.
 
 mod isolated;
@@ -24,7 +25,7 @@ use crate::{
     plan::{Assignment, Known, Policy, Ruleset},
 };
 
-/// The answer.
+/// The result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Explanation<'a> {
     /// A rule allows it.
@@ -33,31 +34,32 @@ pub enum Explanation<'a> {
         permit: &'a Permit,
         /// The rule.
         source: &'a Source,
-        /// In words.
+        /// The reason as a sentence.
         reason: String,
     },
-    /// It is allowed before any rule is looked at.
+    /// Allowed before any rule.
     AllowedAlways {
-        /// In words.
+        /// The reason as a sentence.
         reason: String,
     },
-    /// Security groups do not decide.
+    /// Security groups do not apply.
     NotDecided {
-        /// In words.
+        /// The reason as a sentence.
         reason: String,
     },
-    /// Unknown to the agent.
+    /// The agent does not know.
     Untold {
-        /// In words.
+        /// The reason as a sentence.
         reason: String,
     },
     /// It is denied.
     Denied {
-        /// In words.
+        /// The reason as a sentence.
         reason: String,
-        /// Rules that come close, the closest first, with what keeps each from matching.
+        /// Rules that nearly match, the closest first, each with the reason why it does
+        /// not.
         nearest: Vec<(&'a Source, String)>,
-        /// Rules that are not enforced and would allow it, with why they are not enforced.
+        /// Rules that would allow the connection but are not enforced, with the reason.
         isolated: Vec<NotEnforced>,
     },
 }
@@ -65,16 +67,16 @@ pub enum Explanation<'a> {
 /// A rule that is not enforced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotEnforced {
-    /// In which group.
+    /// The group.
     pub group: GroupGuid,
-    /// In which of its rules, from 0.
+    /// Index of the rule in the group, from 0.
     pub rule: usize,
     /// Why it is not enforced.
     pub reason: String,
 }
 
-/// Explains what happens to a new connection that takes this way; `None` when there is no
-/// such container. `known` are the groups that the ruleset was made from.
+/// Explains a new connection that takes this way; `None` for an unknown container.
+/// `known` are the groups that the ruleset was made from.
 #[must_use]
 pub fn explain<'a>(
     ruleset: &'a Ruleset,
@@ -130,7 +132,7 @@ pub fn explain<'a>(
     })
 }
 
-/// Denied for a reason that no rule has to do with.
+/// Denied for a reason other than rules.
 #[must_use]
 pub fn denied(reason: String) -> Explanation<'static> {
     Explanation::Denied { reason, nearest: Vec::new(), isolated: Vec::new() }
@@ -148,7 +150,7 @@ pub fn why_denied(assignment: &Assignment) -> String {
     }
 }
 
-/// The rules in force, each once, however many destinations and ports it has.
+/// The rules in force; a rule with several destinations and ports occurs once.
 #[must_use]
 pub fn in_force(policy: &Policy) -> Vec<&Source> {
     let mut sources: Vec<&Source> = policy.rules.permits.iter().map(|(_, source)| source).collect();
@@ -175,7 +177,7 @@ fn not_enforced(policy: &Policy, known: &Known, fit: Fit, rule: &NotEnforced) ->
     }
 }
 
-/// Rules that are not enforced and fit, the surest first.
+/// Rules that match but are not enforced, the most certain first.
 fn isolated(policy: &Policy, known: &Known, probe: Probe) -> Vec<(Fit, NotEnforced)> {
     let unreadable = policy.rules.isolated.iter();
     let unreadable =

@@ -183,7 +183,7 @@ fn what_comes_before_the_rules_is_told() {
     assert_eq!(explain(&open.0, &open.1, &nobody, probe, &leaves("eth0")), None);
 }
 
-/// What is not decided, as the settings of both planes have it.
+/// Packets that the settings of either plane exclude.
 #[test]
 fn packets_that_do_not_pass_the_chains_are_not_decided() {
     type Change = fn(&mut Settings);

@@ -1,4 +1,4 @@
-//! `portcullis.cell.v1`, on a Unix socket that only root may use.
+//! The gRPC service `portcullis.cell.v1`, on a Unix socket that only root may use.
 
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
@@ -26,11 +26,11 @@ use crate::{
 /// The service.
 #[derive(Debug)]
 pub struct Service {
-    /// Who we are.
+    /// The cell's name.
     pub cell: CellId,
-    /// What is in force.
+    /// The state in force.
     pub enforced: watch::Receiver<Arc<Enforced>>,
-    /// What the store told last.
+    /// The last known groups.
     pub known: watch::Receiver<Option<Arc<Known>>>,
     /// Whether the store can be reached.
     pub link: watch::Receiver<Connectivity>,
@@ -81,11 +81,12 @@ impl Cell for Service {
         let mut explanation = explain(&enforced.ruleset, &enforced.known, &handle, probe, &way)
             .ok_or_else(|| unknown(&enforced, &handle))?;
         if matches!(explanation, Explanation::NotDecided { .. }) {
-            // Neither the container's rules nor the lack of them matters.
+            // The chain of an earlier process decides, so the container's own rules do
+            // not matter.
         } else if enforced.kept.contains(&handle) {
             explanation = Explanation::Untold { reason: reason(&enforced, &handle) };
         } else if let Some(reason) = enforced.waiting.get(&handle) {
-            // Whatever its rules say, they are not in the kernel.
+            // The container's rules are not in the kernel, so they do not matter.
             explanation = denied(reason.clone());
         }
         let container = container(&enforced, &handle);
@@ -125,11 +126,11 @@ impl Cell for Service {
     }
 }
 
-/// Candidates that the error for an ambiguous handle names.
+/// Maximum number of candidates in the error for an ambiguous handle.
 const CANDIDATES: usize = 5;
 
-/// The container with this handle, or the only one whose handle begins like that. Where
-/// there is none, the handle as it came.
+/// Finds the container with this handle, or the only one with this handle prefix. If
+/// there is none, returns the handle unchanged.
 fn resolve(enforced: &Enforced, text: &str) -> Result<ContainerHandle, Status> {
     let handle = ContainerHandle::parse(text)
         .map_err(|error| Status::invalid_argument(format!("handle: {error}")))?;
@@ -163,13 +164,13 @@ fn unknown(enforced: &Enforced, handle: &ContainerHandle) -> Status {
     Status::not_found(format!("there is no container {handle} on this cell"))
 }
 
-/// The connection that is asked about.
+/// The connection to explain.
 fn parse_probe(request: &ExplainRequest) -> Result<Probe, String> {
     let ExplainRequest { handle: _, protocol, destination, port, icmp_type, icmp_code } = request;
     let destination: IpAddr = destination
         .parse()
         .map_err(|_| format!("destination: {destination:?} is not an address"))?;
-    // What a packet to it says.
+    // IPv4-mapped addresses mean the IPv4 address.
     let destination = destination.to_canonical();
     let port = || u16::try_from(*port).map_err(|_| format!("port: {port} is more than 65535"));
     let byte = |name: &str, value: u32| {
@@ -225,7 +226,7 @@ fn container(enforced: &Enforced, handle: &ContainerHandle) -> Option<Container>
     })
 }
 
-/// Why the container's own rules are not in force; empty if they are.
+/// Why the container's rules are not in force; empty if they are.
 fn reason(enforced: &Enforced, handle: &ContainerHandle) -> String {
     if let Some(waits) = enforced.waiting.get(handle) {
         return waits.clone();
@@ -247,7 +248,7 @@ fn rule(enforced: &Enforced, source: &Source) -> EffectiveRule {
     EffectiveRule { rule, source: Some(source) }
 }
 
-/// A rule as it was written, and where.
+/// A rule as written, with its source.
 fn written(
     enforced: &Enforced,
     group: &GroupGuid,

@@ -1,12 +1,14 @@
-//! The interfaces of this cell that containers are behind.
+//! Finds the interfaces of this cell's containers.
 //!
-//! silk-cni gives each container an interface of its own, named after the container's IPv4
-//! address: whatever source address a packet has, the interface says whose it is. Other
-//! plugins name interfaces otherwise; those are found by the routes to the containers'
-//! addresses, and may have several containers behind them, so that the source address says
-//! whose a packet is, and a packet with any other source is nobody's.
+//! silk-cni gives each container an interface of its own, named after the container's
+//! IPv4 address: the interface identifies the container, whatever the packet's source
+//! address is. Interfaces of other plugins have other names; they are found by the
+//! routes to the containers' addresses. Such an interface may serve several containers,
+//! so the source address identifies the container, and a packet with any other source
+//! is unattributed.
 //!
-//! An interface that a default route leads to, or that has an underlay address, is never
+//! An interface of a default route, or with an underlay address, is never one of these:
+//! its packets come from other machines.
 //! one of these: packets that come in by it are those of other machines.
 
 use std::{
@@ -18,22 +20,22 @@ use std::{
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 
-/// How the names of silk's interfaces begin.
+/// Name prefix of silk's interfaces.
 pub const SILK: &str = "s-";
-/// The way to containers of other cells.
+/// The interface to containers of other cells.
 pub const OVERLAY: &str = "silk-vtep";
 /// `RTF_GATEWAY`, and for IPv6 `RTF_LOCAL`.
 const GATEWAY: u32 = 2;
 const LOCAL: u32 = 0x8000_0000;
 
-/// The interface that silk-cni gives a container with this address.
+/// The interface name that silk-cni uses for this address.
 #[must_use]
 pub fn of_silk(address: Ipv4Addr) -> String {
     let [a, b, c, d] = address.octets();
     format!("{SILK}{a:03}{b:03}{c:03}{d:03}")
 }
 
-/// What the kernel knows of ways to addresses.
+/// Routes and interface addresses of the kernel.
 #[derive(Debug, Default)]
 pub struct Routes {
     /// The interfaces of routes to a single address without a gateway.
@@ -47,13 +49,13 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// As they are in the network namespace of this thread.
+    /// Reads the routes of the network namespace of this thread.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// The kernel's tables cannot be read.
     pub fn read() -> io::Result<Self> {
         let mut routes = Self::default();
-        // Without IPv6 there is no such file.
+        // The file is missing without IPv6.
         let read = |name: &str| match fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
             read => read,
@@ -87,14 +89,14 @@ impl Routes {
             else {
                 continue;
             };
-            // Addresses are printed as the machine's own numbers.
+            // Addresses are printed in native byte order.
             let to = IpAddr::V4(Ipv4Addr::from(to.to_ne_bytes()));
             let length = mask.count_ones();
             self.add(name, to, (length, 32), flags & GATEWAY != 0);
         }
     }
 
-    /// Reads `/proc/net/ipv6_route`: destination, length of its prefix, source and its
+    /// Reads `/proc/net/ipv6_route`: destination, its prefix length, source, its prefix
     /// length, gateway, 3 numbers, flags, interface.
     fn add_v6(&mut self, text: &str) {
         for line in text.lines() {
@@ -120,9 +122,9 @@ impl Routes {
         }
     }
 
-    /// The interfaces that these addresses are behind, without those of silk. One that was
-    /// known before stays as long as it exists: a container that the store has forgotten
-    /// may still send.
+    /// The interfaces of these addresses, without those of silk. A previously known
+    /// interface stays as long as it exists: a container that was deleted from the
+    /// store may still send.
     #[must_use]
     pub fn behind(
         &self,

@@ -1,5 +1,5 @@
-//! The cell agent: keeps the egress rules of every container of one cell in the
-//! kernel, as the security groups say.
+//! The cell agent: keeps the egress rules of every container of one cell in the kernel
+//! in line with the security groups.
 //!
 //! ```text
 //! containers ─┐
@@ -7,13 +7,12 @@
 //! groups ─────┘  (pure)             (pure)             (pure)
 //! ```
 //!
-//! On the iptables plane the middle is shorter: what iptables-save shows is
-//! compared with the chains of [`render::iptables`], and [`batch`] leads from one
-//! to the other.
+//! The iptables plane has no diff step: the output of iptables-save is compared with
+//! the chains of [`render::iptables`], and [`batch`] computes the changes.
 //!
-//! [`reconcile`] drives the loop, [`drift`] notices what others do to the kernel,
-//! `control` and `grpc` are asked by the CNI plugin and by operators, and
-//! `explain` says why. [`offline`] prints what would be in force.
+//! [`reconcile`] drives the loop, [`drift`] detects foreign changes of the kernel,
+//! `control` serves the CNI plugin and `grpc` operators, and `explain` explains
+//! verdicts. [`render_command`] prints the desired rules from files.
 
 pub mod app;
 pub mod app_log;

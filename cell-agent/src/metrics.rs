@@ -1,5 +1,6 @@
-//! What is counted, for Prometheus, and the original's values by its names
-//! (docs/compatibility/vxlan-policy-agent.md#metrics), for the metron agent alone.
+//! Prometheus metrics, and the original's metrics under their own names
+//! (docs/compatibility/vxlan-policy-agent.md#metrics), which go only to the metron
+//! agent.
 
 use std::time::Duration;
 
@@ -7,33 +8,32 @@ use runtime::{dropsonde::Dropsonde, metrics::Family};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often the original tells of its process, and of each third time of its
-/// age.
+/// Interval of the original's process metrics; its uptime comes with each third.
 const PROCESS: Duration = Duration::from_secs(10);
 const UPTIME_EACH: u32 = 3;
 
-/// Takes the original's values; the default tells no metron agent.
+/// Records the original's metrics; the default sends to no metron agent.
 #[derive(Debug, Clone, Default)]
 pub struct Times(Dropsonde);
 
 impl Times {
-    /// Tells this agent as well.
+    /// Also sends to this metron agent.
     #[must_use]
     pub fn new(metron: Dropsonde) -> Self {
         Self(metron)
     }
 
-    /// How long a step took.
+    /// Records the duration of a step.
     pub(crate) fn took(&self, step: Step, took: Duration) {
         let (name, label) = step.names();
         CYCLE_SECONDS.histogram_by([("step", label)]).record(took);
         self.0.took(name, took);
     }
 
-    /// Tells of the process until `shutdown`.
+    /// Sends process metrics until `shutdown`.
     ///
     /// # Errors
-    /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
+    /// Never; the result lets this be a task of [`runtime::supervise::Tasks`].
     pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         if !self.0.is_told() {
             shutdown.cancelled().await;
@@ -62,13 +62,13 @@ impl Times {
 pub(crate) enum Step {
     /// Reading the container metadata store.
     Containers,
-    /// Asking a policy server.
+    /// Polling a policy server.
     Poll,
-    /// Bringing the rules into the kernel.
+    /// Applying the rules to the kernel.
     Enforce,
     /// Sweeping unused rules.
     Cleanup,
-    /// A pass from its inputs to the published outcome.
+    /// A cycle from its inputs to the published result.
     Total,
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn count(family: Family) {
     family.counter().increment(1);
 }
 
-/// Sets a number of things.
+/// Sets a gauge.
 #[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
 pub(crate) fn number(family: Family, value: u64) {
     family.gauge().set(value as f64);

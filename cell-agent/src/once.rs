@@ -1,14 +1,14 @@
-//! One pass instead of a life: `--once` makes the kernel hold what should be in
-//! force and ends, `--dry-run` prints the transactions that this would take.
+//! One-shot modes: `--once` makes the kernel match the inputs and exits, `--dry-run`
+//! prints the transactions that this would take.
 //!
-//! - A pass uses the agent's own loop, once; a rehearsal hands its transactions to
-//!   a data plane that checks and keeps them, so what is printed is what would be
-//!   done.
-//! - The groups are asked for once. If the source does not answer, the last good
-//!   ones are used, and the pass fails all the same: nobody is to take an old state
-//!   for the new one.
-//! - Only one agent works on a cell: a pass holds the agent's sockets. A rehearsal
-//!   may run beside it, and writes nothing, neither to the kernel nor to disk.
+//! - Both use the agent's own reconcile loop, once; a dry run passes its transactions
+//!   to a data plane that checks and records them, so the printed transactions are
+//!   those that would be applied.
+//! - The groups are fetched once. If the source does not respond, the last good groups
+//!   are used, and the run fails nevertheless: a caller must not take an old state for
+//!   a new one.
+//! - Only one agent works on a cell: `--once` holds the agent's sockets. A dry run may
+//!   run beside an agent, and writes nothing, neither to the kernel nor to disk.
 
 use std::io::{self, Write as _};
 
@@ -31,32 +31,32 @@ use crate::{
     state::StateDirectory,
 };
 
-/// One pass.
+/// The flag for one reconcile cycle.
 pub const ONCE: Flag = Flag {
     name: "once",
     help: "Bring the rules in force once and exit: 0 if the newest are in force for every container",
     prints: false,
 };
 
-/// A rehearsal of one.
+/// The flag for a dry run.
 pub const DRY_RUN: Flag = Flag {
     name: "dry-run",
     help: "Print the transactions that would change the kernel now, and change nothing",
     prints: true,
 };
 
-/// One pass, bound.
+/// A one-shot run, bound.
 pub struct OneShot {
     config: Config,
     tls: ClientTls,
     state: StateDirectory,
     rehearses: bool,
-    /// Held as long as the pass goes on.
+    /// Held during the run.
     _sockets: Vec<Listener>,
 }
 
 impl OneShot {
-    /// The pass that is asked for, if any.
+    /// The requested one-shot run, if any.
     pub(crate) async fn bind(config: &Config, process: &Process) -> anyhow::Result<Option<Self>> {
         let rehearses = process.has(DRY_RUN.name);
         if !rehearses && !process.has(ONCE.name) {
@@ -76,13 +76,13 @@ impl OneShot {
         Ok(Some(Self { config, tls, state, rehearses, _sockets: sockets }))
     }
 
-    /// Goes through it.
+    /// Runs the cycle.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         if !self.config.enabled {
             return self.take_away().await;
         }
         let config = &self.config;
-        // What a start of the agent would do before its first pass.
+        // A starting agent does this before its first cycle.
         let mut before = Vec::new();
         let plane = match self.rehearses {
             true => rehearsing(config, self.state.clone(), &mut before).await?,
@@ -116,7 +116,7 @@ impl OneShot {
         judge(asked, &outcome)
     }
 
-    /// With enforcement switched off there is only our table to take away.
+    /// Deletes our table; nothing else is left to do while enforcement is disabled.
     async fn take_away(self) -> anyhow::Result<()> {
         let DataPlane::Nftables = self.config.plane else { return Ok(()) };
         let mut nft = Nft::new(&self.config.nft);
@@ -128,7 +128,7 @@ impl OneShot {
     }
 }
 
-/// The data plane, to which nothing is done.
+/// The data plane in dry-run mode.
 async fn rehearsing(
     config: &Config,
     state: StateDirectory,
@@ -155,7 +155,7 @@ fn print(rehearsed: &[Rehearsed]) -> anyhow::Result<()> {
     io::stdout().lock().write_all(text.as_bytes()).context("standard output")
 }
 
-/// Each transaction below a comment that says how it is handed over.
+/// Each transaction below a comment that says how it would be applied.
 fn transactions(rehearsed: &[Rehearsed]) -> String {
     if rehearsed.is_empty() {
         return "# nothing to change\n".to_owned();
@@ -168,7 +168,7 @@ fn transactions(rehearsed: &[Rehearsed]) -> String {
     text.collect()
 }
 
-/// Whether the newest rules are in force for every container, or would be.
+/// Fails unless the newest rules are, or would be, in force for every container.
 fn judge(asked: Result<(), String>, outcome: &Outcome) -> anyhow::Result<()> {
     let Outcome { enforced, holding, rehearsed: _ } = outcome;
     let mut problems = Vec::new();

@@ -1,15 +1,15 @@
-//! What should be in force: containers, groups and configuration in, a
-//! [`Ruleset`] out.
+//! Computes the desired [`Ruleset`] from containers, groups and configuration.
 //!
-//! Pure and deterministic. The ruleset knows no data plane, but leaves a
-//! renderer no choice about packets or log lines: order, deduplication, which
-//! groups apply, and who is denied and why are decided here.
+//! Pure and deterministic. The ruleset is independent of the data plane, and leaves a
+//! renderer no choice about packets or log lines: it fixes order, deduplication, the
+//! groups that apply, and which container is denied and why.
 //!
-//! - A container is either bound to a policy, or its egress is denied; there is
-//!   no third case (law 7).
-//! - Containers of one space and lifecycle have the same policy; policies share
-//!   their segments where the same rules of a group are left in them.
-//! - What the data plane refused is left out and told, never more (law 6).
+//! - A container is either bound to a policy, or its egress is denied; there is no
+//!   third case (law 7).
+//! - Containers of one space and lifecycle share a policy; policies share segments when
+//!   the same rules of a group remain in them.
+//! - Rules and containers that the data plane refused, and only those, are left out and
+//!   reported (law 6).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -31,15 +31,15 @@ use crate::{
     interfaces,
 };
 
-/// What the operator fixed for the whole cell.
+/// Cell-wide settings from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The network of all containers.
     pub overlay: IpNet,
-    /// Whether packets are known by the address of their container, as in a table of
-    /// our own, and not by the chain of the CNI plugin that they come through.
+    /// Containers are identified by source address, as in our own nftables table,
+    /// instead of by the CNI plugin's chain for the container.
     pub by_address: bool,
-    /// Only packets that leave by these interfaces are decided; empty: all.
+    /// Rules apply only to packets that leave through these interfaces; empty: all.
     pub underlay: Vec<String>,
     /// Accept everything within the overlay before anything else.
     pub disable_network_policy: bool,
@@ -47,15 +47,15 @@ pub struct Settings {
     pub deny_networks: DenyNetworks,
     /// Log every new connection, allowed or denied.
     pub log_all: bool,
-    /// `DENY_` lines a second and container.
+    /// Rate limit of `DENY_` log lines, per second and container.
     pub denied_logs_per_second: u32,
-    /// `OK_` lines for UDP a second and container.
+    /// Rate limit of `OK_` log lines for UDP, per second and container.
     pub udp_logs_per_second: u32,
-    /// Bounds new TCP connections of a container to one destination and port.
+    /// Limits new TCP connections of a container to one destination and port.
     pub connection_limit: Option<ConnectionLimit>,
 }
 
-/// Networks that no rule opens, in the operator's order.
+/// Networks that are denied even if a rule allows them, in the operator's order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DenyNetworks {
     /// For every container.
@@ -71,77 +71,77 @@ pub struct DenyNetworks {
 pub struct ConnectionLimit {
     /// New connections a second.
     pub per_second: u32,
-    /// How many may come at once.
+    /// Burst size.
     pub burst: u32,
-    /// Whether those over the limit are logged.
+    /// Connections over the limit are logged.
     pub log: bool,
-    /// How many destinations and ports of one container are counted at a time; new
+    /// Destination and port pairs of one container that are counted at a time; new
     /// connections to others are rejected.
     pub destinations: u32,
 }
 
-/// The security groups as far as the policy store told them to this cell.
+/// The security groups that the policy store sent to this cell.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// Position among the states that this process learned, from 1; 0 for none.
-    /// The store repeats its generation for a new set of spaces, and a restored
-    /// store goes back, so the generation does not order states.
+    /// Sequence number of the states that this process received, from 1; 0 for none.
+    /// The store repeats its generation for a new set of spaces, and a restored store
+    /// goes back, so the generation does not order states.
     pub revision: u64,
-    /// Of the store, for the whole set.
+    /// The store's generation for the whole set.
     pub generation: Generation,
-    /// When the store made it, if these are exactly the groups of `spaces` at that
-    /// moment, so that the store may tell only what comes after it; else 0.
+    /// When the store created this state, if `groups` are exactly the groups of
+    /// `spaces` at that moment, so that the store may send only later changes; else 0.
     pub stamp: Stamp,
-    /// The spaces whose groups are all among `groups`.
+    /// The spaces whose groups are all in `groups`.
     pub spaces: BTreeSet<SpaceGuid>,
-    /// By guid.
+    /// Groups by GUID.
     pub groups: BTreeMap<GroupGuid, Arc<ReadGroup>>,
 }
 
-/// What the data plane refused to take. An entry counts as long as what was
-/// refused is still the same.
+/// Rules and containers that the data plane refused. An entry is valid as long as the
+/// refused rule or container is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Refused {
-    /// Rules, by group and place in it, with the reason.
+    /// Rules, by group and index in the group, with the reason.
     pub rules: BTreeMap<(GroupGuid, usize), (RuleSpec, String)>,
     /// Containers, with the reason.
     pub containers: BTreeMap<ContainerHandle, (Container, String)>,
 }
 
 impl Refused {
-    /// Remembers these as well.
+    /// Adds the entries of another value.
     pub fn add(&mut self, Self { rules, containers }: Self) {
         self.rules.extend(rules);
         self.containers.extend(containers);
     }
 }
 
-/// Everything that should be in force.
+/// The complete desired state of the cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
-    /// As given.
+    /// The settings that the plan used.
     pub settings: Arc<Settings>,
     /// Every container of the cell.
     pub containers: BTreeMap<ContainerHandle, Planned>,
-    /// Every policy that concerns a container.
+    /// The policies of all containers.
     pub policies: BTreeMap<Belongs, Arc<Policy>>,
-    /// Addresses that are decided beside the overlay, also those that nobody
-    /// gets: they are denied.
+    /// Addresses outside the overlay that are filtered. Addresses that are assigned to
+    /// no container are denied.
     pub claimed: BTreeSet<IpAddr>,
-    /// Containers that the original does not look at.
+    /// Containers that the original ignores.
     pub ignored: BTreeSet<ContainerHandle>,
-    /// Interfaces that containers are behind, other than those of silk.
+    /// Interfaces of containers, other than those of silk.
     pub interfaces: BTreeSet<String>,
 }
 
 /// One container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
-    /// Its address; `None` when it has none that is its own.
+    /// Its address; `None` when it has no address of its own.
     pub address: Option<IpAddr>,
     /// Its other addresses.
     pub more: BTreeSet<IpAddr>,
-    /// Whether its rules are in force.
+    /// Which rules apply to the container.
     pub assignment: Assignment,
 }
 
@@ -151,7 +151,8 @@ impl Planned {
         self.address.iter().chain(&self.more).copied()
     }
 
-    /// The interface that silk-cni gives it, which is named after its IPv4 address.
+    /// The interface that silk-cni creates for the container, named after its IPv4
+    /// address.
     #[must_use]
     pub fn interface(&self) -> Option<String> {
         self.addresses().find_map(|address| match address {
@@ -161,50 +162,50 @@ impl Planned {
     }
 }
 
-/// How a container stands.
+/// Which rules apply to a container, or why its egress is denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Assignment {
-    /// Its policy decides.
+    /// The policy of this space and lifecycle applies.
     Bound(Belongs),
-    /// Denied: the store has not told the groups of its space.
+    /// Denied: the store has not sent the groups of this space.
     Unknown(SpaceGuid),
-    /// Denied: no group applies to it, for this reason.
+    /// Denied: no group applies to the container, for this reason.
     Ungrouped(String),
-    /// Denied: its entry cannot be used, for this reason.
+    /// Denied: the container's metadata entry is unusable, for this reason.
     Isolated(String),
 }
 
 /// The rules of all containers of one space and lifecycle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Rejected first, in the order of the packet filter.
+    /// Networks that are rejected first, in the order of the packet filter.
     pub deny: Vec<IpNet>,
-    /// Then allowed, in the order of the packet filter.
+    /// Permits after the denied networks, in the order of the packet filter.
     pub segments: Vec<Arc<Segment>>,
-    /// The same in the operator's order, with where each was written.
+    /// The same permits in the operator's order, with the source of each.
     pub rules: EffectiveRules,
-    /// Rules that the data plane refused, with where they are and why.
+    /// Rules that the data plane refused: group, index and reason.
     pub refused: Vec<(GroupGuid, usize, String)>,
 }
 
-/// A run of permits that one group contributes, in the order of the packet
-/// filter: the reverse of the operator's. The first that matches decides.
+/// Consecutive permits of one group, in the order of the packet filter: the reverse of
+/// the operator's. The first match decides.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Segment {
     /// The group.
     pub group: GroupGuid,
-    /// At least one.
+    /// Never empty.
     pub permits: Vec<Permit>,
 }
 
 impl Policy {
-    /// Whether any of its rules logs.
+    /// Whether any permit logs.
     #[must_use]
     pub fn logs(&self) -> bool {
         self.segments.iter().any(|segment| segment.permits.iter().any(|permit| permit.log))
     }
 
-    /// How many rules are not enforced.
+    /// Number of rules that are not enforced.
     #[must_use]
     pub fn isolated(&self) -> usize {
         self.rules.isolated.len() + self.refused.len()
@@ -225,7 +226,7 @@ impl Ruleset {
         }
     }
 
-    /// How many different rules of groups are not enforced.
+    /// Number of distinct rules that are not enforced.
     #[must_use]
     pub fn isolated_rules(&self) -> usize {
         let mut isolated = BTreeSet::new();
@@ -237,7 +238,7 @@ impl Ruleset {
     }
 }
 
-/// The whole plan.
+/// Computes a ruleset once.
 #[must_use]
 pub fn plan(
     settings: &Arc<Settings>,
@@ -248,27 +249,26 @@ pub fn plan(
     Shared::default().plan(settings, snapshot, known, refused)
 }
 
-/// Plans again and again, to the same effect as [`plan`]. What has not changed is
-/// not worked out again, and is the same in memory: whoever goes on from there need
-/// not compare it.
+/// Incremental [`plan`] with the same result. Unchanged parts are reused as the same
+/// `Arc`, so callers can skip them by comparing pointers.
 #[derive(Debug)]
 pub struct Planner {
     settings: Arc<Settings>,
     shared: Shared,
-    /// What the policies were made of.
+    /// The inputs of the cached policies.
     known: Arc<Known>,
     refused: BTreeMap<(GroupGuid, usize), (RuleSpec, String)>,
 }
 
 impl Planner {
-    /// Nothing was planned yet.
+    /// A planner with an empty cache.
     #[must_use]
     pub fn new(settings: Arc<Settings>) -> Self {
         let (shared, known, refused) = (Shared::default(), Arc::default(), BTreeMap::new());
         Self { settings, shared, known, refused }
     }
 
-    /// The whole plan.
+    /// Computes the ruleset.
     pub fn plan(&mut self, snapshot: &Snapshot, known: &Arc<Known>, refused: &Refused) -> Ruleset {
         if !Arc::ptr_eq(&self.known, known) || self.refused != refused.rules {
             self.shared.policies.clear();
@@ -282,7 +282,7 @@ impl Planner {
     }
 }
 
-/// What plans have in common.
+/// Policies and segments that plans share.
 #[derive(Debug, Default)]
 struct Shared {
     policies: BTreeMap<Belongs, Arc<Policy>>,
@@ -304,8 +304,8 @@ impl Shared {
             if container.ignored {
                 ruleset.ignored.insert(handle.clone());
             }
-            // Also for a container that is isolated: what is wrong with the policy's
-            // rules must not look like a fault of the container.
+            // Also plan the policy of an isolated container: an error in the policy's
+            // rules must not be reported as an error of the container.
             if let Ok(belongs) = &container.belongs
                 && known.spaces.contains(&belongs.space)
                 && !ruleset.policies.contains_key(belongs)
@@ -384,7 +384,7 @@ fn policy(
     Policy { deny, segments, rules, refused }
 }
 
-/// Takes out what the data plane refused, and says what that was.
+/// Removes the refused rules, and returns them.
 fn take_refused(
     rules: &mut EffectiveRules,
     known: &Known,

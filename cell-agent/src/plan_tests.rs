@@ -142,8 +142,7 @@ fn policies_share_what_is_the_same() {
     assert!(Arc::ptr_eq(&last("s1"), &last("s2")));
 }
 
-/// Whoever plans for the second time works out only what has changed, and to the
-/// same effect.
+/// A second plan recomputes only the changes, with the same result.
 #[test]
 fn a_second_plan_is_the_same_in_memory() {
     let groups =
@@ -221,8 +220,8 @@ fn isolated_rules_count_once_however_many_policies_have_them() {
 }
 
 proptest! {
-    /// Groups and containers in any order give the same plan, and each container
-    /// ends in a verdict: bound to a policy that is there, or denied.
+    /// The order of groups and containers does not change the plan, and each container
+    /// has a verdict: bound to an existing policy, or denied.
     #[test]
     fn the_plan_does_not_depend_on_order_and_knows_every_container(
         containers in proptest::collection::vec((0_u8..6, "s[1-3]", "app|task|staging|x"), 0..12),
@@ -255,8 +254,8 @@ proptest! {
     }
 }
 
-/// Law 7: an address outside the overlay that two entries name is nobody's, and
-/// so is denied; it must not slip past the table.
+/// Law 7: an address outside the overlay that two entries name belongs to no container,
+/// and so is denied; it must not bypass the table.
 #[test]
 fn an_outside_address_that_nobody_gets_is_still_decided() {
     let entries = [("a", "192.168.5.5", "s1", "app"), ("b", "192.168.5.5", "s1", "app")];
@@ -269,7 +268,8 @@ fn an_outside_address_that_nobody_gets_is_still_decided() {
     assert!(table.maps["policies"].jumps.is_empty(), "{table:?}");
 }
 
-/// Whose packets they are is known only where something else than the address says.
+/// The owner of such packets is known only if something else than the address
+/// identifies the container.
 #[test]
 fn an_address_that_two_claim_closes_both_where_the_address_counts() {
     let entries = [

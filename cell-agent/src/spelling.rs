@@ -1,10 +1,10 @@
-//! Whether a rule that iptables-save prints is a rule that the agent wrote.
+//! Decides whether a rule that iptables-save prints is a rule that the agent wrote.
 //!
-//! Versions of iptables spell one rule differently: defaults are printed or left
+//! Versions of iptables print the same rule differently: defaults are printed or left
 //! out, matches change their order, ICMP type 255 is `255/0` or `any`. So rules are
-//! compared as parsed values. A rule with a word that this parser does not know has
-//! no value; such a rule is equal to another one only by its text, or because this
-//! very iptables was seen to print the one for the other ([`Spellings::learn`]).
+//! compared as parsed values. A rule with a word that this parser does not know has no
+//! value; such a rule equals another one only by its text, or because this cell's
+//! iptables printed the one for the other before ([`Spellings::learn`]).
 //!
 //! Pure.
 
@@ -17,16 +17,16 @@ use crate::render::{
     chains::Family,
 };
 
-/// How the iptables of this cell spells the rules of one family.
+/// How the cell's iptables prints the rules of one family.
 #[derive(Debug)]
 pub struct Spellings {
     family: Family,
-    /// What is printed for a rule, where parsing does not tell.
+    /// The printed form of rules that cannot be parsed.
     learned: HashMap<String, String>,
 }
 
 impl Spellings {
-    /// Nothing is learned yet.
+    /// No learned forms yet.
     #[must_use]
     pub fn of(family: Family) -> Self {
         Self { family, learned: HashMap::new() }
@@ -38,12 +38,12 @@ impl Spellings {
         self.family
     }
 
-    /// Remembers what was printed for a rule that was written alone.
+    /// Records the printed form of a rule that was written alone.
     pub fn learn(&mut self, written: &str, printed: &str) {
         self.learned.insert(written.to_owned(), printed.to_owned());
     }
 
-    /// Whether `printed` is the rule `written`.
+    /// Whether `printed` is a form of the rule `written`.
     #[must_use]
     pub fn same(&self, printed: &str, written: &str) -> bool {
         if printed == written || self.learned.get(written).is_some_and(|known| known == printed) {
@@ -54,7 +54,7 @@ impl Spellings {
     }
 }
 
-/// Comparisons with a memory: chains repeat the rules of each other.
+/// Comparisons with a cache: chains repeat each other's rules.
 #[derive(Debug)]
 pub(crate) struct Comparison<'a> {
     spellings: &'a Spellings,
@@ -90,15 +90,15 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// The value of a rule.
+/// The parsed value of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Rule {
     protocol: Option<u8>,
     source: Option<IpNet>,
     destination: Option<IpNet>,
-    /// Matches without memory, sorted: their order means nothing.
+    /// Stateless matches, sorted: their order has no meaning.
     matches: Vec<Match>,
-    /// Matches that count packets, behind all others.
+    /// Matches that count packets, after all others.
     limits: Vec<Limit>,
     target: Option<Target>,
 }
@@ -139,9 +139,9 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-/// ICMP type that the kernel takes for all types; of ICMPv6 it is a type.
+/// The ICMP type that the kernel takes for all types; in ICMPv6 it is a normal type.
 const ANY_ICMP: u8 = 255;
-/// Defaults of the modules.
+/// Default values of the modules.
 const BURST: u32 = 5;
 const LOG_LEVEL: u8 = 4;
 
@@ -191,13 +191,13 @@ impl Rule {
         }
     }
 
-    /// Adds a match in front of those that count packets; behind them it has
-    /// another meaning.
+    /// Adds a match before those that count packets; after them it would have another
+    /// meaning.
     fn stateless(&mut self, condition: Match) -> Option<()> {
         self.limits.is_empty().then(|| self.matches.push(condition))
     }
 
-    /// Without an option the module says what `-p` says.
+    /// Without an option the module repeats `-p`.
     fn ports(&mut self, protocol: u8, words: &mut Words<'_>) -> Option<()> {
         (self.protocol == Some(protocol)).then_some(())?;
         let Some(ports) = words.take("--dport") else { return Some(()) };
@@ -251,13 +251,12 @@ fn hashlimit(words: &mut Words<'_>) -> Option<Limit> {
     mode.sort_unstable();
     let name = words.take("--hashlimit-name")?.to_owned();
     let expire = words.take("--hashlimit-htable-expire");
-    // Without the option, it is the unit of the printed rate.
+    // The default is the unit of the printed rate.
     let expire = expire.map_or(Some(1000 * unit), |expire| expire.parse().ok())?;
     Some(Limit::Each { period, burst, mode, name, expire })
 }
 
-/// What the kernel counts in for a rate such as `100/sec`, and the seconds of the
-/// unit.
+/// The kernel's period for a rate such as `100/sec`, and the seconds of the unit.
 fn period(rate: &str, scale: u64) -> Option<(u64, u64)> {
     let (count, unit) = rate.split_once('/')?;
     let count: u64 = count.parse().ok()?;
@@ -301,7 +300,7 @@ fn target(name: &str, words: &mut Words<'_>, family: Family) -> Option<Target> {
             }
             Some(Target::Log { level, prefix })
         }
-        // Whatever options other targets have, they are no rules of ours.
+        // Other targets may have options, but are never rules of ours.
         _ => Some(Target::Jump(name.to_owned())),
     }
 }
@@ -317,7 +316,7 @@ fn protocol(text: &str) -> Option<Option<u8>> {
     })
 }
 
-/// A network, also with a mask for its length; none for all addresses.
+/// A network, also with a netmask; none for all addresses.
 fn network(text: &str) -> Option<Option<IpNet>> {
     let net = match text.split_once('/') {
         None => IpNet::from(text.parse::<IpAddr>().ok()?),
@@ -329,8 +328,8 @@ fn network(text: &str) -> Option<Option<IpNet>> {
     Some(Some(net.trunc()).filter(|net| net.prefix_len() != 0))
 }
 
-/// The words of a rule. A word in double quotes may have blanks, and a backslash
-/// before a quote.
+/// Splits a rule into words. A word in double quotes may contain blanks, and a
+/// backslash before a quote.
 fn words(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut rest = text.trim();
@@ -359,7 +358,7 @@ fn words(text: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// What is left of the words of a rule.
+/// The remaining words of a rule.
 struct Words<'a>(&'a [String]);
 
 impl<'a> Words<'a> {

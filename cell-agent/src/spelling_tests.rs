@@ -9,15 +9,15 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The rules that a table has in our chain.
+/// The rules of our chain in a table.
 fn rules(text: &str) -> Vec<&str> {
     text.lines().filter_map(|line| line.strip_prefix("-A asg-c1 ")).collect()
 }
 
 const FAMILIES: [(Family, &str); 2] = [(Family::V4, "v4"), (Family::V6, "v6")];
 
-/// `written` went through iptables-restore, and each file is what iptables-save of
-/// the same version printed then.
+/// `written` went through iptables-restore, and each file is the output of the same
+/// version's iptables-save.
 #[test]
 fn every_version_prints_the_rules_that_were_written() {
     for (family, suffix) in FAMILIES {
@@ -34,7 +34,7 @@ fn every_version_prints_the_rules_that_were_written() {
                 for (at, printed) in printed.iter().enumerate() {
                     for (other, rule) in written.iter().enumerate() {
                         let same = spellings.same(printed, rule);
-                        // Some of the written rules mean the same.
+                        // Some of the written rules are equivalent.
                         let expected = spellings.same(written[at], rule);
                         assert!(at != other || expected);
                         assert_eq!(same, expected, "{name}: {printed:?} for {rule:?}");
@@ -46,7 +46,7 @@ fn every_version_prints_the_rules_that_were_written() {
     }
 }
 
-/// Spellings of other versions, and of rules that the original wrote.
+/// Forms of other versions, and of rules that the original wrote.
 #[test]
 fn one_rule_has_several_spellings() {
     for (printed, written) in [
@@ -111,7 +111,7 @@ fn other_rules_are_other_rules() {
             "-j REJECT --reject-with icmp-port-unreachable",
         ),
         (Family::V4, "-j LOG --log-prefix \"a \"", "-j LOG --log-prefix \"b \""),
-        // What counts packets counts others there.
+        // In that order the limit counts other packets.
         (
             Family::V4,
             "-m limit --limit 1/sec -m state --state NEW -j ACCEPT",
@@ -123,7 +123,7 @@ fn other_rules_are_other_rules() {
     }
 }
 
-/// As long as it is printed in the same words.
+/// As long as the printed text is the same.
 #[test]
 fn what_is_learned_is_recognised() {
     let mut spellings = Spellings::of(Family::V4);

@@ -1,9 +1,8 @@
-//! What survives a restart: small files in the state directory.
+//! Small state files that survive a restart.
 //!
-//! A file is written beside its place and renamed over it after its bytes are on
-//! disk, so that there is always a whole one, the old or the new. Each begins
-//! with its own name and the hash of what follows: anything else is no state at
-//! all, rather than a wrong one.
+//! A file is written to a temporary name, synced, and renamed, so that a complete file
+//! always exists, the old or the new. Each begins with its own name and the hash of the
+//! rest: a file that does not match is treated as an error, not as state.
 
 use std::{
     fs::{self, File},
@@ -21,10 +20,10 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// The directory, made if it is not there.
+    /// Opens the directory, and creates it if it is missing.
     ///
     /// # Errors
-    /// It cannot be made or written to.
+    /// The directory cannot be created or written to.
     pub fn open(path: &Path) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let directory = Self { path: path.to_owned() };
@@ -32,16 +31,16 @@ impl StateDirectory {
         Ok(directory)
     }
 
-    /// A directory that is only read from, whether it is there or not.
+    /// A read-only directory, which may be missing.
     #[must_use]
     pub fn only_read(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    /// Replaces a file. Blocks until it is on disk.
+    /// Replaces a file. Blocks until the file is on disk.
     ///
     /// # Errors
-    /// The file is as it was.
+    /// The file is unchanged.
     pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let fresh = self.path.join(format!("{name}.new"));
         let mut file = File::create(&fresh)?;
@@ -52,10 +51,10 @@ impl StateDirectory {
         File::open(&self.path)?.sync_all()
     }
 
-    /// Reads a file back; `None` when there is none.
+    /// Reads a file; `None` when there is none.
     ///
     /// # Errors
-    /// It cannot be read, or is not what was written.
+    /// The file cannot be read, or is corrupt.
     pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let mut content = match fs::read(self.path.join(name)) {
             Ok(content) => content,

@@ -1,8 +1,10 @@
-//! The programs of iptables, and the lock that all users of them on a cell take.
+//! Runs the iptables programs, under the lock that all users of iptables on a cell
+//! take.
 //!
 //! The CNI plugin and others take the lock for each single command
-//! (docs/compatibility/vxlan-policy-agent.md#applying). Here it is held from reading the table to
-//! changing it, so that what was read still holds; for them that is one command.
+//! (docs/compatibility/vxlan-policy-agent.md#applying). Here the lock is held from
+//! reading the table to changing it, so that the read state is still valid; for the
+//! others that is one command.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
@@ -21,11 +23,11 @@ use crate::{
     render::chains::Family,
 };
 
-/// The longest that others may hold the lock; their commands take seconds at most.
+/// Timeout for the lock; commands of other programs take seconds at most.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
-/// How often a lock that somebody else has is tried.
+/// Retry interval for a lock that another process holds.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
-/// How long iptables-restore waits for the kernel's own lock, in seconds.
+/// Timeout of iptables-restore for the kernel's own lock, in seconds.
 const WAIT: &str = "30";
 
 /// iptables-save and iptables-restore for both families.
@@ -33,7 +35,7 @@ const WAIT: &str = "30";
 pub struct Iptables {
     path: PathBuf,
     lock: PathBuf,
-    /// The batches of a rehearsal: they are checked, and nothing is changed.
+    /// Batches of a dry run: they are checked and recorded, not applied.
     rehearsed: Option<Vec<(Family, String)>>,
 }
 
@@ -43,22 +45,22 @@ pub struct Locked {
     _file: File,
 }
 
-/// Why a batch is not in force.
+/// Why a batch was not applied.
 #[derive(Debug)]
 pub enum Refusal {
-    /// iptables-restore or the kernel does not take it.
+    /// iptables-restore or the kernel refuses the batch.
     Refused {
-        /// In which line, counted from 1, if that is told.
+        /// The refused line, counted from 1, if the program names it.
         line: Option<usize>,
-        /// Why.
+        /// The program's message.
         reason: String,
     },
-    /// Anything else.
+    /// Any other error.
     Failed(Error),
 }
 
 impl Refusal {
-    /// Without the line.
+    /// Drops the line number.
     #[must_use]
     pub fn into_error(self) -> Error {
         match self {
@@ -69,20 +71,20 @@ impl Refusal {
 }
 
 impl Iptables {
-    /// The programs whose names begin with `path` (`iptables`, `iptables-legacy`,
-    /// `/sbin/iptables`), under a lock.
+    /// The programs with this path prefix (`iptables`, `iptables-legacy`,
+    /// `/sbin/iptables`), with a lock file.
     #[must_use]
     pub fn new(path: &Path, lock: &Path) -> Self {
         Self { path: path.to_owned(), lock: lock.to_owned(), rehearsed: None }
     }
 
-    /// The same programs, but what they are to apply is only checked and kept.
+    /// Switches to a dry run: batches are only checked and recorded.
     #[must_use]
     pub fn rehearsing(self) -> Self {
         Self { rehearsed: Some(Vec::new()), ..self }
     }
 
-    /// The batches of the rehearsal, if it is one.
+    /// The recorded batches, if this is a dry run.
     #[must_use]
     pub fn rehearsed(&self) -> Option<&[(Family, String)]> {
         self.rehearsed.as_deref()
@@ -104,8 +106,8 @@ impl Iptables {
         Program { path, package: "iptables", key: "iptables_path", crash: "" }
     }
 
-    /// Whether these programs write through nftables, so that the kernel counts
-    /// their changes.
+    /// Whether these programs write through nftables, so that the kernel counts their
+    /// changes.
     ///
     /// # Errors
     /// The program does not run.
@@ -120,17 +122,16 @@ impl Iptables {
         Ok(text.contains("nf_tables"))
     }
 
-    /// The program that writes, as errors name it.
+    /// The name of the writing program in errors.
     #[must_use]
     pub fn writer(&self, family: Family) -> String {
         self.program(family, "restore").name()
     }
 
-    /// What these programs print for each of the rules, tried where no packet comes
-    /// by.
+    /// How these programs print each of the rules, tried in a chain without packets.
     ///
     /// # Errors
-    /// The rules are not taken, or the table cannot be read.
+    /// The rules are refused, or the table cannot be read.
     pub async fn spell(&self, family: Family, rules: &[String]) -> Result<Vec<String>, Error> {
         let trial = Trial::of(rules.iter().map(String::as_str));
         self.run(family, iter::once(trial.text()), &[]).await.map_err(Refusal::into_error)?;
@@ -140,7 +141,7 @@ impl Iptables {
         Ok(saved?.tried().map(str::to_owned).collect())
     }
 
-    /// The filter table as iptables-save tells it.
+    /// The filter table as iptables-save prints it.
     ///
     /// # Errors
     /// The program does not run, or cannot read the table.
@@ -156,7 +157,7 @@ impl Iptables {
         Err(refusal(&String::from_utf8_lossy(&output.stderr)).into_error())
     }
 
-    /// How many packets the rules of a chain have counted.
+    /// Packet counts of a chain's rules.
     ///
     /// # Errors
     /// The program does not run, or cannot read the table.
@@ -170,11 +171,11 @@ impl Iptables {
         Ok(of_chain.filter_map(packets).sum())
     }
 
-    /// Puts a batch in force, all or nothing.
+    /// Applies a batch, all or nothing.
     ///
     /// # Errors
-    /// Nothing has changed then, except that nobody knows after
-    /// [`Error::Hangs`] and [`Error::Run`].
+    /// The kernel is unchanged, except after [`Error::Hangs`] and [`Error::Run`], where
+    /// its state is unknown.
     pub async fn restore(&mut self, family: Family, batch: &Batch) -> Result<(), Refusal> {
         let rehearses = self.rehearsed.is_some();
         self.run(family, batch.pieces(), if rehearses { &["--test"] } else { &[] }).await?;
@@ -184,11 +185,11 @@ impl Iptables {
         Ok(())
     }
 
-    /// Asks whether a batch would be taken that begins in a chain of its own, and
-    /// takes that chain away again; in a rehearsal it is never made.
+    /// Checks whether the kernel accepts a batch that starts in a chain of its own, and
+    /// deletes that chain again; a dry run never creates it.
     ///
     /// # Errors
-    /// It would not be taken.
+    /// The batch is refused.
     pub async fn attempt(&self, family: Family, trial: &Trial) -> Result<(), Refusal> {
         match self.rehearsed {
             None => self.run(family, iter::once(trial.with_cleanup()), &[]).await,
@@ -212,16 +213,16 @@ impl Iptables {
         Err(refusal(&String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// Waits until nobody else on the cell uses iptables.
+    /// Waits for the iptables lock of the cell.
     ///
     /// # Errors
-    /// The lock file cannot be made, or is not let go of.
+    /// The lock file cannot be created, or another process holds the lock.
     pub async fn lock(&self) -> Result<Locked, Error> {
         let failed = |source| Error::Lock { path: self.lock.clone(), source };
         let directory = self.lock.parent().unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let mut options = OpenOptions::new();
-        // For reading only: who watches the file tells us from others by that.
+        // Read-only: the change detector ignores files that were opened for reading.
         let file = options.read(true).custom_flags(O_CREAT).mode(0o600);
         let file = file.open(&self.lock).map_err(failed)?;
         let deadline = Instant::now() + LOCK_DEADLINE;
@@ -238,9 +239,9 @@ impl Iptables {
     }
 }
 
-/// Reads the complaint. iptables-restore says it in several ways: for a line that
-/// it does not understand, for one that the kernel refuses (nft), and for a whole
-/// table that the kernel refuses (legacy), where the line is that of COMMIT.
+/// Parses the error message. iptables-restore has several forms: for a line that it
+/// does not understand, for one that the kernel refuses (nft), and for a whole table
+/// that the kernel refuses (legacy), where the line is that of COMMIT.
 fn refusal(stderr: &str) -> Refusal {
     if stderr.contains("Permission denied") || stderr.contains("you must be root") {
         return Refusal::Failed(Error::Permission);

@@ -1,9 +1,9 @@
-//! Finds what the kernel refuses.
+//! Finds the rules and containers that the kernel refuses.
 //!
-//! A pure search over units, which are single rules and single containers: it
-//! proposes which of them to try together and is told whether the kernel would
-//! take them. Halving finds each culprit in about log2(n) trials, several
-//! culprits too, and everything else is proved to be fine together.
+//! A pure search over units, which are single rules and single containers: it proposes
+//! units to try together, and receives whether the kernel accepts them. Bisection finds
+//! each culprit in about log2(n) trials, also with several culprits, and proves that
+//! all other units are accepted together.
 
 use std::collections::BTreeSet;
 
@@ -12,18 +12,18 @@ use model::ids::{ContainerHandle, GroupGuid};
 /// The smallest thing that can be left out.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unit {
-    /// A rule of a group, by its place.
+    /// A rule of a group, by index.
     Rule(GroupGuid, usize),
     /// A container.
     Container(ContainerHandle),
 }
 
-/// What the search says at its end.
+/// The result of the search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// Without these, each with the kernel's reason, everything is taken.
+    /// Without these units, each with the kernel's reason, everything is accepted.
     Culprits(Vec<(Unit, String)>),
-    /// Even nothing at all is refused, so no unit is to blame.
+    /// Even an empty ruleset is refused, so no unit is to blame.
     NoUnit(String),
 }
 
@@ -31,14 +31,14 @@ pub enum Finding {
 #[derive(Debug)]
 pub struct Search {
     fine: Vec<Unit>,
-    /// Still to be tried; the last first. The first trial is of nothing.
+    /// Untried units, the last chunk first. The first trial has no units.
     chunks: Vec<Vec<Unit>>,
     culprits: Vec<(Unit, String)>,
     no_unit: Option<String>,
 }
 
 impl Search {
-    /// Nothing is known of any unit.
+    /// A new search.
     #[must_use]
     pub fn new(units: Vec<Unit>) -> Self {
         Self {
@@ -49,14 +49,14 @@ impl Search {
         }
     }
 
-    /// Which units to try together, without all others; `None` at the end.
+    /// The units to try together, without all others; `None` at the end.
     #[must_use]
     pub fn trial(&self) -> Option<BTreeSet<&Unit>> {
         let chunk = self.chunks.last()?;
         Some(self.fine.iter().chain(chunk).collect())
     }
 
-    /// Tells how the trial went.
+    /// Records the result of the trial.
     pub fn answer(&mut self, outcome: Result<(), String>) {
         let Some(mut chunk) = self.chunks.pop() else { return };
         match (outcome, chunk.len()) {
@@ -76,7 +76,7 @@ impl Search {
         }
     }
 
-    /// What was found.
+    /// The result.
     #[must_use]
     pub fn finding(self) -> Finding {
         match self.no_unit {
@@ -121,7 +121,8 @@ mod tests {
             prop_assert_eq!(found, culprits);
         }
 
-        /// Two units that only clash with each other: one goes, the other stays.
+        /// Two units that only conflict with each other: one is removed, the other
+        /// stays.
         #[test]
         fn of_a_clash_one_side_is_left(a in 0_usize..50, b in 50_usize..100) {
             let (a, b) = (unit(a), unit(b));

@@ -1,11 +1,10 @@
-//! Hands transactions to the kernel through the programs of the data planes;
-//! here nft.
+//! Runs the data planes' programs to apply transactions; this file runs nft.
 //!
-//! One call is one process and one transaction: all of a script is in force
-//! after it, or nothing (law 8). nft reads the whole script before it looks at
-//! the kernel, so the process for the next script is started ahead and waits for
-//! it: starting it would take as long as a small change. What needs no compiler
-//! does not come here at all ([`crate::netlink`]).
+//! One call is one process and one transaction: afterwards the whole script is applied,
+//! or nothing (law 8). nft reads the whole script before it looks at the kernel, so the
+//! process for the next script is started ahead and waits for input: starting it would
+//! take as long as a small change. Changes that need no nft rule compiler use netlink
+//! directly ([`crate::netlink`]).
 
 pub mod iptables;
 pub mod isolate;
@@ -25,10 +24,10 @@ use tokio::{
 
 use crate::{apply::isolate::Unit, render::table::NAME};
 
-/// The longest that nft may take; far more than any script needs.
+/// Timeout of one nft run; far more than any script needs.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// As much as a pipe holds.
+/// Capacity of a pipe.
 const PIECE: usize = 64 << 10;
 
 /// `SIGABRT`, `SIGBUS` and `SIGSEGV`.
@@ -39,75 +38,76 @@ const CRASHES: [i32; 3] = [nix::libc::SIGABRT, nix::libc::SIGBUS, nix::libc::SIG
 const NEWER_TABLE: &str = "; if another program has a table of a newer nft (compare nft --version): \
      install that version, or set nft_path to it";
 
-/// The arguments for a script on standard input.
+/// Arguments to read a script from standard input.
 const APPLY: &[&str] = &["-f", "-"];
 
-/// Why a script is not in force.
+/// Why a script was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such program.
+    /// The program was not found.
     #[error("there is no {program}: install {package}, or set {key}")]
     Missing {
         /// The program.
         program: String,
-        /// What has it.
+        /// The package that contains the program.
         package: &'static str,
-        /// What says where it is.
+        /// The configuration key of the program's path.
         key: &'static str,
     },
-    /// The program did not run.
+    /// The program failed to run.
     #[error("cannot run {program}")]
     Run {
         /// The program.
         program: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The agent may not change the packet filter.
+    /// The agent lacks permission to change the packet filter.
     #[error("no permission to change the packet filter: the agent needs the capability NET_ADMIN")]
     Permission,
-    /// The program or the kernel does not take the script.
+    /// The program or the kernel refuses the script.
     #[error("the packet filter refuses: {0}")]
     Refused(String),
-    /// It says which part of the script it does not take.
+    /// The program names the refused part of the script.
     #[error("the packet filter refuses {unit:?}: {reason}")]
     Culprit {
-        /// What that is in the inputs.
+        /// The rule or container that the part belongs to.
         unit: Unit,
-        /// Why.
+        /// The program's message.
         reason: String,
     },
-    /// The program does not say what the kernel holds. That is not the same as nothing.
+    /// The program does not list the kernel's state. That does not mean that the state
+    /// is empty.
     #[error("{program} does not print the table: {reason}")]
     Unreadable {
         /// The program.
         program: String,
-        /// What was printed instead.
+        /// The program's output.
         reason: String,
     },
-    /// A change that is not in the kernel, though the program says so.
+    /// The program reports success, but the kernel does not show the change.
     #[error("{program} reports success, but the kernel {state}")]
     NotSeen {
         /// The program.
         program: String,
-        /// What the kernel holds instead.
+        /// The kernel's state.
         state: String,
     },
-    /// The change is larger than one message to the kernel may be.
+    /// The change exceeds the size limit of one netlink message.
     #[error(
         "the change does not fit into one message to the kernel: \
          raise net.core.wmem_default, or give the agent CAP_NET_ADMIN in the first user namespace"
     )]
     TooLong,
-    /// The program hangs.
+    /// The program timed out.
     #[error("the program did not end within {DEADLINE:?}")]
     Hangs,
-    /// Somebody does not let go of the lock around iptables.
+    /// Another process holds the iptables lock.
     #[error("cannot lock {path}")]
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -116,11 +116,11 @@ pub enum Error {
 #[derive(Debug, Clone)]
 struct Program {
     path: PathBuf,
-    /// What has it.
+    /// The package that contains the program.
     package: &'static str,
-    /// What says where it is.
+    /// The configuration key of the program's path.
     key: &'static str,
-    /// What may be the reason if it crashes.
+    /// Possible cause of a crash.
     crash: &'static str,
 }
 
@@ -146,7 +146,7 @@ impl Program {
         self.hand_over(child, iter::once(input)).await
     }
 
-    /// Gives the program its input in pieces.
+    /// Writes the input to the program in pieces.
     async fn hand_over(
         &self,
         mut child: Child,
@@ -156,7 +156,8 @@ impl Program {
         let talk = async {
             for piece in pieces {
                 if stdin.write_all(piece.as_ref().as_bytes()).await.is_err() {
-                    // It ended without reading; its output says why.
+                    // The program exited without reading its input; its output says
+                    // why.
                     break;
                 }
             }
@@ -166,7 +167,8 @@ impl Program {
         self.in_time(talk).await
     }
 
-    /// Takes what the program prints in pieces; the output has none of it.
+    /// Passes the program's standard output to `take` in pieces; the returned output
+    /// has none of it.
     async fn listen(&self, mut child: Child, mut take: impl FnMut(&[u8])) -> Result<Output, Error> {
         drop(child.stdin.take());
         let mut stdout = child.stdout.take().expect("stdout is piped");
@@ -193,7 +195,7 @@ impl Program {
         let output = tokio::time::timeout(DEADLINE, talk).await.map_err(|_elapsed| Error::Hangs)?;
         let failed = |source| Error::Run { program: self.name(), source };
         let output = output.map_err(failed)?;
-        // Who is killed has not refused anything.
+        // A killed program has not refused the script.
         match output.status.signal() {
             Some(signal) => {
                 let hint = if CRASHES.contains(&signal) { self.crash } else { "" };
@@ -212,14 +214,14 @@ impl Program {
 #[derive(Debug)]
 pub struct Nft {
     program: Program,
-    /// Waits for a script.
+    /// A process that waits for a script.
     waiting: Option<Child>,
-    /// The scripts of a rehearsal: they are checked, and nothing is changed.
+    /// Scripts of a dry run: they are checked and recorded, not applied.
     rehearsed: Option<Vec<String>>,
 }
 
 impl Nft {
-    /// The program at this path, or of this name in `PATH`.
+    /// The nft program at this path, or with this name in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
         let program = Program {
@@ -231,40 +233,40 @@ impl Nft {
         Self { program, waiting: None, rehearsed: None }
     }
 
-    /// The same program, but what it is to apply is only checked and kept.
+    /// Switches to a dry run: scripts are only checked and recorded.
     #[must_use]
     pub fn rehearsing(self) -> Self {
         Self { rehearsed: Some(Vec::new()), ..self }
     }
 
-    /// The scripts of the rehearsal, if it is one.
+    /// The recorded scripts, if this is a dry run.
     #[must_use]
     pub fn rehearsed(&self) -> Option<&[String]> {
         self.rehearsed.as_deref()
     }
 
-    /// Whether there is no such program.
+    /// Whether the program is not found.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self.program.start(&["--version"]), Err(Error::Missing { .. }))
     }
 
-    /// Starts the process for the next script ahead, if there is none.
+    /// Starts the process for the next script ahead, if none is waiting.
     pub fn get_ready(&mut self) {
         if self.waiting.is_none() && self.rehearsed.is_none() {
-            // Why it does not start is said when it is needed.
+            // A failure to start is reported when the process is needed.
             self.waiting = self.program.start(APPLY).ok();
         }
     }
 
-    /// Puts a script in force, all or nothing.
+    /// Applies a script, all or nothing.
     ///
     /// # Errors
-    /// Nothing has changed then, except that nobody knows after
-    /// [`Error::Hangs`] and [`Error::Run`].
+    /// The kernel is unchanged, except after [`Error::Hangs`] and [`Error::Run`], where
+    /// its state is unknown.
     pub async fn apply(&mut self, script: &str) -> Result<(), Error> {
         if let Some(rehearsed) = &self.rehearsed {
-            // Each counts on those before it.
+            // A script depends on the recorded scripts before it.
             let all = rehearsed.concat() + script;
             self.check(&all).await?;
             self.rehearsed.as_mut().expect("a rehearsal").push(script.to_owned());
@@ -280,18 +282,18 @@ impl Nft {
         read(&self.program.finish(child, script).await?).map(drop)
     }
 
-    /// Asks nft and the kernel whether they would take a script.
+    /// Checks whether nft and the kernel accept a script.
     ///
     /// # Errors
-    /// They would not.
+    /// They refuse it.
     pub async fn check(&self, script: &str) -> Result<(), Error> {
         self.run(&["-c", "-f", "-"], script).await.map(drop)
     }
 
-    /// Our table as nft lists it, without counters; `None` when there is none.
+    /// Our table as nft lists it, without counters; `None` if the table does not exist.
     ///
     /// # Errors
-    /// nft does not answer.
+    /// nft fails.
     pub async fn list(&self) -> Result<Option<String>, Error> {
         match self.run(&["-s", "list", "table", "inet", NAME], "").await {
             Ok(listing) if is_whole(&listing) => Ok(Some(listing)),
@@ -299,22 +301,22 @@ impl Nft {
                 program: self.program.name(),
                 reason: format!("{:?} is no listing", other.chars().take(300).collect::<String>()),
             }),
-            // Other programs and libraries may be missing, too, in more words.
+            // A missing program or library has a longer message.
             Err(Error::Refused(text)) if text == "No such file or directory" => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The program, as errors name it.
+    /// The program's name in errors.
     #[must_use]
     pub fn name(&self) -> String {
         self.program.name()
     }
 
-    /// The elements of a set of ours, without when they end.
+    /// The elements of one of our sets, without their expiry.
     ///
     /// # Errors
-    /// nft does not answer.
+    /// nft fails.
     pub async fn elements(&self, set: &str) -> Result<Vec<String>, Error> {
         let listing = self.run(&["list", "set", "inet", NAME, set], "").await?;
         let elements = listing.split_once("elements = {").map_or("", |(_, rest)| rest);
@@ -343,13 +345,13 @@ fn read(output: &Output) -> Result<String, Error> {
     Err(Error::Refused(first_error(&stderr, output)))
 }
 
-/// Whether this is a listing of our table, from its head to its end.
+/// Whether this is a complete listing of our table.
 fn is_whole(listing: &str) -> bool {
     let head = format!("table inet {NAME} {{");
     listing.lines().any(|line| line == head) && listing.lines().next_back() == Some("}")
 }
 
-/// The first message, without the line that nft quotes, which may be very long.
+/// The first error message, without the quoted line, which may be very long.
 fn first_error(stderr: &str, output: &Output) -> String {
     let message = stderr.lines().find_map(|line| line.split_once("Error: "));
     match message {
@@ -388,7 +390,7 @@ mod tests {
         assert!(matches!(read(&output(1, stderr)), Err(Error::Permission)));
     }
 
-    /// A program that does this.
+    /// A shell script that runs this command.
     fn script(directory: &tempfile::TempDir, command: &str) -> PathBuf {
         let path = directory.path().join("nft");
         std::fs::write(&path, format!("#!/bin/sh\n{command}\n")).unwrap();
@@ -397,7 +399,7 @@ mod tests {
         path
     }
 
-    /// More than a pipe holds, so that writing is what hangs.
+    /// More than the capacity of a pipe, so that the write blocks.
     #[tokio::test(start_paused = true)]
     async fn a_program_that_does_not_read_is_given_up() {
         let directory = tempfile::tempdir().unwrap();
@@ -407,7 +409,7 @@ mod tests {
         assert!(matches!(error, Error::Hangs), "{error}");
     }
 
-    /// Nobody knows what the kernel has then.
+    /// After a kill the kernel's state is unknown.
     #[tokio::test]
     async fn a_program_that_is_killed_refuses_nothing() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a table holds instead of what a batch writes, for the log.
+//! Finds differences between a table and the rules that a batch writes, for the log.
 
 use model::ids::ContainerHandle;
 
@@ -6,7 +6,7 @@ use super::{Batch, FORWARD, Saved, Written};
 use crate::{drift::Drift, render::guard::GUARD, spelling::Spellings};
 
 impl Saved {
-    /// Notes how the chains of these containers differ from the batch.
+    /// Records how the chains of these containers differ from the batch.
     pub fn compare(
         &self,
         batch: &Batch,
@@ -22,7 +22,7 @@ impl Saved {
         }
     }
 
-    /// Notes how the chains that are no container's own differ from the batch.
+    /// Records how the chains without a container differ from the batch.
     pub fn compare_guards(&self, batch: &Batch, spellings: &Spellings, drift: &mut Drift) {
         for (chain, rules) in &batch.guards {
             let expected: Vec<_> = rules.iter().map(String::as_str).collect();

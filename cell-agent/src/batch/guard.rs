@@ -1,4 +1,5 @@
-//! What leads IPv6 packets to the chains of containers ([`crate::render::guard`]).
+//! The guard chains, which send IPv6 packets to the containers' chains
+//! ([`crate::render::guard`]).
 
 use std::collections::HashSet;
 
@@ -15,14 +16,14 @@ use crate::{
 };
 
 impl Saved {
-    /// The rules of a container's chain: without log lines where the chains for them are
-    /// not there.
+    /// The rules of a container's chain: without log lines if the log chains do not
+    /// exist.
     pub(super) fn body<'w>(&self, chain: &'w Chain) -> &'w Body {
         let there = chain.targets.iter().all(|name| self.declared.contains(name));
         chain.silent.as_ref().filter(|_| !there).unwrap_or(&chain.body)
     }
 
-    /// Leads packets to the chains beside the CNI plugin.
+    /// Adds the guard chains to the batch.
     pub(super) fn guard<'w>(
         &self,
         batch: &mut Batch,
@@ -52,7 +53,7 @@ impl Saved {
 }
 
 impl Batch {
-    /// Whether it mends what leads to the chains beside the CNI plugin.
+    /// Whether the batch repairs the guard chains.
     #[must_use]
     pub fn guards(&self) -> bool {
         !self.guards.is_empty() || self.relink.is_some()

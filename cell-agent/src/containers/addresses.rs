@@ -1,8 +1,8 @@
 //! The addresses in an entry of the metadata store.
 //!
-//! The key `ip` holds the first address. Other versions of the CNI plugin add keys, for
-//! IPv6 above all: each value that is an address, or a list with addresses, belongs to the
-//! container, unless its key names another machine.
+//! The key `ip` holds the primary address. Other versions of the CNI plugin add keys,
+//! for IPv6 above all: each value that is an address, or a list with addresses, belongs
+//! to the container, unless its key names another machine.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use super::text;
 
-/// Parts of keys whose addresses are those of another machine.
+/// Parts of keys that hold addresses of other machines.
 const OTHERS: [&str; 7] = ["gateway", "dns", "nameserver", "route", "host", "server", "handle"];
 
-/// The first address. An IPv4 address may be written as IPv6.
+/// The primary address. An IPv4 address may be written as IPv6.
 pub(super) fn primary(entry: &Map<String, Value>) -> Result<IpAddr, String> {
     let Some(ip) = text(entry, "ip") else {
         return all(entry).first().copied().ok_or_else(|| "it has no address".to_owned());
@@ -42,7 +42,7 @@ pub(super) fn all(entry: &Map<String, Value>) -> BTreeSet<IpAddr> {
     .collect()
 }
 
-/// An address, also with the length of its network's prefix; not a network.
+/// An address, with or without a prefix length; not a network.
 fn parse(text: &str) -> Option<IpAddr> {
     let address = text.parse::<IpAddr>().ok().or_else(|| {
         let net = text.parse::<IpNet>().ok()?;
@@ -52,7 +52,7 @@ fn parse(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Whether packets that are forwarded may have the address as their source.
+/// Whether the address is valid as the source of forwarded packets.
 fn is_usable(address: IpAddr) -> bool {
     let local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),

@@ -1,10 +1,10 @@
 //! The metadata store on disk: data, version and lock file
 //! (docs/compatibility/vxlan-policy-agent.md#metadata-store).
 //!
-//! Writers hold the lock, rewrite the data in place and then raise the version;
-//! one that dies in between leaves torn or empty data behind. So data is read
-//! under the lock only, and data that emptied itself while the version stood
-//! still counts as torn.
+//! Writers hold the lock, rewrite the data in place and then increment the version; a
+//! writer that dies in between leaves torn or empty data behind. So data is read only
+//! under the lock, and data that became empty while the version is unchanged counts as
+//! torn.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, TryLockError},
@@ -16,10 +16,10 @@ use std::{
 
 use super::Snapshot;
 
-/// How often a lock that somebody else has is tried.
+/// Retry interval for a lock that another process holds.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
 
-/// Why the store could not be read. What was read before stays valid.
+/// Why the store could not be read. The previous state stays valid.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The lock file cannot be opened or locked.
@@ -27,15 +27,15 @@ pub enum Error {
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Somebody does not let go of the lock.
+    /// Another process holds the lock.
     #[error("{path} has been locked by somebody else for {waited:?}")]
     Busy {
         /// The lock file.
         path: PathBuf,
-        /// For how long it was tried.
+        /// Time spent waiting.
         waited: Duration,
     },
     /// The data or version file cannot be read.
@@ -43,7 +43,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The data is not a metadata store.
@@ -51,7 +51,7 @@ pub enum Error {
     Torn {
         /// The data file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem in the data.
         problem: String,
     },
 }
@@ -65,7 +65,7 @@ pub struct StoreFile {
     lock_timeout: Duration,
 }
 
-/// How the files looked; equal stamps mean that nobody wrote in between.
+/// State of the files; equal stamps mean that there was no write in between.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Stamp {
     version: Vec<u8>,
@@ -74,7 +74,7 @@ pub(super) struct Stamp {
 }
 
 impl StoreFile {
-    /// The store whose data file is `data`. A lock that is held longer than
+    /// The store with the data file `data`. A lock that is held longer than
     /// `lock_timeout` is an error.
     #[must_use]
     pub fn new(data: &Path, lock_timeout: Duration) -> Self {
@@ -91,18 +91,18 @@ impl StoreFile {
         }
     }
 
-    /// The directory that the files are in.
+    /// The directory of the files.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.data.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// The name of the data file.
+    /// Path of the data file.
     pub(super) fn path(&self) -> &Path {
         &self.data
     }
 
-    /// How the files look at this moment, without the lock.
+    /// Current state of the files, without the lock.
     pub(super) fn stamp(&self) -> Result<Stamp, Error> {
         let metadata = absent_is_none(fs::metadata(&self.data), &self.data)?;
         let version = absent_is_none(fs::read(&self.version), &self.version)?.unwrap_or_default();
@@ -113,8 +113,8 @@ impl StoreFile {
         })
     }
 
-    /// Reads the store under its lock. Blocks. `before` is how the files looked
-    /// when there were containers in them.
+    /// Reads the store under its lock. Blocks. `before` is the stamp of the last state
+    /// with containers.
     pub(super) fn read(&self, before: Option<&Stamp>) -> Result<(Stamp, Snapshot), Error> {
         let _locked = self.lock()?;
         let stamp = self.stamp()?;
@@ -128,7 +128,7 @@ impl StoreFile {
         Ok((stamp, snapshot))
     }
 
-    /// Takes the lock; closing the file lets it go.
+    /// Takes the lock; closing the file releases the lock.
     fn lock(&self) -> Result<File, Error> {
         let failed = |source| Error::Lock { path: self.lock.clone(), source };
         let mut options = OpenOptions::new();
@@ -156,7 +156,7 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// A missing file counts as an empty one, as the original creates it.
+/// Treats a missing file as empty, since the original creates it.
 fn absent_is_none<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>, Error> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -1,8 +1,8 @@
-//! The containers of this cell, as the CNI plugin wrote them down.
+//! The containers of this cell, as the CNI plugin recorded them.
 //!
-//! Parsing is pure and total: one bad entry is isolated and named, and never
-//! costs another container anything (docs/compatibility/vxlan-policy-agent.md#metadata-store).
-//! Metadata that decides nothing about rules, `log_config` above all, is not looked at.
+//! Parsing is pure and total: a bad entry is isolated and named, and never affects
+//! another container (docs/compatibility/vxlan-policy-agent.md#metadata-store).
+//! Metadata without influence on rules, `log_config` above all, is not validated.
 
 mod addresses;
 mod file;
@@ -22,54 +22,53 @@ use serde_json::{Map, Value};
 pub use file::{Error, StoreFile};
 pub use watch::{Containers, Feed};
 
-/// One container, as far as its entry can be read.
+/// One container, with errors for the unusable parts of its entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
-    /// Garden's name for it.
+    /// Garden's name of the container.
     pub handle: ContainerHandle,
-    /// Its address, or what is wrong with it.
+    /// Its address, or the error.
     pub address: Result<IpAddr, String>,
-    /// All other addresses that its entry names and that no other entry claims.
+    /// Its other addresses, without those that another entry claims.
     pub more: BTreeSet<IpAddr>,
-    /// Who else claims the address, as a sentence.
+    /// The other containers that claim the address, as a sentence.
     pub shared: Option<String>,
     /// Which groups apply, or why none do.
     pub belongs: Result<Belongs, String>,
-    /// Whether the original does not look at it at all: without a policy group id
-    /// or a space. Only which chains there are depends on it.
+    /// Whether the original ignores the container: it has no policy group ID or no
+    /// space. This affects only which chains exist.
     pub ignored: bool,
-    /// For people; empty when absent.
+    /// App name for messages; empty when absent.
     pub app: String,
-    /// For people, as it came; empty when absent.
+    /// Workload for messages, unparsed; empty when absent.
     pub workload: String,
-    /// Whose log it is, as it came: whatever is wrong with it concerns only those
-    /// who want to write there.
+    /// Log configuration, unparsed: only the app log writer needs it valid.
     pub log_config: String,
 }
 
-/// What decides which groups apply to a container.
+/// The space and lifecycle, which decide which groups apply.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Belongs {
     /// Its space.
     pub space: SpaceGuid,
-    /// Its life.
+    /// Its lifecycle.
     pub lifecycle: Lifecycle,
 }
 
 /// All containers of the cell at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
-    /// By handle.
+    /// Containers by handle.
     pub containers: BTreeMap<ContainerHandle, Container>,
-    /// Every address that an entry names, also where nobody gets it.
+    /// Every address in an entry, also those that are assigned to no container.
     pub claimed: BTreeSet<IpAddr>,
-    /// Entries that do not even have a usable handle, each as a sentence.
+    /// Entries without a usable handle, each as a sentence.
     pub problems: Vec<String>,
 }
 
 impl Snapshot {
-    /// Reads the text of a metadata store. An empty text is an empty store, and
-    /// only the first JSON value counts.
+    /// Parses a metadata store. An empty text is an empty store, and only the first
+    /// JSON value counts.
     ///
     /// # Errors
     /// The text does not begin with a JSON object or `null`.
@@ -95,7 +94,7 @@ impl Snapshot {
         let Value::Object(entry) = entry else {
             return Err("it is not an object".to_owned());
         };
-        // Also where nobody gets it: it is denied, then.
+        // Also without an owner: then the address is denied.
         self.claimed.extend(addresses::primary(entry).ok());
         self.claimed.extend(addresses::all(entry));
         let handle = text(entry, "handle").unwrap_or(key);
@@ -109,7 +108,7 @@ impl Snapshot {
         }
     }
 
-    /// Nobody knows whose the packets of an address are that two containers claim.
+    /// The owner of packets from an address that two containers claim is unknown.
     fn note_shared_addresses(&mut self) {
         let mut owners: BTreeMap<IpAddr, Vec<ContainerHandle>> = BTreeMap::new();
         for container in self.containers.values() {
@@ -124,8 +123,8 @@ impl Snapshot {
         }
     }
 
-    /// A further address of one container that others claim belongs to no container, or to
-    /// the one whose first address it is.
+    /// An additional address that several containers claim belongs to no container, or
+    /// to the one whose primary address it is.
     fn share(&mut self, address: IpAddr, owners: &[ContainerHandle], problem: &str) {
         let is_first = |container: &Container| container.address == Ok(address);
         let first = owners.iter().filter(|owner| self.containers.get(*owner).is_some_and(is_first));
@@ -164,8 +163,8 @@ impl Container {
     }
 }
 
-/// Without a policy group id a container is none of the original's business;
-/// without a space or with an unknown workload no group applies (1.1, 1.4).
+/// The original ignores a container without a policy group ID; without a space or with
+/// an unknown workload no group applies (1.1, 1.4).
 fn belongs(metadata: &Map<String, Value>) -> Result<Belongs, String> {
     if text(metadata, "policy_group_id").is_none() {
         return Err("its metadata has no policy_group_id".to_owned());
@@ -178,7 +177,7 @@ fn belongs(metadata: &Map<String, Value>) -> Result<Belongs, String> {
     Ok(Belongs { space, lifecycle })
 }
 
-/// A text that is there and not empty.
+/// A string that is present and not empty.
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
     object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty())
 }

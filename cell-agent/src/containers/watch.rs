@@ -1,8 +1,8 @@
-//! Follows the metadata store: inotify says when to look, a poll looks anyway.
+//! Follows the metadata store with inotify, and with a poll as a fallback.
 //!
-//! The last good state stands until the store can be read again (law 5). Each
-//! reading has a number, so that whoever wrote to the store can ask for a reading
-//! that began after the write, and wait until that one is in the kernel.
+//! The last good state stays until the store can be read again (law 5). Each reading
+//! has a number, so that a caller that wrote to the store can request a reading that
+//! starts after the write, and wait until that reading is in the kernel.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -18,21 +18,21 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Snapshot, StoreFile, file::Stamp};
 use crate::metrics::{Step, Times};
 
-/// How often the store is looked at when inotify says nothing; as the original.
+/// Interval of polls, in case inotify misses an event; same as the original.
 const POLL: Duration = Duration::from_secs(5);
-/// How soon a store that could not be read is tried again.
+/// Retry delay after a failed read.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The containers as last read.
 #[derive(Debug, Clone, Default)]
 pub struct Containers {
-    /// Rises with each reading that succeeded and found something new.
+    /// Increases with each successful reading that found a change.
     pub reading: u64,
-    /// What was read.
+    /// The parsed store.
     pub snapshot: Arc<Snapshot>,
 }
 
-/// How the other parts reach the follower.
+/// Handle to the follower.
 #[derive(Debug, Clone)]
 pub struct Feed {
     latest: watch::Receiver<Containers>,
@@ -40,16 +40,16 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// The containers as last read; wakes when they change.
+    /// The containers as last read; notifies on changes.
     #[must_use]
     pub fn latest(&self) -> watch::Receiver<Containers> {
         self.latest.clone()
     }
 
-    /// Reads the store now, if it was written since it was read.
+    /// Reads the store now, if it was written since the last reading.
     ///
     /// # Errors
-    /// Why it cannot be read, as a sentence.
+    /// Why the store cannot be read, as a sentence.
     pub async fn reload(&self) -> Result<Containers, String> {
         let (answer, answered) = oneshot::channel();
         let gone = || "the agent is shutting down".to_owned();
@@ -63,18 +63,17 @@ impl Feed {
 pub struct Follower {
     file: StoreFile,
     times: Times,
-    /// How the files looked at the last good reading.
+    /// State of the files at the last good reading.
     stamp: Option<Stamp>,
-    /// Whether the last attempt failed, so that it is told once.
+    /// The error of the last attempt, so that it is reported once.
     failing: Option<String>,
     latest: watch::Sender<Containers>,
     asked: mpsc::Receiver<oneshot::Sender<Result<Containers, String>>>,
 }
 
 impl Feed {
-    /// Reads the store for the first time. A store that cannot be read is told
-    /// and tried again by the follower; until then there are no containers, and
-    /// every address is denied.
+    /// Reads the store for the first time. A failure is reported, and the follower
+    /// retries; until then there are no containers, and every address is denied.
     pub async fn open(file: StoreFile, times: Times) -> (Self, Follower) {
         let (latest, receiver) = watch::channel(Containers::default());
         let (ask, asked) = mpsc::channel(16);
@@ -85,7 +84,7 @@ impl Feed {
 }
 
 impl Follower {
-    /// Why the store cannot be read, if it cannot.
+    /// Why the store cannot be read, or `None`.
     #[must_use]
     pub fn failing(&self) -> Option<&str> {
         self.failing.as_deref()
@@ -106,7 +105,7 @@ impl Follower {
         let name = self.file.path().file_name().map(ToOwned::to_owned);
         let mut buffer = [0; 4096];
         let mut events = pin!(inotify.into_event_stream(&mut buffer)?.filter(move |event| {
-            // The lock file is opened and closed by every reader, us included.
+            // Every reader opens and closes the lock file, this process included.
             let Ok(event) = event else { return true };
             let lock = name.as_ref().zip(event.name.as_ref());
             lock.is_none_or(|(data, name)| {
@@ -121,7 +120,8 @@ impl Follower {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(answer) = self.asked.recv() => {
-                    // Mostly inotify was quicker, and what was written is read.
+                    // Usually an inotify event came first, and the change is read
+                    // already.
                     let read = self.read_if_changed().await;
                     let _gave_up = answer.send(read);
                 }
@@ -187,7 +187,7 @@ impl Follower {
     }
 }
 
-/// Each problem once, when it appears.
+/// Reports each problem once, when it appears.
 fn tell_problems(before: &Snapshot, after: &Snapshot) {
     for problem in after.problems.iter().filter(|problem| !before.problems.contains(problem)) {
         tracing::error!(error = problem, "container-isolated");

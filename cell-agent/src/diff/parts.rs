@@ -1,20 +1,21 @@
-//! A large change as several transactions.
+//! Splits a large change into several transactions.
 //!
-//! One transaction is one message to the kernel. Its size is limited by the send
-//! buffer of the socket, which nft can only raise with CAP_NET_ADMIN in the first user
-//! namespace: elsewhere 212,992 bytes are the default, some 5,000 networks. What no
-//! packet meets yet may come in several transactions: chains are declared first, rules
-//! are added to them, and a rule with a long list becomes several rules.
+//! One transaction is one message to the kernel. Its size is limited by the send buffer
+//! of the socket, which nft can only raise with CAP_NET_ADMIN in the initial user
+//! namespace: elsewhere 212,992 bytes are the default, some 5,000 networks. Chains that
+//! no packet reaches yet may be added in several transactions: chains are declared
+//! first, rules are added to them, and a rule with a long list becomes several rules.
 
 use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use crate::render::table::{Chain, Map, NAME, TO_STRING, Table, add_elements};
 
-/// A script that is shorter fits into one message: text takes at most 15 times its
-/// length there.
+/// Maximum script length that always fits into one message: the message is at most 15
+/// times as long as the text.
 pub(super) const LONG: usize = 12 << 10;
 
-/// The transactions that add what only `after` has, and that no packet meets.
+/// The transactions that add the objects that only `after` has, and that no packet
+/// reaches.
 pub(super) fn parts(applied: &Table, after: &Table) -> Vec<String> {
     let mut new = after.clone();
     new.maps.retain(|name, _| !applied.maps.contains_key(name));
@@ -25,7 +26,7 @@ pub(super) fn parts(applied: &Table, after: &Table) -> Vec<String> {
     gather(declarations.chain(rules(&new)))
 }
 
-/// Scripts that try all of a table, each complete by itself.
+/// Scripts that together try a whole table, each complete by itself.
 #[must_use]
 pub fn trials(table: &Table) -> Vec<String> {
     let mut head = format!("table inet {NAME} {{}}\ndelete table inet {NAME}\n");
@@ -40,7 +41,7 @@ pub fn trials(table: &Table) -> Vec<String> {
 }
 
 impl Table {
-    /// Counters, maps, sets and chains with nothing in them, one command each.
+    /// Counters, and empty maps, sets and chains, one command each.
     fn declarations(&self) -> impl Iterator<Item = String> {
         let empty = |(name, Map { key, .. }): (&String, &Map)| {
             (name.clone(), Map { key: key.clone(), jumps: BTreeMap::new() })
@@ -66,7 +67,7 @@ fn rules(table: &Table) -> impl Iterator<Item = String> {
     })
 }
 
-/// Commands that go together, as long as they stay short.
+/// Groups commands into scripts below the size limit.
 fn gather(commands: impl Iterator<Item = String>) -> Vec<String> {
     let mut parts = Vec::new();
     let mut part = String::new();
@@ -80,8 +81,8 @@ fn gather(commands: impl Iterator<Item = String>) -> Vec<String> {
     parts
 }
 
-/// A rule as several rules that match the same packets together. What matches a list
-/// matches one of its parts.
+/// Splits a rule into several rules that together match the same packets, by splitting
+/// its list.
 fn split(rule: &str) -> Vec<String> {
     let list = list(rule).filter(|_| rule.len() > LONG / 2);
     let Some(list) = list else { return vec![rule.to_owned()] };
@@ -100,7 +101,7 @@ fn split(rule: &str) -> Vec<String> {
     pieces
 }
 
-/// Where the only list of a rule is, without its braces.
+/// Position of the only list of a rule, without its braces.
 fn list(rule: &str) -> Option<Range<usize>> {
     let start = rule.find("{ ")? + 2;
     let end = rule.rfind(" }")?;

@@ -1,7 +1,7 @@
-//! Whether a rule that is not enforced was meant for a connection.
+//! Decides whether a rule that is not enforced was meant for a connection.
 //!
-//! Reads more than the agent enforces: dotted netmasks, inverted ranges, blanks, names of
-//! protocols in capitals. Nothing here decides about packets.
+//! Parses more than the agent enforces: dotted netmasks, inverted ranges, blanks,
+//! protocol names in capitals. Nothing here affects packets.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,14 @@ use model::{
     rule::{RuleSpec, Unenforceable},
 };
 
-/// Whether a rule fits a connection.
+/// Whether a rule matches a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fit {
-    /// It does not.
+    /// No match.
     No,
-    /// A part of the rule cannot be read, and the rest fits.
+    /// A part of the rule cannot be parsed, and the rest matches.
     Maybe,
-    /// It does.
+    /// Match.
     Yes,
 }
 
@@ -32,7 +32,7 @@ impl Fit {
     }
 }
 
-/// Whether the part of the rule that has the problem fits; without a problem, the rule.
+/// Whether the part of the rule with the problem matches; without a problem, the rule.
 pub(super) fn fit(spec: &RuleSpec, problem: Option<&Unenforceable>, probe: Probe) -> Fit {
     let (mut destination, mut ports) = (spec.destination.as_str(), spec.ports.as_str());
     match problem {
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// Whether the first problem of a rule fits TCP to 10.0.0.5:80.
+    /// Whether the first problem of a rule matches TCP to 10.0.0.5:80.
     fn of(protocol: &str, destination: &str, ports: &str) -> Fit {
         let spec = spec(protocol, destination, ports);
         let problems = spec.read().problems;

@@ -1,4 +1,4 @@
-//! Rules that nearly match a connection, and what keeps each from it.
+//! Finds rules that nearly match a connection, with the reason for each mismatch.
 
 use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
@@ -9,27 +9,28 @@ use model::{
 
 use crate::plan::Policy;
 
-/// How many rules that do not match are returned.
+/// Maximum number of rules in the result.
 const NEAREST: usize = 5;
-/// Ranges of more addresses than a /8 of IPv4 or a /32 of IPv6 say little about one address.
+/// Size from which a range, a /8 of IPv4 or a /32 of IPv6, says little about one
+/// address.
 const WIDE: [u128; 2] = [1 << 24, 1 << 96];
 
-/// How far a permit is from a connection: the kind of the difference, and its size.
+/// Distance of a permit from a connection: the kind of mismatch, and its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Distance {
-    /// The address and the protocol are right, the port is not.
+    /// Address and protocol match, the port does not.
     Port(u128),
-    /// The service is right, the address is not: so many addresses lie between.
+    /// The service matches, the address does not: the number of addresses in between.
     Address(u128),
-    /// As `Port`, in a wide range of addresses.
+    /// Like `Port`, in a wide range of addresses.
     PortOfMany(u128),
-    /// The address is right; the protocol is not.
+    /// The address matches; the protocol does not.
     Protocol,
-    /// As `Protocol`, in a wide range of addresses.
+    /// Like `Protocol`, in a wide range of addresses.
     ProtocolOfMany,
 }
 
-/// Each rule once, the nearest first, with what keeps it from matching.
+/// Each rule once, the nearest first, with the reason for the mismatch.
 pub(super) fn misses(policy: &Policy, probe: Probe) -> Vec<(&Source, String)> {
     let mut nearest: BTreeMap<(&_, usize), (Distance, &Source, String)> = BTreeMap::new();
     for (permit, source) in &policy.rules.permits {
@@ -73,7 +74,7 @@ fn miss(permit: &Permit, probe: Probe) -> Option<(Distance, String)> {
     })
 }
 
-/// How many addresses lie between; `None` for another family.
+/// Number of addresses in between; `None` for another family.
 fn gap(permit: &Permit, to: IpAddr) -> Option<u128> {
     let (first, last) = (permit.destination.first(), permit.destination.last());
     let same_family = first.is_ipv4() == to.is_ipv4();

@@ -1,4 +1,4 @@
-//! Which packets of a container pass the chains of security groups.
+//! Decides which packets of a container pass the security group chains.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -12,21 +12,21 @@ use crate::{
     plan::{Planned, Ruleset},
 };
 
-/// The packets that every IPv6 router drops: those to addresses of one link.
+/// Link-local addresses: every IPv6 router drops packets to them.
 const LINK_LOCAL: [u16; 2] = [0xfe80, 0xffc0];
 
 /// The route of a container's packets to a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
-    /// The kernel does not say.
+    /// The kernel did not return a route.
     Unknown,
-    /// The kernel says.
+    /// The kernel's route.
     Known(Route),
 }
 
 impl Way {
-    /// Asks the kernel, in the network namespace of this thread. The kernel looks up the
-    /// route as for a packet that comes in by the container's interface.
+    /// Asks the kernel, in the network namespace of this thread, for the route of a
+    /// packet that arrives on the container's interface.
     #[must_use]
     pub fn of(planned: &Planned, to: IpAddr) -> Self {
         let from = planned.addresses().find(|address| address.is_ipv4() == to.is_ipv4());
@@ -42,7 +42,7 @@ impl Way {
     }
 }
 
-/// Why security groups do not decide about packets to a destination; `None` if they do.
+/// Why security groups do not apply to packets to a destination; `None` if they do.
 #[must_use]
 pub(super) fn undecided(
     ruleset: &Ruleset,
@@ -104,15 +104,15 @@ fn not_forwarded(to: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Whether the packet filter looks at where packets of this family leave. In a table of our
-/// own it does for IPv4 and for the family of the overlay; the chains of the CNI plugin do
-/// for IPv4.
+/// Whether the rules of this family depend on the output interface. In a table of our
+/// own they do for IPv4 and for the family of the overlay; in the chains of the CNI
+/// plugin for IPv4.
 fn confined(ruleset: &Ruleset, to: IpAddr) -> bool {
     let settings = &ruleset.settings;
     to.is_ipv4() || (settings.by_address && settings.overlay.addr().is_ipv6())
 }
 
-/// Packets within the overlay are container network policy's to decide.
+/// Container network policy decides about packets within the overlay.
 fn overlay(ruleset: &Ruleset, overlay: IpNet, to: IpAddr) -> String {
     let decides = match ruleset.settings.disable_network_policy {
         true => "container network policy would decide, and is disabled",

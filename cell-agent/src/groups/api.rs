@@ -1,5 +1,5 @@
-//! The calls to policy-server-internal (docs/compatibility/vxlan-policy-agent.md#calls): HTTP/1.1
-//! over mutual TLS, each within the configured time, body included.
+//! Client of policy-server-internal (docs/compatibility/vxlan-policy-agent.md#calls):
+//! HTTP/1.1 over mutual TLS, each request within the configured timeout, body included.
 
 use std::{collections::BTreeSet, fmt::Write as _, io, io::Read as _, time::Duration};
 
@@ -17,48 +17,49 @@ use serde::Deserialize;
 
 use super::page::{Entry, Page};
 
-/// As the original asks; the genuine server takes no notice of it and sends all.
+/// The original's page size; the genuine server ignores it and sends everything.
 const PER_PAGE: u32 = 5000;
-/// The largest page: far more than 6,000 groups have, and less than a cell has.
+/// Size limit of a page: far more than 6,000 groups need, and less than a cell's
+/// memory.
 const LARGEST_PAGE: usize = 512 << 20;
-/// As much as a log line holds of an answer that is no page.
+/// Maximum length of an error response in a log line.
 const LARGEST_MESSAGE: usize = 300;
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// No answer came.
+    /// The request failed.
     #[error("{what}: no answer")]
     Request {
-        /// What was asked.
+        /// The requested resource.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: reqwest::Error,
     },
-    /// There is no client to ask with.
+    /// The HTTP client cannot be built.
     #[error("{what}: no client")]
     Client {
-        /// What was asked.
+        /// The requested resource.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: https::Error,
     },
-    /// The server refuses.
+    /// The server returned an error status.
     #[error("{what}: http status {status}: {message}")]
     Refused {
-        /// What was asked.
+        /// The requested resource.
         what: &'static str,
-        /// Its code.
+        /// The status code.
         status: u16,
-        /// Its words.
+        /// The server's message.
         message: String,
     },
-    /// The answer is not what it should be.
+    /// The response is invalid.
     #[error("{what}: {problem}")]
     Nonsense {
-        /// What was asked.
+        /// The requested resource.
         what: &'static str,
-        /// What is wrong with the answer.
+        /// The problem in the response.
         problem: String,
     },
 }
@@ -75,7 +76,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// The server at a URL without path.
+    /// A client for a URL without path.
     pub(super) fn new(url: &str, tls: ClientTls, timeout: Duration) -> Self {
         let user_agent = format!("cell-agent/{}", env!("CARGO_PKG_VERSION"));
         let client =
@@ -84,8 +85,7 @@ impl Api {
         Self { base, client, timeout }
     }
 
-    /// When the groups changed for the last time; `None` where the server does
-    /// not say, as older ones do.
+    /// Stamp of the last change of the groups; `None` for older servers without one.
     pub(super) async fn last_updated(&self) -> Result<Option<u64>, Error> {
         let response = self.send(STAMP, STAMP).await?;
         if response.status() == StatusCode::NOT_FOUND {
@@ -100,8 +100,7 @@ impl Api {
         Ok(Some(stamp))
     }
 
-    /// All groups of the spaces and those for everyone, and how many pages that
-    /// were.
+    /// All groups of the spaces and all global groups, with the number of pages.
     pub(super) async fn groups(
         &self,
         spaces: &BTreeSet<SpaceGuid>,
@@ -135,7 +134,7 @@ impl Api {
     }
 }
 
-/// Space guids stand in the URL as they are, as the original writes them.
+/// Space GUIDs are in the URL unescaped, like in the original.
 fn query(spaces: &BTreeSet<SpaceGuid>, from: u64) -> String {
     let mut query = format!("{GROUPS}?per_page={PER_PAGE}");
     if !spaces.is_empty() {
@@ -176,17 +175,17 @@ async fn body(what: &'static str, mut response: Response) -> Result<Vec<u8>, Err
     Ok(body)
 }
 
-/// What several gzip members hold together: a server may compress each group by
-/// itself, and HTTP clients as a rule stop after the first.
+/// Decompresses several gzip members: a server may compress each group separately, and
+/// most HTTP clients stop after the first member.
 fn unzipped(body: &[u8]) -> io::Result<Vec<u8>> {
     let mut plain = Vec::with_capacity(body.len() * 4);
-    // One byte more than is allowed shows that there is more.
+    // One more byte than the limit shows that the limit is exceeded.
     let most = LARGEST_PAGE as u64 + 1;
     MultiGzDecoder::new(body).take(most).read_to_end(&mut plain)?;
     Ok(plain)
 }
 
-/// The member `error` of the body, or else the body.
+/// The member `error` of the body, or the whole body.
 fn message(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Update {

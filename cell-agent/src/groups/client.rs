@@ -1,6 +1,6 @@
-//! Keeps a watch of the policy store open, for as long as the agent lives.
+//! Keeps a watch of the policy store open.
 //!
-//! While there is none, the last known groups stand (law 5).
+//! While there is no watch, the last known groups stay (law 5).
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -28,13 +28,12 @@ use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 const LINGER_CHECK: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
-/// A watch that lasted this long was a good one: the next begins at once.
+/// After a watch of at least this length, the next one starts without backoff.
 const GOOD: Duration = Duration::from_secs(10);
-/// How long one that asks only once waits for a store that took the watch and says
-/// nothing, as one that was never filled does.
+/// Timeout of a one-time fetch for a store that accepts the watch and sends nothing,
+/// like a store that was never filled.
 const SILENCE: Duration = Duration::from_secs(3);
-/// The largest answer: 16 MiB of rules is what the Cloud Controller allows one
-/// group to have.
+/// Maximum message size: the Cloud Controller allows 16 MiB of rules in one group.
 const LARGEST_MESSAGE: usize = 64 << 20;
 
 /// The task that keeps the watch.
@@ -51,7 +50,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that has not begun. `known` holds the last good groups.
+    /// A client that is not running yet. `known` holds the last good groups.
     #[must_use]
     pub fn new(
         cell: CellId,
@@ -78,7 +77,7 @@ impl Client {
     /// Watches until shutdown.
     ///
     /// # Errors
-    /// Never; whatever happens to a watch is told and tried again.
+    /// Never; a failed watch is reported and retried.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         loop {
             let began = Instant::now();
@@ -106,10 +105,10 @@ impl Client {
         }
     }
 
-    /// Watches until everything that is wanted now has been told once.
+    /// Watches until the groups of all current spaces have arrived once.
     ///
     /// # Errors
-    /// The store does not answer, or refuses, or has nothing to tell.
+    /// The store does not respond, or refuses, or has no state.
     pub async fn fetch(mut self) -> Result<(), Status> {
         let (mut follow, requests, mut answers) = self.open().await?;
         let wanted = self.spaces();
@@ -146,7 +145,7 @@ impl Client {
         Ok((follow, requests, answers.into_inner()))
     }
 
-    /// A watch that goes on from what is known, or else begins anew.
+    /// A watch that resumes from the known state, or a new one.
     fn begin(&mut self) -> (WatchSession, Hello) {
         let known = self.known.borrow().clone();
         if let Some(resumed) = known.and_then(|known| WatchSession::resume(&known)) {
@@ -206,7 +205,7 @@ impl Client {
         }
     }
 
-    /// Takes in an answer; what is known by it, if the state is whole.
+    /// Applies a response; returns the new state if it is complete.
     fn receive(&mut self, follow: &mut WatchSession, answer: WatchResponse) -> Option<Arc<Known>> {
         let (reset, upserted, removed) =
             (answer.reset, answer.upserted.len(), answer.removed.len());
@@ -217,7 +216,7 @@ impl Client {
         let known = told.known?;
         let before = self.known.borrow().as_ref().map_or(Generation(0), |known| known.generation);
         if known.generation == Generation(0) && before > Generation(0) {
-            // A store that was never filled says nothing about the rules.
+            // The empty state of a store that was never filled is not a valid state.
             tracing::error!(
                 generation = before.0,
                 "policy-store-is-empty.keeping-last-good-groups"

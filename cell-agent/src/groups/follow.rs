@@ -1,12 +1,12 @@
-//! One watch of the policy store, purely: what to ask for, and what the answers
-//! mean.
+//! State machine of one watch of the policy store: which spaces to request, and how to
+//! apply responses. Pure.
 //!
-//! - A state is passed on only when the store says that it is whole.
-//! - A space counts as known when the store has confirmed the request that asked
-//!   for it, not before.
-//! - A new watch says which state is known, if that is exactly one of the store's,
-//!   and is told what came after it; else it is told everything. Until its first
-//!   whole state the old one stands.
+//! - A state is published only when the store marks it as complete.
+//! - A space counts as known when the store has confirmed the request for that space,
+//!   not before.
+//! - A new watch sends the known state, if that is exactly one of the store's, and
+//!   receives the changes since then; otherwise it receives everything. The old state
+//!   stays until the first complete one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,29 +26,29 @@ use proto::policy_v1::{
 
 use crate::plan::Known;
 
-/// What one watch has told so far.
+/// State of one watch.
 #[derive(Debug)]
 pub struct WatchSession {
-    /// Each space that was asked for, with the request that did.
+    /// Each requested space, with the sequence number of the request.
     asked: BTreeMap<SpaceGuid, u64>,
     sequence: u64,
     draft: BTreeMap<GroupGuid, Arc<ReadGroup>>,
-    /// Whether something was told that is not in the draft.
+    /// Whether a received group is missing in the draft.
     lacks: bool,
 }
 
-/// What an answer led to.
+/// Result of a response.
 #[derive(Debug, Default)]
 pub struct Update {
-    /// A whole new state.
+    /// A new complete state.
     pub known: Option<Arc<Known>>,
-    /// Groups that cannot be understood, each as a sentence; everything else of
-    /// the answer counts.
+    /// Groups that cannot be parsed, each as a sentence; the rest of the response is
+    /// used.
     pub problems: Vec<String>,
 }
 
 impl WatchSession {
-    /// A new watch, whose Hello asks for these spaces.
+    /// A new watch, with a Hello for these spaces.
     #[must_use]
     pub fn hello(spaces: impl IntoIterator<Item = SpaceGuid>) -> Self {
         Self {
@@ -59,9 +59,9 @@ impl WatchSession {
         }
     }
 
-    /// A new watch that goes on from what is known, with its Hello; that asks for
-    /// exactly the known spaces, and [`WatchSession::subscribe`] brings it to others.
-    /// `None` if what is known is not a state of the store.
+    /// A new watch that resumes from the known state, with its Hello for exactly the
+    /// known spaces; [`WatchSession::subscribe`] changes the spaces. `None` if the
+    /// known state is not one of the store's states.
     #[must_use]
     pub fn resume(known: &Known) -> Option<(Self, Hello)> {
         let Known { revision: _, generation, stamp, spaces, groups } = known;
@@ -78,12 +78,12 @@ impl WatchSession {
         Some((follow, hello))
     }
 
-    /// The spaces that were asked for.
+    /// The requested spaces.
     pub fn asked(&self) -> impl Iterator<Item = &SpaceGuid> {
         self.asked.keys()
     }
 
-    /// The request that brings the watch to these spaces; `None` when it is there.
+    /// The request that subscribes to these spaces; `None` if nothing changes.
     pub fn subscribe(&mut self, wanted: &BTreeSet<SpaceGuid>) -> Option<Subscribe> {
         let add: Vec<SpaceGuid> =
             wanted.iter().filter(|space| !self.asked.contains_key(*space)).cloned().collect();
@@ -106,7 +106,7 @@ impl WatchSession {
         Some(request)
     }
 
-    /// Takes in an answer.
+    /// Applies a response.
     pub fn receive(&mut self, response: WatchResponse) -> Update {
         let WatchResponse {
             generation,
@@ -141,8 +141,8 @@ impl WatchSession {
             }
         }
         if complete {
-            // Groups of spaces that were dropped are in the draft until the store
-            // has taken that in.
+            // The draft has groups of dropped spaces until the store has confirmed the
+            // subscription.
             let exact = !self.lacks && subscription_sequence == self.sequence;
             let stamp = if exact { Stamp(stamp) } else { Stamp::default() };
             told.known = Some(self.whole(Generation(generation), stamp, subscription_sequence));
@@ -229,7 +229,7 @@ mod tests {
         let known = resumed.receive(missed).known.unwrap();
         assert_eq!((names(&known), known.stamp), (vec!["a", "b"], Stamp(78)));
         assert_eq!(known.spaces, spaces(&["s1", "s2"]));
-        // What only a dropped space had is still there until the store says not.
+        // Groups of only a dropped space stay until the store removes them.
         follow.subscribe(&spaces(&["s1"])).unwrap();
         assert!(WatchSession::resume(&told(&mut follow, 0)).is_none());
         let known = told(&mut follow, 1);
@@ -249,7 +249,7 @@ mod tests {
         assert!(WatchSession::resume(&Known::default()).is_none());
     }
 
-    /// A group that was deleted and made again between two answers.
+    /// A group that was deleted and created again between two responses.
     #[test]
     fn a_guid_that_is_removed_and_upserted_is_there() {
         let mut follow = WatchSession::hello([]);

@@ -1,10 +1,9 @@
-//! The security groups of the spaces that have containers here.
+//! The security groups of the spaces that have containers on this cell.
 //!
-//! They come from our policy store, which pushes changes (`client`), or from a
-//! genuine policy-server-internal, which is asked (`poll`). Either way what
-//! belongs together becomes one [`Known`] at once, never a
-//! part of it. The last one is on disk, so that a cell that starts while the
-//! store is down has its rules (laws 4 and 5).
+//! They come from our policy store, which pushes changes (`client`), or from a genuine
+//! policy-server-internal, which is polled (`poll`). In both cases a complete state
+//! becomes one [`Known`], never a part of it. The last state is saved on disk, so that
+//! a cell that starts while the store is down has its rules (laws 4 and 5).
 
 use std::sync::Arc;
 
@@ -27,12 +26,12 @@ pub use follow::WatchSession;
 pub use poll::{Poller, Refresh, Server};
 pub use saved::{load, save, save_latest};
 
-/// What learns the groups.
+/// Source of the groups.
 #[derive(Debug)]
 pub enum GroupSource {
-    /// From our policy store.
+    /// Our policy store.
     Watch(Box<Client>),
-    /// From a policy server.
+    /// A policy server.
     Poll(Box<Poller>),
 }
 
@@ -46,10 +45,10 @@ impl GroupSource {
         }
     }
 
-    /// Goes on learning until shutdown.
+    /// Receives groups until shutdown.
     ///
     /// # Errors
-    /// Never; whatever fails is told and tried again.
+    /// Never; failures are reported and retried.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         match self {
             Self::Watch(client) => client.run(shutdown).await,
@@ -57,7 +56,7 @@ impl GroupSource {
         }
     }
 
-    /// Asks once.
+    /// Fetches the groups once.
     ///
     /// # Errors
     /// Why the groups are not known, as a sentence.
@@ -82,14 +81,14 @@ fn publish(latest: &watch::Sender<Option<Arc<Known>>>, mut known: Arc<Known>) ->
 /// State of the connection to the source of the groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Connectivity {
-    /// The source sent a whole state, and still answers.
+    /// The source sent a complete state, and still responds.
     Up,
-    /// The source does not answer; why not.
+    /// The source does not respond, with the reason.
     Down(Arc<str>),
 }
 
 impl Connectivity {
-    /// Before the first answer.
+    /// State before the first response.
     #[must_use]
     pub fn begin() -> Self {
         Self::Down("it has not answered yet".into())

@@ -1,11 +1,11 @@
-//! The groups in the JSON of policy-server-internal
+//! Parses the JSON of policy-server-internal
 //! (docs/compatibility/vxlan-policy-agent.md#calls,
-//! docs/compatibility/policy-server-internal.md#routes), purely.
+//! docs/compatibility/policy-server-internal.md#routes). Pure.
 //!
-//! A group or a rule that cannot be read is told by name and costs nothing else:
-//! the rule counts as one that nobody can enforce, so that the others keep their
-//! places, and of the group the last good version stands. An answer without a
-//! list is no answer, and never an empty list.
+//! An unreadable group or rule is reported by name and affects nothing else: the rule
+//! counts as unenforceable, so that the others keep their indexes, and the last good
+//! version of the group stays. A response without a list is an error, and never an
+//! empty list.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,29 +14,29 @@ use proto::policy_v1::{Rule, SecurityGroup, StoredGroup};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-/// So much of a wrong value is shown.
+/// Maximum length of a shown value.
 const LONGEST: usize = 120;
 
-/// Groups by guid.
+/// Groups by GUID.
 pub type Groups = BTreeMap<GroupGuid, Arc<ReadGroup>>;
 
-/// One answer.
+/// One response.
 #[derive(Debug)]
 pub struct Page {
-    /// Where the next page begins; 0 when there is none.
+    /// Start of the next page; 0 when there is none.
     pub next: u64,
-    /// In the order of the server.
+    /// Groups in the order of the server.
     pub groups: Vec<Entry>,
 }
 
-/// One group of an answer.
+/// One group of a response.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its guid, if that much can be read.
+    /// Its GUID, if readable.
     pub guid: Option<String>,
-    /// The group, or what is wrong with it.
+    /// The group, or the error.
     pub group: Result<SecurityGroup, String>,
-    /// Rules that cannot be read, each as a sentence.
+    /// Rules that cannot be parsed, each as a sentence.
     pub problems: Vec<String>,
 }
 
@@ -83,10 +83,10 @@ struct RawRule {
 }
 
 impl Page {
-    /// Reads an answer.
+    /// Parses a response.
     ///
     /// # Errors
-    /// It is not JSON, or has no list of groups.
+    /// The text is not JSON, or has no list of groups.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let RawPage { next, security_groups } =
             runtime::json::from_slice(text).map_err(|error| error.to_string())?;
@@ -122,7 +122,7 @@ fn read(raw: RawGroup, problems: &mut Vec<String>) -> Result<SecurityGroup, Stri
         rule(raw).unwrap_or_else(|error| {
             let error = fault(raw, RULE, &error);
             problems.push(format!("rule {index}: {error}"));
-            // No protocol: nothing is allowed by it.
+            // Without a protocol the rule allows nothing.
             Rule { description: format!("not readable: {error}"), ..Rule::default() }
         })
     });
@@ -151,7 +151,7 @@ fn rule(raw: &RawValue) -> Result<Rule, serde_json::Error> {
     })
 }
 
-/// A field with what its value must be, and the words for that.
+/// A field name, a check of its value, and a description of valid values.
 type Field = (&'static str, fn(&Value) -> bool, &'static str);
 
 const GROUP: &[Field] = &[
@@ -182,8 +182,7 @@ fn is_small(value: &Value) -> bool {
     value.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
 }
 
-/// What is wrong with an object that cannot be read, by field and value if it is
-/// the value of a field.
+/// The error of an unreadable object, with field and value if a field is at fault.
 fn fault(raw: &RawValue, fields: &[Field], error: &serde_json::Error) -> String {
     let object = runtime::json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
     let wrong = fields.iter().find_map(|(name, fits, what)| {
@@ -194,8 +193,8 @@ fn fault(raw: &RawValue, fields: &[Field], error: &serde_json::Error) -> String 
     wrong.unwrap_or_else(|| error.to_string())
 }
 
-/// Puts the pages of one answer together. The places of the groups in it are
-/// their ids. What cannot be read is told; `before` has the last good versions.
+/// Merges the pages of one response. A group's index in the response becomes its ID.
+/// Unreadable groups are reported; `before` has the last good versions.
 #[must_use]
 pub fn collect(entries: Vec<Entry>, before: &Groups) -> (Groups, Vec<String>) {
     let (mut groups, mut problems) = (Groups::new(), Vec::new());
@@ -222,7 +221,7 @@ pub fn collect(entries: Vec<Entry>, before: &Groups) -> (Groups, Vec<String>) {
     (groups, problems)
 }
 
-/// What is the same as before is not read again.
+/// Reuses the previous value of an unchanged group.
 fn kept(before: &Groups, stored: model::group::StoredGroup) -> Arc<ReadGroup> {
     match before.get(&stored.group.guid) {
         Some(same) if same.stored == stored => Arc::clone(same),
@@ -295,7 +294,7 @@ mod tests {
         assert!(Arc::ptr_eq(&after[&guid("a")], &before[&guid("a")]));
     }
 
-    /// serde alone takes a list for a struct, the fields in order.
+    /// By default, serde accepts a list for a struct, with the fields in order.
     #[test]
     fn a_list_is_no_group_and_no_rule() {
         let text = r#"{"security_groups":[["a","name","[]"],{"guid":"b","rules":

@@ -1,10 +1,10 @@
-//! Asks a genuine policy-server-internal for the groups, from time to time and
-//! when a container needs them.
+//! Polls a genuine policy-server-internal for the groups, periodically and when a
+//! container needs them.
 //!
-//! - The stamp of the last change is asked for first, where the server has one.
-//!   It counts as seen only after the list that was asked for after it.
-//! - A state is passed on when all of its pages have come, never a part of it.
-//! - Whatever fails, the last known groups stand (law 5).
+//! - The stamp of the last change is requested first, if the server has one. It counts
+//!   as seen only after the list that was requested after it.
+//! - A state is published when all of its pages have arrived, never a part of it.
+//! - After any failure the last known groups stay (law 5).
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -29,33 +29,33 @@ use crate::{
     plan::Known,
 };
 
-/// The first wait after a failure; it doubles up to the interval of polls.
+/// Initial retry delay; it doubles up to the poll interval.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// Without a change of the stamp the list is asked for all the same each so many
-/// polls: the genuine server does not move its stamp when it loses all groups.
+/// Maximum number of consecutive polls without the list while the stamp is unchanged:
+/// the genuine server does not change its stamp when it loses all groups.
 const UNCHANGED_MOST: u32 = 10;
-/// A list of several pages is asked for again this often when it changes
-/// meanwhile; after that the next poll makes it right.
+/// Maximum number of requests for a multi-page list that changes meanwhile; after that
+/// the next poll corrects the state.
 const ATTEMPTS: u32 = 3;
 
 type Answer = oneshot::Sender<Result<(), String>>;
 
-/// How others have the groups asked for now.
+/// Requests a poll now.
 #[derive(Debug, Clone)]
 pub struct Refresh(Option<mpsc::Sender<Answer>>);
 
 impl Refresh {
-    /// For a source that tells each change by itself.
+    /// For a source that pushes each change.
     #[must_use]
     pub fn pushed() -> Self {
         Self(None)
     }
 
-    /// Returns when the groups of all spaces with containers have been asked for,
-    /// after this call.
+    /// Returns after a poll, started after this call, of the groups of all spaces with
+    /// containers.
     ///
     /// # Errors
-    /// Why they are not known, as a sentence.
+    /// Why the groups are not known, as a sentence.
     pub async fn now(&self) -> Result<(), String> {
         let Some(ask) = &self.0 else { return Ok(()) };
         let gone = || "the agent is shutting down".to_owned();
@@ -65,18 +65,18 @@ impl Refresh {
     }
 }
 
-/// Where and how often to ask.
+/// Address and timing of the polled server.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// Scheme, host and port.
     pub url: String,
-    /// For one request, body included.
+    /// Timeout of one request, body included.
     pub timeout: Duration,
-    /// From the end of a poll to the next one.
+    /// Delay from the end of a poll to the next one.
     pub interval: Duration,
 }
 
-/// The task that asks.
+/// The polling task.
 #[derive(Debug)]
 pub struct Poller {
     api: Api,
@@ -87,7 +87,7 @@ pub struct Poller {
     link: watch::Sender<Connectivity>,
     asked: mpsc::Receiver<Answer>,
     spaces: Spaces,
-    /// What the last list was for; `None` before the first one.
+    /// The last fetched list; `None` before the first one.
     fetched: Option<Fetched>,
     backoff: Backoff,
 }
@@ -96,12 +96,12 @@ pub struct Poller {
 struct Fetched {
     stamp: Option<u64>,
     spaces: BTreeSet<SpaceGuid>,
-    /// How many polls ago.
+    /// Number of polls since then.
     polls: u32,
 }
 
 impl Poller {
-    /// A task that has not begun. `known` holds the last good groups.
+    /// A task that is not running yet. `known` holds the last good groups.
     pub fn new(
         server: Server,
         tls: ClientTls,
@@ -128,10 +128,10 @@ impl Poller {
         (poller, linked, Refresh(Some(ask)))
     }
 
-    /// Asks until shutdown; for the first time at once.
+    /// Polls until shutdown; the first poll starts at once.
     ///
     /// # Errors
-    /// Never; whatever fails is told and tried again.
+    /// Never; failures are reported and retried.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut next = Instant::now();
         loop {
@@ -146,7 +146,7 @@ impl Poller {
                     }
                 }
             }
-            // Who asked before a request went out is answered by it.
+            // A poll answers all requests that arrived before it started.
             while let Ok(answer) = self.asked.try_recv() {
                 waiting.push(answer);
             }
@@ -161,7 +161,7 @@ impl Poller {
         }
     }
 
-    /// Asks once.
+    /// Polls once.
     ///
     /// # Errors
     /// Why the groups are not known, as a sentence.
@@ -216,7 +216,7 @@ impl Poller {
         let Known { revision: _, generation, stamp: _, spaces: old_spaces, groups: old } =
             before.as_deref().cloned().unwrap_or_default();
         if stamp == Some(0) && entries.is_empty() && !old.is_empty() {
-            // A server that was never filled says nothing about the rules.
+            // The empty list of a server that was never filled is not a valid state.
             tracing::error!("policy-server-is-empty.keeping-last-good-groups");
             return;
         }
@@ -242,14 +242,14 @@ impl Poller {
         }
     }
 
-    /// Tells how a poll went, and how long to wait for the next one.
+    /// Reports the result of a poll; returns the delay before the next one.
     fn told(&mut self, outcome: &Result<(), Error>) -> Duration {
         let Err(error) = outcome else {
             self.backoff.reset();
             if self.link.send_replace(Connectivity::Up) != Connectivity::Up {
                 tracing::info!("policy-server-polled");
             }
-            // Cells that started together do not go on asking together.
+            // Jitter: cells that started together must not poll together.
             return Backoff::new(self.interval, self.interval).pause();
         };
         let error = chain(error);

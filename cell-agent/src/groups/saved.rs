@@ -1,5 +1,5 @@
-//! The last good groups on disk, as the messages that the store would send: the
-//! Hello for the known spaces, and one whole state.
+//! The last good groups on disk, as the messages that the store would send: the Hello
+//! for the known spaces, and one complete state.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,13 +13,13 @@ use super::WatchSession;
 use crate::{plan::Known, state::StateDirectory};
 
 const FILE: &str = "groups";
-/// Changes closer than this are written together; the first of them at once, so
-/// that what is in force is hardly ever not on disk.
+/// Minimum interval of writes. The first of several changes is written at once, so that
+/// the state in force is almost always on disk.
 const GATHER: Duration = Duration::from_millis(50);
-/// How soon a state that could not be written is tried again.
+/// Retry delay after a failed write.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What was saved; `None`, after telling why, when there is nothing to rely on.
+/// Loads the saved state; `None`, with a log line, when it is unusable.
 #[must_use]
 pub fn load(state: &StateDirectory) -> Option<Arc<Known>> {
     let content = match state.read(FILE) {
@@ -43,10 +43,10 @@ pub fn load(state: &StateDirectory) -> Option<Arc<Known>> {
     }
 }
 
-/// Saves each state that comes, until shutdown; the newest one at the end.
+/// Saves each new state until shutdown, and the last one at the end.
 ///
 /// # Errors
-/// Never; a state that cannot be written is told and tried again.
+/// Never; failures are reported and retried.
 pub async fn save_latest(
     state: StateDirectory,
     mut groups: watch::Receiver<Option<Arc<Known>>>,
@@ -76,7 +76,8 @@ pub async fn save_latest(
     }
 }
 
-/// Saves a state, if there is one; failing is told. Whether it is on disk.
+/// Saves a state, if there is one. Returns whether the state is on disk; failures are
+/// reported.
 pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) -> bool {
     let Some(known) = known else { return true };
     let state = state.clone();
@@ -163,7 +164,7 @@ mod tests {
         Arc::new(Known { generation: Generation(9), ..Known::default() })
     }
 
-    /// A change that comes with the order to stop is not lost.
+    /// A change that arrives together with the shutdown is not lost.
     #[tokio::test]
     async fn the_newest_state_is_saved_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
@@ -181,7 +182,7 @@ mod tests {
         assert_eq!(load(&state).unwrap().generation, Generation(9));
     }
 
-    /// Once the disk takes it, also if nothing changes any more.
+    /// As soon as the disk accepts it, also without further changes.
     #[tokio::test(start_paused = true)]
     async fn a_state_that_could_not_be_written_is_tried_again() {
         let directory = tempfile::tempdir().unwrap();

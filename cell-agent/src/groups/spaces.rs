@@ -1,6 +1,5 @@
-//! Which spaces to ask for: those of the containers, and for [`LINGER`] those
-//! that had one, so that an app that is started again while the store is down
-//! finds its rules.
+//! The spaces to request: those of the containers, and for [`LINGER`] those that had a
+//! container, so that an app that is restarted while the store is down finds its rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,22 +11,22 @@ use tokio::time::Instant;
 
 use crate::containers::Snapshot;
 
-/// How long a space without containers is still asked for.
+/// How long a space without containers is still requested.
 const LINGER: Duration = Duration::from_secs(3600);
 
-/// The spaces, with when each had a container for the last time.
+/// The spaces, with the time of each one's last container.
 #[derive(Debug)]
 pub(super) struct Spaces {
     used: BTreeMap<SpaceGuid, Instant>,
 }
 
 impl Spaces {
-    /// As if each had had a container until now.
+    /// Treats each space as if it had a container until now.
     pub(super) fn new(spaces: BTreeSet<SpaceGuid>, now: Instant) -> Self {
         Self { used: spaces.into_iter().map(|space| (space, now)).collect() }
     }
 
-    /// The spaces to ask for now.
+    /// The spaces to request now.
     pub(super) fn of(&mut self, snapshot: &Snapshot, now: Instant) -> BTreeSet<SpaceGuid> {
         for container in snapshot.containers.values() {
             if let Ok(belongs) = &container.belongs {

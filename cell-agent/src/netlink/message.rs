@@ -1,5 +1,5 @@
-//! Messages to nf_tables as bytes (`linux/netfilter/nf_tables.h`), and what the
-//! kernel answers. Pure.
+//! Encodes nf_tables messages (`linux/netfilter/nf_tables.h`) and decodes the kernel's
+//! responses. Pure.
 
 use std::{collections::BTreeMap, io, net::IpAddr, ops::ControlFlow};
 
@@ -8,33 +8,32 @@ use crate::{
     render::table::{Key, NAME},
 };
 
-/// What the kernel is told without nft: no rule that would have to be compiled.
-/// All of it concerns our table.
+/// nf_tables operations that need no rule compiler, all on our table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NftOp {
-    /// Takes all rules out of a chain.
+    /// Deletes all rules of a chain.
     Flush(String),
-    /// Adds the rule to the end of a chain that jumps to another.
+    /// Appends a jump to a chain.
     Jump {
-        /// In which chain.
+        /// The chain to append to.
         from: String,
-        /// Where to.
+        /// The jump target.
         to: String,
     },
     /// Deletes an empty chain.
     Delete(String),
-    /// Takes elements out of a map of verdicts.
+    /// Deletes elements of a verdict map.
     DeleteElements {
         /// The map.
         map: String,
         /// Their keys.
         keys: Vec<Key>,
     },
-    /// Adds elements that jump to a map of verdicts.
+    /// Adds elements with jump verdicts to a verdict map.
     AddElements {
         /// The map.
         map: String,
-        /// Where each key jumps to.
+        /// The jump target of each key.
         jumps: BTreeMap<Key, String>,
     },
 }
@@ -44,7 +43,7 @@ const SUBSYSTEM: u8 = 10;
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
 
-/// Types of messages; those of nf_tables are in its subsystem.
+/// Message types; those of nf_tables are in its subsystem.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 16;
@@ -75,7 +74,7 @@ const NESTED: u16 = 0x8000;
 const JUMP: i32 = -3;
 /// `NFTA_GEN_ID`, and `NFNL_BATCH_GENID`.
 const GENERATION_ID: u16 = 1;
-/// A netlink header, and the netfilter header behind it.
+/// Lengths of the netlink header and the netfilter header after it.
 const HEADER: usize = 16;
 const HEADERS: usize = HEADER + 4;
 /// `IFNAMSIZ`.
@@ -83,18 +82,18 @@ const INTERFACE: usize = 16;
 /// An attribute has at most 64 KiB; an element takes about a hundred bytes.
 const ELEMENTS_MOST: usize = 256;
 
-/// Bytes in the making.
+/// Netlink message builder.
 #[derive(Debug, Default)]
 struct Draft(Vec<u8>);
 
-/// The question for the kernel's number.
+/// The request for the nf_tables generation.
 pub(super) fn ask_generation() -> Vec<u8> {
     let mut draft = Draft::default();
     draft.message(GET_GENERATION, REQUEST, 0, 0, |_| {});
     draft.0
 }
 
-/// The question for the named counters of our table.
+/// The request for the named counters of our table.
 pub(super) fn ask_counters() -> Vec<u8> {
     let mut draft = Draft::default();
     draft.message(GET_OBJECT, REQUEST | DUMP, INET, 0, |draft| {
@@ -105,7 +104,7 @@ pub(super) fn ask_counters() -> Vec<u8> {
     draft.0
 }
 
-/// One transaction, for the kernel as it is in this generation.
+/// One transaction; the kernel accepts it only in this generation.
 pub(super) fn batch(orders: &[NftOp], generation: KernelGeneration) -> Vec<u8> {
     let mut draft = Draft::default();
     draft.message(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, |draft| {
@@ -115,7 +114,7 @@ pub(super) fn batch(orders: &[NftOp], generation: KernelGeneration) -> Vec<u8> {
     for order in orders {
         last = draft.order(order);
     }
-    // The last is confirmed when all are in force.
+    // Only the last message requests an acknowledgement.
     if let Some(flags) = draft.0.get_mut(last + 6..last + 8) {
         let all = u16::from_ne_bytes([flags[0], flags[1]]) | CONFIRM;
         flags.copy_from_slice(&all.to_ne_bytes());
@@ -141,8 +140,8 @@ impl Draft {
         self.bytes(&[0; 4]);
         self.bytes(&kind.to_ne_bytes());
         self.bytes(&flags.to_ne_bytes());
-        // Sequence and sender are the kernel's to fill in, and the netfilter
-        // header's version is 0.
+        // The kernel fills in sequence and sender, and the netfilter header's version
+        // is 0.
         self.bytes(&[0; 8]);
         self.bytes(&[family, 0, 0, resource]);
         body(self);
@@ -171,11 +170,11 @@ impl Draft {
         });
     }
 
-    /// Where the last of its messages begins.
+    /// Appends an operation; returns the offset of its last message.
     fn order(&mut self, order: &NftOp) -> usize {
         let start = self.0.len();
         match order {
-            // A chain without a rule's handle stands for all of its rules.
+            // Without a rule handle the message deletes all rules of the chain.
             NftOp::Flush(chain) => {
                 self.message(DELETE_RULE, REQUEST, INET, 0, |draft| draft.rule_of(chain));
             }
@@ -207,7 +206,7 @@ impl Draft {
         self.text(2, chain);
     }
 
-    /// The expression that sets the verdict register.
+    /// Appends the expression that sets the verdict register.
     fn immediate(&mut self, to: &str) {
         self.text(1, "immediate");
         self.nested(2, |draft| {
@@ -223,7 +222,7 @@ impl Draft {
         });
     }
 
-    /// Where the last message begins.
+    /// Returns the offset of the last message.
     fn elements(
         &mut self,
         kind: u16,
@@ -265,7 +264,7 @@ impl Draft {
     }
 }
 
-/// What the kernel said to a batch, as far as it was read.
+/// The kernel's response to a batch, as far as it was read.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     confirmed: bool,
@@ -273,7 +272,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Reads one datagram.
+    /// Decodes one datagram.
     pub(super) fn read(&mut self, mut datagram: &[u8]) {
         while let Some((length, kind)) = head(datagram) {
             let code = datagram.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
@@ -287,7 +286,7 @@ impl Answer {
         }
     }
 
-    /// Whether all is in force.
+    /// Whether the whole transaction was applied.
     pub(super) fn outcome(&self) -> io::Result<()> {
         match (self.error, self.confirmed) {
             (Some(code), _) => Err(io::Error::from_raw_os_error(code)),
@@ -297,14 +296,14 @@ impl Answer {
     }
 }
 
-/// Length and type of the message that begins here.
+/// Length and type of the first message.
 fn head(datagram: &[u8]) -> Option<(usize, u16)> {
     let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?);
     let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
     Some((usize::try_from(length).ok().filter(|length| *length >= HEADER)?, kind))
 }
 
-/// Reads the number out of the kernel's answer.
+/// Decodes the generation from the kernel's response.
 pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
     let (_, kind) = head(answer)?;
     if kind != NEW_GENERATION {
@@ -314,7 +313,7 @@ pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
     Some(KernelGeneration::new(u32::from_be_bytes(number.try_into().ok()?)))
 }
 
-/// The value of an attribute among others.
+/// Finds an attribute's value.
 fn value(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while attributes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes(attributes[..2].try_into().ok()?));
@@ -328,8 +327,8 @@ fn value(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     None
 }
 
-/// Reads one datagram of counters: how many packets each has counted. Breaks at the end
-/// of them all, with the error if there is one.
+/// Decodes one datagram of counters: the packets that each counted. Breaks at the end
+/// of the dump, with the error if there is one.
 pub(super) fn counters(
     mut datagram: &[u8],
     counted: &mut BTreeMap<String, u64>,
@@ -350,7 +349,7 @@ pub(super) fn counters(
     ControlFlow::Continue(())
 }
 
-/// The name of a counter and its packets.
+/// Name and packet count of a counter.
 fn counter(message: &[u8]) -> Option<(String, u64)> {
     let attributes = message.get(HEADERS..)?;
     let name = std::str::from_utf8(value(attributes, 2)?).ok()?.trim_end_matches('\0');
@@ -399,8 +398,8 @@ mod tests {
         }
     }
 
-    /// Each message begins where the one before ends, and all attributes in it
-    /// have their place; the last before the end is to be confirmed.
+    /// Each message starts where the previous one ends, and all attributes fit into it;
+    /// the last one before the end requests an acknowledgement.
     #[test]
     fn a_batch_is_well_formed() {
         let address = |n: u32| Key::from(IpAddr::from((0x0aff_0000 + n).to_be_bytes()));

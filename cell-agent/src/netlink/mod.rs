@@ -1,13 +1,13 @@
-//! nf_tables without a process.
+//! nf_tables over netlink, without an nft process.
 //!
-//! nft compiles rules, and for that reads what there is; that and its start take
-//! longer than most changes. But what changes most often needs no compiler: where
-//! a chain jumps to, and which address jumps where. That, and the number with
-//! which the kernel counts changes, goes through a socket here.
+//! nft compiles rules, and reads the existing state for that; that and its start take
+//! longer than most changes. The most frequent changes need no compiler: a chain's jump
+//! target, and an address's jump target. Those, and reads of the nf_tables generation,
+//! use a netlink socket here.
 //!
-//! What always holds: a transaction is in force, or nothing of it is, unless its
-//! failure leaves that open ([`Netlink::commit`]); and it is only taken by a
-//! kernel that nobody changed since the generation that it was made for.
+//! Invariants: a transaction is applied completely or not at all, unless its error
+//! leaves that open ([`Netlink::commit`]); and the kernel accepts the transaction only
+//! if nothing changed since the generation that it was built for.
 
 mod message;
 pub mod route;
@@ -35,20 +35,20 @@ pub use message::NftOp;
 
 use crate::drift::KernelGeneration;
 
-/// More than a batch of all containers of a cell.
+/// Larger than a batch of all containers of a cell.
 const SEND: usize = 2 << 20;
-/// More than the kernel writes into one datagram.
+/// Larger than the kernel's datagrams.
 const RECEIVE: usize = 64 << 10;
 
-/// A socket to the packet filter of this network namespace.
+/// A netfilter socket of this network namespace.
 #[derive(Debug)]
 pub struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// A socket in the network namespace of this thread.
+    /// Opens a socket in the network namespace of this thread.
     ///
     /// # Errors
-    /// There is none.
+    /// The socket cannot be opened.
     pub fn open() -> io::Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -57,15 +57,15 @@ impl Netlink {
             SockProtocol::NetlinkNetFilter,
         )?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(2, 0))?;
-        // Without the right to it, large batches go by way of nft.
+        // Without this privilege, large batches are applied by nft.
         let _may_be_small = setsockopt(&socket, SndBufForce, &SEND);
         Ok(Self(socket))
     }
 
-    /// The kernel's number of this moment.
+    /// Current nf_tables generation.
     ///
     /// # Errors
-    /// The kernel does not answer.
+    /// The kernel does not respond.
     pub fn generation(&self) -> io::Result<KernelGeneration> {
         self.send(&message::ask_generation())?;
         let mut answer = [0; 1024];
@@ -75,10 +75,10 @@ impl Netlink {
         told.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation told"))
     }
 
-    /// How many packets each named counter of our table has counted; none without the table.
+    /// Packet counts of the named counters of our table; empty without the table.
     ///
     /// # Errors
-    /// The kernel does not answer.
+    /// The kernel does not respond.
     pub fn counters(&self) -> io::Result<BTreeMap<String, u64>> {
         self.send(&message::ask_counters())?;
         let mut counted = BTreeMap::new();
@@ -93,17 +93,17 @@ impl Netlink {
         }
     }
 
-    /// Puts orders in force in one transaction, if nobody changed anything since
-    /// `generation`. Blocks while others do.
+    /// Applies operations in one transaction, if nothing changed since `generation`.
+    /// Blocks during transactions of other processes.
     ///
     /// # Errors
-    /// The kernel refuses, or does not say that it agrees; the number tells whether
-    /// it did all the same. The socket is not to be used any more.
+    /// The kernel refuses, or does not acknowledge; then the generation shows whether
+    /// the transaction was applied nevertheless. The socket must not be used any more.
     pub fn commit(&self, orders: &[NftOp], generation: KernelGeneration) -> io::Result<()> {
         self.send(&message::batch(orders, generation))?;
         let mut answer = message::Answer::default();
         let mut datagram = vec![0; RECEIVE];
-        // The kernel has worked and answered before sending ends.
+        // The kernel has processed the batch and responded before the send returns.
         loop {
             match recv(self.0.as_raw_fd(), &mut datagram, MsgFlags::MSG_DONTWAIT) {
                 Ok(received) => answer.read(datagram.get(..received).unwrap_or_default()),
@@ -121,12 +121,12 @@ impl Netlink {
     }
 }
 
-/// A socket that is opened when it is needed, and again after a failure.
+/// A socket that is opened on first use, and again after a failure.
 #[derive(Debug, Default)]
 pub struct NetlinkConnection(Option<Netlink>);
 
 impl NetlinkConnection {
-    /// The kernel's number of this moment, if it tells.
+    /// Current nf_tables generation, if available.
     pub fn generation(&mut self) -> Option<KernelGeneration> {
         let netlink = self.0.take().map_or_else(Netlink::open, Ok).ok()?;
         let generation = netlink.generation().ok()?;
@@ -134,7 +134,7 @@ impl NetlinkConnection {
         Some(generation)
     }
 
-    /// [`Netlink::counters`]; `None` if the kernel does not tell.
+    /// [`Netlink::counters`]; `None` on failure.
     pub fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         let netlink = self.0.take().map_or_else(Netlink::open, Ok).ok()?;
         let counters = netlink.counters().ok()?;
@@ -142,10 +142,10 @@ impl NetlinkConnection {
         Some(counters)
     }
 
-    /// [`Netlink::commit`], away from the threads that must not block.
+    /// [`Netlink::commit`] on a blocking thread.
     ///
     /// # Errors
-    /// As there.
+    /// Same as [`Netlink::commit`].
     pub async fn commit(
         &mut self,
         orders: Vec<NftOp>,

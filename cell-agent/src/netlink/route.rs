@@ -33,22 +33,22 @@ const ANYCAST: u8 = 4;
 const HEADER: usize = 16;
 const ROUTE: usize = 12;
 
-/// Where packets to an address go.
+/// Where the kernel sends packets to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// To this machine.
     Local,
-    /// They leave by this interface.
+    /// Out through this interface.
     Leaves(String),
-    /// Nowhere: there is no route, or one that forbids it.
+    /// Nowhere: there is no route, or a prohibiting one.
     None,
 }
 
-/// The route of packets that come in by an interface with a source address, or of packets
-/// of this machine, in the network namespace of this thread.
+/// The route of packets that arrive on an interface with a source address, or of
+/// packets of this machine, in the network namespace of this thread.
 ///
 /// # Errors
-/// The kernel does not answer, or does not take such packets.
+/// The kernel does not respond, or refuses such packets.
 pub fn route(to: IpAddr, coming: Option<(u32, IpAddr)>) -> io::Result<Route> {
     let socket = socket(
         AddressFamily::Netlink,
@@ -108,7 +108,7 @@ fn question(to: IpAddr, coming: Option<(u32, IpAddr)>) -> Vec<u8> {
     message
 }
 
-/// What the kernel says.
+/// The kernel's response.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Refused(Errno),
@@ -167,7 +167,7 @@ mod tests {
             let cut = read(&answer[..length]);
             assert!(cut.is_none() || cut == Some(Answer::Route(UNICAST, None)), "{length}");
         }
-        // The length of an attribute that would never end.
+        // An attribute length of 0 would loop forever.
         answer[HEADER + ROUTE] = 0;
         assert_eq!(read(&answer), Some(Answer::Route(UNICAST, None)));
     }

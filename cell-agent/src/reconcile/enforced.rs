@@ -1,4 +1,4 @@
-//! What the rest of the agent may know of the kernel.
+//! The published state of the reconcile loop.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,39 +14,39 @@ use crate::{
     plan::{Assignment, Known, Ruleset, Segment},
 };
 
-/// The outcome of the last attempt, and what is in force.
+/// The result of the last attempt, and the state in force.
 #[derive(Debug, Clone)]
 pub struct Enforced {
-    /// The newest reading of the container store that an attempt was made with.
+    /// The latest reading of the metadata store that an attempt used.
     pub attempted: u64,
-    /// The newest reading that is in force.
+    /// The latest reading that is in force.
     pub reading: u64,
-    /// What is in force.
+    /// The ruleset in force.
     pub ruleset: Arc<Ruleset>,
-    /// The containers it was made from.
+    /// The containers that the ruleset was made from.
     pub snapshot: Arc<Snapshot>,
-    /// The groups it was made from.
+    /// The groups that the ruleset was made from.
     pub known: Arc<Known>,
-    /// When that was confirmed for the last time; `None` before the first time.
+    /// When the state was last confirmed; `None` before the first time.
     pub at: Option<SystemTime>,
     /// Why the last attempt failed.
     pub error: Option<String>,
-    /// Containers whose rules cannot be in the kernel yet, with the reason; their
-    /// egress is denied by others until then.
+    /// Containers whose rules cannot be in the kernel yet, with the reason; other rules
+    /// deny their egress until then.
     pub waiting: BTreeMap<ContainerHandle, String>,
-    /// Containers whose groups are unknown and that keep the rules that they had
-    /// when the agent started.
+    /// Containers whose groups are unknown and that keep their rules from before the
+    /// agent's start.
     pub kept: BTreeSet<ContainerHandle>,
-    /// How often somebody else's change was undone.
+    /// Number of foreign changes that were undone.
     pub drift_healed: u64,
-    /// Packets rejected because they are no known container's.
+    /// Rejected packets that belong to no known container.
     pub unattributed: u64,
-    /// Containers whose connection limit had no place for a connection.
+    /// Containers with a connection that found the connection limit's set full.
     pub limit_full: BTreeSet<ContainerHandle>,
 }
 
 impl Enforced {
-    /// Before the first attempt.
+    /// State before the first attempt.
     #[must_use]
     pub fn nothing(ruleset: Arc<Ruleset>) -> Self {
         Self {
@@ -65,13 +65,13 @@ impl Enforced {
         }
     }
 
-    /// Whether it was made from these groups or groups learned later.
+    /// Whether the state was made from these groups or later ones.
     #[must_use]
     pub fn has_seen(&self, known: &Known) -> bool {
         self.known.revision >= known.revision
     }
 
-    /// Sets the metrics that tell what is in force.
+    /// Sets the metrics of the state in force.
     pub(super) fn measure(&self) {
         let (before, after) = rules(&self.ruleset);
         number(metrics::GENERATION, self.generation().0);
@@ -87,15 +87,15 @@ impl Enforced {
         number(metrics::WAITING_CONTAINERS, self.waiting.len() as u64);
     }
 
-    /// The newest generation of the policy store that is in force.
+    /// The latest generation of the policy store that is in force.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.known.generation
     }
 }
 
-/// How many rules the containers have, each for itself, and how many there are
-/// when containers share what is the same for them.
+/// Number of rules, counted per container, and counted once where containers share
+/// them.
 fn rules(ruleset: &Ruleset) -> (u64, u64) {
     let own = |assignment: &_| match assignment {
         Assignment::Bound(belongs) => {
@@ -110,14 +110,14 @@ fn rules(ruleset: &Ruleset) -> (u64, u64) {
     (before as u64, shared.values().sum::<usize>() as u64)
 }
 
-/// How many rules came and went; rules that several containers share count once.
+/// Number of added and removed rules; rules that several containers share count once.
 pub(super) fn difference(before: &Ruleset, after: &Ruleset) -> (usize, usize) {
     fn segments(ruleset: &Ruleset) -> HashMap<*const Segment, &Segment> {
         let segments = ruleset.policies.values().flat_map(|policy| &policy.segments);
         segments.map(|segment| (Arc::as_ptr(segment), &**segment)).collect()
     }
     let (mut old, mut new) = (segments(before), segments(after));
-    // Most are the same in memory.
+    // Most segments are shared pointers.
     old.retain(|place, _| new.remove(place).is_none());
     let (old, new): (HashSet<_>, HashSet<_>) =
         (old.into_values().collect(), new.into_values().collect());

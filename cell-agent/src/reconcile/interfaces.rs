@@ -1,4 +1,4 @@
-//! Which interfaces the containers are behind, from pass to pass.
+//! Tracks the interfaces of the containers from cycle to cycle.
 
 use runtime::error::chain;
 
@@ -6,7 +6,7 @@ use super::Reconciler;
 use crate::interfaces::Routes;
 
 impl Reconciler {
-    /// Looks which interfaces the containers are behind. Whether others than before.
+    /// Finds the interfaces of the containers. Returns whether they changed.
     pub(super) fn finds_interfaces(&mut self) -> bool {
         let claimed = self.inputs.containers.borrow().snapshot.claimed.clone();
         let interfaces = match Routes::read() {

@@ -1,10 +1,11 @@
-//! The iptables plane: our chains among those of the CNI plugin.
+//! The iptables data plane: our chains among those of the CNI plugin.
 //!
-//! Nothing is believed of the kernel: each time both filter tables are read, and
-//! what differs is written, under the lock that the CNI plugin takes as well. So
-//! an agent that was restarted, or a table that somebody edited, needs nothing
-//! of its own. What was written is read back before it counts as in force. Reading costs one process a family, so it is left out as long as a
-//! [`ChangeDetector`] says that nobody was at work since the last look.
+//! No kernel state is cached: each cycle reads both filter tables and writes the
+//! differences, under the lock that the CNI plugin takes as well. So neither a restart
+//! nor an edited table needs special handling. Written rules are read back before they
+//! count as in force. Reading costs one process per family, so the cycle skips it as
+//! long as [`ChangeDetector`] reports that no other process made changes since the last
+//! read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,12 +38,12 @@ use crate::{
 
 use super::Rehearsed;
 
-/// How often a batch is written before the kernel must show it.
+/// Maximum number of attempts to write a batch before it must be visible in the kernel.
 const WRITINGS_MOST: usize = 2;
-/// How often counters are read, or more seldom where it takes long.
+/// Interval of counter reads, longer where a read is slow.
 const COUNT: Duration = Duration::from_secs(5);
-/// After so many looks that were left out there is one all the same: somebody may
-/// have changed the tables without taking a lock.
+/// Maximum number of consecutive skipped reads: another process may have changed the
+/// tables without a lock.
 const LEFT_OUT_MOST: u32 = 120;
 
 fn forwards_ipv6() -> bool {
@@ -55,31 +56,31 @@ fn forwards_ipv6() -> bool {
 pub struct Chains {
     iptables: Iptables,
     families: Vec<FamilyState>,
-    /// Containers whose chain cannot be there yet, with the reason.
+    /// Containers that cannot have a chain yet, with the reason.
     waiting: BTreeMap<ContainerHandle, String>,
-    /// Containers that keep a chain of an earlier process.
+    /// Containers that still use the chain of an earlier process.
     kept: BTreeSet<ContainerHandle>,
-    /// Whether something can be done that nobody waits for.
+    /// Whether optional work is left.
     work: bool,
     notice: ChangeDetector,
-    /// Whether nothing differed at the last look.
+    /// Whether the last read showed no difference.
     right: bool,
-    /// Looks that were left out since then.
+    /// Reads skipped since then.
     left_out: u32,
-    /// When the counters are read again.
+    /// Time of the next counter read.
     counted: Option<Instant>,
 }
 
-/// One family's table.
+/// State of one address family.
 #[derive(Debug)]
 struct FamilyState {
     spellings: Spellings,
     wanted: Filter,
-    /// Chains of ours that were right after the last batch.
+    /// Our chains that were right after the last batch.
     placed: BTreeSet<String>,
-    /// Those of them that hold what this process wants.
+    /// Those of them with the rules that this process wants.
     written: BTreeSet<String>,
-    /// Whether ip6tables refused what no packet of this cell needs.
+    /// ip6tables refused rules that no packet of this cell needs.
     given_up: bool,
 }
 
@@ -98,8 +99,7 @@ impl FamilyState {
         self.spellings.family()
     }
 
-    /// The table; `None` if it is one of IPv6 that cannot be read and in which no
-    /// container needs anything.
+    /// Reads the table; `None` for an unreadable IPv6 table that no container needs.
     async fn look(&self, iptables: &Iptables) -> Result<Option<Saved>, Error> {
         if self.given_up && self.is_idle() {
             return Ok(None);
@@ -111,8 +111,8 @@ impl FamilyState {
         }
     }
 
-    /// Whether no packet can need the table: no container has such an address, and the
-    /// cell does not forward this family.
+    /// Whether no packet can need the table: no container has an address of this
+    /// family, and the cell does not forward the family.
     fn is_idle(&self) -> bool {
         self.is_unused() && !forwards_ipv6()
     }
@@ -124,8 +124,7 @@ impl FamilyState {
             && !needed.into_iter().any(|chain| chain.expected)
     }
 
-    /// Learns how the rules are printed that the batch wrote and that are not
-    /// recognised.
+    /// Learns the printed form of written rules that are not recognised.
     async fn learn(
         &mut self,
         iptables: &Iptables,
@@ -151,7 +150,7 @@ impl FamilyState {
         Ok(())
     }
 
-    /// What differs of what had been right before.
+    /// Differences in chains that were right before.
     fn drifted(&self, saved: &Saved, step: &Step) -> Option<Drift> {
         let batch = step.batch.as_ref()?;
         let placed = |handle: &ContainerHandle| {
@@ -168,7 +167,7 @@ impl FamilyState {
 }
 
 impl Chains {
-    /// Nothing is known of the kernel before the loop begins.
+    /// Starts with no knowledge of the kernel.
     ///
     /// # Errors
     /// iptables cannot be used.
@@ -179,7 +178,7 @@ impl Chains {
         };
         let mut families = vec![Family::V4];
         match iptables.save(Family::V4).await {
-            // The loop says so, and goes on when it can be read.
+            // An unreadable table is reported and retried by the loop.
             Ok(_) | Err(Error::Unreadable { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -206,8 +205,8 @@ impl Chains {
         })
     }
 
-    /// Takes what an earlier process left as what is wanted, until it is known
-    /// what is.
+    /// Uses the chains of an earlier process as the desired state until the real one is
+    /// known.
     pub(super) async fn recover(&mut self) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &mut self.families {
@@ -222,7 +221,7 @@ impl Chains {
         self.families.iter().any(|state| !state.wanted.chains.is_empty())
     }
 
-    /// The transactions of a rehearsal, each with how it would be handed over.
+    /// The transactions of a dry run, each with the way it would be applied.
     pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         let batches = self.iptables.rehearsed()?.iter();
         let command = |family| format!("{family}-restore --noflush");
@@ -230,7 +229,7 @@ impl Chains {
         Some(batches.collect())
     }
 
-    /// What was counted of packets that no rule decided.
+    /// Counters of packets that no rule decided.
     pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
         metrics::number(metrics::IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
@@ -243,7 +242,7 @@ impl Chains {
         Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
     }
 
-    /// How many rules the chains have that are in place, in both families.
+    /// Number of rules in the chains that are in place, for both families.
     pub(super) fn rules(&self) -> u64 {
         let placed = self.families.iter().flat_map(|state| {
             state.wanted.chains.iter().filter(|chain| state.placed.contains(&chain.names.asg))
@@ -263,7 +262,7 @@ impl Chains {
         self.work
     }
 
-    /// Makes the kernel hold the ruleset. Whether there was anything to do.
+    /// Applies the ruleset. Returns whether anything changed.
     pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         for state in &mut self.families {
             state.wanted = render(ruleset, state.family());
@@ -272,7 +271,7 @@ impl Chains {
         self.commit(Some(ruleset)).await
     }
 
-    /// Puts back what was there before somebody changed it.
+    /// Restores the rules from before a foreign change.
     pub(super) async fn restore(&mut self) -> Result<bool, Error> {
         let known = self.holds_rules();
         if known {
@@ -281,7 +280,7 @@ impl Chains {
         Ok(known)
     }
 
-    /// One batch a family, if anything differs. What was changed is in force when the
+    /// Writes one batch per family that differs. A change counts as in force when the
     /// kernel shows it.
     async fn commit(&mut self, ruleset: Option<&Ruleset>) -> Result<bool, Error> {
         let _locked = self.iptables.lock().await?;
@@ -295,7 +294,7 @@ impl Chains {
             }
             match self.read_back(&batches).await? {
                 None => break,
-                // Somebody may have been at work without the lock.
+                // Another process may have made changes without the lock.
                 Some(_) if writing < WRITINGS_MOST => {}
                 Some(error) => {
                     self.families.iter_mut().for_each(|state| state.placed.clear());
@@ -308,9 +307,10 @@ impl Chains {
         Ok(changed)
     }
 
-    /// What was written into each table.
+    /// Writes the batches, and returns the batch of each table.
     async fn write(&mut self, ruleset: Option<&Ruleset>) -> Result<Vec<Option<Batch>>, Error> {
-        // Before the first look: who does not keep to the lock may work beside us.
+        // Set the mark before the read: processes that ignore the lock may run in
+        // parallel.
         self.notice.mark();
         self.right = false;
         let mut batches = Vec::with_capacity(self.families.len());
@@ -321,7 +321,7 @@ impl Chains {
                 continue;
             };
             let step = saved.step(&state.wanted, &state.spellings);
-            // After a failure nothing is known to have been right.
+            // After a failure no chain is known to be right.
             state.placed.clear();
             if let Some(batch) = &step.batch {
                 let restored = self.iptables.restore(state.family(), batch).await;
@@ -358,7 +358,7 @@ impl Chains {
         Ok(batches)
     }
 
-    /// Why the batches are not in force, if they are not.
+    /// Why the batches are not in force, or `None`.
     async fn read_back(&mut self, batches: &[Option<Batch>]) -> Result<Option<Error>, Error> {
         self.notice.mark();
         let mut right = true;
@@ -377,14 +377,14 @@ impl Chains {
                 let state = format!("does not hold what was written into the chain {chain}");
                 return Ok(Some(Error::NotSeen { program, state }));
             }
-            // Others were at work meanwhile.
+            // Other processes made changes meanwhile.
             right &= again.is_none();
         }
         self.right = right;
         Ok(None)
     }
 
-    /// Containers of a family that this cell has no iptables for.
+    /// Containers of a family for which the cell has no iptables.
     fn without_family(
         &self,
         ruleset: Option<&Ruleset>,
@@ -399,7 +399,7 @@ impl Chains {
         waiting.extend(v6.map(|(handle, _)| (handle.clone(), reason.to_owned())));
     }
 
-    /// Whether the kernel would take these rules, if no packet met them.
+    /// Whether the kernel accepts these rules, in chains without packets.
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &self.families {
@@ -412,8 +412,8 @@ impl Chains {
         Ok(())
     }
 
-    /// Whether somebody else changed what was right. Not thoroughly means only if
-    /// anybody was at work.
+    /// Whether another process changed chains that were right. Unless `thoroughly`,
+    /// compares only if the change detector reports a change.
     pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         if !thoroughly && self.right && !self.notice.maybe_changed() {
             self.left_out += 1;
@@ -440,7 +440,7 @@ impl Chains {
     }
 }
 
-/// What iptables refuses, by its name in the inputs if it tells the line.
+/// Maps a refusal to a rule or container, if iptables names the line.
 fn refused(refusal: Refusal, state: &FamilyState, step: &Step, ruleset: Option<&Ruleset>) -> Error {
     let (line, reason) = match refusal {
         Refusal::Failed(error) => return error,
@@ -474,7 +474,7 @@ fn culprit(
     Some(Unit::Rule(group, rule))
 }
 
-/// Where the permit was written that is at this place in a chain.
+/// The source of the permit at this index in a chain.
 fn source(policy: &Policy, family: Family, place: usize) -> Option<(GroupGuid, usize)> {
     let permits = policy.segments.iter().flat_map(|segment| &segment.permits);
     let of_family = |permit: &&model::effective::Permit| {

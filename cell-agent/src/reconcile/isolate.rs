@@ -1,5 +1,5 @@
-//! What is left out, by its names in the inputs: because the kernel refuses it, or
-//! because it cannot be read.
+//! Isolates rules and containers that the kernel refuses or that cannot be parsed, and
+//! reports them by their names in the inputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Reconciler {
-    /// Finds what the kernel does not take, and leaves it out from now on.
+    /// Finds the refused rules and containers, and excludes them from now on.
     pub(super) async fn isolate(
         &mut self,
         attempt: &Attempt,
@@ -66,8 +66,8 @@ impl Reconciler {
     }
 }
 
-/// Everything that the kernel could refuse by itself; rules of one group stand
-/// together, so that halves are groups at first.
+/// Everything that the kernel could refuse by itself. Rules of one group are adjacent,
+/// so that the first halves of the search are whole groups.
 fn units(ruleset: &Ruleset) -> BTreeSet<Unit> {
     let mut units = BTreeSet::new();
     for policy in ruleset.policies.values() {
@@ -97,7 +97,7 @@ fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
     }
 }
 
-/// Whether a unit is refused in both for the same content.
+/// Whether both refuse the unit with the same content.
 fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
     match unit {
         Unit::Rule(group, rule) => {
@@ -112,7 +112,7 @@ fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
     }
 }
 
-/// Says what was left out, and whom it concerns.
+/// Logs an isolated unit and the containers concerned.
 fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
     match unit {
         Unit::Container(handle) => {
@@ -131,7 +131,7 @@ fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
     }
 }
 
-/// Says which rules, or parts of them, cannot be read; once, when they appear.
+/// Logs unreadable rules or parts of them; once, when they appear.
 pub(super) fn tell_unreadable(before: &Ruleset, after: &Ruleset) {
     let told = unreadable(before);
     for (at, problems) in unreadable(after) {
@@ -153,7 +153,7 @@ pub(super) fn tell_unreadable(before: &Ruleset, after: &Ruleset) {
     }
 }
 
-/// What is wrong with each rule that cannot be read; at least one thing.
+/// The problems of each unreadable rule; at least one.
 fn unreadable(ruleset: &Ruleset) -> BTreeMap<(&GroupGuid, usize), Vec<&Unenforceable>> {
     let mut unreadable = BTreeMap::new();
     for policy in ruleset.policies.values() {
@@ -161,13 +161,13 @@ fn unreadable(ruleset: &Ruleset) -> BTreeMap<(&GroupGuid, usize), Vec<&Unenforce
         for (problem, at) in &policy.rules.isolated {
             own.entry((&at.group, at.rule)).or_default().push(problem);
         }
-        // Another policy with the same group says the same.
+        // Another policy with the same group has the same problems.
         unreadable.extend(own);
     }
     unreadable
 }
 
-/// The containers that have rules of a group, as far as a log line holds them.
+/// The containers with rules of a group, limited for a log line.
 fn concerned<'a>(ruleset: &'a Ruleset, group: &GroupGuid) -> Vec<&'a str> {
     let has = |assignment: &_| match assignment {
         Assignment::Bound(belongs) => {

@@ -1,4 +1,5 @@
-//! What the kernel is believed to hold, and the steps that change it.
+//! The agent's view of its nftables table in the kernel, and the steps that change the
+//! table.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,22 +20,21 @@ use crate::{
     state::StateDirectory,
 };
 
-/// The state file that says what the kernel holds.
+/// Name of the state file.
 const FILE: &str = "applied";
 
-/// Nothing is swept sooner than this after a transaction: a packet that was under
-/// way before it, on a processor that was taken away for a while, may still be in
-/// chains that nothing refers to any more.
+/// Minimum delay between a transaction and a sweep: a packet in flight, on a CPU that
+/// was preempted, may still be in chains that nothing refers to any more.
 const QUIET: Duration = Duration::from_millis(50);
-/// How many sources of packets one log line names.
+/// Maximum number of packet sources in one log line.
 const STRANGERS_TOLD: usize = 10;
 
-/// What a transaction says of the table.
+/// What a transaction covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
-    /// All of it: it is right after it, whatever was there.
+    /// The whole table: correct afterwards in any case.
     Everything,
-    /// What is other than before: it is right after it if it was before.
+    /// Only the difference: correct afterwards if the table was correct before.
     Difference,
 }
 
@@ -42,33 +42,33 @@ enum Scope {
 #[derive(Debug)]
 pub struct Kernel {
     nft: Nft,
-    /// For what needs no nft.
+    /// For changes that need no nft.
     line: NetlinkConnection,
     state: StateDirectory,
     belief: Belief,
     renderer: Renderer,
-    /// What is wanted, without leftovers that are still in the kernel.
+    /// The desired table, without leftovers that are still in the kernel.
     wanted: Table,
-    /// Chains that are known by their content get new names when what stands
-    /// under the old ones cannot be relied on.
+    /// Salt of content-named chains; a new salt gives new names when the existing
+    /// chains cannot be relied on.
     salt: String,
-    /// After the last transaction, if nobody else was at work since the one
-    /// before.
+    /// nf_tables generation after the last transaction, if no other process changed
+    /// anything since the transaction before.
     generation: Option<KernelGeneration>,
     settled: Option<Settled>,
     committed_at: Instant,
 }
 
-/// What we know of the kernel.
+/// The known or foreign state of the kernel.
 #[derive(Debug)]
 enum Belief {
-    /// Our last transaction left this.
+    /// The result of our last transaction.
     Known(Table),
-    /// Somebody changed it; this is how nft lists it.
+    /// Another process changed the table; this is nft's listing.
     Foreign(String),
 }
 
-/// How the kernel looked when nothing was left to do.
+/// The kernel's state when nothing was left to do.
 #[derive(Debug)]
 struct Settled {
     fingerprint: String,
@@ -76,7 +76,7 @@ struct Settled {
     generation: Option<KernelGeneration>,
 }
 
-/// What the state file holds.
+/// Content of the state file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Applied {
     fingerprint: String,
@@ -85,8 +85,8 @@ struct Applied {
 }
 
 impl Kernel {
-    /// Finds out what an earlier process left, and believes the state file if the
-    /// kernel still looks as it did then.
+    /// Reads the table of an earlier process, and trusts the state file if the kernel's
+    /// state still matches it.
     ///
     /// # Errors
     /// nft cannot be used.
@@ -133,7 +133,7 @@ impl Kernel {
             None => {
                 tracing::info!("own-table-not-as-left");
                 self.belief = Belief::Foreign(listing);
-                // So that another change is seen before we made one.
+                // Detects a foreign change before our first transaction.
                 self.settled = Some(Settled { fingerprint, outline, generation });
             }
         }
@@ -150,18 +150,18 @@ impl Kernel {
         }
     }
 
-    /// The transactions of a rehearsal, each with how it would be handed over.
+    /// The transactions of a dry run, each with the way it would be applied.
     pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         let scripts = self.nft.rehearsed()?.iter();
         Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
     }
 
-    /// What the named counters of the table have counted.
+    /// Packet counts of the table's named counters.
     pub(super) fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         self.line.counters()
     }
 
-    /// Interface and source of the latest packets that are no known container's.
+    /// Interface and source of the latest packets that belong to no known container.
     pub(super) async fn strangers(&self) -> String {
         let mut found = Vec::new();
         for set in STRANGERS {
@@ -172,12 +172,12 @@ impl Kernel {
         found.join(", ")
     }
 
-    /// How many rules the table has.
+    /// Number of rules in the table.
     pub(super) fn rules(&self) -> u64 {
         self.wanted.chains.values().map(|chain| chain.rules.len() as u64).sum()
     }
 
-    /// Whether any rule of ours may be in the kernel.
+    /// Whether the kernel may hold any of our rules.
     pub(super) fn holds_rules(&self) -> bool {
         match &self.belief {
             Belief::Known(table) => !table.chains.is_empty(),
@@ -185,8 +185,7 @@ impl Kernel {
         }
     }
 
-    /// Makes the kernel hold the ruleset; what is unused may be left in it.
-    /// Whether there was anything to do.
+    /// Applies the ruleset; unused chains may remain. Returns whether anything changed.
     pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         if let Belief::Known(applied) = &self.belief {
             let wanted = self.renderer.render(ruleset, &self.salt);
@@ -202,7 +201,7 @@ impl Kernel {
                 Err(error) => return Err(error),
             }
         }
-        // The kernel is not, or may not be, as it was left.
+        // The kernel's state is foreign or unknown.
         let listing = match &mut self.belief {
             Belief::Foreign(listing) => std::mem::take(listing),
             Belief::Known(_) => self.nft.list().await?.unwrap_or_default(),
@@ -214,8 +213,8 @@ impl Kernel {
         written.map(|()| true)
     }
 
-    /// Puts back what was there before somebody changed it, when nobody can say
-    /// what should be there. False if that is not known either.
+    /// Restores the rules from before a foreign change while the desired state is
+    /// unknown. False if the previous rules are unknown, too.
     pub(super) async fn restore(&mut self) -> Result<bool, Error> {
         if self.wanted == Table::default() {
             return Ok(false);
@@ -225,7 +224,7 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Writes everything again, in place if that can be.
+    /// Writes the whole table again, in place if possible.
     async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
         let salt = self.line.generation().map(KernelGeneration::salt).unwrap_or_default();
         let wanted = self.renderer.render(ruleset, &salt);
@@ -244,7 +243,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Commits one transaction after the other.
+    /// Commits the transactions in order.
     async fn commit(&mut self, changes: Vec<Change>, scope: Scope) -> Result<(), Error> {
         let mut right = scope == Scope::Everything || self.alone();
         for Change { script, orders, parts, after } in changes {
@@ -270,12 +269,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// The kernel's number after a script, and whether nobody else changed anything
-    /// meanwhile.
+    /// The nf_tables generation after a script, and whether no other process changed
+    /// anything meanwhile.
     async fn apply(&mut self, script: &str) -> Result<(Option<KernelGeneration>, bool), Error> {
         let before = self.line.generation();
         if let Err(error) = self.nft.apply(script).await {
-            // It may have come through all the same: rely on nothing.
+            // The script may have been applied nevertheless: assume nothing.
             if let Error::Hangs | Error::Run { .. } = error {
                 self.generation = None;
             }
@@ -284,8 +283,8 @@ impl Kernel {
         self.follows(before)
     }
 
-    /// A change that no packet meets yet, in transactions that fit into one message
-    /// each.
+    /// Applies a change of chains without traffic, in transactions that each fit into
+    /// one netlink message.
     async fn apply_in_parts(
         &mut self,
         parts: &[String],
@@ -295,7 +294,7 @@ impl Kernel {
         for (index, part) in parts.iter().enumerate() {
             let step = self.apply(part).await;
             if step.is_err() && index > 0 {
-                // A part of the change is there: rely on nothing.
+                // The change is partly applied: assume nothing.
                 self.belief = Belief::Foreign(self.nft.list().await?.unwrap_or_default());
                 self.generation = None;
             }
@@ -306,7 +305,7 @@ impl Kernel {
         Ok((now, right))
     }
 
-    /// The kernel's number, and whether it is the one after `before`.
+    /// The nf_tables generation, and whether it is the successor of `before`.
     ///
     /// # Errors
     /// The kernel has not changed at all.
@@ -327,8 +326,8 @@ impl Kernel {
         Ok((now, pair.is_some_and(|(now, before)| now.follows(before))))
     }
 
-    /// Whether orders are in force; if not, it is for nft to try, and to say why
-    /// not.
+    /// Whether netlink operations were applied; if not, nft has to try them and report
+    /// the error.
     async fn order(&mut self, orders: Vec<NftOp>, before: Option<KernelGeneration>) -> bool {
         let Some(before) = before else { return false };
         if orders.is_empty() || self.nft.rehearsed().is_some() {
@@ -339,7 +338,7 @@ impl Kernel {
         false
     }
 
-    /// Whether the kernel would take this ruleset, if there were none.
+    /// Whether the kernel accepts this ruleset in an empty table.
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let table = render(ruleset, "");
         match self.nft.check(&replace(&table).script).await {
@@ -352,8 +351,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sweeps what is unused. If others were at work since the last transaction
-    /// of ours, the ruleset is written again first, so that it is right.
+    /// Sweeps unused chains. If other processes changed something since our last
+    /// transaction, the ruleset is written again first.
     pub(super) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
         if !self.alone() {
             let listing = self.nft.list().await?.unwrap_or_default();
@@ -366,7 +365,7 @@ impl Kernel {
         }
         sleep_until(self.committed_at + QUIET).await;
         match self.commit(changes, Scope::Difference).await {
-            // Others may have hung something onto leftovers.
+            // Others may have added references to leftovers.
             Err(Error::Refused(_)) => {
                 self.commit(vec![replace(&self.wanted)], Scope::Everything).await?;
                 tracing::info!("table-replaced");
@@ -376,8 +375,8 @@ impl Kernel {
         }
     }
 
-    /// Writes down how the kernel looks now. False, and nothing is written down,
-    /// if others were at work again. May be abandoned at any point.
+    /// Records the kernel's state in the state file. False, without a record, if other
+    /// processes changed something again. Cancel-safe.
     pub(super) async fn settle(&mut self) -> Result<bool, Error> {
         if self.nft.rehearsed().is_some() {
             return Ok(true);
@@ -392,7 +391,7 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Whether nobody else changed anything since our last transaction.
+    /// Whether no other process changed anything since our last transaction.
     fn alone(&mut self) -> bool {
         self.generation.is_some() && self.generation == self.line.generation()
     }
@@ -413,8 +412,8 @@ impl Kernel {
         }
     }
 
-    /// What others changed in our table since it settled; it is strange from then on.
-    /// Not thoroughly means only if anybody changed anything.
+    /// Changes by others in our table since it settled; the table is foreign from then
+    /// on. Unless `thoroughly`, compares only if the kernel's generation changed.
     pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         let Some(settled) = &mut self.settled else { return Ok(None) };
         let generation = self.line.generation();

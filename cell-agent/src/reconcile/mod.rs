@@ -1,17 +1,17 @@
-//! The loop that makes the kernel hold what should be in force.
+//! The reconcile loop: makes the kernel match the ruleset.
 //!
-//! Level-triggered: it compares what should be with what is, whenever an input
-//! changes, when the kernel was changed by somebody else, and from time to time.
-//! It alone writes to the kernel, so what it believes of the kernel is:
+//! Level-triggered: it compares the desired with the actual state when an input
+//! changes, when another process changed the kernel, and periodically. Only this loop
+//! writes our rules, so its view of the kernel is:
 //!
-//! - the table that its last transaction left there, as long as nobody else has
+//! - the table that its last transaction left there, as long as no other process has
 //!   changed anything; or
-//! - nothing, after a start or a foreign change: then everything is written
-//!   again, in place.
+//! - unknown, after a start or a foreign change: then everything is written again, in
+//!   place.
 //!
-//! A crash at any point leaves a whole old or a whole new table in the kernel.
-//! What is on disk says which, with a fingerprint of the kernel's own listing;
-//! if they do not agree, the table is written again.
+//! A crash at any point leaves a whole old or a whole new table in the kernel. The
+//! state file says which, with a fingerprint of the kernel's own listing; if they do
+//! not agree, the table is written again.
 
 mod enforced;
 mod interfaces;
@@ -54,58 +54,58 @@ use crate::{
     plan::{Known, Planner, Refused, Ruleset, Settings},
 };
 
-/// A single change waits this long for others that come with it.
+/// Debounce of a single change.
 const GATHER: Duration = Duration::from_millis(2);
-/// Under a burst changes of groups are gathered for this long; a container is
-/// waited for by the plugin that starts it.
+/// Debounce of group changes during a burst; changes of containers wait less, since the
+/// CNI plugin waits for them.
 const GATHER_BURST: Duration = Duration::from_millis(15);
-/// Changes closer than this are a burst.
+/// Changes closer together than this are a burst.
 const BURST: Duration = Duration::from_millis(100);
-/// The first wait after a failure; it doubles up to [`RETRY_MOST`].
+/// Initial retry delay; it doubles up to [`RETRY_MOST`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
-/// How long after the last change unused chains are swept and the kernel's
-/// listing is taken; under steady change [`SETTLE_MOST`] after the first one.
+/// Delay after the last change before unused chains are swept and the kernel's listing
+/// is recorded; under steady change, [`SETTLE_MOST`] after the first one.
 const SETTLE: Duration = Duration::from_millis(200);
 const SETTLE_MOST: Duration = Duration::from_secs(1);
-/// So many culprits that the data plane names are left out one by one; then it is
-/// quicker to search.
+/// Up to so many refused rules or containers that the data plane names are isolated one
+/// by one; then a search is quicker.
 const NAMED_MOST: usize = 8;
 
-/// What the loop works with.
+/// Inputs of the loop.
 #[derive(Debug)]
 pub struct Inputs {
-    /// What the operator fixed.
+    /// Cell-wide settings.
     pub settings: Arc<Settings>,
     /// The containers of the cell.
     pub containers: watch::Receiver<Containers>,
-    /// What the policy store told; `None` when it never told anything.
+    /// Groups from the policy store; `None` until the first response.
     pub groups: watch::Receiver<Option<Arc<Known>>>,
-    /// How often the kernel is asked whether somebody changed it.
+    /// Interval of drift checks.
     pub drift_interval: Duration,
-    /// How often everything is compared without any reason.
+    /// Interval of full comparisons.
     pub full_interval: Duration,
-    /// Who hears how long it takes.
+    /// Records durations.
     pub times: Times,
 }
 
-/// Asks for a pass now.
+/// Requests a reconcile cycle now.
 #[derive(Debug)]
 pub struct Trigger {
-    /// Whether the kernel is compared even if nobody seems to have changed it.
+    /// Compare the kernel even if no change was detected.
     pub thoroughly: bool,
-    /// Whether anything was repaired, or why nothing is right.
+    /// Receives whether anything was repaired, or the error.
     pub answer: oneshot::Sender<Result<bool, String>>,
 }
 
-/// The loop.
+/// The reconcile loop.
 #[derive(Debug)]
 pub struct Reconciler {
     inputs: Inputs,
     planner: Planner,
     kernel: Plane,
     refused: Refused,
-    /// What was told to be refused; each is told once, however often it is tried.
+    /// Refused rules and containers that are already logged; each is logged once.
     told: Refused,
     nudges: mpsc::Receiver<Trigger>,
     published: watch::Sender<Arc<Enforced>>,
@@ -114,17 +114,17 @@ pub struct Reconciler {
     settle_at: Option<Instant>,
     changing_since: Option<Instant>,
     changed_at: Option<Instant>,
-    /// The generation in force, and since when.
+    /// The generation in force, and its start.
     generation_since: Option<(Generation, Instant)>,
-    /// Whether the kernel keeps what it has until the inputs are known.
+    /// The kernel's rules are kept until the inputs are known.
     holding: bool,
-    /// Whether somebody took that away, and nobody knows what it was.
+    /// Another process removed the kept rules, and they cannot be restored.
     lost: bool,
-    /// Whether it is known what an earlier process left.
+    /// The rules of an earlier process have been read.
     recovered: bool,
-    /// Why the kernel could not be read at the last look.
+    /// Why the last read of the kernel failed.
     unread: Option<String>,
-    /// The interfaces that containers are behind.
+    /// Interfaces of containers.
     interfaces: BTreeSet<String>,
     tally: Tally,
 }
@@ -137,7 +137,7 @@ struct Attempt {
 }
 
 impl Reconciler {
-    /// A loop that has not begun, with what it publishes and how to nudge it.
+    /// A loop that is not running yet, with its published state and its trigger.
     #[must_use]
     pub fn new(
         inputs: Inputs,
@@ -170,11 +170,11 @@ impl Reconciler {
         (reconciler, enforced, nudge)
     }
 
-    /// Runs until shutdown; a transaction that has begun is finished first. The
-    /// kernel keeps what it has.
+    /// Runs until shutdown; a transaction in progress is finished first. The kernel
+    /// keeps its rules.
     ///
     /// # Errors
-    /// Never; whatever fails is published and tried again.
+    /// Never; failures are published and retried.
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         self.reconcile().await;
         let every = |interval| {
@@ -207,9 +207,9 @@ impl Reconciler {
         }
     }
 
-    /// Without a reason; when nothing has changed there is nothing to do.
+    /// Periodic full comparison; does nothing when nothing has changed.
     async fn compare_all(&mut self) {
-        // The kernel may take now what it refused.
+        // Retry refused rules; the kernel may accept them now.
         let refused = std::mem::take(&mut self.refused);
         let retries = refused != Refused::default();
         self.told.add(refused);
@@ -218,7 +218,7 @@ impl Reconciler {
         }
     }
 
-    /// Whether the inputs of this moment are in force.
+    /// Whether the current inputs are in force.
     fn is_current(&self) -> bool {
         let enforced = self.published.borrow();
         let known = self.inputs.groups.borrow();
@@ -246,21 +246,21 @@ impl Reconciler {
         let _gave_up = asked.send(answer);
     }
 
-    /// How long a change of groups waits for others. For the first groups of all,
-    /// containers wait that are closed.
+    /// Debounce of group changes. None for the first groups, since until then
+    /// containers are denied.
     fn patience(&self) -> Duration {
         let first = self.published.borrow().generation() == Generation::default();
         let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
         if burst && !first { GATHER_BURST } else { GATHER }
     }
 
-    /// Lets changes that come together go together.
+    /// Collects changes that arrive together.
     async fn gather(&mut self, length: Duration) {
         tokio::time::sleep(length).await;
         self.reconcile().await;
     }
 
-    /// One attempt with the newest inputs.
+    /// One attempt with the current inputs.
     async fn reconcile(&mut self) {
         self.retry_at = None;
         if !self.recover().await {
@@ -286,8 +286,8 @@ impl Reconciler {
         self.inputs.times.took(Step::Total, started.elapsed());
     }
 
-    /// Whether it is known what an earlier process left. Before that nothing is
-    /// changed: it may be the only knowledge of the rules.
+    /// Whether the rules of an earlier process have been read. Before that nothing is
+    /// changed: the kernel may hold the only copy of the rules.
     async fn recover(&mut self) -> bool {
         if self.recovered {
             return true;
@@ -305,8 +305,7 @@ impl Reconciler {
     fn attempt(&mut self) -> Option<Attempt> {
         let Containers { reading, snapshot } = self.inputs.containers.borrow_and_update().clone();
         let known = self.inputs.groups.borrow_and_update().clone();
-        // Nobody told yet which containers or rules there are, but the kernel has
-        // some: keep them.
+        // Containers or rules are not known yet, but the kernel has rules: keep them.
         let untold = known.is_none() || reading == 0;
         self.holding &= untold;
         if untold && self.kernel.holds_rules() && !self.lost {
@@ -393,7 +392,8 @@ impl Reconciler {
         });
     }
 
-    /// Publishes the outcome of an attempt with a reading of the containers.
+    /// Publishes the result of an attempt, with the sequence number of the containers
+    /// that it used.
     fn publish(&mut self, reading: u64, outcome: impl FnOnce(&mut Enforced)) {
         self.published.send_modify(|published| {
             let enforced = Arc::make_mut(published);
@@ -411,8 +411,7 @@ impl Reconciler {
         }
     }
 
-    /// Sweeps what is no longer used, and remembers how the kernel looks; gives
-    /// way to changes that come meanwhile.
+    /// Sweeps unused chains and records the kernel's state; stops when changes arrive.
     async fn settle(&mut self) {
         let since = self.changing_since.take();
         self.settle_at = Some(Instant::now() + SETTLE);
@@ -443,7 +442,8 @@ impl Reconciler {
         }
     }
 
-    /// Whether somebody else had changed our table; it is mended then.
+    /// Checks for changes of our table by others, and repairs them. Returns whether
+    /// there were any.
     async fn check(&mut self, thoroughly: bool) -> bool {
         if self.settle_at.is_some() && !thoroughly {
             return false;
@@ -467,7 +467,8 @@ impl Reconciler {
         drifted.is_some()
     }
 
-    /// Takes in how the last look went: what cannot be read is not known to be in force.
+    /// Records the result of the last read: if the kernel cannot be read, its rules are
+    /// not known to be in force.
     fn looked(&mut self, problem: Option<String>) {
         let before = std::mem::replace(&mut self.unread, problem);
         if before != self.unread {
@@ -479,14 +480,14 @@ impl Reconciler {
         }
     }
 
-    /// Whether the kernel is right again.
+    /// Whether the kernel is repaired.
     async fn repair(&mut self) -> bool {
         self.reconcile().await;
         if !self.holding {
             return self.published.borrow().error.is_none();
         }
-        // Nobody told what should be there, so what was there is put back; if
-        // that is not known, everything is closed (law 7).
+        // The desired state is unknown, so the previous rules are restored; if those
+        // are unknown too, all egress is denied (law 7).
         match self.kernel.restore().await {
             Ok(true) => self.settle_at = Some(Instant::now() + SETTLE),
             Ok(false) => {

@@ -1,4 +1,4 @@
-//! One pass of the loop, for real or as a rehearsal.
+//! One cycle of the loop, for real or as a dry run.
 
 use std::sync::Arc;
 
@@ -7,26 +7,25 @@ use tokio::time::sleep_until;
 use super::{Enforced, Reconciler};
 use crate::apply::Error;
 
-/// A transaction that was not made: how it would be handed over, and its text.
+/// A transaction of a dry run: how it would be applied, and its text.
 pub type Rehearsed = (String, String);
 
-/// How often the pass comes back to what others keep changing.
+/// Maximum number of attempts against foreign changes.
 const SETTLE_ATTEMPTS: usize = 5;
 
-/// How one pass went.
+/// Result of one cycle.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What is in force after it, or would be.
+    /// The state in force after the cycle, or in a dry run the state that would be.
     pub enforced: Arc<Enforced>,
-    /// Whether the kernel keeps what it has, since nobody told what should be there.
+    /// Whether the kernel keeps its rules because the desired state is unknown.
     pub holding: bool,
-    /// The transactions of a rehearsal, in their order.
+    /// The transactions of a dry run, in order.
     pub rehearsed: Vec<Rehearsed>,
 }
 
 impl Reconciler {
-    /// Makes the kernel hold what the inputs say now, sweeps what is unused, and
-    /// ends.
+    /// Makes the kernel match the current inputs, sweeps unused chains, and returns.
     ///
     /// # Errors
     /// The kernel cannot be read.

@@ -1,4 +1,4 @@
-//! The two data planes, as the loop sees them.
+//! The reconcile loop's interface to the two data planes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use model::ids::ContainerHandle;
 use super::{Chains, Kernel, Rehearsed};
 use crate::{apply::Error, drift::Drift, plan::Ruleset};
 
-/// What holds the rules.
+/// The data plane.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Plane {
@@ -18,8 +18,8 @@ pub enum Plane {
 }
 
 impl Plane {
-    /// Finds out what an earlier process left; of a table of our own that is known
-    /// since it was opened.
+    /// Reads the rules of an earlier process; for a table of our own this was done on
+    /// opening.
     pub(super) async fn recover(&mut self) -> Result<(), Error> {
         match self {
             Self::Nftables(_) => Ok(()),
@@ -27,7 +27,7 @@ impl Plane {
         }
     }
 
-    /// Whether any rule of ours may be in the kernel.
+    /// Whether the kernel may hold any of our rules.
     pub(super) fn holds_rules(&self) -> bool {
         match self {
             Self::Nftables(table) => table.holds_rules(),
@@ -35,7 +35,7 @@ impl Plane {
         }
     }
 
-    /// The transactions that would have been made, if this is a rehearsal.
+    /// The recorded transactions, if this is a dry run.
     pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         match self {
             Self::Nftables(table) => table.rehearsed(),
@@ -43,8 +43,7 @@ impl Plane {
         }
     }
 
-    /// Makes the kernel hold the ruleset; what is unused may be left in it.
-    /// Whether there was anything to do.
+    /// Applies the ruleset; unused chains may remain. Returns whether anything changed.
     pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         match self {
             Self::Nftables(table) => table.apply_ruleset(ruleset).await,
@@ -52,8 +51,7 @@ impl Plane {
         }
     }
 
-    /// Puts back what was there before somebody changed it. False if that is not
-    /// known.
+    /// Restores the rules from before a foreign change. False if those are unknown.
     pub(super) async fn restore(&mut self) -> Result<bool, Error> {
         match self {
             Self::Nftables(table) => table.restore().await,
@@ -61,7 +59,7 @@ impl Plane {
         }
     }
 
-    /// Whether the kernel would take this ruleset.
+    /// Whether the kernel accepts this ruleset.
     pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         match self {
             Self::Nftables(table) => table.check(ruleset).await,
@@ -69,8 +67,8 @@ impl Plane {
         }
     }
 
-    /// Sweeps what is unused; the chains of iptables go in the batch that no
-    /// longer needs them.
+    /// Sweeps unused chains; those of iptables are deleted in the batch that makes them
+    /// unused.
     pub(super) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
         match self {
             Self::Nftables(table) => table.sweep(ruleset).await,
@@ -78,8 +76,8 @@ impl Plane {
         }
     }
 
-    /// Writes down how the kernel looks, if that is needed. False if others were
-    /// at work again.
+    /// Records the kernel's state, if needed. False if other processes changed
+    /// something again.
     pub(super) async fn settle(&mut self) -> Result<bool, Error> {
         match self {
             Self::Nftables(table) => table.settle().await,
@@ -87,8 +85,8 @@ impl Plane {
         }
     }
 
-    /// What others changed in what is ours. Not thoroughly means only if anybody changed
-    /// anything.
+    /// Foreign changes of our rules. Unless `thoroughly`, compares only if there may
+    /// have been a change.
     pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         match self {
             Self::Nftables(table) => table.drifted(thoroughly).await,
@@ -96,8 +94,8 @@ impl Plane {
         }
     }
 
-    /// Whether the last look found something to do though nothing of ours was
-    /// changed: what was waited for is there, or what was in use is not.
+    /// Whether the last read found work without a foreign change: a missing chain
+    /// exists now, or a chain became unused.
     pub(super) fn has_work(&self) -> bool {
         match self {
             Self::Nftables(_) => false,
@@ -105,7 +103,7 @@ impl Plane {
         }
     }
 
-    /// How many rules of ours the kernel is to hold.
+    /// Number of our rules that should be in the kernel.
     pub(super) fn rules(&self) -> u64 {
         match self {
             Self::Nftables(table) => table.rules(),
@@ -113,7 +111,7 @@ impl Plane {
         }
     }
 
-    /// What the kernel counted of packets that no rule decided, if it tells.
+    /// Counters of packets that no rule decided, if available.
     pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         match self {
             Self::Nftables(table) => table.counters(),
@@ -121,7 +119,7 @@ impl Plane {
         }
     }
 
-    /// Where the latest packets came from that are no known container's.
+    /// Sources of the latest packets that belong to no known container.
     pub(super) async fn strangers(&self) -> String {
         match self {
             Self::Nftables(table) => table.strangers().await,
@@ -129,8 +127,8 @@ impl Plane {
         }
     }
 
-    /// Containers whose groups are unknown and that keep what an earlier process
-    /// left. A table of our own cannot be relied on without knowing it.
+    /// Containers whose groups are unknown and that keep the rules of an earlier
+    /// process. Always empty for a table of our own.
     pub(super) fn kept(&self) -> BTreeSet<ContainerHandle> {
         match self {
             Self::Nftables(_) => BTreeSet::new(),

@@ -1,8 +1,7 @@
-//! What the kernel counted of packets that no rule of a group decided, and whom that
-//! concerns.
+//! Counts packets that no rule of a group decided, and the containers concerned.
 //!
-//! Pure but for [`super::Reconciler::observe`]. The counters of the kernel begin anew with
-//! the table, so only how much they grow counts.
+//! Pure except for [`super::Reconciler::observe`]. The kernel's counters restart with
+//! the table, so only increments count.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,34 +17,34 @@ use crate::{
     render::nftables::{UNATTRIBUTED, full},
 };
 
-/// Each log line comes at most this often; a limit counts as full for as long.
+/// Minimum interval of each log line; a limit counts as full for as long.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// How much the kernel's counters have grown.
+/// Increments of the kernel's counters.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     before: BTreeMap<String, u64>,
-    /// Not yet in the log.
+    /// Packets not logged yet.
     unattributed: u64,
     told_at: Option<Instant>,
-    /// Containers whose connections had no place, with when that was seen for the last time
-    /// and when it was logged.
+    /// Containers whose connections found the set full: when last seen, and when last
+    /// logged.
     full: BTreeMap<ContainerHandle, (Instant, Instant)>,
 }
 
 impl Tally {
-    /// How much each counter has grown, if it has.
+    /// The increments since the last call, without zeros.
     fn grown(&mut self, counted: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
         let before = std::mem::replace(&mut self.before, counted);
         let grown = self.before.iter().map(|(name, now)| {
             let before = before.get(name).copied().unwrap_or_default();
-            // A counter that fell began anew.
+            // A counter that decreased was reset.
             (name.clone(), now.checked_sub(before).unwrap_or(*now))
         });
         grown.filter(|(_, by)| *by > 0).collect()
     }
 
-    /// How many packets to tell of at this moment.
+    /// Number of packets to log now, if any.
     fn unattributed(&mut self, packets: u64, now: Instant) -> Option<u64> {
         self.unattributed += packets;
         let due = self.told_at.is_none_or(|at| now - at >= QUIET);
@@ -56,7 +55,7 @@ impl Tally {
         Some(std::mem::take(&mut self.unattributed))
     }
 
-    /// Notes a container whose connections had no place. Whether to tell of it.
+    /// Records a container with a full connection set. Returns whether to log.
     fn is_full(&mut self, handle: &ContainerHandle, now: Instant) -> bool {
         let told = self.full.get(handle).map(|(_, told)| *told);
         let due = told.is_none_or(|told| now - told >= QUIET);
@@ -65,7 +64,7 @@ impl Tally {
         due
     }
 
-    /// Containers whose limit was full a short time ago.
+    /// Containers whose limit was full recently.
     fn all_full(&mut self, now: Instant) -> BTreeSet<ContainerHandle> {
         self.full.retain(|_, (seen, _)| now - *seen < QUIET);
         self.full.keys().cloned().collect()
@@ -73,7 +72,7 @@ impl Tally {
 }
 
 impl Reconciler {
-    /// Reads the kernel's counters and tells what they say.
+    /// Reads the kernel's counters, and updates log and metrics.
     pub(super) async fn observe(&mut self) {
         let Some(counted) = self.kernel.counters().await else { return };
         let grown = self.tally.grown(counted);

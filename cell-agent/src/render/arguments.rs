@@ -1,8 +1,8 @@
-//! Single rules in the words of `iptables -S` (docs/compatibility/vxlan-policy-agent.md#rule-order,
-//! #rule-arguments).
+//! Single rules in the format of `iptables -S`
+//! (docs/compatibility/vxlan-policy-agent.md#rule-order, #rule-arguments).
 //!
-//! iptables does not print what it was told but what the kernel holds: rates are
-//! rounded to what the kernel can count, and what matches everything is left out.
+//! iptables does not print its input but the kernel's state: rates are rounded to the
+//! kernel's units, and matches of everything are left out.
 
 use std::fmt::Write as _;
 
@@ -17,16 +17,16 @@ use crate::plan::ConnectionLimit;
 
 pub(super) const ESTABLISHED: &str = "-m state --state RELATED,ESTABLISHED -j ACCEPT";
 pub(super) const INVALID: &str = "-p tcp -m state --state INVALID -j DROP";
-/// The longest log prefix that the original writes, without the blank.
+/// Maximum log prefix of the original, without the trailing blank.
 const PREFIX_CHARS: usize = 28;
-/// What the modules `limit` and `hashlimit` count a second in.
+/// Units per second of the modules `limit` and `hashlimit`.
 pub(crate) const LIMIT_SCALE: u64 = 10_000;
 pub(crate) const HASHLIMIT_SCALE: u64 = 1_000_000;
-/// Of `limit`; it is not printed.
+/// Default of `limit`; iptables does not print it.
 const DEFAULT_BURST: u32 = 5;
 
-/// Adds the rule for a permit; a logging one goes to `log_chain`, whose end
-/// accepts.
+/// Appends the rule for a permit; a logging rule jumps to `log_chain`, which ends in an
+/// accept.
 pub(super) fn permit(text: &mut String, permit: &Permit, log_chain: &str) {
     let (first, last) = (permit.destination.first(), permit.destination.last());
     let range = format_args!("-m iprange --dst-range {first}-{last}");
@@ -64,7 +64,7 @@ fn to(ports: PortRange) -> String {
 pub(super) fn over_limit(limit: &ConnectionLimit, handle: &ContainerHandle) -> String {
     let ConnectionLimit { per_second, burst, log: _, destinations: _ } = limit;
     let (rate, unit) = rate(HASHLIMIT_SCALE, *per_second);
-    // The time that follows from the rate's unit is not printed.
+    // The default expiry, which follows from the rate's unit, is not printed.
     let expire = match u64::from(burst.div_ceil(*per_second)) {
         seconds if seconds == unit => String::new(),
         seconds => format!(" --hashlimit-htable-expire {}", 1000 * seconds),
@@ -75,7 +75,7 @@ pub(super) fn over_limit(limit: &ConnectionLimit, handle: &ContainerHandle) -> S
     )
 }
 
-/// The rule that logs what is denied.
+/// The rule that logs denied packets.
 pub(super) fn log_denied(per_second: u32, handle: &ContainerHandle) -> String {
     let (rate, _) = rate(LIMIT_SCALE, per_second);
     let burst = match per_second {
@@ -86,8 +86,8 @@ pub(super) fn log_denied(per_second: u32, handle: &ContainerHandle) -> String {
     format!("-m limit --limit {rate}{burst} -j LOG --log-prefix \"{prefix} \"")
 }
 
-/// A rate as it is printed: in the smallest unit that loses nothing, of what is
-/// left after the kernel's rounding; with the seconds of the unit.
+/// A rate as iptables prints it: in the smallest lossless unit after the kernel's
+/// rounding, with the seconds of the unit.
 fn rate(scale: u64, per_second: u32) -> (String, u64) {
     let period = (scale / u64::from(per_second)).max(1);
     let units = [("day", 86_400), ("hour", 3600), ("min", 60), ("sec", 1)];
@@ -106,7 +106,7 @@ fn rate(scale: u64, per_second: u32) -> (String, u64) {
 mod tests {
     use super::*;
 
-    /// As iptables 1.8.9 printed them.
+    /// Output of iptables 1.8.9.
     #[test]
     fn rates_are_rounded_as_the_kernel_does() {
         for (per_second, printed) in
@@ -119,7 +119,7 @@ mod tests {
         }
     }
 
-    /// As iptables 1.8.9 printed them.
+    /// Output of iptables 1.8.9.
     #[test]
     fn the_time_that_follows_from_the_rate_is_not_printed() {
         let handle = ContainerHandle::parse("h").unwrap();

@@ -17,13 +17,13 @@ impl Family {
     /// Both.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// That of an address.
+    /// The family of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// What ends every chain, also for TCP: no reset.
+    /// The target that ends every chain, also for TCP: no reset.
     #[must_use]
     pub fn reject(self) -> &'static str {
         match self {
@@ -49,9 +49,9 @@ pub struct Names {
     pub asg: String,
     /// The parent.
     pub netout: String,
-    /// Where logging rules go to.
+    /// Jump target of logging rules.
     pub log: String,
-    /// Where connections over the limit go to, if they are logged.
+    /// Jump target of connections over the limit, if those are logged.
     pub limit_log: String,
 }
 
@@ -59,7 +59,7 @@ impl Names {
     /// The names for a container.
     ///
     /// # Errors
-    /// The handle has something in it that no chain's name may have.
+    /// The handle contains a character that is invalid in a chain name.
     pub fn of(handle: &ContainerHandle) -> Result<Self, String> {
         let text = handle.as_str();
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -76,14 +76,14 @@ impl Names {
         })
     }
 
-    /// Under which the original fills a chain before it takes the old one's place.
+    /// The name under which the original fills a chain before it replaces the old one.
     #[must_use]
     pub fn candidate(&self) -> String {
         format!("c{}", self.asg)
     }
 }
 
-/// The first characters; ASCII only.
+/// The first `most` characters; ASCII only.
 fn cut(text: &str, most: usize) -> &str {
     text.get(..most).unwrap_or(text)
 }

@@ -1,10 +1,11 @@
-//! The chains that lead IPv6 packets of containers to the containers' own chains.
+//! The chains that send IPv6 packets of containers to the containers' own chains.
 //!
-//! The CNI plugin leads packets to a container's chain by one address, and versions that
-//! know IPv4 only lead no IPv6 packet anywhere. So the first rule of FORWARD in ip6tables
-//! leads to the chain [`GUARD`]: by the interface that silk-cni gave a container, then by
-//! each address of a container, to its chain, which decides. Everything else that comes in
-//! by an interface of containers goes to [`STRAY`], which counts and rejects.
+//! The CNI plugin sends packets to a container's chain by one address, and versions
+//! that know IPv4 only send no IPv6 packet there. So the first rule of FORWARD in
+//! ip6tables jumps to the chain [`GUARD`]: by the interface that silk-cni gave a
+//! container, then by each address of a container, it jumps to the container's chain,
+//! which decides. Everything else that arrives on an interface of containers goes to
+//! [`STRAY`], which counts and rejects.
 
 use std::collections::BTreeSet;
 
@@ -18,20 +19,20 @@ use crate::{
 
 /// Finds the container of a packet.
 pub const GUARD: &str = "portcullis-guard";
-/// Rejects packets that are no known container's.
+/// Rejects packets that belong to no known container.
 pub const STRAY: &str = "portcullis-stray";
 
-/// What leads to which container's chain.
+/// The jumps to the containers' chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Guard {
-    /// A match, and whose chain decides, if it has a name.
+    /// A match, with the container and its chain; `None` if the chain has no name.
     ways: Vec<(String, Option<(ContainerHandle, String)>)>,
-    /// Other interfaces than silk's that containers are behind.
+    /// Interfaces of containers other than silk's.
     interfaces: BTreeSet<String>,
 }
 
 impl Guard {
-    /// For all containers of a cell; none but for IPv6.
+    /// The guard of a cell; `None` except for IPv6.
     #[must_use]
     pub fn of(ruleset: &Ruleset, family: Family) -> Option<Self> {
         if family == Family::V4 {
@@ -53,13 +54,13 @@ impl Guard {
         Some(Self { ways, interfaces: ruleset.interfaces.clone() })
     }
 
-    /// The containers whose chains it leads to.
+    /// The containers that the guard has a jump for.
     pub fn containers(&self) -> impl Iterator<Item = &ContainerHandle> {
         self.ways.iter().filter_map(|(_, to)| to.as_ref()).map(|(handle, _)| handle)
     }
 
-    /// The rules of [`GUARD`], as iptables prints them. The packets of a container that
-    /// has no chain of its own are rejected.
+    /// The rules of [`GUARD`], as iptables prints them. Packets of a container without
+    /// a chain are rejected.
     #[must_use]
     pub fn rules(&self, has_chain: impl Fn(&ContainerHandle) -> bool) -> Vec<String> {
         let reject = Family::V6.reject();

@@ -36,8 +36,8 @@ fn after(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Cuts overlapping port ranges into disjoint ones, each with everything that
-/// applies to it. `None` when that would take more than `most` entries.
+/// Cuts overlapping port ranges into disjoint ones, each with all values that apply to
+/// it. `None` when the result would exceed `most` entries.
 #[must_use]
 pub fn disjoint<T: Copy>(
     ranges: &BTreeMap<PortRange, Vec<T>>,
@@ -86,7 +86,7 @@ pub fn text(range: AddressRange) -> String {
     }
 }
 
-/// Whether the range is every address of its family.
+/// Whether the range covers the whole family.
 #[must_use]
 pub fn is_everything(range: AddressRange) -> bool {
     match range {
@@ -95,7 +95,7 @@ pub fn is_everything(range: AddressRange) -> bool {
     }
 }
 
-/// The prefix length when `first..=last` is exactly one network.
+/// The prefix length if `first..=last` is exactly one network.
 fn prefix(first: u128, last: u128, bits: u32) -> Option<u32> {
     let host = first ^ last;
     let is_mask = host & host.wrapping_add(1) == 0;

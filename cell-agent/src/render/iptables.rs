@@ -1,17 +1,16 @@
-//! A ruleset as the chains of iptables that the original's agent writes
+//! Renders a ruleset as the iptables chains that the original's agent writes
 //! (docs/compatibility/vxlan-policy-agent.md#chains, #rule-order).
 //!
-//! Beside silk-cni a container has a chain `netout--…` that the CNI plugin made
-//! and that its packets come through. Ours is the chain `asg-…`, its jump at the
-//! head of that parent, and the reject behind the jump; everything else is the
-//! plugin's.
+//! With silk-cni a container has a chain `netout--…`, which the CNI plugin creates and
+//! which the container's packets pass. Ours is the chain `asg-…`, its jump at the head
+//! of that parent, and the reject after the jump; everything else is the plugin's.
 //!
-//! What always holds:
-//! - Rules stand as `iptables -S` prints them, so equal text is an equal rule.
-//! - A chain ends in a reject, and so does its parent: a container without a
-//!   chain, or with an empty one, is closed.
-//! - Names are cut and may collide; who gets the name is decided where it is
-//!   known who has it ([`crate::batch`]).
+//! Invariants:
+//! - Rules are in the format of `iptables -S`, so equal text is an equal rule.
+//! - A chain ends in a reject, and so does its parent: a container without a chain, or
+//!   with an empty one, is denied.
+//! - Names are truncated and may collide; [`crate::batch`], which knows the current
+//!   owner, resolves collisions.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -30,31 +29,31 @@ use super::{
 };
 use crate::plan::{Assignment, Planned, Policy, Ruleset, Settings};
 
-/// What the filter table of one family should hold of ours.
+/// The agent's part of one family's filter table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Filter {
-    /// In the original's order: the last handle first.
+    /// Chains in the original's order: the last handle first.
     pub chains: Vec<Chain>,
-    /// Chains of containers whose groups nobody told yet: what an earlier process
-    /// left in them stays (law 5), so they are as they are, if they are there.
+    /// Chains of containers whose groups are not known yet: rules of an earlier process
+    /// stay unchanged (law 5).
     pub unknown: Vec<Chain>,
-    /// More chains that stay as they are.
+    /// Further chains that stay unchanged.
     pub kept: BTreeSet<String>,
-    /// What leads to the chains beside the CNI plugin; where there is none, it stays as it is.
+    /// The jumps to the chains without the CNI plugin; `None` leaves them unchanged.
     pub guard: Option<Guard>,
-    /// Containers whose chain cannot be named, with the reason.
+    /// Containers whose chain name is invalid, with the reason.
     pub nameless: Vec<(ContainerHandle, String)>,
 }
 
 impl Filter {
-    /// The containers that need no chain of the CNI plugin to lead to theirs.
+    /// Containers whose chains are reached without a chain of the CNI plugin.
     #[must_use]
     pub fn led_to(&self) -> HashSet<&ContainerHandle> {
         self.guard.iter().flat_map(Guard::containers).collect()
     }
 
-    /// What this process wrote itself into a chain counts for nothing once the
-    /// groups of its container are unknown: it is closed (law 7).
+    /// Denies containers with unknown groups whose chain this process wrote itself:
+    /// those rules no longer count (law 7).
     pub fn close(&mut self, written: &BTreeSet<String>) {
         let own = self.unknown.extract_if(.., |chain| written.contains(&chain.names.asg));
         self.chains.extend(own);
@@ -65,22 +64,22 @@ impl Filter {
 /// The chain of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Whose.
+    /// The container.
     pub handle: ContainerHandle,
-    /// The names of the chain and those around it.
+    /// Names of the chain and its related chains.
     pub names: Names,
     /// Whether the container's address is of this family, so that its parent is
-    /// to be expected.
+    /// expected.
     pub expected: bool,
     /// Its rules.
     pub body: Body,
-    /// Chains of the CNI plugin that rules lead to.
+    /// Chains of the CNI plugin that the rules jump to.
     pub targets: Vec<String>,
-    /// The rules without log lines, for where those chains are not made.
+    /// The rules without log lines, for use when those chains do not exist.
     pub silent: Option<Body>,
 }
 
-/// The rules of a chain. Containers share the middle where it is the same.
+/// The rules of a chain. Containers share the middle part if it is equal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body {
     head: String,
@@ -88,10 +87,10 @@ pub struct Body {
     tail: String,
 }
 
-/// Which part of a body a rule is in.
+/// The part of a body that a rule belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The permit of the policy with this place among those of the family.
+    /// The policy's permit with this index among those of the family.
     Permit(usize),
     /// A rule that every container has.
     Fixed,
@@ -110,12 +109,12 @@ impl Body {
         Self { head: String::new(), permits: rules, tail: String::new() }
     }
 
-    /// The rules in order, without `-A` and the chain.
+    /// The rules in order, without `-A` and the chain name.
     pub fn rules(&self) -> impl Iterator<Item = &str> {
         self.head.lines().chain(self.permits.lines()).chain(self.tail.lines())
     }
 
-    /// What the rule at this place is.
+    /// The part at this index.
     #[must_use]
     pub fn part(&self, place: usize) -> Part {
         let head = self.head.lines().count();
@@ -125,13 +124,13 @@ impl Body {
         }
     }
 
-    /// What containers do not share.
+    /// The rules that containers do not share.
     pub fn own(&self) -> impl Iterator<Item = &str> {
         self.head.lines().chain(self.tail.lines())
     }
 }
 
-/// The chains for a ruleset.
+/// Renders the chains of one family.
 #[must_use]
 pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
     let mut filter = Filter { guard: Guard::of(ruleset, family), ..Filter::default() };
@@ -167,7 +166,7 @@ pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
     filter
 }
 
-/// The same rules, but the CNI plugin's chains for log lines are not needed.
+/// The same rules without the CNI plugin's log chains.
 fn silent(
     ruleset: &Ruleset,
     family: Family,
@@ -198,7 +197,7 @@ fn silent(
     }
 }
 
-/// Texts of permits that several containers have; logging ones are for one log
+/// Permit texts that several containers share; those of logging permits are for one log
 /// chain each.
 type Shared<'a> = HashMap<(*const Policy, &'a str), Arc<str>>;
 
@@ -214,7 +213,7 @@ fn body<'a>(
     let mut targets = Vec::new();
     let (policy, always) = match assignment {
         Assignment::Isolated(_) => {
-            // Whatever is wrong with it may be in its other rules, too.
+            // The container's other rules may be invalid as well.
             return (Body::of(&[arguments::ESTABLISHED, family.reject()]), targets);
         }
         Assignment::Bound(belongs) => (ruleset.policies.get(belongs).map(Arc::as_ref), Vec::new()),
@@ -241,7 +240,7 @@ fn body<'a>(
     (Body { head, permits, tail: denied(settings, family, handle) }, targets)
 }
 
-/// The places 0 to 4.
+/// Positions 0 to 4.
 fn head(
     settings: &Settings,
     family: Family,
@@ -268,12 +267,12 @@ fn head(
     head
 }
 
-/// A match of a network, which is none when it is all of them.
+/// A match of a network; empty for all addresses.
 fn within(flag: &str, net: IpNet) -> String {
     if net.prefix_len() == 0 { String::new() } else { format!("{flag} {net} ") }
 }
 
-/// The place 5.
+/// Position 5.
 fn permits(policy: &Policy, family: Family, log_chain: &str) -> Arc<str> {
     let mut text = String::new();
     for permit in policy.segments.iter().flat_map(|segment| &segment.permits) {
@@ -285,7 +284,7 @@ fn permits(policy: &Policy, family: Family, log_chain: &str) -> Arc<str> {
     Arc::from(text)
 }
 
-/// Equal for policies that let the same packets pass and log the same.
+/// Equal for policies that pass the same packets and log the same.
 #[must_use]
 pub fn fingerprint(policy: &Policy) -> String {
     let deny: Vec<String> = policy.deny.iter().map(ToString::to_string).collect();
@@ -293,14 +292,14 @@ pub fn fingerprint(policy: &Policy) -> String {
     super::table::name("rules", &[&deny.join(" "), &permits[0], &permits[1]])
 }
 
-/// The permits of all policies, one a line; those that log lead to this chain.
+/// The permits of all policies, one a line; logging ones jump to this chain.
 #[must_use]
 pub fn all_permits(ruleset: &Ruleset, family: Family, log_chain: &str) -> String {
     let texts = ruleset.policies.values().map(|policy| permits(policy, family, log_chain));
     texts.fold(String::new(), |all, text| all + &text)
 }
 
-/// The places 6 and 7, which are also what the CNI plugin fills a parent with.
+/// Positions 6 and 7, which the CNI plugin also puts into a parent.
 #[must_use]
 pub fn denied(settings: &Settings, family: Family, handle: &ContainerHandle) -> String {
     let reject = family.reject();

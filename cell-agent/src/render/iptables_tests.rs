@@ -131,7 +131,7 @@ fn who_has_no_rules_is_closed_and_who_is_not_known_keeps_what_it_has() {
     assert!(unknown.chains.is_empty());
     unknown.close(&BTreeSet::from(["asg-of-another".to_owned()]));
     assert_eq!((unknown.chains.len(), unknown.unknown.len()), (0, 1));
-    // What this process wrote for it is no longer known to be right.
+    // This process wrote those rules, and they are no longer known to be right.
     unknown.close(&BTreeSet::from(["asg-00000001aaaabbbbcccc".to_owned()]));
     assert!(unknown.unknown.is_empty());
     assert_eq!(rules(&unknown), rules(&ungrouped));

@@ -1,4 +1,4 @@
-//! Rulesets as the text of a data plane.
+//! Renders rulesets as the text of a data plane.
 
 pub(crate) mod arguments;
 pub mod chains;

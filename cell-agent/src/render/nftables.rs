@@ -1,23 +1,25 @@
-//! A ruleset as an nftables table.
+//! Renders a ruleset as an nftables table.
 //!
-//! A packet from a container takes this way (docs/compatibility/vxlan-policy-agent.md#differences):
-//! `forward` (the hook): by overlay address, by a container's other addresses, or by the
-//! interface it comes in by - `egress`: accept within the overlay if configured,
-//! accept established, drop invalid TCP, find the container by its interface or else
-//! by the source address - `container-*` if connections are limited: its own bound -
-//! the container's `policy-*`: deny networks, then each group's `rules-*`, last group
-//! first - `denied`: log if configured, reject.
+//! Path of a packet from a container
+//! (docs/compatibility/vxlan-policy-agent.md#differences): `forward` (the hook): by
+//! overlay address, by a container's other addresses, or by the input interface -
+//! `egress`: accept within the overlay if configured, accept established, drop invalid
+//! TCP, find the container by its interface or else by the source address -
+//! `container-*` if connections are limited: the container's limit - the container's
+//! `policy-*`: deny networks, then each group's `rules-*`, last group first - `denied`:
+//! log if configured, reject.
 //!
-//! What always holds:
-//! - A packet of a container that is not known ends in `unattributed`: counted, rejected.
-//!   What the maps `policies` lead to never returns, so a packet is decided by one
-//!   container's rules. The interface comes first: a container may give itself any
+//! Invariants:
+//! - A packet of an unknown container ends in `unattributed`: counted, rejected. The
+//!   targets of the maps `policies` never return, so one container's rules decide a
+//!   packet. The interface is looked up first, since a container may set any source
 //!   address.
-//! - Sets of intervals stand only in chains that never change: their name says
-//!   what is in them. Chains that change hold no intervals (see [`crate::diff`]).
-//! - The named maps change by whole elements, and a missing element never opens
-//!   anything: the packet is nobody's, or a log line is missing.
-//! - A set that is full of a container's connections limits that container alone:
+//! - Interval sets occur only in chains that never change: the chain's name is a hash
+//!   of its content. Chains that change hold no intervals (see [`crate::diff`]).
+//! - The named maps change by whole elements, and a missing element never allows
+//!   anything: the packet is unattributed, or a log line is missing.
+//! - A full connection set limits only its own container: a new connection passes only
+//!   with an entry in the set.
 //!   only a connection that has its place in the set passes.
 
 use std::{
@@ -40,21 +42,21 @@ use crate::{
     plan::{Assignment, ConnectionLimit, Planned, Policy, Ruleset, Segment, Settings},
 };
 
-/// Ahead of the filter tables of others: what they accept, we still deny.
+/// Before the filter tables of others: packets that they accept are still denied here.
 const PRIORITY: &str = "type filter hook forward priority -10; policy accept;";
-/// ICMP and ICMPv6 port unreachable, also for TCP, as the original.
+/// ICMP and ICMPv6 port unreachable, also for TCP, like the original.
 const REJECT: &str = "reject with icmpx port-unreachable";
-/// Longest log prefix that the original writes, without the blank.
+/// Maximum log prefix of the original, without the trailing blank.
 const PREFIX_CHARS: usize = 28;
 
-/// The counter of rejected packets that are no known container's.
+/// The counter of rejected packets that belong to no known container.
 pub const UNATTRIBUTED: &str = "unattributed";
-/// Sets with the interfaces and sources of the latest of those packets.
+/// Sets of the interfaces and sources of the latest unattributed packets.
 pub const STRANGERS: [&str; 2] = ["unattributed_v4", "unattributed_v6"];
-/// Places in such a set, and how long one is taken.
+/// Size of such a set, and timeout of an entry.
 const STRANGERS_SET: &str = "size 128; flags dynamic,timeout; timeout 10m;";
 
-/// One address family of the containers.
+/// One address family.
 struct Family {
     keyword: &'static str,
     key: &'static str,
@@ -78,30 +80,30 @@ const V6: Family = Family {
     strangers: STRANGERS[1],
 };
 const FAMILIES: [&Family; 2] = [&V4, &V6];
-/// How the names of maps end whose keys are interfaces.
+/// Name suffix of maps that are keyed by interface.
 const BY_INTERFACE: &str = "_if";
 
-/// The table for a ruleset. The salt goes into the names of chains that are known
-/// by their content; another one gives them all new names.
+/// Renders the table once. The salt is part of the names of content-named chains;
+/// another salt renames all of them.
 #[must_use]
 pub fn render(ruleset: &Ruleset, salt: &str) -> Table {
     Renderer::default().render(ruleset, salt)
 }
 
-/// Renders again and again, to the same effect as [`render`]; segments that are
-/// the same in memory as the last time are not rendered again.
+/// Incremental [`render`] with the same result; segments that are the same `Arc` as in
+/// the previous call are not rendered again.
 #[derive(Debug, Default)]
 pub struct Renderer {
     salt: String,
     segments: Segments,
 }
 
-/// The chains of segments, by where those are. They are held, so that nothing else
-/// can be there.
+/// The chains of segments, by the segment's address. The `Arc` is held, so the address
+/// is not reused.
 type Segments = HashMap<usize, (Arc<Segment>, Vec<(String, Chain)>)>;
 
 impl Renderer {
-    /// The table for a ruleset.
+    /// Renders the table.
     pub fn render(&mut self, ruleset: &Ruleset, salt: &str) -> Table {
         let before = std::mem::take(&mut self.segments);
         let before = if self.salt == salt { before } else { Segments::new() };
@@ -154,7 +156,7 @@ fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
     table
 }
 
-/// The hook: what of all that is forwarded is a container's.
+/// The hook: selects container packets from all forwarded packets.
 fn forward(ruleset: &Ruleset) -> Chain {
     let settings = &*ruleset.settings;
     let mut forward = Chain::new(PRIORITY);
@@ -167,7 +169,7 @@ fn forward(ruleset: &Ruleset) -> Chain {
             confined = leaving(&settings.underlay);
         }
         if family.key == family_of_overlay {
-            // Packets between containers are container network policy's to decide.
+            // Container network policy decides about packets between containers.
             if settings.underlay.is_empty() {
                 confined = format!("{keyword} daddr != {overlay} ");
             }
@@ -186,7 +188,7 @@ fn forward(ruleset: &Ruleset) -> Chain {
     forward
 }
 
-/// Matches of the interfaces that containers are behind.
+/// Matches of the containers' interfaces.
 fn coming(interfaces: &BTreeSet<String>) -> Vec<String> {
     let others: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
     let silk = format!("\"{SILK}*\"");
@@ -211,7 +213,7 @@ fn egress(settings: &Settings) -> Chain {
     egress
 }
 
-/// Finds the container's element: by the interface, or else by the source address.
+/// Looks up the container's element: by the interface, or else by the source address.
 fn lookup(map: &str) -> Vec<String> {
     let mut rules = vec![format!("iifname vmap @{map}{BY_INTERFACE}")];
     let by_address = |family: &&Family| {
@@ -235,7 +237,7 @@ fn denied(settings: &Settings) -> Chain {
     }
 }
 
-/// Counts the packet and notes where it comes from, if there is a place left for that.
+/// Counts the packet, and records its source if the set has a free entry.
 fn unattributed() -> Chain {
     let mut chain = Chain::new("");
     chain.rule(format!("counter name \"{UNATTRIBUTED}\""));
@@ -250,7 +252,7 @@ fn family_of(address: IpAddr) -> &'static Family {
     if address.is_ipv4() { &V4 } else { &V6 }
 }
 
-/// Addresses of containers outside the overlay, whether somebody gets them or not.
+/// Container addresses outside the overlay, assigned or not.
 fn outsiders<'a>(
     ruleset: &'a Ruleset,
     family: &'a Family,
@@ -274,8 +276,8 @@ fn leaving(underlay: &[String]) -> String {
     }
 }
 
-/// The chain of a policy is stable, so that a change of rules is a change of
-/// this chain and of no map.
+/// A policy's chain has a stable name, so a change of rules changes this chain and no
+/// map.
 fn policy_name(belongs: &Belongs) -> String {
     name("policy", &[lifecycle(belongs.lifecycle), belongs.space.as_str()])
 }
@@ -287,17 +289,17 @@ fn lifecycle(lifecycle: Lifecycle) -> &'static str {
     }
 }
 
-/// Where segments are already, which policies share.
+/// Rendered segments, which policies share.
 struct Rendered<'a> {
     salt: &'a str,
-    /// From the last time.
+    /// From the previous call.
     before: Segments,
-    /// In this table.
+    /// Used in this table.
     used: Segments,
 }
 
 impl Rendered<'_> {
-    /// The name of the chain to jump to.
+    /// The name of the segment's chain.
     fn segment(&mut self, table: &mut Table, segment: &Arc<Segment>) -> String {
         let place = Arc::as_ptr(segment).addr();
         let (_, chains) = self.used.entry(place).or_insert_with(|| {
@@ -330,7 +332,7 @@ fn policy_chain(
     chain
 }
 
-/// The chain that rejects what no rule opens, if there is anything.
+/// The chain that rejects denied networks, if there are any.
 fn deny_chain(policy: &Policy, salt: &str) -> Option<(String, Chain)> {
     let mut chain = Chain::new(comment("denied networks"));
     for family in [&V4, &V6] {
@@ -384,7 +386,7 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
     }
 }
 
-/// Leads from all that the container is known by to a chain.
+/// Maps all keys of a container to a chain.
 fn bind(table: &mut Table, map: &str, planned: &Planned, chain: &str) {
     let addresses =
         planned.addresses().map(|address| (family_of(address).suffix, Key::Address(address)));
@@ -395,14 +397,14 @@ fn bind(table: &mut Table, map: &str, planned: &Planned, chain: &str) {
     }
 }
 
-/// The counter of connections that a container's full set has no place for.
+/// The counter of connections that found a container's set full.
 #[must_use]
 pub fn full(handle: &ContainerHandle) -> String {
     name("full", &[handle.as_str()])
 }
 
-/// Lets a new TCP connection return that is within the container's limit. It needs a place
-/// in the container's set: without one it is over the limit.
+/// Returns a new TCP connection that is within the container's limit. The connection
+/// needs an entry in the container's set: without one it is over the limit.
 fn limit_chain(
     table: &mut Table,
     handle: &ContainerHandle,
@@ -420,7 +422,7 @@ fn limit_chain(
     for family in FAMILIES {
         let Family { keyword, key, suffix, protocol, .. } = family;
         if planned.addresses().all(|address| family_of(address).key != *key) {
-            // A set takes memory before anything is in it.
+            // Even an empty set uses memory.
             rules.push(format!("meta nfproto {protocol} {within} return"));
             continue;
         }
@@ -442,8 +444,8 @@ fn limit_chain(
     rules
 }
 
-/// The kernel's log line begins with the prefix, cut as the original does. A
-/// handle may hold what nft would take for syntax.
+/// The prefix of the kernel's log line, truncated like the original's. A handle may
+/// contain nft syntax, so it is escaped.
 fn log(kind: &str, handle: &ContainerHandle) -> String {
     let text: String = format!("{kind}{handle}").chars().take(PREFIX_CHARS).collect();
     let text = plain(&text);

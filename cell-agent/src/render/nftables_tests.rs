@@ -126,7 +126,7 @@ fn a_cell_as_it_is_written() {
     golden("cell.nft", &render(&ruleset(settings(), &containers, policies), ""));
 }
 
-/// Every switch of the configuration, and a container outside the overlay.
+/// Every setting of the configuration, and a container outside the overlay.
 #[test]
 fn every_switch_as_it_is_written() {
     let app = belongs("s1", Lifecycle::Running);

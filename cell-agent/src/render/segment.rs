@@ -1,13 +1,13 @@
-//! A segment of permits as chains of set lookups.
+//! Renders a segment of permits as chains of set lookups.
 //!
-//! All permits allow, so within a run of equal log flags their order means
-//! nothing, and they are gathered by what they match: single addresses with
-//! single ports into one exact set; everything else into one set of address
-//! intervals for each port range, behind a map of ports when there are many.
-//! Intervals are merged here, since the kernel refuses overlaps.
+//! All permits allow, so within a run of equal log flags their order has no meaning,
+//! and they are grouped by match: single addresses with single ports into one exact
+//! set; everything else into one interval set for each port range, behind a map of
+//! ports when there are many. Ranges are merged here, since the kernel refuses
+//! overlaps.
 //!
-//! Intervals of more than one field would be one lookup less, but such sets get
-//! slow with size and refuse overlaps that occur in real groups
+//! Interval sets of more than one field would save a lookup, but such sets get slow
+//! with size and refuse overlaps that occur in real groups
 //! (docs/compatibility/vxlan-policy-agent.md#baseline).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,13 +23,13 @@ use super::{
 };
 use crate::plan::Segment;
 
-/// How a logging rule ends.
+/// Verdict of a logging rule.
 const ACCEPT_LOGGED: &str = "goto accept_logged";
-/// More port ranges than this go behind a map.
+/// Maximum number of port ranges without a map.
 const LINEAR: usize = 4;
 
-/// The chains of a segment; the first is where to jump. Their names depend on
-/// everything in them and on the salt, so equal names mean equal chains.
+/// The chains of a segment; the first is the entry. The names are hashes of their
+/// content and the salt, so equal names mean equal chains.
 pub(super) fn chains(segment: &Segment, salt: &str) -> Vec<(String, Chain)> {
     let mut draft = Draft::default();
     let runs = segment.permits.chunk_by(|one, next| one.log == next.log);
@@ -38,7 +38,7 @@ pub(super) fn chains(segment: &Segment, salt: &str) -> Vec<(String, Chain)> {
     draft.finish(&header, salt)
 }
 
-/// Chains that do not know their name yet.
+/// Chains before their names are computed.
 #[derive(Default)]
 struct Draft {
     rules: Vec<NetlinkConnection>,
@@ -83,7 +83,7 @@ impl Family {
 
 type Ranges = Vec<AddressRange>;
 
-/// The permits of a run, by what they match.
+/// The permits of a run, grouped by match.
 #[derive(Default)]
 struct Gathered {
     exact: BTreeMap<Family, BTreeSet<String>>,

@@ -1,9 +1,8 @@
-//! One nftables table as plain data: named chains, maps and sets, each with the
-//! lines that make it.
+//! One nftables table as plain data: named chains, maps and sets, each with its lines.
 //!
-//! Names say what content is behind them (`rules-<hash>`), or for whom
-//! (`policy-<hash>`), so the difference of two tables is a difference of names
-//! and a few lines. What is compared is text: equal text is equal behaviour.
+//! A name identifies the content (`rules-<hash>`) or the owner (`policy-<hash>`), so
+//! the difference of two tables is a difference of names and a few lines. Texts are
+//! compared: equal text is equal behaviour.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,48 +16,48 @@ use sha2::{Digest as _, Sha256};
 /// The name of our table, in family inet.
 pub const NAME: &str = "portcullis";
 
-/// How the header of a chain begins that packets come to by themselves.
+/// How the header of a base chain begins.
 pub const HOOK: &str = "type ";
 
-/// Everything in the table.
+/// The content of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Table {
-    /// By name.
+    /// Chains by name.
     pub chains: BTreeMap<String, Chain>,
-    /// Maps from what a container is known by to what is done about it.
+    /// Maps from a container's key to a verdict.
     pub maps: BTreeMap<String, Map>,
-    /// Named counters; they outlive the chains whose rules count with them.
+    /// Named counters; they outlive the chains that use them.
     #[serde(default)]
     pub counters: BTreeSet<String>,
-    /// Sets that the kernel fills; their definition, without elements.
+    /// Sets that the kernel fills: their definition, without elements.
     pub sets: BTreeMap<String, String>,
 }
 
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Chain {
-    /// What it says of itself: its hook, or a comment. Cannot change.
+    /// Its hook, or a comment. Cannot change.
     pub header: String,
     /// Its rules, in order.
     pub rules: Vec<String>,
 }
 
-/// A map from what containers are known by to verdicts.
+/// A map from container keys to verdicts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Map {
     /// `ipv4_addr`, `ipv6_addr` or `ifname`.
     pub key: String,
-    /// Where each key jumps to.
+    /// The jump target of each key.
     pub jumps: BTreeMap<Key, String>,
 }
 
-/// What a container is known by.
+/// Key of a container in a map.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Key {
     /// The source address of its packets.
     Address(IpAddr),
-    /// The interface that its packets come in by.
+    /// The input interface of its packets.
     Interface(String),
 }
 
@@ -101,7 +100,7 @@ impl Chain {
         Self { header: header.into(), rules: Vec::new() }
     }
 
-    /// Adds a rule at the end.
+    /// Appends a rule.
     pub fn rule(&mut self, rule: impl Into<String>) {
         self.rules.push(rule.into());
     }
@@ -115,7 +114,7 @@ impl Map {
 }
 
 impl Table {
-    /// The block that adds these chains and rules to what there is, and the maps
+    /// The block that adds these chains and rules to the existing ones, and the maps
     /// and sets without elements.
     #[must_use]
     pub fn block(&self) -> String {
@@ -160,7 +159,7 @@ pub fn add_elements<'a>(
     format!("add element inet {NAME} {map} {{ {} }}\n", Map::elements(jumps))
 }
 
-/// A name of its own for each content.
+/// A unique name for each content.
 #[must_use]
 pub fn name(kind: &str, content: &[&str]) -> String {
     let mut hash = Sha256::new();
@@ -183,7 +182,7 @@ pub fn comment(text: &str) -> String {
     format!("comment \"{}\"", plain(&text))
 }
 
-/// The text without anything that means something inside nft's quotes.
+/// The text without characters that are special inside nft's quotes.
 pub(super) fn plain(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || " -_.:/@+=,".contains(c);
     text.chars().map(|c| if plain(c) { c } else { '?' }).collect()

@@ -1,5 +1,5 @@
-//! What of the agent's configuration shapes rules. The rest of the file is not
-//! looked at: no certificates are needed to print a table.
+//! The part of the agent's configuration that affects rules. The rest of the file is
+//! not checked: no certificates are needed to print a table.
 
 use std::net::IpAddr;
 

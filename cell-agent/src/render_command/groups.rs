@@ -1,11 +1,11 @@
-//! A file with security groups, as one answer of policy-server-internal.
+//! Reads a file of security groups in the format of a policy-server-internal response.
 
 use serde_json::{Value, json};
 
 use crate::groups::page::Page;
 
-/// Reads a page, or the bare list of one. `rules` may be a list, as people write
-/// it, where the server has the text of one.
+/// Parses a page, or only its list. `rules` may be a JSON list, as people write it, or
+/// the text of one, as the server sends it.
 pub(super) fn read(text: &[u8]) -> Result<Page, String> {
     let read: Value = runtime::json::from_slice(text).map_err(|error| error.to_string())?;
     let mut page = match read {

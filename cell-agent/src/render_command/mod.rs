@@ -1,9 +1,9 @@
-//! `cell-agent render`: the table that the agent would put in force, from files,
+//! `cell-agent render`: prints the table that the agent would apply, from files,
 //! without a cell, a kernel or root.
 //!
-//! - It goes the agent's own way (read, plan, render); nothing is decided here.
-//! - What the agent would isolate is left out and told on standard error, and is
-//!   no failure. A file that cannot be read at all is one.
+//! - Uses the agent's own steps (read, plan, render); no logic of its own.
+//! - Rules that the agent would isolate are left out and reported on standard error,
+//!   and are no failure. A file that cannot be read at all is one.
 //! - Equal files give equal text.
 
 mod config;
@@ -33,7 +33,7 @@ use crate::{
 };
 use config::Config;
 
-/// The command as the program offers it.
+/// The subcommand.
 pub const RENDER: Command =
     Command { name: "render", summary: "print the table for given files, without root", run };
 
@@ -107,7 +107,7 @@ impl From<FamilyName> for Family {
     }
 }
 
-/// What is told on standard error.
+/// Messages for standard error.
 #[derive(Debug, Default)]
 struct Notes(Vec<String>);
 
@@ -141,7 +141,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// The text, or what is wrong with the files.
+/// The rendered text, or the errors of the files.
 fn table(arguments: &Arguments, notes: &mut Notes) -> Result<String, Vec<String>> {
     let path = &arguments.config_file;
     let config = runtime::config::load::<Config>(path);
@@ -200,7 +200,8 @@ fn snapshot(path: &Path, notes: &mut Notes) -> Result<Snapshot, String> {
     Ok(snapshot)
 }
 
-/// The groups of all pages, as told for every space that has a container.
+/// The groups of all pages, as if the source had sent the groups of every space that
+/// has a container.
 fn known(paths: &[PathBuf], snapshot: &Snapshot, notes: &mut Notes) -> Result<Known, String> {
     let mut entries = Vec::new();
     for (index, path) in paths.iter().enumerate() {
@@ -220,7 +221,7 @@ fn known(paths: &[PathBuf], snapshot: &Snapshot, notes: &mut Notes) -> Result<Kn
     Ok(Known { spaces, groups, ..Known::default() })
 }
 
-/// What the agent would leave out and report.
+/// Reports rules and containers that the agent would leave out.
 fn tell_isolated(ruleset: &Ruleset, known: &Known, store: &Path, notes: &mut Notes) {
     let isolated = ruleset.policies.values().flat_map(|policy| &policy.rules.isolated);
     let sentence = |(problem, at): &(_, model::effective::Source)| {

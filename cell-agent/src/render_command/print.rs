@@ -1,5 +1,5 @@
-//! The chains of the iptables plane as iptables prints them, on a cell where the
-//! CNI plugin has made its part for every container.
+//! Prints the chains of the iptables plane as iptables does, for a cell where the CNI
+//! plugin has created its chains for every container.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -20,7 +20,7 @@ use crate::{
 /// Containers without a chain, with the reason.
 type Waiting = Vec<(ContainerHandle, String)>;
 
-/// The text for one family, or for those that containers have addresses of.
+/// The text for one family, or for the families of the containers' addresses.
 pub(super) fn iptables(
     ruleset: &Ruleset,
     only: Option<Family>,
@@ -53,13 +53,14 @@ pub(super) fn iptables(
     (text, waiting)
 }
 
-/// The CNI plugin makes chains in iptables unless the address says otherwise.
+/// The family in which the CNI plugin creates chains: IPv4 unless the address says
+/// otherwise.
 fn family_of(ruleset: &Ruleset, chain: &Chain) -> Family {
     let planned = ruleset.containers.get(&chain.handle);
     planned.and_then(|planned| planned.address).map_or(Family::V4, Family::of)
 }
 
-/// What stands in each chain, by name.
+/// The rules of each chain, by name.
 fn placed(filter: &Filter, family: Family) -> (BTreeMap<&str, Vec<String>>, Waiting) {
     let mut plugin = String::new();
     for Chain { names, .. } in &filter.chains {

@@ -1,11 +1,10 @@
-//! Which rules apply to a container, in which order, and where each was written.
+//! Computes which rules apply to a container, in which order, and where each was defined.
 //!
-//! The order is the operator's: global groups before the groups of the space,
-//! groups by their place in the store, rules and destinations and ports as
-//! written. Equal permits are kept once, at their first place; only after that
-//! may a renderer turn the order round
+//! The order is the operator's: global groups before the groups of the space, groups by their
+//! position in the store, rules, destinations and ports as written. Equal permits are kept once, at
+//! their first position; only after that may a renderer reverse the order
 //! (docs/compatibility/vxlan-policy-agent.md#groups-of-a-container, #rule-order, #rule-arguments).
-//! All permits allow, so the order decides only which packets are logged.
+//! All permits allow traffic, so the order only decides which packets are logged.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -15,22 +14,22 @@ use crate::{
     rule::{AddressRange, IcmpMatch, PortRange, Protocol, Rule, RuleSpec, Unenforceable},
 };
 
-/// The smallest thing that is allowed: one range of addresses over one service.
-/// One permit is one rule of the original's packet filter.
+/// The smallest unit that a rule allows: one range of addresses over one service. One permit
+/// corresponds to one iptables rule of the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Permit {
-    /// Where to.
+    /// Destination addresses.
     pub destination: AddressRange,
-    /// What.
+    /// Protocol and ports.
     pub service: Service,
     /// Whether new connections are logged.
     pub log: bool,
 }
 
-/// A protocol with at most one range of ports.
+/// A protocol with at most one port range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
-    /// Everything.
+    /// Any protocol.
     All,
     /// TCP to these ports.
     Tcp(PortRange),
@@ -42,21 +41,21 @@ pub enum Service {
     Icmpv6(IcmpMatch),
 }
 
-/// A packet that would open a connection, as far as permits look at it.
+/// The fields of a connection's first packet that permits match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Probe {
-    /// Where to.
+    /// Destination address.
     pub destination: IpAddr,
-    /// What.
+    /// Protocol and port.
     pub kind: ProbeKind,
 }
 
 /// The part of a [`Probe`] that depends on its protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProbeKind {
-    /// To this port.
+    /// Destination port.
     Tcp(u16),
-    /// To this port.
+    /// Destination port.
     Udp(u16),
     /// ICMP in the family of the destination.
     Icmp {
@@ -70,7 +69,7 @@ pub enum ProbeKind {
 }
 
 impl Service {
-    /// Whether a packet of this kind is meant; `v6`: its family.
+    /// Whether the service matches a packet of this kind; `v6`: whether the packet is IPv6.
     fn matches(self, kind: ProbeKind, v6: bool) -> bool {
         match (self, kind) {
             (Self::All, _) => true,
@@ -95,26 +94,26 @@ impl Permit {
         self.destination.contains(probe.destination) && self.matches_service(probe)
     }
 
-    /// Whether the service fits, wherever the packet goes.
+    /// Whether the service matches, regardless of the destination.
     #[must_use]
     pub fn matches_service(&self, probe: Probe) -> bool {
         self.service.matches(probe.kind, probe.destination.is_ipv6())
     }
 }
 
-/// A group whose rules have been read, once for all containers.
+/// A group with parsed rules, parsed once for all containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadGroup {
-    /// As it came.
+    /// The group from the store.
     pub stored: StoredGroup,
-    /// With the index of the rule in the group.
+    /// Permits with the index of their rule in the group.
     permits: Vec<(usize, Permit)>,
-    /// With the index of the rule in the group.
+    /// Problems with the index of their rule in the group.
     problems: Vec<(usize, Unenforceable)>,
 }
 
 impl ReadGroup {
-    /// Reads every rule of the group.
+    /// Parses every rule of the group.
     #[must_use]
     pub fn new(stored: StoredGroup) -> Self {
         let (mut permits, mut problems) = (Vec::new(), Vec::new());
@@ -130,19 +129,19 @@ impl ReadGroup {
         &self.stored.group.guid
     }
 
-    /// The rule at an index that a permit or a problem of this group carries.
+    /// The rule at an index that belongs to a permit or a problem of this group.
     #[must_use]
     pub fn rule(&self, index: usize) -> Option<&RuleSpec> {
         self.stored.group.rules.get(index)
     }
 
-    /// What of this group cannot be enforced.
+    /// The parts of this group that cannot be enforced.
     pub fn problems(&self) -> impl Iterator<Item = (usize, &Unenforceable)> {
         self.problems.iter().map(|(index, problem)| (*index, problem))
     }
 }
 
-/// One permit for each destination and port item; destinations outside.
+/// One permit for each destination and port item; destinations are the outer loop.
 fn permits_of(rule: &Rule) -> impl Iterator<Item = Permit> {
     let services: Vec<Service> = match &rule.protocol {
         Protocol::All => vec![Service::All],
@@ -161,29 +160,28 @@ fn permits_of(rule: &Rule) -> impl Iterator<Item = Permit> {
     })
 }
 
-/// Where a permit was written first.
+/// The first rule that defines a permit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source {
-    /// In which group.
+    /// The group.
     pub group: GroupGuid,
-    /// In which of its rules, from 0.
+    /// Index of the rule in the group, from 0.
     pub rule: usize,
     /// Why the group applies.
     pub reach: Reach,
 }
 
-/// Everything that applies to a container of one space and lifecycle.
+/// The effective rules of a container of one space and lifecycle.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EffectiveRules {
-    /// In the operator's order, each different one once.
+    /// In the operator's order, without duplicates.
     pub permits: Vec<(Permit, Source)>,
-    /// What the groups say and nobody can enforce.
+    /// Isolated rules and rule parts: they cannot be enforced.
     pub isolated: Vec<(Unenforceable, Source)>,
 }
 
-/// The rules of a container. `groups` may come in any order and need not be
-/// filtered. `log_all` counts every permit as logging, before equal ones are
-/// dropped (the original's global logging).
+/// Computes the rules of a container. `groups` may be in any order and unfiltered. `log_all` sets
+/// logging on every permit before duplicates are removed (the original's global logging).
 #[must_use]
 pub fn effective_rules<'a>(
     groups: impl IntoIterator<Item = &'a ReadGroup>,
@@ -214,19 +212,18 @@ pub fn effective_rules<'a>(
     rules
 }
 
-/// What happens to a new connection.
+/// Decision on a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// The permit that decides, and where it was written.
+    /// The deciding permit and its source.
     Allowed(&'a Permit, &'a Source),
     /// No permit matches.
     Denied,
 }
 
 impl EffectiveRules {
-    /// The verdict of the rules alone, without deny networks and limits. Of
-    /// several permits that match, the one lowest in the operator's order
-    /// decides, since it stands first in the packet filter.
+    /// The verdict of the rules alone, without deny networks and limits. If several permits match,
+    /// the last one in the operator's order decides, since the packet filter has it first.
     #[must_use]
     pub fn verdict(&self, probe: Probe) -> Verdict<'_> {
         self.permits
@@ -361,7 +358,7 @@ mod tests {
     }
 
     proptest! {
-        /// The plan depends on what the groups say, not on how they arrive.
+        /// The plan depends on the contents of the groups, not on their order of arrival.
         #[test]
         fn the_order_of_arrival_does_not_matter(
             order in Just((0..6_u64).collect::<Vec<_>>()).prop_shuffle(),

@@ -1,5 +1,4 @@
-//! How far things have come: the store's generation and the Cloud Controller's
-//! watermark. Both only ever rise.
+//! Progress: the store's generation and the Cloud Controller's watermark. Both only ever rise.
 
 use std::fmt;
 
@@ -24,44 +23,44 @@ impl fmt::Display for Generation {
     }
 }
 
-/// When a store made a generation, in nanoseconds since 1970 by its own clock;
-/// 0 before the first.
+/// When a store created a generation, in nanoseconds since 1970 by the store's clock; 0 before the
+/// first.
 ///
-/// It rises with each generation, also when the clock does not, and is the same
-/// on every instance. Cells compare stamps with each other only.
+/// Rises with each generation, even if the clock does not, and is the same on every instance. Cells
+/// compare stamps only with other stamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Stamp(pub i64);
 
 impl Stamp {
-    /// The stamp of the generation after this one, made at `now`.
+    /// The stamp of the generation after this one, created at `now`.
     #[must_use]
     pub fn next(self, now: Self) -> Self {
         now.max(Self(self.0.saturating_add(1)))
     }
 }
 
-/// One generation of one store, and no other: a store that was restored from a
-/// backup counts the same generations again, and stamps them anew.
+/// Identifies one generation of one store: a store that was restored from a backup reuses
+/// generation numbers, but with new stamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Point {
-    /// Which generation.
+    /// The generation.
     pub generation: Generation,
-    /// When it was made.
+    /// Its creation time.
     pub stamp: Stamp,
 }
 
-/// The Cloud Controller's last-update stamp that was fully synced: a moment in
-/// UTC as seconds and nanoseconds since 1970.
+/// The Cloud Controller's last-update stamp that was fully synced: a time in UTC as seconds and
+/// nanoseconds since 1970.
 ///
-/// Its clock is the Cloud Controller's; it is compared with other watermarks
-/// only, never with a local clock.
+/// The time comes from the Cloud Controller's clock; it is compared only with other watermarks,
+/// never with a local clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Watermark {
     seconds: i64,
     nanoseconds: u32,
 }
 
-/// Nanoseconds that are no fraction of a second.
+/// Error for nanoseconds that are not a fraction of a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} nanoseconds are a second or more")]
 pub struct NotAFraction(pub i64);

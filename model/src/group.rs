@@ -9,7 +9,7 @@ use crate::{
     rule::RuleSpec,
 };
 
-/// In which life of a container a group applies
+/// The part of a container's life to which a group applies
 /// (docs/compatibility/vxlan-policy-agent.md#groups-of-a-container).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lifecycle {
@@ -20,8 +20,8 @@ pub enum Lifecycle {
 }
 
 impl Lifecycle {
-    /// From `container_workload` in a container's metadata. `None`: no group
-    /// applies to such a container.
+    /// Parses `container_workload` from a container's metadata. `None`: no group applies to such a
+    /// container.
     #[must_use]
     pub fn of_workload(workload: &str) -> Option<Self> {
         match workload {
@@ -32,42 +32,42 @@ impl Lifecycle {
     }
 }
 
-/// A security group as the Cloud Controller states it.
+/// A security group as defined in the Cloud Controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecurityGroup {
-    /// Who it is.
+    /// Unique id.
     pub guid: GroupGuid,
-    /// For people; unique in the Cloud Controller, but not relied on here.
+    /// Name for people; unique in the Cloud Controller, but not relied on here.
     pub name: String,
-    /// In the operator's order.
+    /// Rules in the operator's order.
     pub rules: Vec<RuleSpec>,
-    /// Where it applies to apps and tasks.
+    /// Scope for apps and tasks.
     pub running: Scope,
-    /// Where it applies to staging containers.
+    /// Scope for staging containers.
     pub staging: Scope,
 }
 
-/// Where a group applies in one lifecycle.
+/// The spaces to which a group applies in one lifecycle.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scope {
-    /// Applies in every space.
+    /// Whether the group applies in every space.
     pub everywhere: bool,
-    /// The spaces it is bound to; kept beside `everywhere`, since the bindings
-    /// outlive it.
+    /// The spaces the group is bound to; kept even with `everywhere`, since the bindings remain
+    /// when `everywhere` is unset.
     pub spaces: BTreeSet<SpaceGuid>,
 }
 
-/// How a group comes to apply to a container.
+/// Why a group applies to a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reach {
-    /// It is enabled everywhere.
+    /// The group is global.
     Global,
-    /// It is bound to the container's space.
+    /// The group is bound to the container's space.
     Space,
 }
 
 impl SecurityGroup {
-    /// Where the group applies in `lifecycle`.
+    /// The scope in `lifecycle`.
     #[must_use]
     pub fn scope(&self, lifecycle: Lifecycle) -> &Scope {
         match lifecycle {
@@ -76,8 +76,8 @@ impl SecurityGroup {
         }
     }
 
-    /// How the group reaches a container of `space`, if it does. A global group
-    /// that is bound to the space as well counts once, as global.
+    /// Why the group applies to a container of `space`, if it does. A global group that is also
+    /// bound to the space counts once, as global.
     #[must_use]
     pub fn reach(&self, lifecycle: Lifecycle, space: &SpaceGuid) -> Option<Reach> {
         let scope = self.scope(lifecycle);
@@ -95,14 +95,14 @@ impl SecurityGroup {
         self.running.spaces.union(&self.staging.spaces)
     }
 
-    /// Whether it is enabled everywhere in either lifecycle.
+    /// Whether the group is global in either lifecycle.
     #[must_use]
     pub fn is_global(&self) -> bool {
         self.running.everywhere || self.staging.everywhere
     }
 
-    /// SHA-256 over a canonical form of everything in the group: equal groups
-    /// have equal hashes on every machine and in every release.
+    /// SHA-256 of a canonical form of the whole group: equal groups have equal hashes on every
+    /// machine and in every release.
     #[must_use]
     pub fn content_hash(&self) -> ContentHash {
         let mut canon = Canon::new();
@@ -131,7 +131,7 @@ impl SecurityGroup {
     }
 }
 
-/// Length-prefixed bytes, so that no two different groups write the same.
+/// Writes length-prefixed bytes, so that different groups never have the same canonical form.
 struct Canon(Sha256);
 
 impl Canon {
@@ -171,17 +171,17 @@ impl fmt::Debug for ContentHash {
     }
 }
 
-/// Where a group stands in the store's order, ascending from 1; stable while
-/// the group lives. Groups apply in this order.
+/// Position of a group in the store's order, ascending from 1; stable for the lifetime of the
+/// group. Groups apply in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);
 
-/// A group with its place in the store.
+/// A group with its position in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredGroup {
-    /// Its place.
+    /// The position.
     pub id: GroupId,
-    /// The group; shared, since one group serves many watchers and containers.
+    /// The group; shared, since many watchers and containers use it.
     pub group: Arc<SecurityGroup>,
 }
 
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(Lifecycle::of_workload(""), None);
     }
 
-    /// Each field counts, and so does where one text ends and the next begins.
+    /// Every field counts, and so do the boundaries between texts.
     #[test]
     fn the_hash_covers_every_field() {
         let base = group();
@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Stored hashes outlive releases: this value must never change.
+    /// Stores keep hashes across releases: this value must never change.
     #[test]
     fn the_hash_is_the_same_for_ever() {
         assert_eq!(

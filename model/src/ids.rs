@@ -1,11 +1,11 @@
-//! Identifiers that other systems gave out.
+//! Identifiers from other systems.
 //!
-//! They are opaque: Portcullis compares and prints them and never looks inside.
-//! Cloning is cheap, since one space guid occurs in thousands of groups.
+//! Identifiers are opaque: Portcullis compares and prints them and never parses them. Cloning is
+//! cheap, since one space guid occurs in thousands of groups.
 
 use std::{fmt, sync::Arc};
 
-/// The longest identifier in characters; longer ones are refused as garbage.
+/// Maximum length of an identifier in characters; longer texts are rejected.
 pub const MAX_CHARS: usize = 255;
 
 /// Why a text is not an identifier.
@@ -14,21 +14,21 @@ pub enum Error {
     /// The text is empty.
     #[error("{what} is empty")]
     Empty {
-        /// Which identifier was read.
+        /// Kind of identifier.
         what: &'static str,
     },
     /// The text has more than [`MAX_CHARS`] characters.
     #[error("{what} has {chars} characters, at most {MAX_CHARS} are allowed")]
     TooLong {
-        /// Which identifier was read.
+        /// Kind of identifier.
         what: &'static str,
-        /// How long the text is.
+        /// Length of the text.
         chars: usize,
     },
-    /// The text holds a control character, such as a newline.
+    /// The text contains a control character, such as a newline.
     #[error("{what} {text:?} holds a control character")]
     ControlCharacter {
-        /// Which identifier was read.
+        /// Kind of identifier.
         what: &'static str,
         /// The text.
         text: String,
@@ -56,16 +56,16 @@ macro_rules! identifier {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Takes a text as it came from outside.
+            /// Parses a text from outside.
             ///
             /// # Errors
-            /// Empty, longer than [`MAX_CHARS`] or holding a control character.
+            /// Empty, longer than [`MAX_CHARS`] or containing a control character.
             pub fn parse(text: &str) -> Result<Self, Error> {
                 check($what, text)?;
                 Ok(Self(text.into()))
             }
 
-            /// The text as it came.
+            /// The unchanged text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -95,11 +95,11 @@ identifier!(
     GroupGuid, "security group guid"
 );
 identifier!(
-    /// Garden's name for a container on one cell.
+    /// Garden's name for a container on a cell.
     ContainerHandle, "container handle"
 );
 identifier!(
-    /// One cell: a VM that runs app containers.
+    /// A cell: a VM that runs app containers.
     CellId, "cell id"
 );
 

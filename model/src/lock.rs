@@ -2,14 +2,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-/// The longest key and owner, in characters (the original's columns).
+/// Maximum length of keys and owners, in characters (the original's columns).
 pub const MAX_NAME_CHARS: usize = 255;
-/// The longest value, in characters (the original's column).
+/// Maximum length of values, in characters (the original's column).
 pub const MAX_VALUE_CHARS: usize = 4096;
 
-/// Why a claim on a lock is refused before any lock is looked at.
+/// Why a claim on a lock is rejected before any lock is read.
 ///
-/// The variants stand in the order in which the original checks.
+/// The variants are in the order in which the original checks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Neither a lock nor a presence.
@@ -21,20 +21,20 @@ pub enum Error {
     /// The owner is empty.
     #[error("invalid-owner")]
     InvalidOwner,
-    /// A text is longer than the store keeps.
+    /// A text is longer than the store allows.
     #[error("{field} has {chars} characters, at most {max} are allowed")]
     TooLong {
         /// `key`, `owner` or `value`.
         field: &'static str,
-        /// How long it is.
+        /// Length of the text.
         chars: usize,
-        /// How long it may be.
+        /// Maximum length.
         max: usize,
     },
 }
 
 fn limit(field: &'static str, text: &str, max: usize) -> Result<(), Error> {
-    // Bytes bound characters from above, and counting bytes is free.
+    // The byte length is an upper bound for the characters, and is free to read.
     if text.len() <= max {
         return Ok(());
     }
@@ -68,7 +68,7 @@ macro_rules! text {
     };
 }
 
-/// What is locked. Any text, also the empty one.
+/// The locked resource. Any text, including the empty one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LockKey(Arc<str>);
 text!(LockKey);
@@ -82,7 +82,7 @@ impl LockKey {
     }
 }
 
-/// Who holds a key. Never empty; compared exactly.
+/// The client that holds a key. Never empty; compared exactly.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner(Arc<str>);
 text!(Owner);
@@ -99,7 +99,7 @@ impl Owner {
     }
 }
 
-/// What the owner wants others to know, such as a cell's address and size.
+/// Data that the owner publishes, such as a cell's address and size.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockValue(Arc<str>);
 text!(LockValue);
@@ -113,17 +113,17 @@ impl LockValue {
     }
 }
 
-/// The two kinds. They differ only in how clients use them.
+/// The two kinds of Locket entries. They differ only in how clients use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LockKind {
-    /// One active among several: a client that loses it stops.
+    /// One active client among several: a client that loses the lock stops.
     Lock,
-    /// "I am alive": a client that loses it tries again.
+    /// "I am alive": a client that loses the presence tries again.
     Presence,
 }
 
 impl LockKind {
-    /// The canonical text of the deprecated `type` field and of the database.
+    /// The canonical text for the deprecated `type` field and the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -142,13 +142,13 @@ impl LockKind {
     }
 }
 
-/// How long a lock lives after its last refresh, in whole seconds, at least 1.
+/// Lifetime of a lock after its last refresh, in whole seconds, at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ttl(i64);
 
 impl Ttl {
-    /// The longest: 100 years. The original overflows near 292 years and lets
-    /// such a lock expire at once; ours is cut to this.
+    /// Maximum: 100 years. The original overflows near 292 years and expires such a lock at once;
+    /// longer values are reduced to this maximum.
     pub const MAX: Self = Self(100 * 365 * 24 * 60 * 60);
 
     /// # Errors
@@ -173,8 +173,8 @@ impl Ttl {
     }
 }
 
-/// Rises with each change of owner of a key; never goes down, not even when
-/// the lock is deleted and made again. The first owner of a key has 1.
+/// Rises with each change of owner of a key; never decreases, not even when the lock is deleted and
+/// created again. The first owner of a key has 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FencingToken(pub u64);
 
@@ -192,59 +192,59 @@ impl fmt::Display for FencingToken {
     }
 }
 
-/// What somebody asks for: to take a key, or to keep it.
+/// A request to acquire or refresh a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Which key.
+    /// The key.
     pub key: LockKey,
-    /// For whom.
+    /// The owner.
     pub owner: Owner,
-    /// Stored beside it.
+    /// Data to store with the lock.
     pub value: LockValue,
-    /// As what.
+    /// Lock or presence.
     pub kind: LockKind,
-    /// For how long without a refresh.
+    /// Lifetime without a refresh.
     pub ttl: Ttl,
 }
 
-/// What somebody gives back. Nothing is checked, as in the original: an owner
-/// that nobody can be owns nothing.
+/// A request to release a lock. Nothing is validated, as in the original: an invalid owner holds no
+/// lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
-    /// Which key.
+    /// The key.
     pub key: String,
-    /// For whom.
+    /// The owner.
     pub owner: String,
 }
 
-/// A key that is held.
+/// A held lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lock {
-    /// Which key.
+    /// The key.
     pub key: LockKey,
-    /// Who holds it.
+    /// The owner.
     pub owner: Owner,
-    /// What the owner stored.
+    /// Data stored by the owner.
     pub value: LockValue,
-    /// As what.
+    /// Lock or presence.
     pub kind: LockKind,
-    /// For how long without a refresh.
+    /// Lifetime without a refresh.
     pub ttl: Ttl,
     /// The owner's token.
     pub token: FencingToken,
 }
 
-/// Which locks a watcher wants to hear of.
+/// Filter of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
     /// One key.
     Key(LockKey),
-    /// All of a kind.
+    /// All locks of a kind.
     Kind(LockKind),
 }
 
 impl Selector {
-    /// Whether a lock is wanted.
+    /// Whether the filter selects the lock.
     #[must_use]
     pub fn matches(&self, lock: &Lock) -> bool {
         match self {

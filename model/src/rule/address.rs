@@ -1,4 +1,4 @@
-//! Destinations: ranges of addresses, and how the original reads them.
+//! Destinations: address ranges, parsed as the original does.
 
 use std::{
     fmt,
@@ -7,8 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-/// Addresses of one family from the first to the last, both included, never
-/// inverted.
+/// Addresses of one family from the first to the last, inclusive, never inverted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AddressRange {
     /// IPv4.
@@ -19,7 +18,7 @@ pub enum AddressRange {
 
 impl AddressRange {
     /// # Errors
-    /// The two are of different families, or the first is behind the last.
+    /// The two are of different families, or the first is greater than the last.
     pub fn try_new(first: IpAddr, last: IpAddr) -> Result<Self, Fault> {
         match (first, last) {
             (IpAddr::V4(a), IpAddr::V4(b)) if a <= b => Ok(Self::V4(a, b)),
@@ -49,7 +48,7 @@ impl AddressRange {
         }
     }
 
-    /// Whether `address` is one of them; an address of the other family is not.
+    /// Whether the range contains `address`; never true for the other family.
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {
         match (self, address) {
@@ -59,8 +58,8 @@ impl AddressRange {
         }
     }
 
-    /// One item of a destination list: an address, a CIDR or a range. Parsed as
-    /// Go does: no blanks, no leading zeros in IPv4, no dotted netmask, no zone.
+    /// Parses one item of a destination list: an address, a CIDR or a range. Parses as Go does: no
+    /// spaces, no leading zeros in IPv4, no dotted netmask, no zone.
     pub(super) fn parse(item: &str) -> Result<Self, Fault> {
         if let Some((first, last)) = item.split_once('-') {
             return Self::try_new(parse_address(first)?, parse_address(last)?);
@@ -91,8 +90,8 @@ fn parse_address(text: &str) -> Result<IpAddr, Fault> {
     text.parse().map(unmapped).map_err(|_| Fault::NotAnAddress)
 }
 
-/// A network; host bits do not matter. The length is a number of digits only, with
-/// as many zeros in front as one likes.
+/// Parses a network; host bits are ignored. The prefix length consists of digits only, with any
+/// number of leading zeros.
 fn parse_net(address: &str, length: &str) -> Option<IpNet> {
     let address: IpAddr = address.parse().ok()?;
     let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
@@ -100,7 +99,7 @@ fn parse_net(address: &str, length: &str) -> Option<IpNet> {
     IpNet::new(address, u8::try_from(length).ok()?).ok()
 }
 
-/// An IPv4 address written as IPv6 (`::ffff:1.2.3.4`) is the IPv4 address.
+/// Maps an IPv4-mapped IPv6 address (`::ffff:1.2.3.4`) to its IPv4 address.
 fn unmapped(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -108,25 +107,25 @@ fn unmapped(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What is wrong with one item of a destination or port list.
+/// Why an item of a destination or port list is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Fault {
-    /// Nothing stands between two commas.
+    /// No text between two commas.
     #[error("is empty")]
     Empty,
-    /// Not an IP address as the agent reads them.
+    /// Not an IP address in the agent's syntax.
     #[error("is not an IP address")]
     NotAnAddress,
-    /// A slash, but not an address and a prefix length.
+    /// Has a slash, but is not an address and a prefix length.
     #[error("is not a CIDR with a prefix length")]
     NotACidr,
-    /// The end comes before the beginning.
+    /// The end is less than the beginning.
     #[error("ends before it begins")]
     Inverted,
     /// One end is IPv4, the other IPv6.
     #[error("mixes IPv4 and IPv6")]
     MixedFamilies,
-    /// Not of the family that the protocol works over.
+    /// The address family does not match the protocol.
     #[error("is of the wrong IP family for the protocol")]
     WrongFamily,
     /// Neither a port nor two ports with one dash between them.

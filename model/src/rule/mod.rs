@@ -1,14 +1,13 @@
-//! One rule of a security group, in its two grades.
+//! A rule of a security group, in two forms.
 //!
-//! [`RuleSpec`] is what the Cloud Controller accepted: text. [`Rule`] is what
-//! can be enforced: addresses, ports and ICMP types, where nothing senseless can
-//! be written. [`RuleSpec::read`] leads from the first to the second and is
-//! total: what cannot be enforced is a value that says why, so one bad rule
-//! never costs a container its other rules, and is never dropped in silence.
+//! [`RuleSpec`] is the text that the Cloud Controller accepted. [`Rule`] is enforceable: addresses,
+//! ports and ICMP types, without invalid values. [`RuleSpec::read`] converts the first to the
+//! second and is total: a part that cannot be enforced becomes a value with the reason, so one bad
+//! rule never affects a container's other rules, and is never dropped silently.
 //!
-//! The reading follows the original agent to the letter, with its oddities
-//! (docs/compatibility/vxlan-policy-agent.md#rule-arguments): numbers are cut to 16 and 8 bits,
-//! ICMP type 255 means any, a rule of protocol `all` with ports is void.
+//! Parsing follows the original agent exactly, including its oddities
+//! (docs/compatibility/vxlan-policy-agent.md#rule-arguments): numbers are truncated to 16 and 8
+//! bits, ICMP type 255 means any, a rule of protocol `all` with ports is void.
 
 mod address;
 mod read;
@@ -18,8 +17,8 @@ use std::fmt;
 pub use address::{AddressRange, Fault};
 pub use read::{Reading, Unenforceable};
 
-/// A rule as the Cloud Controller states it. Absent text is empty and absent
-/// numbers are 0, as the original stores them.
+/// A rule as defined in the Cloud Controller. Absent texts are empty and absent numbers are 0, as
+/// the original stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct RuleSpec {
     /// `tcp`, `udp`, `icmp`, `icmpv6` or `all`.
@@ -32,27 +31,27 @@ pub struct RuleSpec {
     pub icmp_type: i32,
     /// ICMP code.
     pub icmp_code: i32,
-    /// For people.
+    /// Description for people.
     pub description: String,
-    /// Whether new connections that the rule allows are logged.
+    /// Whether new connections allowed by the rule are logged.
     pub log: bool,
 }
 
-/// A rule that can be enforced.
+/// An enforceable rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// With its ports or its ICMP type.
+    /// Protocol with its ports or ICMP type.
     pub protocol: Protocol,
-    /// At least one; all that are meant.
+    /// All destinations; at least one.
     pub destinations: Vec<AddressRange>,
     /// Whether new connections are logged.
     pub log: bool,
 }
 
-/// What a rule allows, besides where.
+/// Protocol and ports of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// Everything.
+    /// Any protocol.
     All,
     /// TCP to any of these ports; at least one.
     Tcp(Vec<PortRange>),
@@ -64,12 +63,11 @@ pub enum Protocol {
     Icmpv6(IcmpMatch),
 }
 
-/// Which ICMP messages: those of one type and code, or every one if the type is
-/// 255. A code of 255 is like any other: a rule with a type and code -1 matches no
-/// message that occurs.
+/// ICMP messages of one type and code, or all messages if the type is 255. A code of 255 has no
+/// special meaning: a rule with a type and code -1 matches no message that occurs.
 ///
-/// Two that mean every message and name different codes are two, as they are for
-/// the original, which keeps equal rules once.
+/// Two matches for all messages with different codes are not equal, as in the original, which
+/// removes equal rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IcmpMatch {
     /// The type.
@@ -79,24 +77,24 @@ pub struct IcmpMatch {
 }
 
 impl IcmpMatch {
-    /// Every message.
+    /// All messages.
     pub const ANY: Self = Self { icmp_type: u8::MAX, code: u8::MAX };
 
-    /// The type and code that a message must have; `None` if any will do.
+    /// The type and code that a message must have; `None` if any matches.
     #[must_use]
     pub fn exact(self) -> Option<(u8, u8)> {
         let Self { icmp_type, code } = self;
         (icmp_type != u8::MAX).then_some((icmp_type, code))
     }
 
-    /// Whether a message of this type and code is meant.
+    /// Whether a message of this type and code matches.
     #[must_use]
     pub fn contains(self, icmp_type: u8, code: u8) -> bool {
         self.exact().is_none_or(|exact| exact == (icmp_type, code))
     }
 }
 
-/// Ports from `first` to `last`, both included, never inverted.
+/// Ports from `first` to `last`, inclusive, never inverted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {
     first: u16,
@@ -122,7 +120,7 @@ impl PortRange {
         self.last
     }
 
-    /// Whether `port` is one of them.
+    /// Whether the range contains `port`.
     #[must_use]
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)

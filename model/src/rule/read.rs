@@ -1,39 +1,39 @@
-//! From what the Cloud Controller accepted to what can be enforced.
+//! Parses rules that the Cloud Controller accepted into rules that can be enforced.
 
 use super::{AddressRange, Fault, IcmpMatch, PortRange, Protocol, Rule, RuleSpec};
 
-/// Why a rule, or a part of it, is not enforced. Displays as a clause that
-/// names the value, such as `destination "1.2.3" is not an IP address`.
+/// Why a rule, or a part of it, is not enforced. Displays as a clause that includes the value, such
+/// as `destination "1.2.3" is not an IP address`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unenforceable {
-    /// The protocol is none that the agent knows.
+    /// The agent does not know the protocol.
     #[error("protocol {0:?} is not known")]
     Protocol(String),
     /// TCP or UDP without a single usable port.
     #[error("{0} needs ports, and {1:?} has none")]
     NoPorts(&'static str, String),
-    /// Ports on a protocol that has none make the rule void.
+    /// A rule with ports on a protocol without ports is void.
     #[error("ports {0:?} make no sense with protocol {1:?}")]
     PortsWithoutMeaning(String, String),
-    /// One destination of the list; the others stay in force.
+    /// An invalid destination of the list; the others stay in force.
     #[error("destination {0:?} {1}")]
     Destination(String, Fault),
-    /// One port item of the list; the others stay in force.
+    /// An invalid port item of the list; the others stay in force.
     #[error("ports {0:?} {1}")]
     Port(String, Fault),
 }
 
-/// What [`RuleSpec::read`] found.
+/// Result of [`RuleSpec::read`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// What is left to enforce; `None` when nothing is.
+    /// The enforceable rest; `None` when there is none.
     pub rule: Option<Rule>,
-    /// What is not enforced, and why. Empty for a good rule.
+    /// The parts that are not enforced, and why. Empty for a valid rule.
     pub problems: Vec<Unenforceable>,
 }
 
 impl RuleSpec {
-    /// Reads the rule as the agent does.
+    /// Parses the rule as the original agent does.
     #[must_use]
     pub fn read(&self) -> Reading {
         let mut problems = Vec::new();
@@ -71,8 +71,8 @@ impl RuleSpec {
         }
     }
 
-    /// Only ports that parse make the rule void, also those in the wrong order;
-    /// rubbish counts as no ports.
+    /// Only ports that parse make the rule void, including inverted ranges; unparsable ports count
+    /// as no ports.
     fn without_ports(&self, protocol: Protocol) -> Result<Protocol, Unenforceable> {
         let is_rubbish = |item| matches!(parse_ports(item), Err(Fault::NotAPort));
         if self.ports.split(',').all(is_rubbish) {
@@ -136,7 +136,8 @@ fn of_family(protocol: &Protocol, range: AddressRange) -> Result<AddressRange, F
     }
 }
 
-/// One item: a number, or two with a dash between; blanks around numbers.
+/// Parses one item: a number, or two numbers with a dash between; spaces around numbers are
+/// allowed.
 fn parse_ports(item: &str) -> Result<PortRange, Fault> {
     let mut ends = item.split('-');
     let (first, last) = match (ends.next(), ends.next(), ends.next()) {
@@ -147,7 +148,7 @@ fn parse_ports(item: &str) -> Result<PortRange, Fault> {
     PortRange::new(parse_port(first)?, parse_port(last)?).ok_or(Fault::Inverted)
 }
 
-/// A decimal number with an optional sign, cut to 16 bits (65616 is 80).
+/// Parses a decimal number with an optional sign, truncated to 16 bits (65616 becomes 80).
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -218,7 +219,7 @@ mod tests {
         }
     }
 
-    /// What the Cloud Controller lets through and the original agent chokes on.
+    /// Destinations that the Cloud Controller accepts and on which the original agent fails.
     #[test]
     fn poison_destinations_say_what_is_wrong() {
         for (text, problem) in [
@@ -332,7 +333,7 @@ mod tests {
     }
 
     proptest! {
-        /// Law 6: no text makes reading fail, and what is not enforced is told.
+        /// Law 6: no text makes reading fail, and each part that is not enforced is reported.
         #[test]
         fn reading_is_total(
             protocol in "tcp|udp|icmp|icmpv6|all|[a-z]{0,3}",

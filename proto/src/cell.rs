@@ -1,4 +1,4 @@
-//! What a cell tells of itself.
+//! Conversions between the cell contract and the model.
 
 use model::group::Lifecycle;
 

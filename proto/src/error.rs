@@ -1,24 +1,23 @@
-//! What is wrong with a message that arrived.
+//! Validation errors of received messages.
 
 use std::fmt::Display;
 
-/// A message that cannot be a value of the model. Displays as a sentence that
-/// names the field and the value.
+/// A message that cannot be converted to the model. Displays as a sentence that names the field and
+/// the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A field without which the message has no meaning is absent.
+    /// A required field is absent.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// A field holds something that it must not hold.
+    /// A field has an invalid value.
     #[error("{field}: {problem}")]
     Invalid {
         /// The path of the field, such as `group g1: running_space_guids[3]`.
         field: String,
-        /// What is wrong, with the value.
+        /// The problem, with the value.
         problem: String,
     },
-    /// A claim that Locket refuses with a status of its own; displays as the
-    /// original's message.
+    /// A claim that Locket rejects with a status of its own; displays as the original's message.
     #[error(transparent)]
     Lock(#[from] model::lock::Error),
 }

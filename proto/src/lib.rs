@@ -1,9 +1,9 @@
-//! The contracts between the parts: generated code, descriptor sets, and the
-//! conversions between the wire and the model.
+//! The gRPC contracts: generated code, descriptor sets, and the conversions between the wire and
+//! the model.
 //!
-//! What arrives is converted with `TryFrom`, and an [`Error`] names the field
-//! that is wrong; what leaves is converted with an infallible `From`. Nothing
-//! else in the workspace looks into a generated message for meaning.
+//! Received messages are converted with `TryFrom`, and an [`Error`] names the invalid field; sent
+//! messages are converted with an infallible `From`. No other crate interprets the fields of
+//! generated messages.
 
 mod cell;
 mod error;
@@ -26,8 +26,8 @@ pub mod models {
     tonic::include_proto!("models");
 }
 
-/// Our own services. Nested as their packages are, since they refer to each
-/// other; use the short names below.
+/// The contracts of Portcullis. Nested like their packages, since they refer to each other; use the
+/// short names below.
 #[expect(
     missing_docs,
     unused_qualifications,
@@ -55,5 +55,5 @@ mod portcullis {
 
 pub use portcullis::{cell::v1 as cell_v1, lock::v1 as lock_v1, policy::v1 as policy_v1};
 
-/// The descriptor set of every contract, for gRPC reflection.
+/// Descriptor set of all contracts, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,4 +1,4 @@
-//! Locket's messages and the model.
+//! Conversions between Locket's messages and the model.
 
 use prost::bytes::BufMut;
 
@@ -26,7 +26,7 @@ fn kind(code: i32) -> Result<LockKind, lock::Error> {
 impl TryFrom<&models::LockRequest> for Claim {
     type Error = Error;
 
-    /// In the original's order: type, ttl, owner; `type` is ignored.
+    /// Checks in the original's order: type, ttl, owner; `type` is ignored.
     fn try_from(request: &models::LockRequest) -> Result<Self, Error> {
         let models::LockRequest { resource, ttl_in_seconds } = request;
         let resource = resource.as_ref().ok_or(Error::Missing("resource"))?;
@@ -70,13 +70,13 @@ impl From<&Lock> for models::Resource {
     }
 }
 
-/// How many bytes [`put_fetch_all`] writes.
+/// Number of bytes that [`put_fetch_all`] writes.
 pub fn fetch_all_len<'a>(locks: impl Iterator<Item = &'a Lock>) -> usize {
     locks.map(|lock| field_len(resource_len(lock))).sum()
 }
 
-/// Writes the message of a `FetchAllResponse` with these locks from their own texts,
-/// without a copy of each in between.
+/// Encodes a `FetchAllResponse` with these locks directly from their texts, without intermediate
+/// copies.
 pub fn put_fetch_all<'a>(locks: impl Iterator<Item = &'a Lock>, buffer: &mut impl BufMut) {
     for lock in locks {
         buffer.put_u8(LENGTH_DELIMITED | 1 << 3);
@@ -94,10 +94,10 @@ pub fn put_fetch_all<'a>(locks: impl Iterator<Item = &'a Lock>, buffer: &mut imp
 }
 
 const LENGTH_DELIMITED: u8 = 2;
-/// The number of `type_code`; its value takes one byte.
+/// Field number of `type_code`; its value takes one byte.
 const TYPE_CODE: u8 = 5;
 
-/// The texts of a `Resource` with the numbers of their fields; empty ones are left out.
+/// The texts of a `Resource` with their field numbers; empty ones are omitted.
 fn texts(lock: &Lock) -> [(u8, &str); 4] {
     let Lock { key, owner, value, kind, ttl: _, token: _ } = lock;
     [(1, key.as_str()), (2, owner.as_str()), (3, value.as_str()), (4, kind.as_str())]
@@ -108,7 +108,7 @@ fn resource_len(lock: &Lock) -> usize {
     texts.map(|(_, text)| field_len(text.len())).sum::<usize>() + 2
 }
 
-/// A field of so many bytes, with its number and its length.
+/// Length of a length-delimited field, including its tag and length.
 fn field_len(len: usize) -> usize {
     1 + prost::length_delimiter_len(len) + len
 }
@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// Recorded bytes of the original, docs/compatibility/locket.md#wire.
+    /// Bytes recorded from the original, docs/compatibility/locket.md#wire.
     #[test]
     fn the_wire_is_the_originals() {
         let request = models::LockRequest { resource: Some(resource()), ttl_in_seconds: 30 };
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(answer.encode_to_vec(), recorded);
     }
 
-    /// Clients that do not know the fencing token read an empty answer.
+    /// Clients without the fencing token field decode an empty response.
     #[test]
     fn the_fencing_token_is_an_unknown_field_to_old_clients() {
         let bytes = models::LockResponse { fencing_token: 5 }.encode_to_vec();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     proptest! {
-        /// By hand or by the generated code: the same bytes.
+        /// The hand-written encoder and the generated code produce the same bytes.
         #[test]
         fn all_locks_are_written_as_their_message(
             fields in prop::collection::vec(("(?s).{0,200}", ".{1,9}", ".{0,300}", 1..3i32), 0..9),

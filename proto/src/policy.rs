@@ -1,4 +1,4 @@
-//! Security groups on the wire and in the model.
+//! Conversions of security groups between the wire and the model.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -27,7 +27,7 @@ impl From<&RuleSpec> for policy_v1::Rule {
     }
 }
 
-/// Any text and number is a rule that somebody stated.
+/// Infallible: a rule's texts and numbers are not validated here.
 impl From<policy_v1::Rule> for RuleSpec {
     fn from(rule: policy_v1::Rule) -> Self {
         let policy_v1::Rule { protocol, destination, ports, r#type, code, description, log } = rule;
@@ -105,7 +105,7 @@ impl TryFrom<policy_v1::StoredGroup> for StoredGroup {
     }
 }
 
-/// One line of a manifest: which group, with which content.
+/// One manifest entry: a group and its content hash.
 impl From<(&GroupGuid, &ContentHash)> for policy_v1::replace_request::ManifestEntry {
     fn from((guid, hash): (&GroupGuid, &ContentHash)) -> Self {
         Self { guid: guid.as_str().to_owned(), content_hash: hash.0.to_vec() }
@@ -128,7 +128,7 @@ impl TryFrom<policy_v1::replace_request::ManifestEntry> for (GroupGuid, ContentH
     }
 }
 
-/// A moment on the wire, for watermarks.
+/// Converts a timestamp on the wire to a watermark.
 pub(crate) fn watermark(at: prost_types::Timestamp) -> Result<Watermark, Error> {
     Watermark::try_new(at.seconds, i64::from(at.nanos))
         .map_err(|error| Error::invalid("watermark", error))
@@ -138,13 +138,13 @@ impl policy_v1::replace_request::Begin {
     /// The watermark as a value.
     ///
     /// # Errors
-    /// Absent, or no moment.
+    /// When the watermark is absent or not a valid time.
     pub fn watermark_value(&self) -> Result<Watermark, Error> {
         self.watermark.ok_or(Error::Missing("watermark")).and_then(watermark)
     }
 }
 
-/// A watermark as it stands on the wire.
+/// Converts a watermark to a timestamp on the wire.
 #[must_use]
 pub fn timestamp(watermark: Watermark) -> prost_types::Timestamp {
     prost_types::Timestamp {

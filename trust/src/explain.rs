@@ -1,4 +1,4 @@
-//! Sentences for errors that rustls prints as names of its own types.
+//! Readable sentences for errors that rustls prints as names of its own types.
 
 use std::error::Error as StdError;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use rustls::{CertificateError, Error};
 use webpki::Error as Webpki;
 
-/// A sentence that says what to change; `None` when the text of `error` is as good.
+/// A sentence that says what to change; `None` when the text of `error` is already clear.
 #[must_use]
 pub fn explain(error: &Error) -> Option<String> {
     let Error::InvalidCertificate(certificate) = error else { return None };
@@ -37,19 +37,19 @@ pub fn explain(error: &Error) -> Option<String> {
     Some(format!("invalid peer certificate: {sentence}"))
 }
 
-/// [`explain()`] for one link of an error's chain.
+/// Applies [`explain()`] to one link of an error chain.
 #[must_use]
 pub fn explain_cause(cause: &(dyn StdError + 'static)) -> Option<String> {
     of_rustls(cause).and_then(explain)
 }
 
-/// The error of rustls, which may be wrapped several times.
+/// Finds the rustls error, which may be wrapped several times.
 fn of_rustls<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
     let inner = || of_rustls(cause.downcast_ref::<io::Error>()?.get_ref()?);
     cause.downcast_ref().or_else(inner)
 }
 
-/// `text` is that of `error` with its causes; each cause that can be explained is.
+/// `text` is the text of `error` with its causes; replaces each cause that has an explanation.
 #[must_use]
 pub fn explain_all(error: &(dyn StdError + 'static), mut text: String) -> String {
     let mut next = Some(error);

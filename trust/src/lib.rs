@@ -1,10 +1,9 @@
-//! Which certificates of peers are accepted, and why one is not.
+//! Verification of peer certificates, with explanations of rejections.
 //!
-//! rustls verifies each chain with webpki. Two things are added here:
-//! - [`ServerVerifier`] and [`ClientVerifier`] accept a certificate that the
-//!   operator has put into the file of authorities itself, also when it is marked as
-//!   an authority (`CA:TRUE`, as `openssl req -x509` makes it); OpenSSL and Go accept
-//!   it too.
+//! rustls verifies each chain with webpki. This crate adds:
+//! - [`ServerVerifier`] and [`ClientVerifier`] accept a certificate that is itself in the
+//!   operator's CA file, even when it is marked as a CA (`CA:TRUE`, as `openssl req -x509` creates
+//!   it); OpenSSL and Go accept it too.
 //! - [`explain()`] turns errors that rustls only names into sentences.
 
 mod explain;

@@ -1,11 +1,10 @@
-//! Certificates that stand in the file of authorities themselves.
+//! Pinned certificates: peer certificates that are themselves in the CA file.
 //!
-//! webpki refuses every peer certificate that is marked as an authority
-//! (`CaUsedAsEndEntity`), also one that the operator trusts by name. Such a
-//! certificate is accepted when it is, byte for byte, one of the configured ones:
-//! no signature has to be followed then. All else is verified as for any
-//! certificate: validity period, critical extensions, key usage, extended key usage,
-//! the server's name, and in the handshake the possession of the key.
+//! webpki rejects every peer certificate that is marked as a CA (`CaUsedAsEndEntity`), even if the
+//! operator trusts exactly this certificate. Such a certificate is accepted when it equals one of
+//! the configured ones byte for byte, since no signature needs to be verified then. All other
+//! checks apply as for any certificate: validity period, critical extensions, key usage, extended
+//! key usage, the server's name, and in the handshake the possession of the key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,22 +19,22 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use x509_parser::extensions::{ExtendedKeyUsage, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Verifies servers: as webpki, or by the certificate itself.
+/// Verifies servers: with webpki, or by the pinned certificate.
 pub struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
     pinned: Pinned,
 }
 
-/// Verifies clients: as another verifier, or by the certificate itself.
+/// Verifies clients: with another verifier, or by the pinned certificate.
 pub struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     pinned: Pinned,
 }
 
-/// The certificates in the file of authorities.
+/// The certificates of the CA file.
 struct Pinned(Vec<CertificateDer<'static>>);
 
-/// Which side of a connection shows a certificate.
+/// The side of a connection that presents a certificate.
 #[derive(Debug, Clone, Copy)]
 enum Side {
     Server,
@@ -43,7 +42,7 @@ enum Side {
 }
 
 impl ServerVerifier {
-    /// `authorities` are the certificates whose roots `webpki` has.
+    /// `authorities` are the certificates that `webpki` has as roots.
     #[must_use]
     pub fn new(
         webpki: Arc<WebPkiServerVerifier>,
@@ -54,7 +53,7 @@ impl ServerVerifier {
 }
 
 impl ClientVerifier {
-    /// `authorities` are the certificates whose roots `webpki` has.
+    /// `authorities` are the certificates that `webpki` has as roots.
     #[must_use]
     pub fn new(
         webpki: Arc<dyn ClientCertVerifier>,
@@ -65,8 +64,8 @@ impl ClientVerifier {
 }
 
 impl Pinned {
-    /// `refused` is what webpki said of the certificate; only a certificate that
-    /// webpki refuses for being an authority is looked at.
+    /// `refused` is webpki's error; only a certificate that webpki rejects for being a CA is
+    /// checked here.
     fn verify(
         &self,
         refused: Error,
@@ -110,8 +109,7 @@ fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error
     Ok(())
 }
 
-/// Whether the certificate's extensions allow its use; what is not known and
-/// critical forbids it.
+/// Whether the certificate's extensions allow its use; an unknown critical extension does not.
 fn fit_for(certificate: &X509Certificate<'_>, side: Side) -> Result<(), Error> {
     let purpose = || Error::from(CertificateError::InvalidPurpose);
     for extension in certificate.extensions() {
@@ -152,7 +150,7 @@ impl ServerCertVerifier for ServerVerifier {
             webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let Err(refused) = verified else { return verified };
         self.pinned.verify(refused, end_entity, Side::Server, now)?;
-        // The last thing verified, as by webpki.
+        // Verified last, as in webpki.
         verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
         Ok(ServerCertVerified::assertion())
     }

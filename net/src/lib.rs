@@ -1,15 +1,15 @@
 //! Outgoing TCP connections: which address of a name is tried first, and when a peer
 //! counts as dead.
 //!
-//! What holds:
+//! Invariants:
 //! - A name is resolved for every connection.
-//! - The addresses of a name are tried as RFC 8305 ("Happy Eyeballs") says: both
-//!   families interleaved, the next address [`STAGGER`] after the one before or as
-//!   soon as that fails, and the first connection that is ready wins.
-//! - An address that lost against another one, or stopped answering, is tried last
-//!   for a minute by every client of the process.
-//! - An established connection whose peer is gone without a FIN fails within
-//!   [`SILENCE`] + [`PROBE`], also when it is idle.
+//! - The addresses of a name are tried as RFC 8305 ("Happy Eyeballs") specifies: both families
+//!   interleaved, the next address [`STAGGER`] after the previous one or as soon as that fails, and
+//!   the first connection that is ready wins.
+//! - An address that was slower than another one, or stopped responding, is tried last for a minute
+//!   by every client of the process.
+//! - An established connection whose peer disappears without a FIN fails within [`SILENCE`] +
+//!   [`PROBE`], even when it is idle.
 //!
 //! `docs/adr/0023-addresses-of-a-name.md` says why this crate exists.
 

@@ -1,4 +1,4 @@
-//! Addresses that failed lately, for the whole process.
+//! Recently failed addresses of the whole process.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 /// How long a failed address is tried last.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// When each address failed. Old entries go when a new one comes, so that there are
-/// never more than the addresses that failed within [`REMEMBERED`].
+/// Time of each failure. Adding an entry removes expired ones, so the map never holds more than the
+/// addresses that failed within [`REMEMBERED`].
 #[derive(Debug)]
 struct Failures(BTreeMap<SocketAddr, Instant>);
 
@@ -42,17 +42,17 @@ fn failures() -> MutexGuard<'static, Failures> {
     FAILURES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The address failed where another one may work.
+/// Records that the address failed where another one may work.
 pub(crate) fn note(address: SocketAddr) {
     failures().note(address, Instant::now());
 }
 
-/// The address works.
+/// Records that the address works.
 pub(crate) fn forget(address: &SocketAddr) {
     failures().0.remove(address);
 }
 
-/// Whether the address failed lately.
+/// Whether the address failed recently.
 pub(crate) fn has_failed(address: &SocketAddr) -> bool {
     failures().has(address, Instant::now())
 }

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-/// Both families in turn, beginning with the family of the first address (RFC 8305,
-/// section 4); each address once; those that `failed` last. Otherwise the order of
-/// the resolver, which knows the preferences of the machine (RFC 6724).
+/// Interleaves both families, beginning with the family of the first address (RFC 8305, section 4);
+/// removes duplicates; moves addresses that `failed` to the end. Otherwise keeps the order of the
+/// resolver, which knows the preferences of the machine (RFC 6724).
 pub(crate) fn order(
     resolved: &[SocketAddr],
     failed: impl Fn(&SocketAddr) -> bool,
@@ -24,7 +24,7 @@ pub(crate) fn order(
             }
         }
     }
-    // A stable sort: each part keeps its order.
+    // The sort is stable, so each part keeps its order.
     ordered.sort_by_key(failed);
     ordered
 }

@@ -1,4 +1,4 @@
-//! Connecting to one of several addresses.
+//! Connects to one of several addresses.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -10,22 +10,21 @@ use tokio::{
 
 use crate::{Stream, memory, order::order};
 
-/// How long an attempt has the field to itself (RFC 8305, section 5).
+/// Delay before the next address is tried (RFC 8305, section 5).
 pub const STAGGER: Duration = Duration::from_millis(250);
-/// How long the handshake above TCP may take while there are other addresses.
-/// Longer than [`STAGGER`]: a server that is slow under the load of many new
-/// connections must not get each of them twice.
+/// Timeout of the handshake above TCP while there are other addresses. Longer than [`STAGGER`]: a
+/// server that is slow under the load of many new connections must not get each of them twice.
 pub const HANDSHAKE: Duration = Duration::from_secs(2);
 
-/// At least one address, in the order in which they are tried.
+/// A non-empty list of addresses, in the order of attempts.
 #[derive(Debug, Clone)]
 pub struct Addresses(Vec<SocketAddr>);
 
 impl Addresses {
-    /// The addresses of a name, or the address that `host` is.
+    /// Resolves a name; an IP address is returned as it is.
     ///
     /// # Errors
-    /// The name cannot be resolved.
+    /// When the name cannot be resolved.
     pub async fn of(host: &str, port: u16) -> io::Result<Self> {
         let resolved: Vec<_> = lookup_host((host, port)).await?.collect();
         if resolved.is_empty() {
@@ -34,7 +33,7 @@ impl Addresses {
         Ok(Self(order(&resolved, memory::has_failed)))
     }
 
-    /// These, and then those of another name; failed ones last of all.
+    /// Appends the addresses of another name; failed addresses come last.
     #[must_use]
     pub fn then(mut self, others: Self) -> Self {
         let new = others.0.into_iter().filter(|other| !self.0.contains(other));
@@ -44,14 +43,13 @@ impl Addresses {
         self
     }
 
-    /// The addresses, in the order in which they are tried.
+    /// The addresses, in the order of attempts.
     pub fn as_slice(&self) -> &[SocketAddr] {
         &self.0
     }
 
-    /// The same addresses, the one that takes a TCP connection first in front: for
-    /// a client that connects by itself, to an address after the other. A single
-    /// address is not tried.
+    /// Moves the address that accepts a TCP connection first to the front, for a client that
+    /// connects by itself and tries the addresses in order. A single address is not probed.
     pub async fn probed(mut self) -> Self {
         if self.0.len() > 1
             && let Ok((first, _closed)) = self.race(Stream::connect).await
@@ -61,17 +59,17 @@ impl Addresses {
         self
     }
 
-    /// The others, if there are any.
+    /// The remaining addresses, if any.
     fn without(&self, address: SocketAddr) -> Option<Self> {
         let others: Vec<_> = self.0.iter().copied().filter(|other| *other != address).collect();
         (!others.is_empty()).then_some(Self(others))
     }
 
-    /// Begins an attempt for an address after the other, and returns what the first
-    /// successful one brought; the others are given up.
+    /// Starts staggered attempts to the addresses, and returns the result of the first that
+    /// succeeds; the others are cancelled.
     ///
     /// # Errors
-    /// All attempts failed; the error is that of the first one that did.
+    /// All attempts failed; the error is that of the first one that failed.
     pub async fn race<T, E, F>(
         &self,
         attempt: impl Fn(SocketAddr) -> F,
@@ -86,7 +84,7 @@ impl Addresses {
         let mut waiting = self.0.iter().copied();
         let mut next = waiting.next();
         let mut running = FuturesUnordered::new();
-        // When each attempt that has not failed began.
+        // Start time of each attempt that has not failed.
         let mut begun: Vec<(SocketAddr, Option<Instant>)> = Vec::new();
         let mut first_error = None;
         loop {
@@ -117,7 +115,7 @@ impl Addresses {
     }
 }
 
-/// Remembers who failed, or was slow, where `winner` was not.
+/// Records the addresses that failed or were slow while `winner` succeeded.
 fn note(winner: SocketAddr, begun: &[(SocketAddr, Option<Instant>)]) {
     memory::forget(&winner);
     let lost = begun.iter().filter(|(address, since)| {
@@ -126,13 +124,13 @@ fn note(winner: SocketAddr, begun: &[(SocketAddr, Option<Instant>)]) {
     lost.for_each(|(address, _)| memory::note(*address));
 }
 
-/// Connects to one of the addresses and shakes hands there: TLS, or what else makes a
-/// connection ready. When a handshake fails, or takes longer than [`HANDSHAKE`] while
-/// there are other addresses, another address gets its chance.
+/// Connects to one of the addresses and runs a handshake there, such as TLS. When a handshake
+/// fails, or takes longer than [`HANDSHAKE`] while there are other addresses, the next address is
+/// tried.
 ///
 /// # Errors
-/// No address could be used; the error is that of the first handshake that failed,
-/// or else of the first connection.
+/// No address could be used; the error is that of the first failed handshake, or else of the first
+/// failed connection.
 pub async fn open<T, E, F>(
     addresses: &Addresses,
     handshake: impl Fn(SocketAddr, Stream) -> F,
@@ -177,12 +175,12 @@ mod tests {
         Addresses(last.into_iter().map(address).collect())
     }
 
-    /// Of the network for examples; each test has its own.
+    /// An address from a documentation network; each test has its own.
     fn address(last: u8) -> SocketAddr {
         ([198, 51, 100, last], 1).into()
     }
 
-    /// When each attempt began, in milliseconds.
+    /// Start time of each attempt, in milliseconds.
     struct Log(Instant, RefCell<Vec<(SocketAddr, u128)>>);
 
     impl Log {
@@ -244,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_silent_above_tcp_is_left_for_another() {
-        // A port that is bound and does not listen refuses.
+        // A port that is bound but not listening refuses connections.
         let closed = tokio::net::TcpSocket::new_v4().unwrap();
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let refusing = closed.local_addr().unwrap();

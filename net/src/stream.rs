@@ -1,4 +1,4 @@
-//! A TCP connection whose peer may die without a word.
+//! TCP connections that detect a dead peer.
 
 use std::{
     io::{self, IoSlice},
@@ -17,34 +17,33 @@ use tokio::{
 
 use crate::memory;
 
-/// How often the kernel probes a peer that sends nothing.
+/// Interval of TCP keepalive probes on an idle connection.
 pub const PROBE: Duration = Duration::from_secs(1);
-/// How long a peer may leave data or probes unacknowledged before its connection
-/// fails.
+/// How long data or probes may stay unacknowledged before the connection fails.
 pub const SILENCE: Duration = Duration::from_secs(4);
-/// A connection that is given up this long after a write without an answer says
-/// that its peer hangs: a process that is stopped still acknowledges.
+/// A connection closed this long after an unanswered write reports that its peer hangs: a stopped
+/// process still acknowledges in the kernel.
 const HUNG: Duration = Duration::from_secs(1);
 
-/// Makes a connection fail when its peer has acknowledged nothing for `silence`.
-/// An idle connection is probed each `probe`.
+/// Makes a connection fail when its peer has acknowledged nothing for `silence`. An idle connection
+/// is probed every `probe`.
 ///
 /// # Errors
-/// The kernel refuses a socket option.
+/// The kernel rejects a socket option.
 pub fn notice_dead_peer(socket: &TcpStream, probe: Duration, silence: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     let keepalive = TcpKeepalive::new().with_time(probe).with_interval(probe);
     socket.set_tcp_keepalive(&keepalive)?;
-    // Replaces the number of probes: see tcp(7).
+    // Overrides the number of probes: see tcp(7).
     socket.set_tcp_user_timeout(Some(silence))
 }
 
-/// A connection that [`open`](crate::open) made. Without Nagle's delay.
+/// A connection opened by [`open`](crate::open), with TCP_NODELAY.
 #[derive(Debug)]
 pub struct Stream {
     io: TcpStream,
     address: SocketAddr,
-    /// Since when a write waits for anything to be read.
+    /// When the oldest unanswered write started.
     unanswered: Option<Instant>,
 }
 

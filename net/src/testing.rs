@@ -1,7 +1,7 @@
-//! A network in which `localhost` has three addresses that can die, for tests.
+//! Test network in which `localhost` has three addresses that can be cut off.
 //!
-//! It is a network namespace of a thread and of the threads and processes that come
-//! from it; `/etc/hosts` is another file there. Nothing of it outlives them.
+//! The network is a network namespace of one thread and its child threads and processes, with its
+//! own `/etc/hosts`. The namespace ends with them.
 
 #![expect(clippy::missing_panics_doc, reason = "a test fails where its network cannot be made")]
 
@@ -21,10 +21,10 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-/// The addresses of `localhost`, not in the order of the resolver.
+/// The addresses of `localhost`, not in resolver order.
 pub const ADDRESSES: [&str; 3] = ["10.71.0.1", "10.71.0.2", "10.71.0.3"];
 
-/// Runs a test in a network of its own, in which `localhost` is [`ADDRESSES`].
+/// Runs a test in its own network, in which `localhost` is [`ADDRESSES`].
 pub fn with_three_addresses(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
@@ -55,13 +55,12 @@ fn run(program: &str, args: &[&str]) {
     assert!(status.unwrap_or_else(|error| panic!("{program}: {error}")).success(), "{args:?}");
 }
 
-/// The packets to and from exactly these addresses are dropped from now on, without a
-/// word.
+/// From now on silently drops the packets to and from exactly these addresses.
 pub fn drop_only(addresses: &[IpAddr]) {
     drop_by(&["daddr", "saddr"], addresses);
 }
 
-/// The same, one way: what these addresses send is dropped, what they are sent arrives.
+/// Drops packets from these addresses only; packets to them still arrive.
 pub fn drop_from(addresses: &[IpAddr]) {
     drop_by(&["saddr"], addresses);
 }
@@ -88,7 +87,7 @@ fn drop_by(sides: &[&str], addresses: &[IpAddr]) {
     assert!(nft.wait().expect("nft ends").success(), "{table}");
 }
 
-/// In the order of the resolver.
+/// The addresses in resolver order.
 pub fn resolved() -> Vec<IpAddr> {
     let all: Vec<IpAddr> =
         ("localhost", 1).to_socket_addrs().expect("it resolves").map(|at| at.ip()).collect();

@@ -1,4 +1,4 @@
-//! What the agent of this machine knows.
+//! The commands of this VM's cell agent.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     report::Report,
 };
 
-/// How long a comparison with the kernel may take.
+/// Default timeout of a comparison with the kernel.
 const RECONCILE: Duration = Duration::from_secs(60);
 
 pub(crate) const CONTAINERS: &[Field<Container>] = &[
@@ -50,7 +50,7 @@ fn state(enforcement: Enforcement) -> &'static str {
     }
 }
 
-/// A rule with the place where it is written.
+/// A rule with its source.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     pub(crate) rule: Rule,
@@ -111,7 +111,7 @@ pub(crate) const RECONCILED: &[Field<ReconcileResponse>] = &[
     Field::boolean("repaired", |answer| answer.repaired),
 ];
 
-/// Has the agent compare and repair.
+/// Makes the agent compare and repair the kernel's rules.
 pub(crate) async fn reconcile(connection: &Connection) -> anyhow::Result<Report> {
     let mut client = CellClient::new(connection.to_cell());
     let call = client.reconcile(ReconcileRequest {});

@@ -89,7 +89,8 @@ fn or_default(default: &'static str) -> impl TypedValueParser<Value = String> {
         .map(move |value| if value.is_empty() { default.to_owned() } else { value })
 }
 
-/// Unlike the usual parser of paths, takes an empty one: whoever needs it says so.
+/// Unlike the usual parser of paths, accepts an empty path; commands that need the path
+/// report it.
 fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -114,7 +115,7 @@ pub enum Command {
     /// Lock events as they happen, until interrupted; reconnects (lock server)
     WatchLocks {
         /// Only this key; without it, all locks
-        // Not `key`: the flag is named so, and is there for every command.
+        // Not `key`: that is the name of a global flag.
         #[arg(value_name = "KEY")]
         lock: Option<String>,
     },
@@ -180,7 +181,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// With every flag, whose names are not to be those of a command's arguments.
+    /// With every flag, whose names must differ from those of a command's arguments.
     #[test]
     fn every_command_is_read() {
         let flags = ["--lock-server", "h:1", "--policy-store", "h:2", "--cell-socket", "/s"];
@@ -233,7 +234,7 @@ mod tests {
         }
     }
 
-    /// A shell profile may set variables to nothing.
+    /// A shell profile may set variables to the empty string.
     #[test]
     fn an_empty_value_counts_as_none() {
         let flags = ["--lock-server", "", "--policy-store", "", "--cell-socket", "", "--ca", ""];

@@ -1,4 +1,4 @@
-//! Channels to the parts, from flags, and calls with a bound.
+//! Channels to the servers, built from flags, and calls with a timeout.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -11,7 +11,7 @@ use tonic::{Status, transport::Channel};
 
 use crate::cli::Connection;
 
-/// How long an answer may take without `--timeout`.
+/// Default of `--timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Connection {
@@ -32,22 +32,22 @@ impl Connection {
         Ok(client::channel(address, Some(self.tls()?), client::Options::default())?)
     }
 
-    /// To the lock server.
+    /// A channel to the lock server.
     pub(crate) fn to_lock_server(&self) -> anyhow::Result<Channel> {
         self.channel(&self.lock_server)
     }
 
-    /// To the policy store.
+    /// A channel to the policy store.
     pub(crate) fn to_policy_store(&self) -> anyhow::Result<Channel> {
         self.channel(&self.policy_store)
     }
 
-    /// To the agent of this machine.
+    /// A channel to the agent of this VM.
     pub(crate) fn to_cell(&self) -> Channel {
         client::unix(&self.cell_socket)
     }
 
-    /// An answer within the bound that the user gave, or the usual one.
+    /// Calls with the user's timeout, or the default.
     pub(crate) async fn ask<T>(
         &self,
         what: &'static str,
@@ -56,7 +56,7 @@ impl Connection {
         self.ask_within(TIMEOUT, what, call).await
     }
 
-    /// An answer within the bound that the user gave, or this one.
+    /// Calls with the user's timeout, or this one.
     pub(crate) async fn ask_within<T>(
         &self,
         usual: Duration,
@@ -70,11 +70,11 @@ impl Connection {
     }
 }
 
-/// An error of a server, or of the way to it: a sentence, with the code apart.
+/// An error of a server or of the connection: a message, and the code separately.
 #[derive(Debug)]
 pub(crate) struct Refused {
     sentence: String,
-    /// The name of the code, as Go has it.
+    /// The code's name as in Go.
     pub(crate) code: String,
 }
 

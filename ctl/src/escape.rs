@@ -1,13 +1,13 @@
-//! Text that peers choose, made safe for a terminal.
+//! Escapes untrusted text for a terminal.
 //!
-//! Names, guids, handles and error texts come from other machines and may hold escape
-//! sequences, newlines or characters that turn the direction of text. Everything that
-//! this program prints passes one of these two functions.
+//! Names, GUIDs, handles and error texts come from other machines and may hold escape
+//! sequences, newlines or bidirectional control characters. All output of this program
+//! passes one of these two functions.
 
 use std::borrow::Cow;
 
-/// For people: characters that a terminal acts on, or that are invisible, as `\u{1b}`.
-/// A backslash is doubled, so that no text looks like another one that is escaped.
+/// For text: control and invisible characters are written as `\u{1b}`. A backslash is
+/// doubled, so that no text looks like an escaped one.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -16,7 +16,7 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     for c in text.chars() {
         match c {
             '"' | '\'' => escaped.push(c),
-            // Behind another character, so that accents stay.
+            // Escaped after another character, so that combining accents stay.
             _ => escaped.extend(format!("a{c}").escape_debug().skip(1)),
         }
     }
@@ -27,8 +27,8 @@ fn is_plain(c: char) -> bool {
     (c.is_ascii_graphic() && c != '\\') || c == ' '
 }
 
-/// For programs: the same JSON, with `\u001b` for what a terminal would act on. Outside of
-/// its strings JSON has no such characters.
+/// For JSON: the same JSON with control characters written as `\u001b`. JSON has such
+/// characters only in strings.
 pub(crate) fn json(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return Cow::Borrowed(text);

@@ -1,4 +1,4 @@
-//! "Why does this connection pass, or not?"
+//! The command `explain`: why a connection is allowed or denied.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,7 +15,7 @@ use crate::{
     report::Report,
 };
 
-/// Asks the agent of this machine. Also returns the exit status for the verdict.
+/// Asks the agent of this VM. Also returns the exit status for the verdict.
 pub(crate) async fn explain(
     connection: &Connection,
     handle: String,

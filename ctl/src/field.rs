@@ -1,10 +1,10 @@
-//! The fields of a report: one list for each command gives the columns of its table and
-//! the keys of its JSON objects, in a reader's order. A field has one type.
+//! The fields of a report: one list for each command defines the columns of its table
+//! and the keys of its JSON objects, in display order. A field has one type.
 
 use jiff::Timestamp;
 use serde_json::json;
 
-/// One field of things of type `T`.
+/// One field of records of type `T`.
 #[derive(Debug)]
 pub(crate) struct Field<T> {
     key: &'static str,
@@ -26,37 +26,37 @@ impl<T> Field<T> {
         Self { key, get, only_json: false }
     }
 
-    /// Text; an empty one counts as absent.
+    /// A text; an empty one counts as absent.
     pub(crate) const fn text(key: &'static str, get: fn(&T) -> String) -> Self {
         Self::new(key, Get::Text(get))
     }
 
-    /// A number.
+    /// An integer.
     pub(crate) const fn integer(key: &'static str, get: fn(&T) -> Option<u64>) -> Self {
         Self::new(key, Get::Integer(get))
     }
 
-    /// Yes or no.
+    /// A boolean.
     pub(crate) const fn boolean(key: &'static str, get: fn(&T) -> bool) -> Self {
         Self::new(key, Get::Boolean(get))
     }
 
-    /// Several texts.
+    /// A list of texts.
     pub(crate) const fn texts(key: &'static str, get: fn(&T) -> Vec<String>) -> Self {
         Self::new(key, Get::Texts(get))
     }
 
-    /// A moment.
+    /// A timestamp.
     pub(crate) const fn time(key: &'static str, get: fn(&T) -> Option<Timestamp>) -> Self {
         Self::new(key, Get::Time(get))
     }
 
-    /// Left out of what people read, since another field has it.
+    /// Hides the field from text output, where another field has the value.
     pub(crate) const fn only_json(self) -> Self {
         Self { only_json: true, ..self }
     }
 
-    /// The key and the type, as the documentation has them.
+    /// Key and type, as documented.
     #[cfg(test)]
     pub(crate) fn documented(&self) -> (&'static str, &'static str) {
         let kind = match self.get {
@@ -69,7 +69,7 @@ impl<T> Field<T> {
         (self.key, kind)
     }
 
-    /// The field of one thing.
+    /// The field's value in one record.
     pub(crate) fn of(&self, thing: &T) -> Entry {
         let value = match self.get {
             Get::Text(get) => Some(get(thing)).filter(|text| !text.is_empty()).map(Value::Text),
@@ -81,12 +81,12 @@ impl<T> Field<T> {
         Entry { key: self.key, only_json: self.only_json, value }
     }
 
-    /// The heading of its column.
+    /// The column heading.
     pub(crate) fn heading(&self) -> String {
         heading(self.key)
     }
 
-    /// Whether people see it.
+    /// Whether text output shows the field.
     pub(crate) fn is_shown(&self) -> bool {
         !self.only_json
     }
@@ -96,7 +96,7 @@ fn heading(key: &str) -> String {
     key.strip_suffix("_at").unwrap_or(key).replace('_', " ")
 }
 
-/// A field of one thing.
+/// A field's value in one record.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: &'static str,
@@ -104,7 +104,7 @@ pub(crate) struct Entry {
     pub(crate) value: Option<Value>,
 }
 
-/// What a field holds.
+/// The value of a field.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Text(String),
@@ -115,12 +115,12 @@ pub(crate) enum Value {
 }
 
 impl Entry {
-    /// Its heading in a record.
+    /// The heading in a record.
     pub(crate) fn heading(&self) -> String {
         heading(self.key)
     }
 
-    /// As JSON; absent is null.
+    /// The JSON value; null if absent.
     pub(crate) fn json(&self) -> serde_json::Value {
         match &self.value {
             None => serde_json::Value::Null,
@@ -132,7 +132,7 @@ impl Entry {
         }
     }
 
-    /// For people, who read it now, one line an item; none if it is absent.
+    /// The value as text relative to `now`, one line per item; empty if absent.
     pub(crate) fn lines(&self, now: Timestamp) -> Vec<String> {
         match &self.value {
             None => Vec::new(),
@@ -145,14 +145,14 @@ impl Entry {
     }
 }
 
-/// `12s ago`; `in 12s` by a clock that is ahead.
+/// `12s ago`; `in 12s` if the server's clock is ahead.
 fn age(time: Timestamp, now: Timestamp) -> String {
     let seconds = now.as_second() - time.as_second();
     let text = span(seconds.unsigned_abs());
     if seconds < 0 { format!("in {text}") } else { format!("{text} ago") }
 }
 
-/// The two largest units.
+/// A duration in its two largest units.
 fn span(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
@@ -163,7 +163,7 @@ fn span(seconds: u64) -> String {
     }
 }
 
-/// A moment of the wire, if it is one.
+/// The timestamp of a protobuf message, if valid.
 pub(crate) fn moment(seconds: i64, nanoseconds: i32) -> Option<Timestamp> {
     Timestamp::new(seconds, nanoseconds).ok()
 }

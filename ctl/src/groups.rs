@@ -1,4 +1,4 @@
-//! Security groups, as the policy store has them.
+//! The command `groups`: security groups in the policy store.
 
 use anyhow::bail;
 use proto::{
@@ -13,10 +13,10 @@ use crate::{
     report::{Report, warn},
 };
 
-/// A page may hold groups as large as the Cloud Controller lets them be.
+/// Size limit of a page, which may hold groups as large as the Cloud Controller allows.
 const LARGEST_PAGE: usize = 64 << 20;
 
-/// A group that the store always fills in.
+/// A stored group; the store always sets the optional fields.
 #[derive(Debug)]
 pub(crate) struct Group {
     id: u64,
@@ -40,7 +40,7 @@ pub(crate) const GROUPS: &[Field<Group>] = &[
     Field::integer("id", |of| Some(of.id)),
 ];
 
-/// What was found, and whether each of the spaces that were asked for has a group.
+/// The report, and whether each requested space has a group.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) reports: Vec<Report>,
@@ -91,7 +91,7 @@ fn is_bound(group: &Group, space: &String) -> bool {
         || group.group.staging_space_guids.contains(space)
 }
 
-/// The group with this name or guid, or the only one whose guid begins like that.
+/// The group with this name or GUID, or the only one with this GUID prefix.
 fn one(groups: Vec<Group>, name: &str) -> anyhow::Result<Vec<Report>> {
     let exact = |group: &Group| group.group.name == name || group.group.guid == name;
     let prefix = |group: &Group| !name.is_empty() && group.group.guid.starts_with(name);
@@ -113,7 +113,7 @@ fn one(groups: Vec<Group>, name: &str) -> anyhow::Result<Vec<Report>> {
     Ok(reports.collect())
 }
 
-/// The rules as they are written; whether they are enforced, cells know.
+/// The rules as written; only cells know whether they are enforced.
 fn rules(group: &Group) -> impl Iterator<Item = Written> {
     let (guid, name) = (&group.group.guid, &group.group.name);
     (0..).zip(&group.group.rules).map(|(rule_index, rule)| {

@@ -1,6 +1,6 @@
-//! The operator's command line. It asks the lock server and the policy store
-//! over mutual TLS, and a cell's agent over its Unix socket, and prints a table
-//! or, with `--json`, one JSON object per line (docs/portcullisctl.md).
+//! The operator's command line. Queries the lock server and the policy store over
+//! mutual TLS, and a cell's agent over its Unix socket, and prints a table or, with
+//! `--json`, one JSON object per line (docs/portcullisctl.md).
 
 mod cell;
 pub mod cli;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use cli::{Cli, Command};
 use report::Report;
 
-/// The exit status if a space that was asked for has no group.
+/// Exit status if a requested space has no group.
 const NO_SUCH_SPACE: u8 = 3;
 
 /// Runs one command; errors go to stderr as one line, exit 1.

@@ -1,4 +1,4 @@
-//! What the lock server knows.
+//! The commands of the lock server.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ use crate::{
     report::{self, Report},
 };
 
-/// The first and the longest pause before connecting again.
+/// Initial and maximum delay before reconnecting.
 const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 
 /// A lock or presence.
 #[derive(Debug)]
 pub(crate) struct Held {
     lock: Resource,
-    /// Locket gives none.
+    /// `None` for Locket, which has no tokens.
     token: Option<u64>,
 }
 
@@ -71,7 +71,7 @@ pub(crate) async fn list(connection: &Connection, presences: bool) -> anyhow::Re
     Ok(Report::list(LOCKS, locks))
 }
 
-/// A genuine Locket has no watch, so no tokens.
+/// Fallback for a genuine Locket, which has no watch and so no tokens.
 async fn fetch(channel: Channel, code: TypeCode) -> Result<Vec<Held>, Status> {
     let request = WatchRequest { selector: Some(Selector::TypeCode(code.into())) };
     let mut events = match LockWatchClient::new(channel.clone()).watch(request).await {
@@ -96,8 +96,8 @@ async fn fetch(channel: Channel, code: TypeCode) -> Result<Vec<Held>, Status> {
     Ok(locks)
 }
 
-/// Prints events until the user interrupts. A lost connection is made again; the server
-/// then begins with what exists.
+/// Prints events until the user interrupts. Reconnects after a lost connection; the
+/// server then begins with the existing locks.
 pub(crate) async fn watch(
     connection: &Connection,
     key: Option<String>,
@@ -127,7 +127,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// Prints events until the stream ends; why it did.
+/// Prints events until the stream ends; returns the reason.
 async fn print(events: &mut Streaming<WatchResponse>, json: bool) -> anyhow::Result<anyhow::Error> {
     loop {
         match events.message().await {
@@ -138,7 +138,7 @@ async fn print(events: &mut Streaming<WatchResponse>, json: bool) -> anyhow::Res
     }
 }
 
-/// Whether trying again gives the same answer.
+/// Whether a retry cannot succeed.
 fn is_final(code: Code) -> bool {
     matches!(
         code,

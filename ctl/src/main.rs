@@ -1,4 +1,4 @@
-//! `portcullisctl`: what the parts of Portcullis know, for people.
+//! `portcullisctl`: shows the state of Portcullis to operators.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
-//! The order in which people expect names: `cell-2` before `cell-10`.
+//! Natural sort order of names: `cell-2` before `cell-10`.
 
 use std::cmp::Ordering;
 
-/// Compares numbers in names by their value.
+/// Compares numbers in names by value.
 pub(crate) fn compare(one: &str, other: &str) -> Ordering {
     let (mut a, mut b) = (one, other);
     loop {
@@ -11,7 +11,7 @@ pub(crate) fn compare(one: &str, other: &str) -> Ordering {
             let (mut chars_a, mut chars_b) = (a.chars(), b.chars());
             let (next_a, next_b) = (chars_a.next(), chars_b.next());
             if next_a.is_none() && next_b.is_none() {
-                // The same but for zeros before numbers.
+                // Equal except for leading zeros.
                 return one.cmp(other);
             }
             (a, b) = (chars_a.as_str(), chars_b.as_str());
@@ -27,7 +27,7 @@ pub(crate) fn compare(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// The digits that a text begins with, and the rest.
+/// Splits off the leading digits.
 fn number(text: &str) -> (&str, &str) {
     text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
 }

@@ -1,4 +1,4 @@
-//! What a command found, printed for people or for programs.
+//! The result of a command, printed as text or JSON.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -14,14 +14,14 @@ use crate::{
 /// Columns whose content is narrower than this are never wrapped.
 const NARROW: u16 = 16;
 
-/// Things of one kind. Programs get one JSON object for each; people get a table, or for a
-/// single record one line a field.
+/// Records of one kind. JSON output has one object for each; text output is a table, or
+/// for a single record one line per field.
 #[derive(Debug)]
 pub(crate) struct Report {
     headings: Vec<String>,
     rows: Vec<Vec<Entry>>,
     shape: Shape,
-    /// The wall clock of whoever says the times; ours if unknown.
+    /// The server's clock, from which ages count; the local clock if unknown.
     now: Option<Timestamp>,
 }
 
@@ -29,17 +29,17 @@ pub(crate) struct Report {
 enum Shape {
     List,
     Record,
-    /// A record without the fields that are absent.
+    /// A record without absent fields.
     Brief,
-    /// A record that only people see.
+    /// A record that only text output shows.
     Heading,
 }
 
-/// What the text depends on besides the report.
+/// Properties of the terminal.
 #[derive(Debug, Clone, Copy)]
 struct Screen {
     now: Timestamp,
-    /// Characters in a line of the terminal, if it is one.
+    /// Columns of the terminal, if the output is one.
     width: Option<u16>,
 }
 
@@ -55,27 +55,27 @@ impl Report {
         }
     }
 
-    /// Many things.
+    /// A report of several records.
     pub(crate) fn list<T>(fields: &[Field<T>], things: impl IntoIterator<Item = T>) -> Self {
         Self::new(fields, things, Shape::List)
     }
 
-    /// One thing.
+    /// A report of one record.
     pub(crate) fn record<T>(fields: &[Field<T>], thing: T) -> Self {
         Self::new(fields, [thing], Shape::Record)
     }
 
-    /// One thing; absent fields are not shown to people.
+    /// A report of one record; text output omits absent fields.
     pub(crate) fn brief<T>(fields: &[Field<T>], thing: T) -> Self {
         Self::new(fields, [thing], Shape::Brief)
     }
 
-    /// One thing that introduces another report; not in JSON.
+    /// A record that introduces another report; not in JSON.
     pub(crate) fn heading<T>(fields: &[Field<T>], thing: T) -> Self {
         Self::new(fields, [thing], Shape::Heading)
     }
 
-    /// Ages count from this moment.
+    /// Sets the time from which ages count.
     pub(crate) fn at(self, now: Option<Timestamp>) -> Self {
         Self { now, ..self }
     }
@@ -90,7 +90,7 @@ impl Report {
         write(&self.to_text(Screen { now: self.now.unwrap_or_else(Timestamp::now), width }))
     }
 
-    /// One object per line, with the keys in the order of the fields.
+    /// One object per line, with the keys in field order.
     pub(crate) fn to_json(&self) -> String {
         let object = |row: &Vec<Entry>| {
             let members: Vec<String> =
@@ -115,7 +115,7 @@ impl Report {
         }
     }
 
-    /// `None` where the terminal is too narrow for a table that can be read.
+    /// `None` if the terminal is too narrow for a readable table.
     fn table(&self, screen: Screen) -> Option<String> {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_header(&self.headings);
@@ -149,13 +149,13 @@ fn shown(row: &[Entry]) -> impl Iterator<Item = &Entry> {
     row.iter().filter(|entry| !entry.only_json)
 }
 
-/// The items of a list in one line.
+/// The items of a list on one line.
 fn cell(entry: &Entry, now: Timestamp) -> String {
     let lines = entry.lines(now);
     if lines.is_empty() { "-".to_owned() } else { escape::escape(&lines.join(", ")).into_owned() }
 }
 
-/// The items of a list below each other.
+/// The items of a list on separate lines.
 fn record(row: &[Entry], screen: Screen, shape: Shape) -> String {
     let lines: Vec<(String, Vec<String>)> = shown(row)
         .map(|entry| (entry.heading(), entry.lines(screen.now)))
@@ -173,7 +173,7 @@ fn record(row: &[Entry], screen: Screen, shape: Shape) -> String {
     text
 }
 
-/// One line now, for output that goes on. It is escaped already.
+/// Prints one line immediately, for streamed output. The text is escaped already.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     write(&format!("{text}\n"))
 }
@@ -184,8 +184,8 @@ fn write(text: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// The error that ends the program: one line on stderr with all causes, or with `--json`
-/// an object.
+/// Prints the final error: one line on stderr with all causes, or an object with
+/// `--json`.
 #[expect(clippy::print_stderr, reason = "the end of the program, for its user")]
 pub(crate) fn complain(error: &anyhow::Error, json: bool) {
     let code = error.chain().find_map(|cause| cause.downcast_ref::<Refused>());
@@ -202,7 +202,7 @@ pub(crate) fn complain(error: &anyhow::Error, json: bool) {
     }
 }
 
-/// Something that the user should know, and that ends nothing.
+/// Prints a warning.
 #[expect(clippy::print_stderr, reason = "a remark for the user, beside what is printed")]
 pub(crate) fn warn(text: &str) {
     eprintln!("portcullisctl: {}", escape::escape(text));

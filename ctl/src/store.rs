@@ -1,4 +1,4 @@
-//! What the policy store knows.
+//! The commands of the policy store.
 
 use jiff::Timestamp;
 use proto::policy_v1::{
@@ -48,7 +48,7 @@ pub(crate) const STATUS: &[Field<StatusResponse>] = &[
     }),
 ];
 
-/// The store itself.
+/// The status of the store.
 pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
     let status = fetch_status(connection).await?;
     let now = clock(&status);
@@ -59,14 +59,14 @@ fn behind(cell: &Cell, generation: u64) -> u64 {
     generation.saturating_sub(cell.enforced_generation)
 }
 
-/// By the store's own clock; `None` where the cell is not behind, or the store does not
-/// know since when.
+/// Seconds by the store's clock; `None` if the cell is up to date, or the store does
+/// not know since when it is behind.
 fn behind_seconds(cell: &Cell, now: Option<Timestamp>) -> Option<u64> {
     let since = cell.behind_since.as_ref()?.seconds;
     Some(u64::try_from(now?.as_second() - since).unwrap_or(0))
 }
 
-/// A cell beside what the store has.
+/// A cell's report compared with the store's state.
 #[derive(Debug)]
 pub(crate) struct Seen {
     cell: Cell,

@@ -1,5 +1,5 @@
-//! The whole agent in the cell's namespace, with the files and calls of a CNI
-//! plugin around it.
+//! Runs the whole agent in the cell's namespace, with the files and calls of a CNI
+//! plugin.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ use tracing::subscriber::DefaultGuard;
 
 use crate::{lab::sh, silk::Silk, store::Store};
 
-/// A cell: its files, its store, and its agent while it runs.
+/// A cell: its files, its store, and its agent while that runs.
 pub(crate) struct Cell {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) store: Store,
@@ -40,7 +40,7 @@ pub(crate) struct Cell {
     config: Map<String, Value>,
     agent: Option<Agent>,
     version: u64,
-    /// The CNI plugin beside the agent, and the containers that it made chains for.
+    /// The CNI plugin beside the agent, and the containers that have its chains.
     silk: Option<Silk>,
     plugged: BTreeMap<String, String>,
 }
@@ -53,7 +53,7 @@ struct Agent {
 }
 
 impl Cell {
-    /// A cell whose agent has not been started.
+    /// A cell whose agent is not running yet.
     pub(crate) async fn new(overrides: Value) -> Self {
         runtime::tls::install_provider();
         let directory = tempfile::tempdir().unwrap();
@@ -76,7 +76,7 @@ impl Cell {
             "overlay_network": "10.255.0.0/16",
             "state_directory": path("state"),
             "control_socket": path("cell.sock"),
-            // The namespace is this test's own, so any port is free in it.
+            // The namespace belongs to this test, so any port is free in it.
             "force_policy_poll_cycle_port": 8722,
             "debug_server_port": 8721,
             "drift_interval": "100ms",
@@ -90,7 +90,7 @@ impl Cell {
         Self { directory, store, log, _logging, config, agent, version, silk, plugged }
     }
 
-    /// A cell whose agent runs.
+    /// A cell with a running agent.
     pub(crate) async fn running(overrides: Value) -> Self {
         let mut cell = Self::new(overrides).await;
         cell.start().await;
@@ -108,7 +108,7 @@ impl Cell {
         runtime::config::parse(&Value::Object(config).to_string()).unwrap().config
     }
 
-    /// The configuration as a file has it.
+    /// The text of the configuration file.
     pub(crate) fn config_text(&self) -> String {
         Value::Object(self.config.clone()).to_string()
     }
@@ -124,8 +124,8 @@ impl Cell {
             SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
         };
         let (control, debug) = (port("force_policy_poll_cycle_port"), port("debug_server_port"));
-        // Tests that run beside this one start programs, and a program that is just
-        // being started has every socket of this process for an instant.
+        // Parallel tests start programs, and during a fork the child briefly holds
+        // every socket of this process.
         let mut app = self.bind().await;
         while app.as_ref().is_err_and(|error| format!("{error:#}").contains("in use")) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -163,7 +163,7 @@ impl Cell {
         fs::write(beside("_version"), self.version.to_string()).unwrap();
     }
 
-    /// Makes the chains of a container, where there is a CNI plugin that does.
+    /// Creates the chains of a container, if the cell has a CNI plugin.
     pub(crate) fn plug(&mut self, handle: &str, ip: &str) {
         if let Some(silk) = self.silk
             && self.plugged.insert(handle.to_owned(), ip.to_owned()).is_none()
@@ -184,7 +184,7 @@ impl Cell {
         }
     }
 
-    /// An app's container in a space; waits until its rules are in force.
+    /// Adds an app container in a space; waits until its rules are in force.
     pub(crate) async fn add_app(&mut self, handle: &str, ip: &str, space: &str) {
         self.plug(handle, ip);
         self.add_entry(handle, ip, &app(space));
@@ -204,7 +204,7 @@ impl Cell {
         http(self.agent.as_ref().expect("the agent runs").debug, method, path, body).await
     }
 
-    /// Head and body of an answer of the control port and of the debug server.
+    /// Head and body of a response of the control port and of the debug server.
     pub(crate) async fn heads(&self, path: &str) -> [(String, String); 2] {
         let agent = self.agent.as_ref().expect("the agent runs");
         let ask = |address| exchange(address, "GET", path, "");
@@ -224,7 +224,7 @@ impl Cell {
         self.config.get("enable_asg_syncing").is_none_or(|enabled| enabled == true)
     }
 
-    /// Waits until the store's newest generation is in force and reported.
+    /// Waits until the store's latest generation is in force and reported.
     pub(crate) async fn caught_up(&self) {
         let generation = self.store.generation();
         eventually("the newest generation is in force", async || {
@@ -233,8 +233,8 @@ impl Cell {
         .await;
     }
 
-    /// Waits until the kernel's listing has been taken, so that drift is seen.
-    /// Nothing is written down where the tables themselves are compared.
+    /// Waits until the kernel's listing is recorded, so that drift is detected. A plane
+    /// that compares the tables themselves records nothing.
     pub(crate) async fn settled(&self) {
         if self.silk.is_some() {
             return;
@@ -284,7 +284,7 @@ pub(crate) fn rule(protocol: &str, destination: &str, ports: &str) -> Rule {
     }
 }
 
-/// Waits for something that must come true soon.
+/// Waits for a condition, with a timeout.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !holds().await {
@@ -303,7 +303,7 @@ pub(crate) async fn http(
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
 }
 
-/// Head and body of an answer.
+/// Head and body of a response.
 async fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();

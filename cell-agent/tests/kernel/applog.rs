@@ -1,5 +1,5 @@
-//! "Security group rules were updated" in the log of an app, by way of a real
-//! agent of loggregator over mutual TLS.
+//! "Security group rules were updated" in the log of an app, through a real loggregator
+//! agent over mutual TLS.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     silk::BACKENDS,
 };
 
-/// The agent of this machine.
+/// The loggregator agent of this VM.
 struct Loggregator {
     agent: Agent,
     address: String,
@@ -49,7 +49,7 @@ impl Loggregator {
         }})
     }
 
-    /// For which apps a line has come, in order, once there are so many.
+    /// Waits for so many lines; returns their apps in order.
     async fn told(&self, count: usize) -> Vec<String> {
         eventually("the lines have come", async || self.agent.envelopes().len() >= count).await;
         self.agent.envelopes().into_iter().map(|envelope| envelope.source_id).collect()
@@ -81,13 +81,14 @@ fn an_app_is_told_when_its_rules_change_and_only_then() {
         cell.add_entry("c3", "10.255.1.3", &app("s1"));
         cell.start().await;
         cell.caught_up().await;
-        // Its first rules are no news, nor are the same under another name.
+        // A container's first rules send no line, nor do the same rules in another
+        // group.
         set(&cell, "10.1.0.0/16", "two");
         cell.caught_up().await;
         set(&cell, "10.2.0.0/16", "two");
         cell.caught_up().await;
         assert_eq!(loggregator.told(1).await, ["app-1"]);
-        // A restart is none, what changed meanwhile is.
+        // A restart sends no line, but a change during the restart does.
         cell.stop().await;
         cell.start().await;
         cell.caught_up().await;
@@ -96,7 +97,8 @@ fn an_app_is_told_when_its_rules_change_and_only_then() {
         cell.start().await;
         cell.caught_up().await;
         assert_eq!(loggregator.told(2).await, ["app-1", "app-1"]);
-        // One after the other: whatever came for nothing would stand between.
+        // Changes in sequence: an unexpected line would appear between the expected
+        // ones.
         cell.store.set(vec![]);
         cell.caught_up().await;
         assert_eq!(loggregator.told(4).await, ["app-1", "app-1", "app-1", "app-2"]);

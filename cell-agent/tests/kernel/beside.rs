@@ -1,5 +1,5 @@
-//! What is beside the agent on a cell: the CNI plugin, and the original's agent
-//! for the policies between containers.
+//! The agent together with the CNI plugin, and with the original's agent for
+//! container-to-container policies.
 
 use std::{
     sync::{
@@ -24,16 +24,17 @@ use crate::{
     stage::{C1, CLOSED, OPEN, cell},
 };
 
-/// In the order of the CNI plugin (docs/compatibility/vxlan-policy-agent.md#cni-chains): the store
-/// entry, which the agent sees at once, then the chains, then the call that must not come
-/// back before the rules are in force; and the other way round.
+/// In the order of the CNI plugin
+/// (docs/compatibility/vxlan-policy-agent.md#cni-chains): the metadata entry, which the
+/// agent sees at once, then the chains, then the call that must not return before the
+/// rules are in force; and the reverse.
 #[test]
 fn a_container_comes_and_goes_in_the_plugins_order() {
     const HANDLE: &str = "00000001-aaaa-bbbb-cccc-0123456789ab";
     for silk in BACKENDS {
         lab(async move |_lab| {
             let mut config = silk.config(json!({}));
-            // Nothing but the calls makes it look again.
+            // Only the calls trigger a read of the kernel.
             config["drift_interval"] = json!("1h");
             let mut cell = Cell::running(config).await;
             cell.store.set(vec![global("g1", vec![all("10.1.0.0/16")])]);
@@ -73,13 +74,13 @@ fn a_container_comes_and_goes_in_the_plugins_order() {
     }
 }
 
-/// What an agent leaves that is stopped on its way (contract 2.7, cases 29, 31, 44),
-/// ours or the original, done to the chains of c1 while there is none.
+/// Leftovers of an interrupted agent, ours or the original (contract 2.7, cases 29, 31,
+/// 44), created in the chains of c1 while no agent runs.
 const LEFT: [&[&str]; 6] = [
-    // A candidate beside the chain, empty and filled.
+    // A candidate chain beside the chain, empty and filled.
     &["-N casg-c1", "-I netout--c1 1 -j casg-c1"],
     &["-N casg-c1", "-I netout--c1 1 -j casg-c1", "-A casg-c1 -j REJECT"],
-    // The candidate alone.
+    // Only the candidate chain.
     &[
         "-D netout--c1 -j asg-c1",
         "-F asg-c1",
@@ -88,10 +89,11 @@ const LEFT: [&[&str]; 6] = [
         "-I netout--c1 1 -j casg-c1",
         "-A casg-c1 -j ACCEPT",
     ],
-    // A chain without its jump, and a jump to an empty one.
+    // A chain without its jump, and a jump to an empty chain.
     &["-D netout--c1 -j asg-c1"],
     &["-F asg-c1"],
-    // Rules of the CNI plugin's own, from when others filtered, and somebody's chain.
+    // Rules of the CNI plugin from a time when enforcement was disabled, and a foreign
+    // chain.
     &[
         "-D netout--c1 -j asg-c1",
         "-F asg-c1",
@@ -128,7 +130,7 @@ fn whatever_an_agent_left_the_next_one_makes_it_right() {
     }
 }
 
-/// Fails each second call.
+/// Fails every second call.
 async fn cycle(State(calls): State<Arc<AtomicUsize>>) -> (StatusCode, &'static str) {
     match calls.fetch_add(1, Ordering::Relaxed) % 2 {
         0 => (StatusCode::OK, ""),

@@ -1,11 +1,11 @@
-//! The recorded cases of the original: the same inputs, and for every probing
-//! packet the same verdict (accept, accept and log, reject, blocked).
+//! Replays the recorded cases of the original: the same inputs, and the same verdict
+//! for every probe packet (accept, accept and log, reject, blocked).
 //!
-//! On the iptables plane every snapshot of the original's tables is compared as
-//! well, our chains and their parents, with both programs that are called
-//! iptables. On the nftables plane a case's own use of iptables has no
-//! counterpart: a flush of chains flushes our table. Log texts are skipped, and
-//! faults of the original's policy server are a store that is down.
+//! On the iptables plane every snapshot of the original's tables is compared as well,
+//! our chains and their parents, with both programs that are called iptables. On the
+//! nftables plane a case's own use of iptables has no counterpart: a flush of chains
+//! flushes our table. Log texts are skipped, and faults of the original's policy server
+//! become a store that is down.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -21,8 +21,9 @@ use crate::{
     silk::{BACKENDS, Silk},
 };
 
-/// Where ours is meant to differ, with the verdicts that ours gives
-/// (docs/compatibility/vxlan-policy-agent.md#differences). By case and number of the operation.
+/// Intended differences from the original, with our verdicts
+/// (docs/compatibility/vxlan-policy-agent.md#differences). By case and number of the
+/// operation.
 const DIFFERENCES: &[(&str, usize, &str, &str)] = &[
     (
         "21-bad-destination-first-sync",
@@ -65,14 +66,14 @@ fn every_recorded_table_of_iptables_nft_comes_out() {
     assert!(verdicts >= 149 && tables >= 40, "only {verdicts} verdicts, {tables} tables");
 }
 
-/// How much was compared.
+/// Number of comparisons.
 #[derive(Default)]
 struct Outcome {
     verdicts: usize,
     tables: usize,
 }
 
-/// Plays all cases; without a plugin on the nftables plane.
+/// Replays all cases; without a plugin on the nftables plane.
 fn play_all(silk: Option<Silk>) -> Outcome {
     let (mut total, mut wrong) = (Outcome::default(), Vec::new());
     for name in recorded::names() {
@@ -92,7 +93,7 @@ fn play_all(silk: Option<Silk>) -> Outcome {
     total
 }
 
-/// One case being played.
+/// The replay of one case.
 struct Play {
     name: String,
     lab: Lab,
@@ -142,12 +143,12 @@ impl Play {
         (outcome, wrong)
     }
 
-    /// What differs from the recorded table once the agent has come to rest.
+    /// The differences from the recorded table after the agent has settled.
     async fn compare_tables(&mut self, number: usize, recorded: &str) -> Option<String> {
         self.settle().await;
         let silk = self.silk?;
         let expected = recorded::table(&self.name, number, recorded);
-        // Longer than two looks at the kernel.
+        // Longer than two reads of the kernel.
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
             let found = silk.ours();
@@ -165,7 +166,7 @@ impl Play {
         }
     }
 
-    /// The verdicts of an operation, as recorded or as listed to differ.
+    /// The verdicts of an operation, as recorded or from the list of differences.
     fn expected(&self, number: usize, recorded: &str) -> Vec<String> {
         let listed = DIFFERENCES.iter().find(|(name, op, ..)| *name == self.name && *op == number);
         if let Some((.., ours)) = listed {
@@ -214,7 +215,7 @@ impl Play {
                     op["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
                 let (command, before) = (words.collect::<Vec<_>>().join(" "), silk.ours());
                 silk.run(&command);
-                // What it takes out of our chains is put back by the next look.
+                // The agent restores the deleted rules at its next check.
                 let deadline = Instant::now() + Duration::from_secs(15);
                 while command.starts_with("-F asg-") && silk.ours() != before {
                     assert!(Instant::now() < deadline, "{}: {command} was not healed", self.name);
@@ -233,14 +234,15 @@ impl Play {
                 }
                 self.cell.start().await;
             }
-            // What only the original has, and what only looks.
+            // Operations on parts of the original that have no counterpart, and
+            // read-only ones.
             "snapshot" | "logs" | "requests" | "policies" | "hold_lock" | "sleep" | "put"
             | "stop_agent" => {}
             other => panic!("{}: nobody knows the operation {other}", self.name),
         }
     }
 
-    /// As the CNI plugin: 405 means that others filter.
+    /// Like the CNI plugin: 405 means that enforcement is disabled here.
     async fn force(&mut self, handle: &str) {
         self.settle().await;
         let (status, body) = self.cell.force(handle).await;
@@ -282,7 +284,7 @@ impl Play {
     }
 }
 
-/// How many packets the log rules for allowed connections have seen.
+/// Packet count of the log rules for allowed connections.
 fn logged() -> u64 {
     let listing = sh("nft list table inet portcullis 2>/dev/null || true");
     let counters = listing.lines().filter(|line| line.contains("log prefix \"OK_"));
@@ -297,7 +299,7 @@ fn kind(probe: &Value) -> Kind {
     let number = |key: &str, default: u64| probe[key].as_u64().unwrap_or(default);
     let port = |key: &str, default: u64| u16::try_from(number(key, default)).unwrap();
     let byte = |key: &str, default: u64| u8::try_from(number(key, default)).unwrap();
-    // Each packet is a connection of its own unless the case says otherwise.
+    // Each packet is a separate connection unless the case says otherwise.
     let source = port("sport", u64::from(20_000 + rand_port()));
     match probe["proto"].as_str().unwrap() {
         "tcp" => Kind::Tcp { port: port("port", 0), source, flags: byte("flags", 2) },

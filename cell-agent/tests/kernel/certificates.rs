@@ -1,5 +1,5 @@
-//! Client certificates that cannot be used: the last good groups are in force, the
-//! CNI plugin is served, and replaced files are taken up.
+//! Unusable client certificates: the last good groups are in force, the CNI plugin is
+//! served, and replaced files are reloaded.
 
 use std::{fs, path::Path};
 
@@ -15,7 +15,7 @@ use crate::{
     stage::{C1, C2, OPEN, OTHER, cell},
 };
 
-/// Puts files that cannot be used into `folder`; returns part of the error.
+/// Puts unusable files into `folder`; returns a part of the expected error.
 fn break_files(what: &str, good: &Files, cert: &Path, key: &Path) -> &'static str {
     fs::copy(&good.key, key).unwrap();
     match what {
@@ -68,7 +68,7 @@ async fn without_certificate(plane: Plane, lab: Lab) {
         let unusable = "cfnetworking.vxlan-policy-agent.certificate-unusable";
         assert_eq!(cell.log.data_of(unusable).unwrap()["tls"], "policy-store-client");
 
-        // The last good groups stand, also for a new container of a known space.
+        // The last good groups stay, also for a new container of a known space.
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept, "{what}");
         assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Reject, "{what}");
         let name = format!("c2-{round}");

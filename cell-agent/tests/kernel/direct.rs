@@ -1,4 +1,4 @@
-//! Changes that go to the kernel without nft ([`cell_agent::netlink`]).
+//! Changes that use netlink instead of nft ([`cell_agent::netlink`]).
 
 use serde_json::json;
 
@@ -10,8 +10,8 @@ use crate::{
 
 const REFUSED: &str = "cfnetworking.vxlan-policy-agent.kernel-does-not-take-orders.asking-nft";
 
-/// A container that comes or goes in a known space costs no process, a changed
-/// rule one, and what is in the kernel is what nft would have put there.
+/// A container that is added or removed in a known space needs no process, a changed
+/// rule one, and the kernel's table is the same as with nft.
 #[test]
 fn what_only_leads_elsewhere_costs_no_process() {
     lab(async |_lab| {
@@ -39,7 +39,7 @@ fn what_only_leads_elsewhere_costs_no_process() {
         assert_eq!(programs.lines("scripts"), scripts + 1, "a rule, and what is swept");
         assert_eq!(cell.log.data_of(REFUSED), None);
 
-        // nft itself does not read this word as it writes it.
+        // nft does not parse this word as it prints it.
         let content = || listing().replace("reject with icmp port-unreachable", "reject");
         let left = content();
         assert!(left.contains("10.0.0.2") && !left.contains("10.0.0.1"), "{left}");

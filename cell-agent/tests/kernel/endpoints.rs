@@ -1,4 +1,4 @@
-//! What the agent answers, and what it is asked about addresses.
+//! Responses of the agent's endpoints, and requests about addresses.
 
 use cell_agent::app::App;
 use proto::cell_v1::{
@@ -25,7 +25,7 @@ fn an_address_goes_with_its_container() {
         ]);
         let (status, body) = cell.get("/force-orphaned-asgs-cleanup?container=c1").await;
         assert_eq!(status, 500, "a live container: {body}");
-        // Taken over in one write: never both, never none.
+        // The address moves in one write: never both, never none.
         cell.change_store(|entries| {
             entries.remove("c1");
             let entry = json!({"handle": "c2", "ip": "10.255.1.1", "metadata": app("s2")});
@@ -34,7 +34,7 @@ fn an_address_goes_with_its_container() {
         assert_eq!(cell.force("c2").await.0, 200);
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Reject);
         assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Accept);
-        // Claimed twice, it belongs to nobody.
+        // An address that is claimed twice belongs to no container.
         cell.add_entry("c3", "10.255.1.1", &app("s2"));
         let (status, body) = cell.force("c3").await;
         assert_eq!(status, 500);
@@ -52,8 +52,8 @@ fn an_address_goes_with_its_container() {
     });
 }
 
-/// Beside the plugin packets are known by its chains: an entry that was left behind
-/// when its address went to another container does that one no harm.
+/// Beside the plugin, packets are identified by its chains: a stale entry with a reused
+/// address does not harm the address's new container.
 #[test]
 fn an_entry_that_was_left_behind_strands_nobody_beside_the_plugin() {
     for silk in BACKENDS {
@@ -129,7 +129,7 @@ fn the_endpoints_answer_as_the_original() {
     });
 }
 
-/// Chains that the CNI plugin made anew for an entry that did not change.
+/// Chains that the CNI plugin recreated for an unchanged entry.
 #[test]
 fn a_promise_beside_the_plugin_is_about_the_chains_of_now() {
     for silk in BACKENDS {
@@ -227,7 +227,7 @@ impl Cell {
     }
 }
 
-/// As Go's net/http.
+/// Same as Go's net/http.
 #[test]
 fn an_unknown_path_is_not_found_in_the_words_of_the_original() {
     lab(async |_lab| {

@@ -1,4 +1,4 @@
-//! What explain says is what happens to packets, on every data plane.
+//! The verdicts of explain match those on real packets, on every data plane.
 
 use std::{
     io::ErrorKind,
@@ -23,7 +23,7 @@ use crate::{
 const HANDLE: &str = "00000001-aaaa-bbbb-cccc-0123456789ab";
 const ADDRESS: &str = "10.255.1.1";
 
-/// Protocol, destination, port or ICMP type, and what is to come of it.
+/// Protocol, destination, port or ICMP type, and the expected verdict.
 const PROBES: [(&str, &str, u16, Verdict); 8] = [
     ("tcp", "10.1.0.1", 443, Verdict::Allowed),
     ("tcp", "10.1.0.1", 80, Verdict::Denied),
@@ -32,7 +32,7 @@ const PROBES: [(&str, &str, u16, Verdict); 8] = [
     ("udp", "10.2.0.2", 53, Verdict::Denied),
     ("icmp", "10.3.0.1", 8, Verdict::Allowed),
     ("icmp", "10.3.0.1", 13, Verdict::Denied),
-    // In a denied network, whatever a rule says.
+    // In a denied network, even if a rule allows the destination.
     ("tcp", "10.1.9.1", 443, Verdict::Denied),
 ];
 
@@ -101,7 +101,7 @@ async fn compare(lab: &Lab, silk: Option<Silk>) {
     cell.stop().await;
 }
 
-/// As long as the CNI plugin has made no chains, nothing is allowed.
+/// Until the CNI plugin has created its chains, nothing is allowed.
 async fn waits(cell: &Cell) {
     let answer = explain(cell, PROBES[0]).await;
     assert_eq!(answer.verdict(), Verdict::Denied);
@@ -130,12 +130,12 @@ fn move_to(cell: &mut Cell, space: &str) {
     cell.add_entry(HANDLE, ADDRESS, &app(space));
 }
 
-/// Explains and sends a packet to what the first space opens.
+/// Explains and sends a packet to a destination that the first space allows.
 async fn state(cell: &Cell, prober: &Prober) -> (Enforcement, Verdict, Fate) {
     let list = async || {
         cell.client().list_containers(ListContainersRequest {}).await.unwrap().into_inner()
     };
-    // Both answers of the same moment.
+    // Both responses must be from the same state.
     let (list, answer) = loop {
         let before = list().await;
         let answer = explain(cell, ("tcp", "10.1.0.1", 80, Verdict::Unspecified)).await;
@@ -152,9 +152,8 @@ async fn state(cell: &Cell, prober: &Prober) -> (Enforcement, Verdict, Fate) {
     (container.enforcement(), answer.verdict(), fate)
 }
 
-/// Laws 5 and 7: the rules that an earlier agent left in a chain of their own stay
-/// until it is known what should be there; those of a space that the container is no
-/// longer in do not.
+/// Laws 5 and 7: the rules of an earlier agent in a chain of their own stay until the
+/// desired rules are known; rules of a space that the container has left do not.
 #[test]
 fn a_space_that_is_unknown_opens_nothing_and_what_is_kept_is_told() {
     on_every_plane(unknown);
@@ -180,7 +179,7 @@ async fn unknown(plane: Plane, lab: Lab) {
     assert!(body.contains("has not told the security groups of space s2"), "{body}");
     let denied = (Enforcement::DeniedUntilKnown, Verdict::Denied, Fate::Reject);
     let kept = (Enforcement::KeptUntilKnown, Verdict::Unspecified, Fate::Accept);
-    // A table of our own is not kept without being known.
+    // A table of our own is not kept while its content is unknown.
     let expected = if let Plane::Iptables(_) = plane { kept } else { denied };
     assert_eq!(state(&cell, &prober).await, expected);
     cell.store.up().await;
@@ -194,15 +193,16 @@ async fn unknown(plane: Plane, lab: Lab) {
     cell.stop().await;
 }
 
-/// Where every server of the next test listens.
+/// Port of all servers of the next test.
 const PORT: u16 = 4000;
 
-/// A server on all addresses of a namespace; the kernel takes its connections.
+/// A server on all addresses of a namespace; the kernel accepts its connections.
 fn serve() -> TcpListener {
     TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT))).unwrap()
 }
 
-/// A server on each address of [`DESTINATIONS`]. Other cells are behind `silk-vtep`.
+/// A server on each address of [`DESTINATIONS`]. Other cells are reached through
+/// `silk-vtep`.
 fn servers(lab: &Lab, second: &Namespace) -> Vec<TcpListener> {
     for address in ["10.1.0.1/32", "10.1.9.1/32", "10.2.0.1/32", "fd00:1::1/128", "fd00:2::1/128"] {
         lab.outside.sh(&format!("ip address add {address} dev lo"));
@@ -217,7 +217,7 @@ fn servers(lab: &Lab, second: &Namespace) -> Vec<TcpListener> {
     vec![serve(), lab.outside.run(serve), second.run(serve)]
 }
 
-/// Each class of destinations, and whether security groups decide.
+/// Each class of destinations, and whether security groups apply.
 const DESTINATIONS: [(&str, Verdict, &str); 14] = [
     ("10.1.0.1", Verdict::Allowed, "rule 0 of security group g1 (g1) allows"),
     ("fd00:1::1", Verdict::Allowed, "rule 0 of security group g1 (g1) allows"),
@@ -236,7 +236,7 @@ const DESTINATIONS: [(&str, Verdict, &str); 14] = [
     ("10.255.2.5", Verdict::NotDecided, "in the overlay network 10.255.0.0/16"),
 ];
 
-/// Whether a connection is opened; otherwise it is refused.
+/// Whether a connection is accepted; otherwise it is refused.
 fn opens(container: &Namespace, to: &str) -> bool {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
     match container.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(5))) {
@@ -246,8 +246,8 @@ fn opens(container: &Namespace, to: &str) -> bool {
     }
 }
 
-/// Whether a packet of the container is subject to its security groups is the same for
-/// packets and for explain, whatever the destination is.
+/// Explain and the kernel agree on whether a container's packet is subject to its
+/// security groups, for every destination.
 #[test]
 fn each_class_of_destinations_is_explained_as_packets_fare() {
     on_every_plane(async |plane, lab: Lab| {
@@ -267,7 +267,7 @@ fn each_class_of_destinations_is_explained_as_packets_fare() {
             cell.add_app(HANDLE, ADDRESS, "s1").await;
             cell.add_app("c2", "10.255.1.2", "s1").await;
             for (to, verdict, reason) in DESTINATIONS {
-                // The beginning of the handle is enough.
+                // A prefix of the handle is enough.
                 let answer = explained(&cell, &HANDLE[..5], to).await;
                 assert_eq!(answer.verdict(), verdict, "{to}: {}", answer.reason);
                 assert!(answer.reason.contains(reason), "{to}: {}", answer.reason);
@@ -298,7 +298,7 @@ async fn explained(cell: &Cell, handle: &str, to: &str) -> ExplainResponse {
     cell.client().explain(request).await.unwrap().into_inner()
 }
 
-/// A prefix of several handles means none of them; a whole handle is itself.
+/// A prefix of several handles matches none of them; a complete handle matches itself.
 async fn ambiguous(cell: &mut Cell) {
     cell.add_app("c2-more", "10.255.1.3", "s1").await;
     let rules = async |handle: &str| {

@@ -1,4 +1,4 @@
-//! What the kernel refuses, and what others do to it: laws 6 to 8.
+//! Refusals by the kernel, and foreign changes: laws 6 to 8.
 
 use std::fs;
 
@@ -14,8 +14,8 @@ use crate::{
     stage::{C1, C2, CLOSED, OPEN, OTHER, cell, lose_the_groups, restart_unknowing},
 };
 
-/// Stands for a kernel that does not take one of the destinations, and one of
-/// the containers: on one plane its address, on the other what its rules log.
+/// Simulates a kernel that refuses one of the destinations, and one of the containers:
+/// on one plane its address, on the other its log rule.
 const REFUSES: &str = "case \"$input\" in *10.66.6.6*|*10.255.6.6*|*DENY_bad*)
     echo 'Error: Could not process rule: Numerical result out of range' >&2; exit 1;;
 esac";
@@ -58,7 +58,7 @@ async fn refused(plane: Plane, lab: Lab) {
     cell.stop().await;
 }
 
-/// Law 5: nothing is taken away for want of a kernel that takes something new.
+/// Law 5: a refused change removes nothing.
 #[test]
 fn while_the_kernel_refuses_everything_the_last_rules_stand() {
     on_every_plane(refusing);
@@ -106,7 +106,7 @@ fn what_others_change_is_put_back() {
         let healed = async || cell.log.text().matches("drift-healed").count();
         let policy = format!(r#""place":"chain {chain}","#);
         let element = r#""place":"map policies","#;
-        // What is done, and what the line about it says of the first difference.
+        // The edit, and the first difference in its log line.
         for (done, (edit, place, difference)) in [
             ("nft flush table inet portcullis", r#""place":"chain "#, r#""expected":""#),
             ("nft delete table inet portcullis", r#""place":"table inet portcullis","#, ""),
@@ -154,7 +154,7 @@ fn what_others_change_is_put_back() {
         .into_iter()
         .enumerate()
         {
-            // Settled again, the agent writes its state file anew.
+            // After settling again, the agent rewrites its state file.
             let applied = cell.directory.path().join("state/applied");
             sh(edit);
             fs::remove_file(&applied).unwrap();
@@ -172,12 +172,12 @@ fn what_others_change_is_put_back() {
     });
 }
 
-/// In the rules of c1, the fourth opens what is open; the names are the contract's. The
-/// line about an edit names the chain and the rule.
+/// Edits of the rules of c1; the fourth rule allows `OPEN`. Chain names are those of
+/// the contract. The log line of an edit names the chain and the rule.
 const EDITS: &[(&str, &str)] = &[
     ("-F asg-c1", r#"asg-c1","expected":""#),
     ("-I asg-c1 -j ACCEPT", r#"asg-c1","found":"-j ACCEPT"}"#),
-    // Of the same size, so that the table's size does not tell.
+    // Of equal size, so that the table's size does not reveal the change.
     (
         "-R asg-c1 4 -m iprange --dst-range 10.9.0.0-10.9.255.255 -j ACCEPT",
         "10.1.255.255 -j ACCEPT\",\"found\":\"-m iprange --dst-range 10.9.0.0",
@@ -212,7 +212,7 @@ async fn edited(silk: Silk, lab: &Lab) {
             silk.run(command);
         }
         eventually(&format!("healed: {edit:?}"), async || silk.ours() == whole).await;
-        // An edit while the agent reads back what it wrote is mended uncounted.
+        // An edit during the agent's read-back is repaired without being counted.
         let counted = async || cell.status().await.drift_healed > before;
         if *edit != ["-N asg-stranger"] {
             eventually(&format!("counted: {edit:?}"), counted).await;
@@ -241,7 +241,8 @@ fn what_others_do_elsewhere_is_none_of_ours() {
     });
 }
 
-/// Laws 5 and 7: what is flushed while nobody can tell the rules is put back.
+/// Laws 5 and 7: chains that are flushed while the desired rules are unknown are
+/// restored.
 #[test]
 fn a_flush_while_the_groups_are_unknown_opens_nothing() {
     lab(async |lab| {

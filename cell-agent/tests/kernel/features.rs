@@ -1,4 +1,4 @@
-//! What the configuration adds to the rules, with real packets.
+//! Effects of the configuration on the rules, with real packets.
 
 use std::net::{Ipv4Addr, SocketAddrV6, UdpSocket};
 
@@ -38,7 +38,7 @@ async fn cell(lab: &Lab, config: Value, groups: Vec<SecurityGroup>) -> (Cell, Pr
     (cell, prober)
 }
 
-/// How many packets the log rules with this prefix have seen.
+/// Packet count of the log rules with this prefix.
 fn logged(prefix: &str) -> u64 {
     let listing = sh("nft list table inet portcullis");
     let lines = listing.lines().filter(|line| line.contains(&format!("log prefix \"{prefix}")));
@@ -90,7 +90,8 @@ fn of_overlapping_rules_the_last_one_decides_about_the_log() {
         let groups = vec![
             global("g1", vec![log(all("10.0.0.0/8")), all("20.0.0.0/8"), log(all("20.1.0.0/16"))]),
             bound("g2", "s1", vec![all("10.1.0.0/16"), log(all("20.2.0.1"))]),
-            // The same once more, silent as in g1: the first place counts.
+            // The same destination again, without a log like in g1: the first rule
+            // counts.
             bound("g3", "s1", vec![all("20.0.0.0/8")]),
         ];
         let (mut cell, prober) = cell(&lab, json!({}), groups).await;
@@ -169,7 +170,7 @@ fn new_connections_are_limited_for_container_destination_and_port() {
         }
         assert_eq!(accepted(C1, to, udp, 80).await, 12);
         assert!(logged("DENY_ORL_c1 ") >= 1);
-        // The buckets outlive a change of rules, and are no drift.
+        // The buckets survive a change of rules, and are no drift.
         cell.store.set(vec![global("g1", vec![all("10.0.0.0/8"), all("11.0.0.0/8")])]);
         cell.caught_up().await;
         assert!(accepted(C1, to, tcp, 80).await < 5);
@@ -242,7 +243,7 @@ async fn ipv6(plane: Plane, lab: Lab) {
             all("fd00:1::/32,10.1.0.0/16"),
             rule("udp", "fd00:3::1", "53"),
             Rule { r#type: 128, code: 0, ..rule("icmpv6", "fd00:4::/32", "") },
-            // Another message than the one that is sent.
+            // An ICMP message other than the one that is sent.
             Rule { r#type: 1, code: 4, ..rule("icmpv6", "fd00:5::/32", "") },
         ],
     )];

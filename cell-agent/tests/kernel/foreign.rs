@@ -1,4 +1,4 @@
-//! A table that this nft does not understand.
+//! Creates a table that this version of nft does not understand.
 
 use std::os::fd::AsRawFd as _;
 
@@ -6,7 +6,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
-/// User data of a set: its key has a type (`typeof`) with a number that no version
+/// User data of a set whose key has a type (`typeof`) with a number that no version
 /// knows yet.
 const USER_DATA: &[u8] = &[3, 8, 0, 4, 0, 0, 0, 255, 1, 4];
 
@@ -32,7 +32,7 @@ fn message(kind: u16, flags: u16, (family, resource): (u8, u16), body: &[u8]) ->
     [&head.concat(), &[family, 0][..], &resource.to_be_bytes(), body].concat()
 }
 
-/// Makes the table `inet theirs` with one set.
+/// Creates the table `inet theirs` with one set.
 pub(crate) fn table_of_a_newer_nft() {
     let number = |n: u32| n.to_be_bytes();
     let table = attribute(1, b"theirs\0");
@@ -51,7 +51,7 @@ pub(crate) fn table_of_a_newer_nft() {
     ]);
 }
 
-/// Deletes it.
+/// Deletes the table.
 pub(crate) fn take_away() {
     let table = attribute(1, b"theirs\0");
     transaction(&[message(DELETE_TABLE, REQUEST | CONFIRM, (INET, 0), &table)]);

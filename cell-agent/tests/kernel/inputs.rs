@@ -1,5 +1,5 @@
-//! What goes wrong with the agent's inputs, and that containers keep their rules:
-//! laws 4, 5 and 7.
+//! Failures of the agent's inputs, during which containers keep their rules: laws 4, 5
+//! and 7.
 
 use std::{env, fs, time::Duration};
 
@@ -57,7 +57,7 @@ async fn restarted(plane: Plane, lab: Lab) {
     let after = (programs.lines("writes"), applied(&cell), plane.ours());
     assert_eq!(after, before, "the kernel was written to");
     cell.stop().await;
-    // What changed in the meantime is the only change.
+    // The change during the outage is the only change.
     cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16"), all("10.2.0.0/16")])]);
     cell.start().await;
     cell.caught_up().await;
@@ -80,7 +80,7 @@ async fn without_a_store(plane: Plane, lab: Lab) {
     assert_eq!(cell.force("c1").await.0, 200);
     assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
     assert!(!cell.status().await.store_connected);
-    // A known space goes on working; an unknown one is closed, and says why.
+    // A known space goes on working; an unknown one is denied, with the reason.
     cell.add_app("c2", "10.255.1.2", "s1").await;
     assert_eq!(prober.probe(C2, OPEN, connection(80)).await, Fate::Accept);
     cell.delete_entry("c2");
@@ -90,7 +90,7 @@ async fn without_a_store(plane: Plane, lab: Lab) {
     assert_eq!(status, 500);
     assert!(body.contains("has not told the security groups of space s2"), "{body}");
     assert_eq!(prober.probe(C2, OPEN, connection(80)).await, Fate::Reject);
-    // A kernel that lost them gets them back from disk.
+    // A kernel without the rules gets them back from disk.
     let whole = plane.ours();
     plane.wreck();
     eventually("healed", async || plane.ours() == whole).await;
@@ -154,7 +154,7 @@ async fn torn_at_the_start(plane: Plane, lab: Lab) {
     cell.stop().await;
 }
 
-/// Law 6: by name, and once.
+/// Law 6: reported by name, and once.
 #[test]
 fn a_rule_that_cannot_be_read_is_told_when_it_appears() {
     lab(async |lab| {
@@ -175,7 +175,7 @@ fn a_rule_that_cannot_be_read_is_told_when_it_appears() {
         assert_eq!(line["containers"], json!(["c1"]));
         let error = "destination \"10.9.0.0/255.255.0.0\" is not a CIDR with a prefix length";
         assert_eq!(line["error"], json!(format!("{error}, and 1 more")));
-        // Mended and broken again, it is told again.
+        // After a repair and a new error, the rule is reported again.
         cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16")])]);
         cell.caught_up().await;
         cell.store.set(vec![bound("g1", "s1", vec![all("10.2.0.0/16"), bad.clone()])]);
@@ -185,7 +185,7 @@ fn a_rule_that_cannot_be_read_is_told_when_it_appears() {
     });
 }
 
-/// How many changes, and how long they take together.
+/// The number of changes, and the duration of all of them.
 fn burst() -> (u32, Duration) {
     let changes = env::var("PORTCULLIS_BURST_CHANGES").map_or(1_000, |text| text.parse().unwrap());
     (changes, Duration::from_millis(10) * changes)
@@ -206,7 +206,7 @@ async fn thousand_changes(plane: Plane, lab: Lab) {
     let began = Instant::now();
     for n in 0..changes {
         every.tick().await;
-        // One destination stays open all the time, the other comes and goes.
+        // One destination stays allowed all the time, the other changes.
         let more = format!("10.{}.0.0/16", 2 + n % 2);
         cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16"), all(&more)])]);
         if n % 100 == 99 {

@@ -1,6 +1,6 @@
-//! A cell between two others: containers inside, the world outside, each a
-//! network namespace that lives as long as a thread does. Nothing is left when
-//! the test ends, however it ends, since nothing outside those threads is made.
+//! A cell between two other namespaces: the containers inside, the world outside. Each
+//! is a network namespace that lives as long as a thread. Nothing is left after the
+//! test, however it ends, since it creates nothing outside those threads.
 
 use std::{
     fs, future::Future, net::Ipv4Addr, panic::resume_unwind, process::Command, sync::mpsc, thread,
@@ -12,7 +12,7 @@ use nix::{
 };
 use tokio::task::LocalSet;
 
-/// A namespace held by a thread that runs what it is given.
+/// A namespace held by a thread that runs jobs in it.
 pub(crate) struct Namespace {
     thread_id: i32,
     jobs: mpsc::Sender<Box<dyn FnOnce() + Send>>,
@@ -33,12 +33,12 @@ impl Namespace {
         Self { thread_id, jobs }
     }
 
-    /// The thread that holds it, by which `ip` finds it.
+    /// The thread that holds the namespace; `ip` finds the namespace by this ID.
     pub(crate) fn thread_id(&self) -> i32 {
         self.thread_id
     }
 
-    /// Runs something inside and waits for it.
+    /// Runs a job inside and waits for the result.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (result, answer) = mpsc::channel();
         self.jobs.send(Box::new(move || _ = result.send(job()))).unwrap();
@@ -52,7 +52,7 @@ impl Namespace {
     }
 }
 
-/// A fresh namespace for this thread.
+/// Creates a namespace for this thread.
 fn enter() {
     unshare(CloneFlags::CLONE_NEWNET)
         .expect("kernel tests make network namespaces: run them as root, or under unshare -rn");
@@ -67,7 +67,7 @@ fn write(setting: &str, value: &str) {
     fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
 }
 
-/// Runs a command line in this thread's namespace; it has to succeed.
+/// Runs a command line in this thread's namespace; it must succeed.
 pub(crate) fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().expect("sh is there");
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -77,20 +77,20 @@ pub(crate) fn sh(command: &str) -> String {
 
 /// The three namespaces; this thread is in the cell's.
 pub(crate) struct Lab {
-    /// Where the containers are, all behind one interface.
+    /// The containers' namespace; all containers share one interface.
     pub(crate) inside: Namespace,
-    /// Where every other address is; it answers nothing.
+    /// The namespace of every other address; no server runs in it.
     pub(crate) outside: Namespace,
 }
 
 impl Lab {
-    /// Gives the containers' namespace another address.
+    /// Adds an address to the containers' namespace.
     pub(crate) fn container(&self, address: Ipv4Addr) {
         self.inside.sh(&format!("ip address replace {address}/16 dev uplink"));
     }
 
-    /// A container as silk-cni makes it: in a namespace of its own, behind an interface
-    /// named after its IPv4 address, with one more address for IPv6.
+    /// A container as silk-cni creates it: in a namespace of its own, with an interface
+    /// named after its IPv4 address, and an additional IPv6 address.
     pub(crate) fn silk(&self, v4: Ipv4Addr, v6: &str) -> Namespace {
         let container = Namespace::new();
         let [a, b, c, d] = v4.octets();
@@ -131,7 +131,7 @@ impl Lab {
         outside.sh("ip -6 address add fd00:99::2/64 dev uplink nodad && ip -6 route add default via fd00:99::1");
         write("ipv4/ip_forward", "1");
         write("ipv6/conf/all/forwarding", "1");
-        // The kernel's own limits on rejects would hide some of ours.
+        // The kernel's own rate limit of ICMP errors would hide some of our rejects.
         write("ipv4/icmp_ratelimit", "0");
         write("ipv4/icmp_msgs_per_sec", "1000000");
         write("ipv4/icmp_msgs_burst", "1000000");

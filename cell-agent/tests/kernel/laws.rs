@@ -1,6 +1,6 @@
-//! Random groups and containers on a real kernel: whatever was in force before,
-//! each packet is treated as the model says, on every plane. So the difference
-//! that was applied led to what is wanted, and every container has a verdict.
+//! Random groups and containers on a real kernel: whatever rules were in force before,
+//! each packet has the model's verdict, on every plane. So the applied difference led
+//! to the desired rules, and every container has a verdict.
 
 use std::{env, net::Ipv4Addr, sync::Arc};
 
@@ -25,12 +25,12 @@ use crate::{
     planes::{Plane, on_every_plane},
 };
 
-/// How many sets of groups, one after the other.
+/// Number of consecutive sets of groups.
 fn changes() -> u32 {
     env::var("PORTCULLIS_LAW_CHANGES").map_or(8, |text| text.parse().unwrap())
 }
 
-/// Destinations that overlap, touch and enclose each other.
+/// Destinations that overlap, are adjacent, or contain each other.
 const DESTINATIONS: &[&str] = &[
     "10.1.0.1",
     "10.1.0.2",
@@ -108,7 +108,7 @@ fn address(container: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 255, 1, u8::try_from(container + 1).unwrap())
 }
 
-/// What is sent, and what the model is asked.
+/// The packets to send, and the matching questions to the model.
 fn probes() -> impl Strategy<Value = (Kind, Probe)> {
     let to = select(vec![
         "10.1.0.0",

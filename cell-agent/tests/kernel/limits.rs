@@ -1,4 +1,4 @@
-//! What happens when something of a fixed size in the kernel is full (docs/limits.md).
+//! Behaviour when a kernel object of fixed size is full (docs/limits.md).
 
 use std::net::Ipv4Addr;
 
@@ -16,7 +16,7 @@ const C2: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 2);
 const TO: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const FULL: &str = "cfnetworking.vxlan-policy-agent.connection-limit-full";
 
-/// More than the set of any plane holds.
+/// More entries than the set of any plane holds.
 const FILL: u16 = 35_000;
 
 #[test]
@@ -49,15 +49,16 @@ fn a_full_limit_limits_its_container_alone() {
                 prober.send(C1, to, Kind::Tcp { port, source: port, flags: 2 });
             }
         }
-        // The container itself: closed for what has no place, as before for what has one.
+        // This container: connections without an entry are rejected, others are
+        // unaffected.
         let fate = prober.probe(C1, Ipv4Addr::new(10, 3, 0, 1), connection(443)).await;
         let refused = if let Plane::Nftables = plane { Fate::Reject } else { Fate::Blocked };
         assert_eq!(fate, refused, "a new destination of the noisy container");
         assert_eq!(prober.probe(C1, TO, connection(443)).await, Fate::Accept);
-        // The others: limited as ever.
+        // Other containers: limited as before.
         let count = accepted(C2, TO).await;
         assert!((300..399).contains(&count), "{count} of 400 connections of the quiet container");
-        // Of a table of hashlimit the kernel tells, in its own log.
+        // A full hashlimit table is logged by the kernel itself.
         if let Plane::Nftables = plane {
             eventually("it is told", async || cell.status().await.connection_limit_full == ["c1"])
                 .await;

@@ -1,4 +1,4 @@
-//! What the agent says of itself: its metrics, and a line for each applied change.
+//! The agent's metrics, and its log line for each applied change.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
     lab::{lab, sh},
 };
 
-/// The agent as a process of its own: metrics are a process's.
+/// The agent as a separate process, since metrics are per process.
 struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<Value>>>,
@@ -62,7 +62,7 @@ impl Process {
         applied.map(|line| line["data"].clone()).collect()
     }
 
-    /// By name, with `/step` where there is one.
+    /// Metrics by name, with `/step` for those with a step.
     async fn metrics(&self) -> BTreeMap<String, f64> {
         let debug = ([127, 0, 0, 1], 8721).into();
         let (status, text) = http(debug, "GET", "/metrics", "").await;
@@ -97,7 +97,7 @@ async fn up() {
     .await;
 }
 
-/// The original's values, by the original's way: what is heard of each.
+/// The original's metrics over the original's protocol: the values received for each.
 #[test]
 fn the_metron_agent_hears_the_originals_names() {
     lab(async |_lab| {
@@ -173,7 +173,7 @@ fn what_happens_is_counted_and_each_change_has_a_line() {
             assert!(metrics[&name] > 0.0, "{name} in {metrics:#?}");
         }
         process.shows("cell_agent_containers", 3.0).await;
-        // One rule more: one line with what came and went.
+        // One additional rule: one log line with the added and removed rules.
         let before = process.applied().len();
         let mut more = shared;
         more.rules.push(all("10.3.0.0/16"));
@@ -186,7 +186,7 @@ fn what_happens_is_counted_and_each_change_has_a_line() {
         let number = |key: &str| line[key].as_u64().unwrap_or_else(|| panic!("{key} in {line}"));
         assert_eq!((number("containers"), number("added"), number("removed")), (3, 1, 1), "{line}");
         assert!(number("milliseconds") < 20_000 && number("generation") == 2, "{line}");
-        // Drift, and the age of what stays.
+        // Drift, and the age of the unchanged state.
         process.shows("cell_agent_drift_healed_total", 0.0).await;
         cell.settled().await;
         sh("nft flush chain inet portcullis egress");
@@ -198,7 +198,7 @@ fn what_happens_is_counted_and_each_change_has_a_line() {
         let metrics = process.metrics().await;
         assert!(metrics["cell_agent_cycle_duration_seconds_count/cleanup"] > 0.0, "{metrics:#?}");
         assert!(metrics["cell_agent_apply_seconds_count"] >= 2.0, "{metrics:#?}");
-        // Failures of all sorts.
+        // Failures of all kinds.
         cell.store.down().await;
         std::fs::write(cell.store_path(), "{torn").unwrap();
         let failed = |name: &'static str| async {

@@ -1,4 +1,4 @@
-//! What `cell-agent render` prints is what the agent puts in force.
+//! The output of `cell-agent render` matches the rules that the agent applies.
 
 use std::{fs, process::Command};
 
@@ -15,7 +15,7 @@ const SETTINGS: &str = r#"{"iptables_asg_logging": false, "iptables_denied_logs_
     "deny_networks": {"always": ["10.9.0.0/16"], "running": ["10.8.0.0/16"], "staging": []},
     "outbound_connections": {"limit": true, "logging": true, "burst": 9, "rate_per_sec": 2}}"#;
 
-/// Prints from the files of a cell and the groups of its store.
+/// Renders the files of a cell and the groups of its store.
 fn render(cell: &Cell, plane: &str) -> String {
     let file = |name: &str| cell.directory.path().join(name);
     fs::write(file("agent.json"), cell.config_text()).unwrap();
@@ -58,7 +58,7 @@ async fn fill(cell: &mut Cell) {
     cell.caught_up().await;
 }
 
-/// nft lists chains as they came.
+/// nft lists chains in creation order.
 fn blocks(listing: &str) -> Vec<&str> {
     let listing = listing.strip_prefix("table inet portcullis {\n").unwrap_or(listing);
     let mut blocks: Vec<&str> =
@@ -81,7 +81,7 @@ fn the_table_that_is_printed_is_the_one_in_the_kernel() {
             sh(&load);
             listing()
         });
-        // Only the agent knows which interfaces the containers of its cell are behind.
+        // Only the agent knows the interfaces of its containers.
         let learned = |line: &&str| !line.contains("iifname \"containers\"");
         let there: Vec<String> =
             listing().lines().filter(learned).map(|line| format!("{line}\n")).collect();
@@ -112,7 +112,7 @@ fn the_chains_that_are_printed_are_those_in_the_kernel() {
     }
 }
 
-/// What the operator may set, as far as iptables prints it otherwise than it is told.
+/// Settings whose rules iptables prints in another form than its input.
 fn settings() -> Vec<Value> {
     let mut settings = vec![
         json!({"disable_container_network_policy": true, "overlay_network": "10.255.7.7/16"}),
@@ -157,8 +157,8 @@ fn rules() -> Value {
     json!(rules)
 }
 
-/// The agent compares what it wants with what iptables prints, so each rule must be
-/// printed as it is written, or it would be written again for ever.
+/// The agent compares its rules with the output of iptables, so each rule must be
+/// printed as written; otherwise it would be rewritten forever.
 #[test]
 fn every_rule_is_printed_as_it_is_written() {
     for silk in BACKENDS {

@@ -20,7 +20,7 @@ use crate::{
 const HANDLE: &str = "00000001-aaaa-bbbb-cccc-0123456789ab";
 const NOTHING: &str = "# nothing to change\n";
 
-/// Runs the program on the cell's configuration; what it prints, and its log.
+/// Runs the program on the cell's configuration; returns its output and its log.
 async fn run(cell: &Cell, flag: &str) -> (Option<i32>, String, String) {
     let config = cell.directory.path().join("agent.json");
     fs::write(&config, cell.config_text()).unwrap();
@@ -34,14 +34,14 @@ async fn run(cell: &Cell, flag: &str) -> (Option<i32>, String, String) {
     }
 }
 
-/// Runs it; must succeed.
+/// Runs the program; must succeed.
 pub(crate) async fn done(cell: &Cell, flag: &str) -> String {
     let (code, printed, log) = run(cell, flag).await;
     assert_eq!(code, Some(0), "{flag}: {printed} {log}");
     printed
 }
 
-/// Runs it; must fail, and say why.
+/// Runs the program; must fail with a reason.
 pub(crate) async fn fails(cell: &Cell, flag: &str) -> String {
     let (code, _, log) = run(cell, flag).await;
     assert_eq!(code, Some(1), "{flag}: {log}");
@@ -69,7 +69,7 @@ fn a_pass_makes_what_a_rehearsal_prints() {
         done(&cell, "--once").await;
         let once = listing();
         assert!(once.contains("10.3.0.0/16") && !once.contains("10.4.0.0/16"), "{once}");
-        // What was printed does the same elsewhere.
+        // The printed script has the same effect elsewhere.
         let file = cell.directory.path().join("printed.nft");
         fs::write(&file, printed).unwrap();
         let load = format!("nft -f {}", file.display());
@@ -97,14 +97,14 @@ fn a_rehearsal_is_against_what_is_in_the_kernel() {
         assert!(!printed.contains("10.255.1.1"), "only what differs: {printed}");
         assert_eq!(listing(), once);
         cell.delete_entry("c2");
-        // Somebody edits the table; the next pass mends it.
+        // After an edit of the table, the next run repairs it.
         sh("nft flush chain inet portcullis egress");
         let edited = listing();
         assert_ne!(done(&cell, "--dry-run").await, NOTHING);
         assert_eq!(listing(), edited);
         done(&cell, "--once").await;
         assert!(listing().contains("vmap @policies") && !listing().contains("10.255.1.2"));
-        // Switched off, our table goes.
+        // With enforcement disabled, our table is deleted.
         cell.configure(json!({"enable_asg_syncing": false}).as_object().unwrap());
         let printed = done(&cell, "--dry-run").await;
         assert!(printed.contains("delete table inet portcullis"), "{printed}");
@@ -114,8 +114,7 @@ fn a_rehearsal_is_against_what_is_in_the_kernel() {
     });
 }
 
-/// The last good groups are put in force, but nobody knows whether they are the
-/// newest.
+/// The last good groups are in force, but they may be outdated, so the run fails.
 #[test]
 fn a_pass_without_the_store_fails_and_keeps_what_is_known() {
     lab(async |_lab| {
@@ -142,7 +141,7 @@ fn a_pass_without_the_store_fails_and_keeps_what_is_known() {
     });
 }
 
-/// A store that was never filled takes the watch and says nothing.
+/// A store that was never filled accepts the watch and sends nothing.
 #[test]
 fn a_pass_does_not_wait_long_for_a_store_that_says_nothing() {
     lab(async |_lab| {

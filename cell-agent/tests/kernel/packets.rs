@@ -1,4 +1,4 @@
-//! Single packets, made by hand, and what became of them.
+//! Sends single raw packets, and determines their verdicts.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::Lab;
 
-/// What to send.
+/// Kind of packet to send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
     Tcp {
@@ -37,20 +37,20 @@ pub(crate) enum Kind {
     Other(u8),
 }
 
-/// The first packet of a TCP connection; each a connection of its own.
+/// The first packet of a new TCP connection.
 pub(crate) fn connection(port: u16) -> Kind {
     static SOURCE: AtomicU16 = AtomicU16::new(20_000);
     Kind::Tcp { port, source: SOURCE.fetch_add(1, Ordering::Relaxed), flags: 2 }
 }
 
-/// What became of a packet.
+/// Verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It was seen outside.
+    /// The packet arrived outside.
     Accept,
-    /// ICMP port unreachable came back.
+    /// ICMP port unreachable was returned.
     Reject,
-    /// Nothing was seen.
+    /// No packet was seen.
     Blocked,
 }
 
@@ -90,7 +90,7 @@ impl Prober {
         Self { out, next: AtomicU16::new(1), fates }
     }
 
-    /// Sends one packet; its identification tells it from all others.
+    /// Sends one packet, with a unique identification.
     pub(crate) fn send(&self, from: Ipv4Addr, to: Ipv4Addr, kind: Kind) -> u16 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.fates.lock().unwrap().remove(&id);
@@ -103,7 +103,7 @@ impl Prober {
         self.fates.lock().unwrap().get(&id).copied()
     }
 
-    /// Sends one packet and waits what becomes of it.
+    /// Sends one packet and waits for the verdict.
     pub(crate) async fn probe(&self, from: Ipv4Addr, to: Ipv4Addr, kind: Kind) -> Fate {
         let id = self.send(from, to, kind);
         let deadline = Instant::now() + Duration::from_millis(400);
@@ -117,7 +117,7 @@ impl Prober {
     }
 }
 
-/// Notes what arrives until the test's process ends or nobody asks any more.
+/// Records arriving packets until the test process ends or the receiver is dropped.
 fn listen(
     mut socket: Socket,
     fates: &Arc<Mutex<BTreeMap<u16, Fate>>>,
@@ -140,7 +140,7 @@ fn identification(packet: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(packet.get(4..6)?.try_into().ok()?))
 }
 
-/// A whole IPv4 packet with right checksums: conntrack calls others invalid.
+/// A complete IPv4 packet with correct checksums: conntrack marks others as invalid.
 fn packet(id: u16, from: Ipv4Addr, to: Ipv4Addr, kind: Kind) -> Vec<u8> {
     let (protocol, body) = match kind {
         Kind::Tcp { port, source, flags } => (6, tcp(port, source, flags)),
@@ -197,7 +197,7 @@ fn udp(port: u16, source: u16) -> Vec<u8> {
     body
 }
 
-/// Errors quote a packet; the others carry an identifier.
+/// Errors quote a packet; other types have an identifier.
 fn icmp(icmp_type: u8, code: u8) -> Vec<u8> {
     let mut body = vec![icmp_type, code, 0, 0, 0, 1, 0, 1];
     body.extend([0; 28]);

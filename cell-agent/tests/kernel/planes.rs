@@ -1,5 +1,4 @@
-//! The data planes that a test is played on, and what can be put between the
-//! agent and their programs.
+//! The data planes that a test runs on, and scripts in place of their programs.
 
 use std::{
     fs, future::Future, os::unix::fs::PermissionsExt as _, panic::resume_unwind, path::Path, thread,
@@ -13,7 +12,7 @@ use crate::{
     silk::{BACKENDS, Silk},
 };
 
-/// Where the agent has its rules.
+/// The agent's data plane.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Plane {
     Nftables,
@@ -23,7 +22,7 @@ pub(crate) enum Plane {
 pub(crate) const PLANES: [Plane; 3] =
     [Plane::Nftables, Plane::Iptables(BACKENDS[0]), Plane::Iptables(BACKENDS[1])];
 
-/// Plays a test on each plane, in namespaces of its own each time.
+/// Runs a test on each plane, each time in new namespaces.
 pub(crate) fn on_every_plane<F: Future<Output = ()>>(
     test: impl Fn(Plane, Lab) -> F + Copy + Send + 'static,
 ) {
@@ -33,7 +32,7 @@ pub(crate) fn on_every_plane<F: Future<Output = ()>>(
     }
 }
 
-/// The same at the same time, for tests that mostly wait.
+/// The same in parallel, for tests that mostly wait.
 pub(crate) fn on_all_planes_at_once<F: Future<Output = ()>>(
     test: impl Fn(Plane, Lab) -> F + Copy + Send + 'static,
 ) {
@@ -46,7 +45,7 @@ pub(crate) fn on_all_planes_at_once<F: Future<Output = ()>>(
 }
 
 impl Plane {
-    /// What the agent's configuration says of it.
+    /// The agent's configuration for this plane.
     pub(crate) fn config(self, overrides: Value) -> Value {
         match self {
             Self::Nftables => overrides,
@@ -54,7 +53,7 @@ impl Plane {
         }
     }
 
-    /// What of ours is in the kernel, in a form that does not depend on order.
+    /// Our rules in the kernel, independent of order.
     pub(crate) fn ours(self) -> Vec<String> {
         match self {
             Self::Nftables => content(&listing()),
@@ -70,8 +69,7 @@ impl Plane {
         }
     }
 
-    /// The programs that the agent starts, each with the configuration key that
-    /// says where it is.
+    /// The programs that the agent starts, each with the configuration key of its path.
     fn programs(self) -> (&'static str, Vec<String>) {
         match self {
             Self::Nftables => ("nft_path", vec!["nft".to_owned()]),
@@ -84,8 +82,8 @@ impl Plane {
     }
 }
 
-/// What a table holds, in any order; chains of rules get new names when they are
-/// written again.
+/// The content of a table, independent of order; rule chains get new names when they
+/// are written again.
 fn content(listing: &str) -> Vec<String> {
     let nameless = |line: &str| {
         let parts = line.split("rules-").enumerate();
@@ -96,22 +94,22 @@ fn content(listing: &str) -> Vec<String> {
     lines
 }
 
-/// Scripts that the agent takes for the programs of a plane.
+/// Wrapper scripts for the programs of a plane.
 pub(crate) struct Programs {
     plane: Plane,
     directory: tempfile::TempDir,
 }
 
 impl Programs {
-    /// Lines of shell that are run before the program and after it. They have the
-    /// script that it is given as `$input`, empty if it only looks, and are in a
-    /// directory of their own.
+    /// Shell lines that run before and after the program. `$input` holds the script
+    /// that the program receives, empty if it only reads; the working directory is the
+    /// scripts' own.
     pub(crate) fn new(plane: Plane, before: &str, after: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let programs = Self { plane, directory };
         let here = programs.directory.path().display().to_string();
         for name in plane.programs().1 {
-            // nft is started ahead of a script, which may never come.
+            // nft is started before its script exists, which may never arrive.
             let script = format!(
                 "#!/bin/sh\ninput=$(cat)\ncase \"$*\" in *'-f -') [ -n \"$input\" ] || exit 0;; esac\n\
                  cd {here}\n{before}\nprintf '%s\\n' \"$input\" | {name} \"$@\"\nstatus=$?\n\
@@ -124,7 +122,7 @@ impl Programs {
         programs
     }
 
-    /// The agent's configuration with them.
+    /// The agent's configuration with the wrapper scripts.
     pub(crate) fn config(&self, overrides: Value) -> Value {
         let mut config = self.plane.config(overrides);
         let (key, names) = self.plane.programs();
@@ -133,7 +131,7 @@ impl Programs {
         config
     }
 
-    /// A file beside them.
+    /// A file in their directory.
     pub(crate) fn write(&self, name: &str, content: &str) {
         fs::write(self.directory.path().join(name), content).unwrap();
     }
@@ -142,7 +140,7 @@ impl Programs {
         fs::remove_file(self.directory.path().join(name)).unwrap();
     }
 
-    /// How many lines such a file has; none if it is not there.
+    /// Number of lines of such a file; 0 if it is missing.
     pub(crate) fn lines(&self, name: &str) -> usize {
         let path: &Path = self.directory.path();
         fs::read_to_string(path.join(name)).map_or(0, |text| text.lines().count())

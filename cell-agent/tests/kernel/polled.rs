@@ -1,4 +1,4 @@
-//! The groups of a genuine policy-server-internal, which is asked again and again.
+//! Groups from a genuine policy-server-internal, which is polled.
 
 use std::{
     io::Write as _,
@@ -34,7 +34,7 @@ const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
 const OPEN: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
 
-/// A policy server to the letter of its contract (policy-server.md 4.2).
+/// A fake policy server that implements the contract (policy-server.md 4.2).
 struct Server {
     told: Arc<Mutex<Update>>,
     files: Files,
@@ -44,12 +44,12 @@ struct Server {
 
 #[derive(Debug, Default)]
 struct Update {
-    /// `None`: as servers that have no such route.
+    /// `None`: the route does not exist, like in older servers.
     stamp: Option<u64>,
     groups: Vec<Value>,
     /// Groups on a page; 0: all.
     page: usize,
-    /// Whether each group is a gzip member of its own.
+    /// Whether each group is a separate gzip member.
     zipped: bool,
     fails: bool,
     stamps_asked: usize,
@@ -153,7 +153,7 @@ fn group(guid: &str, spaces: &[&str], destination: &str) -> Value {
         "running_default": spaces.is_empty(), "staging_space_guids": [], "running_space_guids": spaces})
 }
 
-/// The original's configuration names no store of ours, but a policy server.
+/// The original's configuration names a policy server instead of our store.
 async fn cell(lab: &Lab, interval: u32) -> (Cell, Server, Prober) {
     lab.container(C1);
     let mut cell = Cell::new(json!({})).await;
@@ -215,7 +215,7 @@ fn a_stamp_that_stays_spares_the_server_the_list() {
         let (mut cell, server, prober) = cell(&lab, 1).await;
         server.tell(|told| {
             told.stamp = Some(1_795_398_851_394_607_000);
-            // All that a server may do with an answer.
+            // All permitted forms of a response.
             (told.page, told.zipped) = (1, true);
             told.groups = vec![
                 group("g1", &["s1"], "10.1.0.0/16"),
@@ -259,7 +259,7 @@ fn whatever_the_server_does_containers_keep_their_rules() {
         server.tell(|told| told.groups = vec![group("g1", &["s1"], "10.1.0.0/16")]);
         cell.start().await;
         cell.add_app("c1", "10.255.1.1", "s1").await;
-        // One bad group costs nothing but its own change.
+        // A bad group only loses its own change.
         server.tell(|told| {
             told.groups[0]["rules"] = json!([]);
             told.groups.push(group("g2", &[], "10.2.0.0/16"));
@@ -269,7 +269,8 @@ fn whatever_the_server_does_containers_keep_their_rules() {
         assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Accept);
         let told = cell.log.data_of("cfnetworking.vxlan-policy-agent.group-isolated").unwrap();
         assert!(told["error"].as_str().unwrap().starts_with("group \"g1\": "), "{told}");
-        // An error: known spaces have what is known, others are refused.
+        // During an error, known spaces keep their groups, and other spaces are
+        // refused.
         server.tell(|told| told.fails = true);
         assert_eq!(cell.force("c1").await.0, 200);
         cell.add_entry("c2", "10.255.1.2", &app("s2"));
@@ -279,14 +280,14 @@ fn whatever_the_server_does_containers_keep_their_rules() {
         assert_eq!((status, body.as_str()), (500, refused));
         cell.delete_entry("c2");
         assert!(!cell.status().await.store_connected);
-        // Gone, and the agent starts anew.
+        // The server is down, and the agent restarts.
         server.down().await;
         cell.stop().await;
         cell.start().await;
         assert_eq!(cell.force("c1").await.0, 200);
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
         assert_eq!(prober.probe(C1, OTHER, connection(80)).await, Fate::Accept);
-        // Back again.
+        // The server is up again.
         server.tell(|told| {
             told.fails = false;
             told.groups = vec![group("g1", &["s1"], "10.1.0.0/16")];

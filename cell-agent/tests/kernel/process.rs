@@ -1,5 +1,4 @@
-//! The agent as a process of its own: killed between any two of its steps, and
-//! left alone.
+//! The agent as a separate process: killed between any two of its steps, and idle.
 
 use std::{fs, path::Path, process::Stdio, time::Duration};
 
@@ -22,7 +21,7 @@ fn start(cell: &Cell, lock: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_cell-agent"))
         .arg("-config-file")
         .arg(config)
-        // Tests beside this one use the lock of all programs of iptables.
+        // Parallel tests use the default lock of the iptables programs.
         .env("XTABLES_LOCKFILE", lock)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -41,7 +40,8 @@ async fn cell(lab: &Lab, programs: &Programs) -> (Cell, Prober) {
     (cell, Prober::new(lab))
 }
 
-/// Each time another rule opens `OPEN`, among others; only some open `OTHER`.
+/// Each round a different rule allows `OPEN`, among others; only some rounds allow
+/// `OTHER`.
 fn groups(round: u8) -> Vec<SecurityGroup> {
     let opens = ["10.1.0.0/16", "10.1.0.1", "10.0.0.0-10.1.255.255"][usize::from(round) % 3];
     let more = (0..=round % 4).map(|n| rule("udp", &format!("10.3.{round}.{n}"), "53"));
@@ -49,15 +49,15 @@ fn groups(round: u8) -> Vec<SecurityGroup> {
     vec![bound("g1", "s1", more.chain([all(opens)]).chain(other).collect())]
 }
 
-/// At the wanted step the agent is killed; what it started goes on.
+/// Kills the agent at the wanted step; the program that it started goes on.
 const BEFORE: &str = "echo \"$*\" >> steps
 at() { [ \"$(cat kill 2>/dev/null)\" = \"$1 $(wc -l < steps)\" ]; }
 at before && { kill -9 $PPID; exit 1; }";
 const AFTER: &str = "at after && kill -9 $PPID";
 
-/// Laws 5 to 8: an agent that is killed before or after any program that it
-/// starts, from its start to the end of a change, leaves the old rules or the new
-/// ones, and the next one brings the new.
+/// Laws 5 to 8: an agent that is killed before or after any program that it starts,
+/// from its start to the end of a change, leaves the old or the new rules, and the next
+/// agent applies the new ones.
 #[test]
 fn killed_between_any_two_steps_it_leaves_nothing_that_the_next_cannot_mend() {
     on_all_planes_at_once(killed);
@@ -109,12 +109,12 @@ async fn killed(plane: Plane, lab: Lab) {
         next.kill().await.unwrap();
     }
     println!("{plane:?}: killed {deaths} times");
-    // What the kernel is told without nft is no step that can be seen from here.
+    // Netlink operations are no steps that this test sees.
     let least = if matches!(plane, Plane::Nftables) { 6 } else { 8 };
     assert!(deaths >= least, "{deaths} deaths are not all steps");
 }
 
-/// The kernel is looked at when somebody was at work, and then only.
+/// The agent reads the kernel only after a change by another process.
 #[test]
 fn who_has_nothing_to_do_starts_nothing() {
     on_all_planes_at_once(idle);
@@ -128,7 +128,7 @@ async fn idle(plane: Plane, lab: Lab) {
     cell.store.set(groups(0));
     cell.caught_up().await;
     cell.settled().await;
-    // What was written last is looked at once more.
+    // The last write causes one more read.
     let quiet = async || {
         let before = programs.lines("starts");
         tokio::time::sleep(Duration::from_millis(400)).await;

@@ -1,4 +1,4 @@
-//! Without the rights of the first user namespace.
+//! Without privileges in the initial user namespace.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ use crate::{
 
 const NETWORKS: usize = 10_000;
 
-/// There nft cannot raise the send buffer of its socket, and the kernel takes at most
+/// nft cannot raise the send buffer of its socket there, and the kernel accepts at most
 /// 212,992 bytes as one message.
 #[test]
 fn a_group_of_ten_thousand_networks_fits() {
@@ -26,7 +26,7 @@ fn a_group_of_ten_thousand_networks_fits() {
         cell.stop().await;
         let config = cell.directory.path().join("agent.json");
         std::fs::write(&config, cell.config_text()).unwrap();
-        // The store is out of reach there: the agent uses the groups it saved.
+        // The store is unreachable there: the agent uses its saved groups.
         let script = format!(
             "ip link set lo up; {agent} --config-file {config} --once >&2; nft -s list table inet portcullis",
             agent = env!("CARGO_BIN_EXE_cell-agent"),

@@ -1,5 +1,5 @@
-//! silk-cni's part of iptables: the chains that its CNI plugin makes for each
-//! container (docs/compatibility/vxlan-policy-agent.md#cni-chains), as far as egress meets them.
+//! silk-cni's iptables chains: those that its CNI plugin creates for each container
+//! (docs/compatibility/vxlan-policy-agent.md#cni-chains), as far as they affect egress.
 
 use std::{
     io::Write as _,
@@ -20,7 +20,7 @@ pub(crate) struct Silk {
 pub(crate) const BACKENDS: [Silk; 2] = [Silk { backend: "legacy" }, Silk { backend: "nft" }];
 
 impl Silk {
-    /// What the agent's configuration says of it.
+    /// The agent's configuration for this plugin.
     pub(crate) fn config(self, mut overrides: Value) -> Value {
         let lock = std::env::temp_dir().join(format!("iptables-{}.lock", uuid()));
         let ours = json!({
@@ -32,7 +32,7 @@ impl Silk {
         overrides
     }
 
-    /// Makes and links the chains of a container.
+    /// Creates and links the chains of a container.
     pub(crate) fn add(self, handle: &str, ip: &str, config: &Value) {
         let Names { netout, log, limit_log } = names(handle);
         let prefix = |kind: &str| cut(&format!("{kind}{handle}"), 28);
@@ -64,7 +64,8 @@ impl Silk {
         self.restore(family(ip), &format!("{text}COMMIT\n"));
     }
 
-    /// Takes the chains of an IPv4 container away; the log chain stays while a rule leads to it.
+    /// Deletes the chains of an IPv4 container; the log chain stays while a rule jumps
+    /// to it.
     pub(crate) fn delete(self, handle: &str, ip: &str) {
         let Names { netout, log, limit_log } = names(handle);
         self.run(&format!("-D FORWARD -s {ip} -o eth0 -j {netout}"));
@@ -82,12 +83,12 @@ impl Silk {
         sh(&format!("iptables-{} -w {arguments}", self.backend))
     }
 
-    /// The filter table, with counters in front of each rule.
+    /// The filter table, with counters before each rule.
     pub(crate) fn save(self) -> String {
         sh(&format!("iptables-{}-save -c -t filter", self.backend))
     }
 
-    /// The plugin that an agent's configuration says it stands beside.
+    /// The plugin that an agent's configuration implies.
     pub(crate) fn of(config: &Map<String, Value>) -> Option<Self> {
         let programs = config.get("iptables_path")?.as_str()?.rsplit('/').next()?;
         let beside = config.get("data_plane").is_some_and(|plane| plane == "iptables");
@@ -104,7 +105,7 @@ impl Silk {
         chains(lines)
     }
 
-    /// How many packets the log rules for allowed connections have seen.
+    /// Packet count of the log rules for allowed connections.
     pub(crate) fn logged(self) -> u64 {
         let table = self.save();
         let rules = table.lines().filter(|line| line.contains("--log-prefix \"OK_"));

@@ -1,5 +1,5 @@
-//! How long changes take at the size of a full cell. The bounds are loose, since
-//! tests run unoptimised beside each other; the numbers are printed.
+//! Duration of changes at the size of a full cell. The limits are loose, since tests
+//! run unoptimised and in parallel; the numbers are printed.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::{
     lab::lab,
 };
 
-/// As the original was measured: 60 % host and port, 20 % a network and a port,
-/// 20 % ranges (docs/compatibility/vxlan-policy-agent.md#baseline).
+/// Same mix as in the original's measurement: 60 % host and port, 20 % a network and a
+/// port, 20 % ranges (docs/compatibility/vxlan-policy-agent.md#baseline).
 fn rules(group: usize, count: usize) -> Vec<Rule> {
     let rules = (0..count).map(|n| match n % 5 {
         0..=2 => {

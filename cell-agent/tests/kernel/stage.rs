@@ -1,4 +1,4 @@
-//! What most tests begin with: a cell with one container and one group.
+//! Shared fixture of most tests: a cell with one container and one group.
 
 use std::{fs, net::Ipv4Addr};
 
@@ -10,17 +10,17 @@ use crate::{
     packets::{Fate, Prober, connection},
 };
 
-/// Two addresses that containers have.
+/// Addresses of two containers.
 pub(crate) const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
 pub(crate) const C2: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 2);
-/// What the group opens.
+/// A destination that the group allows.
 pub(crate) const OPEN: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
-/// What other groups open.
+/// A destination that other groups allow.
 pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
-/// What nothing opens.
+/// A destination that no group allows.
 pub(crate) const CLOSED: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 
-/// A cell with one container in s1, for which `OPEN` is open.
+/// A cell with one container in s1 that may connect to `OPEN`.
 pub(crate) async fn cell(lab: &Lab, overrides: Value) -> (Cell, Prober) {
     lab.container(C1);
     lab.container(C2);
@@ -35,8 +35,8 @@ pub(crate) async fn cell(lab: &Lab, overrides: Value) -> (Cell, Prober) {
     (cell, prober)
 }
 
-/// Starts the agent anew when something that it needs was damaged meanwhile, so that
-/// nobody can tell what should be in force.
+/// Restarts the agent after one of its inputs was damaged, so that the desired state is
+/// unknown.
 pub(crate) async fn restart_unknowing(cell: &mut Cell, damage: impl AsyncFnOnce(&mut Cell)) {
     cell.settled().await;
     cell.stop().await;
@@ -46,7 +46,7 @@ pub(crate) async fn restart_unknowing(cell: &mut Cell, damage: impl AsyncFnOnce(
     eventually("the agent waits", told).await;
 }
 
-/// The store is down, and what the agent knew from it is not readable.
+/// Stops the store, and makes the agent's saved groups unreadable.
 pub(crate) async fn lose_the_groups(cell: &mut Cell) {
     cell.store.down().await;
     fs::write(cell.directory.path().join("state/groups"), "damaged").unwrap();

@@ -1,8 +1,9 @@
-//! Packets go on while a cell full of rules is brought in force for the first time.
+//! Packets are forwarded while the rules of a full cell are applied for the first time.
 //!
-//! One flow comes from outside, so that no rule of a container decides it: each of its
-//! packets is sent when the one before has arrived, so the longest wait is that of a packet.
-//! `PORTCULLIS_STALL=250x1000` plays it at the size of a large cell.
+//! One flow comes from outside, so that no container's rules apply to it: each of its
+//! packets is sent when the previous one has arrived, so the longest wait is the
+//! latency of a packet. `PORTCULLIS_STALL=250x1000` runs the test at the size of a
+//! large cell.
 
 use std::{
     env,
@@ -25,10 +26,10 @@ use crate::{
     planes::{PLANES, Plane},
 };
 
-/// What a packet may wait.
+/// Latency limit of a packet.
 const MOST: Duration = Duration::from_millis(100);
-/// On a machine with other work a thread waits for a processor as well; a kernel that
-/// stalls does so each time.
+/// On a loaded machine a thread also waits for a CPU; a stalling kernel fails every
+/// try.
 const TRIES: usize = 4;
 
 fn size() -> (usize, usize) {
@@ -37,7 +38,7 @@ fn size() -> (usize, usize) {
     (containers.parse().unwrap(), rules.parse().unwrap())
 }
 
-/// The longest wait of any packet, and how many there were.
+/// The highest latency, and the number of packets.
 fn probe(lab: &Lab, stop: &Arc<AtomicBool>) -> thread::JoinHandle<(Duration, u64)> {
     let from = lab.outside.run(|| UdpSocket::bind("10.99.0.2:0").unwrap());
     let to = lab.inside.run(|| UdpSocket::bind("10.255.0.2:0").unwrap());
@@ -49,7 +50,7 @@ fn probe(lab: &Lab, stop: &Arc<AtomicBool>) -> thread::JoinHandle<(Duration, u64
         while !stop.load(Ordering::Relaxed) {
             let sent = Instant::now();
             from.send(b"ping").unwrap();
-            // A packet is lost only with its receiver.
+            // The send fails only when the receiver is gone.
             to.recv(&mut [0; 9]).unwrap();
             most = most.max(sent.elapsed());
             packets += 1;
@@ -63,7 +64,7 @@ async fn cell(plane: Plane) -> Cell {
     let (containers, rules) = size();
     let config = json!({"force_timeout": "60s", "overlay_network": "10.255.128.0/17"});
     let mut cell = Cell::new(plane.config(config)).await;
-    // No container shares a rule with another one.
+    // Containers share no rules.
     let groups = (0..containers).map(|n| {
         let of_group = (0..rules).map(|k| match k % 2 {
             0 => {

@@ -1,4 +1,4 @@
-//! A policy store to the letter of its contract, with groups that a test sets.
+//! A fake policy store that implements the contract, with groups from a test.
 
 use std::{
     collections::BTreeSet,
@@ -31,11 +31,11 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) struct State {
     pub(crate) generation: u64,
     groups: Vec<StoredGroup>,
-    /// Nothing is told, as by a store that was never filled.
+    /// Sends nothing, like a store that was never filled.
     silent: bool,
 }
 
-/// The store, up or down.
+/// The store, running or stopped.
 pub(crate) struct Store {
     state: watch::Sender<State>,
     reports: Arc<Mutex<Option<Report>>>,
@@ -71,12 +71,12 @@ impl Store {
         });
     }
 
-    /// As if the database had been lost.
+    /// Forgets everything, like after the loss of its database.
     pub(crate) fn forget(&self) {
         self.state.send_replace(State::default());
     }
 
-    /// As if it had never been filled.
+    /// Sends nothing, like a store that was never filled.
     pub(crate) fn say_nothing(&self) {
         self.state.send_replace(State { silent: true, ..State::default() });
     }
@@ -89,9 +89,9 @@ impl Store {
         *self.reports.lock().unwrap()
     }
 
-    /// Whether anybody watches it.
+    /// Whether a client watches the store.
     pub(crate) fn is_watched(&self) -> bool {
-        // Besides the service.
+        // One receiver is the service's own.
         self.state.receiver_count() > 1
     }
 
@@ -125,7 +125,7 @@ impl Store {
     }
 }
 
-/// A self-signed authority and one certificate for both sides.
+/// A self-signed CA and one certificate for both sides.
 fn certificates(directory: &Path) -> Files {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let key = KeyPair::generate().unwrap();
@@ -200,7 +200,7 @@ impl PolicyStore for Service {
 struct Watcher {
     state: watch::Receiver<State>,
     reports: Arc<Mutex<Option<Report>>>,
-    /// Nothing is told before the cell has said what it wants to know.
+    /// Nothing is sent before the cell has sent its Hello.
     spaces: Option<BTreeSet<String>>,
     sequence: u64,
     answers: mpsc::Sender<Result<WatchResponse, Status>>,

@@ -1,4 +1,4 @@
-//! Packets of containers in both families, whatever source address they have
+//! Packets of containers in both families, with any source address
 //! ([`cell_agent::interfaces`]).
 
 use std::{
@@ -20,12 +20,12 @@ use crate::{
 
 const C1: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 1);
 const C2: Ipv4Addr = Ipv4Addr::new(10, 255, 1, 2);
-/// What the group opens, and what nothing opens.
+/// A destination that the group allows, and one that no group allows.
 const OPEN: &str = "fd00:1::1";
 const CLOSED: &str = "fd00:2::1";
 const REJECTED: &str = "cfnetworking.vxlan-policy-agent.unattributed-packets-rejected";
 
-/// What becomes of a packet of its own flow from one address to another.
+/// Verdict on a packet of a new flow between two addresses.
 async fn fate(container: &Namespace, from: &str, to: &str) -> Fate {
     let pair = format!("ip6 saddr {from} ip6 daddr {to}");
     sh(&format!(
@@ -60,7 +60,7 @@ fn entry(ip: &str, more: &Value) -> Value {
 }
 
 impl Cell {
-    /// An entry with any keys; waits until the rules are in force.
+    /// Adds a metadata entry; waits until the rules are in force.
     async fn add_whole_entry(&mut self, handle: &str, entry: Value) {
         self.plug(handle, entry["ip"].as_str().unwrap());
         self.change_store(|entries| _ = entries.insert(handle.to_owned(), entry));
@@ -75,7 +75,7 @@ async fn cell(plane: Plane) -> Cell {
     cell
 }
 
-/// The metadata store names its IPv4 address only.
+/// The metadata store has only the container's IPv4 address.
 #[test]
 fn ipv6_of_a_container_with_one_address_is_decided_by_its_rules() {
     on_every_plane(async |plane, lab: Lab| {
@@ -84,13 +84,13 @@ fn ipv6_of_a_container_with_one_address_is_decided_by_its_rules() {
         second.sh("ip -6 address add fd00:255:1::1/128 dev eth0 nodad");
         let mut cell = cell(plane).await;
         cell.add_app("c1", "10.255.1.1", "s1").await;
-        // What is rejected comes back only where there is a way back.
+        // A reject arrives only if there is a route back.
         assert_eq!(fate(&first, "fd00:255:1::1", CLOSED).await, Fate::Reject);
         assert_eq!(fate(&first, "fd00:666::1", CLOSED).await, Fate::Blocked);
         for from in ["fd00:255:1::1", "fd00:666::1"] {
             assert_eq!(fate(&first, from, OPEN).await, Fate::Accept, "from {from}");
         }
-        // The other one is in no entry: not even the address of a known container helps.
+        // The other container has no entry: not even a known container's address helps.
         assert_eq!(fate(&second, "fd00:255:1::1", OPEN).await, Fate::Blocked);
         assert_eq!(fate(&second, "fd00:255:1::2", OPEN).await, Fate::Reject);
         eventually("it is told", async || cell.status().await.unattributed_packets >= 2).await;
@@ -98,7 +98,7 @@ fn ipv6_of_a_container_with_one_address_is_decided_by_its_rules() {
     });
 }
 
-/// All containers are behind one interface, so that addresses tell them apart.
+/// All containers share one interface, so only addresses identify them.
 #[test]
 fn all_addresses_of_an_entry_are_its_containers() {
     on_every_plane(async |plane, lab: Lab| {
@@ -111,13 +111,13 @@ fn all_addresses_of_an_entry_are_its_containers() {
             assert_eq!(fate(&lab.inside, from, CLOSED).await, Fate::Reject, "from {from}");
             assert_eq!(fate(&lab.inside, from, OPEN).await, Fate::Accept, "from {from}");
         }
-        // An address that a container gave itself.
+        // A source address that the container assigned to itself.
         assert_eq!(fate(&lab.inside, "fd00:255::66", OPEN).await, Fate::Reject);
         eventually("it is told", async || cell.status().await.unattributed_packets > 0).await;
         assert!(cell.log.data_of(REJECTED).is_some(), "{}", cell.log.text());
         let metrics = cell.debug("GET", "/metrics", "").await.1;
         assert!(!metrics.contains("cell_agent_unattributed_packets_total 0\n"), "{metrics}");
-        // The container goes, and with it its addresses.
+        // The container is deleted, and its addresses with it.
         cell.delete_entry("c1");
         eventually("its addresses are nobody's", async || {
             fate(&lab.inside, "fd00:255::2", OPEN).await == Fate::Reject
@@ -138,7 +138,8 @@ fn a_container_with_ipv6_alone_is_decided() {
     });
 }
 
-/// Where nothing but the agent decides; beside silk-cni the kernel's `rp_filter` does.
+/// On planes without silk-cni, where only the agent filters; beside silk-cni the
+/// kernel's `rp_filter` does.
 #[test]
 fn an_ipv4_address_that_a_container_gave_itself_opens_nothing() {
     lab(async |lab| {
@@ -160,7 +161,7 @@ fn an_ipv4_address_that_a_container_gave_itself_opens_nothing() {
     });
 }
 
-/// As on every cell of today.
+/// The usual setup of a cell.
 #[test]
 fn what_is_forwarded_to_containers_passes() {
     on_every_plane(async |plane, lab: Lab| {
@@ -180,7 +181,7 @@ fn what_is_forwarded_to_containers_passes() {
     });
 }
 
-/// As the original: they are container network policy's to decide.
+/// Like the original: packets within the cell are left to container network policy.
 #[test]
 fn without_an_underlay_only_what_leaves_the_cell_is_decided() {
     lab(async |lab| {
@@ -203,7 +204,7 @@ fn without_an_underlay_only_what_leaves_the_cell_is_decided() {
     });
 }
 
-/// A cell without IPv6 does not need what ip6tables refuses there.
+/// A cell without IPv6 does not need rules that ip6tables refuses there.
 #[test]
 fn where_ipv6_is_not_forwarded_ip6tables_may_refuse() {
     for silk in BACKENDS {
@@ -222,7 +223,7 @@ fn where_ipv6_is_not_forwarded_ip6tables_may_refuse() {
             let open = Ipv4Addr::new(10, 1, 0, 1);
             assert_eq!(prober.probe(C1, open, connection(80)).await, Fate::Accept);
             assert_eq!(cell.status().await.last_error, "");
-            // Once it forwards IPv6, what is refused there is an error.
+            // Once the cell forwards IPv6, a refusal is an error.
             sh("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
             cell.store.set(vec![global("g1", vec![all("10.1.0.0/16"), all("fd00:1::/32")])]);
             eventually("the refusal is an error", async || {

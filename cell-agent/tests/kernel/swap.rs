@@ -1,9 +1,9 @@
-//! Law 8: while rules change, no packet meets half a rule set.
+//! Law 8: while rules change, no packet meets a partial rule set.
 //!
-//! Two flows whose packets all count as new connections, as fast as they can be
-//! sent. One is allowed by every set of rules, though by another rule of another
-//! shape in another group each time; the other is allowed by none. Counters in
-//! the same hook before and after our table compare without loss.
+//! Two flows whose packets all count as new connections are sent at full speed. One is
+//! allowed by every rule set, though each time by a different kind of rule in another
+//! group; the other is never allowed. Counters in the same hook before and after our
+//! table compare without loss.
 
 use std::{
     env,
@@ -33,7 +33,7 @@ const ALLOWED: &str = "10.1.0.77";
 const FORBIDDEN: &str = "10.2.0.77";
 const PORT: u16 = 4000;
 
-/// Every way to allow the one flow, among them all kinds of sets.
+/// Every way to allow the first flow, with all kinds of sets.
 fn allowing() -> impl Strategy<Value = Rule> {
     let shapes = [
         ("all", "10.1.0.77", ""),
@@ -47,7 +47,7 @@ fn allowing() -> impl Strategy<Value = Rule> {
         .prop_map(|((protocol, to, ports), log)| Rule { log, ..rule(protocol, to, ports) })
 }
 
-/// Rules that allow neither.
+/// Rules that allow neither flow.
 fn other() -> impl Strategy<Value = Rule> {
     let ports = proptest::collection::vec(1_u16..3000, 1..6);
     let tcp = ("10.[12].0.(77|0/24)", ports).prop_map(|(to, ports)| {
@@ -73,7 +73,7 @@ fn versions() -> impl Strategy<Value = Vec<SecurityGroup>> {
     )
 }
 
-/// Sends one datagram after the other until told to stop.
+/// Sends datagrams until stopped.
 fn flood(lab: &Lab, to: &str, stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
     let to: SocketAddrV4 = format!("{to}:{PORT}").parse().unwrap();
     let socket = lab.inside.run(|| UdpSocket::bind("10.255.1.1:0").unwrap());
@@ -85,7 +85,7 @@ fn flood(lab: &Lab, to: &str, stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> 
     })
 }
 
-/// Counts both flows in the forward hook, before ours and after it.
+/// Counts both flows in the forward hook, before and after our table.
 fn count() {
     let mut script = "table inet measure {\n".to_owned();
     for (name, priority) in [("before", -100), ("after", 100)] {
@@ -105,13 +105,13 @@ fn counted(chain: &str, to: &str) -> u64 {
     line.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
-/// How long packets are sent on each plane.
+/// Duration of the test on each plane.
 fn length() -> Duration {
     let seconds = env::var("PORTCULLIS_SWAP_SECONDS").map_or(5, |text| text.parse().unwrap());
     Duration::from_secs(seconds)
 }
 
-/// What others do meanwhile: first nothing of ours, then to our rules.
+/// Concurrent foreign changes: first outside our rules, then in them.
 fn others(plane: Plane) -> [String; 2] {
     match plane {
         Plane::Nftables => [
@@ -151,8 +151,8 @@ async fn whole(plane: Plane, lab: Lab) {
         cell.store.set(version());
         cell.caught_up().await;
         swaps += 1;
-        // Some changes come right after each other, some after a sweep, and
-        // some while others are at work, so that all is written again.
+        // Some changes follow each other immediately, some follow a sweep, and some run
+        // during foreign changes, so that everything is written again.
         if swaps % 8 == 0 {
             cell.settled().await;
         }
@@ -165,7 +165,7 @@ async fn whole(plane: Plane, lab: Lab) {
     }
     stop.store(true, Ordering::Relaxed);
     senders.into_iter().for_each(|sender| sender.join().unwrap());
-    // Nothing is sent any more, so what was under way arrives.
+    // The flow has ended, so packets in flight arrive.
     let passed = async || counted("after", ALLOWED) == counted("before", ALLOWED);
     eventually(&format!("all allowed packets pass, {swaps} swaps on {plane:?}"), passed).await;
     let sent = counted("before", ALLOWED);

@@ -1,4 +1,4 @@
-//! What cannot be read back from the kernel is not in force.
+//! Rules that cannot be read back from the kernel do not count as in force.
 
 use cell_agent::app::App;
 use runtime::process::{Process, Service as _};
@@ -27,7 +27,7 @@ fn clean() {
     sh(&format!("nft delete rule ip filter FORWARD handle {handle}"));
 }
 
-/// What every reader of the agent's state says of a kernel that cannot be read.
+/// The agent reports the unreadable kernel in all of its outputs.
 async fn says(cell: &Cell, reason: &str) {
     let told = async || cell.status().await.last_error.contains(reason);
     eventually(&format!("last_error says {reason:?}"), told).await;
@@ -72,7 +72,7 @@ fn an_agent_that_starts_beside_such_a_table_waits_and_takes_nothing_away() {
         cell.start().await;
         says(&cell, "Table `filter' is incompatible").await;
         assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
-        // Nobody can say what should be there: what is there stays.
+        // The desired rules are unknown: the existing ones stay.
         cell.stop().await;
         crate::stage::lose_the_groups(&mut cell).await;
         cell.start().await;
@@ -113,7 +113,7 @@ async fn unchanged(plane: Plane, lab: Lab) {
     cell.stop().await;
 }
 
-/// An iptables-save that prints the rules in words that no version has.
+/// An iptables-save whose output has a form that no version has.
 const SPELLS: &str = "[ -z \"$input\" ] || echo x >> writes
 case \"$0\" in *-save) \"${0##*/}\" \"$@\" | sed 's/--dst-range/--destinations/'; exit 0;; esac";
 
@@ -133,14 +133,14 @@ async fn spelled(silk: Silk, lab: &Lab) {
     assert!(learned["printed"].as_str().unwrap().contains("--destinations 10.1.0.0"), "{learned}");
     let writes = programs.lines("writes");
     for _ in 0..5 {
-        // Each makes the agent look.
+        // Each request makes the agent read the kernel.
         let request = proto::cell_v1::ReconcileRequest {};
         let answer = cell.client().reconcile(request).await.unwrap().into_inner();
         assert!(!answer.repaired);
     }
     assert_eq!(programs.lines("writes"), writes, "written again");
     assert_eq!(cell.status().await.drift_healed, 0);
-    // What others change is still seen.
+    // Foreign changes are still detected.
     let whole = silk.ours();
     silk.run("-R asg-c1 3 -m iprange --dst-range 10.9.0.0-10.9.255.255 -j ACCEPT");
     assert_ne!(silk.ours(), whole);

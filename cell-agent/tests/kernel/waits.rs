@@ -1,4 +1,4 @@
-//! How long the CNI plugin waits for the rules of a container that starts.
+//! How long the CNI plugin waits for the rules of a new container.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::{
 };
 
 const CONTAINERS: usize = 200;
-/// Far above any wait that ends because the rules are in force.
+/// Far longer than any wait that ends because the rules are in force.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// Bound of the 95th percentile: the goal is 100 ms, and the machine may be loaded.
+/// Limit of the 95th percentile: the goal is 100 ms, but the machine may be loaded.
 const USUAL: Duration = Duration::from_millis(500);
 
-/// The store answers the subscription to a new space with the generation that the
-/// agent knows already. No start may wait for another generation.
+/// The store confirms the subscription to a new space with a generation that the agent
+/// already has. No container start may wait for another generation.
 #[test]
 fn containers_in_new_spaces_do_not_wait_for_the_deadline() {
     lab(async |_lab| {
@@ -46,7 +46,7 @@ fn containers_in_new_spaces_do_not_wait_for_the_deadline() {
     });
 }
 
-/// A wait that ends by its deadline says which container waited, and for what.
+/// A wait that times out logs the container and the missing condition.
 #[test]
 fn a_wait_that_ends_by_its_deadline_is_logged_and_counted() {
     lab(async |_lab| {

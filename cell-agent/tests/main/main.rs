@@ -1,4 +1,4 @@
-//! The program as operators and tests call it, without a kernel.
+//! The command line of the program, without a kernel.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
 

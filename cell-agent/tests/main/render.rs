@@ -1,4 +1,4 @@
-//! `cell-agent render`, as a process: files in, tables out.
+//! `cell-agent render` as a process: input files and printed tables.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::recorded::{self, chains};
 const BINARY: &str = env!("CARGO_BIN_EXE_cell-agent");
 const PLANES: [&str; 2] = ["iptables", "nftables"];
 
-/// The three files, as a case leads to them.
+/// The three input files of a case.
 struct Files {
     directory: tempfile::TempDir,
     config: Map<String, Value>,
@@ -62,7 +62,7 @@ impl Files {
         command
     }
 
-    /// What is printed, and what is told beside it.
+    /// Standard output and standard error.
     fn render(&self, plane: &str, more: &[&str]) -> (String, String) {
         let output = self.command(plane, more).output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -94,7 +94,7 @@ fn texts(Output { stdout, stderr, .. }: &Output) -> (String, String) {
     (text(stdout), text(stderr))
 }
 
-/// The original's tables at every snapshot, from the inputs at that moment.
+/// The original's tables at every snapshot, from the inputs of that moment.
 #[test]
 fn every_recorded_table_comes_out() {
     let (mut compared, mut wrong) = (0, Vec::new());
@@ -144,8 +144,8 @@ fn every_recorded_table_comes_out() {
     assert!(compared >= 45, "only {compared} tables were compared");
 }
 
-/// Without the parents that the plugin alone fills, and without what stays in the
-/// kernel of containers that are gone.
+/// Removes the parents that only the plugin fills, and the chains of deleted containers
+/// that stay in the kernel.
 fn agents_own(table: Vec<String>, gone: &[String]) -> Vec<String> {
     let gone: Vec<Names> = gone
         .iter()
@@ -174,7 +174,7 @@ fn neither_root_nor_a_cell_is_needed() {
     for (path, mode) in [(directory.to_owned(), 0o755), (directory.join("store.json"), 0o644)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
-    // Nobody may come to where the program was built.
+    // The build directory may be inaccessible.
     let program = directory.join("cell-agent");
     fs::copy(BINARY, &program).unwrap();
     for plane in PLANES {
@@ -220,7 +220,7 @@ fn equal_inputs_give_equal_text_in_whatever_form_and_order_they_come() {
         }
         files.groups = plain;
         assert_eq!(files.render(plane, &[]), expected);
-        // Page by page, and with the plugin's keys in another order.
+        // Page by page, with the plugin's keys in another order.
         files.groups = json!({"next": 2, "security_groups": [groups[0]]});
         let second = json!({"next": 0, "security_groups": [groups[1]]});
         fs::write(files.directory.path().join("second.json"), second.to_string()).unwrap();
@@ -311,14 +311,14 @@ fn what_would_be_isolated_is_told_and_costs_nothing_else() {
     assert!(!text.contains("asg-") && notes.contains("enable_asg_syncing"), "{text} {notes}");
 }
 
-/// Rules as nobody should write them, with what the original makes of each
-/// (contract 2.4): nothing, or these arguments.
+/// Unusual rules, with the original's output for each (contract 2.4): nothing, or these
+/// arguments.
 const ODD: &[(&str, &[&str])] = &[
     (
         r#"{"protocol": "icmp", "destination": "10.1.0.1", "type": -1, "code": 0}"#,
         &["-p icmp -m iprange --dst-range 10.1.0.1-10.1.0.1 -m icmp --icmp-type any"],
     ),
-    // Another argument, so another rule, though it is printed alike.
+    // Different arguments, so a different rule, though the printed form is equal.
     (
         r#"{"protocol": "icmp", "destination": "10.1.0.1", "type": 255, "code": -1}"#,
         &["-p icmp -m iprange --dst-range 10.1.0.1-10.1.0.1 -m icmp --icmp-type any"],
@@ -339,7 +339,7 @@ const ODD: &[(&str, &[&str])] = &[
         r#"{"protocol": "all", "destination": "::ffff:10.3.0.0/112"}"#,
         &["-m iprange --dst-range 10.3.0.0-10.3.255.255"],
     ),
-    // Ports in the wrong order are ports.
+    // A reversed port range still counts as ports.
     (r#"{"protocol": "all", "destination": "10.4.0.0/16", "ports": "9-1"}"#, &[]),
     (r#"{"protocol": "icmp", "destination": "10.4.0.0/16", "ports": "x,80"}"#, &[]),
     (
@@ -429,7 +429,7 @@ fn a_wrong_command_line_ends_with_2() {
     assert!(texts(&run(&["-help"])).1.contains("render  print the table"));
 }
 
-/// The configuration names the plane where the command line does not.
+/// The configuration selects the plane if the command line does not.
 #[test]
 fn the_plane_may_be_that_of_the_configuration() {
     let mut files = Files::one(&json!([]));

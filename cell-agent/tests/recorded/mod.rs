@@ -1,4 +1,4 @@
-//! The recorded cases of the original: what is in their files.
+//! Reads the recorded cases of the original.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -18,7 +18,8 @@ pub(crate) fn names() -> Vec<String> {
     names
 }
 
-/// What was done, and what was recorded with one of the programs called iptables.
+/// The operations of a case, and the recording with one of the programs called
+/// iptables.
 pub(crate) fn case(name: &str, backend: &str) -> (Value, String) {
     let read = |suffix: &str| {
         let path = fixtures().join("cases").join(format!("{name}{suffix}"));
@@ -28,15 +29,15 @@ pub(crate) fn case(name: &str, backend: &str) -> (Value, String) {
     (case, read(&format!(".{backend}.txt")))
 }
 
-/// What was recorded of an operation, below its heading.
+/// The recording of an operation, below its heading.
 pub(crate) fn section<'a>(recorded: &'a str, number: usize, op: &str) -> &'a str {
     let start = format!("## {number} {op} ");
     let section = recorded.split("\n\n").find(|section| section.trim_start().starts_with(&start));
     section.unwrap_or_else(|| panic!("no section {start}")).trim()
 }
 
-/// The agent's chains and their parents as they are to be at a snapshot: as
-/// recorded, or as the file says that tells in its first line why not.
+/// The expected chains of the agent and their parents at a snapshot: as recorded, or
+/// from the file whose first line says why ours differ.
 pub(crate) fn table(name: &str, number: usize, recorded: &str) -> Vec<String> {
     let file = fixtures().join("differences").join(format!("{name}.{number}.txt"));
     match fs::read_to_string(file) {
@@ -45,7 +46,7 @@ pub(crate) fn table(name: &str, number: usize, recorded: &str) -> Vec<String> {
     }
 }
 
-/// What of a table concerns the agent: its chains, and the parents' rules.
+/// The agent's part of a table: its chains, and the parents' rules.
 pub(crate) fn chains(lines: impl Iterator<Item = String>) -> Vec<String> {
     let ours = |line: &String| {
         let chain = line.strip_prefix("-A ").or_else(|| line.strip_prefix(':'));
@@ -57,7 +58,7 @@ pub(crate) fn chains(lines: impl Iterator<Item = String>) -> Vec<String> {
         true => line.split(' ').next().unwrap().to_owned(),
         false => line,
     };
-    // The order within a chain counts; that of the chains does not.
+    // The order within a chain matters; that of the chains does not.
     let mut by_chain = BTreeMap::<String, Vec<String>>::new();
     for line in lines.filter(ours).map(declared) {
         let name = line.trim_start_matches("-A ").trim_start_matches(':');

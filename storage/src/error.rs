@@ -1,4 +1,4 @@
-//! What can go wrong with a database, sorted by what the caller can do.
+//! Database errors, grouped by how the caller should react.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -6,54 +6,53 @@ use rusqlite::ErrorCode;
 
 use crate::server::Fault;
 
-/// A failed operation on a database. The source is in the chain, not in the
-/// text.
+/// A failed database operation. The source is in the error chain, not in the text.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be opened, created or set up.
+    /// The file cannot be opened, created or initialized.
     #[error("cannot open the database {}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         #[source]
         source: Arc<rusqlite::Error>,
     },
-    /// The file or its lock file cannot be made.
+    /// The file or its lock file cannot be created.
     #[error("cannot create {}", path.display())]
     Create {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         #[source]
         source: Arc<std::io::Error>,
     },
-    /// Another process has the database.
+    /// Another process has the database open.
     #[error("the database {} is in use by another process", path.display())]
     InUse {
         /// The database.
         path: PathBuf,
     },
-    /// A copy would take the place of the database itself.
+    /// A backup would overwrite the database itself.
     #[error("{} belongs to the database itself: name another file", path.display())]
     OwnFile {
-        /// The file that was named.
+        /// The target file.
         path: PathBuf,
     },
-    /// A copy is not whole, and so the database is not.
+    /// A backup is damaged, and so is the database.
     #[error("the database is damaged: {problem}")]
     Damaged {
-        /// The first thing that SQLite found.
+        /// The first problem that SQLite found.
         problem: String,
     },
-    /// The list of migrations of this program is not 1, 2, 3 ...
+    /// The migration versions of this program are not 1, 2, 3 ...
     #[error("migration {found} ({name}) stands where number {expected} belongs")]
     MigrationOrder {
-        /// The number it has.
+        /// Actual version.
         found: u32,
-        /// Its name.
+        /// Name of the migration.
         name: &'static str,
-        /// The number it should have.
+        /// Expected version.
         expected: u32,
     },
     /// The database was written by a newer release.
@@ -64,149 +63,149 @@ pub enum Error {
     NewerSchema {
         /// Version in the database.
         found: u32,
-        /// Newest version that this program knows.
+        /// Newest version known to this program.
         known: u32,
     },
-    /// A migration that was applied is not the one that this program has.
+    /// An applied migration differs from the one of this program.
     #[error(
         "migration {version} was applied as `{applied}` and differs from `{known}` of this release: \
          this is another program's database, or the migration was edited"
     )]
     ChangedMigration {
-        /// Its number.
+        /// Version of the migration.
         version: u32,
-        /// Its name in the database.
+        /// Name in the database.
         applied: String,
-        /// Its name in this program.
+        /// Name in this program.
         known: &'static str,
     },
-    /// A migration failed; the schema is as before.
+    /// A migration failed; the schema is unchanged.
     #[error("migration {version} ({name}) failed")]
     Migration {
-        /// Its number.
+        /// Version of the migration.
         version: u32,
-        /// Its name.
+        /// Name of the migration.
         name: &'static str,
-        /// What SQLite said.
+        /// SQLite's error.
         #[source]
         source: Arc<rusqlite::Error>,
     },
     /// A statement failed.
     #[error("a statement failed: {}", Kind::of(source).text())]
     Statement {
-        /// What SQLite said.
+        /// SQLite's error.
         #[source]
         source: Arc<rusqlite::Error>,
     },
-    /// The transaction could not begin or commit: nothing of it is stored.
+    /// The transaction could not begin or commit; nothing of it is stored.
     #[error("a transaction failed: {}", Kind::of(source).text())]
     Transaction {
-        /// What SQLite said.
+        /// SQLite's error.
         #[source]
         source: Arc<rusqlite::Error>,
     },
-    /// SQLite gave the transaction up because of another write in it.
+    /// SQLite rolled the transaction back because of another write in it.
     #[error("the transaction was given up because another write in it failed")]
     Abandoned,
-    /// A connection string cannot be understood.
+    /// A connection string is invalid.
     #[error("the connection string is wrong: {problem}")]
     ConnectionString {
-        /// What is wrong, without the string.
+        /// The problem, without the string.
         problem: String,
     },
-    /// There is no connection to the database server; nothing was sent to it.
+    /// There is no connection to the database server; no statement was sent.
     #[error("no connection to the database: {}", source.kind().text())]
     Connect {
-        /// What the server, or the way to it, said.
+        /// Error from the server or the network.
         #[source]
         source: Arc<Fault>,
     },
-    /// A statement failed on the database server, and had no effect. A read may
-    /// also have lost its connection.
+    /// A statement failed on the database server, without effect. For a read, also a lost
+    /// connection.
     #[error("a statement failed: {}", source.kind().text())]
     Server {
-        /// What the server said.
+        /// The server's error.
         #[source]
         source: Arc<Fault>,
     },
-    /// A write was sent and its answer never came: it is stored, or it is not.
+    /// A write was sent but its response never arrived: the write may or may not be stored.
     #[error("it is not known whether a write is stored: {}", source.kind().text())]
     OutcomeUnknown {
-        /// Why there was no answer.
+        /// Why there is no response.
         #[source]
         source: Arc<Fault>,
     },
-    /// The database server took too long; nothing is stored.
+    /// The database server timed out; nothing is stored.
     #[error("the database did not answer within {after:?}")]
     Timeout {
-        /// How long it had.
+        /// The timeout.
         after: Duration,
-        /// Why it was tried so long, if that is known.
+        /// The error that caused the retries, if known.
         #[source]
         source: Option<Arc<Fault>>,
     },
-    /// A column is not what the program takes it for.
+    /// A column does not have the expected type.
     #[error("column {column} is {found}, not {wanted}")]
     Column {
-        /// Counted from 0.
+        /// Column index, from 0.
         column: usize,
-        /// What is in the row.
+        /// Type in the row.
         found: &'static str,
-        /// What was asked for.
+        /// Requested type.
         wanted: &'static str,
     },
     /// A statement of a migration failed on the database server.
     #[error("statement {statement} of migration {version} ({name}) failed: {}", source.kind().text())]
     Step {
-        /// The migration's number.
+        /// Version of the migration.
         version: u32,
-        /// Its name.
+        /// Name of the migration.
         name: &'static str,
-        /// Which of its statements, from 1; those before it are done.
+        /// Which of its statements, from 1; the earlier ones are applied.
         statement: usize,
-        /// What the server said.
+        /// The server's error.
         #[source]
         source: Arc<Fault>,
     },
-    /// The work itself panicked; nothing of it is stored.
+    /// The closure panicked; nothing of it is stored.
     #[error("the work on the database panicked")]
     Panicked,
-    /// The database was closed, or its writer is gone.
+    /// The database was closed, or its writer thread has ended.
     #[error("the database is closed")]
     Closed,
 }
 
-/// The cause, as far as it matters for what to do next.
+/// Classification of an error by the reaction it requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Somebody else was in the way.
+    /// Conflict with another transaction or process.
     Busy,
-    /// No space on the disk, or the page limit is reached.
+    /// No disk space, or the page limit is reached.
     Full,
-    /// The disk does not read, write or sync.
+    /// Disk read, write or sync error.
     Io,
-    /// The file is damaged or no database.
+    /// The file is damaged or not a database.
     Corrupt,
-    /// No permission, or the file cannot be written.
+    /// No permission, or the file is not writable.
     ReadOnly,
-    /// The server takes no writes at the moment: a standby, as a rule, and
-    /// another will be made primary.
+    /// The server currently accepts no writes: usually a standby, and another server will be
+    /// promoted.
     Standby,
-    /// The server, or the way to it, is not there at the moment.
+    /// The server or the network is currently unavailable.
     Unavailable,
-    /// It took too long.
+    /// Timeout.
     Timeout,
-    /// The server does not take us, or we do not trust it.
+    /// The server rejects the client, or its certificate is not trusted.
     Refused,
-    /// A constraint of the schema.
+    /// A constraint of the schema is violated.
     Constraint,
     /// A value that cannot be stored: too long, or not text.
     Data,
-    /// The schema does not fit this program.
+    /// The schema does not match this program.
     Schema,
     /// The database was closed.
     Closed,
-    /// Anything else: as a rule a mistake in a statement.
+    /// Any other error, usually an invalid statement.
     Other,
 }
 
@@ -280,8 +279,8 @@ impl Error {
         }
     }
 
-    /// Whether the same work may succeed later, without a change to the
-    /// program or a repair of the database.
+    /// Whether a retry of the same operation may succeed, without a change to the program or a
+    /// repair of the database.
     pub fn is_retryable(&self) -> bool {
         match self.kind() {
             Kind::Busy

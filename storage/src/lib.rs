@@ -1,8 +1,8 @@
 //! SQL databases: open, migrate, write, read.
 //!
-//! This crate knows no domain: it gets statements and closures. [`sqlite`] is the
-//! embedded database, of one process; [`server`] is PostgreSQL, MySQL or MariaDB,
-//! shared by several. Their promises are in the headers of these modules.
+//! This crate contains no domain code: it gets statements and closures. [`sqlite`] is the embedded
+//! database, for one process; [`server`] is PostgreSQL, MySQL or MariaDB, shared by several. The
+//! module headers state their guarantees.
 
 mod error;
 mod migration;

@@ -1,10 +1,9 @@
-//! Numbered changes of the schema.
+//! Numbered schema migrations.
 //!
-//! On SQLite all pending migrations run in one transaction together with their
-//! record in `schema_migrations`: whenever the process dies, the schema is the old
-//! or the new one. The record keeps the statements themselves, so that a database of
-//! another program, or a migration that was edited after it was applied, is
-//! recognised before anything is written.
+//! On SQLite all pending migrations run in one transaction, together with their record in
+//! `schema_migrations`: if the process dies, the schema is the old or the new one. The record keeps
+//! the statements themselves, so that a database of another program, or a migration that was edited
+//! after it was applied, is detected before any write.
 
 use rusqlite::{Connection, TransactionBehavior, params};
 
@@ -13,7 +12,7 @@ use crate::{
     schema::{self, Found, Lost, Repair, Table},
 };
 
-/// One step of the schema.
+/// One schema migration.
 #[derive(Debug, Clone, Copy)]
 pub struct Migration {
     /// 1, 2, 3 ... without gaps.
@@ -32,8 +31,8 @@ const RECORD: &str = "CREATE TABLE IF NOT EXISTS schema_migrations (
     sql TEXT NOT NULL
 ) STRICT";
 
-/// Brings the schema to the last of `migrations`, and makes lost tables and columns of
-/// `tables` again. Returns what was lost.
+/// Applies pending `migrations`, and recreates missing tables and columns of `tables`. Returns what
+/// was missing.
 pub(crate) fn migrate(
     connection: &mut Connection,
     migrations: &'static [Migration],
@@ -49,7 +48,8 @@ pub(crate) fn migrate(
     Ok(lost)
 }
 
-/// Within a transaction; `is_running`: this program has been here before.
+/// Runs within a transaction. `is_running`: the schema was complete before, since this program
+/// already runs.
 pub(crate) fn migrate_in(
     transaction: &Connection,
     migrations: &'static [Migration],
@@ -60,7 +60,7 @@ pub(crate) fn migrate_in(
     let applied = applied(transaction)?;
     check_applied(&applied, migrations)?;
     let before = found(transaction)?;
-    // Tables of ours and no record of them: the record was lost.
+    // Tables of this program without a record: the record was lost.
     let is_unrecorded = applied.is_empty()
         && !tables.is_empty()
         && (is_running || schema::is_ours(tables, &before));
@@ -82,7 +82,7 @@ pub(crate) fn migrate_in(
     if !tables.is_empty() {
         let Repair { lost: missing, statements, made: _, seeds } =
             schema::repair(tables, &found(transaction)?, schema::now(), "");
-        // A table that is set aside keeps no references of others.
+        // Other tables' references must not follow the renamed table.
         transaction.pragma_update(None, "legacy_alter_table", true)?;
         for sql in statements.iter().map(String::as_str).chain(seeds) {
             transaction.execute_batch(sql)?;
@@ -113,7 +113,7 @@ fn found(connection: &Connection) -> Result<Found, Error> {
     Ok(found)
 }
 
-/// What the record says of a migration.
+/// A recorded migration.
 pub(crate) struct Applied {
     pub(crate) version: u32,
     pub(crate) name: String,

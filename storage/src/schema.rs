@@ -1,37 +1,37 @@
-//! Tables as they should be, and what to do about those that are not there.
+//! Expected tables, and the repair of missing ones.
 //!
-//! Migrations say how a schema came about; a [`Table`] says what it is afterwards. A
-//! table or a column that is lost (dropped by hand, left out of a restored dump) is
-//! made again, at the start and while the program runs. Rows are the program's
-//! business: storage says what was lost.
+//! Migrations describe how a schema came about; a [`Table`] describes the result. A missing table
+//! or column (dropped by hand, left out of a restored dump) is recreated, at the start and while
+//! the program runs. The program restores the rows; this module only reports the loss.
 
 use std::{
     collections::{HashMap, HashSet},
     fmt,
 };
 
-/// A table as the last migration leaves it.
+/// A table after the last migration.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
-    /// Its name.
+    /// Table name.
     pub name: &'static str,
-    /// Its columns, in their order.
+    /// Columns, in order.
     pub columns: &'static [Column],
-    /// Constraints over several columns; empty without.
+    /// Constraints over several columns; may be empty.
     pub constraints: &'static str,
-    /// What follows the closing parenthesis; empty without.
+    /// SQL after the closing parenthesis; may be empty.
     pub options: &'static str,
-    /// Statements that run after the table is made again.
+    /// Statements that run after the table is recreated.
     pub seeds: &'static [&'static str],
-    /// Statements that run before it is made again, each for a table that is whole: what
-    /// its loss makes of that one.
+    /// Statements that run before the table is recreated. Each pair names an intact table and
+    /// updates it to record the loss of this one.
     pub marks: &'static [(&'static str, &'static str)],
-    /// Another program may have made it: its presence is no sign of ours.
+    /// Whether another program may create the table, so that its presence does not show that the
+    /// schema is ours.
     pub is_shared: bool,
 }
 
 impl Table {
-    /// A table of ours with nothing but columns.
+    /// A table of this program with columns only.
     #[must_use]
     pub const fn new(name: &'static str, columns: &'static [Column]) -> Self {
         Self {
@@ -49,35 +49,35 @@ impl Table {
 /// A column of a [`Table`].
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
-    /// Its name.
+    /// Column name.
     pub name: &'static str,
-    /// Its type and what follows. `{now}` becomes milliseconds since 1970.
+    /// Its type and constraints. `{now}` becomes milliseconds since 1970.
     pub definition: &'static str,
-    /// Whether a table without it is still worth something: the column is added then.
-    /// Otherwise the table is set aside under another name and made again.
+    /// Whether a table without this column is still useful: then the column is added. Otherwise the
+    /// table is renamed and a new one is created.
     pub is_addable: bool,
 }
 
 impl Column {
-    /// A column without which rows mean nothing.
+    /// A column without which rows have no meaning.
     #[must_use]
     pub const fn key(name: &'static str, definition: &'static str) -> Self {
         Self { name, definition, is_addable: false }
     }
 
-    /// A column that can be added to rows.
+    /// A column that can be added to existing rows.
     #[must_use]
     pub const fn addable(name: &'static str, definition: &'static str) -> Self {
         Self { name, definition, is_addable: true }
     }
 }
 
-/// A table, or a column of one, that should be there and was not.
+/// A missing table or column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
     /// The table.
     pub table: &'static str,
-    /// The column; none when the whole table was lost.
+    /// The column; `None` when the whole table is missing.
     pub column: Option<&'static str>,
 }
 
@@ -96,21 +96,21 @@ impl Lost {
     }
 }
 
-/// Tables that a database has, with their columns.
+/// Existing tables with their columns.
 pub(crate) type Found = HashMap<String, HashSet<String>>;
 
-/// What is missing, and the statements that make it again.
+/// Missing tables and columns, and the statements that recreate them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Repair {
     pub(crate) lost: Vec<Lost>,
     pub(crate) statements: Vec<String>,
-    /// Tables that are made, under their name with `suffix`.
+    /// Tables that are recreated, named with `suffix`.
     pub(crate) made: Vec<&'static str>,
-    /// Statements that follow when the tables have their names.
+    /// Statements that run once the tables have their final names.
     pub(crate) seeds: Vec<&'static str>,
 }
 
-/// What is being made again, for the program that puts rows back.
+/// A repair in progress, for the program that restores rows.
 #[derive(Debug)]
 pub struct Mending<'a> {
     /// What was lost.
@@ -120,8 +120,7 @@ pub struct Mending<'a> {
 }
 
 impl Mending<'_> {
-    /// The name that a table has meanwhile: one that is made gets its own name together
-    /// with its rows.
+    /// The current name of a table: a recreated table gets its final name together with its rows.
     #[must_use]
     pub fn name(&self, table: &str) -> String {
         let suffix = if self.made.contains(&table) { self.suffix } else { "" };
@@ -129,13 +128,13 @@ impl Mending<'_> {
     }
 }
 
-/// Whether the database has a table that only this program makes.
+/// Whether the database has a table that only this program creates.
 pub(crate) fn is_ours(tables: &[Table], found: &Found) -> bool {
     tables.iter().any(|table| !table.is_shared && found.contains_key(table.name))
 }
 
-/// Compares what should be with what is, at `now` (milliseconds since 1970). New tables
-/// have `suffix` after their name.
+/// Compares expected and existing tables at `now` (milliseconds since 1970). New tables get
+/// `suffix` after their name.
 pub(crate) fn repair(tables: &[Table], found: &Found, now: i64, suffix: &str) -> Repair {
     let mut lost = Vec::new();
     for table in tables {
@@ -150,7 +149,7 @@ pub(crate) fn repair(tables: &[Table], found: &Found, now: i64, suffix: &str) ->
     }
     let is_whole = |name: &str| lost.iter().all(|lost| lost.table != name);
     let damaged = || tables.iter().filter(|table| !is_whole(table.name));
-    // First what the loss makes of other tables: whatever comes between, it is known.
+    // Updates other tables first, so that the loss is recorded even if the repair is interrupted.
     let marks = damaged().flat_map(|table| table.marks);
     let marks = marks.filter(|(name, _)| is_whole(name)).map(|(_, sql)| (*sql).to_owned());
     let mut statements: Vec<String> = marks.collect();
@@ -164,7 +163,7 @@ pub(crate) fn repair(tables: &[Table], found: &Found, now: i64, suffix: &str) ->
     Repair { statements, made, seeds, lost }
 }
 
-/// Whether the table is made, and not only altered.
+/// Whether the table is created rather than altered.
 fn make_again(
     table: &Table,
     lost: &[Lost],
@@ -192,14 +191,14 @@ fn make_again(
         parts.push(constraints.to_owned());
     }
     if !suffix.is_empty() {
-        // Of a repair that was cut short.
+        // Left over from an interrupted repair.
         statements.push(format!("DROP TABLE IF EXISTS {name}{suffix}"));
     }
     statements.push(format!("CREATE TABLE {name}{suffix} ({}) {options}", parts.join(", ")));
     true
 }
 
-/// Milliseconds since 1970, for what has to be higher than everything before.
+/// Milliseconds since 1970, for values that must be higher than all earlier ones.
 #[expect(clippy::disallowed_methods, reason = "a repair is marked with the wall clock")]
 pub(crate) fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -1,24 +1,21 @@
-//! PostgreSQL, MySQL and MariaDB: a server that several processes share.
+//! PostgreSQL, MySQL and MariaDB: a database server shared by several processes.
 //!
-//! What holds:
-//! - Every wait is bounded: for a connection, for an answer, for a lock, for a
-//!   peer that is gone without a word. A call ends within
-//!   [`Options::operation_timeout`].
-//! - A write that answered `Ok` is committed, and on the disk as far as the server
-//!   is set up so. A write that answered with an error is not stored; the one
-//!   exception says so: [`Error::OutcomeUnknown`].
-//! - What failed for a reason that passes (a deadlock, a lost connection, a
-//!   failover), and is known not to be stored, is tried again with growing pauses
-//!   until the time is over.
-//! - A caller that gives up leaves nothing behind: no open transaction, no lock, no
-//!   connection that was lost for it. What it had sent as a single statement may still
-//!   take effect.
-//! - Idle connections end in time, and all of them when the server is closed.
-//! - Transactions read what is committed (READ COMMITTED), on either server.
-//! - Passwords are in no error and in no `Debug`.
+//! Invariants:
+//! - Every wait is bounded: for a connection, a response, a lock, or a peer that disappeared
+//!   silently. A call ends within [`Options::operation_timeout`].
+//! - A write that returned `Ok` is committed, and as durable as the server is configured. A write
+//!   that returned an error is not stored, with one exception: [`Error::OutcomeUnknown`].
+//! - An operation that failed for a transient reason (a deadlock, a lost connection, a failover),
+//!   and is known not to be stored, is retried with growing pauses until its timeout.
+//! - A cancelled caller leaves no open transaction, no lock, and costs no connection. A single
+//!   statement already sent may still take effect.
+//! - Idle connections are closed after a timeout, and all connections when the server handle is
+//!   closed.
+//! - Transactions run with READ COMMITTED on either server.
+//! - No error and no `Debug` output contains a password.
 //!
-//! Statements are texts with `?` for parameters, and are prepared once for each
-//! connection. They are portable only as far as their authors care.
+//! Statements are texts with `?` for parameters, and are prepared once per connection. Portability
+//! between the dialects is the caller's responsibility.
 
 mod address;
 mod copy;
@@ -56,7 +53,7 @@ use self::{
 };
 use crate::{Error, Kind, Lost, Mending, Migration, Table};
 
-/// Which language a server speaks.
+/// SQL dialect of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// PostgreSQL.
@@ -66,7 +63,7 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// What makes a copy of a database of such a server.
+    /// The backup tool for a database of such a server.
     #[must_use]
     pub fn backup_tool(self) -> &'static str {
         match self {
@@ -76,43 +73,43 @@ impl Dialect {
     }
 }
 
-/// Whom to trust: a server with a certificate of this authority. A connection
-/// without TLS is then refused.
+/// TLS verification: the server's certificate must chain to this CA. A connection without TLS is
+/// rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
-    /// File of PEM; read again for each connection.
+    /// PEM file; read again for each connection.
     pub ca: PathBuf,
-    /// Whether the certificate must be for the host of the connection string.
+    /// Whether the certificate must match the host of the connection string.
     pub verify_identity: bool,
 }
 
-/// How a server is reached and used.
+/// Connection options of a server.
 #[derive(Clone)]
 pub struct Options {
-    /// Its language.
+    /// SQL dialect.
     pub dialect: Dialect,
-    /// PostgreSQL: a URL or keywords, completed from `PGHOST` and its like; MySQL:
-    /// as Go's driver takes it, `user:password@tcp(host:port)/database`.
+    /// PostgreSQL: a URL or keywords, completed from `PGHOST` and similar variables. MySQL: the
+    /// format of Go's driver, `user:password@tcp(host:port)/database`.
     pub connection_string: String,
-    /// Without: PostgreSQL's `sslmode` or MySQL's `tls` of the string counts.
+    /// `None`: PostgreSQL's `sslmode` or MySQL's `tls` of the connection string applies.
     pub tls: Option<Tls>,
-    /// Connections at most; 0 is the default of 200.
+    /// Maximum number of connections; 0 is the default of 200.
     pub max_open: usize,
-    /// A connection that is older is not used again.
+    /// Maximum age of a connection; an older one is not reused.
     pub max_lifetime: Option<Duration>,
-    /// How long it may take to connect.
+    /// Connect timeout.
     pub connect_timeout: Duration,
-    /// How long a call may take in all.
+    /// Timeout of a whole call, including retries.
     pub operation_timeout: Duration,
-    /// How long a start waits for a server that is not there; zero: not at all.
+    /// How long the start waits for an unavailable server; zero: no wait.
     pub start_timeout: Duration,
-    /// Who we are, for the operators of the database (PostgreSQL).
+    /// Application name shown to database operators (PostgreSQL).
     pub application_name: String,
 }
 
 impl Options {
-    /// With the defaults of the original: 10 seconds for an operation, no limit to
-    /// the life of a connection.
+    /// Creates options with the defaults of the original: 10 seconds per operation, no maximum
+    /// connection age.
     pub fn new(dialect: Dialect, connection_string: impl Into<String>) -> Self {
         Self {
             dialect,
@@ -127,8 +124,7 @@ impl Options {
         }
     }
 
-    /// Whether the connection string can be understood: for the check of a
-    /// configuration, before anything is connected.
+    /// Validates the connection string without connecting, for the configuration check.
     pub fn check(&self) -> Result<(), Error> {
         Connector::new(self).map(drop)
     }
@@ -161,30 +157,30 @@ impl fmt::Debug for Options {
     }
 }
 
-/// The tables of a program.
+/// Schema of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Schema {
-    /// The table that remembers what was done; programs that share a database
-    /// have different ones.
+    /// Table that records the applied migrations; programs that share a database use different
+    /// ones.
     pub record: &'static str,
-    /// In the server's dialect. MySQL commits each statement by itself: there each
-    /// should bear to be run twice (`IF NOT EXISTS`).
+    /// Migrations in the server's dialect. MySQL commits each statement separately, so there each
+    /// statement should be repeatable (`IF NOT EXISTS`).
     pub migrations: &'static [Migration],
-    /// What the last migration leaves; a table or a column that is missing is made again.
+    /// Tables after the last migration; missing tables and columns are recreated.
     pub tables: &'static [Table],
 }
 
-/// Says which statements, with their values, put rows back into tables that are made again.
+/// Returns the statements, with their values, that restore rows in recreated tables.
 pub type Restore<'a> = dyn Fn(&Mending<'_>) -> Vec<(String, Vec<Value>)> + Sync + 'a;
 
-/// What a statement brought.
+/// Result of a statement.
 #[derive(Debug, Default)]
 struct Rows {
     rows: Vec<Row>,
     affected: u64,
 }
 
-/// A handle to a database on a server; clones share its connections.
+/// Handle to a database on a server; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -198,17 +194,17 @@ struct Shared {
     schema: Schema,
     connect_timeout: Duration,
     operation_timeout: Duration,
-    /// Closes idle connections.
+    /// Task that closes idle connections.
     _sweeper: JoinSet<()>,
 }
 
-/// The first pause between two attempts to connect at the start, and the longest.
+/// First and longest pause between connection attempts at the start.
 const START_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// The first pause before another try, and the longest.
+/// First and longest pause between retries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
-/// How far a call got, and until when it may go on.
+/// Retry state of a call, with its deadline.
 struct Attempts {
     deadline: Instant,
     patience: Duration,
@@ -220,7 +216,8 @@ impl Attempts {
         Self { deadline: Instant::now() + patience, patience, pause: PAUSES.0 }
     }
 
-    /// Waits before another try; fails with `error` when that makes no sense.
+    /// Pauses before a retry; returns `error` when a retry is pointless or the deadline is too
+    /// close.
     async fn again(&mut self, error: Error) -> Result<(), Error> {
         if !passes(&error) || Instant::now() + self.pause >= self.deadline {
             return Err(error);
@@ -236,7 +233,7 @@ impl Attempts {
     }
 }
 
-/// Whether it makes sense to try again at once what failed so.
+/// Whether the error is transient, so that an immediate retry can succeed.
 fn passes(error: &Error) -> bool {
     match error.kind() {
         Kind::Busy | Kind::Standby | Kind::Unavailable => true,
@@ -255,12 +252,12 @@ fn passes(error: &Error) -> bool {
 }
 
 impl Server {
-    /// Connects, and brings the schema to the last of its migrations; tables and columns
-    /// that are lost are made again. A server that is not there is waited for until
-    /// [`Options::start_timeout`].
+    /// Connects, applies pending migrations, and recreates missing tables and columns. Waits for an
+    /// unavailable server until [`Options::start_timeout`].
     ///
     /// # Errors
-    /// The server cannot be reached in time, or used; the schema is a newer release's.
+    /// The server is unreachable until the timeout, or unusable; the schema is from a newer
+    /// release.
     pub async fn connect(options: &Options, schema: &Schema) -> Result<Self, Error> {
         let connector = Connector::new(options)?;
         let pool = Arc::new(Pool::new(connector.clone(), options));
@@ -290,13 +287,12 @@ impl Server {
         }
     }
 
-    /// Makes tables and columns again that were lost while the program runs, and returns
-    /// what that was. `restore` says which statements put rows back; they take effect
-    /// together with the new tables. A schema of a newer release is left
-    /// alone.
+    /// Recreates tables and columns that were lost while the program runs, and returns them.
+    /// `restore` returns the statements that restore rows; they take effect together with the new
+    /// tables. A schema of a newer release is not changed.
     ///
     /// # Errors
-    /// The database does not answer, or refuses a statement.
+    /// The database does not respond, or rejects a statement.
     pub async fn mend(&self, restore: &Restore<'_>) -> Result<Vec<Lost>, Error> {
         let schema = &self.shared.schema;
         if !migrate::is_damaged(self, schema).await? {
@@ -308,13 +304,12 @@ impl Server {
         }
     }
 
-    /// Its language.
+    /// SQL dialect of the server.
     pub fn dialect(&self) -> Dialect {
         self.shared.dialect
     }
 
-    /// Runs one statement that changes nothing: when its connection is lost, it is
-    /// run again.
+    /// Runs one read-only statement, and retries it after a lost connection.
     pub async fn query(&self, sql: &str, parameters: &[Value]) -> Result<Vec<Row>, Error> {
         let mut attempts = Attempts::new(self.shared.operation_timeout);
         loop {
@@ -331,13 +326,12 @@ impl Server {
         }
     }
 
-    /// Runs one statement that is a transaction of its own, and returns how many
-    /// rows it changed.
+    /// Runs one statement in its own transaction, and returns the number of changed rows.
     pub async fn execute(&self, sql: &str, parameters: &[Value]) -> Result<u64, Error> {
         Ok(self.write(sql, parameters).await?.affected)
     }
 
-    /// Runs one statement that is a transaction of its own, and returns its rows.
+    /// Runs one statement in its own transaction, and returns its rows.
     pub async fn execute_returning(
         &self,
         sql: &str,
@@ -369,13 +363,13 @@ impl Server {
         }
     }
 
-    /// Runs statements without parameters as one text, once: for definitions, which
-    /// servers do not prepare. Where the text opens a transaction, it has to end it.
+    /// Runs statements without parameters as one text, once. For DDL, which servers do not prepare.
+    /// A text that opens a transaction must also end it.
     pub async fn define(&self, sql: &str) -> Result<(), Error> {
         let attempts = Attempts::new(self.shared.operation_timeout);
         let work = async {
             let mut lease = self.shared.pool.lease().await?;
-            // A text that fails may leave settings and locks of the session behind.
+            // A failed text may leave settings and locks in the session.
             lease.locked();
             let defined = lease.batch(sql).await;
             defined.map_err(|fault| Error::Server { source: Arc::new(fault) })
@@ -383,8 +377,8 @@ impl Server {
         timeout_at(attempts.deadline, work).await.unwrap_or_else(|_| Err(attempts.timed_out()))
     }
 
-    /// Runs a transaction of several statements in one round trip, on MySQL: locks of rows
-    /// are not held while the answers travel. Returns the rows of each statement.
+    /// Runs a transaction of several statements in one round trip, on MySQL, so that row locks are
+    /// not held during further round trips. Returns the rows of each statement.
     pub async fn at_once(&self, statements: &[(&str, &[Value])]) -> Result<Vec<Vec<Row>>, Error> {
         let texts = statements.iter().map(|(sql, values)| mysql::literal(sql, values));
         let sql = format!("BEGIN; {}; COMMIT", texts.collect::<Vec<_>>().join("; "));
@@ -422,9 +416,9 @@ impl Server {
         Error::OutcomeUnknown { source: Arc::new(fault) }
     }
 
-    /// Runs `work` in a transaction, and commits it. An error of `work` undoes all.
-    /// When a statement fails for a reason that passes, `work` is called again with
-    /// another transaction: whatever it does besides, it does so again.
+    /// Runs `work` in a transaction, and commits. An error of `work` rolls back. When a statement
+    /// fails for a transient reason, `work` is called again with a new transaction, so its other
+    /// side effects repeat.
     pub async fn transaction<T, E, F, W>(&self, mut work: F) -> Result<T, E>
     where
         F: FnMut(Transaction) -> W,
@@ -448,7 +442,7 @@ impl Server {
             };
             if let Some(error) = transaction.failed().await {
                 let _undone_anyhow = timeout_at(deadline, transaction.rollback()).await;
-                // Its own error says more, unless there is another try.
+                // The error of `work` is more specific, unless there is a retry.
                 match (attempts.again(error).await, done) {
                     (Ok(()), _) => continue,
                     (Err(_), Err(own)) => return Err(own),
@@ -471,8 +465,7 @@ impl Server {
         }
     }
 
-    /// What others tell with `pg_notify`. None on MySQL, which has nothing of the
-    /// kind: look every now and then.
+    /// Notifications sent with `pg_notify`. `None` on MySQL, which has no equivalent: poll instead.
     pub fn listen(&self, channel: &'static str) -> Option<Listener> {
         match &self.shared.connector {
             Connector::Postgres(connector) => Some(Listener::new(
@@ -485,13 +478,13 @@ impl Server {
         }
     }
 
-    /// What was counted. The maxima begin anew.
+    /// Statistics; resets the maxima.
     pub fn stats(&self) -> Stats {
         self.shared.pool.stats()
     }
 
-    /// Refuses further work with [`Error::Closed`], and closes the connections with the
-    /// protocol's goodbye; statements under way have a few seconds to end.
+    /// Rejects further work with [`Error::Closed`], and closes the connections with the protocol's
+    /// termination message. Running statements have a few seconds to finish.
     pub async fn close(&self) {
         self.shared.pool.close().await;
     }

@@ -1,24 +1,21 @@
-//! SQLite: one writer thread and some read connections for each database.
+//! SQLite: one writer thread and several read connections per database.
 //!
-//! What holds:
-//! - One process has the database: `<path>.lock` is locked as long as it is
-//!   open (the kernel lets go of it when the process dies, however it dies).
-//!   Other programs may read the file meanwhile.
-//! - A write that answered `Ok` is in the write-ahead log, and with
-//!   [`Synchronous::Full`] on the disk. A write that answered with an error is
-//!   not stored; the one exception is a disk that failed in the middle of a
-//!   commit, where the truth is known after the next start.
-//! - Writes happen in the order in which they were queued. Those that wait
-//!   together share one transaction and one sync of the disk. Each runs in a
-//!   savepoint of its own: when one fails or panics, the others are stored all
+//! Invariants:
+//! - One process owns the database: `<path>.lock` is locked while the database is open (the kernel
+//!   releases the lock when the process dies for any reason). Other programs may read the file.
+//! - A write that returned `Ok` is in the write-ahead log, and with [`Synchronous::Full`] on disk.
+//!   A write that returned an error is not stored, with one exception: if the disk fails during a
+//!   commit, the outcome is known only after the next start.
+//! - Writes run in the order in which they were queued. Queued writes share one transaction and one
+//!   disk sync. Each runs in its own savepoint: if one fails or panics, the others are stored all
 //!   the same.
-//! - The log moves into the database file after the answers, not within a commit.
-//! - The queue is bounded: who writes faster than the disk waits.
-//! - A write that was queued is carried out even if its caller gives up.
-//! - Reads run beside the writer, each on one snapshot, and see all that was
-//!   answered before they began.
-//! - [`Database::close`] needs nobody to drop a handle: it is a job of its own,
-//!   after which the queue refuses further work with [`Error::Closed`].
+//! - The log is checkpointed after the responses, not within a commit.
+//! - The queue is bounded: a caller that writes faster than the disk waits.
+//! - A queued write runs even if its caller is cancelled.
+//! - Reads run concurrently with the writer, each on one snapshot, and see every write that
+//!   returned before they began.
+//! - [`Database::close`] does not depend on dropped handles: it is a job of its own, after which
+//!   the queue rejects further work with [`Error::Closed`].
 
 mod backup;
 mod open;
@@ -37,37 +34,37 @@ use self::{
 };
 use crate::{Error, Lost, Migration, Table, migration};
 
-/// How hard a commit insists.
+/// Durability of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Synchronous {
-    /// On the disk before the answer.
+    /// On disk before the response.
     #[default]
     Full,
-    /// In the write-ahead log before the answer: survives the death of the
-    /// process, may lose the last commits when the machine loses power.
+    /// In the write-ahead log before the response: survives the death of the process, but may lose
+    /// the last commits when the machine loses power.
     Normal,
 }
 
-/// How a database is opened.
+/// Options for opening a database.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How hard a commit insists.
+    /// Durability of a commit.
     pub synchronous: Synchronous,
-    /// How long a statement waits for a lock of another program on the file.
+    /// How long a statement waits for another program's lock on the file.
     pub busy_timeout: Duration,
-    /// How many writes may wait.
+    /// Capacity of the write queue.
     pub queue: usize,
-    /// How many writes share a transaction at most.
+    /// Maximum number of writes per transaction.
     pub batch: usize,
-    /// How many reads may run at the same time.
+    /// Maximum number of concurrent reads.
     pub readers: usize,
-    /// Bytes of a page of a new file; one that is there keeps its own. Large ones make
-    /// large writes cheaper and small ones dearer: a commit writes whole pages.
+    /// Page size in bytes for a new file; an existing file keeps its own. Large pages make large
+    /// writes cheaper and small writes more expensive, since a commit writes whole pages.
     pub page_size: u32,
-    /// How many KiB of pages the writer keeps; what a transaction changes beyond that
-    /// goes to the log before the commit, page by page.
+    /// Page cache of the writer in KiB. Changes of a transaction beyond the cache go to the log
+    /// before the commit, page by page.
     pub cache_kib: u32,
-    /// Refuses to grow beyond so many pages; [`crate::Kind::Full`].
+    /// Maximum number of pages; beyond it, writes fail with [`crate::Kind::Full`].
     pub max_pages: Option<u32>,
 }
 
@@ -86,7 +83,7 @@ impl Default for Options {
     }
 }
 
-/// A handle to an open database; clones share it.
+/// Handle to an open database; clones share it.
 #[derive(Debug, Clone)]
 pub struct Database {
     jobs: mpsc::Sender<Message>,
@@ -96,8 +93,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens or creates the database at `path` and brings its schema to the
-    /// last of `migrations`. Blocks on the disk: for the start of a process.
+    /// Opens or creates the database at `path` and applies pending `migrations`. Blocks on the
+    /// disk; call at process start.
     pub fn open(
         path: impl AsRef<Path>,
         options: &Options,
@@ -106,8 +103,8 @@ impl Database {
         Self::open_whole(path, options, migrations, &[])
     }
 
-    /// The same, and makes those of `tables` (what the last migration leaves) again that
-    /// are lost, with their columns.
+    /// Like [`Self::open`], and recreates those of `tables` (the state after the last migration)
+    /// that are missing, and missing columns.
     pub fn open_whole(
         path: impl AsRef<Path>,
         options: &Options,
@@ -123,12 +120,11 @@ impl Database {
         Ok(Self { jobs, readers, migrations, tables })
     }
 
-    /// Makes tables and columns again that were lost while the database is open, and
-    /// returns what that was. `restore` puts rows back in the same transaction; it runs
-    /// only if something was lost.
+    /// Recreates tables and columns that were lost while the database is open, and returns them.
+    /// `restore` restores rows in the same transaction; it runs only if something was lost.
     ///
     /// # Errors
-    /// The database does not answer; nothing is made then.
+    /// The database does not respond; nothing is recreated.
     pub async fn mend<F>(&self, restore: F) -> Result<Vec<Lost>, Error>
     where
         F: FnOnce(&Transaction<'_>, &[Lost]) -> Result<(), Error> + Send + 'static,
@@ -150,10 +146,9 @@ impl Database {
         Ok(lost)
     }
 
-    /// Runs `work` in the next transaction and answers after its commit. An
-    /// error of `work` undoes what `work` did and nothing else. `work` is to
-    /// return the errors of its statements: after a full disk SQLite has given
-    /// up the transaction, and what follows would be stored by itself.
+    /// Runs `work` in the next transaction and returns after its commit. An error of `work` rolls
+    /// back `work` only. `work` must return the errors of its statements: when the disk is full
+    /// SQLite rolls back the transaction, and later statements would be stored on their own.
     pub async fn write<T, E, F>(&self, work: F) -> Result<T, E>
     where
         F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
@@ -163,7 +158,7 @@ impl Database {
         let (reply, answer) = oneshot::channel();
         let job = Message::Job(Box::new(Write::new(work, reply)));
         self.jobs.send(job).await.map_err(|_| Error::Closed)?;
-        // The writer answers every job that it took, unless it died itself.
+        // The writer responds to every job that it received, unless the thread died.
         answer.await.unwrap_or_else(|_| Err(Error::Closed.into()))
     }
 
@@ -177,14 +172,14 @@ impl Database {
         self.readers.read(work).await
     }
 
-    /// Resolves when no further write is possible: after [`Self::close`], or
-    /// when the writer died.
+    /// Returns when no further write is possible: after [`Self::close`], or when the writer thread
+    /// has died.
     pub async fn closed(&self) {
         self.jobs.closed().await;
     }
 
-    /// Stores what is queued, moves the log into the database file, and gives
-    /// the database up. Other handles answer [`Error::Closed`] from then on.
+    /// Stores the queued writes, checkpoints the log, and releases the database. Other handles then
+    /// return [`Error::Closed`].
     pub async fn close(&self) -> Result<(), Error> {
         self.readers.close().await;
         let (reply, answer) = oneshot::channel();

@@ -1,10 +1,10 @@
 //! Private PostgreSQL and MariaDB servers for tests.
 //!
-//! A server runs from Debian's packages in a directory of its own, on a loopback
-//! port of its own, with everything on that makes commits durable, and as nobody
-//! when the tests run as root. It ends, and its directory goes, when its handle is
-//! dropped and also when the test process ends, however it ends: a small shell waits
-//! for that. Failing to start one fails the test, with the name of the package.
+//! A server runs from Debian's packages in its own directory, on its own loopback port, with every
+//! durability setting enabled, and as user nobody when the tests run as root. The server and its
+//! directory are removed when the handle is dropped, and also when the test process ends for any
+//! reason: a small shell waits for that. A failure to start fails the test, with the name of the
+//! package.
 
 mod settings;
 mod slow;
@@ -28,19 +28,19 @@ use tempfile::TempDir;
 pub use self::slow::SlowWay;
 use crate::server::{Dialect, Options};
 
-/// Who runs the servers when root runs the tests: they refuse to run as root.
+/// User of the servers when root runs the tests: they refuse to run as root.
 const NOBODY: u32 = 65534;
 
-/// Ports that the kernel gives to nobody by itself.
+/// Ports outside the kernel's ephemeral range.
 const PORTS: std::ops::Range<u32> = 10_000..32_000;
 
-/// Ports that are tried before a start is given up.
+/// Number of ports tried before the start fails.
 const ATTEMPTS: u32 = 5;
 
-/// Looks at a server that starts or ends, and the pause between two.
+/// Number of polls while a server starts or ends, and the pause between two.
 const LOOKS: (u32, Duration) = (600, Duration::from_millis(50));
 
-/// Removes the server when the other end of its input is gone.
+/// Shell script that removes the server when its standard input closes.
 const KEEPER: &str = r#"trap '' INT TERM HUP
 cat >/dev/null
 if pid=$(head -n 1 "$1/pid" 2>/dev/null); then kill -KILL "$pid" 2>/dev/null; fi
@@ -55,20 +55,20 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
-/// A server of its own.
+/// A private test server.
 #[derive(Debug)]
 pub struct TestServer {
     dialect: Dialect,
     port: u16,
     child: Mutex<Option<Child>>,
-    /// Its input is what it waits for.
+    /// The cleanup shell; closing its standard input removes the server.
     keeper: Child,
     directory: TempDir,
     databases: AtomicU32,
 }
 
 impl TestServer {
-    /// One that all tests of this process share.
+    /// The server that all tests of this process share.
     pub fn shared(dialect: Dialect) -> &'static Self {
         static POSTGRES: OnceLock<TestServer> = OnceLock::new();
         static MYSQL: OnceLock<TestServer> = OnceLock::new();
@@ -78,17 +78,17 @@ impl TestServer {
         }
     }
 
-    /// One for a test that stops or kills it.
+    /// Starts a server for a test that stops or kills it.
     pub fn start(dialect: Dialect) -> Self {
         Self::start_with(dialect, None, &[])
     }
 
-    /// One that offers TLS.
+    /// Starts a server with TLS.
     pub fn start_with_tls(dialect: Dialect, certificate: &Certificate) -> Self {
         Self::start_with(dialect, Some(certificate), &[])
     }
 
-    /// One with settings of its own, `name=value`.
+    /// Starts a server with additional settings, `name=value`.
     pub fn start_with(
         dialect: Dialect,
         certificate: Option<&Certificate>,
@@ -120,7 +120,7 @@ impl TestServer {
         panic!("{dialect:?} does not start: {}", server.log());
     }
 
-    /// Its language.
+    /// SQL dialect of the server.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
@@ -130,19 +130,19 @@ impl TestServer {
         self.port
     }
 
-    /// A new, empty database.
+    /// Creates an empty database.
     pub fn database(&self) -> Options {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.sql(&format!("CREATE DATABASE {name}"));
         self.options(&name)
     }
 
-    /// How a database is reached.
+    /// Connection options for a database.
     pub fn options(&self, database: &str) -> Options {
         Options::new(self.dialect, self.connection_string("127.0.0.1", database))
     }
 
-    /// The string for a database, by a name of this host.
+    /// Connection string for a database, with the given host name.
     pub fn connection_string(&self, host: &str, database: &str) -> String {
         let port = self.port;
         match self.dialect {
@@ -156,7 +156,7 @@ impl TestServer {
         self.sql_in("", sql)
     }
 
-    /// The same in a database.
+    /// Runs statements in a database.
     pub fn sql_in(&self, database: &str, sql: &str) -> String {
         let port = self.port.to_string();
         let mut command = match self.dialect {
@@ -187,32 +187,32 @@ impl TestServer {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Ends it as its operator would. What waits for it is cut off.
+    /// Shuts the server down as its operator would; open connections are closed.
     pub fn stop(&self) {
         self.end(if self.dialect == Dialect::Postgres { "INT" } else { "TERM" });
     }
 
-    /// Ends it as the loss of power would.
+    /// Kills the server, as a power failure would.
     pub fn kill(&self) {
         self.end(if self.dialect == Dialect::Postgres { "QUIT" } else { "KILL" });
     }
 
-    /// Stands still, as a machine that is stuck: when this returns, nothing of it
-    /// runs.
+    /// Stops the server's processes (SIGSTOP), as on a hung machine. Returns once none of them is
+    /// running.
     pub fn pause(&self) {
-        // The one that makes the others first.
+        // The parent process first, as it starts the others.
         self.pid().into_iter().for_each(stop);
         self.children().into_iter().for_each(stop);
     }
 
-    /// Goes on.
+    /// Resumes the server after a pause.
     pub fn resume(&self) {
         for pid in self.children().into_iter().chain(self.pid()) {
             send("CONT", pid);
         }
     }
 
-    /// Starts it again, on the same port.
+    /// Restarts the server on the same port.
     pub fn restart(&self) {
         assert!(self.spawn(), "{:?} does not start again: {}", self.dialect, self.log());
     }
@@ -231,7 +231,7 @@ impl TestServer {
         self.child().as_ref().map(Child::id)
     }
 
-    /// Of PostgreSQL, its processes for each connection.
+    /// PostgreSQL's process for each connection.
     fn children(&self) -> Vec<u32> {
         let Some(pid) = self.pid() else { return Vec::new() };
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -247,7 +247,7 @@ impl TestServer {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Makes its data and its settings.
+    /// Creates data directory and settings.
     fn create(&self, certificate: Option<&Certificate>, settings: &[&str]) {
         let place = self.directory.path();
         let mut command = match self.dialect {
@@ -293,7 +293,7 @@ impl TestServer {
         }
     }
 
-    /// Starts it, and waits until it answers; false when its port is taken.
+    /// Starts the server and waits until it responds; false when its port is in use.
     fn spawn(&self) -> bool {
         let place = self.directory.path();
         let log = File::options().create(true).append(true).open(place.join("log"));
@@ -363,7 +363,7 @@ impl Drop for TestServer {
             send("KILL", child.id());
             let _ended = child.wait();
         }
-        // Its input ends with the handle.
+        // Closing the input lets the shell remove the server.
         drop(self.keeper.stdin.take());
         let _ended = self.keeper.wait();
     }
@@ -373,7 +373,7 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|of| of.uid() == 0)
 }
 
-/// Gives a file to whoever runs the servers.
+/// Changes the owner of a file to the user of the servers.
 fn own(path: &Path) {
     if is_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give its files away");
@@ -390,7 +390,7 @@ fn unprivileged(program: &Path) -> Command {
     command
 }
 
-/// Where a program is; Debian keeps those of PostgreSQL out of the path.
+/// Path of a program; Debian does not put PostgreSQL's into PATH.
 fn program(dialect: Dialect, name: &str) -> PathBuf {
     let mut places: Vec<PathBuf> =
         std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
@@ -406,7 +406,7 @@ fn program(dialect: Dialect, name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is missing: install the package {package}"))
 }
 
-/// A port that nobody listens on. Another process may take it meanwhile.
+/// An unused port. Another process may take it in the meantime.
 fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let count = PORTS.end - PORTS.start;
@@ -421,14 +421,14 @@ fn free_port() -> u16 {
 }
 
 fn send(signal: &str, pid: u32) {
-    // Gone already is fine.
+    // The process may already be gone.
     let _gone = Command::new("/bin/kill")
         .args([&format!("-{signal}"), &pid.to_string()])
         .stderr(Stdio::null())
         .status();
 }
 
-/// Stops a process. Each thread heeds that when it is next in the kernel.
+/// Stops a process. Each thread stops when it next enters the kernel.
 fn stop(pid: u32) {
     send("STOP", pid);
     let runs = |task: fs::DirEntry| {

@@ -1,8 +1,8 @@
-//! Connection strings, as operators have them (docs/compatibility/locket.md#connection-strings).
+//! Parses connection strings in the operators' formats
+//! (docs/compatibility/locket.md#connection-strings).
 //!
-//! PostgreSQL: a URL or keywords; what is not said comes from the environment
-//! (`PGHOST` ...). MySQL: the form of Go's driver. What is wrong is told without
-//! the string, which holds the password.
+//! PostgreSQL: a URL or keywords; missing settings come from the environment (`PGHOST` ...). MySQL:
+//! the format of Go's driver. Errors never contain the string, which includes the password.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use percent_encoding::percent_decode_str;
 
 use crate::Error;
 
-/// What a PostgreSQL string says, by the names that libpq gives it.
+/// Settings of a PostgreSQL string, by their libpq names.
 pub(super) type Settings = BTreeMap<String, String>;
 
-/// Settings and the variables that stand in for them.
+/// Settings and their environment variables.
 const VARIABLES: [(&str, &str); 12] = [
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
@@ -33,7 +33,7 @@ fn problem(problem: &'static str) -> Error {
     Error::ConnectionString { problem: problem.to_owned() }
 }
 
-/// Percent encoding undone; what is none stays.
+/// Decodes percent encoding; an invalid sequence stays as it is.
 fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
@@ -60,8 +60,8 @@ pub(super) fn postgres(
 
 fn postgres_url(rest: &str) -> Result<Settings, Error> {
     let mut settings = Settings::new();
-    // The last `@` before the path. BOSH writes passwords without encoding:
-    // with a slash in one, only the last of all can be meant.
+    // The user part ends at the last `@` before the path. BOSH writes passwords without encoding:
+    // if the password contains a slash, only the last `@` of the whole text can be the separator.
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let (login, place) = match (authority.rfind('@'), rest.rfind('@')) {
         (Some(at), _) | (None, Some(at)) => (Some(&rest[..at]), &rest[at + 1..]),
@@ -90,7 +90,7 @@ fn postgres_url(rest: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// `a:1,[::1]:2,c` as `host` and `port`.
+/// Splits `a:1,[::1]:2,c` into `host` and `port`.
 fn url_hosts(text: &str) -> Result<Settings, Error> {
     let mut settings = Settings::new();
     if text.is_empty() {
@@ -109,7 +109,7 @@ fn url_hosts(text: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// `host`, `host:port`, `[v6]`, `[v6]:port`.
+/// Parses `host`, `host:port`, `[v6]` or `[v6]:port`.
 fn host_and_port(text: &str) -> Result<(&str, Option<&str>), Error> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or(problem("a `[` has no `]`"))?;
@@ -138,7 +138,7 @@ fn postgres_keywords(text: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// `plain`, `'quo ted'`, with `\` before a character that is meant as it is.
+/// Parses `plain` or `'quo ted'`; `\` escapes the next character.
 fn keyword_value(text: &str) -> Result<(String, &str), Error> {
     let quoted = text.starts_with('\'');
     let mut value = String::new();
@@ -154,14 +154,14 @@ fn keyword_value(text: &str) -> Result<(String, &str), Error> {
     if quoted { Err(problem("a quote is not closed")) } else { Ok((value, "")) }
 }
 
-/// Where a MySQL server is, and who we are.
+/// Address and credentials of a MySQL server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MySql {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) place: Place,
     pub(super) database: Option<String>,
-    /// `tls` of the parameters; the others mean nothing here.
+    /// The parameter `tls`; the others have no effect here.
     pub(super) tls: Option<String>,
 }
 
@@ -173,8 +173,8 @@ pub(super) enum Place {
 
 const MYSQL_PORT: u16 = 3306;
 
-/// `[user[:password]@][net[(address)]]/database[?key=value&...]`. As Go's driver
-/// does, from the end: a password may hold any character.
+/// Parses `[user[:password]@][net[(address)]]/database[?key=value&...]`. From the end, as Go's
+/// driver does, since a password may contain any character.
 pub(super) fn mysql(text: &str) -> Result<MySql, Error> {
     let slash = text
         .trim()

@@ -1,20 +1,20 @@
-//! Many new rows in one go: PostgreSQL's `COPY ... FROM STDIN`, in its text form.
+//! Bulk insert with PostgreSQL's `COPY ... FROM STDIN`, in text format.
 
 use std::{fmt::Write as _, mem};
 
 use bytes::Bytes;
 
-/// Rows go to the server in pieces of about this size.
+/// Approximate size of one chunk of rows.
 const PIECE: usize = 64 << 10;
 
 /// A column of a row.
 #[derive(Debug, Clone, Copy)]
 pub enum Field<'a> {
-    /// Any integer column; a truth value is 0 or 1.
+    /// Any integer column; a boolean is 0 or 1.
     Int(i64),
     /// Any text column.
     Text(&'a str),
-    /// A column of bytes.
+    /// A binary column.
     Bytes(&'a [u8]),
 }
 
@@ -42,8 +42,8 @@ impl<'a> From<&'a [u8]> for Field<'a> {
     }
 }
 
-/// Rows as the server reads them, put together while they are sent: `write` appends
-/// one at a time, and says whether there was one.
+/// Rows in COPY text format, generated while they are sent. `write` appends one row per call, and
+/// returns false when there are no more rows.
 pub(super) struct Pieces<W> {
     write: W,
     is_over: bool,
@@ -68,7 +68,7 @@ impl<W: FnMut(&mut NewRows) -> bool> Iterator for Pieces<W> {
     }
 }
 
-/// Rows in the making.
+/// Buffer for rows in COPY format.
 #[derive(Debug, Default)]
 pub struct NewRows {
     text: String,

@@ -1,4 +1,4 @@
-//! What a database server, or the way to it, said: sorted by what to do next.
+//! Errors from a database server or the network, classified by the required reaction.
 
 use std::{error, fmt, io};
 
@@ -6,8 +6,8 @@ use tokio_postgres::error::{Severity, SqlState};
 
 use crate::Kind;
 
-/// Why a statement or a connection failed. Its text is the driver's with all
-/// causes, which hold no passwords; it may hold host names and values.
+/// Why a statement or a connection failed. The text is the driver's with all causes. It never
+/// contains passwords, but may contain host names and values.
 #[derive(Debug)]
 pub struct Fault {
     kind: Kind,
@@ -29,27 +29,27 @@ impl fmt::Display for Fault {
 impl error::Error for Fault {}
 
 impl Fault {
-    /// The cause.
+    /// Classification of the fault.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// PostgreSQL's SQLSTATE or MySQL's error number, when the server said it.
+    /// PostgreSQL's SQLSTATE or MySQL's error number, if the server sent one.
     pub fn code(&self) -> Option<&str> {
         self.code.as_deref()
     }
 
-    /// The connection is of no use any more.
+    /// Whether the connection is unusable.
     pub(super) fn is_lost(&self) -> bool {
         self.lost
     }
 
-    /// Whether a statement that was sent took effect is not known.
+    /// Whether it is unknown if a sent statement took effect.
     pub(super) fn is_unclear(&self) -> bool {
         self.unclear
     }
 
-    /// Of our own making.
+    /// A fault detected on the client side.
     pub(super) fn new(kind: Kind, text: impl Into<String>) -> Self {
         Self { kind, code: None, lost: true, unclear: true, text: text.into() }
     }
@@ -60,7 +60,7 @@ impl Fault {
     }
 }
 
-/// Of the way to a server.
+/// Network errors.
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         Self::of_way(&error, format!("error connecting to server: {error}"))
@@ -74,7 +74,7 @@ impl From<tokio_postgres::Error> for Fault {
                 Some(_) => Self::of_way(&error, chain(&error)),
                 None if error.is_closed() => Self::new(Kind::Unavailable, chain(&error)),
                 None => match error.to_string().as_str() {
-                    // The server ended it, or there is no such host.
+                    // The server closed the connection, or there is no such host.
                     "timeout waiting for server" | "error connecting to server" => {
                         Self::new(Kind::Unavailable, chain(&error))
                     }
@@ -126,7 +126,7 @@ impl From<mysql_async::Error> for Fault {
                 let kind = of_number(said.code, &said.message);
                 let lost = matches!(kind, Kind::Standby | Kind::Unavailable);
                 let text = said.message.clone();
-                // Not prepared, too many: refused before anything began.
+                // Not prepared, or too many: rejected before the statement started.
                 let refused = matches!(said.code, 1040 | 1047 | 1203 | 1226);
                 let unclear = matches!(kind, Kind::Unavailable | Kind::Io) && !refused;
                 Self { kind, code: Some(said.code.to_string()), lost, unclear, text }
@@ -170,7 +170,8 @@ fn of_number(code: u16, message: &str) -> Kind {
     }
 }
 
-/// An error with all that caused it; a text that repeats its cause says it once.
+/// Formats an error with all its causes; a text that already contains its cause is not followed by
+/// it.
 pub(super) fn chain(error: &(dyn error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -185,7 +186,7 @@ pub(super) fn chain(error: &(dyn error::Error + 'static)) -> String {
     trust::explain_all(error, text)
 }
 
-/// The first cause of this type.
+/// The first cause of the given type.
 fn cause<'a, E: error::Error + 'static>(error: &'a (dyn error::Error + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -197,7 +198,7 @@ fn cause<'a, E: error::Error + 'static>(error: &'a (dyn error::Error + 'static))
     None
 }
 
-/// The server showed a certificate that is not to be trusted, or none.
+/// Whether the server presented an untrusted certificate, or none.
 fn is_untrusted(error: &(dyn error::Error + 'static)) -> bool {
     let of_tls = cause::<io::Error>(error).and_then(io::Error::get_ref);
     let of_tls = of_tls.and_then(|inner| inner.downcast_ref::<rustls::Error>());

@@ -1,4 +1,4 @@
-//! PostgreSQL's notifications.
+//! PostgreSQL notifications (LISTEN/NOTIFY).
 
 use std::{
     collections::VecDeque,
@@ -18,23 +18,23 @@ use super::{
 };
 use crate::Kind;
 
-/// What a listener hears.
+/// Event of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// From here on nothing is missed; what was told before may have been. The
-    /// first notice, and the first after each lost connection.
+    /// The subscription is active: from now on no notification is missed; earlier ones may have
+    /// been. The first event, and the first after each lost connection.
     Listening,
-    /// Somebody told this.
+    /// A notification with this payload.
     Told(String),
 }
 
-/// Hears what is told on a channel, over a connection of its own that is made
-/// again whenever it is lost.
+/// Receives the notifications of a channel over a separate connection, which reconnects after each
+/// loss.
 pub struct Listener {
     connector: Connector,
     channel: &'static str,
     connect_timeout: Duration,
-    /// How long an answer to "are you there" may take, and how often it is asked.
+    /// Interval and timeout of the liveness check.
     patience: Duration,
     link: Option<Link>,
     again: Again,
@@ -43,20 +43,20 @@ pub struct Listener {
 struct Link {
     client: Client,
     connection: Driven,
-    /// Told and not yet passed on.
+    /// Received notifications that are not returned yet.
     heard: VecDeque<String>,
 }
 
-/// When to connect, after it failed.
+/// Reconnect time after a failure.
 struct Again {
     pause: Duration,
     at: Option<Instant>,
 }
 
-/// Timeout of the goodbye.
+/// Timeout of a graceful close.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// The first pause after a lost connection, and the longest.
+/// First and longest pause after a lost connection.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 impl fmt::Debug for Listener {
@@ -76,8 +76,7 @@ impl Listener {
         Self { connector, channel, connect_timeout, patience, link: None, again }
     }
 
-    /// The next notice, whenever it comes. May be given up and called again
-    /// without losing any.
+    /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Notice {
         loop {
             let Some(link) = &mut self.link else {
@@ -93,7 +92,7 @@ impl Listener {
         }
     }
 
-    /// Ends the connection with the protocol's goodbye.
+    /// Closes the connection with the protocol's termination message.
     pub async fn close(&mut self) {
         if let Some(Link { client, connection, heard: _ }) = self.link.take() {
             drop(client);
@@ -139,8 +138,8 @@ impl Link {
         Ok(link)
     }
 
-    /// Asks every now and then whether the server is still there: nothing else
-    /// would tell that it is gone.
+    /// Regularly checks that the server still responds: a listening connection has no other way to
+    /// detect a dead server.
     async fn next(&mut self, patience: Duration) -> Result<String, Fault> {
         loop {
             if let Some(told) = self.heard.pop_front() {
@@ -157,7 +156,7 @@ impl Link {
         }
     }
 
-    /// Sends something, and keeps what is told meanwhile.
+    /// Sends a statement, and keeps notifications that arrive meanwhile.
     async fn send(&mut self, sql: &str) -> Result<(), Fault> {
         let Self { client, connection, heard } = self;
         let mut answer = pin!(client.batch_execute(sql));
@@ -177,7 +176,7 @@ impl Link {
     }
 }
 
-/// Drives the connection until something is told, or it ends.
+/// Polls the connection until a notification arrives or the connection ends.
 fn poll_told(connection: &mut Driven, context: &mut Context<'_>) -> Poll<Result<String, Fault>> {
     loop {
         return match connection.poll_message(context) {

@@ -1,16 +1,15 @@
-//! The schema on a server, when several processes start at once.
+//! Schema migration on a server, safe when several processes start at once.
 //!
-//! Whoever comes first holds a lock of the server (PostgreSQL: an advisory lock,
-//! MySQL: a named lock) that falls with its connection; the others wait, and find
-//! everything done. On PostgreSQL all migrations and their record are one
-//! transaction. MySQL commits each statement by itself: there the record counts
-//! them, and a migration that was cut short is carried on with the statement that
-//! comes next; should that one have been carried out just before the end, then what
-//! it complains of (its table exists, its column is gone) says so.
+//! The first process takes a server lock (PostgreSQL: an advisory lock, MySQL: a named lock) that
+//! is released with its connection; the others wait, and then find the schema complete. On
+//! PostgreSQL all migrations and their record are one transaction. MySQL commits each statement
+//! separately: there the record counts the statements, and an interrupted migration continues with
+//! the next statement. If that statement had been executed just before the interruption, its error
+//! (its table exists, its column is gone) shows this.
 //!
-//! After the migrations, under the same lock, tables and columns that are lost are made
-//! again. A database that has tables of ours and no record has lost its record: the
-//! migrations count as applied, and what is missing is made again.
+//! After the migrations, under the same lock, missing tables and columns are recreated. A database
+//! with tables of this program but without a record has lost its record: the migrations count as
+//! applied, and missing tables and columns are recreated.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,14 +28,14 @@ use crate::{
     schema::{self, Found, Lost, Mending, Repair},
 };
 
-/// How long all of it may take, the wait for others included.
+/// Timeout of the whole migration, including the wait for other processes.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// MySQL: what there is to make is there, what there is to drop is gone.
+/// MySQL error codes of a statement that was already applied: the object to create exists, or the
+/// object to drop is gone.
 const DONE_BEFORE: [&str; 5] = ["1050", "1060", "1061", "1068", "1091"];
 
-/// Migrates and makes again; without `restore` at the start of a program. Returns what
-/// was lost.
+/// Migrates and repairs; `restore` is `None` at the start of a program. Returns what was missing.
 pub(super) async fn migrate(
     server: &Server,
     schema: &Schema,
@@ -56,7 +55,7 @@ pub(super) async fn migrate(
     Ok(lost)
 }
 
-/// Whether a table or a column is missing: without a lock, and cheap.
+/// Whether a table or a column is missing: a cheap check without a lock.
 pub(super) async fn is_damaged(server: &Server, schema: &Schema) -> Result<bool, Error> {
     let (sql, values) = look(server.dialect(), schema);
     let found = found(&server.query(&sql, &values).await?)?;
@@ -64,7 +63,7 @@ pub(super) async fn is_damaged(server: &Server, schema: &Schema) -> Result<bool,
     Ok(!is_recorded || !schema::repair(schema.tables, &found, 0, "").lost.is_empty())
 }
 
-/// The statement for the tables and columns that are there.
+/// Statement that lists the existing tables and columns.
 fn look(dialect: Dialect, schema: &Schema) -> (String, Vec<Value>) {
     let names = schema.tables.iter().map(|table| table.name).chain([schema.record]);
     let names: Vec<Value> = names.map(Value::from).collect();
@@ -101,7 +100,7 @@ async fn found_by(lease: &mut Lease, dialect: Dialect, schema: &Schema) -> Resul
     found(&lease.part(false, &sql, &values).await.map_err(failed)?.rows)
 }
 
-/// Makes again what is missing, and puts rows back.
+/// Recreates missing tables and columns, and restores rows.
 async fn repair(
     lease: &mut Lease,
     dialect: Dialect,
@@ -112,7 +111,7 @@ async fn repair(
         return Ok(Vec::new());
     }
     let found = found_by(lease, dialect, schema).await?;
-    // Where each statement takes effect by itself, tables get their names at the end.
+    // MySQL commits each statement separately, so tables get their final names at the end.
     let suffix = if dialect == Dialect::MySql { "_made" } else { "" };
     let now = schema::now();
     let Repair { lost, statements, made, seeds } =
@@ -138,7 +137,7 @@ async fn repair(
     Ok(lost)
 }
 
-/// Whether the record was lost: there is none, and this program has been here before.
+/// Whether the record was lost: it is empty, but this program already runs or its tables exist.
 fn is_unrecorded(
     applied: &[(Applied, usize)],
     schema: &Schema,
@@ -154,8 +153,8 @@ fn failed(fault: Fault) -> Error {
     Error::Server { source: Arc::new(fault) }
 }
 
-/// A number for the record's name: two programs in one database do not wait for
-/// each other (FNV-1a).
+/// Lock number derived from the record's name (FNV-1a), so that two programs in one database do not
+/// wait for each other.
 fn number(name: &str) -> i64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -220,7 +219,7 @@ async fn on_mysql(
 ) -> Result<Vec<Lost>, Error> {
     let lock = format!("portcullis-{:x}", number(schema.record));
     let wait = Value::Int(i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX));
-    // The names of locks are the server's: the database's name belongs in it.
+    // Lock names are global to the server, so the database's name is part of it.
     const GET: &str = "SELECT GET_LOCK(CONCAT(?, MD5(DATABASE())), ?)";
     const RELEASE: &str = "SELECT RELEASE_LOCK(CONCAT(?, MD5(DATABASE())))";
     let got = lease.part(false, GET, &[lock.as_str().into(), wait]).await.map_err(failed)?;
@@ -290,7 +289,7 @@ fn is_done_before(fault: &Fault) -> bool {
     fault.code().is_some_and(|code| DONE_BEFORE.contains(&code))
 }
 
-/// What the record says, and how many statements of each are done.
+/// The recorded migrations, and how many statements of each are applied.
 async fn applied(lease: &mut Lease, record: &str) -> Result<Vec<(Applied, usize)>, Error> {
     let select = format!("SELECT version, name, statements, done FROM {record} ORDER BY version");
     let rows = lease.part(false, &select, &[]).await.map_err(failed)?.rows;
@@ -306,7 +305,7 @@ fn read(row: &Row) -> Result<(Applied, usize), Error> {
     Ok((applied, usize::try_from(row.get::<i64>(3)?).unwrap_or(0)))
 }
 
-/// Refuses another program's record; otherwise, how many are applied.
+/// Rejects the record of another program; otherwise returns the number of applied migrations.
 fn check(applied: &[(Applied, usize)], migrations: &[Migration]) -> Result<usize, Error> {
     let all = applied.iter().map(|(applied, _)| applied);
     check_applied(all, migrations)?;

@@ -17,25 +17,25 @@ use super::{
 };
 use crate::{Error, Kind};
 
-/// Character set number of what is not text.
+/// Character set number of binary data.
 const BINARY: u16 = 63;
 
-/// A connection that was idle longer is pinged before use: nothing reads from it
-/// meanwhile.
+/// Connections idle for longer are pinged before use: the driver does not read from an idle
+/// connection, so it does not detect its end.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How long an answer may take before its server is probed, and how long the probe
-/// may take. The driver has no TCP_USER_TIMEOUT: without the probe, a dead server is
-/// noticed only when the operation times out.
+/// Time without a response after which the server is probed, and timeout of the probe. The driver
+/// has no TCP_USER_TIMEOUT: without the probe, a dead server is detected only when the operation
+/// times out.
 const PROBE: Duration = Duration::from_millis(2_250);
 
-/// `skip_domain_validation` of the driver looks for this word in the error's
-/// text, where newer releases of rustls write the name of the host instead. As
-/// the name of the host it is found in both, and only there: a certificate of
-/// another authority is refused before names are looked at.
+/// The driver's `skip_domain_validation` looks for this word in the error text, but newer releases
+/// of rustls write the host name there instead. Used as the host name, the word appears in the text
+/// of both, and only in name errors: a certificate of another CA is rejected before names are
+/// checked.
 const NO_NAME: &str = "NotValidForName.invalid";
 
-/// How to connect.
+/// Connection settings.
 #[derive(Clone)]
 pub(super) struct Connector {
     opts: OptsBuilder,
@@ -74,8 +74,8 @@ impl Connector {
                 None
             }
         };
-        // Whatever the server's defaults are. Committed reads take no locks on
-        // gaps: two new keys do not wait for each other.
+        // Overrides the server's defaults. READ COMMITTED takes no gap locks, so inserts of two new
+        // keys do not block each other.
         let session = format!(
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
              SET SESSION autocommit = 1, innodb_lock_wait_timeout = {},
@@ -99,7 +99,8 @@ impl Connector {
         Ok(Connection { conn, probe, used: Instant::now() })
     }
 
-    /// An attempt is a whole connection: the driver takes no stream of ours.
+    /// Each attempt opens a complete connection, since the driver does not accept an existing
+    /// stream.
     async fn dial(&self, ssl: Option<SslOpts>) -> Result<(Conn, Probe), mysql_async::Error> {
         let opts = self.opts.clone().ssl_opts(ssl);
         let Some((host, port)) = &self.host else {
@@ -112,12 +113,12 @@ impl Connector {
     }
 }
 
-/// Another connection to the server of a connection; `None` for a Unix socket, whose
-/// end is never silent.
+/// Probes a connection's server with a second connection; `None` for a Unix socket, whose end is
+/// always signalled.
 struct Probe(Option<Opts>);
 
 impl Probe {
-    /// The answer, or a fault when the server takes no connection any more.
+    /// Returns the response, or a fault once the server accepts no connection any more.
     async fn attend<T>(
         &self,
         answer: impl Future<Output = Result<T, mysql_async::Error>>,
@@ -134,7 +135,7 @@ impl Probe {
         loop {
             sleep(PROBE).await;
             match timeout(PROBE, Conn::new(opts.clone())).await {
-                // "Too many connections" is an answer as well.
+                // "Too many connections" is also a response.
                 Ok(Ok(_) | Err(mysql_async::Error::Server(_))) => {}
                 Ok(Err(error)) => return error.into(),
                 Err(_elapsed) => {
@@ -168,8 +169,7 @@ fn ssl(trust: &Trust) -> Result<Option<SslOpts>, Fault> {
             Some(none.with_danger_accept_invalid_certs(true))
         }
         Trust::Verified { ca, identity } => {
-            // An empty file would leave nobody to trust and say so only as
-            // "unknown issuer".
+            // An empty file would trust no CA, and the error would only be "unknown issuer".
             tls::authorities(ca)?;
             let verified = none.with_root_certs(vec![ca.clone().into()]);
             Some(if *identity {
@@ -191,7 +191,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Whether it still lives.
+    /// Pings the connection if it was idle.
     pub(super) async fn check(&mut self) -> Result<(), Fault> {
         if self.used.elapsed() > FRESH {
             self.probe.attend(self.conn.ping()).await?;
@@ -205,7 +205,7 @@ impl Connection {
         let _closed_anyhow = self.conn.disconnect().await;
     }
 
-    /// One statement; with `begin`, it is the first of a transaction.
+    /// Runs one statement; with `begin`, it is the first of a transaction.
     pub(super) async fn run(
         &mut self,
         begin: bool,
@@ -233,7 +233,7 @@ impl Connection {
         Ok(Rows { rows, affected })
     }
 
-    /// Statements that go out together, as texts; the answers of those that have any.
+    /// Runs several statements in one round trip, as text; returns the results that have rows.
     pub(super) async fn script(&mut self, sql: &str) -> Result<Vec<Rows>, Fault> {
         let mut answer = self.conn.query_iter(sql).await?;
         let mut all = Vec::new();
@@ -251,7 +251,7 @@ impl Connection {
         Ok(all)
     }
 
-    /// Statements without parameters and without an answer.
+    /// Runs statements without parameters and without a result.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<Rows, Fault> {
         self.probe.attend(self.conn.query_drop(sql)).await?;
         self.used = Instant::now();
@@ -259,9 +259,9 @@ impl Connection {
     }
 }
 
-/// A statement as a text with its values in it: each `?` outside of quotes is one.
+/// Inserts the values into a statement's text: each `?` outside of quotes is a parameter.
 pub(super) fn literal(sql: &str, values: &[Value]) -> String {
-    // `NO_BACKSLASH_ESCAPES` is not among the modes of our sessions.
+    // Sessions do not use the mode `NO_BACKSLASH_ESCAPES`.
     let values: Vec<_> = values.iter().map(|value| to_mysql(value).as_sql(false)).collect();
     super::text::filled(sql, &values)
 }
@@ -296,12 +296,12 @@ fn to_value(column: &Column, value: mysql_async::Value) -> Result<Value, Fault> 
             Err(_) => refuse("is larger than any number here"),
         },
         mysql_async::Value::Bytes(bytes) => match column.column_type() {
-            // What a sum of integers is.
+            // Type of a sum of integers.
             ColumnType::MYSQL_TYPE_NEWDECIMAL => match whole(&bytes) {
                 Some(number) => Ok(Value::Int(number)),
                 None => refuse("is no whole number"),
             },
-            // What a script answers comes as text.
+            // Results of a script arrive as text.
             ColumnType::MYSQL_TYPE_TINY
             | ColumnType::MYSQL_TYPE_SHORT
             | ColumnType::MYSQL_TYPE_INT24

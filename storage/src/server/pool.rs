@@ -1,14 +1,14 @@
-//! Connections that are shared, and leases of them.
+//! Connection pool and leases.
 //!
-//! - A connection goes back to the pool only when it is idle and outside of a
-//!   transaction. An open transaction is rolled back first. A connection in any other
-//!   state is closed, which makes the server undo what was open.
-//! - A caller that gives up (a client's deadline, say) costs no connection: connecting,
-//!   and a statement that was sent, go on in the background until their own deadline.
-//!   There are at most as many of these as connections.
-//! - Idle connections end with their lifetime, also when no call comes: a task looks
-//!   for them. The end of a connection is the protocol's (Terminate, COM_QUIT), also of
-//!   those that are open when the pool closes.
+//! - A connection returns to the pool only when it is idle and outside of a transaction. An open
+//!   transaction is rolled back first. A connection in any other state is closed, which makes the
+//!   server roll back.
+//! - A cancelled caller (after a client's deadline, for example) costs no connection: connecting,
+//!   and a statement already sent, continue in the background until their own deadline. There are
+//!   at most as many of these as connections.
+//! - Idle connections are closed after their lifetime, even without calls, by a background task.
+//!   Connections are closed with the protocol's termination message (Terminate, COM_QUIT),
+//!   including those open when the pool closes.
 
 mod background;
 
@@ -36,20 +36,19 @@ use super::{
 };
 use crate::{Error, Kind};
 
-/// Connections when nothing else is said: what BOSH gives the original.
+/// Default maximum number of connections: the value that BOSH configures for the original.
 const MAX_OPEN: usize = 200;
 
-/// Longest time that a connection stays idle.
+/// Maximum idle time of a connection.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// Period of the search for idle connections to close: a quarter of the lifetime,
-/// within these bounds.
+/// Interval of the search for idle connections: a quarter of the lifetime, within these bounds.
 const SWEEP: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// Timeout of the goodbye of one connection.
+/// Timeout of the graceful close of one connection.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Timeout of the end of all connections when the pool closes.
+/// Timeout for closing all connections when the pool closes.
 const CLOSE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
@@ -97,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection with the protocol's goodbye.
+    /// Closes the connection with the protocol's termination message.
     async fn close(self) {
         let closing = async {
             match self {
@@ -105,7 +104,7 @@ impl Connection {
                 Self::MySql(connection) => connection.close().await,
             }
         };
-        // Without a goodbye in time the socket is closed all the same.
+        // After the timeout the socket is closed anyway.
         let _in_time = timeout(GOODBYE, closing).await;
     }
 
@@ -129,13 +128,13 @@ impl Connection {
     }
 }
 
-/// What a connection is asked.
+/// A request to a connection.
 enum Ask<'a> {
     /// One statement; with `begin` the first of a transaction.
     Run { begin: bool, sql: &'a str, values: &'a [Value] },
-    /// Rows for a table and its columns.
+    /// Rows for a table with its columns.
     Copy { into: &'a str, pieces: &'a mut (dyn Iterator<Item = Bytes> + Send) },
-    /// Statements without parameters and without an answer.
+    /// Statements without parameters and without a result.
     Batch(&'a str),
 }
 
@@ -173,7 +172,7 @@ impl managed::Manager for Manager {
 
 pub(super) struct Pool {
     pool: managed::Pool<Manager>,
-    /// One for each connection that may be on loan.
+    /// One permit per leased connection.
     permits: Arc<Semaphore>,
     counters: Counters,
     background: Background,
@@ -195,7 +194,8 @@ impl Pool {
         let max_open = if options.max_open == 0 { MAX_OPEN } else { options.max_open };
         let pool = managed::Pool::builder(manager)
             .max_size(max_open)
-            // The ones used last: so the others become idle and are closed.
+            // LIFO: the most recently used connection is reused, so the others become idle and are
+            // closed.
             .queue_mode(managed::QueueMode::Lifo)
             .build()
             .expect("without timeouts a pool needs no runtime");
@@ -207,7 +207,7 @@ impl Pool {
         }
     }
 
-    /// A connection, as soon as one is free.
+    /// Leases a connection as soon as one is free.
     pub(super) async fn lease(self: &Arc<Self>) -> Result<Lease, Error> {
         let permit = self.permit().await.ok_or(Error::Closed)?;
         let pool = Arc::clone(self);
@@ -232,8 +232,7 @@ impl Pool {
         Finish::new(self, None, getting).await
     }
 
-    /// The right to a connection; none when the pool is closed. A caller that gives up
-    /// here leaves nothing behind.
+    /// Acquires a permit for a connection; `None` when the pool is closed. Cancel safe.
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => Some(permit),
@@ -247,7 +246,7 @@ impl Pool {
         }
     }
 
-    /// Closes idle connections, those for which `is_over` holds.
+    /// Closes the idle connections for which `is_over` holds.
     fn close_idle(&self, is_over: impl Fn(&Metrics) -> bool) {
         for connection in self.pool.retain(|_, metrics| !is_over(&metrics)).removed {
             self.background.spawn(connection.close());
@@ -268,12 +267,12 @@ impl Pool {
         tasks
     }
 
-    /// Refuses further leases, and waits until all connections are closed.
+    /// Rejects further leases, and waits until all connections are closed.
     pub(super) async fn close(&self) {
         self.permits.close();
         let closing = async {
             self.close_idle(|_| true);
-            // Statements under way end in the background and close their connection.
+            // Running statements finish in the background and close their connections.
             self.background.finished().await;
         };
         let _in_time = timeout(CLOSE, closing).await;
@@ -295,30 +294,30 @@ async fn sweep(pool: Weak<Pool>, period: Duration) {
     }
 }
 
-/// What a connection on loan is in the middle of.
+/// State of a leased connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing: it may go back.
+    /// No statement or transaction: the connection may be returned.
     Idle,
-    /// A transaction.
+    /// A transaction is open.
     Open,
-    /// A statement, or the connection failed in one.
+    /// A statement is running, or the connection failed in one.
     Unusable,
 }
 
-/// A connection on loan.
+/// A leased connection.
 pub(super) struct Lease {
     object: Option<Object<Manager>>,
     state: State,
-    /// The session holds a lock of the server that falls with it.
+    /// The session holds a server lock that is released with the connection.
     holds_lock: bool,
     pool: Arc<Pool>,
-    /// Dropped after the connection is back.
+    /// Dropped after the connection is returned.
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Lease {
-    /// `after`: the state of the connection when the statement is answered.
+    /// `after`: the state of the connection after a successful response.
     async fn ask(&mut self, after: State, ask: Ask<'_>) -> Result<Rows, Fault> {
         let query = self.pool.counters.begin();
         self.state = State::Unusable;
@@ -332,8 +331,8 @@ impl Lease {
         outcome
     }
 
-    /// One statement that is a transaction of its own. It goes on until `deadline` if
-    /// the caller gives up.
+    /// Runs one statement in its own transaction. If the caller is cancelled, it continues until
+    /// `deadline`.
     pub(super) async fn single(
         self,
         deadline: Instant,
@@ -343,8 +342,8 @@ impl Lease {
         self.detached(State::Idle, false, deadline, sql, values).await.1
     }
 
-    /// A transaction in one piece, on MySQL. It goes on until `deadline` if the caller
-    /// gives up.
+    /// Runs a whole transaction in one round trip, on MySQL. If the caller is cancelled, it
+    /// continues until `deadline`.
     pub(super) async fn script(
         mut self,
         deadline: Instant,
@@ -368,8 +367,8 @@ impl Lease {
         Finish::new(&pool, Some(deadline), asking).await
     }
 
-    /// One statement of a transaction; with `begin` the first. If the caller gives up,
-    /// it goes on until `deadline`, and the transaction is rolled back then.
+    /// Runs one statement of a transaction; with `begin` the first. If the caller is cancelled, the
+    /// statement continues until `deadline`, and then the transaction is rolled back.
     pub(super) async fn part_of(
         self,
         begin: bool,
@@ -397,7 +396,7 @@ impl Lease {
         Finish::new(&pool, Some(deadline), asking).await
     }
 
-    /// One statement of a transaction; with `begin` the first.
+    /// Runs one statement of a transaction; with `begin` the first.
     pub(super) async fn part(
         &mut self,
         begin: bool,
@@ -407,7 +406,7 @@ impl Lease {
         self.ask(State::Open, Ask::Run { begin, sql, values }).await
     }
 
-    /// Rows, within a transaction.
+    /// Copies rows, within a transaction.
     pub(super) async fn copy(
         &mut self,
         into: &str,
@@ -416,35 +415,35 @@ impl Lease {
         self.ask(State::Open, Ask::Copy { into, pieces }).await
     }
 
-    /// Ends the transaction.
+    /// Commits the transaction.
     pub(super) async fn commit(&mut self) -> Result<(), Fault> {
         self.ask(State::Idle, Ask::Batch("COMMIT")).await.map(drop)
     }
 
-    /// Undoes the transaction.
+    /// Rolls the transaction back.
     pub(super) async fn rollback(&mut self) -> Result<(), Fault> {
         self.ask(State::Idle, Ask::Batch("ROLLBACK")).await.map(drop)
     }
 
-    /// Undoes what is open, if the connection still can.
+    /// Rolls back an open transaction, if the connection still works.
     pub(super) async fn undone(mut self) {
         if self.state == State::Open {
             let _closed_otherwise = self.rollback().await;
         }
     }
 
-    /// Statements without parameters, within something larger.
+    /// Runs statements without parameters, as part of a larger operation.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Fault> {
         self.ask(State::Open, Ask::Batch(sql)).await.map(drop)
     }
 
-    /// The session holds a lock of the server: without [`Self::released`] the connection
-    /// is closed rather than given back.
+    /// Marks the session as holding a server lock: without [`Self::released`] the connection is
+    /// closed instead of returned.
     pub(super) fn locked(&mut self) {
         self.holds_lock = true;
     }
 
-    /// The session holds no lock, and no transaction is open.
+    /// Marks the session as free of locks and transactions.
     pub(super) fn released(&mut self) {
         (self.holds_lock, self.state) = (false, State::Idle);
     }
@@ -454,7 +453,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
         match self.state {
-            // The server notices the end of the connection and undoes what was open.
+            // The server detects the closed connection and rolls back.
             _ if self.holds_lock => drop(Object::take(object)),
             State::Unusable => drop(Object::take(object)),
             State::Idle if self.pool.permits.is_closed() => {
@@ -471,7 +470,7 @@ impl Drop for Lease {
     }
 }
 
-/// Rolls the transaction back, so that the connection can go back.
+/// Rolls the transaction back, so that the connection can be returned.
 async fn undo(mut lease: Lease) {
     let patience = lease.pool.pool.manager().connect_timeout;
     let _closed_otherwise = timeout(patience, lease.rollback()).await;

@@ -28,20 +28,20 @@ use super::{
 };
 use crate::{Error, Kind};
 
-/// Statements that a connection keeps prepared; with more, it begins anew.
+/// Size of a connection's prepared statement cache, which is cleared when full.
 const STATEMENTS: usize = 256;
 
 type Socket = Either<net::Stream, UnixStream>;
 
-/// A connection that its owner has to poll.
+/// A connection that its owner must poll.
 pub(super) type Driven =
     tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
-/// How to connect.
+/// Connection settings.
 #[derive(Clone)]
 pub(super) struct Connector {
     config: Config,
-    /// At least one.
+    /// Non-empty.
     places: Vec<Place>,
     trust: Trust,
     session: String,
@@ -64,8 +64,8 @@ impl Connector {
             Trust::IfOffered => SslMode::Prefer,
             Trust::AnyCertificate | Trust::Verified { .. } => SslMode::Require,
         });
-        // Whatever the database has been told: a session of ours gives up when
-        // its caller has, and an answered commit is on the disk.
+        // Overrides the database's defaults: a session's statements time out with the caller, and a
+        // confirmed commit is on disk.
         let millis = options.operation_timeout.as_millis().max(1);
         let session = format!(
             "SET statement_timeout = {millis}; SET lock_timeout = {millis};
@@ -78,8 +78,8 @@ impl Connector {
         Ok(Self { config, places, trust, session })
     }
 
-    /// A connection that the caller polls. Unix sockets come first, then the
-    /// addresses of all hosts, as [`net::open`] tries them.
+    /// Opens a connection that the caller polls. Tries Unix sockets first, then the addresses of
+    /// all hosts, as [`net::open`] does.
     pub(super) async fn dial(&self) -> Result<(Client, Driven), Fault> {
         let tls = MakeRustlsConnect::new(tls::client_config(&self.trust)?);
         let mut first_fault = None;
@@ -110,7 +110,7 @@ impl Connector {
         self.greet(Either::Right(stream), tls, "localhost").await
     }
 
-    /// `hosts` are names for the certificate, names for the resolver, and ports.
+    /// `hosts` are certificate names, names to resolve, and ports.
     async fn dial_hosts(
         &self,
         hosts: &[(&str, &str, u16)],
@@ -146,7 +146,7 @@ impl Connector {
         .await
     }
 
-    /// TLS, login, and a look at whether the server is of the wanted kind.
+    /// TLS, login, and a check that the server is of the required kind.
     async fn greet(
         &self,
         stream: Socket,
@@ -186,7 +186,7 @@ impl Connector {
         let (client, connection) = self.dial().await?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
-            // Whoever waits for an answer gets the error; nobody waits for us.
+            // Callers that wait for a response get the error; this task has no waiter.
             let _ended = connection.await;
         });
         client.batch_execute(&self.session).await?;
@@ -238,7 +238,7 @@ fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
                     _ => return Err(problem("target_session_attrs is none that is known")),
                 });
             }
-            // Read elsewhere, said by our own options, or of no meaning here.
+            // Parsed elsewhere, replaced by our own options, or without meaning here.
             "host"
             | "hostaddr"
             | "port"
@@ -262,7 +262,7 @@ fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
             | "gssencmode"
             | "min_protocol_version"
             | "fallback_application_name" => {}
-            // As the original's driver: a setting of the session.
+            // Session settings, as in the original's driver.
             setting => session.push(format!("-c {setting}={}", escaped(&value))),
         }
     }
@@ -272,7 +272,7 @@ fn config(settings: Settings, options: &Options) -> Result<Config, Error> {
     Ok(config)
 }
 
-/// For the startup message: a blank or a backslash gets a backslash.
+/// Escapes spaces and backslashes for the startup message.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace(' ', "\\ ")
 }
@@ -281,7 +281,7 @@ fn escaped(value: &str) -> String {
 pub(super) struct Connection {
     client: Client,
     statements: HashMap<String, Statement>,
-    /// Moves the bytes; ends with the connection.
+    /// Task that drives the connection's I/O; ends with the connection.
     driver: JoinSet<()>,
 }
 
@@ -309,8 +309,8 @@ impl Connection {
         Ok(statement)
     }
 
-    /// One statement; with `begin`, it is the first of a transaction, and both
-    /// go out together.
+    /// Runs one statement; with `begin`, it is the first of a transaction, and BEGIN and the
+    /// statement are sent together.
     pub(super) async fn run(
         &mut self,
         begin: bool,
@@ -335,7 +335,7 @@ impl Connection {
         answer
     }
 
-    /// Rows for a table and its columns. Dropped halfway, the server is told.
+    /// Copies rows into a table. If dropped early, the copy is aborted on the server.
     pub(super) async fn copy(
         &mut self,
         into: &str,
@@ -349,7 +349,7 @@ impl Connection {
         Ok(Rows { rows: Vec::new(), affected: sink.finish().await? })
     }
 
-    /// Statements without parameters and without an answer.
+    /// Runs statements without parameters and without a result.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<Rows, Fault> {
         self.client.batch_execute(sql).await?;
         Ok(Rows::default())

@@ -1,4 +1,4 @@
-//! What is counted, for the metrics of the original (docs/compatibility/locket.md#metrics).
+//! Statistics for the original's metrics (docs/compatibility/locket.md#metrics).
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,24 +7,24 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Counted since the start, where nothing else is said.
+/// Statistics since the start, unless stated otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Connections that are open now.
+    /// Currently open connections.
     pub open: usize,
-    /// How often somebody waited for a connection, since all were in use.
+    /// Number of waits for a free connection.
     pub waits: u64,
-    /// How long they waited, together.
+    /// Total time of these waits.
     pub waited: Duration,
-    /// Statements, those that begin and end transactions included.
+    /// Statements, including those that begin and end transactions.
     pub queries: u64,
-    /// Those that succeeded.
+    /// Successful statements.
     pub succeeded: u64,
-    /// Those that failed.
+    /// Failed statements.
     pub failed: u64,
-    /// The most at the same time since the last look.
+    /// Maximum number of concurrent statements since the last read.
     pub in_flight: u64,
-    /// The longest since the last look.
+    /// Longest statement since the last read.
     pub longest: Duration,
 }
 
@@ -49,14 +49,14 @@ impl Counters {
         self.waited.fetch_add(nanos(time), Ordering::Relaxed);
     }
 
-    /// A statement begins; dropped without [`Query::end`], it failed.
+    /// Starts counting a statement; dropped without [`Query::end`], it counts as failed.
     pub(super) fn begin(&self) -> Query<'_> {
         let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.most_in_flight.fetch_max(now, Ordering::Relaxed);
         Query { counters: self, begun: Instant::now(), succeeded: false }
     }
 
-    /// The maxima begin anew.
+    /// Returns the statistics and resets the maxima.
     pub(super) fn look(&self, open: usize) -> Stats {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let (succeeded, failed) =

@@ -1,11 +1,11 @@
-//! Texts of statements: what is code in them and what is quoted.
+//! Parses statement texts into code and quoted parts.
 //!
-//! A quote inside of quotes is doubled, as the standard has it; there are no
-//! backslashes and no dollar quotes in our texts.
+//! Quotes inside quotes are doubled, as in standard SQL; statements of these crates contain no
+//! backslash escapes and no dollar quotes.
 
 use std::borrow::Cow;
 
-/// The bytes outside of quotes and comments, with their places.
+/// The bytes outside of quotes and comments, with their offsets.
 fn code(sql: &str) -> impl Iterator<Item = (usize, u8)> {
     let bytes = sql.as_bytes();
     let mut at = 0;
@@ -27,7 +27,7 @@ fn code(sql: &str) -> impl Iterator<Item = (usize, u8)> {
     })
 }
 
-/// How much of `bytes` ends with the first `end`.
+/// Length of `bytes` up to and including the first `end`.
 fn find(bytes: &[u8], end: &[u8]) -> usize {
     bytes
         .windows(end.len())
@@ -35,7 +35,7 @@ fn find(bytes: &[u8], end: &[u8]) -> usize {
         .map_or(bytes.len(), |at| at + end.len())
 }
 
-/// `?` as PostgreSQL has it: `$1`, `$2` ...
+/// Replaces `?` with PostgreSQL's parameters `$1`, `$2` ...
 pub(super) fn numbered(sql: &str) -> Cow<'_, str> {
     let mut places = code(sql).filter(|(_, byte)| *byte == b'?').map(|(at, _)| at).peekable();
     if places.peek().is_none() {
@@ -52,7 +52,7 @@ pub(super) fn numbered(sql: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// The text with the values in the places of `?`.
+/// Replaces each `?` with its value.
 pub(super) fn filled(sql: &str, values: &[String]) -> String {
     let mut text = String::with_capacity(sql.len() + values.iter().map(String::len).sum::<usize>());
     let mut copied = 0;
@@ -66,7 +66,7 @@ pub(super) fn filled(sql: &str, values: &[String]) -> String {
     text
 }
 
-/// The single statements.
+/// Splits a text into statements.
 pub(super) fn statements(sql: &str) -> Vec<&str> {
     let mut from = 0;
     let ends = code(sql).filter(|(_, byte)| *byte == b';').map(|(at, _)| at);

@@ -1,4 +1,4 @@
-//! Whom we believe to be the database server.
+//! TLS verification of the database server.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -17,22 +17,21 @@ use trust::ServerVerifier;
 use super::fault::Fault;
 use crate::Kind;
 
-/// How a connection is protected.
+/// Level of TLS protection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trust {
     /// No TLS.
     Plain,
-    /// TLS when the server offers it; any certificate.
+    /// TLS if the server offers it; any certificate.
     IfOffered,
     /// TLS; any certificate.
     AnyCertificate,
-    /// TLS; the certificate comes from this authority, and with `identity` it is
-    /// for the host that was asked for.
+    /// TLS; the certificate must chain to this CA, and with `identity` match the requested host.
     Verified { ca: std::path::PathBuf, identity: bool },
 }
 
-/// For a new connection: files are read each time, so that a new authority
-/// counts without a restart.
+/// TLS configuration of a new connection. Files are read each time, so that a new CA is used
+/// without a restart.
 pub(super) fn client_config(trust: &Trust) -> Result<ClientConfig, Fault> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
@@ -68,7 +67,7 @@ pub(super) struct Authorities {
     certificates: Vec<CertificateDer<'static>>,
 }
 
-/// The authorities in a file of PEM.
+/// Loads the CA certificates of a PEM file.
 pub(super) fn authorities(ca: &Path) -> Result<Authorities, Fault> {
     let refuse = |what: String| Fault::new(Kind::Refused, format!("{}: {what}", ca.display()));
     let pem = fs::read(ca).map_err(|error| refuse(error.to_string()))?;
@@ -84,7 +83,7 @@ pub(super) fn authorities(ca: &Path) -> Result<Authorities, Fault> {
     Ok(Authorities { roots, certificates })
 }
 
-/// Takes certificates for any host: all of them, or those of `chain`.
+/// Accepts certificates for any host: all of them, or those that pass `chain`.
 #[derive(Debug)]
 struct Lenient {
     chain: Option<Arc<ServerVerifier>>,
@@ -103,7 +102,7 @@ impl ServerCertVerifier for Lenient {
         let Some(chain) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
         };
-        // The name is looked at last: who fails there has passed the rest.
+        // The name is verified last: a certificate that fails there has passed all other checks.
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

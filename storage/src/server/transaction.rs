@@ -1,4 +1,4 @@
-//! Several statements that take effect together.
+//! Transactions of several statements.
 
 use std::sync::Arc;
 
@@ -13,9 +13,8 @@ use super::{
 };
 use crate::Error;
 
-/// A transaction under way; clones are the same one. It begins with its first
-/// statement. After a statement that failed nothing more can be done in it, and
-/// it will be undone.
+/// An open transaction; clones refer to the same one. It begins with its first statement. After a
+/// failed statement it accepts no further statements and is rolled back.
 #[derive(Clone)]
 pub struct Transaction {
     active: Arc<Mutex<Active>>,
@@ -28,16 +27,16 @@ impl std::fmt::Debug for Transaction {
 }
 
 struct Active {
-    /// None when the transaction is over.
+    /// `None` when the transaction has ended.
     lease: Option<Lease>,
     begun: bool,
     failed: Option<Error>,
-    /// Of a statement that goes on after its caller gave up.
+    /// Deadline of a statement that continues after its caller is cancelled.
     deadline: Instant,
 }
 
 impl Active {
-    /// For the next statement, and whether that is the first.
+    /// The lease for the next statement, and whether that statement is the first.
     fn next(&mut self) -> Result<(&mut Lease, bool), Error> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
@@ -62,19 +61,19 @@ impl Transaction {
         Self { active: Arc::new(Mutex::new(active)) }
     }
 
-    /// Runs a statement, and returns the rows of its answer.
+    /// Runs a statement, and returns its rows.
     pub async fn query(&self, sql: &str, parameters: &[Value]) -> Result<Vec<Row>, Error> {
         Ok(self.run(sql, parameters).await?.rows)
     }
 
-    /// Runs a statement, and returns how many rows it changed.
+    /// Runs a statement, and returns the number of changed rows.
     pub async fn execute(&self, sql: &str, parameters: &[Value]) -> Result<u64, Error> {
         Ok(self.run(sql, parameters).await?.affected)
     }
 
-    /// Puts new rows into a table, `table (column, ...)`, and returns how many:
-    /// several times as fast as statements. PostgreSQL only; on MySQL it fails.
-    /// `write` appends one row at a time, and says whether there was one.
+    /// Bulk inserts rows into a table, `table (column, ...)`, and returns their number: several
+    /// times faster than statements. PostgreSQL only; fails on MySQL. `write` appends one row per
+    /// call, and returns false when there are no more rows.
     pub async fn copy(
         &self,
         into: &str,
@@ -102,12 +101,12 @@ impl Transaction {
         active.noted(outcome)
     }
 
-    /// The error of the statement that failed.
+    /// The error of the failed statement.
     pub(super) async fn failed(&self) -> Option<Error> {
         self.active.lock().await.failed.clone()
     }
 
-    /// Ends it well. Whoever still has a clone finds it closed.
+    /// Commits. Remaining clones return an error.
     pub(super) async fn commit(self) -> Result<(), Unstored> {
         let mut active = self.active.lock().await;
         let Some(mut lease) = active.lease.take() else { return Ok(()) };
@@ -118,7 +117,7 @@ impl Transaction {
         lease.commit().await.map_err(Unstored::of)
     }
 
-    /// Undoes it. If that fails, the connection is closed, and the server does.
+    /// Rolls back. If that fails, the connection is closed, and the server rolls back.
     pub(super) async fn rollback(self) {
         let mut active = self.active.lock().await;
         let Some(mut lease) = active.lease.take() else { return };
@@ -128,16 +127,16 @@ impl Transaction {
     }
 }
 
-/// Why a write is not known to be stored.
+/// Why a write is not confirmed.
 pub(super) enum Unstored {
-    /// The server refused it: it is not.
+    /// The server rejected the write: it is not stored.
     Refused(Error),
-    /// It may be.
+    /// The write may be stored.
     Unknown(Error),
 }
 
 impl Unstored {
-    /// A write, or a commit, that was sent and failed.
+    /// Classifies the fault of a write or commit that was sent.
     pub(super) fn of(fault: Fault) -> Self {
         let unknown = fault.is_unclear();
         let source = Arc::new(fault);

@@ -1,4 +1,4 @@
-//! What goes into a statement and what comes out.
+//! Parameters and result columns of statements.
 
 use crate::Error;
 
@@ -7,7 +7,7 @@ use crate::Error;
 pub enum Value {
     /// NULL.
     Null,
-    /// Any integer column; a truth value is 0 or 1.
+    /// Any integer column; a boolean is 0 or 1.
     Int(i64),
     /// Any text column.
     Text(String),
@@ -80,7 +80,7 @@ impl<T: Into<Value>> From<Option<T>> for Value {
     }
 }
 
-/// One row of an answer; columns are counted from 0.
+/// A result row; columns are counted from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     values: Vec<Value>,
@@ -91,8 +91,8 @@ impl Row {
         Self { values }
     }
 
-    /// One column as `i64`, `bool`, `&str`, `String`, `&[u8]` or `Vec<u8>`, or
-    /// an `Option` of these. Fails when the column is something else.
+    /// Returns a column as `i64`, `bool`, `&str`, `String`, `&[u8]` or `Vec<u8>`, or an `Option` of
+    /// these. Fails when the column has another type.
     pub fn get<'a, T: FromValue<'a>>(&'a self, column: usize) -> Result<T, Error> {
         let value = self.values.get(column).unwrap_or(&Value::Null);
         T::from_value(value).ok_or(Error::Column { column, found: value.what(), wanted: T::WANTED })
@@ -104,12 +104,12 @@ impl Row {
     }
 }
 
-/// What a column can be read as.
+/// Types that a column can be converted to.
 pub trait FromValue<'a>: Sized {
-    /// For messages.
+    /// Type name for messages.
     const WANTED: &'static str;
 
-    /// None when it is something else.
+    /// `None` when the value has another type.
     fn from_value(value: &'a Value) -> Option<Self>;
 }
 

@@ -1,13 +1,11 @@
-//! A copy of a database that others use meanwhile.
+//! Backup of a database that is in use.
 //!
-//! What holds:
-//! - The copy is of one moment. It is made within one read transaction, so that
-//!   writers, of this process or of another, go on beside it; their log grows
-//!   until it is done.
-//! - It is looked over, is on the disk, and only then gets its name: under that
-//!   name is at any time what was there before, or the whole copy. A copy that
-//!   failed leaves nothing.
-//! - It is a database like the one it was made from.
+//! Invariants:
+//! - The backup is one snapshot. It is taken within one read transaction, so that writers of this
+//!   or another process continue; their log grows until the backup is complete.
+//! - The backup is checked and synced to disk before it gets its name: the name always refers to
+//!   the previous file or to the complete backup. A failed backup leaves no file.
+//! - The backup can be opened like its source.
 
 use std::{
     fs::{self, File},
@@ -27,18 +25,17 @@ use tempfile::NamedTempFile;
 use super::open::lock_path;
 use crate::Error;
 
-/// How long somebody who has the file for himself is waited for.
+/// Busy timeout while another program has the file locked.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// All pages at once: between two steps others could write, and it would begin
-/// again.
+/// All pages in one step: a write between two steps would restart the backup.
 const ALL: i32 = -1;
 
-/// Copies the database `from`, which may be in use, to the file `to`; answers how
-/// many bytes that has. Blocks.
+/// Backs up the database `from`, which may be in use, to the file `to`; returns the size of the
+/// backup in bytes. Blocks.
 ///
 /// # Errors
-/// There is no such database, or it is damaged; `to` belongs to it; the copy
-/// cannot be written.
+/// There is no such database, or it is damaged; `to` is one of its files; the backup cannot be
+/// written.
 pub fn backup(from: &Path, to: &Path) -> Result<u64, Error> {
     refuse_own_files(from, to)?;
     let source = Connection::open_with_flags(
@@ -52,7 +49,7 @@ pub fn backup(from: &Path, to: &Path) -> Result<u64, Error> {
         Some(parent) if parent != Path::new("") => parent,
         Some(_) | None => Path::new("."),
     };
-    // Its owner's alone, as the database is.
+    // Readable by its owner only, like the database.
     let copy = NamedTempFile::new_in(directory).map_err(unwritable)?;
     fill(&source, copy.path())?;
     let keep = || -> io::Result<u64> {
@@ -65,8 +62,8 @@ pub fn backup(from: &Path, to: &Path) -> Result<u64, Error> {
     keep().map_err(unwritable)
 }
 
-/// The database's own files, by name and by content: a copy on top of one of them
-/// would be its end.
+/// Rejects the database's own files, by name and by content: a backup over one of them would
+/// destroy the database.
 fn refuse_own_files(from: &Path, to: &Path) -> Result<(), Error> {
     let with = |end: &str| {
         let mut name = from.as_os_str().to_owned();
@@ -86,8 +83,8 @@ fn refuse_own_files(from: &Path, to: &Path) -> Result<(), Error> {
 fn fill(source: &Connection, path: &Path) -> Result<(), Error> {
     let open = || Error::open(path.to_owned());
     let mut copy = Connection::open(path).map_err(open())?;
-    // The file has no name yet: what is half written is thrown away, and what is
-    // whole is synced as a whole.
+    // The file has no name yet: an incomplete backup is discarded, a complete one is synced as a
+    // whole.
     copy.pragma_update(None, "journal_mode", "off").map_err(open())?;
     copy.pragma_update(None, "synchronous", "off").map_err(open())?;
     step(&Backup::new(source, &mut copy)?)?;
@@ -98,7 +95,7 @@ fn fill(source: &Connection, path: &Path) -> Result<(), Error> {
     copy.close().map_err(|(_, source)| source.into())
 }
 
-/// SQLite itself waits for whoever is in the way.
+/// SQLite itself waits for locks.
 fn step(backup: &Backup<'_, '_>) -> Result<(), Error> {
     match backup.step(ALL)? {
         StepResult::Done => Ok(()),

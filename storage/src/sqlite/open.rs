@@ -1,4 +1,4 @@
-//! Opening: the process lock, the settings, the schema.
+//! Opens a database: process lock, settings, schema.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -12,9 +12,9 @@ use rusqlite::{Connection, OpenFlags};
 use super::{Options, Synchronous};
 use crate::{Error, Migration, Table, migration};
 
-/// The log is cut to this size when it was emptied: 4 MiB.
+/// Size limit of the log after a checkpoint: 4 MiB.
 const JOURNAL_SIZE_LIMIT: i64 = 4 << 20;
-/// Distinct statements that a connection keeps prepared.
+/// Size of a connection's prepared statement cache.
 const PREPARED: usize = 64;
 
 pub(super) struct Opened {
@@ -24,13 +24,13 @@ pub(super) struct Opened {
     pub(super) guard: Guard,
 }
 
-/// The process lock. It is given up and not only closed: a child that is just
-/// being started has a copy of every open file until it runs its program.
+/// The process lock. It is unlocked explicitly, not only closed: a child process being started has
+/// a copy of every open file until it runs exec.
 pub(super) struct Guard(File);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // What cannot be given up ends with the last copy.
+        // If unlocking fails, the lock ends with the last copy of the file.
         let _best_effort = self.0.unlock();
     }
 }
@@ -58,7 +58,7 @@ pub(super) fn open(
     Ok(Opened { writer, readers, guard })
 }
 
-/// Only the owner may read: values can hold what is nobody else's business.
+/// Only the owner may read: values may be confidential.
 fn private(path: &Path) -> Result<File, Error> {
     OpenOptions::new()
         .read(true)
@@ -88,7 +88,7 @@ pub(super) fn lock_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// SQLite takes over the mode of an existing file for its log, too.
+/// SQLite creates its log with the mode of the existing file.
 fn create(path: &Path) -> Result<(), Error> {
     private(path).map(drop)
 }
@@ -106,9 +106,9 @@ fn connect(
 }
 
 fn set_up_writer(writer: Connection, options: &Options) -> Result<Connection, rusqlite::Error> {
-    // Before the first page is written, which the next setting does.
+    // Must precede the first page write, which the next setting causes.
     writer.pragma_update(None, "page_size", options.page_size)?;
-    // Negative: KiB and not pages.
+    // Negative: KiB instead of pages.
     writer.pragma_update(None, "cache_size", -i64::from(options.cache_kib))?;
     writer.pragma_update(None, "journal_mode", "wal")?;
     let synchronous = match options.synchronous {
@@ -117,7 +117,7 @@ fn set_up_writer(writer: Connection, options: &Options) -> Result<Connection, ru
     };
     writer.pragma_update(None, "synchronous", synchronous)?;
     writer.pragma_update_and_check(None, "journal_size_limit", JOURNAL_SIZE_LIMIT, |_| Ok(()))?;
-    // The writer thread does that, after the answers.
+    // The writer thread checkpoints after the responses.
     writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
     if let Some(pages) = options.max_pages {
         writer.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;

@@ -1,4 +1,4 @@
-//! Reads beside the writer.
+//! Reads that run concurrently with the writer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use crate::Error;
 
 #[derive(Debug)]
 pub(super) struct Readers {
-    /// As many permits as connections, so whoever has one finds the other.
+    /// One permit per connection, so a permit guarantees a free connection.
     permits: Arc<Semaphore>,
     connections: Mutex<Vec<Connection>>,
     count: u32,
@@ -40,7 +40,7 @@ impl Readers {
             .unwrap_or_else(|_| Err(Error::Panicked.into()))
     }
 
-    /// Waits for the reads that run; later ones are refused.
+    /// Waits for running reads; later ones are rejected.
     pub(super) async fn close(&self) {
         if let Ok(_all) = self.permits.acquire_many(self.count).await {
             self.permits.close();
@@ -53,11 +53,11 @@ impl Readers {
     }
 }
 
-/// A connection on loan: it goes back also when its user panics or gives up.
+/// A leased connection: returned even if its user panics or is cancelled.
 struct Lease {
     readers: Arc<Readers>,
     connection: Option<Connection>,
-    /// Dropped after the connection is back.
+    /// Dropped after the connection is returned.
     _permit: OwnedSemaphorePermit,
 }
 

@@ -1,5 +1,5 @@
-//! The writer thread: takes what waits, runs it in one transaction, answers
-//! after the commit.
+//! The writer thread: takes queued jobs, runs them in one transaction, and responds after the
+//! commit.
 
 use std::{
     io, mem,
@@ -13,8 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::open::Guard;
 use crate::Error;
 
-/// From so many pages on, the log is moved into the database file: 4 MiB, or more with
-/// pages that are larger than usual.
+/// Number of pages at which the log is checkpointed: 4 MiB, or more with larger pages than usual.
 const LONG_LOG: i64 = 1000;
 
 pub(super) enum Message {
@@ -22,14 +21,13 @@ pub(super) enum Message {
     Close(oneshot::Sender<Result<(), Error>>),
 }
 
-/// A write that waits, runs, and is answered.
+/// A queued write with its response channel.
 pub(super) trait Job: Send {
-    /// Does the work and keeps its outcome; false when its effects are to be
-    /// undone.
+    /// Runs the work and keeps its outcome; false when its effects must be rolled back.
     fn run(&mut self, transaction: &Transaction<'_>) -> bool;
-    /// Answers with the kept outcome.
+    /// Responds with the kept outcome.
     fn finish(self: Box<Self>);
-    /// Answers that nothing is stored: with its own error if it had one.
+    /// Responds that nothing is stored: with the job's own error if it has one.
     fn fail(self: Box<Self>, error: Error);
 }
 
@@ -62,7 +60,7 @@ where
         keep
     }
 
-    // A caller that gave up has dropped its end: nothing to tell anybody.
+    // A cancelled caller has dropped its receiver, so the response is ignored.
     fn finish(self: Box<Self>) {
         let outcome = self.outcome.unwrap_or_else(|| Err(Error::Closed.into()));
         let _gave_up = self.reply.send(outcome);
@@ -96,8 +94,7 @@ pub(super) fn start(
         .map(drop)
 }
 
-/// Ends when asked to close (the answer is due then) or when the last handle
-/// is gone.
+/// Returns on a close request (whose response is still due) or when the last handle is dropped.
 fn serve(
     connection: &Connection,
     mut queue: mpsc::Receiver<Message>,
@@ -116,7 +113,7 @@ fn serve(
         }
         store(connection, &mut jobs);
         if let Err(error) = shorten_log(connection) {
-            // Nothing is lost, and the next write tries again.
+            // No data is lost, and the next write retries.
             tracing::error!(error = %error, "sqlite-checkpoint-failed");
         }
         if closing.is_some() {
@@ -132,7 +129,7 @@ fn serve(
     None
 }
 
-/// Carries out `jobs` in as few transactions as possible, as a rule one.
+/// Runs `jobs` in as few transactions as possible, usually one.
 fn store(connection: &Connection, jobs: &mut Vec<Box<dyn Job>>) {
     let mut waiting = mem::take(jobs).into_iter();
     while waiting.len() > 0 {
@@ -141,7 +138,7 @@ fn store(connection: &Connection, jobs: &mut Vec<Box<dyn Job>>) {
             Ok(()) => done.into_iter().for_each(Job::finish),
             Err(error) => {
                 tracing::error!(error = %error, jobs = done.len(), "sqlite-transaction-failed");
-                // Nobody ran: the same failure is everybody's.
+                // No job ran, so all of them get the same error.
                 if done.is_empty() {
                     done.extend(waiting.by_ref());
                 }
@@ -153,9 +150,9 @@ fn store(connection: &Connection, jobs: &mut Vec<Box<dyn Job>>) {
     }
 }
 
-/// One transaction. Whoever ran in it is in `done`. Stops early when SQLite
-/// itself gave the transaction up, as it does when the disk is full: the
-/// rest then gets a transaction of its own.
+/// Runs one transaction; jobs that ran are moved to `done`. Stops early when SQLite itself rolls
+/// the transaction back, as it does when the disk is full; the rest then gets a transaction of its
+/// own.
 fn transact(
     connection: &Connection,
     waiting: &mut impl Iterator<Item = Box<dyn Job>>,
@@ -191,11 +188,11 @@ fn execute(connection: &Connection, sql: &str) -> Result<(), Error> {
         .map_err(Error::transaction)
 }
 
-/// Nobody waits for it: what was written is answered already. SQLite by itself
-/// would do it within the commit that makes the log too long.
+/// Checkpoints a long log after the responses, so that no caller waits for it. SQLite's automatic
+/// checkpoint would run within the commit that makes the log too long.
 fn shorten_log(connection: &Connection) -> Result<(), Error> {
     let checkpoint = |mode| {
-        // Pages of the log that are not in the file yet.
+        // Log pages that are not in the file yet.
         let left = |row: &Row<'_>| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
         connection
             .prepare_cached(mode)

@@ -1,10 +1,10 @@
-//! What the files of settings say.
+//! Settings files of the test servers.
 
 use std::{fs, path::Path};
 
 use super::{Certificate, own};
 
-/// For a PostgreSQL that lives in `place`; `more` are lines of their own.
+/// Settings of a PostgreSQL server with its data in `place`; `more` are additional lines.
 pub(super) fn postgres(place: &Path, certificate: Option<&Certificate>, more: &[&str]) -> String {
     let data = place.join("data");
     let mut text = format!(
@@ -25,10 +25,10 @@ pub(super) fn postgres(place: &Path, certificate: Option<&Certificate>, more: &[
     text
 }
 
-/// For a MariaDB that lives in `place`; `more` are lines of their own.
+/// Settings of a MariaDB server with its data in `place`; `more` are additional lines.
 pub(super) fn mysql(place: &Path, certificate: Option<&Certificate>, more: &[&str]) -> String {
-    // A server that starts deletes what it takes for its own in the place for
-    // temporary files: that of another one if they share it.
+    // At startup a server deletes temporary files that look like its own, so servers must not share
+    // a temporary directory.
     let mut text = format!(
         "[mariadbd]\ndatadir = {place}/data\ntmpdir = {place}\n\
          socket = {place}/socket\npid-file = {place}/data/pid\n\
@@ -45,7 +45,7 @@ pub(super) fn mysql(place: &Path, certificate: Option<&Certificate>, more: &[&st
     text
 }
 
-/// Copies that the server may read, and nobody else.
+/// Copies that only the server may read.
 fn owned(place: &Path, files: &Certificate) -> (String, String) {
     let copy = |from: &Path, name: &str| {
         let to = place.join(name);

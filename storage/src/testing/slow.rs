@@ -1,4 +1,4 @@
-//! A way to a server that takes its time: a TCP proxy that delays what the server says.
+//! TCP proxy that delays the responses of a server.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// A proxy on a loopback port of its own; it ends with its handle.
+/// A proxy on its own loopback port; dropping the handle stops the proxy.
 #[derive(Debug)]
 pub struct SlowWay {
     port: u16,
@@ -26,7 +26,7 @@ pub struct SlowWay {
 }
 
 impl SlowWay {
-    /// To a port on 127.0.0.1, without a delay at first.
+    /// Proxies a port on 127.0.0.1, at first without a delay.
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let own = listener.local_addr().expect("it is bound").port();
@@ -36,12 +36,12 @@ impl SlowWay {
         Self { port: own, milliseconds, _accepting: accepting }
     }
 
-    /// The port on 127.0.0.1.
+    /// The proxy's port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Delays each answer from now on.
+    /// Delays each response from now on.
     pub fn delay(&self, delay: Duration) {
         let milliseconds = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.milliseconds.store(milliseconds, Ordering::Relaxed);
@@ -53,7 +53,7 @@ async fn accept(listener: TcpListener, port: u16, milliseconds: Arc<AtomicU64>) 
     while let Ok((client, _)) = listener.accept().await {
         let milliseconds = Arc::clone(&milliseconds);
         pairs.spawn(async move {
-            // Whoever waits sees the end of the connection.
+            // The client sees the end of the connection.
             let _ended = carry(client, port, milliseconds).await;
         });
         while pairs.try_join_next().is_some() {}

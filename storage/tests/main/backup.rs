@@ -1,4 +1,4 @@
-//! Copies of a database that is in use.
+//! Backups of a database that is in use.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::{Place, insert, numbers};
 
-/// The names in the directory of the database, in order.
+/// The file names in the database's directory, sorted.
 fn names(place: &Place) -> Vec<String> {
     let entries = fs::read_dir(place.path.parent().unwrap()).unwrap();
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string();
@@ -16,8 +16,8 @@ fn names(place: &Place) -> Vec<String> {
     names
 }
 
-/// Each write is two rows: a copy has both or none, all that was answered before
-/// it began, and nothing after a gap.
+/// Each write is two rows: a backup has both or none, all writes confirmed before it began, and no
+/// gaps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_is_of_one_moment() {
     let place = Place::new();
@@ -55,7 +55,7 @@ async fn a_copy_is_of_one_moment() {
             assert!(last >= before, "{last} of {before}");
             let whole: Vec<i64> = (-last..=last).filter(|number| *number != 0).collect();
             assert_eq!(found, whole);
-            // It is a database like any other.
+            // The backup is a normal database.
             insert(&copied, 0).await.unwrap();
             copied.close().await.unwrap();
         }
@@ -66,7 +66,7 @@ async fn a_copy_is_of_one_moment() {
     assert_eq!(names(&place), ["copy", "copy.lock", "db", "db.lock"]);
 }
 
-/// Nothing takes the place of a good file, and nothing is left behind.
+/// A failed backup neither replaces an existing file nor leaves a new one.
 #[tokio::test]
 async fn a_copy_that_fails_leaves_things_as_they_were() {
     let place = Place::new();
@@ -101,7 +101,7 @@ async fn a_copy_that_fails_leaves_things_as_they_were() {
 
     backup(&place.path, &old).unwrap();
     database.close().await.unwrap();
-    // The same of a database that nobody has open.
+    // The same with a database that no process has open.
     backup(&place.path, &old).unwrap();
     let copied = Place { path: old, ..Place::new() };
     assert_eq!(numbers(&copied.open()).await, [1]);

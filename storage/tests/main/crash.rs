@@ -1,4 +1,4 @@
-//! `kill -9`: this test binary starts itself as the process that dies.
+//! `kill -9`: this test binary starts itself as the process to kill.
 
 use std::{
     env,
@@ -17,10 +17,10 @@ use tempfile::TempDir;
 
 use crate::{NUMBERS, insert, numbers};
 
-/// Names the database to the process that dies, and turns it into one.
+/// Environment variable that turns the binary into the process to kill, and names the database.
 const VICTIM: &str = "STORAGE_TEST_VICTIM";
 
-/// A migration of some seconds, in steps of which none alone is the new schema.
+/// A migration of several seconds, whose single steps do not complete the new schema.
 const SLOW: &[Migration] = &[
     NUMBERS[0],
     Migration { version: 2, name: "first half", sql: "CREATE TABLE half (x)" },

@@ -1,4 +1,4 @@
-//! The databases from outside: the promises in the headers of `storage::sqlite` and
+//! Black-box tests of the databases: the guarantees in the headers of `storage::sqlite` and
 //! `storage::server`.
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails the test")]
@@ -17,7 +17,7 @@ use storage::{
 };
 use tempfile::TempDir;
 
-/// Far longer than anything takes that is going to happen at all.
+/// Test timeout, much longer than any expected operation.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const NUMBERS: &[Migration] = &[Migration {

@@ -1,4 +1,4 @@
-//! Opening and the schema.
+//! Opening a database and its schema.
 
 use std::os::unix::fs::PermissionsExt as _;
 

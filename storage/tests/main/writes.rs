@@ -1,4 +1,4 @@
-//! Writes, reads, and the end.
+//! Writes, reads and closing.
 
 use std::{
     sync::{
@@ -18,8 +18,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{PATIENCE, Place, insert, numbers};
 
-/// Holds up the writer until it is let go, so that what is queued meanwhile
-/// shares a transaction.
+/// Blocks the writer until released, so that writes queued meanwhile share a transaction.
 async fn hold_up(database: &Database) -> (mpsc::Sender<()>, JoinSet<Result<(), Error>>) {
     let (release, released) = mpsc::channel();
     let (started, begun) = tokio::sync::oneshot::channel();
@@ -37,7 +36,7 @@ async fn hold_up(database: &Database) -> (mpsc::Sender<()>, JoinSet<Result<(), E
     (release, held)
 }
 
-/// Queues without waiting for the answer.
+/// Queues a write without waiting for its result.
 async fn queue(jobs: &mut JoinSet<Result<(), Error>>, database: &Database, number: i64) {
     let database = database.clone();
     jobs.spawn(async move { insert(&database, number).await });
@@ -72,7 +71,7 @@ async fn many_writes_share_one_commit() {
     held.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(numbers(&database).await.len(), 100);
     let log = std::fs::metadata(place.path.with_file_name("db-wal")).unwrap();
-    // Header, schema, and the few pages of one commit: 100 commits would be 100 pages and more.
+    // Header, schema, and the few pages of one commit: 100 commits would write at least 100 pages.
     assert!(log.len() < 40 * 4096, "{}", log.len());
     database.close().await.unwrap();
 }
@@ -165,8 +164,7 @@ async fn a_full_disk_stores_nothing_of_what_failed_and_goes_by() {
     assert_eq!((full.kind(), full.is_retryable()), (Kind::Full, true), "{full:?}");
     assert_eq!(numbers(&database).await, (0..stored).collect::<Vec<_>>());
 
-    // In one transaction with others: nobody is told that something is stored
-    // that is not.
+    // In one transaction with others: no caller gets a success for a write that is not stored.
     let (release, _held) = hold_up(&database).await;
     let mut jobs = JoinSet::new();
     for number in 100..110 {
@@ -259,7 +257,7 @@ async fn a_queued_write_is_carried_out_without_its_caller() {
     database.close().await.unwrap();
 }
 
-/// The trap: somebody still has a handle, and the process hangs.
+/// An open handle must not make close hang.
 #[tokio::test]
 async fn close_needs_nobody_to_let_go() {
     let place = Place::new();

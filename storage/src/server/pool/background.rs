@@ -1,4 +1,4 @@
-//! Work on a connection that goes on when its caller has given up.
+//! Work on a connection that continues after its caller is cancelled.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use tokio::{
 
 use super::Pool;
 
-/// Tasks of a pool, each bounded in time.
+/// Tasks of a pool, each with a deadline.
 #[derive(Default)]
 pub(super) struct Background(Mutex<JoinSet<()>>);
 
@@ -30,7 +30,7 @@ impl Background {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a task. Without a runtime the work is dropped, and its connection with it.
+    /// Spawns a task. Without a runtime the work is dropped, and its connection with it.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Ok(runtime) = Handle::try_current() else { return };
         let mut tasks = self.tasks();
@@ -42,7 +42,7 @@ impl Background {
         tasks.spawn_on(work, &runtime);
     }
 
-    /// Waits until all tasks have ended, also those that were started meanwhile.
+    /// Waits until all tasks have ended, including tasks started in the meantime.
     pub(super) async fn finished(&self) {
         loop {
             let mut tasks = std::mem::take(&mut *self.tasks());
@@ -54,10 +54,10 @@ impl Background {
     }
 }
 
-/// Work that its caller drives; dropped before its end, it goes on in the background.
+/// A future that continues in the background if its caller drops it early.
 pub(super) struct Finish<T: Send + 'static> {
     pool: Arc<Pool>,
-    /// None: the work bounds itself.
+    /// `None`: the work has its own timeout.
     deadline: Option<Instant>,
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
 }

@@ -1,5 +1,5 @@
-//! Where PostgreSQL servers may be, by the connection string. Pure, except that a
-//! missing host means the usual directory of sockets, if there is one.
+//! Candidate addresses of a PostgreSQL server from the connection string. Pure, except that a
+//! missing host selects the usual socket directory, if it exists.
 
 use std::{
     net::IpAddr,
@@ -8,13 +8,13 @@ use std::{
 
 use crate::{Error, server::address::Settings};
 
-/// Where a Debian or a BOSH PostgreSQL has its socket, when no host is named.
+/// Socket directory of a Debian or BOSH PostgreSQL, used when the host is missing.
 const SOCKETS: &str = "/var/run/postgresql";
 
-/// Where a server may be.
+/// A candidate address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    /// `name` is for the certificate, `at` for the resolver.
+    /// `name` is the name in the certificate, `at` the name to resolve.
     Tcp {
         name: String,
         at: String,
@@ -23,9 +23,9 @@ pub(super) enum Place {
     Socket(PathBuf),
 }
 
-/// Hosts, addresses and ports belong together by their position, as for libpq.
+/// Hosts, addresses and ports correspond by position, as in libpq.
 pub(super) fn places(settings: &Settings) -> Result<Vec<Place>, Error> {
-    // Without values: what is misread may be a part of the password.
+    // Omits values: a misparsed value may contain part of the password.
     let problem = |problem: String| Error::ConnectionString { problem };
     let list = |key: &str| -> Vec<&str> {
         settings.get(key).map(|value| value.split(',').collect()).unwrap_or_default()

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::{balances, connect, give};
 use crate::PATIENCE;
 
-/// A server on all addresses of `localhost`, and how to reach it by that name.
+/// A server on all addresses of `localhost`, and options to reach it by that name.
 fn by_name(dialect: Dialect) -> (TestServer, Options) {
     let everywhere = match dialect {
         Dialect::Postgres => "listen_addresses = '*'",
@@ -21,7 +21,7 @@ fn by_name(dialect: Dialect) -> (TestServer, Options) {
     let process = TestServer::start_with(dialect, None, &[everywhere]);
     let database = process.database();
     if dialect == Dialect::Postgres {
-        // The server runs programs in the directory of its data.
+        // The server runs programs in its data directory.
         process.sql(
             "COPY (SELECT 'host all all 10.71.0.0/24 scram-sha-256') \
              TO PROGRAM 'cat >> pg_hba.conf'",
@@ -48,7 +48,7 @@ fn dead_addresses(dialect: Dialect) {
             let took = began.elapsed();
             assert!(took < Duration::from_secs(5), "{took:?}");
 
-            // The one in use dies under an idle connection.
+            // The address in use dies under an idle connection.
             drop_only(&addresses[2..]);
             let began = Instant::now();
             let balances = timeout(PATIENCE, balances(&server)).await.expect("an answer");

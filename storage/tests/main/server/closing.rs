@@ -1,5 +1,5 @@
-//! The end of connections: idle ones within their lifetime, all of them with the
-//! process, in each case with the goodbye of the protocol.
+//! Closing of connections: idle ones after their lifetime, all of them with the process, in each
+//! case with the protocol's termination message.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn name(options: &Options) -> &str {
     options.connection_string.rsplit('/').next().unwrap()
 }
 
-/// Connections to a database, as its operator sees them.
+/// Number of connections to a database, as its operator sees it.
 fn connected(process: &TestServer, database: &str) -> usize {
     let sql = match process.dialect() {
         Dialect::Postgres => {
@@ -37,7 +37,7 @@ fn connected(process: &TestServer, database: &str) -> usize {
     process.sql(&sql).parse().unwrap()
 }
 
-/// Connections that ended without a goodbye.
+/// Number of connections that ended without a termination message.
 fn abandoned(process: &TestServer) -> u64 {
     let sql = match process.dialect() {
         Dialect::Postgres => "SELECT SUM(sessions_abandoned) FROM pg_stat_database",
@@ -61,7 +61,7 @@ async fn none_left(process: &TestServer, database: &str) {
     }
 }
 
-/// Ten statements at the same time need ten connections.
+/// Ten concurrent statements need ten connections.
 async fn ten_at_once(server: &Server) {
     let sleep = match server.dialect() {
         Dialect::Postgres => "SELECT pg_sleep(0.5)",
@@ -76,8 +76,7 @@ async fn ten_at_once(server: &Server) {
     assert!(server.stats().open >= 8, "{:?}", server.stats());
 }
 
-/// Also when nothing asks for a connection any more: an idle connection keeps the
-/// database from being dropped.
+/// Also without further calls: an idle connection prevents the database from being dropped.
 async fn idle_connections_end_with_their_lifetime(dialect: Dialect) {
     let process = TestServer::start(dialect);
     let mut options = process.database();

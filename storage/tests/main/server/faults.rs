@@ -1,4 +1,4 @@
-//! The server dies, stands still and comes back while work goes on.
+//! The server dies, hangs and returns during work.
 
 use std::{
     sync::{
@@ -23,8 +23,8 @@ on_both! {
     without_a_server_nothing_is_sent
 }
 
-/// Each write that was answered is counted once, each that was refused not at all;
-/// those of unknown outcome are the only doubt.
+/// Each confirmed write is counted once, each rejected one not at all; only writes of unknown
+/// outcome may be either.
 async fn what_was_answered_survives_the_loss_of_power(dialect: Dialect) {
     let process = TestServer::start(dialect);
     let mut options = process.database();
@@ -115,7 +115,7 @@ async fn without_a_server_nothing_is_sent(dialect: Dialect) {
     options.operation_timeout = Duration::from_secs(1);
     let server = connect(&options).await;
     process.stop();
-    // The first may have been on its way over a connection that was closing.
+    // The first may have been sent over a connection that was closing.
     let _first = give(&server, 1, 1).await;
     let error = give(&server, 1, 1).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
@@ -124,8 +124,7 @@ async fn without_a_server_nothing_is_sent(dialect: Dialect) {
     assert_eq!(balances(&server).await, [100, 100]);
 }
 
-/// As after a failover to a server that is not promoted yet: the write waits, and
-/// is done once.
+/// As after a failover to a server that is not promoted yet: the write waits, and is executed once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_takes_no_writes_is_waited_for() {
     let process = TestServer::start(Dialect::Postgres);

@@ -1,4 +1,4 @@
-//! The schema on a server.
+//! Schema migrations on a server.
 
 use storage::{
     Column, Error, Kind, Migration, Table,
@@ -87,12 +87,13 @@ async fn a_migration_that_fails_is_named(dialect: Dialect) {
     let text = format!("statement {statement} of migration 2 (bad) failed");
     assert!(error.to_string().starts_with(&text), "{error}");
     match dialect {
-        // Nothing of any of them is there.
+        // None of the statements has taken effect.
         Dialect::Postgres => {
             let server = Server::connect(&options, &MENDED).await.unwrap();
             assert_eq!(count(&server, "half").await, 0);
         }
-        // The first statement is: the release with another text says whose it is.
+        // The first statement has taken effect: a release with another text reports the migration's
+        // name.
         Dialect::MySql => {
             let error = Server::connect(&options, &MENDED).await.unwrap_err();
             assert!(matches!(error, Error::ChangedMigration { version: 2, .. }), "{error:?}");
@@ -112,8 +113,8 @@ async fn programs_with_different_records_share_a_database(dialect: Dialect) {
     assert_eq!((count(&one, "o").await, balances(&other).await), (0, vec![100, 100]));
 }
 
-/// MySQL commits each statement by itself: the process may die between two, or
-/// between a statement and its record.
+/// MySQL commits each statement separately: the process may die between two statements, or between
+/// a statement and its record.
 #[tokio::test]
 async fn a_migration_that_was_cut_short_is_carried_on() {
     let mariadb = TestServer::shared(Dialect::MySql);
@@ -132,7 +133,7 @@ async fn a_migration_that_was_cut_short_is_carried_on() {
         let done: Vec<i64> = done.unwrap().iter().map(|row| row.get(0).unwrap()).collect();
         assert_eq!(done, [2, 3]);
     }
-    // Anything else that fails stays an error.
+    // Any other failure remains an error.
     let options = mariadb.database();
     Server::connect(&options, &SCHEMA).await.unwrap();
     let database = options.connection_string.rsplit('/').next().unwrap().to_owned();
@@ -160,7 +161,7 @@ const TABLES: Schema = Schema {
     ..SCHEMA
 };
 
-/// At the start and while it runs; a newer schema is nobody's to mend.
+/// At the start and while the program runs; a newer schema is not repaired.
 async fn lost_tables_and_columns_are_made_again(dialect: Dialect) {
     let server = TestServer::shared(dialect);
     let options = server.database();
@@ -200,7 +201,7 @@ async fn lost_tables_and_columns_are_made_again(dialect: Dialect) {
     assert!(matches!(error, Error::NewerSchema { found: 2, known: 1 }), "{error:?}");
 }
 
-/// A line for each attempt, and no end before the time is over.
+/// One log line per attempt, and no failure before the timeout.
 async fn a_server_that_is_not_there_is_waited_for(dialect: Dialect) {
     let process = TestServer::start(dialect);
     let mut options = process.database();

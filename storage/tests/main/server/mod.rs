@@ -1,5 +1,5 @@
-//! PostgreSQL and MariaDB from outside: the promises in the header of
-//! `storage::server`, on real servers.
+//! Black-box tests with PostgreSQL and MariaDB: the guarantees in the header of `storage::server`,
+//! on real servers.
 
 mod addresses;
 mod closing;
@@ -43,7 +43,7 @@ const ACCOUNTS: Migration = Migration {
 
 const SCHEMA: Schema = Schema { record: "test_migrations", migrations: &[ACCOUNTS], tables: &[] };
 
-/// A database of its own, with accounts 1 and 2 of 100 each.
+/// A new database with accounts 1 and 2 of 100 each.
 async fn open(dialect: Dialect) -> Server {
     connect(&TestServer::shared(dialect).database()).await
 }
@@ -134,7 +134,7 @@ async fn a_statement_that_failed_ends_the_transaction(dialect: Dialect) {
             assert_eq!(broken.unwrap_err().kind(), Kind::Constraint);
             let after = transaction.execute(GIVE, &[1.into(), 1.into()]).await;
             assert_eq!(after.unwrap_err().kind(), Kind::Constraint);
-            // A caller that looks over it gets the error all the same.
+            // A caller that ignores the error gets it all the same.
             Ok::<_, Error>(())
         })
         .await;
@@ -156,7 +156,7 @@ async fn a_transaction_that_outlives_its_work_is_closed(dialect: Dialect) {
     assert_eq!(balances(&server).await, [101, 100]);
 }
 
-/// Two transactions that take the same two rows in opposite order, together.
+/// Two concurrent transactions that lock the same two rows in opposite order.
 async fn deadlocks_are_tried_again(dialect: Dialect) {
     let server = open(dialect).await;
     let both = Arc::new(Barrier::new(2));
@@ -238,14 +238,14 @@ async fn a_wait_for_a_lock_is_bounded(dialect: Dialect) {
             transaction.execute(GIVE, &[1.into(), 1.into()]).await?;
             let error = timeout(PATIENCE, give(waiter, 1, 1)).await.unwrap().unwrap_err();
             assert!(error.is_retryable(), "{error:?}");
-            // What needs no lock of another goes on.
+            // Work that needs no lock of another transaction continues.
             assert_eq!(balances(waiter).await, [100, 100]);
             Ok::<_, Error>(())
         }
     });
     checked.await.unwrap();
     let mut all = balances(&holder).await;
-    // The write that was given up may have been taken by the server before.
+    // The server may have received the cancelled write before.
     assert!([101, 102].contains(&all.remove(0)) && all == [100]);
 }
 
@@ -278,7 +278,7 @@ async fn rows_are_copied_and_undone_with_their_transaction(dialect: Dialect) {
     }
     assert!(matches!(copy(3, true).await, Err(Error::Panicked)));
     assert!(noted().await.is_empty());
-    // One that is there already.
+    // A row that exists already.
     assert_eq!(copy(2, false).await.unwrap_err().kind(), Kind::Constraint);
     assert!(noted().await.is_empty());
     assert_eq!(copy(3, false).await.unwrap(), 4);

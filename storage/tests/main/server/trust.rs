@@ -1,4 +1,4 @@
-//! Who is believed to be the database.
+//! TLS verification of the database server.
 
 use std::{error::Error as _, fs, path::PathBuf};
 
@@ -46,8 +46,7 @@ fn certificate(place: &TempDir, authority: &Authority, host: &str) -> Certificat
     files
 }
 
-/// The server's certificate is for `localhost`: by that name it is the host that
-/// was asked for, by its address it is not.
+/// The server's certificate is for `localhost`: it matches that name, but not the IP address.
 async fn certificates_are_verified(dialect: Dialect) {
     let place = TempDir::new().unwrap();
     let (ours, foreign) = (authority(&place, "ours"), authority(&place, "foreign"));
@@ -90,17 +89,17 @@ async fn certificates_are_verified(dialect: Dialect) {
     }
 }
 
-/// What the server shows, the file of authorities, and whether the host is verified.
+/// Certificate of the server, CA file, and whether the host is verified.
 struct Unusual {
     shown: Certificate,
     ca: PathBuf,
     verify_identity: bool,
-    /// Part of the error; `None` where the certificate is taken.
+    /// Part of the error; `None` where the certificate is accepted.
     refused: Option<&'static str>,
 }
 
-/// What OpenSSL takes and webpki does not: taken where that is safe, otherwise a
-/// sentence says what to change.
+/// Certificates that OpenSSL accepts and webpki does not: accepted where that is safe, otherwise an
+/// error says what to change.
 async fn unusual_certificates_are_taken_or_explained(dialect: Dialect) {
     let place = TempDir::new().unwrap();
     let ours = authority(&place, "ours");

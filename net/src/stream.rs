@@ -21,8 +21,9 @@ use crate::memory;
 pub const PROBE: Duration = Duration::from_secs(1);
 /// How long data or probes may stay unacknowledged before the connection fails.
 pub const SILENCE: Duration = Duration::from_secs(4);
-/// A connection closed this long after an unanswered write reports that its peer hangs: a stopped
-/// process still acknowledges in the kernel.
+/// Dropping a connection this long after an unanswered write marks its address as failed: the peer
+/// hangs. TCP alone does not detect this, since the kernel still acknowledges for a stopped
+/// process.
 const HUNG: Duration = Duration::from_secs(1);
 
 /// Makes a connection fail when its peer has acknowledged nothing for `silence`. An idle connection

@@ -1,5 +1,5 @@
-//! How long a Replace takes, as its writer sees it: the store is a process of its
-//! own, on each database, over mutual TLS. Prints a table; see
+//! Duration of a Replace as seen by its writer: the store is a separate process, on each
+//! database, over mutual TLS. Prints a table; see
 //! docs/performance.md.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement, for people")]
 
@@ -24,7 +24,7 @@ use self::support::{
     site::{Client, Site},
 };
 
-/// How often each is measured, on a new database each time.
+/// Number of measurements of each case, each on a new database.
 const RUNS: usize = 3;
 
 struct Data {
@@ -36,7 +36,7 @@ fn space_guid(number: usize) -> String {
     format!("5f0e8a3c-6b1d-4f27-9a52-{number:012}")
 }
 
-/// A group with so many rules and so many spaces in either lifecycle.
+/// A group with this number of rules and of spaces in either lifecycle.
 fn large_group(index: usize, rules: usize, running: usize, staging: usize) -> SecurityGroup {
     let rule = |nth: usize| RuleSpec {
         protocol: "tcp".to_owned(),
@@ -92,9 +92,9 @@ fn median(mut times: Vec<Duration>) -> String {
     format!("{} (at most {})", milliseconds(middle), milliseconds(times[times.len() - 1]))
 }
 
-/// The first: its writer is connected and has its messages ready.
+/// The first Replace: its writer is connected and has its messages ready.
 async fn timed_first(writer: &Client, set: &Set) -> (Duration, Committed) {
-    // Whatever it says: there is a connection then.
+    // Any response: the connection is established then.
     let _denied = writer.clone().status(StatusRequest {}).await;
     let write = fenced(set, "syncer-a", 1);
     let all: Vec<String> = set.keys().map(|guid| guid.as_str().to_owned()).collect();
@@ -116,8 +116,8 @@ async fn timed(writer: &Client, set: &Set) -> (Duration, Committed) {
     (began.elapsed(), committed)
 }
 
-/// The first Replace and how much of it is its commit, one with one change, one with none; and the memory of the
-/// store after each.
+/// The first Replace and the duration of its commit, one with one change, one without changes;
+/// and the memory of the store after each.
 async fn measure(site: &Site, set: &Set) -> ([Duration; 4], [u64; 2]) {
     let mut program = Program::start(site);
     let writer = site.client(&program.address, "syncer", None);
@@ -135,7 +135,7 @@ async fn measure(site: &Site, set: &Set) -> ([Duration; 4], [u64; 2]) {
     assert_eq!(committed.unchanged, set.len() as u64);
     program.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(program.wait().success());
-    // The next life, and somebody who watches.
+    // After a restart, with a watcher.
     let program = Program::start(site);
     let spaces: Vec<String> = (0..200).map(|number| space_guid(number * 40)).collect();
     let spaces: Vec<&str> = spaces.iter().map(String::as_str).collect();

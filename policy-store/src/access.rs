@@ -1,9 +1,9 @@
-//! Who a peer is, and what it may do.
+//! Access control: identity and roles of a peer.
 //!
-//! A peer is what its certificate says; the chain to our certificate authority
-//! is checked before anybody asks here. A list of patterns for each role says
-//! which certificates have it; one certificate may have several roles, and most
-//! have none. Who has no role may do nothing.
+//! A peer is identified by its certificate; the TLS layer has verified the chain to
+//! the configured CA before. A list of patterns per role selects the certificates
+//! that have the role; one certificate may have several roles, and most have none. A
+//! peer without a role has no access.
 //!
 //! | may | writer | cell | operator |
 //! |---|---|---|---|
@@ -12,10 +12,10 @@
 //! | Watch | | as itself | |
 //! | Status | yes | | yes |
 //!
-//! A cell reads and reports by Watch alone, where it has to say who it is.
+//! A cell reads and reports only through Watch, which requires its identity.
 //!
-//! The HTTP API is of the original, which lets in every certificate of its
-//! authority: so does this, unless patterns say who may poll.
+//! The HTTP API is compatible with the original, which admits every certificate of its
+//! CA: so does this server, unless patterns restrict who may poll.
 
 use std::{fmt, str::FromStr};
 
@@ -23,20 +23,20 @@ use model::ids::CellId;
 use runtime::tls::Identity;
 pub use runtime::tls::Pattern;
 
-/// What somebody wants to do.
+/// Action that a peer requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Replace the security groups.
     Replace,
-    /// Read security groups.
+    /// List security groups.
     List,
-    /// Be kept up to date, and report, as whatever cell.
+    /// Watch and report as any cell.
     WatchAsAny,
-    /// The same as this cell.
+    /// Watch and report as this cell.
     Watch(CellId),
-    /// See how far everything has come.
+    /// Read the status.
     Status,
-    /// Ask the HTTP API.
+    /// Use the HTTP API.
     Poll,
 }
 
@@ -53,25 +53,25 @@ impl fmt::Display for Action {
     }
 }
 
-/// Why somebody may not; says who, so that the log and the peer agree.
+/// Access denied; names the peer, so that the log and the peer see the same text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{peer} may not {action}")]
 pub struct Denied {
     /// The peer, by its certificate.
     pub peer: String,
-    /// What it wanted.
+    /// Denied action.
     pub action: Action,
 }
 
-/// How a cell's certificate says which cell it is.
+/// Where the certificate of a cell contains the cell id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CellIdentity {
-    /// By its common name.
+    /// In the common name.
     CommonName,
-    /// By any of its DNS names.
+    /// In any of the DNS names.
     DnsName,
-    /// Not at all: all cells share one certificate, as the original's agents do,
-    /// and each is believed.
+    /// Nowhere: all cells share one certificate, as the original's agents do, and the
+    /// claimed id is trusted.
     Unproven,
 }
 
@@ -88,26 +88,26 @@ impl FromStr for CellIdentity {
     }
 }
 
-/// Who has which role.
+/// Identities of each role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// Those that may replace the set.
+    /// Identities that may replace the set.
     pub writers: Vec<Pattern>,
-    /// Those that may watch and report, each as itself.
+    /// Identities that may watch and report, each as itself.
     pub cells: Vec<Pattern>,
-    /// Those that may see everything.
+    /// Identities that may read everything.
     pub operators: Vec<Pattern>,
-    /// Those that may use the HTTP API; all that have a certificate when absent.
+    /// Identities that may use the HTTP API; when absent, every certificate may.
     pub pollers: Option<Vec<Pattern>>,
-    /// Which cell a cell is.
+    /// How the cell id is verified.
     pub cell_identity: CellIdentity,
 }
 
 impl Access {
-    /// Whether the peer may.
+    /// Checks that the peer may do this action.
     ///
     /// # Errors
-    /// It may not.
+    /// Access is denied.
     pub fn check(&self, identity: Option<&Identity>, action: Action) -> Result<(), Denied> {
         let has = |role: &[Pattern]| {
             identity.is_some_and(|identity| role.iter().any(|pattern| pattern.fits(identity)))

@@ -1,4 +1,4 @@
-//! The process: bind everything, then run it.
+//! The process: binds all resources, then runs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,29 +38,29 @@ use crate::{
     store::{Contents, Store},
 };
 
-/// The original's name for itself in its metrics.
+/// The original's origin name in its metrics.
 const ORIGIN: &str = "policy-server-internal";
 
 /// The server's own certificate, shared by both ports.
 const CERTIFICATE: Role = Role { service: "policy_store", name: "server" };
 
-/// How long tasks may take to end after the servers have drained.
+/// Time limit for tasks to exit after the servers have drained.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
 
-/// Upper bound for open requests of operators after shutdown began.
+/// Time limit for open admin requests after shutdown began.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
-/// Room for a request with the longest URL that HTTP knows here, and the most
-/// that waits for a slow reader.
+/// Buffer size: fits a request with the longest accepted URL; also the limit of unsent
+/// bytes for a slow reader.
 const HTTP_BUFFER: usize = 96 << 10;
 
-/// The original's port: its listener and its certificates.
+/// The listener and the certificates of the original's API.
 struct Internal {
     listener: Listener,
     tls: ServerTls,
 }
 
-/// A policy store that has everything it needs, and serves nothing yet.
+/// A policy store with all resources bound that does not serve yet.
 pub struct App {
     config: Config,
     tls: ServerTls,
@@ -176,27 +176,27 @@ impl Service for App {
         let store = Arc::clone(&self.store);
         let drain = self.config.drain_timeout;
         let outcome = self.tasks(&shutdown).join(drain + AFTER_DRAIN).await;
-        // The writers have gone; what was confirmed is durable already.
+        // The writers are gone; confirmed changes are durable already.
         let closed = store.close().await.context("closing the database");
-        // Why it ended says more than what that did to the database.
+        // The reason of the exit is more useful than its effect on the database.
         outcome.and(closed)
     }
 }
 
 impl App {
-    /// Where gRPC is served, with the port that was taken.
+    /// Listen address of the gRPC server, with the bound port.
     #[must_use]
     pub fn grpc_address(&self) -> String {
         self.grpc.local_addr()
     }
 
-    /// Where the original's HTTP API is served, if it is.
+    /// Listen address of the original's HTTP API, if enabled.
     #[must_use]
     pub fn internal_address(&self) -> Option<String> {
         self.internal.as_ref().map(|internal| internal.listener.local_addr())
     }
 
-    /// Where the original's health checks are answered, if they are.
+    /// Listen address of the original's health checks, if enabled.
     #[must_use]
     pub fn health_check_address(&self) -> Option<String> {
         self.health_checks.as_ref().map(Listener::local_addr)
@@ -267,7 +267,7 @@ impl App {
         let service = PolicyStore::entry(config.access, feed, commits, config.replaces);
         let limits = Limits {
             spread: config.drain_spread,
-            // Room for four Replaces with their largest messages.
+            // Fits four Replaces with messages of the maximum size.
             unfinished: 128 << 20,
             ..Limits::default()
         };
@@ -283,7 +283,7 @@ impl App {
     }
 }
 
-/// What the HTTP API of the original answers.
+/// The HTTP API of the original.
 fn api(config: &Config, board: &Arc<SnapshotPublisher>) -> Api {
     let gate = Admission::new(config.concurrent_lists, admission::PATIENCE);
     let tags = Tags::new(config.tag_length);
@@ -326,9 +326,9 @@ fn serve_internal(
     });
 }
 
-/// Clients are sent away one after another, each watch with its connection; what
-/// is open may go on. When all were sent away, what is still going on ends, as
-/// long as there is time to say so.
+/// Drains the clients one after another, each watch with its connection; open requests
+/// may complete. Then ends the remaining requests, early enough that the clients still
+/// get a status.
 async fn force_close_after(
     shutdown: CancellationToken,
     spread: Duration,
@@ -341,8 +341,8 @@ async fn force_close_after(
     Ok(())
 }
 
-/// Says that the store is not ready when no writer confirmed its set for too
-/// long: cells then get what was true at that time.
+/// Reports the store as not ready when no writer confirmed its set for too long: cells
+/// then get outdated groups.
 async fn tell_readiness(
     board: Arc<SnapshotPublisher>,
     stale_after: Option<Duration>,
@@ -371,7 +371,7 @@ async fn tell_readiness(
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             () = stale => {}
-            // The board lives in this function.
+            // This function keeps the board alive.
             _changed = confirmed.changed() => {}
         }
     }
@@ -388,7 +388,7 @@ mod tests {
         store::{Contents, memory::Memory},
     };
 
-    /// The thread is gone as after a panic of its own: nobody asked for the end.
+    /// The thread exits without a request, as after a panic.
     #[tokio::test]
     async fn the_end_of_the_writer_ends_the_process() {
         runtime::tls::install_provider();
@@ -415,7 +415,7 @@ mod tests {
         assert!(error.contains("the writer of the database has ended"), "{error}");
     }
 
-    /// As time goes by: ready, stale, and ready again after a Replace.
+    /// Over time: ready, stale, and ready again after a Replace.
     #[tokio::test(start_paused = true)]
     async fn a_store_without_a_writer_becomes_stale() {
         let empty = Snapshot::from(Contents::default());

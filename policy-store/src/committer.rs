@@ -1,12 +1,12 @@
-//! The one task that writes, and the one that publishes.
+//! The only task that writes and publishes.
 //!
-//! Replaces are written one after the other, and each is published before the
-//! next begins, so snapshots follow each other as generations do. A Replace that
-//! was handed over is written and published also if its writer has gone.
+//! Replaces are written sequentially, and each is published before the next begins, so
+//! snapshots have the order of their generations. A queued Replace is written and
+//! published even if its writer disconnects.
 //!
-//! What other instances write to the same store is read and published between
-//! two Replaces. A store that went back, as after a restored backup, ends the
-//! process: its cells have to begin anew.
+//! Changes that other instances write to the same store are read and published between
+//! two Replaces. When the store went back, as after a restored backup, the process
+//! exits: its cells have to start again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,13 +34,13 @@ use crate::{
     store::{Error, Mended, News, Store},
 };
 
-/// How many Replaces may wait.
+/// Queue size for Replaces.
 const WAITING: usize = 4;
 
-/// Period of the search for tables and rows that were lost.
+/// Interval of the check for lost tables and rows.
 const MEND: Duration = Duration::from_secs(5);
 
-/// What a Replace did.
+/// Result of a Replace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// The generation afterwards.
@@ -49,21 +49,21 @@ pub struct Committed {
     pub added: usize,
     /// Groups with new content.
     pub changed: usize,
-    /// Groups that went.
+    /// Removed groups.
     pub removed: usize,
-    /// Groups that stayed as they were.
+    /// Unchanged groups.
     pub unchanged: usize,
     /// The first groups of each kind.
     pub named: Named,
 }
 
-/// Why a Replace was not confirmed.
+/// Reason why a Replace was not confirmed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// See [`Error`].
     #[error(transparent)]
     Store(#[from] Error),
-    /// The process is about to end.
+    /// The process is shutting down.
     #[error("the store is shutting down")]
     ShuttingDown,
 }
@@ -73,21 +73,22 @@ enum Job {
     CatchUp { reply: oneshot::Sender<Result<(), Error>> },
 }
 
-/// Hands work to the [`Committer`].
+/// Sends jobs to the [`Committer`].
 #[derive(Debug, Clone)]
 pub struct Commits(mpsc::Sender<Job>);
 
 impl Commits {
-    /// Writes it, and answers after every reader sees it.
+    /// Writes the set; returns after it is visible to every reader.
     ///
     /// # Errors
-    /// Refused, or not written.
+    /// The Replace was refused or not written.
     pub async fn commit(&self, write: Replacement) -> Result<Committed, Failure> {
         let write = Arc::new(write);
         self.ask(|reply| Job::Replace { write, reply }).await
     }
 
-    /// Answers after every reader sees what was in the store when this was asked.
+    /// Returns after everything in the store at the time of the call is visible to every
+    /// reader.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -105,7 +106,7 @@ impl Commits {
     }
 }
 
-/// See the module.
+/// Background task that writes and publishes; see the module.
 #[derive(Debug)]
 pub struct Committer {
     jobs: mpsc::Receiver<Job>,
@@ -114,15 +115,15 @@ pub struct Committer {
     told: Option<Told>,
 }
 
-/// Who is told how the database does. A database that can be read, and whose disk is
-/// full, is ready for reading alone.
+/// Health components of the database. A readable database with a full disk is ready for
+/// reads only.
 #[derive(Debug)]
 struct Told {
     reads: Component,
     writes: Component,
 }
 
-/// A committer and the way to it.
+/// Creates a committer and its handle.
 #[must_use]
 pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
@@ -130,10 +131,10 @@ pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commi
 }
 
 impl Committer {
-    /// Tells whether the database answers, and whether it stores Replaces.
+    /// Reports whether the database answers, and whether it stores Replaces.
     #[must_use]
     pub fn telling(mut self, reads: Component, writes: Component) -> Self {
-        // Whoever commits has read it; nothing is known against writing.
+        // The store was read before; no write error is known yet.
         reads.ready();
         writes.ready();
         self.told = Some(Told { reads, writes });
@@ -152,22 +153,22 @@ impl Committer {
         }
     }
 
-    /// A Replace was stored, or its refusal.
+    /// A Replace or its refusal was stored.
     fn written(&self) {
         if let Some(Told { writes, .. }) = &self.told {
             writes.ready();
         }
     }
 
-    /// A Replace was not stored. Only another Replace can tell that this is over: a
-    /// small write may succeed on a disk without room for a set.
+    /// A Replace was not stored. Only another Replace proves recovery: a small write may
+    /// succeed on a disk without space for a set.
     fn not_written(&self, error: &Error) {
         if let (Some(Told { writes, .. }), Error::Database(_)) = (&self.told, error) {
             writes.not_ready(format!("the last Replace was not stored: {}", chain(error)));
         }
     }
 
-    /// Writes what comes until `stop`, and then what waits still.
+    /// Serves jobs until `stop`, then those that are queued.
     ///
     /// # Errors
     /// The store ended, or went back.
@@ -194,7 +195,7 @@ impl Committer {
                     }
                 }
             };
-            // Whoever has gone asks again when it is back.
+            // A disconnected caller retries after it reconnects.
             match job {
                 None => return Ok(()),
                 Some(Job::CatchUp { reply }) => _ = reply.send(self.catch_up().await?),
@@ -206,7 +207,7 @@ impl Committer {
         }
     }
 
-    /// Has lost tables and rows made again, out of what is served.
+    /// Recreates lost tables and rows from the served snapshot.
     async fn mend(&self) {
         let served = self.board.current();
         match mend(&*self.store, Arc::clone(&served)).await {
@@ -250,7 +251,7 @@ impl Committer {
                 self.written();
                 tell_refusal(&write.owner, write.token, &refused.refusal);
                 if refused.seen.is_some() {
-                    // The status names the newest token that was seen.
+                    // The status has to name the newest token that was seen.
                     self.follow().await?;
                 }
                 Ok(Err(refused.into()))
@@ -258,7 +259,7 @@ impl Committer {
             Err(error) => {
                 self.not_written(&error);
                 tell_failure(&write, &error);
-                // What failed in the middle may have happened all the same.
+                // A failed commit may have taken effect.
                 self.follow().await?;
                 Ok(Err(error))
             }
@@ -271,7 +272,7 @@ impl Committer {
         current: &Snapshot,
         speculative_snapshot: Option<Snapshot>,
     ) -> Result<Result<(), Error>, WentBack> {
-        // Decided on the same and to the same: it is what the store holds now.
+        // Same input and same decision: the snapshot equals the content of the store.
         let is_right = |speculative_snapshot: &Snapshot| {
             decision.before == current.point() && decision.state == speculative_snapshot.state
         };
@@ -280,12 +281,12 @@ impl Committer {
                 self.board.publish(snapshot);
                 Ok(Ok(()))
             }
-            // Another instance wrote in between: only the store knows what.
+            // Another instance wrote in between: read the store.
             None => self.catch_up().await,
         }
     }
 
-    /// As [`Self::catch_up`]; what cannot be read now is read at the next news.
+    /// As [`Self::catch_up`]; a failed read is retried at the next notification.
     async fn follow(&self) -> Result<(), WentBack> {
         if let Err(error) = self.catch_up().await? {
             tracing::error!(error = chain(&error), "failed-to-reload");
@@ -293,7 +294,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Publishes what the store holds, if that is new.
+    /// Publishes the content of the store, if it is new.
     async fn catch_up(&self) -> Result<Result<(), Error>, WentBack> {
         let current = self.board.current();
         let served = current.point();
@@ -306,7 +307,7 @@ impl Committer {
         };
         self.answered();
         if current.state.is_whole() && !contents.state.is_whole() {
-            // What is served stays, and takes the place of what was lost.
+            // The served snapshot stays and replaces the lost rows.
             self.mend().await;
             return Ok(Ok(()));
         }
@@ -332,7 +333,7 @@ impl Committer {
     }
 }
 
-/// Has lost tables and rows made again, out of `served`, and says what that was.
+/// Recreates lost tables and rows from `served`, and logs the result.
 ///
 /// # Errors
 /// The store does not answer.
@@ -349,21 +350,21 @@ pub async fn mend(store: &dyn Store, served: Arc<Snapshot>) -> Result<Mended, Er
     Ok(mended)
 }
 
-/// The store holds something older than what was read from it before.
+/// The store contains an older state than was read from it before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the database went back from generation {} ({}) to {} ({}), as after a restored backup",
     served.generation, served.stamp.0, stored.generation, stored.stamp.0
 )]
 pub struct WentBack {
-    /// What is served.
+    /// Served generation.
     pub served: Point,
-    /// What is stored.
+    /// Stored generation.
     pub stored: Point,
 }
 
-/// What the store will hold if nobody else writes to it: encoded while the
-/// database is at work. `None`: it will refuse.
+/// The content of the store after this write, if no other instance writes: encoded
+/// concurrently with the database write. `None`: the Replace will be refused.
 fn speculative_snapshot(current: &Snapshot, write: &Replacement) -> Option<Snapshot> {
     let known = current.entries().iter();
     let known = known.map(|entry| (entry.guid.clone(), Known { id: entry.id, hash: entry.hash }));
@@ -371,7 +372,7 @@ fn speculative_snapshot(current: &Snapshot, write: &Replacement) -> Option<Snaps
     Some(current.after(&decision))
 }
 
-/// Encoding thousands of groups keeps a thread busy: one that nobody waits for.
+/// Encoding thousands of groups blocks a thread: use a blocking-pool thread.
 async fn made<T: Send + 'static>(snapshot: impl FnOnce() -> T + Send + 'static) -> T {
     let made = tokio::task::spawn_blocking(snapshot).await;
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -408,7 +409,7 @@ fn tell(write: &Replacement, decision: &Decision, named: &Named, took: Duration)
     }
 }
 
-/// A field of a log line; absent if there are none.
+/// Log field with a list of guids; absent if the list is empty.
 fn listed<'a>(guids: &'a [&'a str]) -> Option<impl tracing::Value + 'a> {
     (!guids.is_empty()).then(|| lager::json(guids))
 }

@@ -1,4 +1,4 @@
-//! The configuration file; docs/config/policy-store.md has every key.
+//! The configuration file; docs/config/policy-store.md describes every key.
 
 mod database;
 
@@ -13,52 +13,52 @@ use runtime::{
 pub use self::database::Database;
 use crate::access::{Access, CellIdentity, Pattern};
 
-/// Everything that a process is told.
+/// Parsed configuration file.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where gRPC is served.
+    /// Listen address of the gRPC server.
     pub grpc_listen_address: HostPort,
-    /// Where the original's HTTP API is served, if it is.
+    /// Listen address of the original's HTTP API, if enabled.
     pub internal_listen_address: Option<HostPort>,
-    /// Where the original's health checks are answered, if they are.
+    /// Listen address of the original's health checks, if enabled.
     pub health_check_address: Option<HostPort>,
-    /// Where operators find metrics and health.
+    /// Listen address for metrics and health.
     pub admin_listen_address: HostPort,
     /// Certificates.
     pub tls: Files,
-    /// Where the groups are kept.
+    /// Database that stores the groups.
     pub database: Database,
-    /// Who may what.
+    /// Access control.
     pub access: Access,
-    /// Without a confirmed Replace for so long, the store is not ready.
+    /// The store is not ready when no Replace was confirmed for this time.
     pub stale_after: Option<Duration>,
-    /// How often reports are written down.
+    /// Interval at which cell reports are stored.
     pub report_save_interval: Duration,
-    /// Bounds of a Replace.
+    /// Limits of a Replace.
     pub replaces: Replaces,
-    /// How many lists the HTTP API answers at the same time.
+    /// Limit of concurrent lists of the HTTP API.
     pub concurrent_lists: usize,
-    /// How many bytes a tag has.
+    /// Length of a tag in bytes.
     pub tag_length: usize,
-    /// How long open calls may take to end.
+    /// Time limit for open calls during shutdown.
     pub drain_timeout: Duration,
-    /// Over how much of that time clients are sent away.
+    /// Part of the drain timeout over which clients are disconnected.
     pub drain_spread: Duration,
-    /// Where the original's metrics go, if anywhere.
+    /// Target of the original's metrics, if enabled.
     pub metron_address: Option<HostPort>,
-    /// What is logged.
+    /// Log level.
     pub log_level: Level,
-    /// The first part of the log's source.
+    /// First part of the log source.
     pub log_prefix: String,
 }
 
-/// Bounds of a Replace.
+/// Limits of a Replace.
 #[derive(Debug, Clone, Copy)]
 pub struct Replaces {
-    /// Time from the first message to the last answer.
+    /// Time limit from the first message to the last response.
     pub timeout: Duration,
-    /// The largest step from the newest fencing token to the next one; absent for no
-    /// bound.
+    /// Largest accepted step from the newest fencing token to the next one; absent for no
+    /// limit.
     pub token_step: Option<u64>,
 }
 
@@ -136,8 +136,8 @@ fn address(keys: &mut Reader<'_>, key: &'static str, default: &str) -> Option<Ho
     keys.or(key, HostPort::parse(default).expect("the default is an address"))
 }
 
-/// Half of the time for the drain when nothing is said: who is sent away last has
-/// the other half for what it has open.
+/// Default: half of the drain timeout, so that the clients disconnected last have the
+/// other half for their open calls.
 fn drain_spread(keys: &mut Reader<'_>, timeout: Option<Seconds>) -> Option<Duration> {
     let spread: Option<Option<Seconds>> = keys.optional("drain_spread_seconds");
     let (spread, Seconds(timeout)) = (spread?, timeout?);
@@ -148,13 +148,13 @@ fn drain_spread(keys: &mut Reader<'_>, timeout: Option<Seconds>) -> Option<Durat
     Some(spread)
 }
 
-/// The keys of a listener of the original: host, port.
+/// Host key and port key of a listener of the original.
 type Keys = (&'static str, &'static str);
 
 const INTERNAL: Keys = ("listen_host", "internal_listen_port");
 const DEBUG: Keys = ("debug_server_host", "debug_server_port");
 
-/// A listener that is there when its port is given.
+/// Reads a listener, which is enabled when its port is configured.
 fn host_and_port(
     keys: &mut Reader<'_>,
     (host_key, port_key): Keys,
@@ -179,7 +179,7 @@ fn joined(host: &str, port: u16) -> Option<HostPort> {
     HostPort::parse(&text).ok()
 }
 
-/// Where nothing is said, operators find ours where they found the original's.
+/// By default the admin server uses the address of the original's debug server.
 fn admin(keys: &mut Reader<'_>, debug_server: Option<Option<HostPort>>) -> Option<HostPort> {
     let address: Option<Option<HostPort>> = keys.optional("admin_listen_address");
     let default = || HostPort::parse("127.0.0.1:4005").expect("it is an address");

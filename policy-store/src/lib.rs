@@ -1,10 +1,10 @@
 //! The policy store: keeps the Cloud Controller's security groups and pushes
 //! changes to cells.
 //!
-//! One writer at a time replaces the whole set ([`committer`], [`groups`]); what it wrote is in
-//! a database ([`store`]) and, encoded once, in memory, from where every cell is
-//! told what changed for it ([`feed`]) or asks itself ([`http`]). [`access`] says
-//! who may do what.
+//! One writer at a time replaces the whole set ([`committer`], [`groups`]). The set is
+//! stored in a database ([`store`]) and, encoded once, in memory. Cells receive relevant
+//! changes over a watch ([`feed`]) or poll ([`http`]). [`access`] has the access
+//! control.
 
 pub mod access;
 pub mod app;

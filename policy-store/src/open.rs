@@ -1,4 +1,4 @@
-//! Opens the store that the configuration names.
+//! Opens the configured store.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::{
     store::{Error, Store, server::Server, sqlite::Sqlite},
 };
 
-/// A store, and what only one on a server has.
+/// An open store, and functions that only a store on a server has.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn Store>,
-    /// Others may write to it.
+    /// Reads the newest generation; other instances may write.
     pub(crate) newest: Option<Newest>,
-    /// It has connections.
+    /// Reads connection pool statistics.
     pub(crate) look: Option<Look>,
 }
 
-/// Opens it, with the original's lines about it.
+/// Opens the store, with the original's log lines.
 ///
 /// # Errors
 /// The file or the server cannot be used.
@@ -48,7 +48,7 @@ fn shared(server: Server) -> Opened {
     Opened { store: server, newest: Some(newest), look: Some(look) }
 }
 
-/// Forgets the newest fencing token; says what there was.
+/// Resets the newest fencing token; returns a description of the previous state.
 ///
 /// # Errors
 /// The file is in use, or the file or the server cannot be used.

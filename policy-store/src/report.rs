@@ -1,10 +1,10 @@
-//! The original's metrics that come by themselves, for the metron agent under its
-//! names and with its periods (docs/compatibility/asg-syncer.md#metrics,
-//! docs/compatibility/policy-server-internal.md#metrics), and what the database connections did,
-//! for Prometheus besides.
+//! The original's periodic metrics, for the metron agent under the original's names and
+//! with its periods (docs/compatibility/asg-syncer.md#metrics,
+//! docs/compatibility/policy-server-internal.md#metrics), and connection pool metrics,
+//! also for Prometheus.
 //!
-//! Of the gauges of Go's runtime those are sent that mean something here: private
-//! memory for the heap, the stack, tasks for goroutines.
+//! Of the Go runtime's gauges only those with an equivalent are sent: private memory for
+//! the heap, the stack, tasks for goroutines.
 
 use std::time::Duration;
 
@@ -18,26 +18,26 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{DB_FAILED, DB_IN_FLIGHT, DB_LONGEST, DB_OPEN, DB_QUERIES, DB_SUCCEEDED};
 
-/// How often the original tells of itself and of its database.
+/// Period of the original's process and database metrics.
 const ITSELF: Duration = Duration::from_secs(30);
-/// And of its runtime.
+/// Period of the original's runtime metrics.
 const RUNTIME: Duration = Duration::from_secs(10);
 
-/// Counts what a database did; its maxima begin anew with each look.
+/// Reads the database statistics; each read resets the maxima.
 pub(crate) type Look = Box<dyn Fn() -> Stats + Send + Sync>;
 
-/// What is told, and to whom.
+/// Metrics reporter and its sink.
 pub(crate) struct Report {
-    /// The agent.
+    /// The metron agent.
     pub(crate) metron: Dropsonde,
-    /// The database, if it is on a server.
+    /// Statistics of the database, if it is on a server.
     pub(crate) database: Option<Look>,
-    /// When the process began.
+    /// Start of the process.
     pub(crate) began: Instant,
 }
 
 impl Report {
-    /// Tells until `shutdown`.
+    /// Reports until `shutdown`.
     ///
     /// # Errors
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
@@ -54,7 +54,7 @@ impl Report {
 
 fn itself(metron: &Dropsonde, database: Option<&Look>, began: Instant) {
     metron.value("uptime", began.elapsed().as_secs_f64(), "seconds");
-    // Policies between containers are not ours: there are none.
+    // Container-to-container policies are not supported: there are none.
     metron.value("totalPolicies", 0.0, "");
     let Some(look) = database else { return };
     for Row { name, unit, shown, value } in rows(&look()) {
@@ -66,7 +66,7 @@ fn itself(metron: &Dropsonde, database: Option<&Look>, began: Instant) {
     }
 }
 
-/// A number of the database under the original's name and under ours.
+/// A database metric under the original's name and under the Portcullis name.
 struct Row {
     name: &'static str,
     unit: &'static str,
@@ -94,7 +94,7 @@ fn rows(stats: &Stats) -> [Row; 6] {
     ]
 }
 
-/// At once, and then in each period.
+/// Calls at once, and then once per period.
 async fn every(period: Duration, shutdown: &CancellationToken, mut tell: impl FnMut()) {
     let mut ticks = interval_at(Instant::now(), period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,33 +1,33 @@
-//! What cells report, and what of it has to be stored.
+//! Reports of cells, and the changes to store.
 
 use jiff::Timestamp;
 use model::{generation::Generation, ids::CellId};
 
-/// What a cell said last.
+/// Last report of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
-    /// The newest generation in force in its kernel; 0 when none.
+    /// Newest generation in force in the kernel; 0 when none.
     pub enforced: Generation,
-    /// How many containers it has.
+    /// Number of containers.
     pub containers: u32,
-    /// How many rules it could not enforce.
+    /// Number of isolated rules.
     pub isolated_rules: u32,
-    /// When it said so, by this machine's clock.
+    /// Time of the report, by this machine's clock.
     pub at: Timestamp,
 }
 
-/// What has to be written down.
+/// Changes to store.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unsaved {
     /// New reports.
     pub reports: Vec<(CellId, Report)>,
-    /// Cells that are forgotten, and when each said its last word: one that said
-    /// something to another instance since is not.
+    /// Deleted cells with the time of their last report: a cell that has reported to another
+    /// instance since is kept.
     pub forgotten: Vec<(CellId, Timestamp)>,
 }
 
 impl Unsaved {
-    /// Whether there is anything to write.
+    /// Whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.reports.is_empty() && self.forgotten.is_empty()

@@ -1,4 +1,4 @@
-//! Who may what, as a table.
+//! Access control as a table.
 
 use model::ids::CellId;
 use policy_store::access::{Access, Action, CellIdentity, Pattern};
@@ -124,12 +124,12 @@ fn a_cell_is_who_its_certificate_says() {
         let answers = ["cell-7", "cell-8"].map(|id| access.check(Some(&shared), watch(id)).is_ok());
         assert_eq!(answers, may, "{cell_identity:?}");
     }
-    // Believed or not, it has to be a cell.
+    // Verified or not, the id has to be a valid cell id.
     let access = Access { cell_identity: CellIdentity::Unproven, ..access() };
     assert!(access.check(Some(&identity("operator", None)), watch("operator")).is_err());
 }
 
-/// As the original: every certificate, unless somebody is named.
+/// As the original: every certificate, unless patterns are configured.
 #[test]
 fn who_may_poll() {
     let (anybody, agent) = (identity("anybody", None), identity("agent", None));

@@ -1,4 +1,4 @@
-//! `--backup-to`, while the store is at work.
+//! `--backup-to` while the store serves requests.
 
 use std::collections::BTreeSet;
 
@@ -14,8 +14,8 @@ use crate::support::{
     site::Site,
 };
 
-/// Each Replace gives all groups the name of its generation: a copy that has
-/// groups of two generations shows it.
+/// Each Replace names all groups after its generation, which reveals a backup with
+/// groups of two generations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_under_load_is_a_store_of_one_generation() {
     let site = Site::new();
@@ -59,7 +59,7 @@ async fn a_backup_under_load_is_a_store_of_one_generation() {
     tokio::join!(write, copy);
     drop(program);
 
-    // Put back, it goes on from there, and knows which token it saw.
+    // The restored store continues from there, and knows the seen token.
     let mut config = site.config();
     config["database"] = json!({ "type": "sqlite", "path": to });
     let program = Program::start_with(&site, &config);

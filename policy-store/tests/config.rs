@@ -60,8 +60,8 @@ fn what_is_not_given_has_the_documented_default() {
     assert_eq!(config.access, expected);
 }
 
-/// The documentation's example is one that works, and every key that it lists
-/// is read or accepted.
+/// The example of the documentation is valid, and every key that it lists is read or
+/// accepted.
 #[test]
 fn the_documentation_agrees() {
     let text = include_str!("../../docs/config/policy-store.md");
@@ -132,7 +132,7 @@ fn the_drain_is_as_long_as_its_parts() {
     assert!(matches!(&problems[..], [problem] if problem.starts_with(text)), "{problems:?}");
 }
 
-/// As the job of the original renders it.
+/// As the job template of the original renders it.
 #[test]
 fn the_originals_file_is_enough() {
     let mut file = server("postgres");

@@ -1,4 +1,4 @@
-//! What a Replace does, rule by rule. `store.rs` shows the same through stores.
+//! The rules of a Replace, one by one. `store.rs` tests the same through stores.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use policy_store::groups::{
 
 use crate::support::sets::{Set, fenced, group, guid, named, owner, replacement, set};
 
-/// A store of one page: the state and the groups after each decision.
+/// A minimal store: the state and the groups after each decision.
 #[derive(Default)]
 struct Stored {
     state: State,
@@ -115,7 +115,7 @@ fn an_older_stamp_brings_its_content_and_leaves_the_watermark() {
 fn tokens_fence() {
     let one = set([group("a", "1")]);
     let mut stored = Stored::default();
-    // While nobody has a token, everybody is welcome.
+    // While no token was seen, every writer is accepted.
     stored.replace(&fenced(&one, "syncer-a", 0)).unwrap();
     stored.replace(&fenced(&one, "syncer-b", 0)).unwrap();
     stored.replace(&fenced(&one, "syncer-a", 5)).unwrap();
@@ -139,7 +139,7 @@ fn tokens_fence() {
     assert!(stored.replace(&fenced(&one, "syncer-a", 5)).is_err());
 }
 
-/// Law 3 speaks of tokens that were seen: the guard stands behind the fence.
+/// Law 3 is about seen tokens: the mass removal guard comes after the fence.
 #[test]
 fn a_token_counts_though_its_replace_is_refused() {
     let sixty = named(60, "1");
@@ -152,7 +152,7 @@ fn a_token_counts_though_its_replace_is_refused() {
     assert_eq!(stored.state, seen, "nothing but token and writer");
     let refused = stored.replace(&fenced(&sixty, "syncer-a", 3)).unwrap_err();
     assert!(matches!(refused, Refusal::OldToken { .. }), "{refused}");
-    // The guard says its word again, and to the same owner no other.
+    // The guard refuses again, with the same owner.
     let refused = stored.replace(&fenced(&Set::new(), "syncer-b", 9)).unwrap_err();
     assert!(matches!(refused, Refusal::MassRemoval { .. }), "{refused}");
     let mut lacking = fenced(&named(60, "2"), "syncer-c", 10);
@@ -200,7 +200,7 @@ fn more_than_half_of_fifty_is_not_removed_by_mistake() {
 fn a_replace_that_was_overtaken_is_refused() {
     let (one, two) = (set([group("a", "1")]), set([group("a", "2")]));
     let mut stored = Stored::with(&one);
-    // Learnt that nothing is missing, and then another write came first.
+    // The writer was told that nothing is missing, and then another write came first.
     let mut write = replacement(&one);
     write.supplied = Supplied { groups: HashMap::new(), ..write.supplied };
     stored.replace(&replacement(&two)).unwrap();

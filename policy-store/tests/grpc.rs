@@ -1,4 +1,4 @@
-//! The service over loopback with mutual TLS, as clients meet it.
+//! The gRPC service over loopback with mutual TLS.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub(crate) async fn status(client: &Client) -> StatusResponse {
     client.clone().status(StatusRequest {}).await.unwrap().into_inner()
 }
 
-/// Fails with this code and a message that begins so.
+/// Fails with this code and a message with this prefix.
 #[track_caller]
 pub(crate) fn assert_status(status: &Status, code: Code, start: &str) {
     assert_eq!(status.code(), code, "{status:?}");
@@ -177,7 +177,7 @@ async fn a_stream_that_breaks_before_commit_changes_nothing() {
     replace(&writer, &fenced(&named(3, "1"), "syncer-a", 1)).await.unwrap();
     let before = list_all(&writer).await;
     let write = fenced(&named(3, "2"), "syncer-a", 1);
-    // Four may go on at the same time; those that broke make room again.
+    // Four may run concurrently; aborted ones released their permits.
     for _ in 0..8 {
         let mut talk = Talk::open(&writer).await.unwrap();
         let missing = talk.promise(&write).await.unwrap();
@@ -209,8 +209,8 @@ async fn too_many_at_the_same_time_are_told_so() {
     served.stop().await;
 }
 
-/// Missing groups of 4 MiB fill the window of a stream twice over, so the store is stuck
-/// in its answers and not in waiting for the writer's word.
+/// Missing groups of 4 MiB fill the window of a stream twice over, so the store blocks
+/// on sending its responses, not on waiting for the writer.
 #[tokio::test]
 async fn writers_that_do_not_read_hold_their_places_for_a_while_only() {
     let site = Site::new();
@@ -230,7 +230,7 @@ async fn writers_that_do_not_read_hold_their_places_for_a_while_only() {
     let write = replacement(&named(3, "1"));
     let prompt = served.writer();
     until("a place among the Replaces", async || replace(&prompt, &write).await.is_ok()).await;
-    // The others may be in time still, now that somebody reads.
+    // The others may still complete in time, now that the responses are read.
     let error = talks[0].missing().await.expect_err("not all of them were told");
     assert_status(&error, Code::DeadlineExceeded, "the Replace took longer than 2 seconds");
     served.stop().await;
@@ -287,8 +287,8 @@ async fn the_guard_holds_until_it_is_told_otherwise() {
     served.stop().await;
 }
 
-/// A syncer asks the status whether it was fenced: the same token and owner
-/// there mean that it was not.
+/// A syncer reads the status to detect whether it was fenced: the same token and owner
+/// mean that it was not.
 #[tokio::test]
 async fn the_status_names_a_writer_that_the_guard_refused() {
     let served = Served::start().await;
@@ -401,8 +401,8 @@ async fn a_drain_sends_everybody_away_and_keeps_what_was_confirmed() {
     served.stop().await;
 }
 
-/// Writers that race over the wire: whoever has the newest token has the last
-/// word, and nobody sees an older writer's set after a newer one's.
+/// Concurrent writers over gRPC: the set of the newest token wins, and no reader sees an
+/// older writer's set after a newer one's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_writers_are_fenced() {
     let served = Served::start().await;
@@ -460,8 +460,8 @@ async fn without_a_certificate_there_is_no_conversation() {
     assert_eq!(error.code(), Code::Unavailable, "{error:?}");
 }
 
-/// A writer without need for it names a token that no lock server gave. It would fence
-/// all others for ever.
+/// A misbehaving writer sends a token that no lock server issued. It would fence all
+/// others forever.
 #[tokio::test]
 async fn a_token_that_no_lock_server_gave_is_refused() {
     let served = Served::start().await;
@@ -482,7 +482,7 @@ async fn a_token_that_no_lock_server_gave_is_refused() {
     }
     refused(3_000_001).await;
     refused(last).await;
-    // Nothing of it counts.
+    // The refused requests have no effect.
     let token = status(&operator).await.writer.unwrap().fencing_token;
     assert_eq!(token, 2_000_000);
     replace(&writer, &fenced(&named(3, "c"), "syncer-c", 2_000_001)).await.unwrap();

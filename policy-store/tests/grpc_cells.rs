@@ -1,4 +1,4 @@
-//! What cells meet: Watch, and what the status tells of them.
+//! Watch, and the cells in the status.
 
 use proto::policy_v1::watch_request;
 use tonic::Code;
@@ -32,7 +32,7 @@ async fn a_cell_is_kept_up_to_date() {
     cell.whole().await.unwrap();
     assert_eq!(cell.mirror.sequence, 2, "acknowledged though nothing changed");
 
-    // It has said its last word, and is told of what it subscribed to still.
+    // It has half-closed its stream, and still gets the updates of its subscription.
     cell.fall_silent();
     replace(&writer, &replacement(&set([bound("two", "2", &["s2"])]))).await.unwrap();
     cell.until(2).await;
@@ -95,7 +95,7 @@ async fn the_status_tells_what_cells_have_in_force() {
     assert!(cells[0].reported_at.is_some());
     assert_eq!((cells[1].enforced_generation, cells[1].reported_at), (0, None));
 
-    // A second stream of the same cell, and then the first ends.
+    // A second stream of the same cell opens, and then the first ends.
     let mut again = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
     again.until(1).await;
     drop(one);
@@ -114,7 +114,7 @@ async fn the_status_tells_what_cells_have_in_force() {
     })
     .await;
 
-    // Its report outlives the process.
+    // Its report survives a restart.
     let site = served.stop().await;
     let served = Served::start_at(site).await;
     let cells = status(&served.operator()).await.cells;

@@ -1,4 +1,4 @@
-//! An instance that ends hands its cells to another one.
+//! An instance that shuts down hands its cells over to another one.
 
 use std::time::Duration;
 
@@ -19,9 +19,8 @@ use crate::support::{
 
 const CELLS: u32 = 150;
 
-/// Cells are sent away one after another and come to the other instance with what
-/// they have; nobody is told everything anew. A Replace that was under way is
-/// confirmed.
+/// Cells are disconnected one after another and reconnect to the other instance with
+/// their state; no cell gets a complete state again. A running Replace is confirmed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cells_come_to_the_other_instance_one_after_another() {
     let site = Site::on(TestServer::shared(Dialect::Postgres));
@@ -77,7 +76,7 @@ async fn cells_come_to_the_other_instance_one_after_another() {
     leaving.line("exited", 0);
 }
 
-/// What is allowed for those who need it costs nobody else anything.
+/// The drain timeout delays only instances with open calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_nobody_uses_ends_at_once() {
     let site = Site::new();

@@ -1,4 +1,4 @@
-//! The original's HTTP API over the real wire (docs/compatibility/policy-server-internal.md).
+//! The original's HTTP API over TLS (docs/compatibility/policy-server-internal.md).
 
 use std::io::Read as _;
 
@@ -136,11 +136,11 @@ async fn groups_come_by_space_in_the_order_of_their_ids() {
         let next = if query.ends_with("limit=2") { 3 } else { 0 };
         assert_eq!(answer.next, next, "{query}");
     }
-    // All lists of a group, not only what was asked for.
+    // All spaces of a group, not only the requested ones.
     let answer = poller.groups("?space_guids=s2").await;
     assert_eq!(answer.security_groups[1].running_space_guids, ["s1", "s2"]);
 
-    // Ids stay with the groups, and new ones follow.
+    // Ids stay with the groups, and new groups get higher ones.
     let mut changed = some();
     changed.extend(set([global("aa", "new"), bound("a", "other", &["s1"])]));
     replace(&served.writer(), &fenced(&changed, "syncer-a", 1)).await.unwrap();
@@ -148,7 +148,7 @@ async fn groups_come_by_space_in_the_order_of_their_ids() {
     assert_eq!(poller.groups("?from=3").await.guids(), ["aa"]);
 }
 
-/// The loop of the genuine client, with its page size and with small ones.
+/// The loop of the original's client, with its page size and with small ones.
 #[tokio::test]
 async fn pages_add_up() {
     let mut groups = named(300, "x");
@@ -187,7 +187,7 @@ async fn gzip_is_the_same_text() {
         let gzip = request.send().await.unwrap();
         assert_eq!(header(gzip.headers(), "content-encoding"), Some("gzip"));
         let gzip = gzip.bytes().await.unwrap();
-        // This decoder reads one member and no more.
+        // This decoder reads only one member.
         let (mut decoder, mut text) = (GzDecoder::new(&gzip[..]), Vec::new());
         decoder.read_to_end(&mut text).unwrap();
         assert!(decoder.into_inner().is_empty(), "one member");
@@ -232,7 +232,7 @@ async fn the_stamp_moves_with_the_groups_and_never_back() {
     }
 }
 
-/// A store that lost its database must not tell agents that there are no groups.
+/// A store that lost its database must not return an empty list to agents.
 #[tokio::test]
 async fn before_the_first_replace_there_is_no_list() {
     let served = Served::start().await;
@@ -280,12 +280,12 @@ async fn only_certificates_that_are_named_may_poll() {
     let answer = other.get(path).await;
     assert_eq!(answer.status(), StatusCode::FORBIDDEN);
     assert_eq!(answer.text().await.unwrap(), r#"{"error": "permission denied"}"#);
-    // Of another authority: not even a connection.
+    // Of another CA: the TLS handshake fails.
     let stranger = Poller::new(&Site::new(), &served.internal, "agent");
     stranger.request(Method::GET, path).send().await.unwrap_err();
 }
 
-/// The job's post-start probe relies on this answer.
+/// The post-start script of the job relies on this response.
 #[tokio::test]
 async fn plain_http_on_the_tls_port_is_refused_in_plain_http() {
     let served = Served::start().await;
@@ -297,7 +297,7 @@ async fn plain_http_on_the_tls_port_is_refused_in_plain_http() {
     assert!(answer.contains("Client sent an HTTP request to an HTTPS server."), "{answer}");
 }
 
-/// As in the original, a database that does not answer is bad health.
+/// As in the original, an unreachable database is unhealthy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_away_is_bad_health() {
     let server = TestServer::start(Dialect::Postgres);
@@ -338,7 +338,7 @@ async fn health_checks_are_plain_http() {
     assert_eq!(ask(Method::HEAD, "/").await, (405, String::new()));
 }
 
-/// As Go writes them: shell scripts look for them so.
+/// Formatted as Go does: shell scripts match the text.
 #[tokio::test]
 async fn names_of_headers_have_capital_letters() {
     let served = Served::start().await;
@@ -353,7 +353,7 @@ async fn names_of_headers_have_capital_letters() {
     }
 }
 
-/// What the checks above rely on.
+/// Preconditions of the checks above.
 #[test]
 fn texts_are_unquoted_as_go_does() {
     assert_eq!(unquote(r#""a\"\\\u003c\t""#).unwrap(), "a\"\\<\t");

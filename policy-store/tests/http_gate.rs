@@ -1,4 +1,4 @@
-//! Too many readers, readers that leave, and readers that do not read.
+//! Admission control: too many readers, readers that disconnect, readers that stall.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::support::{
 
 const GROUPS: &str = "/networking/v1/internal/security_groups";
 
-/// One place, and more text than sockets and buffers swallow.
+/// One permit, and more text than sockets and buffers hold.
 struct Crowded {
     site: Site,
     address: String,
@@ -81,25 +81,25 @@ async fn who_finds_no_place_is_told_so() {
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers()["retry-after"], "1");
     assert_eq!(refused.text().await.unwrap(), r#"{"error": "too many requests"}"#);
-    // What costs nothing goes on.
+    // Routes without a permit are still served.
     let stamp = crowded.poller().text(&format!("{GROUPS}_last_updated")).await;
     assert!(stamp.parse::<i64>().unwrap() > 0);
-    // Read to its end, the list gives its place back.
+    // Read to the end, the list releases its permit.
     let text = taken.bytes().await.unwrap();
     assert!(text.len() > 30_000_000 && text.ends_with(b"]}"), "{}", text.len());
     assert_eq!(crowded.list().await.status(), StatusCode::OK);
     crowded.running.shutdown().await;
 }
 
-/// Nothing here ends by itself: what is free again was given up for those that
-/// left, in the middle of an answer and in the queue.
+/// No list here ends by itself: permits are released only because clients disconnected,
+/// during the response and in the queue.
 #[tokio::test]
 async fn nobody_works_for_clients_that_left() {
     let mut crowded = Crowded::start(LONG, LONG).await;
     for _ in 0..3 {
         let taken = crowded.list().await;
         assert_eq!(taken.status(), StatusCode::OK);
-        // As many as may wait.
+        // The maximum number of waiting requests.
         let short = Duration::from_millis(300);
         let pollers: Vec<Poller> = (0..4).map(|_| crowded.poller()).collect();
         let waiting =

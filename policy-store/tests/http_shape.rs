@@ -1,4 +1,4 @@
-//! Whatever a group holds, its text is one that Go reads back.
+//! The JSON text of any group can be read back by Go.
 
 use std::sync::Arc;
 

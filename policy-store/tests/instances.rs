@@ -1,5 +1,5 @@
-//! Two instances on one database, served in this process: what one has committed
-//! counts at the other at once, and no answer is older than one that was given.
+//! Two instances on one database, served in this process: a commit of one is visible at
+//! the other at once, and no response is older than an earlier one.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -32,8 +32,8 @@ async fn name(poller: &Poller) -> String {
     poller.groups("").await.security_groups[0].name.clone()
 }
 
-/// A cell asks one instance for the stamp and the other for the groups. Without a
-/// look into the database the other one is late by the time that news take.
+/// A cell asks one instance for the stamp and the other for the groups. Without the
+/// database query the other instance would lag by the notification delay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_is_as_new_as_a_stamp_that_another_instance_gave() {
     for dialect in BOTH {
@@ -62,15 +62,15 @@ async fn a_list_is_as_new_as_a_stamp_that_another_instance_gave() {
     }
 }
 
-/// Agents in a crowd, while the groups change: whoever heard a stamp never gets a
-/// list from before it, and stamps never go back.
+/// Many agents, while the groups change: a list is never older than a stamp received
+/// before, and stamps never go back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_crowd_nobody_gets_a_list_from_before_his_stamp() {
     let site = Site::on(TestServer::shared(Dialect::MySql));
     let served = two(&site).await;
     let first = fenced(&set([global("a", "0")]), "syncer-a", 1);
     replace(&served[0].writer(), &first).await.unwrap();
-    // What a list may be that follows a stamp: the round that made it, or later.
+    // Minimum for a list that follows a stamp: the round of the stamp, or later.
     let rounds = Arc::new(std::sync::Mutex::new(BTreeMap::from([(i64::MIN, 0u64)])));
     let mut agents = JoinSet::new();
     for agent in 0..6usize {
@@ -103,7 +103,7 @@ async fn in_a_crowd_nobody_gets_a_list_from_before_his_stamp() {
     agents.join_all().await;
 }
 
-/// Nobody knows then whether another instance has something newer.
+/// Without the database it is unknown whether another instance has a newer generation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_database_there_is_no_list() {
     let server = TestServer::start(Dialect::Postgres);
@@ -118,7 +118,7 @@ async fn without_the_database_there_is_no_list() {
         assert_eq!(answer.status(), 500, "{path}");
         assert_eq!(answer.text().await.unwrap(), r#"{"error": "database read failed"}"#);
     }
-    // What is not about groups goes on, and so do cells that watch.
+    // Routes without groups are served, and watches stay open.
     assert_eq!(poller.get("/networking/v1/internal/policies").await.status(), 200);
     let mut cell = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
     cell.until(1).await;
@@ -130,9 +130,9 @@ fn everybody(name: &str) -> Set {
     set((0..5).map(|index| global(&format!("g{index}"), name)))
 }
 
-/// Four writers with a token each write through both instances at the same time.
-/// In the order of generations tokens only rise, and a cell at either instance sees
-/// whole sets in that order.
+/// Four writers with a token each write concurrently through both instances. In the
+/// order of generations tokens only rise, and a cell at either instance sees complete
+/// sets in that order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_token_never_gets_in_when_writers_race() {
     for dialect in BOTH {
@@ -149,7 +149,7 @@ async fn an_old_token_never_gets_in_when_writers_race() {
             racing.spawn(async move {
                 let mut confirmed = Vec::new();
                 for round in 0..10usize {
-                    // Newer leaders come while older ones still write.
+                    // Newer leaders start while older ones still write.
                     tokio::time::sleep(Duration::from_millis(token * 15)).await;
                     let write = everybody(&format!("{token}-{round}"));
                     let write = fenced(&write, &format!("syncer-{token}"), token);
@@ -190,8 +190,8 @@ async fn an_old_token_never_gets_in_when_writers_race() {
     }
 }
 
-/// Who is behind, by how many generations and for how long; known at each instance,
-/// and after a restart of all of them.
+/// Which cells are behind, by how many generations and for how long: the same at each
+/// instance, and after a restart of all instances.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn how_far_a_cell_is_behind_outlives_the_instances() {
     let site = Site::on(TestServer::shared(Dialect::Postgres));

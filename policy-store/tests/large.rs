@@ -14,7 +14,7 @@ use crate::support::{
 const GROUPS: usize = 13_500;
 const SPACES: usize = 8_000;
 
-/// Three bindings a group, less some.
+/// Three bindings per group, minus some.
 fn landscape() -> Set {
     let bound = |index: usize| {
         let spaces = |count: usize, seed: usize| Scope {
@@ -32,7 +32,7 @@ fn landscape() -> Set {
     set((0..GROUPS).map(bound))
 }
 
-/// What a cell with these spaces has to have.
+/// Expected groups of a cell with these spaces.
 fn expected(all: &[StoredGroup], spaces: &[&str]) -> Vec<StoredGroup> {
     let concerns = |stored: &&StoredGroup| {
         let group = stored.group.as_ref().unwrap();
@@ -70,7 +70,7 @@ async fn a_large_landscape_works() {
     let (_, all) = list_all(&served.operator()).await;
     assert_eq!(cell.mirror.sorted(), expected(&all, &spaces));
 
-    // The next life has the same.
+    // The same after a restart.
     let site = served.stop().await;
     let served = Served::start_at(site).await;
     assert_eq!(list_all(&served.operator()).await, (2, all));

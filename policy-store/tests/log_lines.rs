@@ -62,7 +62,7 @@ async fn names_levels_and_keys_are_the_originals() {
         (Method::PUT, path("tags"), "create-tags"),
     ];
     for (nth, (method, path, handler)) in handlers.iter().enumerate() {
-        // Two requests: one that is served or fails in the handler, one that may not.
+        // Two requests: one that succeeds or fails in the handler, one that is denied.
         let answer = agent.ask(method.clone(), path).await;
         other.ask(method.clone(), path).await;
         let id = answer.headers()["x-vcap-request-id"].to_str().unwrap().to_owned();
@@ -93,7 +93,7 @@ async fn names_levels_and_keys_are_the_originals() {
         assert!(line["data"]["error"].is_string(), "{line}");
     }
 
-    // A cell that says it is another one.
+    // A cell that claims another id.
     let client = site.client(&program.address, "cell-1", Some("cell"));
     Cell::hello(&client, "cell-2", &[]).await.end().await;
     let line = program.line("permission-denied", 0);

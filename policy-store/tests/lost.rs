@@ -1,6 +1,6 @@
-//! Tables, columns and rows that are lost: made again at the start and within seconds
-//! while the store runs. Watchers and pollers are never told that groups are gone for it,
-//! and the generation never goes back.
+//! Lost tables, columns and rows: recreated at the start and within seconds while the
+//! store runs. Watchers and pollers never see groups removed because of the loss, and
+//! the generation never goes back.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Place {
         }
     }
 
-    /// Runs statements, with the tables' names as PostgreSQL has them.
+    /// Runs statements written with PostgreSQL's table names.
     fn sql(&self, sql: &str) {
         match self {
             Self::Server(server, name) => _ = server.sql_in(name, sql),
@@ -71,8 +71,8 @@ async fn generation(served: &Served) -> u64 {
     status.into_inner().generation
 }
 
-/// The groups come back from the memory of the store: the next Replace is the usual
-/// difference, old tokens stay refused, and a cell hears of nothing but what changed.
+/// The store restores the groups from memory: the next Replace is the usual difference,
+/// old tokens stay refused, and a cell gets only real changes.
 async fn a_running_store_mends_itself(dialect: Option<Dialect>) {
     let (site, place) = Place::new(dialect);
     let served = Box::pin(Served::start_at(site)).await;
@@ -104,7 +104,7 @@ async fn a_running_store_mends_itself(dialect: Option<Dialect>) {
         let old = replace(&writer, &fenced(&groups, "syncer-b", 4)).await;
         assert!(old.is_err(), "{dialect:?}, {sql}: an old token is taken");
     }
-    // And it is all in the database.
+    // The database has everything again.
     let site = served.stop().await;
     let served = Box::pin(Served::start_at(site)).await;
     let (at, all) = list_all(&served.operator()).await;
@@ -112,8 +112,8 @@ async fn a_running_store_mends_itself(dialect: Option<Dialect>) {
     served.stop().await;
 }
 
-/// Nobody remembers the groups then. Nothing is told before a whole set came, which is
-/// taken; the generation goes on.
+/// No instance has the groups then. Cells get nothing before the next complete set,
+/// which is accepted; the generation continues to rise.
 async fn a_start_without_rows_tells_nothing(dialect: Option<Dialect>) {
     let (site, place) = Place::new(dialect);
     let mut site = Some(site);

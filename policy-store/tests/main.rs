@@ -1,4 +1,4 @@
-//! Everything that needs more than one module.
+//! Tests across modules.
 #![expect(clippy::unwrap_used, reason = "tests: a panic is a failure with its place")]
 
 mod access;

@@ -1,4 +1,4 @@
-//! The metrics, under the original's names and under ours.
+//! The metrics, under the original's names and under the Portcullis names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,10 +21,10 @@ use crate::support::{
     until,
 };
 
-/// What came, with its unit; counters have none.
+/// Received metrics with their unit; counters have none.
 type Heard = BTreeMap<String, String>;
 
-/// Listens until something new stops to come that is expected.
+/// Listens until no further expected metric arrives.
 fn on_message(agent: &UdpSocket, expected: &Heard) -> Heard {
     let mut heard = Heard::new();
     while expected.keys().any(|name| !heard.contains_key(name)) {
@@ -47,7 +47,7 @@ fn metrics(table: &[(&str, &str)]) -> Heard {
     table.iter().map(|(name, unit)| ((*name).to_owned(), (*unit).to_owned())).collect()
 }
 
-/// Contracts/policy-server.md 4.6: by themselves, and for each request.
+/// Contracts/policy-server.md 4.6: periodic metrics, and those of each request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_agent_gets_the_originals_metrics() {
     let agent = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -110,8 +110,7 @@ async fn the_agent_gets_the_originals_metrics() {
     }
 }
 
-/// Every metric that the documentation names is there, and every one that is there
-/// is named.
+/// The documented metrics are exactly the exported ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_metrics_are_those_that_are_shown() {
     let site = Site::on(TestServer::shared(Dialect::Postgres));

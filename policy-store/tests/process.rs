@@ -1,4 +1,4 @@
-//! The real program: crashes, signals, logs, faults at the start.
+//! The process: crashes, signals, logs, failed starts.
 
 use std::{collections::BTreeSet, io::Write as _, process::Output, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::support::{
     site::{Client, Site},
 };
 
-/// kill -9 in the middle of Replaces: the next life has one whole set, at least
-/// as new as the last that was confirmed, and every confirmed token counts.
+/// kill -9 during Replaces: after the restart there is one complete set, at least as
+/// new as the last confirmed one, and every confirmed token still fences.
 #[tokio::test]
 async fn a_crash_leaves_a_whole_set() {
     let site = Site::new();
@@ -47,7 +47,7 @@ async fn a_crash_leaves_a_whole_set() {
         let enough = *confirmed.borrow() + 2;
         let killed = async {
             confirmed.subscribe().wait_for(|confirmed| *confirmed >= enough).await.unwrap();
-            // A different moment of the next Replace in each life.
+            // Kill at a different moment of the next Replace in each run.
             tokio::time::sleep(Duration::from_millis(life * 3)).await;
             program.signal(Signal::SIGKILL);
         };
@@ -56,7 +56,7 @@ async fn a_crash_leaves_a_whole_set() {
     }
 }
 
-/// The name that all of the 200 groups have.
+/// The common name of all 200 groups.
 async fn the_only_name(client: &Client) -> u64 {
     let (_, groups) = list_all(client).await;
     let names: BTreeSet<_> =
@@ -150,7 +150,7 @@ fn a_bad_configuration_is_told_in_sentences() {
     assert!(errors.lines().all(|line| line.starts_with(prefix)), "{errors}");
 }
 
-/// What fails after the log stands is one line that names the cause, and exit 1.
+/// A failure after the log is set up is one line that names the cause, and exit 1.
 #[test]
 fn what_cannot_be_bound_is_named() {
     let site = Site::new();
@@ -184,7 +184,7 @@ fn a_good_configuration_can_be_checked() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Both ports wait for the certificate, and so does the readiness.
+/// Both ports and the readiness wait for the certificate.
 #[tokio::test]
 async fn without_a_usable_certificate_it_starts_and_waits_for_one() {
     let site = Site::new();
@@ -221,8 +221,8 @@ async fn without_a_usable_certificate_it_starts_and_waits_for_one() {
     assert_eq!(reqwest::get(&ready).await.unwrap().status(), 200);
 }
 
-/// A disk without room: the store can be read, and is not ready until a Replace is
-/// stored again. A small write that succeeds meanwhile says nothing.
+/// A full disk: the store is readable, and not ready until a Replace is stored again.
+/// A small write that succeeds meanwhile proves nothing.
 #[tokio::test]
 async fn a_full_disk_is_not_ready_and_heals() {
     let site = Site::new();
@@ -259,7 +259,7 @@ async fn a_full_disk_is_not_ready_and_heals() {
     assert_eq!(readyz().await, (200, "ready\n".to_owned()));
 }
 
-/// `--reset-fencing`, as it is documented, on each database.
+/// `--reset-fencing`, as documented, on each database.
 #[tokio::test]
 async fn fencing_is_reset_by_a_command() {
     let on = |dialect| Site::on(TestServer::shared(dialect));
@@ -278,7 +278,7 @@ async fn fencing_is_reset_by_a_command() {
         let error = replace(&writer, &old).await.expect_err("fenced");
         assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
         if config["database"]["type"] == "sqlite" {
-            // The file of a store that runs is not touched.
+            // The file of a running store is not modified.
             let (code, _, error) = reset();
             assert_eq!(code, Some(1), "{error}");
             assert!(error.starts_with("reset-fencing: resetting the fencing token: "), "{error}");
@@ -295,7 +295,7 @@ async fn fencing_is_reset_by_a_command() {
         let writer = site.client(&program.address, "syncer", None);
         let done = replace(&writer, &old).await.unwrap();
         assert_eq!((done.generation, done.changed), (2, 3), "the groups are as they were");
-        // The fence is up again.
+        // The fence works again.
         let older = replace(&writer, &fenced(&named(3, "3"), "syncer-a", 0)).await;
         assert_eq!(older.unwrap_err().code(), Code::FailedPrecondition);
     }

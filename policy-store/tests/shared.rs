@@ -1,6 +1,6 @@
-//! Stores as processes: laws 3, 4 and 9 while watchers come, go, stall and change
-//! their minds, and instances are killed; several on one database, which is killed,
-//! too, and one alone with its file.
+//! Stores as processes: laws 3, 4 and 9 while watchers connect, disconnect, stall and
+//! change their spaces, and instances are killed; several on one database, which is
+//! killed, too, and one alone with its file.
 
 use std::{
     collections::BTreeSet,
@@ -27,17 +27,17 @@ use crate::support::{
 
 const WATCHERS: u64 = 8;
 
-/// Replaces without which a disorder proves nothing.
+/// Minimum number of Replaces for a meaningful run.
 const ENOUGH: u64 = 20;
 
-/// How long the disorder goes on at least: a few seconds, or what the environment
-/// says. It goes on until enough was written, too, however slow the machine is.
+/// Minimum duration of the disorder: a few seconds, or as the environment says. On a slow
+/// machine it lasts until enough was written.
 fn disorder() -> Duration {
     let seconds = std::env::var("PORTCULLIS_DISORDER_SECONDS");
     Duration::from_secs(seconds.map_or(8, |text| text.parse().expect("a number of seconds")))
 }
 
-/// Numbers that look random and come again with the same seed.
+/// Pseudo-random numbers, reproducible by seed.
 struct Dice(u64);
 
 impl Dice {
@@ -45,7 +45,7 @@ impl Dice {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    /// Below `sides`.
+    /// Random number below `sides`.
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -73,11 +73,11 @@ fn some_set(dice: &mut Dice) -> Set {
     }))
 }
 
-/// Instances, and where each listens at the moment.
+/// Instances and their current addresses.
 struct Cluster {
     site: Site,
     addresses: Mutex<Vec<String>>,
-    /// Replaces that were confirmed, and old tokens that were refused.
+    /// Confirmed Replaces, and refused old tokens.
     written: AtomicU64,
     refused: AtomicU64,
 }
@@ -88,7 +88,7 @@ impl Cluster {
         Self { site, addresses: Mutex::new(addresses), written, refused }
     }
 
-    /// Whether the writer got so far that the end says something.
+    /// Whether enough was written for a meaningful result.
     fn has_seen_enough(&self) -> bool {
         self.written.load(Ordering::Relaxed) > ENOUGH && self.refused.load(Ordering::Relaxed) > 0
     }
@@ -102,12 +102,11 @@ impl Cluster {
     }
 }
 
-/// A cell that follows whichever instance it finds, and comes back with what it
-/// has.
+/// A cell that watches any reachable instance, and reconnects with its state.
 struct Follower {
     id: String,
     dice: Dice,
-    /// The last whole state, and the spaces that it was for.
+    /// The last complete state, and its spaces.
     whole: Mirror,
     spaces: BTreeSet<String>,
 }
@@ -119,7 +118,7 @@ impl Follower {
         Self { id: format!("cell-{number}"), dice, whole: Mirror::default(), spaces }
     }
 
-    /// Watches until `enough` says which generation is the last, and it is there.
+    /// Watches until `enough` names the last generation, and it has arrived.
     async fn run(
         mut self,
         cluster: Arc<Cluster>,
@@ -138,7 +137,7 @@ impl Follower {
         self
     }
 
-    /// One watch, until it ends or is left.
+    /// One watch, until it ends or is dropped.
     async fn watch(&mut self, mut cell: Cell, enough: &mut watch::Receiver<Option<u64>>) {
         let (mut sequence, mut asked) = (0, None);
         loop {
@@ -157,7 +156,7 @@ impl Follower {
                 return;
             }
             if asked.is_some() {
-                // The answer to what was asked is on its way.
+                // The response to the subscription is in flight.
                 continue;
             }
             match self.dice.roll(6) {
@@ -177,7 +176,7 @@ impl Follower {
     }
 }
 
-/// Writes at random instances; remembers the newest token that was confirmed.
+/// Writes at random instances; records the newest confirmed token.
 async fn write(cluster: Arc<Cluster>, mut enough: watch::Receiver<Option<u64>>) -> u64 {
     let mut dice = Dice::new(77);
     let (mut token, mut confirmed) = (1, 0);
@@ -207,7 +206,7 @@ async fn write(cluster: Arc<Cluster>, mut enough: watch::Receiver<Option<u64>>) 
 /// Kills instances and the database until the time is over and enough was written.
 ///
 /// # Panics
-/// Too little was written in a minute more.
+/// Too little was written in an additional minute.
 async fn disturb(cluster: &Cluster, server: Option<&TestServer>, programs: &mut [Program]) {
     let until = Instant::now() + disorder();
     let mut dice = Dice::new(5);
@@ -234,7 +233,7 @@ async fn disturb(cluster: &Cluster, server: Option<&TestServer>, programs: &mut 
     }
 }
 
-/// Two instances on a server of this kind, or one with a file of its own.
+/// Two instances on a server of this kind, or one with its own file.
 async fn in_disorder(dialect: Option<Dialect>) {
     let server = dialect.map(TestServer::start);
     let site = server.as_ref().map_or_else(Site::new, Site::on);
@@ -255,7 +254,7 @@ async fn in_disorder(dialect: Option<Dialect>) {
     writing.send_replace(Some(0));
     let token = writers.join_all().await[0];
 
-    // Quiet again: all instances come to the same, with the newest token.
+    // After the disorder all instances converge, with the newest token.
     let mut status = Vec::new();
     until("both instances serve the same", async || {
         status.clear();
@@ -301,8 +300,8 @@ async fn every_watcher_ends_equal_to_sqlite() {
     in_disorder(None).await;
 }
 
-/// A Replace at one instance is pushed by the other; what cells report to one is
-/// told by both.
+/// A Replace at one instance is pushed by the other; reports of cells to one instance
+/// appear in the status of both.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_are_one_store() {
     for dialect in [Dialect::Postgres, Dialect::MySql] {
@@ -319,10 +318,10 @@ async fn instances_are_one_store() {
         let answered = Instant::now();
         cell.until(2).await;
         println!("{dialect:?}: told by the other instance after {:?}", answered.elapsed());
-        // PostgreSQL without a notification, or MySQL without a look, takes longer.
+        // Fails when PostgreSQL sends no notification or MySQL is not polled.
         assert!(answered.elapsed() < Duration::from_secs(2));
 
-        // It moves to the other instance, and misses nothing but what changed.
+        // The cell moves to the other instance, and gets exactly the changes.
         let mirror = cell.mirror.clone();
         drop(cell);
         replace(&writer, &fenced(&groups("3"), "a", 1)).await.unwrap();

@@ -1,5 +1,5 @@
-//! Watchers that do not read cost the store bounded memory, and get the newest
-//! state in the end and not a backlog.
+//! Stalled watchers cost the store bounded memory, and finally get the newest state
+//! instead of a backlog.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 const WATCHERS: usize = 20;
-/// Fewest changes; more when the environment says for how long.
+/// Minimum number of changes; the environment can set a duration.
 const CHANGES: usize = 150;
 
 fn at_least() -> Duration {
@@ -21,7 +21,7 @@ fn at_least() -> Duration {
     Duration::from_secs(seconds.map_or(0, |text| text.parse().expect("a number of seconds")))
 }
 
-/// One mebibyte for everybody.
+/// One mebibyte for all spaces.
 fn large(round: usize) -> Set {
     let mut set = named(20, &format!("{round} {}", "x".repeat(25_000)));
     for group in set.values_mut() {
@@ -40,7 +40,7 @@ async fn memory_stays_flat() {
     for index in 0..WATCHERS {
         let id = format!("cell-{index}");
         let client = site.client(&program.address, &id, Some("cell"));
-        // Opened, and not read from any more.
+        // Opened, and then not read.
         stalled.push(Cell::hello(&client, &id, &[]).await);
     }
     let id = "prompt";

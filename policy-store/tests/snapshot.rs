@@ -1,4 +1,4 @@
-//! Snapshots that follow each other are those that a store would give.
+//! Consecutive snapshots equal those loaded from a store.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -27,7 +27,7 @@ fn groups(snapshot: &Snapshot) -> Vec<StoredGroup> {
     snapshot.entries().iter().map(|entry| decode(entry)).collect()
 }
 
-/// Whom a group concerns, worked out anew.
+/// Reach of a group, recomputed.
 pub(crate) fn concerns(group: &SecurityGroup, spaces: &BTreeSet<SpaceGuid>) -> bool {
     group.is_global() || group.bound_spaces().any(|space| spaces.contains(space))
 }
@@ -118,13 +118,13 @@ fn a_page_full_of_bytes_ends_early_and_a_large_group_goes_alone() {
     large.extend(set([group("g9", &"x".repeat(5 << 20))]));
     let snapshot = block_on(snapshot_of(&large));
     let first = page(&snapshot, &Filter::All, GroupId(0), 500);
-    // A name occurs twice: two mebibytes a group.
+    // A name is encoded twice: two mebibytes per group.
     assert_eq!(first.entries.len(), 1);
     let last = page(&snapshot, &Filter::All, GroupId(6), 500);
     assert_eq!((last.entries.len(), last.next), (1, None));
 }
 
-/// What stays is shared with the snapshot before, and so are the bytes.
+/// Unchanged parts and their bytes are shared with the previous snapshot.
 #[test]
 fn what_stays_is_shared() {
     block_on(async {

@@ -1,4 +1,4 @@
-//! The one table from errors to statuses.
+//! The mapping from errors to statuses.
 
 use policy_store::{
     access::{Action, Denied},

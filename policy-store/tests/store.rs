@@ -1,4 +1,4 @@
-//! The conformance suite: what every store promises, shown for each.
+//! Conformance suite of the store contract, run on each store.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -33,7 +33,7 @@ use crate::support::sets::{
     Set, bound, fenced, group, guid, named, owner, replacement, set, space,
 };
 
-/// Where a store is kept, so that it can be opened again.
+/// Location of a store, so that it can be reopened.
 pub(crate) enum Place {
     Memory(Memory),
     Sqlite(TempDir),
@@ -52,7 +52,7 @@ impl Place {
         [new(Dialect::Postgres), new(Dialect::MySql)]
     }
 
-    /// Those that several instances can have at the same time.
+    /// Stores that several instances can open concurrently.
     fn shared() -> [Self; 3] {
         let [postgres, mariadb] = Self::servers();
         [Self::Memory(Memory::default()), postgres, mariadb]
@@ -71,7 +71,7 @@ pub(crate) fn file(directory: &TempDir) -> PathBuf {
     directory.path().join("store.db")
 }
 
-/// Makes a test of the suite run on every store.
+/// Runs a test of the suite on every store.
 macro_rules! conformance {
     ($places:ident: $($(#[$doc:meta])* async fn $name:ident($place:ident: &Place) $body:block)*) => {$(
         $(#[$doc])*
@@ -109,7 +109,7 @@ pub(crate) fn refusal(answer: Result<u64, Error>) -> Refusal {
     }
 }
 
-/// A group with something in every field, and text that needs escaping.
+/// A group with all fields set, and text that needs escaping.
 fn full() -> SecurityGroup {
     let rule = |protocol: &str, icmp: i32| RuleSpec {
         protocol: protocol.to_owned(),
@@ -252,7 +252,7 @@ conformance! { all:
         assert_eq!(load(&*place.open().await).await, contents);
     }
 
-    /// Racing writers: whoever has the newest token has the last word.
+    /// Concurrent writers: the set of the newest token wins.
     async fn the_newest_of_racing_writers_wins(place: &Place) {
         let store = place.open().await;
         let mut racing = tokio::task::JoinSet::new();
@@ -274,14 +274,14 @@ conformance! { all:
     }
 }
 
-/// What a snapshot serves.
+/// Content that a snapshot serves.
 fn served(snapshot: &Snapshot) -> Vec<(u64, &[u8])> {
     snapshot.entries().iter().map(|entry| (entry.id.0, &*entry.encoded)).collect()
 }
 
 conformance! { all:
-    /// From each generation that is remembered one comes to the newest by what
-    /// changed, and knows the same past then as who reads everything.
+    /// From each remembered generation the difference leads to the newest one, with the same
+    /// history as a complete load.
     async fn a_difference_leads_to_the_newest(place: &Place) {
         let store = place.open().await;
         let mut seen = vec![Snapshot::from(load(&*store).await)];
@@ -332,8 +332,8 @@ conformance! { all:
         }
     }
 
-    /// The first set is no change that anybody has to be told, and a change of
-    /// more than can be remembered is forgotten.
+    /// The first set has no history, and changes that exceed the history's limits are
+    /// dropped.
     async fn a_store_remembers_within_bounds(place: &Place) {
         let store = place.open().await;
         replace(&*store, replacement(&named(3, "0"))).await.unwrap();
@@ -364,8 +364,8 @@ conformance! { all:
 }
 
 conformance! { shared:
-    /// Two instances, each with writers of its own (law 3): every generation that
-    /// was made has a token that is at least that of the one before.
+    /// Two instances with writers of their own (law 3): the token of every generation is at
+    /// least that of the previous one.
     async fn an_old_token_never_gets_in_at_another_instance(place: &Place) {
         let instances = [place.open().await, place.open().await];
         let mut racing = tokio::task::JoinSet::new();
@@ -403,7 +403,7 @@ conformance! { shared:
                     assert_eq!(here.news().await, News::Written);
                 }
             };
-            // Less than what PostgreSQL would be looked at without a notification.
+            // Less than the poll interval on PostgreSQL, which applies without a notification.
             tokio::time::timeout(CHECK / 2, heard).await.expect("it is told");
         }
     }
@@ -429,7 +429,7 @@ conformance! { shared:
         assert_eq!(heard, [(cell.clone(), report(5, 20))]);
     }
 
-    /// The tables are made once, whoever comes first.
+    /// The tables are created once, whichever instance is first.
     async fn instances_may_begin_at_the_same_time(place: &Place) {
         let opened = futures_util::future::join_all((0..6).map(|_| place.open())).await;
         replace(&*opened[0], replacement(&named(3, "1"))).await.unwrap();

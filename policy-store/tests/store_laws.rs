@@ -14,8 +14,8 @@ use crate::{
     support::sets::{Set, fenced, replacement, sets},
 };
 
-/// One writer of a random history: who, with which token, writes what, and
-/// whether with all the content that it promises.
+/// One write of a random history: owner, token, set, and whether all announced content is
+/// supplied.
 type Write = (u8, u64, i64, Set, bool);
 
 fn writes() -> impl Strategy<Value = Vec<Write>> {
@@ -27,7 +27,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// Laws 3 and 4 on a random history, against a model of a few lines.
+/// Laws 3 and 4 on a random history, against a small model.
 async fn laws_hold(store: &dyn Store, writes: &[Write]) {
     let mut newest: Option<(u64, u8)> = None;
     let mut expected = Contents::default();
@@ -105,7 +105,7 @@ proptest! {
         });
     }
 
-    /// The twins agree on ids too, and SQLite also after it was opened again.
+    /// The stores agree on ids too, and SQLite also after a reopen.
     #[test]
     fn sqlite_is_the_twin_of_memory(sets in prop::collection::vec(sets(), 1..8)) {
         let directory = tempfile::tempdir().unwrap();

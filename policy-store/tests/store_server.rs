@@ -1,4 +1,4 @@
-//! What only database servers promise.
+//! Properties of database servers only.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{
     support::sets::{fenced, group, named, replacement, set},
 };
 
-/// A report that was said earlier and is written later does not count.
+/// An older report that is written later is ignored.
 #[tokio::test]
 async fn the_later_word_of_a_cell_counts() {
     for place in Place::servers() {
@@ -37,7 +37,7 @@ async fn the_later_word_of_a_cell_counts() {
     }
 }
 
-/// MariaDB takes statements of 16 MiB and no more: a group beyond that is named.
+/// MariaDB limits statements to 16 MiB: the error names a group that exceeds them.
 #[tokio::test]
 async fn a_group_that_is_too_large_for_the_database_is_named() {
     let place = Place::Server(TestServer::shared(Dialect::MySql).database());
@@ -57,8 +57,8 @@ async fn a_group_that_is_too_large_for_the_database_is_named() {
     assert_eq!(groups(&load(&*store).await), fits, "nothing is changed");
 }
 
-/// The database ends and begins again: what was confirmed is there, and nobody
-/// has to open anything anew.
+/// The database restarts: confirmed changes are durable, and clients need not reopen
+/// the store.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_was_killed_comes_back_whole() {
     for dialect in [Dialect::Postgres, Dialect::MySql] {

@@ -1,4 +1,4 @@
-//! What only SQLite promises, or only a file can show.
+//! Properties of SQLite only.
 
 use model::group::ContentHash;
 use policy_store::store::{Error, Store, sqlite::Sqlite};
@@ -8,14 +8,14 @@ use crate::{
     support::sets::{bound, group, named, replacement, set},
 };
 
-/// An unchanged group is not written: its row is the one from before.
+/// An unchanged group is not written: its row stays as it was.
 #[tokio::test]
 async fn sqlite_writes_only_what_changed() {
     let directory = tempfile::tempdir().unwrap();
     let store = Sqlite::open(&file(&directory)).unwrap();
     let mut groups = named(50, "1");
     replace(&store, replacement(&groups)).await.unwrap();
-    // Marks every row; whatever is written again loses its mark.
+    // Marks every row; a rewritten row loses its mark.
     let other = rusqlite::Connection::open(file(&directory)).unwrap();
     other.execute("UPDATE security_groups SET name = 'marked'", []).unwrap();
     groups.extend(set([group("g00007", "2"), group("new", "1")]));
@@ -57,7 +57,7 @@ async fn a_file_that_is_in_use_is_refused() {
     store.close().await.unwrap();
 }
 
-/// The tables of the first releases, with a set in them.
+/// The schema of the first releases, with a set.
 #[tokio::test]
 async fn bindings_outlive_the_change_of_their_table() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Whoever applies what a watch tells has what List gives, at every whole state
-//! and whatever happens in between (law 9).
+//! Applying the updates of a watch gives the result of List, at every complete state and
+//! whatever happens in between (law 9).
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -37,7 +37,7 @@ use crate::support::{
     sets::{SPACES, Set, bound, global, named, replacement, set, sets, space},
 };
 
-/// A board with a committer behind it, which ends with it.
+/// A board with its committer.
 struct Served {
     store: Memory,
     board: Arc<SnapshotPublisher>,
@@ -50,7 +50,7 @@ impl Served {
         Self::on(Memory::default(), Contents::default())
     }
 
-    /// Another instance, which has just begun.
+    /// Another instance that has just started.
     async fn restart(&self) -> Self {
         let contents = self.store.load(None).await.unwrap();
         Self::on(self.store.clone(), contents)
@@ -74,21 +74,21 @@ impl Served {
     }
 }
 
-/// What happens to a watcher.
+/// Random event of a watcher.
 #[derive(Debug, Clone)]
 enum Event {
     /// The set is replaced.
     Replace(Set),
     /// The watcher's spaces change: bits to add, bits to drop.
     Subscribe(u8, u8),
-    /// The watcher reads until nothing is left to tell.
+    /// The watcher reads until it is up to date.
     Read,
-    /// So many small changes that the history forgets.
+    /// More small changes than the history can remember.
     Storm,
-    /// The watch breaks, and the watcher comes back with what it has; or what it
-    /// says it has is of another life of the store.
+    /// The watch breaks, and the watcher reconnects with its state; or it claims a state of
+    /// another life of the store.
     Reconnect(bool),
-    /// The store's process begins anew.
+    /// The store restarts.
     Restart,
 }
 
@@ -110,12 +110,12 @@ fn spaces_of(bits: u8) -> Vec<SpaceGuid> {
     (0..SPACES).filter(has).map(|index| space(&format!("s{index}"))).collect()
 }
 
-/// A watcher, what it told, and what it has.
+/// A watcher, its updates, and its state.
 struct Watched {
     cursor: Cursor,
     mirror: Mirror,
     spaces: BTreeSet<SpaceGuid>,
-    /// Those of the last state that it was told.
+    /// Spaces of the last received state.
     told_spaces: BTreeSet<SpaceGuid>,
     sequence: u64,
     is_greeted: bool,
@@ -134,7 +134,7 @@ impl Watched {
         }
     }
 
-    /// With the spaces of the last state that it was told.
+    /// Reconnects with the spaces of the last received state.
     fn reconnect(&mut self, is_of_another_life: bool) {
         self.mirror = std::mem::take(&mut self.mirror).on_a_new_watch();
         self.spaces.clone_from(&self.told_spaces);
@@ -154,7 +154,7 @@ impl Watched {
         self.cursor.subscribe(self.sequence, add, &drop).unwrap();
     }
 
-    /// Reads all there is over the wire and compares with List.
+    /// Reads all updates in wire format and compares with List.
     fn read(&mut self, board: &SnapshotPublisher) {
         let snapshot = board.current();
         let generation = snapshot.state.generation.0;
@@ -192,7 +192,7 @@ async fn storm(served: &Served) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Two watchers, of which one always reads and one reads when it likes.
+    /// Two watchers, of which one always reads and one reads at random times.
     #[test]
     fn a_watcher_ends_equal_to_the_store(
         (first, second) in (0u8..1 << SPACES, 0u8..1 << SPACES), events in events(),
@@ -248,8 +248,8 @@ async fn only_what_changed_is_told() {
     assert_eq!(third.point.generation, Generation(3), "told though nothing concerns it");
 }
 
-/// A cell that comes back is told what it missed, also by a store that has begun
-/// anew meanwhile; one from another life of the store is told everything.
+/// A cell that reconnects gets the difference, also from a restarted store; one from
+/// another life of the store gets the complete state.
 #[tokio::test]
 async fn who_comes_back_is_told_what_it_missed() {
     let served = Served::start();
@@ -270,7 +270,7 @@ async fn who_comes_back_is_told_what_it_missed() {
     assert_eq!((update.reset, update.upserted.len()), (true, 2));
 }
 
-/// Each Hello is answered, also when there is nothing to tell.
+/// Each Hello is answered, also without changes.
 #[tokio::test]
 async fn who_missed_nothing_is_told_so() {
     let served = Served::start();
@@ -309,7 +309,7 @@ fn a_subscription_has_limits() {
     assert_eq!(error, cursor::Error::TooManySpaces, "with the one it has");
 }
 
-/// Words that a test says.
+/// Client messages from a test.
 struct Said(mpsc::Receiver<ClientMessage>);
 
 impl ClientMessages for Said {
@@ -361,7 +361,7 @@ async fn each_subscription_is_acknowledged_though_nothing_changes() {
     }
 }
 
-/// A cell that has said its last word goes on listening.
+/// A cell that has half-closed its stream still receives.
 #[tokio::test(start_paused = true)]
 async fn who_falls_silent_is_still_told() {
     let served = Served::start();
@@ -412,7 +412,7 @@ async fn a_watcher_that_does_not_read_holds_no_snapshot() {
     served.replace(&everybody(0)).await;
     let feed = served.feed(&CancellationToken::new());
     let mut watchers: Vec<_> = (0..8).map(|_| watcher(feed.clone(), &[])).collect();
-    // Each is in the middle of a state that has several parts.
+    // Each is in the middle of a state of several parts.
     for (watcher, _say) in &mut watchers {
         let part = watcher.next().await.unwrap();
         assert!(!part.complete);
@@ -424,7 +424,7 @@ async fn a_watcher_that_does_not_read_holds_no_snapshot() {
     }
     let alive = old.iter().filter(|snapshot| snapshot.upgrade().is_some()).count();
     assert_eq!(alive, 0, "old snapshots that live");
-    // Asked at last, each ends the state that it was told and comes to the newest.
+    // When polled at last, each completes its state and then gets the newest.
     for (watcher, _say) in &mut watchers {
         let mut generation = 0;
         let mut parts = 0;

@@ -1,4 +1,4 @@
-//! The generated code reads what is put together from shared bytes.
+//! Generated code decodes messages assembled from shared bytes.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -80,8 +80,8 @@ async fn an_answer_to_list() {
     assert_eq!(to_bytes(&page), expected.encode_to_vec());
 }
 
-/// Messages stay small, the first says reset, the last says complete, and
-/// nothing is lost between them.
+/// Messages stay small, the first has `reset`, the last `complete`, and all groups are
+/// included.
 #[tokio::test]
 async fn a_large_state_comes_in_parts() {
     let mut groups = named(600, &"x".repeat(1000));

@@ -6,16 +6,16 @@ use std::{path::PathBuf, time::Duration};
 use runtime::config::{Configure, Reader, Seconds};
 use storage::server::{Dialect, Options, Tls};
 
-/// How long it may take to connect, if the whole operation may take longer.
+/// Connect timeout, if the operation timeout is longer.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a start waits for a server that is not there.
+/// How long the start waits for a server that is not reachable.
 const START: Seconds = Seconds::new(300);
 
-/// Where the groups are kept.
+/// Database that stores the groups.
 #[derive(Debug, Clone)]
 pub enum Database {
-    /// A file of this process.
+    /// A SQLite file of this process.
     Sqlite(PathBuf),
     /// A server that several instances share.
     Server(Options),
@@ -90,9 +90,8 @@ fn server(keys: &mut Reader<'_>, dialect: Dialect) -> Option<Database> {
     Some(Database::Server(options))
 }
 
-/// How the connection string says what `require_ssl` asks for, and whom to
-/// trust. An authority counts only together with `require_ssl`, as with the
-/// original.
+/// `sslmode` for `require_ssl`, and the CA to trust. A CA is used only together with
+/// `require_ssl`, as in the original.
 fn tls(keys: &mut Reader<'_>, dialect: Dialect) -> Option<(&'static str, Option<Tls>)> {
     let require = keys.or("require_ssl", false);
     let ca: Option<Option<PathBuf>> = keys.optional("ca_cert");
@@ -110,7 +109,7 @@ fn tls(keys: &mut Reader<'_>, dialect: Dialect) -> Option<(&'static str, Option<
     Some((parameters, tls))
 }
 
-/// Where a server is, and who we are there.
+/// Address of a server, and user and database there.
 struct Place {
     user: String,
     password: String,
@@ -137,7 +136,7 @@ impl Place {
     }
 }
 
-/// A value in a connection string of PostgreSQL.
+/// Quotes a value for a PostgreSQL connection string.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }

@@ -1,18 +1,16 @@
-//! What cells say about themselves: who is connected, and what each has in
-//! force.
+//! Cell status: which cells are connected, and the generation that each has in force.
 //!
-//! Kept in memory; [`Cells::unsaved`] hands out what changed, for a task that
-//! writes it down from time to time. A crash loses the reports of the last
-//! seconds, and cells report again.
+//! Kept in memory; [`Cells::unsaved`] returns the changes for a task that stores them
+//! periodically. A crash loses the reports of the last seconds; cells report again.
 //!
-//! What holds:
-//! - What a cell has in force never goes back (law 4), whatever order its
-//!   streams die in. One exception: after the store itself went back, as after
-//!   a restored backup, what the cell said of generations that no longer exist
-//!   counts for nothing.
-//! - Several streams of one cell may overlap, as they do when it reconnects
-//!   before the old stream was noticed to be dead. The cell is connected as long
-//!   as one lives; the newest stream that reported is believed.
+//! Invariants:
+//! - The generation that a cell has in force never goes back (law 4), whatever the
+//!   order in which its streams end. Exception: after the store itself went back, as
+//!   after a restored backup, reports about generations that no longer exist are
+//!   ignored.
+//! - Several streams of one cell may overlap, when the cell reconnects before the old
+//!   stream is detected as dead. The cell is connected while at least one stream is
+//!   open; the report of the newest stream counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,30 +28,30 @@ use crate::{
     reports::{Report, Unsaved},
 };
 
-/// After so long without a word, a cell that is not connected is forgotten:
-/// seven days.
+/// A cell that is not connected and has not reported for this time, seven days, is
+/// deleted.
 pub const FORGOTTEN_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// A cell that is connected or that reported.
+/// A cell that is connected or has reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CellStatus {
-    /// Who it is.
+    /// Id of the cell.
     pub id: CellId,
-    /// Whether it watches.
+    /// Whether the cell has an open watch.
     pub connected: bool,
-    /// What it said last, if anything.
+    /// Last report, if any.
     pub report: Option<Report>,
 }
 
 impl CellStatus {
-    /// The newest generation in force; 0 before the first report.
+    /// Newest generation in force; 0 before the first report.
     #[must_use]
     pub fn enforced(&self) -> Generation {
         self.report.map(|report| report.enforced).unwrap_or_default()
     }
 
-    /// When the first generation was made that the cell has not enforced. `None`: there
-    /// is no such generation, or the cell has not reported yet.
+    /// Time of the first generation that the cell has not enforced. `None`: there is no such
+    /// generation, or the cell has not reported yet.
     #[must_use]
     pub fn behind_since(&self, history: &History) -> Option<Stamp> {
         history.first_after(self.report?.enforced)
@@ -62,10 +60,10 @@ impl CellStatus {
 
 #[derive(Debug, Default)]
 struct Cell {
-    /// The streams that live.
+    /// Open streams.
     streams: BTreeSet<u64>,
     report: Option<Report>,
-    /// The stream that `report` came from; 0 for a former life of the store.
+    /// Stream that sent `report`; 0 for a report loaded from the store.
     reporter: u64,
     unsaved: bool,
 }
@@ -76,11 +74,11 @@ struct Inner {
     last_stream: u64,
 }
 
-/// See the module. Clones share it.
+/// Registry of cells; see the module. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Cells(Arc<Mutex<Inner>>);
 
-/// One stream of a cell. The cell counts as connected until it is dropped.
+/// One stream of a cell. The cell counts as connected until this value is dropped.
 #[derive(Debug)]
 pub struct Connection {
     cells: Cells,
@@ -89,7 +87,7 @@ pub struct Connection {
 }
 
 impl Cells {
-    /// What was written down.
+    /// Creates the registry from stored reports.
     #[must_use]
     pub fn new(reports: Vec<(CellId, Report)>) -> Self {
         let cell = |report| Cell { report: Some(report), ..Cell::default() };
@@ -101,7 +99,7 @@ impl Cells {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A cell begins to watch.
+    /// Registers a stream of a cell.
     #[must_use]
     pub fn connect(&self, cell: CellId) -> Connection {
         let mut inner = self.lock();
@@ -117,7 +115,7 @@ impl Cells {
         Connection { cells: self.clone(), cell, stream }
     }
 
-    /// Every cell, by id.
+    /// All cells, by id.
     #[must_use]
     pub fn status(&self) -> Vec<CellStatus> {
         let inner = self.lock();
@@ -129,7 +127,7 @@ impl Cells {
         inner.cells.iter().map(status).collect()
     }
 
-    /// The known cells in numbers, while the store is at `current`.
+    /// Counts of the known cells, while the store is at `current`.
     #[must_use]
     pub fn count(&self, current: Generation, history: &History) -> Count {
         let cells = self.status();
@@ -141,7 +139,7 @@ impl Cells {
         }
     }
 
-    /// Hands out what changed since the last call, and forgets who is long gone.
+    /// Returns the changes since the last call, and deletes cells that have long been gone.
     #[must_use]
     pub fn unsaved(&self, now: Timestamp) -> Unsaved {
         let mut inner = self.lock();
@@ -163,8 +161,8 @@ impl Cells {
         Unsaved { reports, forgotten }
     }
 
-    /// What other instances heard. What a cell says here counts for more while it
-    /// watches here.
+    /// Merges reports that other instances stored. While a cell watches this instance, its
+    /// reports here take precedence.
     pub fn on_message(&self, reports: Vec<(CellId, Report)>) {
         let mut inner = self.lock();
         for (id, report) in reports {
@@ -177,8 +175,8 @@ impl Cells {
         }
     }
 
-    /// What [`Self::unsaved`] handed out could not be written: it will be handed
-    /// out again.
+    /// The changes that [`Self::unsaved`] returned could not be stored; the next call returns
+    /// them again.
     pub fn not_saved(&self, unsaved: &Unsaved) {
         let mut inner = self.lock();
         for (id, _) in &unsaved.reports {
@@ -189,29 +187,28 @@ impl Cells {
     }
 }
 
-/// See [`Cells::count`].
+/// Result of [`Cells::count`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
-    /// Cells that are connected or that reported.
+    /// Cells that are connected or have reported.
     pub known: usize,
-    /// Those that watch this instance.
+    /// Cells that watch this instance.
     pub connected: usize,
-    /// Those, connected or not, that have something older than the newest generation in
-    /// force.
+    /// Cells, connected or not, whose generation in force is older than the newest.
     pub behind: usize,
-    /// When the first generation was made that one of them has not enforced.
+    /// Time of the first generation that at least one of them has not enforced.
     pub behind_since: Option<Stamp>,
 }
 
 impl Connection {
-    /// Which cell this is.
+    /// Id of the cell.
     #[must_use]
     pub fn cell(&self) -> &CellId {
         &self.cell
     }
 
-    /// The cell says what it has in force, while the store is at `current`. Returns the
-    /// generation that it had before, if it was behind and is not any more.
+    /// Records the report of a cell while the store is at `current`. Returns the previous
+    /// generation of the cell, if the cell was behind and has caught up.
     pub fn report(&self, report: Report, current: Generation) -> Option<Generation> {
         let mut inner = self.cells.lock();
         let cell = inner.cells.get_mut(&self.cell)?;
@@ -241,8 +238,8 @@ impl Drop for Connection {
     }
 }
 
-/// What a cell has in force by its own words, cut to what there is, and never
-/// less than before.
+/// Generation that a cell has in force: the reported one, limited to existing
+/// generations, and never lower than before.
 fn enforced(before: Option<Generation>, report: &Report, current: Generation) -> Generation {
     let exists = |generation: Generation| match generation <= current {
         true => generation,

@@ -1,10 +1,10 @@
-//! Where one watcher stands, and what it has to be told next.
+//! State of one watcher, and the next update to send.
 //!
-//! A watcher is a cursor: the generation it was told and the spaces it has.
-//! Nothing queues up for it. Whenever it can take more, [`Cursor::advance`]
-//! compares what it was told with the newest snapshot; what happened in
-//! between is skipped. The difference is exact: applying each [`Update`] in
-//! turn gives the same groups as asking for all of them anew.
+//! A watcher is a cursor: the last sent generation and the watched spaces. It has no
+//! queue. When the stream can send, [`Cursor::advance`] compares the last sent state
+//! with the newest snapshot and skips the generations in between. The difference is
+//! exact: applying all [`Update`]s in order gives the same groups as a new list of all
+//! groups.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -22,18 +22,18 @@ use crate::groups::{
     snapshot::{Entry, Snapshot},
 };
 
-/// How many spaces one cell may have: far more than containers fit on one.
+/// Limit of spaces per cell: far more than containers fit on one.
 pub const MAX_SPACES: usize = 10_000;
 
-/// Why a subscription is refused.
+/// Reason why a subscription is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Sequences rise, so that an answer says what it includes.
+    /// Sequence numbers rise, so that an update can name the last included one.
     #[error("subscription sequence {sequence} does not rise above {before}")]
     SequenceDoesNotRise {
-        /// What came.
+        /// Received sequence number.
         sequence: u64,
-        /// What came before; 0 at first.
+        /// Previous sequence number; 0 at first.
         before: u64,
     },
     /// Beyond [`MAX_SPACES`].
@@ -41,43 +41,43 @@ pub enum Error {
     TooManySpaces,
 }
 
-/// What a watcher has to be told, to be at `generation` with its spaces.
+/// Update that brings a watcher with its spaces to `point`.
 #[derive(Debug)]
 pub struct Update {
-    /// The generation that it is at afterwards.
+    /// Generation after the update.
     pub point: Point,
-    /// The newest Subscribe that is included; 0 when only Hello.
+    /// Newest included Subscribe; 0 when only Hello is included.
     pub sequence: u64,
-    /// Forget everything: this is all there is.
+    /// Discard all groups first: the update is the complete state.
     pub reset: bool,
     /// New and changed groups, ascending by id.
     pub upserted: Vec<Arc<Entry>>,
-    /// Groups that are gone or do not concern it any longer.
+    /// Groups that were deleted or no longer apply to the watched spaces.
     pub removed: Vec<GroupGuid>,
 }
 
-/// See the module.
+/// State of one watcher; see the module.
 #[derive(Debug)]
 pub struct Cursor {
-    /// The spaces it has.
+    /// Watched spaces.
     spaces: HashSet<SpaceGuid>,
-    /// Those that came since it was told anything.
+    /// Spaces added since the last update.
     added: HashSet<SpaceGuid>,
-    /// Those that went since.
+    /// Spaces dropped since the last update.
     dropped: HashSet<SpaceGuid>,
-    /// What it was told; `None` before the first state.
+    /// Last sent generation; `None` before the first update.
     told: Option<Point>,
-    /// The newest Subscribe, and the newest that it was told of.
+    /// Newest received Subscribe, and the newest included in an update.
     sequence: u64,
     acknowledged: u64,
-    /// It got an answer: one is due to each Hello.
+    /// Hello was answered: every Hello gets a response.
     is_greeted: bool,
 }
 
 impl Cursor {
-    /// A watcher that has the groups of these spaces as they were at `known`, if
-    /// anything. It is told what it missed, or everything where that is not
-    /// remembered any more.
+    /// Creates a watcher that has the groups of these spaces as of `known`, if present. The
+    /// first update is the difference, or the complete state where the history does not
+    /// reach back to `known`.
     ///
     /// # Errors
     /// Too many spaces.
@@ -101,11 +101,11 @@ impl Cursor {
         }
     }
 
-    /// Its spaces change. A space that is both dropped and added stays.
+    /// Changes the watched spaces. A space that is both dropped and added stays.
     ///
     /// # Errors
-    /// Too many spaces, or a sequence that does not rise: the watcher is
-    /// broken, nothing more should be told to it.
+    /// Too many spaces, or a sequence number that does not rise: the watcher is invalid
+    /// and must not get further updates.
     pub fn subscribe(
         &mut self,
         sequence: u64,
@@ -134,10 +134,9 @@ impl Cursor {
         }
     }
 
-    /// What has to be told, given the newest snapshot; the watcher counts as
-    /// told then. `None`: nothing, since it knows everything, or since the store
-    /// itself knows nothing: before the first Replace, and after it lost its rows, an
-    /// empty answer would strip the cell of rules that are still good (law 5).
+    /// The next update for the newest snapshot; marks it as sent. `None`: the watcher is up
+    /// to date, or the store is empty. Before the first Replace, and after the store lost
+    /// its rows, an empty update would remove valid rules from the cell (law 5).
     pub fn advance(&mut self, snapshot: &Snapshot) -> Option<Update> {
         let point = snapshot.point();
         let is_current =
@@ -162,14 +161,14 @@ impl Cursor {
         snapshot.concerning(&self.spaces, GroupId(0)).into_iter().cloned().collect()
     }
 
-    /// `None`: the snapshot does not know that far back.
+    /// `None`: the history of the snapshot does not reach back that far.
     fn difference(
         &self,
         told: Point,
         snapshot: &Snapshot,
     ) -> Option<(Vec<Arc<Entry>>, Vec<GroupGuid>)> {
-        // Where a group changed more than once, the first change knows whom it
-        // concerned when the watcher was told last.
+        // Where a group changed more than once, the first change has the spaces that applied
+        // at the last update.
         let mut candidates: BTreeMap<GroupId, Candidate<'_>> = BTreeMap::new();
         for change in snapshot.history().since(told)? {
             candidates.entry(change.id).or_insert_with(|| Candidate {
@@ -199,19 +198,19 @@ impl Cursor {
                 Some(_) | None => {}
             }
         }
-        // A group that was deleted and made again has a new id and its old guid.
+        // A group that was deleted and recreated has a new id and its old guid.
         let again: HashSet<&GroupGuid> = upserted.iter().map(|entry| &entry.guid).collect();
         removed.retain(|guid| !again.contains(guid));
         Some((upserted, removed))
     }
 
-    /// Whether the watcher had this space when it was told last.
+    /// Whether the watcher had this space at the last update.
     fn had(&self, space: &SpaceGuid) -> bool {
         self.dropped.contains(space) || (self.spaces.contains(space) && !self.added.contains(space))
     }
 }
 
-/// A group whose standing with the watcher may differ from what it was told.
+/// A group that may differ from the last sent state of the watcher.
 struct Candidate<'a> {
     guid: &'a GroupGuid,
     before: Option<&'a Reach>,

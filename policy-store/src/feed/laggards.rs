@@ -1,7 +1,7 @@
-//! Log lines about cells that fall behind and catch up.
+//! Logs cells that fall behind and catch up.
 //!
-//! Every change puts all cells behind for a moment, so a cell is reported only when it is
-//! behind for [`LONG`], and then once. [`Laggards`] is pure; [`watch`] drives it.
+//! Every change puts all cells behind for a moment, so a cell is reported only after it
+//! is behind for [`LONG`], and only once. [`Laggards`] is pure; [`watch`] drives it.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -18,14 +18,14 @@ use crate::groups::history::History;
 /// A cell that is behind for longer gets a log line.
 pub const LONG: Duration = Duration::from_secs(10);
 
-/// Period of the look at all cells.
+/// Interval of the check of all cells.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Cells that were reported as behind.
 #[derive(Debug, Default)]
 pub struct Laggards(BTreeSet<CellId>);
 
-/// What there is to report.
+/// Log event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News<'a> {
     /// The cell is behind since this time.
@@ -43,7 +43,7 @@ impl Laggards {
         now: Timestamp,
     ) -> Vec<News<'a>> {
         let long = i128::try_from(LONG.as_nanos()).unwrap_or(i128::MAX);
-        // A cell that was forgotten is not reported as caught up.
+        // A deleted cell is not reported as caught up.
         self.0.retain(|id| cells.iter().any(|cell| cell.id == *id));
         let news = cells.iter().filter_map(|cell| match cell.behind_since(history) {
             Some(since) if now.as_nanosecond() - i128::from(since.0) >= long => {
@@ -76,7 +76,7 @@ fn tell(news: &News<'_>, generation: Generation, now: Timestamp) {
     }
 }
 
-/// Looks at all cells each second, until `stop`.
+/// Checks all cells each second, until `stop`.
 ///
 /// # Errors
 /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].

@@ -1,8 +1,8 @@
-//! The current generation, pushed to those who watch.
+//! Pushes the current generation to watchers.
 //!
-//! [`cursor`] is pure: what one watcher has to be told. [`parts`] cuts that into
-//! messages. [`watch`] drives one stream. [`cells`] remembers what cells said
-//! about themselves, and [`laggards`] logs which of them are behind.
+//! [`cursor`] is pure: the next update for one watcher. [`parts`] splits an update into
+//! messages. [`watch`] drives one stream. [`cells`] stores the reports of cells, and
+//! [`laggards`] logs which cells are behind.
 
 pub mod cells;
 pub mod cursor;

@@ -1,4 +1,4 @@
-//! Cuts an update into messages of bounded size.
+//! Splits an update into messages of bounded size.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -7,29 +7,29 @@ use model::{generation::Point, ids::GroupGuid};
 use super::cursor::Update;
 use crate::groups::snapshot::Entry;
 
-/// How large a message may become. Small, since each watcher that does not read
-/// costs one message of memory; a group that is larger goes alone.
+/// Size limit of a message. Small, since each watcher that does not read costs one
+/// message of memory; a larger group is sent in a message of its own.
 pub const PART_BYTES: usize = 256 << 10;
 
 /// One message of an update.
 #[derive(Debug)]
 pub struct Part {
-    /// The generation that the update leads to.
+    /// Generation after the update.
     pub point: Point,
-    /// The newest Subscribe that it includes.
+    /// Newest included Subscribe.
     pub sequence: u64,
-    /// Forget everything first; in the first part only.
+    /// Discard all groups first; only in the first part.
     pub reset: bool,
     /// New and changed groups.
     pub upserted: Vec<Arc<Entry>>,
-    /// Groups that are gone.
+    /// Removed groups.
     pub removed: Vec<GroupGuid>,
     /// This is the last part.
     pub complete: bool,
 }
 
-/// What is left to send of an update. Holds on to the groups that it sends and
-/// to nothing else of their generation.
+/// Rest of an update that is not sent yet. References the groups to send and nothing
+/// else of their generation.
 #[derive(Debug)]
 pub struct Parts {
     point: Point,
@@ -70,7 +70,7 @@ impl Iterator for Parts {
     }
 }
 
-/// As many as there is room for; one at least while the part is empty.
+/// Takes as many items as fit; at least one while the part is empty.
 fn take<T>(from: &mut VecDeque<T>, room: &mut usize, size: impl Fn(&T) -> usize) -> Vec<T> {
     let mut taken = Vec::new();
     while let Some(item) = from.front() {

@@ -1,8 +1,8 @@
-//! One watcher's stream.
+//! Stream of one watcher.
 //!
-//! There is no task and no queue: the stream is asked for its next message when
-//! the connection can take one, and looks then at what is newest. A watcher that
-//! does not read holds at most one message and what is left of one update.
+//! There is no task and no queue: when the connection can send, it polls the stream for
+//! the next message, which derives from the newest snapshot. A watcher that does not
+//! read costs at most one message and the rest of one update.
 
 use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
 
@@ -30,81 +30,80 @@ use crate::{
     store::Store,
 };
 
-/// What a cell says to begin with.
+/// First message of a cell.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// Who it is.
+    /// Id of the cell.
     pub cell: CellId,
-    /// The spaces of its containers.
+    /// Spaces of its containers.
     pub spaces: HashSet<SpaceGuid>,
-    /// The generation whose groups of these spaces it has.
+    /// Generation whose groups of these spaces the cell already has.
     pub known: Option<Point>,
 }
 
-/// What a cell says later.
+/// Later message of a cell.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ClientMessage {
-    /// Its spaces change.
+    /// The watched spaces change.
     Subscribe {
-        /// Rises from 1.
+        /// Sequence number; rises from 1.
         sequence: u64,
-        /// Spaces that came.
+        /// Added spaces.
         add: Vec<SpaceGuid>,
-        /// Spaces that went.
+        /// Dropped spaces.
         drop: Vec<SpaceGuid>,
     },
-    /// What it has in force.
+    /// Generation in force and counts.
     Report(Report),
 }
 
-/// The words of a cell, after Hello.
+/// Messages of a cell after Hello.
 pub trait ClientMessages: Send {
-    /// Why there are no more.
+    /// Error that ends the messages.
     type Error: Display + From<cursor::Error> + Send;
 
-    /// The next word; `None` when the cell says nothing more. May be dropped
-    /// and called again.
+    /// The next message; `None` when the cell half-closes the stream. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Result<Option<ClientMessage>, Self::Error>> + Send;
 }
 
-/// What a stream ends with.
+/// Reason why a stream ends.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End<E> {
-    /// The process is about to end: the cell should come back, to another one.
+    /// The process is shutting down: the cell should reconnect to another instance.
     Draining,
-    /// The cell broke the rules, or its connection broke.
+    /// The cell violated the protocol, or its connection failed.
     Broken(E),
 }
 
-/// What all watchers share.
+/// State shared by all watchers.
 #[derive(Debug, Clone)]
 pub struct Feed {
     /// The newest snapshot.
     pub board: Arc<SnapshotPublisher>,
-    /// What cells say.
+    /// Registry of cells.
     pub cells: Cells,
-    /// Ends streams: those of one connection, or all that are left.
+    /// Ends streams: those of one connection, or all remaining ones.
     pub drain: CancellationToken,
 }
 
-/// See the module.
+/// Stream of one watcher; see the module.
 #[derive(Debug)]
 pub struct Watcher<W> {
     feed: Feed,
-    /// Counts the cell as connected.
+    /// Counts the cell as connected while it exists.
     connection: Connection,
     generations: watch::Receiver<Generation>,
     cursor: Cursor,
     parts: Option<Parts>,
-    /// Absent when the cell has said its last word: it still listens.
+    /// Absent after the cell has half-closed the stream; it still receives updates.
     words: Option<W>,
 }
 
 impl<W: ClientMessages> Watcher<W> {
-    /// A cell begins to watch.
+    /// Starts a watch.
     ///
     /// # Errors
-    /// It asks for too much.
+    /// Too many spaces.
     pub fn new(feed: Feed, hello: Hello, words: W) -> Result<Self, cursor::Error> {
         let Hello { cell, spaces, known } = hello;
         let snapshot = feed.board.current();
@@ -121,13 +120,13 @@ impl<W: ClientMessages> Watcher<W> {
         })
     }
 
-    /// Which cell watches.
+    /// Id of the watching cell.
     #[must_use]
     pub fn cell(&self) -> &CellId {
         self.connection.cell()
     }
 
-    /// The next message; waits until there is something to tell.
+    /// The next message; waits until there is an update to send.
     ///
     /// # Errors
     /// The stream ends.
@@ -139,7 +138,7 @@ impl<W: ClientMessages> Watcher<W> {
             if let Some(part) = self.parts.as_mut().and_then(Iterator::next) {
                 return Ok(part);
             }
-            // Marked as seen before the look, so that nothing is missed after it.
+            // Mark before reading, so that a later change is not missed.
             self.generations.mark_unchanged();
             let snapshot = self.feed.board.current();
             self.parts = self.cursor.advance(&snapshot).map(Parts::from);
@@ -150,11 +149,11 @@ impl<W: ClientMessages> Watcher<W> {
         }
     }
 
-    /// Until there is something new in the store or from the cell.
+    /// Waits for a new generation or a message from the cell.
     async fn wait(&mut self) -> Result<(), End<W::Error>> {
         let word = tokio::select! {
             () = self.feed.drain.cancelled() => return Err(End::Draining),
-            // The board lives as long as the feed does.
+            // The feed keeps the board alive.
             _changed = self.generations.changed() => return Ok(()),
             word = next_word(&mut self.words) => word.map_err(End::Broken)?,
         };
@@ -199,12 +198,11 @@ impl<W> Drop for Watcher<W> {
     }
 }
 
-/// Writes down what cells report, now and then, and once more after `stop`; hears
-/// what other instances wrote.
+/// Stores cell reports periodically, and once more after `stop`; merges the reports
+/// stored by other instances.
 ///
 /// # Errors
-/// Never: a report that cannot be written is tried again; losing one costs
-/// nothing but a gap after a restart.
+/// Never: a failed write is retried; a lost report only leaves a gap after a restart.
 pub async fn save_reports(
     store: Arc<dyn Store>,
     feed: Feed,
@@ -233,8 +231,8 @@ pub async fn save_reports(
     }
 }
 
-/// Sets the metrics of the known cells; for each scrape, so that they are in step with
-/// Status.
+/// Sets the metrics of the known cells; called for each scrape, so that the metrics
+/// agree with Status.
 #[expect(clippy::cast_precision_loss, reason = "no foundation has 2^52 cells")]
 pub fn gauge(board: &SnapshotPublisher, cells: &Cells, now: Timestamp) {
     let snapshot = board.current();

@@ -1,9 +1,9 @@
-//! The content of a group as the store keeps it: in the form in which it goes over
-//! the wire, which is a third of what its rules take as values.
+//! Content of a group as the store keeps it: in wire format, which takes a third of the
+//! memory of decoded rules.
 //!
-//! Made of a [`SecurityGroup`] alone, so it is always whole and canonical: equal
-//! groups have equal bytes. Everybody who needs those bytes shares them, from the
-//! Replace that brought them to each watcher that is told of them.
+//! Built only from a [`SecurityGroup`], so it is always complete and canonical: equal
+//! groups have equal bytes. All users of these bytes share them, from the Replace that
+//! received them to each watcher.
 
 use std::collections::HashSet;
 
@@ -16,21 +16,21 @@ use model::{
 use prost::Message;
 use proto::policy_v1;
 
-/// See the module.
+/// Encoded content of a group; see the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
-    /// Who it is.
+    /// Guid of the group.
     pub guid: GroupGuid,
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// Where it applies to apps and tasks.
+    /// Where the group applies to apps and tasks.
     pub running: Scope,
-    /// Where it applies to staging containers.
+    /// Where the group applies to staging containers.
     pub staging: Scope,
     encoded: Bytes,
 }
 
-/// The rules of a message `SecurityGroup`; the rest of it is passed over.
+/// The rules of a message `SecurityGroup`; other fields are ignored.
 #[derive(Clone, PartialEq, Message)]
 struct RulesOnly {
     #[prost(message, repeated, tag = "3")]
@@ -65,17 +65,17 @@ impl Content {
         &self.encoded
     }
 
-    /// Its rules as values.
+    /// The decoded rules.
     ///
     /// # Panics
-    /// Never: what was encoded can be decoded.
+    /// Never: encoded rules can be decoded.
     #[must_use]
     pub fn rules(&self) -> Vec<RuleSpec> {
         let decoded = RulesOnly::decode(self.encoded.clone()).expect("we encoded it");
         decoded.rules.into_iter().map(Into::into).collect()
     }
 
-    /// The whole group as a value.
+    /// The decoded group.
     #[must_use]
     pub fn group(&self) -> SecurityGroup {
         let Self { guid, name, running, staging, encoded: _ } = self.clone();
@@ -91,24 +91,24 @@ impl Content {
         }
     }
 
-    /// Every space that the group is bound to, in either lifecycle.
+    /// All spaces that the group is bound to, in either lifecycle.
     pub fn bound_spaces(&self) -> impl Iterator<Item = &SpaceGuid> {
         self.running.spaces.union(&self.staging.spaces)
     }
 
-    /// Whether it is enabled everywhere in either lifecycle.
+    /// Whether the group is global in either lifecycle.
     #[must_use]
     pub fn is_global(&self) -> bool {
         self.running.everywhere || self.staging.everywhere
     }
 }
 
-/// One space is bound to many groups: its text is kept once.
+/// Interns space guids: one space is bound to many groups.
 #[derive(Debug, Default)]
 pub struct SharedSpaces(HashSet<SpaceGuid>);
 
 impl SharedSpaces {
-    /// The text that is kept already, or this one from now on.
+    /// Returns the interned guid, and interns a new one.
     pub fn share(&mut self, space: SpaceGuid) -> SpaceGuid {
         match self.0.get(&space) {
             Some(shared) => shared.clone(),
@@ -119,7 +119,7 @@ impl SharedSpaces {
         }
     }
 
-    /// The same for all that a group is bound to.
+    /// Interns all spaces that a group is bound to.
     pub fn share_all(&mut self, group: &mut SecurityGroup) {
         for scope in [&mut group.running, &mut group.staging] {
             let spaces = std::mem::take(&mut scope.spaces);

@@ -1,4 +1,4 @@
-//! Everything that a store keeps of the groups.
+//! Stored content of a policy store.
 
 use model::{
     generation::Point,
@@ -14,23 +14,21 @@ use crate::reports::Report;
 pub struct Hashed {
     /// The group.
     pub stored: StoredGroup,
-    /// Its content's hash.
+    /// Hash of its content.
     pub hash: ContentHash,
 }
 
-/// Everything that is stored, or what changed.
+/// The complete stored content, or the changes since a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
-    /// What is stored beside the groups.
+    /// State stored beside the groups.
     pub state: State,
-    /// The generation that this is the difference to; absent when this is
-    /// everything.
+    /// Generation that the difference is based on; absent for the complete content.
     pub since: Option<Point>,
-    /// Ascending by id. Of a difference, those that were added or changed and
-    /// are there still.
+    /// Ascending by id. In a difference: groups that were added or changed and still exist.
     pub groups: Vec<Hashed>,
-    /// What the last Replaces changed. Of a difference, those after `since`.
+    /// Changes of the last Replaces. In a difference: those after `since`.
     pub past: Past,
-    /// What each cell said last, by cell; of a difference, nothing.
+    /// Last report of each cell; empty in a difference.
     pub reports: Vec<(CellId, Report)>,
 }

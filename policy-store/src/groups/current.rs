@@ -1,4 +1,4 @@
-//! The newest snapshot, for all to see.
+//! Publishes the newest snapshot to all readers.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use super::{
 };
 use crate::metrics::{GENERATION, GROUPS};
 
-/// See the module. Readers never wait, and never see a generation go back, as
+/// Publisher of snapshots. Readers never wait, and never see a generation go back, as
 /// long as only [`crate::committer::Committer`] publishes.
 #[derive(Debug)]
 pub struct SnapshotPublisher {
     current: ArcSwap<Snapshot>,
     generation: watch::Sender<Generation>,
-    /// When this process last confirmed a Replace, or began.
+    /// Time of the last confirmed Replace of this process, or of its start.
     confirmed: watch::Sender<Instant>,
 }
 
 impl SnapshotPublisher {
-    /// With what a store holds, at the start of a process.
+    /// Creates it with the stored content, at the start of a process.
     #[must_use]
     pub fn new(snapshot: Snapshot, now: Instant) -> Self {
         gauge(&snapshot);
@@ -34,21 +34,20 @@ impl SnapshotPublisher {
         Self { current, generation, confirmed: watch::Sender::new(now) }
     }
 
-    /// The newest.
+    /// The newest snapshot.
     #[must_use]
     pub fn current(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
 
-    /// Tells of each new generation. Whoever is slow misses some, and sees the
-    /// newest.
+    /// Notifies about new generations. A slow receiver skips some and sees the newest.
     #[must_use]
     pub fn generations(&self) -> watch::Receiver<Generation> {
         self.generation.subscribe()
     }
 
-    /// When a Replace was confirmed last, also one that changed nothing; the
-    /// start of the process before the first.
+    /// Time of the last confirmed Replace, including those without changes; the start of
+    /// the process before the first.
     #[must_use]
     pub fn confirmed(&self) -> watch::Receiver<Instant> {
         self.confirmed.subscribe()
@@ -72,11 +71,11 @@ fn gauge(snapshot: &Snapshot) {
     GROUPS.gauge().set(snapshot.entries().len() as f64);
 }
 
-/// Everything that a store holds, encoded for all to share.
+/// Encodes the stored content for sharing.
 impl From<Contents> for Snapshot {
     fn from(contents: Contents) -> Self {
         let Contents { state, groups, past, since: _, reports: _ } = contents;
-        // Whoever read them keeps one text of each space already.
+        // The loader has interned the spaces already.
         let entry = |Hashed { stored, hash }| {
             let content = Content::from(&*stored.group);
             Arc::new(Entry::new(stored.id, &content, hash, None, SpaceGuid::clone))

@@ -1,29 +1,27 @@
-//! What a Replace does, or why it must not happen.
+//! Decides what a Replace writes, or why it is refused.
 //!
-//! [`decide`] is a pure function from what is stored and what is asked to what
-//! is to be written. Every store calls it inside the transaction that writes,
-//! on what that transaction reads, so it is the one place of these rules:
+//! [`decide`] is a pure function from the stored state and the request to the rows to
+//! write. Every store calls it inside the write transaction, on the state that the
+//! transaction reads, so it is the only place of these rules:
 //!
-//! - **Fencing (law 3).** A writer whose token is older than the newest that
-//!   wrote is refused; so is another owner with the same token, since a token
-//!   belongs to one owner. No token at all, as with a lock server that gives
-//!   none, is older than any token: such writers are welcome only while no
-//!   writer with a token was ever seen, and are not fenced from each other.
-//!   A token counts from when it passed the fence, also when its Replace is
-//!   then refused for another reason: see [`Refused::seen`].
-//! - **Mass removal.** More than half of [`GUARDED_FROM`] or more groups are not
-//!   removed unless the writer says that it means it: a Cloud Controller that
-//!   answers with an empty list by mistake must not cut off a foundation.
-//! - **Generation (law 4).** It rises by one when content changes and stays
-//!   otherwise. The first Replace always raises it, also when it is empty:
-//!   generation 0 means that nothing was ever synced. So does the first after rows
-//!   were lost. Each has a stamp, which rises with it.
-//! - **Watermark (law 4).** It never goes back. When the Cloud Controller's
-//!   stamp does (its database was restored, say), the content is taken all the
-//!   same, since it is what the Cloud Controller says now, and the higher
-//!   watermark stays.
-//! - **Ids** ascend from 1 in the order of first arrival, are kept while a group
-//!   lives, and are never given again.
+//! - **Fencing (law 3).** A writer whose token is older than the newest seen token is
+//!   refused; so is another owner with the same token, since a token belongs to one
+//!   owner. A missing token, as with a lock server without fencing tokens, is older than
+//!   any token: such writers are accepted only while no token was ever seen, and are
+//!   not fenced from each other. A token counts once it passed the fence, even if its
+//!   Replace is then refused for another reason: see [`Refused::seen`].
+//! - **Mass removal.** A Replace must not remove more than half of [`GUARDED_FROM`] or
+//!   more groups unless the writer allows it: a Cloud Controller that returns an empty
+//!   list by mistake must not cut off a foundation.
+//! - **Generation (law 4).** Rises by one when content changes and stays otherwise. The
+//!   first Replace always raises it, even when it is empty: generation 0 means that no
+//!   set was ever synced. So does the first after rows were lost. Each generation has a
+//!   stamp, which rises with it.
+//! - **Watermark (law 4).** Never goes back. When the Cloud Controller's stamp goes back
+//!   (after a restored database, for example), the content is accepted, since it is the
+//!   current content of the Cloud Controller, and the higher watermark stays.
+//! - **Ids** ascend from 1 in the order of first arrival, are kept while a group lives,
+//!   and are never reused.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -37,164 +35,163 @@ use model::{
 
 use super::{content::Content, manifest::Supplied};
 
-/// The mass removal guard looks at sets of so many groups or more.
+/// The mass removal guard applies to sets of at least this many groups.
 pub const GUARDED_FROM: usize = 50;
 
-/// Everything that is stored beside the groups. Changed by a Replace only, all
-/// of it by one that is confirmed, token and writer also by a refused one.
+/// State stored beside the groups. Only a Replace changes it: a confirmed one all fields,
+/// a refused one only token and writer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// 0 before the first Replace.
     pub generation: Generation,
-    /// When that was made: when content changed last, as far as cells care.
+    /// Time of the generation: when content relevant to cells changed last.
     pub stamp: Stamp,
-    /// The highest one that came; absent before the first Replace.
+    /// Highest received watermark; absent before the first Replace.
     pub watermark: Option<Watermark>,
-    /// The newest token that was seen, also when what it came with was refused;
-    /// absent while all writers came without.
+    /// Newest seen token, including those of refused Replaces; absent while all writers
+    /// came without a token.
     pub token: Option<FencingToken>,
-    /// Whose token that is; who wrote last while there is none.
+    /// Owner of that token; the last writer while there is no token.
     pub writer: Option<Owner>,
-    /// When the last Replace was confirmed, also one that changed nothing; by
-    /// this machine's clock. Absent before the first, and after rows were lost.
+    /// Time of the last confirmed Replace, including those without changes, by this
+    /// machine's clock. Absent before the first, and after rows were lost.
     pub synced_at: Option<Timestamp>,
-    /// The highest [`GroupId`] that was ever given; 0 before the first.
+    /// Highest issued [`GroupId`]; 0 before the first.
     pub last_id: u64,
 }
 
 impl State {
-    /// The generation, and which one of that number.
+    /// The generation number and its stamp.
     #[must_use]
     pub fn point(&self) -> Point {
         Point { generation: self.generation, stamp: self.stamp }
     }
 
-    /// Whether a whole set was stored and is there still. Before the first Replace, and
-    /// after rows were lost, cells are told nothing (law 5).
+    /// Whether a complete set is stored. Otherwise (before the first Replace, and after rows
+    /// were lost) cells get no updates (law 5).
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.synced_at.is_some()
     }
 }
 
-/// A stored group, as far as a decision needs it.
+/// Fields of a stored group that a decision needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
-    /// Its place.
+    /// Id of the group.
     pub id: GroupId,
-    /// Its content.
+    /// Hash of the content.
     pub hash: ContentHash,
 }
 
-/// A Replace that is complete and asks to be written.
+/// A complete Replace, ready to be written.
 #[derive(Debug, Clone)]
 pub struct Replacement {
-    /// Who writes.
+    /// Owner of the lock.
     pub owner: Owner,
-    /// By which right; absent when the lock server gives none.
+    /// Fencing token; absent with a lock server that issues none.
     pub token: Option<FencingToken>,
-    /// What the Cloud Controller's stamp was.
+    /// Stamp of the Cloud Controller.
     pub watermark: Watermark,
-    /// Switches the mass removal guard off.
+    /// Disables the mass removal guard.
     pub allow_mass_removal: bool,
     /// The set, with the content that the store lacked.
     pub supplied: Supplied,
-    /// The time of day.
+    /// Current time.
     pub at: Timestamp,
 }
 
-/// Why a Replace does not happen. No group is changed then.
+/// Reason why a Replace is refused. No group is changed then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// A newer owner of the lock was here.
+    /// A newer owner of the lock has written.
     #[error(
         "fencing token {} of {owner} is older than {newest} of {writer}, which came since",
         given.map_or(0, |token| token.0)
     )]
     OldToken {
-        /// Who asks.
+        /// Requesting owner.
         owner: Owner,
-        /// With which token.
+        /// Token of the request.
         given: Option<FencingToken>,
-        /// The newest token that was seen.
+        /// Newest seen token.
         newest: FencingToken,
-        /// Whose it is.
+        /// Owner of the newest token.
         writer: Owner,
     },
-    /// A token belongs to one owner.
+    /// The token belongs to another owner.
     #[error("fencing token {token} is the one of {writer}, not of {owner}")]
     TokenOfAnother {
-        /// Who asks.
+        /// Requesting owner.
         owner: Owner,
-        /// With which token.
+        /// Token of the request.
         token: FencingToken,
-        /// Whose it is.
+        /// Owner of the token.
         writer: Owner,
     },
-    /// A token that no lock server gave: tokens rise by one with each owner.
+    /// Implausible token: tokens rise by one with each owner.
     #[error(
         "fencing token {given} of {owner} is more than {most} above the newest that was seen, \
          {}: no lock server gave it",
         newest.map_or(0, |token| token.0)
     )]
     TokenTooFar {
-        /// Who asks.
+        /// Requesting owner.
         owner: Owner,
-        /// With which token.
+        /// Token of the request.
         given: FencingToken,
-        /// The newest token that was seen.
+        /// Newest seen token.
         newest: Option<FencingToken>,
-        /// The largest step that is believed.
+        /// Largest accepted step.
         most: u64,
     },
-    /// The guard; see the module.
+    /// Mass removal guard; see the module.
     #[error(
         "this would remove {removed} of {stored} security groups at once, more than half: \
          refused unless the request allows mass removal"
     )]
     MassRemoval {
-        /// How many would go.
+        /// Number of groups to remove.
         removed: usize,
-        /// How many there are.
+        /// Number of stored groups.
         stored: usize,
     },
-    /// The set changed after the writer was told what is missing.
+    /// The set changed after the writer got the list of missing groups.
     #[error("another Replace came first: {lacking} groups are missing now, start again")]
     Overtaken {
-        /// How many groups are neither stored as promised nor supplied.
+        /// Number of groups that are neither stored as announced nor supplied.
         lacking: usize,
     },
 }
 
-/// A [`Refusal`], and what it leaves behind.
+/// A [`Refusal`] and the state to store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{refusal}")]
 pub struct Refused {
-    /// Why.
+    /// Reason.
     pub refusal: Refusal,
-    /// The state to store all the same: the writer passed the fence and has a
-    /// token that is new, so that no older one may write from now on. Absent
-    /// when the state stays as it is.
+    /// State to store despite the refusal: the writer passed the fence with a new token, so
+    /// that no older token may write from now on. Absent when the state is unchanged.
     pub seen: Option<Box<State>>,
 }
 
 /// A group to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upsert {
-    /// Its place; the one it has, if it is there.
+    /// Id of the group; an existing group keeps its id.
     pub id: GroupId,
     /// Its content.
     pub group: Arc<Content>,
     /// The content's hash.
     pub hash: ContentHash,
-    /// Not there before.
+    /// Whether the group is new.
     pub added: bool,
 }
 
-/// What to write. After it, exactly the manifest's groups are stored.
+/// Changes to write. Afterwards exactly the groups of the manifest are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// The generation that this follows.
+    /// Previous generation.
     pub before: Point,
     /// The state afterwards.
     pub state: State,
@@ -202,9 +199,9 @@ pub struct Decision {
     pub upserts: Vec<Upsert>,
     /// Groups to remove, ascending by id.
     pub removed: Vec<(GroupId, GroupGuid)>,
-    /// How many stay as they are.
+    /// Number of unchanged groups.
     pub unchanged: usize,
-    /// The stored watermark is higher than the one that came.
+    /// The stored watermark is higher than the received one.
     pub watermark_went_back: bool,
 }
 
@@ -215,19 +212,19 @@ impl Decision {
         self.state.generation != self.before.generation
     }
 
-    /// How many groups are new.
+    /// Number of new groups.
     #[must_use]
     pub fn added(&self) -> usize {
         self.upserts.iter().filter(|upsert| upsert.added).count()
     }
 
-    /// How many groups have new content.
+    /// Number of groups with new content.
     #[must_use]
     pub fn changed(&self) -> usize {
         self.upserts.len() - self.added()
     }
 
-    /// The groups behind the counts.
+    /// Guids of the groups behind the counts.
     #[must_use]
     pub fn named(&self) -> Named {
         let upserted = |added| {
@@ -243,7 +240,7 @@ impl Decision {
     }
 }
 
-/// How many groups of each kind a log line names.
+/// Limit of guids per kind in a log line.
 pub const NAMED_MOST: usize = 20;
 
 /// The guids of the first groups that a Replace changed, ascending by id.
@@ -253,14 +250,14 @@ pub struct Named {
     pub added: Vec<GroupGuid>,
     /// Groups with new content.
     pub changed: Vec<GroupGuid>,
-    /// Groups that went.
+    /// Removed groups.
     pub removed: Vec<GroupGuid>,
 }
 
-/// See the module.
+/// Decides what a Replace writes; see the module.
 ///
 /// # Errors
-/// Refused: nothing may be written then but [`Refused::seen`].
+/// Refused: only [`Refused::seen`] may be written.
 pub fn decide(
     state: &State,
     known: &HashMap<GroupGuid, Known>,
@@ -290,18 +287,18 @@ pub fn decide(
     })
 }
 
-/// Clocks that are centuries off stay at the end of what fits.
+/// Times out of range are clamped.
 fn stamp(at: Timestamp) -> Stamp {
     Stamp(i64::try_from(at.as_nanosecond()).unwrap_or(i64::MAX))
 }
 
-/// As precise as every store keeps it.
+/// Rounded to the precision of every store.
 fn in_milliseconds(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 
-/// Whether a lock server can have given this token, as one that is at most `most` above
-/// the newest token. One writer with a senseless token would fence all others for ever.
+/// Checks that the token is plausible: at most `most` above the newest token. A single
+/// writer with an invalid token would fence all others forever.
 ///
 /// # Errors
 /// [`Refusal::TokenTooFar`].
@@ -320,7 +317,7 @@ pub fn plausible(
     Err(Refusal::TokenTooFar { owner: owner.clone(), given, newest, most })
 }
 
-/// Whether this writer may write after the one before.
+/// Checks that this writer may write after the previous one.
 fn fence(state: &State, write: &Replacement) -> Result<(), Refusal> {
     let (Some(newest), Some(writer)) = (state.token, &state.writer) else {
         return Ok(());
@@ -338,7 +335,7 @@ fn fence(state: &State, write: &Replacement) -> Result<(), Refusal> {
     }
 }
 
-/// The state with a token that passed the fence and is new.
+/// State with a new token that passed the fence.
 fn seen(state: &State, write: &Replacement) -> Option<State> {
     let is_new = write.token > state.token;
     is_new.then(|| State { token: write.token, writer: Some(write.owner.clone()), ..state.clone() })

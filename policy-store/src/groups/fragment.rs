@@ -1,14 +1,14 @@
-//! A group's part of an HTTP answer, compressed once for everybody.
+//! Part of an HTTP response for one group, compressed once for all responses.
 //!
-//! A fragment is a piece of a deflate stream that ends at a byte and refers to
-//! nothing before it, so that fragments may follow each other in any order. With
-//! the checksum of each, the checksum of the whole is worked out without looking
-//! at the text again: an answer is then one ordinary gzip member, which also
-//! readers understand that know nothing of several.
+//! A fragment is a piece of a deflate stream that ends at a byte boundary and refers to
+//! nothing before it, so that fragments can be concatenated in any order. The checksum
+//! of the whole is combined from the checksums of the fragments without reading the
+//! text: a response is then one ordinary gzip member, which also readers without
+//! support for several members understand.
 //!
-//! Clients that take no gzip get the text. It is kept beside its compressed form
-//! from when the first of them asks, as long as [`Texts`] has room; what finds no
-//! room is decompressed each time.
+//! Clients without gzip support get the text. It is cached beside its compressed form
+//! at the first such request, as long as [`Texts`] has room; otherwise it is
+//! decompressed each time.
 
 use std::{
     cell::RefCell,
@@ -19,28 +19,28 @@ use bytes::Bytes;
 use flate2::{Compress, Compression, Crc, Decompress, FlushCompress, FlushDecompress, Status};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// See the module.
+/// Compressed part of a response; see the module.
 #[derive(Debug)]
 pub struct Fragment {
     deflated: Bytes,
-    /// Of the text, and how long it is.
+    /// Checksum and length of the text.
     checksum: Crc,
     text: OnceLock<Kept>,
 }
 
-/// A text, and the room that it takes until it is dropped.
+/// A cached text; its room is released on drop.
 #[derive(Debug)]
 struct Kept {
     text: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
-/// Room for texts that are kept.
+/// Bounded room for cached texts.
 #[derive(Debug, Clone)]
 pub struct Texts(Arc<Semaphore>);
 
 impl Texts {
-    /// For so many bytes.
+    /// Room for this number of bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes)))
@@ -54,8 +54,8 @@ impl Texts {
 }
 
 thread_local! {
-    /// A compressor has a quarter of a megabyte of state, most of it to be
-    /// cleared when it is made.
+    /// A compressor has a quarter of a megabyte of state, and creating one clears most of
+    /// it: reuse it per thread.
     static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::new(6), false));
     static DECOMPRESS: RefCell<Decompress> = RefCell::new(Decompress::new(false));
 }
@@ -73,7 +73,7 @@ impl Fragment {
         Self { deflated: deflated.into(), checksum, text: OnceLock::new() }
     }
 
-    /// The piece of the deflate stream.
+    /// The deflate stream of the fragment.
     #[must_use]
     pub fn deflated(&self) -> &Bytes {
         &self.deflated
@@ -85,7 +85,7 @@ impl Fragment {
         &self.checksum
     }
 
-    /// Appends the text, and keeps it if there is room.
+    /// Appends the text, and caches it if there is room.
     pub fn append(&self, to: &mut Vec<u8>, texts: &Texts) {
         if let Some(Kept { text, .. }) = self.text.get() {
             return to.extend_from_slice(text);
@@ -93,14 +93,14 @@ impl Fragment {
         let begin = to.len();
         self.inflate(to);
         if let Some(kept) = texts.keep(&to[begin..]) {
-            // Another request may have been faster: its copy stays.
+            // Another request may have been faster: its copy stays cached.
             let _room_is_given_back = self.text.set(kept);
         }
     }
 
     fn inflate(&self, to: &mut Vec<u8>) {
         let end = to.len() + self.checksum.amount() as usize;
-        // One byte more than needed, so that the last marker is taken too.
+        // One byte more than needed, so that the last marker is read too.
         to.reserve(self.checksum.amount() as usize + 1);
         DECOMPRESS.with_borrow_mut(|decompress| {
             decompress.reset(false);
@@ -123,7 +123,7 @@ fn deflate(compress: &mut Compress, text: &[u8]) -> Vec<u8> {
             .compress_vec(&text[read..], &mut deflated, FlushCompress::Sync)
             .expect("compressing into memory does not fail");
         let is_read = compress.total_in() == text.len() as u64;
-        // Room that is left means that nothing waits to be written.
+        // Remaining output space means that the compressor has no pending output.
         if is_read && deflated.len() < deflated.capacity() {
             deflated.shrink_to_fit();
             return deflated;
@@ -175,8 +175,8 @@ mod tests {
         assert!(second.text.get().is_some(), "the room was given back");
     }
 
-    /// Fragments end at a byte with an empty block, and do not depend on what
-    /// the same thread compressed before.
+    /// Fragments end at a byte boundary with an empty block, and do not depend on earlier
+    /// compressions by the same thread.
     #[test]
     fn fragments_stand_alone() {
         let text = br#"{"guid":"g1","name":"one"}"#;

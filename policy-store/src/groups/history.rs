@@ -1,13 +1,13 @@
-//! What changed in the last generations, so that a watcher that has seen one of
-//! them can be told the difference.
+//! Changes of the last generations, from which a watcher gets the difference since the
+//! generation it has.
 //!
-//! Bounded: a change weighs as much as the spaces it has to remember, and when
-//! all together weigh too much the oldest generations are forgotten. A watcher
-//! that is further behind starts from a complete state. So a slow watcher costs
-//! nothing here, and is never owed a backlog.
+//! Bounded: the weight of a change is the number of its spaces, and when the total
+//! weight is too high the oldest generations are dropped. A watcher that is further
+//! behind gets a complete state. So a slow watcher costs nothing here and causes no
+//! backlog.
 //!
-//! Stores keep the same ([`Past`]), within the same bounds: a process that starts
-//! again, and every other instance, knows what the first one knew.
+//! Stores keep the same data ([`Past`]), within the same bounds: after a restart, and on
+//! every other instance, the same differences are available.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -19,33 +19,33 @@ use model::{
 
 use super::reach::Reach;
 
-/// How many generations are remembered.
+/// Limit of remembered generations.
 const MAX_STEPS: usize = 256;
-/// How many changes are remembered, each counted with its spaces.
+/// Limit of remembered changes, each counted with its spaces.
 const MAX_WEIGHT: usize = 200_000;
 
 /// One group that was added, changed or removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Its place.
+    /// Id of the group.
     pub id: GroupId,
-    /// Who it is.
+    /// Guid of the group.
     pub guid: GroupGuid,
-    /// Whom it concerned before; absent when it was not there.
+    /// Reach before the change; absent for a new group.
     pub before: Option<Arc<Reach>>,
 }
 
-/// What one Replace changed.
+/// Changes of one Replace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The generation that it made.
+    /// Generation that the Replace made.
     pub point: Point,
-    /// Ascending by place, each group once.
+    /// Ascending by id, each group once.
     pub changes: Vec<Change>,
 }
 
 impl Step {
-    /// What it costs to remember.
+    /// Weight of the step.
     #[must_use]
     pub fn weight(&self) -> usize {
         self.changes.iter().map(weight).sum()
@@ -56,8 +56,7 @@ fn weight(change: &Change) -> usize {
     1 + change.before.as_ref().map_or(0, |reach| reach.spaces().len())
 }
 
-/// How many steps are kept, of these generations and what each weighs, newest
-/// first.
+/// Number of steps to keep, given the generations and their weights, newest first.
 #[must_use]
 pub fn kept(newest_first: &[(Generation, usize)]) -> usize {
     let mut total = 0;
@@ -68,10 +67,10 @@ pub fn kept(newest_first: &[(Generation, usize)]) -> usize {
     newest_first.iter().take(MAX_STEPS).take_while(fits).count()
 }
 
-/// Steps that follow each other without a gap.
+/// Consecutive steps without a gap.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Past {
-    /// What the first step changed.
+    /// Generation before the first step.
     pub from: Point,
     /// Oldest first.
     pub steps: Vec<Step>,
@@ -80,20 +79,20 @@ pub struct Past {
 /// The changes of the last generations, oldest first.
 #[derive(Debug, Clone)]
 pub struct History {
-    /// The oldest generation from which every later one can be told.
+    /// Oldest generation from which every later one can be reached.
     from: Point,
     steps: VecDeque<Arc<(Step, usize)>>,
     weight: usize,
 }
 
 impl History {
-    /// Nothing is known of what was before `from`.
+    /// Empty history that starts at `from`.
     #[must_use]
     pub fn starting(from: Point) -> Self {
         Self { from, steps: VecDeque::new(), weight: 0 }
     }
 
-    /// The same with the changes that follow.
+    /// History with further steps.
     #[must_use]
     pub fn followed_by(&self, steps: impl IntoIterator<Item = Step>) -> Self {
         let mut next = self.clone();
@@ -110,8 +109,8 @@ impl History {
         next
     }
 
-    /// Every change after `seen`, oldest first. `None`: that is not known, or
-    /// `seen` is a generation that never was.
+    /// Every change after `seen`, oldest first. `None`: the history does not reach back that
+    /// far, or `seen` is a generation that never existed.
     #[must_use]
     pub fn since(&self, seen: Point) -> Option<impl Iterator<Item = &Change>> {
         let first = match seen == self.from {
@@ -123,8 +122,8 @@ impl History {
 }
 
 impl History {
-    /// When the first generation after `seen` was made, or else the oldest later one
-    /// that is remembered. `None`: there is nothing after it.
+    /// Time of the first generation after `seen`, or of the oldest remembered later one.
+    /// `None`: there is no later generation.
     #[must_use]
     pub fn first_after(&self, seen: Generation) -> Option<Stamp> {
         if seen < self.from.generation {
@@ -185,7 +184,7 @@ mod tests {
         assert_eq!([since(7), since(8)], [None, None]);
     }
 
-    /// A store that was restored from a backup and written again.
+    /// A store that was restored from a backup and then written.
     #[test]
     fn a_generation_of_another_life_is_not_known() {
         let history = History::starting(point(5)).followed_by(step(6, vec![change(1)]));

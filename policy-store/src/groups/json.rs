@@ -1,10 +1,10 @@
-//! A group's JSON text as the original answers it
+//! JSON text of a group in the original's response
 //! (docs/compatibility/policy-server-internal.md#routes), byte for byte as Go's encoder writes it.
 //!
-//! `rules` is a text that holds JSON. Its readers take it apart with Go's
-//! `strconv.Unquote`, which knows fewer escapes than JSON: the inner text has
-//! every control character escaped already, so that the outer one needs `\"`
-//! and `\\` only, which both know.
+//! `rules` is a string that contains JSON. Its readers unquote it with Go's
+//! `strconv.Unquote`, which supports fewer escapes than JSON: the inner text has every
+//! control character escaped already, so that the outer string needs only `\"` and
+//! `\\`, which both support.
 
 use std::io;
 
@@ -41,7 +41,7 @@ struct Group<'a> {
     running_space_guids: &'a [String],
 }
 
-/// The text of a group.
+/// The JSON text of a group.
 #[must_use]
 pub fn to_text(group: &policy_v1::SecurityGroup) -> String {
     let policy_v1::SecurityGroup {
@@ -80,7 +80,7 @@ impl<'a> From<&'a policy_v1::Rule> for Rule<'a> {
     }
 }
 
-/// As Go's `json.Marshal` does it.
+/// Encodes like Go's `json.Marshal`.
 pub(crate) fn encode(value: &impl Serialize) -> String {
     let mut text = Vec::new();
     value
@@ -89,7 +89,7 @@ pub(crate) fn encode(value: &impl Serialize) -> String {
     String::from_utf8(text).expect("JSON is UTF-8")
 }
 
-/// Go escapes what could end a script in HTML, and two line ends of JavaScript.
+/// Go escapes characters that could end a script in HTML, and two JavaScript line ends.
 struct Go;
 
 impl Formatter for Go {

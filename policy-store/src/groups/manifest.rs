@@ -1,8 +1,8 @@
-//! What a writer promises and then delivers, before anything is written.
+//! Manifest of a Replace and the groups supplied for it, before any write.
 //!
-//! A Replace gathers a [`Manifest`], learns which of its groups the store lacks
-//! ([`Expected`]), and supplies exactly those, each with the promised content.
-//! Nothing here touches the store: a writer that vanishes leaves no trace.
+//! A Replace collects a [`Manifest`], determines which of its groups the store lacks
+//! ([`Expected`]), and receives exactly those, each with the announced content. The
+//! store is not modified: a disconnected writer leaves no trace.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,60 +16,58 @@ use model::{
 
 use super::content::{Content, SharedSpaces};
 
-/// The most groups that a set may have; more than six times the largest
-/// landscape that is known.
+/// Limit of groups in a set; more than six times the largest known landscape.
 pub const MAX_GROUPS: usize = 100_000;
-/// The largest group in encoded form, in bytes: more than the Cloud Controller
-/// can keep in its column for a group's rules.
+/// Size limit of an encoded group, in bytes: more than the Cloud Controller's column for
+/// the rules of a group can hold.
 pub const MAX_GROUP_BYTES: usize = 16 << 20;
-/// How much one Replace may supply, in encoded bytes.
+/// Limit of encoded bytes that one Replace may supply.
 pub const MAX_SUPPLIED_BYTES: usize = 512 << 20;
 
-/// Why a writer's words are not a set of groups.
+/// Reason why the input is not a valid set of groups.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// More than [`MAX_GROUPS`].
     #[error("the manifest names more than {MAX_GROUPS} groups")]
     TooManyGroups,
-    /// One guid stands twice in the manifest.
+    /// Duplicate guid in the manifest.
     #[error("the manifest names group {0} twice")]
     Duplicate(GroupGuid),
-    /// A group that the store did not ask for, or got already.
+    /// A group that was not requested, or was received already.
     #[error("group {0} was not asked for")]
     NotAskedFor(GroupGuid),
-    /// A group that is not what the manifest promised.
+    /// A group whose content does not match the manifest.
     #[error("group {guid} has content {actual:?}, the manifest promised {promised:?}")]
     NotAsPromised {
-        /// Which group.
+        /// Guid of the group.
         guid: GroupGuid,
         /// Its hash in the manifest.
         promised: ContentHash,
-        /// The hash of what came.
+        /// Hash of the received content.
         actual: ContentHash,
     },
-    /// A group beyond [`MAX_GROUP_BYTES`].
+    /// A group larger than [`MAX_GROUP_BYTES`].
     #[error("group {guid} has {bytes} bytes, at most {MAX_GROUP_BYTES} are allowed")]
     TooLarge {
-        /// Which group.
+        /// Guid of the group.
         guid: GroupGuid,
         /// Its encoded size.
         bytes: usize,
     },
-    /// All groups together are beyond [`MAX_SUPPLIED_BYTES`].
+    /// All groups together exceed [`MAX_SUPPLIED_BYTES`].
     #[error("more than {MAX_SUPPLIED_BYTES} bytes of groups in one request")]
     TooMuch,
-    /// The commit came too early.
+    /// Commit before all missing groups were received.
     #[error("commit before {missing} of the missing groups came, such as {example}")]
     Incomplete {
-        /// How many did not come.
+        /// Number of groups not received.
         missing: usize,
-        /// The first of them.
+        /// First of them.
         example: GroupGuid,
     },
 }
 
-/// Which groups the new set has, in the writer's order, and their hashes. No
-/// guid stands twice.
+/// Groups of the new set, in the writer's order, and their hashes. Guids are unique.
 #[derive(Debug, Clone, Default)]
 pub struct Manifest {
     entries: Vec<(GroupGuid, ContentHash)>,
@@ -77,10 +75,10 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Takes the next entry.
+    /// Adds the next entry.
     ///
     /// # Errors
-    /// Named already, or too many.
+    /// Duplicate guid, or too many groups.
     pub fn push(&mut self, guid: GroupGuid, hash: ContentHash) -> Result<(), Error> {
         if self.entries.len() >= MAX_GROUPS {
             return Err(Error::TooManyGroups);
@@ -103,7 +101,7 @@ impl Manifest {
         self.guids.contains(guid)
     }
 
-    /// The manifest is whole: what has to come, given what is stored.
+    /// Ends the manifest; returns the groups to supply, given the stored groups.
     #[must_use]
     pub fn expect(self, stored: impl Fn(&GroupGuid) -> Option<ContentHash>) -> Expected {
         let missing = self
@@ -116,7 +114,7 @@ impl Manifest {
     }
 }
 
-/// A manifest of which some groups have to come.
+/// A complete manifest and its missing groups.
 #[derive(Debug, Default)]
 pub struct Expected {
     manifest: Manifest,
@@ -131,22 +129,22 @@ pub struct Expected {
 pub struct Supplied {
     /// The set.
     pub manifest: Manifest,
-    /// The new content, as promised.
+    /// The supplied content, as announced.
     pub groups: HashMap<GroupGuid, Arc<Content>>,
 }
 
 impl Expected {
-    /// The groups that have to come, in the writer's order.
+    /// The missing groups, in the writer's order.
     #[must_use]
     pub fn missing(&self) -> Vec<GroupGuid> {
         let entries = self.manifest.entries.iter().map(|(guid, _)| guid);
         entries.filter(|guid| self.missing.contains_key(guid)).cloned().collect()
     }
 
-    /// Takes one of them. `bytes` is its encoded size.
+    /// Adds a supplied group. `bytes` is its encoded size.
     ///
     /// # Errors
-    /// Not asked for, not as promised, or beyond a limit.
+    /// Not requested, not as announced, or beyond a limit.
     pub fn supply(&mut self, mut group: SecurityGroup, bytes: usize) -> Result<(), Error> {
         let guid = group.guid.clone();
         if bytes > MAX_GROUP_BYTES {
@@ -168,10 +166,10 @@ impl Expected {
         Ok(())
     }
 
-    /// Nothing more comes.
+    /// Ends the supply.
     ///
     /// # Errors
-    /// Something has not come.
+    /// A group is missing.
     pub fn complete(self) -> Result<Supplied, Error> {
         if let Some(example) = self.missing().into_iter().next() {
             return Err(Error::Incomplete { missing: self.missing.len(), example });

@@ -1,9 +1,9 @@
 //! Security groups: replaced as a whole, served from memory.
 //!
-//! [`manifest`] and [`decide`] are pure: what a writer has to deliver, and what
-//! a Replace does, with [`content`]. [`snapshot`] and [`history`] are values: what is served, over
+//! [`manifest`] and [`decide`] are pure: the groups that a writer has to supply, and the
+//! effect of a Replace, with [`content`]. [`snapshot`] and [`history`] are the served values, over
 //! HTTP as [`json`] in compressed [`fragment`]s.
-//! [`board`] has the newest of them; [`committer`](crate::committer) is the one task that writes.
+//! [`current`] publishes the newest of them; [`committer`](crate::committer) is the only writer.
 
 pub mod content;
 pub mod contents;

@@ -1,4 +1,4 @@
-//! Groups page by page.
+//! Pagination of groups.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -6,20 +6,20 @@ use model::{generation::Generation, group::GroupId, ids::SpaceGuid};
 
 use super::snapshot::{Entry, Snapshot};
 
-/// How many groups a page has when nobody says.
+/// Default page size.
 pub const DEFAULT_SIZE: usize = 500;
-/// How many groups a page may have.
+/// Maximum page size.
 pub const MAX_SIZE: usize = 5000;
-/// A page ends early when its groups have so many encoded bytes, so that it
-/// stays within the 4 MiB that gRPC clients accept. A larger group goes alone.
+/// A page ends early at this number of encoded bytes, so that it stays within the 4 MiB
+/// that gRPC clients accept. A larger group is a page of its own.
 const MAX_BYTES: usize = 3 << 20;
 
-/// Which groups.
+/// Selection of groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Filter {
     /// All.
     All,
-    /// Those that concern any of these spaces.
+    /// Groups that apply to any of these spaces.
     Spaces(HashSet<SpaceGuid>),
 }
 
@@ -28,13 +28,13 @@ pub enum Filter {
 pub struct Page {
     /// The groups.
     pub entries: Vec<Arc<Entry>>,
-    /// Where the next page begins; `None` on the last.
+    /// First id of the next page; `None` on the last page.
     pub next: Option<GroupId>,
-    /// Which set it is a page of.
+    /// Generation of the set.
     pub generation: Generation,
 }
 
-/// At most `size` groups from the place `from` on.
+/// At most `size` groups, from the id `from` on.
 #[must_use]
 pub fn page(snapshot: &Snapshot, filter: &Filter, from: GroupId, size: usize) -> Page {
     let entries = match filter {

@@ -1,4 +1,4 @@
-//! Whom a group concerns.
+//! Spaces that a group applies to.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use model::ids::SpaceGuid;
 
 use super::content::Content;
 
-/// Whom a group concerns.
+/// Spaces that a group applies to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reach {
     is_global: bool,
-    /// Ascending, each once.
+    /// Ascending and unique.
     spaces: Box<[SpaceGuid]>,
 }
 
 impl Reach {
-    /// Everybody, or whoever has containers in one of these spaces.
+    /// All spaces, or only these.
     #[must_use]
     pub fn new(is_global: bool, spaces: BTreeSet<SpaceGuid>) -> Self {
         Self { is_global, spaces: spaces.into_iter().collect() }
@@ -25,20 +25,19 @@ impl Reach {
         Self { is_global: group.is_global(), spaces: group.bound_spaces().map(shared).collect() }
     }
 
-    /// Whether it concerns everybody.
+    /// Whether the group applies to all spaces.
     #[must_use]
     pub fn is_global(&self) -> bool {
         self.is_global
     }
 
-    /// The spaces it is bound to, in either lifecycle.
+    /// The spaces that the group is bound to, in either lifecycle.
     #[must_use]
     pub fn spaces(&self) -> &[SpaceGuid] {
         &self.spaces
     }
 
-    /// Whether it concerns somebody who has containers in the spaces that `has`
-    /// says yes to.
+    /// Whether the group applies to any space for which `has` returns true.
     pub fn concerns(&self, has: impl Fn(&SpaceGuid) -> bool) -> bool {
         self.is_global || self.spaces.iter().any(has)
     }

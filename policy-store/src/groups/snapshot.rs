@@ -1,5 +1,5 @@
-//! One generation of all security groups, ready to be served. Never changes:
-//! each Replace makes the next one, which shares everything that stayed.
+//! Immutable snapshot of one generation of all security groups, encoded for serving.
+//! Each Replace creates the next snapshot, which shares all unchanged parts.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -24,26 +24,26 @@ use super::{
     reach::Reach,
 };
 
-/// A stored group, encoded once for everybody.
+/// A stored group, encoded once for all readers.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its place.
+    /// Id of the group.
     pub id: GroupId,
-    /// Who it is.
+    /// Guid of the group.
     pub guid: GroupGuid,
-    /// Its content.
+    /// Hash of the content.
     pub hash: ContentHash,
-    /// Whom it concerns.
+    /// Spaces that the group applies to.
     pub reach: Arc<Reach>,
-    /// The message `SecurityGroup` as it goes over the wire.
+    /// The message `SecurityGroup` in wire format.
     pub encoded: Bytes,
-    /// Made when it is asked for first: a store whose cells all watch needs none.
+    /// Created at the first request: a store whose cells all watch needs none.
     fragment: OnceLock<Fragment>,
 }
 
 impl Entry {
-    /// Shares the bytes of a group; keeps the reach that it had before if it is the same still.
-    /// `shared` finds the text that others have of the same space.
+    /// Creates an entry that shares the bytes of a group, and the previous reach if it is
+    /// unchanged. `shared` interns a space.
     #[must_use]
     pub fn new(
         id: GroupId,
@@ -62,10 +62,10 @@ impl Entry {
         Self { id, guid, hash, reach, encoded, fragment }
     }
 
-    /// The group itself.
+    /// The decoded group.
     ///
     /// # Panics
-    /// Never: what was encoded can be decoded.
+    /// Never: an encoded group can be decoded.
     #[must_use]
     pub fn content(&self) -> Content {
         let group = proto::policy_v1::SecurityGroup::decode(self.encoded.clone());
@@ -73,7 +73,7 @@ impl Entry {
         Content::from(group.expect("it was a group before"))
     }
 
-    /// The group's part of HTTP answers.
+    /// The group's part of HTTP responses.
     pub fn fragment(&self) -> &Fragment {
         self.fragment.get_or_init(|| {
             let group = proto::policy_v1::SecurityGroup::decode(self.encoded.clone());
@@ -84,10 +84,10 @@ impl Entry {
 
 type Index<K, V> = Arc<HashMap<K, V>>;
 
-/// See the module.
+/// Snapshot of one generation; see the module.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// What is stored beside the groups.
+    /// State stored beside the groups.
     pub state: State,
     /// Ascending by id.
     entries: Vec<Arc<Entry>>,
@@ -98,7 +98,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Entries with what led to them.
+    /// Creates a snapshot from entries and their history.
     #[must_use]
     pub fn new(state: State, mut entries: Vec<Arc<Entry>>, past: Past) -> Self {
         entries.sort_unstable_by_key(|entry| entry.id);
@@ -107,7 +107,7 @@ impl Snapshot {
         index.into_snapshot(state, entries, past.into())
     }
 
-    /// What the store holds after `decision`, which was made on this state.
+    /// The snapshot after `decision`, which must be based on this snapshot.
     #[must_use]
     pub fn after(&self, decision: &Decision) -> Self {
         let Decision { state, upserts, removed, .. } = decision;
@@ -124,7 +124,7 @@ impl Snapshot {
         self.changed(state.clone(), contents, &removed, step)
     }
 
-    /// What the store holds now, given what changed since.
+    /// The snapshot after the changes read from the store.
     #[must_use]
     pub fn followed_by(&self, difference: Contents) -> Self {
         let Contents { state, groups, past, .. } = difference;
@@ -170,13 +170,13 @@ impl Snapshot {
         index.into_snapshot(state, entries, self.history.followed_by(steps))
     }
 
-    /// Every group, ascending by id.
+    /// All groups, ascending by id.
     #[must_use]
     pub fn entries(&self) -> &[Arc<Entry>] {
         &self.entries
     }
 
-    /// The group at a place.
+    /// The group with this id.
     #[must_use]
     pub fn get(&self, id: GroupId) -> Option<&Arc<Entry>> {
         let place = self.entries.binary_search_by_key(&id, |entry| entry.id);
@@ -196,8 +196,7 @@ impl Snapshot {
         ids.filter_map(|id| self.get(*id))
     }
 
-    /// The groups that concern somebody with containers in `spaces`, from the
-    /// place `from` on, ascending by id.
+    /// The groups that apply to `spaces`, from the id `from` on, ascending by id.
     #[must_use]
     pub fn concerning<'a>(
         &self,
@@ -212,20 +211,19 @@ impl Snapshot {
         ids.into_iter().filter_map(|id| self.get(id)).collect()
     }
 
-    /// Which generation this is.
+    /// Generation of the snapshot.
     #[must_use]
     pub fn point(&self) -> Point {
         self.state.point()
     }
 
-    /// What changed in the last generations.
+    /// Changes of the last generations.
     #[must_use]
     pub fn history(&self) -> &History {
         &self.history
     }
 
-    /// The text that this snapshot holds for a space already, so that thousands
-    /// of watchers of one space share it.
+    /// Interns a space guid, so that thousands of watchers of one space share it.
     #[must_use]
     pub fn shared(&self, space: SpaceGuid) -> SpaceGuid {
         known(&self.by_space, &space).unwrap_or(space)
@@ -236,8 +234,8 @@ fn known(by_space: &HashMap<SpaceGuid, Vec<GroupId>>, space: &SpaceGuid) -> Opti
     by_space.get_key_value(space).map(|(known, _)| known.clone())
 }
 
-/// The indexes in the making: shared with the snapshot before until something
-/// in them changes.
+/// Builder of the indexes, which are shared with the previous snapshot until they
+/// change.
 #[derive(Default)]
 struct Indexes {
     by_guid: Index<GroupGuid, GroupId>,
@@ -254,7 +252,7 @@ impl Indexes {
         }
     }
 
-    /// One space is bound to many groups: its text is kept once.
+    /// Interns a space guid: one space is bound to many groups.
     fn shared(&self, space: &SpaceGuid) -> SpaceGuid {
         known(&self.by_space, space).unwrap_or_else(|| space.clone())
     }

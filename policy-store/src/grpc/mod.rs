@@ -1,8 +1,8 @@
 //! `portcullis.policy.v1.PolicyStore`.
 //!
-//! A handler parses, checks who asks, calls, and converts. The service is
-//! dispatched by hand and not by the generated code, since List and Watch answer
-//! with bytes that are encoded already ([`wire`]).
+//! A handler parses, authorizes, calls, and converts. The service is dispatched by hand
+//! instead of by generated code, since List and Watch return messages that are encoded
+//! already ([`wire`]).
 
 mod parse;
 mod replace;
@@ -51,32 +51,32 @@ use crate::{
     metrics::DENIED,
 };
 
-/// How many Replaces may be going on at the same time: each may hold a whole set.
+/// Limit of concurrent Replaces: each may hold a whole set.
 const REPLACES: usize = 4;
-/// The largest message of a Replace: a group and what surrounds it, with room
-/// for writers that put several into one.
+/// Size limit of a message of a Replace: a group and its envelope, with room for writers
+/// that send several groups per message.
 const MAX_REPLACE_MESSAGE: usize = 24 << 20;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// What the calls share.
+/// State shared by the calls.
 #[derive(Debug)]
 struct Shared {
     access: Access,
     feed: Feed,
     commits: Commits,
     replaces: Arc<Semaphore>,
-    /// What holds for each.
+    /// Limits of a Replace.
     bounds: Replaces,
 }
 
-/// The service.
+/// The gRPC service.
 #[derive(Debug, Clone)]
 pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
-    /// Serves what `feed` has, and hands Replaces to `commits`, each of which
-    /// has these bounds. The entry judges the peer.
+    /// Serves `feed`, and sends Replaces within these limits to `commits`. The entry
+    /// authorizes the peer.
     #[must_use]
     pub fn entry(access: Access, feed: Feed, commits: Commits, bounds: Replaces) -> Entry<Self> {
         let replaces = Arc::new(Semaphore::new(REPLACES));
@@ -132,8 +132,8 @@ impl PolicyStore {
 }
 
 impl Shared {
-    /// Whether the peer may call the method. Which cell a Watch is for is judged when
-    /// its Hello has come. Unknown methods are refused later.
+    /// Whether the peer may call the method. The cell of a Watch is authorized after its
+    /// Hello. Unknown methods are refused later.
     fn judge(&self, head: &Head<'_>) -> Result<(), Status> {
         let action = match head.method {
             "Replace" => Action::Replace,
@@ -146,7 +146,7 @@ impl Shared {
         judged.map_err(|error| status(&error))
     }
 
-    /// The log line of a refusal names the peer as the answer does.
+    /// Authorizes; log line and response name the same peer.
     fn check(
         &self,
         identity: Option<&runtime::tls::Identity>,

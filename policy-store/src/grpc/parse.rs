@@ -1,4 +1,4 @@
-//! Requests become values of the model here, and nowhere else.
+//! Converts requests to model types; the only place that does.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ use crate::{
     reports,
 };
 
-/// What a writer says to begin with.
+/// First message of a writer.
 #[derive(Debug)]
 pub(super) struct Beginning {
     pub(super) owner: Owner,
@@ -67,7 +67,7 @@ fn spaces<C: FromIterator<SpaceGuid>>(field: &str, texts: &[String]) -> Result<C
     texts.iter().enumerate().map(parse).collect()
 }
 
-/// Which page of which groups.
+/// Requested page and selection of groups.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) filter: Filter,

@@ -1,12 +1,12 @@
-//! One Replace: Begin, the manifest, what is missing, those groups, Commit.
+//! Replace call: Begin, the manifest, the missing list, the missing groups, Commit.
 //!
-//! Nothing is written before Commit came, and then by a task of its own: a
-//! stream that breaks before it leaves no trace, and one that breaks after it is
-//! confirmed to nobody but done.
+//! Nothing is written before Commit, and then by a separate task: a stream that breaks
+//! earlier leaves no trace; when one breaks later, the Replace takes effect without a
+//! confirmation.
 //!
-//! It goes on beside the stream of its answers, and has a deadline: a writer that
-//! does not read its answers holds neither a set nor a place among the Replaces
-//! for longer than that. The stream waits for it, and its end ends the Replace.
+//! The call runs beside its response stream and has a deadline, which bounds how long a
+//! writer that does not read its responses holds a set and a permit. The response
+//! stream waits for the call; dropping the stream cancels the call.
 
 use std::{collections::VecDeque, mem, panic::resume_unwind, sync::Arc, time::Duration};
 
@@ -42,12 +42,12 @@ use crate::{
     store,
 };
 
-/// How long a writer may say nothing.
+/// Idle timeout of a writer.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How many guids one message names.
+/// Limit of guids per message.
 const MISSING_AT_ONCE: usize = 5_000;
 
-/// How many messages with groups may wait to be checked.
+/// Queue size for group messages that wait for the check.
 const AHEAD: usize = 2;
 
 enum Phase {
@@ -56,7 +56,7 @@ enum Phase {
     Done,
 }
 
-/// See the module.
+/// A running Replace; see the module.
 pub(super) struct Replacing {
     requests: Streaming<ReplaceRequest>,
     phase: Phase,
@@ -64,13 +64,13 @@ pub(super) struct Replacing {
     commits: Commits,
     drain: CancellationToken,
     bounds: Replaces,
-    /// One of those that may go on at the same time; given back before the last
-    /// answer, so that whoever heard it may begin again.
+    /// Permit of one of the concurrent Replaces; released before the last response, so that
+    /// a client that received it can start the next.
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Replacing {
-    /// A Replace that has not begun, with these bounds.
+    /// Creates a Replace with these limits that has not begun.
     pub(super) fn new(
         requests: Streaming<ReplaceRequest>,
         feed: &Feed,
@@ -150,8 +150,8 @@ impl Replacing {
         }
     }
 
-    /// Before anything else is read. The newest token only rises: what is refused by
-    /// the served state, which may be a moment old, comes again a moment later.
+    /// Checks the token before reading further. The newest token only rises: a refusal that
+    /// is due to a slightly outdated served state succeeds when the writer retries.
     fn check_token(&self, Beginning { owner, token, .. }: &Beginning) -> Result<(), Error> {
         let state = &self.board.current().state;
         plausible(state, owner, *token, self.bounds.token_step).map_err(|refusal| {
@@ -188,7 +188,7 @@ impl Replacing {
         taking.spawn(take(expected, receiver));
         let taken = tokio::select! {
             biased;
-            // Before everything came it ends only if something is wrong.
+            // It ends before all messages are sent only on an error.
             Some(taken) = taking.join_next() => Some(taken),
             heard = self.on_message(sender) => {
                 heard?;
@@ -217,14 +217,14 @@ impl Replacing {
         }))
     }
 
-    /// Hands groups on until Commit.
+    /// Forwards groups until Commit.
     async fn on_message(
         &mut self,
         groups: mpsc::Sender<Vec<policy_v1::SecurityGroup>>,
     ) -> Result<(), Error> {
         loop {
             match self.said().await? {
-                // Whoever takes them ends only with an error of its own.
+                // The receiver ends early only with an error, which is reported there.
                 Said::Groups(said) => _ = groups.send(said.groups).await,
                 Said::Commit(replace_request::Commit {}) => return Ok(()),
                 other => return Err(unexpected("Groups or Commit", &other)),
@@ -232,7 +232,7 @@ impl Replacing {
         }
     }
 
-    /// What the writer says next.
+    /// Next message of the writer.
     async fn said(&mut self) -> Result<Said, Error> {
         let request = tokio::select! {
             biased;
@@ -246,8 +246,8 @@ impl Replacing {
     }
 }
 
-/// Reads groups and checks them while the next ones are decrypted and decoded:
-/// each is as much work as the other.
+/// Reads and checks groups while the next ones are decrypted and decoded: the two cost
+/// about the same.
 async fn take(
     mut expected: Box<Expected>,
     mut groups: mpsc::Receiver<Vec<policy_v1::SecurityGroup>>,
@@ -271,7 +271,7 @@ fn unexpected(expected: &str, said: &Said) -> Error {
     Error::Protocol(format!("{name} came where {expected} belongs"))
 }
 
-/// At least one part, the last marked.
+/// At least one part; the last one is marked.
 fn parts(missing: &[GroupGuid]) -> VecDeque<Missing> {
     let texts = |chunk: &[GroupGuid]| chunk.iter().map(|guid| guid.as_str().to_owned()).collect();
     let mut parts: VecDeque<Missing> = missing

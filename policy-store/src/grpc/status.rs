@@ -1,5 +1,5 @@
-//! What a caller is told when something cannot be done. Callers learn what they
-//! can change; what is wrong inside is for the log.
+//! Maps errors to gRPC statuses. Clients get errors that they can act on; internal
+//! details go to the log.
 
 use tonic::{Code, Status};
 
@@ -11,40 +11,40 @@ use crate::{
     store,
 };
 
-/// Everything that a call can end with.
+/// Every error that a call can end with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The peer may not.
+    /// Access denied.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// A field holds something that it must not hold.
+    /// Invalid value in a field.
     #[error(transparent)]
     Field(#[from] proto::Error),
     /// The messages of a stream are out of order, or a number is out of range.
     #[error("{0}")]
     Protocol(String),
-    /// A manifest or its groups.
+    /// Invalid manifest or groups.
     #[error(transparent)]
     Manifest(#[from] manifest::Error),
-    /// A subscription.
+    /// Invalid subscription.
     #[error(transparent)]
     Subscription(#[from] cursor::Error),
     /// A Replace was not confirmed.
     #[error(transparent)]
     Replace(#[from] Failure),
-    /// Too many Replaces at the same time.
+    /// The limit of concurrent Replaces is reached.
     #[error("too many Replaces at the same time")]
     Busy,
-    /// A writer said nothing for too long.
+    /// Idle timeout of a writer.
     #[error("the writer said nothing for {0} seconds")]
     Silent(u64),
-    /// A Replace did not come to its end in time.
+    /// Deadline of a Replace.
     #[error("the Replace took longer than {0} seconds")]
     Slow(u64),
-    /// The process is about to end.
+    /// The process is shutting down.
     #[error("the store is shutting down: connect again")]
     Draining,
-    /// The connection or the transport failed; the status is its own.
+    /// The transport failed; its status is passed on.
     #[error(transparent)]
     Transport(Box<Status>),
 }
@@ -64,7 +64,7 @@ impl From<End<Error>> for Error {
     }
 }
 
-/// The one place where errors become statuses.
+/// The only mapping from errors to statuses.
 #[must_use]
 pub fn status(error: &Error) -> Status {
     let code = match error {
@@ -81,7 +81,7 @@ pub fn status(error: &Error) -> Status {
             | Refusal::MassRemoval { .. } => Code::FailedPrecondition,
             Refusal::Overtaken { .. } => Code::Aborted,
         },
-        // The chain has paths and statements, and is in the log.
+        // The error chain contains paths and SQL statements; it is logged.
         Error::Replace(Failure::Store(store::Error::Database(error))) => {
             return match error.is_retryable() {
                 true => Status::unavailable("the database failed, try again later"),

@@ -1,4 +1,4 @@
-//! One Watch: Hello, and then what [`Watcher`] has to tell.
+//! Watch call: reads Hello, then sends the updates of [`Watcher`].
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How many seconds a cell may take to say Hello.
+/// Timeout for Hello, in seconds.
 const SILENCE: u64 = 10;
 
 enum Phase {
@@ -31,18 +31,18 @@ enum Phase {
     Done,
 }
 
-/// See the module.
+/// A running Watch; see the module.
 pub(super) struct Watching {
     shared: Arc<Shared>,
     identity: Option<Arc<Identity>>,
-    /// Falls when the connection is told to go.
+    /// Cancelled when the server sends GOAWAY.
     drain: CancellationToken,
     phase: Phase,
 }
 
 impl Watching {
-    /// A stream that has said nothing yet. It is answered at once, and refused
-    /// later if need be: some clients speak only after that.
+    /// A stream that has received nothing yet. Headers are sent at once and a refusal later:
+    /// some clients send nothing before they receive headers.
     pub(super) fn new(
         shared: Arc<Shared>,
         identity: Option<Arc<Identity>>,
@@ -98,9 +98,9 @@ impl Watching {
 }
 
 impl Watching {
-    /// A cell that comes from another instance may know more than this one does
-    /// yet: it is not told anything older. If the store itself knows less, it was
-    /// restored from a backup, and the cell has to follow.
+    /// Waits until this instance has the generation of a cell that comes from another
+    /// instance: the cell must not get older groups. If the store itself has an older
+    /// generation, it was restored from a backup, and the cell has to follow.
     async fn be_as_new_as(&self, known: Option<Point>) -> Result<(), Error> {
         let generation = known.map_or(Generation::default(), |known| known.generation);
         if generation > self.shared.feed.board.current().state.generation {
@@ -110,7 +110,7 @@ impl Watching {
     }
 }
 
-/// What a cell says after Hello.
+/// Messages of a cell after Hello.
 pub(super) struct Requests(Streaming<WatchRequest>);
 
 impl ClientMessages for Requests {

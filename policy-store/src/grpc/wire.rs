@@ -1,7 +1,7 @@
-//! Answers whose groups are encoded already: they are put together from the
-//! bytes that every other answer with the same group is put together from.
+//! Encodes responses with pre-encoded groups; all responses with a group share its
+//! bytes.
 //!
-//! `tests/wire.rs` shows that the generated code reads what this writes.
+//! `tests/wire.rs` tests that generated code decodes the result.
 
 use std::marker::PhantomData;
 
@@ -21,7 +21,7 @@ use crate::{
     groups::{page::Page, snapshot::Entry},
 };
 
-/// A message that knows how to write itself.
+/// A message with hand-written encoding.
 pub trait Wire {
     /// Writes the message's fields.
     fn write(&self, to: &mut impl BufMut);
@@ -57,7 +57,7 @@ impl Wire for Page {
     }
 }
 
-// proto3 leaves out what has its default value.
+// proto3 omits default values.
 fn number(field: u32, value: u64, to: &mut impl BufMut) {
     if value != 0 {
         encoding::uint64::encode(field, &value, to);
@@ -93,19 +93,19 @@ fn stored(field: u32, entry: &Entry, to: &mut impl BufMut) {
     let length = encoding::uint64::encoded_len(1, &id.0) + group + encoded.len();
     encoding::encode_key(field, WireType::LengthDelimited, to);
     encoding::encode_varint(length as u64, to);
-    // Never 0, which would be left out: ids ascend from 1.
+    // Never 0, which would be omitted: ids ascend from 1.
     encoding::uint64::encode(1, &id.0, to);
     message(2, encoded, to);
 }
 
-/// The whole message.
+/// Encodes the whole message.
 pub fn to_bytes(message: &impl Wire) -> Bytes {
     let mut bytes = Vec::new();
     message.write(&mut bytes);
     bytes.into()
 }
 
-/// Requests that the generated code reads, answers that write themselves.
+/// Codec with generated decoding of requests and hand-written encoding of responses.
 pub(super) struct WireCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for WireCodec<T, U> {
@@ -144,8 +144,8 @@ impl<T: Wire> Encoder for WireEncoder<T> {
         Ok(())
     }
 
-    /// Small, since every watcher has one of these buffers: it grows for those
-    /// that are sent much, and most are sent little.
+    /// Small, since every watcher has such a buffer: it grows on demand, and most watchers
+    /// receive little.
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(1 << 10, 32 << 10)
     }

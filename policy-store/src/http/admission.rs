@@ -1,9 +1,9 @@
-//! How many lists of security groups are under way at the same time.
+//! Admission control: limits concurrent lists of security groups.
 //!
-//! Each costs a bounded piece of memory until its reader has taken it. When all
-//! places are taken, some requests wait a moment for one, and the rest are sent
-//! away at once: an agent that was refused keeps the rules that it has and asks
-//! again, which is better than an answer after it has given up.
+//! Each list costs a bounded amount of memory until its reader has received it. When
+//! all permits are taken, some requests wait briefly for one, and the rest are refused
+//! at once: a refused agent keeps its rules and retries, which is better than a response
+//! after the agent's timeout.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +11,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::HTTP_LISTS;
 
-/// How many wait for each place.
+/// Limit of waiting requests per permit.
 const WAITING: usize = 4;
-/// How long they wait. Agents give up after five seconds, and have to read yet.
+/// Time limit of the wait. Agents time out after five seconds and still have to read.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// Admission control; see the module.
 #[derive(Debug)]
 pub struct Admission {
     places: Arc<Semaphore>,
@@ -24,19 +24,19 @@ pub struct Admission {
     patience: Duration,
 }
 
-/// All places are taken, and will be for a while.
+/// All permits are taken and the wait failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests at the same time")]
 pub struct Full;
 
-/// A place; given back when it is dropped.
+/// A permit; released on drop.
 #[derive(Debug)]
 pub struct Permit {
     _place: OwnedSemaphorePermit,
 }
 
 impl Admission {
-    /// With so many places, for each of which some wait for so long.
+    /// This number of permits; per permit some requests wait for this time.
     #[must_use]
     pub fn new(places: usize, patience: Duration) -> Self {
         Self {
@@ -46,10 +46,10 @@ impl Admission {
         }
     }
 
-    /// A place. Whoever stops waiting leaves the queue.
+    /// Acquires a permit. Cancelling the call leaves the queue.
     ///
     /// # Errors
-    /// There is none.
+    /// No permit is available in time.
     pub async fn enter(&self) -> Result<Permit, Full> {
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
             return Ok(Permit::new(place));

@@ -1,4 +1,4 @@
-//! Answers in the original's form (docs/compatibility/policy-server-internal.md#routes).
+//! Responses in the original's form (docs/compatibility/policy-server-internal.md#routes).
 
 use axum::{body::Body, response::Response};
 use http::{
@@ -8,7 +8,7 @@ use http::{
 
 use crate::groups::json;
 
-/// The original never says that its JSON is JSON.
+/// The original sends JSON as plain text.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const A_YEAR: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
@@ -21,35 +21,35 @@ fn with(status: StatusCode, body: Body) -> Response {
     response
 }
 
-/// A request that is served.
+/// Success.
 pub(super) fn ok(body: impl Into<Body>) -> Response {
     with(StatusCode::OK, body.into())
 }
 
-/// A request that is served and has no text: Go then says nothing of its type.
+/// Success without a body: Go then sends no content type.
 pub(super) fn empty() -> Response {
     Response::default()
 }
 
-/// What went wrong, in the words that the original has for it.
+/// Error, with the original's message.
 pub(super) fn error(status: StatusCode, description: &str) -> Response {
     let text = format!("{{\"error\": {}}}", json::encode(&description));
     with(status, text.into())
 }
 
-/// The client should come back later.
+/// The client should retry later.
 pub(super) fn unavailable(description: &str, seconds: u32) -> Response {
     let mut response = error(StatusCode::SERVICE_UNAVAILABLE, description);
     response.headers_mut().insert(RETRY_AFTER, seconds.into());
     response
 }
 
-/// Nothing is at this path; as Go says it.
+/// Unknown path, with Go's response.
 pub(super) fn not_found() -> Response {
     plain(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// The path has another method; as the original's router says it.
+/// The path has another method, with the response of the original's router.
 pub(super) fn not_allowed(allowed: &Method) -> Response {
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     let allowed = HeaderValue::from_str(allowed.as_str()).expect("a method is a token");
@@ -63,8 +63,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response {
     response
 }
 
-/// What every request that is handled gets: the id under which the log has it,
-/// after the one that the request came with.
+/// Sets the request id of the log, after the id that the request contained.
 pub(super) fn sign(response: &mut Response, id: &str, given: Option<&HeaderValue>) {
     let mut value = given.map_or_else(Vec::new, |given| [given.as_bytes(), b"::"].concat());
     value.extend_from_slice(id.as_bytes());
@@ -75,7 +74,7 @@ pub(super) fn sign(response: &mut Response, id: &str, given: Option<&HeaderValue
     }
 }
 
-/// The header with the id that a request came with.
+/// The request id in the request headers.
 pub(super) fn given_id(headers: &http::HeaderMap) -> Option<&HeaderValue> {
     headers.get(REQUEST_ID)
 }

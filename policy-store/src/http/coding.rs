@@ -1,10 +1,10 @@
-//! Whether a client takes gzip (RFC 9110, 12.5.3).
+//! Content negotiation: whether a client accepts gzip (RFC 9110, 12.5.3).
 
 use http::{HeaderMap, header::ACCEPT_ENCODING};
 
 use super::frames::Coding;
 
-/// What to send to a client with these headers.
+/// Content coding for a client with these headers.
 #[must_use]
 pub fn coding(headers: &HeaderMap) -> Coding {
     let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());

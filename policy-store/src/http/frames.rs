@@ -1,7 +1,7 @@
-//! An answer with security groups, put together piece by piece while it is sent.
+//! Response body with security groups, assembled while it is sent.
 //!
-//! Nobody ever has the whole of it: a frame holds what was put together since
-//! the last one, and the groups' own bytes belong to the snapshot.
+//! The whole body never exists in memory: a frame holds the bytes since the last frame,
+//! and the bytes of the groups belong to the snapshot.
 
 use std::{mem, sync::Arc, vec};
 
@@ -10,13 +10,13 @@ use flate2::Crc;
 
 use crate::groups::{fragment::Texts, snapshot::Entry};
 
-/// Frames are at least so large, except the last: about one TLS record.
+/// Minimum size of a frame, except the last: about one TLS record.
 const FRAME: usize = 16 << 10;
 
-/// How the text is sent.
+/// Content coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
-    /// As it is.
+    /// Not compressed.
     Identity,
     /// As one gzip member.
     Gzip,
@@ -30,7 +30,7 @@ enum Place {
     End,
 }
 
-/// The frames of one answer.
+/// Frames of one response.
 #[derive(Debug)]
 pub struct Frames {
     coding: Coding,
@@ -39,15 +39,15 @@ pub struct Frames {
     texts: Texts,
     place: Place,
     frame: Vec<u8>,
-    /// A piece that is a frame of its own and follows `frame`.
+    /// A piece that becomes a frame of its own after `frame`.
     large: Option<Bytes>,
-    /// Of the text so far.
+    /// Checksum of the text so far.
     checksum: Crc,
 }
 
 impl Frames {
-    /// An answer with these groups, and where the next page begins (0 after the
-    /// last). Texts are kept in `texts`.
+    /// A response with these groups and the first id of the next page (0 after the last).
+    /// Texts are cached in `texts`.
     #[must_use]
     pub fn new(coding: Coding, next: u64, entries: Vec<Arc<Entry>>, texts: Texts) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Frames {
         }
     }
 
-    /// Whether everything was handed out.
+    /// Whether all frames were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.place == Place::End && self.frame.is_empty() && self.large.is_none()
@@ -86,7 +86,7 @@ impl Frames {
 
     fn begin(&mut self) {
         if self.coding == Coding::Gzip {
-            // Deflate, no name, no time, any system.
+            // Deflate, no name, no modification time, unknown OS.
             self.frame.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]);
         }
         let text = format!("{{\"next\":{},\"security_groups\":[", self.next);
@@ -121,7 +121,7 @@ impl Frames {
         self.place = Place::End;
     }
 
-    /// A few bytes; in gzip as a block that is not compressed.
+    /// Appends a few bytes; in gzip as an uncompressed block.
     fn text(&mut self, text: &[u8], is_last: bool) {
         if self.coding == Coding::Gzip {
             self.checksum.update(text);

@@ -1,18 +1,18 @@
-//! Answers that are as new as any that another instance gave.
+//! Read-your-writes barrier: a response is as new as any response of another instance.
 //!
-//! Several instances share a database, and a client asks whichever it finds: one
-//! for the stamp of the groups, another for the groups. It remembers the stamp and
-//! does not ask again before that rises: a list that is older than the stamp would
-//! be a change that it never learns of (law 9). So an instance first looks in the
-//! database which generation is the newest, and answers when it serves that one.
+//! Several instances share a database, and a client may use any of them: one for the
+//! stamp of the groups, another for the groups. The client remembers the stamp and does
+//! not list again before the stamp rises: if the list were older than the stamp, the
+//! client would never get that change (law 9). So an instance first reads the newest
+//! generation from the database, and responds when it serves that generation.
 //!
-//! - What was committed before the request came is in the answer.
-//! - One look serves all requests that came before it began; there is one at a
-//!   time, of one row and without a lock, so that it costs little and waits for no
+//! - A response includes every change committed before the request arrived.
+//! - One query serves all requests that arrived before it began. One query runs at a
+//!   time; it reads one row without a lock, so it is cheap and never waits for a
 //!   Replace.
-//! - Without an answer from the database within [`PATIENCE`] there is none to the
-//!   client, as in the original. Agents keep what they have.
-//! - Where there is one instance only, there is nothing to look for.
+//! - If the database does not answer within [`PATIENCE`], the request fails, as in the
+//!   original. Agents keep their rules.
+//! - With a single instance no query is needed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,13 +25,13 @@ use tokio::{
 
 use crate::{groups::current::SnapshotPublisher, store::Answer};
 
-/// How long a request waits: agents give up after five seconds, and have to read.
+/// Timeout of a request: agents time out after five seconds and still have to read.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Asks the database for its newest generation.
+/// Reads the newest generation from the database.
 pub type Newest = Arc<dyn Fn() -> Answer<'static, Point> + Send + Sync>;
 
-/// See the module.
+/// Read-your-writes barrier; see the module.
 pub struct Fresh {
     board: Arc<SnapshotPublisher>,
     newest: Option<Newest>,
@@ -47,19 +47,19 @@ impl std::fmt::Debug for Fresh {
     }
 }
 
-/// What was found, and when the look began.
+/// Result of a query and the time when it began.
 struct Look {
     began: Instant,
     found: Result<Generation, Stale>,
 }
 
-/// It is not known whether there is something newer.
+/// It is unknown whether a newer generation exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Stale {
-    /// The database could not be asked.
+    /// The database query failed.
     #[error("{0}")]
     Database(String),
-    /// Something newer is in the database, and not here in time.
+    /// The database has a newer generation, which this instance did not read in time.
     #[error("generation {0} is in the database and was not read within {PATIENCE:?}")]
     Behind(Generation),
     /// The database does not answer.
@@ -68,16 +68,16 @@ pub enum Stale {
 }
 
 impl Fresh {
-    /// What `board` has, once that is as new as what `newest` says.
+    /// Barrier for `board`, with the newest generation from `newest`.
     #[must_use]
     pub fn new(board: Arc<SnapshotPublisher>, newest: Option<Newest>) -> Self {
         Self { board, newest, last: Mutex::new(None) }
     }
 
-    /// Waits until the board has what was committed before this was called.
+    /// Waits until the board includes everything committed before this call.
     ///
     /// # Errors
-    /// That is not known in time.
+    /// The generation is not known or not served in time.
     pub async fn wait(&self) -> Result<(), Stale> {
         let Some(newest) = &self.newest else { return Ok(()) };
         let came = Instant::now();
@@ -87,12 +87,12 @@ impl Fresh {
         let reached = generations.wait_for(|served| *served >= found);
         match timeout(PATIENCE.saturating_sub(came.elapsed()), reached).await {
             Ok(Ok(_)) => Ok(()),
-            // The board lives as long as this does.
+            // This value keeps the board alive.
             Ok(Err(_)) | Err(_) => Err(Stale::Behind(found)),
         }
     }
 
-    /// A look that began after `came`: one of somebody else, or an own one.
+    /// Result of a query that began after `came`: a shared or a new one.
     async fn look(&self, newest: &Newest, came: Instant) -> Result<Generation, Stale> {
         let mut last = self.last.lock().await;
         if let Some(look) = &*last
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
     use crate::{groups::snapshot::Snapshot, store::Contents};
 
-    /// A database that answers as often as it is let.
+    /// A database that answers when the test permits.
     struct Database {
         looks: AtomicUsize,
         let_through: Semaphore,
@@ -158,7 +158,7 @@ mod tests {
         let mut first = Box::pin(fresh.wait());
         assert!((&mut first).now_or_never().is_none());
         tokio::time::advance(Duration::from_millis(1)).await;
-        // They came while the first looks: it may have seen less than they must.
+        // These arrive during the first query, whose result may be too old for them.
         let mut later: Vec<_> = (0..5).map(|_| Box::pin(fresh.wait())).collect();
         assert!(later.iter_mut().all(|wait| wait.now_or_never().is_none()));
         database.let_through.add_permits(1);

@@ -1,4 +1,4 @@
-//! The probes of the original: plain HTTP on the loopback address
+//! Health check endpoint of the original: plain HTTP on the loopback address
 //! (docs/compatibility/policy-server-internal.md#listeners).
 
 use axum::{Router, response::Response};
@@ -9,11 +9,10 @@ use uuid::Uuid;
 
 use super::answer;
 
-/// The component of [`Health`] that says whether the database answers.
+/// Component of [`Health`] for the database.
 pub const DATABASE: &str = "database";
 
-/// For a server on the port for health checks, of a process that began at
-/// `began`.
+/// Router for the health check port, of a process that started at `began`.
 pub fn router(health: Health, began: Instant, metron: Dropsonde) -> Router {
     Router::new().fallback(async move |method: Method, uri: Uri, headers: HeaderMap| {
         type Serve = fn(&Health, Instant) -> Response;
@@ -39,8 +38,8 @@ fn uptime(_: &Health, began: Instant) -> Response {
     answer::ok(format!("Network policy server, up for {up}\n"))
 }
 
-/// As in the original, only a database that does not answer is bad health; what
-/// else there is to know is at `/readyz`.
+/// As in the original, only an unreachable database is unhealthy; `/readyz` shows all
+/// components.
 fn check(health: &Health, _: Instant) -> Response {
     let is_gone = health.reasons().iter().any(|(component, _)| *component == DATABASE);
     match is_gone {

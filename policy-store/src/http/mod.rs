@@ -1,17 +1,16 @@
-//! The JSON API of policy-server-internal, for its clients: agents that poll
+//! The JSON API of policy-server-internal, for its clients: polling agents
 //! (docs/compatibility/policy-server-internal.md).
 //!
-//! - An answer is made from one snapshot, so it is one generation's; what each
-//!   group adds to it is encoded and compressed once for all ([`mod@frames`]).
-//! - [`gate`] bounds how many lists are under way. A list whose reader has gone is
-//!   dropped with its connection; one that is not read to its end within
-//!   [`LONGEST`] is cut off.
-//! - Policies between containers are not ours: those routes answer that there are
-//!   none, so that an agent runs for its security groups.
-//! - No answer about groups is older than one that another instance gave
-//!   ([`fresh`]).
-//! - Before the first Replace there is nothing to tell: a list is refused then,
-//!   so that a store that lost its database strips no cell of its rules.
+//! - A response derives from one snapshot, hence from one generation; the part of each
+//!   group is encoded and compressed once for all responses ([`mod@frames`]).
+//! - [`admission`] limits concurrent lists. A list is dropped when its connection ends,
+//!   and aborted when it is not read to the end within [`LONGEST`].
+//! - Container-to-container policies are not supported: those routes return an empty
+//!   list, so that an agent runs for its security groups.
+//! - A response about groups is never older than one of another instance
+//!   ([`freshness`]).
+//! - Before the first Replace lists are refused, so that a store that lost its database
+//!   does not remove the rules of any cell.
 
 pub mod admission;
 mod answer;
@@ -55,17 +54,17 @@ use crate::{
     },
 };
 
-/// How long a client may take to read a list. Agents take five seconds at most.
+/// Time limit for a client to read a list. Agents take five seconds at most.
 pub const LONGEST: Duration = Duration::from_secs(60);
-/// How many bytes of texts are kept for clients that take no gzip.
+/// Size of the cache of texts for clients without gzip support, in bytes.
 const TEXTS: usize = 64 << 20;
-/// The largest body that is read: an id and a type.
+/// Size limit of a request body: an id and a type.
 const LARGEST_BODY: usize = 64 << 10;
-/// When policies between containers changed last. They never do; and 0 would
-/// mean that nobody ever asked, so that agents would ask each time.
+/// Last update of container-to-container policies, which never change. 0 would mean no
+/// update yet, so that agents would list each time.
 const POLICIES_CHANGED: &str = "1";
 
-/// What the requests share.
+/// State shared by the requests.
 #[derive(Debug)]
 pub struct Api {
     access: Access,
@@ -78,8 +77,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Serves what `board` has to those that `access` lets in and `gate` has a
-    /// place for.
+    /// Serves `board` to clients that `access` and `gate` admit.
     #[must_use]
     pub fn new(access: Access, board: Arc<SnapshotPublisher>, gate: Admission, tags: Tags) -> Self {
         let fresh = Fresh::new(Arc::clone(&board), None);
@@ -87,21 +85,21 @@ impl Api {
         Self { access, board, fresh, gate, tags, texts, metron }
     }
 
-    /// Others may have written to the database: its newest generation is asked for.
+    /// Other instances write to the database: enables the read of its newest generation.
     #[must_use]
     pub fn as_new_as(mut self, newest: Option<Newest>) -> Self {
         self.fresh = Fresh::new(Arc::clone(&self.board), newest);
         self
     }
 
-    /// Sends the original's metrics, too.
+    /// Also sends the original's metrics.
     #[must_use]
     pub fn telling(mut self, metron: Dropsonde) -> Self {
         self.metron = metron;
         self
     }
 
-    /// For a server on the port of the original.
+    /// Router for the port of the original.
     pub fn router(self) -> Router {
         Router::new().fallback(answer).with_state(Arc::new(self))
     }
@@ -131,7 +129,7 @@ async fn answer(State(api): State<Arc<Api>>, request: Request<Body>) -> Response
     response
 }
 
-/// Every line about a request says which one it was, as the original's do.
+/// Span with the request id in every log line, as in the original.
 fn span(parts: &Parts, id: &str) -> Span {
     let task = format!("request_{id}");
     info_span!(
@@ -143,7 +141,7 @@ fn span(parts: &Parts, id: &str) -> Span {
     )
 }
 
-/// `name` is the original's for what was asked.
+/// Counts a request; `name` is the original's name of the route.
 fn count(metron: &Dropsonde, name: &'static str, status: StatusCode, took: Duration) {
     metron.count(format_args!("{name}RequestCount"));
     metron.took(format_args!("{name}RequestTime"), took);
@@ -156,13 +154,13 @@ fn count(metron: &Dropsonde, name: &'static str, status: StatusCode, took: Durat
     HTTP_SECONDS.histogram_by([("route", name)]).record(took.as_secs_f64());
 }
 
-/// A request that is not served as asked.
+/// A failed request.
 #[derive(Debug)]
 struct Refusal {
     response: Box<Response>,
-    /// What the client is told.
+    /// Message for the client.
     description: String,
-    /// Why.
+    /// Cause.
     error: String,
 }
 
@@ -242,8 +240,8 @@ impl Api {
         Ok(send(frames, coding, place))
     }
 
-    /// When the groups changed last, in nanoseconds since 1970: what is stored with
-    /// the generation, so the same on every instance, and never lower than before.
+    /// Last update of the groups, in nanoseconds since 1970: the stamp stored with the
+    /// generation, so the same on every instance, and never lower than before.
     fn last_updated(&self) -> i64 {
         self.board.current().state.stamp.0
     }
@@ -287,7 +285,7 @@ fn frames(snapshot: &Snapshot, wanted: &Wanted, coding: Coding, texts: Texts) ->
     Frames::new(coding, next, entries, texts)
 }
 
-/// What is ready at once has a length, what is not comes in chunks.
+/// A body that is ready at once has a content length; otherwise it is chunked.
 fn send(mut frames: Frames, coding: Coding, place: Permit) -> Response {
     let first = frames.next().unwrap_or_default();
     let mut response = match frames.is_empty() {
@@ -299,7 +297,7 @@ fn send(mut frames: Frames, coding: Coding, place: Permit) -> Response {
             let deadline = Instant::now() + LONGEST;
             let rest = iter::once(first).chain(frames);
             let frames = rest.map(move |frame| {
-                // Held until the last frame was asked for, or nobody asks any more.
+                // Held until the last frame is taken, or the response is dropped.
                 let _place = &place;
                 sent(&frame);
                 match Instant::now() < deadline {

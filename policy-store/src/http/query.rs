@@ -1,51 +1,50 @@
-//! Which groups a request asks for.
+//! Query parameters for groups.
 
 use std::collections::HashSet;
 
 use model::{group::GroupId, ids::SpaceGuid};
 
-/// How many groups an answer may have.
+/// Page size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// All that there are.
+    /// All groups.
     None,
-    /// Some, and where the next page begins.
+    /// A limited number, and the first id of the next page.
     AtMost(usize),
-    /// A negative number, which is none of them and names the last.
+    /// A negative number: no groups, and the next page refers to the last one.
     Negative,
 }
 
-/// One page of the groups that concern some spaces.
+/// One page of the groups that apply to some spaces.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The spaces; global groups come along.
+    /// Spaces; global groups are always included.
     pub spaces: HashSet<SpaceGuid>,
-    /// The page begins here.
+    /// First id of the page.
     pub from: GroupId,
-    /// Its size.
+    /// Page size.
     pub limit: Limit,
 }
 
-/// A parameter that is no number.
+/// A parameter that is not a number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the parameter {name} is {text:?}, which is no integer")]
 pub struct Error {
-    /// Which parameter.
+    /// Name of the parameter.
     pub name: &'static str,
-    /// What it is.
+    /// Value of the parameter.
     pub text: String,
 }
 
 impl Wanted {
-    /// Reads the part of a URL after the question mark. Of a parameter that
-    /// comes twice the first counts, as in the original. The page size is
-    /// `limit`, as the original reads it, or else `per_page`, as its clients
-    /// spell it: no client can mean anything else by it, and whoever follows
-    /// `next` gets everything either way.
+    /// Parses the query part of a URL. Of a repeated parameter the first counts, as in the
+    /// original. The page size is `limit`, which the original reads, or else `per_page`,
+    /// which its clients send: that parameter has no other meaning, and a client that
+    /// follows `next` gets everything either way.
     ///
     /// # Errors
-    /// `from` or `limit` is not a number. The original does not look at
-    /// `per_page`, so whatever is wrong with it does not matter.
+    /// `from` or `limit` is not a number. The original ignores `per_page`, so an invalid
+    /// value of it is ignored.
     pub fn parse(query: &str) -> Result<Self, Error> {
         let (mut spaces, mut from, mut limit, mut per_page) = (None, None, None, None);
         for (name, value) in pairs(query) {
@@ -75,17 +74,17 @@ impl Wanted {
     }
 }
 
-/// Go's `strconv.Atoi` takes a sign and leading zeros, as this does.
+/// Accepts a sign and leading zeros, as Go's `strconv.Atoi` does.
 fn integer(name: &'static str, text: String) -> Result<i64, Error> {
     text.parse().map_err(|_| Error { name, text })
 }
 
-/// What cannot be a guid belongs to no group.
+/// Skips invalid guids, which match no group.
 fn guids(list: &str) -> HashSet<SpaceGuid> {
     list.split(',').filter_map(|text| SpaceGuid::parse(text).ok()).collect()
 }
 
-/// Go leaves out pairs with a semicolon or a bad escape.
+/// Skips pairs with a semicolon or a bad escape, as Go does.
 fn pairs(
     query: &str,
 ) -> impl Iterator<Item = (std::borrow::Cow<'_, str>, std::borrow::Cow<'_, str>)> {
@@ -126,7 +125,7 @@ mod tests {
         assert_eq!(wanted("space_guids=a;b&from=2").spaces, spaces(&[]));
         assert_eq!(wanted("space_guids=%zz&space_guids=%6").spaces, spaces(&[]));
         assert_eq!(wanted("from=%zz&from=3").from, GroupId(3));
-        // A plus is a space.
+        // A plus decodes to a space.
         assert_eq!(Wanted::parse("from=+7").unwrap_err().text, " 7");
     }
 

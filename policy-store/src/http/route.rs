@@ -1,26 +1,26 @@
-//! Which request is for what. Paths, methods and refusals are those of the
-//! original (docs/compatibility/policy-server-internal.md#routes).
+//! Routing. Paths, methods and error responses are those of the original
+//! (docs/compatibility/policy-server-internal.md#routes).
 
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-/// What is served.
+/// Supported routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     /// Container-to-container policies.
     Policies,
-    /// When those changed.
+    /// Last update of those policies.
     PoliciesLastUpdated,
     /// Security groups.
     SecurityGroups,
-    /// When those changed.
+    /// Last update of the security groups.
     SecurityGroupsLastUpdated,
-    /// The tag of a group of apps.
+    /// Tag of an app group.
     CreateTags,
 }
 
 impl Route {
-    /// The part of the path after the version, with the method and the route.
+    /// Path after the version, method, and route.
     const ALL: [(&'static str, Method, Self); 5] = [
         ("internal/policies", Method::GET, Self::Policies),
         ("internal/policies_last_updated", Method::GET, Self::PoliciesLastUpdated),
@@ -29,7 +29,7 @@ impl Route {
         ("internal/tags", Method::PUT, Self::CreateTags),
     ];
 
-    /// What log lines call the part that answers.
+    /// Name of the handler in log lines.
     #[must_use]
     pub fn handler(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl Route {
         }
     }
 
-    /// What metrics call it: the original's name.
+    /// The original's name in metrics.
     #[must_use]
     pub fn metric(self) -> &'static str {
         match self {
@@ -54,19 +54,19 @@ impl Route {
     }
 }
 
-/// What a request comes to.
+/// Result of routing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Routed {
-    /// It is served.
+    /// The route exists.
     To(Route),
-    /// The path is, by another method.
+    /// The path exists with another method.
     NotAllowed(Method),
-    /// Nothing is there.
+    /// The path does not exist.
     NotFound,
 }
 
-/// The version is not checked, except that tags have one only. The path is taken as
-/// it reads without its escapes.
+/// Routes a request. The version is not checked, except that tags have only one. The path
+/// is unescaped first.
 #[must_use]
 pub fn route(method: &Method, path: &str) -> Routed {
     let path = percent_decode_str(path).decode_utf8_lossy();

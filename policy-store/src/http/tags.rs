@@ -1,9 +1,9 @@
-//! Tags of groups of apps.
+//! Tags of app groups.
 //!
-//! Container-to-container policies are not ours: no rule refers to a tag. But an
-//! agent asks for the one of the ingress router before it does anything else, and
-//! marks packets with it. Tags are therefore given as the original gives them,
-//! the lowest free one to each new id, and are forgotten with the process.
+//! Container-to-container policies are not supported: no rule refers to a tag. But an
+//! agent first requests the tag of the ingress router, and marks packets with it. So
+//! tags are assigned as the original assigns them, the lowest free one to each new id,
+//! and are lost at process exit.
 
 use std::{
     collections::HashMap,
@@ -17,48 +17,48 @@ use serde::{
 };
 use serde_json::Value;
 
-/// Longer texts do not fit the original's columns.
+/// Length limit of the original's columns.
 const MAX_CHARS: usize = 255;
-/// So that strangers cannot fill the memory.
+/// Limit of tags: bounds the memory.
 const MAX_TAGS: usize = 65_535;
 
-/// What a tag is asked for.
+/// App group that requests a tag.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Group {
-    /// Which group.
+    /// Id of the group.
     pub id: String,
-    /// Of which type.
+    /// Type of the group.
     pub kind: String,
 }
 
-/// Why there is no tag.
+/// Reason why no tag is assigned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The body is no JSON object with texts.
+    /// The body is not a JSON object with string values.
     #[error("{0}")]
     Body(String),
     /// The group has another type.
     #[error("group {id:?} has the type {stored:?}, not {given:?}")]
     OtherType {
-        /// Which group.
+        /// Id of the group.
         id: String,
-        /// Its type.
+        /// Stored type.
         stored: String,
-        /// What it is now.
+        /// Requested type.
         given: String,
     },
     /// An id or a type is too long.
     #[error("{what} has more than {MAX_CHARS} characters")]
     TooLong {
-        /// Which of the two.
+        /// Name of the field.
         what: &'static str,
     },
-    /// All tags are given.
+    /// All tags are assigned.
     #[error("all {0} tags are given")]
     NoneLeft(usize),
 }
 
-/// The fields of an object in the order in which they stand there.
+/// The fields of an object in document order.
 struct Fields(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Fields {
@@ -83,11 +83,11 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// Reads a body. As in Go, names match without regard to case, the last of
-/// several counts, `null` is nothing, and bytes that are no UTF-8 are replaced.
+/// Parses a body. As in Go, names match case-insensitively, the last of several values
+/// counts, `null` means absent, and invalid UTF-8 bytes are replaced.
 ///
 /// # Errors
-/// It is no such JSON.
+/// The body is not such JSON.
 pub fn parse(body: &[u8]) -> Result<Group, Error> {
     let bad = |error: serde_json::Error| Error::Body(error.to_string());
     let text = String::from_utf8_lossy(body);
@@ -106,18 +106,18 @@ pub fn parse(body: &[u8]) -> Result<Group, Error> {
     Ok(group)
 }
 
-/// The tags that were given.
+/// Assigned tags.
 #[derive(Debug)]
 pub struct Tags {
     /// Hexadecimal digits of a tag.
     digits: usize,
     most: usize,
-    /// Each id's type and number, from 1 on.
+    /// Type and number of each id; numbers start at 1.
     given: Mutex<HashMap<String, (String, usize)>>,
 }
 
 impl Tags {
-    /// Tags of so many bytes.
+    /// Tags with this length in bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         let most = match bytes {
@@ -128,10 +128,10 @@ impl Tags {
         Self { digits: 2 * bytes, most, given: Mutex::default() }
     }
 
-    /// The group's tag, the same each time.
+    /// Returns the tag of the group, and assigns it at the first call.
     ///
     /// # Errors
-    /// It cannot have one.
+    /// No tag can be assigned.
     pub fn tag(&self, group: &Group) -> Result<String, Error> {
         let Group { id, kind } = group;
         for (what, text) in [("id", id), ("type", kind)] {

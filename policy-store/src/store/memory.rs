@@ -1,4 +1,4 @@
-//! The twin of the databases for tests: a few maps behind a mutex. A clone is
+//! In-memory reference of the databases for tests: a few maps behind a mutex. A clone is
 //! another instance on the same database.
 
 use std::{
@@ -33,11 +33,11 @@ struct Tables {
     reports: BTreeMap<CellId, Report>,
 }
 
-/// Forgets everything when the last clone is dropped.
+/// In-memory store; loses everything when the last clone is dropped.
 #[derive(Debug)]
 pub struct Memory {
     tables: Arc<Mutex<Tables>>,
-    /// Tells every instance of every Replace.
+    /// Notifies every instance of every Replace.
     written: watch::Sender<()>,
     heard: tokio::sync::Mutex<watch::Receiver<()>>,
 }
@@ -94,7 +94,7 @@ impl Tables {
         Ok(decision)
     }
 
-    /// Before the groups change.
+    /// Records the history; called before the groups change.
     fn remember(&mut self, decision: &Decision) {
         let upserts = decision.upserts.iter();
         let ids = upserts.map(|upsert| (upsert.id, upsert.group.guid.clone()));
@@ -112,7 +112,7 @@ impl Tables {
         steps.push(Step { point: decision.state.point(), changes });
         let weights: Vec<(Generation, usize)> =
             steps.iter().rev().map(|step| (step.point.generation, step.weight())).collect();
-        // What made the first generation has to be told to nobody.
+        // The history of the first generation is never needed.
         let kept = match decision.before.generation == Generation::default() {
             true => 0,
             false => kept(&weights),
@@ -122,7 +122,7 @@ impl Tables {
         }
     }
 
-    /// `None`: that is not known any more.
+    /// `None`: the history does not reach back that far.
     fn difference(&self, since: Point) -> Option<Contents> {
         let first = match since == self.past.from {
             true => 0,
@@ -186,15 +186,15 @@ impl Store for Memory {
         })
     }
 
-    /// Nothing is ever lost.
+    /// Rows are never lost in memory.
     fn mend(&self, _: Arc<Snapshot>) -> Answer<'_, Mended> {
         Box::pin(async { Ok(Mended::Nothing) })
     }
 
-    /// Never closed: whoever opens this store again has another clone of it.
+    /// Never closed: a test that reopens this store has another clone of it.
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
         Box::pin(async {
-            // The other end lives beside it.
+            // `self` owns the sender, too.
             let _written = self.heard.lock().await.changed().await;
             News::Written
         })

@@ -1,8 +1,8 @@
-//! Where security groups are kept.
+//! Storage of security groups.
 //!
-//! [`Store`] is the seam; `tests/store.rs` holds the suite that each
-//! implementation passes: [`memory`] for tests, [`sqlite`] for one instance,
-//! [`server`] for several that share a database.
+//! [`Store`] is the trait; `tests/store.rs` contains the conformance suite of all
+//! implementations: [`memory`] for tests, [`sqlite`] for one instance, [`server`] for
+//! several that share a database.
 
 pub mod memory;
 mod plan;
@@ -28,100 +28,96 @@ use crate::{
     reports::{Report, Unsaved},
 };
 
-/// Why a store did not do what it was asked.
+/// Reason why a store call fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It must not happen. Nothing is stored but the token, if it is new and
-    /// passed the fence.
+    /// The Replace was refused. Nothing is stored except a new token that passed the fence.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The database failed. Nothing is stored, unless it failed in the middle
-    /// of a commit: only [`Store::load`] knows then.
+    /// The database failed. Nothing is stored, unless it failed in the middle of a commit:
+    /// then only [`Store::load`] shows the outcome.
     #[error("the database failed")]
     Database(#[from] storage::Error),
-    /// A group is more than this database takes in one statement.
+    /// A group exceeds the statement size limit of this database.
     #[error("group {guid} has {bytes} bytes of rules, this database takes at most {most}")]
     TooLarge {
-        /// Which group.
+        /// Guid of the group.
         guid: GroupGuid,
-        /// How much it is in the database.
+        /// Size in the database.
         bytes: usize,
-        /// How much it may be.
+        /// Size limit.
         most: usize,
     },
-    /// The database holds something that this program did not write.
+    /// Corrupt row: a value that this program did not write.
     #[error("the database holds a senseless value in {field}: {problem}")]
     CorruptRow {
         /// Table and column.
         field: &'static str,
-        /// What is wrong.
+        /// Description of the problem.
         problem: String,
     },
 }
 
-/// What [`Store::news`] tells.
+/// Result of [`Store::news`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
     /// Another instance may have written.
     Written,
-    /// Nothing can be written any more: after [`Store::close`], or when the
-    /// writer behind the store has died.
+    /// Nothing can be written any more: after [`Store::close`], or when the writer thread of
+    /// the store has died.
     Closed,
 }
 
-/// What [`Store::mend`] did about the rows of the set.
+/// Result of [`Store::mend`] for the rows of the set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mended {
-    /// They are there, or there never were any.
+    /// The rows exist, or no set was ever stored.
     Nothing,
-    /// They were lost, and are back from memory.
+    /// The rows were lost, and are restored from memory.
     Restored,
-    /// They were lost; a whole set has to come.
+    /// The rows were lost; a complete set has to be replaced.
     Forgotten,
 }
 
-/// What a store answers, later.
+/// Future of a store call.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
-/// Keeps one set of security groups, what it was made from, and what cells
-/// reported.
+/// Stores one set of security groups, its state, and the reports of cells.
 ///
-/// Promises:
-/// - [`Store::replace`] does what [`crate::groups::decide::decide`] decides on
-///   the stored state, all of it or nothing, in one step that no other replace
-///   comes between, and answers after it is durable. Refused, it leaves nothing
-///   but what [`Refused::seen`] says, which is durable too; broken off, it leaves
-///   no trace.
-/// - It writes only what changed: unchanged groups cost no write.
-/// - [`Store::load`] sees every replace that was answered before, and no part
-///   of a replace.
-/// - Several instances may have one store, if it is on a shared database: all
-///   promises hold between them, too.
-/// - A replace that was begun is carried out even if its caller gives up.
-/// - Reports are kept apart: they neither wait for groups nor count as change.
+/// Contract:
+/// - [`Store::replace`] executes the decision of [`crate::groups::decide::decide`] on
+///   the stored state atomically, serialized with other replaces, and returns after it
+///   is durable. A refused replace stores only [`Refused::seen`], which is durable too;
+///   an aborted one leaves no trace.
+/// - It writes only changes: unchanged groups cost no write.
+/// - [`Store::load`] includes every replace acknowledged before, and never a part of a
+///   replace.
+/// - Several instances may use one store on a shared database: the contract holds
+///   across them, too.
+/// - A replace that has begun is carried out even if its caller cancels.
+/// - Reports are independent: they neither wait for groups nor count as changes.
 pub trait Store: Send + Sync + Debug {
-    /// Reads everything; or only what changed since a generation that the caller
-    /// knows, if the store remembers that far back ([`Contents::since`] says so).
+    /// Reads everything; or only the changes since a generation that the caller knows, if the
+    /// store remembers that far back ([`Contents::since`] shows which).
     fn load(&self, since: Option<Point>) -> Answer<'_, Contents>;
 
     /// Replaces the set.
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision>;
 
-    /// Writes down what cells said here, all or nothing, and answers what other
-    /// instances have written lately.
+    /// Stores reports received by this instance, all or nothing, and returns those that other
+    /// instances have stored recently.
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>>;
 
-    /// Makes tables and columns again that were lost. When rows of the set were lost with
-    /// them or by themselves, `served` takes their place, if it is a whole set and not
-    /// older than the state; otherwise what is left is forgotten, and the state is not
-    /// whole ([`is_whole`](crate::groups::decide::State::is_whole)) until a Replace brings everything. The generation and
-    /// the fencing token stay or rise, as far as they are known.
+    /// Recreates lost tables and columns. When rows of the set were lost with them or by
+    /// themselves, restores `served`, if it is complete and not older than the state;
+    /// otherwise deletes the remaining rows, and the state is not complete
+    /// ([`is_whole`](crate::groups::decide::State::is_whole)) until the next Replace. The
+    /// generation and the fencing token stay or rise, as far as they are known.
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended>;
 
-    /// Resolves when there is something to know. May be dropped and called
-    /// again: nothing is missed by that.
+    /// Resolves at the next notification. Cancel safe.
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>>;
 
-    /// Makes everything durable and gives the store up; nothing works after it.
+    /// Makes everything durable and closes the store; later calls fail.
     fn close(&self) -> Answer<'_, ()>;
 }

@@ -1,7 +1,6 @@
-//! What a decision writes, row by row: pure, and the same for every SQL
-//! database.
+//! Rows that a decision writes: pure, and the same for every SQL database.
 //!
-//! Only what differs: a group that is bound to one more space is one row of
+//! Only differences are written: a group bound to one more space is one row of
 //! `security_groups` and one of `security_group_spaces`.
 
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use crate::groups::{
     snapshot::Snapshot,
 };
 
-/// Reaches that are larger than this in their column are not remembered: 4 MiB.
+/// Size limit of a remembered reach in its column: 4 MiB.
 const MAX_REACH_BYTES: usize = 4 << 20;
 
 /// A row of `security_group_spaces`.
@@ -34,7 +33,7 @@ pub(super) struct Binding<'a> {
     pub(super) space: &'a SpaceGuid,
 }
 
-/// A row of `group_changes`, less its generation.
+/// A row of `group_changes`, without its generation.
 #[derive(Debug)]
 pub(super) struct ChangeRow {
     pub(super) id: i64,
@@ -42,39 +41,38 @@ pub(super) struct ChangeRow {
     pub(super) reach_before: Option<String>,
 }
 
-/// What becomes of `generations` and `group_changes`.
+/// Changes to `generations` and `group_changes`.
 #[derive(Debug)]
 pub(super) struct PastPlan {
-    /// The generation that is made.
+    /// The new generation.
     pub(super) point: Point,
     pub(super) weight: i64,
-    /// What it changed; nothing if that is too much to remember.
+    /// Its changes; empty if they are too many to remember.
     pub(super) changes: Vec<ChangeRow>,
-    /// Generations before this one are forgotten, and what made it, too.
+    /// Earlier generations are deleted together with their changes.
     pub(super) from: Generation,
 }
 
-/// What became of the rows of the set, and what to do about it.
+/// Lost rows of the set, and the repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// They are there, or there never were any.
+    /// The rows exist, or no set was ever stored.
     None,
-    /// `served` takes their place.
+    /// `served` replaces them.
     Restore,
-    /// What is left is forgotten.
+    /// The remaining rows are deleted.
     Forget,
 }
 
-/// Compares the rows with what this instance serves. `has_groups`: whether any group is
-/// stored.
+/// Compares the rows with the served snapshot. `has_groups`: whether any group is stored.
 pub(super) fn loss(state: &State, has_groups: bool, served: &Snapshot) -> Loss {
     if state.is_whole() {
-        // Ids are given once: groups were there.
+        // Ids are never reused: a last id above 0 means that groups existed.
         let is_empty = state.last_id > 0 && !has_groups;
         return match served.state.is_whole() {
             _ if !is_empty => Loss::None,
             false => Loss::Forget,
-            // Something newer was committed elsewhere, and may have removed them all.
+            // Another instance committed a newer state and may have removed all groups.
             true if served.point() != state.point() => Loss::None,
             true if served.entries().is_empty() => Loss::None,
             true => Loss::Restore,
@@ -86,7 +84,7 @@ pub(super) fn loss(state: &State, has_groups: bool, served: &Snapshot) -> Loss {
     if has_groups { Loss::Forget } else { Loss::None }
 }
 
-/// Writes a whole set into tables without rows. The token does not go back.
+/// Writes a complete set into empty tables. The token does not go back.
 pub(super) fn restoration(state: &State, served: &Snapshot) -> Decision {
     let newer = if state.token > served.state.token { state } else { &served.state };
     let upserts = served.entries().iter().map(|entry| {
@@ -108,12 +106,12 @@ pub(super) fn restoration(state: &State, served: &Snapshot) -> Decision {
     }
 }
 
-/// The state after the rows were lost: a whole set has to come.
+/// State after the rows were lost: a complete set has to be replaced.
 pub(super) fn forgotten(state: &State) -> State {
     State { synced_at: None, ..state.clone() }
 }
 
-/// The ids whose scopes a plan has to know: of changed and of removed groups.
+/// Ids whose scopes a plan needs: those of changed and of removed groups.
 pub(super) fn touched(decision: &Decision) -> Result<Vec<i64>, Error> {
     let changed = decision.upserts.iter().filter(|upsert| !upsert.added).map(|upsert| upsert.id);
     let ids = changed.chain(decision.removed.iter().map(|(id, _)| *id));
@@ -124,8 +122,8 @@ pub(super) fn sql_id(id: GroupId) -> Result<i64, Error> {
     to_sql("security_groups.id", id.0)
 }
 
-/// Bindings that go and bindings that come, of added and changed groups, each in the
-/// order of the table's key. Removed groups lose all of theirs.
+/// Removed and added bindings of added and changed groups, each in the order of the
+/// table's key. Removed groups lose all of their bindings.
 pub(super) fn bindings<'a>(
     decision: &'a Decision,
     before: &'a Scopes,
@@ -141,7 +139,7 @@ pub(super) fn bindings<'a>(
             scopes.push((binding, old, now));
         }
     }
-    // Made as they are written: of a large first set they are hundreds of thousands.
+    // An iterator: a large first set has hundreds of thousands of bindings.
     let new = scopes.into_iter().flat_map(|(binding, old, now)| {
         let is_new = move |space: &&SpaceGuid| old.is_none_or(|old| !old.contains(*space));
         now.iter().filter(is_new).map(binding)
@@ -149,7 +147,7 @@ pub(super) fn bindings<'a>(
     Ok((gone, new))
 }
 
-/// `None`: no generation is made. `newest_first`: the rows of `generations`.
+/// `None`: no new generation. `newest_first`: the rows of `generations`.
 pub(super) fn past(
     decision: &Decision,
     before: &Scopes,
@@ -160,7 +158,7 @@ pub(super) fn past(
     }
     let step = step(decision, before)?;
     let point = step.point;
-    // Generation 0 was told to nobody: nobody has to be told what followed it.
+    // No watcher ever gets generation 0, so differences from it are never needed.
     let is_first = decision.before.generation == Generation::default();
     let reaches: Vec<_> =
         step.changes.iter().map(|change| change.before.as_deref().map(rows::reach_text)).collect();

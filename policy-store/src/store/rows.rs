@@ -1,7 +1,7 @@
-//! Rows and values, the same for every SQL database.
+//! Conversion between rows and values, the same for every SQL database.
 //!
-//! Databases have signed integers; a number that does not fit, or a text that is
-//! not what its column is for, is an error that names the column.
+//! Databases have signed integers; a number out of range, or an invalid text, is an
+//! error that names the column.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -64,7 +64,7 @@ fn id(number: i64) -> Result<GroupId, Error> {
     Ok(GroupId(from_sql("security_groups.id", number)?))
 }
 
-/// The one row of `store_state`.
+/// The only row of `store_state`.
 #[derive(Debug)]
 pub(super) struct StateRow {
     pub(super) generation: i64,
@@ -134,12 +134,12 @@ pub(super) struct GroupRow<'a> {
     pub(super) content_hash: &'a [u8],
 }
 
-/// What a decision needs of a row of `security_groups`.
+/// Fields of a row of `security_groups` that a decision needs.
 pub(super) fn known(row_id: i64, text: &str, bytes: &[u8]) -> Result<(GroupGuid, Known), Error> {
     Ok((guid(text)?, Known { id: id(row_id)?, hash: hash(bytes)? }))
 }
 
-/// Where groups apply, by their ids: running, staging.
+/// Scopes of groups by id: running, staging.
 #[derive(Debug, Default)]
 pub(super) struct Scopes {
     scopes: HashMap<i64, (Scope, Scope)>,
@@ -147,7 +147,7 @@ pub(super) struct Scopes {
 }
 
 impl Scopes {
-    /// Takes a row of `security_group_spaces`.
+    /// Adds a row of `security_group_spaces`.
     pub(super) fn bind(&mut self, group: i64, lifecycle: &str, space: &str) -> Result<(), Error> {
         let space = share(&mut self.spaces, "security_group_spaces.space_guid", space)?;
         let (running, staging) = self.scopes.entry(group).or_default();
@@ -159,7 +159,7 @@ impl Scopes {
         Ok(())
     }
 
-    /// Takes what `security_groups` says of it.
+    /// Adds the defaults of a row of `security_groups`.
     pub(super) fn everywhere(&mut self, group: i64, running_default: bool, staging_default: bool) {
         let (running, staging) = self.scopes.entry(group).or_default();
         running.everywhere = running_default;
@@ -174,7 +174,7 @@ impl Scopes {
         })
     }
 
-    /// The group whose bindings were all taken before.
+    /// The group of a row; all of its bindings must have been added before.
     pub(super) fn group(&mut self, row: &GroupRow<'_>) -> Result<Hashed, Error> {
         let (mut running, mut staging) = self.scopes.remove(&row.id).unwrap_or_default();
         running.everywhere = row.running_default;
@@ -191,7 +191,7 @@ fn share(spaces: &mut SharedSpaces, field: &'static str, text: &str) -> Result<S
     Ok(spaces.share(SpaceGuid::parse(text).map_err(senseless(field))?))
 }
 
-/// Whom a group concerned, in one column.
+/// Reach of a group, in one column.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReachText {
@@ -205,13 +205,13 @@ pub(super) fn reach_text(reach: &Reach) -> String {
     serde_json::to_string(&text).expect("texts and a flag")
 }
 
-/// What a plan needs of a row of `generations`.
+/// Fields of a row of `generations` that a plan needs.
 pub(super) fn weighed(generation: i64, weight: i64) -> Result<(Generation, usize), Error> {
     let generation = Generation(from_sql("generations.generation", generation)?);
     Ok((generation, usize::try_from(weight).map_err(senseless("generations.weight"))?))
 }
 
-/// The past in the making: generations first, then changes, both ascending.
+/// Builder of the history: generations first, then changes, both ascending.
 #[derive(Debug, Default)]
 pub(super) struct PastRows {
     from: Option<Point>,
@@ -220,7 +220,7 @@ pub(super) struct PastRows {
 }
 
 impl PastRows {
-    /// Takes a row of `generations`.
+    /// Adds a row of `generations`.
     pub(super) fn generation(&mut self, generation: i64, stamp_ns: i64) -> Result<(), Error> {
         let generation = Generation(from_sql("generations.generation", generation)?);
         let point = Point { generation, stamp: Stamp(stamp_ns) };
@@ -231,7 +231,7 @@ impl PastRows {
         Ok(())
     }
 
-    /// Takes a row of `group_changes`.
+    /// Adds a row of `group_changes`.
     pub(super) fn change(
         &mut self,
         generation: i64,
@@ -259,12 +259,12 @@ impl PastRows {
         Ok(Reach::new(everywhere, spaces.collect::<Result<BTreeSet<_>, _>>()?))
     }
 
-    /// What was there, at `now`.
+    /// The history up to `now`.
     pub(super) fn into_past(self, now: Point) -> Past {
         Past { from: self.from.unwrap_or(now), steps: self.steps }
     }
 
-    /// The first generation that came.
+    /// The first added generation.
     pub(super) fn from(&self) -> Option<Point> {
         self.from
     }

@@ -1,9 +1,9 @@
-//! A group's rules in one column, as a JSON text with the keys of the original
+//! Rules of a group in one column, as JSON with the keys of the original
 //! (docs/compatibility/policy-server-internal.md#rules-as-stored).
 //!
-//! One column and not a table: rules are an ordered list that is only ever
-//! written and read whole, nothing asks for a single rule, and a set of 5,000
-//! groups has 250,000 of them.
+//! One column instead of a table: rules are an ordered list that is always written and
+//! read as a whole, no query selects a single rule, and a set of 5,000 groups has
+//! 250,000 rules.
 
 use model::rule::RuleSpec;
 use serde::{Deserialize, Serialize};

@@ -1,14 +1,14 @@
 //! PostgreSQL, MySQL and MariaDB: for several instances that share a database.
 //!
-//! What holds, beside what [`Store`] promises:
-//! - A Replace locks the one row of the state first. Of two that race, one
-//!   decides on what the other has committed: an old fencing token never gets in.
-//! - Whoever reads holds that row, too: a difference is of one moment.
-//! - An instance learns of what another has committed by `NOTIFY` on PostgreSQL,
-//!   and by looking every [`POLL`] on MySQL. PostgreSQL is looked at as well every
-//!   [`CHECK`], should a notification be lost.
-//! - Tables have names of their own (`portcullis_...`): the database may be the
-//!   one of the original.
+//! Invariants, in addition to the contract of [`Store`]:
+//! - A Replace first locks the only row of the state. Of two concurrent Replaces, the
+//!   second decides on the result of the first: an old fencing token never passes.
+//! - A read locks that row, too: a difference reflects a single moment.
+//! - An instance observes the commits of another by `NOTIFY` on PostgreSQL, and by polling
+//!   every [`POLL`] on MySQL. PostgreSQL is polled as well, every [`CHECK`], in case a
+//!   notification is lost.
+//! - Tables have their own names (`portcullis_...`), so that the database can be that of
+//!   the original.
 
 mod batch;
 mod load;
@@ -35,33 +35,32 @@ use crate::{
     reports::{Report, Unsaved},
 };
 
-/// How often MySQL is asked for news: the bound of how late an instance learns
-/// of them.
+/// Poll interval on MySQL: bounds how late an instance observes changes.
 pub const POLL: Duration = Duration::from_millis(100);
-/// How often PostgreSQL is asked although it tells by itself.
+/// Poll interval on PostgreSQL, in addition to notifications.
 pub const CHECK: Duration = Duration::from_secs(5);
 
 const CHANNEL: &str = "portcullis_policy_store";
-/// What a statement has beside the rules of a group.
+/// Size of a statement without the rules of a group.
 const STATEMENT_ROOM: usize = 64 << 10;
-/// Reports are read again from so long before the newest that was read: clocks
-/// of instances may differ, and transactions overtake each other.
+/// Reports are read again from this long before the newest one read: clocks of instances
+/// may differ, and transactions commit out of order.
 const OVERLAP_MS: i64 = 60_000;
 
 /// A database on a server.
 #[derive(Debug)]
 pub struct Server {
     server: server::Server,
-    /// The most bytes that a group's rules may have.
+    /// Size limit of the rules of a group, in bytes.
     most: usize,
     listener: tokio::sync::Mutex<Option<Listener>>,
-    /// Up to when reports of others were read.
+    /// Time of the newest report of other instances that was read.
     heard_ms: Mutex<i64>,
     closed: CancellationToken,
 }
 
 impl Server {
-    /// Connects, and makes the tables if they are not there.
+    /// Connects, and creates missing tables.
     ///
     /// # Errors
     /// The server cannot be reached or used.
@@ -73,16 +72,16 @@ impl Server {
         Ok(Self { server, most, listener, heard_ms: Mutex::new(0), closed })
     }
 
-    /// The newest generation. Waits for nobody: no lock, no Replace that is under way.
+    /// The newest generation. Takes no lock and never waits for a running Replace.
     ///
     /// # Errors
-    /// The database does not answer, or holds something senseless.
+    /// The database does not answer, or contains a corrupt row.
     pub async fn newest(&self) -> Result<Point, Error> {
         load::newest(&self.server).await
     }
 
-    /// Forgets the newest fencing token, also for instances that run; answers the state
-    /// before.
+    /// Resets the newest fencing token, also for running instances; returns the previous
+    /// state.
     ///
     /// # Errors
     /// The database failed.
@@ -90,7 +89,7 @@ impl Server {
         write::reset_fencing(&self.server).await
     }
 
-    /// What the connections did.
+    /// Connection pool statistics.
     pub fn stats(&self) -> Stats {
         self.server.stats()
     }
@@ -98,13 +97,13 @@ impl Server {
     async fn wait_for_news(&self) {
         match &mut *self.listener.lock().await {
             None => tokio::time::sleep(POLL).await,
-            // Whatever it says: something may have happened.
+            // Any result, including a timeout: there may be a change.
             Some(listener) => _ = tokio::time::timeout(CHECK, listener.next()).await,
         }
     }
 }
 
-/// How large a group's rules may be, in one statement.
+/// Size limit of the rules of a group in one statement.
 async fn most(server: &server::Server) -> Result<usize, Error> {
     match server.dialect() {
         Dialect::Postgres => Ok(usize::MAX),
@@ -124,7 +123,7 @@ fn only(rows: &[Row]) -> Result<&Row, Error> {
     }
 }
 
-/// A text, also where the column is binary.
+/// Reads a text, also from a binary column.
 fn text<'a>(row: &'a Row, column: usize, field: &'static str) -> Result<&'a str, Error> {
     match row.get::<&str>(column) {
         Ok(text) => Ok(text),

@@ -1,9 +1,8 @@
 //! SQLite: for one instance, in one file.
 //!
-//! The writer's transaction reads the state and the hashes, lets
-//! [`decide`] decide, and writes the difference. `synchronous=FULL`: what was
-//! confirmed to a writer is on the disk, so a watermark never claims more than
-//! what a power failure leaves.
+//! The write transaction reads the state and the hashes, calls [`decide`], and writes
+//! the difference. `synchronous=FULL`: every change confirmed to a writer is on the
+//! disk, so after a power failure the watermark never exceeds the stored content.
 
 mod load;
 mod tables;
@@ -55,18 +54,18 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "spaces without references", sql: include_str!("schema_3.sql") },
 ];
 
-/// A usual group fits in one page: with more than one, each has to be looked for, and a
-/// large set is written in four times as many steps.
+/// A typical group fits into one page: with several pages per group each has to be looked
+/// up, and a large set takes four times as many steps.
 const PAGE_BYTES: u32 = 16 << 10;
-/// Room for what all groups of a set touch again and again.
+/// Page cache for the pages that all groups of a set modify.
 const CACHE_KIB: u32 = 8 << 10;
-/// How many ids one statement names.
+/// Number of ids per statement.
 const IDS_AT_ONCE: usize = 500;
-/// How many bindings one statement has: half the time of one for each.
+/// Number of bindings per statement: takes half the time of one statement per binding.
 const BINDINGS_AT_ONCE: usize = 64;
-/// From so many groups on, another thread writes their rules as text.
+/// From this number of groups on, another thread encodes their rules.
 const MANY: usize = 64;
-/// How many texts it may be ahead.
+/// How many texts that thread may be ahead.
 const TEXTS_AHEAD: usize = 32;
 
 /// An open database.
@@ -76,10 +75,10 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens or creates the file. Blocks: for the start of a process.
+    /// Opens or creates the file. Blocks: only for the start of a process.
     ///
     /// # Errors
-    /// The file cannot be used; the error names it and says why.
+    /// The file cannot be used; the error names the file and the reason.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let options = Options {
             synchronous: Synchronous::Full,
@@ -90,7 +89,7 @@ impl Sqlite {
         Ok(Self { database: Database::open_whole(path, &options, MIGRATIONS, TABLES)? })
     }
 
-    /// Forgets the newest fencing token; answers the state before.
+    /// Resets the newest fencing token; returns the previous state.
     ///
     /// # Errors
     /// The database failed.
@@ -142,7 +141,7 @@ impl Store for Sqlite {
         })
     }
 
-    /// There is nobody else who writes.
+    /// There are no other writers.
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
         Box::pin(async {
             self.database.closed().await;
@@ -184,7 +183,7 @@ fn mend(transaction: &Transaction<'_>, served: &Snapshot) -> Result<Mended, Erro
     }
 }
 
-/// Deletes what is left of the set and of its past.
+/// Deletes the remaining rows of the set and of its history.
 fn forget(transaction: &Transaction<'_>) -> Result<(), Error> {
     for table in ["security_group_spaces", "security_groups", "group_changes", "generations"] {
         transaction.execute(&format!("DELETE FROM {table}"), [])?;
@@ -192,7 +191,7 @@ fn forget(transaction: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A refusal is no error of the transaction: what was seen is committed.
+/// A refusal does not abort the transaction: the seen token is committed.
 fn replace(
     transaction: &Transaction<'_>,
     write: &Replacement,
@@ -241,7 +240,7 @@ fn known(connection: &Connection) -> Result<HashMap<GroupGuid, Known>, Error> {
     Ok(known)
 }
 
-/// Where these groups apply.
+/// Scopes of these groups.
 fn scopes(connection: &Connection, ids: &[i64]) -> Result<Scopes, Error> {
     let mut scopes = Scopes::default();
     for ids in ids.chunks(IDS_AT_ONCE) {
@@ -262,7 +261,7 @@ fn scopes(connection: &Connection, ids: &[i64]) -> Result<Scopes, Error> {
     Ok(scopes)
 }
 
-/// The generations that are remembered and what each weighs, newest first.
+/// Remembered generations and their weights, newest first.
 fn generations(connection: &Connection) -> Result<Vec<(Generation, usize)>, Error> {
     let mut statement = connection
         .prepare_cached("SELECT generation, weight FROM generations ORDER BY generation DESC")?;
@@ -317,7 +316,7 @@ fn store_all(transaction: &Transaction<'_>, upserts: &[Upsert]) -> Result<(), Er
     }
     thread::scope(|scope| {
         let (sender, texts) = mpsc::sync_channel(TEXTS_AHEAD);
-        // Ends early when the database has failed and nobody takes any more.
+        // Ends early when the database failed and the receiver was dropped.
         scope.spawn(move || upserts.iter().map(text).try_for_each(|text| sender.send(text)));
         let mut stored = upserts.iter().zip(texts);
         stored.try_for_each(|(upsert, text)| store(transaction, upsert, &text))

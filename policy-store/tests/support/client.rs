@@ -1,4 +1,4 @@
-//! What a syncer and a cell do, in a few lines.
+//! Minimal syncer and cell.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ impl Talk {
         Ok(Self { requests, answers })
     }
 
-    /// A refused send means that the answer says why.
+    /// A refused send means that the call ended; its response has the reason.
     pub(crate) async fn say(&self, step: Step) {
         let _refused = self.requests.send(ReplaceRequest { step: Some(step) }).await;
     }
@@ -41,7 +41,7 @@ impl Talk {
         Ok(answer.expect("the stream goes on").step.expect("an answer has a step"))
     }
 
-    /// Begin and the manifest; the guids that the store lacks.
+    /// Sends Begin and the manifest; returns the missing guids.
     pub(crate) async fn promise(&mut self, write: &Replacement) -> Result<Vec<String>, Status> {
         self.say(Step::Begin(begin(write))).await;
         self.say(Step::Manifest(Manifest { entries: entries(write), last: true })).await;
@@ -61,7 +61,7 @@ impl Talk {
         }
     }
 
-    /// The groups that the store lacks.
+    /// Supplies the missing groups.
     pub(crate) async fn deliver(&self, write: &Replacement, missing: &[String]) {
         for part in parts(write, missing) {
             self.say(part).await;
@@ -79,10 +79,10 @@ impl Talk {
     }
 }
 
-/// Encoded bytes in one message with groups, as a syncer sends them.
+/// Encoded bytes per message with groups, as a syncer sends them.
 const PART: usize = 128 << 10;
 
-/// The messages with these groups.
+/// Messages with these groups.
 pub(crate) fn parts(write: &Replacement, missing: &[String]) -> Vec<Step> {
     let (mut steps, mut groups, mut size) = (Vec::new(), Vec::new(), 0);
     for text in missing {
@@ -116,7 +116,7 @@ pub(crate) fn entries(write: &Replacement) -> Vec<ManifestEntry> {
     entries.map(|(guid, hash)| entry(guid.as_str(), *hash)).collect()
 }
 
-/// A whole Replace, as a syncer does it.
+/// A complete Replace, as a syncer does it.
 pub(crate) async fn replace(client: &Client, write: &Replacement) -> Result<Committed, Status> {
     let mut talk = Talk::open(client).await?;
     let missing = talk.promise(write).await?;
@@ -124,7 +124,7 @@ pub(crate) async fn replace(client: &Client, write: &Replacement) -> Result<Comm
     talk.commit().await
 }
 
-/// Every group, page by page.
+/// Lists all groups, page by page.
 pub(crate) async fn list(
     client: &Client,
     request: ListRequest,
@@ -147,20 +147,20 @@ pub(crate) async fn list_all(client: &Client) -> (u64, Vec<StoredGroup>) {
     list(client, ListRequest { all: true, ..ListRequest::default() }).await.unwrap()
 }
 
-/// What a cell knows from the answers of a watch alone.
+/// State of a cell, derived from the responses of a watch only.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Mirror {
     pub(crate) groups: BTreeMap<String, StoredGroup>,
     pub(crate) generation: u64,
     pub(crate) stamp: i64,
     pub(crate) sequence: u64,
-    /// The answers since the last whole state.
+    /// Responses since the last complete state.
     parts: usize,
 }
 
 impl Mirror {
-    /// Applies an answer; true when the state is whole. Also checks what every
-    /// answer promises.
+    /// Applies a response; true when the state is complete. Also checks the invariants of
+    /// every response.
     pub(crate) fn apply(&mut self, answer: WatchResponse) -> bool {
         let WatchResponse {
             generation,
@@ -189,7 +189,7 @@ impl Mirror {
         for group in upserted {
             let guid = group.group.as_ref().unwrap().guid.clone();
             let before = self.groups.insert(guid, group.clone());
-            // What changed and changed back while nobody looked is told, too.
+            // Changes that were reverted in between are included, too.
             let is_next = generation <= self.generation + 1;
             assert!(!is_next || before != Some(group), "only what changed is told");
         }
@@ -200,13 +200,13 @@ impl Mirror {
         complete
     }
 
-    /// What counts for the next watch: the groups of the last whole state.
+    /// State for the next watch: the groups of the last complete state.
     pub(crate) fn on_a_new_watch(self) -> Self {
         assert_eq!(self.parts, 0, "between two states it has nothing to come back with");
         Self { sequence: 0, ..self }
     }
 
-    /// Its groups, ascending by place.
+    /// Its groups, ascending by id.
     pub(crate) fn sorted(&self) -> Vec<StoredGroup> {
         let mut groups: Vec<_> = self.groups.values().cloned().collect();
         groups.sort_by_key(|group| group.id);
@@ -226,7 +226,7 @@ impl Cell {
         Self::back(client, id, spaces, Mirror::default()).await.unwrap()
     }
 
-    /// Comes back with what it has of these spaces.
+    /// Reconnects with its state for these spaces.
     pub(crate) async fn back(
         client: &Client,
         id: &str,
@@ -248,7 +248,7 @@ impl Cell {
         Self::try_open(client, first).await.unwrap()
     }
 
-    /// The same; the store may refuse it at once.
+    /// The same; the store may refuse the watch at once.
     pub(crate) async fn try_hello(client: &Client, id: &str) -> Result<Self, Status> {
         let hello = watch_request::Hello { cell_id: id.to_owned(), ..Default::default() };
         Self::try_open(client, Some(watch_request::Step::Hello(hello))).await
@@ -281,12 +281,12 @@ impl Cell {
         self.say(watch_request::Step::Report(report)).await;
     }
 
-    /// Says nothing more, and listens still.
+    /// Half-closes the stream and still receives.
     pub(crate) fn fall_silent(&mut self) {
         self.requests = None;
     }
 
-    /// The next whole state; how many answers it took.
+    /// The next complete state; the number of responses it took.
     pub(crate) async fn whole(&mut self) -> Result<usize, Status> {
         for parts in 1.. {
             let answer = tokio::time::timeout(PATIENCE, self.answers.message()).await;
@@ -298,14 +298,14 @@ impl Cell {
         unreachable!("the loop ends by returning")
     }
 
-    /// Whole states until this generation.
+    /// Reads complete states until this generation.
     pub(crate) async fn until(&mut self, generation: u64) {
         while self.mirror.generation < generation {
             self.whole().await.unwrap();
         }
     }
 
-    /// How the watch ends.
+    /// Status with which the watch ends.
     pub(crate) async fn end(&mut self) -> Status {
         loop {
             match tokio::time::timeout(PATIENCE, self.answers.message()).await.expect("it ends") {

@@ -1,4 +1,4 @@
-//! What a polling agent does, and how its Go code reads answers.
+//! Minimal polling agent; decodes responses as its Go code does.
 
 use policy_store::groups::decide::Replacement;
 use reqwest::{Method, RequestBuilder, Response};
@@ -8,7 +8,7 @@ use serde_json::{Value, value::RawValue};
 
 use super::site::Site;
 
-/// A client with a certificate that leaves bodies as they come.
+/// A client with a certificate that does not decode bodies.
 pub(crate) struct Poller {
     client: reqwest::Client,
     base: String,
@@ -19,7 +19,7 @@ impl Poller {
         Self::built(site, address, name, |builder| builder.no_gzip())
     }
 
-    /// The same as the genuine one, which takes gzip without saying so.
+    /// The same as the original's, which accepts gzip transparently.
     pub(crate) fn decoding(site: &Site, address: &str, name: &str) -> Self {
         Self::built(site, address, name, |builder| builder.gzip(true))
     }
@@ -59,8 +59,8 @@ impl Poller {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 
-    /// The genuine client's loop (docs/compatibility/policy-server-internal.md#clients): the
-    /// groups, and how many requests that took.
+    /// Loop of the original's client (docs/compatibility/policy-server-internal.md#clients):
+    /// returns the groups and the number of requests.
     pub(crate) async fn all(&self, per_page: usize, spaces: &str) -> (Vec<Group>, usize) {
         let (mut groups, mut from, mut requests) = (Vec::new(), 0, 0);
         loop {
@@ -83,7 +83,7 @@ impl Poller {
     }
 }
 
-/// The answer to security_groups.
+/// Response of security_groups.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Answer {
@@ -111,8 +111,7 @@ impl Answer {
     }
 }
 
-/// As the genuine client reads `rules`: the token as Go's `strconv.Unquote`
-/// reads it, and then JSON.
+/// Decodes `rules` as the original's client does: Go's `strconv.Unquote`, then JSON.
 fn rules<'de, D: serde::Deserializer<'de>>(reader: D) -> Result<Value, D::Error> {
     let token: Box<RawValue> = Deserialize::deserialize(reader)?;
     let text = unquote(token.get())
@@ -148,7 +147,7 @@ pub(crate) fn unquote(token: &str) -> Option<String> {
                     // Not a surrogate, which `char` refuses as Go does.
                     'u' => char::from_u32(digits(4, 16)?)?,
                     'U' => char::from_u32(digits(8, 16)?)?,
-                    // \x and octal are bytes in Go; none is ever written here.
+                    // \x and octal escapes are bytes in Go; the server never writes them.
                     _ => return None,
                 });
             }
@@ -158,7 +157,7 @@ pub(crate) fn unquote(token: &str) -> Option<String> {
     Some(text)
 }
 
-/// What a client is to find of a set, ascending by guid as the ids are.
+/// Expected response for a set, ascending by guid as the ids are.
 pub(crate) fn expected(write: &Replacement) -> Vec<Group> {
     let mut groups: Vec<_> =
         write.supplied.groups.values().map(|content| content.group()).collect();

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Test helpers.
 
 pub(crate) mod client;
 pub(crate) mod http;
@@ -8,10 +8,10 @@ pub(crate) mod site;
 
 use std::time::Duration;
 
-/// How long anything may take before a test gives up on it.
+/// Timeout of any expected event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits for a condition, and says which one did not come.
+/// Waits for a condition, and names it on timeout.
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {

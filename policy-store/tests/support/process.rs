@@ -1,4 +1,4 @@
-//! The real program as a process of its own.
+//! A policy store as a separate process.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -15,11 +15,11 @@ use serde_json::Value;
 
 use super::{PATIENCE, site::Site};
 
-/// What the program has logged.
+/// Log output of the process.
 #[derive(Default)]
 struct Log {
     lines: Vec<Value>,
-    /// Nothing more comes: the program has ended.
+    /// The output is complete: the process has exited.
     is_whole: bool,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Program {
     pub(crate) address: String,
 }
 
-/// The program with a configuration, which is not started yet.
+/// A process with a configuration that is not started yet.
 pub(crate) fn command(site: &Site, config: &Value) -> Command {
     let path = site.path().join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
@@ -46,12 +46,12 @@ impl Program {
         Self::start_with(site, &site.config())
     }
 
-    /// With a configuration of this site that was changed.
+    /// With a modified configuration of this site.
     pub(crate) fn start_with(site: &Site, config: &Value) -> Self {
         Self::run(command(site, config))
     }
 
-    /// On a file system of its own with so many bytes, at `disk`.
+    /// On a separate file system of this size in bytes, at `disk`.
     pub(crate) fn start_on_disk(site: &Site, config: &Value, disk: &Path, bytes: u32) -> Self {
         let program = command(site, config);
         let script = r#"mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@""#;
@@ -62,7 +62,7 @@ impl Program {
         Self::run(command)
     }
 
-    /// A path as the program sees it.
+    /// A path as seen by the process.
     pub(crate) fn path(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
         root.join(path.strip_prefix("/").unwrap())
@@ -88,7 +88,7 @@ impl Program {
         this
     }
 
-    /// Waits until the log is as wanted.
+    /// Waits until the log satisfies the condition.
     fn log(&self, what: &str, wanted: impl Fn(&Log) -> bool) -> MutexGuard<'_, Log> {
         let (log, changed) = &*self.log;
         let guard = log.lock().unwrap();
@@ -98,7 +98,7 @@ impl Program {
         guard
     }
 
-    /// The `nth` line whose message ends so, from 0 on; waits for it.
+    /// The `nth` line whose message has this suffix, from 0 on; waits for it.
     pub(crate) fn line(&self, action: &str, nth: usize) -> Value {
         let end = format!(".{action}");
         let fits = |line: &&Value| line["message"].as_str().unwrap().ends_with(&end);
@@ -107,7 +107,7 @@ impl Program {
         find(&log).unwrap_or_else(|| panic!("ended without {action}: {:#?}", log.lines))
     }
 
-    /// Where something is served, as the line about the start says it.
+    /// Listen address, as logged at the start.
     fn served_at(&self, key: &str) -> String {
         let line = self.line("started", 0);
         line["data"][key].as_str().unwrap_or_else(|| panic!("{key} in {line}")).to_owned()
@@ -123,7 +123,7 @@ impl Program {
         self.served_at("health-check-address")
     }
 
-    /// The address for operators.
+    /// The address of the admin server.
     pub(crate) fn admin(&self) -> String {
         self.served_at("admin-address")
     }
@@ -132,7 +132,7 @@ impl Program {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Waits for its end, and for its last line.
+    /// Waits for the exit, and for the last line.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         drop(self.log("its end", |log| log.is_whole));
         self.child.wait().unwrap()
@@ -149,7 +149,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Both fail when `wait` was there before.
+        // Both fail when `wait` was called before.
         let _ended = self.child.kill();
         let _status = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Sets of security groups, written short and made at random.
+//! Builders of sets of security groups, also random ones.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,7 +16,7 @@ use policy_store::groups::{
 };
 use proptest::prelude::*;
 
-/// How many spaces random groups are bound to.
+/// Number of spaces in random bindings.
 pub(crate) const SPACES: u8 = 5;
 
 /// A whole set, by guid.
@@ -51,7 +51,7 @@ pub(crate) fn group(guid_text: &str, name: &str) -> SecurityGroup {
     }
 }
 
-/// The same, for everybody.
+/// The same as a global group.
 pub(crate) fn global(guid_text: &str, name: &str) -> SecurityGroup {
     let everywhere = Scope { everywhere: true, ..Scope::default() };
     SecurityGroup { running: everywhere, ..group(guid_text, name) }
@@ -73,7 +73,7 @@ pub(crate) fn named(count: usize, name: &str) -> Set {
     set((0..count).map(|index| group(&format!("g{index:05}"), name)))
 }
 
-/// A Replace that supplies everything, whether the store has it or not.
+/// A Replace that supplies all content, even if the store has it.
 pub(crate) fn replacement(set: &Set) -> Replacement {
     let mut manifest = Manifest::default();
     for (guid, group) in set {
@@ -116,7 +116,7 @@ fn groups() -> impl Strategy<Value = SecurityGroup> {
     })
 }
 
-/// Small sets that often have groups in common.
+/// Small random sets with groups in common.
 pub(crate) fn sets() -> impl Strategy<Value = Set> {
     prop::collection::vec(groups(), 0..8).prop_map(set)
 }

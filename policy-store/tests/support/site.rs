@@ -46,7 +46,7 @@ impl Site {
         Self { directory: Arc::new(directory), issuer, database }
     }
 
-    /// One whose stores are on a new database of this server.
+    /// A site whose stores use a new database of this server.
     pub(crate) fn on(server: &TestServer) -> Self {
         let options = server.database();
         let (_, name) = options.connection_string.rsplit_once('/').expect("a name at the end");
@@ -62,7 +62,7 @@ impl Site {
         self.directory.path()
     }
 
-    /// A certificate with this common name, and a unit if one is named.
+    /// A certificate with this common name, and an organizational unit if given.
     pub(crate) fn certificate(&self, name: &str, unit: Option<&str>) -> Files {
         let mut parameters = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         let mut subject = DistinguishedName::new();
@@ -100,7 +100,7 @@ impl Site {
         })
     }
 
-    /// Somebody with this certificate, at a store.
+    /// A client with this certificate, connected to a store.
     pub(crate) fn client(&self, address: &str, name: &str, unit: Option<&str>) -> Client {
         let tls = ClientTls::load(&self.certificate(name, unit)).unwrap();
         let channel = client::channel(address, Some(tls), client::Options::default()).unwrap();
@@ -108,7 +108,7 @@ impl Site {
     }
 }
 
-/// A store that is served in this process, as [`App`] does it.
+/// A store served in this process by [`App`].
 pub(crate) struct Served {
     pub(crate) site: Site,
     pub(crate) address: String,
@@ -128,7 +128,7 @@ impl Served {
         Self::start_with(site, &config).await
     }
 
-    /// With a configuration of this site that was changed.
+    /// With a modified configuration of this site.
     pub(crate) async fn start_with(site: Site, config: &Value) -> Self {
         let config: Config = runtime::config::parse(&config.to_string()).unwrap().config;
         let app = App::bind(config, &Process::detached()).await.unwrap();
@@ -145,7 +145,7 @@ impl Served {
         self.site.client(&self.address, "syncer", None)
     }
 
-    /// An agent that polls, with a certificate that says nothing special.
+    /// A polling agent with an ordinary certificate.
     pub(crate) fn poller(&self) -> Poller {
         Poller::new(&self.site, &self.internal, "agent")
     }
@@ -158,7 +158,7 @@ impl Served {
         self.site.client(&self.address, id, Some("cell"))
     }
 
-    /// Ends it in order.
+    /// Stops it in order.
     pub(crate) async fn stop(self) -> Site {
         self.shutdown.cancel();
         self.running.await.unwrap().unwrap();

@@ -1,22 +1,22 @@
-//! Many rows in few statements.
+//! Writes many rows with few statements.
 //!
-//! A statement has a bounded number of rows and of bytes: servers take 65,535
-//! parameters at most, and MySQL what `max_allowed_packet` says. Rows come in
-//! one of a few counts, so that a connection prepares few statements.
+//! Rows and bytes of a statement are bounded: servers accept 65,535 parameters at most,
+//! and MySQL limits bytes by `max_allowed_packet`. The number of rows is one of a few
+//! counts, so that a connection prepares few statements.
 
 use storage::server::{Transaction, Value};
 
 use super::super::Error;
 
-/// How many rows a statement has; the first count that fits.
+/// Number of rows per statement; the first count that fits is used.
 const COUNTS: [usize; 4] = [512, 64, 8, 1];
-/// How many bytes a statement has: 4 MiB, but for one row that is larger.
+/// Size limit of a statement, 4 MiB, except for a single larger row.
 const MAX_BYTES: usize = 4 << 20;
 
-/// A statement around a list of rows of marks.
+/// A statement with a list of rows of placeholders.
 pub(super) struct Batch<'a> {
     pub(super) before: &'a str,
-    /// One row.
+    /// Placeholders of one row.
     pub(super) marks: &'a str,
     pub(super) after: &'a str,
 }
@@ -26,7 +26,7 @@ impl Batch<'_> {
         format!("{} {} {}", self.before, vec![self.marks; rows].join(","), self.after)
     }
 
-    /// Carries it out for all rows, in their order.
+    /// Executes the statement for all rows, in their order.
     pub(super) async fn run(
         &self,
         transaction: &Transaction,
@@ -44,7 +44,7 @@ impl Batch<'_> {
     }
 }
 
-/// How many of the rows with these sizes go together.
+/// How many rows with these sizes fit into one statement.
 fn count(sizes: &[usize]) -> usize {
     let fits = |count: &&usize| {
         **count == 1

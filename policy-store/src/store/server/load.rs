@@ -1,4 +1,4 @@
-//! Reading: everything, or what changed.
+//! Reads everything, or the changes since a generation.
 
 use model::{generation::Point, ids::CellId};
 use storage::server::{Dialect, Row, Server, Transaction, Value};
@@ -15,8 +15,7 @@ use crate::{
     reports::Report,
 };
 
-/// How many groups are read at once: what is read of a large set is not in
-/// memory twice.
+/// Number of groups per query: the result of a large set is never in memory twice.
 const PAGE: i64 = 1000;
 
 const STATE: &str = "SELECT generation, stamp_ns, watermark_seconds, watermark_nanoseconds,
@@ -26,7 +25,7 @@ const STATE: &str = "SELECT generation, stamp_ns, watermark_seconds, watermark_n
 const CHANGED: &str = "(SELECT group_id FROM portcullis_group_changes WHERE generation > ?)";
 
 pub(super) async fn load(server: &Server, since: Option<Point>) -> Result<Contents, Error> {
-    // The usual answer to the usual question costs no lock.
+    // The common case, no change, takes no lock.
     if let Some(since) = since {
         let state = state(server).await?;
         if state.point() == since {
@@ -73,8 +72,7 @@ pub(super) async fn newest(server: &Server) -> Result<Point, Error> {
     Ok(state(server).await?.point())
 }
 
-/// The state, which stays as it is until the transaction ends: whoever writes
-/// takes it first.
+/// Reads the state and locks it until the transaction ends: every writer locks it first.
 pub(super) async fn state_for_update(transaction: &Transaction) -> Result<State, Error> {
     parse_state(&transaction.query(&format!("{STATE} FOR UPDATE"), &[]).await?)
 }
@@ -96,7 +94,7 @@ fn parse_state(rows: &[Row]) -> Result<State, Error> {
     .try_into()
 }
 
-/// `None`: `since` is not remembered.
+/// `None`: the history does not reach back to `since`.
 async fn past(
     transaction: &Transaction,
     since: Option<Point>,
@@ -167,7 +165,7 @@ async fn bindings(
     bind_all(&transaction.query(&sql, &parameters).await?, scopes)
 }
 
-/// Takes rows of groups, lifecycles and spaces.
+/// Adds rows with group, lifecycle and space.
 pub(super) fn bind_all(rows: &[Row], scopes: &mut Scopes) -> Result<(), Error> {
     for row in rows {
         let lifecycle = text(row, 1, "security_group_spaces.lifecycle")?;
@@ -189,7 +187,7 @@ fn group(row: &Row, scopes: &mut Scopes) -> Result<Hashed, Error> {
     })
 }
 
-/// What was said after a moment.
+/// Reports received after a time.
 pub(super) async fn reports(
     server: &Server,
     after_ms: i64,

@@ -1,4 +1,4 @@
-//! What was lost: tables, and rows of the set.
+//! Repairs lost tables and lost rows of the set.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) async fn mend(
     served: Arc<Snapshot>,
 ) -> Result<Mended, Error> {
     server.mend(&|_| Vec::new()).await?;
-    // As a rule nothing is lost: that costs no lock.
+    // The common case, no loss, takes no lock.
     if let Ok(state) = load::state(server).await {
         let has_groups = !server.query(ANY, &[]).await?.is_empty();
         if plan::loss(&state, has_groups, &served) == Loss::None {

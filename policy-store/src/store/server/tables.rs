@@ -1,4 +1,4 @@
-//! The tables: how they came about, and what they are.
+//! Migrations and the resulting tables.
 
 use storage::{
     Column, Migration, Table,
@@ -39,12 +39,12 @@ const MYSQL: Schema = Schema {
     tables: MYSQL_TABLES,
 };
 
-/// Without all of its rows the set is not whole.
+/// Marks the set as incomplete after rows were lost.
 const NOT_WHOLE: &[(&str, &str)] =
     &[("portcullis_store_state", "UPDATE portcullis_store_state SET synced_at_ms = NULL")];
 
-/// The one row of the state, if it is not there: with the highest generation that
-/// something else knows.
+/// Inserts the missing row of the state, with the highest generation that another table
+/// has.
 pub(super) fn seed(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Postgres => POSTGRES_SEED,
@@ -65,7 +65,7 @@ const MYSQL_SEED: &str =
     COALESCE((SELECT MAX(stamp_ns) FROM portcullis_generations), 0),
     COALESCE((SELECT MAX(id) FROM portcullis_security_groups), 0)";
 
-// The state comes last: its row is made of the others'.
+// The state comes last: its row derives from the other tables.
 const POSTGRES_TABLES: &[Table] = &[
     Table {
         marks: NOT_WHOLE,

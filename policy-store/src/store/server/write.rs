@@ -1,4 +1,4 @@
-//! Writing: one transaction a Replace.
+//! Writes: one transaction per Replace.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -22,10 +22,10 @@ use crate::{
     reports::Unsaved,
 };
 
-/// How many ids one statement names.
+/// Number of ids per statement.
 const IDS_AT_ONCE: usize = 500;
-/// How many rows one COPY has: it works in a few megabytes of the server's buffers,
-/// and with more rows than they hold it waits for the disk again and again.
+/// Number of rows per COPY: it uses a few megabytes of the server's buffers, and with
+/// more rows than they hold it repeatedly waits for the disk.
 const GROUPS_AT_ONCE: usize = 1_000;
 const BINDINGS_AT_ONCE: usize = 20_000;
 
@@ -33,7 +33,7 @@ const GROUPS: &str = "portcullis_security_groups";
 const GROUP_COLUMNS: &str =
     "(id, guid, name, running_default, staging_default, rules, content_hash)";
 
-/// Forgets the newest fencing token; answers the state before.
+/// Resets the newest fencing token; returns the previous state.
 pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
     let dialect = server.dialect();
     server
@@ -48,7 +48,7 @@ pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
         .await
 }
 
-/// A refusal is no error of the transaction: what was seen is committed.
+/// A refusal does not abort the transaction: the seen token is committed.
 pub(super) async fn replace(
     server: &Server,
     most: usize,
@@ -81,7 +81,7 @@ pub(super) async fn replace(
     Ok(outcome?)
 }
 
-/// Deletes what is left of the set and of its past.
+/// Deletes the remaining rows of the set and of its history.
 pub(super) async fn forget(transaction: &Transaction) -> Result<(), Error> {
     for table in ["security_group_spaces", "security_groups", "group_changes", "generations"] {
         transaction.execute(&format!("DELETE FROM portcullis_{table}"), &[]).await?;
@@ -108,7 +108,7 @@ pub(super) async fn carry_out(
     store_state(transaction, &decision.state).await
 }
 
-/// Wakes the other instances when the transaction is committed.
+/// Notifies the other instances at commit.
 pub(super) async fn tell(transaction: &Transaction, dialect: Dialect) -> Result<(), Error> {
     if dialect == Dialect::Postgres {
         transaction.query("SELECT pg_notify(?, '')", &[CHANNEL.into()]).await?;
@@ -125,7 +125,7 @@ async fn known(transaction: &Transaction) -> Result<HashMap<GroupGuid, Known>, E
     known.collect()
 }
 
-/// Where these groups apply.
+/// Scopes of these groups.
 async fn scopes(transaction: &Transaction, ids: &[i64]) -> Result<Scopes, Error> {
     let mut scopes = Scopes::default();
     for ids in ids.chunks(IDS_AT_ONCE) {
@@ -220,7 +220,7 @@ async fn store(
     }
 }
 
-/// The text of their rules is written while the server takes what came before.
+/// Encodes the rules while the server processes the previous rows.
 async fn copy_groups(transaction: &Transaction, added: &[&Upsert]) -> Result<(), Error> {
     let ids: Vec<i64> =
         added.iter().map(|upsert| plan::sql_id(upsert.id)).collect::<Result<_, _>>()?;
@@ -251,7 +251,7 @@ async fn upsert_groups(
 ) -> Result<(), Error> {
     let before = format!("INSERT INTO {GROUPS} {GROUP_COLUMNS} VALUES");
     let batch = Batch { before: &before, marks: "(?,?,?,?,?,?,?)", after };
-    // Rows are made as they go: all of a large set at once would be in memory twice.
+    // Rows are created per chunk: a large set must not be in memory twice.
     for upserts in upserts.chunks(IDS_AT_ONCE) {
         let rows = upserts.iter().map(|upsert| group_row(upsert, most));
         batch.run(transaction, rows.collect::<Result<_, Error>>()?).await?;
@@ -352,8 +352,8 @@ pub(super) async fn store_state(transaction: &Transaction, state: &State) -> Res
     Ok(())
 }
 
-/// What a cell said earlier never takes the place of what it said later, to
-/// whichever instance.
+/// An older report of a cell never replaces a newer one, whichever instance received
+/// them.
 pub(super) async fn save_reports(server: &Server, unsaved: &Unsaved) -> Result<(), Error> {
     if unsaved.is_empty() {
         return Ok(());
@@ -366,7 +366,7 @@ pub(super) async fn save_reports(server: &Server, unsaved: &Unsaved) -> Result<(
                  reported_at_ms = excluded.reported_at_ms
              WHERE portcullis_cell_reports.reported_at_ms <= excluded.reported_at_ms"
         }
-        // Carried out from left to right: the time is compared until it changes.
+        // Assignments take effect from left to right: the time is compared before it changes.
         Dialect::MySql => {
             "ON DUPLICATE KEY UPDATE
                  enforced_generation = IF(reported_at_ms <= VALUES(reported_at_ms),

@@ -1,4 +1,4 @@
-//! Reading: everything, or what changed.
+//! Reads everything, or the changes since a generation.
 
 use model::{generation::Point, ids::CellId};
 use rusqlite::{Connection, OptionalExtension as _, Row, Rows};
@@ -12,7 +12,7 @@ use crate::{
     reports::Report,
 };
 
-/// The caller's transaction sees one moment of the database.
+/// Must run in a transaction of the caller, for a consistent read.
 pub(super) fn load(connection: &Connection, since: Option<Point>) -> Result<Contents, Error> {
     let state = state(connection)?;
     if let Some(since) = since
@@ -58,7 +58,7 @@ fn state_row(row: &Row<'_>) -> Result<StateRow, rusqlite::Error> {
     })
 }
 
-/// `None`: `since` is not remembered.
+/// `None`: the history does not reach back to `since`.
 fn past(connection: &Connection, since: Option<Point>, now: Point) -> Result<Option<Past>, Error> {
     let first = since.map_or(0, |since| since.generation.0);
     let first = to_sql("generations.generation", first)?;

@@ -1,12 +1,12 @@
-//! What the tables are after the last migration.
+//! Tables after the last migration.
 
 use storage::{Column, Table};
 
-/// Without all of its rows the set is not whole.
+/// Marks the set as incomplete after rows were lost.
 const NOT_WHOLE: &[(&str, &str)] = &[("store_state", "UPDATE store_state SET synced_at_ms = NULL")];
 
-/// The one row of the state, if it is not there: with the highest generation that
-/// something else knows.
+/// Inserts the missing row of the state, with the highest generation that another table
+/// has.
 pub(super) const STATE_SEED: &str =
     "INSERT OR IGNORE INTO store_state (only_row, generation, stamp_ns, last_id)
     SELECT 1, MAX(COALESCE((SELECT MAX(generation) FROM generations), 0),
@@ -14,7 +14,7 @@ pub(super) const STATE_SEED: &str =
     COALESCE((SELECT MAX(stamp_ns) FROM generations), 0),
     COALESCE((SELECT MAX(id) FROM security_groups), 0)";
 
-// The state comes last: its row is made of the others'.
+// The state comes last: its row derives from the other tables.
 pub(super) const TABLES: &[Table] = &[
     Table {
         options: "STRICT",

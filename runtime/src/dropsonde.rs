@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_is_no_failure() {
+    async fn sending_without_an_agent_does_not_fail() {
         Dropsonde::default().count("nowhere");
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let metron = Dropsonde::to(&HostPort::parse(&gone.to_string()).unwrap(), "job");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_without_an_address_is_an_error_line_and_asked_for_again() {
+    async fn an_unresolved_host_is_logged_and_retried() {
         let (log, _control, _guard) = crate::lager::capture(crate::lager::Options {
             source: "test".into(),
             level: crate::lager::Level::Info,

@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cause_is_told_once() {
+    fn every_cause_is_printed_once() {
         let link = |text, source| Link { text, source };
         let inner = link("inner", Some(Box::new(link("innermost", None))));
         assert_eq!(chain(&link("outer", Some(Box::new(inner)))), "outer: inner: innermost");

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_no_struct_at_any_depth() {
+    fn a_list_is_rejected_for_a_struct_at_any_depth() {
         for text in [
             "[{}]",
             r#"{"inner":[true]}"#,

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn counted_things_and_the_process_are_rendered() {
+    fn counters_and_process_metrics_are_rendered() {
         let (recorder, handle) = recorder("lock-server", "1.2.3");
         metrics::with_local_recorder(&recorder, || {
             metrics::counter!("lock_server_requests_total").increment(3);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_lag_is_set_at_the_scrape() {
+    fn scrape_callbacks_set_metrics() {
         let (recorder, handle) = recorder("test", "1");
         let counted = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let gauge = metrics::with_local_recorder(&recorder, || metrics::gauge!("test_cells"));

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_user_part_of_every_url_goes() {
+    fn the_user_part_of_every_url_is_removed() {
         for (text, expected) in [
             ("", ""),
             ("no url, but me@example.org", "no url, but me@example.org"),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_used_without_its_user() {
+    fn a_url_loses_its_user_part() {
         for (url, expected) in [
             ("https://me:hush@uaa:8443/x", "https://uaa:8443/x"),
             ("https://@uaa", "https://uaa"),

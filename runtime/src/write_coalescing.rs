@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_is_one_write() {
+    async fn one_poll_is_one_write() {
         let (near, mut far) = duplex(1 << 20);
         let gather = CoalescingStream::new(near);
         let mut connection = pin!(say(gather.share(), &[b"one", b"two"]));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_waits_for_the_other_side_and_leaves_no_buffer() {
+    async fn excess_bytes_wait_for_the_peer_and_leave_no_buffer() {
         let (near, mut far) = duplex(1_000);
         let gather = CoalescingStream::new(near);
         let large: Vec<u8> = (0..ROOM * 3).map(|number| number as u8).collect();

@@ -37,7 +37,7 @@ async fn open_calls_may_end_and_new_connections_are_refused() {
 }
 
 #[tokio::test]
-async fn what_does_not_end_is_cut_off() {
+async fn calls_that_outlast_the_drain_are_aborted() {
     let running = Running::start(Duration::from_millis(200)).await;
     let stuck = spawn(call(running.trusted(), "/test.Odd/Hang"));
     let begun = || async { running.odd.hanging.load(Ordering::SeqCst) };
@@ -52,7 +52,7 @@ async fn what_does_not_end_is_cut_off() {
 }
 
 #[tokio::test]
-async fn idle_connections_and_health_watchers_do_not_hold_up_the_end() {
+async fn idle_connections_and_health_watchers_do_not_delay_the_drain() {
     let running = Running::start(LONG).await;
     let idle = running.trusted();
     check(idle.clone(), "").await.unwrap();
@@ -71,7 +71,7 @@ async fn idle_connections_and_health_watchers_do_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn handshakes_do_not_hold_up_the_end() {
+async fn handshakes_do_not_delay_the_drain() {
     let running = Running::start(LONG).await;
     let _silent = TcpStream::connect(&running.address).await.unwrap();
     // Connections are accepted in order: once a later one is served, the silent one is accepted
@@ -116,7 +116,7 @@ async fn frame(stream: &mut TcpStream) -> Option<u8> {
 }
 
 #[tokio::test]
-async fn connections_are_told_to_go_one_after_another() {
+async fn goaways_are_staggered() {
     const GO_AWAY: u8 = 7;
     const COUNT: u32 = 250;
     for (spread, apart) in
@@ -171,7 +171,7 @@ async fn a_server_that_is_dropped_cuts_its_connections() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
+async fn a_silent_client_is_disconnected_and_a_busy_one_is_not() {
     let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let limits = Limits {
@@ -204,7 +204,7 @@ async fn a_client_that_is_silent_is_cut_and_one_that_asks_a_lot_is_not() {
 
 /// A stopped client answers no ping and sends nothing.
 #[tokio::test]
-async fn a_frozen_client_does_not_hold_up_the_end() {
+async fn a_frozen_client_does_not_delay_the_drain() {
     let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     let odd = Odd::default();

@@ -242,7 +242,7 @@ async fn without_tls_there_is_an_address_and_no_identity() {
 }
 
 #[tokio::test]
-async fn a_panic_is_an_internal_error_and_nothing_more() {
+async fn a_panic_is_only_an_internal_error() {
     let (log, _control, _guard) = lager::capture(lager::Options {
         source: "test".into(),
         level: lager::Level::Info,
@@ -363,7 +363,7 @@ async fn a_channel_without_a_server_fails_soon_and_says_why() {
 }
 
 #[tokio::test]
-async fn statuses_are_told_as_go_tells_them() {
+async fn statuses_are_formatted_as_in_go() {
     let text = client::describe(&Status::already_exists("lock-collision"));
     assert_eq!(text, "rpc error: code = AlreadyExists desc = lock-collision");
     let text = client::describe(&Status::cancelled(""));
@@ -391,7 +391,7 @@ async fn a_channel_does_not_wait_for_a_silent_server() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_refused() {
+async fn an_invalid_address_is_rejected() {
     for wrong in ["localhost", "localhost:http", "localhost:70000", "", "a b:80", "::1:80x"] {
         let refused = client::channel(wrong, None, Options::default());
         assert!(refused.is_err(), "{wrong}");

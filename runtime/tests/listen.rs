@@ -24,7 +24,7 @@ async fn a_taken_port_is_named_with_its_purpose() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_named() {
+async fn an_invalid_address_is_named() {
     for wrong in ["nowhere", "256.1.1.1:80", "127.0.0.1:http", "no.such.invalid:1"] {
         let error = Listener::tcp("gRPC", wrong).await.unwrap_err();
         assert_eq!(error.to_string(), format!("gRPC: resolving {wrong}"));
@@ -73,7 +73,7 @@ async fn a_unix_socket_is_private_and_removed_at_the_end() {
 }
 
 #[tokio::test]
-async fn what_a_killed_process_left_is_removed_and_nothing_else() {
+async fn only_the_stale_socket_of_a_killed_process_is_removed() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("control.sock");
     // The standard library's listener leaves its socket file behind, as a crash does.

@@ -162,7 +162,7 @@ async fn batches_are_bounded_and_keep_their_order() {
 }
 
 #[tokio::test]
-async fn an_agent_may_come_late_and_come_back() {
+async fn an_agent_may_start_late_and_restart() {
     let authority = Authority::new("loggregator authority");
     let address = {
         let listener = Listener::tcp("later", "127.0.0.1:0").await.unwrap();
@@ -212,7 +212,7 @@ async fn without_an_agent_the_queue_fills_and_nobody_waits() {
 }
 
 #[tokio::test]
-async fn what_is_queued_at_shutdown_is_still_delivered() {
+async fn envelopes_queued_at_shutdown_are_delivered() {
     let authority = Authority::new("loggregator authority");
     let running = Running::start(&authority, "127.0.0.1:0").await;
     let client = Client::start(&config(&authority, &running.address));
@@ -262,7 +262,7 @@ async fn only_an_agent_is_spoken_to() {
 }
 
 #[test]
-fn without_certificates_there_is_nothing_to_run() {
+fn without_certificates_there_is_no_delivery_task() {
     let authority = Authority::new("loggregator authority");
     let config = Config { files: None, ..config(&authority, "127.0.0.1:1") };
     assert!(bind("test", &config).is_none());

@@ -96,7 +96,7 @@ async fn ask_for_a_flood(stream: &mut (impl AsyncWrite + Unpin)) {
 
 /// Such as a stopped process.
 #[tokio::test]
-async fn a_client_that_reads_nothing_is_given_up() {
+async fn a_client_that_reads_nothing_is_disconnected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     for unix in [false, true] {
@@ -141,7 +141,7 @@ async fn a_client_that_reads_nothing_is_given_up() {
 
 /// reqwest alone would try one address after another, each for a part of the connect timeout.
 #[test]
-fn an_http_client_passes_over_dead_addresses() {
+fn an_http_client_skips_dead_addresses() {
     with_three_addresses(|| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

@@ -185,7 +185,7 @@ fn sigusr1_and_sighup_are_ignored() {
 }
 
 #[test]
-fn it_has_metrics_and_a_level_that_can_be_changed() {
+fn the_admin_server_has_metrics_and_a_log_level() {
     let mut running = Running::start("");
     let metrics = running.http("GET /metrics");
     assert!(metrics.contains("probe_starts_total 1\n"), "{metrics}");
@@ -215,7 +215,7 @@ fn a_closed_standard_output_does_not_end_it() {
 }
 
 #[test]
-fn what_fails_at_start_is_one_line_with_the_whole_chain() {
+fn a_start_failure_is_one_line_with_the_whole_chain() {
     let output = run_with(r#"{"admin_address":"127.0.0.1:0","fault":"bind"}"#);
     assert_eq!(output.status.code(), Some(1));
     let line = last(&output);
@@ -226,7 +226,7 @@ fn what_fails_at_start_is_one_line_with_the_whole_chain() {
 }
 
 #[test]
-fn a_port_in_use_is_said() {
+fn a_port_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run_with(&format!(r#"{{"admin_address":"{address}"}}"#));
@@ -256,7 +256,7 @@ fn a_panic_is_in_the_log_and_ends_the_process() {
 }
 
 #[test]
-fn a_bad_configuration_is_said_on_standard_error() {
+fn a_bad_configuration_is_reported_on_standard_error() {
     let output = run_with(r#"{"admin_address":"nowhere","drain_seconds":"1"}"#);
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(text(&output.stdout), "");

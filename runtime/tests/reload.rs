@@ -32,7 +32,7 @@ fn move_to(authority: &Authority, files: &Files) {
 }
 
 #[tokio::test]
-async fn both_sides_take_up_new_authorities_without_a_restart() {
+async fn both_sides_reload_ca_files_without_a_restart() {
     let (log, _control, _guard) = capture();
     let (old, new) = (Authority::new("old"), Authority::new("new"));
     let server_files = old.issue("server", &Leaf::new("server"));

@@ -80,7 +80,7 @@ async fn a_panic_is_an_error_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_early_end_is_noticed_before_anybody_joins() {
+async fn an_early_end_is_detected_before_join() {
     let (mut tasks, shutdown) = tasks();
     tasks.add("feed", async { anyhow::bail!("gone") });
     timeout(DAY, shutdown.cancelled()).await.expect("shut down by the end of the feed");
@@ -107,7 +107,7 @@ async fn the_first_to_fail_is_the_error_and_not_its_consequences() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_misses_the_deadline_is_aborted_and_named() {
+async fn a_task_that_misses_the_deadline_is_aborted_and_named() {
     let (mut tasks, shutdown) = tasks();
     let dropped = Arc::new(AtomicBool::new(false));
     let guard = SetOnDrop(Arc::clone(&dropped));

@@ -32,7 +32,7 @@ async fn assert_refused(running: &Running, tls: Option<ClientTls>, why: &str) {
 }
 
 #[tokio::test]
-async fn strangers_are_refused() {
+async fn unknown_clients_are_rejected() {
     let running = running().await;
     assert_refused(&running, None, "a client without TLS").await;
 
@@ -139,7 +139,7 @@ async fn tls_1_2_has_two_suites_with_rsa_certificates() {
 }
 
 #[tokio::test]
-async fn a_slow_handshake_does_not_hold_up_others() {
+async fn a_slow_handshake_does_not_delay_others() {
     let running = running().await;
     let mut silent = Vec::new();
     for _ in 0..50 {
@@ -200,7 +200,7 @@ fn bad_files_are_named() {
 }
 
 #[test]
-fn several_authorities_can_stand_in_one_file() {
+fn one_file_may_contain_several_ca_certificates() {
     let (first, second) = (Authority::new("first"), Authority::new("second"));
     let files = first.issue("server", &Leaf::new("server"));
     replace(&files.ca, &format!("# both\n{}\n{}", first.pem(), second.pem()));

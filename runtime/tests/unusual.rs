@@ -66,7 +66,7 @@ async fn refusal(log: &lager::Capture) -> String {
 }
 
 #[tokio::test]
-async fn a_server_that_is_its_own_authority_is_taken_where_it_is_in_the_file() {
+async fn a_self_signed_server_in_the_ca_file_is_accepted() {
     let folder = Authority::new("clients' authority");
     let server_files = self_signed(&folder, "own", Leaf::new("server"));
     let server = ServerTls::load(&server_files, Alpn::H2).unwrap();
@@ -80,7 +80,7 @@ async fn a_server_that_is_its_own_authority_is_taken_where_it_is_in_the_file() {
 }
 
 #[tokio::test]
-async fn its_own_authority_must_be_fit_for_its_use() {
+async fn a_self_signed_certificate_must_allow_its_use() {
     type Change = fn(&mut CertificateParams);
     let elsewhere: Change = |params| {
         params.subject_alt_names = vec![SanType::DnsName("elsewhere".try_into().unwrap())];
@@ -110,7 +110,7 @@ async fn its_own_authority_must_be_fit_for_its_use() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_its_own_authority_is_taken_where_it_is_in_the_file() {
+async fn a_self_signed_client_in_the_ca_file_is_accepted() {
     let (log, _control, _guard) = capture();
     let folder = Authority::new("authority");
     let own = self_signed(&folder, "own", Leaf::new("operator"));
@@ -131,7 +131,7 @@ async fn a_client_that_is_its_own_authority_is_taken_where_it_is_in_the_file() {
 
 /// As `openssl req -x509 -CA` creates it: verifying it would require following its signature.
 #[tokio::test]
-async fn an_authority_of_the_authority_is_refused_with_a_sentence() {
+async fn a_leaf_marked_as_a_ca_is_rejected_with_an_explanation() {
     let (log, _control, _guard) = capture();
     let folder = Authority::new("authority");
     let server = folder.issue("marked", &Leaf::new("server").with(authority));
@@ -171,7 +171,7 @@ fn only_common_name(folder: &Authority) -> Files {
 }
 
 #[tokio::test]
-async fn a_server_with_only_a_common_name_is_refused_with_a_sentence() {
+async fn a_server_with_only_a_common_name_is_rejected_with_an_explanation() {
     let folder = Authority::new("authority");
     let server = ServerTls::load(&only_common_name(&folder), Alpn::H2).unwrap();
     let mut running = Running::start_with(folder, Some(server), DRAIN).await;
@@ -181,7 +181,7 @@ async fn a_server_with_only_a_common_name_is_refused_with_a_sentence() {
 }
 
 #[tokio::test]
-async fn https_clients_explain_as_well() {
+async fn https_clients_explain_errors_too() {
     let folder = Authority::new("authority");
     let server = ServerTls::load(&only_common_name(&folder), Alpn::None).unwrap();
     let listener = Listener::tcp("test", "127.0.0.1:0").await.unwrap();

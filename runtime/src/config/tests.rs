@@ -322,7 +322,7 @@ fn durations_are_read_as_go_does() {
 }
 
 #[test]
-fn what_go_refuses_is_refused() {
+fn durations_that_go_rejects_are_rejected() {
     use ParseDurationError::{Malformed, MissingUnit, Overflow, UnknownUnit};
     for (text, expected) in [
         ("", Malformed),
@@ -375,7 +375,7 @@ fn durations_are_written_as_go_does() {
 }
 
 #[test]
-fn a_negative_duration_waits_no_time() {
+fn a_negative_duration_becomes_zero() {
     let duration: GoDuration = "-5s".parse().unwrap();
     assert_eq!(duration.to_duration(), std::time::Duration::ZERO);
     let longest = GoDuration::from(std::time::Duration::MAX);
@@ -384,7 +384,7 @@ fn a_negative_duration_waits_no_time() {
 
 proptest! {
     #[test]
-    fn what_is_written_can_be_read(nanoseconds: i64) {
+    fn durations_survive_formatting_and_parsing(nanoseconds: i64) {
         let duration = GoDuration::from_nanoseconds(nanoseconds);
         // Fractions are computed with a float64, so the last digits may differ.
         let read: GoDuration = duration.to_string().parse().unwrap();
@@ -404,7 +404,7 @@ proptest! {
     }
 
     #[test]
-    fn terms_add_up(hours in 0_i64..1_000, minutes in 0_i64..1_000, milliseconds in 0_i64..10_000) {
+    fn duration_terms_are_added(hours in 0_i64..1_000, minutes in 0_i64..1_000, milliseconds in 0_i64..10_000) {
         let text = format!("{hours}h{minutes}m{milliseconds}ms");
         let read: GoDuration = text.parse().unwrap();
         let expected = (hours * 3_600_000 + minutes * 60_000 + milliseconds) * 1_000_000;

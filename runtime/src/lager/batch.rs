@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_leave_with_one_write_at_the_end_also_after_a_panic() {
+    fn a_batch_is_one_write_even_after_a_panic() {
         let (writes, others) = (Writes::default(), Writes::default());
         let (sink, other) = (Sink::new(writes.clone()), Sink::new(others.clone()));
         batch_writes(|| {

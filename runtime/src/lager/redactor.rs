@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn without_the_keys_everything_is_said() {
+    fn without_the_keys_nothing_is_redacted() {
         let data = r#"{"password":"secret","text":"a text of any length","n":1e+21}"#;
         assert_eq!(censored("{}", data), data);
     }
 
     #[test]
-    fn secrets_are_known_by_their_name_or_their_look() {
+    fn secrets_are_detected_by_name_or_by_pattern() {
         let config = r#"{"redact_secrets": true}"#;
         let table = [
             (r#"{"password":{"a":1}}"#, r#"{"password":"*REDACTED*"}"#),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn own_patterns_stand_in_for_the_known_looks() {
+    fn configured_patterns_replace_the_default_ones() {
         let config = r#"{"redact_secrets": true, "redact_patterns": ["^token-\\d+$"]}"#;
         let data = r#"{"a":"token-42","b":"AKIAABCDEFGHIJKLMNOP","passwd":"x"}"#;
         let expected = r#"{"a":"*REDACTED*","b":"AKIAABCDEFGHIJKLMNOP","passwd":"*REDACTED*"}"#;

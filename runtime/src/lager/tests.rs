@@ -199,7 +199,7 @@ fn strings_are_escaped_as_go_does() {
 }
 
 #[test]
-fn no_text_is_taken_for_json() {
+fn text_is_never_treated_as_json() {
     struct Lying;
     impl Debug for Lying {
         fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
@@ -214,7 +214,7 @@ fn no_text_is_taken_for_json() {
 }
 
 #[test]
-fn what_cannot_be_json_is_said() {
+fn a_failed_json_serialization_is_reported() {
     struct Never;
     impl Serialize for Never {
         fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
@@ -302,7 +302,7 @@ fn foreign_crates_pass_only_with_warnings() {
 }
 
 #[test]
-fn a_failing_output_does_no_harm() {
+fn a_failing_log_output_is_ignored() {
     struct Closed;
     impl Write for Closed {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {

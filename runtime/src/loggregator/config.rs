@@ -88,7 +88,7 @@ mod tests {
     use crate::config::parse;
 
     #[test]
-    fn an_empty_section_is_an_agent_that_is_not_used() {
+    fn an_empty_section_disables_the_agent() {
         let Config { use_v2_api, address, files, origin, source_id, instance_id, batch } =
             parse::<Config>("{}").unwrap().config;
         assert!(!use_v2_api);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_section_of_the_job_is_understood() {
+    fn the_loggregator_section_of_the_bosh_job_is_parsed() {
         let json = r#"{
             "loggregator_use_v2_api": true, "loggregator_api_port": 3459,
             "loggregator_ca_path": "ca", "loggregator_cert_path": "cert",
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_alone_is_a_problem_for_each_that_is_missing() {
+    fn each_missing_tls_file_is_a_problem() {
         let error = parse::<Config>(r#"{"loggregator_cert_path": "cert"}"#).unwrap_err();
         assert_eq!(error.problems().len(), 2, "{error}");
         assert!(error.to_string().contains("loggregator_key_path: missing"), "{error}");

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_named_in_every_way_that_go_knows() {
+    fn the_config_flag_has_all_forms_of_go() {
         let ways: [&[&str]; 8] = [
             &["-config=/a/b.json"],
             &["-config", "/a/b.json"],
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_keeps_something_backs_it_up() {
+    fn only_a_service_with_state_has_a_backup_flag() {
         let arguments = ["lock-server", "-config=a", "-backup-to=b"].map(OsString::from);
         let own = |keeps| Own { keeps, ..Own::default() };
         let request = parse(&ABOUT, &own(true), arguments.clone()).expect("known flags");
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_are_told() {
+    fn help_and_version_are_printed() {
         for help in ["-h", "-help", "--help"] {
             let error = parsed(&[help]).expect_err(help);
             assert_eq!((error.kind(), error.exit_code()), (ErrorKind::DisplayHelp, 0));

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_needs_one_turn_is_no_task() {
+    async fn a_request_that_completes_in_one_poll_is_not_spawned() {
         let streams = InlineExecutor::default();
         let (done, mut seen) = oneshot::channel();
         streams.execute(async move { done.send(ready(7).await) });
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_goes_on_as_a_task_and_can_be_cut_off() {
+    async fn a_pending_request_is_spawned_and_can_be_aborted() {
         let streams = InlineExecutor::default();
         let (go, gone) = oneshot::channel::<()>();
         let (done, seen) = oneshot::channel();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_ends_nobody_else() {
+    async fn a_panic_ends_only_its_own_request() {
         let streams = InlineExecutor::default();
         streams.execute(async { panic!("expected by the test") });
         assert!(streams.running.is_empty());

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_tonic_and_prost_say_is_retold() {
+    fn only_errors_of_tonic_and_prost_are_translated() {
         let answer = |status: Status| {
             let response = translate(status.into_http(), "/s/m", |_| false);
             let status = Status::from_header_map(response.headers()).unwrap();

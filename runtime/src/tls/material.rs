@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_authority_beside_a_new_one_is_passed_over() {
+    fn an_expired_ca_beside_a_valid_one_is_ignored() {
         let first = |seconds: &[i64]| {
             first_end(ends(seconds), moment(100)).map(|end| end.not_after.as_second())
         };

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bad_files_are_tried_once_a_minute_and_change_nothing() {
+    async fn bad_files_are_retried_once_a_minute_and_change_nothing() {
         let watched = Watched::new();
         let script = async {
             watched.write("key", "bad");
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn files_in_motion_are_waited_for() {
+    async fn files_that_still_change_are_not_loaded() {
         let watched = Watched::new();
         let script = async {
             for step in 0..20_usize {

@@ -67,7 +67,7 @@ async fn whole(mut intake: Intake<Pieces>) -> Vec<Bytes> {
 
 /// Wherever the bytes are split, the same messages come out, and never a part of one.
 #[tokio::test]
-async fn messages_come_out_whole_wherever_they_are_cut() {
+async fn messages_are_complete_wherever_they_are_split() {
     let (account, mut all) = (account(&budget(LARGEST, LARGEST)), Vec::new());
     for length in [0, 1, 300, 0, 7] {
         all.extend(message(length));
@@ -90,7 +90,7 @@ async fn messages_come_out_whole_wherever_they_are_cut() {
 }
 
 #[tokio::test]
-async fn a_message_that_does_not_end_comes_as_it_is_and_gives_its_share_back() {
+async fn an_incomplete_message_at_the_end_is_passed_on_and_releases_its_share() {
     let account = account(&budget(LARGEST, LARGEST));
     let part = &message(300)[..100];
     assert_eq!(whole(intake(&account, &[part], true)).await, [part]);
@@ -98,7 +98,7 @@ async fn a_message_that_does_not_end_comes_as_it_is_and_gives_its_share_back() {
 }
 
 #[tokio::test]
-async fn what_tonic_refuses_is_not_kept() {
+async fn messages_that_tonic_rejects_are_not_buffered() {
     let account = account(&budget(LARGEST, LARGEST));
     let mut too_long = vec![0];
     too_long.extend(u32::MAX.to_be_bytes());

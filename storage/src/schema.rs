@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_whole_is_left_alone() {
+    fn an_intact_schema_is_not_changed() {
         let whole: &[(&str, &[&str])] =
             &[("state", &["id", "whole"]), ("items", &["more", "note", "id"]), ("other", &[])];
         assert_eq!(repaired(whole), (vec![], vec![]));

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_that_nobody_encoded() {
+    fn unencoded_passwords() {
         for (text, password) in [
             ("postgres://u:a@b:c@h/d", "a@b:c"),
             ("postgres://u:a/b?c@h/d", "a/b?c"),
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_stands_in() {
+    fn the_environment_supplies_missing_settings() {
         let environment = |name: &str| Some(format!("of {name}"));
         let settings = postgres("host=h", environment).unwrap();
         assert_eq!(settings["host"], "h");
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_the_password() {
+    fn errors_do_not_contain_the_password() {
         for (text, parse) in [
             ("no url secret", (|text| postgres(text, |_| None).err()) as fn(&str) -> Option<Error>),
             ("password='secret", |text| postgres(text, |_| None).err()),

@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_it_trusts() {
+    fn trust_settings() {
         let ca = || PathBuf::from("ca");
         let verified = |identity| Ok(Trust::Verified { ca: ca(), identity });
         for (text, trust) in [
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_settings_are_the_sessions() {
+    fn unknown_settings_become_session_settings() {
         let options = Options::new(
             Dialect::Postgres,
             r"host=h user=u options='-c geqo=off' search_path='a b' dbname=d",

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn maxima_begin_anew_with_each_look() {
+    async fn maxima_are_reset_by_each_read() {
         let counters = Counters::default();
         let (one, two) = (counters.begin(), counters.begin());
         tokio::time::advance(Duration::from_secs(2)).await;

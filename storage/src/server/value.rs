@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_column_is_read_as_what_it_is() {
+    fn a_column_converts_to_its_type() {
         let row = Row::new(vec![7.into(), "x".into(), b"b"[..].into(), Value::Null, true.into()]);
         assert_eq!(row.get::<i64>(0).unwrap(), 7);
         assert_eq!(row.get::<&str>(1).unwrap(), "x");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_that_is_something_else_is_named() {
+    fn a_column_of_another_type_is_an_error() {
         let row = Row::new(vec![7.into(), Value::Null]);
         for (error, text) in [
             (row.get::<&str>(0).unwrap_err(), "column 0 is a number, not text"),

@@ -19,7 +19,7 @@ fn names(place: &Place) -> Vec<String> {
 /// Each write is two rows: a backup has both or none, all writes confirmed before it began, and no
 /// gaps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_is_of_one_moment() {
+async fn a_backup_is_one_snapshot() {
     let place = Place::new();
     let database = place.open();
     let (answered, enough) = (watch::Sender::new(0i64), watch::Sender::new(false));
@@ -68,7 +68,7 @@ async fn a_copy_is_of_one_moment() {
 
 /// A failed backup neither replaces an existing file nor leaves a new one.
 #[tokio::test]
-async fn a_copy_that_fails_leaves_things_as_they_were() {
+async fn a_failed_backup_changes_no_file() {
     let place = Place::new();
     let database = place.open();
     insert(&database, 1).await.unwrap();

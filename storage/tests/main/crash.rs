@@ -48,7 +48,7 @@ fn as_victim() -> Option<PathBuf> {
 }
 
 #[tokio::test]
-async fn what_was_answered_survives_a_kill() {
+async fn confirmed_writes_survive_a_kill() {
     if let Some(path) = as_victim() {
         let database = Database::open(path, &Options::default(), NUMBERS).unwrap();
         for number in 0.. {
@@ -58,7 +58,7 @@ async fn what_was_answered_survives_a_kill() {
     }
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("db");
-    let mut victim = victim("crash::what_was_answered_survives_a_kill", &path);
+    let mut victim = victim("crash::confirmed_writes_survive_a_kill", &path);
     let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
     let mut answered = -1;
     let mut killed = false;

@@ -97,7 +97,7 @@ fn migrations_are_numbered_without_gaps() {
 }
 
 #[tokio::test]
-async fn one_process_has_the_database_and_others_may_look() {
+async fn one_process_owns_the_database_and_others_may_read() {
     let place = Place::new();
     let database = place.open();
     insert(&database, 7).await.unwrap();
@@ -126,7 +126,7 @@ async fn the_files_are_for_their_owner_alone() {
 }
 
 #[test]
-fn what_is_no_database_is_refused_and_not_touched() {
+fn a_file_that_is_not_a_database_is_rejected_unchanged() {
     let place = Place::new();
     let text = "something else ".repeat(1_000);
     std::fs::write(&place.path, &text).unwrap();

@@ -44,7 +44,7 @@ async fn queue(jobs: &mut JoinSet<Result<(), Error>>, database: &Database, numbe
 }
 
 #[tokio::test]
-async fn an_answered_write_is_read_by_everybody() {
+async fn a_confirmed_write_is_visible_to_all_readers() {
     let place = Place::new();
     let database = place.open();
     for number in 0..20 {
@@ -77,7 +77,7 @@ async fn many_writes_share_one_commit() {
 }
 
 #[tokio::test]
-async fn a_write_that_fails_or_panics_does_not_spoil_its_neighbours() {
+async fn a_write_that_fails_or_panics_does_not_affect_its_batch() {
     let place = Place::new();
     let database = place.open();
     let (release, _held) = hold_up(&database).await;
@@ -127,7 +127,7 @@ async fn errors_keep_their_kind() {
 }
 
 #[tokio::test]
-async fn another_programs_lock_is_busy_and_goes_by() {
+async fn another_programs_lock_is_busy_and_transient() {
     let place = Place::new();
     let options = Options { busy_timeout: Duration::from_millis(20), ..Options::default() };
     let database = place.open_with(&options);
@@ -244,7 +244,7 @@ async fn a_read_that_panics_costs_no_connection() {
 }
 
 #[tokio::test]
-async fn a_queued_write_is_carried_out_without_its_caller() {
+async fn a_queued_write_runs_without_its_caller() {
     let place = Place::new();
     let database = place.open();
     let (release, _held) = hold_up(&database).await;
@@ -259,7 +259,7 @@ async fn a_queued_write_is_carried_out_without_its_caller() {
 
 /// An open handle must not make close hang.
 #[tokio::test]
-async fn close_needs_nobody_to_let_go() {
+async fn close_does_not_wait_for_handles() {
     let place = Place::new();
     let database = place.open();
     let (release, _held) = hold_up(&database).await;
@@ -289,7 +289,7 @@ async fn close_needs_nobody_to_let_go() {
 }
 
 #[tokio::test]
-async fn dropping_all_handles_ends_it_too() {
+async fn dropping_all_handles_closes_the_database() {
     let place = Place::new();
     let database = place.open();
     insert(&database, 1).await.unwrap();

@@ -72,7 +72,7 @@ mod tests {
     use crate::server::address;
 
     #[test]
-    fn where_the_servers_are() {
+    fn addresses_of_the_servers() {
         let places = |text: &str| {
             let settings = address::postgres(text, |_| None).unwrap();
             places(&settings).map_err(|error| error.to_string())

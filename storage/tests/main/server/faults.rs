@@ -18,14 +18,14 @@ use super::{GIVE, balances, connect, give, on_both};
 use crate::PATIENCE;
 
 on_both! {
-    what_was_answered_survives_the_loss_of_power
+    confirmed_writes_survive_a_power_failure
     a_server_that_stands_still_is_given_up_in_time
     without_a_server_nothing_is_sent
 }
 
 /// Each confirmed write is counted once, each rejected one not at all; only writes of unknown
 /// outcome may be either.
-async fn what_was_answered_survives_the_loss_of_power(dialect: Dialect) {
+async fn confirmed_writes_survive_a_power_failure(dialect: Dialect) {
     let process = TestServer::start(dialect);
     let mut options = process.database();
     options.operation_timeout = Duration::from_secs(15);
@@ -126,7 +126,7 @@ async fn without_a_server_nothing_is_sent(dialect: Dialect) {
 
 /// As after a failover to a server that is not promoted yet: the write waits, and is executed once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_takes_no_writes_is_waited_for() {
+async fn writes_wait_for_a_read_only_server() {
     let process = TestServer::start(Dialect::Postgres);
     let server = connect(&process.database()).await;
     let reload = || process.sql("SELECT pg_reload_conf()");

@@ -12,7 +12,7 @@ use crate::PATIENCE;
 const TELL: &str = "SELECT pg_notify('news', ?)";
 
 #[tokio::test]
-async fn what_is_told_is_heard_and_a_lost_connection_is_admitted() {
+async fn notifications_arrive_and_a_lost_connection_is_reported() {
     let postgres = TestServer::start(Dialect::Postgres);
     let server = connect(&postgres.database()).await;
     let mut listener = server.listen("news").unwrap();
@@ -33,6 +33,6 @@ async fn what_is_told_is_heard_and_a_lost_connection_is_admitted() {
 }
 
 #[tokio::test]
-async fn mysql_tells_nothing() {
+async fn mysql_has_no_listener() {
     assert!(open(Dialect::MySql).await.listen("news").is_none());
 }

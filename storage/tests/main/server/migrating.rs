@@ -23,8 +23,8 @@ on_both! {
     the_schema_goes_forward_and_a_newer_or_a_foreign_one_is_refused
     a_migration_that_fails_is_named
     programs_with_different_records_share_a_database
-    lost_tables_and_columns_are_made_again
-    a_server_that_is_not_there_is_waited_for
+    lost_tables_and_columns_are_recreated
+    the_start_waits_for_an_unavailable_server
 }
 
 async fn count(server: &Server, table: &str) -> i64 {
@@ -116,7 +116,7 @@ async fn programs_with_different_records_share_a_database(dialect: Dialect) {
 /// MySQL commits each statement separately: the process may die between two statements, or between
 /// a statement and its record.
 #[tokio::test]
-async fn a_migration_that_was_cut_short_is_carried_on() {
+async fn an_interrupted_migration_is_continued() {
     let mariadb = TestServer::shared(Dialect::MySql);
     for done in ["", "CREATE TABLE notes (text VARCHAR(20))"] {
         let options = mariadb.database();
@@ -162,7 +162,7 @@ const TABLES: Schema = Schema {
 };
 
 /// At the start and while the program runs; a newer schema is not repaired.
-async fn lost_tables_and_columns_are_made_again(dialect: Dialect) {
+async fn lost_tables_and_columns_are_recreated(dialect: Dialect) {
     let server = TestServer::shared(dialect);
     let options = server.database();
     let name = options.connection_string.rsplit('/').next().unwrap();
@@ -202,7 +202,7 @@ async fn lost_tables_and_columns_are_made_again(dialect: Dialect) {
 }
 
 /// One log line per attempt, and no failure before the timeout.
-async fn a_server_that_is_not_there_is_waited_for(dialect: Dialect) {
+async fn the_start_waits_for_an_unavailable_server(dialect: Dialect) {
     let process = TestServer::start(dialect);
     let mut options = process.database();
     process.stop();

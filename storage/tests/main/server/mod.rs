@@ -68,7 +68,7 @@ on_both! {
     a_transaction_takes_effect_as_a_whole_or_not_at_all
     a_statement_that_failed_ends_the_transaction
     a_transaction_that_outlives_its_work_is_closed
-    deadlocks_are_tried_again
+    deadlocks_are_retried
     what_is_not_accepted_is_sorted
     a_caller_that_gives_up_leaves_no_lock_behind
     a_wait_for_a_lock_is_bounded
@@ -157,7 +157,7 @@ async fn a_transaction_that_outlives_its_work_is_closed(dialect: Dialect) {
 }
 
 /// Two concurrent transactions that lock the same two rows in opposite order.
-async fn deadlocks_are_tried_again(dialect: Dialect) {
+async fn deadlocks_are_retried(dialect: Dialect) {
     let server = open(dialect).await;
     let both = Arc::new(Barrier::new(2));
     let mut tasks = JoinSet::new();

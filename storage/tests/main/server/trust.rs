@@ -14,7 +14,7 @@ use super::{SCHEMA, balances, on_both};
 
 on_both! {
     certificates_are_verified
-    unusual_certificates_are_taken_or_explained
+    unusual_certificates_are_accepted_or_explained
     a_wrong_password_is_refused_and_not_repeated_in_the_error
     a_server_without_tls_is_refused_where_an_authority_is_named
 }
@@ -100,7 +100,7 @@ struct Unusual {
 
 /// Certificates that OpenSSL accepts and webpki does not: accepted where that is safe, otherwise an
 /// error says what to change.
-async fn unusual_certificates_are_taken_or_explained(dialect: Dialect) {
+async fn unusual_certificates_are_accepted_or_explained(dialect: Dialect) {
     let place = TempDir::new().unwrap();
     let ours = authority(&place, "ours");
     for unusual in unusual(&place, &ours, dialect) {

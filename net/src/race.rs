@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_address_wins_when_no_other_works_and_the_first_error_is_told() {
+    async fn a_slow_address_wins_when_no_other_works_and_the_first_error_is_returned() {
         let all = addresses([21, 22]);
         let raced = all.race(async |asked| {
             if asked == address(21) {

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_rule_is_told_and_the_rest_applies() {
+    fn a_bad_rule_is_reported_and_the_rest_applies() {
         let groups =
             [group(1, true, vec![spec("10.9.0.0/255.255.0.0", false), spec("10.0.0.1", false)])];
         let rules = effective_rules(&groups, Lifecycle::Running, &space(), false);

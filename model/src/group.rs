@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_that_nobody_knows_has_no_lifecycle() {
+    fn an_unknown_workload_has_no_lifecycle() {
         assert_eq!(Lifecycle::of_workload("app"), Some(Lifecycle::Running));
         assert_eq!(Lifecycle::of_workload("task"), Some(Lifecycle::Running));
         assert_eq!(Lifecycle::of_workload("staging"), Some(Lifecycle::Staging));
@@ -261,7 +261,7 @@ mod tests {
 
     /// Stores keep hashes across releases: this value must never change.
     #[test]
-    fn the_hash_is_the_same_for_ever() {
+    fn the_hash_never_changes() {
         assert_eq!(
             format!("{:?}", group().content_hash()),
             "f2c3fdadc47716bfc9eeb1715bde66c500a347d59be6df160393b4dd26316788"

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_identifier_says_why() {
+    fn invalid_identifiers_are_explained() {
         assert_eq!(SpaceGuid::parse("").unwrap_err().to_string(), "space guid is empty");
         assert_eq!(
             CellId::parse("a\nb").unwrap_err().to_string(),

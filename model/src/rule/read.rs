@@ -221,7 +221,7 @@ mod tests {
 
     /// Destinations that the Cloud Controller accepts and on which the original agent fails.
     #[test]
-    fn poison_destinations_say_what_is_wrong() {
+    fn invalid_destinations_are_explained() {
         for (text, problem) in [
             ("", "destination \"\" is empty"),
             ("1.2.3.4,,5.6.7.8", "destination \"\" is empty"),

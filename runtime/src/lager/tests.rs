@@ -11,7 +11,7 @@ fn options(source: &str, level: Level, format: TimeFormat) -> Options {
     Options { source: source.into(), level, format }
 }
 
-/// What `log` writes, with the time stamps taken out.
+/// The lines that `log` writes, without their time stamps.
 fn logged(level: Level, log: impl FnOnce()) -> String {
     let (capture, _control, _guard) = capture(options("locket", level, TimeFormat::Rfc3339));
     log();
@@ -38,7 +38,7 @@ struct Lock<'a> {
 
 const SYNCER: &str = "cfnetworking.policy-server-asg-syncer";
 
-/// Lines that the original wrote, from the recorded first sync.
+/// Lines of the original, recorded during its first sync.
 #[test]
 fn recorded_lines_are_written_to_the_byte() {
     let source = options(SYNCER, Level::Debug, TimeFormat::Rfc3339);
@@ -355,8 +355,8 @@ fn levels_are_parsed_as_the_debug_endpoint_does() {
     }
 }
 
-/// One place in the code that a peer makes log again and again: its bytes are bounded,
-/// the lines that were left out are counted, and no other place is affected.
+/// A call site that a peer triggers repeatedly: its bytes are limited, dropped lines are counted,
+/// and no other call site is affected.
 #[test]
 fn a_flood_of_lines_is_bounded_and_counted() {
     const LINES: u64 = 40_000;
@@ -384,7 +384,7 @@ fn a_flood_of_lines_is_bounded_and_counted() {
     assert_eq!(last["lines"], LINES - written);
 }
 
-/// Debug lines are asked for, and have no bound.
+/// Debug lines are enabled on purpose, and have no limit.
 #[test]
 fn debug_lines_have_no_bound() {
     let (capture, _control, _guard) = capture(options("locket", Level::Debug, TimeFormat::Rfc3339));

@@ -1,4 +1,4 @@
-//! A service whose whole work is to show how a process lives.
+//! Test service that demonstrates the lifecycle of a process.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 struct Config {
     admin: HostPort,
     drain: Seconds,
-    /// What goes wrong, if anything: `bind`, `task`, `panic`, `hang`.
+    /// Injected fault, if any: `bind`, `task`, `panic`, `hang`.
     fault: Option<String>,
 }
 

@@ -1,9 +1,9 @@
-//! A development certificate authority and its certificates, as PEM files.
+//! A development CA and its certificates, as PEM files.
 //!
-//! Every certificate is good for both ends of a connection (serverAuth and
-//! clientAuth), so that one pair of files serves a process in all its roles.
-//! Keys are RSA: the genuine Locket clients speak TLS 1.2 with ECDHE-RSA only
-//! (docs/compatibility/locket.md#tls). Key files are readable for their owner only.
+//! Every certificate is valid for both ends of a connection (serverAuth and
+//! clientAuth), so that one pair of files serves a process in all its roles. Keys are
+//! RSA: the genuine Locket clients support only TLS 1.2 with ECDHE-RSA
+//! (docs/compatibility/locket.md#tls). Only the owner can read key files.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -19,25 +19,25 @@ use rcgen::{
 
 const YEARS: i16 = 2;
 
-/// Why there is no certificate.
+/// Why a certificate cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file or directory cannot be used.
+    /// A file operation failed.
     #[error("{what} {path}")]
     File {
-        /// What was done.
+        /// The operation.
         what: &'static str,
-        /// With which file.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// A name or key does not make a certificate.
+    /// A name or key is invalid for a certificate.
     #[error("making the certificate of {name}")]
     Make {
-        /// Whose.
+        /// The certificate's name.
         name: String,
-        /// Why.
+        /// The cause.
         source: rcgen::Error,
     },
 }
@@ -45,7 +45,7 @@ pub enum Error {
 /// The files of one certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// The authority's certificate.
+    /// The CA certificate.
     pub ca: PathBuf,
     /// The certificate.
     pub cert: PathBuf,
@@ -60,8 +60,8 @@ impl From<Files> for runtime::tls::Files {
     }
 }
 
-/// An authority that keeps everything in one directory: `ca.crt`, `ca.key`, and
-/// `NAME.crt`, `NAME.key` for what it issued.
+/// A CA whose files are in one directory: `ca.crt`, `ca.key`, and `NAME.crt`,
+/// `NAME.key` for each issued certificate.
 #[derive(Debug)]
 pub struct Authority {
     directory: PathBuf,
@@ -69,7 +69,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a new authority. What it replaces cannot be verified any more.
+    /// Creates a new CA. Certificates of the CA that it replaces become invalid.
     pub fn create(directory: &Path) -> Result<Self, Error> {
         let name = "portcullis development CA";
         let making = |source| Error::Make { name: name.to_owned(), source };
@@ -90,7 +90,7 @@ impl Authority {
         Ok(Self { directory: directory.to_owned(), issuer: Issuer::new(parameters, key) })
     }
 
-    /// Goes on with the authority of the directory, or makes one there.
+    /// Opens the CA in the directory, or creates one.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let (certificate, key) = (directory.join("ca.crt"), directory.join("ca.key"));
         if !certificate.exists() || !key.exists() {
@@ -110,19 +110,19 @@ impl Authority {
         Ok(Self { directory: directory.to_owned(), issuer })
     }
 
-    /// The authority's certificate.
+    /// The file of the CA certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.directory.join("ca.crt")
     }
 
     /// Issues a certificate with `name` as common name and file name.
     ///
-    /// `alternatives` are DNS names and IP addresses that it is a server for.
+    /// `alternatives` are its DNS names and IP addresses.
     pub fn issue(&self, name: &str, alternatives: &[&str]) -> Result<Files, Error> {
         self.issue_in(None, name, alternatives)
     }
 
-    /// The same with an organizational unit, by which a cell is known as one.
+    /// Issues a certificate with an organizational unit, which identifies a cell.
     pub fn issue_in_unit(
         &self,
         unit: &str,
@@ -172,7 +172,7 @@ fn distinguished(name: &str, unit: Option<&str>) -> DistinguishedName {
     distinguished
 }
 
-/// From yesterday, for clocks that are behind, and for some years.
+/// Valid from yesterday, for clocks that are behind, and for some years.
 fn set_validity(parameters: &mut CertificateParams) {
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let at = |date: jiff::civil::Date| {
@@ -184,7 +184,7 @@ fn set_validity(parameters: &mut CertificateParams) {
     parameters.not_after = at(last);
 }
 
-/// Writes beside and renames, so that a reader never meets half a file.
+/// Writes a temporary file and renames it, so that a reader never sees a partial file.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");

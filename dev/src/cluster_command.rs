@@ -21,7 +21,7 @@ use crate::cluster::topology::{MOST_CELLS, Name};
 use crate::cluster::{guide, live, network, process, request, rootless, state, tools};
 use crate::story;
 
-/// The most apps that a cluster begins with: those that fit on one cell.
+/// Maximum initial number of apps: those that fit on one cell.
 const MOST_APPS: u16 = 250;
 
 /// The command line of `portcullis-dev cluster`.
@@ -67,7 +67,7 @@ pub struct Arguments {
     request: Option<Request>,
 }
 
-/// Runs the cluster until it is interrupted, and tears it down; or sends a request to the
+/// Runs the cluster until it is interrupted, and stops it; or sends a request to the
 /// running one.
 ///
 /// Returns the exit code of the process.
@@ -75,7 +75,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell when standard error is closed.
+            // If standard error is closed, the error cannot be printed.
             let _ = writeln!(std::io::stderr(), "cluster: {error:#}");
             ExitCode::FAILURE
         }
@@ -98,7 +98,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     tools::require_all()?;
     let footing = rootless::find_footing()?;
-    // Fails only when there is one already, and that one is as good.
+    // Fails only if a provider is installed already, which is sufficient.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(launch(arguments, directory, footing))
@@ -133,7 +133,7 @@ async fn launch(arguments: Arguments, directory: PathBuf, footing: Footing) -> a
     outcome.and(cluster.stop().await)
 }
 
-/// Starts the cluster, plays the story or waits for requests.
+/// Starts the cluster, then plays the story or waits for requests.
 async fn run_cluster(
     cluster: &mut Cluster,
     deaths: &mut mpsc::Receiver<Death>,
@@ -163,7 +163,7 @@ fn interrupted(story: bool) -> anyhow::Result<()> {
     if story { Err(anyhow!("the story was interrupted")) } else { Ok(()) }
 }
 
-/// Starts everything, and plays the story if that is wanted; otherwise returns the stage.
+/// Starts everything, and plays the story if requested; otherwise returns the stage.
 async fn start(cluster: &mut Cluster, story: bool) -> anyhow::Result<Option<Stage>> {
     let name = cluster.options().name.as_str().to_owned();
     say(&format!("Starting the cluster {name}:\n"))?;
@@ -175,7 +175,7 @@ async fn start(cluster: &mut Cluster, story: bool) -> anyhow::Result<Option<Stag
     Ok(Some(stage))
 }
 
-/// The signals that end the launcher. SIGHUP comes when its terminal is closed.
+/// Signals that end the launcher. SIGHUP is sent when its terminal is closed.
 struct Signals([Signal; 3]);
 
 impl Signals {

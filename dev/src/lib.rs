@@ -1,10 +1,9 @@
-//! What a developer needs around Portcullis: a Cloud Controller with its UAA
-//! to talk to, certificates, a local cluster of real processes, and load for the
-//! services.
+//! Development tools for Portcullis: a Cloud Controller with its UAA, certificates, a
+//! local cluster of real processes, and load tools.
 //!
-//! Nothing here runs in production, and no service depends on it. The
-//! controller answers as the genuine one does (same documents, same refusals,
-//! same order of messages), so that what works here works there.
+//! Nothing here runs in production, and no service depends on it. The Cloud Controller
+//! responds like the genuine one (same documents, same errors, same order of messages),
+//! so that clients that work here also work with the genuine one.
 
 pub mod certificates;
 pub mod cloud_controller;

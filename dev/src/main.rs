@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// That of the lock server: an empty call is to differ from its calls in nothing else.
+/// The lock server's allocator, so that an empty call differs from its calls in nothing
+/// else.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

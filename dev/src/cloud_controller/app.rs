@@ -1,4 +1,4 @@
-//! The listeners: public API, UAA, and the internal one behind mutual TLS.
+//! The listeners: public API, UAA, and the internal API behind mutual TLS.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::certificates::Authority;
 
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// A Cloud Controller that listens but does not serve yet.
+/// A Cloud Controller with bound listeners that does not serve yet.
 pub struct App {
     api: Public,
     uaa: Public,
@@ -35,11 +35,11 @@ pub struct App {
     internal_tls: ServerTls,
     shared: Arc<Shared>,
     certificates: Files,
-    // Deleted with the process, when the certificates are made for it alone.
+    // Temporary directory of generated certificates, deleted with the process.
     _temporary: Option<TempDir>,
 }
 
-/// Where an [`App`] listens and how it is reached.
+/// The addresses of an [`App`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addresses {
     /// The URL of the public API.
@@ -48,7 +48,7 @@ pub struct Addresses {
     pub uaa: String,
     /// The URL of the internal API.
     pub internal: String,
-    /// The internal listener's certificate files; its authority signs clients.
+    /// The internal listener's certificate files, with the CA of its clients.
     pub certificates: Files,
 }
 
@@ -86,7 +86,7 @@ impl App {
         })
     }
 
-    /// Where it listens.
+    /// The addresses of the listeners.
     pub fn addresses(&self) -> Addresses {
         Addresses {
             api: self.api.url(),
@@ -139,7 +139,7 @@ fn internal_certificates(config: &Config) -> anyhow::Result<(Files, Option<TempD
     Ok((issue(temporary.path())?, Some(temporary)))
 }
 
-/// The server's certificate, and one for a client to begin with.
+/// Issues the server's certificate, and one for a first client.
 fn issue(directory: &Path) -> anyhow::Result<Files> {
     let authority = Authority::open(directory)?;
     let names = ["localhost", "127.0.0.1", "::1", "cloud-controller-ng.service.cf.internal"];
@@ -165,7 +165,7 @@ fn open_state(config: &Config) -> anyhow::Result<(Store, Signer)> {
     Ok((Store::new(state, file)?, signer))
 }
 
-/// A listener of the public, with or without TLS.
+/// A public listener, with or without TLS.
 enum Public {
     Plain(Listener),
     Tls(TcpListener, SocketAddr, TlsAcceptor),

@@ -1,5 +1,5 @@
-//! The configuration of the development Cloud Controller. Every key has a
-//! default, so that none is needed.
+//! The configuration of the development Cloud Controller. Every key has a default, so
+//! the file is optional.
 
 use std::path::PathBuf;
 
@@ -10,32 +10,32 @@ use serde_json::Value as ConfigJson;
 use super::uaa::{Client, Lifetimes};
 use super::validate::rules::Flags;
 
-/// All of it.
+/// The parsed configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the public API listens.
+    /// Listen address of the public API.
     pub api_address: HostPort,
-    /// Where the UAA listens.
+    /// Listen address of the UAA.
     pub uaa_address: HostPort,
-    /// Where `/internal/v4` listens, behind mutual TLS.
+    /// Listen address of `/internal/v4`, with mutual TLS.
     pub internal_address: HostPort,
-    /// With it, API and UAA speak HTTPS.
+    /// Enables HTTPS for API and UAA.
     pub tls: Option<PublicTls>,
-    /// The certificates of the internal listener; without it, some are made.
+    /// The certificates of the internal listener; by default some are generated.
     pub internal_tls: Option<InternalTls>,
-    /// Where certificates are made; without it, in a temporary directory.
+    /// Directory of generated certificates; by default a temporary one.
     pub certificates_directory: Option<PathBuf>,
-    /// Where the state outlives the process; without it, it does not.
+    /// File of the persistent state; by default the state is in memory only.
     pub state_file: Option<PathBuf>,
-    /// How rules are validated.
+    /// Options of rule validation.
     pub flags: Flags,
-    /// Users besides those that are created later.
+    /// Initial users.
     pub users: Vec<ConfiguredUser>,
     /// Clients besides `cf`.
     pub clients: Vec<ConfiguredClient>,
-    /// How long tokens live.
+    /// Lifetimes of tokens.
     pub lifetimes: Lifetimes,
-    /// The lowest level that is logged.
+    /// Minimum log level.
     pub log_level: lager::Level,
 }
 
@@ -51,7 +51,7 @@ pub struct PublicTls {
 /// The certificates of the internal listener.
 #[derive(Debug, Clone)]
 pub struct InternalTls {
-    /// Who signs the certificates of clients, PEM.
+    /// The CA of client certificates, PEM.
     pub ca_file: PathBuf,
     /// The certificate, PEM.
     pub cert_file: PathBuf,
@@ -64,9 +64,9 @@ pub struct InternalTls {
 pub struct ConfiguredUser {
     /// The name.
     pub name: String,
-    /// In the clear.
+    /// Plain-text password.
     pub password: String,
-    /// What the user may do.
+    /// The user's scopes.
     pub scopes: Vec<String>,
 }
 
@@ -75,14 +75,14 @@ pub struct ConfiguredUser {
 pub struct ConfiguredClient {
     /// The name.
     pub id: String,
-    /// In the clear.
+    /// Plain-text secret.
     pub secret: String,
-    /// What the client may do.
+    /// The client's authorities.
     pub authorities: Vec<String>,
 }
 
 impl ConfiguredClient {
-    /// As the UAA has it.
+    /// Converts to the UAA's type.
     pub fn to_client(&self) -> Client {
         Client::of_its_own(&self.id, &self.secret, self.authorities.clone())
     }

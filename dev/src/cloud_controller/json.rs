@@ -1,8 +1,8 @@
-//! JSON with its objects in the order in which they were written.
+//! JSON with objects in insertion order.
 //!
-//! The Cloud Controller echoes rules as they were sent and lists unknown keys in
-//! the order of the request, which a sorted map cannot do. Of a key that occurs
-//! twice the last value counts, at the place of the first, as in Ruby.
+//! The Cloud Controller echoes rules as they were sent and lists unknown keys in the
+//! order of the request, which a sorted map cannot do. For a duplicate key the last
+//! value counts, at the position of the first, as in Ruby.
 
 use std::fmt;
 
@@ -42,7 +42,7 @@ impl Object {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    /// Sets `key`, in its old place if it has one.
+    /// Sets `key`, in its old position if it exists.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Json>) {
         let (key, value) = (key.into(), value.into());
         match self.0.iter_mut().find(|(name, _)| *name == key) {
@@ -76,7 +76,7 @@ impl Object {
         self.0.is_empty()
     }
 
-    /// How many keys there are.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -120,7 +120,7 @@ impl Json {
         }
     }
 
-    /// The number, if it is one that was written without fraction or exponent.
+    /// The number, if it was written without fraction or exponent.
     pub fn as_integer(&self) -> Option<i64> {
         match self {
             Self::Number(number) => number.as_i64(),
@@ -133,12 +133,12 @@ impl Json {
         path.iter().try_fold(self, |value, key| value.as_object()?.get(key))
     }
 
-    /// What Ruby takes for true: everything but `null` and `false`.
+    /// Ruby's truthiness: everything but `null` and `false`.
     pub fn is_truthy(&self) -> bool {
         !matches!(self, Self::Null | Self::Bool(false))
     }
 
-    /// What Rails calls blank: `null`, `false`, white space, nothing inside.
+    /// Rails' `blank?`: `null`, `false`, white space, empty.
     pub fn is_blank(&self) -> bool {
         match self {
             Self::Null | Self::Bool(false) => true,

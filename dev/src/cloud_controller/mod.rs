@@ -1,19 +1,19 @@
 //! The development Cloud Controller and UAA.
 //!
-//! What they answer is what the genuine ones answer, for everything that has to
-//! do with security groups: documents, refusals, messages and their order, the
-//! stamp of the last update. Facts: docs/compatibility/cloud-controller.md.
+//! They respond like the genuine ones, for everything that concerns security groups:
+//! documents, errors, messages and their order, the stamp of the last update. Facts:
+//! docs/compatibility/cloud-controller.md.
 //!
-//! - [`validate`] decides about requests, [`state`] about what they change, and
-//!   [`uaa::grant`] about tokens. These are pure.
+//! - [`validate`] validates requests, [`state`] applies changes, and [`uaa::grant`]
+//!   decides on tokens. These are pure.
 //! - [`store`] keeps the state in memory, and in a file if one is configured.
-//! - [`present`] makes the documents, [`http`] and [`http::uaa`] are the paths.
-//! - [`app`] has the three listeners: the API, the UAA (also called login
-//!   server), and `/internal/v4` behind mutual TLS.
+//! - [`present`] creates the documents, [`http`] and [`http::uaa`] have the routes.
+//! - [`app`] has the three listeners: the API, the UAA (also called login server), and
+//!   `/internal/v4` behind mutual TLS.
 //!
-//! Known differences from the original: deletions are done when they are
-//! answered, so jobs are complete at once; the stamp rises strictly, where the
-//! original's can go back when two writers meet; passwords are kept in the clear.
+//! Known differences from the original: deletions are done before the response, so jobs
+//! are complete at once; the stamp is strictly monotonic, where the original's can go
+//! back with two concurrent writers; passwords are stored in plain text.
 
 pub mod app;
 pub mod config;

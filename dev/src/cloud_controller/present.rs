@@ -1,7 +1,8 @@
-//! The documents that clients read (docs/compatibility/cloud-controller.md#security-group, #cli).
+//! JSON documents of responses (docs/compatibility/cloud-controller.md#security-group,
+//! #cli).
 //!
-//! Every URL is absolute and begins with the [`Base`] that the client used:
-//! clients follow them to the letter.
+//! Every URL is absolute and begins with the [`Base`] that the client used: clients
+//! follow URLs literally.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::state::access::Spaces;
 use super::state::{Group, Job, Lifecycle, Organization, Role, Space, State};
 use super::validate::query::Query;
 
-/// The API version that we announce.
+/// The announced API version.
 pub const API_VERSION: &str = "3.228.0";
 
 /// `http://host:port`, as the client wrote it.
@@ -22,7 +23,7 @@ pub const API_VERSION: &str = "3.228.0";
 pub struct Base {
     /// `http` or `https`.
     pub scheme: &'static str,
-    /// With the port, if the client named one.
+    /// The host, with the port if the client named one.
     pub host: String,
 }
 
@@ -55,7 +56,7 @@ fn guids<'a>(guids: impl IntoIterator<Item = &'a String>) -> Json {
     object! { "data": data }
 }
 
-/// A security group; only spaces in `visible` are shown.
+/// A security group; only spaces in `visible` are included.
 pub fn group(group: &Group, visible: &Spaces, base: &Base) -> Json {
     let shown = |lifecycle| guids(group.spaces(lifecycle).iter().filter(|guid| visible.has(guid)));
     let href = base.url(&format!("/v3/security_groups/{}", group.guid));
@@ -74,7 +75,7 @@ pub fn group(group: &Group, visible: &Spaces, base: &Base) -> Json {
     }
 }
 
-/// The answer to a bind request: every bound space.
+/// The response to a bind request: every bound space.
 pub fn bound_spaces(group: &Group, lifecycle: Lifecycle, base: &Base) -> Json {
     let path =
         format!("/v3/security_groups/{}/relationships/{}_spaces", group.guid, lifecycle.name());
@@ -163,7 +164,7 @@ pub fn role(role: &Role, base: &Base) -> Json {
     }
 }
 
-/// A user, as far as the Cloud Controller knows it.
+/// The Cloud Controller's view of a user.
 pub fn user(guid: &str, name: Option<&String>, base: &Base) -> Json {
     object! {
         "guid": guid,
@@ -175,7 +176,7 @@ pub fn user(guid: &str, name: Option<&String>, base: &Base) -> Json {
     }
 }
 
-/// A job; all of ours are complete.
+/// A job; all jobs are complete.
 pub fn job(job: &Job, base: &Base) -> Json {
     object! {
         "guid": &job.guid,
@@ -189,7 +190,7 @@ pub fn job(job: &Job, base: &Base) -> Json {
     }
 }
 
-/// One page of `all`, which has to be in order.
+/// One page of `all`, which must be sorted.
 pub fn page<T>(
     all: &[T],
     query: &Query,
@@ -228,18 +229,19 @@ fn pagination(total: usize, query: &Query, path: &str, base: &Base) -> Json {
     }
 }
 
-/// A page without anything on it, for resources that we do not have.
+/// An empty page, for unsupported resources.
 pub fn empty_page(path: &str, base: &Base) -> Json {
     page::<Json>(&[], &Query::default(), path, base, Json::clone).into()
 }
 
-/// Those of `all` that stand on the requested page.
+/// The items on the requested page.
 fn shown<'a, T>(all: &'a [T], query: &Query) -> Vec<&'a T> {
     let start = query.page.saturating_sub(1).saturating_mul(query.per_page);
     all.iter().skip(start).take(query.per_page).collect()
 }
 
-/// What `include` of a list of roles adds: users, spaces and organizations of the page, each once.
+/// The `include`d part of a list of roles: users, spaces and organizations of the page,
+/// each once.
 pub fn included_with_roles(state: &State, roles: &[Arc<Role>], query: &Query, base: &Base) -> Json {
     let roles = shown(roles, query);
     let wants =
@@ -282,7 +284,7 @@ pub fn included_organizations(
     object! { "organizations": organizations }
 }
 
-/// `/`: the one document that the cf CLI discovers everything with.
+/// `/`: the document from which the cf CLI discovers all endpoints.
 pub fn root(base: &Base, uaa_port: u16) -> Json {
     let uaa = base.at_port(uaa_port);
     object! {
@@ -351,16 +353,15 @@ pub fn v3_info(base: &Base) -> Json {
     }
 }
 
-/// `/internal/v4/asg_latest_update`: nine digits of fraction, of which the last
-/// three are zeros.
+/// `/internal/v4/asg_latest_update`: nine fractional digits, of which the last three
+/// are zeros.
 pub fn last_update(microseconds: i64) -> Json {
     let time = Timestamp::from_microsecond(microseconds).unwrap_or(Timestamp::UNIX_EPOCH);
     let text = time.strftime("%Y-%m-%dT%H:%M:%S.%9f+00:00").to_string();
     object! { "last_update": text }
 }
 
-/// Sorts what a listing found as its query wants it. Without a wish the order of
-/// creation stays.
+/// Sorts a listing as its query requests. The default is creation order.
 pub fn sort<T>(found: &mut [T], query: &Query, key: impl Fn(&T) -> (Timestamp, Timestamp, &str)) {
     use super::validate::query::Column;
     let Some(order) = query.order_by else { return };
@@ -374,7 +375,7 @@ pub fn sort<T>(found: &mut [T], query: &Query, key: impl Fn(&T) -> (Timestamp, T
     }
 }
 
-/// A text for a log line: the guids, as Ruby would print them.
+/// The GUIDs for a log line, as Ruby prints them.
 pub fn guid_list(guids: &[String]) -> String {
     ruby::inspect_all(guids.iter().map(String::as_str))
 }

@@ -1,20 +1,21 @@
-//! How the Cloud Controller says no (docs/compatibility/cloud-controller.md#refusals).
+//! Error responses of the Cloud Controller
+//! (docs/compatibility/cloud-controller.md#refusals).
 
 use super::json::{Json, object};
 
-/// A request that is not carried out. Nothing has changed then.
+/// A refused request. The state is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No token was sent.
     #[error("Authentication error")]
     NotAuthenticated,
-    /// The token is not ours, or expired.
+    /// The token is not one of ours, or has expired.
     #[error("Invalid Auth Token")]
     InvalidToken,
-    /// The token lacks the scope for any such request.
+    /// The token lacks the scope for the request.
     #[error("Your token lacks the necessary scopes to access this resource.")]
     InsufficientScope,
-    /// The caller may see the thing but not do this.
+    /// The caller may see the object but not change it.
     #[error("You are not authorized to perform the requested action")]
     NotAuthorized,
     /// The caller's organization is suspended.
@@ -23,16 +24,16 @@ pub enum Refusal {
     /// No such path.
     #[error("Unknown request")]
     UnknownRequest,
-    /// No such thing, or it is invisible to the caller. Holds its title.
+    /// The object does not exist, or is invisible to the caller. Holds its title.
     #[error("{0} not found")]
     NotFound(&'static str),
     /// The body is not JSON.
     #[error("Request invalid due to parse error: invalid request body")]
     Unparsable,
-    /// The request is understood and wrong.
+    /// The request is invalid.
     #[error("{}", .0.join(", "))]
     Unprocessable(Vec<String>),
-    /// The query of a list of organizations, spaces or roles is wrong.
+    /// The query of a list of organizations, spaces or roles is invalid.
     #[error("The query parameter is invalid: {}", .0.join(", "))]
     BadQuery(Vec<String>),
     /// The state could not be saved. The reason is in the log.
@@ -41,7 +42,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// One message.
+    /// A refusal with one message.
     pub fn unprocessable(text: impl Into<String>) -> Self {
         Self::Unprocessable(vec![text.into()])
     }
@@ -74,7 +75,7 @@ impl Refusal {
         }
     }
 
-    /// The document.
+    /// The JSON document.
     pub fn to_json(&self) -> Json {
         let (code, title) = self.code();
         let error = object! { "detail": self.to_string(), "title": title, "code": code };

@@ -1,9 +1,9 @@
-//! The few habits of Ruby that show in the Cloud Controller's answers.
+//! Ruby functions whose behaviour is visible in the Cloud Controller's responses.
 
 use super::json::Json;
 
-/// `String#to_i`: leading white space and sign, then digits (a single `_` may
-/// stand between two), and whatever follows is ignored. Saturates.
+/// `String#to_i`: leading white space and sign, then digits (a single `_` may be
+/// between two); the rest is ignored. Saturates.
 pub fn to_i(text: &str) -> i128 {
     let text = text.trim_start_matches(is_space);
     let (negative, digits) = match text.strip_prefix('-') {
@@ -25,13 +25,13 @@ pub fn to_i(text: &str) -> i128 {
     if negative { -value } else { value }
 }
 
-/// What `\s` matches.
+/// Matches like `\s`.
 pub fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r' | '\n' | '\u{b}' | '\u{c}')
 }
 
-/// `String#split` with a separator: an empty text has no part, and empty parts
-/// at the end are dropped.
+/// `String#split` with a separator: an empty text has no parts, and trailing empty
+/// parts are dropped.
 pub fn split(text: &str, separator: char) -> Vec<&str> {
     let mut parts: Vec<&str> = text.split(separator).collect();
     while parts.last().is_some_and(|part| part.is_empty()) {
@@ -72,7 +72,7 @@ fn inspect(text: &str) -> String {
     out
 }
 
-/// What `length` validators measure: characters, elements, or the digits of a
+/// Length in the sense of `length` validators: characters, elements, or the digits of a
 /// number; `null` has none.
 pub fn length(value: &Json) -> usize {
     match value {

@@ -1,11 +1,11 @@
-//! Where the state is kept: in memory, and in a file if one is configured.
+//! Storage of the state: in memory, and in a file if one is configured.
 //!
-//! What holds: who reads has a state that does not change any more. A change
-//! that is refused or cannot be saved has not happened: the methods of [`State`]
-//! check everything before they change anything, and with a file the change is
-//! made on a copy, saved, and only then becomes the state. The file is replaced as a whole by a rename: a crash leaves the
-//! old or the new one. It holds passwords and the signing key and is readable
-//! for its owner only.
+//! Invariants: a reader has an immutable state. A change that is refused or cannot be
+//! saved has no effect: the methods of [`State`] check everything before they change
+//! anything, and with a file the change is made on a copy, saved, and only then becomes
+//! the state. The file is replaced atomically by a rename: a crash leaves the old or
+//! the new one. The file holds passwords and the signing key, and only its owner can
+//! read it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -21,45 +21,45 @@ use super::refusal::Refusal;
 use super::state::saved::Saved;
 use super::state::{Moment, State};
 
-/// Why the file cannot be used.
+/// Why the file is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is there but cannot be read.
+    /// The file exists but cannot be read.
     #[error("reading the state file {path}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is not ours.
+    /// The content is invalid.
     #[error("the state file {path} is not one of this program")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error("writing the state file {path}")]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// What the file holds.
+/// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Content {
-    /// The key that tokens are signed with, PKCS 8 in PEM.
+    /// The signing key of tokens, PKCS 8 in PEM.
     pub signing_key: String,
     state: Saved,
 }
 
 impl Content {
-    /// Reads the file; `None` when there is none yet.
+    /// Reads the file; `None` when it does not exist.
     pub fn load(path: &Path) -> Result<Option<Self>, Error> {
         let text = match fs::read(path) {
             Ok(text) => text,
@@ -70,13 +70,13 @@ impl Content {
         content.map(Some).map_err(|source| Error::Parse { path: path.to_owned(), source })
     }
 
-    /// The state of the file.
+    /// The state in the file.
     pub fn state(&self) -> State {
         State::from(self.state.clone())
     }
 }
 
-/// The state, for all who serve it.
+/// The state, shared by all handlers.
 #[derive(Debug)]
 pub struct Store {
     current: Mutex<Arc<State>>,
@@ -84,7 +84,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Begins with `state`. With a file, every change is saved there, beside the
+    /// Starts with `state`. With a file, every change is saved there, together with the
     /// signing key.
     pub fn new(state: State, file: Option<(PathBuf, String)>) -> Result<Self, Error> {
         let store = Self { current: Mutex::new(Arc::new(State::default())), file };
@@ -93,12 +93,12 @@ impl Store {
         Ok(store)
     }
 
-    /// The state of this moment.
+    /// The current state.
     pub fn read(&self) -> Arc<State> {
         self.lock().clone()
     }
 
-    /// Makes a change, or none.
+    /// Applies a change completely, or not at all.
     pub fn change<T>(
         &self,
         change: impl FnOnce(&mut State, &Moment) -> Result<T, Refusal>,
@@ -106,7 +106,7 @@ impl Store {
         let moment = Moment { now: Timestamp::now(), guid: new_guid() };
         let mut current = self.lock();
         if self.file.is_none() {
-            // Copies only while somebody still reads the old state.
+            // Copies the state only while a reader holds the old one.
             return change(Arc::make_mut(&mut current), &moment);
         }
         let mut state = State::clone(&current);
@@ -133,7 +133,7 @@ impl Store {
     }
 }
 
-/// A fresh guid.
+/// A new GUID.
 pub fn new_guid() -> String {
     Uuid::new_v4().to_string()
 }

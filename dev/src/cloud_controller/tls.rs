@@ -1,4 +1,4 @@
-//! HTTPS for the public listeners: a certificate of ours, none of the client.
+//! HTTPS for the public listeners, without client certificates.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,23 +18,23 @@ use tokio_rustls::server::TlsStream;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Why there is no HTTPS.
+/// Why HTTPS is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be used.
+    /// A file is unusable.
     #[error("reading {path}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: pem::Error,
     },
-    /// The two do not belong together.
+    /// Certificate and key do not match.
     #[error("using the certificate {path}")]
     Use {
         /// The certificate.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: rustls::Error,
     },
 }
@@ -57,8 +57,8 @@ pub fn load(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Error> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Accepts TLS connections. Handshakes run side by side, so that a slow client
-/// delays nobody, and one that fails costs only itself.
+/// Accepts TLS connections. Handshakes run concurrently, so that a slow or failing
+/// client does not affect others.
 pub struct TlsListener {
     listener: TcpListener,
     acceptor: TlsAcceptor,
@@ -66,7 +66,7 @@ pub struct TlsListener {
 }
 
 impl TlsListener {
-    /// On a bound listener.
+    /// Wraps a bound listener.
     pub fn new(listener: TcpListener, acceptor: TlsAcceptor) -> Self {
         Self { listener, acceptor, handshakes: JoinSet::new() }
     }
@@ -97,12 +97,12 @@ impl Listener for TlsListener {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => self.begin(stream, peer),
                     Err(error) => {
-                        // Out of file descriptors, most likely: it passes.
+                        // Usually out of file descriptors, which is temporary.
                         tracing::error!(error = %error, "failed-to-accept");
                         tokio::time::sleep(PAUSE).await;
                     }
                 },
-                // A failed one must not end the waiting for the others.
+                // A failed handshake must not cancel the accept.
                 Some(done) = self.handshakes.join_next() => {
                     if let Ok(Some(ready)) = done {
                         return ready;

@@ -1,4 +1,4 @@
-//! A client of the Cloud Controller, as an operator's `curl` is one.
+//! A client of the Cloud Controller with an operator's permissions.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use tokio::time::{Instant, sleep};
 
 use super::settings::ADMIN;
 
-/// No answer takes longer, also on a busy machine.
+/// Request timeout, also for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the UAA may take to start.
+/// Timeout of the UAA's start.
 const START: Duration = Duration::from_secs(30);
 
-/// How long one login may take; the next one is a connection of its own.
+/// Timeout of one login attempt; the next one uses a new connection.
 const ONE_LOGIN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot reach the UAA")]
 struct Unreachable(#[source] reqwest::Error);
 
-/// Logged in as administrator.
+/// A client, logged in as administrator.
 #[derive(Debug, Clone)]
 pub struct Cloud {
     http: Client,
@@ -31,19 +31,19 @@ pub struct Cloud {
     token: String,
 }
 
-/// What the Cloud Controller said, and when.
+/// A response of the Cloud Controller, with its time.
 #[derive(Debug)]
 pub struct Answer {
     /// The status.
     pub status: StatusCode,
-    /// The document; null when there is none.
+    /// The document; null if the response has none.
     pub body: Value,
-    /// When the answer was complete.
+    /// When the response was complete.
     pub at: Instant,
 }
 
 impl Cloud {
-    /// Logs in at the UAA as soon as that answers, and trusts that authority.
+    /// Logs in at the UAA as soon as it is ready; trusts this CA.
     pub async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
         let since = Instant::now();
         loop {
@@ -77,7 +77,7 @@ impl Cloud {
     /// Calls the API.
     ///
     /// # Errors
-    /// Any answer that is not a success, with what the Cloud Controller says.
+    /// Any response that is not a success, with the Cloud Controller's message.
     pub async fn call(
         &self,
         method: Method,
@@ -104,13 +104,13 @@ impl Cloud {
         Ok(Answer { status, body, at })
     }
 
-    /// Makes an organization, and returns its guid.
+    /// Creates an organization, and returns its GUID.
     pub async fn create_organization(&self, name: &str) -> anyhow::Result<String> {
         let body = json!({ "name": name });
         self.create("/v3/organizations", &body).await
     }
 
-    /// Makes a space, and returns its guid.
+    /// Creates a space, and returns its GUID.
     pub async fn create_space(&self, name: &str, organization: &str) -> anyhow::Result<String> {
         let organization = json!({ "data": { "guid": organization } });
         let body = json!({ "name": name, "relationships": { "organization": organization } });
@@ -124,7 +124,8 @@ impl Cloud {
     }
 }
 
-/// The same call as a line for a shell that has read the cluster's `env` file.
+/// The same call as a `curl` command for a shell that has read the cluster's `env`
+/// file.
 pub fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
     let method = match method {
         &Method::GET => String::new(),
@@ -136,7 +137,7 @@ pub fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
     )
 }
 
-/// In single quotes, whatever it holds.
+/// Quotes any text in single quotes.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

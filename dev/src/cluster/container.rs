@@ -1,5 +1,5 @@
-//! A container on a cell: a namespace with a process in it, and an entry in
-//! the cell's metadata store. Added and removed in the CNI plugin's order.
+//! A container on a cell: a namespace with a process, and an entry in the cell's
+//! metadata store. Added and removed in the CNI plugin's order.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,17 +11,17 @@ use super::namespace::Resident;
 use super::network::Attachment;
 use super::topology::Cell;
 
-/// What runs in a container.
+/// The kind of workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workload {
-    /// An app that runs.
+    /// A running app.
     App,
-    /// An app that is being staged.
+    /// A staging container.
     Staging,
 }
 
 impl Workload {
-    /// As the Cloud Controller writes it into `container_workload`.
+    /// The value of `container_workload`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::App => "app",
@@ -30,23 +30,23 @@ impl Workload {
     }
 }
 
-/// A container that is to be.
+/// Parameters of a new container.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// What people call it; unique in the cluster.
+    /// Its name, unique in the cluster.
     pub name: String,
-    /// Where.
+    /// Its cell.
     pub cell: Cell,
-    /// Its organization's guid.
+    /// Its organization's GUID.
     pub organization: String,
-    /// Its space's guid.
+    /// Its space's GUID.
     pub space: String,
-    /// What runs in it.
+    /// Its kind of workload.
     pub workload: Workload,
 }
 
 impl Wanted {
-    /// What Diego would hand to the CNI plugin for it.
+    /// The metadata that Diego would pass to the CNI plugin.
     pub fn entry(&self, handle: &str, app: &str, address: Ipv4Addr) -> Entry {
         let log_config = format!(
             r#"{{"guid":"{app}","index":0,"source_name":"{}","tags":{{}}}}"#,
@@ -70,19 +70,19 @@ impl Wanted {
     }
 }
 
-/// A container that is.
+/// A container.
 #[derive(Debug)]
 pub struct Container {
-    /// As it was wanted.
+    /// Its parameters.
     pub wanted: Wanted,
     /// Its Garden handle.
     pub handle: String,
-    /// Its place in the network.
+    /// Its attachment to the network.
     pub attachment: Attachment,
 }
 
 impl Container {
-    /// A handle and an app's guid, as new as Diego's.
+    /// A new handle and a new app GUID, like Diego's.
     pub fn new_guids() -> (String, String) {
         (Uuid::new_v4().to_string(), Uuid::new_v4().to_string())
     }
@@ -98,12 +98,12 @@ impl Container {
     }
 }
 
-/// What must stay as it is while an app is not restarted.
+/// The properties that change only if an app is restarted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Its process.
+    /// Its process ID.
     pub pid: u32,
-    /// When that started, in ticks since boot.
+    /// The start time of the process, in ticks since boot.
     pub started: u64,
     /// Its network namespace.
     pub namespace: u64,

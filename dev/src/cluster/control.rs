@@ -1,5 +1,5 @@
-//! The agent's endpoints for the CNI plugin, called from within the cell as
-//! the plugin calls them.
+//! Calls the agent's endpoints for the CNI plugin from within the cell, like the
+//! plugin.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use tokio::time::timeout;
 
 use super::namespace::Resident;
 
-/// Where an agent listens in its cell.
+/// The agent's port in its cell.
 pub const PORT: u16 = 8722;
 
-/// The CNI plugin would wait for ever; a cluster for people does not.
+/// Request timeout; the CNI plugin itself has none.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `GET /force-asgs-for-container`: returns when the container's rules are in
@@ -46,7 +46,7 @@ async fn get(cell: &Resident, path: &str) -> anyhow::Result<(StatusCode, String)
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT);
     let stream = cell.tcp().await?.connect(address.into()).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    // The connection ends with this call; its errors come out of the request.
+    // The connection ends with this call; its errors are returned by the request.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     let request = Request::get(path)

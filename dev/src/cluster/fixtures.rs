@@ -1,4 +1,4 @@
-//! What every cluster begins with: an organization, two spaces, an app in each.
+//! The initial state of every cluster: an organization, two spaces, an app in each.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use super::operator::Held;
 use super::terminal::progress;
 use super::topology::Cell;
 
-/// How long the first lock and the first sync may take.
+/// Timeout of the first lock and the first sync.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The guids of what was made, and a way to make more.
+/// The GUIDs of the initial objects, and a client to create more.
 #[derive(Debug)]
 pub struct Stage {
-    /// Logged in as administrator.
+    /// A client, logged in as administrator.
     pub cloud: Cloud,
     /// The organization `o1`.
     pub organization: String,
@@ -31,13 +31,13 @@ pub struct Stage {
     pub cell_a: Cell,
     /// The cell of `appB`.
     pub cell_b: Cell,
-    /// The syncer that leads.
+    /// The leading syncer.
     pub leader: Held,
 }
 
 impl Stage {
-    /// Waits until groups are synced, then adds the apps: `appA` in `s1`, `appB` in `s2`, and so
-    /// on in turn, over all cells in turn.
+    /// Waits until groups are synced, then adds the apps: `appA` in `s1`, `appB` in
+    /// `s2`, and so on alternately, over all cells in turn.
     pub async fn set(cluster: &mut Cluster) -> anyhow::Result<Self> {
         let ports = cluster.options().ports.clone();
         let api = format!("https://127.0.0.1:{}", ports.api);
@@ -65,7 +65,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The GUID of a space that is given by name or by GUID.
+    /// The GUID of a space by name or GUID.
     pub fn space<'a>(&'a self, space: &'a str) -> &'a str {
         match space {
             "s1" => &self.s1,
@@ -74,7 +74,7 @@ impl Stage {
         }
     }
 
-    /// A container of the organization.
+    /// Parameters of a container in the organization.
     pub fn wanted(&self, name: &str, cell: Cell, space: &str, workload: Workload) -> Wanted {
         let (organization, space) = (self.organization.clone(), space.to_owned());
         Wanted { name: name.to_owned(), cell, organization, space, workload }
@@ -87,7 +87,7 @@ fn app_name(number: usize) -> String {
     letter.map_or_else(|| format!("app{number}"), |n| format!("app{}", char::from(b'A' + n)))
 }
 
-/// Until somebody leads, and the policy store has a first set of groups.
+/// Waits until a syncer leads, and the policy store has a first set of groups.
 async fn wait_for_sync(cluster: &Cluster) -> anyhow::Result<Held> {
     let since = Instant::now();
     loop {

@@ -1,8 +1,8 @@
-//! A way from a cell to one port of the launcher's own namespace.
+//! Forwards connections from a cell to one port of the launcher's own namespace.
 //!
-//! It stands for the network between a cell and the control plane. Bytes are
-//! copied and nothing else, so TLS is from end to end; when the server is away,
-//! a connection is accepted and closed.
+//! This simulates the network between a cell and the control plane. Bytes are only
+//! copied, so TLS is end to end; while the server is down, a connection is accepted and
+//! closed.
 
 use std::net::SocketAddrV4;
 
@@ -21,7 +21,7 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Listens in the cell on the same address that it forwards to.
+    /// Listens in the cell on the address of the target.
     pub async fn bind(cell: &Namespace, target: SocketAddrV4) -> anyhow::Result<Self> {
         let listener = cell.resident().listen(target).await?;
         Ok(Self { listener, target })
@@ -35,7 +35,7 @@ impl Forwarder {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 accepted = listener.accept() => {
-                    // An accept that fails concerns that peer alone.
+                    // A failed accept concerns only that peer.
                     if let Ok((stream, _peer)) = accepted {
                         connections.spawn(forward(stream, target));
                     }
@@ -48,8 +48,8 @@ impl Forwarder {
 
 async fn forward(mut near: TcpStream, target: SocketAddrV4) {
     let Ok(mut far) = TcpStream::connect(target).await else { return };
-    // Small frames go both ways: waiting to fill a packet would delay each.
+    // Small frames go both ways: Nagle's algorithm would delay each.
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    // A connection that breaks ends on both sides; the peers know what to do.
+    // A broken connection ends on both sides; the peers handle that.
     let _ = copy_bidirectional(&mut near, &mut far).await;
 }

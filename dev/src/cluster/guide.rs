@@ -1,5 +1,5 @@
-//! What a person needs to work with a running cluster: an `env` file with addresses,
-//! certificates and two shell functions, and commands to copy.
+//! Help for users of a running cluster: an `env` file with addresses, certificates and
+//! two shell functions, and example commands.
 //!
 //! The `env` file exports no variable that compilers, curl or make read (`CC`, `CA` ...).
 
@@ -13,8 +13,8 @@ use super::live;
 use super::rootless::Footing;
 use super::settings::{self, ADMIN, OPERATOR};
 
-/// Writes the file that a shell reads to have addresses, certificates and a
-/// token at hand, and returns its path.
+/// Writes the file with addresses, certificates and a token for a shell, and returns
+/// its path.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -30,7 +30,7 @@ fn env(cluster: &Cluster) -> String {
     let (cert, key) = layout.certificate(OPERATOR);
     let path = |path: &Path| quoted(&path.display().to_string());
     let (ca, cert, key) = (path(&layout.ca()), path(&cert), path(&key));
-    // `scripts/need` puts grpcurl there, beside the build profiles.
+    // `scripts/need` installs grpcurl there, beside the build profiles.
     let tools = options.binaries.with_file_name("tools").join("bin");
     let (binaries, tools) = (path(&options.binaries), path(&tools));
     let (user, password) = ADMIN;
@@ -65,7 +65,7 @@ connect() {{
     )
 }
 
-/// Where everything listens, and what to type.
+/// The listen addresses, and example commands.
 pub fn guide(cluster: &Cluster, stage: &Stage, env: &Path, footing: Footing) -> String {
     let mut lines = summary(cluster, stage);
     lines.extend(listening(cluster));
@@ -112,7 +112,7 @@ fn listening(cluster: &Cluster) -> Vec<String> {
     lines
 }
 
-/// What comes before every other command.
+/// The commands to run first.
 fn first_commands(env: &Path, footing: Footing) -> Vec<String> {
     let enter = footing
         .shell_prefix()
@@ -125,7 +125,8 @@ fn first_commands(env: &Path, footing: Footing) -> Vec<String> {
 
 const GROUP: &str = r#"{"name":"try-me","rules":[{"protocol":"tcp","destination":"10.20.30.40","ports":"80"}],"globally_enabled":{"running":true}}"#;
 
-/// A group is bound, seen to work, unbound, and seen to be gone.
+/// Commands that bind a group, show its effect, unbind it, and show that the effect is
+/// gone.
 fn attempts() -> Vec<String> {
     vec![
         String::new(),

@@ -1,5 +1,5 @@
-//! The rest of the world: a namespace that answers on every port of its
-//! addresses. TCP and UDP echo what they get; the kernel answers pings.
+//! Simulates the internet: a namespace that responds on every port of its addresses.
+//! TCP and UDP echo; the kernel answers pings.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::namespace::Namespace;
 use super::tools;
 
-/// The port that all others are led to.
+/// The port that all others are redirected to.
 const ECHO_PORT: u16 = 7;
 
-/// No datagram is longer.
+/// Maximum datagram length.
 const LONGEST_DATAGRAM: usize = 65_535;
 
-/// The bound sockets of the outside.
+/// The bound sockets of the simulated internet.
 #[derive(Debug)]
 pub struct Outside {
     tcp: TcpListener,
@@ -24,7 +24,7 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Binds in the namespace, and leads every port to the bound ones.
+    /// Binds in the namespace, and redirects every port to the bound ones.
     pub async fn bind(namespace: &Namespace) -> anyhow::Result<Self> {
         let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, ECHO_PORT);
         let tcp = namespace.resident().listen(address).await?;
@@ -39,7 +39,7 @@ impl Outside {
         Ok(Self { tcp, udp })
     }
 
-    /// Answers until `shutdown`.
+    /// Serves until `shutdown`.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { tcp, udp } = self;
         tokio::select! {
@@ -55,7 +55,7 @@ async fn echo_streams(listener: TcpListener) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                // An accept that fails (the peer was gone already) concerns that peer alone.
+                // A failed accept (the peer has disconnected) concerns only that peer.
                 if let Ok((stream, _peer)) = accepted {
                     connections.spawn(echo(stream));
                 }
@@ -67,14 +67,14 @@ async fn echo_streams(listener: TcpListener) -> anyhow::Result<()> {
 
 async fn echo(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();
-    // A peer that resets its connection is done with it.
+    // A reset connection needs no error.
     let _ = tokio::io::copy(&mut read, &mut write).await;
 }
 
 async fn echo_datagrams(socket: UdpSocket) -> anyhow::Result<()> {
     let mut datagram = vec![0; LONGEST_DATAGRAM];
     loop {
-        // Errors here are late answers about datagrams sent before.
+        // Errors are ICMP errors of earlier datagrams.
         if let Ok((length, peer)) = socket.recv_from(&mut datagram).await {
             let _ = socket.send_to(&datagram[..length], peer).await;
         }

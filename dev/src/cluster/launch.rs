@@ -1,11 +1,11 @@
-//! The cluster as a whole: started part by part, and taken down whatever of it
-//! stands.
+//! The whole cluster: starts its parts in order, and stops a partly started cluster
+//! too.
 //!
-//! What holds:
-//! - A part is started when those it needs answer.
-//! - [`Cluster::stop`] works from any state that [`Cluster::start`] was left in.
-//! - What the launcher itself serves (the outside, the cells' way to the policy
-//!   store) is supervised: its end cancels [`Cluster::broken`].
+//! Invariants:
+//! - A part is started when the parts that it depends on are ready.
+//! - [`Cluster::stop`] works from any state that [`Cluster::start`] left.
+//! - Services of the launcher itself (the simulated internet, the cells' forwarding to
+//!   the policy store) are supervised: their end cancels [`Cluster::broken`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,39 +35,39 @@ use super::tools;
 use super::topology::{Cell, Name};
 use crate::certificates::Authority;
 
-/// How long a part may take until it answers, on a busy machine.
+/// Timeout until a part is ready, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the launcher's own tasks may take to end.
+/// Shutdown timeout of the launcher's own tasks.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What a cluster is to be.
+/// Options of a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Its name.
     pub name: Name,
-    /// How many cells it begins with.
+    /// Initial number of cells.
     pub cells: u8,
-    /// How many apps it begins with.
+    /// Initial number of apps.
     pub apps: u16,
-    /// Where the services' executables are.
+    /// Directory of the services' executables.
     pub binaries: PathBuf,
-    /// This executable, which also is the Cloud Controller.
+    /// This executable, which also runs the Cloud Controller.
     pub own: PathBuf,
-    /// Where the control plane listens.
+    /// Listen ports of the control plane.
     pub ports: Ports,
 }
 
-/// Where a process runs.
+/// The network namespace of a process.
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// In the launcher's own namespace.
+    /// The launcher's own namespace.
     Here,
-    /// In a cell's.
+    /// The namespace of a cell.
     On(Cell),
 }
 
-/// A cluster, as far as it stands.
+/// A cluster, possibly partly started.
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
@@ -84,7 +84,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Nothing yet. Processes that end by themselves are told to `deaths`.
+    /// A cluster without parts. Unexpected exits are sent to `deaths`.
     pub fn new(
         options: Options,
         state: State,
@@ -106,17 +106,17 @@ impl Cluster {
         })
     }
 
-    /// Cancelled when something that the launcher serves has broken.
+    /// Cancelled when a service of the launcher has failed.
     pub fn broken(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 
-    /// What it is.
+    /// Its options.
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// Where its files are.
+    /// Its files.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -131,7 +131,7 @@ impl Cluster {
         &mut self.processes
     }
 
-    /// Starts everything; no container yet.
+    /// Starts everything, without containers.
     pub async fn start(&mut self) -> anyhow::Result<()> {
         self.make_directories()?;
         self.issue_certificates()?;
@@ -154,7 +154,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Adds a cell with its agent, and waits until the agent answers.
+    /// Adds a cell with its agent, and waits until the agent is ready.
     pub async fn add_cell(&mut self) -> anyhow::Result<Cell> {
         let cell = self.network.free_cell().context("the cluster has as many cells as it can")?;
         remove_directory(&self.layout.cell(cell))?;
@@ -186,7 +186,7 @@ impl Cluster {
         self.network.remove_cell(cell, &mut self.state)
     }
 
-    /// Gives a cell its way to the policy store.
+    /// Forwards connections from a cell to the policy store.
     async fn forward(&mut self, cell: Cell) -> anyhow::Result<()> {
         let target = ports::local(self.options.ports.policy_store);
         let forwarder = Forwarder::bind(self.network.cell(cell)?, target).await?;
@@ -194,7 +194,8 @@ impl Cluster {
         self.forwarders.insert(cell, removed.clone());
         self.tasks.add("forwarder", async move {
             forwarder.serve(removed).await?;
-            // The end of this task would end the cluster, and only the cell is gone.
+            // When only a cell was removed, this task must not end, since its end would
+            // stop the cluster.
             shutdown.cancelled().await;
             Ok(())
         });
@@ -282,7 +283,7 @@ impl Cluster {
     ) -> anyhow::Result<()> {
         let file = self.layout.config(name);
         write_config(&file, config)?;
-        // Two take Go's flag of the original, which is named so or so.
+        // Two services use the original's Go flag, which has two spellings.
         let flag = if executable == "lock-server" { "-config" } else { "-config-file" };
         let executable = self.options.binaries.join(executable);
         self.launch(name, executable, vec![flag.into(), file.into()], place).await
@@ -304,7 +305,7 @@ impl Cluster {
         self.start_process(name).await
     }
 
-    /// Starts a process that was stopped before, as it was.
+    /// Starts a stopped process with the same arguments.
     pub async fn start_process(&mut self, name: &str) -> anyhow::Result<()> {
         let known = self.programs.get(name);
         let (program, place) = known.with_context(|| format!("there is no process {name}"))?;
@@ -328,7 +329,7 @@ impl Cluster {
         self.processes.kill(name, &mut self.state).await
     }
 
-    /// Starts a process that has ended, and waits until it answers.
+    /// Starts a process that has ended, and waits until it is ready.
     pub async fn start_again(&mut self, name: &str) -> anyhow::Result<()> {
         self.start_process(name).await?;
         let ports = &self.options.ports;
@@ -352,13 +353,13 @@ impl Cluster {
         self.programs.contains_key(name)
     }
 
-    /// Takes note of a process that ended by itself; it can be started again.
+    /// Records an unexpected exit; the process can be started again.
     pub fn note_death(&mut self, death: &Death) -> anyhow::Result<()> {
         self.processes.note_death(death, &mut self.state)
     }
 
-    /// Adds a container as the CNI plugin does: its network, its entry in the
-    /// metadata store, the forced sync; only then does its process start.
+    /// Adds a container as the CNI plugin does: its network, its metadata entry, the
+    /// forced sync; only then does its process start.
     pub async fn add_container(&mut self, wanted: Wanted) -> anyhow::Result<()> {
         let (name, cell) = (wanted.name.clone(), wanted.cell);
         if self.containers.contains_key(&name) {
@@ -406,7 +407,7 @@ impl Cluster {
         self.containers.values()
     }
 
-    /// What must stay as it is while a container's app is not restarted.
+    /// The properties that change only if a container's app is restarted.
     pub fn identity(&self, container: &str) -> anyhow::Result<Identity> {
         let process = self.processes.mark(&Container::process(container));
         let mark = process.filter(|mark| mark.runs());
@@ -415,8 +416,8 @@ impl Cluster {
         Ok(Identity { pid: mark.pid, started: mark.started, namespace })
     }
 
-    /// Takes everything down, in the reverse order; goes on after a failure and
-    /// tells the first.
+    /// Stops everything in reverse order; continues after a failure and returns the
+    /// first error.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         let mut names = self.processes.names();
@@ -435,7 +436,7 @@ impl Cluster {
     }
 }
 
-/// Those that are served by others end before them.
+/// Clients stop before the services that they use.
 fn stop_order(name: &str) -> usize {
     let order = ["container-", "cell-agent-", "syncer-", "policy-store", "lock-server"];
     order.iter().position(|start| name.starts_with(start)).unwrap_or(order.len())

@@ -1,10 +1,11 @@
-//! Where everything of a cluster lies below its state directory. Pure.
+//! Paths of a cluster's files below its state directory. Pure.
 
 use std::path::{Path, PathBuf};
 
 use super::topology::{Cell, MOST_CELLS};
 
-/// Bytes of a Unix socket's path: `sun_path` of `struct sockaddr_un`, less its final zero.
+/// Maximum length of a Unix socket's path: `sun_path` of `struct sockaddr_un`, without
+/// the final zero.
 const LONGEST_SOCKET_PATH: usize = 107;
 
 /// The paths of one cluster.
@@ -14,7 +15,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Below that directory.
+    /// The paths below that directory.
     pub fn below(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
@@ -24,22 +25,23 @@ impl Layout {
         &self.root
     }
 
-    /// Directories that a start empties: nothing of an earlier run is used.
+    /// Directories that a start empties, so that no file of an earlier run is used.
     pub fn fresh(&self) -> [PathBuf; 4] {
         ["certificates", "config", "data", "logs"].map(|kind| self.root.join(kind))
     }
 
-    /// Directories that cells of an earlier run may have left; a start removes them.
+    /// Directories of cells of an earlier run; a start removes them.
     pub fn leftovers(&self) -> impl Iterator<Item = PathBuf> {
         Cell::all(MOST_CELLS).map(|cell| self.cell(cell))
     }
 
-    /// The socket on which the launcher takes requests.
+    /// The socket for requests to the launcher.
     pub fn launcher_socket(&self) -> PathBuf {
         self.root.join("launcher.sock")
     }
 
-    /// Checks that every socket below the state directory has a path that the kernel takes.
+    /// Checks that every socket path below the state directory is short enough for the
+    /// kernel.
     pub fn check_socket_paths(&self) -> Result<(), String> {
         let agents = Cell::all(MOST_CELLS).map(|cell| self.agent_socket(cell));
         let longest = agents.chain([self.launcher_socket()]).map(|path| path.as_os_str().len());
@@ -55,17 +57,17 @@ impl Layout {
         ))
     }
 
-    /// Where the certificate authority keeps what it issued.
+    /// Directory of the issued certificates.
     pub fn certificates(&self) -> PathBuf {
         self.root.join("certificates")
     }
 
-    /// The authority's certificate.
+    /// The CA certificate.
     pub fn ca(&self) -> PathBuf {
         self.certificates().join("ca.crt")
     }
 
-    /// The certificate and the key that were issued to `name`.
+    /// The certificate and the key of `name`.
     pub fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
         let file = |extension| self.certificates().join(format!("{name}.{extension}"));
         (file("crt"), file("key"))
@@ -81,12 +83,12 @@ impl Layout {
         self.root.join("logs").join(format!("{process}.log"))
     }
 
-    /// All log files.
+    /// Directory of all log files.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// What a person's shell reads.
+    /// The file for an operator's shell.
     pub fn env(&self) -> PathBuf {
         self.root.join("env")
     }
@@ -96,7 +98,7 @@ impl Layout {
         self.root.join("data").join(format!("{service}.db"))
     }
 
-    /// What a cell keeps.
+    /// Directory of a cell.
     pub fn cell(&self, cell: Cell) -> PathBuf {
         self.root.join(cell.name())
     }
@@ -106,12 +108,12 @@ impl Layout {
         self.cell(cell).join("container-metadata").join("store.json")
     }
 
-    /// Where a cell's agent keeps its state.
+    /// State directory of a cell's agent.
     pub fn agent_state(&self, cell: Cell) -> PathBuf {
         self.cell(cell).join("agent")
     }
 
-    /// Where a cell's agent answers operators.
+    /// The gRPC socket of a cell's agent.
     pub fn agent_socket(&self, cell: Cell) -> PathBuf {
         self.cell(cell).join("agent.sock")
     }

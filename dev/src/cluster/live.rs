@@ -1,4 +1,4 @@
-//! A running cluster: reports processes that end, and carries out requests.
+//! Runs a started cluster: reports exited processes, and carries out requests.
 
 use anyhow::{Context, anyhow};
 use nix::sys::signal::Signal;
@@ -13,21 +13,22 @@ use super::request::{self, Request};
 use super::terminal::say;
 use super::topology::Cell;
 
-/// Binds the socket for requests; one that an earlier launcher left is replaced.
+/// Binds the socket for requests; replaces one of an earlier launcher.
 ///
 /// # Errors
-/// The socket cannot be made.
+/// The socket cannot be created.
 pub fn listen(cluster: &Cluster) -> anyhow::Result<UnixListener> {
     let socket = cluster.layout().launcher_socket();
-    // The lock on the state directory says that no other launcher uses it.
+    // The lock on the state directory guarantees that no other launcher uses the
+    // socket.
     let _absent = std::fs::remove_file(&socket);
     UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))
 }
 
-/// Reports ended processes and carries out requests, until cancelled.
+/// Reports exited processes and carries out requests, until cancelled.
 ///
 /// # Errors
-/// Standard output is closed, the state file cannot be written, or the socket is broken.
+/// Standard output is closed, the state file cannot be written, or the socket fails.
 pub async fn attend(
     cluster: &mut Cluster,
     stage: &Stage,
@@ -46,16 +47,17 @@ pub async fn attend(
                     Ok(request) => perform(cluster, stage, request).await,
                     Err(error) => Err(error),
                 };
-                // The request was carried out; a client that is gone needs no answer.
+                // The request was carried out; the client may have disconnected.
                 let _gone = request::answer(&mut stream, outcome).await;
             }
         }
     }
 }
 
-/// The notice about a process that ended.
+/// The message about an exited process.
 fn ended(cluster: &Cluster, death: &Death) -> String {
-    // A signal came from outside; an exit status is the process's own, and its log says why.
+    // A signal comes from another process; an exit status is the process's own, and its
+    // log has the reason.
     let by_itself = death.status.is_some_and(|status| status.code().is_some_and(|code| code != 0));
     let what = if by_itself {
         death.report()
@@ -75,7 +77,7 @@ pub fn command(cluster: &Cluster) -> String {
     format!("portcullis-dev cluster --state-dir {directory}")
 }
 
-/// Carries out one request, and returns what to print.
+/// Carries out one request, and returns the text to print.
 async fn perform(cluster: &mut Cluster, stage: &Stage, request: Request) -> anyhow::Result<String> {
     match request {
         Request::List => Ok(list(cluster)),
@@ -131,7 +133,7 @@ fn emptiest(cluster: &Cluster) -> Option<Cell> {
     cluster.network().cells().min_by_key(apps)
 }
 
-/// Processes with their state, and the place of each app.
+/// Processes with their state, and the cell of each app.
 fn list(cluster: &mut Cluster) -> String {
     let mut lines = vec![format!("{:<24} {:<8} STATE", "PROCESS", "PID")];
     for (name, (pid, state)) in cluster.processes().states() {

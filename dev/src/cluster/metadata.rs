@@ -1,6 +1,6 @@
-//! The container metadata store of a cell, written the way the CNI plugin
-//! writes it: three files, the whole content rewritten in place under an
-//! exclusive lock, the version raised afterwards.
+//! The container metadata store of a cell, written like the CNI plugin does: three
+//! files, the whole content rewritten in place under an exclusive lock, the version
+//! incremented afterwards.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// One container, as it stands in the file.
+/// One container in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The Garden handle.
@@ -25,31 +25,31 @@ pub struct Entry {
 /// Why an entry was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The store refuses to hold a container without a handle.
+    /// A container must have a handle.
     #[error("a container needs a handle")]
     NoHandle,
-    /// The store refuses to hold a container without an address.
+    /// A container must have a valid address.
     #[error("{0:?} is not an address")]
     BadAddress(String),
-    /// One of the three files.
+    /// A file operation failed.
     #[error("cannot {verb} {}", .path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// Somebody left the file torn. Writing it anew would lose containers.
+    /// The data file is torn. Rewriting it would lose containers.
     #[error("{} is not a metadata store", .path.display())]
     Torn {
         /// The data file.
         path: PathBuf,
-        /// Where it stops making sense.
+        /// The parse error.
         source: serde_json::Error,
     },
-    /// The version file holds something else.
+    /// The version file is invalid.
     #[error("version file: '{}' is not a number", .0.display())]
     BadVersion(PathBuf),
 }
@@ -61,7 +61,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store in that file; its directory is made at the first write.
+    /// The store in that file; its directory is created at the first write.
     pub fn at(data: PathBuf) -> Self {
         Self { data }
     }
@@ -84,7 +84,7 @@ impl Store {
         })
     }
 
-    /// Takes a container away; an unknown handle changes nothing but the version.
+    /// Removes a container; an unknown handle only increments the version.
     pub fn remove(&self, handle: &str) -> Result<(), Error> {
         self.change(|entries| {
             entries.remove(handle);

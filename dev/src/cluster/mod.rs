@@ -1,12 +1,12 @@
-//! The local cluster: every part of Portcullis as a process of its own, with
-//! cells in network namespaces.
+//! The local cluster: every part of Portcullis as a separate process, with cells in
+//! network namespaces.
 //!
-//! The launcher owns everything that it starts: processes, namespaces, the
-//! files below its state directory. It takes everything down on SIGINT, SIGTERM
-//! and SIGHUP, and when a part of its own fails. A process that ends during the
-//! start or during a story ends the cluster; later it is reported, and the
-//! cluster goes on. After a `kill -9` of the launcher the kernel ends the
-//! processes, and the next launcher of that name removes the namespaces.
+//! The launcher owns everything that it starts: processes, namespaces, the files below
+//! its state directory. It stops everything on SIGINT, SIGTERM and SIGHUP, and when a
+//! part of its own fails. A process that exits during the start or during a story ends
+//! the cluster; later it is reported, and the cluster continues. After a `kill -9` of
+//! the launcher the kernel ends the processes, and the next launcher of that name
+//! removes the namespaces.
 
 pub mod cloud;
 pub mod container;

@@ -1,17 +1,16 @@
-//! Network namespaces, each with one thread that lives in it.
+//! Network namespaces, each with one resident thread.
 //!
-//! A socket belongs to the namespace of the thread that creates it, and a
-//! process to that of the thread that starts it. So all that is needed is one
-//! thread a namespace that creates sockets and starts processes when asked;
-//! what happens with them afterwards happens in the ordinary runtime.
+//! A socket belongs to the namespace of the thread that creates it, and a process to
+//! that of the thread that starts it. So one thread per namespace creates sockets and
+//! starts processes on request; they are then used from the ordinary runtime.
 //!
-//! What holds:
+//! Invariants:
 //! - Only the resident thread ever leaves the launcher's own namespace.
-//! - Processes that a resident started with the wrapper of
-//!   [`super::process`] are killed by the kernel when it ends, hence also when
-//!   the launcher is killed.
-//! - A namespace's name is gone when its [`Namespace`] is; the namespace itself
-//!   lives on while somebody else's process is in it.
+//! - Processes that a resident started with the wrapper of [`super::process`] are
+//!   killed by the kernel when the resident ends, hence also when the launcher is
+//!   killed.
+//! - A namespace's name is deleted with its [`Namespace`]; the namespace itself exists
+//!   as long as a foreign process is in it.
 
 use std::fs::File;
 use std::io;
@@ -32,10 +31,10 @@ use super::topology::Links;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Jobs that wait for a resident; whoever asks waits for the answer anyway.
+/// Queue length of a resident; callers wait for the result anyway.
 const WAITING_JOBS: usize = 64;
 
-/// A thread that lives in a network namespace and does there what it is asked.
+/// A thread in a network namespace that runs jobs there.
 #[derive(Debug)]
 pub struct Resident {
     jobs: Option<SyncSender<Job>>,
@@ -43,7 +42,7 @@ pub struct Resident {
 }
 
 impl Resident {
-    /// A resident of the namespace that the caller is in.
+    /// A resident of the caller's namespace.
     pub fn here() -> anyhow::Result<Self> {
         Self::start("resident", || Ok(()))
     }
@@ -58,8 +57,8 @@ impl Resident {
         Self::start(name, moved)
     }
 
-    /// A resident of a new namespace without a name, which is gone when nobody is
-    /// in it any more.
+    /// A resident of a new unnamed namespace, which the kernel deletes after its last
+    /// process.
     pub fn apart(name: &str) -> anyhow::Result<Self> {
         Self::start(name, || unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from))
     }
@@ -83,14 +82,14 @@ impl Resident {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Runs `work` in the namespace. It must not take long.
+    /// Runs `work` in the namespace; it must be short.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> anyhow::Result<T> {
         let (answer, outcome) = oneshot::channel();
         let job = Box::new(move || {
-            // Nobody waits any more when the caller was cancelled.
+            // A cancelled caller no longer waits.
             let _ = answer.send(work());
         });
         let gone = || anyhow!("the thread of a network namespace has ended");
@@ -111,7 +110,7 @@ impl Resident {
         Ok(started?)
     }
 
-    /// An IPv4 socket of the namespace, ready for the runtime.
+    /// An IPv4 socket in the namespace, registered with the runtime.
     pub async fn socket(&self, kind: Type, protocol: Protocol) -> anyhow::Result<Socket> {
         let socket = self
             .run(move || {
@@ -139,13 +138,13 @@ impl Resident {
         Ok(tokio::net::UdpSocket::from_std(socket.into())?)
     }
 
-    /// A TCP socket that is not connected yet.
+    /// An unconnected TCP socket.
     pub async fn tcp(&self) -> anyhow::Result<tokio::net::TcpSocket> {
         let socket = self.socket(Type::STREAM, Protocol::TCP).await?;
         Ok(tokio::net::TcpSocket::from_std_stream(socket.into()))
     }
 
-    /// Sets a kernel parameter of the namespace, `net/ipv4/ip_forward` say.
+    /// Sets a kernel parameter of the namespace, for example `net/ipv4/ip_forward`.
     pub async fn set(&self, parameter: &'static str, value: &'static str) -> anyhow::Result<()> {
         let path = Path::new("/proc/sys").join(parameter);
         let written = self.run(move || std::fs::write(path, value)).await?;
@@ -157,7 +156,7 @@ impl Drop for Resident {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
-            // It ends at once: its queue is closed, and jobs are short.
+            // The thread ends soon: its queue is closed, and jobs are short.
             let _ = thread.join();
         }
     }
@@ -177,13 +176,13 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a new one. The name must be free.
+    /// Creates a namespace. The name must be free.
     pub fn create(name: &str) -> anyhow::Result<Self> {
         tools::run("ip", ["netns", "add", name])?;
         match Resident::of(name) {
             Ok(resident) => Ok(Self { name: name.to_owned(), resident: Some(resident) }),
             Err(error) => {
-                // The first error is the one to tell.
+                // Only the first error is reported.
                 let _ = tools::run("ip", ["netns", "del", name]);
                 Err(error)
             }
@@ -202,12 +201,12 @@ impl Namespace {
             .expect("only deletion takes the resident, and that consumes the value")
     }
 
-    /// The inode: tells this namespace from a later one of the same name.
+    /// The inode: distinguishes this namespace from a later one of the same name.
     pub fn inode(&self) -> io::Result<u64> {
         Ok(std::fs::metadata(path_of(&self.name))?.ino())
     }
 
-    /// Ends the resident and takes the name away.
+    /// Ends the resident and deletes the name.
     pub fn delete(mut self) -> Result<(), tools::Error> {
         self.remove()
     }
@@ -223,12 +222,12 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Who wants to know whether it worked calls `delete`.
+        // Callers that need the result use `delete`.
         let _ = self.remove();
     }
 }
 
-/// Builds what a plan says.
+/// Builds the links of a plan.
 pub fn build(links: &Links) -> Result<(), tools::Error> {
     links.blocks.iter().try_for_each(|(namespace, lines)| {
         let batch = lines.join("\n") + "\n";

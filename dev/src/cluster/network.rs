@@ -1,5 +1,4 @@
-//! The network that a plan of [`super::topology`] describes, built out of
-//! namespaces.
+//! Builds the network of a [`super::topology`] plan from namespaces.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,7 +10,7 @@ use super::state::State;
 use super::tools;
 use super::topology::{self, Cell, Name, Seat};
 
-/// Router, outside and cells.
+/// Router, simulated internet and cells.
 #[derive(Debug)]
 pub struct Network {
     name: Name,
@@ -21,7 +20,7 @@ pub struct Network {
     seats: BTreeMap<Cell, Vec<Seat>>,
 }
 
-/// A container's place in the network.
+/// A container's attachment to the network.
 #[derive(Debug)]
 pub struct Attachment {
     /// Its cell.
@@ -34,14 +33,14 @@ pub struct Attachment {
 }
 
 impl Network {
-    /// Nothing yet.
+    /// A network without namespaces.
     pub fn new(name: Name) -> Self {
         let (cells, seats) = (BTreeMap::new(), BTreeMap::new());
         Self { name, router: None, outside: None, cells, seats }
     }
 
-    /// Builds everything but containers. What was built before a failure is
-    /// there for [`Network::lower`].
+    /// Builds everything but containers. After a failure, [`Network::lower`] deletes
+    /// the parts that were built.
     pub async fn raise(&mut self, cells: u8, state: &mut State) -> anyhow::Result<()> {
         self.router = Some(create(&self.name.router(), state)?);
         self.outside = Some(create(&self.name.outside(), state)?);
@@ -53,7 +52,7 @@ impl Network {
         Ok(())
     }
 
-    /// Builds a cell's namespace and its way to the router.
+    /// Builds a cell's namespace and its link to the router.
     pub async fn add_cell(&mut self, cell: Cell, state: &mut State) -> anyhow::Result<()> {
         let namespace = create(&self.name.cell(cell), state)?;
         let namespace = self.cells.entry(cell).insert_entry(namespace).into_mut();
@@ -61,25 +60,24 @@ impl Network {
         forward(Some(namespace)).await
     }
 
-    /// Takes a cell without containers down.
+    /// Deletes a cell without containers.
     pub fn remove_cell(&mut self, cell: Cell, state: &mut State) -> anyhow::Result<()> {
         let namespace = self.cells.remove(&cell);
         let namespace = namespace.with_context(|| format!("there is no {}", cell.name()))?;
-        // The kernel takes a dead namespace apart later; a new cell of the same number may want
-        // the router's interface at once.
+        // The kernel deletes the interfaces of a dead namespace later; a new cell of
+        // the same number may need the router's interface at once.
         let interface = cell.router_interface();
         let unplugged = tools::run("ip", ["-n", &self.name.router(), "link", "del", &interface]);
         delete(namespace, state)?;
         Ok(unplugged.map(drop)?)
     }
 
-    /// The lowest number that no cell has.
+    /// The lowest free cell number.
     pub fn free_cell(&self) -> Option<Cell> {
         Cell::all(topology::MOST_CELLS).find(|cell| !self.cells.contains_key(cell))
     }
 
-    /// Takes everything down again. Goes on after a failure, and tells the
-    /// first.
+    /// Deletes everything. Continues after a failure, and returns the first error.
     pub fn lower(&mut self, state: &mut State) -> anyhow::Result<()> {
         let cells = std::mem::take(&mut self.cells).into_values();
         let all = cells.chain(self.outside.take()).chain(self.router.take());
@@ -90,7 +88,7 @@ impl Network {
         result
     }
 
-    /// The namespace of the outside.
+    /// The namespace of the simulated internet.
     pub fn outside(&self) -> anyhow::Result<&Namespace> {
         self.outside.as_ref().context("the outside does not exist yet")
     }
@@ -105,7 +103,7 @@ impl Network {
         self.cells.keys().copied()
     }
 
-    /// Gives a container a namespace and an address on a cell.
+    /// Creates a container's namespace and address on a cell.
     pub async fn attach(
         &mut self,
         cell: Cell,
@@ -118,7 +116,7 @@ impl Network {
         let namespace = create(&self.name.container(cell, container), state)?;
         let links = topology::container(&self.name, cell, seat, container);
         let built = namespace::build(&links).map_err(anyhow::Error::from);
-        // Any user of the container may ping, so that probes can.
+        // Any user of the container may send pings, so that probes work.
         let opened = match built {
             Ok(()) => namespace.resident().set("net/ipv4/ping_group_range", "0 0").await,
             Err(error) => Err(error),
@@ -131,11 +129,11 @@ impl Network {
         Ok(Attachment { cell, address: seat.address(cell), namespace, seat })
     }
 
-    /// Takes a container's namespace and address away.
+    /// Deletes a container's namespace and address.
     pub fn detach(&mut self, attachment: Attachment, state: &mut State) -> anyhow::Result<()> {
         let Attachment { cell, address: _, namespace, seat } = attachment;
-        // The kernel takes a dead namespace apart when it finds the time, and the
-        // seat's interface with it; the next container may want the seat at once.
+        // The kernel deletes a dead namespace and its interface later; the next
+        // container may need the interface at once.
         let interface = seat.cell_interface();
         let unplugged = tools::run("ip", ["-n", &self.name.cell(cell), "link", "del", &interface]);
         self.seats.entry(cell).or_default().retain(|taken| *taken != seat);
@@ -155,7 +153,7 @@ fn delete(namespace: Namespace, state: &mut State) -> anyhow::Result<()> {
     Ok(state.forget_namespace(&name)?)
 }
 
-/// Lets a namespace pass packets on, whichever way their answers take.
+/// Enables forwarding in a namespace, also for asymmetric routes.
 async fn forward(namespace: Option<&Namespace>) -> anyhow::Result<()> {
     let resident = namespace.context("no such namespace")?.resident();
     resident.set("net/ipv4/ip_forward", "1").await?;
@@ -163,7 +161,7 @@ async fn forward(namespace: Option<&Namespace>) -> anyhow::Result<()> {
     resident.set("net/ipv4/conf/default/rp_filter", "0").await
 }
 
-/// Takes away the namespaces that an earlier launcher left.
+/// Deletes the namespaces of an earlier launcher.
 pub fn remove_leftovers(names: &[String]) -> Result<(), tools::Error> {
     let mut left = names.iter().filter(|name| namespace::exists(name));
     left.try_for_each(|name| tools::run("ip", ["netns", "del", name]).map(drop))

@@ -1,4 +1,4 @@
-//! `portcullisctl` and other commands, run as an operator runs them.
+//! Runs `portcullisctl` and other commands like an operator.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::topology::Cell;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Who holds a lock.
+/// The owner of a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     /// The owner.
@@ -25,8 +25,7 @@ pub struct Held {
 }
 
 impl Cluster {
-    /// Runs `portcullisctl` with the operator's certificate, and returns what it
-    /// printed.
+    /// Runs `portcullisctl` with the operator's certificate, and returns its output.
     pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let executable = self.options().binaries.join("portcullisctl");
         let ports = &self.options().ports;
@@ -51,7 +50,7 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The same for the agent of one cell.
+    /// Runs `portcullisctl` for the agent of one cell.
     pub async fn ctl_on(&self, cell: Cell, arguments: &[&str]) -> anyhow::Result<String> {
         let socket = self.layout().agent_socket(cell);
         let socket = socket.to_str().context("the state directory's name is text")?;
@@ -59,7 +58,7 @@ impl Cluster {
         self.ctl(&all).await
     }
 
-    /// Who holds the syncers' lock; `None` when nobody does.
+    /// The owner of the syncers' lock; `None` if the lock is free.
     pub async fn leader(&self) -> anyhow::Result<Option<Held>> {
         let text = self.ctl(&["locks", "--json"]).await?;
         let lines = text.lines().map(serde_json::from_str::<Value>);
@@ -67,7 +66,7 @@ impl Cluster {
         Ok(locks.iter().find_map(held))
     }
 
-    /// Runs a command where a cell is, and returns what it printed.
+    /// Runs a command in a cell's namespace, and returns its output.
     pub async fn on_cell(
         &self,
         cell: Cell,
@@ -89,7 +88,7 @@ pub const LOCK: &str = "policy-server-asg-syncer";
 fn held(lock: &Value) -> Option<Held> {
     let owner = lock["owner"].as_str()?.to_owned();
     let token = &lock["fencing_token"];
-    // Numbers that need 64 bits may be printed as text.
+    // 64-bit numbers may be JSON strings.
     let fencing_token = token.as_u64().or_else(|| token.as_str()?.parse().ok())?;
     (lock["key"] == LOCK).then_some(Held { owner, fencing_token })
 }

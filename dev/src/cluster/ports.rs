@@ -1,12 +1,11 @@
-//! Ports of the control plane, on the loopback address of the namespace that
-//! the launcher runs in.
+//! Ports of the control plane, on the loopback address of the launcher's namespace.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 
 use anyhow::Context;
 
-/// How many syncers a cluster has: one leads, the others stand by.
+/// Number of syncers in a cluster: one leader, the others standby.
 pub const SYNCERS: usize = 2;
 
 /// One port for each listener.
@@ -50,7 +49,7 @@ impl Ports {
             Choice::Default => DEFAULT,
             Choice::Auto => [0; LISTENERS],
         };
-        // All at once, so that none is chosen twice.
+        // Bound simultaneously, so that none is chosen twice.
         let bound: Vec<TcpListener> = wanted.into_iter().map(bind).collect::<Result<_, _>>()?;
         let mut ports = [0; LISTENERS];
         for (port, listener) in ports.iter_mut().zip(&bound) {
@@ -90,7 +89,7 @@ fn bind(port: u16) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Whether somebody listens on the port.
+/// Whether a server listens on the port.
 pub async fn answers(port: u16) -> Result<(), io::Error> {
     tokio::net::TcpStream::connect(local(port)).await.map(drop)
 }

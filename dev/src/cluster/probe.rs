@@ -1,5 +1,5 @@
-//! What a packet from a container meets: one new connection, datagram or ping,
-//! with a bounded wait for what comes back.
+//! Probes from a container: one new connection, datagram or ping, with a timeout for
+//! the response.
 
 use std::fmt;
 use std::io;
@@ -14,18 +14,18 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::namespace::Resident;
 
-/// How long one probe waits for an answer.
+/// Timeout of one probe.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// Between two probes of [`until`].
+/// Pause between two probes of [`until`].
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Where a probe goes.
+/// The destination of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// A new TCP connection.
     Tcp(SocketAddrV4),
-    /// A datagram that is to be echoed.
+    /// A datagram to an echo server.
     Udp(SocketAddrV4),
     /// An ICMP echo request.
     Ping(Ipv4Addr),
@@ -53,16 +53,16 @@ impl fmt::Display for Target {
     }
 }
 
-/// What came back.
+/// The outcome of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The connection stands, or the echo came.
+    /// The connection was accepted, or the echo arrived.
     Open,
     /// Refused: a reset, or ICMP port unreachable.
     Refused,
     /// Another ICMP unreachable.
     Unreachable,
-    /// Nothing within the probe's patience.
+    /// No response within the timeout.
     Silent,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for Outcome {
 /// Sends one probe from the resident's namespace.
 ///
 /// # Errors
-/// Only what has nothing to do with the network: no socket, no thread.
+/// Only failures outside the network: no socket, no thread.
 pub async fn probe(from: &Resident, target: Target) -> anyhow::Result<Outcome> {
     let answer = match target {
         Target::Tcp(address) => {
@@ -126,8 +126,8 @@ fn meaning(error: &io::Error) -> Option<Outcome> {
     }
 }
 
-/// Probes over and over until the outcome is `wanted`, and returns how long
-/// that took from `since` to the first packet that was treated so.
+/// Repeats a probe until it has the wanted outcome; returns the time from `since` to
+/// the first such packet.
 pub async fn until(
     from: &Resident,
     target: Target,
@@ -155,14 +155,14 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Opens it from the resident's namespace.
+    /// Opens the connection from the resident's namespace.
     pub async fn open(from: &Resident, to: SocketAddrV4) -> anyhow::Result<Self> {
         let connected = timeout(PATIENCE, from.tcp().await?.connect(to.into())).await;
         let stream = connected.context("no answer")?.context("not connected")?;
         Ok(Self { stream })
     }
 
-    /// Whether a word sent now comes back.
+    /// Whether a message is echoed.
     pub async fn echoes(&mut self) -> bool {
         let word = *b"still there?";
         let mut back = [0; 12];

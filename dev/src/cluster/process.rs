@@ -1,11 +1,11 @@
-//! The cluster's processes: started with a log file each, watched, stopped.
+//! The cluster's processes: starts each with a log file, watches and stops them.
 //!
-//! What holds:
-//! - Each has a watcher; one that ends without having been asked is reported.
-//! - Each dies with the launcher: the kernel kills it when the thread that
-//!   started it ends (`setpriv --pdeathsig`), whatever ended that.
-//! - Each is in a process group of its own, so Ctrl-C reaches the launcher
-//!   alone, and the launcher decides about the order.
+//! Invariants:
+//! - Each process has a watcher; an unexpected exit is reported.
+//! - Each process dies with the launcher: the kernel kills it when the thread that
+//!   started it ends (`setpriv --pdeathsig`), for whatever reason.
+//! - Each process is in a process group of its own, so Ctrl-C reaches only the
+//!   launcher, and the launcher decides about the order.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,51 +29,52 @@ use super::namespace::Resident;
 use super::state::{Mark, State};
 use super::tools;
 
-/// How long a process may take to end after SIGTERM.
+/// Shutdown timeout after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long a start waits for the end of a process that was just signalled.
+/// How long a start waits for the exit of a process that was just signalled.
 const AFTER_SIGNAL: Duration = Duration::from_secs(2);
 
-/// Lines of a log that are shown when its process died.
+/// Number of log lines shown for a dead process.
 const LAST_LINES: usize = 12;
 
-/// Characters of such a line: at debug level, some hold whole documents.
+/// Maximum length of such a line in characters: at debug level, some hold whole
+/// documents.
 const LONGEST_LINE: usize = 1000;
 
-/// What to start.
+/// A program to start.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// What the cluster calls the process; unique.
+    /// The process name in the cluster; unique.
     pub name: String,
     /// The executable.
     pub executable: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Where standard output and error go, appended.
+    /// Log file that standard output and error are appended to.
     pub log: PathBuf,
 }
 
-/// A process that ended without having been asked.
+/// An unexpected exit of a process.
 #[derive(Debug)]
 pub struct Death {
-    /// What the cluster calls it.
+    /// The process name in the cluster.
     pub name: String,
-    /// Its process id.
+    /// Its process ID.
     pub pid: u32,
-    /// How it ended.
+    /// Its exit status.
     pub status: Option<ExitStatus>,
     /// Its log file.
     pub log: PathBuf,
 }
 
 impl Death {
-    /// How it ended, as text.
+    /// The exit status as text.
     pub fn status(&self) -> String {
         self.status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string())
     }
 
-    /// What to print: the process, how it ended, and the last lines of its log.
+    /// A report with the process, its exit status, and the last lines of its log.
     pub fn report(&self) -> String {
         let status = self.status();
         let log = self.log.display();
@@ -103,13 +104,13 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// None yet; deaths are told to the other end of `deaths`.
+    /// Without processes; unexpected exits are sent to `deaths`.
     pub fn new(deaths: mpsc::Sender<Death>) -> Self {
         let (running, ended, peaks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { running, ended, peaks, watchers: JoinSet::new(), deaths }
     }
 
-    /// Starts a program where `resident` lives.
+    /// Starts a program in the namespace of `resident`.
     pub async fn start(
         &mut self,
         program: &Program,
@@ -134,7 +135,7 @@ impl Processes {
         let death = Death { name: name.clone(), pid, status: None, log: log.clone() };
         let watcher = look_after(child, tell, asked_to_end.clone(), death, self.deaths.clone());
         self.watchers.spawn(watcher);
-        // Without a mark it has ended already; its watcher tells.
+        // Without a mark the process has exited already; its watcher reports that.
         if let Some(mark) = mark {
             state.note_process(mark.clone())?;
             self.ended.remove(name);
@@ -143,9 +144,9 @@ impl Processes {
         Ok(pid)
     }
 
-    /// Ends a process with SIGTERM, and with SIGKILL when it takes too long.
+    /// Ends a process with SIGTERM, and with SIGKILL after a timeout.
     ///
-    /// Returns whether it ended by itself.
+    /// Returns whether SIGTERM was enough.
     pub async fn stop(&mut self, name: &str, state: &mut State) -> anyhow::Result<bool> {
         self.end(name, Signal::SIGTERM, state).await
     }
@@ -161,34 +162,35 @@ impl Processes {
         let Running { mark, asked_to_end, mut ended } = running;
         asked_to_end.store(true, Ordering::SeqCst);
         send(&mark, signal);
-        // A frozen process handles SIGTERM when it goes on.
+        // A frozen process handles SIGTERM only after SIGCONT.
         send(&mark, Signal::SIGCONT);
         let graceful = timeout(GRACE, ended.wait_for(|ended| *ended)).await.is_ok();
         if !graceful {
             send(&mark, Signal::SIGKILL);
-            // The kernel sees to it: no process outlives SIGKILL for long.
+            // The kernel ends the process: none survives SIGKILL for long.
             let _ = timeout(GRACE, ended.wait_for(|ended| *ended)).await;
         }
         state.forget_process(mark.pid)?;
         Ok(graceful)
     }
 
-    /// Sends a signal to a running process. If the signal ends the process, the end is reported
-    /// as one that nobody asked for.
+    /// Sends a signal to a running process. If the signal ends the process, the exit is
+    /// reported as unexpected.
     pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         let running = self.running.get(name).with_context(|| format!("no process {name} runs"))?;
         send(&running.mark, signal);
         Ok(())
     }
 
-    /// Removes a process that has ended by itself from those that run.
+    /// Removes an exited process from the running ones.
     pub fn note_death(&mut self, death: &Death, state: &mut State) -> anyhow::Result<()> {
         let Death { name, pid, status: _, log: _ } = death;
         match self.running.get(name) {
             Some(running) if running.mark.pid == *pid => {
                 self.forget(name, &death.status(), state, *pid)
             }
-            // A later process has the name, or this one ended before it had a mark.
+            // The name belongs to a later process, or this one exited before it had a
+            // mark.
             _other => Ok(()),
         }
     }
@@ -199,7 +201,7 @@ impl Processes {
         Ok(state.forget_process(pid)?)
     }
 
-    /// Every process that was started, with its pid if it runs, and its state as text.
+    /// Every started process, with its PID if it is running, and its state as text.
     pub fn states(&self) -> BTreeMap<&str, (Option<u32>, String)> {
         let running = self.running.iter().map(|(name, Running { mark, .. })| {
             let state = match (mark.runs(), mark.is_frozen()) {
@@ -213,18 +215,17 @@ impl Processes {
         ended.chain(running).collect()
     }
 
-    /// The names of all that run.
+    /// The names of all running processes.
     pub fn names(&self) -> Vec<String> {
         self.running.keys().cloned().collect()
     }
 
-    /// The process of that name, if it runs.
+    /// The mark of a running process.
     pub fn mark(&self, name: &str) -> Option<&Mark> {
         self.running.get(name).map(|running| &running.mark)
     }
 
-    /// The most memory that each process ever held, in KiB, those that have
-    /// been stopped included.
+    /// Peak memory of each process, in KiB, including stopped ones.
     pub fn peaks(&mut self) -> &BTreeMap<String, u64> {
         for name in self.names() {
             self.note_peak(&name);
@@ -263,20 +264,20 @@ async fn look_after(
     let status = child.wait().await.ok();
     tell.send_replace(true);
     if !asked_to_end.load(Ordering::SeqCst) {
-        // Nobody listens when the cluster is being torn down already.
+        // There is no receiver while the cluster is being stopped.
         let _ = deaths.send(Death { status, ..death }).await;
     }
 }
 
 fn send(mark: &Mark, signal: Signal) {
-    // A watcher may have reaped it since, and then the pid can be another's.
+    // The watcher may have reaped the process, and then the PID may be reused.
     if mark.runs() {
         let pid = i32::try_from(mark.pid).expect("the kernel's process ids fit");
         let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 
-/// Kills what an earlier launcher left running, and waits until it is gone.
+/// Kills the processes of an earlier launcher, and waits for their exit.
 pub async fn end_leftovers(leftovers: &[&Mark]) {
     for mark in leftovers {
         send(mark, Signal::SIGKILL);
@@ -289,7 +290,7 @@ pub async fn end_leftovers(leftovers: &[&Mark]) {
     let _ = timeout(GRACE, gone).await;
 }
 
-/// The most memory that a running process ever held, in KiB.
+/// Peak memory of a running process, in KiB.
 pub fn peak(pid: u32) -> Option<u64> {
     peak_memory(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
@@ -339,7 +340,7 @@ mod tests {
             self.processes.start(&program, &self.here, &mut self.state).await.unwrap()
         }
 
-        /// The script runs, and no wrapper any more.
+        /// Waits until the script itself runs instead of the wrapper.
         async fn wait_for_output(&self) {
             let log = self.directory.path().join("shell.log");
             let written = async {
@@ -404,7 +405,7 @@ mod tests {
         assert_eq!(fixture.processes.states()["shell"], (None, "signal: 9 (SIGKILL)".to_owned()));
         let pid = fixture.shell("exec sleep 1000").await;
         assert_eq!(fixture.processes.states()["shell"], (Some(pid), "running".to_owned()));
-        // The report of the first one says nothing about the second.
+        // The report of the first process does not concern the second.
         fixture.processes.note_death(&death, &mut fixture.state).unwrap();
         assert_eq!(fixture.processes.states()["shell"].0, Some(pid));
         assert!(fixture.processes.stop("shell", &mut fixture.state).await.unwrap());

@@ -89,7 +89,7 @@ pub enum Request {
     },
 }
 
-/// What the launcher answers.
+/// The launcher's reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Reply {
@@ -114,11 +114,11 @@ pub fn signal(name: &str) -> anyhow::Result<Signal> {
     }
 }
 
-/// Sends a request to the launcher that listens on `socket`, and returns its answer.
+/// Sends a request to the launcher that listens on `socket`, and returns its reply.
 ///
 /// # Errors
-/// No launcher listens there, the connection breaks, or the launcher reports that the request
-/// failed.
+/// No launcher listens there, the connection breaks, or the launcher reports that the
+/// request failed.
 pub fn send(socket: &Path, request: &Request) -> anyhow::Result<String> {
     let stream = UnixStream::connect(socket).with_context(|| {
         format!(
@@ -150,10 +150,10 @@ pub async fn receive(stream: &mut tokio::net::UnixStream) -> anyhow::Result<Requ
     serde_json::from_str(&line).context("unknown request")
 }
 
-/// Answers a connected client with the outcome of its request.
+/// Sends the result of a request to its client.
 ///
 /// # Errors
-/// The client is gone; the request was carried out all the same.
+/// The client has disconnected; the request was carried out nevertheless.
 pub async fn answer(
     stream: &mut tokio::net::UnixStream,
     outcome: anyhow::Result<String>,

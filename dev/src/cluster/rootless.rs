@@ -1,5 +1,5 @@
-//! Running without root: the launcher starts itself again in a user namespace
-//! where it is root over a network and a mount namespace of its own.
+//! Runs without root: the launcher restarts itself in a user namespace where it is root
+//! over its own network and mount namespace.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -10,21 +10,20 @@ use nix::mount::{MsFlags, mount};
 
 use super::tools;
 
-/// Set for the process that is already inside.
+/// Set in the restarted process.
 const MARK: &str = "PORTCULLIS_DEV_INSIDE";
 
-/// How the launcher may make network namespaces.
+/// How the launcher creates network namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Footing {
-    /// It is root: on this machine itself.
+    /// As root, on this machine itself.
     Root,
-    /// It is nobody special: inside namespaces of its own.
+    /// Without root, inside namespaces of its own.
     Inside,
 }
 
 impl Footing {
-    /// What a shell needs in front of a command so that it runs where the
-    /// cluster is.
+    /// The shell prefix that runs a command in the cluster's namespaces.
     pub fn shell_prefix(self) -> Option<String> {
         match self {
             Self::Root => None,
@@ -36,8 +35,8 @@ impl Footing {
     }
 }
 
-/// Finds the footing; when that takes namespaces, starts this program again in
-/// them and does not return.
+/// Finds the footing; if namespaces are needed, restarts this program in them and does
+/// not return.
 pub fn find_footing() -> anyhow::Result<Footing> {
     if std::env::var_os(MARK).is_some() {
         prepare_inside()?;
@@ -50,10 +49,10 @@ pub fn find_footing() -> anyhow::Result<Footing> {
     bail!("cannot run `unshare`: {error}; run this as root")
 }
 
-/// Replaces this process; returns only if that failed.
+/// Replaces this process; returns only on failure.
 fn start_again() -> anyhow::Result<io::Error> {
-    // Asked first: where user namespaces are forbidden, `unshare` alone would
-    // say so in the place of this program, without a way out.
+    // Checked first: where user namespaces are forbidden, `unshare` would report only
+    // that, without the alternative.
     let namespaces = ["--user", "--map-root-user", "--net", "--mount"];
     let allowed = tools::run("unshare", namespaces.into_iter().chain(["true"]));
     allowed.context(
@@ -66,7 +65,8 @@ fn start_again() -> anyhow::Result<io::Error> {
     Ok(command.env(MARK, "1").exec())
 }
 
-/// The loopback interface up, and a place where `ip netns` keeps its names.
+/// Sets the loopback interface up, and mounts the directory in which `ip netns` keeps
+/// names.
 fn prepare_inside() -> anyhow::Result<()> {
     tools::run("ip", ["link", "set", "lo", "up"])?;
     let nothing: Option<&str> = None;

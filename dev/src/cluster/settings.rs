@@ -8,11 +8,11 @@ use super::layout::Layout;
 use super::ports::{Ports, local};
 use super::topology::{Cell, OVERLAY};
 
-/// The certificate of everything that only serves.
+/// The certificate of all pure servers.
 pub const SERVER: &str = "server";
-/// The certificate of both syncers; the policy store lets this name write.
+/// The certificate of both syncers; the policy store accepts writes with this name.
 pub const SYNCER: &str = "syncer";
-/// The certificate of people; the policy store shows this name its status.
+/// The certificate of operators; the policy store shows its status to this name.
 pub const OPERATOR: &str = "operator";
 /// The organizational unit of the cells' certificates.
 pub const CELL_UNIT: &str = "cell";
@@ -86,7 +86,7 @@ pub fn policy_store(layout: &Layout, ports: &Ports) -> Value {
     })
 }
 
-/// A syncer, counted from 1. It logs at debug: the story reads its log.
+/// A syncer, counted from 1. Its log level is debug, since the story reads its log.
 pub fn syncer(layout: &Layout, ports: &Ports, number: usize) -> Value {
     let (cert, key) = layout.certificate(SYNCER);
     json!({

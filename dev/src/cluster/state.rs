@@ -1,13 +1,13 @@
-//! What this cluster has on the machine, in a file, so that the next launcher
-//! can clean up after one that was killed.
+//! The state file: the cluster's namespaces and processes on this machine, so that the
+//! next launcher can clean up after one that was killed.
 //!
-//! What holds:
-//! - A namespace stands in the file before it is made, a process right after it
-//!   was started (and the kernel ends it with the launcher anyway).
-//! - A process is known by pid, start time and boot: one that took over the
-//!   pid is never touched.
-//! - One launcher at a time has the directory; its lock goes with it, however
-//!   it ends.
+//! Invariants:
+//! - A namespace is recorded before it is created, a process right after it was started
+//!   (and the kernel ends it with the launcher anyway).
+//! - A process is identified by PID, start time and boot ID: a process that reuses the
+//!   PID is never touched.
+//! - Only one launcher at a time holds the directory; its lock is released when it
+//!   exits, for whatever reason.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -16,20 +16,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Why the state cannot be kept.
+/// Why the state cannot be stored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another launcher has the directory.
+    /// Another launcher holds the directory.
     #[error("this cluster is already running{}; end that one, or take another --name", by(.0))]
     Running(Option<u32>),
-    /// A file or directory.
+    /// A file operation failed.
     #[error("cannot {verb} {}", .path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -38,29 +38,29 @@ fn by(pid: &Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-/// A process, so described that no other one fits.
+/// Unique identification of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// What the cluster calls it.
+    /// The process name in the cluster.
     pub name: String,
-    /// Its process id.
+    /// Its process ID.
     pub pid: u32,
-    /// When it started, in the kernel's ticks since boot.
+    /// Its start time, in the kernel's ticks since boot.
     pub started: u64,
 }
 
 impl Mark {
-    /// The mark of a process that runs now; `None` when it has ended.
+    /// The mark of a running process; `None` when it has exited.
     pub fn of(name: &str, pid: u32) -> Option<Self> {
         Some(Self { name: name.to_owned(), pid, started: started(pid)? })
     }
 
-    /// Whether that very process still runs.
+    /// Whether that process still runs.
     pub fn runs(&self) -> bool {
         started(self.pid) == Some(self.started)
     }
 
-    /// Whether that very process is frozen by SIGSTOP.
+    /// Whether that process is frozen by SIGSTOP.
     pub fn is_frozen(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         start_time(&stat) == Some(self.started)
@@ -68,12 +68,12 @@ impl Mark {
     }
 }
 
-/// What a launcher has made.
+/// Namespaces and processes of a launcher.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
-    /// Which boot of the machine this was.
+    /// The boot ID of the machine.
     pub boot: String,
-    /// The launcher's pid.
+    /// The launcher's PID.
     pub launcher: u32,
     /// Its processes.
     pub processes: Vec<Mark>,
@@ -82,8 +82,8 @@ pub struct Made {
 }
 
 impl Made {
-    /// The processes that still run. None after a reboot: the marks of another
-    /// boot say nothing.
+    /// The processes that still run. None after a reboot: marks of another boot are
+    /// invalid.
     pub fn still_running(&self, boot: &str) -> Vec<&Mark> {
         if self.boot != boot {
             return Vec::new();
@@ -101,7 +101,7 @@ pub struct State {
 }
 
 impl State {
-    /// Takes the directory, and returns with it what an earlier launcher left.
+    /// Takes the lock, and returns the records of an earlier launcher.
     pub fn take(directory: &Path) -> Result<(Self, Made), Error> {
         let failed = |verb, path: &Path| {
             let path = path.to_owned();
@@ -135,32 +135,31 @@ impl State {
         &self.directory
     }
 
-    /// Notes a namespace that is about to be made.
+    /// Records a namespace before its creation.
     pub fn note_namespace(&mut self, name: &str) -> Result<(), Error> {
         self.made.namespaces.push(name.to_owned());
         self.save()
     }
 
-    /// Forgets a namespace that is gone.
+    /// Removes the record of a deleted namespace.
     pub fn forget_namespace(&mut self, name: &str) -> Result<(), Error> {
         self.made.namespaces.retain(|known| known != name);
         self.save()
     }
 
-    /// Notes a process that was started.
+    /// Records a started process.
     pub fn note_process(&mut self, mark: Mark) -> Result<(), Error> {
         self.made.processes.push(mark);
         self.save()
     }
 
-    /// Forgets a process that has ended.
+    /// Removes the record of an exited process.
     pub fn forget_process(&mut self, pid: u32) -> Result<(), Error> {
         self.made.processes.retain(|known| known.pid != pid);
         self.save()
     }
 
-    /// Writes the file as a whole, by a rename: a crash leaves the old or the
-    /// new one.
+    /// Replaces the file atomically by a rename: a crash leaves the old or the new one.
     pub fn save(&self) -> Result<(), Error> {
         let path = file(&self.directory);
         let fresh = path.with_extension("new");
@@ -170,7 +169,7 @@ impl State {
     }
 }
 
-/// This boot of the machine.
+/// The boot ID.
 pub fn boot() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
@@ -180,7 +179,7 @@ fn file(directory: &Path) -> PathBuf {
     directory.join("state.json")
 }
 
-/// `None` when there is no file, or not one of ours: then nothing is known.
+/// `None` if the file is missing or invalid.
 fn read(directory: &Path) -> Option<Made> {
     runtime::json::from_str(&std::fs::read_to_string(file(directory)).ok()?).ok()
 }
@@ -189,8 +188,8 @@ fn started(pid: u32) -> Option<u64> {
     start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// The 22nd field of `/proc/PID/stat`; `None` for a zombie, which has ended. The
-/// second field is the program's name in parentheses and may hold anything.
+/// The 22nd field of `/proc/PID/stat`; `None` for a zombie, which has exited. The
+/// second field is the program's name in parentheses and may hold any character.
 fn start_time(stat: &str) -> Option<u64> {
     let (_pid_and_name, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();

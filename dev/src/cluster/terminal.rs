@@ -1,10 +1,10 @@
-//! What the launcher prints on standard output.
+//! Output of the launcher.
 
 use std::io::Write;
 
 use anyhow::Context;
 
-/// Writes to standard output at once.
+/// Writes to standard output and flushes.
 ///
 /// # Errors
 /// Standard output is closed.

@@ -1,15 +1,15 @@
-//! The machine's own tools (`ip`, `nft` ...): found, run, and their refusals
-//! handed on word for word.
+//! Finds and runs the machine's tools (`ip`, `nft` ...), and returns their error
+//! messages verbatim.
 
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A tool that is missing, cannot be run, or refused.
+/// A tool is missing, cannot be started, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// None of the usual directories has it.
+    /// The tool is in none of the usual directories.
     #[error("{tool} is not installed: {}", package(.tool))]
     Missing {
         /// The program's name.
@@ -18,27 +18,27 @@ pub enum Error {
     /// The operating system did not start it.
     #[error("cannot run `{command}`")]
     Start {
-        /// The whole command.
+        /// The command line.
         command: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It ran and ended with something other than 0.
+    /// The tool exited with a status other than 0.
     #[error("`{command}` ended with {status}: {message}")]
     Refused {
-        /// The whole command.
+        /// The command line.
         command: String,
-        /// How it ended.
+        /// The exit status.
         status: std::process::ExitStatus,
-        /// What it wrote on standard error.
+        /// Its standard error.
         message: String,
     },
 }
 
-/// What the cluster needs on the machine.
+/// Tools that the cluster needs.
 pub const NEEDED: [&str; 5] = ["ip", "nft", "setpriv", "sleep", "unshare"];
 
-/// Where tools are looked for; many accounts have no `sbin` on their path.
+/// Search path of tools; the `PATH` of many accounts has no `sbin`.
 const SEARCHED: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -84,7 +84,7 @@ fn output(command: &mut Command, input: Option<&str>) -> Result<String, Error> {
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     if let (Some(text), Some(mut pipe)) = (input, child.stdin.take()) {
-        // A tool that ends early closes the pipe; its exit tells more than that.
+        // A tool that exits early closes the pipe; its exit status is the better error.
         let _ = pipe.write_all(text.as_bytes());
     }
     let output = child.wait_with_output().map_err(failed)?;

@@ -1,33 +1,32 @@
-//! The plan of the network: names, addresses and the `ip` lines that build it.
-//! Pure.
+//! The network plan: names, addresses and the `ip` lines that build the network. Pure.
 //!
 //! ```text
 //!  container ── veth ── apps0 (bridge) [cell 1] under0 ── veth ──┐
 //!  container ── veth ── apps0 (bridge) [cell 2] under0 ── veth ──┤ router ── veth ── outside
 //! ```
 //!
-//! Everything named here lives in network namespaces of the cluster. No
-//! interface, address or route is added to the namespace the launcher runs in,
-//! so nothing outside can be reached by mistake, and nothing can clash.
+//! Everything named here is in network namespaces of the cluster. The launcher's own
+//! namespace gets no interface, address or route, so nothing outside can be reached by
+//! mistake, and nothing can clash.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-/// The most cells a cluster can have.
+/// Maximum number of cells.
 pub const MOST_CELLS: u8 = 32;
 
-/// The range that all cells' container subnets are cut from.
+/// The range of all cells' container subnets.
 pub const OVERLAY: &str = "10.255.0.0/16";
 
-/// The bridge of a cell that its containers hang on.
+/// The bridge of a cell's containers.
 pub const BRIDGE: &str = "apps0";
 
 /// A cell's interface towards the router.
 pub const UNDERLAY: &str = "under0";
 
-/// Addresses that the outside answers on: public ones, and private ones that
+/// Addresses of the simulated internet: public ones, and private ones that
 /// `public_networks` leaves out.
 pub const OUTSIDE: [Ipv4Addr; 8] = [
     Ipv4Addr::new(1, 2, 3, 4),
@@ -40,8 +39,8 @@ pub const OUTSIDE: [Ipv4Addr; 8] = [
     Ipv4Addr::new(192, 168, 7, 7),
 ];
 
-/// The longest cluster name: with the longest suffix it still is a file name,
-/// and the names read well in a shell.
+/// Maximum length of a cluster name: with the longest suffix it is still a valid file
+/// name, and is readable in a shell.
 const LONGEST_NAME: usize = 32;
 
 /// A cluster's name: part of every namespace's name.
@@ -66,12 +65,12 @@ impl Name {
         &self.0
     }
 
-    /// The namespace between the cells and the outside.
+    /// The namespace between the cells and the simulated internet.
     pub fn router(&self) -> String {
         format!("{}-router", self.0)
     }
 
-    /// The namespace that answers for the rest of the world.
+    /// The namespace of the simulated internet.
     pub fn outside(&self) -> String {
         format!("{}-outside", self.0)
     }
@@ -87,7 +86,7 @@ impl Name {
     }
 }
 
-/// A cell's place in the plan, counted from 1.
+/// A cell's number in the plan, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cell(u8);
 
@@ -116,19 +115,19 @@ impl Cell {
         Ipv4Net::new_assert(Ipv4Addr::new(10, 255, self.0, 0), 24)
     }
 
-    /// The bridge's address: the containers' gateway.
+    /// The bridge's address: the gateway of the containers.
     pub fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 255, self.0, 1)
     }
 
-    /// The cell's own address on the way to the router.
+    /// The cell's own address on the link to the router.
     pub fn underlay(self) -> Ipv4Addr {
         Ipv4Addr::new(172, 30, self.0, 2)
     }
 
-    /// The bridge's own. Without one it would take the lowest of its ports', so
-    /// that a container that comes or goes would make the others' gateway
-    /// unreachable until they ask for its address again.
+    /// The bridge's own MAC address. By default a bridge takes the lowest MAC of its
+    /// ports, so that adding or removing a container would make the gateway unreachable
+    /// for the others until their next ARP request.
     fn bridge_mac(self) -> String {
         format!("02:00:0a:ff:{:02x}:01", self.0)
     }
@@ -143,12 +142,12 @@ impl Cell {
     }
 }
 
-/// A container's place on its cell: the host part of its address.
+/// A container's index on its cell: the host part of its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seat(u8);
 
 impl Seat {
-    /// The lowest seat that none of `taken` sits on.
+    /// The lowest index that is not in `taken`.
     pub fn free(taken: &[Self]) -> Option<Self> {
         (2..=254).map(Self).find(|seat| !taken.contains(seat))
     }
@@ -158,7 +157,7 @@ impl Seat {
         Ipv4Addr::new(10, 255, cell.0, self.0)
     }
 
-    /// The container's interface as the cell sees it.
+    /// The container's interface on the cell's side.
     pub fn cell_interface(self) -> String {
         format!("app{}", self.0)
     }
@@ -167,14 +166,14 @@ impl Seat {
 const OUTSIDE_ROUTER: &str = "172.30.0.1";
 const OUTSIDE_OWN: &str = "172.30.0.2";
 
-/// `ip -batch` lines, each block for the namespace that stands before it.
+/// `ip -batch` lines, grouped by namespace.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Links {
-    /// In which namespace, and what.
+    /// Namespace, and its lines.
     pub blocks: Vec<(String, Vec<String>)>,
 }
 
-/// The router, the outside and the way between them.
+/// The router, the simulated internet and the link between them.
 pub fn backbone(name: &Name) -> Links {
     let (router, outside) = (name.router(), name.outside());
     let mut there = vec![
@@ -183,7 +182,7 @@ pub fn backbone(name: &Name) -> Links {
         "link set router0 up".to_owned(),
         format!("route add default via {OUTSIDE_ROUTER}"),
     ];
-    // On the loopback interface: dummy interfaces are not in every kernel.
+    // On the loopback interface, since not every kernel has dummy interfaces.
     there.extend(OUTSIDE.iter().map(|address| format!("addr add {address}/32 dev lo")));
     let here = vec![
         "link set lo up".to_owned(),
@@ -195,7 +194,7 @@ pub fn backbone(name: &Name) -> Links {
     Links { blocks: vec![(router, here), (outside, there)] }
 }
 
-/// One cell: its bridge, and its way to the router.
+/// One cell: its bridge, and its link to the router.
 pub fn cell(name: &Name, cell: Cell) -> Links {
     let here = name.cell(cell);
     let port = cell.router_interface();
@@ -218,7 +217,7 @@ pub fn cell(name: &Name, cell: Cell) -> Links {
     Links { blocks: vec![(here, own), (name.router(), at_router)] }
 }
 
-/// One container: its end, the bridge's end, and its way out.
+/// One container: its interface, the bridge's interface, and its default route.
 pub fn container(name: &Name, cell: Cell, seat: Seat, container: &str) -> Links {
     let inside = name.container(cell, container);
     let port = seat.cell_interface();

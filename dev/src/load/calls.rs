@@ -1,4 +1,4 @@
-//! The calls of the load on a Locket, ours or the genuine one.
+//! The calls of the load tools on a Locket, ours or the genuine one.
 
 use prost::Message;
 use prost::bytes::{BufMut, Bytes, BytesMut};
@@ -11,11 +11,11 @@ use tonic::Status;
 use super::empty;
 use super::wire::Connection;
 
-/// The bytes before a message: a flag and its length.
+/// Length of the gRPC prefix of a message: a flag and the length.
 const PREFIX: usize = 5;
 
-/// The presences of one run, or the locks. Their keys begin with something that no other run
-/// has; each worker numbers its own.
+/// The presences of one run, or the locks. Their keys have a prefix that is unique to
+/// the run; each worker numbers its own.
 #[derive(Debug)]
 pub(super) struct Presences {
     prefix: String,
@@ -25,14 +25,14 @@ pub(super) struct Presences {
 }
 
 impl Presences {
-    /// With values of so many bytes.
+    /// Presences with values of this length in bytes.
     pub(super) fn new(value_size: u32, ttl_seconds: u32) -> Self {
         let prefix = format!("load-{}", uuid::Uuid::new_v4().simple());
         let value = "v".repeat(value_size as usize);
         Self { prefix, value, ttl_seconds, kind: TypeCode::Presence }
     }
 
-    /// Locks in the place of presences.
+    /// Locks instead of presences.
     pub(super) fn locks(value_size: u32, ttl_seconds: u32) -> Self {
         Self { kind: TypeCode::Lock, ..Self::new(value_size, ttl_seconds) }
     }
@@ -51,7 +51,7 @@ impl Presences {
         }
     }
 
-    /// How many bytes an answer with so many of them has.
+    /// Length in bytes of a response with this number of presences.
     #[expect(deprecated, reason = "answers have it")]
     pub(super) fn answer_len(&self, count: u32) -> usize {
         let typed = |number| Resource { r#type: "presence".to_owned(), ..self.presence(0, number) };
@@ -59,18 +59,18 @@ impl Presences {
         PREFIX + FetchAllResponse { resources }.encoded_len()
     }
 
-    /// The request that takes or keeps a presence.
+    /// The request that acquires or refreshes a presence.
     pub(super) fn lock(&self, worker: usize, number: u64) -> Bytes {
         let resource = self.presence(worker, number);
         framed(&LockRequest { resource: Some(resource), ttl_in_seconds: self.ttl_seconds.into() })
     }
 
-    /// The request that reads one.
+    /// The request that reads a presence.
     pub(super) fn fetch(&self, worker: usize, number: u64) -> Bytes {
         framed(&FetchRequest { key: self.key(worker, number) })
     }
 
-    /// The request that gives one back.
+    /// The request that releases a presence.
     pub(super) fn release(&self, worker: usize, number: u64) -> Bytes {
         let resource = Resource {
             key: self.key(worker, number),
@@ -81,7 +81,7 @@ impl Presences {
     }
 }
 
-/// A message in its frame.
+/// A message in its gRPC frame.
 fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut framed = BytesMut::with_capacity(PREFIX + length);
@@ -91,7 +91,7 @@ fn framed(message: &impl Message) -> Bytes {
     framed.freeze()
 }
 
-/// One worker's end of a connection.
+/// One worker's handle of a connection.
 #[derive(Debug)]
 pub(super) struct Caller {
     connection: Connection,
@@ -102,7 +102,8 @@ impl Caller {
         Self { connection }
     }
 
-    /// Takes or keeps a presence; its fencing token, 0 from a genuine server.
+    /// Acquires or refreshes a presence; returns its fencing token, 0 from a genuine
+    /// server.
     pub(super) async fn lock(&mut self, request: Bytes) -> Result<u64, Status> {
         let mut answer = BytesMut::new();
         self.connection.call("/models.Locket/Lock", request, |data| answer.put(data)).await?;
@@ -119,8 +120,8 @@ impl Caller {
         self.connection.call("/models.Locket/Release", request, drop).await
     }
 
-    /// How many bytes the presences are. They are counted as they come in, and
-    /// neither gathered nor decoded.
+    /// Reads all presences; returns their length in bytes. The bytes are counted as
+    /// they arrive, and neither collected nor decoded.
     pub(super) async fn fetch_all(&mut self) -> Result<usize, Status> {
         let request =
             FetchAllRequest { type_code: TypeCode::Presence.into(), ..FetchAllRequest::default() };

@@ -1,4 +1,4 @@
-//! How the tools reach a server: mutual TLS, as all clients of the services.
+//! Connects the load tools to a server: mutual TLS, like all clients of the services.
 
 use std::path::PathBuf;
 
@@ -30,10 +30,10 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// This many channels, one connection each.
+    /// Opens this number of channels, one connection each.
     pub(super) fn channels(&self, count: usize) -> anyhow::Result<Vec<Channel>> {
         let tls = self.tls()?;
-        // Pings would be the only traffic that the genuine clients do not have.
+        // Pings would be traffic that the genuine clients do not have.
         let options = Options { keepalive_interval: None, ..Options::default() };
         (0..count)
             .map(|_| Ok(client::channel(&self.address, Some(tls.clone()), options)?))
@@ -48,7 +48,7 @@ impl Target {
     }
 }
 
-/// Each connection is a file: takes as many as the process may have.
+/// Raises the limit of open files to its maximum, since each connection needs one.
 pub(super) fn raise_descriptor_limit() -> anyhow::Result<()> {
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;

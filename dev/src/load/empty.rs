@@ -1,5 +1,6 @@
-//! A call that does nothing, on the same stack: the runtime's gRPC server with
-//! its limits, guards and mutual TLS. What a service does beyond it is its own.
+//! A gRPC service with one empty call, on the same stack as the services: the runtime's
+//! gRPC server with its limits, guards and mutual TLS. Any additional cost of a service
+//! is its own.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -22,9 +23,9 @@ use tonic_prost::ProstCodec;
 
 use super::{raw_tls, say};
 
-/// Where the call is found.
+/// The path of the call.
 pub(super) const PATH: &str = "/portcullis.load.v1.Empty/Call";
-/// What the server says once it listens; its address follows.
+/// The server's first output line; the listen address follows.
 pub(super) const LISTENS: &str = "listening on ";
 
 /// Serve a call that does nothing.
@@ -103,7 +104,7 @@ impl Service<http::Request<Body>> for Empty {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        // As the generated servers do it.
+        // Same as in generated servers.
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(ProstCodec::<(), ()>::default());
             Ok(grpc.unary(Self, request).await)

@@ -1,4 +1,4 @@
-//! What the calls of a run came to. Pure.
+//! Aggregates the calls of a run. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,8 +7,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tonic::Code;
 
-/// Latencies in microseconds, and failures by code. Workers have one each;
-/// together they make one.
+/// Latencies in microseconds, and failures by code. One per worker, then merged.
 #[derive(Debug)]
 pub(super) struct Tally {
     latencies: Histogram<u64>,
@@ -21,15 +20,15 @@ pub(super) struct Tally {
 pub(super) struct Summary {
     /// Calls that succeeded.
     pub(super) operations: u64,
-    /// Of them in a second.
+    /// Successful calls per second.
     pub(super) per_second: f64,
-    /// Milliseconds that half of them took at most.
+    /// Median latency in milliseconds.
     pub(super) p50_ms: f64,
-    /// Milliseconds that 99 of 100 took at most.
+    /// 99th percentile in milliseconds.
     pub(super) p99_ms: f64,
-    /// Milliseconds that the slowest took.
+    /// Maximum latency in milliseconds.
     pub(super) max_ms: f64,
-    /// Bytes of all answers, where they are counted.
+    /// Bytes of all responses, if counted.
     pub(super) bytes: u64,
     /// Failures by code.
     pub(super) failures: BTreeMap<String, u64>,
@@ -43,24 +42,24 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// A call succeeded after so long, with an answer of so many bytes.
+    /// Counts a successful call with its latency and response size.
     pub(super) fn success(&mut self, took: Duration, bytes: usize) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.latencies.record(micros).expect("a histogram that grows takes every value");
         self.bytes += bytes as u64;
     }
 
-    /// More bytes than those of the answers.
+    /// Adds bytes beyond those of the responses.
     pub(super) fn add_bytes(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
 
-    /// A call failed.
+    /// Counts a failed call.
     pub(super) fn failure(&mut self, code: Code) {
         *self.failures.entry(format!("{code:?}")).or_default() += 1;
     }
 
-    /// What another worker counted.
+    /// Merges the tally of another worker.
     pub(super) fn add(&mut self, other: Self) {
         let Self { latencies, failures, bytes } = other;
         self.latencies.add(latencies).expect("a histogram that grows takes every value");
@@ -70,7 +69,7 @@ impl Tally {
         self.bytes += bytes;
     }
 
-    /// The figures, when the run took `elapsed`.
+    /// The summary of a run of length `elapsed`.
     pub(super) fn summary(self, elapsed: Duration) -> Summary {
         let Self { latencies, failures, bytes } = self;
         let operations = latencies.len();
@@ -92,13 +91,13 @@ fn millis(micros: u64) -> f64 {
     micros as f64 / 1_000.0
 }
 
-/// How many in a second; 0 when no time passed.
+/// Rate per second; 0 for an empty period.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 pub(super) fn per(count: u64, elapsed: Duration) -> f64 {
     if elapsed.is_zero() { 0.0 } else { count as f64 / elapsed.as_secs_f64() }
 }
 
-/// The middle one; of an even number the lower of the two.
+/// The median; for an even number of values the lower of the two middle ones.
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len().checked_sub(1)? / 2;

@@ -1,4 +1,4 @@
-//! One operation on a Locket, as fast as it answers.
+//! Measures one operation on a Locket at maximum rate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::report::Report;
 use super::wire::Connection;
 use super::{length, positive_length, say};
 
-/// Connections that take the locks beside the presences.
+/// Connections that acquire the additional locks.
 const TAKERS: u32 = 64;
 
 /// What is called.
@@ -161,7 +161,7 @@ async fn take_locks(target: &Target, load: &Load) -> anyhow::Result<Vec<Worker>>
     all(tasks).await
 }
 
-/// With a connection for each worker.
+/// Uses a connection for each worker.
 async fn measure_tls(target: &Target, load: &Load, workers: usize) -> anyhow::Result<Report> {
     let bytes = Presences::new(load.value_size, load.ttl).answer_len(load.presences);
     let mut lines = Vec::new();
@@ -172,7 +172,7 @@ async fn measure_tls(target: &Target, load: &Load, workers: usize) -> anyhow::Re
     Ok(report)
 }
 
-/// One for each worker. Handshakes are no part of what is measured.
+/// One connection for each worker. Handshakes are not measured.
 async fn callers(
     target: &Target,
     workers: usize,
@@ -232,13 +232,13 @@ async fn call<W: Work>(
     Ok((report, workers))
 }
 
-/// How many presences each worker has, so that all have the same, give or take one.
+/// The number of presences of each worker: equal, give or take one.
 pub(super) fn shares(presences: u32, workers: u32) -> impl Iterator<Item = u64> {
     let more = presences % workers;
     (0..workers).map(move |worker| u64::from(presences / workers + u32::from(worker < more)))
 }
 
-/// Runs tasks beside each other until all have ended, or one failed.
+/// Runs tasks in parallel until all have ended, or one failed.
 pub(super) async fn all<T: Send + 'static>(
     tasks: impl Iterator<Item = impl Future<Output = anyhow::Result<T>> + Send + 'static>,
 ) -> anyhow::Result<Vec<T>> {
@@ -250,26 +250,26 @@ pub(super) async fn all<T: Send + 'static>(
     Ok(done)
 }
 
-/// A status with everything that is known of it.
+/// A status with all its details.
 pub(super) fn failure(status: &Status) -> anyhow::Error {
     anyhow!("{}", client::describe(status))
 }
 
-/// What is measured.
+/// The measured period.
 #[derive(Debug, Clone)]
 struct Window {
     from: Instant,
     until: Instant,
-    /// Set by whoever has nothing more to call.
+    /// Cancelled by a worker that has no more calls.
     over: CancellationToken,
 }
 
-/// Who calls, one call after another.
+/// A worker's calls, one after another.
 trait Work: Send + 'static {
-    /// The bytes of the answer, where they are of interest.
+    /// Makes a call; returns the size of the response, if relevant.
     fn call(&mut self, next: u64) -> impl Future<Output = Result<usize, Status>> + Send;
 
-    /// There is nothing more to call.
+    /// Whether no more calls are left.
     fn is_done(&self) -> bool {
         false
     }
@@ -280,10 +280,9 @@ struct Worker {
     operation: Operation,
     caller: Caller,
     presences: Arc<Presences>,
-    /// Its presences are numbered from 0 to this.
+    /// Number of its presences, which are numbered from 0.
     taken: u64,
-    /// The requests that it makes again and again: what it takes to build one is no
-    /// part of what is measured.
+    /// Prepared requests that are sent repeatedly: building a request is not measured.
     ready: Vec<Bytes>,
 }
 
@@ -295,7 +294,8 @@ impl Worker {
             self.taken += 1;
         }
         let Self { number, operation, ref presences, taken, .. } = self;
-        // Who has more workers than presences has some without any: one all the same.
+        // With more workers than presences, a worker without a presence uses one
+        // nevertheless.
         let numbers = 0..taken.max(1);
         self.ready = match operation {
             Operation::LockRefresh => numbers.map(|at| presences.lock(number, at)).collect(),
@@ -347,7 +347,7 @@ impl Work for raw_tls::Connection {
     }
 }
 
-/// Calls until the measured time is over.
+/// Calls until the measured period is over.
 async fn work<W: Work>(mut worker: W, window: Window) -> (W, Tally) {
     let mut tally = Tally::default();
     let mut next = 0;

@@ -1,4 +1,4 @@
-//! What a process costs, by the kernel's account (proc(5)).
+//! Resource usage of a process, from the kernel (proc(5)).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,38 +7,38 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 
-/// The unit of CPU times in `/proc`: the same on all machines that Linux runs on.
+/// The unit of CPU times in `/proc`: the same on all machines with Linux.
 const TICK: Duration = Duration::from_millis(10);
 
-/// A process at a moment.
+/// Usage of a process at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// CPU time of all its threads since it began.
+    /// CPU time of all its threads since its start.
     pub(super) cpu: Duration,
-    /// Bytes of memory that it has.
+    /// Resident memory in bytes.
     pub(super) resident: u64,
-    /// The most that it ever had.
+    /// Peak memory in bytes.
     pub(super) peak: u64,
 }
 
-/// What a run cost.
+/// Resource usage of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Cost {
-    /// Cores that the server had.
+    /// CPU cores used by the server.
     pub(super) server_cores: Option<f64>,
-    /// CPU microseconds of the server for a call.
+    /// CPU microseconds of the server per call.
     pub(super) server_micros_per_call: Option<f64>,
-    /// Bytes of memory that the server has at the end.
+    /// Resident memory of the server at the end, in bytes.
     pub(super) server_resident: Option<u64>,
-    /// The most that it ever had.
+    /// Peak memory of the server, in bytes.
     pub(super) server_peak: Option<u64>,
-    /// Cores that the load itself had.
+    /// CPU cores used by the load tool itself.
     pub(super) load_cores: f64,
-    /// Cores that all other processes had.
+    /// CPU cores used by all other processes.
     pub(super) other_cores: f64,
 }
 
-/// The server, ourselves and the machine at a moment.
+/// Usage of the server, of this tool and of the machine at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
     server: Option<Usage>,
@@ -47,7 +47,7 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Reads now.
+    /// Reads the current usage.
     pub(super) fn take(server: Option<u32>) -> anyhow::Result<Self> {
         let server = server.map(|pid| usage(&pid.to_string())).transpose()?;
         let own = usage("self")?;
@@ -56,7 +56,7 @@ impl Reading {
         Ok(Self { server, own, machine })
     }
 
-    /// What was spent since `before`, on so many calls.
+    /// Usage since `before`, divided among the calls.
     pub(super) fn since(&self, before: &Self, elapsed: Duration, calls: u64) -> Cost {
         let spent = self.server.zip(before.server).map(|(now, then)| now.cpu - then.cpu);
         let own = self.own.cpu - before.own.cpu;
@@ -77,7 +77,7 @@ impl Reading {
     }
 }
 
-/// Of a process: its id, or `self`.
+/// Usage of a process: its ID, or `self`.
 pub(super) fn usage(process: &str) -> anyhow::Result<Usage> {
     let stat = read(&format!("/proc/{process}/stat"))?;
     let cpu = cpu(&stat).with_context(|| format!("/proc/{process}/stat has another form"))?;
@@ -88,19 +88,19 @@ pub(super) fn usage(process: &str) -> anyhow::Result<Usage> {
     Ok(Usage { cpu, resident: memory("VmRSS")?, peak: memory("VmHWM")? })
 }
 
-/// What a process did while it had nothing to do.
+/// Activity of an idle process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Activity {
-    /// Time of its threads on a processor, to the nanosecond.
+    /// CPU time of its threads, to the nanosecond.
     on_cpu: Duration,
-    /// Its children, and the page faults of those that have ended: each process
-    /// that ends had some.
+    /// Its children, and the page faults of exited children: each exited process had
+    /// some.
     children: BTreeSet<String>,
     ended: u64,
 }
 
 impl Activity {
-    /// Of a process, until now.
+    /// Activity of a process until now.
     pub(super) fn of(process: u32) -> anyhow::Result<Self> {
         let stat = read(&format!("/proc/{process}/stat"))?;
         let ended = faults_of_ended(&stat).context("/proc/PID/stat has another form")?;
@@ -116,14 +116,14 @@ impl Activity {
         Ok(Self { on_cpu, children, ended })
     }
 
-    /// Time on a processor since `before`, and whether no process was started.
+    /// CPU time since `before`, and whether no process was started.
     pub(super) fn since(&self, before: &Self) -> (Duration, bool) {
         let none = self.children == before.children && self.ended == before.ended;
         (self.on_cpu.saturating_sub(before.on_cpu), none)
     }
 }
 
-/// cminflt: minor faults of the children that were waited for.
+/// cminflt: minor faults of reaped children.
 fn faults_of_ended(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(8)?.parse().ok()
@@ -137,7 +137,7 @@ fn ticks(count: u64) -> Duration {
     TICK * u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// utime and stime; the name before them is in brackets and may hold anything.
+/// utime and stime; the name before them is in brackets and may hold any character.
 fn cpu(stat: &str) -> Option<Duration> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut times = fields.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
@@ -150,7 +150,7 @@ fn memory(status: &str, name: &str) -> Option<u64> {
     Some(kilobytes << 10)
 }
 
-/// Time of all processes: user, nice, system, irq, softirq; not idle or stolen.
+/// CPU time of all processes: user, nice, system, irq, softirq; not idle or stolen.
 fn busy(stat: &str) -> Option<Duration> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> =

@@ -1,14 +1,14 @@
-//! Load: how much a lock server or a policy store does in a second, how long its
-//! callers wait, what a syncer needs for a large foundation, what a cell agent does
-//! to a cell, and what it costs.
+//! Load tools: measure throughput and latency of a lock server or a policy store, the
+//! cost of a large foundation for a syncer, the effect of a cell agent on a cell, and
+//! resource usage.
 //!
-//! What holds:
-//! - A worker has one call open at a time. A latency is what the caller waited,
-//!   and a call counts if its answer arrived in the measured time.
-//! - CPU time and memory are the kernel's word (`/proc`) about the server's
-//!   process, so the server runs on the same machine.
-//! - What other processes burned meanwhile is reported: on a busy machine the
-//!   figures say little.
+//! Invariants:
+//! - A worker has one call open at a time. Latency is measured at the caller, and a
+//!   call counts if its response arrived in the measured period.
+//! - CPU time and memory of the server's process come from the kernel (`/proc`), so the
+//!   server runs on the same machine.
+//! - CPU usage of other processes is reported: on a busy machine the figures mean
+//!   little.
 
 mod calls;
 mod cell;
@@ -66,7 +66,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell when standard error is closed.
+            // If standard error is closed, the error cannot be printed.
             let _ = writeln!(std::io::stderr(), "load: {error:#}");
             ExitCode::FAILURE
         }
@@ -77,7 +77,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime::tls::install_provider();
     connect::raise_descriptor_limit()?;
     if let Command::Cell(_) = &arguments.command {
-        // Before there is a second thread: all of them are to live in it.
+        // Before a second thread exists: all threads must be in the new namespace.
         cell::lab::leave()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -96,13 +96,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     outcome
 }
 
-/// Writes to standard output at once.
+/// Writes to standard output and flushes.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot print")
 }
 
-/// A length of time as a person types it: `4s`, `10m`, `500ms`.
+/// Parses a duration such as `4s`, `10m`, `500ms`.
 fn length(text: &str) -> Result<Duration, String> {
     let length: GoDuration = text.parse().map_err(|error| format!("{text:?} {error}"))?;
     if length < GoDuration::ZERO {
@@ -111,7 +111,7 @@ fn length(text: &str) -> Result<Duration, String> {
     Ok(length.to_duration())
 }
 
-/// The same, but not nothing.
+/// Parses a duration greater than zero.
 fn positive_length(text: &str) -> Result<Duration, String> {
     length(text)?.checked_sub(Duration::from_nanos(1)).ok_or(format!("{text:?} is no time"))?;
     length(text)

@@ -21,18 +21,19 @@ pub(super) struct Chart<'a> {
     pub(super) x: &'a str,
     pub(super) y: &'a str,
     pub(super) lines: Vec<Line>,
-    /// With a mark at each point; for charts of few.
+    /// Draws a mark at each point; for charts with few points.
     pub(super) marks: bool,
-    /// Of both axes.
+    /// Scale of both axes.
     pub(super) scale: Scale,
 }
 
-/// How values become places.
+/// Maps values to positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scale {
-    /// From zero.
+    /// Linear from zero.
     Linear,
-    /// From the power of ten below the smallest; values are above zero.
+    /// Logarithmic from the power of ten below the smallest value; values are above
+    /// zero.
     Logarithmic,
 }
 
@@ -44,7 +45,7 @@ impl Scale {
         }
     }
 
-    /// The label of a place. On a logarithmic axis only powers of ten have one.
+    /// The label of a position. On a logarithmic axis only powers of ten have one.
     fn label(self, place: f64) -> String {
         match self {
             Self::Linear => number(place),
@@ -67,7 +68,7 @@ impl Scale {
     }
 }
 
-/// A line with a name.
+/// A named line.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) name: String,
@@ -75,11 +76,12 @@ pub(super) struct Line {
 }
 
 impl Chart<'_> {
-    /// Draws it into a file.
+    /// Draws the chart into a file.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         static FONTS: Once = Once::new();
         FONTS.call_once(|| {
-            // The fonts are part of the program: that they can be read is tested.
+            // The fonts are embedded in the program; a test covers that they can be
+            // loaded.
             let _never = register_font(FONT, FontStyle::Normal, notosans::REGULAR_TTF);
             let _never = register_font(FONT, FontStyle::Bold, notosans::BOLD_TTF);
         });
@@ -141,7 +143,7 @@ impl Chart<'_> {
         Ok(())
     }
 
-    /// Where the points of a line are.
+    /// The positions of a line's points.
     fn places<'a>(&'a self, line: &'a Line) -> impl Iterator<Item = (f64, f64)> + Clone + 'a {
         let place = |(x, y): &(f64, f64)| (self.scale.place(*x), self.scale.place(*y));
         line.points.iter().map(place)
@@ -152,7 +154,7 @@ impl Chart<'_> {
     }
 }
 
-/// Without digits that say nothing.
+/// A number without insignificant digits.
 fn number(value: f64) -> String {
     let decimals = if value.fract().abs() < 1e-9 { 0 } else { 1 };
     format!("{value:.decimals$}")

@@ -1,8 +1,9 @@
-//! TLS alone: answers of so many bytes on the connections of the services, with
-//! neither HTTP/2 nor messages. What a large answer costs beyond it is ours; what it
-//! costs itself is the machine's: its cipher, its kernel's TCP, and their copies.
+//! Measures TLS alone: responses of a requested length on the connections of the
+//! services, with neither HTTP/2 nor messages. The cost of a large response beyond this
+//! is ours; the cost of TLS itself is the machine's: its cipher, its kernel's TCP, and
+//! their copies.
 //!
-//! A request is a number of 8 bytes, big-endian: the bytes of the answer.
+//! A request is a number of 8 bytes, big-endian: the length of the response.
 
 use std::io;
 
@@ -17,12 +18,12 @@ use tonic::Status;
 
 use super::connect::Target;
 
-/// What a server gives to TLS at a time, as the services do.
+/// Write size of a server, the same as in the services.
 const PIECE: usize = 64 << 10;
-/// The longest answer that a server gives: 64 MiB.
+/// Maximum length of a response: 64 MiB.
 const LONGEST: u64 = 64 << 20;
 
-/// Serves until it is dropped. Connections that end are nothing to report.
+/// Serves until it is dropped. Closed connections are not reported.
 pub(super) async fn serve(listener: TcpListener, tls: ServerTls) -> io::Result<()> {
     let piece = Bytes::from(vec![b'v'; PIECE]);
     let mut connections = JoinSet::new();
@@ -56,13 +57,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Answers are to have so many bytes.
+    /// Connects; responses have this length in bytes.
     pub(super) async fn open(target: &Target, bytes: usize) -> anyhow::Result<Self> {
         let stream = client::open(&target.address, &target.tls()?, Options::default()).await?;
         Ok(Self { stream, bytes })
     }
 
-    /// Asks, and counts what comes.
+    /// Sends a request, and counts the bytes of the response.
     pub(super) async fn call(&mut self) -> Result<usize, Status> {
         let exchanged = self.exchange().await;
         exchanged.map_err(|error| Status::unavailable(error.to_string()))
@@ -74,7 +75,7 @@ impl Connection {
         stream.flush().await?;
         let mut left = *bytes;
         while left > 0 {
-            // As it is decrypted: nothing is copied once more.
+            // Read from the decrypted buffer, without another copy.
             let count = stream.fill_buf().await?.len();
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

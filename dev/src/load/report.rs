@@ -1,4 +1,4 @@
-//! Figures for people. Pure.
+//! Results as text. Pure.
 
 use serde::Serialize;
 
@@ -8,22 +8,22 @@ use super::meter::Cost;
 /// One measured run.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
-    /// What was called.
+    /// The measured operation.
     pub(super) operation: String,
-    /// Calls open at a time.
+    /// Concurrent calls.
     pub(super) concurrency: usize,
-    /// Over how many connections.
+    /// Number of connections.
     pub(super) connections: usize,
-    /// How long was measured.
+    /// Length of the measured period.
     pub(super) seconds: f64,
-    /// What the callers saw.
+    /// Figures of the calls.
     pub(super) calls: Summary,
-    /// What it cost.
+    /// Resource usage.
     pub(super) cost: Cost,
 }
 
 impl Report {
-    /// Some lines of text.
+    /// The results as text.
     pub(super) fn text(&self) -> String {
         let Self { operation, concurrency, connections, seconds, calls, cost } = self;
         let Summary { operations, per_second, p50_ms, p99_ms, max_ms, bytes, failures } = calls;

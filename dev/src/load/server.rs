@@ -1,5 +1,5 @@
-//! Servers that the tools start themselves: processes of our binaries with files
-//! of their own. They end with the tool.
+//! Servers that the load tools start: processes of our binaries with their own files.
+//! They end with the tool.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -20,13 +20,12 @@ use super::empty;
 use super::meter::{self, Usage};
 use crate::certificates::{Authority, Files};
 
-/// How long a server may take to listen, and to end.
+/// Timeout of a server's start, and of its shutdown.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often its log is looked at meanwhile.
+/// Interval of log reads meanwhile.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// Where servers find what they need, with certificates of an authority that is
-/// made for them.
+/// Directory with the files of the servers, and certificates of a CA created for them.
 #[derive(Debug)]
 pub(super) struct Site {
     directory: tempfile::TempDir,
@@ -36,28 +35,28 @@ pub(super) struct Site {
     started: u32,
 }
 
-/// A server that runs.
+/// A running server.
 #[derive(Debug)]
 pub(super) struct Server {
     name: String,
     child: Child,
     pid: u32,
-    /// Where it listens.
+    /// Its listen address.
     address: String,
     files: Files,
     log: PathBuf,
 }
 
-/// A policy store as its writer and as its cells reach it.
+/// Endpoints of a policy store: for its writer, and for its cells.
 #[derive(Debug, Clone)]
 pub(super) struct Ends {
     pub(super) writer: Target,
     pub(super) cell: Target,
-    /// Where agents of the original poll: host:port.
+    /// Address that agents of the original poll: host:port.
     pub(super) http: Option<String>,
 }
 
-/// A development Cloud Controller that runs.
+/// A running development Cloud Controller.
 #[derive(Debug)]
 pub(super) struct Cloud {
     pub(super) server: Server,
@@ -67,15 +66,15 @@ pub(super) struct Cloud {
     pub(super) uaa: String,
     /// URL of the internal API.
     pub(super) internal: String,
-    /// Who signed its certificates, and those of its clients.
+    /// The CA of its certificates, and the certificates of its clients.
     pub(super) files: Files,
 }
 
-/// How long a syncer may take to sync.
+/// Timeout of a syncer's sync.
 const SYNC: Duration = Duration::from_secs(300);
 
 impl Site {
-    /// Binaries are taken from the directory, or from that of this program.
+    /// The binaries are in this directory, or beside this program.
     pub(super) fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let beside = own.parent().context("this executable lies in a directory")?;
@@ -116,8 +115,8 @@ impl Site {
         self.serve("lock-server", command, listens_by_log).await
     }
 
-    /// A policy store with a new SQLite file, which believes a cell's certificate
-    /// whatever cell it says it is; and how its writer and its cells reach it.
+    /// A policy store with a new SQLite file, which accepts any cell name with a cell's
+    /// certificate, and its endpoints.
     pub(super) async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
@@ -145,8 +144,8 @@ impl Site {
         Ok((server, Ends { writer, cell, http: Some(http) }))
     }
 
-    /// A cell agent whose containers' groups come from that store; the keys are
-    /// added to its configuration. Its address is that of its control endpoints.
+    /// A cell agent that gets its groups from that store; the keys are added to its
+    /// configuration. Its address is that of its control endpoints.
     pub(super) async fn cell_agent(
         &mut self,
         store: &Target,
@@ -170,7 +169,7 @@ impl Site {
         self.serve("cell-agent", command, controls_by_log).await
     }
 
-    /// A server of the empty call, or of answers over TLS alone.
+    /// A server of the empty call, or of responses over TLS alone.
     pub(super) async fn empty(&mut self, bare: bool) -> anyhow::Result<Server> {
         self.started += 1;
         let mut command = Command::new(std::env::current_exe()?);
@@ -182,7 +181,7 @@ impl Site {
         self.serve("empty-server", command, listens).await
     }
 
-    /// A development Cloud Controller, all of it behind TLS.
+    /// A development Cloud Controller with TLS on all endpoints.
     pub(super) async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
@@ -203,7 +202,7 @@ impl Site {
         Ok(Cloud { server, api, uaa, internal, files: self.files.clone() })
     }
 
-    /// A syncer between these.
+    /// A syncer between a Cloud Controller and a policy store.
     pub(super) fn syncer(
         &mut self,
         cloud: &Cloud,
@@ -262,7 +261,7 @@ impl Site {
 }
 
 impl Server {
-    /// What is read from the first line of its log that has it.
+    /// Waits for the first log line that `read` accepts.
     async fn line<T>(
         &mut self,
         patience: Duration,
@@ -288,8 +287,8 @@ impl Server {
         fs::read_to_string(&self.log).with_context(|| format!("reading {}", self.log.display()))
     }
 
-    /// The data of a line of its log with a message that ends like this and data
-    /// that fit, within the time for a sync.
+    /// Waits, within the sync timeout, for a log line whose message has this suffix and
+    /// whose data match; returns the data.
     pub(super) async fn told(
         &mut self,
         message: &str,
@@ -298,12 +297,12 @@ impl Server {
         self.line(SYNC, |line| data_of(line, message).filter(&fits)).await
     }
 
-    /// What it has and has had.
+    /// Its current and peak resource usage.
     pub(super) fn usage(&self) -> anyhow::Result<Usage> {
         meter::usage(&self.pid.to_string())
     }
 
-    /// What it wrote to its log and its standard error.
+    /// Its log file, with standard error.
     pub(super) fn log(&self) -> &Path {
         &self.log
     }
@@ -313,18 +312,18 @@ impl Server {
         self.pid
     }
 
-    /// Where it listens.
+    /// Its listen address.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
 
-    /// How to reach it.
+    /// Its address and TLS files.
     pub(super) fn target(&self) -> Target {
         let Files { ca, cert, key } = self.files.clone();
         Target { address: self.address.clone(), ca, cert, key, server_pid: Some(self.pid) }
     }
 
-    /// Asks it to end, and waits for that.
+    /// Ends the server, and waits for its exit.
     pub(super) async fn end(mut self) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid)?);
         kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))?;
@@ -337,8 +336,8 @@ impl Server {
     }
 }
 
-/// A database server, as `database_driver` and `database_connection_string` name
-/// it (docs/compatibility/locket.md#configuration).
+/// A database server, as in `database_driver` and `database_connection_string`
+/// (docs/compatibility/locket.md#configuration).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Database {
     driver: &'static str,
@@ -369,7 +368,7 @@ impl FromStr for Database {
     }
 }
 
-/// The data of this line of a log, if its message ends with this word.
+/// The data of a log line whose message has this suffix.
 fn data_of(line: &str, message: &str) -> Option<Value> {
     let mut line: Value = serde_json::from_str(line).ok()?;
     let told = line["message"].as_str()?;
@@ -377,7 +376,7 @@ fn data_of(line: &str, message: &str) -> Option<Value> {
     is_it.then(|| line["data"].take())
 }
 
-/// Where a service listens for gRPC, if this line of its log says so.
+/// The gRPC listen address in a log line, if any.
 fn listens_by_log(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let is_started = line["message"].as_str()?.ends_with(".started");
@@ -386,8 +385,7 @@ fn listens_by_log(line: &str) -> Option<String> {
     is_started.then(|| address.to_owned())
 }
 
-/// Where a policy store serves the original's HTTP API, if this line of its log
-/// says so.
+/// The address of a policy store's HTTP API of the original in a log line, if any.
 fn serves_http_by_log(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let is_it = line["message"].as_str()?.ends_with(".starting internal server");
@@ -396,7 +394,7 @@ fn serves_http_by_log(line: &str) -> Option<String> {
     is_it.then(|| format!("{host}:{port}"))
 }
 
-/// Where an agent answers the CNI plugin, if this line of its log says so.
+/// The address of an agent's control endpoints in a log line, if any.
 fn controls_by_log(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let is_started = line["message"].as_str()?.ends_with(".started");

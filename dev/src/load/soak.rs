@@ -1,5 +1,5 @@
-//! Many presences, kept alive as cells do it: each is refreshed at its own time
-//! within the interval, so that the calls are spread evenly.
+//! Holds many presences and refreshes them like cells do: each at its own time within
+//! the interval, so that the calls are spread evenly.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,21 +53,21 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// What came of it.
+/// Results of the run.
 #[derive(Debug, Serialize)]
 struct Report {
     presences: u32,
     seconds: f64,
-    /// Presences that expired meanwhile: they came back with another token.
+    /// Presences that expired meanwhile: a refresh returned another token.
     lost: u64,
-    /// How much later than planned a refresh was sent at most.
+    /// Maximum delay of a refresh after its planned time, in milliseconds.
     latest_ms: f64,
     refreshes: Summary,
     cost: Cost,
     memory: Memory,
 }
 
-/// The server's memory in MiB, read each second.
+/// The server's memory in MiB, read every second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Memory {
     first_half_mean: f64,
@@ -82,7 +82,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let taken = Arc::new(Presences::new(*value_size, *ttl));
     let mut holders = Vec::new();
     for (number, share) in shares(*presences, *concurrency).enumerate() {
-        // Also between two calls somebody has to answer the server's pings.
+        // The task answers the server's pings between calls.
         let caller = Caller::new(Connection::open(target).await?.driven());
         let (presences, tokens) = (Arc::clone(&taken), Vec::new());
         holders.push((Holder { number, caller, presences, tokens }, share));
@@ -130,7 +130,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// When what is refreshed.
+/// The schedule of refreshes.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     begin: Instant,
@@ -140,8 +140,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// When a holder refreshes for the `count`th time. Its presences take turns;
-    /// the holders are shifted against each other.
+    /// The time of a holder's refresh number `count`. Its presences take turns; the
+    /// holders are offset against each other.
     fn due(&self, holder: usize, share: usize, count: u32) -> Instant {
         let step = self.interval / u32::try_from(share).unwrap_or(u32::MAX).max(1);
         let shift = step * u32::try_from(holder).unwrap_or(0) / self.holders.max(1);
@@ -160,7 +160,7 @@ struct Holder {
     number: usize,
     caller: Caller,
     presences: Arc<Presences>,
-    /// The fencing token of each of its presences.
+    /// The fencing tokens of its presences.
     tokens: Vec<u64>,
 }
 
@@ -214,7 +214,7 @@ impl Holder {
     }
 }
 
-/// Seconds since the begin, and the server's memory in MiB.
+/// Seconds since the start, and the server's memory in MiB.
 type Samples = Vec<(f64, f64)>;
 
 async fn sample(server: u32, begin: Instant, end: Instant) -> anyhow::Result<Samples> {

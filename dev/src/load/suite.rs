@@ -41,27 +41,27 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// An operation with so many workers.
+/// An operation with a number of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
     operation: Operation,
     workers: u32,
-    /// Locks that are there beside the presences.
+    /// Number of locks in addition to the presences.
     locks: u32,
-    /// On SQLite, to compare a database with, in a run on a database.
+    /// In a run on a database, measure this row on SQLite for comparison.
     on_sqlite: bool,
 }
 
-/// What a row is measured by.
+/// The target of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Goal {
-    /// A part of the empty call's rate.
+    /// A fraction of the empty call's rate.
     OfEmpty(f64),
     /// A multiple of the original's rate.
     OfOriginal(f64),
 }
 
-/// A row's figures: medians over the rounds.
+/// The results of a row: medians over the rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Figures {
     operation: &'static str,
@@ -78,8 +78,9 @@ struct Figures {
     holds: Option<bool>,
 }
 
-/// Calls a second of the original on PostgreSQL with fsync, with mutual TLS, a
-/// connection for each worker and values of 600 bytes (docs/compatibility/locket.md#baseline).
+/// Calls per second of the original on PostgreSQL with fsync, with mutual TLS, a
+/// connection for each worker and values of 600 bytes
+/// (docs/compatibility/locket.md#baseline).
 const ORIGINAL: [(Operation, u32, f64); 15] = [
     (Operation::LockNew, 1, 566.0),
     (Operation::LockNew, 16, 2_014.0),
@@ -105,7 +106,7 @@ const ORIGINAL_ON_MYSQL: [f64; 15] = [
     637.0, 1_498.0, 2_321.0,
 ];
 
-/// Where the locks are.
+/// The lock storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Sqlite,
@@ -113,11 +114,11 @@ enum Place {
     MySql,
 }
 
-/// Locks beside the presences, as many as were seen to slow FetchAll down.
+/// Number of additional locks: enough to slow FetchAll down in earlier measurements.
 const BESIDE: u32 = 22_000;
 
 const EMPTY: Row = Row::new(Operation::Empty, 64);
-/// Beside reading all presences: how much of it is TLS.
+/// Compared with reading all presences: the share of TLS.
 const TLS: Row = Row::new(Operation::Tls, 16);
 const FETCH_ALL: Row = Row::new(Operation::FetchAll, 16);
 
@@ -134,7 +135,8 @@ impl Row {
         }
     }
 
-    /// The original's rate on such a database, however many locks it had beside.
+    /// The original's rate on such a database, regardless of the number of additional
+    /// locks.
     fn original(self, place: Place) -> Option<f64> {
         let same = |(operation, workers, _): &(Operation, u32, f64)| {
             (*operation, *workers) == (self.operation, self.workers)
@@ -146,7 +148,7 @@ impl Row {
         }
     }
 
-    /// What must be reached, embedded and on a database server.
+    /// The targets on the embedded store and on a database server.
     fn goals(self, place: Place) -> &'static [Goal] {
         use Goal::{OfEmpty, OfOriginal};
         if self.on_sqlite {
@@ -172,7 +174,7 @@ impl Row {
             duration: arguments.duration,
             warm_up: arguments.warm_up,
             value_size: 600,
-            // Enough to give back for as long as it is measured.
+            // Enough presences to release during the whole period.
             presences: if self.operation == Operation::Release { 100_000 } else { 1_000 },
             locks: self.locks,
             ttl: 600,
@@ -181,9 +183,9 @@ impl Row {
     }
 }
 
-/// The rows with a goal, or all; the empty call with each number of workers, and
-/// large answers over TLS alone. On a database, reading all presences beside many locks
-/// too, and on SQLite.
+/// The rows with a target, or all; the empty call with each number of workers, and
+/// large responses over TLS alone. On a database, also reading all presences with many
+/// additional locks, there and on SQLite.
 fn rows(all: bool, place: Place) -> Vec<Row> {
     let measured = ORIGINAL.iter().map(|(operation, workers, _)| Row::new(*operation, *workers));
     let measured = measured.filter(|row| all || !row.goals(place).is_empty());
@@ -204,7 +206,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut site = Site::new(arguments.bin_dir.clone())?;
     let mut measured: BTreeMap<Row, Vec<Report>> = BTreeMap::new();
     for round in 0..arguments.rounds {
-        // There and back: no row always follows the same one.
+        // The order alternates, so that no row always follows the same one.
         let mut turn = rows.clone();
         if round % 2 == 1 {
             turn.reverse();
@@ -267,8 +269,8 @@ fn figures(rows: &[Row], measured: &BTreeMap<Row, Vec<Report>>, place: Place) ->
     rows.iter().map(one).collect()
 }
 
-/// The part of the empty call's rate: the median over the rounds, since the machine may
-/// give more in one of them than in another.
+/// The fraction of the empty call's rate: the median over the rounds, since the machine
+/// may be faster in one round than in another.
 fn of_empty(row: &Row, measured: &BTreeMap<Row, Vec<Report>>) -> Option<f64> {
     let empty = measured.get(&Row { workers: row.workers, ..EMPTY })?;
     let ratios = measured.get(row)?.iter().zip(empty);

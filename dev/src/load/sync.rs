@@ -1,10 +1,10 @@
-//! A syncer with a large foundation: how long until the store has it, and how
-//! much memory and CPU time that takes.
+//! Measures a syncer with a large foundation: time until the store has all groups,
+//! memory and CPU time.
 //!
-//! All parts are whole processes: the development Cloud Controller, behind TLS,
-//! is filled through its API; then each round has a lock server, a policy store
-//! and a syncer of its own. What the syncer says of an applied sync is taken from
-//! its log, what it costs from the kernel.
+//! All parts are separate processes: the development Cloud Controller, behind TLS, is
+//! filled through its API; then each round has its own lock server, policy store and
+//! syncer. Figures of an applied sync are taken from the syncer's log, its resource
+//! usage from the kernel.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,28 +54,28 @@ struct Round {
     first: Sync,
     /// After one rule of one group was changed.
     change: Sync,
-    /// Milliseconds from the Cloud Controller's answer to the change until it
+    /// Milliseconds from the Cloud Controller's response to the change until the change
     /// was applied.
     change_seen_ms: f64,
     /// CPU milliseconds of a poll without a change.
     idle_poll_cpu_ms: f64,
-    /// Cores that all other processes had meanwhile, those of this measurement
-    /// among them.
+    /// Cores used by all other processes meanwhile, including those of this
+    /// measurement.
     other_cores: f64,
 }
 
 #[derive(Debug, Serialize)]
 struct Sync {
-    /// As the syncer told it.
+    /// The data of the syncer's log line.
     applied: Value,
-    /// CPU milliseconds of the syncer; for the first one since its start.
+    /// CPU milliseconds of the syncer; for the first sync since its start.
     cpu_ms: f64,
-    /// The most memory that the syncer had until then, in bytes.
+    /// Peak memory of the syncer until then, in bytes.
     peak: u64,
 }
 
 const APPLIED: &str = "applied-security-groups";
-/// Pause between two polls of the syncer, by default.
+/// The syncer's default poll interval.
 const POLL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -96,7 +96,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// The Cloud Controller as an administrator has it.
+/// The Cloud Controller's API with an administrator's token.
 struct Api {
     client: TlsClient,
     url: String,
@@ -120,7 +120,7 @@ impl Api {
         Ok(Self { client, url: cloud.api.clone(), token: token.to_owned() })
     }
 
-    /// The guid of what the call is about.
+    /// Returns the GUID of the affected object.
     async fn call(&self, method: Method, path: &str, body: &Value) -> anyhow::Result<String> {
         let request = self.client.client()?.request(method, format!("{}{path}", self.url));
         let answer = request.bearer_auth(&self.token).json(body).send().await?;
@@ -134,13 +134,13 @@ impl Api {
     }
 }
 
-/// A group that is changed in every round.
+/// The group that each round changes.
 struct Changing {
     path: String,
     rules: Vec<Value>,
 }
 
-/// Makes the groups, and the spaces that they are bound to.
+/// Creates the groups, and the spaces that they are bound to.
 async fn fill(api: &Api, data: &Data, staging: bool) -> anyhow::Result<Changing> {
     let organization =
         api.call(Method::POST, "/v3/organizations", &json!({ "name": "load" })).await?;
@@ -217,8 +217,8 @@ async fn round(
     Ok(Round { first, change, change_seen_ms, idle_poll_cpu_ms, other_cores: cost.other_cores })
 }
 
-/// Waits for a sync of which the syncer tells this; `before` is the CPU time that
-/// it had already had.
+/// Waits for a sync with this log line; `before` is the syncer's CPU time before the
+/// sync.
 async fn applied(
     syncer: &mut Server,
     before: Duration,

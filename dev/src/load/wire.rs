@@ -1,9 +1,9 @@
-//! A connection for calls that cost their caller little: what the load burns on a
-//! shared machine the server lacks.
+//! A gRPC connection with little CPU cost per call: CPU time of the load tool is not
+//! available to the server.
 //!
-//! Whoever calls drives the connection, too, so that a call needs no other task, and
-//! its frames leave with one write, as those of the genuine clients in Go do. A
-//! connection that several share, or that is idle for long, is driven by a task.
+//! The caller polls the connection itself, so that a call needs no other task and its
+//! frames leave with one write, like those of the genuine clients in Go. A task polls a
+//! connection that several callers share, or that is idle for long.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,8 +23,7 @@ use tonic::Status;
 
 use super::connect::Target;
 
-/// What the server may send before it hears that it was read: what hyper's clients
-/// let it.
+/// HTTP/2 stream window: the same as hyper's clients.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 5 << 20;
 
@@ -38,9 +37,9 @@ pub(super) struct Connection {
 
 #[derive(Debug)]
 enum Driven {
-    /// By whoever calls.
+    /// Polled by the callers.
     ByCalls(Box<Driver>),
-    /// By a task that ends with the last of those that share it.
+    /// Polled by a task that ends with the last sharer.
     ByTask(Arc<JoinSet<()>>),
 }
 
@@ -51,7 +50,7 @@ struct Driver {
 }
 
 impl Connection {
-    /// Connects; the callers drive it.
+    /// Connects; the callers poll the connection.
     pub(super) async fn open(target: &Target) -> anyhow::Result<Self> {
         let stream = client::open(&target.address, &target.tls()?, Options::default()).await?;
         let gather = CoalescingStream::new(stream);
@@ -67,14 +66,14 @@ impl Connection {
         Ok(Self { send, authority, driven })
     }
 
-    /// The same, driven by a task.
+    /// Moves the connection to a task.
     pub(super) fn driven(self) -> Self {
         let Self { send, authority, driven } = self;
         let task = match driven {
             Driven::ByTask(task) => task,
             Driven::ByCalls(mut driver) => {
                 let mut task = JoinSet::new();
-                // How it ends is seen by the calls on it.
+                // Calls on the connection see how it ends.
                 task.spawn(poll_fn(move |context| driver.poll(context).map(drop)));
                 Arc::new(task)
             }
@@ -82,14 +81,14 @@ impl Connection {
         Self { send, authority, driven: Driven::ByTask(task) }
     }
 
-    /// Another on the same connection, if a task drives it.
+    /// Another handle of the same connection, if a task polls it.
     pub(super) fn share(&self) -> Option<Self> {
         let Driven::ByTask(task) = &self.driven else { return None };
         let (send, authority) = (self.send.clone(), self.authority.clone());
         Some(Self { send, authority, driven: Driven::ByTask(Arc::clone(task)) })
     }
 
-    /// A unary call: a message in its frame; `take` gets what comes of the answer.
+    /// A unary call with a framed message; `take` receives chunks of the response.
     pub(super) async fn call(
         &mut self,
         path: &'static str,
@@ -128,14 +127,14 @@ impl Driver {
         gather.poll_and_flush(pin!(async { turn.await.map_err(io::Error::other) }), context)
     }
 
-    /// Goes on with `call` and the connection until there is an answer.
+    /// Polls `call` and the connection until there is a response.
     async fn drive<T>(
         &mut self,
         call: impl Future<Output = Result<T, h2::Error>>,
     ) -> Result<T, h2::Error> {
         let mut call = pin!(call);
         poll_fn(|context| {
-            // What it has to say leaves with this turn, and it sees what came in.
+            // Polled first: its frames leave with the poll of the connection below.
             if let Poll::Ready(answer) = call.as_mut().poll(context) {
                 return Poll::Ready(answer);
             }
@@ -143,7 +142,7 @@ impl Driver {
             if let Poll::Ready(answer) = call.as_mut().poll(context) {
                 return Poll::Ready(answer);
             }
-            // A connection that has ended fails its calls.
+            // A closed connection fails its calls.
             turn.map(|_ended| Err(h2::Reason::CONNECT_ERROR.into()))
         })
         .await
@@ -161,7 +160,7 @@ async fn exchange(
     let (answer, mut body) = send.send_request(request, false)?;
     body.send_data(message, true)?;
     let answer: Response<h2::RecvStream> = answer.await?;
-    // An answer without a message has its status in the headers.
+    // A response without a message has its status in the headers.
     if let Some(status) = status(answer.headers()) {
         return Ok(status);
     }

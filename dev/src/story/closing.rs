@@ -1,5 +1,5 @@
-//! The end: why a connection fares as it does, how long changes took, how much
-//! memory everything needed.
+//! The last chapter: explanations of connections, durations of changes, and memory of
+//! the processes.
 
 use anyhow::{Context, bail};
 use reqwest::Method;
@@ -10,10 +10,10 @@ use super::runner::{Runner, THERE};
 use crate::cluster::probe::{Outcome, Target};
 use crate::cluster::process;
 
-/// The most memory that a process may have held, in KiB.
+/// Maximum memory of a process, in KiB.
 const MOST_MEMORY: u64 = 64 * 1024;
 
-/// Ask the agent about an allowed, a denied and a logged destination.
+/// Asks the agent about an allowed, a denied and a logged destination.
 pub(super) async fn why(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("i", "Why: an allowed, a denied and a logged destination")?;
     let logged = Target::tcp(PRIVATE, 443);
@@ -53,7 +53,7 @@ async fn explain(teller: &Runner<'_>, to: &str, verdict: &str) -> anyhow::Result
     Ok(())
 }
 
-/// How long the changes took, and the memory of every process.
+/// Prints the durations of the changes, and the memory of every process.
 pub(super) fn account(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller
         .remark("== From the Cloud Controller's answer to the first packet treated the new way")?;

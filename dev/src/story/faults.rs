@@ -1,4 +1,4 @@
-//! Chapters g and h: the store away, an agent restarted, a table flushed.
+//! Chapters g and h: the store is down, an agent is restarted, a table is flushed.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::cluster::probe::{Outcome, Target};
 use crate::cluster::settings::agent_name;
 use crate::cluster::topology::Cell;
 
-/// Another public address; no group covers it since chapter b.
+/// Another public address; no group allows it since chapter b.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(5, 6, 7, 8);
 
-/// A table that does not change for so long is at rest.
+/// A table without a change for this long has settled.
 const STILL: Duration = Duration::from_millis(1500);
 
-/// Until syncer and agents have noticed that the store is back.
+/// Timeout until syncer and agents have reconnected to the store.
 const RECONNECTED: Duration = Duration::from_secs(20);
 
 /// Stop the store, restart an agent, start the store.
@@ -69,7 +69,7 @@ fn started(teller: &Runner<'_>, process: &str) -> anyhow::Result<()> {
     teller.command(&format!("{program} -config-file {} &", config.display()))
 }
 
-/// What chapter b left is what packets meet.
+/// The state of chapter b is in force for packets.
 async fn in_force(teller: &Runner<'_>) -> anyhow::Result<()> {
     teller.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
     teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await
@@ -92,8 +92,8 @@ pub(super) async fn flushed(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.nobody_was_restarted()
 }
 
-/// What the agent leaves when it has nothing more to do: a little after a change
-/// it sweeps what is no longer used.
+/// The agent's rules after it has settled: shortly after a change it sweeps unused
+/// chains.
 async fn settled(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
     let since = Instant::now();
     let mut before = rules(teller, cell).await?;
@@ -110,7 +110,7 @@ async fn settled(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>>
     }
 }
 
-/// Waits until the table says what it said before.
+/// Waits until the table has its previous content.
 async fn healed(
     teller: &Runner<'_>,
     cell: Cell,
@@ -127,14 +127,13 @@ async fn healed(
     teller.seen(&format!("back after {took} ms, {} lines as before", before.len()))
 }
 
-/// What the cell's tables say.
+/// The content of the cell's tables.
 async fn rules(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
     Ok(comparable(&teller.cluster.on_cell(cell, "nft", &["-s", "list", "ruleset"]).await?))
 }
 
-/// Lines of a listing in an order of their own, since chains stand in the order
-/// in which they were made, and without the hashes that tell one making of a
-/// chain from another.
+/// Sorted lines of a listing, since chains are in creation order, and without the
+/// hashes, which change when a chain is recreated.
 fn comparable(listing: &str) -> Vec<String> {
     let mut lines: Vec<String> = listing
         .lines()

@@ -1,5 +1,5 @@
-//! Chapters c and d: what leader and standby log, and what happens when the
-//! leader is killed.
+//! Chapters c and d: the logs of leader and standby, and the failover after the leader
+//! is killed.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use crate::cluster::ports::SYNCERS;
 use crate::cluster::probe::{Outcome, Target};
 use crate::cluster::settings::syncer_name;
 
-/// The lock's time to live, the standby's next attempt, and a busy machine.
+/// The lock's TTL, the standby's next attempt, and a margin for a busy machine.
 const TAKEOVER: Duration = Duration::from_secs(40);
 
-/// Characters of a log line that are shown.
+/// Maximum length of a printed log line.
 const SHOWN: usize = 400;
 
 const COLLISION: &str = "rpc error: code = AlreadyExists desc = lock-collision";
 
-/// What the two logs say.
+/// Shows the logs of both syncers.
 pub(super) async fn logs(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.chapter("c", "The leader's log and the standby's")?;
     let leader = teller.stage.leader.owner.clone();
@@ -47,7 +47,7 @@ pub(super) async fn logs(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.seen(&shortened(&line.text, SHOWN))
 }
 
-/// The standby's line about the lock that it did not get.
+/// The standby's log line about the lock of the leader.
 async fn collision(teller: &Runner<'_>, standby: &str) -> anyhow::Result<Line> {
     let task = "locket-lock.failed-to-acquire-lock";
     let log = teller.cluster.layout().log(standby);
@@ -118,7 +118,7 @@ pub(super) async fn takeover(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     teller.nobody_was_restarted()
 }
 
-/// The lock's new owner, as the lock server tells it.
+/// The lock's new owner, from the lock server.
 async fn new_leader(teller: &Runner<'_>, before: &Held, killed: Instant) -> anyhow::Result<Held> {
     loop {
         let leader = teller.cluster.leader().await?;
@@ -132,8 +132,8 @@ async fn new_leader(teller: &Runner<'_>, before: &Held, killed: Instant) -> anyh
     }
 }
 
-/// The log goes on in the same file: the collision must be a line of the new
-/// process.
+/// The new process appends to the same log file: the collision must be in a line of the
+/// new process.
 async fn collision_again(teller: &Runner<'_>, standby: &str) -> anyhow::Result<()> {
     let acquired = |line: &Line| line.task == "locket-lock.acquired-lock";
     let failed = |line: &Line| {

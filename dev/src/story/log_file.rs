@@ -1,20 +1,19 @@
-//! Reading the processes' logs: one lager JSON object a line. Pure.
+//! Parses the processes' logs: one lager JSON object a line. Pure.
 
 use serde_json::Value;
 
-/// One line.
+/// One log line.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Line {
-    /// The message without the source in front of it.
+    /// The message without the source prefix.
     pub(super) task: String,
-    /// What it carries.
+    /// The data of the line.
     pub(super) data: Value,
-    /// As it stands in the file.
+    /// The original text.
     pub(super) text: String,
 }
 
-/// The lines of a log, in order. What is not a log line (a half-written last
-/// one, a panic) is left out.
+/// The lines of a log, in order. Other lines (a partial last one, a panic) are skipped.
 pub(super) fn lines(text: &str) -> Vec<Line> {
     text.lines().filter_map(line).collect()
 }
@@ -26,8 +25,8 @@ fn line(text: &str) -> Option<Line> {
     Some(Line { task, data: value["data"].clone(), text: text.to_owned() })
 }
 
-/// The first lines that match each of `wanted` in this order, others between
-/// them; `Err` is the place in `wanted` that no line matches.
+/// The first lines that match `wanted` in order, with other lines in between; `Err` is
+/// the index in `wanted` without a match.
 pub(super) fn in_order<'a>(
     lines: &'a [Line],
     wanted: &[&dyn Fn(&Line) -> bool],
@@ -40,7 +39,7 @@ pub(super) fn in_order<'a>(
     found.collect()
 }
 
-/// A line for people: long lists cut.
+/// A line for display, with long lists truncated.
 pub(super) fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         None => text.to_owned(),

@@ -1,8 +1,8 @@
-//! The operator's story: what Portcullis is for, played on a local cluster with
+//! The operator's story: the main uses of Portcullis, played on a local cluster with
 //! real packets.
 //!
-//! Each step shows the command an operator would type and what was seen. The
-//! first thing that is not as told is an error, and ends the story.
+//! Each step shows the command of an operator and the observed result. The first
+//! unexpected result is an error, and ends the story.
 
 mod closing;
 mod faults;
@@ -20,7 +20,7 @@ use crate::cluster::guide;
 use crate::cluster::launch::Cluster;
 use crate::cluster::terminal::say;
 
-/// Plays the story from a to the end.
+/// Plays all chapters.
 pub async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<()> {
     let began = Instant::now();
     let env = guide::write_env(cluster)?;

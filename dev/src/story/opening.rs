@@ -1,4 +1,4 @@
-//! Chapters a and b: two apps, and a door that closes and opens.
+//! Chapters a and b: two apps, and an address that is closed and opened again.
 
 use std::net::Ipv4Addr;
 
@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep};
 use super::runner::{PATIENCE, Runner, THERE};
 use crate::cluster::probe::{Outcome, Target};
 
-/// Where `dns` lets everybody ask.
+/// A DNS server that the group `dns` allows.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
-/// A private address: no default group covers it.
+/// A private address: no default group allows it.
 pub(super) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
 
 /// Two cells, two apps, two default groups.
@@ -79,7 +79,7 @@ pub(super) async fn close_and_open(teller: &mut Runner<'_>) -> anyhow::Result<()
     Ok(())
 }
 
-/// The line of a cell's table that holds a text.
+/// The line of a cell's table that contains a text.
 async fn line_with(
     teller: &Runner<'_>,
     cell: crate::cluster::topology::Cell,

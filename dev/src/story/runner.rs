@@ -1,5 +1,5 @@
-//! How the story is told: every command before it is carried out, then what
-//! was seen; the first thing that is not as told ends it.
+//! Runs the story: prints every command before it runs, then the observed result; the
+//! first unexpected result ends the story.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -18,31 +18,31 @@ use crate::cluster::probe::{self, Outcome, Target, probe};
 use crate::cluster::terminal::say;
 use crate::cluster::topology::Cell;
 
-/// The longest that the story waits for a change that has no limit of its own.
+/// Default timeout of a change.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// From the Cloud Controller's answer to the first packet that is treated the
-/// new way, with a poll interval of one second.
+/// Limit from the Cloud Controller's response to the first packet with the new verdict,
+/// with a poll interval of one second.
 pub(super) const PROMPT: Duration = Duration::from_millis(1500);
 
-/// The address that most of the story is about.
+/// The address that most of the story uses.
 pub(super) const THERE: Ipv4Addr = Ipv4Addr::new(1, 2, 3, 4);
 
-/// Who tells the story, and of what.
+/// The state of a run.
 #[derive(Debug)]
 pub(super) struct Runner<'a> {
-    /// The cluster it plays on.
+    /// The cluster that the story runs on.
     pub(super) cluster: &'a mut Cluster,
-    /// Spaces, cells, the Cloud Controller.
+    /// Spaces, cells, and the Cloud Controller.
     pub(super) stage: Stage,
-    /// The apps that must never be restarted.
+    /// The apps that must not be restarted.
     apps: Vec<(&'static str, Identity)>,
-    /// How long each change took.
+    /// Duration of each change.
     timings: Vec<(String, Duration)>,
 }
 
 impl<'a> Runner<'a> {
-    /// Remembers who the apps are.
+    /// Records the identities of the apps.
     pub(super) fn new(cluster: &'a mut Cluster, stage: Stage) -> anyhow::Result<Self> {
         let known = |name| Ok((name, cluster.identity(name)?));
         let apps = ["appA", "appB"].into_iter().map(known).collect::<anyhow::Result<_>>()?;
@@ -54,27 +54,27 @@ impl<'a> Runner<'a> {
         say(&format!("\n== {letter}. {title}\n"))
     }
 
-    /// Says what comes.
+    /// Prints an announcement.
     pub(super) fn remark(&self, text: &str) -> anyhow::Result<()> {
         say(&format!("\n{text}\n"))
     }
 
-    /// Shows a command.
+    /// Prints a command.
     pub(super) fn command(&self, text: &str) -> anyhow::Result<()> {
         say(&format!("$ {text}\n"))
     }
 
-    /// Shows what is done without a command.
+    /// Prints a step without a command.
     pub(super) fn step(&self, text: &str) -> anyhow::Result<()> {
         say(&format!("* {text}\n"))
     }
 
-    /// Shows what was seen.
+    /// Prints an observation.
     pub(super) fn seen(&self, text: &str) -> anyhow::Result<()> {
         text.lines().try_for_each(|line| say(&format!("    {line}\n")))
     }
 
-    /// Calls the Cloud Controller, shows the call and the status.
+    /// Calls the Cloud Controller, and prints the call and the status.
     pub(super) async fn call(
         &self,
         method: Method,
@@ -87,7 +87,7 @@ impl<'a> Runner<'a> {
         Ok(answer)
     }
 
-    /// The guid of a security group.
+    /// The GUID of a security group.
     pub(super) async fn group(&self, name: &str) -> anyhow::Result<String> {
         let path = format!("/v3/security_groups?names={name}");
         let answer = self.call(Method::GET, &path, None).await?;
@@ -95,7 +95,7 @@ impl<'a> Runner<'a> {
         guid.with_context(|| format!("not as told: there is no security group {name}"))
     }
 
-    /// One probe that must have this outcome.
+    /// Sends one probe, which must have this outcome.
     pub(super) async fn expect(
         &self,
         from: &str,
@@ -112,8 +112,8 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Probes over and over until the outcome is as wanted, and notes how long
-    /// that took since the Cloud Controller's answer.
+    /// Repeats a probe until it has the wanted outcome, and records the time since the
+    /// Cloud Controller's response.
     pub(super) async fn turns(
         &mut self,
         change: &str,
@@ -125,7 +125,7 @@ impl<'a> Runner<'a> {
         self.turns_within(change, from, target, wanted, since, PROMPT).await
     }
 
-    /// The same with a limit of its own.
+    /// Like `turns`, with its own limit.
     pub(super) async fn turns_within(
         &mut self,
         change: &str,
@@ -159,7 +159,7 @@ impl<'a> Runner<'a> {
         Ok(took)
     }
 
-    /// Runs something on a cell, and returns what it printed.
+    /// Runs a command on a cell, and returns its output.
     pub(super) async fn on_cell(
         &self,
         cell: Cell,
@@ -171,7 +171,7 @@ impl<'a> Runner<'a> {
         self.cluster.on_cell(cell, program, arguments).await
     }
 
-    /// Runs `portcullisctl`, and shows what it printed.
+    /// Runs `portcullisctl`, and prints its output.
     pub(super) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         self.command(&format!("portcullisctl {}", arguments.join(" ")))?;
         let text = self.cluster.ctl(arguments).await?;
@@ -179,8 +179,8 @@ impl<'a> Runner<'a> {
         Ok(text)
     }
 
-    /// Waits until the log of a process holds lines that match in this order,
-    /// and returns them.
+    /// Waits until a process's log has lines that match in this order, and returns
+    /// them.
     pub(super) async fn log_shows(
         &self,
         process: &str,
@@ -204,7 +204,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// No app is another process or in another namespace than at the beginning.
+    /// Every app still has its initial process and namespace.
     pub(super) fn nobody_was_restarted(&self) -> anyhow::Result<()> {
         for (name, before) in &self.apps {
             let now = self.cluster.identity(name)?;
@@ -219,13 +219,13 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// How long each change took.
+    /// Duration of each change.
     pub(super) fn timings(&self) -> &[(String, Duration)] {
         &self.timings
     }
 }
 
-/// A command that probes the same way.
+/// A shell command with the same probe.
 fn probe_command(namespace: &str, target: Target) -> String {
     let exec = format!("ip netns exec {namespace}");
     match target {

@@ -1,4 +1,4 @@
-//! Chapters e and f: a group for one space, and what its end means for open
+//! Chapters e and f: a group for one space, and the effect of its removal on open
 //! connections.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -47,7 +47,7 @@ pub(super) async fn one_space(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     unbind(teller, &path).await
 }
 
-/// Waits until every cell has reported the newest generation.
+/// Waits until every cell has reported the latest generation.
 async fn all_cells_follow(teller: &Runner<'_>) -> anyhow::Result<()> {
     let since = Instant::now();
     loop {

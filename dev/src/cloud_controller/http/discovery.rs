@@ -1,4 +1,4 @@
-//! What clients ask before anything else.
+//! Discovery endpoints, which clients call first.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ async fn root(State(shared): State<Arc<Shared>>, base: Base) -> Response {
     answer(200, &present::root(&base, shared.uaa_port))
 }
 
-/// What a Cloud Controller without API v2 says.
+/// The response of a Cloud Controller without API v2.
 async fn v2_info(State(shared): State<Arc<Shared>>, base: Base) -> Response {
     let uaa = base.at_port(shared.uaa_port);
     let document = object! {

@@ -1,4 +1,4 @@
-//! What handlers take from a request.
+//! Extractors of the handlers.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::cloud_controller::present::Base;
 use crate::cloud_controller::refusal::Refusal;
 use crate::cloud_controller::state::access::Caller;
 
-/// How clients reach a listener; each listener's requests carry it.
+/// The URL scheme of a listener, added to each of its requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Scheme(pub &'static str);
 
@@ -51,9 +51,9 @@ impl<S: Sync> FromRequestParts<S> for Parameters {
     }
 }
 
-/// The JSON object in the body, whatever its content type says. No body is an
-/// empty object; anything else than an object stands under the key `_json`, as
-/// Rails puts it, and so is an unknown field.
+/// The JSON object in the body, regardless of the content type. No body is an empty
+/// object; any other value becomes the key `_json`, as in Rails, and so is an unknown
+/// field.
 #[derive(Debug)]
 pub struct Body(pub Object);
 

@@ -12,8 +12,8 @@ use super::{Shared, answer};
 use crate::cloud_controller::present;
 use crate::cloud_controller::refusal::Refusal;
 
-/// The paths of the internal listener. The certificate is the authentication;
-/// the bearer token that syncers send is not looked at.
+/// The routes of the internal listener. The client certificate is the authentication;
+/// the bearer token that syncers send is ignored.
 pub fn internal_router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/internal/v4/asg_latest_update", get(last_update))
@@ -26,7 +26,7 @@ async fn last_update(State(shared): State<Arc<Shared>>) -> Response {
     answer(200, &present::last_update(shared.store.read().last_update()))
 }
 
-/// On public listeners the proxy in front of the original answers this.
+/// The response of the proxy in front of the original, on public listeners.
 pub(super) fn forbidden_router() -> Router<Arc<Shared>> {
     let forbidden = || any(async || (StatusCode::FORBIDDEN, "Forbidden"));
     Router::new()

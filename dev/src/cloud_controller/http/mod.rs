@@ -1,4 +1,4 @@
-//! HTTP in, HTTP out: the handlers parse, call the state, and present.
+//! The HTTP handlers: parse, call the state, and present.
 
 mod discovery;
 mod extract;
@@ -33,25 +33,25 @@ use super::uaa::token::Signer;
 use super::uaa::{Client, Lifetimes};
 use super::validate::rules::Flags;
 
-/// What all handlers share.
+/// Shared state of all handlers.
 #[derive(Debug)]
 pub struct Shared {
     /// The state.
     pub store: Store,
-    /// Signs and reads tokens.
+    /// Signs and verifies tokens.
     pub signer: Signer,
-    /// Which programs may ask for tokens.
+    /// Clients that may request tokens.
     pub clients: Vec<Client>,
-    /// How long tokens live.
+    /// Lifetimes of tokens.
     pub lifetimes: Lifetimes,
-    /// How rules are validated.
+    /// Options of rule validation.
     pub flags: Flags,
-    /// Where the UAA listens, for the links to it.
+    /// The port of the UAA, for links.
     pub uaa_port: u16,
 }
 
-/// The largest request. The rules of one group can be 16 MB, and JSON can spell
-/// them longer.
+/// Maximum request size. The rules of one group can have 16 MB, and escaped JSON can be
+/// longer.
 const MAX_BODY: usize = 64 << 20;
 
 /// The public API.
@@ -71,7 +71,7 @@ pub fn api_router(shared: Arc<Shared>) -> Router {
 }
 
 impl Shared {
-    /// Who sends a request with these headers.
+    /// The caller of a request with these headers.
     pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         let value = headers.get(axum::http::header::AUTHORIZATION);
         let value = value.and_then(|value| value.to_str().ok()).ok_or(Refusal::NotAuthenticated)?;
@@ -93,7 +93,7 @@ impl Shared {
     }
 }
 
-/// Gives every answer a name of its own, which clients show with errors.
+/// Adds a unique ID to every response, which clients show with errors.
 async fn name_request(request: Request, next: Next) -> Response {
     let known = request.headers().get("x-vcap-request-id");
     let known = known.and_then(|value| value.to_str().ok());
@@ -114,20 +114,20 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// A JSON answer.
+/// A JSON response.
 pub fn answer(status: u16, document: &Json) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let content_type = (CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     (status, [content_type], document.to_text()).into_response()
 }
 
-/// The answer to a deletion: where its job is.
+/// The response to a deletion: the URL of its job.
 fn accepted(job: &Job, base: &Base) -> Response {
     let location = base.url(&format!("/v3/jobs/{}", job.guid));
     (StatusCode::ACCEPTED, [(LOCATION, location)]).into_response()
 }
 
-/// The fields of a form or query, in order. What is not UTF-8 is replaced.
+/// The fields of a form or query, in order. Invalid UTF-8 is replaced.
 pub fn form(text: &[u8]) -> Vec<(String, String)> {
     form_urlencoded::parse(text).into_owned().collect()
 }

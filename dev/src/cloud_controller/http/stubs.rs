@@ -1,4 +1,4 @@
-//! Resources that there are none of, but that the cf CLI asks for on its way.
+//! Empty lists of resources that are not implemented, but that the cf CLI requests.
 
 use std::sync::Arc;
 
@@ -33,14 +33,14 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         )
 }
 
-/// Any query is accepted: there is nothing to filter.
+/// Accepts any query: there is nothing to filter.
 fn empty() -> MethodRouter<Arc<Shared>> {
     get(async |_caller: Caller, base: Base, uri: Uri| {
         answer(200, &present::empty_page(uri.path(), &base))
     })
 }
 
-/// The quota that all organizations share: no limits.
+/// The quota of all organizations: no limits.
 async fn quota(
     State(shared): State<Arc<Shared>>,
     Path(guid): Path<String>,

@@ -1,4 +1,4 @@
-//! The UAA's paths.
+//! The routes of the UAA.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::cloud_controller::uaa::grant::{self, Around, Denied, Request};
 
 type Answer = Result<Response, Denied>;
 
-/// All paths.
+/// All routes.
 pub fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/login", get(prompts))
@@ -163,7 +163,7 @@ async fn openid_configuration(base: Base) -> Response {
     answer(200, &document)
 }
 
-/// Administration is for those who administrate the Cloud Controller, too.
+/// The Cloud Controller's administrators also administrate the UAA.
 fn require_admin(shared: &Shared, headers: &HeaderMap) -> Result<(), Denied> {
     let caller = shared.caller(headers).map_err(|_| {
         Denied::new(401, "unauthorized", "Full authentication is required to access this resource")
@@ -186,7 +186,7 @@ fn present_user(user: &User) -> Json {
     }
 }
 
-/// `GET /Users`; of filters only `userName eq "..."` is understood.
+/// `GET /Users`; the only supported filter is `userName eq "..."`.
 async fn list_users(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,

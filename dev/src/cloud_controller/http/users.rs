@@ -1,4 +1,4 @@
-//! Users. The UAA keeps them; the Cloud Controller shows their names.
+//! Users. The UAA stores them; the Cloud Controller shows their names.
 
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ async fn list_users(
     Ok(answer(200, &page.into()))
 }
 
-/// Users are the UAA's; this only confirms the guid.
+/// The UAA creates users; this only confirms the GUID.
 async fn create_user(
     State(shared): SharedState,
     caller: Caller,

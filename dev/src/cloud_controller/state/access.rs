@@ -1,39 +1,40 @@
-//! Who may see and do what (docs/compatibility/cloud-controller.md#endpoints).
+//! Access control: which callers may see and change which objects
+//! (docs/compatibility/cloud-controller.md#endpoints).
 
 use std::collections::HashSet;
 
 use super::{Group, Lifecycle, Organization, Space, State};
 use crate::cloud_controller::refusal::Refusal;
 
-/// Who asks, as the token says.
+/// The caller, as in the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The guid of the user, or the name of the client.
+    /// The GUID of the user, or the name of the client.
     pub id: String,
     /// The name, for the log.
     pub name: String,
-    /// What the scopes allow.
+    /// The authority of the scopes.
     pub authority: Authority,
 }
 
-/// What the scopes of a token allow.
+/// The authority of a token's scopes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authority {
     /// `cloud_controller.admin`
     Admin,
     /// `cloud_controller.admin_read_only` or `.global_auditor`
     ReadEverything,
-    /// What the roles allow, within `cloud_controller.read` and `.write`.
+    /// Limited by roles, within `cloud_controller.read` and `.write`.
     Roles {
-        /// May read at all.
+        /// Has the read scope.
         read: bool,
-        /// May write at all.
+        /// Has the write scope.
         write: bool,
     },
 }
 
 impl Authority {
-    /// From the scopes of a token.
+    /// From a token's scopes.
     pub fn from_scopes<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Self {
         let scopes: HashSet<&str> = scopes.into_iter().collect();
         let has = |name: &str| scopes.contains(name);
@@ -52,9 +53,9 @@ impl Authority {
 /// A set of spaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spaces {
-    /// Every one.
+    /// All spaces.
     All,
-    /// These, by guid.
+    /// These spaces, by GUID.
     Some(HashSet<String>),
 }
 
@@ -72,7 +73,7 @@ const SPACE_ROLES: [&str; 4] =
     ["space_developer", "space_manager", "space_auditor", "space_supporter"];
 
 impl Caller {
-    /// Admins only.
+    /// Requires an admin.
     pub fn require_admin(&self) -> Result<(), Refusal> {
         match self.authority {
             Authority::Admin => Ok(()),
@@ -80,7 +81,7 @@ impl Caller {
         }
     }
 
-    /// The scope that a request of this kind needs at least.
+    /// Requires the scope for reading or writing.
     pub fn require_scope(&self, writes: bool) -> Result<(), Refusal> {
         match self.authority {
             Authority::Admin | Authority::ReadEverything => Ok(()),
@@ -107,7 +108,7 @@ impl State {
         Spaces::Some(self.spaces().filter(readable).map(|space| space.guid.clone()).collect())
     }
 
-    /// Whether the caller can read the organization: with any role in it.
+    /// Whether the caller can read the organization: any role in it is sufficient.
     pub fn can_read_organization(&self, caller: &Caller, organization: &Organization) -> bool {
         caller.reads_everything()
             || self.roles().any(|role| {
@@ -131,8 +132,8 @@ impl State {
             || bound().any(|guid| readable.has(guid))
     }
 
-    /// Whether the caller may bind groups to the space: its managers, the
-    /// managers of its organization, and admins.
+    /// Requires that the caller may bind groups to the space: managers of the space or
+    /// its organization, and admins.
     pub fn require_space_manager(&self, caller: &Caller, space: &Space) -> Result<(), Refusal> {
         match caller.authority {
             Authority::Admin => return Ok(()),
@@ -151,7 +152,7 @@ impl State {
         Ok(())
     }
 
-    /// Admins, and managers of the organization while it is not suspended.
+    /// Requires an admin, or a manager of the organization while it is not suspended.
     pub fn require_organization_manager(
         &self,
         caller: &Caller,

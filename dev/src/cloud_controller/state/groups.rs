@@ -1,4 +1,4 @@
-//! Security groups: every change to them, and who may make it.
+//! Security groups: all changes, with their authorization.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl State {
         Ok((*number, group))
     }
 
-    /// The groups that the caller can see and the query asks for.
+    /// The groups that the caller can see and that match the query.
     pub fn select_groups(&self, caller: &Caller, query: &Query) -> Vec<Arc<Group>> {
         let readable = self.readable_spaces(caller);
         let wanted = |group: &&Arc<Group>| {
@@ -46,7 +46,7 @@ impl State {
         self.groups().filter(wanted).cloned().collect()
     }
 
-    /// The groups in force for one space: bound to it, or enabled globally.
+    /// The groups of one space: bound to the space, or enabled globally.
     pub fn select_space_groups(
         &self,
         space: &str,
@@ -116,7 +116,7 @@ impl State {
         Ok(self.put_group(number, group, moment))
     }
 
-    /// `DELETE /v3/security_groups/:guid`; the job is done when this returns.
+    /// `DELETE /v3/security_groups/:guid`; the job is complete when this returns.
     pub fn delete_group(
         &mut self,
         caller: &Caller,
@@ -180,7 +180,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes a space out of all groups, without a trace in the stamp.
+    /// Removes a space from all groups, without a change of the stamp.
     pub(super) fn forget_bindings(&mut self, space: &str) {
         for group in self.groups.values_mut() {
             let bound = |guids: &[String]| guids.iter().any(|guid| guid == space);
@@ -216,7 +216,7 @@ impl State {
         if errors.is_empty() { Ok(()) } else { Err(Refusal::Unprocessable(errors)) }
     }
 
-    /// Each space once, if all are there.
+    /// Each space once, if all exist.
     fn existing_spaces(&self, guids: &[String]) -> Result<Vec<String>, Refusal> {
         let unknown: Vec<&str> = self.unknown_spaces(guids).collect();
         if !unknown.is_empty() {

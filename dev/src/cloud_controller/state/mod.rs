@@ -1,14 +1,14 @@
-//! What the Cloud Controller knows, and every change to it.
+//! The Cloud Controller's state, and every change of it.
 //!
-//! Pure: a change is a method that takes the state, the caller, the request and
-//! a [`Moment`]. A refused change has changed nothing, and so has not touched
-//! the stamp either.
+//! Pure: a change is a method that takes the state, the caller, the request and a
+//! [`Moment`]. A refused change leaves the state and the stamp unchanged.
 //!
-//! The stamp (docs/compatibility/cloud-controller.md#last-update-stamp) rises with every accepted
-//! change to a group: create, update (even of nothing), delete, bind (even when bound
-//! already), unbind. It rises strictly: two changes within one microsecond get
-//! two stamps, also when the clock went back. Seeding and the deletion of spaces
-//! and organizations leave it alone, as in the original.
+//! The stamp (docs/compatibility/cloud-controller.md#last-update-stamp) rises with
+//! every accepted change to a group: create, update (even without a difference),
+//! delete, bind (even when bound already), unbind. The stamp is strictly monotonic: two
+//! changes within one microsecond get two stamps, also when the clock went back.
+//! Seeding and the deletion of spaces and organizations do not change the stamp, as in
+//! the original.
 
 pub mod access;
 pub mod groups;
@@ -25,17 +25,17 @@ use serde::{Deserialize, Serialize};
 
 use super::json::Json;
 
-/// What a change may need from outside: the time, and names for new things.
+/// Inputs of a change: the time, and GUIDs for new objects.
 #[derive(Debug, Clone)]
 pub struct Moment {
     /// Now.
     pub now: Timestamp,
-    /// A new guid, for what the change creates.
+    /// A new GUID, for an object that the change creates.
     pub guid: String,
 }
 
-/// Everything. Entries are numbered in the order of their creation, which is
-/// the default order of every listing.
+/// The whole state. Entries are numbered in creation order, which is the default order
+/// of every listing.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     next_number: u64,
@@ -53,25 +53,25 @@ pub struct State {
 /// A security group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// The guid.
+    /// The GUID.
     pub guid: String,
     /// When it was created, in whole seconds.
     #[serde(with = "saved::seconds")]
     pub created_at: Timestamp,
-    /// When name, rules or the global switches were last written.
+    /// When name, rules or the global switches last changed.
     #[serde(with = "saved::seconds")]
     pub updated_at: Timestamp,
     /// Unique.
     pub name: String,
-    /// An array, exactly as sent.
+    /// The JSON array, exactly as sent.
     pub rules: Json,
-    /// In force for the running apps of all spaces.
+    /// Applies to the running apps of all spaces.
     pub running: bool,
-    /// In force for the staging apps of all spaces.
+    /// Applies to the staging apps of all spaces.
     pub staging: bool,
-    /// Guids of the spaces bound for running apps.
+    /// GUIDs of the spaces bound for running apps.
     pub running_spaces: Vec<String>,
-    /// Guids of the spaces bound for staging apps.
+    /// GUIDs of the spaces bound for staging apps.
     pub staging_spaces: Vec<String>,
 }
 
@@ -80,12 +80,12 @@ pub struct Group {
 pub enum Lifecycle {
     /// Running apps.
     Running,
-    /// Apps being staged.
+    /// Staging apps.
     Staging,
 }
 
 impl Lifecycle {
-    /// As in `running_spaces`.
+    /// The name as in `running_spaces`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -110,7 +110,7 @@ impl Group {
         }
     }
 
-    /// Whether it is in force for all spaces.
+    /// Whether the group applies to all spaces.
     pub fn is_global(&self, lifecycle: Lifecycle) -> bool {
         match lifecycle {
             Lifecycle::Running => self.running,
@@ -122,7 +122,7 @@ impl Group {
 /// An organization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Organization {
-    /// The guid.
+    /// The GUID.
     pub guid: String,
     /// When it was created.
     #[serde(with = "saved::seconds")]
@@ -132,7 +132,7 @@ pub struct Organization {
     pub updated_at: Timestamp,
     /// Unique.
     pub name: String,
-    /// Its members cannot change anything then.
+    /// Members of a suspended organization cannot change anything.
     pub suspended: bool,
     /// Labels and annotations, if any were sent.
     pub metadata: Option<Json>,
@@ -141,7 +141,7 @@ pub struct Organization {
 /// A space.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Space {
-    /// The guid.
+    /// The GUID.
     pub guid: String,
     /// When it was created.
     #[serde(with = "saved::seconds")]
@@ -151,7 +151,7 @@ pub struct Space {
     pub updated_at: Timestamp,
     /// Unique within the organization.
     pub name: String,
-    /// The guid of its organization.
+    /// The GUID of its organization.
     pub organization: String,
     /// Labels and annotations, if any were sent.
     pub metadata: Option<Json>,
@@ -160,27 +160,27 @@ pub struct Space {
 /// A role of a user in a space or an organization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Role {
-    /// The guid.
+    /// The GUID.
     pub guid: String,
-    /// When it was given.
+    /// When the role was granted.
     #[serde(with = "saved::seconds")]
     pub created_at: Timestamp,
     /// Such as `space_manager`.
     pub kind: String,
-    /// The user's or client's guid.
+    /// The GUID of the user or client.
     pub user: String,
-    /// The guid of the organization, for roles in one.
+    /// The GUID of the organization, for organization roles.
     pub organization: Option<String>,
-    /// The guid of the space, for roles in one.
+    /// The GUID of the space, for space roles.
     pub space: Option<String>,
 }
 
-/// A deletion that was asked for. Jobs are done when they are answered.
+/// A requested deletion. A job is complete before the response is sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// The guid.
+    /// The GUID.
     pub guid: String,
-    /// When it was asked for.
+    /// When the deletion was requested.
     #[serde(with = "saved::seconds")]
     pub created_at: Timestamp,
     /// Such as `security_group.delete`.
@@ -200,7 +200,7 @@ impl State {
         self.last_update
     }
 
-    /// The guid of the quota that all organizations share.
+    /// The GUID of the quota that all organizations share.
     pub fn quota_guid(&self) -> &str {
         &self.quota_guid
     }
@@ -225,7 +225,7 @@ impl State {
         self.roles.values()
     }
 
-    /// A job by its guid.
+    /// A job by its GUID.
     pub fn job(&self, guid: &str) -> Option<&Arc<Job>> {
         self.jobs.values().find(|job| job.guid == guid)
     }

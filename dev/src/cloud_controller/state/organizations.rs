@@ -15,12 +15,12 @@ const BAD_ORGANIZATION: &str =
 const BAD_SPACE: &str = "Invalid space. Ensure that the space exists and you have access to it.";
 
 impl State {
-    /// An organization by its guid.
+    /// An organization by its GUID.
     pub fn organization(&self, guid: &str) -> Option<&Arc<Organization>> {
         self.organizations().find(|organization| organization.guid == guid)
     }
 
-    /// A space by its guid.
+    /// A space by its GUID.
     pub fn space(&self, guid: &str) -> Option<&Arc<Space>> {
         self.spaces().find(|space| space.guid == guid)
     }
@@ -42,7 +42,7 @@ impl State {
         space.ok_or(Refusal::NotFound("Space"))
     }
 
-    /// The organizations that the caller can see and the query asks for.
+    /// The organizations that the caller can see and that match the query.
     pub fn select_organizations(&self, caller: &Caller, query: &Query) -> Vec<Arc<Organization>> {
         let wanted = |organization: &&Arc<Organization>| {
             query.admits("guids", &organization.guid)
@@ -53,7 +53,7 @@ impl State {
         self.organizations().filter(wanted).cloned().collect()
     }
 
-    /// The spaces that the caller can see and the query asks for.
+    /// The spaces that the caller can see and that match the query.
     pub fn select_spaces(&self, caller: &Caller, query: &Query) -> Vec<Arc<Space>> {
         let readable: Spaces = self.readable_spaces(caller);
         let wanted = |space: &&Arc<Space>| {
@@ -66,7 +66,7 @@ impl State {
         self.spaces().filter(wanted).cloned().collect()
     }
 
-    /// The roles that the caller can see and the query asks for.
+    /// The roles that the caller can see and that match the query.
     pub fn select_roles(&self, caller: &Caller, query: &Query) -> Vec<Arc<Role>> {
         let readable = self.readable_spaces(caller);
         let visible = |role: &Role| match (&role.organization, &role.space) {
@@ -292,7 +292,7 @@ impl State {
     }
 
     fn check_organization_name(&self, name: &str, own: &str) -> Result<(), Refusal> {
-        // Names of organizations and spaces differ in more than case.
+        // Names of organizations and spaces are compared without case.
         let taken =
             |o: &Arc<Organization>| o.name.to_lowercase() == name.to_lowercase() && o.guid != own;
         if self.organizations().any(taken) {
@@ -335,7 +335,7 @@ impl State {
         }
     }
 
-    /// A role in a space needs one in its organization.
+    /// A role in a space requires a role in its organization.
     fn check_membership(&self, user: &str, space: &Space) -> Result<(), Refusal> {
         let member = self.roles().any(|role| {
             role.user == user && role.organization.as_deref() == Some(&space.organization)

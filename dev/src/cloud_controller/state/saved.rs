@@ -1,4 +1,4 @@
-//! The state as it is kept in a file, so that a restart continues it.
+//! The state in its file format, so that it survives a restart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::users::User;
 use super::{Group, Job, Organization, Role, Space, State};
 
-/// The content of the state file, apart from the signing key.
+/// The content of the state file, without the signing key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     next_number: u64,
@@ -84,7 +84,7 @@ fn shared<T>(entries: BTreeMap<u64, T>) -> BTreeMap<u64, Arc<T>> {
     entries.into_iter().map(|(number, entry)| (number, Arc::new(entry))).collect()
 }
 
-/// Times in whole seconds, as the state has them.
+/// Times in whole seconds, as in the state.
 pub(super) mod seconds {
     use jiff::Timestamp;
     use serde::de::Error;

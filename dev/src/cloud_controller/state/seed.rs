@@ -17,7 +17,7 @@ const PUBLIC: [&str; 5] = [
 ];
 
 impl State {
-    /// Adds the default groups if there is no group at all.
+    /// Adds the default groups if there is no group.
     pub fn seed(&mut self, now: Timestamp, mut guid: impl FnMut() -> String) {
         if !self.groups.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! The users that the UAA knows.
+//! The users of the UAA.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Moment, State};
 
-/// A user. This is a development tool: the password is kept as it is.
+/// A user. This is a development tool: the password is stored in plain text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// The guid, `user_id` in tokens.
+    /// The GUID, `user_id` in tokens.
     pub guid: String,
     /// The name, `user_name` in tokens.
     pub name: String,
-    /// Who keeps the password; `uaa` here.
+    /// The identity provider; `uaa` here.
     pub origin: String,
-    /// In the clear.
+    /// Plain-text password.
     pub password: String,
-    /// What tokens for the user say.
+    /// Scopes of the user's tokens.
     pub scopes: Vec<String>,
 }
 
-/// What a user can do when nothing else is said.
+/// Default scopes of a user.
 pub const USER_SCOPES: [&str; 6] = [
     "openid",
     "cloud_controller.read",
@@ -31,7 +31,7 @@ pub const USER_SCOPES: [&str; 6] = [
     "network.write",
 ];
 
-/// A user by name; names of users do not differ in case alone.
+/// A user by name; user names are compared without case.
 pub fn find_user<'a>(state: &'a State, name: &str) -> Option<&'a Arc<User>> {
     state.users().find(|user| user.name.eq_ignore_ascii_case(name))
 }
@@ -70,7 +70,7 @@ impl State {
         Some(user)
     }
 
-    /// Adds the configured user, or gives it the configured password and scopes.
+    /// Adds the configured user, or updates its password and scopes.
     pub fn configure_user(
         &mut self,
         name: &str,

@@ -1,7 +1,7 @@
-//! Who gets a token, and what it says.
+//! Decides on token requests.
 //!
-//! Pure: the request, the users and clients, the time and two fresh names in;
-//! claims or a denial out.
+//! Pure: takes the request, the users and clients, the time and two fresh IDs; returns
+//! claims or an error.
 
 use super::{Client, Lifetimes};
 use crate::cloud_controller::json::{Json, Object, object};
@@ -13,7 +13,7 @@ use crate::cloud_controller::state::users::{User, find_user};
 pub struct Request {
     /// Form fields and query parameters.
     pub fields: Vec<(String, String)>,
-    /// Name and password of HTTP basic authentication.
+    /// User and password of HTTP basic authentication.
     pub basic: Option<(String, String)>,
 }
 
@@ -23,56 +23,56 @@ impl Request {
     }
 }
 
-/// What surrounds the decision.
+/// Context of the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct Around<'a> {
-    /// Who is known.
+    /// The known users.
     pub state: &'a State,
-    /// Which clients are.
+    /// The known clients.
     pub clients: &'a [Client],
-    /// How long tokens live.
+    /// Lifetimes of tokens.
     pub lifetimes: Lifetimes,
     /// Seconds since 1970.
     pub now: i64,
     /// The URL of the UAA, for `iss`.
     pub issuer: &'a str,
-    /// A fresh name for the tokens.
+    /// A fresh ID for the tokens.
     pub id: &'a str,
 }
 
-/// A token that is to be made.
+/// A token to issue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Granted {
     /// The claims of the access token.
     pub access: Json,
     /// The claims of the refresh token, for users.
     pub refresh: Option<Json>,
-    /// Seconds.
+    /// Lifetime in seconds.
     pub expires_in: i64,
-    /// All scopes, with spaces between.
+    /// All scopes, separated by spaces.
     pub scope: String,
-    /// For the log: who it is for.
+    /// The user or client, for the log.
     pub who: String,
 }
 
-/// A denial.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
     /// The HTTP status.
     pub status: u16,
-    /// The word for programs.
+    /// The error code.
     pub error: &'static str,
-    /// The sentence for people.
+    /// The error description.
     pub description: String,
 }
 
 impl Denied {
-    /// A denial.
+    /// Creates an error response.
     pub fn new(status: u16, error: &'static str, description: impl Into<String>) -> Self {
         Self { status, error, description: description.into() }
     }
 
-    /// The document.
+    /// The JSON document.
     pub fn to_json(&self) -> Json {
         object! { "error": self.error, "error_description": &self.description }
     }
@@ -82,8 +82,7 @@ fn bad_credentials() -> Denied {
     Denied::new(401, "unauthorized", "Bad credentials")
 }
 
-/// The client that a request comes from: by basic authentication, or else by
-/// the fields of the form.
+/// The client of a request: by basic authentication, or else by the form fields.
 pub fn authenticate<'a>(request: &Request, clients: &'a [Client]) -> Result<&'a Client, Denied> {
     let (id, secret) = match &request.basic {
         Some((id, secret)) => (id.as_str(), secret.as_str()),
@@ -96,7 +95,7 @@ pub fn authenticate<'a>(request: &Request, clients: &'a [Client]) -> Result<&'a 
     if client.secret == secret { Ok(client) } else { Err(bad_credentials()) }
 }
 
-/// Decides on a request. `refresh` reads a refresh token of ours.
+/// Decides on a request. `refresh` decodes one of our refresh tokens.
 pub fn decide(
     request: &Request,
     around: Around<'_>,
@@ -139,7 +138,7 @@ pub fn decide(
     }
 }
 
-/// Whether claims are those of a refresh token.
+/// Whether the claims are those of a refresh token.
 pub fn is_refresh(claims: &Json) -> bool {
     claims.at(&["jti"]).and_then(Json::as_str).is_some_and(|id| id.ends_with("-r"))
 }
@@ -220,7 +219,7 @@ fn common_claims(
     claims.set("aud", audience(client, scopes));
 }
 
-/// The resources that the scopes are about, and the client.
+/// The resources of the scopes, and the client.
 fn audience(client: &Client, scopes: &[String]) -> Json {
     let resources = scopes.iter().filter_map(|scope| scope.rsplit_once('.'));
     let mut audience: Vec<&str> = resources.map(|(resource, _)| resource).collect();

@@ -1,17 +1,17 @@
-//! The User Account and Authentication server, as far as the cf CLI, the syncer
-//! and the policy API need it (docs/compatibility/cloud-controller.md#uaa).
+//! The User Account and Authentication server: the parts that the cf CLI, the syncer
+//! and the policy API need (docs/compatibility/cloud-controller.md#uaa).
 
 pub mod grant;
 pub mod token;
 
-/// A program that may ask for tokens.
+/// An OAuth client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     /// Its name.
     pub id: String,
-    /// Its password; `cf` has none.
+    /// Its secret; `cf` has none.
     pub secret: String,
-    /// What its own tokens say.
+    /// Authorities in the client's own tokens.
     pub authorities: Vec<String>,
     /// Whether users may log in through it.
     pub for_users: bool,
@@ -28,20 +28,20 @@ impl Client {
         }
     }
 
-    /// A client with tokens of its own.
+    /// A client that gets tokens for itself.
     pub fn of_its_own(id: &str, secret: &str, authorities: Vec<String>) -> Self {
         Self { id: id.to_owned(), secret: secret.to_owned(), authorities, for_users: false }
     }
 }
 
-/// How long tokens live.
+/// Lifetimes of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Access tokens of users, in seconds.
     pub access: i64,
     /// Refresh tokens, in seconds.
     pub refresh: i64,
-    /// Tokens of clients, in seconds. Long, since the cf CLI does not keep a
-    /// client's secret and cannot ask again.
+    /// Tokens of clients, in seconds. Long, since the cf CLI does not store a client's
+    /// secret and cannot request a new token.
     pub client: i64,
 }

@@ -11,21 +11,21 @@ use crate::cloud_controller::json::{Json, object};
 /// Why there is no signing key.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// None can be made.
+    /// The key cannot be generated.
     #[error("making an RSA key")]
     Generate(#[source] rcgen::Error),
-    /// The saved one cannot be used.
+    /// The saved key is unusable.
     #[error("reading the signing key")]
     Read(#[source] rcgen::Error),
-    /// The JWT library refuses it.
+    /// The JWT library rejects the key.
     #[error("using the signing key for tokens")]
     Use(#[source] jsonwebtoken::errors::Error),
-    /// It is not an RSA key.
+    /// The key is not an RSA key.
     #[error("the signing key is not an RSA key")]
     Kind,
 }
 
-/// Signs tokens, and tells its own from others.
+/// Signs and verifies tokens.
 pub struct Signer {
     private: EncodingKey,
     public: DecodingKey,
@@ -44,13 +44,13 @@ impl std::fmt::Debug for Signer {
 const KEY_ID: &str = "portcullis-dev";
 
 impl Signer {
-    /// With a new key.
+    /// Generates a new key.
     pub fn generate() -> Result<Self, Error> {
         let key = KeyPair::generate_for(&PKCS_RSA_SHA256).map_err(Error::Generate)?;
         Self::new(&key)
     }
 
-    /// With a key from before.
+    /// Uses a saved key.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
         let key = KeyPair::from_pem_and_sign_algo(pem, &PKCS_RSA_SHA256).map_err(Error::Read)?;
         Self::new(&key)
@@ -74,7 +74,7 @@ impl Signer {
         })
     }
 
-    /// The private key, to be kept.
+    /// The private key, for saving.
     pub fn pem(&self) -> &str {
         &self.pem
     }
@@ -86,8 +86,8 @@ impl Signer {
         jsonwebtoken::encode(&header, claims, &self.private)
     }
 
-    /// The claims of a token of ours that is not out of date at `now`, in
-    /// seconds since 1970.
+    /// The claims of a token that this signer issued and that is not expired at `now`,
+    /// in seconds since 1970.
     pub fn read(&self, token: &str, now: i64) -> Option<Json> {
         let mut validation = Validation::new(Algorithm::RS256);
         validation.validate_exp = false;
@@ -123,7 +123,7 @@ fn public_pem(key: &KeyPair) -> String {
     pem
 }
 
-/// The claims of a token, whoever signed it. For logs and tests.
+/// The claims of a token without verification. For logs and tests.
 pub fn unverified_claims(token: &str) -> Option<Json> {
     let payload = token.split('.').nth(1)?;
     Json::parse(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()

@@ -1,8 +1,8 @@
-//! Addresses as the Cloud Controller reads them, that is, as Ruby's `IPAddr`.
+//! Parses addresses like the Cloud Controller, that is, like Ruby's `IPAddr`.
 //!
-//! It is a wider reading than the agents': dotted netmasks, IPv6 in brackets and
-//! IPv6 with a zone pass. Accepting exactly the same texts is the point, so this
-//! is not left to the standard library's parser alone.
+//! Ruby accepts more than the agents: dotted netmasks, IPv6 in brackets and IPv6 with a
+//! zone. Exactly the same texts must be accepted, so the standard library's parser
+//! alone is not enough.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +16,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// 4 or 6.
+    /// The IP version: 4 or 6.
     pub fn version(self) -> u8 {
         match self {
             Self::V4 => 4,
@@ -42,7 +42,7 @@ pub struct Net {
     mask: u128,
 }
 
-/// Reads an address, or an address with `/` and a prefix length or netmask.
+/// Parses an address, or an address with `/` and a prefix length or netmask.
 pub fn parse(text: &str) -> Option<Net> {
     let (address, mask) = match text.split_once('/') {
         Some((address, mask)) => (address, Some(mask)),
@@ -56,13 +56,13 @@ pub fn parse(text: &str) -> Option<Net> {
     Some(Net { family, address, mask })
 }
 
-/// Reads an address without a mask: the end of a range.
+/// Parses an address without a mask: the end of a range.
 pub fn parse_end(text: &str) -> Option<Net> {
     if text.contains('/') { None } else { parse(text) }
 }
 
-/// Without the zeros in front of IPv4 numbers, which are refused with a message
-/// of their own and are not to give a second one. The prefix length stays.
+/// Removes leading zeros of IPv4 numbers, which have an error message of their own and
+/// must not cause a second one. The prefix length is unchanged.
 pub fn without_leading_zeros(text: &str) -> String {
     let (address, mask) = match text.split_once('/') {
         Some((address, mask)) => (address, Some(mask)),
@@ -112,7 +112,7 @@ fn without_zone(text: &str) -> Option<&str> {
     (!zone.is_empty() && zone.chars().all(word)).then_some(address)
 }
 
-/// A prefix length without leading zeros, or a netmask without holes.
+/// Parses a prefix length without leading zeros, or a contiguous netmask.
 fn parse_mask(text: &str, family: Family) -> Option<u128> {
     if is_digits(text) && (text == "0" || !text.starts_with('0')) {
         let length: u32 = text.parse().ok()?;

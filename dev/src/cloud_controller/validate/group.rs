@@ -1,7 +1,8 @@
-//! The request bodies about security groups (docs/compatibility/cloud-controller.md#refusals).
+//! Validates request bodies of security groups
+//! (docs/compatibility/cloud-controller.md#refusals).
 //!
-//! Each function reads a body and answers with the request or with every
-//! message, in the order of the original.
+//! Each function parses a body and returns the request, or all error messages in the
+//! original's order.
 
 use super::rules::{self, Flags};
 use crate::cloud_controller::json::{Json, Object};
@@ -14,22 +15,22 @@ pub struct Create {
     pub name: String,
     /// The rules; an empty array when there are none.
     pub rules: Json,
-    /// What to enable globally.
+    /// The global switches to enable.
     pub globally_enabled: Globally,
-    /// Spaces whose running apps it is for.
+    /// Spaces of running apps to bind.
     pub running_spaces: Vec<String>,
-    /// Spaces whose staging apps it is for.
+    /// Spaces of staging apps to bind.
     pub staging_spaces: Vec<String>,
 }
 
-/// `PATCH /v3/security_groups/:guid`; what is absent stays.
+/// `PATCH /v3/security_groups/:guid`; absent fields are unchanged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Update {
     /// A new name.
     pub name: Option<String>,
-    /// New rules in place of the old.
+    /// New rules, which replace the old ones.
     pub rules: Option<Json>,
-    /// What changes globally.
+    /// Changes of the global switches.
     pub globally_enabled: Globally,
 }
 
@@ -44,7 +45,7 @@ pub struct Globally {
 
 const MAX_NAME: usize = 250;
 
-/// Reads the body of a create request.
+/// Parses the body of a create request.
 pub fn create(body: &Object, flags: Flags) -> Result<Create, Vec<String>> {
     let mut errors = unknown_fields(body, &["name", "globally_enabled", "relationships", "rules"]);
     if let Some(relationships) = body.get("relationships") {
@@ -74,7 +75,7 @@ pub fn create(body: &Object, flags: Flags) -> Result<Create, Vec<String>> {
     })
 }
 
-/// Reads the body of an update request.
+/// Parses the body of an update request.
 pub fn update(body: &Object, flags: Flags) -> Result<Update, Vec<String>> {
     let mut errors = unknown_fields(body, &["name", "globally_enabled", "rules"]);
     if let Some(rules) = body.get("rules") {
@@ -100,7 +101,7 @@ pub fn update(body: &Object, flags: Flags) -> Result<Update, Vec<String>> {
     })
 }
 
-/// Reads the body of a bind request: the spaces to bind.
+/// Parses the body of a bind request: the spaces to bind.
 pub fn bind(body: &Object) -> Result<Vec<String>, Vec<String>> {
     let mut errors = unknown_fields(body, &["data"]);
     let data = body.get("data").unwrap_or(&Json::Null);
@@ -122,7 +123,7 @@ pub fn bind(body: &Object) -> Result<Vec<String>, Vec<String>> {
     if errors.is_empty() { Ok(guids) } else { Err(errors) }
 }
 
-/// What the database model says of a group that passed as a request.
+/// Errors of the database model for a group that passed request validation.
 pub fn model_errors(name: &str, rules: &Json, flags: Flags) -> Vec<String> {
     let mut errors = Vec::new();
     if !is_storable_name(name) {
@@ -132,13 +133,13 @@ pub fn model_errors(name: &str, rules: &Json, flags: Flags) -> Vec<String> {
     errors
 }
 
-/// Printable characters; the original's pattern lets one line feed at the end pass.
+/// Printable characters; the original's pattern accepts one line feed at the end.
 fn is_storable_name(name: &str) -> bool {
     let name = name.strip_suffix('\n').unwrap_or(name);
     !name.is_empty() && !name.chars().any(char::is_control)
 }
 
-/// The message about keys that the request does not know.
+/// The error message for unknown keys.
 pub fn unknown_fields(body: &Object, known: &[&str]) -> Vec<String> {
     let unknown: Vec<&str> = body.keys().filter(|key| !known.contains(key)).collect();
     if unknown.is_empty() {
@@ -223,7 +224,7 @@ fn check_to_many(key: &str, title: &str, value: &Json, errors: &mut Vec<String>)
     }
 }
 
-/// Guids in arrays count one by one, as the original flattens them.
+/// GUIDs in nested arrays count individually, since the original flattens them.
 fn flatten<'a>(value: &'a Json, into: &mut Vec<&'a Json>) {
     match value {
         Json::Array(items) => items.iter().for_each(|item| flatten(item, into)),

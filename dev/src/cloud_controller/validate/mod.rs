@@ -1,9 +1,9 @@
-//! What the Cloud Controller says of a request, before anything is done.
+//! Request validation of the Cloud Controller.
 //!
 //! Pure: requests in, values or messages out. The texts and their order are the
-//! contract (docs/compatibility/cloud-controller.md#refusals, #lists, #rule-validation); the
-//! recorded cases in
-//! `tests/fixtures` were made by running the original's validators.
+//! contract (docs/compatibility/cloud-controller.md#refusals, #lists,
+//! #rule-validation); the recorded cases in `tests/fixtures` come from the original's
+//! validators.
 
 pub mod address;
 pub mod group;

@@ -1,4 +1,5 @@
-//! The query of a listing (docs/compatibility/cloud-controller.md#lists).
+//! Parses the query parameters of a listing
+//! (docs/compatibility/cloud-controller.md#lists).
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -6,17 +7,17 @@ use percent_encoding::percent_decode_str;
 
 use crate::cloud_controller::ruby;
 
-/// What one listing accepts, besides `page`, `per_page`, `created_ats`,
-/// `updated_ats` and `guids`, which all accept.
+/// Parameters of one listing, besides `page`, `per_page`, `created_ats`, `updated_ats`
+/// and `guids`, which all listings accept.
 #[derive(Debug, Clone, Copy)]
 pub struct Spec {
-    /// Comma lists, in the order in which a refusal names them.
+    /// Comma-separated lists, in the order of error messages.
     pub lists: &'static [&'static str],
-    /// `true` or `false`.
+    /// Parameters with `true` or `false`.
     pub flags: &'static [&'static str],
-    /// What may be ordered by, besides `created_at` and `updated_at`.
+    /// Whether `order_by` accepts `name`, besides `created_at` and `updated_at`.
     pub order_by_name: bool,
-    /// The only values of `include`; none means that `include` is unknown.
+    /// Valid values of `include`; if empty, `include` is an unknown parameter.
     pub include: &'static [&'static str],
 }
 
@@ -67,30 +68,30 @@ const DEFAULT_PER_PAGE: usize = 50;
 const BAD_TIMESTAMP: &str =
     "has an invalid timestamp format. Timestamps should be formatted as 'YYYY-MM-DDThh:mm:ssZ'";
 
-/// A listing that was asked for.
+/// The parsed query of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
     /// From 1.
     pub page: usize,
     /// From 1 to 5000.
     pub per_page: usize,
-    /// `None`: in the order of creation, by internal number.
+    /// `None`: creation order, by internal number.
     pub order_by: Option<OrderBy>,
     lists: Vec<(&'static str, Vec<String>)>,
     flags: Vec<(&'static str, bool)>,
     times: Vec<(&'static str, TimeFilter)>,
 }
 
-/// An order.
+/// A sort order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OrderBy {
-    /// By what.
+    /// The sort column.
     pub column: Column,
-    /// Highest first.
+    /// Descending order.
     pub descending: bool,
 }
 
-/// What a listing can be ordered by.
+/// Columns that a listing can be sorted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column {
     /// `created_at`
@@ -121,22 +122,22 @@ impl Default for Query {
 }
 
 impl Query {
-    /// The values of a comma list; `None` when it was not given.
+    /// The values of a comma-separated list; `None` when the parameter is absent.
     pub fn list(&self, key: &str) -> Option<&[String]> {
         self.lists.iter().find(|(name, _)| *name == key).map(|(_, values)| values.as_slice())
     }
 
-    /// Whether `value` is among those that the list asks for, if it asks.
+    /// Whether `value` passes the filter; an absent filter passes everything.
     pub fn admits(&self, key: &str, value: &str) -> bool {
         self.list(key).is_none_or(|values| values.iter().any(|wanted| wanted == value))
     }
 
-    /// As [`Query::admits`], when the thing has several values.
+    /// Like [`Query::admits`], for an object with several values.
     pub fn admits_any<'a>(&self, key: &str, mut has: impl Iterator<Item = &'a String>) -> bool {
         self.list(key).is_none_or(|values| has.any(|value| values.contains(value)))
     }
 
-    /// A flag that was given.
+    /// The value of a flag, if present.
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.flags.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
     }
@@ -154,7 +155,7 @@ impl Query {
         })
     }
 
-    /// The filters as they are repeated in the links of a page.
+    /// The filters as repeated in the links of a page.
     pub fn filter_parameters(&self) -> Vec<(String, String)> {
         let escaped = |values: &[String]| {
             values
@@ -180,7 +181,7 @@ impl Query {
 }
 
 impl OrderBy {
-    /// As a query says it, with the sign.
+    /// The parameter value, with the sign.
     pub fn to_parameter(self) -> String {
         let sign = if self.descending { '-' } else { '+' };
         let column = match self.column {
@@ -192,7 +193,7 @@ impl OrderBy {
     }
 }
 
-/// Reads decoded query parameters, in the order of the request.
+/// Parses decoded query parameters, in the order of the request.
 pub fn read(parameters: &[(String, String)], spec: &Spec) -> Result<Query, Vec<String>> {
     let parameters = Parameters::new(parameters);
     let mut errors = Vec::new();
@@ -390,7 +391,7 @@ fn humanize(key: &str) -> String {
     text
 }
 
-/// The parameters, with the nested notation `key[inner]` taken apart.
+/// The parameters, with the nested notation `key[inner]` split.
 struct Parameters<'a>(Vec<(&'a str, Option<&'a str>, &'a str)>);
 
 impl<'a> Parameters<'a> {
@@ -410,7 +411,7 @@ impl<'a> Parameters<'a> {
         )
     }
 
-    /// The last value given under the plain key.
+    /// The last value under the plain key.
     fn text(&self, wanted: &str) -> Option<&'a str> {
         let plain =
             |(key, inner, _): &&(&str, Option<&str>, &str)| *key == wanted && inner.is_none();

@@ -1,4 +1,4 @@
-//! The request bodies about organizations, spaces, roles and users.
+//! Validates request bodies of organizations, spaces, roles and users.
 
 use super::group::unknown_fields;
 use crate::cloud_controller::json::{Json, Object};
@@ -6,7 +6,7 @@ use crate::cloud_controller::ruby;
 
 const MAX_NAME: usize = 255;
 
-/// What an organization and a space can say of themselves.
+/// Fields that organizations and spaces have in common.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Named {
     /// The name.
@@ -31,7 +31,7 @@ pub fn organization(body: &Object) -> Result<(Named, bool), Vec<String>> {
     named(body, &errors).zip(suspended).ok_or(errors)
 }
 
-/// `POST /v3/spaces`: the space, and the guid of its organization.
+/// `POST /v3/spaces`: the space, and the GUID of its organization.
 pub fn space(body: &Object) -> Result<(Named, String), Vec<String>> {
     let mut errors = unknown_fields(body, &["name", "relationships", "metadata"]);
     let organization = match body.get("relationships") {
@@ -57,7 +57,7 @@ pub fn space(body: &Object) -> Result<(Named, String), Vec<String>> {
     named(body, &errors).zip(organization).ok_or(errors)
 }
 
-/// A change of name or metadata, for organizations and spaces.
+/// Parses an update of name or metadata, for organizations and spaces.
 pub fn rename(body: &Object, also: &[&str]) -> Result<(Option<String>, Option<Json>), Vec<String>> {
     let known: Vec<&str> = ["name", "metadata"].into_iter().chain(also.iter().copied()).collect();
     let mut errors = unknown_fields(body, &known);
@@ -78,22 +78,22 @@ pub fn rename(body: &Object, also: &[&str]) -> Result<(Option<String>, Option<Js
 pub struct Role {
     /// Such as `space_developer`.
     pub kind: String,
-    /// Who gets it.
+    /// The user who gets the role.
     pub user: UserReference,
-    /// The guid of the space or the organization, as the kind demands.
+    /// The GUID of the space or the organization, depending on the kind.
     pub place: Place,
 }
 
-/// How a request names a user.
+/// A request's reference to a user.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UserReference {
-    /// By guid; clients are users too.
+    /// By GUID; clients are users too.
     Guid(String),
     /// By name, with the origin if one was given.
     Name(String, Option<String>),
 }
 
-/// Where a role holds.
+/// The organization or space of a role.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Place {
     /// In an organization.
@@ -113,7 +113,7 @@ const ROLES: [&str; 8] = [
     "space_manager",
 ];
 
-/// Reads the body of a role request.
+/// Parses the body of a role request.
 pub fn role(body: &Object) -> Result<Role, Vec<String>> {
     let mut errors = unknown_fields(body, &["type", "relationships"]);
     let kind = body.get("type").and_then(Json::as_str).unwrap_or_default();
@@ -186,7 +186,7 @@ fn role_place(kind: &str, relationships: &Object, errors: &mut Vec<String>) -> O
     }
 }
 
-/// `POST /v3/users`: the guid.
+/// `POST /v3/users`: the GUID.
 pub fn user(body: &Object) -> Result<String, Vec<String>> {
     let mut errors = unknown_fields(body, &["guid", "username", "origin", "metadata"]);
     let guid = body.get("guid").and_then(Json::as_str).unwrap_or_default();

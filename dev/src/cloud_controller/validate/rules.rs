@@ -1,9 +1,10 @@
-//! The rules of a group, in the Cloud Controller's two layers
-//! (docs/compatibility/cloud-controller.md#rule-validation), and our own third.
+//! Validates the rules of a group in the Cloud Controller's two layers
+//! (docs/compatibility/cloud-controller.md#rule-validation), and an additional one of
+//! ours.
 //!
-//! The first layer looks at the request, the second at what is to be stored; the
-//! second speaks only when the first is silent. Each message and its place in
-//! the order is part of the contract: clients match on them.
+//! The first layer validates the request, the second the stored rules; the second runs
+//! only if the first finds no error. Each message and its position are part of the
+//! contract: clients match on them.
 
 use model::rule::{RuleSpec, Unenforceable};
 
@@ -11,14 +12,14 @@ use super::address::{self, Family};
 use crate::cloud_controller::json::{Json, Object};
 use crate::cloud_controller::ruby;
 
-/// What the operator of the Cloud Controller chose.
+/// Validation options of the Cloud Controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flags {
     /// `cc.enable_ipv6`
     pub ipv6: bool,
     /// `cc.security_groups.enable_comma_delimited_destinations`
     pub comma_destinations: bool,
-    /// Ours: also refuse what the agents cannot enforce.
+    /// Our own option: also refuse rules that agents cannot enforce.
     pub strict: bool,
 }
 
@@ -28,7 +29,7 @@ const MAX_TEXT: usize = 16_777_215;
 
 const BAD_PORTS: &str = "ports must be a valid single port, comma separated list of ports, or range or ports, formatted as a string";
 
-/// The first layer: messages about the request's `rules`.
+/// The first layer: errors of the request's `rules`.
 pub fn message_errors(rules: &Json, flags: Flags) -> Vec<String> {
     let Some(rules) = rules.as_array() else {
         return vec!["Rules must be an array".to_owned()];
@@ -45,7 +46,7 @@ pub fn message_errors(rules: &Json, flags: Flags) -> Vec<String> {
     errors
 }
 
-/// The second layer: messages about rules that passed the first.
+/// The second layer: errors of rules that passed the first.
 pub fn model_errors(rules: &Json, flags: Flags) -> Vec<String> {
     let mut errors = Vec::new();
     if rules.to_text().chars().count() > MAX_TEXT {
@@ -205,7 +206,7 @@ fn check_destination(protocol: &str, member: &str, flags: Flags, errors: &mut Ve
     }
 }
 
-/// A member of the list that can be read.
+/// A valid member of the list.
 struct Member {
     family: Family,
     inverted: bool,
@@ -233,8 +234,8 @@ fn read_member(parts: &[&str], flags: Flags) -> Result<Member, BadMember> {
     }
 }
 
-/// Octets with zeros in front. A group of an IPv6 address may have them, but
-/// what stands before the first dot of a mixed notation counts as an octet.
+/// Octets with leading zeros. A group of an IPv6 address may have them, but in mixed
+/// notation the part before the first dot counts as an octet.
 fn has_leading_zeros(part: &str) -> bool {
     part.contains('.')
         && ruby::split(part, '.').into_iter().any(|octet| {
@@ -267,7 +268,7 @@ fn port(digits: &str) -> Option<u16> {
     digits.trim_start_matches('0').parse().ok().filter(|port| *port > 0)
 }
 
-/// The second layer for one rule. Presence counts here, so `null` is a field.
+/// The second layer for one rule. A `null` field counts as present.
 fn stored_errors(rule: &Object, flags: Flags) -> Vec<String> {
     let protocol = rule.get("protocol").and_then(Json::as_str).unwrap_or_default();
     let required: &[&str] = match protocol {
@@ -319,8 +320,8 @@ fn is_destination(text: &str, flags: Flags) -> bool {
     })
 }
 
-/// Destinations that pass as Ruby reads them and that no agent can read: the
-/// original agent leaves out the whole container then.
+/// Destinations that pass in Ruby but that no agent can parse: the original agent then
+/// skips the whole container.
 fn poison(rule: &Object) -> Vec<String> {
     let text = |key: &str| rule.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
     let number = |key: &str| {

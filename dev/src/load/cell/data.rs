@@ -1,4 +1,4 @@
-//! The groups and containers of a full cell, as the original was measured with
+//! The groups and containers of a full cell, like in the original's measurement
 //! (docs/compatibility/vxlan-policy-agent.md#baseline). Pure.
 
 use std::net::Ipv4Addr;
@@ -9,20 +9,20 @@ use model::rule::RuleSpec;
 
 use crate::cluster::metadata::Entry;
 
-/// Spaces that share the containers; one more has a container of its own.
+/// Number of spaces that share the containers; one more has a container of its own.
 const SPACES: u32 = 25;
 
-/// Where probing packets go to, which is allowed.
+/// Destination of probe packets, which is allowed.
 pub(super) const TARGET: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 77);
-/// Addresses around it, which are allowed as well.
+/// Addresses around the destination, which are allowed as well.
 pub(super) const TARGETS: &str = "10.1.0.0/16";
-/// Where answers come from.
+/// Source of the responses.
 pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
-/// The port of both.
+/// The port of both addresses.
 pub(super) const PORT: u16 = 4_000;
 
-/// Half of the rules of a container are from a group for all, which is the first,
-/// half from that of its space.
+/// Half of a container's rules are from a global group, which is the first; the other
+/// half from the group of its space.
 pub(super) fn groups(rules: u32) -> Vec<SecurityGroup> {
     let of_all = SecurityGroup {
         running: Scope { everywhere: true, ..Scope::default() },
@@ -35,9 +35,9 @@ pub(super) fn groups(rules: u32) -> Vec<SecurityGroup> {
     [of_all].into_iter().chain((1..=SPACES + 1).map(of_space)).collect()
 }
 
-/// One group for all, in which the rules for probing packets are the first, that
-/// is the last in the original's order. With port ranges, all other rules have one
-/// of so many, and so has the one for probing packets.
+/// One global group. Its first rules, which are the last in the original's order, allow
+/// the probe packets. With `port_ranges`, all other rules use one of so many port
+/// ranges, and so does the rule for probe packets.
 pub(super) fn probed(rules: u32, port_ranges: Option<u32>) -> Vec<SecurityGroup> {
     let ports = port_ranges.map_or(PORT.to_string(), |_| format!("{PORT}-{}", PORT + 9));
     let mut all = vec![
@@ -54,7 +54,7 @@ pub(super) fn probed(rules: u32, port_ranges: Option<u32>) -> Vec<SecurityGroup>
     vec![SecurityGroup { running, ..group(0, all) }]
 }
 
-/// 60 % host and port, 20 % a small network and a port, 20 % ranges.
+/// Mix: 60 % host and port, 20 % a small network and a port, 20 % ranges.
 fn mixed(group: u32, count: u32) -> Vec<RuleSpec> {
     let rules = (0..count).map(|n| {
         let [_, _, high, low] = n.to_be_bytes();
@@ -77,7 +77,7 @@ fn mixed(group: u32, count: u32) -> Vec<RuleSpec> {
     rules.collect()
 }
 
-/// Addresses with port ranges of so many kinds.
+/// Addresses with this number of different port ranges.
 fn ranged(count: u32, ranges: u32) -> Vec<RuleSpec> {
     let rules = (0..count).map(|n| {
         let [_, _, high, low] = n.to_be_bytes();
@@ -114,7 +114,7 @@ fn guid(kind: u8, number: u32) -> String {
     format!("{kind:08x}-0000-4000-8000-{number:012x}")
 }
 
-/// The containers of a cell: the last has a space of its own.
+/// The containers of a cell: the last one has a space of its own.
 pub(super) fn containers(count: u32) -> Vec<Entry> {
     (1..=count)
         .map(|number| {
@@ -123,7 +123,7 @@ pub(super) fn containers(count: u32) -> Vec<Entry> {
         .collect()
 }
 
-/// One more container.
+/// An additional container.
 pub(super) fn another(number: u32) -> Entry {
     container(number, number % SPACES + 1)
 }
@@ -135,7 +135,7 @@ fn container(number: u32, in_space: u32) -> Entry {
         ("container_workload", "app".to_owned()),
     ];
     let metadata = texts.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-    // Unlike in the first characters, from which chains are named.
+    // Handles differ in the first characters, which chain names use.
     let handle = format!("{number:08x}-0000-4000-8000-00000000cafe");
     Entry { handle, ip: address(number).to_string(), metadata: Some(metadata) }
 }

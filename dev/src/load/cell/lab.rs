@@ -1,6 +1,6 @@
-//! Network namespaces of the tool's own: the process itself is in the cell's, the
-//! containers and the outside have one each. They have no names, so nothing is
-//! left when the tool ends, however it ends.
+//! Network namespaces of the tool: the process itself is in the cell's; the containers
+//! and the outside have one each. They have no names, so nothing is left when the tool
+//! ends, for whatever reason.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::cluster::tools;
 
 /// The cell's interface towards the outside.
 pub(super) const UNDERLAY: &str = "outside";
-/// The cell's side of it.
+/// The cell's address on that interface.
 const GATE: &str = "10.99.0.1";
 
-/// Leaves the namespace that the process was started in, for one that is empty.
+/// Moves the process into a new, empty network namespace.
 pub(in super::super) fn leave() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context(
         "making a network namespace: this needs root, or `unshare --user --map-root-user --net`",
@@ -27,7 +27,7 @@ pub(in super::super) fn leave() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Containers on one side of the cell, the outside on the other.
+/// The containers on one side of the cell, the outside on the other.
 #[derive(Debug)]
 pub(super) struct Lab {
     inside: Resident,
@@ -35,7 +35,7 @@ pub(super) struct Lab {
 }
 
 impl Lab {
-    /// Links both to the cell.
+    /// Links both namespaces to the cell.
     pub(super) async fn raise() -> anyhow::Result<Self> {
         let inside = side("containers").await?;
         let outside = side(UNDERLAY).await?;
@@ -52,13 +52,13 @@ impl Lab {
         Ok(Self { inside, outside })
     }
 
-    /// A socket of the container, from which packets go out.
+    /// A UDP socket in the container's namespace, for sending.
     pub(super) async fn udp(&self) -> anyhow::Result<UdpSocket> {
         let bound = self.inside.run(|| UdpSocket::bind((address(1), 0))).await?;
         bound.context("a socket in the container")
     }
 
-    /// Does something in the container.
+    /// Runs a job in the container's namespace.
     pub(super) async fn inside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -66,7 +66,7 @@ impl Lab {
         self.inside.run(work).await
     }
 
-    /// Those outside who answer.
+    /// The servers outside.
     pub(super) async fn servers(&self) -> anyhow::Result<(UdpSocket, TcpListener)> {
         let home: (Ipv4Addr, u16) = (PEER, PORT);
         let udp = self.outside.run(move || UdpSocket::bind(home)).await?;
@@ -75,7 +75,7 @@ impl Lab {
     }
 }
 
-/// A namespace that hangs on the cell by a link of this name.
+/// A namespace that is linked to the cell by a link of this name.
 async fn side(link: &'static str) -> anyhow::Result<Resident> {
     let resident = Resident::apart(link)?;
     let thread = resident.run(gettid).await?;

@@ -1,8 +1,8 @@
-//! A full cell: its agent, as a process, is given groups and containers, and what
-//! it does is timed until it is in the kernel. Then packets are timed through the
-//! rules that it made.
+//! Measures a full cell: its agent, as a process, receives groups and containers, and
+//! each change is timed until it is in the kernel. Then packets are timed through the
+//! resulting rules.
 //!
-//! The tool lives in network namespaces of its own, and needs root for that.
+//! The tool runs in network namespaces of its own, and needs root for that.
 
 mod data;
 pub(super) mod lab;
@@ -25,11 +25,11 @@ use self::rig::{Agent, Rig};
 use super::meter::{self, Activity};
 use super::{positive_length, say};
 
-/// How often the same rules are written without an agent; the best counts.
+/// Number of writes of the same rules without an agent; the fastest counts.
 const RAW_ROUNDS: u32 = 3;
-/// Longer than the pause between two looks of an agent at the kernel.
+/// Longer than the agent's interval between two reads of the kernel.
 const TWO_LOOKS: Duration = Duration::from_secs(11);
-/// Numbers of containers that are added later.
+/// First number of containers that are added later.
 const LATER: u32 = 1_000;
 
 #[derive(Debug, clap::Args)]
@@ -114,7 +114,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     say(&report.text())
 }
 
-/// One cell from the start of its agent to its end.
+/// Measures one cell from the start of its agent to its end.
 async fn work(arguments: &Arguments, plane: Plane, rules: u32) -> anyhow::Result<Work> {
     let containers = data::containers(arguments.containers);
     let (mut rig, confirmed) = Rig::new(arguments.bin_dir.clone(), data::groups(rules)).await?;
@@ -144,7 +144,7 @@ struct Cell<'a> {
 }
 
 impl Cell<'_> {
-    /// One rule of the group that all have.
+    /// Changes one rule of the group that all containers have.
     async fn changes(&self, rig: &mut Rig, agent: &mut Agent) -> anyhow::Result<Took> {
         let mut all = Vec::new();
         for _ in 0..self.arguments.changes {
@@ -156,7 +156,7 @@ impl Cell<'_> {
         Took::median(&all)
     }
 
-    /// One container after the other. Milliseconds of half of them at most.
+    /// Adds containers one by one. Returns the median in milliseconds.
     async fn add(&self, agent: &mut Agent) -> anyhow::Result<f64> {
         let mut all = Vec::new();
         for number in 0..self.arguments.changes {
@@ -167,7 +167,7 @@ impl Cell<'_> {
         median(all)
     }
 
-    /// The same, each right after a change for all others.
+    /// Adds containers, each right after a change for all others.
     async fn add_meanwhile(&self, rig: &mut Rig, agent: &mut Agent) -> anyhow::Result<f64> {
         let mut all = Vec::new();
         for number in 0..self.arguments.changes {
@@ -197,14 +197,14 @@ impl Cell<'_> {
     }
 }
 
-/// Packets from one container through more and more rules.
+/// Packets from one container through an increasing number of rules.
 async fn timed_packets(
     arguments: &Arguments,
     plane: Plane,
     lab: &Lab,
 ) -> anyhow::Result<Vec<Packets>> {
     let most = arguments.packet_rules.iter().max().copied().unwrap_or(10);
-    // Fewer than are ever measured, so that each set differs from the one before.
+    // Fewer than in any measurement, so that each set differs from the previous one.
     let groups = data::probed(0, None);
     let (mut rig, confirmed) = Rig::new(arguments.bin_dir.clone(), groups).await?;
     let mut agent = rig.agent(plane, data::containers(1)).await?;

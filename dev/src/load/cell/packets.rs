@@ -1,8 +1,8 @@
-//! How long a packet takes from a container through the cell, on one processor.
+//! Measures the latency of packets from a container through the cell, on one CPU.
 //!
-//! Sending over a pair of virtual interfaces runs the whole way inside the call,
-//! so what a call takes is what the packet took. Each figure is the best of some
-//! rounds: whatever else the machine does only makes it longer.
+//! Sending over a veth pair runs the whole path inside the system call, so the duration
+//! of the call is the latency of the packet. Each figure is the minimum of several
+//! rounds: other load on the machine only increases it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -23,24 +23,23 @@ use super::lab::Lab;
 const ROUNDS: usize = 5;
 /// Packets of one flow in a round.
 const PACKETS: u32 = 40_000;
-/// Flows of one packet in a round; all rounds together have room in the
-/// kernel's table of connections.
+/// Flows of one packet in a round; all rounds together fit into the conntrack table.
 const FLOWS: u32 = 2_000;
 const ANSWERS: usize = 4_000;
 const CONNECTIONS: usize = 400;
-/// How often those outside look whether they are still wanted.
+/// Interval at which the outside threads check for the end.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// Microseconds.
+/// Latencies in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Latency {
-    /// A packet of a flow that was never answered: each walks the rules.
+    /// A packet of a flow without responses: each packet walks the rules.
     pub(super) unanswered: f64,
-    /// A packet of a flow of its own.
+    /// The first packet of a new flow.
     pub(super) flow: f64,
-    /// A TCP connection, half of them at most.
+    /// Median of a TCP connect.
     pub(super) connect: f64,
-    /// A question and its answer in an established flow, half of them at most.
+    /// Median round trip in an established flow.
     pub(super) established: f64,
 }
 
@@ -52,7 +51,7 @@ pub(super) async fn measure(lab: &Lab) -> anyhow::Result<Latency> {
         flows: lab.udp().await?,
         established: lab.udp().await?,
     };
-    // Connections are made by sockets of the container's namespace.
+    // Connections use sockets of the container's namespace.
     let connections = lab.inside(sockets_for_connections).await??;
     let measured = tokio::task::spawn_blocking(move || {
         let done = AtomicBool::new(false);
@@ -79,7 +78,7 @@ struct Sockets {
 fn sockets_for_connections() -> io::Result<Vec<Socket>> {
     let one = |_| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        // Closed at once, so that no port has to wait.
+        // Reset on close, so that no port stays in TIME_WAIT.
         socket.set_linger(Some(Duration::ZERO))?;
         socket.set_write_timeout(Some(Duration::from_secs(2)))?;
         Ok(socket)
@@ -116,7 +115,7 @@ impl Latency {
     }
 }
 
-/// Keeps this thread, and so its packets, on one processor.
+/// Pins this thread, and so its packets, to one CPU.
 fn pin() -> anyhow::Result<()> {
     let mut first = CpuSet::new();
     first.set(0)?;
@@ -136,7 +135,7 @@ fn unanswered(socket: &UdpSocket) -> anyhow::Result<f64> {
     Ok(micros(began.elapsed()) / f64::from(PACKETS))
 }
 
-/// Each goes to an address that no packet went to before.
+/// Each packet goes to a new address.
 fn flows(socket: &UdpSocket, round: usize) -> anyhow::Result<f64> {
     let [a, b, ..] = TARGET.octets();
     let first = u32::from(Ipv4Addr::new(a, b, 128, 0)) + u32::try_from(round)? * FLOWS;
@@ -177,7 +176,7 @@ pub(super) fn median(mut values: Vec<f64>) -> anyhow::Result<f64> {
     values.get(values.len() / 2).copied().context("nothing was measured")
 }
 
-/// Sends back what arrives, until it is done.
+/// Echoes datagrams until `done`.
 fn answer(socket: &UdpSocket, done: &AtomicBool) -> anyhow::Result<()> {
     pin()?;
     socket.set_read_timeout(Some(GLANCE))?;
@@ -190,7 +189,7 @@ fn answer(socket: &UdpSocket, done: &AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes connections and drops them, until it is done.
+/// Accepts and drops connections until `done`.
 fn accept(listener: &TcpListener, done: &AtomicBool) -> anyhow::Result<()> {
     pin()?;
     SockRef::from(listener).set_read_timeout(Some(GLANCE))?;

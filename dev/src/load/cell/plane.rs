@@ -1,5 +1,5 @@
-//! The two data planes and their programs: what the CNI plugin does before the
-//! agent, and the raw figures beside which the agent's stand.
+//! The two data planes and their programs: the CNI plugin's preparations, and reference
+//! figures without an agent.
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
@@ -17,12 +17,12 @@ use crate::cluster::tools;
 /// Writing to a text does not fail.
 const TO_TEXT: &str = "writing to a text does not fail";
 
-/// Where the rules are.
+/// The data plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plane {
     /// A table of the agent's own.
     Nftables,
-    /// The original's chains; the programs that production has.
+    /// The original's chains, through the programs that production uses.
     Legacy,
     /// The original's chains, written through nftables.
     IptablesNft,
@@ -51,7 +51,7 @@ impl fmt::Display for Plane {
     }
 }
 
-/// What iptables is called.
+/// Names of the iptables programs.
 #[derive(Debug, Clone, Copy)]
 struct Programs {
     one: &'static str,
@@ -59,12 +59,13 @@ struct Programs {
     restore: &'static str,
 }
 
-/// How long the same rules take without an agent.
+/// Durations of writing the same rules without an agent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Raw {
-    /// Into an empty table.
+    /// Writing into an empty table.
     pub(super) first: Duration,
-    /// One element, or all rules again, since iptables knows no less.
+    /// Writing one element, or all rules again with iptables, which has no smaller
+    /// write.
     pub(super) again: Duration,
 }
 
@@ -85,7 +86,7 @@ impl Plane {
         }
     }
 
-    /// The agent's configuration for it.
+    /// The agent's configuration for this plane.
     pub(super) fn keys(self, lock: &str) -> Map<String, Value> {
         let keys = match self.programs() {
             None => json!({ "data_plane": "nftables" }),
@@ -96,20 +97,19 @@ impl Plane {
         keys.as_object().cloned().unwrap_or_default()
     }
 
-    /// How often an agent looks whether others changed it, when its configuration
-    /// says nothing of that.
+    /// The agent's default interval of checks for foreign changes.
     pub(super) fn look_interval(self) -> Duration {
         Duration::from_secs(if self == Self::Nftables { 2 } else { 5 })
     }
 
-    /// The chains that the CNI plugin makes for containers.
+    /// Creates the CNI plugin's chains for the containers.
     pub(super) fn prepare(self, containers: &[Entry]) -> anyhow::Result<()> {
         let Some(Programs { restore, .. }) = self.programs() else { return Ok(()) };
         tools::run_with_input(restore, ["--noflush", "-w"], &plugin(containers))?;
         Ok(())
     }
 
-    /// Takes everything out of the kernel.
+    /// Deletes all rules from the kernel.
     pub(super) fn clear(self) -> anyhow::Result<()> {
         match self.programs() {
             None => {
@@ -120,7 +120,7 @@ impl Plane {
                 )?;
             }
             Some(Programs { restore, .. }) => {
-                // Without --noflush it begins with nothing.
+                // Without --noflush the table is replaced.
                 let empty = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n";
                 tools::run_with_input(restore, ["-w"], empty)?;
             }
@@ -128,7 +128,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Writes what is in the kernel now once more, elsewhere, without the agent.
+    /// Writes the kernel's current rules again in another place, without the agent.
     pub(super) async fn raw(self, containers: &[Entry], rounds: u32) -> anyhow::Result<Raw> {
         let (mut first, mut again) = (Duration::MAX, Duration::MAX);
         for _ in 0..rounds {
@@ -165,7 +165,7 @@ fn plugin(containers: &[Entry]) -> String {
     text + "COMMIT\n"
 }
 
-/// One batch that makes and links the agent's chains as iptables-save prints them.
+/// One batch that creates and links the agent's chains as iptables-save prints them.
 fn batch(saved: &str) -> String {
     let (mut names, mut rules) = (String::new(), String::new());
     let is_parent = |name: &str| name.starts_with("netout--");

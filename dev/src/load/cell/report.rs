@@ -1,4 +1,4 @@
-//! The figures of a cell for people, and as charts. Pure.
+//! The figures of a cell as text and as charts. Pure.
 
 use std::time::Duration;
 
@@ -11,32 +11,32 @@ use super::packets::{Latency, median};
 use super::plane::{Plane, Raw};
 use super::rig::Applied;
 
-/// Everything that was measured.
+/// All results.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     pub(super) work: Vec<Work>,
     pub(super) packets: Vec<Packets>,
 }
 
-/// How long a change took, in milliseconds.
+/// Duration of a change, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Took {
-    /// From its cause, the start of the process or the store's answer to the
-    /// writer, until it was in the kernel.
+    /// From the cause, which is the start of the process or the store's response to the
+    /// writer, until the change was in the kernel.
     all: f64,
-    /// Of that, from the agent's decision on.
+    /// The part of it since the agent's decision.
     work: f64,
 }
 
-/// What an agent costs that has nothing to do.
+/// Cost of an idle agent.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Idle {
-    /// CPU time for each look at the kernel, and whatever is between two looks.
+    /// CPU time per read of the kernel, including the work between two reads.
     pub(super) ms_a_look: f64,
     pub(super) no_process: bool,
 }
 
-/// One cell.
+/// Results of one cell.
 #[derive(Debug, Serialize)]
 pub(super) struct Work {
     plane: String,
@@ -51,13 +51,13 @@ pub(super) struct Work {
     raw_again_ms: f64,
 }
 
-/// Packets through one set of rules.
+/// Latency of packets through one set of rules.
 #[derive(Debug, Serialize)]
 pub(super) struct Packets {
     pub(super) rules: String,
     #[serde(serialize_with = "name")]
     pub(super) plane: Option<Plane>,
-    /// In the chart at this number of rules; 0: not in it.
+    /// Number of rules in the chart; 0: not in the chart.
     pub(super) count: u32,
     pub(super) latency: Latency,
 }
@@ -77,25 +77,25 @@ fn millis(time: Duration) -> f64 {
 impl Took {
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     pub(super) fn between(cause: Timestamp, applied: Applied) -> Self {
-        // An agent may have a change before the writer has its answer.
+        // An agent may have a change before the writer has its response.
         let all = Duration::try_from(applied.at.duration_since(cause)).unwrap_or_default();
         Self { all: millis(all), work: applied.milliseconds as f64 }
     }
 
-    /// Of each figure.
+    /// The median of each figure.
     pub(super) fn median(all: &[Self]) -> anyhow::Result<Self> {
         let of = |figure: fn(&Self) -> f64| median(all.iter().map(figure).collect());
         Ok(Self { all: of(|took| took.all)?, work: of(|took| took.work)? })
     }
 }
 
-/// The other figures of one cell.
+/// Other figures of a cell.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rest {
     pub(super) container_ms: f64,
     pub(super) container_meanwhile_ms: f64,
     pub(super) idle: Idle,
-    /// Bytes.
+    /// Peak memory in bytes.
     pub(super) peak: u64,
     pub(super) raw: Raw,
 }
@@ -142,7 +142,7 @@ impl Packets {
 }
 
 impl Report {
-    /// Two tables.
+    /// The results as two tables.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         if !self.work.is_empty() {
@@ -160,7 +160,7 @@ impl Report {
         text
     }
 
-    /// Times over rules.
+    /// Chart of durations over rules.
     pub(super) fn work_chart(&self) -> Chart<'static> {
         let mut lines = Vec::new();
         let mut planes: Vec<&str> = self.work.iter().map(|work| work.plane.as_str()).collect();
@@ -184,7 +184,7 @@ impl Report {
         }
     }
 
-    /// New connections over rules.
+    /// Chart of new connections over rules.
     pub(super) fn packets_chart(&self) -> Chart<'static> {
         let mut planes: Vec<Plane> = self.packets.iter().filter_map(|line| line.plane).collect();
         planes.dedup();

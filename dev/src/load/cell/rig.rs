@@ -1,8 +1,8 @@
-//! A policy store, the agent of one cell that watches it, and the files of the
-//! CNI plugin: processes of our binaries.
+//! A policy store, the agent of one cell that watches it, and the files of the CNI
+//! plugin: processes of our binaries.
 //!
-//! The agent's own log says when a change was in the kernel. Its clock and ours
-//! are the same, so nothing has to look at the agent meanwhile.
+//! The agent's own log says when a change was in the kernel. The agent and this tool
+//! use the same clock, so the agent need not be observed meanwhile.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,9 +21,9 @@ use super::super::store::writer::{Identity, Writer};
 use super::plane::Plane;
 use crate::cluster::metadata::{Entry, Store};
 
-/// How long the agent may take for anything.
+/// Timeout of every operation of the agent.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often its log is looked at; when a line was written, the line says.
+/// Interval of log reads; the time of an event comes from its log line.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// The store with its groups.
@@ -38,23 +38,23 @@ pub(super) struct Rig {
     directory: tempfile::TempDir,
 }
 
-/// A change as the store confirmed it.
+/// A change that the store confirmed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Confirmed {
     pub(super) generation: u64,
     pub(super) at: Timestamp,
 }
 
-/// A change as the agent logged it.
+/// A change that the agent logged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Applied {
-    /// When it was in the kernel.
+    /// When the change was in the kernel.
     pub(super) at: Timestamp,
-    /// How long the agent worked for it, in milliseconds.
+    /// The agent's processing time, in milliseconds.
     pub(super) milliseconds: u64,
 }
 
-/// The agent while it runs.
+/// A running agent.
 #[derive(Debug)]
 pub(super) struct Agent {
     server: Server,
@@ -62,12 +62,12 @@ pub(super) struct Agent {
     unread: String,
     store: Store,
     http: reqwest::Client,
-    /// Before its process was started.
+    /// Time before its process was started.
     pub(super) began: Timestamp,
 }
 
 impl Rig {
-    /// A store with these groups.
+    /// Starts a store with these groups.
     pub(super) async fn new(
         binaries: Option<PathBuf>,
         groups: Vec<SecurityGroup>,
@@ -122,19 +122,19 @@ impl Rig {
         Ok(Agent { server, log, unread: String::new(), store, http, began })
     }
 
-    /// Ends the store.
+    /// Stops the store.
     pub(super) async fn end(self) -> anyhow::Result<()> {
         self.store.end().await
     }
 }
 
 impl Agent {
-    /// Its process.
+    /// Its process ID.
     pub(super) fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// Waits until it has told that a generation is in the kernel.
+    /// Waits until the agent logs that a generation is in the kernel.
     pub(super) async fn applied(&mut self, generation: u64) -> anyhow::Result<Applied> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -160,7 +160,7 @@ impl Agent {
         format!("generation {generation} is not applied; the agent said {last:?}")
     }
 
-    /// The next whole line of the log, if there is one.
+    /// The next complete line of the log, if there is one.
     fn line(&mut self) -> anyhow::Result<Option<String>> {
         if !self.unread.contains('\n') {
             self.log.read_to_string(&mut self.unread).context("reading the agent's log")?;
@@ -171,15 +171,15 @@ impl Agent {
         Ok(Some(line))
     }
 
-    /// Passes over what it has logged up to now.
+    /// Skips the log up to now.
     pub(super) fn skip_log(&mut self) -> anyhow::Result<()> {
         self.log.seek(SeekFrom::End(0)).context("reading the agent's log")?;
         self.unread.clear();
         Ok(())
     }
 
-    /// Adds a container as the CNI plugin does, from the entry in the metadata
-    /// store to the agent's answer.
+    /// Adds a container as the CNI plugin does; the time is from the metadata entry to
+    /// the agent's response.
     pub(super) async fn add(&self, entry: Entry) -> anyhow::Result<Duration> {
         let handle = entry.handle.clone();
         let address = self.server.address();
@@ -195,13 +195,13 @@ impl Agent {
         Ok(took)
     }
 
-    /// Ends it; the kernel keeps the rules.
+    /// Stops the agent; the kernel keeps the rules.
     pub(super) async fn end(self) -> anyhow::Result<()> {
         self.server.end().await
     }
 }
 
-/// The time and the data of the line, if it says that rules were applied.
+/// Time and data of the log line, if it reports applied rules.
 fn applied_by_log(line: &str) -> Option<(Timestamp, Value)> {
     let mut line: Value = serde_json::from_str(line).ok()?;
     if !line["message"].as_str()?.ends_with(".rules-applied") {

@@ -1,4 +1,4 @@
-//! Made-up security groups. Pure: the same shape is the same groups.
+//! Synthetic security groups. Pure: the same shape gives the same groups.
 
 use model::group::{ContentHash, Scope, SecurityGroup};
 use model::ids::{GroupGuid, SpaceGuid};
@@ -31,7 +31,7 @@ pub(in crate::load) struct Shape {
     pub(in crate::load) spaces: u32,
 }
 
-/// A set of groups that changes, with the hash of each.
+/// A changing set of groups, with the hash of each.
 #[derive(Debug)]
 pub(in crate::load) struct Data {
     groups: Vec<SecurityGroup>,
@@ -43,7 +43,7 @@ impl Data {
         Self::of((0..shape.groups).map(|index| group(shape, index)).collect())
     }
 
-    /// Of these groups.
+    /// From these groups.
     pub(in crate::load) fn of(groups: Vec<SecurityGroup>) -> Self {
         let hashes = groups.iter().map(SecurityGroup::content_hash).collect();
         Self { groups, hashes }
@@ -53,7 +53,7 @@ impl Data {
         self.groups.len()
     }
 
-    /// The first group gets another rule; that is a global one, if there are any.
+    /// Changes a rule of the first group, which is a global one if there are any.
     pub(in crate::load) fn change(&mut self, revision: u32) {
         let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
             return;
@@ -68,12 +68,12 @@ impl Data {
         &self.groups
     }
 
-    /// The guid and hash of each, in order.
+    /// GUID and hash of each group, in order.
     pub(super) fn manifest(&self) -> impl Iterator<Item = (&GroupGuid, &ContentHash)> {
         self.groups.iter().map(|group| &group.guid).zip(&self.hashes)
     }
 
-    /// The groups with these guids.
+    /// The groups with these GUIDs.
     pub(super) fn find<'a>(
         &'a self,
         guids: &'a std::collections::HashSet<String>,
@@ -82,7 +82,7 @@ impl Data {
     }
 }
 
-/// The spaces of a simulated cell: each has its own, until there are no more.
+/// The spaces of a simulated cell: cells have distinct spaces while enough exist.
 pub(super) fn spaces_of(cell: usize, count: u32, shape: &Shape) -> Vec<SpaceGuid> {
     let first = cell as u64 * u64::from(count);
     (0..u64::from(count)).map(|offset| space((first + offset) % u64::from(shape.spaces))).collect()
@@ -114,8 +114,8 @@ fn group(shape: &Shape, index: u32) -> SecurityGroup {
     }
 }
 
-/// As those of the contract's data set: an address and a port from anywhere, which
-/// compression makes little of.
+/// Like in the contract's data set: an address and a port, both random, which compress
+/// badly.
 fn rule(group: u32, number: u32) -> RuleSpec {
     let [a, b, c, high, low, ..] =
         scrambled((u64::from(group) << 32) | u64::from(number)).to_be_bytes();
@@ -128,8 +128,8 @@ fn rule(group: u32, number: u32) -> RuleSpec {
     }
 }
 
-/// The same number makes the same number, neighbours make strangers (the last
-/// step of splitmix64).
+/// A deterministic hash that spreads neighbouring numbers (the last step of
+/// splitmix64).
 fn scrambled(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -171,7 +171,7 @@ mod tests {
                 |group: &&SecurityGroup| group.bound_spaces().any(|space| own.contains(space));
             data.groups.iter().filter(is_bound).count()
         };
-        // Each space has four bindings, those of one or two groups or of up to four.
+        // Each space has four bindings, of one or two groups or of up to four.
         assert!(concerning(false) <= 20, "{}", concerning(false));
         assert!(concerning(true) > 25, "{}", concerning(true));
     }

@@ -1,6 +1,6 @@
-//! A policy store with its cells: a writer changes a group again and again, and
-//! each change is timed from the answer to the writer until every cell has it.
-//! Then agents of the original poll over HTTP, if any are wanted.
+//! Measures a policy store with its cells: a writer changes a group repeatedly, and
+//! each change is timed from the response to the writer until every cell has received
+//! it. Then agents of the original poll over HTTP, if requested.
 
 pub(super) mod data;
 mod pollers;
@@ -113,30 +113,30 @@ impl Existing {
 #[derive(Debug, Serialize)]
 struct Report {
     groups: usize,
-    /// Milliseconds until a store without them had all groups.
+    /// Milliseconds until an empty store had all groups.
     first_replace_ms: f64,
-    /// Milliseconds of a Replace that changes nothing.
+    /// Milliseconds of a Replace without changes.
     unchanged_replace_ms: f64,
-    /// Bytes of memory that the store has after them.
+    /// The store's memory afterwards, in bytes.
     resident: Option<u64>,
     stages: Vec<Stage>,
     polled: Option<Polled>,
-    /// While the agents polled.
+    /// Cost while the agents polled.
     polling_cost: Option<Cost>,
 }
 
-/// With one number of cells.
+/// Results for one number of cells.
 #[derive(Debug, Serialize)]
 struct Stage {
     watchers: usize,
-    /// Milliseconds until the new cells had their first state, and its bytes.
+    /// Milliseconds until the new cells had their first state, and its size in bytes.
     first_state_ms: f64,
     first_state_bytes: u64,
-    /// Of a Replace with one changed group.
+    /// Duration of a Replace with one changed group.
     replace: Summary,
-    /// Of each change to each cell, from the answer to the writer.
+    /// Delay of each change to each cell, from the response to the writer.
     propagation: Summary,
-    /// Of each change, until the last cell had it.
+    /// Delay of each change to the last cell.
     everywhere: Summary,
     cost: Cost,
 }
@@ -239,7 +239,7 @@ impl Changes<'_> {
             let replaced = self.writer.replace(data).await?;
             replace.success(replaced.confirmed - replaced.began, 0);
             let told = self.watchers.all(replaced.generation).await?;
-            // A cell may have it before the writer has its answer.
+            // A cell may receive the change before the writer receives its response.
             let after = told.at.iter().map(|at| at.saturating_duration_since(replaced.confirmed));
             everywhere.success(after.clone().max().unwrap_or_default(), 0);
             for took in after {

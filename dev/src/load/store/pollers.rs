@@ -1,5 +1,5 @@
-//! Genuine-style agents: each asks over HTTP/1.1 and mutual TLS for the groups of
-//! its spaces, once in a while, page by page.
+//! Simulates agents of the original: each polls the groups of its spaces over HTTP/1.1
+//! and mutual TLS, page by page.
 
 use std::io::Read;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::super::histogram::{Summary, Tally};
 use super::super::{length, positive_length};
 use super::data::{Shape, spaces_of};
 
-/// How much of an answer is looked at.
+/// Parsed length of a response.
 const HEAD: usize = 4 << 10;
 
 /// How the agents ask.
@@ -51,7 +51,7 @@ pub(super) struct Habits {
     gzip: bool,
 }
 
-/// What they got.
+/// Results of the polls.
 #[derive(Debug, Serialize)]
 pub(super) struct Polled {
     pub(super) pollers: u32,
@@ -59,7 +59,7 @@ pub(super) struct Polled {
     pub(super) polls: Summary,
 }
 
-/// Polls until the time is over.
+/// Polls until the period is over.
 pub(super) async fn poll(
     habits: &Habits,
     address: &str,
@@ -90,7 +90,7 @@ pub(super) async fn poll(
 
 fn client(target: &Target, habits: &Habits) -> anyhow::Result<Client> {
     let tls = target.tls()?.rustls_config()?.as_ref().clone();
-    // Answers are counted as they come, compressed or not.
+    // Responses are counted as received, compressed or not.
     Ok(Client::builder()
         .tls_backend_preconfigured(tls)
         .http1_only()
@@ -131,7 +131,7 @@ impl Agent {
         tally
     }
 
-    /// The bytes of all pages; or what went wrong, in the words of gRPC.
+    /// The bytes of all pages, or the error as a gRPC code.
     async fn poll(&self) -> Result<usize, Code> {
         let (mut from, mut total) = (0, 0);
         loop {
@@ -148,7 +148,7 @@ impl Agent {
         }
     }
 
-    /// Agents name no place to begin at on the first page.
+    /// The first page is requested without a start, like by agents.
     async fn page(&self, from: u64) -> Result<Page, Code> {
         let encoding = if self.gzip { "gzip" } else { "identity" };
         let url = match from {
@@ -174,10 +174,11 @@ impl Agent {
     }
 }
 
-/// An answer that has been read to its end.
+/// A response that was read to its end.
 struct Page {
     bytes: usize,
-    /// Its beginning: a thousand agents' answers are not kept in memory.
+    /// Its first bytes: the whole responses of a thousand agents are not kept in
+    /// memory.
     head: Vec<u8>,
 }
 
@@ -185,8 +186,8 @@ fn code(error: &reqwest::Error) -> Code {
     if error.is_timeout() { Code::DeadlineExceeded } else { Code::Unavailable }
 }
 
-/// Where the next page begins: the first key of the answer. What follows is not
-/// decoded: what the load burns on a shared machine the server lacks.
+/// The start of the next page: the first key of the response. The rest is not decoded:
+/// CPU time of the load tool is not available to the server.
 fn next(page: &[u8], compressed: bool) -> anyhow::Result<u64> {
     let mut head = [0; 48];
     let length = match compressed {
@@ -217,7 +218,7 @@ mod tests {
     fn the_next_page_is_told_by_the_first_key() {
         let page = br#"{"next":501,"security_groups":[{"guid":"abcdefgh","name":"long enough"}]}"#;
         assert_eq!(next(page, false).unwrap(), 501);
-        // As the store sends it: members put together.
+        // Like the store's response: concatenated gzip members.
         let mut members = Vec::new();
         for part in page.chunks(5) {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());

@@ -1,5 +1,5 @@
-//! Simulated cells: each has a connection of its own and watches its spaces. Of
-//! what it is told it reads the generation and counts the bytes.
+//! Simulated cells: each has its own connection and watches its spaces. It decodes only
+//! the generation of the messages, and counts the bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,16 +24,16 @@ use super::super::connect::Target;
 use super::super::locket::failure;
 use super::data::{Shape, spaces_of};
 
-/// Cells that connect at the same time.
+/// Maximum number of simultaneous connects.
 const CONNECTING: usize = 64;
-/// Arrivals that may wait to be counted; their times are taken before.
+/// Queue length of arrivals; their times are taken before.
 const ARRIVALS: usize = 1 << 14;
-/// How long all cells together may take to be told something.
+/// Timeout until all cells have received a message.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// The most that one message may have.
+/// Maximum message size.
 const LARGEST: usize = 64 << 20;
 
-/// A cell has the whole of a generation.
+/// A cell has received a complete generation.
 #[derive(Debug)]
 struct Arrival {
     generation: u64,
@@ -50,10 +50,10 @@ pub(super) struct Watchers {
     connecting: Arc<Semaphore>,
 }
 
-/// What all cells were told.
+/// Arrivals of a generation at all cells.
 #[derive(Debug)]
 pub(super) struct Told {
-    /// When each had it.
+    /// Arrival time at each cell.
     pub(super) at: Vec<Instant>,
     pub(super) bytes: u64,
 }
@@ -65,8 +65,7 @@ impl Watchers {
         Self { arrivals, sender, running: JoinSet::new(), connecting }
     }
 
-    /// More cells, until there are so many. Returns when the new ones have been
-    /// told everything.
+    /// Adds cells up to this number. Returns when the new ones have a complete state.
     pub(super) async fn grow(
         &mut self,
         count: usize,
@@ -119,7 +118,7 @@ impl Watchers {
     }
 }
 
-/// A cell, until its stream ends; why that happened.
+/// One cell, until its stream ends; returns the reason.
 async fn watch(
     channel: Channel,
     hello: Hello,
@@ -139,7 +138,7 @@ async fn watch(
     let mut arrived = Ok(first);
     loop {
         match arrived {
-            // Nobody waits for it when the tool is at its end.
+            // The receiver is gone when the tool ends.
             Ok(arrival) => drop(sender.send(arrival).await),
             Err(status) => return failure(&status).context(cell),
         }
@@ -147,7 +146,7 @@ async fn watch(
     }
 }
 
-/// The next whole state.
+/// The next complete state.
 async fn whole(answers: &mut Streaming<Answer>) -> Result<Arrival, Status> {
     let mut all = 0;
     while let Some(Answer { generation, complete, bytes }) = answers.message().await? {
@@ -163,13 +162,13 @@ async fn open(channel: Channel, hello: Hello) -> Result<Streaming<Answer>, Statu
     let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST);
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let hello = WatchRequest { step: Some(Step::Hello(hello)) };
-    // A cell that says nothing more, and listens.
+    // A cell that sends only its Hello and then listens.
     let words = stream::iter([hello]).chain(stream::pending());
     let path = PathAndQuery::from_static("/portcullis.policy.v1.PolicyStore/Watch");
     Ok(client.streaming(Request::new(words), path, Glance).await?.into_inner())
 }
 
-/// The fields of `WatchResponse` that are of interest here; others are skipped.
+/// The relevant fields of `WatchResponse`; others are skipped.
 #[derive(Clone, PartialEq, Message)]
 struct Progress {
     #[prost(uint64, tag = "1")]

@@ -1,4 +1,4 @@
-//! Replace by manifest, as a syncer does it.
+//! Replaces the groups by manifest, like a syncer.
 
 use std::collections::HashSet;
 
@@ -19,9 +19,9 @@ use tonic::transport::Channel;
 use super::super::locket::failure;
 use super::data::Data;
 
-/// Entries of a manifest in one message.
+/// Manifest entries in one message.
 const ENTRIES: usize = 2_000;
-/// Bytes of groups in one message, about.
+/// Approximate bytes of groups in one message.
 const PART: usize = 1 << 20;
 
 /// Who writes.
@@ -47,7 +47,7 @@ pub(in crate::load) struct Writer {
     identity: Identity,
 }
 
-/// A Replace that was confirmed.
+/// A confirmed Replace.
 #[derive(Debug)]
 pub(in crate::load) struct Replaced {
     pub(in crate::load) generation: u64,
@@ -62,8 +62,8 @@ impl Writer {
         Self { client: PolicyStoreClient::new(channel), identity }
     }
 
-    /// Brings the store to this data. Sending and receiving go side by side: the
-    /// store may read all of the manifest before it answers.
+    /// Replaces the store's groups by this data. Sends and receives concurrently: the
+    /// store may read the whole manifest before it responds.
     pub(in crate::load) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
         let began = Instant::now();
         let (requests, stream) = mpsc::channel(1);
@@ -95,7 +95,7 @@ impl Writer {
     }
 }
 
-/// A refused send means that the call is over: its answer says why.
+/// A failed send means that the call has ended: its response has the reason.
 async fn send(requests: &Requests, step: Step) {
     let _refused = requests.send(ReplaceRequest { step: Some(step) }).await;
 }

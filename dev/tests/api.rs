@@ -1,4 +1,4 @@
-//! Security groups over HTTP: what each endpoint answers and refuses.
+//! Security groups over HTTP: responses and errors of each endpoint.
 
 use dev::cloud_controller::json::Json;
 use reqwest::Method;

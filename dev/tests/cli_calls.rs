@@ -1,10 +1,9 @@
-//! The calls of a genuine cf CLI, one after the other as they were recorded,
-//! each of which has to get the recorded status, and together the data of the
-//! recorded output.
+//! Replays the recorded calls of a genuine cf CLI in order. Each call must get the
+//! recorded status, and together the responses must have the data of the recorded
+//! output.
 //!
-//! Guids and tokens of the recording stand as placeholders. A placeholder that a
-//! request mentions is bound when the answer that created it arrives; the CLI
-//! learns them the same way.
+//! GUIDs and tokens of the recording are placeholders. A placeholder in a request is
+//! bound when the response that creates it arrives, as in the CLI.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +15,7 @@ use crate::support::{Controller, Reply, send};
 
 const CASES: &str = include_str!("fixtures/cf-cli-calls.json");
 
-/// What created each placeholder: the call whose answer carries it.
+/// Binds the placeholders that the response to this call creates.
 fn learn(names: &mut BTreeMap<String, String>, call: &Call, reply: &Reply, command: &str) {
     let guid = || reply.guid();
     let (name, guid) = match (call.method.as_str(), call.path.as_str(), reply.status) {
@@ -130,7 +129,7 @@ async fn replay(controller: &Controller, call: &Call, token: &str) -> Reply {
     send(request.body(call.body.clone())).await
 }
 
-/// What the CLI reads of an answer, and panics or fails without.
+/// Checks the fields that the CLI requires in a response.
 fn check_document(call: &Call, reply: &Reply, title: &str) {
     match (call.path.as_str(), reply.status) {
         ("/v3/security_groups", 200) => {

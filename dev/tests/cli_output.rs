@@ -1,11 +1,11 @@
-//! The tables that a cf CLI prints, made from the answers to its recorded calls the way the CLI
-//! makes them, against the recorded output.
+//! Builds the tables of a cf CLI from the responses to its recorded calls, like the
+//! CLI, and compares them with the recorded output.
 
 use std::collections::BTreeMap;
 
 use dev::cloud_controller::json::Json;
 
-/// Resources of all answers to one path of a command.
+/// Resources of all responses to one path of a command.
 fn resources<'a>(replies: &'a [(String, Json)], path: &str) -> Vec<&'a Json> {
     let of_path = replies.iter().filter(|(called, _)| called == path);
     of_path
@@ -81,14 +81,14 @@ fn spaces_of_group(replies: &[(String, Json)]) -> Vec<Vec<String>> {
     guids.map(|guid| vec![places[guid].0.clone(), places[guid].1.clone()]).collect()
 }
 
-/// Words of the recorded lines that follow the line of headings.
+/// Words of the recorded lines after the headings.
 fn recorded(output: &str, headings: &str) -> Vec<Vec<String>> {
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let lines = output.lines().skip_while(|line| words(line).join(" ") != headings).skip(1);
     lines.take_while(|line| !line.trim().is_empty()).map(words).collect()
 }
 
-/// The groups of the recording; the genuine one was recorded without default groups.
+/// The groups of the recording, which was made without default groups.
 fn of_recording(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
     let seeded = |row: &Vec<String>| matches!(row[0].as_str(), "public_networks" | "dns");
     rows.into_iter().filter(|row| !seeded(row)).collect()

@@ -1,4 +1,4 @@
-//! Lists: filters, pages, orders, and what a space has.
+//! Lists: filters, pages, sort orders, and the groups of a space.
 
 use dev::cloud_controller::json::Json;
 

@@ -1,4 +1,4 @@
-//! The development Cloud Controller against recorded behaviour of the genuine
+//! Tests the development Cloud Controller against recorded behaviour of the genuine
 //! one, and over real sockets.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]

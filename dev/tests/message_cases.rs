@@ -1,4 +1,4 @@
-//! Every recorded request about a group as a whole, and every recorded query.
+//! All recorded requests with whole groups, and all recorded queries.
 
 use dev::cloud_controller::json::{Json, Object};
 use dev::cloud_controller::validate::rules::Flags;
@@ -7,7 +7,7 @@ use dev::cloud_controller::validate::{group, query};
 const CASES: &str = include_str!("fixtures/message-cases.json");
 const FLAGS: Flags = Flags { ipv6: false, comma_destinations: true, strict: false };
 
-/// `{"repeat": "x", "count": 3}` stands for `"xxx"`.
+/// Expands `{"repeat": "x", "count": 3}` to `"xxx"`.
 fn written_out(value: &Json) -> Json {
     let Some(object) = value.as_object() else { return value.clone() };
     if let (Some(text), Some(count)) = (
@@ -23,7 +23,7 @@ fn written_out(value: &Json) -> Json {
     out.into()
 }
 
-/// A query as the case writes it: a map, nested for operators.
+/// A query in the format of the cases: a map, nested for operators.
 fn parameters(input: &Object) -> Vec<(String, String)> {
     let mut parameters = Vec::new();
     for (key, value) in input.entries() {

@@ -1,4 +1,5 @@
-//! The program itself: listeners, certificates, restarts, bad configurations.
+//! The Cloud Controller as a process: listeners, certificates, restarts, invalid
+//! configurations.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -43,7 +44,7 @@ fn start(command: &mut Command) -> (Child, BufReader<ChildStdout>, Json) {
     (child, log, started.at(&["data"]).unwrap().clone())
 }
 
-/// Asks it to end; the rest of its log.
+/// Terminates the process; returns the rest of its log.
 fn terminate(mut child: Child, mut log: BufReader<ChildStdout>) -> String {
     kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
     let mut rest = String::new();

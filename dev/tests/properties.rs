@@ -1,4 +1,4 @@
-//! What holds for any text that a stranger may send.
+//! Properties that hold for any untrusted input.
 
 use dev::cloud_controller::json::{Json, Object};
 use dev::cloud_controller::state::State;
@@ -58,8 +58,8 @@ fn rule(protocol: &str, destination: &str) -> Json {
 }
 
 proptest! {
-    /// No body makes the controller panic; an accepted one is stored as sent,
-    /// and a text that was written out reads back the same.
+    /// No body makes the controller panic; an accepted one is stored as sent, and a
+    /// written JSON text reads back the same.
     #[test]
     fn any_body_is_accepted_or_refused(body in json(), flags in flags()) {
         prop_assert_eq!(&Json::parse(body.to_text().as_bytes()).unwrap(), &body);
@@ -82,8 +82,8 @@ proptest! {
         let _any = (resources::organization(object), resources::user(object));
     }
 
-    /// The second layer has nothing to say of a destination that the first has
-    /// accepted, unless there is none; strict refuses more, never less.
+    /// The second layer accepts every destination that the first has accepted, unless
+    /// there is none; the strict option refuses more, never less.
     #[test]
     fn the_layers_agree_about_destinations(
         destination in prop_oneof![
@@ -103,7 +103,7 @@ proptest! {
         }
     }
 
-    /// Everything that the standard library reads as an address is accepted.
+    /// Every address that the standard library accepts is accepted.
     #[test]
     fn plain_addresses_are_accepted(v4 in any::<[u8; 4]>(), v6 in any::<[u16; 8]>(), last in 0u8..=128) {
         let flags = Flags { ipv6: true, comma_destinations: true, strict: true };
@@ -124,8 +124,8 @@ proptest! {
         }
     }
 
-    /// No query makes it panic, and one that it accepts can be followed: its
-    /// links say the same again.
+    /// No query causes a panic, and the links of an accepted one parse to the same
+    /// query.
     #[test]
     fn any_query_is_accepted_or_refused(
         parameters in proptest::collection::vec(

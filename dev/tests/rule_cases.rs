@@ -21,7 +21,7 @@ fn text<'a>(json: &'a Json, path: &[&str]) -> &'a str {
     json.at(path).and_then(Json::as_str).unwrap_or_else(|| panic!("{path:?} in {json}"))
 }
 
-/// The rules of a case; some are too long to be written out.
+/// The rules of a case; very long texts are generated.
 fn rules(case: &Json) -> Json {
     let Some(recipe) = case.at(&["generate"]) else {
         return case.at(&["rules"]).unwrap().clone();
@@ -111,8 +111,8 @@ fn rules_are_accepted_and_refused_as_recorded() {
     }
 }
 
-/// Accepted by the original and unreadable for its agents: the strict switch
-/// refuses exactly these.
+/// The strict option refuses exactly the rules that the original accepts but its agents
+/// cannot parse.
 #[test]
 fn strict_refuses_the_poison_and_nothing_else() {
     let flags = Flags { ipv6: true, comma_destinations: true, strict: true };

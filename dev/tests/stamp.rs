@@ -1,4 +1,4 @@
-//! The stamp of the last update: what moves it, and that it only rises.
+//! The stamp of the last update: the requests that change it, and strict monotonicity.
 
 use dev::cloud_controller::json::{Json, Object};
 use dev::cloud_controller::state::access::{Authority, Caller};
@@ -84,7 +84,7 @@ fn object(text: &str) -> Object {
 }
 
 proptest! {
-    /// Also when the clock stands still or goes back.
+    /// Also while the clock stands still or goes back.
     #[test]
     fn it_rises_with_accepted_changes_and_only_with_them(steps in steps()) {
         let admin = Caller { id: String::new(), name: String::new(), authority: Authority::Admin };

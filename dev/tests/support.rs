@@ -8,7 +8,7 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A running Cloud Controller; it stops when this goes.
+/// A running Cloud Controller; it stops on drop.
 pub(crate) struct Controller {
     pub(crate) addresses: Addresses,
     client: reqwest::Client,
@@ -16,7 +16,7 @@ pub(crate) struct Controller {
     running: JoinHandle<anyhow::Result<()>>,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -40,7 +40,7 @@ impl Reply {
         self.at(&["guid"])
     }
 
-    /// `detail` of the only error.
+    /// The `detail` of the only error.
     pub(crate) fn detail(&self) -> String {
         let json = self.json();
         let errors = json.at(&["errors"]).and_then(Json::as_array).unwrap_or_default();
@@ -48,7 +48,7 @@ impl Reply {
         errors[0].at(&["detail"]).and_then(Json::as_str).unwrap().to_owned()
     }
 
-    /// The texts under `key` of all resources.
+    /// The texts under `key` in all resources.
     pub(crate) fn listed(&self, key: &str) -> Vec<String> {
         let json = self.json();
         let resources = json.at(&["resources"]).and_then(Json::as_array).unwrap();
@@ -58,7 +58,7 @@ impl Reply {
 }
 
 impl Controller {
-    /// With free ports; `config` is the inside of a JSON object.
+    /// Starts on free ports; `config` is the inside of a JSON object.
     pub(crate) async fn start(config: &str) -> Self {
         runtime::tls::install_provider();
         let comma = if config.is_empty() { "" } else { "," };
@@ -77,7 +77,7 @@ impl Controller {
         Self { addresses, client, _stop: stop, running }
     }
 
-    /// Stops it and waits for its end.
+    /// Stops the Cloud Controller, and waits for its end.
     pub(crate) async fn stop(self) {
         let Self { _stop, running, .. } = self;
         drop(_stop);
@@ -98,7 +98,7 @@ impl Controller {
         send(request.basic_auth("cf", Some("")).body(form.to_owned())).await
     }
 
-    /// The token of the administrator.
+    /// A session of the administrator.
     pub(crate) async fn admin(&self) -> Session<'_> {
         self.session("grant_type=password&username=admin&password=admin").await
     }
@@ -109,7 +109,7 @@ impl Controller {
         Session { controller: self, token: reply.at(&["access_token"]) }
     }
 
-    /// The stamp, over mutual TLS.
+    /// The stamp, requested over mutual TLS.
     pub(crate) async fn last_update(&self) -> String {
         let directory = self.addresses.certificates.ca.parent().unwrap();
         let read = |name: &str| std::fs::read(directory.join(name)).unwrap();
@@ -136,7 +136,7 @@ fn spawn(app: App, shutdown: CancellationToken) -> JoinHandle<anyhow::Result<()>
     tokio::spawn(app.run(shutdown))
 }
 
-/// A token and what it is for.
+/// A token and its Cloud Controller.
 pub(crate) struct Session<'a> {
     controller: &'a Controller,
     pub(crate) token: String,
@@ -168,7 +168,7 @@ impl Session<'_> {
         self.send(Method::DELETE, path, None).await
     }
 
-    /// Creates an organization with one space; the guids of both.
+    /// Creates an organization with one space; returns both GUIDs.
     pub(crate) async fn place(&self, organization: &str, space: &str) -> (String, String) {
         let body = format!(r#"{{"name":"{organization}"}}"#);
         let organization = self.post("/v3/organizations", &body).await.guid();
@@ -195,7 +195,7 @@ pub(crate) async fn send(request: RequestBuilder) -> Reply {
     Reply { status: status.as_u16(), location, request_id, text: response.text().await.unwrap() }
 }
 
-/// Certificates for a client of `controller` that another authority signed.
+/// A client certificate for `controller` that another CA signed.
 pub(crate) fn foreign_identity() -> reqwest::Identity {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::create(directory.path()).unwrap();

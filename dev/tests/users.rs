@@ -1,5 +1,5 @@
-//! Users as `cf space-users`, `cf org-users`, `cf unset-space-role` and `cf delete-user` see them,
-//! and renamed places.
+//! Users in `cf space-users`, `cf org-users`, `cf unset-space-role` and `cf
+//! delete-user`, and renamed organizations and spaces.
 
 use dev::cloud_controller::json::Json;
 use reqwest::Method;
@@ -126,8 +126,9 @@ async fn renamed_places_are_found_by_their_new_name() {
     admin.place("o", "s").await;
 }
 
-/// `cf unbind-security-group` of a group that applies globally and is not bound to the space: the
-/// CLI looks for the end of the text. Bound besides, the group stays global.
+/// `cf unbind-security-group` of a group that applies globally and is not bound to the
+/// space: the CLI matches the end of the error text. If the group is bound as well, it
+/// stays global.
 #[tokio::test]
 async fn a_global_group_is_unbound_from_a_space_only() {
     let controller = Controller::start("").await;
@@ -152,8 +153,8 @@ async fn a_global_group_is_unbound_from_a_space_only() {
     assert_eq!(json.at(&["globally_enabled", "running"]).and_then(Json::as_bool), Some(true));
 }
 
-/// `cf security-groups` with several pages: each group is listed once, and the spaces of all are
-/// found in one request.
+/// `cf security-groups` with several pages: each group is listed once, and one request
+/// finds the spaces of all groups.
 #[tokio::test]
 async fn many_groups_and_their_spaces_are_all_found() {
     let controller = Controller::start("").await;

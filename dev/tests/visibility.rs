@@ -1,4 +1,4 @@
-//! What users without administration see and may do.
+//! Visibility and permissions of users who are not administrators.
 
 use reqwest::Method;
 

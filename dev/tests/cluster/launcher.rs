@@ -1,5 +1,5 @@
-//! The launcher as a process, with stand-ins for the services: whatever ends it,
-//! nothing is left but what the next one removes.
+//! The launcher as a process, with stand-ins for the services: however it ends, the
+//! next launcher removes all leftovers.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -28,7 +28,7 @@ impl Fixture {
         Self { directory, name }
     }
 
-    /// A service that does what a shell script says.
+    /// Replaces a service by a shell script.
     fn stand_in(&self, service: &str, script: &str) -> &Self {
         let path = self.directory.path().join("bin").join(service);
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -49,7 +49,7 @@ impl Fixture {
         self.directory.path().join("state")
     }
 
-    /// Starts it, and waits until it waits for the stand-ins.
+    /// Starts the launcher, and waits until it waits for the stand-ins.
     fn start(&self) -> (Child, Made) {
         let launcher = self.command(&[]).spawn().unwrap();
         let made = until("the policy store is started", || {

@@ -1,5 +1,5 @@
-//! The network of a cluster without agents: who answers whom, what a probe
-//! tells, what a killed launcher leaves.
+//! The network of a cluster without agents: connectivity, probe outcomes, and leftovers
+//! of a killed launcher.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -113,7 +113,8 @@ async fn a_probe_tells_open_refused_and_silent_apart() {
         ("drop", Outcome::Silent),
     ] {
         fixture.on_cell(&table(verdict));
-        // Only a TCP socket learns of an unreachable host: to the others that may pass.
+        // Only a TCP socket reports an unreachable host: for the others the error may
+        // be temporary.
         let told = if wanted == Outcome::Unreachable { &all[..1] } else { &all };
         for target in told {
             assert_eq!(probe(from, *target).await.unwrap(), wanted, "{verdict}: {target}");
@@ -163,10 +164,11 @@ async fn who_comes_and_goes_disturbs_nobody() {
     let mut fixture = Fixture::raise("calm").await;
     let cell = fixture.containers[0].cell;
     let inside = fixture.containers[0].namespace.name().to_owned();
-    // A single packet: a connection would try again until it gets through.
+    // A single packet, since a connection would retransmit.
     let once = Target::Ping(PUBLIC);
     for round in 0..8 {
-        // What is learnt of the gateway beside the guest has to hold without it.
+        // The ARP entry of the gateway must stay valid after the other container is
+        // removed.
         let state = &mut fixture.state;
         let guest = fixture.network.attach(cell, &format!("g{round}"), state).await.unwrap();
         tools::run("ip", ["-n", &inside, "neigh", "flush", "dev", "eth0"]).unwrap();

@@ -1,4 +1,4 @@
-//! From the configuration to the running syncer.
+//! Builds the running syncer from the configuration.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -38,13 +38,13 @@ use crate::{
     store::{self, Store},
 };
 
-/// The job that this one stands in for: the origin of its metrics, and the key of
-/// the lock, so that ours and genuine ones exclude each other.
+/// The job that this one replaces: the origin of its metrics, and the key of the lock, so
+/// that Portcullis and original syncers exclude each other.
 const JOB: &str = "policy-server-asg-syncer";
-/// How long a stopping process may take to give its lock back.
+/// Time limit for the release of the lock at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// A syncer that is ready to run.
+/// A syncer with all clients built that does not run yet.
 pub struct App {
     keeper: Keeper,
     poller: Arc<Poller>,
@@ -54,14 +54,14 @@ pub struct App {
     interval: Duration,
 }
 
-/// The TLS of all clients, to be watched.
+/// TLS files of all clients, to be watched.
 struct Watched {
     health: Health,
     clients: Vec<ClientTls>,
 }
 
 impl Watched {
-    /// A client's TLS, whose state `component` of the readiness tells.
+    /// Creates a client's TLS, whose state the readiness `component` shows.
     fn follow(&mut self, name: &'static str, component: &'static str, files: &Files) -> ClientTls {
         self.telling(component, ClientTls::follow(role(name), files))
     }
@@ -113,8 +113,8 @@ impl Service for App {
             lock,
             store,
         } = config;
-        // The original numbers its log sessions in this order; the spans of the
-        // clients and the lock follow. The first is that of its metrics.
+        // The original numbers its log sessions in this order; the spans of the clients and the
+        // lock follow. The first session is that of its metrics.
         let _session_1 = error_span!(parent: None, "time-metric-emitter");
         let metron = match &metron {
             None => Dropsonde::default(),
@@ -177,7 +177,7 @@ fn settings(lock: &config::Lock, owner: &model::lock::Owner) -> anyhow::Result<k
 
 fn reach_lock_server(lock: &config::Lock, watched: &mut Watched) -> anyhow::Result<Locket> {
     let tls = watched.follow("lock-server-client", "lock-server-certificate", &lock.tls);
-    // A lock survives a dead server only if its death is noticed well within the ttl.
+    // A lock survives a dead server only if its death is detected well within the ttl.
     let default = client::Options::noticing_within(lock.ttl * 3 / 10);
     let options = client::Options {
         keepalive_interval: lock.keepalive_time.or(default.keepalive_interval),
@@ -244,9 +244,8 @@ fn reach_cloud_controller(
     Ok(CloudController::new(settings, public, internal))
 }
 
-/// Files of white space only are passed over, as in the original; without any
-/// other, the system's authorities are trusted. A file that cannot be read is
-/// waited for.
+/// Skips files that contain only white space, as the original does; without any other
+/// file, trusts the system's CAs. A file that cannot be read is retried.
 fn public_trust(paths: &[PathBuf], watched: &mut Watched) -> Trust {
     let is_blank = |path| std::fs::read(path).is_ok_and(|text| text.trim_ascii().is_empty());
     if paths.iter().all(is_blank) {

@@ -1,4 +1,4 @@
-//! The configuration file: the original's keys, and some of our own
+//! The configuration file: the original's keys, and additional keys of this syncer
 //! (docs/config/syncer.md).
 
 use std::{path::PathBuf, time::Duration};
@@ -12,20 +12,20 @@ use runtime::{
 
 use crate::cloud_controller::Secret;
 
-/// Everything that an operator decides.
+/// Parsed configuration file.
 #[derive(Debug)]
 pub struct Config {
     /// Owner of the lock: the BOSH instance id.
     pub uuid: Owner,
-    /// First part of the log's source.
+    /// First part of the log source.
     pub log_prefix: String,
-    /// Lowest level in the log.
+    /// Log level.
     pub log_level: lager::Level,
-    /// Where the debug server listens; absent for none, as in the original.
+    /// Listen address of the debug server; disabled when absent, as in the original.
     pub debug_server: Option<HostPort>,
-    /// The machine's metron agent (UDP); absent for none.
+    /// Address of the local metron agent (UDP); disabled when absent.
     pub metron: Option<HostPort>,
-    /// How often to look and to read.
+    /// Poll intervals.
     pub poll: Poll,
     /// The Cloud Controller and UAA.
     pub cloud_controller: CloudController,
@@ -35,74 +35,73 @@ pub struct Config {
     pub store: Store,
 }
 
-/// How often to look and to read.
+/// Poll intervals.
 #[derive(Debug)]
 pub struct Poll {
-    /// Between two looks at the Cloud Controller's stamp.
+    /// Interval of stamp polls.
     pub interval: Duration,
-    /// Between two readings of the list though the stamp stands still.
+    /// Interval of full reads of the list while the stamp does not change.
     pub full_sync_interval: Duration,
-    /// Between two readings where the Cloud Controller has no stamp.
+    /// Interval of full reads when the Cloud Controller has no stamp.
     pub unstamped_sync_interval: Duration,
-    /// After how long without success an unstable list is an error, and the leader
-    /// not ready.
+    /// Time without success after which an unstable list is an error, and the leader not
+    /// ready.
     pub retry_deadline: Duration,
-    /// How long after it was due a poll may be without success before the leader is
-    /// not ready.
+    /// How long a due poll may be without success before the leader is not ready.
     pub max_staleness: Duration,
 }
 
 /// The Cloud Controller and UAA.
 #[derive(Debug)]
 pub struct CloudController {
-    /// v3 API, without a trailing slash.
+    /// URL of the v3 API, without a trailing slash.
     pub url: String,
-    /// Internal API, without a trailing slash.
+    /// URL of the internal API, without a trailing slash.
     pub internal_url: String,
-    /// UAA, with its port.
+    /// URL of UAA, with port.
     pub uaa_url: String,
-    /// UAA's client.
+    /// UAA client.
     pub uaa_client: String,
-    /// Its secret.
+    /// UAA client secret.
     pub uaa_client_secret: Secret,
-    /// Authorities of UAA and the v3 API; none for the system's.
+    /// CAs of UAA and the v3 API; empty for the system's.
     pub authorities: Vec<PathBuf>,
     /// Mutual TLS with the internal API.
     pub internal_tls: InternalTls,
-    /// Groups a page.
+    /// Groups per page.
     pub page_size: u16,
-    /// How long a token or a stamp may take.
+    /// Timeout of a token or stamp call.
     pub call_timeout: Duration,
-    /// How long a page may take.
+    /// Timeout of a page.
     pub page_timeout: Duration,
-    /// What we call ourselves.
+    /// User agent of HTTP requests.
     pub user_agent: String,
 }
 
-/// How the internal API and we know each other.
+/// TLS authentication with the internal API.
 #[derive(Debug)]
 pub enum InternalTls {
-    /// By these files.
+    /// Mutual TLS with these files.
     Files(Files),
-    /// No certificate is looked at, not even UAA's; ours is shown if there is
-    /// one (certificate, key).
+    /// No verification of server certificates, including UAA's; sends a client certificate
+    /// (certificate, key) if configured.
     Skip(Option<(PathBuf, PathBuf)>),
 }
 
 /// The lock server and the lock.
 #[derive(Debug)]
 pub struct Lock {
-    /// The lock server.
+    /// Address of the lock server.
     pub address: HostPort,
-    /// Mutual TLS with it.
+    /// Files for mutual TLS.
     pub tls: Files,
-    /// How long the lock lives without a renewal, in whole seconds.
+    /// Time to live of the lock, in whole seconds.
     pub ttl: Duration,
-    /// Between two attempts or renewals.
+    /// Interval of attempts and renewals.
     pub retry_interval: Duration,
-    /// After how much silence the lock server is pinged; absent for the default.
+    /// Keepalive interval of the connection; absent for the default.
     pub keepalive_time: Option<Duration>,
-    /// How long it may take to answer; absent for the default.
+    /// Keepalive timeout of the connection; absent for the default.
     pub keepalive_timeout: Option<Duration>,
     /// Whether losing the lock ends the process, as in the original.
     pub exit_on_loss: bool,
@@ -111,17 +110,17 @@ pub struct Lock {
 /// The policy store.
 #[derive(Debug)]
 pub struct Store {
-    /// Where it is.
+    /// Address of the policy store.
     pub address: HostPort,
-    /// Mutual TLS with it.
+    /// Files for mutual TLS.
     pub tls: Files,
-    /// How long a Replace may take.
+    /// Timeout of a Replace.
     pub timeout: Duration,
-    /// Whether the store may remove most of what it holds.
+    /// Whether the store may remove most of its groups.
     pub allow_mass_removal: bool,
 }
 
-/// Keys of the original that have no meaning here: there is no database.
+/// Keys of the original without a meaning here: this syncer has no database.
 const UNUSED: [&str; 1] = ["database"];
 
 impl Configure for Config {
@@ -171,7 +170,7 @@ fn debug_server(keys: &mut Reader<'_>) -> Option<Option<HostPort>> {
     }
 }
 
-/// A whole number of seconds, at least 1.
+/// Reads a whole number of seconds, at least 1.
 fn seconds(keys: &mut Reader<'_>, key: &'static str, default: u64) -> Option<Duration> {
     let Seconds(value) = keys.or(key, Seconds::new(default))?;
     if value.is_zero() {
@@ -198,7 +197,7 @@ impl Poll {
     }
 }
 
-/// Largest page that the Cloud Controller gives.
+/// Maximum page size of the Cloud Controller.
 const LARGEST_PAGE: u16 = 5000;
 
 impl CloudController {
@@ -242,8 +241,8 @@ fn page_size(keys: &mut Reader<'_>) -> Option<u16> {
     None
 }
 
-/// A base URL. A trailing slash is dropped, and the user part as well: requests
-/// have an `Authorization` of their own, as in the original.
+/// Reads a base URL. Drops a trailing slash and user info: requests have their own
+/// `Authorization` header, as in the original.
 fn url(keys: &mut Reader<'_>, key: &'static str) -> Option<String> {
     let text: String = keys.required(key)?;
     let trimmed = text.trim_end_matches('/');
@@ -295,7 +294,7 @@ impl Lock {
         let keepalive_timeout = keys.or("locket_client_keepalive_timeout", Seconds::new(0));
         let exit_on_loss = keys.or("exit_on_lock_loss", false);
         let (ttl, retry_interval) = (ttl?, retry_interval?);
-        // One renewal may get lost, and the lease still outlasts it.
+        // One renewal may fail without losing the lease.
         if retry_interval * 2 > ttl {
             keys.problem("lock_retry_interval_seconds", "must be at most half of lock_ttl_seconds");
             return None;

@@ -1,12 +1,12 @@
-//! One sync: the Cloud Controller's list becomes the store's set.
+//! One sync: the store's set becomes the Cloud Controller's list.
 //!
-//! Law 4: the stamp that is to be remembered is part of the result, so there is
-//! nothing to remember unless the store has confirmed. Whatever fails before
-//! that has changed nothing, here or there; one exception is a commit whose
-//! answer got lost, after which the same list is simply sent again.
+//! Law 4: the stamp to remember is part of the result, so nothing is remembered unless
+//! the store has confirmed. A failure before that changes nothing, here or in the store;
+//! the exception is a commit whose response got lost, after which the same list is sent
+//! again.
 //!
-//! An empty list is read a second time before it is believed, and then goes to
-//! the store, whose guard has the last word on removing most of what it holds.
+//! An empty list is read a second time before it is sent to the store. The store's mass
+//! removal guard then decides whether most of its groups may be removed.
 
 use std::{
     sync::Arc,
@@ -26,13 +26,13 @@ use crate::{
     store::{self, Committed, Store},
 };
 
-/// Why a sync did not come about.
+/// Reason why a sync failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The list could not be read.
     #[error(transparent)]
     CloudController(#[from] cloud_controller::Error),
-    /// The store did not take it.
+    /// The store refused or failed the Replace.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -48,13 +48,13 @@ impl Error {
         }
     }
 
-    /// Whether the list did not stand still, which a busy system may do.
+    /// Whether the list changed while it was read, which is normal on a busy system.
     #[must_use]
     pub fn is_unstable(&self) -> bool {
         matches!(self, Self::CloudController(err) if err.fault.is_unstable())
     }
 
-    /// How long the other side asks to be left alone.
+    /// `Retry-After` of the failed call.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -67,28 +67,29 @@ impl Error {
 /// A sync that the store has confirmed.
 #[derive(Debug)]
 pub struct Synced {
-    /// The stamp that it stands for.
+    /// Stamp of the synced list.
     pub stamp: Stamp,
-    /// When the reading began.
+    /// Time when the read began.
     pub began: StdInstant,
-    /// What the store holds now.
+    /// Hashes that the store has now.
     pub held: Arc<StoreHashes>,
-    /// What changed.
+    /// Result of the Replace.
     pub committed: Committed,
-    /// Groups that could not be read.
+    /// Number of malformed groups.
     pub malformed: usize,
-    /// Groups of which the store keeps the version that it had.
+    /// Number of groups whose stored version was kept.
     pub kept: usize,
-    /// How long the list took.
+    /// Duration of the read.
     pub read_time: Duration,
-    /// How long the store took.
+    /// Duration of the Replace.
     pub store_time: Duration,
 }
 
-/// Syncs under `stamp`, which was read before. `held` is what the store is
-/// known to hold; `None` if nobody knows.
+/// Syncs under `stamp`, which was read before. `held` are the known hashes in the store;
+/// `None` if unknown.
 ///
 /// # Errors
+/// The store is unchanged.
 /// The store holds what it held before.
 pub async fn run(
     cloud_controller: &CloudController,
@@ -134,9 +135,9 @@ pub async fn run(
     })
 }
 
-/// Reads the list. One that is empty, or much shorter than what the store has
-/// (`before`), is read again with another token, and believed then: a token that
-/// lacks authorities gets a part of the list, which is whole by its numbers.
+/// Reads the list. An empty list, or one much shorter than the store's (`before`), is read
+/// again with a new token and then accepted: a token that lacks authorities gets a part
+/// of the list, with numbers that look complete.
 async fn read(
     cloud_controller: &CloudController,
     held: &Arc<StoreHashes>,
@@ -156,13 +157,13 @@ async fn read(
     cloud_controller.list(held).await
 }
 
-/// Whether at least two groups and a tenth of all are gone.
+/// Whether at least two groups and at least a tenth of all are missing.
 fn shrank(before: usize, now: usize) -> bool {
     let gone = before.saturating_sub(now);
     gone >= 2 && gone * 10 >= before
 }
 
-/// More lines than this say nothing more.
+/// Limit of log lines.
 const LINES: usize = 100;
 
 fn report(malformed: &[Malformed]) {

@@ -1,14 +1,14 @@
-//! The Cloud Controller's list of security groups, read into the model.
+//! Parses the Cloud Controller's list of security groups into the model.
 //!
-//! Pure. Tolerant as the original is (docs/compatibility/asg-syncer.md#errors): what is
-//! null or absent takes its default, unknown keys are passed over. Stricter in
-//! one thing: what cannot be read makes that one group [`Malformed`], with its
-//! guid and name and the field's path, and never the page. A list is no object
-//! ([`runtime::json`]), as in Go. A page whose JSON does not hold together is an
-//! error as a whole, since nobody can tell what is missing from it.
+//! Pure. Tolerant as the original is (docs/compatibility/asg-syncer.md#errors): null or
+//! absent values take their default, unknown keys are ignored. One rule is stricter: an
+//! invalid value makes its group [`Malformed`], with guid, name and the path of the
+//! field, and never the whole page. A list is not accepted as an object
+//! ([`runtime::json`]), as in Go. A page with invalid JSON syntax is an error as a whole,
+//! since it is unknown what is missing from it.
 //!
-//! Groups are handed on one by one while the page is read, so a page of
-//! thousands costs its text and one group.
+//! Groups are passed on one by one during parsing, so a page of thousands of groups
+//! costs its text and one group.
 
 use std::{collections::BTreeSet, fmt, io};
 
@@ -24,23 +24,23 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// A group that could not be read.
+/// A group that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
-    /// Absent when the guid itself is what could not be read.
+    /// Absent when the guid itself is invalid.
     pub guid: Option<GroupGuid>,
-    /// Empty when absent or unreadable.
+    /// Empty when absent or invalid.
     pub name: String,
-    /// The field's path and what is wrong with it.
+    /// Path of the field and the problem.
     pub reason: String,
 }
 
-/// What a page says besides its groups.
+/// Fields of a page besides its groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
-    /// Whether `pagination.next.href` names another page.
+    /// Whether `pagination.next.href` has a link to another page.
     pub more: bool,
-    /// Whether there was a list at all; `resources` may be null or absent.
+    /// Whether the page had a list; `resources` may be null or absent.
     pub listed: bool,
     /// `pagination.total_results`: groups on all pages, if stated.
     pub total_results: Option<u64>,
@@ -48,17 +48,17 @@ pub struct Page {
     pub total_pages: Option<u64>,
 }
 
-/// A page that is no page.
+/// Invalid page.
 #[derive(Debug, thiserror::Error)]
 #[error("unmarshal json")]
 pub struct Error(#[from] serde_json::Error);
 
-/// Reads one page of `GET /v3/security_groups` and hands each group to `each`,
-/// in the Cloud Controller's order.
+/// Parses one page of `GET /v3/security_groups` and passes each group to `each`, in the
+/// Cloud Controller's order.
 ///
 /// # Errors
-/// The body is not a JSON object of the page's shape. Groups that `each` got
-/// before that must be thrown away.
+/// The body is not a JSON object with the structure of a page. Groups passed to `each`
+/// before must be discarded.
 pub fn page(
     body: impl io::Read,
     each: &mut dyn FnMut(Result<SecurityGroup, Malformed>),
@@ -156,18 +156,18 @@ impl<'de> Visitor<'de> for Resources<'_> {
     }
 }
 
-/// Reads one group.
+/// Parses one group.
 ///
 /// # Errors
-/// What is wrong with it, and who it is as far as that can be read.
+/// The problem, and the identity of the group as far as it is readable.
 pub fn group(json: &str) -> Result<SecurityGroup, Malformed> {
     let wire: Group = json::from_str(json)
         .map_err(|err| Malformed { reason: err.to_string(), ..identify(json) })?;
     wire.into_model().map_err(|reason| Malformed { reason, ..identify(json) })
 }
 
-/// As much of a group's identity as can be read; the rest may be anything, also
-/// text that is not Unicode (half a surrogate pair).
+/// The readable part of a group's identity; the rest may be arbitrary, including invalid
+/// Unicode (half a surrogate pair).
 fn identify(json: &str) -> Malformed {
     let Fields(fields) = json::from_str(json).unwrap_or_default();
     let text = |key: &str| {
@@ -182,7 +182,7 @@ fn identify(json: &str) -> Malformed {
     }
 }
 
-/// The fields of an object, none of which has been read.
+/// The unparsed fields of an object.
 #[derive(Default)]
 struct Fields<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
@@ -210,8 +210,8 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// A reader for each field: null becomes the default, and an error begins with
-/// the field's name, so that the names of nested fields add up to its path.
+/// A deserializer per field: null becomes the default, and an error begins with the name
+/// of the field, so that the names of nested fields form its path.
 macro_rules! fields {
     ($($reader:ident $name:literal: $type:ty),+ $(,)?) => {$(
         fn $reader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
@@ -368,7 +368,7 @@ impl Group {
 }
 
 impl Bindings {
-    /// The texts are the original's; it gives up on the whole sync here.
+    /// The texts are the original's, where this error fails the whole sync.
     fn into_model(self, lifecycle: &str, group: &GroupGuid) -> Result<BTreeSet<SpaceGuid>, String> {
         let mut spaces = BTreeSet::new();
         for Binding { guid } in self.data {

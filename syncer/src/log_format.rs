@@ -1,5 +1,5 @@
-//! Security groups as the original's debug lines show them: its own structs,
-//! with every key present.
+//! Security groups in the format of the original's debug lines: its own structs, with
+//! every key present.
 
 use model::{
     group::{Scope, SecurityGroup},

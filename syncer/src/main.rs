@@ -1,4 +1,4 @@
-//! The process `syncer`, in place of policy-server-asg-syncer.
+//! The process `syncer`, which replaces policy-server-asg-syncer.
 
 fn main() -> std::process::ExitCode {
     runtime::process::main::<syncer::app::App>()

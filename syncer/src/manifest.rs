@@ -1,26 +1,25 @@
-//! One reading of the Cloud Controller's list, and the manifest made of it.
+//! Snapshot of the Cloud Controller's list, and the manifest derived from it.
 //!
-//! Pure. A reading keeps hashes rather than groups: of each group its guid and
-//! content hash, and the encoded group only where the store is not known to
-//! hold that content.
+//! Pure. A snapshot keeps hashes rather than groups: guid and content hash of each group,
+//! and the encoded group only if the store is not known to have that content.
 //!
-//! # A group that cannot be read
+//! # Malformed groups
 //!
-//! must not hold up the others and must not be stripped from the containers
-//! that have it, so the store keeps its last good version: the manifest names
-//! the guid with the hash that the store holds ([`StoreHashes`]). A group that the
-//! store never had is left out. Two corners:
+//! A malformed group must neither delay the others nor be removed from the containers
+//! that have it, so the store keeps its last good version: the manifest contains the
+//! guid with the hash in the store ([`StoreHashes`]). A group that the store never had is
+//! omitted. Two special cases:
 //!
-//! - After a restart or a change of leader nobody here knows what the store
-//!   holds. Then it is asked ([`ListSnapshot::needs_held`]), which costs one listing of
-//!   the store, only when there is a malformed group, and once a term.
-//! - A malformed group without a readable guid may be any group that is missing
-//!   from the list. As long as there is one, nothing is removed at all: every
-//!   group that the store holds and the list does not name stays.
+//! - After a restart or a change of leader the hashes in the store are unknown. Then they
+//!   are listed ([`ListSnapshot::needs_held`]), only when there is a malformed group, and
+//!   once per term.
+//! - A malformed group without a readable guid may be any group that is missing from the
+//!   list. As long as there is one, no group is removed: every group that is in the store
+//!   and not in the list stays.
 //!
-//! The price is that a group which was tightened and broken at once stays as
-//! loose as it was until it can be read again; that is why each one is an error
-//! line and a metric.
+//! The drawback: a group that was restricted and became malformed in one change keeps its
+//! less restrictive version until it is well-formed again. Therefore each malformed group
+//! is an error line and a metric.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,7 +36,7 @@ use serde_json::value::RawValue;
 
 use crate::import::{Malformed, Page};
 
-/// What the store is known to hold, by its own word.
+/// Hashes in the store, as confirmed by the store.
 pub type StoreHashes = BTreeMap<GroupGuid, ContentHash>;
 
 /// The list as far as it has been read.
@@ -48,7 +47,7 @@ pub struct ListSnapshot {
     content: HashMap<GroupGuid, Box<[u8]>>,
     malformed: Vec<Malformed>,
     nameless: bool,
-    /// The groups as the log shows them, where the log is to show them.
+    /// The groups in log format, if the log shows them.
     echo: Option<Vec<Box<RawValue>>>,
 }
 
@@ -58,28 +57,28 @@ enum Entry {
     Malformed,
 }
 
-/// What is to be sent to the store.
+/// Manifest and content for the store.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// Every group that is to be in the store, in the Cloud Controller's order.
+    /// All groups of the new set, in the Cloud Controller's order.
     pub entries: Vec<(GroupGuid, ContentHash)>,
-    /// The encoded groups that the store is not known to hold.
+    /// Encoded groups that the store is not known to have.
     pub content: HashMap<GroupGuid, Box<[u8]>>,
-    /// How many entries keep the store's version instead of the list's.
+    /// Number of entries that keep the store's version instead of the list's.
     pub kept: usize,
 }
 
 impl ListSnapshot {
-    /// Nothing read yet. `echo`: whether the log is to show the groups.
+    /// Empty snapshot. `echo`: whether the log shows the groups.
     #[must_use]
     pub fn new(echo: bool) -> Self {
         Self { echo: echo.then(Vec::new), ..Self::default() }
     }
 
-    /// Reads one more page.
+    /// Parses one more page.
     ///
     /// # Errors
-    /// The body is no page; the reading must be thrown away.
+    /// The page is invalid; the snapshot must be discarded.
     pub fn page(
         &mut self,
         body: impl io::Read,
@@ -91,7 +90,7 @@ impl ListSnapshot {
         })
     }
 
-    /// The same guid twice: the last one counts, as in the original.
+    /// Duplicate guid: the last one counts, as in the original.
     fn good(&mut self, group: &SecurityGroup, held: &StoreHashes) {
         let hash = group.content_hash();
         if let Some(echo) = &mut self.echo {
@@ -128,38 +127,37 @@ impl ListSnapshot {
         }
     }
 
-    /// How many groups the list had, malformed ones included.
+    /// Number of groups in the list, including malformed ones.
     #[must_use]
     pub fn count(&self) -> usize {
         self.entries.len() + self.malformed.iter().filter(|group| group.guid.is_none()).count()
     }
 
-    /// Whether there was not one group.
+    /// Whether the list has no groups.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count() == 0
     }
 
-    /// The groups that could not be read.
+    /// The malformed groups.
     #[must_use]
     pub fn malformed_groups(&self) -> &[Malformed] {
         &self.malformed
     }
 
-    /// The groups for the log, from `start` on, if it is to show them.
+    /// The groups in log format, from `start` on, if the log shows them.
     #[must_use]
     pub fn echo(&self, start: usize) -> Option<&[Box<RawValue>]> {
         self.echo.as_ref().map(|echo| &echo[start.min(echo.len())..])
     }
 
-    /// Whether the manifest cannot be made without knowing what the store
-    /// holds.
+    /// Whether the manifest requires the hashes in the store.
     #[must_use]
     pub fn needs_held(&self) -> bool {
         self.nameless || self.entries.iter().any(|(_, entry)| *entry == Entry::Malformed)
     }
 
-    /// What to send to a store that holds `held`.
+    /// Manifest for a store with the hashes `held`.
     #[must_use]
     pub fn into_manifest(self, held: &StoreHashes) -> Manifest {
         let Self { entries, places, content, malformed: _, nameless, echo: _ } = self;
@@ -187,7 +185,7 @@ impl ListSnapshot {
 }
 
 impl Manifest {
-    /// What the store holds once it has committed this.
+    /// Hashes in the store after it has committed this manifest.
     #[must_use]
     pub fn into_held(self) -> StoreHashes {
         self.entries.into_iter().collect()

@@ -1,4 +1,4 @@
-//! What is counted, for Prometheus. The original's names go to the metron agent alone
+//! Prometheus metrics. The original's names go only to the metron agent
 //! ([`crate::report`]).
 
 runtime::families! {

@@ -1,4 +1,4 @@
-//! How long syncs take: for the metron agent by the original's names
+//! Sync durations: for the metron agent under the original's names
 //! (docs/compatibility/asg-syncer.md#metrics), for Prometheus by step.
 
 use std::time::Duration;
@@ -10,17 +10,17 @@ use tracing::debug;
 
 use crate::metrics::CYCLE_SECONDS;
 
-/// How often the original tells of its process.
+/// Period of the original's process metrics.
 const PROCESS: Duration = Duration::from_secs(10);
 
-/// Tells of syncs; a poll without a sync is not told.
+/// Reports syncs; polls without a sync are not reported.
 #[derive(Debug, Clone)]
 pub struct Report {
     metron: Dropsonde,
 }
 
 impl Report {
-    /// To this agent.
+    /// Reports to this agent.
     #[must_use]
     pub fn new(metron: Dropsonde) -> Self {
         Self { metron }
@@ -31,18 +31,18 @@ impl Report {
         self.took("SecurityGroupsRetrievalFromCCTime", "read", took);
     }
 
-    /// The store has taken the groups.
+    /// The store confirmed the Replace.
     pub fn replaced(&self, took: Duration) {
         self.took("SecurityGroupsStoreReplaceSuccessTime", "store", took);
     }
 
-    /// The store has not taken the groups.
+    /// The store refused or failed the Replace.
     pub fn not_replaced(&self, took: Duration) {
         self.took("SecurityGroupsStoreReplaceErrorTime", "store-failed", took);
         self.metron.count("SecurityGroupsStoreReplaceError");
     }
 
-    /// The whole of a poll with a list, whatever the store made of it.
+    /// Duration of a poll with a list, whatever the result of the Replace.
     pub fn synced(&self, took: Duration) {
         self.took("SecurityGroupsTotalSyncTime", "total", took);
         debug!("successfully-sent-performance-metrics");
@@ -53,7 +53,7 @@ impl Report {
         self.metron.took(name, time);
     }
 
-    /// Tells of the process until `shutdown`.
+    /// Reports process metrics until `shutdown`.
     ///
     /// # Errors
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].

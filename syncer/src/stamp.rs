@@ -1,31 +1,31 @@
 //! The Cloud Controller's last-update stamp.
 //!
-//! An opaque mark: it is compared for equality only, since the Cloud
-//! Controller's clock may be off and its stamps may go backwards (two writers
-//! that overlap, a restored database, another machine).
+//! An opaque value, compared for equality only, since the Cloud Controller's clock may be
+//! off and its stamps may go back (two overlapping writers, a restored database, another
+//! machine).
 
 use std::fmt;
 
 use jiff::Timestamp;
 use model::generation::Watermark;
 
-/// What the stamp endpoint said.
+/// Result of the stamp endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stamp {
-    /// A moment of the Cloud Controller's clock.
+    /// Time by the Cloud Controller's clock.
     At(Watermark),
     /// The Cloud Controller has no such endpoint (404).
     Unknown,
 }
 
-/// Go's zero time, by which the original denotes an unknown stamp.
+/// Go's zero time, which the original uses for an unknown stamp.
 const YEAR_ONE: (i64, i64) = (-62_135_596_800, 0);
 
 impl Stamp {
     /// Parses RFC 3339 with any fraction.
     ///
     /// # Errors
-    /// No such moment.
+    /// Invalid time.
     pub fn parse(text: &str) -> Result<Self, jiff::Error> {
         let nanoseconds = text.parse::<Timestamp>()?.as_nanosecond();
         const SECOND: i128 = 1_000_000_000;
@@ -35,7 +35,7 @@ impl Stamp {
         Ok(Self::At(Watermark::try_new(seconds, fraction).expect("a remainder is a fraction")))
     }
 
-    /// As the store takes it; Go's zero time when unknown.
+    /// Watermark for the store; Go's zero time when unknown.
     #[must_use]
     pub fn watermark(self) -> Watermark {
         match self {
@@ -44,8 +44,8 @@ impl Stamp {
         }
     }
 
-    /// Whether the Cloud Controller's stamps may be whole seconds, so that two
-    /// changes can share one. (One in a million finer ones looks the same.)
+    /// Whether the Cloud Controller's stamps may be whole seconds, so that two changes can
+    /// share one. (One in a million stamps with a finer resolution looks the same.)
     #[must_use]
     pub fn is_coarse(self) -> bool {
         match self {
@@ -55,7 +55,7 @@ impl Stamp {
     }
 }
 
-/// As Go prints a time in UTC: the fraction without trailing zeros.
+/// Formats a time in UTC as Go does: the fraction without trailing zeros.
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let watermark = self.watermark();

@@ -1,4 +1,4 @@
-//! Calls to the policy store.
+//! Client of the policy store.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -28,41 +28,41 @@ use crate::{
     stamp::Stamp,
 };
 
-/// Why the store did not take, or give, what it was asked.
+/// Reason why a store call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The store has seen a newer leader: this one must stop.
+    /// Fenced: the store has seen a newer leader, so this one must stop.
     #[error("the policy store has seen a newer leader: {0}")]
     Fenced(String),
     /// The lease ended before the commit was sent.
     #[error("the lease ended before the commit")]
     LeaseEnded,
-    /// The store's guard: too much would be removed.
+    /// The store's mass removal guard refused the Replace.
     #[error(
         "the policy store refused the security groups: {0}; if the Cloud Controller's list is \
          right, run the syncer with allow_mass_removal: true until it has been applied"
     )]
     Refused(String),
-    /// The store no longer holds what it is known to hold.
+    /// The store lacks groups that it was known to have.
     #[error("the policy store lacks {count} groups that it held, such as {guid}")]
     Lacks {
         /// One of them.
         guid: String,
-        /// How many.
+        /// Number of missing groups.
         count: usize,
     },
     /// The call failed.
     #[error("{operation}: {}", client::describe(status))]
     Call {
-        /// Which call.
+        /// Name of the call.
         operation: &'static str,
-        /// How.
+        /// gRPC status.
         status: Box<Status>,
     },
-    /// The store said something that the protocol does not have there.
+    /// The store sent a message that violates the protocol.
     #[error("the policy store answered out of turn: {0}")]
     OutOfTurn(&'static str),
-    /// A group of the store that is no group.
+    /// The store has an invalid group.
     #[error("the policy store holds what is no group")]
     NoGroup(#[from] proto::Error),
 }
@@ -82,80 +82,80 @@ impl Error {
     }
 }
 
-/// What a confirmed Replace did.
+/// Result of a confirmed Replace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
-    /// The store's number for the set.
+    /// Generation of the set in the store.
     pub generation: Generation,
-    /// Groups that it did not have.
+    /// Number of new groups.
     pub added: u64,
-    /// Groups whose content is new.
+    /// Number of groups with new content.
     pub changed: u64,
-    /// Groups that are gone.
+    /// Number of removed groups.
     pub removed: u64,
-    /// Groups that stayed.
+    /// Number of unchanged groups.
     pub unchanged: u64,
     /// The first groups of each kind.
     pub named: Named,
 }
 
-/// The guids of the first groups that a Replace changed; empty if the store does not say.
+/// Guids of the first groups that a Replace changed; empty if the store does not send them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Named {
-    /// Groups that the store did not have.
+    /// New groups.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub added_guids: Vec<String>,
-    /// Groups whose content is new.
+    /// Groups with new content.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changed_guids: Vec<String>,
-    /// Groups that are gone.
+    /// Removed groups.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub removed_guids: Vec<String>,
 }
 
-/// The policy store's client.
+/// Client of the policy store.
 #[derive(Debug, Clone)]
 pub struct Store {
     client: PolicyStoreClient<Channel>,
     settings: Settings,
 }
 
-/// As whom, and how.
+/// Identity of the writer and options.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The lock's owner.
+    /// Owner of the lock.
     pub owner: Owner,
     /// Whether the store may remove most of its groups.
     pub allow_mass_removal: bool,
-    /// How long a Replace, or a page of List, may take.
+    /// Timeout of a Replace, or of a page of List.
     pub timeout: Duration,
 }
 
-/// Entries in one part of the manifest: about 80 bytes each.
+/// Number of entries per part of the manifest: about 80 bytes each.
 const ENTRIES: usize = 4_096;
-/// Encoded bytes in one part of the groups, beyond which a part is sent. Several
-/// parts are in memory at a time, decoded to several times that.
+/// Encoded bytes after which a part of the groups is sent. Several parts are in memory at
+/// a time, decoded to several times that.
 const PART: usize = 128 << 10;
-/// Groups in one page of List.
+/// Number of groups per page of List.
 const PAGE: u32 = 500;
-/// A page of List may hold groups as large as the Cloud Controller lets them be
-/// (16 MiB of rules), so the usual limit of 4 MiB would strand a sync.
+/// Size limit of a response. A page of List may contain groups as large as the Cloud
+/// Controller allows (16 MiB of rules), so the default limit of 4 MiB would fail a sync.
 const LARGEST_ANSWER: usize = 64 << 20;
 
 impl Store {
-    /// Over a channel that connects by itself.
+    /// Uses a channel that connects lazily.
     #[must_use]
     pub fn new(channel: Channel, settings: Settings) -> Self {
         let client = PolicyStoreClient::new(channel).max_decoding_message_size(LARGEST_ANSWER);
         Self { client, settings }
     }
 
-    /// Makes the store hold exactly the manifest, all or nothing.
+    /// Replaces the set in the store with the manifest, all or nothing.
     ///
     /// # Errors
-    /// Nothing was changed, except that after [`Error::Call`] the commit may
-    /// have arrived without its answer.
+    /// Nothing was changed, except that after [`Error::Call`] the commit may have taken effect
+    /// without its response.
     pub async fn replace(
         &self,
         manifest: &Manifest,
@@ -175,9 +175,9 @@ impl Store {
         }
     }
 
-    /// Two things are refused with FAILED_PRECONDITION: a token that is not the
-    /// newest writer's, and a removal of too much. The store's own word on its
-    /// newest writer tells them apart; without it the worse one is believed.
+    /// FAILED_PRECONDITION has two causes: a token older than the newest writer's, and a
+    /// mass removal. The newest writer in the store's status distinguishes them; if the
+    /// status is unavailable, the worse cause is assumed.
     async fn precondition(&self, message: &str, token: FencingToken) -> Error {
         let mut client = self.client.clone();
         let status = timeout(self.settings.timeout, client.status(StatusRequest {})).await;
@@ -196,18 +196,18 @@ impl Store {
         }
     }
 
-    /// How many groups the store holds.
+    /// Number of groups in the store.
     ///
     /// # Errors
-    /// No answer, or not in time.
+    /// The call failed or timed out.
     pub async fn count(&self) -> Result<usize, Error> {
         self.count_within(self.settings.timeout).await
     }
 
-    /// [`Self::count`], within `patience`.
+    /// [`Self::count`], with the timeout `patience`.
     ///
     /// # Errors
-    /// No answer, or not in time.
+    /// The call failed or timed out.
     pub async fn count_within(&self, patience: Duration) -> Result<usize, Error> {
         let mut client = self.client.clone();
         let status = timeout(patience, client.status(StatusRequest {}))
@@ -217,10 +217,10 @@ impl Store {
         Ok(usize::try_from(status.into_inner().groups).unwrap_or(usize::MAX))
     }
 
-    /// The guid and hash of every group that the store holds.
+    /// Guid and hash of every group in the store.
     ///
     /// # Errors
-    /// It does not say, or not in time.
+    /// The call failed or timed out.
     pub async fn held(&self) -> Result<StoreHashes, Error> {
         let mut client = self.client.clone();
         let mut held = StoreHashes::new();
@@ -249,7 +249,7 @@ fn failed(operation: &'static str) -> impl Fn(Status) -> Error {
     move |status| Error::Call { operation, status: Box::new(status) }
 }
 
-/// One Replace under way.
+/// One Replace in progress.
 struct Replace<'a> {
     store: &'a Store,
     manifest: &'a Manifest,
@@ -264,9 +264,8 @@ fn request(step: Step) -> ReplaceRequest {
 }
 
 impl Replace<'_> {
-    /// Sending and receiving go side by side: the store may read all of the
-    /// manifest before it opens its stream, and may refuse before it has read
-    /// anything.
+    /// Sends and receives concurrently: the store may read the whole manifest before it opens
+    /// its response stream, and may refuse before it has read anything.
     async fn run(&self) -> Result<Committed, Error> {
         let (requests, stream) = mpsc::channel(1);
         let mut client = self.store.client.clone();
@@ -288,7 +287,7 @@ impl Replace<'_> {
         committed
     }
 
-    /// A refused send means that the call is over, and its answer says why.
+    /// A refused send means that the call has ended; its response has the reason.
     async fn send_manifest(&self, requests: &Requests) {
         let begin = Begin {
             owner: self.store.settings.owner.as_str().to_owned(),
@@ -315,7 +314,7 @@ impl Replace<'_> {
         }
     }
 
-    /// The content of what the store lacks, before anything is sent of it.
+    /// Content of the missing groups, collected before any of it is sent.
     fn contents(&self, missing: &[String]) -> Result<Vec<&[u8]>, Error> {
         let content = self.by_guid();
         let found: Vec<_> =
@@ -348,7 +347,7 @@ impl Replace<'_> {
             }
         }
         if !part.is_empty() {
-            // A refused send shows in the answer.
+            // The response shows why the send was refused.
             _ = requests.send(request(Step::Groups(Groups { groups: part }))).await;
         }
         if !self.term.holds(Instant::now()) {

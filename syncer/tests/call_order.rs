@@ -1,5 +1,5 @@
-//! Which calls are made, in which order: the sequences of
-//! docs/compatibility/asg-syncer.md#uaa, #cloud-controller-calls, and what is done about each
+//! Order of the calls: the sequences of
+//! docs/compatibility/asg-syncer.md#uaa, #cloud-controller-calls, and the reaction to each
 //! fault.
 
 use std::time::Duration;
@@ -16,15 +16,15 @@ use crate::support::{
     until,
 };
 
-/// What one situation looks like from the Cloud Controller and the store.
+/// Expected calls, writes and log lines of one scenario.
 struct Case {
     name: &'static str,
     script: fn(&Cloud),
-    /// The first calls, one letter each: T token, S stamp, 1 to 9 a page.
+    /// The first calls, one character each: T token, S stamp, 1 to 9 a page.
     calls: &'static str,
-    /// The guids of each write so far.
+    /// Guids of each write so far.
     writes: &'static [&'static [&'static str]],
-    /// The log at info until then, without the lines that announce each call.
+    /// Log at info so far, without the lines that announce each call.
     log: &'static [&'static str],
 }
 
@@ -35,7 +35,7 @@ const REFUSED_STAMP: &str = "error cc-internal-json-client.http-client";
 const FAILED: &str = "error asg-sync-cycle";
 const NO_STAMP: &str = "info get-security-groups-last-update-not-found";
 
-/// Lines that every call has; `log_lines` looks at them.
+/// Lines of every call; `log_lines` tests them.
 const ROUTINE: [&str; 4] = [
     "info get-security-groups",
     "info get-security-groups-attempt-pagination",
@@ -91,7 +91,7 @@ const CASES: &[Case] = &[
     Case {
         name: "a change while paging: another attempt at once",
         script: |cloud| {
-            // Poll, before, after: moved. Before, after: stands still.
+            // Poll, before, after: changed. Before, after: unchanged.
             cloud.on(STAMP, [EARLY, EARLY, LATE].map(stamp));
             cloud.on(&page(1), [groups(&[group("a", "10.0.0.1")], false)]);
         },
@@ -397,7 +397,7 @@ async fn check(case: &Case) {
     );
 }
 
-/// Level and message of each line that is not routine.
+/// Level and message of each line that is not in the list above.
 fn told(log: &lager::Capture) -> Vec<String> {
     let lines = log.lines().into_iter().map(|line| {
         let message = line["message"].as_str().unwrap();
@@ -407,7 +407,7 @@ fn told(log: &lager::Capture) -> Vec<String> {
     lines.filter(|line| !ROUTINE.contains(&line.as_str())).collect()
 }
 
-/// Each on a thread of its own, which is what a log can be caught of.
+/// Runs each scenario on a thread of its own, which log capturing requires.
 #[test]
 fn calls_and_log_lines_are_those_of_the_contract() {
     let run = |case| {

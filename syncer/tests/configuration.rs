@@ -6,7 +6,7 @@ use runtime::config::{self, Error, Loaded};
 use serde_json::{Value, json};
 use syncer::config::{Config, InternalTls};
 
-/// As the original's BOSH job writes it, with our own required keys.
+/// As the original's BOSH job renders it, with the additional required keys.
 fn bosh() -> Value {
     json!({
         "uuid": "instance-1",

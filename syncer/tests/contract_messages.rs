@@ -1,5 +1,5 @@
 //! Every message of docs/compatibility/asg-syncer.md#logs, with its level and the keys
-//! of its data: written as there, or named as a difference in
+//! of its data: logged as documented, or listed as a difference in
 //! docs/compatibility/asg-syncer.md#differences.
 
 use std::{
@@ -29,7 +29,7 @@ use crate::support::{
     until,
 };
 
-/// Level, message, keys; after a bar those that are ours in addition.
+/// Level, message, keys; additional keys of this syncer after a bar.
 const WRITTEN: &str = "\
 info locket-lock.started lock ttl_in_seconds session
 info locket-lock.acquired-lock lock ttl_in_seconds session | fencing_token
@@ -73,7 +73,7 @@ error cc-internal-json-client.http-client body code error session
 error asg-sync-cycle error | retry_in_ms
 ";
 
-/// Looked at where whole processes run: `starting-asg-syncer`, `exited`,
+/// Tested with whole processes: `starting-asg-syncer`, `exited`,
 /// `exited-with-failure` (process.rs).
 const NOT_WRITTEN: [&str; 5] = [
     "getting db connection",
@@ -86,13 +86,13 @@ const NOT_WRITTEN: [&str; 5] = [
 const TIMES: Times =
     Times { ttl: Duration::from_millis(500), retry_interval: Duration::from_millis(100) };
 
-/// A leader whose Cloud Controller has one trouble after the other.
+/// A leader whose Cloud Controller fails in several ways, one after another.
 async fn lead() {
     let cloud = Cloud::start().await;
     let store = PolicyStoreTwin::start().await;
     let nowhere = Reply::text(404, "Unknown request");
     let oops = || Reply::text(500, "oops");
-    // A poll; before, after: moved; before, after; two idle polls; a failure.
+    // A poll; before, after: changed; before, after; two idle polls; a failure.
     let stamps = [EARLY, EARLY, LATE, LATE, LATE, EARLY].map(stamp);
     cloud.on(STAMP, stamps.into_iter().chain([oops(), nowhere]));
     let list = groups(&[group("a", "10.0.0.1")], false);
@@ -106,8 +106,8 @@ async fn lead() {
     until("idle polls", || cloud.count(STAMP) >= polls + 5).await;
 }
 
-/// One that waits, leads, loses the lock, and is stopped while the lock server
-/// has trouble.
+/// A syncer that waits, leads, loses the lock, and is stopped while the lock server
+/// fails.
 async fn keep(log: &lager::Capture) {
     let server = LockServer::start(false).await;
     let keeper = || {
@@ -152,7 +152,7 @@ fn told(log: &lager::Capture) -> BTreeMap<String, (String, BTreeSet<String>)> {
         let action = message.strip_prefix("cfnetworking.policy-server-asg-syncer.").unwrap();
         let Value::Object(data) = &line["data"] else { panic!("{line}") };
         let entry = told.entry(action.to_owned()).or_default();
-        // Looks at the stamp are at info once a minute, and at debug otherwise.
+        // Stamp polls are logged at info once a minute, and at debug otherwise.
         if entry.0.is_empty() {
             line["level"].as_str().unwrap().clone_into(&mut entry.0);
         }

@@ -1,4 +1,4 @@
-//! The Cloud Controller's JSON, well-formed and not.
+//! The Cloud Controller's JSON, valid and invalid.
 
 use model::{group::SecurityGroup, rule::RuleSpec};
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ fn read(json: &Value) -> Result<SecurityGroup, Malformed> {
     import::group(&json.to_string())
 }
 
-/// A group with one thing changed.
+/// A group with one change.
 fn with(pointer: &str, value: Value) -> Value {
     let mut group = json!({
         "guid": "g1", "name": "one", "created_at": "2026-11-23T01:53:08Z",
@@ -33,8 +33,8 @@ fn whole() -> Value {
     with("/name", json!("one"))
 }
 
-/// Whatever the Cloud Controller took, under whatever flags, is read as it
-/// stands: what cannot be enforced is for the cells to say.
+/// Every value that the Cloud Controller accepted, under any flags, is imported unchanged:
+/// cells report rules that cannot be enforced.
 #[test]
 fn every_rule_that_the_cloud_controller_takes_is_read() {
     let recorded = include_str!("../../dev/tests/fixtures/rule-cases.json");
@@ -173,7 +173,7 @@ fn what_cannot_be_read_is_named_by_its_path() {
     }
 }
 
-/// serde alone takes a list for a struct, the fields in order.
+/// serde alone accepts a list for a struct, with the fields in order.
 #[test]
 fn a_list_is_no_object() {
     for (pointer, value) in [
@@ -201,7 +201,7 @@ fn a_list_is_no_object() {
     }
 }
 
-/// A JSON text that is not Unicode, in whatever field.
+/// JSON with invalid Unicode in any field.
 #[test]
 fn half_a_surrogate_pair_does_not_cost_the_guid() {
     for (body, name) in [
@@ -342,8 +342,8 @@ fn keys() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// Law 6: whatever stands in one place of the list, its neighbours arrive,
-    /// and it is a group or malformed with a reason.
+    /// Law 6: whatever one entry of the list contains, its neighbours are imported, and the
+    /// entry is a group or malformed with a reason.
     #[test]
     fn neighbours_always_arrive(anything in any_json()) {
         let body = json!({"resources": [{"guid": "before"}, anything, {"guid": "after"}]});

@@ -1,4 +1,4 @@
-//! Lists that are not whole, do not end, or are somewhere else.
+//! Lists that are incomplete, endless, or redirected.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn many(count: usize) -> Vec<Value> {
     (0..count).map(|number| group(&format!("g{number:05}"), "10.0.0.1")).collect()
 }
 
-/// Two pages of which the first is full.
+/// Two pages; the first one is full.
 fn two_pages(cloud: &Cloud, list: &[Value]) {
     let (first, second) = list.split_at(5_000);
     cloud.on(&page(1), [counted(first, true, list.len(), 2)]);
@@ -63,14 +63,14 @@ async fn a_truncated_list_removes_nothing() {
         let error = first_error(&log, &store).await;
         assert!(error.contains("pagination.total_results says 7500"), "{name}: {error}");
         assert_eq!(store.with(|state| state.groups.len()), 7_500, "{name}");
-        // The watermark stayed, so the next whole list is applied.
+        // The watermark is unchanged, so the next complete list is applied.
         two_pages(&cloud, &list);
         until("a whole list", || store.writes().len() == 2).await;
     }
 }
 
-/// A group that left the list between two pages without a new stamp (API v2)
-/// moves another one from the second page to the first.
+/// A group deleted between two pages without a new stamp (API v2) moves another group
+/// from the second page to the first.
 #[tokio::test]
 async fn a_total_that_changes_between_two_pages_is_another_list() {
     let cloud = Cloud::start().await;
@@ -86,7 +86,7 @@ async fn a_total_that_changes_between_two_pages_is_another_list() {
     assert_eq!(cloud.count(&page(1)), 2, "read again");
 }
 
-/// Requests in two seconds are bounded, and the cause is in the log.
+/// The number of requests in two seconds is bounded, and the cause is logged.
 #[tokio::test]
 async fn a_next_without_end_is_an_error() {
     let one = many(1);

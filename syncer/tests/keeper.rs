@@ -1,4 +1,4 @@
-//! The keeper against a lock server: terms, losses, and what the log says.
+//! The keeper against a lock server: terms, losses, and log lines.
 
 use std::{
     sync::{Arc, Mutex},
@@ -25,10 +25,10 @@ use crate::support::{
 
 const TIMES: Times =
     Times { ttl: Duration::from_millis(1_000), retry_interval: Duration::from_millis(200) };
-/// So rare that only a watch can be in time.
+/// Retry interval so long that only a watch can be in time.
 const RARE: Times = Times { ttl: Duration::from_secs(40), retry_interval: Duration::from_secs(20) };
 
-/// What happened to the work, when.
+/// Event of the work, with its time.
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
     Began { token: u64 },
@@ -52,7 +52,7 @@ impl Diary {
     }
 }
 
-/// Writes into the diary when the work is dropped.
+/// Records when the work is dropped.
 struct OnDrop(Diary);
 
 impl Drop for OnDrop {
@@ -210,8 +210,8 @@ async fn no_answers_end_the_work_before_the_lock_could_be_given_away() {
     until("a renewal", || server.with(|state| state.granted.len() >= 2)).await;
     server.with(|state| state.mood = Mood::Silent);
     assert_eq!(running.steps(2).await, [began(1), Step::Ended]);
-    // The server counts from when the request arrived, which was later than it
-    // was sent.
+    // The server counts from the arrival of the request, which is later than the time of
+    // sending.
     let last = server.with(|state| *state.granted.last().unwrap());
     let held = running.diary.at(1) - last;
     assert!(held < TIMES.ttl - TIMES.margin() / 2, "believed for {held:?}");
@@ -259,7 +259,7 @@ async fn another_token_begins_another_term() {
     let server = LockServer::start(true).await;
     let running = Running::start(&server, "me", TIMES);
     running.steps(1).await;
-    // Somebody had it between two renewals.
+    // Another owner held the lock between two renewals.
     server.with(|state| state.token = 7);
     assert_eq!(running.steps(3).await, [began(1), Step::Ended, began(7)]);
 }
@@ -273,7 +273,7 @@ async fn a_refusal_of_the_store_gives_the_lock_back() {
         server.with(|state| state.calls.iter().any(|(call, _)| *call == "release"))
     })
     .await;
-    // Others get the first try; then it is ours again.
+    // Standbys can claim first; then this process acquires it again.
     assert_eq!(running.steps(3).await[2], began(2));
     assert!(running.diary.at(2) - running.diary.at(1) >= TIMES.retry_interval);
 }
@@ -331,7 +331,7 @@ async fn of_five_one_leads_and_each_gets_its_turn() {
     assert_eq!(server.with(|state| state.token), 5);
 }
 
-/// Within a time to live, a leader and a standby alike; a refusal is an answer.
+/// Within a time to live, for leader and standby alike; a collision counts as a response.
 #[tokio::test]
 async fn a_process_that_cannot_reach_the_lock_server_is_not_ready() {
     let server = LockServer::start(true).await;

@@ -1,5 +1,5 @@
-//! Law 9: whatever the stamps do, the store ends equal to the Cloud Controller
-//! within the bounds that `poll::schedule` states.
+//! Law 9: whatever the stamps are, the store equals the Cloud Controller within the
+//! bounds that `poll::schedule` states.
 
 use std::time::{Duration, Instant};
 
@@ -36,25 +36,24 @@ fn at(second: i64, nanosecond: i64) -> Stamp {
     Stamp::At(Watermark::try_new(second, nanosecond).unwrap())
 }
 
-/// How a change treats the stamp.
+/// Effect of a change on the stamp.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Touch {
-    /// The second of the change, as Cloud Controllers before 2023.
+    /// The second of the change, as in Cloud Controllers before 2023.
     Second,
     /// The microsecond of the change.
     Micro,
-    /// Not at all: v2 API, deleted space, seeding.
+    /// Unchanged: v2 API, deleted space, seeding.
     Not,
-    /// So many seconds before the last one.
+    /// This number of seconds before the last one.
     Back(u8),
-    /// It takes the stamp away (404), until the next change.
+    /// The stamp is absent (404), until the next change.
     Gone,
 }
 
-/// A simulated Cloud Controller: its n-th change happened at a moment, and left
-/// a stamp.
+/// A simulated Cloud Controller: the time of its n-th change, and the stamp after it.
 struct Cloud {
-    /// Its clock minus ours, in ms.
+    /// Its clock minus the local clock, in ms.
     skew: i64,
     changes: Vec<(u64, Stamp)>,
 }
@@ -92,8 +91,8 @@ impl Cloud {
     }
 }
 
-/// Polls from 0 to `end`; each reading takes `reading` ms and sees the list as it
-/// was at half of that. Returns what the store held, and from when.
+/// Polls from 0 to `end`; each read takes `reading` ms and sees the list as of half of
+/// that time. Returns the contents of the store, with their times.
 fn run(cloud: &Cloud, end: u64, reading: u64, spin: f64) -> Vec<(u64, usize)> {
     let t = start();
     let mut schedule = Schedule::new(INTERVALS);
@@ -119,14 +118,14 @@ fn run(cloud: &Cloud, end: u64, reading: u64, spin: f64) -> Vec<(u64, usize)> {
     stored
 }
 
-/// When the store held the last content for good.
+/// When the store reached the final content.
 fn settled(stored: &[(u64, usize)], content: usize) -> Option<u64> {
     let first = stored.iter().rposition(|(_, held)| *held != content).map_or(0, |last| last + 1);
     stored.get(first).map(|(moment, _)| *moment)
 }
 
 fn changes(touches: impl Strategy<Value = Touch>) -> impl Strategy<Value = Vec<(u64, Touch)>> {
-    // Many changes in few seconds, so that ticks are shared.
+    // Many changes in few seconds, so that several share a tick.
     prop::collection::vec((0_u64..20_000, touches), 1..30).prop_map(|mut changes| {
         changes.sort_by_key(|(moment, _)| *moment);
         changes
@@ -144,8 +143,8 @@ fn settles_after(changes: &[(u64, Touch)], skew: i64, reading: u64, spin: f64) -
 }
 
 proptest! {
-    /// Whole-second stamps from a clock that is off: within a tick, its slack, a
-    /// poll, and what readings and one unstable attempt take.
+    /// Whole-second stamps from a wrong clock: within a tick, its slack, a poll, and the
+    /// duration of reads and of one unstable attempt.
     #[test]
     fn changes_that_share_a_second_arrive(
         changes in changes(Just(Touch::Second)),
@@ -165,7 +164,7 @@ proptest! {
         prop_assert!(took <= bound, "{took} ms > {bound} ms");
     }
 
-    /// Anything at all: within the full interval.
+    /// Any stamps: within the full interval.
     #[test]
     fn everything_arrives(
         changes in changes(prop_oneof![

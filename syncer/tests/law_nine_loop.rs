@@ -1,6 +1,6 @@
-//! Law 9 with the real loop: a Cloud Controller over HTTP that changes at random
-//! moments and treats its stamp in every way, and a store that must end equal.
-//! The exact bounds are looked at in `law_nine`, in simulated time.
+//! Law 9 with the real loop: a Cloud Controller over HTTP that changes at random times
+//! with all kinds of stamps, and a store that must converge. `law_nine` tests the exact
+//! bounds, in simulated time.
 
 use std::{
     sync::{Arc, Mutex},
@@ -29,20 +29,20 @@ use crate::support::{
 
 const POLL: Duration = Duration::from_millis(50);
 const FULL: Duration = Duration::from_secs(2);
-/// What a busy machine may cost beyond the bound.
+/// Tolerance beyond the bound, for a busy machine.
 const SLACK: Duration = Duration::from_secs(3);
 const CHANGES: u64 = 40;
 
-/// How a change treats the stamp.
+/// Effect of a change on the stamp.
 #[derive(Debug, Clone, Copy)]
 enum Touch {
-    /// Whole seconds of a clock that is off.
+    /// Whole seconds of a wrong clock.
     Second,
     Micro,
     Not,
     /// Before the last one.
     Back,
-    /// There is none any more, until the next change.
+    /// The stamp is absent, until the next change.
     Gone,
 }
 
@@ -70,7 +70,7 @@ impl Content {
         };
     }
 
-    /// One group tells the revision, and every tenth revision takes one away.
+    /// One group contains the revision; every tenth revision removes a group.
     fn groups(&self) -> Vec<Value> {
         let shown =
             group("revision", &format!("10.0.{}.{}", self.revision / 250, self.revision % 250));
@@ -90,7 +90,7 @@ async fn last_update(State(content): State<Shared>) -> (http::StatusCode, Json<V
     }
 }
 
-/// The answer is of a moment in the middle of the call.
+/// The response shows a moment in the middle of the call.
 async fn list(State(content): State<Shared>) -> Json<Value> {
     sleep(Duration::from_millis(fastrand::u64(..15))).await;
     let groups = content.lock().unwrap().groups();
@@ -111,7 +111,7 @@ async fn serve(content: Shared) -> (String, JoinSet<()>) {
     (format!("http://{address}"), server)
 }
 
-/// Returns how long after the last change the store had it for good.
+/// Returns the time from the last change until the store had the final content.
 async fn story(seed: u64) -> Duration {
     let mut chance = fastrand::Rng::with_seed(seed);
     let skew = chance.i64(0..100_000);
@@ -135,7 +135,7 @@ async fn story(seed: u64) -> Duration {
         sleep(Duration::from_millis(5)).await;
     }
     let took = last.elapsed();
-    // It stays so through another reading.
+    // The content stays the same after another read.
     let writes = store.writes().len();
     while store.writes().len() <= writes {
         assert!(equal(), "seed {seed}: it was taken back");

@@ -1,5 +1,5 @@
-//! Law 1 from the syncer's side: it never believes longer than the lock server
-//! would keep the lock for it.
+//! Law 1 on the syncer's side: its lease ends before the lock server can grant the lock
+//! to another owner.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ fn a_lease_is_counted_from_the_sending() {
     let t = start();
     let mut lease = Lease::new(TIMES);
     let ends = t + ms(12_000);
-    // The answer took four seconds; they are lost.
+    // The response took four seconds, which the lease loses.
     assert_eq!(
         lease.granted(t, t + ms(4_000), ONE),
         Granted::Began { token: ONE, ends, broke: false }
@@ -46,7 +46,7 @@ fn renewals_prolong_and_never_shorten() {
     lease.granted(t, t, ONE);
     let later = t + ms(5_000);
     assert_eq!(lease.granted(later, later, ONE), Granted::Kept { ends: later + ms(12_000) });
-    // An older attempt whose answer comes late.
+    // The delayed response of an older attempt.
     let kept = lease.granted(t + ms(1_000), later, ONE);
     assert_eq!(kept, Granted::Kept { ends: later + ms(12_000) });
     assert_eq!(lease.since(), Some(t));
@@ -102,7 +102,7 @@ fn attempts_follow_the_interval_and_hurry_when_a_renewal_fails() {
     assert_eq!(lease.patience(t + ms(10_000)), ms(5_000));
 }
 
-/// A request on its way: sent, there, and back, or lost on the way back.
+/// A request in flight: sent, arrived, answered, or its response lost.
 #[derive(Debug, Clone)]
 struct Attempt {
     sent: u64,
@@ -118,16 +118,15 @@ fn attempts() -> impl Strategy<Value = Attempt> {
 enum Event {
     /// At the server.
     Arrives(Attempt),
-    /// Here: sent when, granted with which token or not.
+    /// At the syncer: time of sending, and the granted token, if any.
     Answers(u64, Option<FencingToken>),
-    /// Somebody else asks for the lock.
+    /// Another owner claims the lock.
     Rival,
 }
 
 proptest! {
-    /// Whatever is delayed, lost or overtaken on the way, while rivals try at
-    /// random: when the server gives the lock to a rival, we do not believe any
-    /// more that it is ours, and have not for at least the margin.
+    /// With any delays, losses and reordering, while rivals claim at random: when the server
+    /// grants the lock to a rival, the lease has ended at least the margin before.
     #[test]
     fn nobody_else_gets_the_lock_while_we_believe(
         attempts in prop::collection::vec(attempts(), 0..40),
@@ -137,7 +136,7 @@ proptest! {
         let mut events: Vec<(u64, Event)> = rivals.into_iter().map(|at| (at, Event::Rival)).collect();
         events.extend(attempts.into_iter().map(|it| (it.sent + it.out, Event::Arrives(it))));
         let mut lease = Lease::new(TIMES);
-        // Who holds the lock at the server, until when, under which token.
+        // Owner, deadline and token at the server.
         let (mut ours, mut expires, mut token) = (false, 0, 0);
         let mut believed_until = t;
         while !events.is_empty() {

@@ -15,9 +15,9 @@ use crate::support::{
 
 const RECORDING: &str = include_str!("fixtures/first-sync-debug.log");
 
-/// Ours in addition: the line `applied-security-groups` before the end of a sync,
-/// and the key `reason`. Left out: asking for a token that is still good. The
-/// order is the recorded one.
+/// Additional: the line `applied-security-groups` before the end of a sync, and the key
+/// `reason`. Omitted: the request for a token while the cached one is valid. The order is
+/// the recorded one.
 fn expected() -> Vec<String> {
     let recorded: Vec<_> = RECORDING.lines().map(recorded).collect();
     let is = |action: &'static str| move |line: &String| line.starts_with(action);
@@ -31,7 +31,7 @@ fn expected() -> Vec<String> {
         if line == "debug asg-sync-complete" && !lines.iter().any(is("info applied")) {
             lines.push(format!("info applied-security-groups {APPLIED}"));
         }
-        // Ours looks more often, and says so at info once a minute.
+        // This syncer polls more often, and logs that at info once a minute.
         if line == LOOK && std::mem::replace(&mut looked, true) {
             lines.push(LOOK.replace("info", "debug"));
             continue;
@@ -46,7 +46,7 @@ const LOOK: &str = "info get-security-groups-last-update";
 const APPLIED: &str = "added added-guids changed fencing-token generation kept malformed read-ms reason \
                        removed store-ms unchanged watermark";
 
-/// The recording has lines that were cut because of their length.
+/// The recording has lines that were truncated because of their length.
 fn recorded(line: &str) -> String {
     if let Ok(line) = serde_json::from_str(line) {
         return told(&line);
@@ -125,7 +125,7 @@ async fn values_are_the_originals() {
     assert_eq!(only("get-security-groups-with-page-response"), json!({"resources": shown}));
     assert_eq!(only("get-security-groups-response"), json!({"response": shown}));
     assert_eq!(only("successfully-fetched-security-groups"), json!({"count": 1}));
-    // The keys of a group stand in the original's order, and & is escaped.
+    // The keys of a group have the original's order, and & is escaped.
     let text = log.text();
     assert!(text.contains(r#"{"security-groups":[{"guid":"a","name":"name-of-a","globally_enabled":{"running":true,"staging":false},"rules":[{"protocol":"tcp","destination":"10.88.139.92","ports":"443","type":0,"code":0,"description":"","log":false}],"relationships":{"staging_spaces":{"data":[]},"running_spaces":{"data":[{"guid":"s1"}]}}}]}"#));
     assert!(text.contains(r"/v3/security_groups?per_page=5000\u0026page=1"));

@@ -1,4 +1,4 @@
-//! All tests of the crate that reach beyond one module.
+//! Tests across modules.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
 

@@ -1,4 +1,4 @@
-//! What reading the list costs the Cloud Controller, and when it is read besides.
+//! Cost of reading the list for the Cloud Controller, and the reads without a change.
 
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,8 @@ fn at(second: i64) -> Stamp {
     Stamp::At(Watermark::try_new(second, 1_000).unwrap())
 }
 
-/// When the list was read, by what reason, if a reading takes `took` and nothing
-/// but `stamps` (by the second) and `malformed` (by the reading) happens.
+/// When and why the list is read, if a read takes `took` and only `stamps` (by the second)
+/// and `malformed` (by the read) change.
 fn readings(
     length: Duration,
     took: Duration,
@@ -59,20 +59,20 @@ fn readings(
     readings
 }
 
-/// 13,500 groups on three pages that take a second each.
+/// 13,500 groups on three pages of a second each.
 const LARGE: Duration = Duration::from_secs(3);
 
 #[test]
 fn without_changes_reading_takes_one_percent_of_the_time() {
     for (took, spin) in [(LARGE, 0.0), (LARGE, 1.0), (Duration::from_secs(30), 0.5)] {
         let day = Duration::from_secs(24 * 3600);
-        // From the second reading on: the first one is the start's.
+        // From the second read on: the first one is that of the start.
         let count = readings(day, took, spin, |_| at(10), |_| 0).len() - 1;
         let share = took.as_secs_f64() * count as f64 / day.as_secs_f64();
         assert!(share <= 0.01, "{took:?}: {count} readings take {share}");
         assert!(share >= 0.005, "{took:?}: {count} readings take {share}");
     }
-    // A small foundation is read as before.
+    // A small foundation is read at the configured interval.
     let hour = Duration::from_secs(3600);
     let count = readings(hour, Duration::from_millis(50), 1.0, |_| at(10), |_| 0).len();
     assert_eq!(count, 12);
@@ -120,7 +120,7 @@ fn malformed_groups_are_read_again_with_growing_pauses() {
     let once =
         readings(Duration::from_secs(200), LARGE, 1.0, |_| at(10), |nth| usize::from(nth == 1));
     assert_eq!(once, [(0, "first"), (18, "malformed-groups")]);
-    // One that can never be read does not hide the next one.
+    // A permanently malformed group does not hide the next one.
     let two = readings(
         Duration::from_secs(500),
         Duration::ZERO,
@@ -134,7 +134,7 @@ fn malformed_groups_are_read_again_with_growing_pauses() {
 }
 
 proptest! {
-    /// The bound of docs/architecture.md for a change that the stamp does not tell.
+    /// The bound of docs/architecture.md for a change that the stamp does not show.
     #[test]
     fn a_silent_change_waits_no_longer_than_the_formula(
         took in 0_u64..60_000, spin in 0.0..1.0,
@@ -154,8 +154,8 @@ fn settings(full: Duration, repair: Duration) -> Settings {
     Settings { intervals: Intervals { full, repair, ..SETTINGS.intervals }, ..SETTINGS }
 }
 
-/// 13,500 groups over HTTP, a second a page, and a leader that would like to
-/// read the list each 100 ms.
+/// 13,500 groups over HTTP, a second per page, and a leader that is configured to read
+/// the list each 100 ms.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_list_is_not_read_again_for_minutes() {
     let cloud = Cloud::start().await;
@@ -170,14 +170,14 @@ async fn a_large_list_is_not_read_again_for_minutes() {
     let settings = settings(Duration::from_millis(100), Duration::from_secs(15));
     let cloud_client = cloud.client_with_timeout(Duration::from_secs(60));
     let _leader = Leader::with(settings, cloud_client, store.client("me"), 1);
-    // A debug build on a busy machine takes its time for 13,500 groups.
+    // A debug build on a busy machine needs time for 13,500 groups.
     let patience = Duration::from_secs(60);
     until_within(patience, "the first write", || store.writes().len() == 1).await;
     let polls = cloud.count(STAMP);
     sleep(Duration::from_secs(8)).await;
     assert_eq!(cloud.count(&page(1)), 1, "readings");
     assert!(cloud.count(STAMP) > polls + 20, "it looks at the stamp all the time");
-    // A change is read at the next poll all the same.
+    // A change is still read at the next poll.
     cloud.on(STAMP, [stamp(LATE)]);
     until("the change is read", || cloud.count(&page(1)) == 2).await;
 }

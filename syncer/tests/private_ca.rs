@@ -1,5 +1,4 @@
-//! TLS with private authorities: the internal API's mutual TLS, and trust in
-//! nobody else.
+//! TLS with private CAs: mutual TLS with the internal API, and no trust in other CAs.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -61,7 +60,7 @@ async fn only_the_configured_authorities_are_trusted() {
     assert!(refused.contains("UnknownIssuer"), "{refused}");
     let refused = fetch(only(&theirs), &url).await.unwrap_err();
     assert!(refused.contains("UnknownIssuer"), "{refused}");
-    // Trusted, but the server wants to know who we are.
+    // The server certificate is trusted, but the server requires a client certificate.
     let refused = fetch(only(&ours), &url).await.unwrap_err();
     assert!(!refused.contains("UnknownIssuer"), "{refused}");
     let refused = fetch(Trust::Anything(None), &url).await.unwrap_err();
@@ -71,7 +70,7 @@ async fn only_the_configured_authorities_are_trusted() {
     assert_eq!(fetch(Trust::Anything(Some(identity)), &url).await, Ok("in".to_owned()));
 }
 
-/// UAA's and the public API's authorities are replaced while the process runs.
+/// The CAs of UAA and the public API are replaced while the process runs.
 #[tokio::test]
 async fn replaced_authorities_are_taken_up() {
     runtime::tls::install_provider();
@@ -94,7 +93,7 @@ async fn replaced_authorities_are_taken_up() {
     watch.spawn(tls.clone().watch(CancellationToken::new()));
     fs::write(&bundle, format!("{}{}", old.pem, new.pem)).unwrap();
     until("the new authority", || !Arc::ptr_eq(&tls.rustls_config().unwrap(), &before)).await;
-    // Known now; the server goes on to ask for a certificate, which there is none of.
+    // Trusted now; the server still requests a client certificate, which is missing.
     let refused = ask().await.unwrap_err();
     assert!(!refused.contains("UnknownIssuer"), "{refused}");
 }

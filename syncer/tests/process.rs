@@ -27,7 +27,7 @@ use crate::support::{
     until,
 };
 
-/// Everything that a syncer talks to, with certificates.
+/// All servers that a syncer uses, with certificates.
 struct World {
     folder: tempfile::TempDir,
     authority: Authority,
@@ -41,7 +41,7 @@ impl World {
         Self::with_locket(true).await
     }
 
-    /// `ours`: with our extensions of Locket.
+    /// `ours`: with the Portcullis extensions of Locket.
     async fn with_locket(ours: bool) -> Self {
         runtime::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ impl World {
     }
 }
 
-/// A running process; killed when it is dropped.
+/// A running process; killed on drop.
 struct Syncer {
     child: Child,
     log: PathBuf,
@@ -138,7 +138,7 @@ impl Syncer {
         }
     }
 
-    /// The most memory that it ever had, in KiB.
+    /// Peak memory, in KiB.
     fn peak(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -211,8 +211,8 @@ async fn a_standby_takes_over_when_the_leader_is_told_to_stop() {
     assert_eq!(world.store.writes().last().unwrap().begin.fencing_token, 2);
 }
 
-/// Without watch and without fencing tokens: it is told once, and the lock is
-/// taken, renewed, given back and asked for at intervals.
+/// Without watch and without fencing tokens: logged once; the lock is acquired, renewed
+/// and released, and claimed at intervals.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_genuine_locket_is_enough() {
     let world = World::with_locket(false).await;
@@ -296,7 +296,7 @@ async fn metrics_go_to_metron_by_the_originals_names() {
             let event = counter_event.map(|event| (event.name, event.delta.to_string()));
             *told.entry(value.or(event).unwrap()).or_insert(0) += 1;
         }
-        // The last of a sync, for the second time.
+        // The last line of a sync, for the second time.
         told.get(&key("SecurityGroupsTotalSyncTime", "ms")) == Some(&2)
     })
     .await;
@@ -323,7 +323,7 @@ fn key(name: &str, unit: &str) -> (String, String) {
     (name.to_owned(), unit.to_owned())
 }
 
-/// Of a standby, before anything has happened.
+/// Metrics of a standby, before any event.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_exists_from_the_start() {
     let world = World::start().await;
@@ -344,7 +344,7 @@ async fn every_metric_exists_from_the_start() {
     }
 }
 
-/// A name and a password in the URL of UAA, at level debug and with every error.
+/// A user and a password in the URL of UAA, at level debug and with every error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_in_a_url_is_in_no_log_line() {
     let world = World::start().await;
@@ -371,7 +371,7 @@ async fn a_password_in_a_url_is_in_no_log_line() {
     assert!(!several("authorization"), "one of the URL besides that of the token");
 }
 
-/// The level is changed while it runs.
+/// The level is changed at runtime.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_level_is_a_request_to_the_debug_server() {
     let world = World::start().await;
@@ -464,8 +464,8 @@ fn large_list(cloud: &Cloud, version: usize) {
     }
 }
 
-/// 13,500 groups with 270,000 rules and 40,500 bindings (50 MB of JSON) in
-/// at most 64 MiB, in whatever profile the tests are built.
+/// 13,500 groups with 270,000 rules and 40,500 bindings (50 MB of JSON) in at most
+/// 64 MiB, in any build profile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_foundation_fits_into_little_memory() {
     let world = World::start().await;
@@ -497,7 +497,7 @@ async fn a_large_foundation_fits_into_little_memory() {
     assert!(peak <= MOST_KIB, "{peak} KiB");
 }
 
-/// Each client's files are named in the log and in the readiness.
+/// Log and readiness name the files of each client.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_usable_certificates_it_starts_and_waits_for_them() {
     let world = World::start().await;

@@ -29,7 +29,7 @@ fn reason(health: &Health, component: &str) -> Option<String> {
     reasons.filter(|(name, _)| *name == component).map(|(_, reason)| reason).next()
 }
 
-/// The calls' own time-outs are far longer than the bound.
+/// The timeouts of the calls are far longer than the bound.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_cloud_controller_hangs_is_not_ready() {
     for call in [STAMP.to_owned(), page(1)] {
@@ -63,7 +63,7 @@ async fn a_leader_whose_polls_fail_is_not_ready_until_one_goes_well() {
     until("ready", || health.is_ready()).await;
 }
 
-/// Each page takes half of the bound, and all of them several times that.
+/// Each page takes half of the bound, all pages several times the bound.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_list_that_arrives_page_by_page_leaves_it_ready() {
     let (cloud, store) = (Cloud::start().await, PolicyStoreTwin::start().await);
@@ -82,7 +82,7 @@ async fn a_long_list_that_arrives_page_by_page_leaves_it_ready() {
     assert!(began.elapsed() > 2 * BOUND);
 }
 
-/// Though nothing changes, and so nothing is written.
+/// Also without changes, hence without writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_store_is_away_is_not_ready() {
     let (cloud, store) = (Cloud::start().await, PolicyStoreTwin::start().await);

@@ -1,4 +1,4 @@
-//! From a list with malformed groups to a manifest that strips nobody.
+//! From a list with malformed groups to a manifest that removes no valid group.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ fn manifest(groups: &[Value], held: &StoreHashes) -> Manifest {
     read(groups, held).into_manifest(held)
 }
 
-/// What a store holds after these groups were synced.
+/// Content of a store after these groups were synced.
 fn held(groups: &[Value]) -> StoreHashes {
     manifest(groups, &StoreHashes::new()).into_held()
 }
@@ -94,11 +94,11 @@ fn of_the_same_guid_twice_the_last_counts() {
     let nothing = StoreHashes::new();
     let twice = manifest(&[good("a", "one"), good("b", "one"), good("a", "two")], &nothing);
     assert_eq!(twice, manifest(&[good("a", "two"), good("b", "one")], &nothing));
-    // Back to what the store holds: nothing to send.
+    // Back to the content of the store: nothing to send.
     let held = held(&[good("a", "one")]);
     let back = manifest(&[good("a", "two"), good("a", "one")], &held);
     assert!(back.content.is_empty());
-    // One of the two is malformed: the other one is good, wherever it stands.
+    // One of the two is malformed: the other one counts, in either order.
     let before = manifest(&[malformed("a"), good("a", "one")], &nothing);
     let after = manifest(&[good("a", "one"), malformed("a")], &nothing);
     assert_eq!(before, after);
@@ -135,9 +135,9 @@ fn lists() -> impl Strategy<Value = Vec<Value>> {
 }
 
 proptest! {
-    /// Law 6 and "never strip": over any sequence of lists, a group that the
-    /// store holds goes only when the list neither names it nor has a group that
-    /// might be it; and every readable group arrives with its content at hand.
+    /// Law 6, and no wrong removal: over any sequence of lists, a group in the store is removed
+    /// only when the list neither contains it nor has a malformed group that might be it; and
+    /// every well-formed group is in the manifest, with its content available.
     #[test]
     fn no_group_is_stripped_because_one_is_malformed(lists in prop::collection::vec(lists(), 1..6)) {
         let mut held = StoreHashes::new();

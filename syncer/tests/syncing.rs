@@ -1,4 +1,4 @@
-//! Leaders against a store: what is written, what is kept, who may write.
+//! Leaders against a store: writes, kept groups, fencing.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl World {
         Self { cloud: Cloud::start().await, store: PolicyStoreTwin::start().await }
     }
 
-    /// The Cloud Controller changes to these groups, under this stamp.
+    /// Sets the groups of the Cloud Controller, and its stamp.
     fn set(&self, at: &str, list: &[Value]) {
         self.cloud.on(&page(1), [groups(list, false)]);
         self.cloud.on(STAMP, [stamp(at)]);
@@ -79,7 +79,7 @@ async fn only_what_changed_is_sent() {
     world.set(LATE, &[group("a", "10.0.0.1"), group("b", "10.0.0.2")]);
     world.writes(2).await;
     assert_eq!(world.store.writes()[1].sent, ["b"]);
-    // A new term knows nothing, but the store does.
+    // A new term has no state, but the store does.
     leader.begin_term(2);
     world.writes(3).await;
     assert_eq!(world.store.writes()[2].sent, [""; 0]);
@@ -102,7 +102,7 @@ async fn a_malformed_group_keeps_its_last_good_version() {
     assert_eq!(after[b], before[b]);
     assert_ne!(after[a], before[a], "the others go on");
     assert_eq!(world.store.with(|state| state.lists), 0, "what it wrote it knows");
-    // After a restart it has to ask the store, once.
+    // After a restart it has to list the store, once.
     leader.begin_term(2);
     world.writes(3).await;
     assert_eq!(world.names(), ["a", "b"]);
@@ -122,7 +122,7 @@ async fn a_malformed_group_keeps_its_last_good_version() {
     assert_eq!((&applied[1]["malformed"], &applied[1]["kept"]), (&json!(2), &json!(1)));
 }
 
-/// What the store holds stays known when the Cloud Controller fails.
+/// The known content of the store stays known when the Cloud Controller fails.
 #[tokio::test]
 async fn a_failed_reading_costs_no_listing_of_the_store() {
     let world = World::start().await;
@@ -138,7 +138,7 @@ async fn a_failed_reading_costs_no_listing_of_the_store() {
     assert_eq!(world.store.with(|state| state.lists), 0);
 }
 
-/// More groups than a page of the store's list, so that asking it is paged.
+/// More groups than a page of List, so that the listing is paged.
 #[tokio::test]
 async fn a_group_without_guid_holds_back_every_removal() {
     let world = World::start().await;
@@ -176,13 +176,13 @@ async fn a_list_that_shrank_to_nothing_is_stopped_by_the_stores_guard() {
     assert_eq!(data_of(&log, "reading-empty-list-again").len(), 1);
     assert_eq!(world.names().len(), 60);
     assert_eq!(leader.work.len(), 1, "it still leads");
-    // Not synced is not remembered: it tries again until it is right.
+    // A failed sync is not remembered: it is retried until it succeeds.
     world.set(LATE, &many[..59]);
     world.writes(2).await;
     assert_eq!(world.names().len(), 59);
 }
 
-/// Tokens: the leader's, and that of another owner who wrote before.
+/// Tokens: the leader's, and that of another owner that wrote before.
 #[tokio::test]
 async fn a_leader_whose_token_is_not_the_newest_stops() {
     for (token, newest) in [(8, 9), (8, 8), (0, 1)] {
@@ -218,7 +218,7 @@ async fn nothing_is_committed_after_the_lease() {
     assert_eq!(world.store.writes(), []);
 }
 
-/// Law 4: what the store has not confirmed is not remembered.
+/// Law 4: only stamps that the store has confirmed are remembered.
 #[tokio::test]
 async fn a_failed_write_is_repeated() {
     let (log, _control, _guard) = lager::capture(log_options(Level::Info));
@@ -234,7 +234,7 @@ async fn a_failed_write_is_repeated() {
     assert!(errors[0]["retry_in_ms"].is_u64());
 }
 
-/// The store was emptied behind the leader's back: what it held it holds no more.
+/// The store was emptied by another program: the known content is outdated.
 #[tokio::test]
 async fn a_store_that_forgot_gets_everything_again() {
     let world = World::start().await;
@@ -302,7 +302,7 @@ async fn sync_now_reads_the_list_though_nothing_moved() {
     assert_eq!((applied.reason, applied.unchanged, applied.fencing_token), ("requested", 1, 1));
     world.writes(2).await;
 
-    // A failure is the answer too, and does not wait for the next poll.
+    // A failure is also returned at once, and does not wait for the next poll.
     world.cloud.on(STAMP, [Reply::text(500, "oops")]);
     let Outcome::Failed { error, .. } = leader.sync_now.ask().await else { panic!("applied") };
     assert!(error.ends_with("http status 500: oops"), "{error}");
@@ -323,7 +323,7 @@ async fn whole_second_stamps_are_read_again_once() {
     world.set("2026-11-23T01:53:08.000000000+00:00", &[group("a", "10.0.0.1")]);
     let _leader = world.lead(1);
     world.writes(1).await;
-    // A second change within the tick: the stamp stays.
+    // A second change within the tick: the stamp is the same.
     world.cloud.on(&page(1), [groups(&[group("a", "10.0.0.2")], false)]);
     world.writes(2).await;
     assert_eq!(world.store.writes()[1].sent, ["a"]);

@@ -1,5 +1,5 @@
-//! Tokens that UAA gives and the Cloud Controller does not take, or takes for
-//! less than the whole list.
+//! Tokens from UAA that the Cloud Controller rejects, or accepts for only a part of the
+//! list.
 
 use runtime::lager::{self, Level};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ async fn a_token_that_no_header_can_have_is_an_error_and_not_kept() {
     assert!(!log.text().contains("cret"), "{}", log.text());
 }
 
-/// A token with fewer authorities gets a part of the list, with a total to match.
+/// A token with fewer authorities gets a part of the list, with a matching total.
 #[tokio::test]
 async fn a_list_that_shrank_is_read_again_with_a_new_token() {
     let (log, _control, _guard) = lager::capture(log_options(Level::Info));
@@ -72,12 +72,12 @@ async fn a_list_that_shrank_is_read_again_with_a_new_token() {
     assert_eq!(store.with(|state| state.groups.len()), 20);
     assert_eq!(cloud.count(TOKEN), 2);
     assert_eq!(data_of(&log, "reading-shorter-list-again"), [json!({"count": 4, "before": 20})]);
-    // A new term does not know what the store holds, and asks how much it is.
+    // A new term does not know the content of the store, and reads the number of groups.
     cloud.on(&page(1), [list(4), list(20)]);
     leader.begin_term(2);
     until("another write", || store.writes().len() == 3).await;
     assert_eq!(store.with(|state| state.groups.len()), 20);
-    // What is said twice is believed.
+    // A list that is read twice with the same result is accepted.
     cloud.on(&page(1), [list(12)]);
     cloud.on(STAMP, [stamp(EARLY)]);
     until("another write", || store.writes().len() == 4).await;

@@ -1,4 +1,4 @@
-//! What goes wrong between here and the Cloud Controller.
+//! Errors of Cloud Controller and UAA calls.
 
 use std::{fmt, time::Duration};
 
@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use jiff::Timestamp;
 use runtime::https;
 
-/// Which call failed.
+/// The failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// `POST /oauth/token` at UAA.
@@ -29,12 +29,12 @@ impl Step {
     }
 }
 
-/// A call that failed, and how.
+/// A failed call and its cause.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
     /// Which call.
     pub step: Step,
-    /// How.
+    /// Cause.
     #[source]
     pub fault: Fault,
 }
@@ -49,78 +49,78 @@ impl fmt::Display for Error {
     }
 }
 
-/// How a call failed. Texts as the original's where it has one.
+/// Cause of a failed call. Texts as the original's where it has one.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// Answered, but not with success.
+    /// Response with an error status.
     #[error("http status {}: {message}", code.as_u16())]
     Status {
         /// The status.
         code: StatusCode,
-        /// What the body says, shortened.
+        /// Error message in the body, truncated.
         message: String,
-        /// How long the server asks to be left alone.
+        /// `Retry-After` of the server.
         retry_after: Option<Duration>,
     },
-    /// UAA answered, but not with 200.
+    /// UAA responded with a status other than 200.
     #[error("bad uaa response: {}: {message}", code.as_u16())]
     Uaa {
         /// The status.
         code: StatusCode,
-        /// The body, shortened.
+        /// Body, truncated.
         message: String,
-        /// How long the server asks to be left alone.
+        /// `Retry-After` of the server.
         retry_after: Option<Duration>,
     },
-    /// Not asked: there is no usable certificate.
+    /// Not sent: there is no usable certificate.
     #[error("http client")]
     Client(#[from] https::Error),
-    /// Not answered: no connection, no trust, no time.
+    /// No response: connection, TLS or timeout error.
     #[error("http client")]
     Request(#[source] reqwest::Error),
-    /// Answered in part.
+    /// Incomplete response.
     #[error("read body")]
     Body(#[source] reqwest::Error),
-    /// Larger than anything sensible.
+    /// The body exceeds the size limit.
     #[error("the body has more than {limit} bytes")]
     TooLarge {
-        /// How much is read at most.
+        /// Size limit.
         limit: usize,
     },
-    /// Not the JSON that was expected.
+    /// Unexpected JSON.
     #[error("unmarshal json")]
     Json(#[source] serde_json::Error),
-    /// A page of the list that is no page.
+    /// Invalid page of the list.
     #[error(transparent)]
     Page(#[from] crate::import::Error),
-    /// A stamp that is no moment.
+    /// Invalid timestamp.
     #[error("failed parsing last_update from cloud controller: '{text}'")]
     Stamp {
-        /// What was there instead.
+        /// Received text.
         text: String,
-        /// What is wrong with it.
+        /// Parse error.
         source: jiff::Error,
     },
-    /// UAA answered without a token.
+    /// UAA responded without a token.
     #[error("uaa answered without an access token")]
     NoToken,
     /// The list changed while it was read.
     #[error("last_update time has changed")]
     Moved,
-    /// A page had no list, so what there is is unknown: no reason to delete anything.
+    /// A page had no list: the number of groups is unknown, so none may be deleted.
     #[error("page {page} has no resources")]
     Unlisted {
-        /// Which page.
+        /// Page number.
         page: u32,
     },
-    /// A page states another `pagination.total_results` than the page before.
+    /// A page has another `pagination.total_results` than the page before.
     #[error("pagination.total_results was {before}, and {now} on page {page}")]
     Resized {
-        /// Which page.
+        /// Page number.
         page: u32,
-        /// On the pages before.
+        /// Value on the pages before.
         before: u64,
-        /// On this page.
+        /// Value on this page.
         now: u64,
     },
     /// The list ended before the stated number.
@@ -133,27 +133,27 @@ pub enum Fault {
         /// The number that was read.
         found: u64,
     },
-    /// The last page names a next page.
+    /// The last page has a link to a next page.
     #[error("page {page} names a next page, though pagination.total_pages is {stated}")]
     Endless {
-        /// Which page.
+        /// Page number.
         page: u32,
-        /// Stated pages.
+        /// Stated number of pages.
         stated: u64,
     },
-    /// A page repeats the pages before and names a next page.
+    /// A page has no new group and a link to a next page.
     #[error("page {page} has no other security group than the pages before, and names a next page")]
     Repeated {
-        /// Which page.
+        /// Page number.
         page: u32,
     },
-    /// More groups than memory is spent on.
+    /// The list exceeds the limit of groups.
     #[error("the list has more than {limit} security groups")]
     TooMany {
         /// The limit.
         limit: usize,
     },
-    /// A redirect to another host, which must not get the token.
+    /// Redirect to another host, which must not get the token.
     #[error(
         "http status {}: redirects to {to}; a redirect is followed on the same scheme, host and \
          port only, so that the token goes nowhere else", code.as_u16()
@@ -161,22 +161,22 @@ pub enum Fault {
     Elsewhere {
         /// The status.
         code: StatusCode,
-        /// Scheme, host and port of the target.
+        /// Scheme, host and port of the redirect target.
         to: String,
     },
-    /// One redirect after the other.
+    /// Too many redirects.
     #[error("more than {limit} redirects")]
     Redirects {
         /// The limit.
         limit: usize,
     },
-    /// UAA answered with a token that no header can have.
+    /// UAA returned a token that is not valid in a header.
     #[error(
         "the access_token of uaa has byte 0x{byte:02x} at position {position}, which is not \
          allowed in a header"
     )]
     BadToken {
-        /// The first byte that is not allowed.
+        /// First invalid byte.
         byte: u8,
         /// Its position, from 1 on.
         position: usize,
@@ -184,7 +184,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// How long the server asks to be left alone.
+    /// `Retry-After` of the server, if any.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -216,19 +216,19 @@ impl Fault {
         matches!(self, Self::Moved | Self::Resized { .. })
     }
 
-    /// Whether the Cloud Controller did not accept the token, or not for this call.
+    /// Whether the Cloud Controller rejected the token, also only for this call.
     #[must_use]
     pub fn refuses_token(&self) -> bool {
         matches!(self, Self::Status { code: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. })
     }
 }
 
-/// The longest wait that a server may ask for; one that asks for a day is not
-/// to keep the cells out of date for a day.
+/// Upper bound of `Retry-After`: a server that asks for a day must not leave the cells
+/// outdated for a day.
 const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
-/// `Retry-After` (RFC 9110 10.2.3) of an answer with `code`: seconds, or a date
-/// that `now` is compared with.
+/// `Retry-After` (RFC 9110 10.2.3) of a response with `code`: seconds, or a date relative
+/// to `now`.
 pub(super) fn retry_after(
     code: StatusCode,
     headers: &HeaderMap,
@@ -248,11 +248,11 @@ pub(super) fn retry_after(
     Some(wait.min(LONGEST_WAIT))
 }
 
-/// How much of a body stands in an error.
+/// Length limit of a body in an error message.
 const LONGEST_MESSAGE: usize = 512;
 
-/// What a refusal says: the member `error` of a JSON object (as the original
-/// reads it), or the details of the Cloud Controller's `errors`, or the text.
+/// Error message of a response: the member `error` of a JSON object (as in the original),
+/// or the details of the Cloud Controller's `errors`, or the text.
 pub(super) fn message(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Refusal {

@@ -1,4 +1,4 @@
-//! One HTTP client: one trust, one identity, one set of log lines.
+//! HTTP client with one trust, one identity, one set of log lines.
 
 use std::{
     fs,
@@ -17,21 +17,21 @@ use runtime::{
 
 use super::error::{Fault, retry_after};
 
-/// More than any token, stamp or refusal has.
+/// Size limit of a small body, such as a token, a stamp or an error.
 const LARGEST_SMALL_BODY: usize = 1 << 20;
 
-/// How a server proves who it is, and how we do.
+/// TLS trust and client identity.
 pub enum Trust {
-    /// Certificates of the system's authorities.
+    /// The system's CAs.
     System,
-    /// Files that may change while we run: authorities, and our own
-    /// certificate where the server wants to see one.
+    /// Files that are reloaded at runtime: CAs, and the client certificate if the server
+    /// requests one.
     Files(ClientTls),
-    /// Any certificate; with our own if there is one.
+    /// Any certificate; with a client certificate if configured.
     Anything(Option<Identity>),
 }
 
-/// Our own certificate and its key, where the server's is not verified.
+/// Client certificate and key, where the server's certificate is not verified.
 pub struct Identity {
     /// PEM of the certificate.
     pub cert: PathBuf,
@@ -39,22 +39,22 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
-/// A client that keeps its connections.
+/// A client with a connection pool.
 pub enum Http {
-    /// With certificates for ever.
+    /// Certificates never change.
     Fixed(Client),
-    /// Rebuilt when the TLS files have changed.
+    /// Rebuilt when the TLS files change.
     Reloading(Box<TlsClient>),
-    /// Rebuilt when the files of the identity have changed; trusts any server.
+    /// Rebuilt when the files of the identity change; trusts any server.
     Trusting(Box<Careless>),
 }
 
-/// A client that verifies no server and has a certificate of its own.
+/// A client that verifies no server certificate and has a client certificate.
 pub struct Careless {
     identity: Identity,
     user_agent: String,
     servers: Servers,
-    /// Content of the files, and the client built from it.
+    /// Content of the files, and the client built from them.
     built: Mutex<Option<(Vec<u8>, Client)>>,
 }
 
@@ -103,10 +103,10 @@ impl Http {
         })
     }
 
-    /// The client for the certificates that are valid now.
+    /// Client with the current certificates.
     ///
     /// # Errors
-    /// The certificates cannot be used now.
+    /// The current certificates are not usable.
     pub fn client(&self) -> Result<Client, https::Error> {
         match self {
             Self::Fixed(client) => Ok(client.clone()),
@@ -116,17 +116,17 @@ impl Http {
     }
 }
 
-/// Sends, and waits for the head of the answer; the body must have arrived
-/// within `timeout` as well.
+/// Sends and waits for the response headers; the body must have arrived within `timeout`
+/// as well.
 pub(super) async fn send(request: RequestBuilder, timeout: Duration) -> Result<Response, Fault> {
     request.timeout(timeout).send().await.map_err(Fault::Request)
 }
 
-/// Where the answer redirects to, if it does. The user part of the target is
-/// dropped: it would add to the token.
+/// Redirect target, if the response is a redirect. User info in the target is dropped:
+/// the HTTP client would send it in addition to the token.
 ///
 /// # Errors
-/// To another scheme, host or port.
+/// The target has another scheme, host or port.
 pub(super) fn redirect(response: &Response) -> Result<Option<Url>, Fault> {
     let code = response.status();
     if !matches!(code.as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -145,12 +145,12 @@ pub(super) fn redirect(response: &Response) -> Result<Option<Url>, Fault> {
     }
 }
 
-/// How long the server asks to be left alone.
+/// `Retry-After` of the response.
 pub(super) fn wish(response: &Response) -> Option<Duration> {
     retry_after(response.status(), response.headers(), jiff::Timestamp::now())
 }
 
-/// The whole of a body that is small by its nature.
+/// Reads a small body completely.
 pub(super) async fn read(mut response: Response) -> Result<Bytes, Fault> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(Fault::Body)? {

@@ -1,15 +1,14 @@
-//! The whole list, read so that it holds together.
+//! Reads the whole list consistently.
 //!
-//! The stamp is read before the first page and after every page; where it
-//! differs the list may have changed between two pages, and the reading is
-//! thrown away (docs/compatibility/asg-syncer.md#cloud-controller-calls). Three attempts follow
-//! each other at once, also after other errors; one that the server asks to be left
-//! alone after ends the reading, so that the wait is kept.
+//! The stamp is read before the first page and after every page; when it differs, the
+//! list may have changed between two pages, and the pages read so far are discarded
+//! (docs/compatibility/asg-syncer.md#cloud-controller-calls). Up to three attempts follow
+//! each other at once, also after other errors; an error with `Retry-After` ends the
+//! attempts, so that the wait is kept.
 //!
-//! Differences from the original: an attempt fails when a page has no list, or
-//! when the pages together do not have as many groups as
-//! `pagination.total_results` says (`Whole`). The original takes what it has as
-//! everything, and so deletes the rest.
+//! Differences from the original: an attempt fails when a page has no list, or when the
+//! number of groups on all pages differs from `pagination.total_results` (`Whole`). The
+//! original treats the groups it has as the complete list, and so deletes the rest.
 
 use std::sync::Arc;
 
@@ -23,16 +22,14 @@ use crate::{
     manifest::{ListSnapshot, StoreHashes},
 };
 
-/// How often the list is tried within one poll.
+/// Limit of attempts per poll.
 const ATTEMPTS: u32 = 3;
 
 impl CloudController {
-    /// Reads the list. `held` is what the store has, whose content need not be
-    /// kept.
+    /// Reads the list. `held` are the hashes in the store, whose content need not be kept.
     ///
     /// # Errors
-    /// That of the last attempt; [`Fault::Moved`] when the list did not stand
-    /// still.
+    /// That of the last attempt; [`Fault::Moved`] when the list changed during each attempt.
     pub async fn list(&self, held: &Arc<StoreHashes>) -> Result<ListSnapshot, Error> {
         info!("get-security-groups");
         let mut attempt = 0;
@@ -108,12 +105,12 @@ impl CloudController {
     }
 }
 
-/// More groups than any foundation has; the hashes alone take 100 MB.
+/// Limit of groups, above that of any foundation; the hashes alone take 100 MB.
 const MOST_GROUPS: usize = 1_000_000;
 
-/// Checks that the pages of a list are the whole list, by what the pages state.
-/// A Cloud Controller that states no numbers is believed as far as its list goes
-/// on: each page that names a next page must have brought another group.
+/// Checks that the pages form the complete list, by the numbers that the pages state.
+/// Without stated numbers the list ends at the last page; each page with a next link
+/// must contain a new group.
 #[derive(Debug, Default)]
 struct Whole {
     stated: Option<u64>,
@@ -121,7 +118,7 @@ struct Whole {
 }
 
 impl Whole {
-    /// Adds `page`, after which the list has `count` different groups.
+    /// Adds `page`, after which the list has `count` distinct groups.
     fn add(&mut self, page: u32, found: Page, count: usize) -> Result<(), Fault> {
         let Page { more, listed: _, total_results, total_pages } = found;
         match (self.stated, total_results) {
@@ -154,7 +151,7 @@ impl Whole {
 mod tests {
     use super::*;
 
-    /// Pages as (next, total_results, total_pages, groups until then).
+    /// Pages as (next, total_results, total_pages, total number of groups so far).
     fn check(pages: &[(bool, Option<u64>, Option<u64>, usize)]) -> String {
         let mut whole = Whole::default();
         for (number, &(more, total_results, total_pages, count)) in (1..).zip(pages) {

@@ -1,9 +1,8 @@
-//! The Cloud Controller and its UAA, as much of them as syncing needs.
+//! Client of the Cloud Controller and its UAA.
 //!
-//! Requests are the original's to the letter, with four habits of our own: every
-//! call has a timeout, a token is kept as long as it is good and replaced once
-//! when it is not accepted, `Retry-After` is heeded, and a redirect is followed
-//! only within the same scheme, host and port.
+//! Requests equal the original's, with four additions: every call has a timeout; a token
+//! is cached while it is valid and replaced once when it is rejected; `Retry-After` is
+//! honored; a redirect is followed only within the same scheme, host and port.
 
 mod error;
 mod http;
@@ -29,47 +28,47 @@ pub use self::{
 };
 use crate::stamp::Stamp;
 
-/// How many redirects one call follows.
+/// Limit of redirects per call.
 const MOST_REDIRECTS: usize = 5;
-/// How often the look at the stamp is logged at info: as often as the original
-/// looks, where this one looks each second.
+/// Interval at which the read of the stamp is logged at info: the original's poll
+/// interval; this syncer polls each second.
 const ANNOUNCE: Duration = Duration::from_secs(60);
 
-/// Where things are, and how long they may take.
+/// URLs and timeouts.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Of the v3 API; without a trailing slash.
+    /// URL of the v3 API; without a trailing slash.
     pub url: String,
-    /// Of the internal API; without a trailing slash.
+    /// URL of the internal API; without a trailing slash.
     pub internal_url: String,
-    /// Where tokens come from.
+    /// Token endpoint.
     pub uaa: Uaa,
-    /// Groups a page, 1 to 5000.
+    /// Groups per page, 1 to 5000.
     pub page_size: u16,
-    /// How long a token or a stamp may take.
+    /// Timeout of a token or stamp call.
     pub call_timeout: Duration,
-    /// How long a page of groups may take.
+    /// Timeout of a page of groups.
     pub page_timeout: Duration,
 }
 
-/// The client of both.
+/// Client of the Cloud Controller and UAA.
 pub struct CloudController {
     settings: Settings,
     tokens: Tokens,
     public: Api,
     internal: Api,
-    /// When the last good answer was complete.
+    /// Time of the last complete successful response.
     answered: watch::Sender<Instant>,
     looks: Announced,
     misses: Announced,
 }
 
-/// When a line that each poll has was last logged at info.
+/// When the log line of each poll was last logged at info.
 #[derive(Default)]
 struct Announced(Mutex<Option<Instant>>);
 
 impl Announced {
-    /// Whether the line is due at info: once in [`ANNOUNCE`].
+    /// Whether the line is due at info: once per [`ANNOUNCE`].
     fn due(&self) -> bool {
         let now = Instant::now();
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +88,7 @@ struct Api {
 }
 
 impl CloudController {
-    /// `public` serves UAA and the v3 API, `internal` the mTLS listener.
+    /// `public` is the client for UAA and the v3 API, `internal` for the mTLS listener.
     #[must_use]
     pub fn new(settings: Settings, public: Http, internal: Http) -> Self {
         Self {
@@ -113,22 +112,22 @@ impl CloudController {
         }
     }
 
-    /// When the last good answer of the Cloud Controller was complete.
+    /// Time of the last complete successful response of the Cloud Controller.
     #[must_use]
     pub fn answers(&self) -> watch::Receiver<Instant> {
         self.answered.subscribe()
     }
 
-    /// Asks UAA for another token at the next call: the list that the present one
-    /// gets looks as if it had too few authorities.
+    /// Requests a new token from UAA at the next call: the list suggests that the current
+    /// token has too few authorities.
     pub async fn renew_token(&self) {
         self.tokens.forget().await;
     }
 
-    /// When the security groups last changed, by the Cloud Controller's clock.
+    /// Time of the last change of the security groups, by the Cloud Controller's clock.
     ///
     /// # Errors
-    /// No token, no answer, or none that can be read.
+    /// No token, no response, or an invalid one.
     pub async fn last_update(&self) -> Result<Stamp, Error> {
         #[derive(serde::Deserialize)]
         struct LastUpdate {
@@ -164,7 +163,7 @@ impl CloudController {
         Ok(stamp)
     }
 
-    /// One page of the list, from 1 on, whose body is yet to be read.
+    /// Requests one page of the list, from 1 on; the body is not read yet.
     async fn page(&self, page: u32) -> Result<Response, Error> {
         info!(page, "get-security-groups-with-page");
         let route = format!("/v3/security_groups?per_page={}&page={page}", self.settings.page_size);
@@ -175,8 +174,8 @@ impl CloudController {
             .map_err(|fault| Error { step: Step::List, fault })
     }
 
-    /// A token that is not accepted is replaced once. The outer error is the
-    /// token's, the inner one the call's.
+    /// Replaces a rejected token once. The outer error is that of the token call, the inner
+    /// one that of the call.
     async fn get(
         &self,
         api: &Api,
@@ -195,7 +194,7 @@ impl CloudController {
 }
 
 impl Api {
-    /// The answer, if it is a success.
+    /// The response, if it has a success status.
     async fn get(&self, route: &str, token: &HeaderValue) -> Result<Response, Fault> {
         let client = self.http.client().map_err(Fault::Client)?;
         let mut request = client.get(format!("{}{route}", self.base));
@@ -219,8 +218,8 @@ impl Api {
         let body = http::read(response).await?;
         self.show(&body);
         let fault = Fault::Status { code, message: error::message(&body), retry_after };
-        // A Cloud Controller without the stamp says so at every poll, and the
-        // caller tells it in a line of its own.
+        // A Cloud Controller without the stamp returns this at every poll, and the caller logs
+        // it once.
         if code != StatusCode::NOT_FOUND {
             let body = error::message(&body);
             self.span
@@ -229,7 +228,7 @@ impl Api {
         Err(fault)
     }
 
-    /// The body, for the log.
+    /// Logs the body.
     fn show(&self, body: &[u8]) {
         self.span.in_scope(|| debug!(body = &*String::from_utf8_lossy(body), "http-do"));
     }

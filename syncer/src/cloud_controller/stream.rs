@@ -1,10 +1,9 @@
-//! A page of the list, read while it arrives.
+//! Parses a page of the list while it arrives.
 //!
-//! A page may have tens of megabytes, so it is never held as a whole: chunks go
-//! through a short queue to a thread that parses, hashes and encodes group by
-//! group. The thread is one for blocking work, so that thousands of groups do
-//! not hold up the renewal of the lease; when the caller goes, the queue ends,
-//! and the thread with it.
+//! A page may have tens of megabytes, so it is never buffered as a whole: chunks go
+//! through a short queue to a thread that parses, hashes and encodes group by group. It
+//! is a blocking-pool thread, so that thousands of groups do not delay the renewal of
+//! the lease. When the caller is dropped, the queue closes and the thread exits.
 
 use std::{
     io::{self, BufReader},
@@ -22,16 +21,16 @@ use crate::{
     manifest::{ListSnapshot, StoreHashes},
 };
 
-/// More than any Cloud Controller sends in a page.
+/// Size limit of a page: more than any Cloud Controller sends.
 const LARGEST_PAGE: usize = 256 << 20;
-/// Chunks on their way to the parser.
+/// Queue size for chunks.
 const QUEUE: usize = 4;
 
-/// What came of a page.
+/// Result of reading a page.
 pub(super) struct Read {
     pub(super) reading: ListSnapshot,
     pub(super) page: Page,
-    /// The body, where the log is to show it.
+    /// The body, if the log shows it.
     pub(super) echo: Option<Vec<u8>>,
 }
 
@@ -53,8 +52,8 @@ pub(super) async fn read(
     Ok(Read { reading, page, echo })
 }
 
-/// Passes the body on until its end, also when nobody takes it any more: the
-/// rest of a page that is no page is worth the connection.
+/// Forwards the body until its end, also after the receiver was dropped: reading the rest
+/// of an invalid page keeps the connection usable.
 async fn feed(
     response: &mut Response,
     chunks: mpsc::Sender<Bytes>,
@@ -74,7 +73,7 @@ async fn feed(
     Ok(echo)
 }
 
-/// The body as the parser reads it.
+/// Body as a reader for the parser.
 struct Body {
     received: mpsc::Receiver<Bytes>,
     chunk: Bytes,

@@ -1,4 +1,4 @@
-//! UAA's client-credentials token, kept until shortly before it ends.
+//! UAA client-credentials token, cached until shortly before it expires.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use super::{
     http::{self as client, Http},
 };
 
-/// Where tokens come from.
+/// Token endpoint and client.
 #[derive(Debug, Clone)]
 pub struct Uaa {
-    /// With scheme and port, without path.
+    /// Base URL with scheme and port, without path.
     pub url: String,
-    /// The client's name.
+    /// Client name.
     pub client: String,
-    /// The client's secret.
+    /// Client secret.
     pub secret: Secret,
 }
 
-/// A text that no log line shows.
+/// A text that is never logged.
 #[derive(Clone)]
 pub struct Secret(pub String);
 
@@ -36,7 +36,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// The token of the moment.
+/// Token cache.
 pub(super) struct Tokens {
     uaa: Uaa,
     timeout: Duration,
@@ -44,7 +44,7 @@ pub(super) struct Tokens {
 }
 
 struct Kept {
-    /// The value of the header, `bearer ...`.
+    /// Header value, `bearer ...`.
     token: HeaderValue,
     good_until: Instant,
 }
@@ -55,14 +55,14 @@ struct Granted {
     expires_in: Option<i64>,
 }
 
-/// How long before its end a token is no longer used.
+/// Safety margin: a token is not used in this time before it expires.
 const EARLY: Duration = Duration::from_secs(60);
-/// The original asks once a poll and does not look; without a stated life a
-/// token is used this long.
+/// Lifetime of a token without `expires_in`. The original fetches a token per poll and
+/// ignores the lifetime.
 const UNSTATED_LIFE: Duration = Duration::from_secs(60);
 
-/// How long a token may be used that lives for `expires_in` seconds. A short
-/// life loses a quarter, a long one a minute.
+/// How long a token with `expires_in` seconds is used: a short lifetime is reduced by a
+/// quarter, a long one by a minute.
 fn usable(expires_in: Option<i64>) -> Duration {
     match expires_in {
         None => UNSTATED_LIFE,
@@ -74,16 +74,16 @@ fn usable(expires_in: Option<i64>) -> Duration {
 }
 
 impl Tokens {
-    /// None yet.
+    /// Empty cache.
     #[must_use]
     pub(super) fn new(uaa: Uaa, timeout: Duration) -> Self {
         Self { uaa, timeout, kept: Mutex::new(None) }
     }
 
-    /// The kept token, or a new one.
+    /// The cached token, or a new one.
     ///
     /// # Errors
-    /// UAA does not give one.
+    /// UAA returns no token.
     pub(super) async fn get(&self, http: &Http) -> Result<HeaderValue, Error> {
         let mut kept = self.kept.lock().await;
         let now = Instant::now();
@@ -97,18 +97,18 @@ impl Tokens {
         Ok(token)
     }
 
-    /// Forgets `token`, which was not accepted.
+    /// Drops `token` from the cache after it was rejected.
     pub(super) async fn reject(&self, token: &HeaderValue) {
         self.kept.lock().await.take_if(|kept| kept.token == token);
     }
 
-    /// Forgets whatever token is kept.
+    /// Drops the cached token.
     pub(super) async fn forget(&self) {
         *self.kept.lock().await = None;
     }
 
-    /// Neither the header nor the form is url-encoded: the original's habit,
-    /// which UAA has learnt to live with.
+    /// Neither the header nor the form is url-encoded: the original does not do so either,
+    /// and UAA accepts it.
     async fn fetch(&self, http: &Http) -> Result<(HeaderValue, Duration), Fault> {
         let Uaa { url, client, secret } = &self.uaa;
         debug!(URL = runtime::lager::json(&LoggedUrl::token(url)), "get-token");
@@ -138,7 +138,7 @@ impl Tokens {
     }
 }
 
-/// The header for `token`: visible ASCII, of which RFC 6750 tokens are a part.
+/// Header for `token`: visible ASCII, a superset of RFC 6750 tokens.
 fn bearer(token: &str) -> Result<HeaderValue, Fault> {
     if let Some(at) = token.bytes().position(|byte| !byte.is_ascii_graphic()) {
         return Err(Fault::BadToken { byte: token.as_bytes()[at], position: at + 1 });

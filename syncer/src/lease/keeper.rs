@@ -1,14 +1,14 @@
-//! Drives the [`Lease`]: asks the lock server, runs the leader's work while the
-//! lock is held, and tells the story in the log as the original does.
+//! Drives the [`Lease`]: claims the lock at the lock server, runs the leader's work while
+//! the lock is held, and logs transitions as the original does.
 //!
-//! One loop owns everything, so there is one order of events. At most one
-//! attempt is in flight, and the work runs in a task of its own, so that a long
-//! computation there never delays a renewal here. When a term ends, for whatever
-//! reason, the work is aborted and awaited before anything else happens.
+//! A single loop owns all state, so events have one order. At most one attempt is in
+//! flight, and the work runs in a separate task, so that a long computation never delays
+//! a renewal. When a term ends, for whatever reason, the work is aborted and awaited
+//! before anything else happens.
 //!
-//! Differences from the original: the process stays when it loses the lock
-//! (unless told to exit), one failed renewal is not a loss, and a standby that
-//! can watch the lock asks at the moment when it comes free.
+//! Differences from the original: the process continues after it loses the lock (unless
+//! configured to exit), a single failed renewal is not a loss, and a standby that can
+//! watch the lock claims it as soon as it is free.
 
 use std::{future::pending, pin::Pin, time::Duration};
 
@@ -29,12 +29,12 @@ use super::{
 };
 use crate::metrics::{FENCING_TOKEN, LEASE_HELD, LOCK_FAILURES, LOST_LOCKS, TERMS};
 
-/// How long a farewell may take: a Release, or asking who holds the lock.
+/// Timeout of calls at the end of a term: Release, or Fetch of the owner.
 const COURTESY: Duration = Duration::from_secs(2);
-/// SIGTERM, as the original logs a stop from outside.
+/// SIGTERM, as the original logs an external stop.
 const SIGNAL: u32 = 15;
 
-/// A time of leadership, handed to the work that it allows.
+/// A term of leadership, passed to the work.
 #[derive(Debug, Clone)]
 pub struct Term {
     token: FencingToken,
@@ -42,66 +42,66 @@ pub struct Term {
 }
 
 impl Term {
-    /// A term with a given end; for tests of the work.
+    /// A term with a fixed end; for tests of the work.
     #[must_use]
     pub fn new(token: FencingToken, ends: watch::Receiver<Instant>) -> Self {
         Self { token, ends }
     }
 
-    /// The lock's token in this term; 0 from a server that gives none.
+    /// The fencing token of this term; 0 from a server without fencing tokens.
     #[must_use]
     pub fn token(&self) -> FencingToken {
         self.token
     }
 
-    /// Whether the lock is still ours, by all that is known.
+    /// Whether this process still holds the lock, as far as known.
     #[must_use]
     pub fn holds(&self, now: Instant) -> bool {
         now < *self.ends.borrow()
     }
 }
 
-/// The only way for the work to end by itself: the store knows a newer leader.
+/// The only way for the work to end by itself: the store has seen a newer leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fenced;
 
-/// What the keeper is told.
+/// Settings of the keeper.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The lock that is asked for.
+    /// The lock to claim.
     pub claim: Claim,
-    /// How often, and for how long.
+    /// Interval and timeouts.
     pub times: Times,
     /// Whether losing the lock ends the process, as in the original.
     pub exit_on_loss: bool,
 }
 
-/// Keeps the lock, as well as it can.
+/// Claims and renews the lock.
 pub struct Keeper {
     settings: Settings,
     lease: Lease,
     locket: Locket,
     span: Span,
-    /// When the next attempt is due, unless one is in flight.
+    /// Time of the next attempt, unless one is in flight.
     due: Instant,
     attempt: Option<Attempt>,
     free: Option<BoxFuture<Watched>>,
     watchable: bool,
-    /// A collision was logged since the lock was last ours.
+    /// A collision was logged since this process last held the lock.
     told: bool,
     tokenless_told: bool,
-    /// This is not the first attempt of the process.
+    /// The process has made an attempt before.
     tried: bool,
-    /// Of the attempts since the last that was granted.
+    /// Last failed attempt since the last granted one.
     last_failure: Option<Failed>,
     running: Option<Running>,
     reach: Reach,
 }
 
-/// Whether the lock server can be reached, for `/readyz` of leaders and standbys.
+/// Whether the lock server is reachable, for `/readyz` of leaders and standbys.
 struct Reach {
     component: Component,
-    /// When this process is no longer ready; `None` when that has been said.
+    /// When this process stops being ready; `None` after that was reported.
     until: Option<Instant>,
 }
 
@@ -112,11 +112,11 @@ struct Attempt {
     answer: BoxFuture<Result<FencingToken, Failure>>,
 }
 
-/// An attempt that failed.
+/// A failed attempt.
 #[derive(Debug, Clone)]
 struct Failed {
     failure: Failure,
-    /// Nanoseconds until the answer.
+    /// Nanoseconds until the response.
     duration: u64,
 }
 
@@ -136,8 +136,8 @@ enum Event {
 }
 
 impl Keeper {
-    /// Not holding anything yet. `lock_server` is ready while the lock server has
-    /// answered within the lock's time to live.
+    /// Creates a keeper without the lock. `lock_server` is ready while the lock server has
+    /// responded within the lock's time to live.
     #[must_use]
     pub fn new(settings: Settings, locket: Locket, lock_server: Component) -> Self {
         let span = error_span!(
@@ -164,10 +164,10 @@ impl Keeper {
         }
     }
 
-    /// Runs `work` in every term, until `shutdown`; then gives the lock back.
+    /// Runs `work` in every term, until `shutdown`; then releases the lock.
     ///
     /// # Errors
-    /// The work panicked, or the lock was lost and that is to end the process.
+    /// The work panicked, or the lock was lost and `exit_on_loss` is set.
     pub async fn run<F>(
         mut self,
         shutdown: CancellationToken,
@@ -195,8 +195,8 @@ impl Keeper {
         outcome
     }
 
-    /// The order is the order of importance: the end of the lease is seen
-    /// before anything that would go on under it.
+    /// Branches are in order of priority: the end of the lease is handled before any work
+    /// that depends on the lease.
     async fn next(&mut self, shutdown: &CancellationToken) -> Event {
         let Self { lease, attempt, free, running, due, reach, .. } = self;
         let ends = lease.ends().map(Instant::from_std);
@@ -247,7 +247,7 @@ impl Keeper {
         }
     }
 
-    /// A refusal because of another owner is an answer too.
+    /// A collision counts as a response, too.
     fn reached(&mut self, sent: Instant) {
         self.reach.until = Some(sent + self.settings.times.ttl);
         self.reach.component.ready();
@@ -346,7 +346,7 @@ impl Keeper {
         }
     }
 
-    /// Aborts the work and waits until it is gone.
+    /// Aborts the work and waits for its end.
     async fn stop(&mut self) {
         if let Some(mut running) = self.running.take() {
             running.ends.send_replace(Instant::now());
@@ -362,8 +362,7 @@ impl Keeper {
         }
     }
 
-    /// The line names the attempt that cost the lock, as the original's, where
-    /// one did.
+    /// The log line names the attempt that lost the lock, if there is one, as the original's.
     async fn on_lock_lost(&mut self, why: &'static str) -> anyhow::Result<()> {
         self.stop().await;
         let request = self.last_failure.take();
@@ -383,8 +382,8 @@ impl Keeper {
         }
     }
 
-    /// The store refused this term: give the lock back, if it is ours at all,
-    /// and leave others the first try.
+    /// The store refused this term: releases the lock, if it is held, and lets standbys claim
+    /// first.
     async fn exit_on_loss(&mut self) -> anyhow::Result<()> {
         self.lease.end();
         self.attempt = None;
@@ -395,8 +394,8 @@ impl Keeper {
         outcome
     }
 
-    /// The original logs the first collision, with the owner, and is silent
-    /// about those after it; the duration only where it was not the first try.
+    /// The original logs the first collision, with the owner, and none of the following ones;
+    /// it logs the duration only if it was not the first attempt.
     async fn collided(&mut self, failure: &Failure, duration: u64, tried: bool) {
         if !self.told {
             self.told = true;
@@ -457,8 +456,8 @@ impl Keeper {
         }
     }
 
-    /// Stops the work and gives the lock back, so that a standby takes over at
-    /// once. Also when it is not known to be ours: an attempt may be in flight.
+    /// Stops the work and releases the lock, so that a standby takes over at once. Releases
+    /// also when the lock may not be held: an attempt may be in flight.
     async fn leave(&mut self) {
         let asked = self.attempt.take().is_some();
         self.free = None;

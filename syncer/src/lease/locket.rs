@@ -1,4 +1,4 @@
-//! Calls to the lock server: ours or a genuine Locket.
+//! Client of the lock server: Portcullis or the original Locket.
 
 use std::{fmt, time::Duration};
 
@@ -13,7 +13,7 @@ use runtime::client;
 use tonic::{Code, Request, Status, transport::Channel};
 use uuid::Uuid;
 
-/// As Go prints the resource into the log: `data.lock`.
+/// Resource as Go formats it in the log: `data.lock`.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct LoggedLock {
     key: String,
@@ -44,42 +44,42 @@ fn resource(claim: &Claim) -> models::Resource {
     }
 }
 
-/// A call that failed, with its `uuid` for the log.
+/// A failed call, with its `uuid` for the log.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// What the server, or the way there, said.
+    /// Status from the server or the transport.
     pub status: Status,
-    /// The call's `uuid` metadata.
+    /// `uuid` metadata of the call.
     pub request_uuid: Uuid,
 }
 
 impl Failure {
-    /// Somebody else holds the lock.
+    /// Whether another owner holds the lock.
     #[must_use]
     pub fn is_collision(&self) -> bool {
         self.status.code() == Code::AlreadyExists
     }
 }
 
-/// As Go's gRPC prints a status.
+/// Formats a status as grpc-go does.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         client::describe(&self.status).fmt(f)
     }
 }
 
-/// Why a watch for the lock ended.
+/// Reason why a watch for the lock ended.
 #[derive(Debug)]
 pub enum Watched {
-    /// Nobody holds it: it is worth asking at once.
+    /// The lock is free: claim it at once.
     Free,
-    /// The server has no such service: a genuine Locket.
+    /// The server has no LockWatch service: the original Locket.
     Unsupported,
-    /// The watch broke.
+    /// The watch failed.
     Failed(Status),
 }
 
-/// The lock server's client. Clones share the connection.
+/// Client of the lock server. Clones share the connection.
 #[derive(Debug, Clone)]
 pub struct Locket {
     locks: LocketClient<Channel>,
@@ -87,16 +87,16 @@ pub struct Locket {
 }
 
 impl Locket {
-    /// Over a channel that connects by itself.
+    /// Uses a channel that connects lazily.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
         Self { locks: LocketClient::new(channel.clone()), events: LockWatchClient::new(channel) }
     }
 
-    /// Takes the lock, or renews it. The token is 0 from a server without.
+    /// Acquires or renews the lock. The token is 0 from a server without fencing tokens.
     ///
     /// # Errors
-    /// Held by somebody else, refused, unreachable, or not answered in time.
+    /// Held by another owner, refused, unreachable, or timed out.
     pub async fn lock(
         &mut self,
         claim: &Claim,
@@ -113,10 +113,10 @@ impl Locket {
             .map_err(|status| Failure { status, request_uuid })
     }
 
-    /// Gives the lock back.
+    /// Releases the lock.
     ///
     /// # Errors
-    /// Held by somebody else, unreachable, or not answered in time.
+    /// Held by another owner, unreachable, or timed out.
     pub async fn release(&mut self, claim: &Claim, patience: Duration) -> Result<(), Failure> {
         let message = models::ReleaseRequest { resource: Some(resource(claim)) };
         let (request, request_uuid) = tagged(message);
@@ -126,10 +126,10 @@ impl Locket {
             .map_err(|status| Failure { status, request_uuid })
     }
 
-    /// Who holds the lock.
+    /// The owner of the lock.
     ///
     /// # Errors
-    /// Nobody does, unreachable, or not answered in time.
+    /// The lock is free, the server is unreachable, or the call timed out.
     pub async fn owner(&mut self, claim: &Claim, patience: Duration) -> Result<String, Failure> {
         let message = models::FetchRequest { key: claim.key.as_str().to_owned() };
         let (request, request_uuid) = tagged(message);
@@ -139,7 +139,7 @@ impl Locket {
             .map_err(|status| Failure { status, request_uuid })
     }
 
-    /// Waits until nobody holds the lock.
+    /// Waits until the lock is free.
     pub async fn until_free(mut self, key: LockKey) -> Watched {
         match self.watch(&key).await {
             Ok(()) => Watched::Free,
@@ -165,7 +165,7 @@ impl Locket {
     }
 }
 
-/// With the metadata by which the lock server's log names the call.
+/// Adds the metadata that identifies the call in the lock server's log.
 fn tagged<T>(message: T) -> (Request<T>, Uuid) {
     let uuid = Uuid::new_v4();
     let mut request = Request::new(message);

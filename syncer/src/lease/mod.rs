@@ -1,23 +1,22 @@
-//! The syncer's belief that it holds its lock.
+//! Lease: the syncer's belief that it holds its lock.
 //!
-//! [`Lease`] is a pure state machine; `keeper` drives it against the lock
-//! server. What always holds:
+//! [`Lease`] is a pure state machine; `keeper` drives it against the lock server.
+//! Invariants:
 //!
-//! - The lease ends at `sent + ttl - margin`, where `sent` is when the request
-//!   that the server granted was sent. The server counts its time to live from
-//!   when the request arrived, which is later, so the lease ends at least
-//!   `margin` before the server can give the lock to somebody else. The margin
-//!   is the time for cancelling what is in flight.
-//! - A collision ends the lease at once, whatever time was left.
-//! - No answer, or an error, changes nothing: the lock lives on at the server,
-//!   so the lease lives until its end. (The original gives up, and exits, at the
-//!   first failed renewal.)
-//! - A term is one unbroken time of holding under one fencing token. A renewal
-//!   that comes back with another token, or after the lease has ended, begins a
-//!   new term, since somebody else may have written in between.
+//! - The lease ends at `sent + ttl - margin`, where `sent` is the time at which the
+//!   granted request was sent. The server counts its time to live from the arrival of
+//!   the request, which is later, so the lease ends at least `margin` before the server
+//!   can grant the lock to another owner. The margin is the time for cancelling work in
+//!   flight.
+//! - A collision ends the lease at once, whatever time is left.
+//! - A timeout or an error changes nothing: the server still holds the lock, so the lease
+//!   lasts until its end. (The original exits at the first failed renewal.)
+//! - A term is one uninterrupted time of holding the lock under one fencing token. A
+//!   renewal that returns another token, or succeeds after the lease has ended, begins a
+//!   new term, since another leader may have written in between.
 //!
-//! A process that is paused cannot notice the end of its lease in time. That
-//! case is the store's, which refuses an older fencing token.
+//! A paused process cannot detect the end of its lease in time. The store covers that
+//! case: it refuses an older fencing token.
 
 pub mod keeper;
 pub mod locket;
@@ -26,18 +25,18 @@ use std::time::{Duration, Instant};
 
 use model::lock::FencingToken;
 
-/// The times of a lease.
+/// Durations of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
     /// How long the server keeps the lock after a request.
     pub ttl: Duration,
-    /// How long after an attempt the next one is made.
+    /// Interval of attempts.
     pub retry_interval: Duration,
 }
 
 impl Times {
-    /// How much earlier than the server's the lease ends: a fifth of the time
-    /// to live, 3 s of the usual 15 s.
+    /// How much earlier than at the server the lease ends: a fifth of the time to live, 3 s of
+    /// the usual 15 s.
     #[must_use]
     pub fn margin(self) -> Duration {
         self.ttl / 5
@@ -47,14 +46,13 @@ impl Times {
         self.ttl - self.margin()
     }
 
-    /// After a failed renewal there is little time left, so the next attempt
-    /// comes sooner.
+    /// Retry interval after a failed renewal: shorter, since little time is left.
     fn hurry(self) -> Duration {
         self.retry_interval / 5
     }
 }
 
-/// Whether the lock is held, by all that is known.
+/// Whether the lock is held, as far as known.
 #[derive(Debug, Clone)]
 pub struct Lease {
     times: Times,
@@ -68,40 +66,39 @@ struct StoreHashes {
     ends: Instant,
 }
 
-/// What a granted request means.
+/// Effect of a granted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Granted {
-    /// A term begins. When one was running, it is over.
+    /// A new term begins; a running one is over.
     Began {
-        /// The new term's.
+        /// Token of the new term.
         token: FencingToken,
-        /// Until when it may be believed.
+        /// End of the lease.
         ends: Instant,
-        /// Whether a term was running until now.
+        /// Whether a term was running before.
         broke: bool,
     },
-    /// The running term goes on.
+    /// The running term continues.
     Kept {
-        /// Until when it may be believed.
+        /// End of the lease.
         ends: Instant,
     },
-    /// The answer took so long that nothing can be made of it. `broke`: a term
-    /// was running, and has ended meanwhile.
+    /// The response arrived after the end of its lease and is ignored. `broke`: a running
+    /// term has ended meanwhile.
     TooLate {
-        /// Whether a term was running until now.
+        /// Whether a term was running before.
         broke: bool,
     },
 }
 
 impl Lease {
-    /// Not held.
+    /// Creates a lease that is not held.
     #[must_use]
     pub fn new(times: Times) -> Self {
         Self { times, held: None }
     }
 
-    /// The server granted the request that was sent at `sent`; the answer was
-    /// read at `now`.
+    /// The server granted the request sent at `sent`; the response arrived at `now`.
     pub fn granted(&mut self, sent: Instant, now: Instant, token: FencingToken) -> Granted {
         let ends = sent + self.times.lease();
         let running = self.held.filter(|held| now < held.ends);
@@ -119,37 +116,36 @@ impl Lease {
         Granted::Began { token, ends, broke }
     }
 
-    /// The server says that somebody else holds the lock, or whoever holds the
-    /// term gives it up. True when that ended a term.
+    /// Another owner holds the lock, or this process gives up its term. Returns true if that
+    /// ended a term.
     pub fn end(&mut self) -> bool {
         self.held.take().is_some()
     }
 
-    /// Ends the term whose time has come. True when it did.
+    /// Ends an expired term. Returns true if it did.
     pub fn expire(&mut self, now: Instant) -> bool {
         self.held.take_if(|held| now >= held.ends).is_some()
     }
 
-    /// Whether the lock is ours at `now`.
+    /// Whether the lock is held at `now`.
     #[must_use]
     pub fn holds(&self, now: Instant) -> bool {
         self.held.is_some_and(|held| now < held.ends)
     }
 
-    /// When the belief ends, if there is one.
+    /// End of the lease, if held.
     #[must_use]
     pub fn ends(&self) -> Option<Instant> {
         self.held.map(|held| held.ends)
     }
 
-    /// When the running term began.
+    /// Start of the running term.
     #[must_use]
     pub fn since(&self) -> Option<Instant> {
         self.held.map(|held| held.since)
     }
 
-    /// When to ask next, after an attempt that was sent at `sent` and `failed`
-    /// or not.
+    /// Time of the next attempt, after one that was sent at `sent` and `failed` or not.
     #[must_use]
     pub fn next_attempt(&self, sent: Instant, now: Instant, failed: bool) -> Instant {
         if failed && self.holds(now) {
@@ -159,8 +155,8 @@ impl Lease {
         }
     }
 
-    /// How long an attempt made at `now` may take: one retry interval, as the
-    /// original's, and not beyond the end of a term that it would renew.
+    /// Timeout of an attempt made at `now`: one retry interval, as the original's, and not
+    /// beyond the end of a term that it would renew.
     #[must_use]
     pub fn patience(&self, now: Instant) -> Duration {
         let left = self.held.map(|held| held.ends.saturating_duration_since(now));

@@ -1,10 +1,10 @@
-//! Whether a leader keeps up, for `/readyz`.
+//! Readiness of a leader: whether it keeps up, for `/readyz`.
 //!
-//! A leader is not ready when no poll has gone well for longer than the bound
-//! after it was due. A poll that is still under way counts as good while the Cloud
-//! Controller goes on answering: a long list takes longer than the bound. After a
-//! poll that failed only the next good one counts. The clock runs also while a
-//! call hangs, so [`Freshness::watch`] runs beside the polls.
+//! A leader is not ready when no poll has succeeded for longer than the bound after the
+//! poll was due. A poll in progress counts as successful while the Cloud Controller
+//! responds: a long list takes longer than the bound. After a failed poll only the next
+//! successful one counts. The time also runs while a call hangs, so
+//! [`Freshness::watch`] runs beside the polls.
 
 use std::{convert::Infallible, future::pending, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Tells the world whether the leader keeps up.
+/// Reports whether the leader keeps up.
 #[derive(Debug)]
 pub(super) struct Freshness {
     component: Component,
@@ -24,21 +24,21 @@ pub(super) struct Freshness {
 
 #[derive(Debug, Clone)]
 struct State {
-    /// When the poll was due that is under way or comes next.
+    /// Due time of the poll in progress, or of the next one.
     due: Instant,
-    /// Why the polls since then failed.
+    /// Error of the last failed poll since then.
     failed: Option<String>,
 }
 
 impl Freshness {
-    /// Of a standby, which is ready: it does not poll.
+    /// For a standby, which is ready: it does not poll.
     pub(super) fn new(component: Component, bound: Duration) -> Self {
         component.ready();
         let state = watch::Sender::new(State { due: Instant::now(), failed: None });
         Self { component, bound, state }
     }
 
-    /// A poll went well; the next one is due at `next`.
+    /// A poll succeeded; the next one is due at `next`.
     pub(super) fn good(&self, next: Instant) {
         self.state.send_replace(State { due: next, failed: None });
         self.component.ready();
@@ -49,12 +49,12 @@ impl Freshness {
         self.state.send_modify(|state| state.failed = Some(error));
     }
 
-    /// Not ready at once, whatever the bound.
+    /// Not ready at once, regardless of the bound.
     pub(super) fn stale(&self, reason: String) {
         self.component.not_ready(reason);
     }
 
-    /// Watches a term. `answers`: when the Cloud Controller last answered.
+    /// Watches a term. `answers`: time of the Cloud Controller's last response.
     pub(super) async fn watch(&self, mut answers: watch::Receiver<Instant>) -> Infallible {
         self.good(Instant::now());
         let mut states = self.state.subscribe();
@@ -95,8 +95,7 @@ impl Freshness {
     }
 }
 
-/// Until it is dropped a term runs; then this process is a standby, which is
-/// ready.
+/// Guard of a term; on drop this process becomes a standby, which is ready.
 pub(super) struct Leading<'a>(pub(super) [&'a Component; 2]);
 
 impl Drop for Leading<'_> {
@@ -106,7 +105,7 @@ impl Drop for Leading<'_> {
 }
 
 impl Freshness {
-    /// What [`Leading`] makes ready again.
+    /// The component that [`Leading`] resets to ready.
     pub(super) fn component(&self) -> &Component {
         &self.component
     }

@@ -1,9 +1,9 @@
-//! The loop that a leader runs: look at the stamp, sync when it is time.
+//! Poll loop of a leader: polls the stamp and syncs when due.
 //!
-//! It knows only its own term: a new one begins from nothing, since another
-//! leader may have written in between, and its first sync comes at once. Errors
-//! never end it; they are logged, counted and answered with a pause. It ends
-//! when the store has seen a newer leader, or with its term, by being dropped.
+//! The loop has no state from earlier terms: another leader may have written in between,
+//! so the first sync of a term comes at once. Errors never end the loop; they are logged,
+//! counted and followed by a pause. It ends when the store has seen a newer leader, or
+//! is dropped at the end of its term.
 
 mod freshness;
 pub mod schedule;
@@ -39,28 +39,28 @@ use crate::{
     store::{self, Store},
 };
 
-/// The first pause after a failure, at most; a server may ask for a longer one.
+/// Upper bound of the first pause after a failure; a server may request a longer one.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause of our own.
+/// Longest pause, unless a server requests a longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long after a reading with malformed groups the list is read again.
+/// Time until the next read of the list after one with malformed groups.
 pub const REPAIR: Duration = Duration::from_secs(15);
 
-/// How to poll.
+/// Settings of the poll loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How often.
+    /// Intervals.
     pub intervals: Intervals,
-    /// After how long without a good poll an unstable list is an error, and the
-    /// leader not ready.
+    /// Time without a successful poll after which an unstable list is an error, and the leader
+    /// not ready.
     pub retry_deadline: Duration,
-    /// How long after it was due a poll may be without success, and the store
-    /// without an answer, before the leader is not ready.
+    /// How long a due poll may be without success, or the store without a response, before
+    /// the leader is not ready.
     pub max_staleness: Duration,
 }
 
-/// What every term of this process has in common.
+/// State shared by all terms of this process.
 pub struct Poller {
     settings: Settings,
     cloud_controller: CloudController,
@@ -72,8 +72,8 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// `health` gets the components `sync` and `policy-store`: whether the leader
-    /// keeps up, and whether its store is there.
+    /// `health` gets the components `sync` and `policy-store`: whether the leader keeps up,
+    /// and whether its store is reachable.
     #[must_use]
     pub fn new(
         settings: Settings,
@@ -147,21 +147,21 @@ impl Poller {
     }
 }
 
-/// One term.
+/// State of one term.
 struct Leadership<'a> {
     poller: &'a Poller,
     term: Term,
     schedule: Schedule,
-    /// What the store is known to hold.
+    /// Known hashes in the store.
     held: Option<Arc<StoreHashes>>,
-    /// Nothing was polled yet.
+    /// No poll was made yet.
     fresh: bool,
     last_good: Instant,
     backoff: Backoff,
 }
 
 impl Leadership<'_> {
-    /// What was applied, if the list was read.
+    /// Returns the applied sync, if the list was read.
     async fn poll(&mut self) -> Result<Option<Applied>, cycle::Error> {
         let began = Instant::now();
         debug!("asg-sync-started");
@@ -202,7 +202,7 @@ impl Leadership<'_> {
         began: Instant,
     ) -> Result<Applied, cycle::Error> {
         let Poller { cloud_controller, store, report, .. } = self.poller;
-        // Until the store has confirmed, nobody knows what it holds.
+        // Until the store has confirmed, its content is unknown.
         let held = self.held.take();
         let known = held.clone();
         let outcome = cycle::run(cloud_controller, store, &self.term, stamp, known, report).await;
@@ -241,7 +241,7 @@ impl Leadership<'_> {
         self.show_watermark();
     }
 
-    /// After failures too: the age of what the cells have goes on.
+    /// Also after failures: the age of the cells' rules increases.
     fn show_watermark(&self) {
         if let Some(Stamp::At(watermark)) = self.schedule.watermark() {
             let stamp = watermark.seconds() as f64 + f64::from(watermark.nanoseconds()) / 1e9;
@@ -250,7 +250,7 @@ impl Leadership<'_> {
         }
     }
 
-    /// Tells of a poll that failed. Returns how long to pause.
+    /// Logs a failed poll. Returns the length of the pause.
     fn failed(&mut self, err: &cycle::Error) -> Duration {
         POLLS.counter_by([("outcome", "failed")]).increment(1);
         FAILURES.counter_by([("cause", err.cause())]).increment(1);
@@ -282,36 +282,36 @@ impl Leadership<'_> {
     }
 }
 
-/// An applied sync, as it is logged and answered.
+/// An applied sync, as logged and returned.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Applied {
-    /// Why the list was read.
+    /// Reason for reading the list.
     pub reason: &'static str,
-    /// Groups that the store did not have.
+    /// Number of new groups.
     pub added: u64,
-    /// Groups whose content is new.
+    /// Number of groups with new content.
     pub changed: u64,
-    /// Groups that are gone.
+    /// Number of removed groups.
     pub removed: u64,
-    /// Groups that stayed.
+    /// Number of unchanged groups.
     pub unchanged: u64,
     /// The first groups of each kind.
     #[serde(flatten)]
     pub named: store::Named,
-    /// Groups that could not be read.
+    /// Number of malformed groups.
     pub malformed: usize,
-    /// Groups of which the store keeps the version that it had.
+    /// Number of groups whose stored version was kept.
     pub kept: usize,
-    /// The store's number for the set.
+    /// Generation of the set in the store.
     pub generation: u64,
-    /// Under which token it was written; 0 for none.
+    /// Fencing token of the write; 0 for none.
     pub fencing_token: u64,
-    /// The Cloud Controller's stamp that it stands for.
+    /// The Cloud Controller's stamp of the list.
     pub watermark: String,
-    /// Milliseconds for the list.
+    /// Duration of the read in milliseconds.
     pub read_ms: u64,
-    /// Milliseconds for the store.
+    /// Duration of the Replace in milliseconds.
     pub store_ms: u64,
 }
 
@@ -358,7 +358,7 @@ impl Applied {
     }
 }
 
-/// A field of a log line; absent if there are none.
+/// Log field with a list of guids; absent if the list is empty.
 fn guids(guids: &[String]) -> Option<impl tracing::Value> {
     (!guids.is_empty()).then(|| lager::json(guids))
 }
@@ -375,7 +375,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The wall clock, where a time stamp leaves the process.
+/// Wall clock, for timestamps that leave the process.
 fn seconds_now() -> f64 {
     jiff::Timestamp::now().as_millisecond() as f64 / 1e3
 }

@@ -1,81 +1,80 @@
-//! When to read the list: the decisions of the poll loop.
+//! Decides when to read the list.
 //!
-//! Pure. Law 9: every change that the Cloud Controller confirmed arrives, also
-//! where its stamp does not tell.
+//! Pure. Law 9: every change that the Cloud Controller confirmed arrives, even if the
+//! stamp does not show it.
 //!
-//! | what happens | why it arrives | within |
+//! | event | why the change arrives | within |
 //! |---|---|---|
-//! | the stamp moves, forward or backward | any difference counts | a poll |
-//! | two changes under one whole-second stamp, the second after our reading | the list is read once more when the tick has surely passed | [`TICK`] + [`SLACK`] and a poll |
-//! | the stamp looks wrong: it moved backward, or is gone | besides, the list is read once more | [`DOUBT`] and a poll |
-//! | the Cloud Controller has no stamp (404) | it is read every [`Intervals::unstamped`], or [`UNSTAMPED_SHARE`] times what the last reading took | that |
-//! | the stamp is not moved (v2 API, deleted space, seeding), or moved away and back between two polls | it is read every [`Intervals::full`], or [`FULL_SHARE`] times what the last reading took | that |
-//! | a group could not be read, and then can be, under the same stamp | the list is read again with growing pauses | [`Intervals::repair`] and a poll at first |
+//! | the stamp changes, forward or backward | any difference counts | a poll |
+//! | two changes with the same whole-second stamp, the second after the read | the list is read again when the tick has certainly passed | [`TICK`] + [`SLACK`] and a poll |
+//! | the stamp is doubtful: it moved backward, or is gone | in addition, the list is read again | [`DOUBT`] and a poll |
+//! | the Cloud Controller has no stamp (404) | the list is read every [`Intervals::unstamped`], or [`UNSTAMPED_SHARE`] times the duration of the last read | that |
+//! | the stamp does not change (v2 API, deleted space, seeding), or changes and returns between two polls | the list is read every [`Intervals::full`], or [`FULL_SHARE`] times the duration of the last read | that |
+//! | a malformed group becomes well-formed under the same stamp | the list is read again with growing pauses | [`Intervals::repair`] and a poll at first |
 //!
-//! Reading costs the Cloud Controller: seconds for each 10,000 groups. So a
-//! reading without a known change takes at most 1 % of the time, one where there
-//! is no stamp at most 10 %, and those for changes at most half.
+//! A read is expensive for the Cloud Controller: seconds for each 10,000 groups. So reads
+//! without a known change take at most 1 % of the time, those without a stamp at most
+//! 10 %, and those for changes at most half.
 //!
-//! Ticks are waited for by our own clock, from when a stamp was first seen: the
-//! change that made it happened before that, so its tick ends at most one
-//! [`TICK`] after. The Cloud Controller's clock may be off.
+//! Ticks are measured by the local clock, from when a stamp was first seen: the change
+//! that set the stamp happened before, so its tick ends at most one [`TICK`] later. The
+//! Cloud Controller's clock may be off.
 
 use std::time::{Duration, Instant};
 
 use crate::stamp::Stamp;
 
-/// The coarsest stamps that Cloud Controllers give.
+/// Coarsest resolution of the Cloud Controller's stamps.
 pub const TICK: Duration = Duration::from_secs(1);
-/// For a transaction that took its stamp within the tick and ends after it.
+/// Allowance for a transaction that took its stamp within the tick and commits after it.
 pub const SLACK: Duration = Duration::from_millis(500);
 
-/// How long after a stamp that looks wrong the list is read once more: writers
-/// whose stamps overlap have committed by then.
+/// Time until the list is read again after a doubtful stamp: writers with overlapping
+/// stamps have committed by then.
 pub const DOUBT: Duration = Duration::from_secs(30);
-/// Readings without a known change take at most one part in this of the time.
+/// Reads without a known change take at most 1/100 of the time.
 pub const FULL_SHARE: u32 = 100;
-/// The same for readings where there is no stamp, which are the only way to see a
-/// change.
+/// The same for reads without a stamp, which are the only way to detect a change.
 pub const UNSTAMPED_SHARE: u32 = 10;
-/// The same for further readings because of malformed groups.
+/// The same for repeated reads because of malformed groups.
 const REPAIR_SHARE: u32 = 10;
 
-/// How often, at the least.
+/// Upper bounds of the intervals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Intervals {
-    /// Between two looks at the stamp.
+    /// Interval of stamp polls.
     pub poll: Duration,
-    /// Between two readings where the stamp never moves.
+    /// Interval of full reads while the stamp does not change.
     pub full: Duration,
-    /// Between two readings where there is no stamp.
+    /// Interval of full reads without a stamp.
     pub unstamped: Duration,
-    /// Until the first reading after one with malformed groups; it doubles.
+    /// Time until the first read after one with malformed groups; doubles.
     pub repair: Duration,
 }
 
-/// Why the list is read.
+/// Reason for reading the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Nothing was synced in this term.
+    /// First sync of the term.
     First,
-    /// The stamp is another.
+    /// The stamp changed.
     Changed,
-    /// There is no stamp, and it is time.
+    /// There is no stamp, and a read is due.
     Unstamped,
-    /// The tick of the stamp under which it was read has passed.
+    /// The tick of the stamp of the last read has passed.
     TickPassed,
-    /// It is time.
+    /// A periodic read is due.
     Periodic,
-    /// The last reading had malformed groups, and it is time.
+    /// The last read had malformed groups, and the next one is due.
     Malformed,
-    /// A stamp looked wrong a while ago.
+    /// The time after a doubtful stamp has passed.
     Doubtful,
-    /// Somebody asked.
+    /// Requested by sync-now.
     Requested,
 }
 
 impl Reason {
-    /// For logs and metrics.
+    /// Label for logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -91,64 +90,64 @@ impl Reason {
     }
 }
 
-/// What has been synced in this term, and what is due.
+/// Schedule of a term: the last sync and the due reads.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     intervals: Intervals,
     seen: Option<(Stamp, Instant)>,
     synced: Option<Synced>,
     requested: bool,
-    /// When a reading is due because a stamp looked wrong.
+    /// Due time of a read after a doubtful stamp.
     doubt: Option<Instant>,
-    /// Readings in a row that had malformed groups.
+    /// Number of consecutive reads with malformed groups.
     repairs: u32,
 }
 
-/// A reading that the store has confirmed.
+/// A read that the store has confirmed.
 #[derive(Debug, Clone, Copy)]
 pub struct Confirmed {
-    /// The stamp before it.
+    /// Stamp before the read.
     pub stamp: Stamp,
-    /// When it began: what it shows is at least as new.
+    /// Start of the read: the list is at least as new.
     pub began: Instant,
-    /// How long the Cloud Controller was busy with it.
+    /// How long the Cloud Controller was busy with the read.
     pub took: Duration,
-    /// Groups that could not be read.
+    /// Number of malformed groups.
     pub malformed: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Synced {
     confirmed: Confirmed,
-    /// When the tick of the stamp has passed, if the reading began before.
+    /// When the tick of the stamp has passed, if the read began before.
     again: Option<Instant>,
-    /// When a reading is due though nothing moved.
+    /// Due time of a read without a change of the stamp.
     full: Instant,
-    /// When a reading is due because groups were malformed.
+    /// Due time of a read because of malformed groups.
     repair: Option<Instant>,
-    /// When a reading is due if there is no stamp.
+    /// Due time of a read without a stamp.
     unstamped: Instant,
 }
 
 impl Schedule {
-    /// Nothing synced.
+    /// Schedule without a sync.
     #[must_use]
     pub fn new(intervals: Intervals) -> Self {
         Self { intervals, seen: None, synced: None, requested: false, doubt: None, repairs: 0 }
     }
 
-    /// The stamp of the last confirmed sync.
+    /// Stamp of the last confirmed sync.
     #[must_use]
     pub fn watermark(&self) -> Option<Stamp> {
         self.synced.map(|synced| synced.confirmed.stamp)
     }
 
-    /// Read the list at the next poll, whatever the stamp says.
+    /// Forces a read at the next poll, whatever the stamp is.
     pub fn request(&mut self) {
         self.requested = true;
     }
 
-    /// What to do about `stamp`, which was read at `now`.
+    /// Decides whether to read the list, for `stamp` as read at `now`.
     pub fn decide(&mut self, stamp: Stamp, now: Instant) -> Option<Reason> {
         self.see(stamp, now);
         let Some(synced) = self.synced else { return Some(Reason::First) };
@@ -172,8 +171,7 @@ impl Schedule {
         }
     }
 
-    /// Notes when a stamp is first seen, and when the stamp before makes it look
-    /// wrong.
+    /// Records when a stamp is first seen, and whether the previous stamp makes it doubtful.
     fn see(&mut self, stamp: Stamp, now: Instant) {
         let before = match self.seen {
             Some((seen, _)) if seen == stamp => return,
@@ -191,8 +189,8 @@ impl Schedule {
         }
     }
 
-    /// The store has confirmed a reading. `spin` in 0..1 spreads the readings of
-    /// many syncers that nothing but the time causes.
+    /// The store has confirmed a read. `spin` in 0..1 spreads the periodic reads of many
+    /// syncers.
     pub fn synced(&mut self, confirmed: Confirmed, spin: f64) {
         let Confirmed { stamp, began, took, malformed } = confirmed;
         let first_seen = match self.seen {
@@ -214,8 +212,8 @@ impl Schedule {
         });
     }
 
-    /// The pause until malformed groups are read again. It doubles from reading to
-    /// reading, and begins anew when more groups are malformed than before.
+    /// Time until malformed groups are read again. It doubles from read to read, and is reset
+    /// when more groups are malformed than before.
     fn repair(&mut self, malformed: usize, took: Duration) -> Option<Duration> {
         let before = self.synced.map_or(0, |synced| synced.confirmed.malformed);
         if malformed == 0 {
@@ -236,10 +234,9 @@ impl Schedule {
         Some(pause)
     }
 
-    /// When to poll next, after a poll that went well and ended at `ended`. The
-    /// interval is a pause, and after a reading the pause is at least as long as
-    /// the reading was, so that changes without end do not keep the Cloud
-    /// Controller busy for more than half of the time.
+    /// Time of the next poll, after a successful poll that ended at `ended`. The interval is a
+    /// pause, and after a read the pause is at least as long as the read was, so that
+    /// continuous changes keep the Cloud Controller busy for at most half of the time.
     #[must_use]
     pub fn next(&self, ended: Instant) -> Instant {
         let poll = ended + self.intervals.poll;
@@ -250,8 +247,7 @@ impl Schedule {
     }
 }
 
-/// Between 90 % and 100 % of `interval`, or between 100 % and 110 % of `least`,
-/// whatever is more.
+/// The larger of 90 % to 100 % of `interval` and 100 % to 110 % of `least`.
 fn spread(interval: Duration, least: Duration, spin: f64) -> Duration {
     let tenth = 0.1 * spin.clamp(0.0, 1.0);
     interval.mul_f64(0.9 + tenth).max(least.mul_f64(1.0 + tenth))

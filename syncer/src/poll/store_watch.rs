@@ -1,8 +1,8 @@
-//! Whether the policy store of a leader is there, for `/readyz`.
+//! Readiness of a leader: whether its policy store is reachable, for `/readyz`.
 //!
-//! A poll without a change does not call the store, so a leader would learn that
-//! the store is away only with the next change. Besides, the store is asked for
-//! its status every few seconds.
+//! A poll without a change does not call the store, so a leader would detect an
+//! unreachable store only at the next change. Therefore the leader also requests the
+//! store's status every few seconds.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::store::Store;
 
-/// Asks the store until the term ends. Not ready after `bound` without an answer.
+/// Polls the store until the term ends. Not ready after `bound` without a response.
 pub(super) async fn watch(store: &Store, component: &Component, bound: Duration) -> Infallible {
     component.ready();
     let mut answered = Instant::now();

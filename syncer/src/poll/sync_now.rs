@@ -1,7 +1,7 @@
-//! "Sync now", asked from outside the poll loop.
+//! "Sync now" requests from outside the poll loop.
 //!
-//! What holds: whoever asks is told what came of a poll that began after the
-//! question, or that this process does not lead, or that it ceased to.
+//! Invariant: a caller gets the result of a poll that began after its request, or learns
+//! that this process does not lead or has stopped leading.
 
 use std::sync::Arc;
 
@@ -9,30 +9,30 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Applied;
 
-/// Questions on their way; who asks when there are more waits.
+/// Queue size for requests; callers wait while it is full.
 const QUEUE: usize = 16;
 
-/// What came of a sync that was asked for.
+/// Result of a requested sync.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The store has confirmed it.
     Applied(Applied),
-    /// It failed; the loop goes on trying.
+    /// The sync failed; the loop retries.
     Failed {
-        /// Why.
+        /// Reason.
         error: String,
-        /// When the next poll is, unless somebody asks again.
+        /// Time until the next poll, unless there is another request.
         retry_in_ms: u64,
     },
     /// Another process leads, or none.
     NotLeading,
-    /// The leadership ended before there was an answer.
+    /// The leadership ended before the result.
     LeadershipEnded,
 }
 
 type Question = oneshot::Sender<Outcome>;
 
-/// Lets others ask for a sync now. Clones ask the same loop.
+/// Handle for requests. Clones use the same loop.
 #[derive(Debug, Clone)]
 pub struct SyncNow {
     leader: Arc<watch::Sender<Option<mpsc::Sender<Question>>>>,
@@ -45,7 +45,7 @@ impl Default for SyncNow {
 }
 
 impl SyncNow {
-    /// Asks, and waits for the answer.
+    /// Requests a sync and waits for the result.
     pub async fn ask(&self) -> Outcome {
         let Some(leader) = self.leader.borrow().clone() else { return Outcome::NotLeading };
         let (question, answer) = oneshot::channel();
@@ -55,7 +55,7 @@ impl SyncNow {
         answer.await.unwrap_or(Outcome::LeadershipEnded)
     }
 
-    /// The questions of a term, until it is dropped.
+    /// Receiver of the requests of a term, until it is dropped.
     pub(super) fn lead(&self) -> Asked {
         let (questions, asked) = mpsc::channel(QUEUE);
         self.leader.send_replace(Some(questions));
@@ -63,7 +63,7 @@ impl SyncNow {
     }
 }
 
-/// The leader's side.
+/// Receiving side, used by the leader.
 #[derive(Debug)]
 pub(super) struct Asked {
     asked: mpsc::Receiver<Question>,
@@ -72,13 +72,13 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Waits until somebody asks.
+    /// Waits for a request.
     pub(super) async fn asked(&mut self) {
-        // This side holds a sender too, so the queue never ends.
+        // `self` holds a sender too, so the queue is never closed.
         self.waiting.extend(self.asked.recv().await);
     }
 
-    /// Whether the poll that begins now is to read the list for somebody.
+    /// Whether the poll that begins now has to read the list for a request.
     pub(super) fn begin_poll(&mut self) -> bool {
         while let Ok(question) = self.asked.try_recv() {
             self.waiting.push(question);
@@ -86,10 +86,10 @@ impl Asked {
         !self.waiting.is_empty()
     }
 
-    /// Answers all who had asked when the poll began.
+    /// Answers all requests made before the poll began.
     pub(super) fn answer(&mut self, outcome: &Outcome) {
         for question in self.waiting.drain(..) {
-            // Who went away does not want to know.
+            // The caller may have been cancelled.
             _ = question.send(outcome.clone());
         }
     }

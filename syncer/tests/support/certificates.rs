@@ -1,4 +1,4 @@
-//! Private authorities and what they issue.
+//! Private CAs and their certificates.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use rcgen::{
 };
 use runtime::tls::Files;
 
-/// A private authority.
+/// A private CA.
 pub(crate) struct Authority {
     pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -15,7 +15,7 @@ pub(crate) struct Authority {
 
 pub(crate) fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
-    // Two authorities of one name would be told apart by their keys only.
+    // Two CAs with the same name would differ only by their keys.
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
@@ -23,7 +23,7 @@ pub(crate) fn authority(name: &str) -> Authority {
     Authority { pem, issuer: Issuer::new(params, key) }
 }
 
-/// Writes an authority's certificate and one that it issued.
+/// Writes the certificate of a CA and one that it issued.
 pub(crate) fn issue(authority: &Authority, folder: &Path, name: &str) -> Files {
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     params.extended_key_usages =

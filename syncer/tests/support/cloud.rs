@@ -1,5 +1,5 @@
-//! A scripted Cloud Controller and UAA: each route has a list of replies, of
-//! which the last repeats, and every call is written down.
+//! A scripted Cloud Controller and UAA: each route has a list of responses, of which the
+//! last repeats, and every call is recorded.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,7 +27,7 @@ pub(crate) fn page(number: u32) -> String {
     format!("GET /v3/security_groups?per_page=5000&page={number}")
 }
 
-/// Any page that has no replies of its own.
+/// Any page without responses of its own.
 pub(crate) const ANY_PAGE: &str = "GET /v3/security_groups";
 
 #[derive(Debug, Clone)]
@@ -67,7 +67,7 @@ pub(crate) fn stamp(text: &str) -> Reply {
     Reply::json(&json!({ "last_update": text }))
 }
 
-/// A page of these groups; `more`: another one follows.
+/// A page of these groups; `more`: with a link to a next page.
 pub(crate) fn groups(groups: &[Value], more: bool) -> Reply {
     let next = more.then(|| json!({"href": "https://elsewhere.example.org/never-followed"}));
     Reply::json(&json!({"pagination": {"next": next}, "resources": groups}))
@@ -111,7 +111,7 @@ struct Script {
     calls: Vec<Call>,
 }
 
-/// The twin. It ends when it is dropped.
+/// The fake server; stops on drop.
 pub(crate) struct Cloud {
     script: Arc<Mutex<Script>>,
     pub(crate) url: String,
@@ -130,7 +130,7 @@ impl Cloud {
         cloud
     }
 
-    /// Replaces the replies of a call.
+    /// Replaces the responses of a call.
     pub(crate) fn on(&self, call: &str, replies: impl IntoIterator<Item = Reply>) {
         let replies: VecDeque<_> = replies.into_iter().collect();
         self.script.lock().unwrap().replies.insert(call.to_owned(), replies);
@@ -157,7 +157,7 @@ impl Cloud {
     }
 }
 
-/// A client of a twin that has everything at one place.
+/// A client of a fake server that serves all APIs at one address.
 pub(crate) fn client(url: &str, timeout: Duration) -> CloudController {
     runtime::tls::install_provider();
     let settings = Settings {

@@ -1,4 +1,4 @@
-//! A poll loop under a term that the test can end.
+//! A poll loop in a term that the test can end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ pub(crate) const SETTINGS: Settings = Settings {
     max_staleness: Duration::from_secs(30),
 };
 
-/// It ends when it is dropped.
+/// Stops on drop.
 pub(crate) struct Leader {
     pub(crate) poller: Arc<Poller>,
     pub(crate) health: Health,
@@ -54,7 +54,7 @@ impl Leader {
         leader
     }
 
-    /// Begins another term, after the one before.
+    /// Starts another term after the previous one.
     pub(crate) fn begin_term(&mut self, token: u64) {
         self.work.abort_all();
         self.ends.send_replace(Instant::now() + Duration::from_secs(3600));
@@ -62,7 +62,7 @@ impl Leader {
         self.work.spawn(Arc::clone(&self.poller).lead(term));
     }
 
-    /// The lease is over, but nobody has stopped the work yet.
+    /// The lease has ended, but the work is not stopped yet.
     pub(crate) fn outlive(&self) {
         self.ends.send_replace(Instant::now());
     }

@@ -1,4 +1,4 @@
-//! A lock server with one lock, which can be told to misbehave.
+//! A fake lock server with one lock and injectable faults.
 
 use std::{
     sync::{Arc, Mutex},
@@ -41,18 +41,18 @@ pub(crate) struct State {
     pub(crate) mood: Mood,
     pub(crate) owner: Option<String>,
     pub(crate) token: u64,
-    /// Whether answers carry the token.
+    /// Whether responses contain the token.
     pub(crate) tokens: bool,
     /// Whether Fetch fails.
     pub(crate) forgetful: bool,
-    /// Each Lock that was granted, when it arrived.
+    /// Arrival time of each granted Lock.
     pub(crate) granted: Vec<Instant>,
-    /// Each call's name, with its metadata `uuid`.
+    /// Name of each call, with its metadata `uuid`.
     pub(crate) calls: Vec<(&'static str, String)>,
     pub(crate) requests: Vec<models::LockRequest>,
 }
 
-/// What a syncer asks for.
+/// The claim of a syncer.
 pub(crate) fn claim(owner: &str) -> Claim {
     Claim {
         key: LockKey::parse("policy-server-asg-syncer").unwrap(),
@@ -63,7 +63,7 @@ pub(crate) fn claim(owner: &str) -> Claim {
     }
 }
 
-/// The twin. It ends when it is dropped.
+/// The fake server; stops on drop.
 pub(crate) struct LockServer {
     state: Arc<Mutex<State>>,
     freed: Arc<watch::Sender<u64>>,
@@ -72,7 +72,7 @@ pub(crate) struct LockServer {
 }
 
 impl LockServer {
-    /// `watchable`: with our extension, as a genuine Locket is without.
+    /// `watchable`: with LockWatch, which the original Locket lacks.
     pub(crate) async fn start(watchable: bool) -> Self {
         Self::with_tls(watchable, None).await
     }
@@ -107,7 +107,7 @@ impl LockServer {
         look(&mut self.state.lock().unwrap())
     }
 
-    /// Gives the lock to somebody else.
+    /// Grants the lock to another owner.
     pub(crate) fn give_to(&self, owner: &str) {
         self.with(|state| {
             state.owner = Some(owner.to_owned());
@@ -115,7 +115,7 @@ impl LockServer {
         });
     }
 
-    /// Takes the lock away from whoever has it.
+    /// Deletes the lock, whoever owns it.
     pub(crate) fn free(&self) {
         self.with(|state| state.owner = None);
         self.freed.send_modify(|times| *times += 1);

@@ -1,4 +1,4 @@
-//! Twins of what a syncer talks to, on loopback.
+//! Fake servers on loopback for a syncer.
 
 pub(crate) mod certificates;
 pub(crate) mod cloud;
@@ -35,7 +35,7 @@ async fn grpc(tls: Option<ServerTls>) -> (Grpc, String) {
     (Grpc::new(listener, tls, &Health::new()), address)
 }
 
-/// Serves until it is dropped.
+/// A server that stops on drop.
 fn serve(grpc: Grpc) -> JoinSet<()> {
     let mut server = JoinSet::new();
     server.spawn(async move {
@@ -44,7 +44,7 @@ fn serve(grpc: Grpc) -> JoinSet<()> {
     server
 }
 
-/// A channel to a twin.
+/// A channel to a fake server.
 pub(crate) fn channel(address: &str) -> Channel {
     client::channel(address, None, client::Options::default()).unwrap()
 }
@@ -67,7 +67,7 @@ pub(crate) async fn until_within(
     }
 }
 
-/// What the task ends with, within ten seconds.
+/// Result of the task, within ten seconds.
 pub(crate) async fn ended<T: 'static>(task: &mut JoinSet<T>) -> T {
     let ended = timeout(Duration::from_secs(10), task.join_next()).await;
     ended.expect("the task does not end").unwrap().unwrap()

@@ -1,4 +1,4 @@
-//! A policy store in memory: the Replace conversation, the guard, the fence.
+//! A fake policy store in memory: the Replace protocol, the mass removal guard, the fence.
 
 use std::{
     collections::BTreeMap,
@@ -26,13 +26,13 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-/// One Replace that was committed.
+/// A committed Replace.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Write {
     pub(crate) begin: Begin,
     /// The manifest's guids, in order.
     pub(crate) guids: Vec<String>,
-    /// The guids whose content was sent.
+    /// Guids of the sent content.
     pub(crate) sent: Vec<String>,
 }
 
@@ -43,9 +43,9 @@ pub(crate) struct State {
     pub(crate) generation: u64,
     pub(crate) writes: Vec<Write>,
     pub(crate) lists: usize,
-    /// Answers of Replace before it works.
+    /// Error responses of Replace before it succeeds.
     pub(crate) failures: Vec<Status>,
-    /// How long a commit takes.
+    /// Duration of a commit.
     pub(crate) slow: Duration,
 }
 
@@ -55,7 +55,7 @@ impl State {
     }
 }
 
-/// The twin. It ends when it is dropped.
+/// The fake server; stops on drop.
 pub(crate) struct PolicyStoreTwin {
     state: Arc<Mutex<State>>,
     pub(crate) address: String,

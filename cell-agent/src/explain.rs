@@ -4,7 +4,6 @@
 //! from the kernel. Checks in the packet's order: whether the packet passes the
 //! security group chains at all, deny networks, rules. The limit on new connections
 //! depends on other traffic, so the reason only mentions the limit.
-//! other traffic, so the reason only mentions the limit.
 
 mod isolated;
 mod near;

@@ -9,7 +9,6 @@
 //!
 //! An interface of a default route, or with an underlay address, is never one of these:
 //! its packets come from other machines.
-//! one of these: packets that come in by it are those of other machines.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

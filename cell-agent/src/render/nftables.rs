@@ -1,13 +1,16 @@
 //! Renders a ruleset as an nftables table.
 //!
 //! Path of a packet from a container
-//! (docs/compatibility/vxlan-policy-agent.md#differences): `forward` (the hook): by
-//! overlay address, by a container's other addresses, or by the input interface -
-//! `egress`: accept within the overlay if configured, accept established, drop invalid
-//! TCP, find the container by its interface or else by the source address -
-//! `container-*` if connections are limited: the container's limit - the container's
-//! `policy-*`: deny networks, then each group's `rules-*`, last group first - `denied`:
-//! log if configured, reject.
+//! (docs/compatibility/vxlan-policy-agent.md#differences):
+//! 1. `forward` (the hook): selects container packets by overlay address, by a
+//!    container's other addresses, or by the input interface.
+//! 2. `egress`: accepts packets within the overlay if configured, accepts established
+//!    ones, drops invalid TCP, finds the container by its interface or else by the
+//!    source address.
+//! 3. `container-*` if connections are limited: the container's limit.
+//! 4. The container's `policy-*`: deny networks, then each group's `rules-*`, last group
+//!    first.
+//! 5. `denied`: logs if configured, rejects.
 //!
 //! Invariants:
 //! - A packet of an unknown container ends in `unattributed`: counted, rejected. The
@@ -20,7 +23,6 @@
 //!   anything: the packet is unattributed, or a log line is missing.
 //! - A full connection set limits only its own container: a new connection passes only
 //!   with an entry in the set.
-//!   only a connection that has its place in the set passes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

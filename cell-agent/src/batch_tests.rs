@@ -59,7 +59,7 @@ fn a_new_chain_gets_its_rules_and_its_jump_in_one_batch() {
 }
 
 #[test]
-fn what_an_earlier_process_left_is_kept_as_long_as_the_groups_are_unknown() {
+fn old_chains_are_kept_while_the_groups_are_unknown() {
     let saved = table(&[
         ":asg-a - [0:0]",
         ":casg-a - [0:0]",
@@ -92,7 +92,7 @@ fn a_chain_with_an_odd_name_is_right_after_its_batch() {
 }
 
 #[test]
-fn who_has_no_parent_or_no_log_chain_waits_and_keeps_what_it_has() {
+fn a_container_without_parent_or_log_chain_waits() {
     let saved = table(&[
         ":asg-b - [0:0]",
         ":asg-c - [0:0]",
@@ -119,7 +119,7 @@ fn who_has_no_parent_or_no_log_chain_waits_and_keeps_what_it_has() {
 }
 
 #[test]
-fn what_nobody_has_goes_with_its_log_chain_and_what_is_held_is_emptied() {
+fn unused_chains_are_deleted_or_flushed_if_referenced() {
     let saved = table(&[
         ":asg-gone - [0:0]",
         ":asg-held - [0:0]",
@@ -167,7 +167,7 @@ fn a_candidate_that_the_original_left_is_cleared_away() {
 }
 
 #[test]
-fn a_name_is_for_one_and_who_has_it_keeps_it() {
+fn a_colliding_name_stays_with_its_owner() {
     let (first, second) = ("check-b6259c48-29b6-49dd-739c-2a", "b6259c48-29b6-49dd-739c-2b");
     let parents =
         [":netout--check-b6259c48-29b6- - [0:0]", ":netout--b6259c48-29b6-49dd-7 - [0:0]"];
@@ -200,7 +200,7 @@ fn a_line_is_blamed_on_whose_rule_it_is() {
 }
 
 #[test]
-fn what_an_agent_left_is_read_as_what_is_wanted() {
+fn existing_chains_are_read_as_wanted() {
     let saved = table(&[
         ":asg-a - [0:0]",
         ":asg-loose - [0:0]",
@@ -226,7 +226,7 @@ fn rules_are_read_in_their_order_and_kept_once() {
 
 /// iptables-save reports this with exit code 0.
 #[test]
-fn what_is_no_whole_table_is_not_read() {
+fn an_incomplete_table_is_rejected() {
     let read = |text: &str| {
         let mut reading = Reading::default();
         reading.take(text.as_bytes());
@@ -321,7 +321,7 @@ proptest! {
     /// rules and its jump, the others wait, no chain without a container allows
     /// anything, and nothing is left to do.
     #[test]
-    fn one_batch_leads_to_what_is_wanted(before in found(), wanted in filter()) {
+    fn one_batch_leads_to_the_wanted_table(before in found(), wanted in filter()) {
         let step = Saved::parse(&before).step(&wanted, &v4());
         let batch = step.batch.as_ref().map(Batch::text).unwrap_or_default();
         let after = play(&before, &batch);

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_was_let_go_of_is_told_until_the_mark() {
+    fn a_released_lock_is_reported_until_the_mark() {
         let directory = tempfile::tempdir().unwrap();
         let mut notice = locks(directory.path());
         assert!(notice.maybe_changed(), "nobody looked yet");
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_watched_may_always_have_changed() {
+    fn an_unwatched_file_always_counts_as_changed() {
         let directory = tempfile::tempdir().unwrap();
         let mut notice = locks(&directory.path().join("absent"));
         notice.mark();

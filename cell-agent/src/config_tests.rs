@@ -114,7 +114,7 @@ fn a_limit_that_is_off_is_none() {
 }
 
 #[test]
-fn a_limit_that_no_packet_filter_counts_is_told() {
+fn a_limit_above_the_maximum_is_an_error() {
     for (key, most) in [
         ("iptables_denied_logs_per_sec", 10_000),
         ("iptables_accepted_udp_logs_per_sec", 10_000),
@@ -133,7 +133,7 @@ fn a_limit_that_no_packet_filter_counts_is_told() {
 }
 
 #[test]
-fn all_problems_are_told_with_their_keys() {
+fn all_problems_are_reported_with_their_keys() {
     let problems = parse::<Config>(
         r#"{"overlay_network":"10.255.0.0","iptables_denied_logs_per_sec":0,"asg_poll_interval":0,
         "drift_interval":"0s","underlay_ips":["x"],"deny_networks":{"always":["y"]},"cell_id":"a\nb"}"#,

@@ -131,7 +131,7 @@ fn play_all(mut table: Table, changes: &[Change]) -> Table {
 proptest! {
     /// From any table to any other, with both kinds of sweep.
     #[test]
-    fn the_scripts_lead_to_what_is_wanted(from in table(), to in table()) {
+    fn the_scripts_lead_to_the_wanted_table(from in table(), to in table()) {
         let at_once = diff(&from, &to, Sweep::Now);
         prop_assert_eq!(at_once.is_empty(), from == to);
         prop_assert_eq!(&play_all(from.clone(), &at_once), &to);
@@ -150,7 +150,7 @@ proptest! {
     /// A transaction that adds chains does nothing else; the rules that packets meet
     /// change in one transaction.
     #[test]
-    fn the_switch_leads_to_nothing_that_is_new(from in table(), to in table()) {
+    fn chains_are_added_before_the_switch(from in table(), to in table()) {
         let changes = diff(&from, &to, Sweep::Later);
         prop_assert!(changes.len() <= 2);
         let mut before = &from;
@@ -169,7 +169,7 @@ proptest! {
 
 /// The most frequent changes need no rule compiler, and so no process.
 #[test]
-fn what_only_leads_elsewhere_needs_no_nft() {
+fn changes_of_jumps_need_no_nft() {
     let chain = |rules: &[&str]| Chain {
         header: String::new(),
         rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),

@@ -251,7 +251,7 @@ mod tests {
     use crate::render::table::{Chain, Key, Map};
 
     #[test]
-    fn one_change_is_told_from_more() {
+    fn one_change_is_distinguished_from_more() {
         assert!(KernelGeneration(8).follows(KernelGeneration(7)));
         assert!(KernelGeneration(1).follows(KernelGeneration(u32::MAX)));
         assert!(!KernelGeneration(9).follows(KernelGeneration(7)));

@@ -115,7 +115,7 @@ fn the_rule_that_decides_is_named() {
 }
 
 #[test]
-fn denied_says_why_and_what_comes_close() {
+fn a_denial_names_the_reason_and_near_rules() {
     let ruleset = ruleset(|_| {});
     let near = |destination, port| {
         let Explanation::Denied { reason, nearest, .. } = ask(&ruleset, "c", destination, port)
@@ -166,7 +166,7 @@ fn a_rule_that_is_not_enforced_is_the_reason() {
 }
 
 #[test]
-fn what_comes_before_the_rules_is_told() {
+fn decisions_before_the_rules_are_explained() {
     let open = ruleset(|settings| {
         settings.disable_network_policy = true;
         settings.underlay = vec!["eth0".to_owned()];

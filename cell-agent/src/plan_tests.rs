@@ -106,7 +106,7 @@ fn the_filter_holds_the_operators_order_reversed() {
 }
 
 #[test]
-fn who_is_not_bound_is_denied_with_a_reason() {
+fn a_container_without_policy_is_denied_with_a_reason() {
     let snapshot = snapshot(&[
         ("bound", "10.255.1.1", "s1", "task"),
         ("early", "10.255.1.2", "s2", "app"),
@@ -127,7 +127,7 @@ fn who_is_not_bound_is_denied_with_a_reason() {
 }
 
 #[test]
-fn policies_share_what_is_the_same() {
+fn policies_share_equal_segments() {
     let groups = [
         group(1, &[], vec![spec("1.0.0.1"), spec("1.0.0.2")]),
         group(2, &["s1"], vec![spec("2.0.0.1")]),
@@ -177,7 +177,7 @@ fn a_second_plan_is_the_same_in_memory() {
 }
 
 #[test]
-fn what_was_refused_is_left_out_as_long_as_it_is_the_same() {
+fn refused_rules_are_left_out_while_unchanged() {
     let snapshot = snapshot(&[("c", "10.255.1.1", "s1", "app")]);
     let guid = GroupGuid::parse("g1").unwrap();
     let rules = BTreeMap::from([((guid.clone(), 1), (spec("1.0.0.2"), "no".to_owned()))]);
@@ -257,7 +257,7 @@ proptest! {
 /// Law 7: an address outside the overlay that two entries name belongs to no container,
 /// and so is denied; it must not bypass the table.
 #[test]
-fn an_outside_address_that_nobody_gets_is_still_decided() {
+fn an_unassigned_outside_address_is_denied() {
     let entries = [("a", "192.168.5.5", "s1", "app"), ("b", "192.168.5.5", "s1", "app")];
     let known = known(&["s1"], []);
     let ruleset = plan(&settings(), &snapshot(&entries), &known, &Refused::default());

@@ -125,7 +125,7 @@ fn other_rules_are_other_rules() {
 
 /// As long as the printed text is the same.
 #[test]
-fn what_is_learned_is_recognised() {
+fn a_learned_form_is_recognised() {
     let mut spellings = Spellings::of(Family::V4);
     let (printed, written) = ("--new-words -j ACCEPT", "-p tcp -j ACCEPT");
     assert!(!spellings.same(printed, written));

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_and_nothing_else() {
+    fn only_a_written_file_can_be_read() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(&directory.path().join("a/b")).unwrap();
         assert!(state.read("groups").unwrap().is_none());

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_acts_on_is_left() {
+    fn no_control_character_is_left() {
         for (text, expected) in [
             ("plain-1 (a)", "plain-1 (a)"),
             ("\u{1b}[31mred", "\\u{1b}[31mred"),

@@ -68,7 +68,7 @@ fn it_makes_certificates_when_none_are_given_and_ends_on_sigterm() {
 }
 
 #[test]
-fn bad_configurations_are_told_in_one_sentence_each() {
+fn each_bad_configuration_has_a_one_line_error() {
     let output = run(r#"{"tls":{},"log_level":"loud"}"#, &[]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();

@@ -114,7 +114,7 @@ fn rules_are_accepted_and_refused_as_recorded() {
 /// The strict option refuses exactly the rules that the original accepts but its agents
 /// cannot parse.
 #[test]
-fn strict_refuses_the_poison_and_nothing_else() {
+fn strict_refuses_only_rules_that_agents_cannot_parse() {
     let flags = Flags { ipv6: true, comma_destinations: true, strict: true };
     let mut refused = BTreeSet::new();
     let mut poison = BTreeSet::new();

@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_told_as_such() {
+    fn a_missing_permission_has_its_own_error() {
         let stderr = "Error: Could not process rule: Operation not permitted\n";
         assert!(matches!(read(&output(1, stderr)), Err(Error::Permission)));
     }
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_program_is_told_as_such() {
+    async fn a_missing_program_has_its_own_error() {
         let error = Nft::new(Path::new("/nonexistent/nft")).list().await.unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_nobody_lets_go_is_told() {
+    fn a_lock_that_is_not_released_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(&directory);
         let held = store.lock().unwrap();

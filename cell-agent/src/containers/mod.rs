@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_entry_costs_no_other() {
+    fn one_bad_entry_does_not_affect_others() {
         let snapshot = parse(&format!(
             r#"{{"c1":{GOOD},"c2":3,"c3":{{"handle":"a\nb"}},"c4":{{"handle":"c4","ip":"x"}},
                 "c5":{{"handle":"c1"}},"c6":{{"ip":7,"metadata":null}},
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_groups_says_why() {
+    fn a_container_without_groups_has_a_reason() {
         let why = |metadata: &str| {
             let store = parse(&format!(r#"{{"c":{{"ip":"10.0.0.1","metadata":{metadata}}}}}"#));
             store.containers[&handle("c")].belongs.clone().unwrap_err()
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn who_claims_an_address_that_another_one_claims_is_told() {
+    fn containers_with_the_same_address_are_reported() {
         let snapshot =
             parse(r#"{"a":{"ip":"10.0.0.1"},"b":{"ip":"10.0.0.1"},"c":{"ip":"10.0.0.2"}}"#);
         for name in ["a", "b"] {

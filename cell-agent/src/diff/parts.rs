@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_split_stays_whole() {
+    fn a_rule_without_list_is_not_split() {
         let long = "a, ".repeat(LONG);
         let negated = format!("ip daddr != {{ {long}b }} drop");
         let two = format!("ip daddr {{ {long}b }} tcp dport {{ 1, 2 }} accept");

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_exactly_a_state_of_the_store_is_gone_on_from() {
+    fn only_an_exact_state_is_resumed() {
         let mut follow = WatchSession::hello([space("s1"), space("s2")]);
         let told = |follow: &mut WatchSession, sequence| {
             let mut answer = state(3, sequence, &["a"]);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_with_a_hole_is_not_gone_on_from_until_it_is_told_anew() {
+    fn an_incomplete_state_is_not_resumed() {
         let mut follow = WatchSession::hello([]);
         let mut answer = state(3, 0, &["a", ""]);
         answer.stamp = 77;
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_nobody_understands_costs_no_other() {
+    fn an_unreadable_group_does_not_affect_others() {
         let mut follow = WatchSession::hello([]);
         let mut answer = state(3, 0, &["a", "", "b"]);
         answer.upserted.push(policy_v1::StoredGroup::default());

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_or_null_is_empty() {
+    fn absent_or_null_fields_are_empty() {
         let text = r#"{"security_groups":[{"guid":"a","rules":"null"},
             {"guid":"b","name":null,"rules":"[{\"protocol\":\"all\",\"type\":null},null]","running_space_guids":null}]}"#;
         let (groups, problems) = groups(text, &Groups::new());
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_group_keeps_its_last_good_version_and_costs_no_other() {
+    fn a_bad_group_keeps_its_last_good_version() {
         let good = r#"{"next":0,"security_groups":[
             {"guid":"a","rules":"[{\"protocol\":\"all\",\"destination\":\"10.0.0.1\"}]"},{"guid":"b","rules":"[]"}]}"#;
         let (before, _) = groups(good, &Groups::new());

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_not_relied_on() {
+    fn a_truncated_file_is_rejected() {
         let content = encode(&Known::default());
         for length in 0..content.len() {
             decode(&content[..length]).unwrap_err();

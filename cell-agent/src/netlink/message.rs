@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_confirmed_and_not_refused_is_in_force() {
+    fn only_an_acknowledged_batch_is_applied() {
         answer(&[0]).outcome().unwrap();
         assert!(answer(&[]).outcome().is_err());
         for codes in [&[-16, 0][..], &[0, -16], &[-16]] {

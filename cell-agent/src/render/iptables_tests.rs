@@ -120,7 +120,7 @@ fn every_part_of_a_chain_is_at_its_place() {
 }
 
 #[test]
-fn who_has_no_rules_is_closed_and_who_is_not_known_keeps_what_it_has() {
+fn no_rules_deny_and_unknown_groups_keep_the_chain() {
     let reason = || "odd".to_owned();
     let of = |assignment| render(&ruleset(settings(), assignment, Vec::new()), Family::V4);
     let reject = "-j REJECT --reject-with icmp-port-unreachable";

@@ -171,7 +171,7 @@ fn many_port_ranges_as_they_are_written() {
 }
 
 #[test]
-fn the_salt_renames_what_is_known_by_its_content_and_nothing_else() {
+fn the_salt_renames_only_content_named_chains() {
     let app = belongs("s1", Lifecycle::Running);
     let segments = vec![segment("g1", vec![permit("10.0.0.1", Service::All)])];
     let containers = [("c", "10.255.1.1", Assignment::Bound(app.clone()))];

@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_names_the_field_and_the_value() {
+    fn the_error_for_a_missing_list_names_field_and_value() {
         for (text, problem) in [
             ("{}", "security_groups: missing"),
             (r#"{"security_groups":7}"#, "security_groups: 7 is not a list"),

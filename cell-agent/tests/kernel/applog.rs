@@ -65,7 +65,7 @@ fn with_log(space: &str, guid: &str) -> Value {
 }
 
 #[test]
-fn an_app_is_told_when_its_rules_change_and_only_then() {
+fn an_app_log_has_a_line_only_when_rules_change() {
     lab(async |_lab| {
         let mut cell = Cell::new(json!({})).await;
         let loggregator = Loggregator::start(&cell).await;
@@ -81,8 +81,8 @@ fn an_app_is_told_when_its_rules_change_and_only_then() {
         cell.add_entry("c3", "10.255.1.3", &app("s1"));
         cell.start().await;
         cell.caught_up().await;
-        // A container's first rules send no line, nor do the same rules in another
-        // group.
+        // A container's first rules send no line, nor do the same rules under another
+        // group name.
         set(&cell, "10.1.0.0/16", "two");
         cell.caught_up().await;
         set(&cell, "10.2.0.0/16", "two");
@@ -119,7 +119,7 @@ fn an_app_is_told_when_its_rules_change_and_only_then() {
 }
 
 #[test]
-fn beside_silk_an_app_is_told_as_well() {
+fn an_app_log_has_a_line_beside_silk() {
     let silk = BACKENDS[1];
     lab(async move |_lab| {
         let mut cell = Cell::new(silk.config(json!({}))).await;

@@ -13,7 +13,7 @@ const REFUSED: &str = "cfnetworking.vxlan-policy-agent.kernel-does-not-take-orde
 /// A container that is added or removed in a known space needs no process, a changed
 /// rule one, and the kernel's table is the same as with nft.
 #[test]
-fn what_only_leads_elsewhere_costs_no_process() {
+fn changes_of_jumps_start_no_process() {
     lab(async |_lab| {
         let count = "case \"$*\" in *'-f -') echo script >> scripts;; esac";
         let programs = Programs::new(Plane::Nftables, count, "");

@@ -55,7 +55,7 @@ fn an_address_goes_with_its_container() {
 /// Beside the plugin, packets are identified by its chains: a stale entry with a reused
 /// address does not harm the address's new container.
 #[test]
-fn an_entry_that_was_left_behind_strands_nobody_beside_the_plugin() {
+fn a_stale_entry_does_no_harm_beside_the_plugin() {
     for silk in BACKENDS {
         lab(async move |lab| {
             let (mut cell, prober) = cell(&lab, silk.config(json!({}))).await;
@@ -147,7 +147,7 @@ fn a_promise_beside_the_plugin_is_about_the_chains_of_now() {
 }
 
 #[test]
-fn the_cell_service_tells_what_is_enforced_and_why() {
+fn the_cell_service_reports_enforcement_and_reasons() {
     lab(async |lab| {
         let (mut cell, _prober) = cell(&lab, json!({})).await;
         cell.add_entry("lost", "nowhere", &app("s1"));
@@ -194,7 +194,7 @@ fn the_cell_service_tells_what_is_enforced_and_why() {
 }
 
 #[test]
-fn what_cannot_work_is_told_before_anything_is_served() {
+fn an_unusable_configuration_fails_at_bind() {
     lab(async |_lab| {
         let cell = Cell::new(json!({"data_plane": "nftables"})).await;
         for (key, value, told) in [

@@ -113,12 +113,12 @@ async fn waits(cell: &Cell) {
 }
 
 #[test]
-fn what_is_explained_is_what_happens_in_our_table() {
+fn explain_matches_packets_in_our_table() {
     lab(async |lab| compare(&lab, None).await);
 }
 
 #[test]
-fn what_is_explained_is_what_happens_beside_silk() {
+fn explain_matches_packets_beside_silk() {
     for silk in BACKENDS {
         lab(async move |lab| compare(&lab, Some(silk)).await);
     }
@@ -155,7 +155,7 @@ async fn state(cell: &Cell, prober: &Prober) -> (Enforcement, Verdict, Fate) {
 /// Laws 5 and 7: the rules of an earlier agent in a chain of their own stay until the
 /// desired rules are known; rules of a space that the container has left do not.
 #[test]
-fn a_space_that_is_unknown_opens_nothing_and_what_is_kept_is_told() {
+fn an_unknown_space_allows_nothing_and_kept_rules_are_shown() {
     on_every_plane(unknown);
 }
 

@@ -21,7 +21,7 @@ const REFUSES: &str = "case \"$input\" in *10.66.6.6*|*10.255.6.6*|*DENY_bad*)
 esac";
 
 #[test]
-fn what_the_kernel_refuses_is_isolated_by_name() {
+fn refused_rules_are_isolated_by_name() {
     on_every_plane(refused);
 }
 
@@ -88,7 +88,7 @@ async fn refusing(plane: Plane, lab: Lab) {
 }
 
 #[test]
-fn what_others_change_is_put_back() {
+fn foreign_changes_are_undone() {
     lab(async |lab| {
         let (mut cell, prober) = cell(&lab, json!({})).await;
         cell.store.set(vec![bound(
@@ -191,7 +191,7 @@ const EDITS: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_others_change_in_chains_is_put_back() {
+fn foreign_changes_in_chains_are_undone() {
     for silk in BACKENDS {
         lab(async move |lab| edited(silk, &lab).await);
     }
@@ -227,7 +227,7 @@ async fn edited(silk: Silk, lab: &Lab) {
 }
 
 #[test]
-fn what_others_do_elsewhere_is_none_of_ours() {
+fn foreign_changes_of_other_tables_are_ignored() {
     lab(async |lab| {
         let (mut cell, _prober) = cell(&lab, json!({})).await;
         cell.settled().await;
@@ -244,7 +244,7 @@ fn what_others_do_elsewhere_is_none_of_ours() {
 /// Laws 5 and 7: chains that are flushed while the desired rules are unknown are
 /// restored.
 #[test]
-fn a_flush_while_the_groups_are_unknown_opens_nothing() {
+fn a_flush_while_the_groups_are_unknown_allows_nothing() {
     lab(async |lab| {
         let (mut cell, prober) = cell(&lab, json!({})).await;
         restart_unknowing(&mut cell, lose_the_groups).await;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[test]
-fn a_torn_metadata_store_changes_nothing_and_is_told() {
+fn a_torn_metadata_store_changes_nothing_and_is_reported() {
     on_every_plane(torn);
 }
 
@@ -139,7 +139,7 @@ fn without_its_state_the_agent_keeps_what_the_kernel_has() {
 
 /// Law 5: an agent that cannot read its containers at the start keeps their rules.
 #[test]
-fn a_metadata_store_that_is_torn_at_the_start_strips_nobody() {
+fn a_metadata_store_torn_at_the_start_removes_no_rules() {
     on_every_plane(torn_at_the_start);
 }
 
@@ -156,7 +156,7 @@ async fn torn_at_the_start(plane: Plane, lab: Lab) {
 
 /// Law 6: reported by name, and once.
 #[test]
-fn a_rule_that_cannot_be_read_is_told_when_it_appears() {
+fn an_unreadable_rule_is_reported_when_it_appears() {
     lab(async |lab| {
         let (mut cell, prober) = cell(&lab, json!({})).await;
         let bad = all("10.9.0.0/255.255.0.0,10.1.0.0/16,x");

@@ -137,7 +137,7 @@ fn the_metron_agent_hears_the_originals_names() {
 }
 
 #[test]
-fn what_happens_is_counted_and_each_change_has_a_line() {
+fn events_are_counted_and_each_change_is_logged() {
     lab(async |_lab| {
         let mut cell = Cell::new(json!({})).await;
         let shared = global("g", vec![all("10.1.0.0/16"), rule("tcp", "10.2.0.0/16", "80")]);

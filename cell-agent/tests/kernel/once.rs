@@ -58,7 +58,7 @@ fn fill(cell: &mut Cell) {
 }
 
 #[test]
-fn a_pass_makes_what_a_rehearsal_prints() {
+fn once_applies_what_a_dry_run_prints() {
     lab(async |lab| {
         let mut cell = Cell::new(json!({})).await;
         fill(&mut cell);
@@ -85,7 +85,7 @@ fn a_pass_makes_what_a_rehearsal_prints() {
 }
 
 #[test]
-fn a_rehearsal_is_against_what_is_in_the_kernel() {
+fn a_dry_run_compares_with_the_kernel() {
     lab(async |_lab| {
         let mut cell = Cell::new(json!({})).await;
         fill(&mut cell);
@@ -116,7 +116,7 @@ fn a_rehearsal_is_against_what_is_in_the_kernel() {
 
 /// The last good groups are in force, but they may be outdated, so the run fails.
 #[test]
-fn a_pass_without_the_store_fails_and_keeps_what_is_known() {
+fn once_without_the_store_fails_and_uses_the_last_groups() {
     lab(async |_lab| {
         let mut cell = Cell::new(json!({})).await;
         fill(&mut cell);
@@ -143,7 +143,7 @@ fn a_pass_without_the_store_fails_and_keeps_what_is_known() {
 
 /// A store that was never filled accepts the watch and sends nothing.
 #[test]
-fn a_pass_does_not_wait_long_for_a_store_that_says_nothing() {
+fn once_does_not_wait_long_for_a_silent_store() {
     lab(async |_lab| {
         let mut cell = Cell::new(json!({"force_timeout": "10m"})).await;
         fill(&mut cell);
@@ -155,7 +155,7 @@ fn a_pass_does_not_wait_long_for_a_store_that_says_nothing() {
 }
 
 #[test]
-fn a_pass_that_is_told_to_end_says_that_it_did_not_get_through() {
+fn once_fails_when_it_is_terminated() {
     lab(async |_lab| {
         let mut cell = Cell::new(json!({"force_timeout": "10m"})).await;
         fill(&mut cell);
@@ -193,7 +193,7 @@ fn a_pass_is_not_made_beside_an_agent_and_a_rehearsal_is() {
 }
 
 #[test]
-fn beside_silk_a_pass_makes_what_a_rehearsal_prints() {
+fn once_applies_what_a_dry_run_prints_beside_silk() {
     for silk in BACKENDS {
         lab(async move |_lab| {
             let mut cell = Cell::new(silk.config(json!({}))).await;

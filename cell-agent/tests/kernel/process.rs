@@ -59,7 +59,7 @@ const AFTER: &str = "at after && kill -9 $PPID";
 /// from its start to the end of a change, leaves the old or the new rules, and the next
 /// agent applies the new ones.
 #[test]
-fn killed_between_any_two_steps_it_leaves_nothing_that_the_next_cannot_mend() {
+fn a_kill_between_any_two_steps_is_repaired() {
     on_all_planes_at_once(killed);
 }
 
@@ -116,7 +116,7 @@ async fn killed(plane: Plane, lab: Lab) {
 
 /// The agent reads the kernel only after a change by another process.
 #[test]
-fn who_has_nothing_to_do_starts_nothing() {
+fn an_idle_agent_starts_no_process() {
     on_all_planes_at_once(idle);
 }
 

@@ -141,7 +141,7 @@ fn a_container_with_ipv6_alone_is_decided() {
 /// On planes without silk-cni, where only the agent filters; beside silk-cni the
 /// kernel's `rp_filter` does.
 #[test]
-fn an_ipv4_address_that_a_container_gave_itself_opens_nothing() {
+fn a_self_assigned_ipv4_address_allows_nothing() {
     lab(async |lab| {
         let stranger = Ipv4Addr::new(192, 168, 7, 7);
         lab.container(C1);
@@ -163,7 +163,7 @@ fn an_ipv4_address_that_a_container_gave_itself_opens_nothing() {
 
 /// The usual setup of a cell.
 #[test]
-fn what_is_forwarded_to_containers_passes() {
+fn forwarded_packets_to_containers_pass() {
     on_every_plane(async |plane, lab: Lab| {
         let container = lab.silk(C1, "fd00:255:1::1");
         let mut cell = cell(plane).await;
@@ -183,7 +183,7 @@ fn what_is_forwarded_to_containers_passes() {
 
 /// Like the original: packets within the cell are left to container network policy.
 #[test]
-fn without_an_underlay_only_what_leaves_the_cell_is_decided() {
+fn without_an_underlay_only_packets_that_leave_the_cell_are_filtered() {
     lab(async |lab| {
         let (first, second) = (lab.silk(C1, "fd00:255:1::1"), lab.silk(C2, "fd00:255:1::2"));
         let mut cell = Cell::running(json!({"underlay_ips": []})).await;

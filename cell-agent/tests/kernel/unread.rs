@@ -89,7 +89,7 @@ fn an_agent_that_starts_beside_such_a_table_waits_and_takes_nothing_away() {
 
 /// Programs that report success and change nothing.
 #[test]
-fn what_is_not_seen_in_the_kernel_is_not_in_force() {
+fn a_change_that_the_kernel_does_not_show_is_an_error() {
     for plane in PLANES {
         lab(async move |lab| unchanged(plane, lab).await);
     }
@@ -118,7 +118,7 @@ const SPELLS: &str = "[ -z \"$input\" ] || echo x >> writes
 case \"$0\" in *-save) \"${0##*/}\" \"$@\" | sed 's/--dst-range/--destinations/'; exit 0;; esac";
 
 #[test]
-fn an_unknown_spelling_is_learned_and_nothing_is_written_again() {
+fn an_unknown_form_is_learned_without_a_rewrite() {
     for silk in BACKENDS {
         lab(async move |lab| spelled(silk, &lab).await);
     }

@@ -285,7 +285,7 @@ COMMIT
 }
 
 #[test]
-fn what_would_be_isolated_is_told_and_costs_nothing_else() {
+fn isolated_rules_are_reported_and_affect_nothing_else() {
     let mut files = Files::one(&json!([
         {"protocol": "all", "destination": "10.9.0.0/255.255.0.0"},
         {"protocol": "all", "destination": "10.1.0.0/16", "log": "yes"},
@@ -384,7 +384,7 @@ fn refused(files: &Files, file: &str, content: Option<&str>) -> String {
 }
 
 #[test]
-fn an_unusable_file_is_told_with_its_field_and_value() {
+fn the_error_for_an_unusable_file_has_field_and_value() {
     let files = Files::one(&json!([]));
     for (file, content, told) in [
         (

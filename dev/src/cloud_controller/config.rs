@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_told_and_no_secret() {
+    fn every_problem_is_reported_without_secrets() {
         let text = r#"{"api_address":"nowhere","tls":{"cert_file":"c"},
             "clients":[{"id":"a","secret":"hush"}],"enable_ipv6":"yes"}"#;
         let error = runtime::config::parse::<Config>(text).unwrap_err();

@@ -472,7 +472,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_served_ends_first() {
+    fn clients_stop_before_their_services() {
         let mut names = [
             "cloud-controller",
             "policy-store",

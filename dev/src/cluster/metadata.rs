@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_told_and_left_alone() {
+    fn a_torn_file_is_an_error_and_unchanged() {
         let (_directory, store) = store();
         store.add(entry("a", "10.255.1.2")).unwrap();
         let torn = r#"{"a":{"handle":"a","ip":"10.25"#;
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_version_is_told() {
+    fn a_bad_version_is_an_error() {
         let (_directory, store) = store();
         store.add(entry("a", "10.255.1.2")).unwrap();
         std::fs::write(format!("{}_version", store.path().display()), "two").unwrap();

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_found_by_the_next_launcher() {
+    fn the_next_launcher_finds_the_records() {
         let directory = tempfile::tempdir().unwrap();
         let (mut state, before) = State::take(directory.path()).unwrap();
         assert_eq!(before, Made::default());

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_nothing_has_figures_too() {
+    fn an_empty_run_has_a_summary() {
         let summary = Tally::default().summary(Duration::ZERO);
         assert_eq!((summary.operations, summary.failures.len()), (0, 0));
         assert!(summary.per_second.abs() < f64::EPSILON);

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_and_costs_are_told() {
+    fn failures_and_costs_are_printed() {
         let mut tally = Tally::default();
         tally.success(Duration::from_millis(2), 100);
         tally.failure(tonic::Code::Unavailable);

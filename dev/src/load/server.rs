@@ -407,7 +407,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drivers_are_told_by_the_connection_string() {
+    fn the_driver_follows_from_the_connection_string() {
         let driver = |text: &str| text.parse().map(|database: Database| database.driver);
         assert_eq!(driver("postgres://u@h/locket"), Ok("postgres"));
         assert_eq!(driver("u:p@tcp(127.0.0.1:3306)/locket"), Ok("mysql"));

@@ -160,7 +160,7 @@ async fn a_kept_connection_outlives_a_rule_that_lets_established_packets_pass() 
 }
 
 #[tokio::test]
-async fn who_comes_and_goes_disturbs_nobody() {
+async fn added_and_removed_containers_do_not_disturb_others() {
     let mut fixture = Fixture::raise("calm").await;
     let cell = fixture.containers[0].cell;
     let inside = fixture.containers[0].namespace.name().to_owned();
@@ -198,7 +198,7 @@ async fn a_seat_is_free_again_at_once() {
 }
 
 #[test]
-fn what_a_killed_launcher_left_is_removed_by_name() {
+fn leftovers_of_a_killed_launcher_are_removed_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let (mut state, _before) = State::take(directory.path()).unwrap();
     let names = ["one", "two"].map(|name| format!("t{}-left-{name}", std::process::id()));

@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn several_faults_are_told_in_order() {
+    fn several_errors_are_in_order() {
         let errors = query(&[
             ("foo", "1"),
             ("globally_enabled_staging", "yes"),

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn charts_have_what_has_a_place_on_a_logarithmic_axis() {
+    fn charts_omit_values_without_a_logarithm() {
         let report = report();
         for chart in [report.work_chart(), report.packets_chart()] {
             assert!(!chart.lines.is_empty());

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_page_is_told_by_the_first_key() {
+    fn the_next_page_is_in_the_first_key() {
         let page = br#"{"next":501,"security_groups":[{"guid":"abcdefgh","name":"long enough"}]}"#;
         assert_eq!(next(page, false).unwrap(), 501);
         // Like the store's response: concatenated gzip members.

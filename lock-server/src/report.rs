@@ -9,7 +9,6 @@
 //! [`runtime::loggregator`]. Of the Go runtime's gauges only those with an equivalent
 //! are sent: private memory for the heap, the stack, tasks for goroutines. There is no
 //! garbage collector, hence no pause metric.
-//! goroutines. There is no garbage collector, hence no pause of one.
 
 use std::{sync::Arc, time::Duration};
 

@@ -33,7 +33,6 @@ use crate::{
 /// - A call that its caller cancels takes full effect or none.
 /// - Fencing tokens of a key rise with each new owner, across deletion and restart.
 /// - Every version, and every end of a lock, is published to the feed in commit order.
-///   the commits.
 pub trait Store: Clone + Send + Sync + 'static {
     /// Refreshes a lock if that needs neither storage nor waiting, as with nearly all calls
     /// on SQLite. Otherwise [`Store::claim`] serves the claim.

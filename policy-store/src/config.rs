@@ -179,7 +179,7 @@ fn joined(host: &str, port: u16) -> Option<HostPort> {
     HostPort::parse(&text).ok()
 }
 
-/// By default the admin server uses the address of the original's debug server.
+/// Address of the admin server; by default that of the original's debug server, if configured.
 fn admin(keys: &mut Reader<'_>, debug_server: Option<Option<HostPort>>) -> Option<HostPort> {
     let address: Option<Option<HostPort>> = keys.optional("admin_listen_address");
     let default = || HostPort::parse("127.0.0.1:4005").expect("it is an address");

@@ -90,7 +90,6 @@ pub struct Synced {
 ///
 /// # Errors
 /// The store is unchanged.
-/// The store holds what it held before.
 pub async fn run(
     cloud_controller: &CloudController,
     store: &Store,

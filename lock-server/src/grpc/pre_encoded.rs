@@ -83,7 +83,7 @@ impl Encoded {
     }
 }
 
-/// Wraps the generated server `S` and sends [`Encoded`] responses as they are.
+/// Wraps the generated server `S` and sends `Encoded` responses as they are.
 #[derive(Debug, Clone)]
 pub struct PreEncoded<S>(pub(super) S);
 

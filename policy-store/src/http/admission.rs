@@ -46,7 +46,7 @@ impl Admission {
         }
     }
 
-    /// Acquires a permit. Cancelling the call leaves the queue.
+    /// Acquires a permit. Dropping the future leaves the queue.
     ///
     /// # Errors
     /// No permit is available in time.

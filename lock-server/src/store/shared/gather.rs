@@ -37,7 +37,7 @@ where
     let mut looks = JoinSet::new();
     let mut waiting = Vec::with_capacity(MOST);
     let mut number = 0_u64;
-    // The query that blocks the next one, and the end of that time.
+    // The query that blocks the next one, and until when it does.
     let mut current: Option<(u64, Instant)> = None;
     let (mut is_stopping, mut is_over) = (false, false);
     while !(is_over && looks.is_empty()) {

@@ -87,7 +87,7 @@ async fn sign(server: &Server) -> Result<(), storage::Error> {
     let updated =
         server.execute("UPDATE locket_health_check SET time = ? WHERE id = 1", &values).await?;
     if updated == 0 {
-        // Another instance may have created the table meanwhile: the database works too.
+        // Another instance may have inserted the row meanwhile: the database works then, too.
         let sql = match server.dialect() {
             Dialect::Postgres => {
                 "INSERT INTO locket_health_check (id, time) VALUES (1, ?)

@@ -9,7 +9,6 @@
 //!   effect of changes that fire no trigger (MySQL: TRUNCATE, a dropped trigger).
 //! - All fields of a lock in an image that clients see are current; its index and time
 //!   to live may be those of an earlier refresh.
-//!   live may be those of an earlier refresh.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -285,8 +285,8 @@ impl Cell {
         passed.unwrap_or_else(|_| Err("the rules are not in the kernel yet".to_owned()))
     }
 
-    /// The first state in which nothing is missing, or the state at the deadline; the
-    /// wait is logged and counted, since the CNI plugin is blocked by it.
+    /// The first state in which nothing is missing, or the state at the deadline. A
+    /// timeout is logged and counted, since the CNI plugin waits for the response.
     async fn wait(
         &self,
         handle: &ContainerHandle,

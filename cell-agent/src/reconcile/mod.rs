@@ -68,8 +68,8 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 /// is recorded; under steady change, [`SETTLE_MOST`] after the first one.
 const SETTLE: Duration = Duration::from_millis(200);
 const SETTLE_MOST: Duration = Duration::from_secs(1);
-/// Up to so many refused rules or containers that the data plane names are isolated one
-/// by one; then a search is quicker.
+/// Maximum number of refused rules or containers that are isolated one by one, as named
+/// in the data plane's errors; above that a search is faster.
 const NAMED_MOST: usize = 8;
 
 /// Inputs of the loop.
@@ -246,8 +246,8 @@ impl Reconciler {
         let _gave_up = asked.send(answer);
     }
 
-    /// Debounce of group changes. None for the first groups, since until then
-    /// containers are denied.
+    /// Debounce of group changes; the short one for the first groups, since containers
+    /// are denied until then.
     fn patience(&self) -> Duration {
         let first = self.published.borrow().generation() == Generation::default();
         let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);

@@ -119,7 +119,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     say(&report.text())
 }
 
-/// Takes the presences, calls, and gives everything back.
+/// Acquires the presences, measures the calls, and releases everything.
 pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Report> {
     let concurrency = load.concurrency as usize;
     if load.operation == Operation::Tls {
@@ -147,7 +147,7 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
     Ok(report)
 }
 
-/// Takes the locks beside the presences: as fast as [`TAKERS`] connections do.
+/// Acquires the additional locks over [`TAKERS`] connections.
 async fn take_locks(target: &Target, load: &Load) -> anyhow::Result<Vec<Worker>> {
     if load.locks == 0 {
         return Ok(Vec::new());

@@ -244,7 +244,7 @@ impl Agent {
                 crate::metrics::number(
                     STORE_CONNECTED,
                     u64::from(*link.borrow() == Connectivity::Up),
-                )
+                );
             }
         });
         tasks.add(learner.name(), learner.run(shutdown.clone()));

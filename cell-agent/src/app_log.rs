@@ -41,12 +41,12 @@ pub struct AppLogs {
     loggregator: Loggregator,
     enforced: watch::Receiver<Arc<Enforced>>,
     state: StateDirectory,
-    told: Update,
+    told: Reported,
 }
 
 /// The rules that were last reported. Pure.
 #[derive(Debug, Default)]
-struct Update {
+struct Reported {
     containers: BTreeMap<String, Rules>,
     /// Cache, so that an unchanged policy is not hashed again.
     policies: HashMap<Belongs, (Arc<Policy>, Rules)>,
@@ -75,7 +75,7 @@ impl AppLogs {
             None
         });
         let containers = read.and_then(|content| runtime::json::from_slice(&content).ok());
-        let told = Update { containers: containers.unwrap_or_default(), ..Update::default() };
+        let told = Reported { containers: containers.unwrap_or_default(), ..Reported::default() };
         Self { loggregator, enforced, state, told }
     }
 
@@ -123,7 +123,7 @@ impl AppLogs {
     }
 }
 
-impl Update {
+impl Reported {
     /// The containers whose rules changed.
     fn changed(&mut self, enforced: &Enforced) -> Vec<ContainerHandle> {
         let ruleset = &enforced.ruleset;

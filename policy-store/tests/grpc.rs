@@ -159,7 +159,7 @@ async fn a_writer_that_breaks_the_rules_changes_nothing() {
             talk.say(step).await;
         }
         let error = loop {
-            match talk.on_message().await {
+            match talk.next_answer().await {
                 Ok(_missing) => {}
                 Err(error) => break error,
             }
@@ -391,7 +391,7 @@ async fn a_drain_sends_everybody_away_and_keeps_what_was_confirmed() {
     for cell in &mut cells {
         assert_status(&cell.end().await, Code::Unavailable, "the store is shutting down");
     }
-    let error = talk.on_message().await.unwrap_err();
+    let error = talk.next_answer().await.unwrap_err();
     assert_status(&error, Code::Unavailable, "the store is shutting down");
     let site = served.stop().await;
     let served = Served::start_at(site).await;

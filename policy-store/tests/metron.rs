@@ -25,7 +25,7 @@ use crate::support::{
 type Heard = BTreeMap<String, String>;
 
 /// Listens until no further expected metric arrives.
-fn on_message(agent: &UdpSocket, expected: &Heard) -> Heard {
+fn receive(agent: &UdpSocket, expected: &Heard) -> Heard {
     let mut heard = Heard::new();
     while expected.keys().any(|name| !heard.contains_key(name)) {
         let mut datagram = [0; 2_048];
@@ -71,7 +71,7 @@ async fn the_agent_gets_the_originals_metrics() {
         ("memoryStats.numBytesAllocatedStack", "count"),
         ("memoryStats.numBytesAllocated", "count"),
     ]);
-    assert_eq!(on_message(&agent, &by_itself), by_itself);
+    assert_eq!(receive(&agent, &by_itself), by_itself);
 
     let writer = site.client(&program.address, "syncer", None);
     replace(&writer, &fenced(&named(3, "x"), "syncer-a", 1)).await.unwrap();
@@ -100,13 +100,13 @@ async fn the_agent_gets_the_originals_metrics() {
         let (time, count) = (format!("{name}RequestTime"), format!("{name}RequestCount"));
         let mut expected = metrics(&more);
         expected.extend(metrics(&[(&time, "ms"), (&count, "counter")]));
-        assert_eq!(on_message(&agent, &expected), expected, "{path}");
+        assert_eq!(receive(&agent, &expected), expected, "{path}");
     }
     for (path, name) in [("/", "Uptime"), ("/health", "Health")] {
         reqwest::get(format!("http://{}{path}", program.health_checks())).await.unwrap();
         let (time, count) = (format!("{name}RequestTime"), format!("{name}RequestCount"));
         let expected = metrics(&[(&time, "ms"), (&count, "counter")]);
-        assert_eq!(on_message(&agent, &expected), expected, "{path}");
+        assert_eq!(receive(&agent, &expected), expected, "{path}");
     }
 }
 

@@ -31,7 +31,7 @@ const SECONDS_BUCKETS: [f64; 15] =
 const TICKS: f64 = 100.0;
 
 /// Callback that sets metrics at a scrape.
-type FileStamps = Box<dyn Fn() + Send>;
+type ScrapeHook = Box<dyn Fn() + Send>;
 
 /// Renders the metrics of this process.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ pub struct Handle {
     recorder: PrometheusHandle,
     /// The labels of the build.
     build: String,
-    looks: Arc<Mutex<Vec<FileStamps>>>,
+    looks: Arc<Mutex<Vec<ScrapeHook>>>,
 }
 
 impl std::fmt::Debug for Handle {

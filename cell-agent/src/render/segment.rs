@@ -41,13 +41,13 @@ pub(super) fn chains(segment: &Segment, salt: &str) -> Vec<(String, Chain)> {
 /// Chains before their names are computed.
 #[derive(Default)]
 struct Draft {
-    rules: Vec<NetlinkConnection>,
+    rules: Vec<RuleLine>,
     /// Chains behind a map of ports.
     inner: Vec<Vec<String>>,
 }
 
 /// A rule, which may jump to inner chains by their index.
-enum NetlinkConnection {
+enum RuleLine {
     Plain(String),
     PortMap { protocol: &'static str, jumps: Vec<(PortRange, usize)> },
 }
@@ -151,7 +151,7 @@ impl Draft {
     }
 
     fn plain(&mut self, rule: String) {
-        self.rules.push(NetlinkConnection::Plain(rule));
+        self.rules.push(RuleLine::Plain(rule));
     }
 
     fn port_ranges(
@@ -181,7 +181,7 @@ impl Draft {
             });
             jumps.push((ports, chain));
         }
-        self.rules.push(NetlinkConnection::PortMap { protocol, jumps });
+        self.rules.push(RuleLine::PortMap { protocol, jumps });
     }
 
     fn finish(self, header: &str, salt: &str) -> Vec<(String, Chain)> {
@@ -199,7 +199,7 @@ impl Draft {
     }
 }
 
-impl NetlinkConnection {
+impl RuleLine {
     fn text(&self, own: &str) -> String {
         match self {
             Self::Plain(rule) => rule.clone(),

@@ -125,6 +125,7 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
     if load.operation == Operation::Tls {
         return measure_tls(target, load, concurrency).await;
     }
+    let locks = take_locks(target, load).await.context("taking the locks")?;
     let connections = load.connections.map_or(concurrency, |count| count as usize);
     let callers = callers(target, concurrency, connections).await?;
     let presences = Arc::new(Presences::new(load.value_size, load.ttl));
@@ -138,7 +139,6 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
         let tasks = workers.into_iter().zip(shares).map(|(worker, share)| worker.take(share));
         workers = all(tasks).await.context("taking the presences")?;
     }
-    let locks = take_locks(target, load).await.context("taking the locks")?;
     let (report, workers) = call(target, load, connections, workers).await?;
     if !load.keep {
         let workers = workers.into_iter().chain(locks);
@@ -147,17 +147,23 @@ pub(super) async fn measure(target: &Target, load: &Load) -> anyhow::Result<Repo
     Ok(report)
 }
 
-/// Acquires the additional locks over [`TAKERS`] connections.
+/// Acquires the additional locks over [`TAKERS`] connections. A task drives each of them: a
+/// connection that answers no ping while it is idle is closed by the server after 9 s.
 async fn take_locks(target: &Target, load: &Load) -> anyhow::Result<Vec<Worker>> {
     if load.locks == 0 {
         return Ok(Vec::new());
     }
     let presences = Arc::new(Presences::locks(load.value_size, load.ttl));
-    let callers = callers(target, TAKERS as usize, TAKERS as usize).await?.into_iter().enumerate();
-    let tasks = callers.zip(shares(load.locks, TAKERS)).map(|((number, caller), share)| {
-        let (operation, presences) = (Operation::LockNew, Arc::clone(&presences));
-        Worker { number, operation, caller, presences, taken: 0, ready: Vec::new() }.take(share)
-    });
+    let mut callers = Vec::new();
+    for _ in 0..TAKERS {
+        callers.push(Caller::new(Connection::open(target).await?.driven()));
+    }
+    let tasks = callers.into_iter().enumerate().zip(shares(load.locks, TAKERS)).map(
+        |((number, caller), share)| {
+            let (operation, presences) = (Operation::LockNew, Arc::clone(&presences));
+            Worker { number, operation, caller, presences, taken: 0, ready: Vec::new() }.take(share)
+        },
+    );
     all(tasks).await
 }
 

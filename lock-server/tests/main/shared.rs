@@ -257,7 +257,7 @@ async fn claims_that_wait_together_are_answered_each_for_itself() {
             ("contended", Ok(Claimed::LockVersion(held))) => winners.push(held),
             ("contended", Ok(Claimed::Collision(_))) => {}
             ("mine", Ok(Claimed::LockVersion(held))) => {
-                assert_eq!(held.lock.token, FencingToken(1))
+                assert_eq!(held.lock.token, FencingToken(1));
             }
             (key, Err(Error::Unstorable(_))) if key.starts_with('\0') => {}
             (key, Ok(Claimed::LockVersion(held))) if key.starts_with("key") => {

@@ -163,7 +163,7 @@ impl Cells {
 
     /// Merges reports that other instances stored. While a cell watches this instance, its
     /// reports here take precedence.
-    pub fn on_message(&self, reports: Vec<(CellId, Report)>) {
+    pub fn merge(&self, reports: Vec<(CellId, Report)>) {
         let mut inner = self.lock();
         for (id, report) in reports {
             let cell = inner.cells.entry(id).or_default();
@@ -358,17 +358,17 @@ mod tests {
     fn what_others_heard_counts_for_cells_that_are_elsewhere() {
         let cells = Cells::default();
         let later = |enforced, second| Report { at: at(second), ..report(enforced) };
-        cells.on_message(vec![(cell("c1"), later(3, 10))]);
-        cells.on_message(vec![(cell("c1"), later(2, 5))]);
+        cells.merge(vec![(cell("c1"), later(3, 10))]);
+        cells.merge(vec![(cell("c1"), later(2, 5))]);
         assert_eq!(enforced_of(&cells), 3, "the older word came late");
         assert!(!cells.status()[0].connected);
         let here = cells.connect(cell("c1"));
         here.report(later(4, 11), Generation(9));
-        cells.on_message(vec![(cell("c1"), later(8, 99))]);
+        cells.merge(vec![(cell("c1"), later(8, 99))]);
         assert_eq!(enforced_of(&cells), 4);
         assert_eq!(cells.unsaved(at(12)).reports, [(cell("c1"), later(4, 11))]);
         drop(here);
-        cells.on_message(vec![(cell("c1"), later(8, 99))]);
+        cells.merge(vec![(cell("c1"), later(8, 99))]);
         assert_eq!(enforced_of(&cells), 8);
         assert!(cells.unsaved(at(100)).is_empty(), "it is written already");
     }

@@ -219,7 +219,7 @@ pub async fn save_reports(
             tracing::info!(%cell, "cell-forgotten");
         }
         match store.save_reports(Arc::clone(&unsaved)).await {
-            Ok(elsewhere) => feed.cells.on_message(elsewhere),
+            Ok(elsewhere) => feed.cells.merge(elsewhere),
             Err(error) => {
                 feed.cells.not_saved(&unsaved);
                 tracing::error!(error = chain(&error), "failed-to-save-reports");

@@ -35,7 +35,7 @@ impl Talk {
         let _refused = self.requests.send(ReplaceRequest { step: Some(step) }).await;
     }
 
-    pub(crate) async fn on_message(&mut self) -> Result<Answer, Status> {
+    pub(crate) async fn next_answer(&mut self) -> Result<Answer, Status> {
         let answer = tokio::time::timeout(PATIENCE, self.answers.message()).await;
         let answer = answer.expect("the store answers")?;
         Ok(answer.expect("the stream goes on").step.expect("an answer has a step"))
@@ -51,7 +51,7 @@ impl Talk {
     pub(crate) async fn missing(&mut self) -> Result<Vec<String>, Status> {
         let mut missing = Vec::new();
         loop {
-            let Answer::Missing(part) = self.on_message().await? else {
+            let Answer::Missing(part) = self.next_answer().await? else {
                 panic!("expected Missing")
             };
             missing.extend(part.guids);
@@ -70,7 +70,7 @@ impl Talk {
 
     pub(crate) async fn commit(&mut self) -> Result<Committed, Status> {
         self.say(Step::Commit(Commit {})).await;
-        let Answer::Committed(committed) = self.on_message().await? else {
+        let Answer::Committed(committed) = self.next_answer().await? else {
             panic!("expected Committed")
         };
         let end = self.answers.message().await?;

@@ -56,11 +56,11 @@ impl Times {
 #[derive(Debug, Clone)]
 pub struct Lease {
     times: Times,
-    held: Option<StoreHashes>,
+    held: Option<HeldLock>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct StoreHashes {
+struct HeldLock {
     token: FencingToken,
     since: Instant,
     ends: Instant,
@@ -105,14 +105,14 @@ impl Lease {
         let broke = self.held.is_some();
         if let Some(held) = running.filter(|held| held.token == token) {
             let ends = held.ends.max(ends);
-            self.held = Some(StoreHashes { ends, ..held });
+            self.held = Some(HeldLock { ends, ..held });
             return Granted::Kept { ends };
         }
         if now >= ends {
             self.held = None;
             return Granted::TooLate { broke };
         }
-        self.held = Some(StoreHashes { token, since: now, ends });
+        self.held = Some(HeldLock { token, since: now, ends });
         Granted::Began { token, ends, broke }
     }
 

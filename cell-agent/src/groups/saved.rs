@@ -52,27 +52,35 @@ pub async fn save_latest(
     mut groups: watch::Receiver<Option<Arc<Known>>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut pending = false;
+    let mut saved = groups.borrow().clone();
     loop {
-        if !pending {
+        if is_same(&groups.borrow(), &saved) {
             tokio::select! {
-                changed = groups.changed() => match changed {
-                    Ok(()) => pending = true,
-                    Err(_) => shutdown.cancelled().await,
+                changed = groups.changed() => if changed.is_err() {
+                    shutdown.cancelled().await;
                 },
                 () = shutdown.cancelled() => {}
             }
         }
-        pending |= groups.has_changed().unwrap_or(false);
-        if pending {
-            let known = groups.borrow_and_update().clone();
-            pending = !save(&state, known).await;
+        // The receiver does not say that a value is new once its sender is gone.
+        let known = groups.borrow_and_update().clone();
+        let is_written = is_same(&known, &saved) || save(&state, known.clone()).await;
+        if is_written {
+            saved = known;
         }
-        if shutdown.is_cancelled() {
+        if shutdown.is_cancelled() && (!is_written || is_same(&groups.borrow(), &saved)) {
             return Ok(());
         }
-        let pause = if pending { RETRY } else { GATHER };
+        let pause = if is_written { GATHER } else { RETRY };
         let _stopped = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
+}
+
+/// Whether both are the same state in memory.
+fn is_same(one: &Option<Arc<Known>>, other: &Option<Arc<Known>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 
@@ -133,7 +141,33 @@ mod tests {
     use model::generation::Generation;
     use proto::policy_v1::{Rule, SecurityGroup};
 
-    use super::*;
+    use super::{super::publish, *};
+
+    fn known(space: &str) -> Arc<Known> {
+        let spaces = [SpaceGuid::parse(space).unwrap()].into();
+        Arc::new(Known { generation: Generation(1), spaces, ..Known::default() })
+    }
+
+    #[tokio::test]
+    async fn the_last_state_is_saved_when_its_sender_ends_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let (sender, groups) = watch::channel(None);
+        let shutdown = CancellationToken::new();
+        let saving = save_latest(state.clone(), groups, shutdown.clone());
+        let end = async {
+            publish(&sender, known("s1"));
+            while !directory.path().join(FILE).exists() {
+                tokio::task::yield_now().await;
+            }
+            publish(&sender, known("s2"));
+            drop(sender);
+            shutdown.cancel();
+        };
+        let (outcome, ()) = tokio::join!(saving, end);
+        outcome.unwrap();
+        assert_eq!(load(&state).unwrap().spaces, known("s2").spaces);
+    }
 
     #[test]
     fn groups_survive_a_restart() {

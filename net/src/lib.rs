@@ -11,7 +11,7 @@
 //! - An established connection whose peer disappears without a FIN fails within [`SILENCE`] +
 //!   [`PROBE`], even when it is idle.
 //!
-//! `docs/adr/0023-addresses-of-a-name.md` says why this crate exists.
+//! `docs/adr/0023-connecting-to-names-with-several-addresses.md` says why this crate exists.
 
 mod memory;
 mod order;

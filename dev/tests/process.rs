@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
-use dev::certificates::Authority;
+use certificates::Authority;
 use dev::cloud_controller::json::Json;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -1,6 +1,6 @@
 //! A Cloud Controller on free ports, and a client for it.
 
-use dev::certificates::Authority;
+use certificates::Authority;
 use dev::cloud_controller::app::{Addresses, App};
 use dev::cloud_controller::config::Config;
 use dev::cloud_controller::json::Json;

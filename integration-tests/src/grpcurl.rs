@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use dev::certificates::Files;
+use certificates::Files;
 
 use crate::tools;
 

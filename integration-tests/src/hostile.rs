@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dev::certificates::Files;
+use certificates::Files;
 use h2::client::{Builder, SendRequest};
 use http::{HeaderMap, Request, header};
 use runtime::{

@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
 };
 
-use dev::certificates::{Authority, Files};
+use certificates::{Authority, Files};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

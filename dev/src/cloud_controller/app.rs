@@ -23,7 +23,7 @@ use super::store::{Content, Store, new_guid};
 use super::tls::{self, TlsListener};
 use super::uaa::Client;
 use super::uaa::token::Signer;
-use crate::certificates::Authority;
+use certificates::Authority;
 
 const DRAIN: Duration = Duration::from_secs(3);
 

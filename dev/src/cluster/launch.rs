@@ -33,7 +33,7 @@ use super::state::State;
 use super::terminal::progress;
 use super::tools;
 use super::topology::{Cell, Name};
-use crate::certificates::Authority;
+use certificates::Authority;
 
 /// Timeout until a part is ready, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);

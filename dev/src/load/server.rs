@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::connect::Target;
 use super::empty;
 use super::meter::{self, Usage};
-use crate::certificates::{Authority, Files};
+use certificates::{Authority, Files};
 
 /// Timeout of a server's start, and of its shutdown.
 const PATIENCE: Duration = Duration::from_secs(30);

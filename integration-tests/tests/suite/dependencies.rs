@@ -20,7 +20,8 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("syncer", vec!["model", "proto", "runtime"]),
         ("cell-agent", vec!["model", "proto", "runtime"]),
         ("ctl", vec!["model", "proto", "runtime"]),
-        ("dev", vec!["model", "proto", "runtime"]),
+        ("certificates", vec!["runtime"]),
+        ("dev", vec!["certificates", "model", "proto", "runtime"]),
     ])
 }
 

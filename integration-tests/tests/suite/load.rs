@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output},
 };
 
-use dev::certificates::Files;
+use certificates::Files;
 use integration_tests::{
     binaries,
     services::{LockServer, Site},

@@ -85,7 +85,7 @@ fn without_a_client_certificate_nobody_gets_in() {
     assert!(!answer.success, "{answer:?}");
     let other = Site::new();
     let stranger = other.certificate("stranger");
-    let files = dev::certificates::Files { ca: server.files.ca.clone(), ..stranger };
+    let files = certificates::Files { ca: server.files.ca.clone(), ..stranger };
     let answer = grpcurl::run(&Target::Tls(&server.address, &files), None, &["list"]);
     assert!(!answer.success, "{answer:?}");
 }

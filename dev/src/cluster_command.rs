@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
+use cni::tools;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -18,11 +19,14 @@ use crate::cluster::rootless::Footing;
 use crate::cluster::state::State;
 use crate::cluster::terminal::say;
 use crate::cluster::topology::{MOST_CELLS, Name};
-use crate::cluster::{guide, live, network, process, request, rootless, state, tools};
+use crate::cluster::{guide, live, network, process, request, rootless, state};
 use crate::story;
 
 /// Maximum initial number of apps: those that fit on one cell.
 const MOST_APPS: u16 = 250;
+
+/// Tools that the cluster needs.
+const NEEDED_TOOLS: [&str; 5] = ["ip", "nft", "setpriv", "sleep", "unshare"];
 
 /// The command line of `portcullis-dev cluster`.
 #[derive(Debug, clap::Args)]
@@ -96,7 +100,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.clean && !State::exists(&directory) {
         return say(&format!("Nothing to remove: {} holds no cluster.\n", directory.display()));
     }
-    tools::require_all()?;
+    NEEDED_TOOLS.into_iter().try_for_each(|tool| tools::find(tool).map(drop))?;
     let footing = rootless::find_footing()?;
     // Fails only if a provider is installed already, which is sufficient.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use cni::metadata::Entry;
+use cni::namespace::Resident;
 use uuid::Uuid;
 
-use super::metadata::Entry;
-use super::namespace::Resident;
 use super::network::Attachment;
 use super::topology::Cell;
 

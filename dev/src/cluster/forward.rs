@@ -6,12 +6,11 @@
 
 use std::net::SocketAddrV4;
 
+use cni::namespace::Namespace;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use super::namespace::Namespace;
 
 /// A bound forwarder.
 #[derive(Debug)]

@@ -3,12 +3,11 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use cni::namespace::Namespace;
+use cni::tools;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use super::namespace::Namespace;
-use super::tools;
 
 /// The port that all others are redirected to.
 const ECHO_PORT: u16 = 7;

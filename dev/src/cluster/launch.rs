@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use cni::metadata::Store;
+use cni::namespace::Resident;
+use cni::tools;
 use runtime::supervise::Tasks;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -23,15 +26,12 @@ use super::control;
 use super::forward::Forwarder;
 use super::internet::Outside;
 use super::layout::Layout;
-use super::metadata::Store;
-use super::namespace::Resident;
 use super::network::Network;
 use super::ports::{self, Ports, SYNCERS};
 use super::process::{Death, Processes, Program};
 use super::settings::{self, CELL_UNIT, OPERATOR, SERVER, SYNCER};
 use super::state::State;
 use super::terminal::progress;
-use super::tools;
 use super::topology::{Cell, Name};
 use certificates::Authority;
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, anyhow};
+use cni::namespace::{self, Namespace};
+use cni::tools;
 
-use super::namespace::{self, Namespace};
 use super::state::State;
-use super::tools;
-use super::topology::{self, Cell, Name, Seat};
+use super::topology::{self, Cell, Links, Name, Seat};
 
 /// Router, simulated internet and cells.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Network {
     pub async fn raise(&mut self, cells: u8, state: &mut State) -> anyhow::Result<()> {
         self.router = Some(create(&self.name.router(), state)?);
         self.outside = Some(create(&self.name.outside(), state)?);
-        namespace::build(&topology::backbone(&self.name))?;
+        build(&topology::backbone(&self.name))?;
         forward(self.router.as_ref()).await?;
         for cell in Cell::all(cells) {
             self.add_cell(cell, state).await?;
@@ -56,7 +56,7 @@ impl Network {
     pub async fn add_cell(&mut self, cell: Cell, state: &mut State) -> anyhow::Result<()> {
         let namespace = create(&self.name.cell(cell), state)?;
         let namespace = self.cells.entry(cell).insert_entry(namespace).into_mut();
-        namespace::build(&topology::cell(&self.name, cell))?;
+        build(&topology::cell(&self.name, cell))?;
         forward(Some(namespace)).await
     }
 
@@ -115,7 +115,7 @@ impl Network {
         let seat = Seat::free(taken).with_context(|| format!("{} is full", cell.name()))?;
         let namespace = create(&self.name.container(cell, container), state)?;
         let links = topology::container(&self.name, cell, seat, container);
-        let built = namespace::build(&links).map_err(anyhow::Error::from);
+        let built = build(&links).map_err(anyhow::Error::from);
         // Any user of the container may send pings, so that probes work.
         let opened = match built {
             Ok(()) => namespace.resident().set("net/ipv4/ping_group_range", "0 0").await,
@@ -140,6 +140,14 @@ impl Network {
         delete(namespace, state)?;
         Ok(unplugged.map(drop)?)
     }
+}
+
+/// Builds the links of a plan.
+fn build(links: &Links) -> Result<(), tools::Error> {
+    links.blocks.iter().try_for_each(|(namespace, lines)| {
+        let batch = lines.join("\n") + "\n";
+        tools::run_with_input("ip", ["-n", namespace, "-batch", "-"], &batch).map(drop)
+    })
 }
 
 fn create(name: &str, state: &mut State) -> anyhow::Result<Namespace> {

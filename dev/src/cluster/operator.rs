@@ -77,7 +77,7 @@ impl Cluster {
         let mut all: Vec<OsString> =
             ["netns", "exec", &namespace, program].into_iter().map(OsString::from).collect();
         all.extend(arguments.iter().map(OsString::from));
-        let output = tokio::task::spawn_blocking(move || super::tools::run("ip", all)).await?;
+        let output = tokio::task::spawn_blocking(move || cni::tools::run("ip", all)).await?;
         Ok(output?)
     }
 }

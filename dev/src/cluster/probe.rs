@@ -7,12 +7,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::Context;
+use cni::namespace::Resident;
 use socket2::{Protocol, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
-
-use super::namespace::Resident;
 
 /// Timeout of one probe.
 pub const PATIENCE: Duration = Duration::from_millis(1500);

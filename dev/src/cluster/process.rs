@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use cni::namespace::Resident;
+use cni::tools;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -25,9 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::namespace::Resident;
 use super::state::{Mark, State};
-use super::tools;
 
 /// Shutdown timeout after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);

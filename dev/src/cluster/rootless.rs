@@ -6,9 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use cni::tools;
 use nix::mount::{MsFlags, mount};
-
-use super::tools;
 
 /// Set in the restarted process.
 const MARK: &str = "PORTCULLIS_DEV_INSIDE";

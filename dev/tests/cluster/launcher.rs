@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use dev::cluster::namespace;
+use cni::namespace;
 use dev::cluster::state::{Made, Mark};
 use dev::cluster::topology::{Cell, Name};
 use nix::sys::signal::{Signal, kill};

@@ -4,12 +4,12 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use cni::namespace::{self, Resident};
+use cni::tools;
 use dev::cluster::internet::Outside;
-use dev::cluster::namespace::{self, Resident};
 use dev::cluster::network::{Attachment, Network, remove_leftovers};
 use dev::cluster::probe::{self, Kept, Outcome, Target, probe};
 use dev::cluster::state::State;
-use dev::cluster::tools;
 use dev::cluster::topology::{self, Cell, Name};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -21,7 +21,8 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("cell-agent", vec!["model", "proto", "runtime"]),
         ("ctl", vec!["model", "proto", "runtime"]),
         ("certificates", vec!["runtime"]),
-        ("dev", vec!["certificates", "model", "proto", "runtime"]),
+        ("cni", vec!["runtime"]),
+        ("dev", vec!["certificates", "cni", "model", "proto", "runtime"]),
     ])
 }
 

@@ -3,11 +3,10 @@
 
 use std::net::Ipv4Addr;
 
+use cni::metadata::Entry;
 use model::group::{Scope, SecurityGroup};
 use model::ids::{GroupGuid, SpaceGuid};
 use model::rule::RuleSpec;
-
-use crate::cluster::metadata::Entry;
 
 /// Number of spaces that share the containers; one more has a container of its own.
 const SPACES: u32 = 25;

@@ -6,12 +6,12 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use anyhow::Context;
+use cni::namespace::Resident;
+use cni::tools;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 
 use super::data::{PEER, PORT, address};
-use crate::cluster::namespace::Resident;
-use crate::cluster::tools;
 
 /// The cell's interface towards the outside.
 pub(super) const UNDERLAY: &str = "outside";

@@ -6,13 +6,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
+use cni::metadata::Entry;
+use cni::namespace::Resident;
+use cni::tools;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::lab::UNDERLAY;
-use crate::cluster::metadata::Entry;
-use crate::cluster::namespace::Resident;
-use crate::cluster::tools;
 
 /// Writing to a text does not fail.
 const TO_TEXT: &str = "writing to a text does not fail";

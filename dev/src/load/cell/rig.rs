@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use cni::metadata::{Entry, Store};
 use jiff::Timestamp;
 use model::group::SecurityGroup;
 use serde_json::{Value, json};
@@ -19,7 +20,6 @@ use super::super::server::{Ends, Server, Site};
 use super::super::store::data::Data;
 use super::super::store::writer::{Identity, Writer};
 use super::plane::Plane;
-use crate::cluster::metadata::{Entry, Store};
 
 /// Timeout of every operation of the agent.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -35,17 +35,9 @@ pub enum Error {
     },
 }
 
-/// Tools that the cluster needs.
-pub const NEEDED: [&str; 5] = ["ip", "nft", "setpriv", "sleep", "unshare"];
-
 /// Search path of tools; the `PATH` of many accounts has no `sbin`.
 const SEARCHED: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-
-/// The first of [`NEEDED`] that is not installed, as an error.
-pub fn require_all() -> Result<(), Error> {
-    NEEDED.into_iter().try_for_each(|tool| find(tool).map(drop))
-}
 
 /// The full path of a tool.
 pub fn find(tool: &'static str) -> Result<PathBuf, Error> {

@@ -6,9 +6,8 @@
 //!
 //! Invariants:
 //! - Only the resident thread ever leaves the launcher's own namespace.
-//! - Processes that a resident started with the wrapper of [`super::process`] are
-//!   killed by the kernel when the resident ends, hence also when the launcher is
-//!   killed.
+//! - A process that a resident started with a parent death signal gets this signal from
+//!   the kernel when the resident ends, hence also when the launcher is killed.
 //! - A namespace's name is deleted with its [`Namespace`]; the namespace itself exists
 //!   as long as a foreign process is in it.
 
@@ -26,8 +25,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
-use super::tools;
-use super::topology::Links;
+use crate::tools;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -225,14 +223,6 @@ impl Drop for Namespace {
         // Callers that need the result use `delete`.
         let _ = self.remove();
     }
-}
-
-/// Builds the links of a plan.
-pub fn build(links: &Links) -> Result<(), tools::Error> {
-    links.blocks.iter().try_for_each(|(namespace, lines)| {
-        let batch = lines.join("\n") + "\n";
-        tools::run_with_input("ip", ["-n", namespace, "-batch", "-"], &batch).map(drop)
-    })
 }
 
 /// Whether a namespace of that name exists.

@@ -20,7 +20,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     /// Serve a development Cloud Controller and UAA.
-    CloudController(dev::cloud_controller::Arguments),
+    CloudController(cloud_controller::Arguments),
     /// Run the whole of Portcullis on this machine, with cells in network namespaces.
     Cluster(dev::cluster_command::Arguments),
     /// Measure a lock server or a policy store under load.
@@ -29,7 +29,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match CommandLine::parse().command {
-        Command::CloudController(arguments) => dev::cloud_controller::main(arguments),
+        Command::CloudController(arguments) => cloud_controller::main(arguments),
         Command::Cluster(arguments) => dev::cluster_command::main(arguments),
         Command::Load(arguments) => dev::load::main(arguments),
     }

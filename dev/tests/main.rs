@@ -1,18 +1,5 @@
-//! Tests the development Cloud Controller against recorded behaviour of the genuine
-//! one, and over real sockets.
+//! The program `portcullis-dev`.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
 
-mod api;
-mod cli_calls;
-mod cli_output;
-mod listing;
-mod message_cases;
-mod process;
-mod properties;
-mod rule_cases;
-mod stamp;
-mod support;
-mod tokens;
-mod users;
-mod visibility;
+mod cloud_controller;

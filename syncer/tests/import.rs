@@ -37,7 +37,7 @@ fn whole() -> Value {
 /// cells report rules that cannot be enforced.
 #[test]
 fn every_rule_that_the_cloud_controller_takes_is_read() {
-    let recorded = include_str!("../../dev/tests/fixtures/rule-cases.json");
+    let recorded = include_str!("../../dev/cloud-controller/tests/fixtures/rule-cases.json");
     let recorded: Value = serde_json::from_str(recorded).unwrap();
     let mut taken = 0;
     for case in recorded["cases"].as_array().unwrap() {

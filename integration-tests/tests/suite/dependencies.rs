@@ -22,7 +22,8 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("ctl", vec!["model", "proto", "runtime"]),
         ("certificates", vec!["runtime"]),
         ("cni", vec!["runtime"]),
-        ("dev", vec!["certificates", "cni", "model", "proto", "runtime"]),
+        ("cloud-controller", vec!["certificates", "model", "runtime"]),
+        ("dev", vec!["certificates", "cloud-controller", "cni", "model", "proto", "runtime"]),
     ])
 }
 

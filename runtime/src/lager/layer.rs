@@ -22,8 +22,8 @@ use crate::redact;
 /// Our own crates, by the first part of their target.
 const OURS: [&str; 15] = [
     "cell_agent",
+    "cloud_controller",
     "ctl",
-    "dev",
     "integration_tests",
     "lock_server",
     "main", // test binaries

@@ -1,0 +1,84 @@
+//! Listeners, certificates, and restarts of the Cloud Controller.
+
+use certificates::Authority;
+use cloud_controller::app::Addresses;
+use cloud_controller::json::Json;
+use reqwest::Method;
+
+use crate::support::{Controller, foreign_identity, send};
+
+#[tokio::test]
+async fn a_state_file_outlives_the_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("state.json");
+    let config = format!(r#""state_file":"{}""#, file.display());
+    let first = Controller::start(&config).await;
+    let admin = first.admin().await;
+    let (_, space) = admin.place("o", "s").await;
+    let rules = r#"[{"protocol":"tcp","ports":"1","destination":"1.1.1.1"}]"#;
+    let made =
+        admin.post("/v3/security_groups", &format!(r#"{{"name":"g","rules":{rules}}}"#)).await;
+    let bind = format!("/v3/security_groups/{}/relationships/running_spaces", made.guid());
+    admin.post(&bind, &format!(r#"{{"data":[{{"guid":"{space}"}}]}}"#)).await;
+    let token = admin.token.clone();
+    let stamp = first.last_update().await;
+    first.stop().await;
+
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "it holds passwords");
+    let second = Controller::start(&config).await;
+    assert_eq!(second.last_update().await, stamp);
+    let request = second.api(Method::GET, "/v3/security_groups?names=g").bearer_auth(&token);
+    let group = send(request).await;
+    assert_eq!(group.status, 200, "the signing key is kept, too");
+    let group = group.json().at(&["resources"]).and_then(Json::as_array).unwrap()[0].clone();
+    assert_eq!(group.at(&["rules"]).unwrap().to_text(), rules);
+    let bound = group.at(&["relationships", "running_spaces", "data"]).unwrap().to_text();
+    assert_eq!(bound, format!(r#"[{{"guid":"{space}"}}]"#));
+    let admin = second.admin().await;
+    let names = admin.get("/v3/security_groups").await.listed("name");
+    assert_eq!(names, ["public_networks", "dns", "g"], "not seeded twice");
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn the_internal_listener_wants_a_certificate_of_its_authority() {
+    let controller = Controller::start("").await;
+    let url = format!("{}/internal/v4/asg_latest_update", controller.addresses.internal);
+    let ca = std::fs::read(&controller.addresses.certificates.ca).unwrap();
+    let builder = || {
+        let ca = reqwest::Certificate::from_pem(&ca).unwrap();
+        reqwest::Client::builder().tls_certs_only([ca])
+    };
+    let none = builder().build().unwrap();
+    assert!(none.get(&url).send().await.is_err());
+    let foreign = builder().identity(foreign_identity()).build().unwrap();
+    assert!(foreign.get(&url).send().await.is_err());
+    assert_eq!(controller.last_update().await, "1970-01-01T00:00:00.000000000+00:00");
+    for path in ["/internal/v4/asg_latest_update", "/internal/v4/apps/x", "/internal/v4/"] {
+        let public = send(controller.api(Method::GET, path)).await;
+        assert_eq!((public.status, public.text.as_str()), (403, "Forbidden"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_certificate_the_public_listeners_speak_https() {
+    runtime::tls::install_provider();
+    let directory = tempfile::tempdir().unwrap();
+    let files = Authority::create(directory.path()).unwrap().issue("api", &["127.0.0.1"]).unwrap();
+    let controller = Controller::start(&format!(
+        r#""tls":{{"cert_file":"{}","key_file":"{}"}}"#,
+        files.cert.display(),
+        files.key.display()
+    ))
+    .await;
+    let Addresses { api, uaa, .. } = &controller.addresses;
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(&files.ca).unwrap()).unwrap();
+    let client = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+    let root = send(client.get(api)).await;
+    assert_eq!(root.at(&["links", "login", "href"]), *uaa);
+    assert!(uaa.starts_with("https://"));
+    assert_eq!(send(client.get(format!("{uaa}/login"))).await.status, 200);
+    controller.stop().await;
+}

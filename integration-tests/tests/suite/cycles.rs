@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use super::citations::{files, root};
+use super::{citations::files, dependencies::packages};
 
 /// The path of a module below its crate, such as `["store", "server"]`.
 type Module = Vec<String>;
@@ -161,12 +161,10 @@ fn circles(graphs: &BTreeMap<Module, Graph>) -> Vec<String> {
 
 #[test]
 fn no_modules_use_each_other_in_a_circle() {
-    for entry in fs::read_dir(root()).expect("the repository is readable") {
-        let sources = entry.expect("the repository is readable").path().join("src");
-        if sources.is_dir() {
-            let circles = circles(&graphs(&modules(&sources)));
-            assert!(circles.is_empty(), "{}: {circles:#?}", sources.display());
-        }
+    for package in packages() {
+        let sources = package.manifest_path.with_file_name("src");
+        let circles = circles(&graphs(&modules(sources.as_std_path())));
+        assert!(circles.is_empty(), "{sources}: {circles:#?}");
     }
 }
 

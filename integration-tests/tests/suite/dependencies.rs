@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::{MetadataCommand, Package};
 
 const SERVICES: [&str; 4] = ["lock-server", "syncer", "policy-store", "cell-agent"];
 
@@ -27,17 +27,20 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
     ])
 }
 
-/// The edges between our crates, of every kind: normal, build and dev.
-fn edges() -> BTreeMap<String, BTreeSet<String>> {
+/// Our crates.
+pub(crate) fn packages() -> Vec<Package> {
     let metadata = MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .no_deps()
-        .exec()
-        .expect("cargo metadata runs");
-    let ours: BTreeSet<_> =
-        metadata.packages.iter().map(|package| package.name.to_string()).collect();
-    metadata
-        .packages
+        .exec();
+    metadata.expect("cargo metadata runs").packages
+}
+
+/// The edges between our crates, of every kind: normal, build and dev.
+fn edges() -> BTreeMap<String, BTreeSet<String>> {
+    let packages = packages();
+    let ours: BTreeSet<_> = packages.iter().map(|package| package.name.to_string()).collect();
+    packages
         .iter()
         .map(|package| {
             let dependencies = package

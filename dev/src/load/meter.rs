@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
 /// The unit of CPU times in `/proc`: the same on all machines with Linux.
@@ -91,7 +91,7 @@ pub(super) fn usage(process: &str) -> anyhow::Result<Usage> {
 /// Activity of an idle process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Activity {
-    /// CPU time of its threads, to the nanosecond.
+    /// CPU time of its living threads, to the nanosecond.
     on_cpu: Duration,
     /// Its children, and the page faults of exited children: each exited process had
     /// some.
@@ -107,10 +107,13 @@ impl Activity {
         let (mut on_cpu, mut children) = (Duration::ZERO, BTreeSet::new());
         for task in fs::read_dir(format!("/proc/{process}/task")).context("reading the threads")? {
             let task = task?.path();
-            let schedstat = read(&task.join("schedstat").display().to_string())?;
+            let file = |name| read(&task.join(name).display().to_string());
+            let (Ok(schedstat), Ok(list)) = (file("schedstat"), file("children")) else {
+                ensure!(!task.exists(), "reading {}", task.display());
+                continue; // the thread ended after it was listed
+            };
             let time = schedstat.split(' ').next().and_then(|time| time.parse().ok());
             on_cpu += Duration::from_nanos(time.context("a schedstat has another form")?);
-            let list = read(&task.join("children").display().to_string())?;
             children.extend(list.split_ascii_whitespace().map(str::to_owned));
         }
         Ok(Self { on_cpu, children, ended })

@@ -80,7 +80,6 @@ impl Cell {
             "force_policy_poll_cycle_port": 8722,
             "debug_server_port": 8721,
             "drift_interval": "100ms",
-            "force_timeout": "1s",
         });
         let config = config.as_object_mut().unwrap();
         config.extend(overrides.as_object().cloned().unwrap_or_default());
@@ -95,6 +94,11 @@ impl Cell {
         let mut cell = Self::new(overrides).await;
         cell.start().await;
         cell
+    }
+
+    /// Shortens the wait of a request that cannot succeed, from the next start on.
+    pub(crate) fn shorten_force_timeout(&mut self) {
+        self.config.insert("force_timeout".to_owned(), json!("3s"));
     }
 
     pub(crate) fn configure(&mut self, overrides: &Map<String, Value>) {

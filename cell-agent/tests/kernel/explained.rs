@@ -173,6 +173,7 @@ async fn unknown(plane: Plane, lab: Lab) {
     cell.stop().await;
     cell.store.down().await;
     move_to(&mut cell, "s2");
+    cell.shorten_force_timeout();
     cell.start().await;
     let (status, body) = cell.force(HANDLE).await;
     assert_eq!(status, 500);

@@ -76,6 +76,7 @@ async fn without_a_store(plane: Plane, lab: Lab) {
     cell.settled().await;
     cell.stop().await;
     cell.store.down().await;
+    cell.shorten_force_timeout();
     cell.start().await;
     assert_eq!(cell.force("c1").await.0, 200);
     assert_eq!(prober.probe(C1, OPEN, connection(80)).await, Fate::Accept);
@@ -120,6 +121,7 @@ fn a_store_that_lost_its_data_takes_nothing_away() {
 fn without_its_state_the_agent_keeps_what_the_kernel_has() {
     lab(async |lab| {
         let (mut cell, prober) = cell(&lab, json!({})).await;
+        cell.shorten_force_timeout();
         restart_unknowing(&mut cell, lose_the_groups).await;
         assert!(cell.log.text().contains("state-unreadable"));
         let (status, body) = cell.force("c1").await;

@@ -27,7 +27,6 @@ pub(crate) async fn cell(lab: &Lab, overrides: Value) -> (Cell, Prober) {
     let prober = Prober::new(lab);
     let mut cell = Cell::running(overrides).await;
     cell.store.set(vec![bound("g1", "s1", vec![all("10.1.0.0/16")])]);
-    // Connecting to the store may take longer than `force_timeout` on a busy machine.
     cell.caught_up().await;
     cell.add_app("c1", "10.255.1.1", "s1").await;
     cell.caught_up().await;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use lock_server::{
     reaper,
     store::{Claimed, Store, shared::Shared},
@@ -55,7 +56,7 @@ async fn warm(way: &SlowWay, store: &Shared) {
     let (keys, nobody) = ((0..16).map(|number| key(&format!("none-{number}"))), owner("nobody"));
     let keys: Vec<_> = keys.collect();
     let releases = keys.iter().map(|key| store.release(key, &nobody));
-    for released in futures_util::future::join_all(releases).await {
+    for released in join_all(releases).await {
         released.unwrap();
     }
 }
@@ -121,44 +122,55 @@ async fn many_clients_on_one_key_do_not_pile_up() {
     }
 }
 
+/// Connections that ended without the protocol's termination message.
+fn cut_off(server: &TestServer, dialect: Dialect) -> u64 {
+    let sql = match dialect {
+        Dialect::Postgres => "SELECT SUM(sessions_abandoned) FROM pg_stat_database",
+        Dialect::MySql => {
+            "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS
+             WHERE VARIABLE_NAME = 'ABORTED_CLIENTS'"
+        }
+    };
+    server.sql(sql).parse().unwrap()
+}
+
 /// A cancelled call costs neither a connection nor a live lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadlines_before_the_answer_leave_pool_and_locks_whole() {
     const DEADLINE: Duration = Duration::from_millis(50);
     const CALLS: usize = 1_500;
+    const LIVE: usize = 5;
+    const TTL: i64 = 6;
     for dialect in BOTH {
         let server = TestServer::start(dialect);
         let (way, options) = behind(&server).await;
         let options = Options { max_open: 16, ..options };
         let instance = Instance::open(&options).await;
         let _reaper = reap(&instance);
-        let live = |number: usize| seconds(claim(&format!("live-{number}"), "o"), 4);
-        let mut tokens = Vec::new();
-        for number in 0..5 {
-            tokens.push(take(&instance.store, live(number)).await.lock.token);
-        }
         warm(&way, &instance.store).await;
+        way.delay(Duration::ZERO);
+        let live = |number: usize| seconds(claim(&format!("live-{number}"), "o"), TTL);
+        let takes = (0..LIVE).map(|number| take(&instance.store, live(number)));
+        let taken = join_all(takes).await;
         way.delay(Duration::from_millis(200));
-        let began = Instant::now();
-        let count = Arc::new(AtomicUsize::new(0));
-        let mut callers = JoinSet::new();
-        for number in 0..5 {
-            let (store, count) = (instance.store.clone(), Arc::clone(&count));
-            callers.spawn(async move {
-                // Longer than the time to live; no call is answered in time.
-                while count.load(Ordering::Relaxed) < CALLS
-                    || began.elapsed() < Duration::from_secs(10)
-                {
+        let mut owners = JoinSet::new();
+        for number in 0..LIVE {
+            let store = instance.store.clone();
+            owners.spawn(async move {
+                loop {
                     let claimed = store.claim(live(number), None);
                     assert!(timeout(DEADLINE, claimed).await.is_err(), "it is not slow");
                     sleep(Duration::from_millis(500)).await;
                 }
             });
         }
+        let until = Instant::now() + Duration::from_secs(TTL.unsigned_abs() * 2);
+        let count = Arc::new(AtomicUsize::new(0));
+        let mut callers = JoinSet::new();
         for worker in 0..20 {
             let (store, count) = (instance.store.clone(), Arc::clone(&count));
             callers.spawn(async move {
-                while count.fetch_add(1, Ordering::Relaxed) < CALLS {
+                while count.fetch_add(1, Ordering::Relaxed) < CALLS || Instant::now() < until {
                     let on = format!("other-{worker}");
                     let _late = timeout(DEADLINE, store.select(&by_key(&on))).await;
                     let (on, nobody) = (key(&on), owner("nobody"));
@@ -167,25 +179,21 @@ async fn deadlines_before_the_answer_leave_pool_and_locks_whole() {
             });
         }
         callers.join_all().await;
-        for (number, token) in tokens.iter().enumerate() {
-            let held = find(&instance.store, &format!("live-{number}")).await;
-            let held = held.unwrap_or_else(|| panic!("{dialect:?}: live-{number} is lost"));
-            assert_eq!(held.lock.token, *token, "{dialect:?}");
+        let names: Vec<_> = (0..LIVE).map(|number| format!("live-{number}")).collect();
+        let finds = names.iter().map(|name| find(&instance.store, name));
+        for (before, now) in taken.iter().zip(join_all(finds).await) {
+            let now = now.unwrap_or_else(|| panic!("{dialect:?}: {before:?} is lost"));
+            assert_eq!(now.lock.token, before.lock.token, "{dialect:?}");
         }
+        assert!(owners.try_join_next().is_none(), "{dialect:?}: a claim was in time");
+        owners.shutdown().await;
         way.delay(Duration::ZERO);
         let finds = (0..CLIENTS).map(|_| find(&instance.store, "k"));
-        let found = timeout(Duration::from_secs(5), futures_util::future::join_all(finds)).await;
+        let found = timeout(Duration::from_secs(5), join_all(finds)).await;
         assert_eq!(found.expect("a whole pool").len(), CLIENTS);
         assert!(instance.store.stats().open <= 16, "{:?}", instance.store.stats());
         instance.close().await;
-        let sql = match dialect {
-            Dialect::Postgres => "SELECT SUM(sessions_abandoned) FROM pg_stat_database",
-            Dialect::MySql => {
-                "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS
-                 WHERE VARIABLE_NAME = 'ABORTED_CLIENTS'"
-            }
-        };
-        let cut_off: u64 = server.sql(sql).parse().unwrap();
+        let cut_off = cut_off(&server, dialect);
         // Each call could lose one; a loaded machine may lose one at the end.
         assert!(cut_off < 5, "{dialect:?}: {cut_off} connections were cut off");
     }

@@ -1,12 +1,12 @@
-//! Our binaries, built once for each test run, or those in the directory that
-//! `PORTCULLIS_BINARIES` names (for measurements with a release build).
+//! The workspace's binaries, built once per test run, or those in the directory
+//! `PORTCULLIS_BINARIES` (for measurements with a release build).
 
 use std::{env, path::PathBuf, process::Command, sync::OnceLock};
 
-/// The built binary of this name.
+/// The path of a binary.
 ///
 /// # Panics
-/// The workspace does not build; cargo has said why.
+/// The workspace does not build; cargo has printed the error.
 pub fn path(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {

@@ -9,7 +9,7 @@ use certificates::Files;
 
 use crate::tools;
 
-/// How the server is reached, and as whom.
+/// Address and credentials.
 #[derive(Debug)]
 pub enum Target<'a> {
     /// host:port over mutual TLS.
@@ -20,14 +20,14 @@ pub enum Target<'a> {
     Unix(&'a Path),
 }
 
-/// What grpcurl said.
+/// Result of grpcurl.
 #[derive(Debug)]
 pub struct Answer {
     /// Whether it exited with 0.
     pub success: bool,
-    /// What it printed.
+    /// Standard output.
     pub stdout: String,
-    /// What it complained about.
+    /// Standard error.
     pub stderr: String,
 }
 
@@ -39,7 +39,7 @@ pub fn run(target: &Target<'_>, data: Option<&str>, args: &[&str]) -> Answer {
     run_for(20, target, data, args)
 }
 
-/// The same, but it is ended after so many seconds: for streams without an end.
+/// Like [`run`], and ends grpcurl after this many seconds: for endless streams.
 ///
 /// # Panics
 /// grpcurl is not installed.
@@ -53,8 +53,7 @@ pub fn run_for(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&s
     }
 }
 
-/// Begins to run it for a minute, as a client that can be stopped; its output goes
-/// nowhere.
+/// Starts grpcurl for up to a minute, as a client that can be stopped; discards the output.
 ///
 /// # Panics
 /// grpcurl is not installed.
@@ -78,7 +77,7 @@ fn command(seconds: u32, target: &Target<'_>, data: Option<&str>, args: &[&str])
         Target::TlsWithoutClient(address, files) => {
             command.arg("-cacert").arg(&files.ca).args(["-connect-timeout", "5"]).arg(address)
         }
-        // Go would send the path as the authority, which HTTP/2 does not allow.
+        // grpcurl would send the path as `:authority`, which HTTP/2 forbids.
         Target::Unix(path) => {
             command.args(["-plaintext", "-authority", "localhost", "-unix"]).arg(path)
         }

@@ -1,5 +1,4 @@
-//! A client with a valid certificate that begins gRPC calls and does not complete
-//! their messages.
+//! A client with a valid certificate that sends incomplete gRPC messages.
 
 use std::{
     collections::BTreeMap,
@@ -16,20 +15,20 @@ use runtime::{
 };
 use tokio::{runtime::Runtime, task::JoinSet};
 
-/// What the server may send before the client reads: more than a test needs.
+/// HTTP/2 window for the server's responses: larger than a test needs.
 const WINDOW: u32 = 16 << 20;
 
 /// Number of answers by `grpc-status`; the key is the error for a call without one.
 pub type Answers = BTreeMap<String, usize>;
 
-/// One connection.
+/// A connection of the client.
 #[derive(Debug)]
 pub struct Hostile {
     send: SendRequest<Bytes>,
     address: String,
     answers: Arc<Mutex<Answers>>,
     tasks: JoinSet<()>,
-    /// Last: the tasks end before it.
+    /// Last field: dropped after the tasks.
     runtime: Runtime,
 }
 
@@ -61,7 +60,7 @@ impl Hostile {
         Self { send, address: address.to_owned(), answers: Arc::default(), tasks, runtime }
     }
 
-    /// Begins so many calls, each with these bytes and without an end.
+    /// Begins `calls` calls, each with these bytes and without `END_STREAM`.
     pub fn begin(&mut self, path: &str, calls: usize, bytes: &Bytes) {
         for _ in 0..calls {
             let (send, bytes) = (self.send.clone(), bytes.clone());
@@ -80,13 +79,13 @@ impl Hostile {
         }
     }
 
-    /// What has been answered so far.
+    /// The answers until now.
     pub fn answers(&self) -> Answers {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// `grpc-status` of the answer. The call stays open until then.
+/// `grpc-status` of the answer; the call stays open until it arrives.
 async fn status(
     send: SendRequest<Bytes>,
     request: Request<()>,

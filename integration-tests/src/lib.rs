@@ -1,8 +1,8 @@
-//! Helpers of the whole-process tests: real binaries, started with real files,
-//! listening on ports that the kernel chose, watched through their logs.
+//! Helpers of the whole-process tests: real binaries with real files, ports chosen by the
+//! kernel, observed through their logs.
 //!
-//! Waits are level-triggered and bounded: a test asks whether something is so,
-//! again and again, until it is or the time is up, and then says what it saw.
+//! Waits are level-triggered and bounded: a test polls a condition until it holds or the
+//! timeout ends, and then prints the last observation.
 
 pub mod binaries;
 pub mod grpcurl;

@@ -1,4 +1,4 @@
-//! One running process and its log.
+//! A running process and its log.
 
 use std::{
     io::{BufRead as _, BufReader, Read},
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{binaries, wait};
 
-/// A process that ends with the test.
+/// A process; dropping the handle kills it.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -26,7 +26,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts one of our binaries.
+    /// Starts a binary of the workspace.
     ///
     /// # Panics
     /// It cannot be started.
@@ -36,11 +36,11 @@ impl Process {
         Self::spawn(name, command)
     }
 
-    /// Starts one of our binaries in a network namespace of its own, where it
-    /// may change the packet filter.
+    /// Starts a binary of the workspace in a new network namespace, where it may change
+    /// the packet filter.
     ///
     /// # Panics
-    /// `unshare` is missing, or may not make a namespace.
+    /// `unshare` is missing, or lacks the permission to create a namespace.
     pub fn start_apart(name: &str, args: &[&str]) -> Self {
         let mut command = Command::new("unshare");
         let script = r#"ip link set lo up && exec "$0" "$@""#;
@@ -66,7 +66,7 @@ impl Process {
         process
     }
 
-    /// Starts one of our services with its configuration file.
+    /// Starts a service with its configuration file.
     pub fn serve(name: &str, flag: &str, config: &Path) -> Self {
         Self::start(name, &[flag, &config.display().to_string()])
     }
@@ -86,28 +86,28 @@ impl Process {
         }
     }
 
-    /// Everything it printed so far.
+    /// The output until now.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no panic while the lock is held").clone()
     }
 
-    /// Its log lines, as far as they are JSON.
+    /// The log lines that are JSON.
     pub fn log(&self) -> Vec<Value> {
         self.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// The first log line whose message ends like this.
+    /// Waits for the first log line whose message ends with this text.
     ///
     /// # Panics
-    /// None came in time.
+    /// No such line within the timeout.
     pub fn wait_for(&self, message: &str) -> Value {
         self.wait_for_line(message, |_| true)
     }
 
-    /// The first log line whose message ends like this and whose data fit.
+    /// Waits for the first log line whose message ends with this text and whose data fit.
     ///
     /// # Panics
-    /// None came in time.
+    /// No such line within the timeout.
     pub fn wait_for_line(&self, message: &str, fits: impl Fn(&Value) -> bool) -> Value {
         wait::until(&format!("{message} in the log of {}", self.name), || {
             self.log()
@@ -120,7 +120,7 @@ impl Process {
         })
     }
 
-    /// How many log lines have a message that ends like this.
+    /// Number of log lines whose message ends with this text.
     pub fn count(&self, message: &str) -> usize {
         let ends =
             |line: &Value| line["message"].as_str().is_some_and(|text| text.ends_with(message));
@@ -130,29 +130,29 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Panics
-    /// The process is gone.
+    /// The process has exited.
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).expect("process ids are small");
         kill(Pid::from_raw(id), signal)
             .unwrap_or_else(|error| panic!("{} cannot get {signal}: {error}", self.name));
     }
 
-    /// Ends it without warning and waits for the end.
+    /// Kills the process (SIGKILL) and waits for its exit.
     pub fn kill(&mut self) -> ExitStatus {
         self.signal(Signal::SIGKILL);
         self.wait()
     }
 
-    /// Asks it to end and waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait()
     }
 
-    /// Waits for its end, and for everything that it printed.
+    /// Waits for the exit and the complete output.
     ///
     /// # Panics
-    /// It does not end in time.
+    /// The process does not exit within the timeout.
     pub fn wait(&mut self) -> ExitStatus {
         let (name, lines) = (self.name.clone(), self.lines.clone());
         let status = wait::until(&format!("the end of {name}"), || match self.child.try_wait() {
@@ -166,7 +166,7 @@ impl Process {
         status
     }
 
-    /// Its process id.
+    /// Process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -174,7 +174,7 @@ impl Process {
     /// Resident memory in bytes.
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has exited.
     pub fn memory(&self) -> u64 {
         let path = format!("/proc/{}/status", self.id());
         let status = std::fs::read_to_string(path).expect("a process has a status");
@@ -184,7 +184,7 @@ impl Process {
         kib << 10
     }
 
-    /// Whether it runs.
+    /// Whether the process runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -193,7 +193,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.is_running() {
-            // Only if it is still ours: `try_wait` has not reaped it.
+            // Not after `try_wait` has reaped the process: its ID may be reused.
             drop(self.child.kill());
             drop(self.child.wait());
         }

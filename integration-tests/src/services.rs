@@ -1,5 +1,4 @@
-//! A control plane on this machine's loopback: certificates, configuration
-//! files and processes.
+//! A control plane on loopback: certificates, configuration files and processes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::RandomState},
@@ -19,8 +18,7 @@ use crate::{
     wait,
 };
 
-/// A directory with an authority, in which services keep what they need. Gone
-/// with the test.
+/// A temporary directory with a certificate authority and the files of the services.
 #[derive(Debug)]
 pub struct Site {
     directory: TempDir,
@@ -35,7 +33,7 @@ impl Default for Site {
 
 impl Site {
     /// # Panics
-    /// There is no temporary directory.
+    /// The temporary directory cannot be created.
     pub fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let authority = Authority::create(&directory.path().join("certs"))
@@ -43,23 +41,23 @@ impl Site {
         Self { directory, authority }
     }
 
-    /// A file of this site.
+    /// The path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// A certificate for both ends of a connection on this machine.
+    /// Issues a server and client certificate for this machine.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// The certificate cannot be created.
     pub fn certificate(&self, name: &str) -> Files {
         self.authority.issue(name, &["localhost", "127.0.0.1"]).expect("a certificate can be made")
     }
 
-    /// The same for a cell.
+    /// Issues a certificate for a cell.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// The certificate cannot be created.
     pub fn cell_certificate(&self, name: &str) -> Files {
         let made = self.authority.issue_in_unit("cell", name, &["localhost", "127.0.0.1"]);
         made.expect("a certificate can be made")
@@ -68,7 +66,7 @@ impl Site {
     /// Writes a configuration file.
     ///
     /// # Panics
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn config(&self, name: &str, value: &Value) -> PathBuf {
         let path = self.path(&format!("{name}.json"));
         fs::write(&path, value.to_string()).expect("a configuration file can be written");
@@ -76,11 +74,11 @@ impl Site {
     }
 }
 
-/// A free port below those that the kernel gives to outgoing connections, so
-/// that nobody takes it by accident before the service does.
+/// A free port below the ephemeral range, so that no outgoing connection takes it before
+/// the service binds.
 ///
 /// # Panics
-/// None of a hundred is free.
+/// None of a hundred ports is free.
 pub fn free_port() -> u16 {
     (0..100_u64)
         .map(|attempt| {
@@ -97,25 +95,25 @@ pub fn free_port() -> u16 {
 pub struct LockServer {
     /// The process.
     pub process: Process,
-    /// Where it serves gRPC.
+    /// Address of the gRPC server.
     pub address: String,
-    /// Its certificate; good for clients too.
+    /// Server certificate, valid for clients too.
     pub files: Files,
     config: PathBuf,
 }
 
 impl LockServer {
-    /// Starts one and waits until it is ready.
+    /// Starts a lock server and waits until it is ready.
     pub fn start(site: &Site) -> Self {
         Self::start_as(site, "lock-server")
     }
 
-    /// Starts one with files of this name.
+    /// Starts a lock server whose files have this name.
     pub fn start_as(site: &Site, name: &str) -> Self {
         Self::start_on(site, name, Ipv4Addr::LOCALHOST)
     }
 
-    /// Starts one that listens on this address, or on all.
+    /// Starts a lock server that listens on this address, or on all.
     pub fn start_on(site: &Site, name: &str, listen: Ipv4Addr) -> Self {
         let port = free_port();
         let address = format!("127.0.0.1:{port}");
@@ -136,19 +134,19 @@ impl LockServer {
         Self { process, address, files, config }
     }
 
-    /// Where operators ask.
+    /// Address of the admin endpoint.
     ///
     /// # Panics
-    /// It does not say so.
+    /// The log does not contain the address.
     pub fn debug_address(&self) -> String {
         let line = self.process.wait_for("locket.debug-server.bound");
         line["data"]["address"].as_str().expect("an address").to_owned()
     }
 
-    /// Takes or keeps a lock for 60 seconds.
+    /// Acquires or refreshes a lock with a time to live of 60 seconds.
     ///
     /// # Panics
-    /// It is refused.
+    /// The lock server refuses the request.
     pub fn lock(&self, key: &str, owner: &str) {
         let request = json!({
             "resource": { "key": key, "owner": owner, "type_code": "LOCK" },
@@ -159,7 +157,7 @@ impl LockServer {
         assert!(answer.success, "{answer:?}");
     }
 
-    /// Starts it again with the same files.
+    /// Starts the lock server again with the same files.
     pub fn restart(&mut self) {
         self.process = Process::serve("lock-server", "-config", &self.config);
         self.process.wait_for("locket.started");
@@ -169,17 +167,17 @@ impl LockServer {
 /// A control plane: Cloud Controller, lock server, policy store, and syncers.
 #[derive(Debug)]
 pub struct ControlPlane {
-    /// Its files.
+    /// The files.
     pub site: Site,
     /// The lock server.
     pub lock_server: LockServer,
     /// The policy store.
     pub policy_store: Process,
-    /// Where the store serves gRPC.
+    /// Address of the policy store's gRPC server.
     pub store_address: String,
-    /// The Cloud Controller, as an administrator reaches it.
+    /// The Cloud Controller with an administrator's token.
     pub cloud: CloudController,
-    /// As whom operators ask.
+    /// The operator's certificate.
     pub operator: Files,
     syncer: Files,
 }
@@ -195,10 +193,10 @@ pub struct CloudController {
     token: String,
 }
 
-/// How long the lock of a syncer lives in these tests, in seconds.
+/// Time to live of the syncers' lock in these tests, in seconds.
 pub const LOCK_TTL: u64 = 3;
 
-/// Where a syncer finds what it needs.
+/// Addresses for a syncer.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
     /// host:port of the lock server.
@@ -209,17 +207,17 @@ pub struct Surroundings {
     pub api: String,
     /// URL of its internal API.
     pub internal_api: String,
-    /// How long its lock lives, in seconds.
+    /// Time to live of the lock in seconds.
     pub lock_ttl: u64,
 }
 
 impl ControlPlane {
-    /// Starts everything but the syncers, and waits until it is ready.
+    /// Starts all but the syncers, and waits until the services are ready.
     pub fn start() -> Self {
         Self::start_on(Ipv4Addr::LOCALHOST)
     }
 
-    /// The same; lock server and policy store listen on this address, or on all.
+    /// Like [`Self::start`]; lock server and policy store listen on this address, or on all.
     pub fn start_on(listen: Ipv4Addr) -> Self {
         runtime::tls::install_provider();
         let site = Site::new();
@@ -258,7 +256,7 @@ impl ControlPlane {
         self.syncer_among(name, &self.surroundings())
     }
 
-    /// How a syncer reaches everything when nothing stands between.
+    /// The addresses for a syncer without proxies.
     pub fn surroundings(&self) -> Surroundings {
         Surroundings {
             lock_server: self.lock_server.address.clone(),
@@ -269,7 +267,7 @@ impl ControlPlane {
         }
     }
 
-    /// Starts a syncer that finds everything there.
+    /// Starts a syncer with these addresses.
     pub fn syncer_among(&self, name: &str, surroundings: &Surroundings) -> Process {
         let Surroundings { lock_server, policy_store, api, internal_api, lock_ttl } = surroundings;
         let files = &self.syncer;
@@ -294,10 +292,10 @@ impl ControlPlane {
         Process::serve("syncer", "-config-file", &self.site.config(name, &config))
     }
 
-    /// What the store says of itself.
+    /// Status of the policy store.
     ///
     /// # Panics
-    /// It does not answer in time.
+    /// No answer within the timeout.
     pub fn store_status(&self) -> Value {
         wait::until("the status of the policy store", || {
             let answer = self.store("Status", "{}");
@@ -305,7 +303,7 @@ impl ControlPlane {
         })
     }
 
-    /// Calls the store with a real grpcurl.
+    /// Calls the policy store with a real grpcurl.
     pub fn store(&self, method: &str, request: &str) -> Answer {
         let target = Target::Tls(&self.store_address, &self.operator);
         let method = format!("portcullis.policy.v1.PolicyStore/{method}");
@@ -315,7 +313,7 @@ impl ControlPlane {
     /// Waits until the store's groups are those of the Cloud Controller.
     ///
     /// # Panics
-    /// They do not become so in time.
+    /// The groups differ at the end of the timeout.
     pub fn wait_until_synced(&self) {
         wait::until("the store to have the Cloud Controller's groups", || {
             let (wanted, stored) = (self.cloud.group_names(), self.stored_names());
@@ -337,7 +335,7 @@ impl ControlPlane {
         names(&page["groups"], |group| &group["group"]["name"])
     }
 
-    /// Who holds the syncers' lock.
+    /// Owner of the syncers' lock.
     pub fn leader(&self) -> Option<String> {
         let target = Target::Tls(&self.lock_server.address, &self.operator);
         let request = r#"{"key":"policy-server-asg-syncer"}"#;
@@ -409,7 +407,7 @@ impl CloudController {
         serde_json::from_str(&text).unwrap_or_default()
     }
 
-    /// Makes a group with one rule and returns its guid.
+    /// Creates a group with one rule and returns its GUID.
     pub fn create_group(&self, name: &str, destination: &str) -> String {
         let body = json!({
             "name": name,
@@ -420,14 +418,14 @@ impl CloudController {
         group["guid"].as_str().expect("a group has a guid").to_owned()
     }
 
-    /// Gives a group one other rule.
+    /// Replaces the rules of a group by one rule.
     pub fn change_group(&self, guid: &str, destination: &str) {
         let body = json!({ "rules": [{ "protocol": "all", "destination": destination }] });
         let path = format!("/v3/security_groups/{guid}");
         self.call(&reqwest::Method::PATCH, &path, Some(&body));
     }
 
-    /// Takes a group away.
+    /// Deletes a group.
     pub fn delete_group(&self, guid: &str) {
         self.call(&reqwest::Method::DELETE, &format!("/v3/security_groups/{guid}"), None);
     }

@@ -1,4 +1,4 @@
-//! Programs of others, as `scripts/need` installs them.
+//! Third-party programs that `scripts/need` installs.
 
 use std::{
     env,
@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// A program from `PATH`, or from the directory in which `scripts/need` puts it.
+/// The path of a program in `PATH` or in the directory of `scripts/need`.
 ///
 /// # Panics
 /// The program is not installed.
@@ -23,7 +23,7 @@ pub fn path(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing: scripts/need {name}"))
 }
 
-/// The complaints of `promtool check metrics` about Prometheus text.
+/// The errors of `promtool check metrics` about Prometheus text.
 ///
 /// # Panics
 /// promtool cannot be run.

@@ -1,18 +1,17 @@
-//! Waiting for something to be so.
+//! Bounded waits for a condition.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-/// The longest that anything may take on a busy machine.
+/// Timeout of a wait, on a busy machine.
 pub const LONG: Duration = Duration::from_secs(30);
 
-/// Asks until the answer is there.
+/// Polls until `ask` succeeds.
 ///
 /// # Panics
-/// Nothing came within [`LONG`]; `what` and `seen` say what was waited for and
-/// what was there instead.
+/// No success within [`LONG`]; the message has `what` and the last error.
 #[expect(
     clippy::disallowed_methods,
     reason = "a test waits for other processes, in real time, and asks again after a pause"
@@ -30,7 +29,7 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
     }
 }
 
-/// Lets the processes of a test go on for a while, where that is what is tested.
+/// Lets the processes of a test run for some time, where the test is about that time.
 #[expect(clippy::disallowed_methods, reason = "the rhythm of faults is real time")]
 pub fn let_pass(time: Duration) {
     thread::sleep(time);

@@ -1,8 +1,8 @@
-//! A wire between two processes that can be cut.
+//! A TCP proxy between two processes that can stop forwarding.
 //!
-//! While it is cut nothing passes, and nothing breaks: what was sent arrives
-//! when the wire is mended, however late that is. This is the worst that a
-//! network does to somebody who counts on time.
+//! While the proxy is stopped, connections stay open and data is queued; the data arrives
+//! when the proxy continues, however late: the hardest network fault for a client that
+//! depends on time.
 
 use std::{
     io::{Read as _, Write as _},
@@ -11,10 +11,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// It passes everything on until it is cut.
+/// Forwards until it is cut.
 #[derive(Debug)]
 pub struct Wire {
-    /// Where to connect to instead.
+    /// The proxy's own address.
     pub address: String,
     gate: Arc<Gate>,
     listener: Option<JoinHandle<()>>,
@@ -29,11 +29,11 @@ struct Gate {
 #[derive(Debug, Default, Clone, Copy)]
 struct State {
     shut: bool,
-    /// Nobody needs the wire any more.
+    /// The handle was dropped.
     over: bool,
-    /// Pieces that wait on their way to the far end.
+    /// Number of queued chunks to the server.
     waiting: usize,
-    /// After how many more bytes to the far end it shuts.
+    /// Number of bytes to the server until the proxy stops.
     left: Option<usize>,
 }
 
@@ -53,7 +53,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Waits until a piece of so many bytes may pass.
+    /// Waits until a chunk of this size may be forwarded.
     fn pass(&self, way: Way, bytes: usize) {
         let pieces = usize::from(way == Way::ToFar);
         let mut state = self.state();
@@ -70,10 +70,10 @@ impl Gate {
 }
 
 impl Wire {
-    /// A wire to `target`.
+    /// Starts a proxy to `target`.
     ///
     /// # Panics
-    /// There is no free port.
+    /// No port is free.
     pub fn to(target: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
@@ -84,7 +84,7 @@ impl Wire {
                 if passing.state().over {
                     return;
                 }
-                // As if nobody listened, while nobody does.
+                // The server does not listen: refuse the connection as well.
                 let Ok(far) = TcpStream::connect(&target) else { continue };
                 pass_on(&near, &far, &passing, Way::ToFar);
                 pass_on(&far, &near, &passing, Way::ToNear);
@@ -93,34 +93,34 @@ impl Wire {
         Self { address, gate, listener: Some(listener) }
     }
 
-    /// Nothing passes from now on.
+    /// Stops forwarding.
     pub fn cut(&self) {
         self.gate.set(|state| state.shut = true);
     }
 
-    /// Nothing passes once so many bytes more have gone to the far end, nor the
-    /// piece that would exceed them.
+    /// Stops forwarding before the chunk that would exceed this number of further bytes to
+    /// the server.
     pub fn cut_after(&self, bytes: usize) {
         self.gate.set(|state| state.left = Some(bytes));
     }
 
-    /// Everything passes again, also what waited.
+    /// Forwards again, including queued data.
     pub fn mend(&self) {
         self.gate.set(|state| state.shut = false);
     }
 
-    /// Whether something that was sent waits for the wire to be mended.
+    /// Whether data to the server is queued.
     pub fn holds_back(&self) -> bool {
         let State { shut, waiting, .. } = *self.gate.state();
         shut && waiting > 0
     }
 }
 
-/// The threads of open connections end with the processes at the ends.
+/// The threads of open connections end with their processes.
 impl Drop for Wire {
     fn drop(&mut self) {
         self.gate.set(|state| *state = State { shut: false, over: true, left: None, ..*state });
-        // Wakes the listener, so that it sees that it is over.
+        // Wakes the listener, which then sees the end.
         let woken = TcpStream::connect(&self.address);
         if let (Ok(_), Some(listener)) = (woken, self.listener.take()) {
             listener.join().expect("a listener does not panic");
@@ -140,7 +140,7 @@ fn pass_on(from: &TcpStream, to: &TcpStream, gate: &Arc<Gate>, way: Way) {
                 break;
             }
         }
-        // The other direction ends with it.
+        // The other direction ends as well.
         for end in [&from, &to] {
             drop(end.shutdown(Shutdown::Both));
         }

@@ -1,8 +1,8 @@
-//! A name with three addresses, of which some are dead: machines that drop every
-//! packet, before a connection or in the middle of one. And processes that hang.
+//! Dead addresses and frozen processes. A host name has three addresses; some of them drop
+//! every packet, before a connection or during one.
 //!
-//! All addresses lead to the same processes, as several instances on a shared database
-//! look to their clients.
+//! All addresses lead to the same processes, which to a client look like several instances
+//! on a shared database.
 
 use std::{
     fs,
@@ -21,10 +21,10 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 const HANDLE: &str = "1d1e63ae-302f-49d3-8c33-d79363f46c9c";
-/// What the operators of a lock expect: see docs/config/syncer.md.
+/// Time to live of the lock: the default in docs/config/syncer.md.
 const LOCK_TTL: Duration = Duration::from_secs(15);
 
-/// Which of the addresses an established connection to this port leads to.
+/// The remote address of the established connection to this port.
 fn connected_to(port: &str) -> IpAddr {
     let port: u16 = port.parse().expect("a port");
     wait::until("a connection by name", || {
@@ -43,7 +43,7 @@ fn connected_to(port: &str) -> IpAddr {
     })
 }
 
-/// The same port, by name.
+/// The same port at the host name.
 fn by_name(address: &str) -> String {
     format!("localhost:{}", port_of(address))
 }
@@ -95,14 +95,14 @@ fn wait_for_rule(agent: &Process, network: &str) {
     });
 }
 
-/// A lease holder keeps its lock, whichever addresses are dead.
+/// A lock owner keeps its lock as long as one address works.
 #[test]
 fn no_lock_is_lost_to_a_dead_address() {
     with_three_addresses(|| {
         let plane = ControlPlane::start_on(Ipv4Addr::UNSPECIFIED);
         let addresses = resolved();
 
-        // The first two are dead before there is a connection.
+        // Two addresses are dead before the first connection.
         drop_only(&addresses[..2]);
         let began = now();
         let syncer = syncer(&plane, "syncer-1");
@@ -111,7 +111,7 @@ fn no_lock_is_lost_to_a_dead_address() {
         let port = port_of(&plane.lock_server.address);
         assert_eq!(connected_to(port), addresses[2]);
 
-        // The one in use dies in the middle of a connection: both ways, and one way.
+        // The address in use dies during the connection: in both directions, then in one.
         for cut in [drop_only, drop_from] {
             let used = connected_to(port);
             cut(&[used]);
@@ -130,7 +130,7 @@ fn no_lock_is_lost_to_a_dead_address() {
     });
 }
 
-/// A watch goes on on another address within 6 s.
+/// A watch continues on another address within 6 s.
 #[test]
 fn a_watch_goes_on_when_its_address_dies() {
     with_three_addresses(|| {
@@ -152,12 +152,12 @@ fn a_watch_goes_on_when_its_address_dies() {
         wait_for_rule(&agent, "10.2.0.0/16");
         let took = began.elapsed();
         println!("the change arrived {took:?} after the address in use died");
-        // 5 s until the death is noticed, and one to go on.
+        // The ping timeout of 5 s, and 1 s to reconnect.
         assert!(took < Duration::from_secs(6), "{took:?}");
     });
 }
 
-/// A process that is stopped still has a kernel that acknowledges for it.
+/// The kernel acknowledges packets for a stopped process, so TCP does not detect it.
 #[test]
 fn a_frozen_agent_is_disconnected() {
     with_three_addresses(|| {
@@ -181,7 +181,7 @@ fn a_frozen_agent_is_disconnected() {
         let took = began.elapsed();
         agent.signal(Signal::SIGCONT);
         println!("a frozen agent was disconnected after {took:?}");
-        // 5 s of silence, then 4 s without an answer to the ping.
+        // A ping after 5 s of silence, and its timeout of 4 s.
         assert!(took < Duration::from_secs(10), "{took:?}");
     });
 }

@@ -1,5 +1,5 @@
-//! What an operator's alarms see when something is wrong: cells that are dead or frozen,
-//! and which groups a change concerns.
+//! Log lines and metrics for an operator's alarms: dead and frozen cells, and the groups of
+//! a change.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use super::{
     metrics::{address, scrape},
 };
 
-/// A frozen client is given up after 5 s of silence and 4 s without an answer to a ping;
-/// the rest is for a busy machine.
+/// A frozen client is disconnected after 5 s of silence and a ping timeout of 4 s; the rest
+/// is a margin for a busy machine.
 const FROZEN: SignedDuration = SignedDuration::from_secs(12);
 
-/// The cells in numbers.
+/// Numbers of cells.
 #[derive(Debug, PartialEq, Eq)]
 struct Cells {
     known: u64,
@@ -52,7 +52,7 @@ fn wait_for(store: &Process, [known, connected, disconnected, behind]: [u64; 4])
     })
 }
 
-/// The metrics count what Status tells of each cell.
+/// The metrics agree with the cells of the Status response.
 fn in_step(plane: &ControlPlane) {
     wait::until("metrics in step with Status", || {
         let status = plane.store_status();
@@ -107,7 +107,7 @@ fn a_frozen_cell_is_disconnected_and_counted_as_behind() {
         store.wait_for_line("cell-caught-up", |data| data["cell"] == "cell-1");
         in_step(&plane);
 
-        // Killed, it stays known.
+        // A killed cell stays known.
         agent.kill();
         wait_for(store, [1, 0, 1, 0]);
         plane.cloud.change_group(&group, "10.3.0.0/16");
@@ -115,7 +115,7 @@ fn a_frozen_cell_is_disconnected_and_counted_as_behind() {
     });
 }
 
-/// The lines that link a change of the Cloud Controller to generations name its group.
+/// The log lines of a change name its groups, in the syncer and in the policy store.
 #[test]
 fn the_lines_of_a_change_name_its_groups() {
     let plane = ControlPlane::start();
@@ -136,7 +136,7 @@ fn the_lines_of_a_change_name_its_groups() {
     told("removed-guids");
 }
 
-/// An agent that never reached its store shows so.
+/// An agent that never reached its store reports the error in its status and metrics.
 #[test]
 fn an_agent_without_a_store_shows_it() {
     apart(|| {

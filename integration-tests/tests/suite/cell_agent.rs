@@ -1,6 +1,5 @@
-//! A cell's agent as an operator on the cell meets it: the Unix socket, with
-//! grpcurl and portcullisctl. The policy store is away, so the containers of an
-//! unknown space are closed.
+//! The cell-agent's Unix socket, used with grpcurl and portcullisctl. Without a policy
+//! store, containers of an unknown space are denied everything.
 
 use std::{fs, panic::resume_unwind, path::Path, process::Command, thread};
 
@@ -16,7 +15,7 @@ use serde_json::json;
 
 pub(crate) const HANDLE: &str = "1d1e63ae-302f-49d3-8c33-d79363f46c9c";
 
-/// An app GUID that a terminal would act on.
+/// An app GUID with terminal control characters.
 pub(crate) const APP: &str = "app\u{1b}[31m\u{202e}\n\u{9b}1";
 
 pub(crate) fn start(site: &Site) -> Process {
@@ -74,7 +73,7 @@ fn grpcurl_lists_describes_and_calls() {
     assert!(call("Reconcile", "{}").success);
     let status = call("Status", "{}").stdout;
     assert!(status.contains("cell-1"), "{status}");
-    // The store is away, so the operator reads why.
+    // The response names the missing policy store.
     assert!(status.contains("the policy store is not reached: "), "{status}");
     assert!(status.contains("127.0.0.1:1"), "{status}");
 }
@@ -88,7 +87,7 @@ fn ctl(socket: &Path, args: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn portcullisctl_tells_why_a_container_is_closed() {
+fn portcullisctl_names_why_a_container_is_denied() {
     let site = Site::new();
     let mut agent = start(&site);
     let socket = site.path("control.sock");
@@ -107,8 +106,8 @@ fn portcullisctl_tells_why_a_container_is_closed() {
     assert!(!done && text.contains("portcullisctl: list containers"), "{text}");
 }
 
-/// Runs a test in a network namespace of its own, with all that it starts: the
-/// agent changes the packet filter there, and reaches the others on loopback.
+/// Runs a test and its processes in a new network namespace: the agent changes the packet
+/// filter there, and connects to the other processes on loopback.
 pub(crate) fn apart(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces can be made: run as root");
@@ -121,7 +120,7 @@ pub(crate) fn apart(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Starts the agent of a cell with one container, which watches this store.
+/// Starts the agent of a cell with one container; the agent watches this store.
 pub(crate) fn watching(plane: &ControlPlane) -> Process {
     let site = &plane.site;
     let files = site.cell_certificate("cell-1");
@@ -141,8 +140,7 @@ pub(crate) fn watching(plane: &ControlPlane) -> Process {
     Process::serve("cell-agent", "-config-file", &site.config("cell-agent", &config))
 }
 
-/// What the agent was told with its n-th whole state: whether it was to forget
-/// everything before, and how many groups came.
+/// The agent's n-th complete state: whether it was a reset, and its number of groups.
 fn told(agent: &Process, nth: usize) -> (bool, u64) {
     wait::until(&format!("whole state {nth}"), || {
         let log = agent.log().into_iter();
@@ -161,10 +159,10 @@ fn rules_of_the_kernel() -> String {
     String::from_utf8_lossy(&output.expect("nft is installed").stdout).into_owned()
 }
 
-/// A whole state costs the store and the network what the cell's groups weigh; a
-/// store that restarts has all its cells come back at once.
+/// All cells reconnect at once after a restart of the store, so a reconnected cell must not
+/// cost a transfer of all its groups.
 #[test]
-fn a_cell_that_comes_back_is_told_only_what_it_missed() {
+fn a_reconnected_cell_gets_only_the_missed_changes() {
     apart(|| {
         let mut plane = ControlPlane::start();
         let _syncer = plane.syncer("syncer-1");
@@ -178,7 +176,7 @@ fn a_cell_that_comes_back_is_told_only_what_it_missed() {
         agent.wait_for("rules-applied");
         assert!(agent.terminate().success());
 
-        // It was away while a group came.
+        // A group is created while the agent is stopped.
         plane.cloud.create_group("third", "10.3.0.0/16");
         plane.wait_until_synced();
         let mut agent = watching(&plane);
@@ -189,7 +187,7 @@ fn a_cell_that_comes_back_is_told_only_what_it_missed() {
         });
         assert!(rules_of_the_kernel().contains("10.1.0.0/16"), "what it had");
 
-        // The store was away, and nothing happened; then something does.
+        // The store restarts without a change; then a group changes.
         plane.policy_store.kill();
         agent.wait_for("policy-store-watch-ended.keeping-last-good-groups");
         plane.restart_store();
@@ -199,7 +197,7 @@ fn a_cell_that_comes_back_is_told_only_what_it_missed() {
         assert_eq!(told(&agent, 2), (false, 1));
         assert!(agent.terminate().success());
 
-        // Without its state it begins anew.
+        // Without its saved state the agent gets all groups.
         fs::remove_dir_all(plane.site.path("state")).expect("the state can be removed");
         let mut agent = watching(&plane);
         assert_eq!(told(&agent, 0), (true, groups + 2));

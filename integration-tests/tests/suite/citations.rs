@@ -1,5 +1,5 @@
-//! Facts about the originals that the sources cite stand in the repository:
-//! every `docs/...md#section` names a page and a section that exist.
+//! Citations in sources: every `docs/...md#section` names an existing page and section of
+//! this repository.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +25,7 @@ pub(crate) fn files(directory: &Path, extensions: &[&str], found: &mut Vec<PathB
     }
 }
 
-/// Joins comment lines, so that a citation may be broken over two of them.
+/// Joins comment lines, since a citation can span two of them.
 fn unwrapped(text: &str) -> String {
     text.lines()
         .map(|line| line.trim_start().trim_start_matches("//").trim_start_matches(['/', '!']))
@@ -61,7 +61,7 @@ fn citations(text: &str) -> Vec<(String, Option<String>)> {
     found
 }
 
-/// The anchors of a Markdown page's headings, as GitHub makes them.
+/// The anchors of a Markdown page's headings, in GitHub's form.
 fn anchors(page: &str) -> Vec<String> {
     page.lines()
         .filter(|line| line.starts_with('#'))

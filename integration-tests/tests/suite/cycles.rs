@@ -1,7 +1,7 @@
-//! No module uses a sibling that uses it, directly or through others: what is in
-//! `x/` can then be read, and changed, without what uses it.
+//! Import cycles between sibling modules are forbidden: a module can then be read and
+//! changed without its users.
 //!
-//! A module may use its parent and its children. Test modules are left out.
+//! A module may use its parent and its children. Test modules are ignored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,15 +14,15 @@ use super::{citations::files, dependencies::packages};
 /// The path of a module below its crate, such as `["store", "server"]`.
 type Module = Vec<String>;
 
-/// The modules that each module uses, among the children of one parent.
+/// The siblings that each module uses.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// The code of a file, without comments, texts and the tests at its end.
+/// The code of a file without comments, string literals and the tests at its end.
 fn code(text: &str) -> String {
     let text = text.find("#[cfg(test)]\nmod ").map_or(text, |tests| &text[..tests]);
     let mut code = String::new();
     for line in text.lines() {
-        // Between quotes is text; no path of a module is in it.
+        // String literals contain no module paths.
         for (place, part) in line.split('"').enumerate() {
             let part = if place % 2 == 0 { part } else { "" };
             match part.split_once("//") {
@@ -81,7 +81,7 @@ fn paths(code: &str) -> Vec<String> {
     found
 }
 
-/// The module that a path in `of` leads to.
+/// The module that a path within the module `of` names.
 fn module(path: &str, of: &Module, modules: &BTreeMap<Module, String>) -> Option<Module> {
     let mut segments = path.split("::").map(str::trim).peekable();
     let mut target = match segments.peek() {
@@ -118,7 +118,7 @@ fn modules(sources: &Path) -> BTreeMap<Module, String> {
     all.filter(|(module, _)| module.last().is_none_or(|last| !last.ends_with("tests"))).collect()
 }
 
-/// The uses among siblings, by their parent.
+/// The import graph of the siblings, by parent.
 fn graphs(modules: &BTreeMap<Module, String>) -> BTreeMap<Module, Graph> {
     let mut graphs: BTreeMap<Module, Graph> = BTreeMap::new();
     for (from, code) in modules {
@@ -133,7 +133,7 @@ fn graphs(modules: &BTreeMap<Module, String>) -> BTreeMap<Module, Graph> {
     graphs
 }
 
-/// All that `start` uses, directly or through others.
+/// The modules that `start` uses, directly or indirectly.
 fn reach(graph: &Graph, start: &str) -> BTreeSet<String> {
     let (mut reached, mut open) = (BTreeSet::new(), vec![start.to_owned()]);
     while let Some(next) = open.pop() {
@@ -146,7 +146,7 @@ fn reach(graph: &Graph, start: &str) -> BTreeSet<String> {
     reached
 }
 
-/// The modules of each graph that use themselves through others.
+/// The modules of each graph that are part of a cycle.
 fn circles(graphs: &BTreeMap<Module, Graph>) -> Vec<String> {
     let mut circles = Vec::new();
     for (parent, graph) in graphs {

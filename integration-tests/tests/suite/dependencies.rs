@@ -1,4 +1,4 @@
-//! Which crate may depend on which: docs/architecture.md's table, enforced.
+//! Enforces the table of crate dependencies in docs/architecture.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use cargo_metadata::{MetadataCommand, Package};
 
 const SERVICES: [&str; 4] = ["lock-server", "syncer", "policy-store", "cell-agent"];
 
-/// What each crate may depend on; what is not listed is forbidden.
+/// The allowed dependencies of each crate.
 fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
     BTreeMap::from([
         ("model", vec![]),
@@ -78,8 +78,8 @@ fn no_service_depends_on_a_service() {
     }
 }
 
-/// JSON from outside goes through `runtime::json`, which takes no list for a
-/// struct; serde_json alone does.
+/// External JSON is parsed with `runtime::json`, which rejects a list where a struct is
+/// expected; serde_json accepts it.
 #[test]
 fn services_read_json_by_runtime_json() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

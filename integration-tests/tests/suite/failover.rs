@@ -1,5 +1,5 @@
-//! Several syncers on one lock, as whole processes: who writes, and what the
-//! store lets in.
+//! Failover between syncer processes that share one lock: the writer, and the writes that
+//! the policy store accepts.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 const SOURCE: &str = "cfnetworking.policy-server-asg-syncer";
 
-/// Two syncers of one control plane, and which of them leads.
+/// Two syncers of one control plane.
 struct Pair {
     plane: ControlPlane,
     syncers: BTreeMap<String, Process>,
@@ -25,7 +25,7 @@ impl Pair {
         pair
     }
 
-    /// The leader and the other one.
+    /// The names of the leader and of the standby.
     fn roles(&self) -> (String, String) {
         let leader = wait::until("a leader", || self.plane.leader().ok_or("nobody".to_owned()));
         let standby = self.syncers.keys().find(|name| **name != leader);
@@ -44,7 +44,7 @@ impl Pair {
         });
     }
 
-    /// The token under which the store was written last.
+    /// Fencing token of the newest write in the policy store.
     fn written_token(&self) -> u64 {
         let status = self.plane.store_status();
         let token = status["writer"]["fencingToken"].as_str().and_then(|text| text.parse().ok());
@@ -52,7 +52,8 @@ impl Pair {
     }
 }
 
-/// Message and data keys are the original's (docs/compatibility/asg-syncer.md#logs).
+/// Message and data keys are those of policy-server-asg-syncer
+/// (docs/compatibility/asg-syncer.md#logs).
 #[test]
 fn the_standby_logs_the_collision_and_waits() {
     let mut pair = Pair::start();
@@ -74,8 +75,8 @@ fn the_standby_logs_the_collision_and_waits() {
     assert_eq!(pair.get(&standby).count("successfully-fetched-security-groups"), 0);
 }
 
-/// Kill -9: the standby leads after the time to live, with a higher token, and
-/// the next change arrives.
+/// After kill -9 of the leader the standby leads within the time to live, with a higher
+/// token, and the next change arrives.
 #[test]
 fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     let mut pair = Pair::start();
@@ -88,7 +89,7 @@ fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     assert!(pair.written_token() > token);
 }
 
-/// SIGTERM: the lock is given back, so that the standby need not wait.
+/// On SIGTERM the leader releases the lock, so the standby leads at once.
 #[test]
 fn a_leader_that_is_asked_to_stop_releases_the_lock() {
     let mut pair = Pair::start();
@@ -100,9 +101,9 @@ fn a_leader_that_is_asked_to_stop_releases_the_lock() {
     pair.plane.wait_until_synced();
 }
 
-/// Law 3: a leader that sleeps beyond its lease and wakes up writes nothing.
+/// Law 3: a leader that is paused beyond its lease writes nothing when it continues.
 #[test]
-fn a_leader_that_was_paused_does_no_harm() {
+fn a_paused_leader_writes_nothing() {
     let mut pair = Pair::start();
     let (leader, standby) = pair.roles();
     pair.get(&leader).signal(Signal::SIGSTOP);
@@ -120,9 +121,9 @@ fn a_leader_that_was_paused_does_no_harm() {
     assert!(pair.get(&leader).is_running());
 }
 
-/// Laws 3 and 4 across kill -9 of the store: it knows the token and the groups.
+/// Laws 3 and 4: the store keeps the token and the groups across kill -9.
 #[test]
-fn a_killed_store_comes_back_with_everything() {
+fn a_killed_store_keeps_token_and_groups() {
     let mut pair = Pair::start();
     let (token, names) = (pair.written_token(), pair.plane.stored_names());
     let generation = pair.plane.store_status()["generation"].clone();
@@ -135,9 +136,9 @@ fn a_killed_store_comes_back_with_everything() {
     pair.plane.wait_until_synced();
 }
 
-/// Everything upstream gone: the syncer stays, and goes on when it is back.
+/// The syncer survives an outage of the lock server and continues afterwards.
 #[test]
-fn a_lock_server_that_is_away_stops_the_writing_not_the_process() {
+fn an_outage_of_the_lock_server_stops_writes_but_not_the_process() {
     let mut pair = Pair::start();
     let (leader, _) = pair.roles();
     pair.plane.lock_server.process.kill();

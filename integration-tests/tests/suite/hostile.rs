@@ -1,6 +1,5 @@
-//! Clients with a valid certificate that begin messages and do not complete them:
-//! memory stays within the documented bounds, other clients are served, and the
-//! memory is given back.
+//! Clients with a valid certificate that send incomplete messages: memory stays within the
+//! documented bounds, other clients are served, and the memory is freed.
 
 use std::net::TcpStream;
 
@@ -18,13 +17,13 @@ use nix::{
 };
 
 const MIB: u64 = 1 << 20;
-/// The budget of a server (64 MiB, policy store 128 MiB), twice: a buffer that grows
-/// is copied, and allocators keep freed memory for some time.
+/// Twice the budget of a server (64 MiB, policy store 128 MiB): growing buffers are copied,
+/// and allocators keep freed memory for some time.
 const LOCK_SERVER_MOST: u64 = 128 * MIB;
 const POLICY_STORE_MOST: u64 = 256 * MIB;
 
 const CALLS: usize = 500;
-/// 4.19 MB, the largest message that is taken, less one byte.
+/// One byte less than the largest accepted message, 4.19 MB.
 const LARGE: u32 = 4 << 20;
 
 const LOCKET: [&str; 5] = [
@@ -56,7 +55,7 @@ fn refusal(path: &str) -> &'static str {
     if path.ends_with("ServerReflectionInfo") { "0" } else { EXHAUSTED }
 }
 
-/// Waits until `enough` holds, and fails once the process has more than `most`.
+/// Waits until `enough` holds; fails when the process uses more than `most` bytes.
 fn watch(process: &Process, most: u64, what: &str, mut enough: impl FnMut() -> Result<(), String>) {
     let mut peak = 0;
     wait::until(what, || {
@@ -71,7 +70,7 @@ fn refused(answers: &Answers, status: &str, calls: usize) -> Result<(), String> 
     if count >= calls { Ok(()) } else { Err(format!("{answers:?}, not {calls} of {status}")) }
 }
 
-/// The memory that unfinished messages cost is free for the next ones.
+/// Memory of unfinished messages is available to later messages.
 fn unfinished_bytes(address: &str) -> Result<(), String> {
     let text = reqwest::blocking::get(format!("http://{address}/metrics"))
         .and_then(reqwest::blocking::Response::text)
@@ -92,15 +91,15 @@ fn unfinished_messages_do_not_fill_the_lock_server() {
     for path in LOCKET.iter().chain(&EVERY_SERVER) {
         let mut client = Hostile::connect(&server.address, &site.certificate("nobody"));
         client.begin(path, CALLS, &body);
-        // Seven or eight calls fit into the budget of the connection.
+        // The budget of the connection holds seven or eight calls.
         let enough = || refused(&client.answers(), refusal(path), CALLS - 10);
         watch(&server.process, most, path, enough);
-        // Small calls of others are answered meanwhile.
+        // Small calls of other clients are answered meanwhile.
         server.lock("k", "o");
         drop(client);
         wait::until("the budget is free", || unfinished_bytes(&debug));
     }
-    // jemalloc gives memory back when it was free for 10 seconds.
+    // jemalloc returns memory to the kernel 10 s after it was freed.
     let again = || match server.process.memory() {
         memory if memory < before + LOCK_SERVER_MOST / 4 => Ok(()),
         memory => Err(format!("{} MiB, {} before", memory / MIB, before / MIB)),
@@ -108,7 +107,7 @@ fn unfinished_messages_do_not_fill_the_lock_server() {
     wait::until("the memory is given back", again);
 }
 
-/// A certificate without a role: refused before any of its bytes are read.
+/// A certificate without a role is refused before its message is read.
 #[test]
 fn unfinished_messages_do_not_fill_the_policy_store() {
     let plane = ControlPlane::start();
@@ -131,8 +130,8 @@ fn unfinished_messages_do_not_fill_the_policy_store() {
     wait::until("the memory is given back", again);
 }
 
-/// Little more than the prefix: nothing is reserved for what is announced. The HTTP/2
-/// library itself ends a connection with thousands of frames of less than 256 bytes.
+/// The message prefix alone reserves no memory. The HTTP/2 library closes a connection with
+/// thousands of frames of less than 256 bytes.
 #[test]
 fn announced_messages_cost_nothing_before_they_arrive() {
     let site = Site::new();
@@ -144,7 +143,7 @@ fn announced_messages_cost_nothing_before_they_arrive() {
     for client in &mut clients {
         client.begin("/models.Locket/Lock", 4_000, &prefix);
     }
-    // The budget of the server takes 8,192 calls.
+    // The budget of the server holds 8,192 calls.
     let enough = || {
         let refused = clients.iter().map(|client| client.answers().values().sum::<usize>());
         let count: usize = refused.sum();
@@ -154,9 +153,8 @@ fn announced_messages_cost_nothing_before_they_arrive() {
     server.lock("k", "o");
 }
 
-/// The lock server ends, and another one may take its place, although a client is
-/// stopped: the client neither answers nor closes its connection. The drain is 10
-/// seconds.
+/// A stopped client, which neither answers nor closes its connection, does not delay the
+/// exit of the lock server beyond the drain time of 10 s.
 #[test]
 fn a_stopped_client_does_not_hold_up_the_end_of_the_lock_server() {
     runtime::tls::install_provider();
@@ -175,7 +173,7 @@ fn a_stopped_client_does_not_hold_up_the_end_of_the_lock_server() {
             .map_err(|error| error.to_string())?;
         if text.contains(connections) { Ok(()) } else { Err(text) }
     });
-    // Each watch has begun when a change of its lock is on its way.
+    // A watch has begun when a change of its lock arrives.
     wait::until("both watch", || match server.process.count("locket.watch.complete") {
         2 => Ok(()),
         count => Err(format!("{count} watch")),

@@ -29,7 +29,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are text")
 }
 
-/// The flags that name a server and its process.
+/// Flags with the server's address and process ID.
 fn target<'a>(address: &'a str, files: &'a Files, pid: &'a str) -> [&'a str; 10] {
     let Files { ca, cert, key } = files;
     let (ca, cert, key) = (text(ca), text(cert), text(key));
@@ -55,7 +55,7 @@ fn every_operation_of_a_locket_is_measured() {
         let answers = calls["bytes"].as_u64();
         assert_eq!(answers > Some(0), operation == "fetch-all", "{report}");
     }
-    // Everything was given back, and what is not there is told by its code.
+    // The tool released all its locks; a missing lock has status NOT_FOUND.
     let run = [&["locket", "--operation", "empty"][..], &target, &SHORT].concat();
     let report = json(&run);
     assert_eq!(report["calls"]["operations"], 0, "{report}");
@@ -68,7 +68,7 @@ fn every_operation_of_a_locket_is_measured() {
 }
 
 #[test]
-fn held_presences_are_not_lost_and_the_memory_is_drawn() {
+fn held_presences_are_not_lost_and_the_memory_is_plotted() {
     let site = Site::new();
     let server = LockServer::start(&site);
     let pid = server.process.id().to_string();
@@ -81,7 +81,7 @@ fn held_presences_are_not_lost_and_the_memory_is_drawn() {
         (&report["lost"], &report["refreshes"]["failures"]),
         (&0.into(), &serde_json::json!({}))
     );
-    // Each once a second.
+    // Each presence is refreshed once a second.
     let refreshes = report["refreshes"]["operations"].as_u64().expect("a number");
     assert!((550..=600).contains(&refreshes), "{report}");
     assert!(report["memory"]["second_half_mean"].as_f64() > Some(1.0), "{report}");
@@ -127,7 +127,7 @@ fn changes_are_timed_to_every_cell() {
 }
 
 #[test]
-fn a_syncer_is_timed_and_weighed() {
+fn a_syncer_is_measured_in_time_and_memory() {
     let directory = binaries::path("syncer");
     let directory = directory.parent().expect("a binary lies in a directory");
     let data = ["--groups", "30", "--rules", "2", "--bindings", "3", "--spaces", "20"];
@@ -137,7 +137,7 @@ fn a_syncer_is_timed_and_weighed() {
     assert_eq!(rounds.len(), 2);
     for round in rounds {
         let (first, change) = (&round["first"], &round["change"]);
-        // Two groups are there from the beginning.
+        // The development Cloud Controller starts with two groups.
         assert_eq!(first["applied"]["added"], 32, "{round}");
         assert_eq!(
             (&change["applied"]["changed"], &change["applied"]["unchanged"]),
@@ -150,7 +150,7 @@ fn a_syncer_is_timed_and_weighed() {
 }
 
 #[test]
-fn a_tool_says_what_keeps_it_from_measuring() {
+fn a_load_tool_names_why_it_cannot_measure() {
     let site = Site::new();
     let files = site.certificate("load");
     let nobody = std::process::id().to_string();

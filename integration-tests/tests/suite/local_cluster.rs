@@ -1,5 +1,5 @@
-//! The local cluster of `scripts/up`: every command that it prints works as printed, and it
-//! survives the end of its processes. Needs root.
+//! The local cluster of `scripts/up`: every printed command works as printed, and the
+//! cluster survives the end of its processes. Needs root.
 
 use std::{path::Path, process::Command};
 
@@ -14,7 +14,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one and waits until it prints its commands.
+    /// Starts a cluster and waits until it prints its commands.
     fn start(purpose: &str, more: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let name = format!("i{}-{purpose}", std::process::id());
@@ -48,7 +48,7 @@ impl Cluster {
         commands.map(|line| line.split("   #").next().unwrap_or(line).trim().to_owned()).collect()
     }
 
-    /// Sends a request as a person does.
+    /// Runs `portcullis-dev cluster` with these arguments.
     fn request(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(integration_tests::binaries::path("portcullis-dev"));
         command.arg("cluster").arg("--state-dir").arg(self.state()).args(arguments);
@@ -65,7 +65,7 @@ impl Cluster {
         line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")
     }
 
-    /// Ends the cluster; nothing is left.
+    /// Stops the cluster, and checks that no process is left.
     fn end(mut self) {
         self.launcher.signal(Signal::SIGTERM);
         let status = self.launcher.wait();
@@ -76,7 +76,7 @@ impl Cluster {
     }
 }
 
-/// Runs commands in one shell, in order. Returns for each its exit status and what it printed.
+/// Runs commands in one shell, in order; returns the exit status and output of each.
 fn run_in_shell(directory: &Path, commands: &[String]) -> Vec<(String, String)> {
     let script: String = commands
         .iter()
@@ -88,7 +88,7 @@ fn run_in_shell(directory: &Path, commands: &[String]) -> Vec<(String, String)> 
     let file = directory.join("commands.sh");
     std::fs::write(&file, script).expect("a script can be written");
     let mut shell = Command::new("bash");
-    // A caller's compiler must not change: neither before nor after.
+    // The printed environment must not change the caller's compiler.
     shell.arg(&file).current_dir(directory).env("CC", "cc");
     let status = shell.status().expect("bash can be run");
     assert!(status.success(), "{status}");
@@ -135,7 +135,7 @@ fn processes_apps_and_cells_come_and_go() {
     });
     cluster.request(&["cont", "policy-store"]).expect("a process can go on");
 
-    // Operators send SIGHUP for a reload: it must not end a service.
+    // Operators send SIGHUP for a reload; a service must survive it.
     for process in ["lock-server", "policy-store", "syncer-1", "cell-agent-1"] {
         cluster.request(&["kill", "--signal", "HUP", process]).expect("a signal can be sent");
         let log = cluster.state().join("logs").join(format!("{process}.log"));

@@ -1,4 +1,4 @@
-//! The lock server as an operator meets it: a process, certificates, grpcurl.
+//! The lock server as an operator uses it: a process, certificates, grpcurl.
 
 use integration_tests::{
     grpcurl::{self, Answer, Target},
@@ -14,7 +14,7 @@ fn lock(server: &LockServer, owner: &str, ttl: u32) -> Answer {
     grpcurl::run(&target, Some(&request), &["models.Locket/Lock"])
 }
 
-/// Contract section 6, the recorded conversation, with a real grpcurl.
+/// The recorded calls of a genuine Locket, repeated with a real grpcurl.
 #[test]
 fn grpcurl_lists_describes_and_calls() {
     let site = Site::new();
@@ -77,7 +77,7 @@ fn grpcurl_lists_describes_and_calls() {
 }
 
 #[test]
-fn without_a_client_certificate_nobody_gets_in() {
+fn a_client_without_a_certificate_is_refused() {
     let site = Site::new();
     let server = LockServer::start(&site);
     let answer =
@@ -90,7 +90,7 @@ fn without_a_client_certificate_nobody_gets_in() {
     assert!(!answer.success, "{answer:?}");
 }
 
-/// Laws 1 and 2 across kill -9: what was acknowledged is there, and tokens go on.
+/// Laws 1 and 2 across kill -9: acknowledged locks are kept, and tokens continue.
 #[test]
 fn an_acknowledged_lock_survives_kill_9() {
     let site = Site::new();

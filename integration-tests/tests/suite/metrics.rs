@@ -1,5 +1,5 @@
-//! The metrics of each service, as its process serves them: declared, documented in
-//! docs/metrics.md, and well-formed in the eyes of a real promtool.
+//! The metrics that each service's process serves: declared, documented in docs/metrics.md,
+//! and accepted by a real promtool.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ const MARK: &str =
 /// The values of the label `server`.
 const SERVERS: [&str; 6] = ["grpc", "http", "admin", "health", "control", "cell"];
 
-/// The address that a service writes into a log line at its start.
+/// The address in a log line that a service writes at its start.
 pub(crate) fn address(process: &Process, message: &str, key: &str) -> String {
     let line = process.wait_for(message);
     line["data"][key].as_str().unwrap_or_else(|| panic!("no {key} in {line}")).to_owned()
@@ -44,7 +44,7 @@ fn services() -> [(&'static str, &'static [Family]); 4] {
     ]
 }
 
-/// A family as it was scraped.
+/// A scraped family.
 #[derive(Debug, Default)]
 struct Scraped {
     help: String,
@@ -79,8 +79,8 @@ fn parse(text: &str) -> BTreeMap<String, Scraped> {
     families
 }
 
-/// Everything that is scraped is declared, as declared; and everything is there from the
-/// start that needs no condition.
+/// All scraped families agree with their declarations, and all families without a condition
+/// exist from the start.
 fn compare(service: &str, own: &[Family], text: &str) {
     let scraped = parse(text);
     let declared: BTreeMap<_, _> =
@@ -162,7 +162,7 @@ fn table(title: &str, families: &[Family]) -> String {
     text
 }
 
-/// `UPDATE_GOLDEN=1` writes the tables anew.
+/// `UPDATE_GOLDEN=1` rewrites the tables.
 #[test]
 fn the_page_on_metrics_lists_all_of_them() {
     let mut page = fs::read_to_string(PAGE).expect("docs/metrics.md is there");
@@ -179,7 +179,7 @@ fn the_page_on_metrics_lists_all_of_them() {
     assert!(page == text, "docs/metrics.md is out of date; UPDATE_GOLDEN=1 writes it anew");
 }
 
-/// Of the families with a condition as well.
+/// Includes the families with a condition.
 #[test]
 fn promtool_accepts_every_declared_name() {
     let own = services().map(|(_, families)| families).concat();
@@ -196,7 +196,7 @@ fn promtool_accepts_every_declared_name() {
     tools::promtool(&text).unwrap_or_else(|said| panic!("{said}"));
 }
 
-/// A name that is not declared would have no HELP, and no zero at the start.
+/// An undeclared family would have no HELP, and no zero at the start.
 #[test]
 fn metrics_are_counted_through_their_declarations() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -1,4 +1,4 @@
-//! The policy store as an operator and a stranger meet it.
+//! The policy store with grpcurl: an operator, and clients without the role that they need.
 
 use integration_tests::{
     grpcurl::{self, Target},
@@ -27,7 +27,7 @@ fn grpcurl_lists_describes_and_calls() {
 }
 
 #[test]
-fn who_is_not_listed_may_not() {
+fn a_client_without_a_role_is_refused() {
     let plane = ControlPlane::start();
     let stranger = plane.site.certificate("stranger");
     let begin = r#"{"begin":{"owner":"x","watermark":"2026-01-01T00:00:00Z"}}"#;
@@ -44,9 +44,9 @@ fn who_is_not_listed_may_not() {
     }
 }
 
-/// A cell may speak only for itself.
+/// A cell's certificate allows only its own cell ID.
 #[test]
-fn a_cell_may_not_be_another() {
+fn a_cell_cannot_use_the_id_of_another() {
     let plane = ControlPlane::start();
     let cell = plane.site.cell_certificate("cell-1");
     let target = Target::Tls(&plane.store_address, &cell);

@@ -1,4 +1,4 @@
-//! portcullisctl with real servers: what people and programs read, and how it ends.
+//! portcullisctl with real servers: its output for people and programs, and its exit status.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::cell_agent::{APP, HANDLE, start};
 
-/// How a command ended.
+/// Exit status and output of a command.
 #[derive(Debug)]
 struct Ended {
     code: Option<i32>,
@@ -30,7 +30,7 @@ fn run(args: &[&str]) -> Ended {
     Ended { code: output.status.code(), out, err }
 }
 
-/// Nothing but line ends in it makes a terminal do something.
+/// Whether line feeds are the only control characters.
 fn is_safe(text: &str) -> bool {
     !text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}')
 }
@@ -57,7 +57,7 @@ fn texts_of_peers_do_not_reach_the_terminal_raw() {
 }
 
 #[test]
-fn explain_takes_a_prefix_and_tells_its_verdict_by_the_exit_status() {
+fn explain_accepts_a_prefix_and_exits_with_the_verdict() {
     let site = Site::new();
     let agent = start(&site);
     let socket = site.path("control.sock").display().to_string();
@@ -72,7 +72,7 @@ fn explain_takes_a_prefix_and_tells_its_verdict_by_the_exit_status() {
     assert!(loopback.out.starts_with(verdict), "{loopback:?}");
     assert_eq!(ask(&["explain", HANDLE, "tcp", "1.2.3.4:80"]).code, Some(0));
 
-    // The sentence comes first; programs get the code apart.
+    // The sentence precedes the gRPC code.
     let sentence = "rules: there is no container nobody on this cell";
     let error = ask(&["rules", "nobody"]);
     let expected = format!("portcullisctl: {sentence} (rpc error: code = NotFound)\n");
@@ -134,7 +134,7 @@ fn groups_shows_rules_and_warns_of_a_space_that_has_none() {
 }
 
 #[test]
-fn watch_locks_goes_on_after_the_server_was_away() {
+fn watch_locks_continues_after_an_outage_of_the_server() {
     let site = Site::new();
     let mut server = LockServer::start(&site);
     server.lock("one", "owner-1");
@@ -158,7 +158,7 @@ fn watch_locks_goes_on_after_the_server_was_away() {
     watch.kill();
 }
 
-/// Waits for an event of the key, which existed when the watch began or came later.
+/// Waits for an event of the key, from the initial state or later.
 fn seen(watch: &Process, key: &str) {
     wait::until(&format!("an event of {key}"), || {
         let found = watch.log().iter().any(|event| event["key"] == key);

@@ -1,5 +1,4 @@
-//! What a process says when it cannot start: one clear sentence, and the exit
-//! code that the contracts give.
+//! Errors at the start of a process: one clear sentence, and the documented exit status.
 
 use integration_tests::{
     process::Process,
@@ -41,7 +40,7 @@ fn a_missing_configuration_file_is_named() {
 }
 
 #[test]
-fn every_problem_of_a_configuration_is_told_at_once() {
+fn all_problems_of_a_configuration_are_reported_at_once() {
     let site = Site::new();
     for (name, flag, exit) in SERVICES {
         let config = site.config(name, &json!({ "log_level": "loud", "no_such_key": 1 }));
@@ -71,7 +70,8 @@ fn a_taken_port_is_named() {
     assert!(text.contains("exited-with-failure"), "{text}");
 }
 
-/// The server starts, not ready: files that appear later are taken without a restart.
+/// The server starts unready; certificate files that appear later are loaded without a
+/// restart.
 #[test]
 fn an_unreadable_certificate_is_named() {
     let site = Site::new();

@@ -1,6 +1,6 @@
-//! Several syncers as whole processes, with a real Cloud Controller, lock server
-//! and policy store: who writes while they are killed, paused and cut off, and
-//! how long a change of leader takes.
+//! Several syncer processes with a Cloud Controller, a lock server and a policy store: at
+//! most one writes while syncers are killed, paused and disconnected. Measures how long a
+//! change of leader takes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,11 +18,11 @@ use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// How long the faults go on, in seconds.
+/// Duration of the faults in seconds.
 const CHAOS_SECONDS: &str = "PORTCULLIS_CHAOS_SECONDS";
-/// How often a leader is replaced in each way, to measure it.
+/// Number of measured leader changes of each kind.
 const FAILOVERS: &str = "PORTCULLIS_FAILOVERS";
-/// How long the lock lives meanwhile, in seconds.
+/// Time to live of the lock in seconds.
 const FAILOVER_TTL: &str = "PORTCULLIS_FAILOVER_TTL";
 
 const APPLIED: &str = "applied-security-groups";
@@ -39,7 +39,7 @@ fn since(then: Timestamp) -> Duration {
     Duration::try_from(Timestamp::now().duration_since(then)).unwrap_or_default()
 }
 
-/// The wires of one syncer.
+/// The proxied connections of one syncer.
 struct Wires {
     locks: Wire,
     store: Wire,
@@ -73,7 +73,7 @@ impl Wires {
     }
 }
 
-/// One syncer that things happen to.
+/// One syncer, subject to faults.
 struct Member {
     name: String,
     wires: Wires,
@@ -103,7 +103,7 @@ const TROUBLES: [Trouble; 7] = [
 ];
 
 impl Trouble {
-    /// In milliseconds; beyond the time to live, so that somebody else leads
+    /// Duration in milliseconds; can exceed the time to live, so that another syncer leads
     /// meanwhile.
     fn length(self, chance: &mut fastrand::Rng) -> u64 {
         match self {
@@ -161,7 +161,7 @@ impl Member {
     }
 }
 
-/// What the store took, in its order: token and writer.
+/// The writes that the store accepted, in commit order: token and writer.
 fn writes(plane: &ControlPlane) -> Vec<(u64, String)> {
     told(plane, "replaced-security-groups")
 }
@@ -181,9 +181,8 @@ fn told(plane: &ControlPlane, message: &str) -> Vec<(u64, String)> {
     mine.map(write).collect()
 }
 
-/// Laws 1 to 3: at every instant one writes at most. The store's order of
-/// commits is the truth: tokens never fall, and each belongs to one syncer.
-/// Returns under how many there were writes.
+/// Laws 1 to 3: at most one syncer writes at a time. In the store's commit order, tokens
+/// never decrease, and each token belongs to one syncer. Returns the number of tokens.
 fn check_writes(plane: &ControlPlane) -> usize {
     let writes = writes(plane);
     let falls = writes.windows(2).find(|pair| pair[1].0 < pair[0].0);
@@ -207,9 +206,9 @@ fn wait_until_equal(plane: &ControlPlane) {
     });
 }
 
-/// Changes to the Cloud Controller's groups that never stop. There are always
-/// fewer groups than the store's guard looks at, since between two writes of
-/// this test any number of them may be replaced.
+/// Continuous changes to the Cloud Controller's groups. The number of groups stays below
+/// the limit of the store's removal guard, since any number of them may be replaced between
+/// two writes.
 #[derive(Default)]
 struct Changes {
     groups: Vec<String>,
@@ -269,7 +268,7 @@ impl Chaos {
         wait::let_pass(Duration::from_millis(self.chance.u64(10..100)));
     }
 
-    /// Mostly it is the leader who is hit.
+    /// Applies a fault, mostly to the leader.
     fn hit(&mut self) {
         let Self { plane, members, chance, troubles, .. } = self;
         let leader = plane.leader().filter(|_| chance.u8(..3) > 0);
@@ -288,8 +287,7 @@ impl Chaos {
     }
 }
 
-/// Faults for the configured time, and then as long as it takes until another
-/// one has led.
+/// Applies faults for the configured time, and then until a second syncer has led.
 #[expect(clippy::print_stdout, reason = "a test says what it did")]
 fn chaos(names: &[&str]) {
     let lasts = Duration::from_secs(number(CHAOS_SECONDS, 10));
@@ -322,20 +320,20 @@ fn chaos(names: &[&str]) {
 }
 
 #[test]
-fn of_two_syncers_in_trouble_one_writes_and_nothing_is_lost() {
+fn one_of_two_syncers_writes_under_faults_and_nothing_is_lost() {
     chaos(&["syncer-a", "syncer-b"]);
 }
 
 #[test]
-fn of_five_syncers_in_trouble_one_writes_and_nothing_is_lost() {
+fn one_of_five_syncers_writes_under_faults_and_nothing_is_lost() {
     chaos(&["syncer-a", "syncer-b", "syncer-c", "syncer-d", "syncer-e"]);
 }
 
-/// More than a small Replace without its groups needs.
+/// More bytes than a small Replace without its groups.
 const MANIFEST: usize = 4 << 10;
 
-/// Law 3: the Commit of a leader that was paused after it had sent it arrives
-/// when another one leads, and is refused. Woken up, it writes no more.
+/// Law 3: a delayed Commit of a paused leader arrives while another syncer leads, and is
+/// refused. The old leader writes nothing when it continues.
 #[test]
 fn a_write_that_arrives_after_the_next_leader_is_refused() {
     let plane = ControlPlane::start();
@@ -350,7 +348,7 @@ fn a_write_that_arrives_after_the_next_leader_is_refused() {
     wait::until("the old leader's groups to wait in the wire", || {
         if old.wires.store.holds_back() { Ok(()) } else { Err("not yet".to_owned()) }
     });
-    // The Commit follows them at once; the wire cannot tell it from them.
+    // The Commit follows at once; the proxy cannot separate it from the groups.
     wait::let_pass(Duration::from_secs(1));
     old.process.signal(Signal::SIGSTOP);
     new.process.wait_for(APPLIED);
@@ -373,8 +371,8 @@ fn a_write_that_arrives_after_the_next_leader_is_refused() {
     assert_eq!(writes(&plane).last().map(|(_, writer)| writer.as_str()), Some("new"));
 }
 
-/// Law 3, seen by the leader: its lock server was replaced by one that counts
-/// from the beginning. It is told, gives the lock back, and stays.
+/// Law 3, as the leader sees it: its lock server was replaced by one whose tokens start
+/// again. The store refuses its writes; the leader releases the lock and keeps running.
 #[test]
 fn a_leader_with_an_older_token_is_refused() {
     let plane = ControlPlane::start();
@@ -394,7 +392,7 @@ fn a_leader_with_an_older_token_is_refused() {
     assert!(old.is_running());
 }
 
-/// How long after `then` a syncer had applied its first set.
+/// Time from `then` to the first set that a syncer applied.
 fn first_sync(syncer: &Process, then: Timestamp) -> Duration {
     let line = syncer.wait_for(APPLIED);
     assert_eq!(line["data"]["reason"], "first");

@@ -5,7 +5,4 @@
 //! responds like the genuine one (same documents, same errors, same order of messages),
 //! so that clients that work here also work with the genuine one.
 
-pub mod cluster;
-pub mod cluster_command;
 pub mod load;
-pub mod story;

@@ -22,7 +22,7 @@ enum Command {
     /// Serve a development Cloud Controller and UAA.
     CloudController(cloud_controller::Arguments),
     /// Run the whole of Portcullis on this machine, with cells in network namespaces.
-    Cluster(dev::cluster_command::Arguments),
+    Cluster(cluster::Arguments),
     /// Measure a lock server or a policy store under load.
     Load(dev::load::Arguments),
 }
@@ -30,7 +30,7 @@ enum Command {
 fn main() -> ExitCode {
     match CommandLine::parse().command {
         Command::CloudController(arguments) => cloud_controller::main(arguments),
-        Command::Cluster(arguments) => dev::cluster_command::main(arguments),
+        Command::Cluster(arguments) => cluster::main(arguments),
         Command::Load(arguments) => dev::load::main(arguments),
     }
 }

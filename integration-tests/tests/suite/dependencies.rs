@@ -23,7 +23,11 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("certificates", vec!["runtime"]),
         ("cni", vec!["runtime"]),
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
-        ("dev", vec!["certificates", "cloud-controller", "cni", "model", "proto", "runtime"]),
+        ("cluster", vec!["certificates", "cni", "runtime"]),
+        (
+            "dev",
+            vec!["certificates", "cloud-controller", "cluster", "cni", "model", "proto", "runtime"],
+        ),
     ])
 }
 

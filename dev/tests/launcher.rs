@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use cluster::state::{Made, Mark};
+use cluster::topology::{Cell, Name};
 use cni::namespace;
-use dev::cluster::state::{Made, Mark};
-use dev::cluster::topology::{Cell, Name};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

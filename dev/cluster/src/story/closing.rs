@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::opening::PRIVATE;
 use super::runner::{Runner, THERE};
-use crate::cluster::probe::{Outcome, Target};
-use crate::cluster::process;
+use crate::probe::{Outcome, Target};
+use crate::process;
 
 /// Maximum memory of a process, in KiB.
 const MOST_MEMORY: u64 = 64 * 1024;

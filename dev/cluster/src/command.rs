@@ -1,4 +1,4 @@
-//! The command `portcullis-dev cluster`.
+//! The command line of `portcullis-dev cluster`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use cni::tools;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::cluster::fixtures::Stage;
-use crate::cluster::launch::{Cluster, Options};
-use crate::cluster::layout::Layout;
-use crate::cluster::ports::{Choice, Ports};
-use crate::cluster::process::Death;
-use crate::cluster::request::Request;
-use crate::cluster::rootless::Footing;
-use crate::cluster::state::State;
-use crate::cluster::terminal::say;
-use crate::cluster::topology::{MOST_CELLS, Name};
-use crate::cluster::{guide, live, network, process, request, rootless, state};
+use crate::fixtures::Stage;
+use crate::launch::{Cluster, Options};
+use crate::layout::Layout;
+use crate::ports::{Choice, Ports};
+use crate::process::Death;
+use crate::request::Request;
+use crate::rootless::Footing;
+use crate::state::State;
 use crate::story;
+use crate::terminal::say;
+use crate::topology::{MOST_CELLS, Name};
+use crate::{guide, live, network, process, request, rootless, state};
 
 /// Maximum initial number of apps: those that fit on one cell.
 const MOST_APPS: u16 = 250;

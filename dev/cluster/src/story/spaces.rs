@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::runner::{PATIENCE, Runner, THERE};
-use crate::cluster::container::Workload;
-use crate::cluster::probe::{Kept, Outcome, Target};
+use crate::container::Workload;
+use crate::probe::{Kept, Outcome, Target};
 
 const DATABASE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 11, 12), 5432);
 const STAGING: &str = "stagingB";

@@ -10,13 +10,13 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::log_file::{self, Line};
-use crate::cluster::cloud::{Answer, curl};
-use crate::cluster::container::Identity;
-use crate::cluster::fixtures::Stage;
-use crate::cluster::launch::Cluster;
-use crate::cluster::probe::{self, Outcome, Target, probe};
-use crate::cluster::terminal::say;
-use crate::cluster::topology::Cell;
+use crate::cloud::{Answer, curl};
+use crate::container::Identity;
+use crate::fixtures::Stage;
+use crate::launch::Cluster;
+use crate::probe::{self, Outcome, Target, probe};
+use crate::terminal::say;
+use crate::topology::Cell;
 
 /// Default timeout of a change.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

@@ -15,13 +15,13 @@ mod spaces;
 use tokio::time::Instant;
 
 use self::runner::Runner;
-use crate::cluster::fixtures::Stage;
-use crate::cluster::guide;
-use crate::cluster::launch::Cluster;
-use crate::cluster::terminal::say;
+use crate::fixtures::Stage;
+use crate::guide;
+use crate::launch::Cluster;
+use crate::terminal::say;
 
 /// Plays all chapters.
-pub async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<()> {
+pub(crate) async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<()> {
     let began = Instant::now();
     let env = guide::write_env(cluster)?;
     say(&format!("\nShell variables below are those of {}.\n", env.display()))?;

@@ -1,8 +1,7 @@
-//! The local cluster on the real kernel. Needs root, or user namespaces with all
+//! The network of the cluster on the real kernel. Needs root, or user namespaces with all
 //! capabilities (`unshare -rnm` with a tmpfs on /run); if they are missing, these tests
 //! fail with a message.
 
 #![expect(clippy::unwrap_used, reason = "what a test unwraps, it asserts")]
 
-mod launcher;
 mod network;

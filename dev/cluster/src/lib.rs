@@ -9,6 +9,7 @@
 //! removes the namespaces.
 
 pub mod cloud;
+mod command;
 pub mod container;
 pub mod control;
 pub mod fixtures;
@@ -27,5 +28,8 @@ pub mod request;
 pub mod rootless;
 pub mod settings;
 pub mod state;
+mod story;
 pub mod terminal;
 pub mod topology;
+
+pub use command::{Arguments, main};

@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use super::opening::PRIVATE;
 use super::runner::{PATIENCE, Runner, THERE};
-use crate::cluster::probe::{Outcome, Target};
-use crate::cluster::settings::agent_name;
-use crate::cluster::topology::Cell;
+use crate::probe::{Outcome, Target};
+use crate::settings::agent_name;
+use crate::topology::Cell;
 
 /// Another public address; no group allows it since chapter b.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(5, 6, 7, 8);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::runner::{PATIENCE, Runner, THERE};
-use crate::cluster::probe::{Outcome, Target};
+use crate::probe::{Outcome, Target};
 
 /// A DNS server that the group `dns` allows.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
@@ -82,7 +82,7 @@ pub(super) async fn close_and_open(teller: &mut Runner<'_>) -> anyhow::Result<()
 /// The line of a cell's table that contains a text.
 async fn line_with(
     teller: &Runner<'_>,
-    cell: crate::cluster::topology::Cell,
+    cell: crate::topology::Cell,
     text: &str,
 ) -> anyhow::Result<String> {
     let list = ["list", "table", "inet", "portcullis"];

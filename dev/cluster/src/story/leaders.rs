@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep};
 use super::log_file::{Line, shortened};
 use super::opening::PRIVATE;
 use super::runner::Runner;
-use crate::cluster::operator::{Held, LOCK};
-use crate::cluster::ports::SYNCERS;
-use crate::cluster::probe::{Outcome, Target};
-use crate::cluster::settings::syncer_name;
+use crate::operator::{Held, LOCK};
+use crate::ports::SYNCERS;
+use crate::probe::{Outcome, Target};
+use crate::settings::syncer_name;
 
 /// The lock's TTL, the standby's next attempt, and a margin for a busy machine.
 const TAKEOVER: Duration = Duration::from_secs(40);

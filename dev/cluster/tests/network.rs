@@ -4,13 +4,13 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use cluster::internet::Outside;
+use cluster::network::{Attachment, Network, remove_leftovers};
+use cluster::probe::{self, Kept, Outcome, Target, probe};
+use cluster::state::State;
+use cluster::topology::{self, Cell, Name};
 use cni::namespace::{self, Resident};
 use cni::tools;
-use dev::cluster::internet::Outside;
-use dev::cluster::network::{Attachment, Network, remove_leftovers};
-use dev::cluster::probe::{self, Kept, Outcome, Target, probe};
-use dev::cluster::state::State;
-use dev::cluster::topology::{self, Cell, Name};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -1,5 +1,5 @@
-//! `portcullis-dev`: the development Cloud Controller, the local cluster, and
-//! load tools.
+//! `portcullis-dev`: the development Cloud Controller, the local cluster, and, with the
+//! feature `load`, load tools.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 /// The lock server's allocator, so that an empty call differs from its calls in nothing
 /// else.
+#[cfg(feature = "load")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -24,13 +25,15 @@ enum Command {
     /// Run the whole of Portcullis on this machine, with cells in network namespaces.
     Cluster(cluster::Arguments),
     /// Measure a lock server or a policy store under load.
-    Load(dev::load::Arguments),
+    #[cfg(feature = "load")]
+    Load(load::Arguments),
 }
 
 fn main() -> ExitCode {
     match CommandLine::parse().command {
         Command::CloudController(arguments) => cloud_controller::main(arguments),
         Command::Cluster(arguments) => cluster::main(arguments),
-        Command::Load(arguments) => dev::load::main(arguments),
+        #[cfg(feature = "load")]
+        Command::Load(arguments) => load::main(arguments),
     }
 }

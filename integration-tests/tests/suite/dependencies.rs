@@ -24,10 +24,8 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("cni", vec!["runtime"]),
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
         ("cluster", vec!["certificates", "cni", "runtime"]),
-        (
-            "dev",
-            vec!["certificates", "cloud-controller", "cluster", "cni", "model", "proto", "runtime"],
-        ),
+        ("load", vec!["certificates", "cni", "model", "proto", "runtime"]),
+        ("dev", vec!["cloud-controller", "cluster", "cni", "load"]),
     ])
 }
 

@@ -73,8 +73,8 @@ pub(super) fn mebibytes(bytes: u64) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use super::super::histogram::Tally;
     use super::*;
+    use crate::histogram::Tally;
 
     #[test]
     fn failures_and_costs_are_printed() {

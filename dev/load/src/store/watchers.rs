@@ -20,9 +20,9 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstEncoder;
 
-use super::super::connect::Target;
-use super::super::locket::failure;
 use super::data::{Shape, spaces_of};
+use crate::connect::Target;
+use crate::locket::failure;
 
 /// Maximum number of simultaneous connects.
 const CONNECTING: usize = 64;

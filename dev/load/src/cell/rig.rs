@@ -16,10 +16,10 @@ use model::group::SecurityGroup;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::super::server::{Ends, Server, Site};
-use super::super::store::data::Data;
-use super::super::store::writer::{Identity, Writer};
 use super::plane::Plane;
+use crate::server::{Ends, Server, Site};
+use crate::store::data::Data;
+use crate::store::writer::{Identity, Writer};
 
 /// Timeout of every operation of the agent.
 const PATIENCE: Duration = Duration::from_secs(120);

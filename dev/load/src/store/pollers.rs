@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tonic::Code;
 
-use super::super::connect::Target;
-use super::super::histogram::{Summary, Tally};
-use super::super::{length, positive_length};
 use super::data::{Shape, spaces_of};
+use crate::connect::Target;
+use crate::histogram::{Summary, Tally};
+use crate::{length, positive_length};
 
 /// Parsed length of a response.
 const HEAD: usize = 4 << 10;

@@ -16,8 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::super::locket::failure;
 use super::data::Data;
+use crate::locket::failure;
 
 /// Manifest entries in one message.
 const ENTRIES: usize = 2_000;
@@ -26,7 +26,7 @@ const PART: usize = 1 << 20;
 
 /// Who writes.
 #[derive(Debug, Clone, clap::Args)]
-pub(in crate::load) struct Identity {
+pub(crate) struct Identity {
     /// The lock owner that the store is told.
     #[arg(long, default_value = "load")]
     owner: String,
@@ -42,15 +42,15 @@ impl Default for Identity {
 }
 
 #[derive(Debug)]
-pub(in crate::load) struct Writer {
+pub(crate) struct Writer {
     client: PolicyStoreClient<Channel>,
     identity: Identity,
 }
 
 /// A confirmed Replace.
 #[derive(Debug)]
-pub(in crate::load) struct Replaced {
-    pub(in crate::load) generation: u64,
+pub(crate) struct Replaced {
+    pub(crate) generation: u64,
     pub(super) began: Instant,
     pub(super) confirmed: Instant,
 }
@@ -58,13 +58,13 @@ pub(in crate::load) struct Replaced {
 type Requests = mpsc::Sender<ReplaceRequest>;
 
 impl Writer {
-    pub(in crate::load) fn new(channel: Channel, identity: Identity) -> Self {
+    pub(crate) fn new(channel: Channel, identity: Identity) -> Self {
         Self { client: PolicyStoreClient::new(channel), identity }
     }
 
     /// Replaces the store's groups by this data. Sends and receives concurrently: the
     /// store may read the whole manifest before it responds.
-    pub(in crate::load) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
+    pub(crate) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
         let began = Instant::now();
         let (requests, stream) = mpsc::channel(1);
         let begin = self.begin()?;

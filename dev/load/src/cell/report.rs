@@ -5,11 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::super::plot::{Chart, Line, Scale};
-use super::super::report::mebibytes;
 use super::packets::{Latency, median};
 use super::plane::{Plane, Raw};
 use super::rig::Applied;
+use crate::plot::{Chart, Line, Scale};
+use crate::report::mebibytes;
 
 /// All results.
 #[derive(Debug, Default, Serialize)]

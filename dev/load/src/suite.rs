@@ -307,9 +307,9 @@ fn holds(goal: Option<bool>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::histogram::Tally;
-    use super::super::meter::Cost;
     use super::*;
+    use crate::histogram::Tally;
+    use crate::meter::Cost;
 
     fn report(row: Row, calls: u64) -> Report {
         let mut tally = Tally::default();

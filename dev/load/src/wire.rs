@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use anyhow::Context as _;
-use axum::http::uri::{Authority, PathAndQuery, Scheme};
-use axum::http::{self, HeaderMap, HeaderValue, Request, Response, Uri, header};
 use h2::client::{Builder, SendRequest};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use prost::bytes::Bytes;
 use runtime::client::{self, Options, Stream};
 use runtime::write_coalescing::CoalescingStream;

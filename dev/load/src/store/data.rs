@@ -6,55 +6,55 @@ use model::rule::RuleSpec;
 
 /// How many of what.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(in crate::load) struct Shape {
+pub(crate) struct Shape {
     /// Security groups.
     #[arg(long, default_value_t = 13_500, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(in crate::load) groups: u32,
+    pub(crate) groups: u32,
     /// Of them, those that apply everywhere.
     #[arg(long, default_value_t = 0)]
-    pub(in crate::load) global: u32,
+    pub(crate) global: u32,
     /// Rules of a group.
     #[arg(long, default_value_t = 20)]
-    pub(in crate::load) rules: u32,
+    pub(crate) rules: u32,
     /// Spaces that a group is bound to for running containers.
     #[arg(long, default_value_t = 3)]
-    pub(in crate::load) bindings: u32,
+    pub(crate) bindings: u32,
     /// Spaces that a group is bound to for staging containers.
     #[arg(long, default_value_t = 0)]
-    pub(in crate::load) staging_bindings: u32,
+    pub(crate) staging_bindings: u32,
     /// Bind groups to spaces from anywhere, and not to neighbours: a cell with many
     /// spaces then has far more groups.
     #[arg(long)]
-    pub(in crate::load) scattered: bool,
+    pub(crate) scattered: bool,
     /// Spaces that there are.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(in crate::load) spaces: u32,
+    pub(crate) spaces: u32,
 }
 
 /// A changing set of groups, with the hash of each.
 #[derive(Debug)]
-pub(in crate::load) struct Data {
+pub(crate) struct Data {
     groups: Vec<SecurityGroup>,
     hashes: Vec<ContentHash>,
 }
 
 impl Data {
-    pub(in crate::load) fn new(shape: &Shape) -> Self {
+    pub(crate) fn new(shape: &Shape) -> Self {
         Self::of((0..shape.groups).map(|index| group(shape, index)).collect())
     }
 
     /// From these groups.
-    pub(in crate::load) fn of(groups: Vec<SecurityGroup>) -> Self {
+    pub(crate) fn of(groups: Vec<SecurityGroup>) -> Self {
         let hashes = groups.iter().map(SecurityGroup::content_hash).collect();
         Self { groups, hashes }
     }
 
-    pub(in crate::load) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.groups.len()
     }
 
     /// Changes a rule of the first group, which is a global one if there are any.
-    pub(in crate::load) fn change(&mut self, revision: u32) {
+    pub(crate) fn change(&mut self, revision: u32) {
         let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
             return;
         };
@@ -64,7 +64,7 @@ impl Data {
     }
 
     /// The groups, in order.
-    pub(in crate::load) fn groups(&self) -> &[SecurityGroup] {
+    pub(crate) fn groups(&self) -> &[SecurityGroup] {
         &self.groups
     }
 

@@ -26,7 +26,6 @@ use tonic::codegen::http::{Method, StatusCode};
 
 use crate::{
     app_log::AppLogs,
-    apply::Nft,
     assemble::{self, Groups},
     c2c_logging,
     config::{Config, DataPlane},
@@ -36,7 +35,8 @@ use crate::{
     grpc,
     metrics::{STORE_CONNECTED, Times},
     once::{self, OneShot},
-    reconcile::{Enforced, Plane, Reconciler},
+    plane::{Plane, nftables::nft::Nft},
+    reconcile::{Enforced, Reconciler},
     render_command,
     state::StateDirectory,
     underlay,

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     containers::Belongs,
     plan::{Assignment, Policy},
+    plane::iptables::render::fingerprint,
     reconcile::Enforced,
-    render::iptables::fingerprint,
     state::StateDirectory,
 };
 

@@ -10,14 +10,18 @@ use runtime::{
 use tokio::sync::watch;
 
 use crate::{
-    apply::{Error, Nft, iptables::Iptables},
     config::{Config, DataPlane, Source},
     containers::Containers,
-    diff, groups,
+    groups,
     groups::{Connectivity, GroupSource, Refresh},
     metrics::Times,
     plan::Known,
-    reconcile::{Chains, Enforced, Inputs, Kernel, Plane},
+    plane::{
+        Error, Plane,
+        iptables::{Chains, programs::Iptables},
+        nftables::{Kernel, diff, nft::Nft},
+    },
+    reconcile::{Enforced, Inputs},
     state::StateDirectory,
 };
 

@@ -20,8 +20,8 @@ use model::{
 use self::isolated::Fit;
 pub use self::way::Way;
 use crate::{
-    netlink::route::Route,
     plan::{Assignment, Known, Policy, Ruleset},
+    route::Route,
 };
 
 /// The result.

@@ -21,13 +21,17 @@ use runtime::{
 use tokio::sync::watch;
 
 use crate::{
-    apply::{Nft, iptables::Iptables},
     assemble::{self, Groups},
     config::{Config, DataPlane},
     containers::{Feed, StoreFile},
-    diff, groups,
+    groups,
     metrics::Times,
-    reconcile::{Chains, Kernel, Outcome, Plane, Reconciler, Rehearsed},
+    plane::{
+        Plane, Rehearsed,
+        iptables::{Chains, programs::Iptables},
+        nftables::{Kernel, diff, nft::Nft},
+    },
+    reconcile::{Outcome, Reconciler},
     state::StateDirectory,
 };
 

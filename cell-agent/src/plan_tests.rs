@@ -262,7 +262,7 @@ fn an_unassigned_outside_address_is_denied() {
     let known = known(&["s1"], []);
     let ruleset = plan(&settings(), &snapshot(&entries), &known, &Refused::default());
     assert!(ruleset.containers.values().all(|planned| planned.address.is_none()));
-    let table = crate::render::nftables::render(&ruleset, "");
+    let table = crate::plane::nftables::render::render(&ruleset, "");
     let decided = &table.maps["outsiders"].jumps;
     assert_eq!(decided.keys().map(ToString::to_string).collect::<Vec<_>>(), ["192.168.5.5"]);
     assert!(table.maps["policies"].jumps.is_empty(), "{table:?}");

@@ -8,8 +8,8 @@ use nix::net::if_::if_nametoindex;
 
 use crate::{
     interfaces,
-    netlink::route::{Route, route},
     plan::{Planned, Ruleset},
+    route::{Route, route},
 };
 
 /// Link-local addresses: every IPv6 router drops packets to them.

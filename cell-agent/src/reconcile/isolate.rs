@@ -7,11 +7,9 @@ use model::{ids::GroupGuid, rule::Unenforceable};
 
 use super::{Attempt, Reconciler};
 use crate::{
-    apply::{
-        Error,
-        isolate::{Finding, Search, Unit},
-    },
+    isolate::{Finding, Search, Unit},
     plan::{Assignment, Refused, Ruleset, plan},
+    plane::Error,
 };
 
 impl Reconciler {

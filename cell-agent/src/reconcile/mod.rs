@@ -15,11 +15,8 @@
 
 mod enforced;
 mod interfaces;
-mod iptables;
 mod isolate;
-mod kernel;
 mod once;
-mod plane;
 mod tally;
 
 use std::{
@@ -37,21 +34,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use enforced::Enforced;
-pub use iptables::Chains;
-pub use kernel::Kernel;
-pub use once::{Outcome, Rehearsed};
-pub use plane::Plane;
+pub use once::Outcome;
 
 use enforced::difference;
 use isolate::tell_unreadable;
 use tally::Tally;
 
 use crate::{
-    apply::Error,
     containers::{Containers, Snapshot},
-    drift::Drift,
     metrics::{self, Step, Times, number},
     plan::{Known, Planner, Refused, Ruleset, Settings},
+    plane::{Error, Plane, drift::Drift},
 };
 
 /// Debounce of a single change.

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use tokio::time::sleep_until;
 
 use super::{Enforced, Reconciler};
-use crate::apply::Error;
-
-/// A transaction of a dry run: how it would be applied, and its text.
-pub type Rehearsed = (String, String);
+use crate::plane::{Error, Rehearsed};
 
 /// Maximum number of attempts against foreign changes.
 const SETTLE_ATTEMPTS: usize = 5;

@@ -28,7 +28,7 @@ use crate::{
     explain::why_denied,
     groups::page,
     plan::{Known, Refused, Ruleset, plan},
-    render::{chains::Family, nftables},
+    plane::{iptables::chains::Family, nftables},
     underlay,
 };
 use config::Config;
@@ -173,7 +173,7 @@ fn table(arguments: &Arguments, notes: &mut Notes) -> Result<String, Vec<String>
     Ok(match plane {
         PlaneName::Nftables if !enabled => String::new(),
         PlaneName::Nftables => {
-            let table = nftables::render(&ruleset, "");
+            let table = nftables::render::render(&ruleset, "");
             table.block() + &table.elements()
         }
         PlaneName::Iptables => {

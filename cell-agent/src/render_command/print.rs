@@ -7,14 +7,16 @@ use model::ids::ContainerHandle;
 
 use super::Format;
 use crate::{
-    batch::Saved,
     plan::Ruleset,
-    render::{
-        chains::Family,
-        iptables::{Chain, Filter, render},
-        table::TO_STRING,
+    plane::{
+        TO_STRING,
+        iptables::{
+            batch::Saved,
+            chains::Family,
+            render::{Chain, Filter, render},
+            spelling::Spellings,
+        },
     },
-    spelling::Spellings,
 };
 
 /// Containers without a chain, with the reason.

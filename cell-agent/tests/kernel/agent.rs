@@ -244,7 +244,7 @@ impl Cell {
             return;
         }
         let applied = self.directory.path().join("state/applied");
-        let listed = || cell_agent::drift::fingerprint(&listing());
+        let listed = || cell_agent::plane::nftables::listing::fingerprint(&listing());
         eventually("the table has settled", async || {
             fs::read_to_string(&applied).is_ok_and(|text| text.contains(&listed()))
         })

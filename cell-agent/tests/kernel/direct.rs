@@ -1,4 +1,4 @@
-//! Changes that use netlink instead of nft ([`cell_agent::netlink`]).
+//! Changes that use netlink instead of nft ([`cell_agent::plane::nftables::netlink`]).
 
 use serde_json::json;
 

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use cell_agent::render::chains::Names;
+use cell_agent::plane::iptables::chains::Names;
 use model::ids::ContainerHandle;
 use serde_json::{Map, Value, json};
 

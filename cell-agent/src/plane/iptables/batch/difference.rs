@@ -3,7 +3,10 @@
 use model::ids::ContainerHandle;
 
 use super::{Batch, FORWARD, Saved, Written};
-use crate::{drift::Drift, render::guard::GUARD, spelling::Spellings};
+use crate::plane::{
+    drift::Drift,
+    iptables::{guard::GUARD, spelling::Spellings},
+};
 
 impl Saved {
     /// Records how the chains of these containers differ from the batch.

@@ -8,7 +8,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
-use crate::render::table::{Chain, Map, NAME, TO_STRING, Table, add_elements};
+use crate::plane::{
+    TO_STRING,
+    nftables::table::{Chain, Map, NAME, Table, add_elements},
+};
 
 /// Maximum script length that always fits into one message: the message is at most 15
 /// times as long as the text.

@@ -12,7 +12,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::render::{
+use super::{
     arguments::{HASHLIMIT_SCALE, LIMIT_SCALE},
     chains::Family,
 };

@@ -9,8 +9,8 @@
 //! leaves that open ([`Netlink::commit`]); and the kernel accepts the transaction only
 //! if nothing changed since the generation that it was built for.
 
+mod generation;
 mod message;
-pub mod route;
 
 use std::{
     collections::BTreeMap,
@@ -31,9 +31,8 @@ use nix::{
     },
 };
 
+pub use generation::KernelGeneration;
 pub use message::NftOp;
-
-use crate::drift::KernelGeneration;
 
 /// Larger than a batch of all containers of a cell.
 const SEND: usize = 2 << 20;

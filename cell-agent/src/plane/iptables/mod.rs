@@ -7,6 +7,15 @@
 //! long as [`ChangeDetector`] reports that no other process made changes since the last
 //! read.
 
+pub(crate) mod arguments;
+pub mod batch;
+pub mod chains;
+mod change_detector;
+pub mod guard;
+pub mod programs;
+pub mod render;
+pub mod spelling;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -16,27 +25,21 @@ use std::{
 use model::ids::{ContainerHandle, GroupGuid};
 use tokio::time::Instant;
 
-use crate::{
-    apply::{
-        Error,
-        iptables::{Iptables, Refusal},
-        isolate::Unit,
-    },
+use self::{
     batch::{Batch, Saved, Step, TRIAL_LOG},
+    chains::Family,
     change_detector::ChangeDetector,
-    drift::Drift,
-    metrics,
-    plan::{Assignment, Policy, Ruleset},
-    render::{
-        chains::Family,
-        guard::{GUARD, STRAY},
-        iptables::{Filter, Part, all_permits, render},
-        nftables::UNATTRIBUTED,
-    },
+    guard::{GUARD, STRAY},
+    programs::{Iptables, Refusal},
+    render::{Filter, Part, all_permits, render},
     spelling::Spellings,
 };
-
-use super::Rehearsed;
+use super::{Error, Rehearsed, drift::Drift, nftables::render::UNATTRIBUTED};
+use crate::{
+    isolate::Unit,
+    metrics,
+    plan::{Assignment, Policy, Ruleset},
+};
 
 /// Maximum number of attempts to write a batch before it must be visible in the kernel.
 const WRITINGS_MOST: usize = 2;
@@ -207,7 +210,7 @@ impl Chains {
 
     /// Uses the chains of an earlier process as the desired state until the real one is
     /// known.
-    pub(super) async fn recover(&mut self) -> Result<(), Error> {
+    pub(crate) async fn recover(&mut self) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &mut self.families {
             let Some(saved) = state.look(&self.iptables).await? else { continue };
@@ -217,12 +220,12 @@ impl Chains {
         Ok(())
     }
 
-    pub(super) fn holds_rules(&self) -> bool {
+    pub(crate) fn holds_rules(&self) -> bool {
         self.families.iter().any(|state| !state.wanted.chains.is_empty())
     }
 
     /// The transactions of a dry run, each with the way it would be applied.
-    pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+    pub(crate) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         let batches = self.iptables.rehearsed()?.iter();
         let command = |family| format!("{family}-restore --noflush");
         let batches = batches.map(|(family, text)| (command(family), text.clone()));
@@ -230,7 +233,7 @@ impl Chains {
     }
 
     /// Counters of packets that no rule decided.
-    pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+    pub(crate) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
         metrics::number(metrics::IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
         if !guarded || self.counted.is_some_and(|next| Instant::now() < next) {
@@ -243,27 +246,27 @@ impl Chains {
     }
 
     /// Number of rules in the chains that are in place, for both families.
-    pub(super) fn rules(&self) -> u64 {
+    pub(crate) fn rules(&self) -> u64 {
         let placed = self.families.iter().flat_map(|state| {
             state.wanted.chains.iter().filter(|chain| state.placed.contains(&chain.names.asg))
         });
         placed.map(|chain| chain.body.rules().count() as u64).sum()
     }
 
-    pub(super) fn waiting(&self) -> &BTreeMap<ContainerHandle, String> {
+    pub(crate) fn waiting(&self) -> &BTreeMap<ContainerHandle, String> {
         &self.waiting
     }
 
-    pub(super) fn kept(&self) -> &BTreeSet<ContainerHandle> {
+    pub(crate) fn kept(&self) -> &BTreeSet<ContainerHandle> {
         &self.kept
     }
 
-    pub(super) fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         self.work
     }
 
     /// Applies the ruleset. Returns whether anything changed.
-    pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    pub(crate) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         for state in &mut self.families {
             state.wanted = render(ruleset, state.family());
             state.wanted.close(&state.written);
@@ -272,7 +275,7 @@ impl Chains {
     }
 
     /// Restores the rules from before a foreign change.
-    pub(super) async fn restore(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn restore(&mut self) -> Result<bool, Error> {
         let known = self.holds_rules();
         if known {
             self.commit(None).await?;
@@ -400,7 +403,7 @@ impl Chains {
     }
 
     /// Whether the kernel accepts these rules, in chains without packets.
-    pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+    pub(crate) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &self.families {
             let family = state.family();
@@ -414,7 +417,7 @@ impl Chains {
 
     /// Whether another process changed chains that were right. Unless `thoroughly`,
     /// compares only if the change detector reports a change.
-    pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+    pub(crate) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         if !thoroughly && self.right && !self.notice.maybe_changed() {
             self.left_out += 1;
             if self.left_out < LEFT_OUT_MOST {

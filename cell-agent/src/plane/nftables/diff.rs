@@ -16,9 +16,9 @@ mod parts;
 
 pub use parts::trials;
 
-use crate::{
+use super::{
     netlink::NftOp,
-    render::table::{Chain, HOOK, Key, Map, NAME, Table, add_elements},
+    table::{Chain, HOOK, Key, Map, NAME, Table, add_elements},
 };
 
 /// Whether this transaction deletes unused objects.

@@ -1,17 +1,15 @@
 //! The guard chains, which send IPv6 packets to the containers' chains
-//! ([`crate::render::guard`]).
+//! ([`crate::plane::iptables::guard`]).
 
 use std::collections::HashSet;
 
 use model::ids::ContainerHandle;
 
 use super::{Batch, Saved, Step};
-use crate::{
-    render::{
-        chains::Family,
-        guard::{GUARD, STRAY},
-        iptables::{Body, Chain, Filter},
-    },
+use crate::plane::iptables::{
+    chains::Family,
+    guard::{GUARD, STRAY},
+    render::{Body, Chain, Filter},
     spelling::Spellings,
 };
 

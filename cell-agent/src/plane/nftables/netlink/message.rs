@@ -3,10 +3,8 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr, ops::ControlFlow};
 
-use crate::{
-    drift::KernelGeneration,
-    render::table::{Key, NAME},
-};
+use super::KernelGeneration;
+use crate::plane::nftables::table::{Key, NAME};
 
 /// nf_tables operations that need no rule compiler, all on our table.
 #[derive(Debug, Clone, PartialEq, Eq)]

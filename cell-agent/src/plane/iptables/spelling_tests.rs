@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf};
 
 use super::*;
-use crate::batch::Saved;
+use crate::plane::iptables::batch::Saved;
 
 fn fixture(name: &str) -> String {
     let path =

@@ -1,4 +1,4 @@
-//! Detects foreign changes of our table.
+//! Compares listings of our table.
 //!
 //! The kernel numbers each change to the packet filter of a network namespace
 //! (nf_tables generation). While the number is the one after our own last change, no
@@ -6,93 +6,18 @@
 //! differs, nft's listing of our table is compared with the one taken after our last
 //! change.
 //!
-//! [`Drift`] names the differences for the log. Only hashes of the listing are kept
-//! ([`Outline`]): a full cell has some 10 MB of rules.
+//! Pure. Only hashes of the listing are kept ([`Outline`]): a full cell has some 10 MB
+//! of rules.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
     hash::{Hash as _, Hasher as _},
-    ops::Range,
 };
 
-use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::render::table::{NAME, Table};
-
-/// Maximum number of differences in a log line.
-const SHOWN_MOST: usize = 10;
-/// Maximum length of a rule in a log line, in characters.
-const RULE_MOST: usize = 200;
-
-/// Foreign changes of our rules.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Drift {
-    /// Number of rules that differ.
-    pub differences: usize,
-    /// The first differences.
-    pub shown: Vec<Difference>,
-}
-
-/// A rule that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// The chain, map or table.
-    pub place: String,
-    /// The expected rule; `None` if there should be none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected: Option<String>,
-    /// The actual rule; `None` if there is none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub found: Option<String>,
-}
-
-impl Drift {
-    /// Adds a difference.
-    pub fn note(&mut self, place: &str, expected: Option<&str>, found: Option<&str>) {
-        self.differences += 1;
-        if self.shown.len() < SHOWN_MOST {
-            let short = |text: &str| text.chars().take(RULE_MOST).collect();
-            let place = place.to_owned();
-            let (expected, found) = (expected.map(short), found.map(short));
-            self.shown.push(Difference { place, expected, found });
-        }
-    }
-
-    /// Adds the differences of another drift.
-    pub fn extend(&mut self, other: Self) {
-        self.differences += other.differences;
-        let room = SHOWN_MOST.saturating_sub(self.shown.len());
-        self.shown.extend(other.shown.into_iter().take(room));
-    }
-
-    /// Adds the differences of two rule lists, without their common beginning and end.
-    pub fn compare<'a>(
-        &mut self,
-        place: &str,
-        expected: &[&'a str],
-        found: &[&'a str],
-        same: impl Fn(&str, &str) -> bool,
-    ) {
-        let (old, new) = middle(expected.len(), found.len(), |i, j| same(found[j], expected[i]));
-        for index in 0..old.len().max(new.len()) {
-            let expected = expected[old.clone()].get(index).copied();
-            self.note(place, expected, found[new.clone()].get(index).copied());
-        }
-    }
-}
-
-/// The indexes that remain without the common prefix and suffix.
-fn middle(
-    old: usize,
-    new: usize,
-    same: impl Fn(usize, usize) -> bool,
-) -> (Range<usize>, Range<usize>) {
-    let most = old.min(new);
-    let head = (0..most).take_while(|at| same(*at, *at)).count();
-    let tail = (0..most - head).take_while(|at| same(old - 1 - at, new - 1 - at)).count();
-    (head..old - tail, head..new - tail)
-}
+use super::table::{NAME, Table};
+use crate::plane::drift::{Drift, middle};
 
 /// A listing of our table as hashes of its lines.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -192,37 +117,6 @@ fn blocks(listing: &str) -> BTreeMap<&str, Vec<&str>> {
     blocks
 }
 
-/// The nf_tables generation of this network namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KernelGeneration(u32);
-
-impl KernelGeneration {
-    /// From the kernel's value.
-    #[must_use]
-    pub fn new(number: u32) -> Self {
-        Self(number)
-    }
-
-    /// The kernel's value.
-    #[must_use]
-    pub fn number(self) -> u32 {
-        self.0
-    }
-
-    /// A text that is unique among the generations of this namespace.
-    #[must_use]
-    pub fn salt(self) -> String {
-        self.0.to_string()
-    }
-
-    /// Whether exactly one change lies between.
-    #[must_use]
-    pub fn follows(self, before: Self) -> bool {
-        // The kernel skips 0 on wraparound.
-        self.0 == before.0.wrapping_add(1) || (before.0 == u32::MAX && self.0 == 1)
-    }
-}
-
 /// Hash of nft's listing of a table, without set elements that the kernel itself added
 /// (connection buckets).
 #[must_use]
@@ -248,15 +142,10 @@ pub fn fingerprint(listing: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::table::{Chain, Key, Map};
-
-    #[test]
-    fn one_change_is_distinguished_from_more() {
-        assert!(KernelGeneration(8).follows(KernelGeneration(7)));
-        assert!(KernelGeneration(1).follows(KernelGeneration(u32::MAX)));
-        assert!(!KernelGeneration(9).follows(KernelGeneration(7)));
-        assert!(!KernelGeneration(7).follows(KernelGeneration(7)));
-    }
+    use crate::plane::{
+        drift::Difference,
+        nftables::table::{Chain, Key, Map},
+    };
 
     /// The table as nft lists it, and as it was written.
     fn table() -> (String, Table) {
@@ -330,17 +219,6 @@ mod tests {
                 difference("chain b", "", "the definition"),
             ],
         );
-    }
-
-    #[test]
-    fn a_log_line_shows_a_few_differences_and_their_number() {
-        let mut drift = Drift::default();
-        let rules: Vec<_> = (0..1_000).map(|number| format!("rule {number}")).collect();
-        let rules: Vec<_> = rules.iter().map(String::as_str).collect();
-        drift.compare("chain a", &rules, &rules[500..], |a, b| a == b);
-        assert_eq!((drift.differences, drift.shown.len()), (500, SHOWN_MOST));
-        drift.compare("chain b", &[&"x".repeat(1_000)], &[], |a, b| a == b);
-        assert_eq!(drift.differences, 501);
     }
 
     #[test]

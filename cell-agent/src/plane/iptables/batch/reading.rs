@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{FORWARD, Saved, TRIAL, is_ours, may_be_parent, own};
-use crate::render::guard::{GUARD, STRAY};
+use crate::plane::iptables::guard::{GUARD, STRAY};
 
 /// A parser of a table that arrives in pieces of any length.
 #[derive(Debug, Default)]

@@ -455,5 +455,5 @@ fn log(kind: &str, handle: &ContainerHandle) -> String {
 }
 
 #[cfg(test)]
-#[path = "nftables_tests.rs"]
+#[path = "render_tests.rs"]
 mod tests;

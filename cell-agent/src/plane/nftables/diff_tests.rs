@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::render::table::NAME;
+use crate::plane::nftables::table::NAME;
 
 fn table() -> impl Strategy<Value = Table> {
     let rules = proptest::collection::vec("accept|drop|jump [ab]", 0..3);

@@ -1,24 +1,30 @@
 //! The agent's view of its nftables table in the kernel, and the steps that change the
 //! table.
 
+pub mod diff;
+pub mod intervals;
+pub mod listing;
+pub mod netlink;
+pub mod nft;
+pub mod render;
+mod segment;
+pub mod table;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
-use super::Rehearsed;
-use crate::{
-    apply::{Error, Nft},
+use self::{
     diff::{Change, Sweep, diff, replace, suspect, trials},
-    drift::{Drift, KernelGeneration, Outline, fingerprint},
-    netlink::{NetlinkConnection, NftOp},
-    plan::Ruleset,
-    render::{
-        nftables::{Renderer, STRANGERS, render},
-        table::Table,
-    },
-    state::StateDirectory,
+    listing::{Outline, fingerprint},
+    netlink::{KernelGeneration, NetlinkConnection, NftOp},
+    nft::Nft,
+    render::{Renderer, STRANGERS, render},
+    table::Table,
 };
+use super::{Error, Rehearsed, drift::Drift};
+use crate::{plan::Ruleset, state::StateDirectory};
 
 /// Name of the state file.
 const FILE: &str = "applied";
@@ -151,18 +157,18 @@ impl Kernel {
     }
 
     /// The transactions of a dry run, each with the way it would be applied.
-    pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+    pub(crate) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         let scripts = self.nft.rehearsed()?.iter();
         Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
     }
 
     /// Packet counts of the table's named counters.
-    pub(super) fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+    pub(crate) fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         self.line.counters()
     }
 
     /// Interface and source of the latest packets that belong to no known container.
-    pub(super) async fn strangers(&self) -> String {
+    pub(crate) async fn strangers(&self) -> String {
         let mut found = Vec::new();
         for set in STRANGERS {
             found.extend(self.nft.elements(set).await.unwrap_or_default());
@@ -173,12 +179,12 @@ impl Kernel {
     }
 
     /// Number of rules in the table.
-    pub(super) fn rules(&self) -> u64 {
+    pub(crate) fn rules(&self) -> u64 {
         self.wanted.chains.values().map(|chain| chain.rules.len() as u64).sum()
     }
 
     /// Whether the kernel may hold any of our rules.
-    pub(super) fn holds_rules(&self) -> bool {
+    pub(crate) fn holds_rules(&self) -> bool {
         match &self.belief {
             Belief::Known(table) => !table.chains.is_empty(),
             Belief::Foreign(listing) => !listing.is_empty(),
@@ -186,7 +192,7 @@ impl Kernel {
     }
 
     /// Applies the ruleset; unused chains may remain. Returns whether anything changed.
-    pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    pub(crate) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         if let Belief::Known(applied) = &self.belief {
             let wanted = self.renderer.render(ruleset, &self.salt);
             let changes = diff(applied, &wanted, Sweep::Later);
@@ -215,7 +221,7 @@ impl Kernel {
 
     /// Restores the rules from before a foreign change while the desired state is
     /// unknown. False if the previous rules are unknown, too.
-    pub(super) async fn restore(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn restore(&mut self) -> Result<bool, Error> {
         if self.wanted == Table::default() {
             return Ok(false);
         }
@@ -339,7 +345,7 @@ impl Kernel {
     }
 
     /// Whether the kernel accepts this ruleset in an empty table.
-    pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+    pub(crate) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let table = render(ruleset, "");
         match self.nft.check(&replace(&table).script).await {
             Err(Error::TooLong) => {}
@@ -353,7 +359,7 @@ impl Kernel {
 
     /// Sweeps unused chains. If other processes changed something since our last
     /// transaction, the ruleset is written again first.
-    pub(super) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
+    pub(crate) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
         if !self.alone() {
             let listing = self.nft.list().await?.unwrap_or_default();
             self.write_again(&listing, ruleset).await?;
@@ -377,7 +383,7 @@ impl Kernel {
 
     /// Records the kernel's state in the state file. False, without a record, if other
     /// processes changed something again. Cancel-safe.
-    pub(super) async fn settle(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn settle(&mut self) -> Result<bool, Error> {
         if self.nft.rehearsed().is_some() {
             return Ok(true);
         }
@@ -414,7 +420,7 @@ impl Kernel {
 
     /// Changes by others in our table since it settled; the table is foreign from then
     /// on. Unless `thoroughly`, compares only if the kernel's generation changed.
-    pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+    pub(crate) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         let Some(settled) = &mut self.settled else { return Ok(None) };
         let generation = self.line.generation();
         if !thoroughly && generation.is_some() && generation == settled.generation {

@@ -17,11 +17,11 @@ use std::{
 use nix::libc::O_CREAT;
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Program};
-use crate::{
+use super::{
     batch::{Batch, Reading, Saved, Trial},
-    render::chains::Family,
+    chains::Family,
 };
+use crate::plane::program::{Error, Program};
 
 /// Timeout for the lock; commands of other programs take seconds at most.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);

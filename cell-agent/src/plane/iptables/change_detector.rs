@@ -21,7 +21,7 @@ use std::{
 use inotify::{EventMask, Inotify, WatchMask};
 use nix::libc::O_CREAT;
 
-use crate::{drift::KernelGeneration, netlink::NetlinkConnection};
+use crate::plane::nftables::netlink::{KernelGeneration, NetlinkConnection};
 
 /// Default lock file of the iptables programs.
 const PROGRAMS_LOCK: &str = "/run/xtables.lock";

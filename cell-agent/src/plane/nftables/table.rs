@@ -13,6 +13,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::plane::TO_STRING;
+
 /// The name of our table, in family inet.
 pub const NAME: &str = "portcullis";
 
@@ -146,9 +148,6 @@ impl Table {
         filled.map(|(name, map)| add_elements(name, &map.jumps)).collect()
     }
 }
-
-/// Writing to a `String` cannot fail.
-pub(crate) const TO_STRING: &str = "a String takes everything";
 
 /// The command that adds elements to a map.
 #[must_use]

@@ -29,15 +29,13 @@ use std::{
 
 use model::ids::ContainerHandle;
 
-use crate::{
-    render::{
-        chains::{Family, Names},
-        guard::GUARD,
-        iptables::{Body, Chain, Filter, Part},
-        table::TO_STRING,
-    },
+use super::{
+    chains::{Family, Names},
+    guard::GUARD,
+    render::{Body, Chain, Filter, Part},
     spelling::{Comparison, Spellings},
 };
+use crate::plane::TO_STRING;
 
 pub use reading::Reading;
 

@@ -12,8 +12,7 @@ use model::{
     rule::PortRange,
 };
 
-use super::table::TO_STRING;
-use crate::plan::ConnectionLimit;
+use crate::{plan::ConnectionLimit, plane::TO_STRING};
 
 pub(super) const ESTABLISHED: &str = "-m state --state RELATED,ESTABLISHED -j ACCEPT";
 pub(super) const INVALID: &str = "-p tcp -m state --state INVALID -j DROP";

@@ -25,9 +25,11 @@ use super::{
     arguments,
     chains::{Family, Names},
     guard::Guard,
-    table::TO_STRING,
 };
-use crate::plan::{Assignment, Planned, Policy, Ruleset, Settings};
+use crate::{
+    plan::{Assignment, Planned, Policy, Ruleset, Settings},
+    plane::{TO_STRING, nftables::table},
+};
 
 /// The agent's part of one family's filter table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -289,7 +291,7 @@ fn permits(policy: &Policy, family: Family, log_chain: &str) -> Arc<str> {
 pub fn fingerprint(policy: &Policy) -> String {
     let deny: Vec<String> = policy.deny.iter().map(ToString::to_string).collect();
     let permits = Family::ALL.map(|family| permits(policy, family, "log"));
-    super::table::name("rules", &[&deny.join(" "), &permits[0], &permits[1]])
+    table::name("rules", &[&deny.join(" "), &permits[0], &permits[1]])
 }
 
 /// The permits of all policies, one a line; logging ones jump to this chain.
@@ -311,5 +313,5 @@ pub fn denied(settings: &Settings, family: Family, handle: &ContainerHandle) -> 
 }
 
 #[cfg(test)]
-#[path = "iptables_tests.rs"]
+#[path = "render_tests.rs"]
 mod tests;

@@ -1,11 +1,24 @@
-//! The reconcile loop's interface to the two data planes.
+//! The two data planes, and the reconcile loop's interface to them.
+
+pub mod drift;
+pub mod iptables;
+pub mod nftables;
+mod program;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::ids::ContainerHandle;
 
-use super::{Chains, Kernel, Rehearsed};
-use crate::{apply::Error, drift::Drift, plan::Ruleset};
+use self::{drift::Drift, iptables::Chains, nftables::Kernel};
+use crate::plan::Ruleset;
+
+pub use program::Error;
+
+/// Writing to a `String` cannot fail.
+pub(crate) const TO_STRING: &str = "a String takes everything";
+
+/// A transaction of a dry run: how it would be applied, and its text.
+pub type Rehearsed = (String, String);
 
 /// The data plane.
 #[derive(Debug)]
@@ -20,7 +33,7 @@ pub enum Plane {
 impl Plane {
     /// Reads the rules of an earlier process; for a table of our own this was done on
     /// opening.
-    pub(super) async fn recover(&mut self) -> Result<(), Error> {
+    pub(crate) async fn recover(&mut self) -> Result<(), Error> {
         match self {
             Self::Nftables(_) => Ok(()),
             Self::Iptables(chains) => chains.recover().await,
@@ -28,7 +41,7 @@ impl Plane {
     }
 
     /// Whether the kernel may hold any of our rules.
-    pub(super) fn holds_rules(&self) -> bool {
+    pub(crate) fn holds_rules(&self) -> bool {
         match self {
             Self::Nftables(table) => table.holds_rules(),
             Self::Iptables(chains) => chains.holds_rules(),
@@ -36,7 +49,7 @@ impl Plane {
     }
 
     /// The recorded transactions, if this is a dry run.
-    pub(super) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+    pub(crate) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
         match self {
             Self::Nftables(table) => table.rehearsed(),
             Self::Iptables(chains) => chains.rehearsed(),
@@ -44,7 +57,7 @@ impl Plane {
     }
 
     /// Applies the ruleset; unused chains may remain. Returns whether anything changed.
-    pub(super) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    pub(crate) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
         match self {
             Self::Nftables(table) => table.apply_ruleset(ruleset).await,
             Self::Iptables(chains) => chains.apply_ruleset(ruleset).await,
@@ -52,7 +65,7 @@ impl Plane {
     }
 
     /// Restores the rules from before a foreign change. False if those are unknown.
-    pub(super) async fn restore(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn restore(&mut self) -> Result<bool, Error> {
         match self {
             Self::Nftables(table) => table.restore().await,
             Self::Iptables(chains) => chains.restore().await,
@@ -60,7 +73,7 @@ impl Plane {
     }
 
     /// Whether the kernel accepts this ruleset.
-    pub(super) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+    pub(crate) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         match self {
             Self::Nftables(table) => table.check(ruleset).await,
             Self::Iptables(chains) => chains.check(ruleset).await,
@@ -69,7 +82,7 @@ impl Plane {
 
     /// Sweeps unused chains; those of iptables are deleted in the batch that makes them
     /// unused.
-    pub(super) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
+    pub(crate) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
         match self {
             Self::Nftables(table) => table.sweep(ruleset).await,
             Self::Iptables(_) => Ok(()),
@@ -78,7 +91,7 @@ impl Plane {
 
     /// Records the kernel's state, if needed. False if other processes changed
     /// something again.
-    pub(super) async fn settle(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn settle(&mut self) -> Result<bool, Error> {
         match self {
             Self::Nftables(table) => table.settle().await,
             Self::Iptables(_) => Ok(true),
@@ -87,7 +100,7 @@ impl Plane {
 
     /// Foreign changes of our rules. Unless `thoroughly`, compares only if there may
     /// have been a change.
-    pub(super) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+    pub(crate) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         match self {
             Self::Nftables(table) => table.drifted(thoroughly).await,
             Self::Iptables(chains) => chains.drifted(thoroughly).await,
@@ -96,7 +109,7 @@ impl Plane {
 
     /// Whether the last read found work without a foreign change: a missing chain
     /// exists now, or a chain became unused.
-    pub(super) fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         match self {
             Self::Nftables(_) => false,
             Self::Iptables(chains) => chains.has_work(),
@@ -104,7 +117,7 @@ impl Plane {
     }
 
     /// Number of our rules that should be in the kernel.
-    pub(super) fn rules(&self) -> u64 {
+    pub(crate) fn rules(&self) -> u64 {
         match self {
             Self::Nftables(table) => table.rules(),
             Self::Iptables(chains) => chains.rules(),
@@ -112,7 +125,7 @@ impl Plane {
     }
 
     /// Counters of packets that no rule decided, if available.
-    pub(super) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+    pub(crate) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         match self {
             Self::Nftables(table) => table.counters(),
             Self::Iptables(chains) => chains.counters().await,
@@ -120,7 +133,7 @@ impl Plane {
     }
 
     /// Sources of the latest packets that belong to no known container.
-    pub(super) async fn strangers(&self) -> String {
+    pub(crate) async fn strangers(&self) -> String {
         match self {
             Self::Nftables(table) => table.strangers().await,
             Self::Iptables(_) => String::new(),
@@ -129,7 +142,7 @@ impl Plane {
 
     /// Containers whose groups are unknown and that keep the rules of an earlier
     /// process. Always empty for a table of our own.
-    pub(super) fn kept(&self) -> BTreeSet<ContainerHandle> {
+    pub(crate) fn kept(&self) -> BTreeSet<ContainerHandle> {
         match self {
             Self::Nftables(_) => BTreeSet::new(),
             Self::Iptables(chains) => chains.kept().clone(),
@@ -137,7 +150,7 @@ impl Plane {
     }
 
     /// Containers whose rules cannot be in the kernel yet, with the reason.
-    pub(super) fn waiting(&self) -> BTreeMap<ContainerHandle, String> {
+    pub(crate) fn waiting(&self) -> BTreeMap<ContainerHandle, String> {
         match self {
             Self::Nftables(_) => BTreeMap::new(),
             Self::Iptables(chains) => chains.waiting().clone(),

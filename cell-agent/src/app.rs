@@ -58,7 +58,7 @@ pub enum App {
 /// An agent that runs until shutdown.
 pub struct Agent {
     config: Config,
-    plane: Plane,
+    plane: Box<dyn Plane>,
     state: StateDirectory,
     tls: ClientTls,
     http: Listener,

@@ -18,8 +18,8 @@ use crate::{
     plan::Known,
     plane::{
         Error, Plane,
-        iptables::{Chains, programs::Iptables},
-        nftables::{Kernel, diff, nft::Nft},
+        iptables::{IptablesPlane, programs::Iptables},
+        nftables::{NftablesPlane, diff, nft::Nft},
     },
     reconcile::{Enforced, Inputs},
     state::StateDirectory,
@@ -44,12 +44,12 @@ pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
 }
 
 /// The data plane, if it is usable.
-pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plane, Error> {
+pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Box<dyn Plane>, Error> {
     let mut nft = Nft::new(&config.nft);
     match &config.plane {
-        DataPlane::Nftables => Ok(Plane::Nftables(Kernel::open(nft, state).await?)),
+        DataPlane::Nftables => Ok(Box::new(NftablesPlane::open(nft, state).await?)),
         DataPlane::Iptables { path, lock } => {
-            let chains = Chains::open(Iptables::new(path, lock)).await?;
+            let chains = IptablesPlane::open(Iptables::new(path, lock)).await?;
             // An existing table of ours would go on rejecting packets. The table only
             // ever rejects, so deleting it allows nothing that the iptables chains
             // deny.
@@ -59,7 +59,7 @@ pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Plan
                     tracing::error!(error = %error, "table-of-the-other-plane-not-removed");
                 }
             }
-            Ok(Plane::Iptables(chains))
+            Ok(Box::new(chains))
         }
     }
 }

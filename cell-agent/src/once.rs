@@ -28,8 +28,8 @@ use crate::{
     metrics::Times,
     plane::{
         Plane, Rehearsed,
-        iptables::{Chains, programs::Iptables},
-        nftables::{Kernel, diff, nft::Nft},
+        iptables::{IptablesPlane, programs::Iptables},
+        nftables::{NftablesPlane, diff, nft::Nft},
     },
     reconcile::{Outcome, Reconciler},
     state::StateDirectory,
@@ -137,15 +137,15 @@ async fn rehearsing(
     config: &Config,
     state: StateDirectory,
     before: &mut Vec<Rehearsed>,
-) -> anyhow::Result<Plane> {
+) -> anyhow::Result<Box<dyn Plane>> {
     let nft = Nft::new(&config.nft).rehearsing();
     Ok(match &config.plane {
-        DataPlane::Nftables => Plane::Nftables(Kernel::open(nft, state).await?),
+        DataPlane::Nftables => Box::new(NftablesPlane::open(nft, state).await?),
         DataPlane::Iptables { path, lock } => {
             if let Ok(Some(_)) = nft.list().await {
                 before.push(removal());
             }
-            Plane::Iptables(Chains::open(Iptables::new(path, lock).rehearsing()).await?)
+            Box::new(IptablesPlane::open(Iptables::new(path, lock).rehearsing()).await?)
         }
     })
 }

@@ -32,7 +32,7 @@ impl Reconciler {
             }
             let settings = &self.inputs.settings;
             let trial = plan(settings, &attempt.snapshot, &attempt.known, &refused);
-            match self.kernel.check(&trial).await {
+            match self.plane.check(&trial).await {
                 Ok(()) => search.answer(Ok(())),
                 Err(Error::Refused(reason)) => search.answer(Err(reason)),
                 Err(error) => return Err(error),

@@ -44,7 +44,7 @@ use crate::{
     containers::{Containers, Snapshot},
     metrics::{self, Step, Times, number},
     plan::{Known, Planner, Refused, Ruleset, Settings},
-    plane::{Error, Plane, drift::Drift},
+    plane::{Error, Plane, Status, drift::Drift},
 };
 
 /// Debounce of a single change.
@@ -96,7 +96,7 @@ pub struct Trigger {
 pub struct Reconciler {
     inputs: Inputs,
     planner: Planner,
-    kernel: Plane,
+    plane: Box<dyn Plane>,
     refused: Refused,
     /// Refused rules and containers that are already logged; each is logged once.
     told: Refused,
@@ -134,7 +134,7 @@ impl Reconciler {
     #[must_use]
     pub fn new(
         inputs: Inputs,
-        kernel: Plane,
+        plane: Box<dyn Plane>,
     ) -> (Self, watch::Receiver<Arc<Enforced>>, mpsc::Sender<Trigger>) {
         let ruleset = Arc::new(Ruleset::empty(Arc::clone(&inputs.settings)));
         let (published, enforced) = watch::channel(Arc::new(Enforced::nothing(ruleset)));
@@ -142,7 +142,7 @@ impl Reconciler {
         let reconciler = Self {
             planner: Planner::new(Arc::clone(&inputs.settings)),
             inputs,
-            kernel,
+            plane,
             refused: Refused::default(),
             told: Refused::default(),
             nudges,
@@ -285,7 +285,7 @@ impl Reconciler {
         if self.recovered {
             return true;
         }
-        match self.kernel.recover().await {
+        match self.plane.recover().await {
             Ok(()) => self.recovered = true,
             Err(error) => {
                 let reading = self.inputs.containers.borrow_and_update().reading;
@@ -301,7 +301,7 @@ impl Reconciler {
         // Containers or rules are not known yet, but the kernel has rules: keep them.
         let untold = known.is_none() || reading == 0;
         self.holding &= untold;
-        if untold && self.kernel.holds_rules() && !self.lost {
+        if untold && self.plane.status().holds_rules && !self.lost {
             if !std::mem::replace(&mut self.holding, true) {
                 tracing::info!(
                     groups = known.is_some(),
@@ -317,18 +317,18 @@ impl Reconciler {
 
     async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
         let mut ruleset = self.plan(attempt);
-        let mut brought = self.kernel.apply_ruleset(&ruleset).await;
+        let mut brought = self.plane.apply(&ruleset).await;
         for _ in 0..NAMED_MOST {
             let Err(Error::Culprit { unit, reason }) = &brought else { break };
             self.leave_out(attempt, &ruleset, unit, reason);
             ruleset = self.plan(attempt);
-            brought = self.kernel.apply_ruleset(&ruleset).await;
+            brought = self.plane.apply(&ruleset).await;
         }
         match brought {
             Err(Error::Refused(reason) | Error::Culprit { reason, .. }) => {
                 self.isolate(attempt, &ruleset, reason).await?;
                 let ruleset = self.plan(attempt);
-                self.kernel.apply_ruleset(&ruleset).await?;
+                self.plane.apply(&ruleset).await?;
                 Ok((ruleset, true))
             }
             brought => Ok((ruleset, brought?)),
@@ -347,7 +347,7 @@ impl Reconciler {
         self.changed_at = Some(now);
         let since = *self.changing_since.get_or_insert(now);
         self.settle_at = Some((now + SETTLE).min(since + SETTLE_MOST));
-        if self.kernel.rehearsed().is_some() {
+        if self.plane.rehearsed().is_some() {
             return;
         }
         let (added, removed) = difference(before, after);
@@ -388,16 +388,17 @@ impl Reconciler {
     /// Publishes the result of an attempt, with the sequence number of the containers
     /// that it used.
     fn publish(&mut self, reading: u64, outcome: impl FnOnce(&mut Enforced)) {
+        let Status { rules, waiting, kept, holds_rules: _, has_work: _ } = self.plane.status();
         self.published.send_modify(|published| {
             let enforced = Arc::make_mut(published);
             enforced.attempted = reading;
-            enforced.waiting = self.kernel.waiting();
-            enforced.kept = self.kernel.kept();
+            enforced.waiting = waiting;
+            enforced.kept = kept;
             outcome(enforced);
         });
         let enforced = self.published.borrow();
         enforced.measure();
-        number(metrics::KERNEL_RULES, self.kernel.rules());
+        number(metrics::KERNEL_RULES, rules);
         let generation = enforced.generation();
         if self.generation_since.is_none_or(|(in_force, _)| in_force != generation) {
             self.generation_since = Some((generation, Instant::now()));
@@ -410,7 +411,7 @@ impl Reconciler {
         self.settle_at = Some(Instant::now() + SETTLE);
         let ruleset = Arc::clone(&self.published.borrow().ruleset);
         let started = Instant::now();
-        let swept = self.kernel.sweep(&ruleset).await;
+        let swept = self.plane.sweep(&ruleset).await;
         self.inputs.times.took(Step::Cleanup, started.elapsed());
         let settled = match swept {
             Ok(()) => tokio::select! {
@@ -420,7 +421,7 @@ impl Reconciler {
                     self.changing_since = since;
                     Ok(false)
                 }
-                settled = self.kernel.settle() => settled,
+                settled = self.plane.settle() => settled,
             },
             Err(error) => Err(error),
         };
@@ -441,7 +442,7 @@ impl Reconciler {
         if self.settle_at.is_some() && !thoroughly {
             return false;
         }
-        let drifted = self.kernel.drifted(thoroughly).await;
+        let drifted = self.plane.drifted(thoroughly).await;
         if let Err(error) = &drifted {
             tracing::error!(error = chain(error), "drift-check-failed");
         }
@@ -454,7 +455,7 @@ impl Reconciler {
                 metrics::count(metrics::DRIFT_HEALED);
                 tracing::info!("drift-healed");
             }
-        } else if self.kernel.has_work() {
+        } else if self.plane.status().has_work {
             self.reconcile().await;
         }
         drifted.is_some()
@@ -481,7 +482,7 @@ impl Reconciler {
         }
         // The desired state is unknown, so the previous rules are restored; if those
         // are unknown too, all egress is denied (law 7).
-        match self.kernel.restore().await {
+        match self.plane.restore().await {
             Ok(true) => self.settle_at = Some(Instant::now() + SETTLE),
             Ok(false) => {
                 self.lost = true;

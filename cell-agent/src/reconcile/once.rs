@@ -27,7 +27,7 @@ impl Reconciler {
     /// # Errors
     /// The kernel cannot be read.
     pub async fn once(mut self) -> Result<Outcome, Error> {
-        self.kernel.recover().await?;
+        self.plane.recover().await?;
         self.recovered = true;
         self.reconcile().await;
         for _ in 0..SETTLE_ATTEMPTS {
@@ -36,7 +36,7 @@ impl Reconciler {
             self.settle().await;
         }
         let enforced = self.published.borrow().clone();
-        let rehearsed = self.kernel.rehearsed().unwrap_or_default();
+        let rehearsed = self.plane.rehearsed().unwrap_or_default();
         Ok(Outcome { enforced, holding: self.holding, rehearsed })
     }
 }

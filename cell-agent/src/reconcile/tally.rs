@@ -74,13 +74,13 @@ impl Tally {
 impl Reconciler {
     /// Reads the kernel's counters, and updates log and metrics.
     pub(super) async fn observe(&mut self) {
-        let Some(counted) = self.kernel.counters().await else { return };
+        let Some(counted) = self.plane.counters().await else { return };
         let grown = self.tally.grown(counted);
         let now = Instant::now();
         let strange = grown.get(UNATTRIBUTED).copied().unwrap_or_default();
         metrics::UNATTRIBUTED.counter().increment(strange);
         if let Some(packets) = self.tally.unattributed(strange, now) {
-            let sources = self.kernel.strangers().await;
+            let sources = self.plane.strangers().await;
             tracing::error!(packets, sources, "unattributed-packets-rejected");
         }
         let ruleset = self.published.borrow().ruleset.clone();

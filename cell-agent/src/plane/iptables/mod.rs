@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use model::ids::{ContainerHandle, GroupGuid};
 use tokio::time::Instant;
 
@@ -34,7 +35,7 @@ use self::{
     render::{Filter, Part, all_permits, render},
     spelling::Spellings,
 };
-use super::{Error, Rehearsed, drift::Drift, nftables::render::UNATTRIBUTED};
+use super::{Error, Plane, Rehearsed, Status, drift::Drift, nftables::render::UNATTRIBUTED};
 use crate::{
     isolate::Unit,
     metrics,
@@ -56,15 +57,10 @@ fn forwards_ipv6() -> bool {
 
 /// Our chains in the kernel.
 #[derive(Debug)]
-pub struct Chains {
+pub struct IptablesPlane {
     iptables: Iptables,
     families: Vec<FamilyState>,
-    /// Containers that cannot have a chain yet, with the reason.
-    waiting: BTreeMap<ContainerHandle, String>,
-    /// Containers that still use the chain of an earlier process.
-    kept: BTreeSet<ContainerHandle>,
-    /// Whether optional work is left.
-    work: bool,
+    status: Status,
     notice: ChangeDetector,
     /// Whether the last read showed no difference.
     right: bool,
@@ -169,7 +165,7 @@ impl FamilyState {
     }
 }
 
-impl Chains {
+impl IptablesPlane {
     /// Starts with no knowledge of the kernel.
     ///
     /// # Errors
@@ -198,9 +194,7 @@ impl Chains {
         Ok(Self {
             iptables,
             families: families.into_iter().map(FamilyState::new).collect(),
-            waiting: BTreeMap::new(),
-            kept: BTreeSet::new(),
-            work: false,
+            status: Status::default(),
             notice,
             right: false,
             left_out: 0,
@@ -208,84 +202,25 @@ impl Chains {
         })
     }
 
-    /// Uses the chains of an earlier process as the desired state until the real one is
-    /// known.
-    pub(crate) async fn recover(&mut self) -> Result<(), Error> {
-        let _locked = self.iptables.lock().await?;
-        for state in &mut self.families {
-            let Some(saved) = state.look(&self.iptables).await? else { continue };
-            state.wanted = saved.as_wanted();
-            state.placed = saved.step(&state.wanted, &state.spellings).placed;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn holds_rules(&self) -> bool {
-        self.families.iter().any(|state| !state.wanted.chains.is_empty())
-    }
-
-    /// The transactions of a dry run, each with the way it would be applied.
-    pub(crate) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
-        let batches = self.iptables.rehearsed()?.iter();
-        let command = |family| format!("{family}-restore --noflush");
-        let batches = batches.map(|(family, text)| (command(family), text.clone()));
-        Some(batches.collect())
-    }
-
-    /// Counters of packets that no rule decided.
-    pub(crate) async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
-        let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
-        metrics::number(metrics::IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
-        if !guarded || self.counted.is_some_and(|next| Instant::now() < next) {
-            return None;
-        }
-        let began = Instant::now();
-        let packets = self.iptables.counted(Family::V6, STRAY).await;
-        self.counted = Some(Instant::now() + COUNT.max(20 * began.elapsed()));
-        Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
-    }
-
-    /// Number of rules in the chains that are in place, for both families.
-    pub(crate) fn rules(&self) -> u64 {
+    /// Counts the rules in the chains that are in place, for both families.
+    fn count(&mut self) {
         let placed = self.families.iter().flat_map(|state| {
             state.wanted.chains.iter().filter(|chain| state.placed.contains(&chain.names.asg))
         });
-        placed.map(|chain| chain.body.rules().count() as u64).sum()
-    }
-
-    pub(crate) fn waiting(&self) -> &BTreeMap<ContainerHandle, String> {
-        &self.waiting
-    }
-
-    pub(crate) fn kept(&self) -> &BTreeSet<ContainerHandle> {
-        &self.kept
-    }
-
-    pub(crate) fn has_work(&self) -> bool {
-        self.work
-    }
-
-    /// Applies the ruleset. Returns whether anything changed.
-    pub(crate) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
-        for state in &mut self.families {
-            state.wanted = render(ruleset, state.family());
-            state.wanted.close(&state.written);
-        }
-        self.commit(Some(ruleset)).await
-    }
-
-    /// Restores the rules from before a foreign change.
-    pub(crate) async fn restore(&mut self) -> Result<bool, Error> {
-        let known = self.holds_rules();
-        if known {
-            self.commit(None).await?;
-        }
-        Ok(known)
+        self.status.rules = placed.map(|chain| chain.body.rules().count() as u64).sum();
+        let wanted = |state: &FamilyState| !state.wanted.chains.is_empty();
+        self.status.holds_rules = self.families.iter().any(wanted);
     }
 
     /// Writes one batch per family that differs. A change counts as in force when the
     /// kernel shows it.
     async fn commit(&mut self, ruleset: Option<&Ruleset>) -> Result<bool, Error> {
+        let committed = self.write_until_seen(ruleset).await;
+        self.count();
+        committed
+    }
+
+    async fn write_until_seen(&mut self, ruleset: Option<&Ruleset>) -> Result<bool, Error> {
         let _locked = self.iptables.lock().await?;
         let mut changed = false;
         for writing in 1.. {
@@ -306,7 +241,7 @@ impl Chains {
             }
         }
         self.left_out = 0;
-        self.work = false;
+        self.status.has_work = false;
         Ok(changed)
     }
 
@@ -352,12 +287,12 @@ impl Chains {
         }
         self.without_family(ruleset, &mut waiting);
         for (handle, reason) in &waiting {
-            if self.waiting.get(handle) != Some(reason) {
+            if self.status.waiting.get(handle) != Some(reason) {
                 tracing::info!(container = %handle, reason, "container-waits");
             }
         }
-        self.waiting = waiting;
-        self.kept = kept;
+        self.status.waiting = waiting;
+        self.status.kept = kept;
         Ok(batches)
     }
 
@@ -401,9 +336,38 @@ impl Chains {
         let reason = "its address is IPv6, and ip6tables cannot be used";
         waiting.extend(v6.map(|(handle, _)| (handle.clone(), reason.to_owned())));
     }
+}
 
-    /// Whether the kernel accepts these rules, in chains without packets.
-    pub(crate) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+#[async_trait]
+impl Plane for IptablesPlane {
+    async fn recover(&mut self) -> Result<(), Error> {
+        let _locked = self.iptables.lock().await?;
+        for state in &mut self.families {
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
+            state.wanted = saved.as_wanted();
+            state.placed = saved.step(&state.wanted, &state.spellings).placed;
+        }
+        self.count();
+        Ok(())
+    }
+
+    async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        for state in &mut self.families {
+            state.wanted = render(ruleset, state.family());
+            state.wanted.close(&state.written);
+        }
+        self.commit(Some(ruleset)).await
+    }
+
+    async fn restore(&mut self) -> Result<bool, Error> {
+        let known = self.status.holds_rules;
+        if known {
+            self.commit(None).await?;
+        }
+        Ok(known)
+    }
+
+    async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for state in &self.families {
             let family = state.family();
@@ -415,9 +379,7 @@ impl Chains {
         Ok(())
     }
 
-    /// Whether another process changed chains that were right. Unless `thoroughly`,
-    /// compares only if the change detector reports a change.
-    pub(crate) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+    async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         if !thoroughly && self.right && !self.notice.maybe_changed() {
             self.left_out += 1;
             if self.left_out < LEFT_OUT_MOST {
@@ -436,10 +398,33 @@ impl Chains {
             }
             work |= step.batch.is_some();
         }
-        self.work = work;
+        self.status.has_work = work;
         self.right = !work;
         self.left_out = 0;
         Ok(drifted)
+    }
+
+    fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+        let batches = self.iptables.rehearsed()?.iter();
+        let command = |family| format!("{family}-restore --noflush");
+        let batches = batches.map(|(family, text)| (command(family), text.clone()));
+        Some(batches.collect())
+    }
+
+    fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
+        metrics::number(metrics::IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
+        if !guarded || self.counted.is_some_and(|next| Instant::now() < next) {
+            return None;
+        }
+        let began = Instant::now();
+        let packets = self.iptables.counted(Family::V6, STRAY).await;
+        self.counted = Some(Instant::now() + COUNT.max(20 * began.elapsed()));
+        Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod table;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
@@ -23,7 +24,7 @@ use self::{
     render::{Renderer, STRANGERS, render},
     table::Table,
 };
-use super::{Error, Rehearsed, drift::Drift};
+use super::{Error, Plane, Rehearsed, Status, drift::Drift};
 use crate::{plan::Ruleset, state::StateDirectory};
 
 /// Name of the state file.
@@ -46,7 +47,7 @@ enum Scope {
 
 /// Our table in the kernel.
 #[derive(Debug)]
-pub struct Kernel {
+pub struct NftablesPlane {
     nft: Nft,
     /// For changes that need no nft.
     line: NetlinkConnection,
@@ -90,7 +91,7 @@ struct Applied {
     table: Table,
 }
 
-impl Kernel {
+impl NftablesPlane {
     /// Reads the table of an earlier process, and trusts the state file if the kernel's
     /// state still matches it.
     ///
@@ -98,7 +99,7 @@ impl Kernel {
     /// nft cannot be used.
     pub async fn open(nft: Nft, state: StateDirectory) -> Result<Self, Error> {
         let mut kernel = Self::new(nft, state);
-        kernel.recover().await?;
+        kernel.read().await?;
         kernel.nft.get_ready();
         Ok(kernel)
     }
@@ -118,7 +119,7 @@ impl Kernel {
         }
     }
 
-    async fn recover(&mut self) -> Result<(), Error> {
+    async fn read(&mut self) -> Result<(), Error> {
         let generation = self.line.generation();
         let Some(listing) = self.nft.list().await? else {
             self.belief = Belief::Known(Table::default());
@@ -156,80 +157,6 @@ impl Kernel {
         }
     }
 
-    /// The transactions of a dry run, each with the way it would be applied.
-    pub(crate) fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
-        let scripts = self.nft.rehearsed()?.iter();
-        Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
-    }
-
-    /// Packet counts of the table's named counters.
-    pub(crate) fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
-        self.line.counters()
-    }
-
-    /// Interface and source of the latest packets that belong to no known container.
-    pub(crate) async fn strangers(&self) -> String {
-        let mut found = Vec::new();
-        for set in STRANGERS {
-            found.extend(self.nft.elements(set).await.unwrap_or_default());
-        }
-        found.truncate(STRANGERS_TOLD);
-        let found: Vec<String> = found.iter().map(|source| source.replace(" . ", " ")).collect();
-        found.join(", ")
-    }
-
-    /// Number of rules in the table.
-    pub(crate) fn rules(&self) -> u64 {
-        self.wanted.chains.values().map(|chain| chain.rules.len() as u64).sum()
-    }
-
-    /// Whether the kernel may hold any of our rules.
-    pub(crate) fn holds_rules(&self) -> bool {
-        match &self.belief {
-            Belief::Known(table) => !table.chains.is_empty(),
-            Belief::Foreign(listing) => !listing.is_empty(),
-        }
-    }
-
-    /// Applies the ruleset; unused chains may remain. Returns whether anything changed.
-    pub(crate) async fn apply_ruleset(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
-        if let Belief::Known(applied) = &self.belief {
-            let wanted = self.renderer.render(ruleset, &self.salt);
-            let changes = diff(applied, &wanted, Sweep::Later);
-            let changed = !changes.is_empty();
-            let as_left = self.alone();
-            match self.commit(changes, Scope::Difference).await {
-                Ok(()) => {
-                    self.wanted = wanted;
-                    return Ok(changed);
-                }
-                Err(Error::Refused(_)) if !as_left => {}
-                Err(error) => return Err(error),
-            }
-        }
-        // The kernel's state is foreign or unknown.
-        let listing = match &mut self.belief {
-            Belief::Foreign(listing) => std::mem::take(listing),
-            Belief::Known(_) => self.nft.list().await?.unwrap_or_default(),
-        };
-        let written = self.write_again(&listing, ruleset).await;
-        if written.is_err() {
-            self.belief = Belief::Foreign(listing);
-        }
-        written.map(|()| true)
-    }
-
-    /// Restores the rules from before a foreign change while the desired state is
-    /// unknown. False if the previous rules are unknown, too.
-    pub(crate) async fn restore(&mut self) -> Result<bool, Error> {
-        if self.wanted == Table::default() {
-            return Ok(false);
-        }
-        self.commit(vec![replace(&self.wanted)], Scope::Everything).await?;
-        tracing::info!("table-replaced");
-        Ok(true)
-    }
-
     /// Writes the whole table again, in place if possible.
     async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
         let salt = self.line.generation().map(KernelGeneration::salt).unwrap_or_default();
@@ -258,7 +185,7 @@ impl Kernel {
             let mut step = if self.order(orders, before).await {
                 self.follows(before)
             } else {
-                self.apply(&script).await
+                self.apply_script(&script).await
             };
             if let Err(Error::TooLong) = step
                 && !parts.is_empty()
@@ -277,7 +204,10 @@ impl Kernel {
 
     /// The nf_tables generation after a script, and whether no other process changed
     /// anything meanwhile.
-    async fn apply(&mut self, script: &str) -> Result<(Option<KernelGeneration>, bool), Error> {
+    async fn apply_script(
+        &mut self,
+        script: &str,
+    ) -> Result<(Option<KernelGeneration>, bool), Error> {
         let before = self.line.generation();
         if let Err(error) = self.nft.apply(script).await {
             // The script may have been applied nevertheless: assume nothing.
@@ -298,7 +228,7 @@ impl Kernel {
         tracing::debug!(parts = parts.len(), "change-split");
         let (mut now, mut right) = (None, true);
         for (index, part) in parts.iter().enumerate() {
-            let step = self.apply(part).await;
+            let step = self.apply_script(part).await;
             if step.is_err() && index > 0 {
                 // The change is partly applied: assume nothing.
                 self.belief = Belief::Foreign(self.nft.list().await?.unwrap_or_default());
@@ -344,8 +274,67 @@ impl Kernel {
         false
     }
 
-    /// Whether the kernel accepts this ruleset in an empty table.
-    pub(crate) async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+    /// Whether no other process changed anything since our last transaction.
+    fn alone(&mut self) -> bool {
+        self.generation.is_some() && self.generation == self.line.generation()
+    }
+
+    async fn remember(&self, fingerprint: &str) {
+        let applied = Applied {
+            fingerprint: fingerprint.to_owned(),
+            salt: self.salt.clone(),
+            table: self.wanted.clone(),
+        };
+        let state = self.state.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let content = serde_json::to_vec(&applied).expect("a table of texts");
+            state.write(FILE, &content)
+        });
+        if let Err(error) = written.await.expect("writing does not panic") {
+            tracing::error!(error = %error, file = FILE, "state-not-written");
+        }
+    }
+}
+
+#[async_trait]
+impl Plane for NftablesPlane {
+    async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        if let Belief::Known(applied) = &self.belief {
+            let wanted = self.renderer.render(ruleset, &self.salt);
+            let changes = diff(applied, &wanted, Sweep::Later);
+            let changed = !changes.is_empty();
+            let as_left = self.alone();
+            match self.commit(changes, Scope::Difference).await {
+                Ok(()) => {
+                    self.wanted = wanted;
+                    return Ok(changed);
+                }
+                Err(Error::Refused(_)) if !as_left => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // The kernel's state is foreign or unknown.
+        let listing = match &mut self.belief {
+            Belief::Foreign(listing) => std::mem::take(listing),
+            Belief::Known(_) => self.nft.list().await?.unwrap_or_default(),
+        };
+        let written = self.write_again(&listing, ruleset).await;
+        if written.is_err() {
+            self.belief = Belief::Foreign(listing);
+        }
+        written.map(|()| true)
+    }
+
+    async fn restore(&mut self) -> Result<bool, Error> {
+        if self.wanted == Table::default() {
+            return Ok(false);
+        }
+        self.commit(vec![replace(&self.wanted)], Scope::Everything).await?;
+        tracing::info!("table-replaced");
+        Ok(true)
+    }
+
+    async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let table = render(ruleset, "");
         match self.nft.check(&replace(&table).script).await {
             Err(Error::TooLong) => {}
@@ -357,9 +346,25 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sweeps unused chains. If other processes changed something since our last
-    /// transaction, the ruleset is written again first.
-    pub(crate) async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
+    async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
+        let Some(settled) = &mut self.settled else { return Ok(None) };
+        let generation = self.line.generation();
+        if !thoroughly && generation.is_some() && generation == settled.generation {
+            return Ok(None);
+        }
+        let listing = self.nft.list().await?.unwrap_or_default();
+        if fingerprint(&listing) == settled.fingerprint {
+            settled.generation = generation;
+            self.generation = generation;
+            return Ok(None);
+        }
+        let drift = settled.outline.drift(&listing, &self.wanted);
+        self.belief = Belief::Foreign(listing);
+        self.settled = None;
+        Ok(Some(drift))
+    }
+
+    async fn sweep(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
         if !self.alone() {
             let listing = self.nft.list().await?.unwrap_or_default();
             self.write_again(&listing, ruleset).await?;
@@ -381,9 +386,7 @@ impl Kernel {
         }
     }
 
-    /// Records the kernel's state in the state file. False, without a record, if other
-    /// processes changed something again. Cancel-safe.
-    pub(crate) async fn settle(&mut self) -> Result<bool, Error> {
+    async fn settle(&mut self) -> Result<bool, Error> {
         if self.nft.rehearsed().is_some() {
             return Ok(true);
         }
@@ -397,44 +400,31 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Whether no other process changed anything since our last transaction.
-    fn alone(&mut self) -> bool {
-        self.generation.is_some() && self.generation == self.line.generation()
+    fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
+        let scripts = self.nft.rehearsed()?.iter();
+        Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
     }
 
-    async fn remember(&self, fingerprint: &str) {
-        let applied = Applied {
-            fingerprint: fingerprint.to_owned(),
-            salt: self.salt.clone(),
-            table: self.wanted.clone(),
+    fn status(&self) -> Status {
+        let holds_rules = match &self.belief {
+            Belief::Known(table) => !table.chains.is_empty(),
+            Belief::Foreign(listing) => !listing.is_empty(),
         };
-        let state = self.state.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let content = serde_json::to_vec(&applied).expect("a table of texts");
-            state.write(FILE, &content)
-        });
-        if let Err(error) = written.await.expect("writing does not panic") {
-            tracing::error!(error = %error, file = FILE, "state-not-written");
-        }
+        let rules = self.wanted.chains.values().map(|chain| chain.rules.len() as u64).sum();
+        Status { rules, holds_rules, ..Status::default() }
     }
 
-    /// Changes by others in our table since it settled; the table is foreign from then
-    /// on. Unless `thoroughly`, compares only if the kernel's generation changed.
-    pub(crate) async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
-        let Some(settled) = &mut self.settled else { return Ok(None) };
-        let generation = self.line.generation();
-        if !thoroughly && generation.is_some() && generation == settled.generation {
-            return Ok(None);
+    async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        self.line.counters()
+    }
+
+    async fn strangers(&self) -> String {
+        let mut found = Vec::new();
+        for set in STRANGERS {
+            found.extend(self.nft.elements(set).await.unwrap_or_default());
         }
-        let listing = self.nft.list().await?.unwrap_or_default();
-        if fingerprint(&listing) == settled.fingerprint {
-            settled.generation = generation;
-            self.generation = generation;
-            return Ok(None);
-        }
-        let drift = settled.outline.drift(&listing, &self.wanted);
-        self.belief = Belief::Foreign(listing);
-        self.settled = None;
-        Ok(Some(drift))
+        found.truncate(STRANGERS_TOLD);
+        let found: Vec<String> = found.iter().map(|source| source.replace(" . ", " ")).collect();
+        found.join(", ")
     }
 }

@@ -43,25 +43,33 @@ pub(crate) async fn take_away(nft: &mut Nft) -> anyhow::Result<()> {
     nft.apply(&diff::remove()).await.context("taking our table out of the kernel")
 }
 
-/// The data plane, if it is usable.
-pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Box<dyn Plane>, Error> {
-    let mut nft = Nft::new(&config.nft);
-    match &config.plane {
-        DataPlane::Nftables => Ok(Box::new(NftablesPlane::open(nft, state).await?)),
+/// The data plane, if it is usable; changes nothing.
+pub(crate) async fn open_plane(
+    config: &Config,
+    state: StateDirectory,
+) -> Result<Box<dyn Plane>, Error> {
+    Ok(match &config.plane {
+        DataPlane::Nftables => Box::new(NftablesPlane::open(Nft::new(&config.nft), state).await?),
         DataPlane::Iptables { path, lock } => {
-            let chains = IptablesPlane::open(Iptables::new(path, lock)).await?;
-            // An existing table of ours would go on rejecting packets. The table only
-            // ever rejects, so deleting it allows nothing that the iptables chains
-            // deny.
-            match nft.apply(&diff::remove()).await {
-                Ok(()) | Err(Error::Missing { .. }) => {}
-                Err(error) => {
-                    tracing::error!(error = %error, "table-of-the-other-plane-not-removed");
-                }
+            Box::new(IptablesPlane::open(Iptables::new(path, lock)).await?)
+        }
+    })
+}
+
+/// The data plane, if it is usable. Deletes our table if the plane is iptables.
+pub(crate) async fn plane(config: &Config, state: StateDirectory) -> Result<Box<dyn Plane>, Error> {
+    let plane = open_plane(config, state).await?;
+    if let DataPlane::Iptables { .. } = config.plane {
+        // An existing table of ours would go on rejecting packets. The table only ever
+        // rejects, so deleting it allows nothing that the iptables chains deny.
+        match Nft::new(&config.nft).apply(&diff::remove()).await {
+            Ok(()) | Err(Error::Missing { .. }) => {}
+            Err(error) => {
+                tracing::error!(error = %error, "table-of-the-other-plane-not-removed");
             }
-            Ok(Box::new(chains))
         }
     }
+    Ok(plane)
 }
 
 /// Parameters of the group source.

@@ -1,9 +1,8 @@
 //! One-shot modes: `--once` makes the kernel match the inputs and exits, `--dry-run`
 //! prints the transactions that this would take.
 //!
-//! - Both use the agent's own reconcile loop, once; a dry run passes its transactions
-//!   to a data plane that checks and records them, so the printed transactions are
-//!   those that would be applied.
+//! - Both make the same plan and compute the same differences. `--once` applies them; a
+//!   dry run prints them, and asks the kernel only whether it accepts them.
 //! - The groups are fetched once. If the source does not respond, the last good groups
 //!   are used, and the run fails nevertheless: a caller must not take an old state for
 //!   a new one.
@@ -27,9 +26,8 @@ use crate::{
     groups,
     metrics::Times,
     plane::{
-        Plane, Rehearsed,
-        iptables::{IptablesPlane, programs::Iptables},
-        nftables::{NftablesPlane, diff, nft::Nft},
+        Transaction,
+        nftables::{diff, nft::Nft},
     },
     reconcile::{Outcome, Reconciler},
     state::StateDirectory,
@@ -54,7 +52,7 @@ pub struct OneShot {
     config: Config,
     tls: ClientTls,
     state: StateDirectory,
-    rehearses: bool,
+    is_dry_run: bool,
     /// Held during the run.
     _sockets: Vec<Listener>,
 }
@@ -62,14 +60,14 @@ pub struct OneShot {
 impl OneShot {
     /// The requested one-shot run, if any.
     pub(crate) async fn bind(config: &Config, process: &Process) -> anyhow::Result<Option<Self>> {
-        let rehearses = process.has(DRY_RUN.name);
-        if !rehearses && !process.has(ONCE.name) {
+        let is_dry_run = process.has(DRY_RUN.name);
+        if !is_dry_run && !process.has(ONCE.name) {
             return Ok(None);
         }
         let config = config.clone();
         let tls = ClientTls::follow(assemble::CERTIFICATE, &config.tls);
         let mut sockets = Vec::new();
-        let state = if rehearses {
+        let state = if is_dry_run {
             StateDirectory::only_read(&config.state_directory)
         } else {
             let one = "only one agent may work on a cell";
@@ -77,7 +75,7 @@ impl OneShot {
             sockets.push(Listener::unix("cell", &config.control_socket).await.context(one)?);
             assemble::open_state(&config)?
         };
-        Ok(Some(Self { config, tls, state, rehearses, _sockets: sockets }))
+        Ok(Some(Self { config, tls, state, is_dry_run, _sockets: sockets }))
     }
 
     /// Runs the cycle.
@@ -86,10 +84,8 @@ impl OneShot {
             return self.take_away().await;
         }
         let config = &self.config;
-        // A starting agent does this before its first cycle.
-        let mut before = Vec::new();
-        let plane = match self.rehearses {
-            true => rehearsing(config, self.state.clone(), &mut before).await?,
+        let plane = match self.is_dry_run {
+            true => assemble::open_plane(config, self.state.clone()).await?,
             false => assemble::plane(config, self.state.clone()).await?,
         };
         let (containers, follower) = Feed::open(
@@ -110,21 +106,31 @@ impl OneShot {
         let asked = tokio::time::timeout(config.force_timeout, learner.fetch()).await;
         let asked =
             asked.unwrap_or_else(|_| Err(format!("no answer in {:?}", config.force_timeout)));
+        if self.is_dry_run {
+            let (transactions, outcome) = reconciler.dry_run().await?;
+            print(&[self.before().await, transactions].concat())?;
+            return judge(asked, &outcome);
+        }
         let outcome = reconciler.once().await?;
-        if self.rehearses {
-            print(&[before, outcome.rehearsed.clone()].concat())?;
-        } else if asked.is_ok() {
+        if asked.is_ok() {
             let known = groups.borrow().clone();
             let _told = groups::save(&self.state, known).await;
         }
         judge(asked, &outcome)
     }
 
+    /// The transactions of [`assemble::plane`].
+    async fn before(&self) -> Vec<Transaction> {
+        let DataPlane::Iptables { .. } = self.config.plane else { return Vec::new() };
+        let listing = Nft::new(&self.config.nft).list().await;
+        listing.ok().flatten().map(|_| removal()).into_iter().collect()
+    }
+
     /// Deletes our table; nothing else is left to do while enforcement is disabled.
     async fn take_away(self) -> anyhow::Result<()> {
         let DataPlane::Nftables = self.config.plane else { return Ok(()) };
         let mut nft = Nft::new(&self.config.nft);
-        match (self.rehearses, nft.list().await?) {
+        match (self.is_dry_run, nft.list().await?) {
             (true, None) => print(&[]),
             (true, Some(_)) => print(&[removal()]),
             (false, _) => assemble::take_away(&mut nft).await,
@@ -132,41 +138,22 @@ impl OneShot {
     }
 }
 
-/// The data plane in dry-run mode.
-async fn rehearsing(
-    config: &Config,
-    state: StateDirectory,
-    before: &mut Vec<Rehearsed>,
-) -> anyhow::Result<Box<dyn Plane>> {
-    let nft = Nft::new(&config.nft).rehearsing();
-    Ok(match &config.plane {
-        DataPlane::Nftables => Box::new(NftablesPlane::open(nft, state).await?),
-        DataPlane::Iptables { path, lock } => {
-            if let Ok(Some(_)) = nft.list().await {
-                before.push(removal());
-            }
-            Box::new(IptablesPlane::open(Iptables::new(path, lock).rehearsing()).await?)
-        }
-    })
+fn removal() -> Transaction {
+    Transaction::of_nft(diff::remove())
 }
 
-fn removal() -> Rehearsed {
-    ("nft -f -".to_owned(), diff::remove())
-}
-
-fn print(rehearsed: &[Rehearsed]) -> anyhow::Result<()> {
-    let text = transactions(rehearsed);
-    io::stdout().lock().write_all(text.as_bytes()).context("standard output")
+fn print(transactions: &[Transaction]) -> anyhow::Result<()> {
+    io::stdout().lock().write_all(text(transactions).as_bytes()).context("standard output")
 }
 
 /// Each transaction below a comment that says how it would be applied.
-fn transactions(rehearsed: &[Rehearsed]) -> String {
-    if rehearsed.is_empty() {
+fn text(transactions: &[Transaction]) -> String {
+    if transactions.is_empty() {
         return "# nothing to change\n".to_owned();
     }
-    let count = rehearsed.len();
-    let numbered = (1..).zip(rehearsed);
-    let text = numbered.map(|(number, (command, text))| {
+    let count = transactions.len();
+    let numbered = (1..).zip(transactions);
+    let text = numbered.map(|(number, Transaction { command, text })| {
         format!("# transaction {number} of {count}: {command}\n{text}")
     });
     text.collect()
@@ -174,7 +161,7 @@ fn transactions(rehearsed: &[Rehearsed]) -> String {
 
 /// Fails unless the newest rules are, or would be, in force for every container.
 fn judge(asked: Result<(), String>, outcome: &Outcome) -> anyhow::Result<()> {
-    let Outcome { enforced, holding, rehearsed: _ } = outcome;
+    let Outcome { error, waiting, holding } = outcome;
     let mut problems = Vec::new();
     if let Err(reason) = asked {
         problems.push(format!("the security groups cannot be asked for: {reason}"));
@@ -182,9 +169,10 @@ fn judge(asked: Result<(), String>, outcome: &Outcome) -> anyhow::Result<()> {
     if *holding {
         problems.push("no groups are known, so the kernel keeps what it has".to_owned());
     }
-    problems.extend(enforced.error.clone());
-    let waiting = enforced.waiting.iter();
-    problems.extend(waiting.map(|(handle, reason)| format!("container {handle} waits: {reason}")));
+    problems.extend(error.clone());
+    problems.extend(
+        waiting.iter().map(|(handle, reason)| format!("container {handle} waits: {reason}")),
+    );
     if !problems.is_empty() {
         bail!("{}", problems.join("; "));
     }

@@ -26,13 +26,28 @@ use model::ids::ContainerHandle;
 use self::drift::Drift;
 use crate::plan::Ruleset;
 
+pub use nftables::render::{UNATTRIBUTED, full};
 pub use program::Error;
 
 /// Writing to a `String` cannot fail.
 pub(crate) const TO_STRING: &str = "a String takes everything";
 
-/// A transaction of a dry run: how it would be applied, and its text.
-pub type Rehearsed = (String, String);
+/// A transaction as its program takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transaction {
+    /// The program with its arguments.
+    pub command: String,
+    /// Its standard input.
+    pub text: String,
+}
+
+impl Transaction {
+    /// A script of nft.
+    #[must_use]
+    pub fn of_nft(script: String) -> Self {
+        Self { command: "nft -f -".to_owned(), text: script }
+    }
+}
 
 /// Brings rulesets into the kernel.
 #[async_trait]
@@ -52,6 +67,15 @@ pub trait Plane: Debug + Send + Sync {
     /// Whether the kernel accepts this ruleset; changes no rule that packets meet.
     async fn check(&self, ruleset: &Ruleset) -> Result<(), Error>;
 
+    /// The transactions of [`Plane::apply`] and [`Plane::sweep`], in order. Reads the
+    /// kernel and checks whether it accepts them, but changes nothing.
+    async fn dry_run(&mut self, ruleset: &Ruleset) -> Result<Vec<Transaction>, Error>;
+
+    /// [`Plane::check`] as far as it is possible without changing anything.
+    async fn dry_check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+        self.check(ruleset).await
+    }
+
     /// Foreign changes of our rules. Unless `thoroughly`, compares only if there may
     /// have been a change.
     async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error>;
@@ -67,13 +91,11 @@ pub trait Plane: Debug + Send + Sync {
         Ok(true)
     }
 
-    /// The recorded transactions, if this is a dry run.
-    fn rehearsed(&self) -> Option<Vec<Rehearsed>>;
-
     /// The state after the last call.
     fn status(&self) -> Status;
 
-    /// Counters of packets that no rule decided, if available.
+    /// Counters of packets that no rule decided, if available: [`UNATTRIBUTED`], and
+    /// [`full`] of each container.
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>>;
 
     /// Sources of the latest packets that belong to no known container.

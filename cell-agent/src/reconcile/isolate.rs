@@ -5,22 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{ids::GroupGuid, rule::Unenforceable};
 
-use super::{Attempt, Reconciler};
+use super::enforce::{Attempt, Call, Enforcer};
 use crate::{
     isolate::{Finding, Search, Unit},
     plan::{Assignment, Refused, Ruleset, plan},
-    plane::Error,
+    plane::{Error, Plane},
 };
 
-impl Reconciler {
+impl Enforcer {
     /// Finds the refused rules and containers, and excludes them from now on.
     pub(super) async fn isolate(
         &mut self,
+        plane: &mut dyn Plane,
+        check: Call<()>,
         attempt: &Attempt,
         ruleset: &Ruleset,
         reason: String,
     ) -> Result<(), Error> {
-        if self.told == Refused::default() {
+        if self.logged == Refused::default() {
             tracing::error!(error = reason, "kernel-refused.looking-for-the-culprit");
         }
         let all = units(ruleset);
@@ -30,9 +32,8 @@ impl Reconciler {
             for unit in all.iter().filter(|unit| !trial.contains(unit)) {
                 refuse(&mut refused, attempt, unit, "left out for a trial");
             }
-            let settings = &self.inputs.settings;
-            let trial = plan(settings, &attempt.snapshot, &attempt.known, &refused);
-            match self.plane.check(&trial).await {
+            let trial = plan(&self.settings, &attempt.snapshot, &attempt.known, &refused);
+            match check(plane, &trial).await {
                 Ok(()) => search.answer(Ok(())),
                 Err(Error::Refused(reason)) => search.answer(Err(reason)),
                 Err(error) => return Err(error),
@@ -58,8 +59,8 @@ impl Reconciler {
         reason: &str,
     ) {
         refuse(&mut self.refused, attempt, unit, reason);
-        if !is_same(&self.told, &self.refused, unit) {
-            tell(ruleset, unit, reason);
+        if !is_same(&self.logged, &self.refused, unit) {
+            log(ruleset, unit, reason);
         }
     }
 }
@@ -111,7 +112,7 @@ fn is_same(one: &Refused, other: &Refused, unit: &Unit) -> bool {
 }
 
 /// Logs an isolated unit and the containers concerned.
-fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
+fn log(ruleset: &Ruleset, unit: &Unit, reason: &str) {
     match unit {
         Unit::Container(handle) => {
             tracing::error!(container = %handle, error = reason, "container-isolated");
@@ -130,10 +131,10 @@ fn tell(ruleset: &Ruleset, unit: &Unit, reason: &str) {
 }
 
 /// Logs unreadable rules or parts of them; once, when they appear.
-pub(super) fn tell_unreadable(before: &Ruleset, after: &Ruleset) {
-    let told = unreadable(before);
+pub(super) fn log_unreadable(before: &Ruleset, after: &Ruleset) {
+    let logged = unreadable(before);
     for (at, problems) in unreadable(after) {
-        if told.get(&at) == Some(&problems) {
+        if logged.get(&at) == Some(&problems) {
             continue;
         }
         let (group, rule) = at;

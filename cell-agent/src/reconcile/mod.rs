@@ -2,25 +2,19 @@
 //!
 //! Level-triggered: it compares the desired with the actual state when an input
 //! changes, when another process changed the kernel, and periodically. Only this loop
-//! writes our rules, so its view of the kernel is:
+//! writes our rules, through its [`Plane`].
 //!
-//! - the table that its last transaction left there, as long as no other process has
-//!   changed anything; or
-//! - unknown, after a start or a foreign change: then everything is written again, in
-//!   place.
-//!
-//! A crash at any point leaves a whole old or a whole new table in the kernel. The
-//! state file says which, with a fingerprint of the kernel's own listing; if they do
-//! not agree, the table is written again.
+//! The kernel keeps the rules of an earlier process until containers and groups are
+//! known (law 5). A crash at any point leaves the whole old or the whole new rules in
+//! the kernel; the plane finds out which.
 
+mod enforce;
 mod enforced;
-mod interfaces;
 mod isolate;
 mod once;
 mod tally;
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -36,14 +30,15 @@ use tokio_util::sync::CancellationToken;
 pub use enforced::Enforced;
 pub use once::Outcome;
 
+use enforce::{APPLY, Accepted, Attempt, Enforcer};
 use enforced::difference;
-use isolate::tell_unreadable;
+use isolate::log_unreadable;
 use tally::Tally;
 
 use crate::{
-    containers::{Containers, Snapshot},
+    containers::Containers,
     metrics::{self, Step, Times, number},
-    plan::{Known, Planner, Refused, Ruleset, Settings},
+    plan::{Known, Ruleset, Settings},
     plane::{Error, Plane, Status, drift::Drift},
 };
 
@@ -61,9 +56,6 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 /// is recorded; under steady change, [`SETTLE_MOST`] after the first one.
 const SETTLE: Duration = Duration::from_millis(200);
 const SETTLE_MOST: Duration = Duration::from_secs(1);
-/// Maximum number of refused rules or containers that are isolated one by one, as named
-/// in the data plane's errors; above that a search is faster.
-const NAMED_MOST: usize = 8;
 
 /// Inputs of the loop.
 #[derive(Debug)]
@@ -95,11 +87,8 @@ pub struct Trigger {
 #[derive(Debug)]
 pub struct Reconciler {
     inputs: Inputs,
-    planner: Planner,
+    enforcer: Enforcer,
     plane: Box<dyn Plane>,
-    refused: Refused,
-    /// Refused rules and containers that are already logged; each is logged once.
-    told: Refused,
     nudges: mpsc::Receiver<Trigger>,
     published: watch::Sender<Arc<Enforced>>,
     failures: u32,
@@ -117,16 +106,7 @@ pub struct Reconciler {
     recovered: bool,
     /// Why the last read of the kernel failed.
     unread: Option<String>,
-    /// Interfaces of containers.
-    interfaces: BTreeSet<String>,
     tally: Tally,
-}
-
-/// The inputs of one attempt.
-struct Attempt {
-    reading: u64,
-    snapshot: Arc<Snapshot>,
-    known: Arc<Known>,
 }
 
 impl Reconciler {
@@ -140,11 +120,9 @@ impl Reconciler {
         let (published, enforced) = watch::channel(Arc::new(Enforced::nothing(ruleset)));
         let (nudge, nudges) = mpsc::channel(4);
         let reconciler = Self {
-            planner: Planner::new(Arc::clone(&inputs.settings)),
+            enforcer: Enforcer::new(Arc::clone(&inputs.settings)),
             inputs,
             plane,
-            refused: Refused::default(),
-            told: Refused::default(),
             nudges,
             published,
             failures: 0,
@@ -157,7 +135,6 @@ impl Reconciler {
             lost: false,
             recovered: false,
             unread: None,
-            interfaces: BTreeSet::new(),
             tally: Tally::default(),
         };
         (reconciler, enforced, nudge)
@@ -189,7 +166,8 @@ impl Reconciler {
                 () = at(settle_at) => self.settle().await,
                 _ = drift.tick() => {
                     self.measure_age();
-                    if self.finds_interfaces() {
+                    let snapshot = Arc::clone(&self.inputs.containers.borrow().snapshot);
+                    if self.enforcer.finds_interfaces(&snapshot) {
                         self.reconcile().await;
                     }
                     self.check(false).await;
@@ -202,10 +180,7 @@ impl Reconciler {
 
     /// Periodic full comparison; does nothing when nothing has changed.
     async fn compare_all(&mut self) {
-        // Retry refused rules; the kernel may accept them now.
-        let refused = std::mem::take(&mut self.refused);
-        let retries = refused != Refused::default();
-        self.told.add(refused);
+        let retries = self.enforcer.retries_refused();
         if !self.check(false).await && (retries || !self.is_current()) {
             self.reconcile().await;
         }
@@ -262,14 +237,13 @@ impl Reconciler {
         let Some(attempt) = self.attempt() else { return };
         let started = Instant::now();
         let before = Arc::clone(&self.published.borrow().ruleset);
-        let enforced = self.enforce(&attempt).await;
+        let enforced = self.enforcer.enforce(&mut *self.plane, &APPLY, &attempt).await;
         self.inputs.times.took(Step::Enforce, started.elapsed());
         match enforced {
-            Ok((ruleset, changed)) => {
+            Ok(Accepted { ruleset, result: changed, searched }) => {
                 self.failures = 0;
-                self.told = Refused::default();
-                tell_unreadable(&before, &ruleset);
-                if changed {
+                log_unreadable(&before, &ruleset);
+                if changed || searched {
                     self.changed(started, &before, &ruleset, &attempt);
                 }
                 self.succeeded(&attempt, ruleset);
@@ -296,49 +270,22 @@ impl Reconciler {
     }
 
     fn attempt(&mut self) -> Option<Attempt> {
-        let Containers { reading, snapshot } = self.inputs.containers.borrow_and_update().clone();
-        let known = self.inputs.groups.borrow_and_update().clone();
+        let attempt = Attempt::of(&mut self.inputs);
         // Containers or rules are not known yet, but the kernel has rules: keep them.
-        let untold = known.is_none() || reading == 0;
+        let untold = !attempt.knows_groups || attempt.reading == 0;
         self.holding &= untold;
         if untold && self.plane.status().holds_rules && !self.lost {
             if !std::mem::replace(&mut self.holding, true) {
                 tracing::info!(
-                    groups = known.is_some(),
-                    containers = reading > 0,
+                    groups = attempt.knows_groups,
+                    containers = attempt.reading > 0,
                     "keeping-last-rules-until-groups-are-known"
                 );
             }
             return None;
         }
-        self.finds_interfaces();
-        Some(Attempt { reading, snapshot, known: known.unwrap_or_default() })
-    }
-
-    async fn enforce(&mut self, attempt: &Attempt) -> Result<(Ruleset, bool), Error> {
-        let mut ruleset = self.plan(attempt);
-        let mut brought = self.plane.apply(&ruleset).await;
-        for _ in 0..NAMED_MOST {
-            let Err(Error::Culprit { unit, reason }) = &brought else { break };
-            self.leave_out(attempt, &ruleset, unit, reason);
-            ruleset = self.plan(attempt);
-            brought = self.plane.apply(&ruleset).await;
-        }
-        match brought {
-            Err(Error::Refused(reason) | Error::Culprit { reason, .. }) => {
-                self.isolate(attempt, &ruleset, reason).await?;
-                let ruleset = self.plan(attempt);
-                self.plane.apply(&ruleset).await?;
-                Ok((ruleset, true))
-            }
-            brought => Ok((ruleset, brought?)),
-        }
-    }
-
-    fn plan(&mut self, attempt: &Attempt) -> Ruleset {
-        let mut ruleset = self.planner.plan(&attempt.snapshot, &attempt.known, &self.refused);
-        ruleset.interfaces.clone_from(&self.interfaces);
-        ruleset
+        self.enforcer.finds_interfaces(&attempt.snapshot);
+        Some(attempt)
     }
 
     fn changed(&mut self, started: Instant, before: &Ruleset, after: &Ruleset, attempt: &Attempt) {
@@ -347,9 +294,6 @@ impl Reconciler {
         self.changed_at = Some(now);
         let since = *self.changing_since.get_or_insert(now);
         self.settle_at = Some((now + SETTLE).min(since + SETTLE_MOST));
-        if self.plane.rehearsed().is_some() {
-            return;
-        }
         let (added, removed) = difference(before, after);
         tracing::info!(
             containers = after.containers.len(),

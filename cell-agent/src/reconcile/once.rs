@@ -1,11 +1,20 @@
 //! One cycle of the loop, for real or as a dry run.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
+use model::ids::ContainerHandle;
+use runtime::error::chain;
 use tokio::time::sleep_until;
 
-use super::{Enforced, Reconciler};
-use crate::plane::{Error, Rehearsed};
+use super::{
+    Reconciler,
+    enforce::{Accepted, DRY_RUN},
+    isolate::log_unreadable,
+};
+use crate::{
+    plan::Ruleset,
+    plane::{Error, Transaction},
+};
 
 /// Maximum number of attempts against foreign changes.
 const SETTLE_ATTEMPTS: usize = 5;
@@ -13,12 +22,12 @@ const SETTLE_ATTEMPTS: usize = 5;
 /// Result of one cycle.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The state in force after the cycle, or in a dry run the state that would be.
-    pub enforced: Arc<Enforced>,
+    /// Why the rules are not in force, or in a dry run would not be.
+    pub error: Option<String>,
+    /// Containers whose rules cannot be in the kernel yet, with the reason.
+    pub waiting: BTreeMap<ContainerHandle, String>,
     /// Whether the kernel keeps its rules because the desired state is unknown.
     pub holding: bool,
-    /// The transactions of a dry run, in order.
-    pub rehearsed: Vec<Rehearsed>,
 }
 
 impl Reconciler {
@@ -35,8 +44,31 @@ impl Reconciler {
             sleep_until(at).await;
             self.settle().await;
         }
-        let enforced = self.published.borrow().clone();
-        let rehearsed = self.plane.rehearsed().unwrap_or_default();
-        Ok(Outcome { enforced, holding: self.holding, rehearsed })
+        let enforced = self.published.borrow();
+        let (error, waiting) = (enforced.error.clone(), enforced.waiting.clone());
+        Ok(Outcome { error, waiting, holding: self.holding })
+    }
+
+    /// The transactions that [`Reconciler::once`] would apply, in order; the kernel is
+    /// only read and asked whether it accepts them.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub async fn dry_run(mut self) -> Result<(Vec<Transaction>, Outcome), Error> {
+        self.plane.recover().await?;
+        let mut transactions = Vec::new();
+        let mut error = None;
+        if let Some(attempt) = self.attempt() {
+            match self.enforcer.enforce(&mut *self.plane, &DRY_RUN, &attempt).await {
+                Ok(Accepted { ruleset, result, searched: _ }) => {
+                    let before = Ruleset::empty(ruleset.settings.clone());
+                    log_unreadable(&before, &ruleset);
+                    transactions = result;
+                }
+                Err(failed) => error = Some(chain(&failed)),
+            }
+        }
+        let waiting = self.plane.status().waiting;
+        Ok((transactions, Outcome { error, waiting, holding: self.holding }))
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Reconciler;
 use crate::{
     metrics,
-    plane::nftables::render::{UNATTRIBUTED, full},
+    plane::{UNATTRIBUTED, full},
 };
 
 /// Minimum interval of each log line; a limit counts as full for as long.

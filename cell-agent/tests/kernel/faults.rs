@@ -16,7 +16,7 @@ use crate::{
 
 /// Simulates a kernel that refuses one of the destinations, and one of the containers:
 /// on one plane its address, on the other its log rule.
-const REFUSES: &str = "case \"$input\" in *10.66.6.6*|*10.255.6.6*|*DENY_bad*)
+pub(crate) const REFUSES: &str = "case \"$input\" in *10.66.6.6*|*10.255.6.6*|*DENY_bad*)
     echo 'Error: Could not process rule: Numerical result out of range' >&2; exit 1;;
 esac";
 

@@ -13,7 +13,9 @@ use serde_json::json;
 
 use crate::{
     agent::{Cell, all, app, bound, eventually, global, listing},
-    lab::{lab, sh},
+    faults::REFUSES,
+    lab::{Lab, lab, sh},
+    planes::{Plane, Programs, on_every_plane},
     silk::BACKENDS,
 };
 
@@ -219,4 +221,25 @@ fn once_applies_what_a_dry_run_prints_beside_silk() {
             assert_eq!(done(&cell, "--dry-run").await, NOTHING);
         });
     }
+}
+
+#[test]
+fn a_dry_run_leaves_out_what_the_kernel_refuses() {
+    on_every_plane(without_refused);
+}
+
+async fn without_refused(plane: Plane, _lab: Lab) {
+    let programs = Programs::new(plane, REFUSES, "");
+    let mut cell = Cell::new(programs.config(json!({}))).await;
+    cell.store.set(vec![global("g1", vec![all("10.1.0.0/16"), all("10.66.6.6")])]);
+    cell.add_entry(HANDLE, "10.255.1.1", &app("s1"));
+    if let Plane::Iptables(silk) = plane {
+        silk.add(HANDLE, "10.255.1.1", &json!({}));
+    }
+    let before = plane.ours();
+    let (code, printed, log) = run(&cell, "--dry-run").await;
+    assert_eq!(code, Some(0), "{printed} {log}");
+    assert!(printed.contains("10.1.0.0") && !printed.contains("10.66.6.6"), "{printed}");
+    assert!(log.contains("rule-isolated"), "{log}");
+    assert_eq!(plane.ours(), before, "a dry run changes nothing");
 }

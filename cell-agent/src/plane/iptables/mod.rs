@@ -9,8 +9,10 @@
 
 pub(crate) mod arguments;
 pub mod batch;
+mod blame;
 pub mod chains;
 mod change_detector;
+mod family;
 pub mod guard;
 pub mod programs;
 pub mod render;
@@ -18,29 +20,26 @@ pub mod spelling;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    iter,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use model::ids::{ContainerHandle, GroupGuid};
+use model::ids::ContainerHandle;
 use tokio::time::Instant;
 
 use self::{
-    batch::{Batch, Saved, Step, TRIAL_LOG},
+    batch::{Batch, TRIAL_LOG, Trial},
+    blame::refused,
     chains::Family,
     change_detector::ChangeDetector,
-    guard::{GUARD, STRAY},
+    family::{FamilyState, forwards_ipv6},
+    guard::STRAY,
     programs::{Iptables, Refusal},
-    render::{Filter, Part, all_permits, render},
-    spelling::Spellings,
+    render::{all_permits, render},
 };
-use super::{Error, Plane, Rehearsed, Status, drift::Drift, nftables::render::UNATTRIBUTED};
-use crate::{
-    isolate::Unit,
-    metrics,
-    plan::{Assignment, Policy, Ruleset},
-};
+use super::{Error, Plane, Status, Transaction, UNATTRIBUTED, drift::Drift};
+use crate::{metrics, plan::Ruleset};
 
 /// Maximum number of attempts to write a batch before it must be visible in the kernel.
 const WRITINGS_MOST: usize = 2;
@@ -49,11 +48,6 @@ const COUNT: Duration = Duration::from_secs(5);
 /// Maximum number of consecutive skipped reads: another process may have changed the
 /// tables without a lock.
 const LEFT_OUT_MOST: u32 = 120;
-
-fn forwards_ipv6() -> bool {
-    let setting = "/proc/sys/net/ipv6/conf/all/forwarding";
-    fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1")
-}
 
 /// Our chains in the kernel.
 #[derive(Debug)]
@@ -68,101 +62,6 @@ pub struct IptablesPlane {
     left_out: u32,
     /// Time of the next counter read.
     counted: Option<Instant>,
-}
-
-/// State of one address family.
-#[derive(Debug)]
-struct FamilyState {
-    spellings: Spellings,
-    wanted: Filter,
-    /// Our chains that were right after the last batch.
-    placed: BTreeSet<String>,
-    /// Those of them with the rules that this process wants.
-    written: BTreeSet<String>,
-    /// ip6tables refused rules that no packet of this cell needs.
-    given_up: bool,
-}
-
-impl FamilyState {
-    fn new(family: Family) -> Self {
-        Self {
-            spellings: Spellings::of(family),
-            wanted: Filter::default(),
-            placed: BTreeSet::new(),
-            written: BTreeSet::new(),
-            given_up: false,
-        }
-    }
-
-    fn family(&self) -> Family {
-        self.spellings.family()
-    }
-
-    /// Reads the table; `None` for an unreadable IPv6 table that no container needs.
-    async fn look(&self, iptables: &Iptables) -> Result<Option<Saved>, Error> {
-        if self.given_up && self.is_idle() {
-            return Ok(None);
-        }
-        match iptables.save(self.family()).await {
-            Ok(saved) => Ok(Some(saved)),
-            Err(Error::Unreadable { .. }) if self.is_unused() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether no packet can need the table: no container has an address of this
-    /// family, and the cell does not forward the family.
-    fn is_idle(&self) -> bool {
-        self.is_unused() && !forwards_ipv6()
-    }
-
-    fn is_unused(&self) -> bool {
-        let needed = self.wanted.chains.iter().chain(&self.wanted.unknown);
-        self.family() == Family::V6
-            && self.placed.is_empty()
-            && !needed.into_iter().any(|chain| chain.expected)
-    }
-
-    /// Learns the printed form of written rules that are not recognised.
-    async fn learn(
-        &mut self,
-        iptables: &Iptables,
-        saved: &Saved,
-        (batch, again): (&Batch, &Batch),
-    ) -> Result<(), Error> {
-        let rules = saved.unrecognised(batch, again, &self.spellings);
-        if rules.is_empty() {
-            return Ok(());
-        }
-        let printed = iptables.spell(self.family(), &rules).await?;
-        if printed.len() != rules.len() {
-            return Ok(());
-        }
-        let odd: Vec<_> =
-            rules.iter().zip(&printed).filter(|(rule, printed)| rule != printed).collect();
-        if let Some((rule, printed)) = odd.first() {
-            metrics::count(metrics::UNKNOWN_SPELLINGS);
-            let (family, rules) = (self.family(), odd.len());
-            tracing::warn!(%family, rules, rule, printed, "unknown-spelling-of-rules-learned");
-        }
-        odd.into_iter().for_each(|(rule, printed)| self.spellings.learn(rule, printed));
-        Ok(())
-    }
-
-    /// Differences in chains that were right before.
-    fn drifted(&self, saved: &Saved, step: &Step) -> Option<Drift> {
-        let batch = step.batch.as_ref()?;
-        let placed = |handle: &ContainerHandle| {
-            let chain = self.wanted.chains.iter().find(|chain| chain.handle == *handle);
-            chain.is_some_and(|chain| self.placed.contains(&chain.names.asg))
-        };
-        let mut drift = Drift::default();
-        saved.compare(batch, placed, &self.spellings, &mut drift);
-        if self.placed.contains(GUARD) {
-            saved.compare_guards(batch, &self.spellings, &mut drift);
-        }
-        (drift.differences > 0).then_some(drift)
-    }
 }
 
 impl IptablesPlane {
@@ -202,6 +101,13 @@ impl IptablesPlane {
         })
     }
 
+    fn want(&mut self, ruleset: &Ruleset) {
+        for state in &mut self.families {
+            state.wanted = render(ruleset, state.family());
+            state.wanted.close(&state.written);
+        }
+    }
+
     /// Counts the rules in the chains that are in place, for both families.
     fn count(&mut self) {
         let placed = self.families.iter().flat_map(|state| {
@@ -227,7 +133,7 @@ impl IptablesPlane {
             let batches = self.write(ruleset).await?;
             changed |= batches.iter().any(Option::is_some);
             self.right = !changed;
-            if self.right || self.iptables.rehearsed().is_some() {
+            if self.right {
                 break;
             }
             match self.read_back(&batches).await? {
@@ -264,7 +170,7 @@ impl IptablesPlane {
             if let Some(batch) = &step.batch {
                 let restored = self.iptables.restore(state.family(), batch).await;
                 if let Err(refusal) = restored {
-                    let error = refused(refusal, state, &step, ruleset);
+                    let error = refused(refusal, (state.family(), &state.wanted), &step, ruleset);
                     if !state.is_idle() {
                         return Err(error);
                     }
@@ -285,6 +191,13 @@ impl IptablesPlane {
             kept.extend(step.kept);
             batches.push(step.batch);
         }
+        self.wait(ruleset, waiting);
+        self.status.kept = kept;
+        Ok(batches)
+    }
+
+    /// Records the containers that cannot have a chain yet.
+    fn wait(&mut self, ruleset: Option<&Ruleset>, mut waiting: BTreeMap<ContainerHandle, String>) {
         self.without_family(ruleset, &mut waiting);
         for (handle, reason) in &waiting {
             if self.status.waiting.get(handle) != Some(reason) {
@@ -292,8 +205,6 @@ impl IptablesPlane {
             }
         }
         self.status.waiting = waiting;
-        self.status.kept = kept;
-        Ok(batches)
     }
 
     /// Why the batches are not in force, or `None`.
@@ -320,6 +231,18 @@ impl IptablesPlane {
         }
         self.right = right;
         Ok(None)
+    }
+
+    /// The rules of each family, in chains without packets.
+    async fn trials(&self, ruleset: &Ruleset) -> Result<Vec<(Family, Trial)>, Error> {
+        let mut trials = Vec::with_capacity(self.families.len());
+        for state in &self.families {
+            let family = state.family();
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
+            let permits = all_permits(ruleset, family, TRIAL_LOG);
+            trials.push((family, saved.trial(&render(ruleset, family), &permits)));
+        }
+        Ok(trials)
     }
 
     /// Containers of a family for which the cell has no iptables.
@@ -352,10 +275,7 @@ impl Plane for IptablesPlane {
     }
 
     async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
-        for state in &mut self.families {
-            state.wanted = render(ruleset, state.family());
-            state.wanted.close(&state.written);
-        }
+        self.want(ruleset);
         self.commit(Some(ruleset)).await
     }
 
@@ -369,14 +289,45 @@ impl Plane for IptablesPlane {
 
     async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
-        for state in &self.families {
-            let family = state.family();
-            let Some(saved) = state.look(&self.iptables).await? else { continue };
-            let permits = all_permits(ruleset, family, TRIAL_LOG);
-            let trial = saved.trial(&render(ruleset, family), &permits);
+        for (family, trial) in self.trials(ruleset).await? {
             self.iptables.attempt(family, &trial).await.map_err(Refusal::into_error)?;
         }
         Ok(())
+    }
+
+    async fn dry_check(&self, ruleset: &Ruleset) -> Result<(), Error> {
+        let _locked = self.iptables.lock().await?;
+        for (family, trial) in self.trials(ruleset).await? {
+            let tested = self.iptables.test(family, iter::once(trial.text())).await;
+            tested.map_err(Refusal::into_error)?;
+        }
+        Ok(())
+    }
+
+    async fn dry_run(&mut self, ruleset: &Ruleset) -> Result<Vec<Transaction>, Error> {
+        self.want(ruleset);
+        let _locked = self.iptables.lock().await?;
+        let (mut transactions, mut waiting) = (Vec::new(), BTreeMap::new());
+        for state in &self.families {
+            let family = state.family();
+            let Some(saved) = state.look(&self.iptables).await? else { continue };
+            let step = saved.step(&state.wanted, &state.spellings);
+            if let Some(batch) = &step.batch {
+                if let Err(refusal) = self.iptables.test(family, batch.pieces()).await {
+                    let error = refused(refusal, (family, &state.wanted), &step, Some(ruleset));
+                    if !state.is_idle() {
+                        return Err(error);
+                    }
+                    tracing::info!(reason = %error, "ip6tables-cannot-be-used");
+                    continue;
+                }
+                let command = format!("{family}-restore --noflush");
+                transactions.push(Transaction { command, text: batch.text() });
+            }
+            waiting.extend(step.waiting);
+        }
+        self.wait(Some(ruleset), waiting);
+        Ok(transactions)
     }
 
     async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
@@ -404,13 +355,6 @@ impl Plane for IptablesPlane {
         Ok(drifted)
     }
 
-    fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
-        let batches = self.iptables.rehearsed()?.iter();
-        let command = |family| format!("{family}-restore --noflush");
-        let batches = batches.map(|(family, text)| (command(family), text.clone()));
-        Some(batches.collect())
-    }
-
     fn status(&self) -> Status {
         self.status.clone()
     }
@@ -426,49 +370,4 @@ impl Plane for IptablesPlane {
         self.counted = Some(Instant::now() + COUNT.max(20 * began.elapsed()));
         Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
     }
-}
-
-/// Maps a refusal to a rule or container, if iptables names the line.
-fn refused(refusal: Refusal, state: &FamilyState, step: &Step, ruleset: Option<&Ruleset>) -> Error {
-    let (line, reason) = match refusal {
-        Refusal::Failed(error) => return error,
-        Refusal::Refused { line, reason } => (line, reason),
-    };
-    let unit = || {
-        let batch = step.batch.as_ref()?;
-        let (handle, part) = batch.blame(line?, &state.wanted)?;
-        culprit(ruleset?, state.family(), handle, part)
-    };
-    match unit() {
-        Some(unit) => Error::Culprit { unit, reason },
-        None => Error::Refused(reason),
-    }
-}
-
-fn culprit(
-    ruleset: &Ruleset,
-    family: Family,
-    handle: &ContainerHandle,
-    part: Part,
-) -> Option<Unit> {
-    let place = match part {
-        Part::Fixed => return Some(Unit::Container(handle.clone())),
-        Part::Permit(place) => place,
-    };
-    let Assignment::Bound(belongs) = &ruleset.containers.get(handle)?.assignment else {
-        return None;
-    };
-    let (group, rule) = source(ruleset.policies.get(belongs)?, family, place)?;
-    Some(Unit::Rule(group, rule))
-}
-
-/// The source of the permit at this index in a chain.
-fn source(policy: &Policy, family: Family, place: usize) -> Option<(GroupGuid, usize)> {
-    let permits = policy.segments.iter().flat_map(|segment| &segment.permits);
-    let of_family = |permit: &&model::effective::Permit| {
-        permit.destination.first().is_ipv4() == (family == Family::V4)
-    };
-    let permit = permits.filter(of_family).nth(place)?;
-    let (_, source) = policy.rules.permits.iter().find(|(written, _)| written == permit)?;
-    Some((source.group.clone(), source.rule))
 }

@@ -35,8 +35,6 @@ const WAIT: &str = "30";
 pub struct Iptables {
     path: PathBuf,
     lock: PathBuf,
-    /// Batches of a dry run: they are checked and recorded, not applied.
-    rehearsed: Option<Vec<(Family, String)>>,
 }
 
 /// Released when dropped.
@@ -75,19 +73,7 @@ impl Iptables {
     /// `/sbin/iptables`), with a lock file.
     #[must_use]
     pub fn new(path: &Path, lock: &Path) -> Self {
-        Self { path: path.to_owned(), lock: lock.to_owned(), rehearsed: None }
-    }
-
-    /// Switches to a dry run: batches are only checked and recorded.
-    #[must_use]
-    pub fn rehearsing(self) -> Self {
-        Self { rehearsed: Some(Vec::new()), ..self }
-    }
-
-    /// The recorded batches, if this is a dry run.
-    #[must_use]
-    pub fn rehearsed(&self) -> Option<&[(Family, String)]> {
-        self.rehearsed.as_deref()
+        Self { path: path.to_owned(), lock: lock.to_owned() }
     }
 
     /// The lock file.
@@ -176,25 +162,29 @@ impl Iptables {
     /// # Errors
     /// The kernel is unchanged, except after [`Error::Hangs`] and [`Error::Run`], where
     /// its state is unknown.
-    pub async fn restore(&mut self, family: Family, batch: &Batch) -> Result<(), Refusal> {
-        let rehearses = self.rehearsed.is_some();
-        self.run(family, batch.pieces(), if rehearses { &["--test"] } else { &[] }).await?;
-        if let Some(rehearsed) = &mut self.rehearsed {
-            rehearsed.push((family, batch.text()));
-        }
-        Ok(())
+    pub async fn restore(&self, family: Family, batch: &Batch) -> Result<(), Refusal> {
+        self.run(family, batch.pieces(), &[]).await
+    }
+
+    /// Checks whether the program accepts this input, and changes nothing.
+    ///
+    /// # Errors
+    /// The input is refused.
+    pub async fn test(
+        &self,
+        family: Family,
+        pieces: impl Iterator<Item = impl AsRef<str>>,
+    ) -> Result<(), Refusal> {
+        self.run(family, pieces, &["--test"]).await
     }
 
     /// Checks whether the kernel accepts a batch that starts in a chain of its own, and
-    /// deletes that chain again; a dry run never creates it.
+    /// deletes that chain again.
     ///
     /// # Errors
     /// The batch is refused.
     pub async fn attempt(&self, family: Family, trial: &Trial) -> Result<(), Refusal> {
-        match self.rehearsed {
-            None => self.run(family, iter::once(trial.with_cleanup()), &[]).await,
-            Some(_) => self.run(family, iter::once(trial.text()), &["--test"]).await,
-        }
+        self.run(family, iter::once(trial.with_cleanup()), &[]).await
     }
 
     async fn run(

@@ -1,7 +1,17 @@
-//! The agent's view of its nftables table in the kernel, and the steps that change the
-//! table.
+//! The nftables data plane: a table of our own.
+//!
+//! Only the agent writes the table, so its view of the kernel is:
+//! - known: the table that its last transaction left, as long as no other process has
+//!   changed anything; or
+//! - foreign, after a start or a change by another process: then everything is written
+//!   again, in place.
+//!
+//! A crash at any point leaves a whole old or a whole new table in the kernel. The
+//! state file says which, with a fingerprint of nft's listing; if they do not agree,
+//! the table is written again.
 
 pub mod diff;
+mod dry_run;
 pub mod intervals;
 pub mod listing;
 pub mod netlink;
@@ -24,7 +34,7 @@ use self::{
     render::{Renderer, STRANGERS, render},
     table::Table,
 };
-use super::{Error, Plane, Rehearsed, Status, drift::Drift};
+use super::{Error, Plane, Status, Transaction, drift::Drift};
 use crate::{plan::Ruleset, state::StateDirectory};
 
 /// Name of the state file.
@@ -100,7 +110,6 @@ impl NftablesPlane {
     pub async fn open(nft: Nft, state: StateDirectory) -> Result<Self, Error> {
         let mut kernel = Self::new(nft, state);
         kernel.read().await?;
-        kernel.nft.get_ready();
         Ok(kernel)
     }
 
@@ -159,7 +168,7 @@ impl NftablesPlane {
 
     /// Writes the whole table again, in place if possible.
     async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
-        let salt = self.line.generation().map(KernelGeneration::salt).unwrap_or_default();
+        let salt = self.new_salt();
         let wanted = self.renderer.render(ruleset, &salt);
         let in_place = diff(&suspect(listing, &wanted), &wanted, Sweep::Later);
         match self.commit(in_place, Scope::Everything).await {
@@ -174,6 +183,10 @@ impl NftablesPlane {
         }
         (self.salt, self.wanted) = (salt, wanted);
         Ok(())
+    }
+
+    fn new_salt(&mut self) -> String {
+        self.line.generation().map(KernelGeneration::salt).unwrap_or_default()
     }
 
     /// Commits the transactions in order.
@@ -251,9 +264,6 @@ impl NftablesPlane {
     ) -> Result<(Option<KernelGeneration>, bool), Error> {
         let now = self.line.generation();
         let pair = now.zip(before);
-        if self.nft.rehearsed().is_some() {
-            return Ok((now, pair.is_some_and(|(now, before)| now == before)));
-        }
         if pair.is_some_and(|(now, before)| now == before) {
             self.generation = None;
             let (program, state) = (self.nft.name(), "has not changed".to_owned());
@@ -266,7 +276,7 @@ impl NftablesPlane {
     /// the error.
     async fn order(&mut self, orders: Vec<NftOp>, before: Option<KernelGeneration>) -> bool {
         let Some(before) = before else { return false };
-        if orders.is_empty() || self.nft.rehearsed().is_some() {
+        if orders.is_empty() {
             return false;
         }
         let Err(error) = self.line.commit(orders, before).await else { return true };
@@ -346,6 +356,10 @@ impl Plane for NftablesPlane {
         Ok(())
     }
 
+    async fn dry_run(&mut self, ruleset: &Ruleset) -> Result<Vec<Transaction>, Error> {
+        self.transactions(ruleset).await
+    }
+
     async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {
         let Some(settled) = &mut self.settled else { return Ok(None) };
         let generation = self.line.generation();
@@ -387,9 +401,6 @@ impl Plane for NftablesPlane {
     }
 
     async fn settle(&mut self) -> Result<bool, Error> {
-        if self.nft.rehearsed().is_some() {
-            return Ok(true);
-        }
         let listing = self.nft.list().await?.unwrap_or_default();
         let (fingerprint, outline) = (fingerprint(&listing), Outline::of(&listing));
         if !self.alone() {
@@ -398,11 +409,6 @@ impl Plane for NftablesPlane {
         self.remember(&fingerprint).await;
         self.settled = Some(Settled { fingerprint, outline, generation: self.generation });
         Ok(true)
-    }
-
-    fn rehearsed(&self) -> Option<Vec<Rehearsed>> {
-        let scripts = self.nft.rehearsed()?.iter();
-        Some(scripts.map(|script| ("nft -f -".to_owned(), script.clone())).collect())
     }
 
     fn status(&self) -> Status {

@@ -27,8 +27,6 @@ pub struct Nft {
     program: Program,
     /// A process that waits for a script.
     waiting: Option<Child>,
-    /// Scripts of a dry run: they are checked and recorded, not applied.
-    rehearsed: Option<Vec<String>>,
 }
 
 impl Nft {
@@ -41,19 +39,7 @@ impl Nft {
             key: "nft_path, or data_plane to iptables",
             crash: NEWER_TABLE,
         };
-        Self { program, waiting: None, rehearsed: None }
-    }
-
-    /// Switches to a dry run: scripts are only checked and recorded.
-    #[must_use]
-    pub fn rehearsing(self) -> Self {
-        Self { rehearsed: Some(Vec::new()), ..self }
-    }
-
-    /// The recorded scripts, if this is a dry run.
-    #[must_use]
-    pub fn rehearsed(&self) -> Option<&[String]> {
-        self.rehearsed.as_deref()
+        Self { program, waiting: None }
     }
 
     /// Whether the program is not found.
@@ -63,8 +49,8 @@ impl Nft {
     }
 
     /// Starts the process for the next script ahead, if none is waiting.
-    pub fn get_ready(&mut self) {
-        if self.waiting.is_none() && self.rehearsed.is_none() {
+    fn get_ready(&mut self) {
+        if self.waiting.is_none() {
             // A failure to start is reported when the process is needed.
             self.waiting = self.program.start(APPLY).ok();
         }
@@ -76,13 +62,6 @@ impl Nft {
     /// The kernel is unchanged, except after [`Error::Hangs`] and [`Error::Run`], where
     /// its state is unknown.
     pub async fn apply(&mut self, script: &str) -> Result<(), Error> {
-        if let Some(rehearsed) = &self.rehearsed {
-            // A script depends on the recorded scripts before it.
-            let all = rehearsed.concat() + script;
-            self.check(&all).await?;
-            self.rehearsed.as_mut().expect("a rehearsal").push(script.to_owned());
-            return Ok(());
-        }
         let mut waiting = self.waiting.take();
         let alive = waiting.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
         let child = match waiting.filter(|_| alive) {

@@ -1,0 +1,157 @@
+//! Plans rulesets, and applies them without the rules and containers that the kernel
+//! refuses.
+
+use std::{collections::BTreeSet, pin::Pin, sync::Arc};
+
+use runtime::error::chain;
+
+use super::Inputs;
+use crate::{
+    containers::{Containers, Snapshot},
+    interfaces::Routes,
+    plan::{Known, Planner, Refused, Ruleset, Settings},
+    plane::{Error, Plane, Transaction},
+};
+
+/// Maximum number of refused rules or containers that are isolated one by one, as named
+/// in the data plane's errors; above that a search is faster.
+const NAMED_MOST: usize = 8;
+
+/// The inputs of one attempt.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// Number of the reading of the metadata store; 0 before the first.
+    pub(super) reading: u64,
+    pub(super) snapshot: Arc<Snapshot>,
+    /// Empty if the groups are unknown.
+    pub(super) known: Arc<Known>,
+    pub(super) knows_groups: bool,
+}
+
+impl Attempt {
+    /// The current inputs.
+    pub(super) fn of(inputs: &mut Inputs) -> Self {
+        let Containers { reading, snapshot } = inputs.containers.borrow_and_update().clone();
+        let known = inputs.groups.borrow_and_update().clone();
+        let knows_groups = known.is_some();
+        Self { reading, snapshot, known: known.unwrap_or_default(), knows_groups }
+    }
+}
+
+/// A call of a data plane with a ruleset.
+pub(super) type Call<T> = for<'a> fn(
+    &'a mut dyn Plane,
+    &'a Ruleset,
+)
+    -> Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// How a ruleset gets its result from a data plane.
+pub(super) struct Calls<T> {
+    apply: Call<T>,
+    /// Whether the data plane accepts a ruleset.
+    pub(super) check: Call<()>,
+}
+
+/// Applies the ruleset. Returns whether anything changed.
+pub(super) const APPLY: Calls<bool> = Calls {
+    apply: |plane, ruleset| plane.apply(ruleset),
+    check: |plane, ruleset| plane.check(ruleset),
+};
+
+/// Returns the transactions that would apply the ruleset.
+pub(super) const DRY_RUN: Calls<Vec<Transaction>> = Calls {
+    apply: |plane, ruleset| plane.dry_run(ruleset),
+    check: |plane, ruleset| plane.dry_check(ruleset),
+};
+
+/// A ruleset that the data plane accepts.
+pub(super) struct Accepted<T> {
+    pub(super) ruleset: Ruleset,
+    pub(super) result: T,
+    /// Whether refused rules or containers were searched for.
+    pub(super) searched: bool,
+}
+
+/// Plans rulesets, and remembers what the kernel refuses.
+#[derive(Debug)]
+pub(super) struct Enforcer {
+    pub(super) settings: Arc<Settings>,
+    planner: Planner,
+    pub(super) refused: Refused,
+    /// Refused rules and containers that are already logged; each is logged once.
+    pub(super) logged: Refused,
+    /// Interfaces of containers.
+    interfaces: BTreeSet<String>,
+}
+
+impl Enforcer {
+    pub(super) fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            planner: Planner::new(Arc::clone(&settings)),
+            settings,
+            refused: Refused::default(),
+            logged: Refused::default(),
+            interfaces: BTreeSet::new(),
+        }
+    }
+
+    /// Forgets refused rules and containers, since the kernel may accept them now.
+    /// Returns whether there were any.
+    pub(super) fn retries_refused(&mut self) -> bool {
+        let refused = std::mem::take(&mut self.refused);
+        let any = refused != Refused::default();
+        self.logged.add(refused);
+        any
+    }
+
+    /// Finds the interfaces of the containers. Returns whether they changed.
+    pub(super) fn finds_interfaces(&mut self, snapshot: &Snapshot) -> bool {
+        let claimed = snapshot.claimed.iter().copied();
+        let interfaces = match Routes::read() {
+            Ok(routes) => routes.behind(claimed, &self.interfaces, &self.settings.underlay),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "interfaces-unreadable");
+                return false;
+            }
+        };
+        let others = self.interfaces != interfaces;
+        if others {
+            tracing::info!(interfaces = ?interfaces, "container-interfaces");
+        }
+        self.interfaces = interfaces;
+        others
+    }
+
+    /// Plans the inputs, and calls the plane with the ruleset; refused rules and
+    /// containers are left out and logged.
+    pub(super) async fn enforce<T>(
+        &mut self,
+        plane: &mut dyn Plane,
+        calls: &Calls<T>,
+        attempt: &Attempt,
+    ) -> Result<Accepted<T>, Error> {
+        let mut ruleset = self.plan(attempt);
+        let mut result = (calls.apply)(plane, &ruleset).await;
+        for _ in 0..NAMED_MOST {
+            let Err(Error::Culprit { unit, reason }) = &result else { break };
+            self.leave_out(attempt, &ruleset, unit, reason);
+            ruleset = self.plan(attempt);
+            result = (calls.apply)(plane, &ruleset).await;
+        }
+        let searched = matches!(result, Err(Error::Refused(_) | Error::Culprit { .. }));
+        if let Err(Error::Refused(reason) | Error::Culprit { reason, .. }) = result {
+            self.isolate(plane, calls.check, attempt, &ruleset, reason).await?;
+            ruleset = self.plan(attempt);
+            result = (calls.apply)(plane, &ruleset).await;
+        }
+        let result = result?;
+        self.logged = Refused::default();
+        Ok(Accepted { ruleset, result, searched })
+    }
+
+    fn plan(&mut self, attempt: &Attempt) -> Ruleset {
+        let mut ruleset = self.planner.plan(&attempt.snapshot, &attempt.known, &self.refused);
+        ruleset.interfaces.clone_from(&self.interfaces);
+        ruleset
+    }
+}

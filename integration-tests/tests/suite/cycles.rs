@@ -18,7 +18,7 @@ type Module = Vec<String>;
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The code of a file without comments, string literals and the tests at its end.
-fn code(text: &str) -> String {
+pub(super) fn code(text: &str) -> String {
     let text = text.find("#[cfg(test)]\nmod ").map_or(text, |tests| &text[..tests]);
     let mut code = String::new();
     for line in text.lines() {
@@ -39,7 +39,7 @@ fn code(text: &str) -> String {
 }
 
 /// The paths of a use tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
-fn expand(tree: &str, prefix: &str, paths: &mut Vec<String>) {
+pub(super) fn expand(tree: &str, prefix: &str, paths: &mut Vec<String>) {
     let Some((before, inner)) = tree.split_once('{') else {
         let tree = tree.split_once(" as ").map_or(tree, |(path, _)| path);
         paths.push(format!("{prefix}{}", tree.trim()));

@@ -12,5 +12,6 @@ mod lock_server;
 mod metrics;
 mod policy_store;
 mod portcullisctl;
+mod purity;
 mod start_failures;
 mod syncers;

@@ -18,7 +18,7 @@ pub use parts::trials;
 
 use super::{
     netlink::NftOp,
-    table::{Chain, HOOK, Key, Map, NAME, Table, add_elements},
+    table::{Chain, HOOK, Key, Map, NAME, Rule, Table, add_elements},
 };
 
 /// Whether this transaction deletes unused objects.
@@ -184,8 +184,8 @@ fn orders(applied: &Table, after: &Table) -> Option<Vec<NftOp>> {
         }
         orders.push(NftOp::Flush(name.clone()));
         for rule in &chain.rules {
-            let to = rule.strip_prefix("jump ").filter(|to| !to.contains(' '))?;
-            orders.push(NftOp::Jump { from: name.clone(), to: to.to_owned() });
+            let Rule::Jump(to) = rule else { return None };
+            orders.push(NftOp::Jump { from: name.clone(), to: to.clone() });
         }
     }
     for ((name, old), new) in applied.maps.iter().zip(after.maps.values()) {
@@ -264,8 +264,8 @@ pub fn suspect(listing: &str, wanted: &Table) -> Table {
         match kind {
             "chain" => {
                 let header = wanted.chains.get(&name).map(|chain| chain.header.clone());
-                let rules = vec!["unknown".to_owned()];
-                found.chains.insert(name, Chain { header: header.unwrap_or_default(), rules });
+                let unknown = Chain::of(header.unwrap_or_default(), ["unknown".to_owned()]);
+                found.chains.insert(name, unknown);
             }
             "map" => _ = found.maps.insert(name, read_map(&body.join(" "))),
             "set" => {

@@ -6,7 +6,7 @@ use super::*;
 use crate::plane::nftables::table::NAME;
 
 fn table() -> impl Strategy<Value = Table> {
-    let rules = proptest::collection::vec("accept|drop|jump [ab]", 0..3);
+    let rules = proptest::collection::vec("accept|drop|jump [ab]".prop_map(Rule::from), 0..3);
     let chains = proptest::collection::btree_map("[a-d]", rules, 0..4);
     let jumps = proptest::collection::btree_map(1_u8..5, "[a-d]", 0..4);
     (chains, jumps, any::<bool>()).prop_map(|(chains, jumps, limited)| {
@@ -84,7 +84,8 @@ fn block<'a>(table: &mut Table, lines: &mut impl Iterator<Item = &'a str>) {
                 let header = lines.next().unwrap().to_owned();
                 let chain = table.chains.entry(name.to_owned()).or_default();
                 chain.header = header;
-                chain.rules.extend(lines.take_while(|line| *line != "}").map(str::to_owned));
+                let lines = lines.take_while(|line| *line != "}").map(str::to_owned);
+                chain.rules.extend(lines.map(Rule::from));
             }
             other => panic!("unknown kind {other}"),
         }
@@ -97,7 +98,7 @@ fn obey(mut table: Table, orders: &[NftOp]) -> Table {
         match order.clone() {
             NftOp::Flush(chain) => table.chains.get_mut(&chain).unwrap().rules.clear(),
             NftOp::Jump { from, to } => {
-                table.chains.get_mut(&from).unwrap().rule(format!("jump {to}"));
+                table.chains.get_mut(&from).unwrap().jump(to);
             }
             NftOp::Delete(chain) => {
                 let gone = table.chains.remove(&chain).unwrap();
@@ -172,7 +173,7 @@ proptest! {
 fn changes_of_jumps_need_no_nft() {
     let chain = |rules: &[&str]| Chain {
         header: String::new(),
-        rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
+        rules: rules.iter().map(|rule| Rule::from((*rule).to_owned())).collect(),
     };
     let table = |policy: &[&str], addresses: &[u8]| {
         let jump = |n: &u8| (Key::from(IpAddr::from([10, 0, 0, *n])), "policy".to_owned());
@@ -201,8 +202,10 @@ fn changes_of_jumps_need_no_nft() {
 
 #[test]
 fn the_hook_comes_last() {
-    let chain =
-        |header: &str| Chain { header: header.to_owned(), rules: vec!["accept".to_owned()] };
+    let chain = |header: &str| Chain {
+        header: header.to_owned(),
+        rules: vec![Rule::Text("accept".to_owned())],
+    };
     let chains = [("forward", chain("type filter")), ("other", chain(""))];
     let chains = chains.map(|(name, chain)| (name.to_owned(), chain)).into();
     let wanted = Table { chains, ..Table::default() };
@@ -289,4 +292,15 @@ fn a_listing_is_read_and_its_rules_are_not_relied_on() {
          delete map inet portcullis strange\n"
     );
     assert_eq!(suspect("", &wanted), Table::default());
+}
+
+/// The state file of an earlier version has the same texts.
+#[test]
+fn the_state_file_keeps_rules_as_texts() {
+    let mut chain = Chain::new("");
+    chain.jump("denied");
+    chain.rule("ip daddr 10.0.0.1 jump denied");
+    let text = r#"{"header":"","rules":["jump denied","ip daddr 10.0.0.1 jump denied"]}"#;
+    assert_eq!(serde_json::to_string(&chain).unwrap(), text);
+    assert_eq!(serde_json::from_str::<Chain>(text).unwrap(), chain);
 }

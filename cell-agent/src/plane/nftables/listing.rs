@@ -16,7 +16,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::table::{NAME, Table};
+use super::table::{NAME, Rule, Table};
 use crate::plane::drift::{Drift, middle};
 
 /// A listing of our table as hashes of its lines.
@@ -77,7 +77,11 @@ fn texts(written: &Table, place: &str) -> Vec<String> {
     let map = place.strip_prefix("map ").and_then(|name| written.maps.get(name));
     let jumps = map.into_iter().flat_map(|map| &map.jumps);
     let jumps = jumps.map(|(key, chain)| format!("{key} : jump {chain}"));
-    chain.into_iter().flat_map(|chain| chain.rules.iter().cloned()).chain(jumps).collect()
+    chain
+        .into_iter()
+        .flat_map(|chain| chain.rules.iter().map(Rule::to_string))
+        .chain(jumps)
+        .collect()
 }
 
 fn hash(line: &str) -> u64 {

@@ -26,6 +26,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    iter,
     net::IpAddr,
     sync::Arc,
 };
@@ -36,7 +37,7 @@ use model::{group::Lifecycle, ids::ContainerHandle, rule::AddressRange};
 use super::{
     intervals::merge,
     segment::{self, address},
-    table::{Chain, Key, Map, Table, comment, name, plain},
+    table::{Chain, Key, Map, Rule, Table, comment, name, plain},
 };
 use crate::{
     containers::Belongs,
@@ -210,24 +211,22 @@ fn egress(settings: &Settings) -> Chain {
     }
     egress.rule("ct state established,related accept");
     egress.rule("meta l4proto tcp ct state invalid drop");
-    egress.rules.extend(lookup("policies"));
+    egress.rules.extend(lookup("policies").map(Rule::Text));
     egress.rule("goto unattributed");
     egress
 }
 
 /// Looks up the container's element: by the interface, or else by the source address.
-fn lookup(map: &str) -> Vec<String> {
-    let mut rules = vec![format!("iifname vmap @{map}{BY_INTERFACE}")];
-    let by_address = |family: &&Family| {
-        let Family { keyword, suffix, .. } = family;
+fn lookup(map: &str) -> impl Iterator<Item = String> {
+    let by_address = move |Family { keyword, suffix, .. }: &Family| {
         format!("{keyword} saddr vmap @{map}{suffix}")
     };
-    rules.extend(FAMILIES.iter().map(by_address));
-    rules
+    let by_interface = format!("iifname vmap @{map}{BY_INTERFACE}");
+    iter::once(by_interface).chain(FAMILIES.into_iter().map(by_address))
 }
 
 fn after_lookup(map: &str, end: &str) -> Chain {
-    let mut chain = Chain { header: String::new(), rules: lookup(map) };
+    let mut chain = Chain::of("", lookup(map));
     chain.rule(end);
     chain
 }
@@ -235,7 +234,7 @@ fn after_lookup(map: &str, end: &str) -> Chain {
 fn denied(settings: &Settings) -> Chain {
     match settings.log_all {
         true => after_lookup("deny_logs", REJECT),
-        false => Chain { header: String::new(), rules: vec![REJECT.to_owned()] },
+        false => Chain::of("", [REJECT.to_owned()]),
     }
 }
 
@@ -323,14 +322,14 @@ fn policy_chain(
     let Belongs { space, lifecycle: life } = belongs;
     let mut chain = Chain::new(comment(&format!("space {space} {}", lifecycle(*life))));
     if let Some((name, deny)) = deny_chain(policy, rendered.salt) {
-        chain.rule(format!("jump {name}"));
+        chain.jump(name.as_str());
         table.chains.insert(name, deny);
     }
     for segment in &policy.segments {
         let name = rendered.segment(table, segment);
-        chain.rule(format!("jump {name}"));
+        chain.jump(name.as_str());
     }
-    chain.rule("jump denied");
+    chain.jump("denied");
     chain
 }
 
@@ -344,8 +343,8 @@ fn deny_chain(policy: &Policy, salt: &str) -> Option<(String, Chain)> {
             chain.rule(format!("{} {REJECT}", address(family.keyword, "daddr", &deny)));
         }
     }
-    let mut content = vec![salt];
-    content.extend(chain.rules.iter().map(String::as_str));
+    let rules: Vec<String> = chain.rules.iter().map(Rule::to_string).collect();
+    let content: Vec<&str> = iter::once(salt).chain(rules.iter().map(String::as_str)).collect();
     let name = name("networks", &content);
     (!chain.rules.is_empty()).then_some((name, chain))
 }
@@ -364,27 +363,29 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
         decides = policy_name(belongs);
         if let Some(limit) = &settings.connection_limit {
             let chain = limit_chain(table, handle, planned, limit, &limited);
-            table.chains.insert(own("limit"), Chain { header: about.clone(), rules: chain });
-            let rules = vec![format!("jump {}", own("limit")), format!("jump {decides}")];
+            table.chains.insert(own("limit"), Chain::of(about.as_str(), chain));
+            let mut container = Chain::new(about.as_str());
+            container.jump(own("limit"));
+            container.jump(decides);
             decides = own("container");
-            table.chains.insert(decides.clone(), Chain { header: about.clone(), rules });
+            table.chains.insert(decides.clone(), container);
         }
         if ruleset.policies.get(belongs).is_some_and(|policy| policy.logs()) {
             let log = log("OK_", handle);
-            let rules = vec![
+            let rules = [
                 format!("meta l4proto != udp ct state invalid,new,untracked {log}"),
                 format!("meta l4proto udp limit rate {udp}/second burst {udp} packets {log}"),
                 "accept".to_owned(),
             ];
             bind(table, "ok_logs", planned, &own("ok"));
-            table.chains.insert(own("ok"), Chain { header: about.clone(), rules });
+            table.chains.insert(own("ok"), Chain::of(about.as_str(), rules));
         }
     }
     bind(table, "policies", planned, &decides);
     if settings.log_all {
-        let rules = vec![format!("{limited} {}", log("DENY_", handle)), REJECT.to_owned()];
+        let rules = [format!("{limited} {}", log("DENY_", handle)), REJECT.to_owned()];
         bind(table, "deny_logs", planned, &own("deny"));
-        table.chains.insert(own("deny"), Chain { header: about, rules });
+        table.chains.insert(own("deny"), Chain::of(about, rules));
     }
 }
 

@@ -190,11 +190,14 @@ impl Draft {
         content.extend(self.inner.iter().flatten().cloned());
         let content: Vec<&str> = content.iter().map(String::as_str).collect();
         let own = name("rules", &content);
-        let rules = self.rules.iter().map(|line| line.text(&own)).collect();
-        let mut chains = vec![(own.clone(), Chain { header: header.to_owned(), rules })];
-        chains.extend(self.inner.into_iter().enumerate().map(|(index, rules)| {
-            (format!("{own}-{index}"), Chain { header: header.to_owned(), rules })
-        }));
+        let rules = self.rules.iter().map(|line| line.text(&own));
+        let mut chains = vec![(own.clone(), Chain::of(header, rules))];
+        chains.extend(
+            self.inner
+                .into_iter()
+                .enumerate()
+                .map(|(index, rules)| (format!("{own}-{index}"), Chain::of(header, rules))),
+        );
         chains
     }
 }

@@ -41,7 +41,42 @@ pub struct Chain {
     /// Its hook, or a comment. Cannot change.
     pub header: String,
     /// Its rules, in order.
-    pub rules: Vec<String>,
+    pub rules: Vec<Rule>,
+}
+
+/// A rule. In the state file, and for nft, a rule is one text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
+pub enum Rule {
+    /// Jumps to this chain, whatever the packet; needs no rule compiler.
+    Jump(String),
+    /// Any other rule, in nft's syntax.
+    Text(String),
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<Rule> for String {
+    fn from(rule: Rule) -> Self {
+        rule.to_string()
+    }
+}
+
+impl From<String> for Rule {
+    /// Parses a rule of the state file.
+    fn from(text: String) -> Self {
+        match text.strip_prefix("jump ") {
+            Some(chain) => Self::Jump(chain.to_owned()),
+            None => Self::Text(text),
+        }
+    }
 }
 
 /// A map from container keys to verdicts.
@@ -102,9 +137,20 @@ impl Chain {
         Self { header: header.into(), rules: Vec::new() }
     }
 
-    /// Appends a rule.
+    /// A chain of rules in nft's syntax, without unconditional jumps.
+    #[must_use]
+    pub fn of(header: impl Into<String>, rules: impl IntoIterator<Item = String>) -> Self {
+        Self { header: header.into(), rules: rules.into_iter().map(Rule::Text).collect() }
+    }
+
+    /// Appends a rule in nft's syntax, except an unconditional jump.
     pub fn rule(&mut self, rule: impl Into<String>) {
-        self.rules.push(rule.into());
+        self.rules.push(Rule::Text(rule.into()));
+    }
+
+    /// Appends an unconditional jump.
+    pub fn jump(&mut self, chain: impl Into<String>) {
+        self.rules.push(Rule::Jump(chain.into()));
     }
 }
 

@@ -65,7 +65,7 @@ impl Table {
 /// The commands that fill the chains.
 fn rules(table: &Table) -> impl Iterator<Item = String> {
     table.chains.iter().flat_map(|(name, chain)| {
-        let pieces = chain.rules.iter().flat_map(|rule| split(rule));
+        let pieces = chain.rules.iter().flat_map(|rule| split(&rule.to_string()));
         pieces.map(move |rule| format!("add rule inet {NAME} {name} {rule}\n"))
     })
 }

@@ -260,7 +260,7 @@ fn written(
         group_name: read.map(|read| read.stored.group.name.clone()).unwrap_or_default(),
         rule_index: count(index),
     };
-    (read.and_then(|read| read.rule(index)).map(Into::into), source)
+    (read.and_then(|read| read.rule(index)).cloned().map(Into::into), source)
 }
 
 fn isolated(enforced: &Enforced, policy: &Policy) -> Vec<IsolatedRule> {

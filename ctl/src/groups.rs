@@ -1,6 +1,6 @@
 //! The command `groups`: security groups in the policy store.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use proto::{
     cell_v1::RuleSource,
     policy_v1::{ListRequest, StoredGroup, policy_store_client::PolicyStoreClient},
@@ -16,16 +16,18 @@ use crate::{
 /// Size limit of a page, which may hold groups as large as the Cloud Controller allows.
 const LARGEST_PAGE: usize = 64 << 20;
 
-/// A stored group; the store always sets the optional fields.
+/// A stored group.
 #[derive(Debug)]
 pub(crate) struct Group {
     id: u64,
     group: proto::policy_v1::SecurityGroup,
 }
 
-impl From<StoredGroup> for Group {
-    fn from(stored: StoredGroup) -> Self {
-        Self { id: stored.id, group: stored.group.unwrap_or_default() }
+impl TryFrom<StoredGroup> for Group {
+    type Error = proto::Error;
+
+    fn try_from(stored: StoredGroup) -> Result<Self, proto::Error> {
+        Ok(Self { id: stored.id, group: proto::decode_group(stored.group)? })
     }
 }
 
@@ -78,7 +80,9 @@ async fn fetch(connection: &Connection, spaces: &[String]) -> anyhow::Result<Vec
     loop {
         let call = client.list(request.clone());
         let page = connection.ask("list groups", call).await?.into_inner();
-        groups.extend(page.groups.into_iter().map(Group::from));
+        for stored in page.groups {
+            groups.push(stored.try_into().context("list groups")?);
+        }
         match page.next_page_token {
             0 => return Ok(groups),
             next => request.page_token = next,

@@ -49,7 +49,7 @@ async fn a_backup_under_load_is_a_store_of_one_generation() {
             let Contents { state, groups, past, .. } = store.load(None).await.unwrap();
             store.close().await.unwrap();
             let names: BTreeSet<_> =
-                groups.iter().map(|hashed| hashed.stored.group.name.clone()).collect();
+                groups.iter().map(|stored| stored.group.name.clone()).collect();
             assert!(state.generation.0 >= before, "{} of {before}", state.generation.0);
             assert_eq!(names, BTreeSet::from([state.generation.0.to_string()]));
             assert_eq!(past.steps.last().unwrap().point, state.point());

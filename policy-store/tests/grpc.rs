@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use model::{group::ContentHash, lock::FencingToken};
+use prost::Message as _;
 use proto::policy_v1::{
     ListRequest, SecurityGroup, StatusRequest, StatusResponse,
     replace_request::{Begin, Commit, Groups, Manifest, Step},
@@ -10,7 +12,7 @@ use proto::policy_v1::{
 use tonic::{Code, Status};
 
 use crate::support::{
-    client::{Cell, Talk, begin, entries, entry, list, list_all, replace},
+    client::{Cell, Talk, begin, decoded, entries, entry, list, list_all, replace},
     process::Program,
     sets::{Set, bound, fenced, global, group, named, replacement, set},
     site::{Client, Served, Site},
@@ -28,8 +30,8 @@ pub(crate) fn assert_status(status: &Status, code: Code, start: &str) {
     assert!(status.message().starts_with(start), "{start} <- {}", status.message());
 }
 
-fn guids(groups: &[proto::policy_v1::StoredGroup]) -> Vec<(u64, &str)> {
-    groups.iter().map(|stored| (stored.id, stored.group.as_ref().unwrap().guid.as_str())).collect()
+fn guids(groups: &[proto::policy_v1::StoredGroup]) -> Vec<(u64, String)> {
+    groups.iter().map(|stored| (stored.id, decoded(stored).guid)).collect()
 }
 
 #[tokio::test]
@@ -46,10 +48,10 @@ async fn a_set_goes_in_and_comes_out() {
 
     let (generation, groups) = list_all(&operator).await;
     assert_eq!(generation, 1);
-    let expected: Vec<SecurityGroup> = one.values().map(|group| (&**group).into()).collect();
-    let listed: Vec<_> = groups.iter().map(|stored| stored.group.clone().unwrap()).collect();
+    let expected: Vec<SecurityGroup> = one.values().map(|group| (**group).clone().into()).collect();
+    let listed: Vec<_> = groups.iter().map(decoded).collect();
     assert_eq!(listed, expected);
-    assert_eq!(guids(&groups), [(1, "a"), (2, "b"), (3, "c")]);
+    assert_eq!(guids(&groups), [(1, "a".to_owned()), (2, "b".to_owned()), (3, "c".to_owned())]);
 
     let request = ListRequest {
         space_guids: vec!["s2".to_owned(), "nobody".to_owned()],
@@ -57,7 +59,7 @@ async fn a_set_goes_in_and_comes_out() {
         ..ListRequest::default()
     };
     let (_, groups) = list(&operator, request).await.unwrap();
-    assert_eq!(guids(&groups), [(1, "a"), (3, "c")]);
+    assert_eq!(guids(&groups), [(1, "a".to_owned()), (3, "c".to_owned())]);
 
     let full = status(&operator).await;
     assert_eq!((full.generation, full.groups), (1, 3));
@@ -119,8 +121,11 @@ async fn a_writer_that_breaks_the_rules_changes_nothing() {
     let begin = || Step::Begin(begin(&write));
     let manifest = |entries| Step::Manifest(Manifest { entries, last: true });
     let good = || manifest(entries(&write));
-    let groups = |groups: Vec<SecurityGroup>| Step::Groups(Groups { groups });
-    let wire = || SecurityGroup::from(&one);
+    let send = |groups: Vec<Bytes>| Step::Groups(Groups { groups });
+    let groups = |groups: Vec<SecurityGroup>| {
+        send(groups.iter().map(|group| group.encode_to_vec().into()).collect())
+    };
+    let wire = || SecurityGroup::from(one.clone());
     let hash = one.content_hash();
     let with = |change: fn(&mut Begin)| {
         let mut begin = crate::support::client::begin(&write);
@@ -151,6 +156,7 @@ async fn a_writer_that_breaks_the_rules_changes_nothing() {
         (vec![begin(), good(), groups(vec![wire(), wire()])], "group a was not asked for"),
         (vec![begin(), good(), groups(vec![other])], "group a has content "),
         (vec![begin(), good(), groups(vec![nameless])], "guid: security group guid is empty"),
+        (vec![begin(), good(), send(vec![Bytes::from_static(b"\x0a\x05a")])], "group: failed to"),
         (vec![begin(), good(), good()], "Manifest came where Groups or Commit belongs"),
         (vec![begin(), good(), commit()], "commit before 1 of the missing groups came, such as a"),
     ] {
@@ -432,16 +438,12 @@ async fn racing_writers_are_fenced() {
     racing.join_all().await;
     let (generation, groups) = list_all(&served.writer()).await;
     let newest = "004-009";
-    assert!(groups.iter().all(|stored| stored.group.as_ref().unwrap().name == newest));
+    assert!(groups.iter().all(|stored| decoded(stored).name == newest));
     let mut last = String::new();
     while cell.mirror.generation < generation {
         cell.whole().await.unwrap();
-        let names: Vec<_> = cell
-            .mirror
-            .groups
-            .values()
-            .map(|stored| stored.group.as_ref().unwrap().name.clone())
-            .collect();
+        let names: Vec<_> =
+            cell.mirror.groups.values().map(|stored| decoded(stored).name.clone()).collect();
         assert_eq!(names.len(), 5);
         assert!(names.iter().all(|name| *name == names[0]), "a torn set: {names:?}");
         assert!(names[0] > last, "{} after {last}", names[0]);

@@ -28,7 +28,7 @@ proptest! {
         group.rules[0].destination = destination;
         group.rules[0].icmp_code = code;
         let write = replacement(&set([group.clone()]));
-        let text = json::to_text(&(&group).into());
+        let text = json::to_text(&group.clone().into());
         let read: Group = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(&[read][..], &expected(&write)[..]);
         prop_assert!(!text.bytes().any(|byte| byte < b' '), "control characters are escaped");

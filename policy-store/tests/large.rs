@@ -5,7 +5,7 @@ use proto::policy_v1::StoredGroup;
 use tonic::Code;
 
 use crate::support::{
-    client::{Cell, list_all, replace},
+    client::{Cell, decoded, list_all, replace},
     http::{Poller, expected as expected_over_http},
     sets::{Set, group, guid, replacement, set, space},
     site::Served,
@@ -35,9 +35,9 @@ fn landscape() -> Set {
 /// Expected groups of a cell with these spaces.
 fn expected(all: &[StoredGroup], spaces: &[&str]) -> Vec<StoredGroup> {
     let concerns = |stored: &&StoredGroup| {
-        let group = stored.group.as_ref().unwrap();
-        let bound = group.running_space_guids.iter().chain(&group.staging_space_guids);
-        bound.clone().any(|space| spaces.contains(&space.as_str()))
+        let group = decoded(stored);
+        let mut bound = group.running_space_guids.iter().chain(&group.staging_space_guids);
+        bound.any(|space| spaces.contains(&space.as_str()))
     };
     all.iter().filter(concerns).cloned().collect()
 }
@@ -96,7 +96,7 @@ async fn a_large_group_works() {
     let mut cell = Cell::hello(&served.cell("cell-1"), "cell-1", &[]).await;
     cell.until(1).await;
     assert_eq!(cell.mirror.sorted(), list_all(&served.operator()).await.1);
-    let rules = &cell.mirror.groups["many"].group.as_ref().unwrap().rules;
+    let rules = &decoded(&cell.mirror.groups["many"]).rules;
     assert_eq!(rules.len(), 10_000);
     for poller in [
         served.poller(),

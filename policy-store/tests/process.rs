@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tonic::Code;
 
 use crate::support::{
-    client::{Cell, list_all, replace},
+    client::{Cell, decoded, list_all, replace},
     http::Poller,
     process::{Program, command},
     sets::{fenced, named},
@@ -59,8 +59,7 @@ async fn a_crash_leaves_a_whole_set() {
 /// The common name of all 200 groups.
 async fn the_only_name(client: &Client) -> u64 {
     let (_, groups) = list_all(client).await;
-    let names: BTreeSet<_> =
-        groups.iter().map(|stored| stored.group.as_ref().unwrap().name.clone()).collect();
+    let names: BTreeSet<_> = groups.iter().map(|stored| decoded(stored).name.clone()).collect();
     assert_eq!((groups.len(), names.len()), (200, 1), "a torn set: {names:?}");
     names.first().unwrap().parse().unwrap()
 }

@@ -11,7 +11,7 @@ use policy_store::{
         page::{Filter, page},
         snapshot::{Entry, Snapshot},
     },
-    store::{Store as _, memory::Memory},
+    store::{Store as _, Stored, memory::Memory},
 };
 use proptest::prelude::*;
 use prost::Message as _;
@@ -53,8 +53,11 @@ proptest! {
                 let decision = store.replace(Arc::new(replacement(set))).await.unwrap();
                 snapshot = snapshot.after(&decision);
                 let contents = store.load(None).await.unwrap();
-                let stored: Vec<_> =
-                    contents.groups.iter().map(|group| group.stored.clone()).collect();
+                let model = |stored: &Stored| StoredGroup {
+                    id: stored.id,
+                    group: Arc::new(stored.group.group()),
+                };
+                let stored: Vec<_> = contents.groups.iter().map(model).collect();
                 assert_eq!(groups(&snapshot), stored);
                 assert_eq!(snapshot.state, contents.state);
                 let fresh = Snapshot::from(contents);

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Stamp, Watermark},
-    group::{Scope, SecurityGroup, StoredGroup},
+    group::{Scope, SecurityGroup},
     ids::CellId,
     lock::FencingToken,
     rule::RuleSpec,
@@ -94,10 +94,10 @@ pub(crate) async fn load(store: &dyn Store) -> Contents {
 }
 
 pub(crate) fn groups(contents: &Contents) -> Set {
-    let pair = |hashed: &policy_store::store::Hashed| {
-        assert_eq!(hashed.hash, hashed.stored.group.content_hash(), "the hash is the content's");
-        let StoredGroup { id: _, group } = &hashed.stored;
-        (group.guid.clone(), Arc::clone(group))
+    let pair = |stored: &policy_store::store::Stored| {
+        let group = stored.group.group();
+        assert_eq!(stored.hash, group.content_hash(), "the hash is the content's");
+        (group.guid.clone(), Arc::new(group))
     };
     contents.groups.iter().map(pair).collect()
 }
@@ -149,7 +149,7 @@ conformance! { all:
         assert_eq!(before.state.writer, Some(write.owner));
         assert_eq!(before.state.synced_at, Some(write.at));
         assert_eq!(before.state.last_id, 102);
-        let ids: Vec<u64> = before.groups.iter().map(|group| group.stored.id.0).collect();
+        let ids: Vec<u64> = before.groups.iter().map(|group| group.id.0).collect();
         assert_eq!(ids, (1..=102).collect::<Vec<_>>());
         store.close().await.unwrap();
         drop(store);

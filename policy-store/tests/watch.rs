@@ -23,12 +23,10 @@ use policy_store::{
         page::{Filter, page},
         snapshot::Snapshot,
     },
-    grpc::wire::to_bytes,
     store::{Contents, Store, memory::Memory},
 };
 use proptest::prelude::*;
-use prost::Message as _;
-use proto::policy_v1::{ListResponse, WatchResponse};
+use proto::policy_v1::ListResponse;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -168,7 +166,7 @@ impl Watched {
         let mut whole = false;
         for part in Parts::from(update) {
             assert!(!whole, "nothing comes after the last part");
-            whole = self.mirror.apply(WatchResponse::decode(to_bytes(&part)).unwrap());
+            whole = self.mirror.apply(part.into());
         }
         assert!(whole);
         self.is_greeted = true;
@@ -177,7 +175,7 @@ impl Watched {
         assert_eq!(self.mirror.sequence, self.sequence);
         let filter = Filter::Spaces(self.spaces.iter().cloned().collect());
         let listed = page(&snapshot, &filter, model::group::GroupId(0), 1000);
-        let listed = ListResponse::decode(to_bytes(&listed)).unwrap();
+        let listed = ListResponse::from(listed);
         assert_eq!(self.mirror.sorted(), listed.groups);
         assert!(self.cursor.advance(&snapshot).is_none(), "everything was told");
     }

@@ -1,4 +1,4 @@
-//! Generated code decodes messages assembled from shared bytes.
+//! Responses share the bytes of encoded groups.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -15,7 +15,6 @@ use policy_store::{
         page::{Filter, page},
         snapshot::Snapshot,
     },
-    grpc::wire::to_bytes,
     store::{Store as _, memory::Memory},
 };
 use prost::Message as _;
@@ -30,7 +29,7 @@ async fn snapshot(set: &Set) -> Snapshot {
 }
 
 fn stored(set: &Set) -> Vec<StoredGroup> {
-    let groups = set.values().map(|group| Some((&**group).into()));
+    let groups = set.values().map(|group| proto::encode_group((**group).clone()));
     (1..).zip(groups).map(|(id, group)| StoredGroup { id, group }).collect()
 }
 
@@ -55,8 +54,11 @@ async fn an_answer_to_watch() {
         subscription_sequence: 7,
         stamp: -1,
     };
-    assert_eq!(WatchResponse::decode(to_bytes(&part)).unwrap(), expected);
-    assert_eq!(to_bytes(&part), expected.encode_to_vec());
+    let answer = WatchResponse::from(part);
+    assert_eq!(answer, expected);
+    for (sent, entry) in answer.upserted.iter().zip(snapshot.entries()) {
+        assert_eq!(sent.group.as_ptr(), entry.encoded.as_ptr(), "a response copies no group");
+    }
     let empty = Part {
         point: Point::default(),
         sequence: 0,
@@ -65,7 +67,7 @@ async fn an_answer_to_watch() {
         removed: Vec::new(),
         complete: false,
     };
-    assert_eq!(to_bytes(&empty), WatchResponse::default().encode_to_vec());
+    assert_eq!(WatchResponse::from(empty), WatchResponse::default());
 }
 
 #[tokio::test]
@@ -76,8 +78,7 @@ async fn an_answer_to_list() {
     let mut groups = stored(&set);
     groups.truncate(2);
     let expected = ListResponse { groups, next_page_token: 3, generation: 1 };
-    assert_eq!(ListResponse::decode(to_bytes(&page)).unwrap(), expected);
-    assert_eq!(to_bytes(&page), expected.encode_to_vec());
+    assert_eq!(ListResponse::from(page), expected);
 }
 
 /// Messages stay small, the first has `reset`, the last `complete`, and all groups are
@@ -91,8 +92,7 @@ async fn a_large_state_comes_in_parts() {
     }
     let snapshot = snapshot(&groups).await;
     let update = Cursor::new(HashSet::new(), None).unwrap().advance(&snapshot).unwrap();
-    let parts: Vec<WatchResponse> =
-        Parts::from(update).map(|part| WatchResponse::decode(to_bytes(&part)).unwrap()).collect();
+    let parts: Vec<WatchResponse> = Parts::from(update).map(Into::into).collect();
     assert!(parts.len() > 5, "{} parts", parts.len());
     for (index, part) in parts.iter().enumerate() {
         assert_eq!(part.reset, index == 0);
@@ -131,5 +131,6 @@ fn many_removals_come_in_parts_too() {
     let parts: Vec<Part> = Parts::from(update).collect();
     assert!(parts.len() > 2);
     assert_eq!(parts.iter().map(|part| part.removed.len()).sum::<usize>(), 20_000);
-    assert!(parts.iter().all(|part| to_bytes(part).len() <= PART_BYTES));
+    let answers = parts.into_iter().map(WatchResponse::from);
+    assert!(answers.into_iter().all(|answer| answer.encoded_len() <= PART_BYTES));
 }

@@ -6,13 +6,14 @@
 //! generated messages.
 
 mod cell;
+mod codec;
 mod error;
 mod lock;
 mod policy;
 
 pub use error::Error;
 pub use lock::{fetch_all_len, put_fetch_all};
-pub use policy::timestamp;
+pub use policy::{decode_group, encode_group, timestamp};
 
 /// `models.Locket`, wire-compatible with the original (docs/compatibility/locket.md#grpc).
 #[expect(
@@ -54,6 +55,12 @@ mod portcullis {
 }
 
 pub use portcullis::{cell::v1 as cell_v1, lock::v1 as lock_v1, policy::v1 as policy_v1};
+
+/// Names of the methods of each service: a match over them does not compile when it lacks a method.
+#[expect(missing_docs, reason = "generated")]
+pub mod methods {
+    include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+}
 
 /// Descriptor set of all contracts, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use prost::{Message as _, bytes::Bytes};
+
 use model::{
     generation::Watermark,
     group::{ContentHash, GroupId, Scope, SecurityGroup, StoredGroup},
@@ -11,19 +13,11 @@ use model::{
 
 use crate::{Error, policy_v1};
 
-impl From<&RuleSpec> for policy_v1::Rule {
-    fn from(rule: &RuleSpec) -> Self {
+impl From<RuleSpec> for policy_v1::Rule {
+    fn from(rule: RuleSpec) -> Self {
         let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } =
             rule;
-        Self {
-            protocol: protocol.clone(),
-            destination: destination.clone(),
-            ports: ports.clone(),
-            r#type: *icmp_type,
-            code: *icmp_code,
-            description: description.clone(),
-            log: *log,
-        }
+        Self { protocol, destination, ports, r#type: icmp_type, code: icmp_code, description, log }
     }
 }
 
@@ -35,21 +29,35 @@ impl From<policy_v1::Rule> for RuleSpec {
     }
 }
 
-impl From<&SecurityGroup> for policy_v1::SecurityGroup {
-    fn from(group: &SecurityGroup) -> Self {
+impl From<SecurityGroup> for policy_v1::SecurityGroup {
+    fn from(group: SecurityGroup) -> Self {
         let SecurityGroup { guid, name, rules, running, staging } = group;
         let spaces =
             |scope: &Scope| scope.spaces.iter().map(|space| space.as_str().to_owned()).collect();
         Self {
             guid: guid.as_str().to_owned(),
-            name: name.clone(),
-            rules: rules.iter().map(Into::into).collect(),
+            name,
+            rules: rules.into_iter().map(Into::into).collect(),
             running_default: running.everywhere,
             staging_default: staging.everywhere,
-            running_space_guids: spaces(running),
-            staging_space_guids: spaces(staging),
+            running_space_guids: spaces(&running),
+            staging_space_guids: spaces(&staging),
         }
     }
+}
+
+/// Encodes a group as the message `SecurityGroup`; equal groups have equal bytes.
+#[must_use]
+pub fn encode_group(group: SecurityGroup) -> Bytes {
+    policy_v1::SecurityGroup::from(group).encode_to_vec().into()
+}
+
+/// Decodes the message `SecurityGroup`.
+///
+/// # Errors
+/// The bytes are not such a message.
+pub fn decode_group(encoded: Bytes) -> Result<policy_v1::SecurityGroup, Error> {
+    policy_v1::SecurityGroup::decode(encoded).map_err(|error| Error::invalid("group", error))
 }
 
 fn scope(
@@ -92,7 +100,7 @@ impl TryFrom<policy_v1::SecurityGroup> for SecurityGroup {
 
 impl From<&StoredGroup> for policy_v1::StoredGroup {
     fn from(stored: &StoredGroup) -> Self {
-        Self { id: stored.id.0, group: Some((&*stored.group).into()) }
+        Self { id: stored.id.0, group: encode_group(SecurityGroup::clone(&stored.group)) }
     }
 }
 
@@ -100,8 +108,12 @@ impl TryFrom<policy_v1::StoredGroup> for StoredGroup {
     type Error = Error;
 
     fn try_from(stored: policy_v1::StoredGroup) -> Result<Self, Error> {
-        let group = stored.group.ok_or(Error::Missing("group"))?;
-        Ok(Self { id: GroupId(stored.id), group: Arc::new(group.try_into()?) })
+        let policy_v1::StoredGroup { id, group } = stored;
+        if group.is_empty() {
+            return Err(Error::Missing("group"));
+        }
+        let group = decode_group(group)?.try_into()?;
+        Ok(Self { id: GroupId(id), group: Arc::new(group) })
     }
 }
 
@@ -196,6 +208,27 @@ mod tests {
             prop_assert_eq!(back.group.content_hash(), stored.group.content_hash());
             prop_assert_eq!(back, stored);
         }
+    }
+
+    /// The contract's form of `StoredGroup`, with an embedded message.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Embedded {
+        #[prost(uint64, tag = "1")]
+        id: u64,
+        #[prost(message, optional, tag = "2")]
+        group: Option<policy_v1::SecurityGroup>,
+    }
+
+    #[test]
+    fn an_encoded_group_is_an_embedded_message_on_the_wire() {
+        let name = "one".to_owned();
+        let group = policy_v1::SecurityGroup { name, running_default: true, ..Default::default() };
+        let stored = policy_v1::StoredGroup { id: 7, group: group.encode_to_vec().into() };
+        let embedded = Embedded { id: 7, group: Some(group) };
+        assert_eq!(stored.encode_to_vec(), embedded.encode_to_vec());
+        let none = Embedded { id: 7, group: None }.encode_to_vec();
+        let none = policy_v1::StoredGroup::decode(&*none).unwrap();
+        assert_eq!(StoredGroup::try_from(none), Err(Error::Missing("group")));
     }
 
     #[test]

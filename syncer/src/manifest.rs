@@ -26,12 +26,11 @@ use std::{
     io,
 };
 
+use bytes::Bytes;
 use model::{
     group::{ContentHash, SecurityGroup},
     ids::GroupGuid,
 };
-use prost::Message as _;
-use proto::policy_v1;
 use serde_json::value::RawValue;
 
 use crate::import::{Malformed, Page};
@@ -44,7 +43,7 @@ pub type StoreHashes = BTreeMap<GroupGuid, ContentHash>;
 pub struct ListSnapshot {
     entries: Vec<(GroupGuid, Entry)>,
     places: HashMap<GroupGuid, usize>,
-    content: HashMap<GroupGuid, Box<[u8]>>,
+    content: HashMap<GroupGuid, Bytes>,
     malformed: Vec<Malformed>,
     nameless: bool,
     /// The groups in log format, if the log shows them.
@@ -63,7 +62,7 @@ pub struct Manifest {
     /// All groups of the new set, in the Cloud Controller's order.
     pub entries: Vec<(GroupGuid, ContentHash)>,
     /// Encoded groups that the store is not known to have.
-    pub content: HashMap<GroupGuid, Box<[u8]>>,
+    pub content: HashMap<GroupGuid, Bytes>,
     /// Number of entries that keep the store's version instead of the list's.
     pub kept: usize,
 }
@@ -85,24 +84,23 @@ impl ListSnapshot {
         held: &StoreHashes,
     ) -> Result<Page, crate::import::Error> {
         crate::import::page(body, &mut |group| match group {
-            Ok(group) => self.good(&group, held),
+            Ok(group) => self.good(group, held),
             Err(malformed) => self.malformed(malformed),
         })
     }
 
     /// Duplicate guid: the last one counts, as in the original.
-    fn good(&mut self, group: &SecurityGroup, held: &StoreHashes) {
+    fn good(&mut self, group: SecurityGroup, held: &StoreHashes) {
         let hash = group.content_hash();
         if let Some(echo) = &mut self.echo {
-            echo.push(crate::log_format::group(group));
+            echo.push(crate::log_format::group(&group));
         }
+        self.enter(&group.guid, Entry::Good(hash));
         if held.get(&group.guid) == Some(&hash) {
             self.content.remove(&group.guid);
         } else {
-            let encoded = policy_v1::SecurityGroup::from(group).encode_to_vec();
-            self.content.insert(group.guid.clone(), encoded.into_boxed_slice());
+            self.content.insert(group.guid.clone(), proto::encode_group(group));
         }
-        self.enter(&group.guid, Entry::Good(hash));
     }
 
     fn malformed(&mut self, malformed: Malformed) {

@@ -2,14 +2,14 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use bytes::Bytes;
 use model::{
     generation::Generation,
     group::SecurityGroup,
     lock::{FencingToken, Owner},
 };
-use prost::Message as _;
 use proto::policy_v1::{
-    self, ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest,
+    ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest,
     policy_store_client::PolicyStoreClient,
     replace_request::{Begin, Commit, Groups, Manifest as ManifestPart, ManifestEntry, Step},
     replace_response::{Committed as WireCommitted, Step as Answer},
@@ -134,8 +134,8 @@ pub struct Settings {
 
 /// Number of entries per part of the manifest: about 80 bytes each.
 const ENTRIES: usize = 4_096;
-/// Encoded bytes after which a part of the groups is sent. Several parts are in memory at
-/// a time, decoded to several times that.
+/// Encoded bytes after which a part of the groups is sent. The store decodes several parts
+/// at a time.
 const PART: usize = 128 << 10;
 /// Number of groups per page of List.
 const PAGE: u32 = 500;
@@ -234,7 +234,7 @@ impl Store {
                 .map_err(failed("List"))?
                 .into_inner();
             for stored in page.groups {
-                let group = SecurityGroup::try_from(stored.group.unwrap_or_default())?;
+                let group = SecurityGroup::try_from(proto::decode_group(stored.group)?)?;
                 held.insert(group.guid.clone(), group.content_hash());
             }
             if page.next_page_token <= page_token {
@@ -282,7 +282,7 @@ impl Replace<'_> {
         let (mut answers, missing) = opened?;
         let contents = self.contents(&missing)?;
         let (committed, sent) =
-            tokio::join!(committed(&mut answers), self.send_groups(requests, &contents));
+            tokio::join!(committed(&mut answers), self.send_groups(requests, contents));
         sent?;
         committed
     }
@@ -315,28 +315,26 @@ impl Replace<'_> {
     }
 
     /// Content of the missing groups, collected before any of it is sent.
-    fn contents(&self, missing: &[String]) -> Result<Vec<&[u8]>, Error> {
+    fn contents(&self, missing: &[String]) -> Result<Vec<Bytes>, Error> {
         let content = self.by_guid();
         let found: Vec<_> =
-            missing.iter().map(|guid| content.get(guid.as_str()).copied().ok_or(guid)).collect();
+            missing.iter().map(|guid| content.get(guid.as_str()).ok_or(guid)).collect();
         let lost: Vec<_> = found.iter().filter_map(|found| found.err()).collect();
         match lost.first() {
             Some(guid) => Err(Error::Lacks { guid: (**guid).clone(), count: lost.len() }),
-            None => Ok(found.into_iter().flatten().collect()),
+            None => Ok(found.into_iter().flatten().copied().cloned().collect()),
         }
     }
 
-    fn by_guid(&self) -> HashMap<&str, &[u8]> {
-        self.manifest.content.iter().map(|(guid, bytes)| (guid.as_str(), &**bytes)).collect()
+    fn by_guid(&self) -> HashMap<&str, &Bytes> {
+        self.manifest.content.iter().map(|(guid, encoded)| (guid.as_str(), encoded)).collect()
     }
 
-    async fn send_groups(&self, requests: Requests, contents: &[&[u8]]) -> Result<(), Error> {
+    async fn send_groups(&self, requests: Requests, contents: Vec<Bytes>) -> Result<(), Error> {
         let mut part = Vec::new();
         let mut size = 0;
-        for encoded in contents {
-            let group =
-                policy_v1::SecurityGroup::decode(*encoded).expect("it was encoded by this process");
-            size += encoded.len();
+        for group in contents {
+            size += group.len();
             part.push(group);
             if size >= PART {
                 size = 0;

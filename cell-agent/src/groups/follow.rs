@@ -128,7 +128,7 @@ impl WatchSession {
             }
         }
         for group in upserted {
-            let name = group.group.as_ref().map(|group| group.guid.clone()).unwrap_or_default();
+            let encoded = group.group.clone();
             match StoredGroup::try_from(group) {
                 Ok(stored) => {
                     let guid = stored.group.guid.clone();
@@ -136,6 +136,8 @@ impl WatchSession {
                 }
                 Err(error) => {
                     self.lacks = true;
+                    let name = proto::decode_group(encoded).map(|group| group.guid);
+                    let name = name.unwrap_or_default();
                     told.problems.push(format!("group {name:?}: {error}"));
                 }
             }
@@ -165,6 +167,7 @@ impl WatchSession {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
     use proto::policy_v1;
 
     use super::*;
@@ -179,7 +182,7 @@ mod tests {
 
     fn group(id: u64, guid: &str) -> policy_v1::StoredGroup {
         let group = policy_v1::SecurityGroup { guid: guid.to_owned(), ..Default::default() };
-        policy_v1::StoredGroup { id, group: Some(group) }
+        policy_v1::StoredGroup { id, group: group.encode_to_vec().into() }
     }
 
     fn state(generation: u64, sequence: u64, guids: &[&str]) -> WatchResponse {

@@ -9,8 +9,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use model::{effective::ReadGroup, ids::GroupGuid};
-use proto::policy_v1::{Rule, SecurityGroup, StoredGroup};
+use model::{
+    effective::ReadGroup,
+    group::{GroupId, StoredGroup},
+    ids::GroupGuid,
+};
+use proto::policy_v1::{Rule, SecurityGroup};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
@@ -202,8 +206,8 @@ pub fn collect(entries: Vec<Entry>, before: &Groups) -> (Groups, Vec<String>) {
         let name = guid.as_deref().map_or(format!("number {id}"), |guid| format!("{guid:?}"));
         problems.extend(of_rules.iter().map(|problem| format!("group {name}: {problem}")));
         let stored = group.and_then(|group| {
-            model::group::StoredGroup::try_from(StoredGroup { id, group: Some(group) })
-                .map_err(|error| error.to_string())
+            let group = group.try_into().map_err(|error: proto::Error| error.to_string())?;
+            Ok::<_, String>(StoredGroup { id: GroupId(id), group: Arc::new(group) })
         });
         match stored {
             Ok(stored) => {
@@ -222,7 +226,7 @@ pub fn collect(entries: Vec<Entry>, before: &Groups) -> (Groups, Vec<String>) {
 }
 
 /// Reuses the previous value of an unchanged group.
-fn kept(before: &Groups, stored: model::group::StoredGroup) -> Arc<ReadGroup> {
+fn kept(before: &Groups, stored: StoredGroup) -> Arc<ReadGroup> {
     match before.get(&stored.group.guid) {
         Some(same) if same.stored == stored => Arc::clone(same),
         _ => Arc::new(ReadGroup::new(stored)),

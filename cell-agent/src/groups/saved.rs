@@ -181,7 +181,7 @@ mod tests {
             .receive(WatchResponse {
                 generation: 7,
                 stamp: 77,
-                upserted: vec![StoredGroup { id: 3, group: Some(group) }],
+                upserted: vec![StoredGroup { id: 3, group: group.encode_to_vec().into() }],
                 complete: true,
                 ..Default::default()
             })

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use proto::policy_v1::{
     ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, SecurityGroup, StatusRequest,
     StatusResponse, StoredGroup, WatchRequest, WatchResponse,
@@ -30,7 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     pub(crate) generation: u64,
-    groups: Vec<StoredGroup>,
+    groups: Vec<(u64, SecurityGroup)>,
     /// Sends nothing, like a store that was never filled.
     silent: bool,
 }
@@ -66,8 +67,7 @@ impl Store {
         self.state.send_modify(|state| {
             state.generation += 1;
             let groups = groups.into_iter().zip(1..);
-            state.groups =
-                groups.map(|(group, id)| StoredGroup { id, group: Some(group) }).collect();
+            state.groups = groups.map(|(group, id)| (id, group)).collect();
         });
     }
 
@@ -245,11 +245,13 @@ impl Watcher {
     fn whole(&mut self) -> WatchResponse {
         let state = self.state.borrow_and_update();
         let wanted = self.spaces.clone().unwrap_or_default();
-        let concerns = |stored: &&StoredGroup| concerns(stored, &wanted);
+        let stored = state.groups.iter().filter(|(_, group)| concerns(group, &wanted));
+        let stored =
+            stored.map(|(id, group)| StoredGroup { id: *id, group: group.encode_to_vec().into() });
         WatchResponse {
             generation: state.generation,
             reset: true,
-            upserted: state.groups.iter().filter(concerns).cloned().collect(),
+            upserted: stored.collect(),
             complete: true,
             subscription_sequence: self.sequence,
             ..WatchResponse::default()
@@ -257,8 +259,7 @@ impl Watcher {
     }
 }
 
-fn concerns(stored: &StoredGroup, spaces: &BTreeSet<String>) -> bool {
-    let group = stored.group.as_ref().unwrap();
+fn concerns(group: &SecurityGroup, spaces: &BTreeSet<String>) -> bool {
     let mut bound = group.running_space_guids.iter().chain(&group.staging_space_guids);
     group.running_default || group.staging_default || bound.any(|space| spaces.contains(space))
 }

@@ -13,8 +13,6 @@ use model::{
     ids::{GroupGuid, SpaceGuid},
     rule::RuleSpec,
 };
-use prost::Message;
-use proto::policy_v1;
 
 /// Encoded content of a group; see the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,31 +28,11 @@ pub struct Content {
     encoded: Bytes,
 }
 
-/// The rules of a message `SecurityGroup`; other fields are ignored.
-#[derive(Clone, PartialEq, Message)]
-struct RulesOnly {
-    #[prost(message, repeated, tag = "3")]
-    rules: Vec<policy_v1::Rule>,
-}
-
-fn encode(group: &SecurityGroup) -> Bytes {
-    policy_v1::SecurityGroup::from(group).encode_to_vec().into()
-}
-
 impl From<SecurityGroup> for Content {
     fn from(group: SecurityGroup) -> Self {
-        let encoded = encode(&group);
-        let SecurityGroup { guid, name, rules: _, running, staging } = group;
-        Self { guid, name, running, staging, encoded }
-    }
-}
-
-impl From<&SecurityGroup> for Content {
-    fn from(group: &SecurityGroup) -> Self {
-        let encoded = encode(group);
-        let SecurityGroup { guid, name, rules: _, running, staging } = group;
-        let (running, staging) = (running.clone(), staging.clone());
-        Self { guid: guid.clone(), name: name.clone(), running, staging, encoded }
+        let (guid, name) = (group.guid.clone(), group.name.clone());
+        let (running, staging) = (group.running.clone(), group.staging.clone());
+        Self { guid, name, running, staging, encoded: proto::encode_group(group) }
     }
 }
 
@@ -71,7 +49,7 @@ impl Content {
     /// Never: encoded rules can be decoded.
     #[must_use]
     pub fn rules(&self) -> Vec<RuleSpec> {
-        let decoded = RulesOnly::decode(self.encoded.clone()).expect("we encoded it");
+        let decoded = proto::decode_group(self.encoded.clone()).expect("we encoded it");
         decoded.rules.into_iter().map(Into::into).collect()
     }
 
@@ -155,11 +133,11 @@ mod tests {
 
     #[test]
     fn the_group_comes_back() {
-        let content = Content::from(&group());
+        let content = Content::from(group());
         assert_eq!(content.group(), group());
         assert_eq!(content.rules(), group().rules);
-        let message = policy_v1::SecurityGroup::decode(content.encoded().clone()).unwrap();
-        assert_eq!(message, policy_v1::SecurityGroup::from(&group()));
+        let message = proto::decode_group(content.encoded().clone()).unwrap();
+        assert_eq!(message, group().into());
         assert!(content.is_global());
         assert_eq!(content.bound_spaces().count(), 2);
     }

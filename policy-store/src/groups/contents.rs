@@ -1,20 +1,24 @@
 //! Stored content of a policy store.
 
+use std::sync::Arc;
+
 use model::{
     generation::Point,
-    group::{ContentHash, StoredGroup},
+    group::{ContentHash, GroupId},
     ids::CellId,
 };
 
-use super::{decide::State, history::Past};
+use super::{content::Content, decide::State, history::Past};
 use crate::reports::Report;
 
-/// A stored group and the hash of its content.
+/// A stored group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hashed {
-    /// The group.
-    pub stored: StoredGroup,
-    /// Hash of its content.
+pub struct Stored {
+    /// Id of the group.
+    pub id: GroupId,
+    /// Its content.
+    pub group: Arc<Content>,
+    /// Hash of the content.
     pub hash: ContentHash,
 }
 
@@ -26,7 +30,7 @@ pub struct Contents {
     /// Generation that the difference is based on; absent for the complete content.
     pub since: Option<Point>,
     /// Ascending by id. In a difference: groups that were added or changed and still exist.
-    pub groups: Vec<Hashed>,
+    pub groups: Vec<Stored>,
     /// Changes of the last Replaces. In a difference: those after `since`.
     pub past: Past,
     /// Last report of each cell; empty in a difference.

@@ -8,8 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    content::Content,
-    contents::{Contents, Hashed},
+    contents::{Contents, Stored},
     snapshot::{Entry, Snapshot},
 };
 use crate::metrics::{GENERATION, GROUPS};
@@ -71,14 +70,13 @@ fn gauge(snapshot: &Snapshot) {
     GROUPS.gauge().set(snapshot.entries().len() as f64);
 }
 
-/// Encodes the stored content for sharing.
+/// The first snapshot of a process.
 impl From<Contents> for Snapshot {
     fn from(contents: Contents) -> Self {
         let Contents { state, groups, past, since: _, reports: _ } = contents;
         // The loader has interned the spaces already.
-        let entry = |Hashed { stored, hash }| {
-            let content = Content::from(&*stored.group);
-            Arc::new(Entry::new(stored.id, &content, hash, None, SpaceGuid::clone))
+        let entry = |Stored { id, group, hash }| {
+            Arc::new(Entry::new(id, &group, hash, None, SpaceGuid::clone))
         };
         Self::new(state, groups.into_iter().map(entry).collect(), past)
     }

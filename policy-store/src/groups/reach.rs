@@ -21,7 +21,7 @@ impl Reach {
         Self { is_global, spaces: spaces.into_iter().collect() }
     }
 
-    pub(super) fn of(group: &Content, shared: impl Fn(&SpaceGuid) -> SpaceGuid) -> Self {
+    pub(crate) fn of(group: &Content, shared: impl Fn(&SpaceGuid) -> SpaceGuid) -> Self {
         Self { is_global: group.is_global(), spaces: group.bound_spaces().map(shared).collect() }
     }
 

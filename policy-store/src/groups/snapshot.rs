@@ -12,11 +12,10 @@ use model::{
     group::{ContentHash, GroupId, SecurityGroup},
     ids::{GroupGuid, SpaceGuid},
 };
-use prost::Message as _;
 
 use super::{
     content::Content,
-    contents::{Contents, Hashed},
+    contents::{Contents, Stored},
     decide::{Decision, State},
     fragment::Fragment,
     history::{Change, History, Past, Step},
@@ -68,16 +67,16 @@ impl Entry {
     /// Never: an encoded group can be decoded.
     #[must_use]
     pub fn content(&self) -> Content {
-        let group = proto::policy_v1::SecurityGroup::decode(self.encoded.clone());
-        let group = SecurityGroup::try_from(group.expect("we encoded it"));
-        Content::from(group.expect("it was a group before"))
+        let group = proto::decode_group(self.encoded.clone()).expect("we encoded it");
+        let group = SecurityGroup::try_from(group).expect("it was a group before");
+        Content::from(group)
     }
 
     /// The group's part of HTTP responses.
     pub fn fragment(&self) -> &Fragment {
         self.fragment.get_or_init(|| {
-            let group = proto::policy_v1::SecurityGroup::decode(self.encoded.clone());
-            Fragment::new(json::to_text(&group.expect("we encoded it")).as_bytes())
+            let group = proto::decode_group(self.encoded.clone()).expect("we encoded it");
+            Fragment::new(json::to_text(&group).as_bytes())
         })
     }
 }
@@ -128,12 +127,10 @@ impl Snapshot {
     #[must_use]
     pub fn followed_by(&self, difference: Contents) -> Self {
         let Contents { state, groups, past, .. } = difference;
-        let there: HashSet<GroupId> = groups.iter().map(|hashed| hashed.stored.id).collect();
+        let there: HashSet<GroupId> = groups.iter().map(|stored| stored.id).collect();
         let changed = past.steps.iter().flat_map(|step| &step.changes).map(|change| change.id);
         let removed = changed.filter(|id| !there.contains(id)).collect();
-        let contents = groups.into_iter().map(|Hashed { stored, hash }| {
-            (stored.id, hash, Arc::new(Content::from(&*stored.group)))
-        });
+        let contents = groups.into_iter().map(|Stored { id, group, hash }| (id, hash, group));
         self.changed(state, contents, &removed, past.steps)
     }
 

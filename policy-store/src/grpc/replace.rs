@@ -13,7 +13,6 @@ use std::{collections::VecDeque, mem, panic::resume_unwind, sync::Arc, time::Dur
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use model::{group::SecurityGroup, ids::GroupGuid};
-use prost::Message as _;
 use proto::policy_v1::{
     self, ReplaceRequest, ReplaceResponse, replace_request,
     replace_request::Step as Said,
@@ -218,14 +217,18 @@ impl Replacing {
     }
 
     /// Forwards groups until Commit.
-    async fn on_message(
-        &mut self,
-        groups: mpsc::Sender<Vec<policy_v1::SecurityGroup>>,
-    ) -> Result<(), Error> {
+    async fn on_message(&mut self, groups: mpsc::Sender<Vec<Received>>) -> Result<(), Error> {
         loop {
             match self.said().await? {
                 // The receiver ends early only with an error, which is reported there.
-                Said::Groups(said) => _ = groups.send(said.groups).await,
+                Said::Groups(said) => {
+                    let received = said.groups.into_iter().map(|encoded| {
+                        let bytes = encoded.len();
+                        Ok(Received { group: proto::decode_group(encoded)?, bytes })
+                    });
+                    let received = received.collect::<Result<_, proto::Error>>()?;
+                    _ = groups.send(received).await;
+                }
                 Said::Commit(replace_request::Commit {}) => return Ok(()),
                 other => return Err(unexpected("Groups or Commit", &other)),
             }
@@ -246,15 +249,20 @@ impl Replacing {
     }
 }
 
+/// A decoded group and its encoded size.
+struct Received {
+    group: policy_v1::SecurityGroup,
+    bytes: usize,
+}
+
 /// Reads and checks groups while the next ones are decrypted and decoded: the two cost
 /// about the same.
 async fn take(
     mut expected: Box<Expected>,
-    mut groups: mpsc::Receiver<Vec<policy_v1::SecurityGroup>>,
+    mut groups: mpsc::Receiver<Vec<Received>>,
 ) -> Result<Box<Expected>, Error> {
     while let Some(groups) = groups.recv().await {
-        for group in groups {
-            let bytes = group.encoded_len();
+        for Received { group, bytes } in groups {
             expected.supply(SecurityGroup::try_from(group)?, bytes)?;
         }
     }

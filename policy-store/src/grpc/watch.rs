@@ -5,7 +5,7 @@ use std::{mem, sync::Arc, time::Duration};
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use model::generation::{Generation, Point};
-use proto::policy_v1::{WatchRequest, watch_request::Step as Said};
+use proto::policy_v1::{WatchRequest, WatchResponse, watch_request::Step as Said};
 use runtime::tls::Identity;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -52,14 +52,14 @@ impl Watching {
         Self { shared, identity, drain, phase: Phase::Opening(Box::new(requests)) }
     }
 
-    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Part, Status>> + Send {
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<WatchResponse, Status>> + Send {
         stream::unfold(self, async |mut this| {
             let answer = this.next().await.transpose()?;
             if let Err(error) = &answer {
                 tracing::debug!(error = %error, "watch-ended");
                 this.phase = Phase::Done;
             }
-            Some((answer.map_err(|error| status(&error)), this))
+            Some((answer.map(Into::into).map_err(|error| status(&error)), this))
         })
     }
 

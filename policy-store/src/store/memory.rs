@@ -9,15 +9,15 @@ use std::{
 
 use model::{
     generation::{Generation, Point},
-    group::{GroupId, StoredGroup},
-    ids::{CellId, GroupGuid},
+    group::GroupId,
+    ids::{CellId, GroupGuid, SpaceGuid},
 };
 use tokio::sync::watch;
 
-use super::{Answer, Contents, Error, Hashed, Mended, News, Store};
+use super::{Answer, Contents, Error, Mended, News, Store, Stored};
 use crate::{
     groups::{
-        decide::{self, Decision, Known, Replacement, State},
+        decide::{self, Decision, Known, Replacement, State, Upsert},
         history::{Change, Past, Step, kept},
         reach::Reach,
         snapshot::Snapshot,
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug, Default)]
 struct Tables {
     state: State,
-    groups: BTreeMap<GroupId, Hashed>,
+    groups: BTreeMap<GroupId, Stored>,
     past: Past,
     reports: BTreeMap<CellId, Report>,
 }
@@ -67,8 +67,8 @@ impl Memory {
 
 impl Tables {
     fn known(&self) -> HashMap<GroupGuid, Known> {
-        let known = |(id, group): (&GroupId, &Hashed)| {
-            (group.stored.group.guid.clone(), Known { id: *id, hash: group.hash })
+        let known = |(id, group): (&GroupId, &Stored)| {
+            (group.group.guid.clone(), Known { id: *id, hash: group.hash })
         };
         self.groups.iter().map(known).collect()
     }
@@ -87,8 +87,8 @@ impl Tables {
             self.groups.remove(id);
         }
         for upsert in &decision.upserts {
-            let stored = StoredGroup { id: upsert.id, group: Arc::new(upsert.group.group()) };
-            self.groups.insert(upsert.id, Hashed { stored, hash: upsert.hash });
+            let Upsert { id, group, hash, added: _ } = upsert.clone();
+            self.groups.insert(id, Stored { id, group, hash });
         }
         self.state = decision.state.clone();
         Ok(decision)
@@ -101,10 +101,10 @@ impl Tables {
         let ids: BTreeMap<GroupId, GroupGuid> =
             ids.chain(decision.removed.iter().cloned()).collect();
         let change = |(id, guid)| {
-            let before = self.groups.get(&id).map(|hashed| {
-                let group = &hashed.stored.group;
-                Arc::new(Reach::new(group.is_global(), group.bound_spaces().cloned().collect()))
-            });
+            let before = self
+                .groups
+                .get(&id)
+                .map(|stored| Arc::new(Reach::of(&stored.group, SpaceGuid::clone)));
             Change { id, guid, before }
         };
         let changes = ids.into_iter().map(change).collect();

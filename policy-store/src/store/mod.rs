@@ -18,7 +18,7 @@ use model::{
     ids::{CellId, GroupGuid},
 };
 
-pub use crate::groups::contents::{Contents, Hashed};
+pub use crate::groups::contents::{Contents, Stored};
 
 use crate::{
     groups::{

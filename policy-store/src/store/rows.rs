@@ -11,13 +11,13 @@ use std::{
 use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Stamp, Watermark},
-    group::{ContentHash, GroupId, Lifecycle, Scope, SecurityGroup, StoredGroup},
+    group::{ContentHash, GroupId, Lifecycle, Scope, SecurityGroup},
     ids::{CellId, GroupGuid, SpaceGuid},
     lock::{FencingToken, Owner},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Hashed, rules};
+use super::{Error, Stored, rules};
 use crate::{
     groups::{
         content::SharedSpaces,
@@ -175,15 +175,14 @@ impl Scopes {
     }
 
     /// The group of a row; all of its bindings must have been added before.
-    pub(super) fn group(&mut self, row: &GroupRow<'_>) -> Result<Hashed, Error> {
+    pub(super) fn group(&mut self, row: &GroupRow<'_>) -> Result<Stored, Error> {
         let (mut running, mut staging) = self.scopes.remove(&row.id).unwrap_or_default();
         running.everywhere = row.running_default;
         staging.everywhere = row.staging_default;
         let rules = rules::parse(row.rules).map_err(senseless("security_groups.rules"))?;
         let name = row.name.to_owned();
         let group = SecurityGroup { guid: guid(row.guid)?, name, rules, running, staging };
-        let stored = StoredGroup { id: id(row.id)?, group: Arc::new(group) };
-        Ok(Hashed { stored, hash: hash(row.content_hash)? })
+        Ok(Stored { id: id(row.id)?, group: Arc::new(group.into()), hash: hash(row.content_hash)? })
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn parts(write: &Replacement, missing: &[String]) -> Vec<Step> {
     for text in missing {
         let content = &write.supplied.groups[&super::sets::guid(text)];
         size += content.encoded().len();
-        groups.push(SecurityGroup::from(&content.group()));
+        groups.push(content.encoded().clone());
         if size >= PART {
             size = 0;
             steps.push(Step::Groups(Groups { groups: std::mem::take(&mut groups) }));
@@ -122,6 +122,11 @@ pub(crate) async fn replace(client: &Client, write: &Replacement) -> Result<Comm
     let missing = talk.promise(write).await?;
     talk.deliver(write, &missing).await;
     talk.commit().await
+}
+
+/// The content of a group.
+pub(crate) fn decoded(stored: &StoredGroup) -> SecurityGroup {
+    proto::decode_group(stored.group.clone()).unwrap()
 }
 
 /// Lists all groups, page by page.
@@ -187,7 +192,7 @@ impl Mirror {
             assert!(self.groups.remove(&guid).is_some(), "{guid} was not there to remove");
         }
         for group in upserted {
-            let guid = group.group.as_ref().unwrap().guid.clone();
+            let guid = decoded(&group).guid;
             let before = self.groups.insert(guid, group.clone());
             // Changes that were reverted in between are included, too.
             let is_next = generation <= self.generation + 1;

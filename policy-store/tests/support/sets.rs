@@ -88,7 +88,7 @@ pub(crate) fn replacement(set: &Set) -> Replacement {
             manifest,
             groups: set
                 .iter()
-                .map(|(guid, group)| (guid.clone(), Arc::new((&**group).into())))
+                .map(|(guid, group)| (guid.clone(), Arc::new((**group).clone().into())))
                 .collect(),
         },
         at: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),

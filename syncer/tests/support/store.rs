@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use model::{
     group::{ContentHash, SecurityGroup},
     ids::GroupGuid,
@@ -127,7 +128,7 @@ impl PolicyStore for Twin {
         let next = if rest.is_empty() { 0 } else { page.last().unwrap().0 };
         let stored = |(id, group): &(u64, &SecurityGroup)| policy_v1::StoredGroup {
             id: *id,
-            group: Some((*group).into()),
+            group: proto::encode_group((*group).clone()),
         };
         Ok(Response::new(ListResponse {
             groups: page.iter().map(stored).collect(),
@@ -218,7 +219,7 @@ fn commit(
     state: &mut State,
     begin: Begin,
     manifest: &Manifest,
-    sent: Vec<policy_v1::SecurityGroup>,
+    sent: Vec<Bytes>,
 ) -> Result<Committed, Status> {
     fence(&begin, &state.writer)?;
     let named: BTreeMap<_, _> = manifest.iter().cloned().collect();
@@ -232,7 +233,7 @@ fn commit(
     }
     let (mut added_guids, mut changed_guids) = (Vec::new(), Vec::new());
     for group in sent {
-        let group = SecurityGroup::try_from(group).unwrap();
+        let group = SecurityGroup::try_from(proto::decode_group(group).unwrap()).unwrap();
         assert_eq!(named.get(&group.guid), Some(&group.content_hash()), "not as promised");
         write.sent.push(group.guid.as_str().to_owned());
         let guid = group.guid.to_string();

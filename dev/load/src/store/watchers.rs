@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_without_its_groups() {
-        let upserted = vec![StoredGroup { id: 7, group: None }];
+        let upserted = vec![StoredGroup { id: 7, ..StoredGroup::default() }];
         let removed = vec!["guid".to_owned()];
         let answer = WatchResponse {
             generation: 9,

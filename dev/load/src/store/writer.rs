@@ -5,11 +5,10 @@ use std::collections::HashSet;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use model::generation::Watermark;
-use prost::Message;
 use proto::policy_v1::policy_store_client::PolicyStoreClient;
 use proto::policy_v1::replace_request::{Begin, Commit, Groups, Manifest, ManifestEntry, Step};
 use proto::policy_v1::replace_response::{Committed, Step as Answer};
-use proto::policy_v1::{ReplaceRequest, ReplaceResponse, SecurityGroup};
+use proto::policy_v1::{ReplaceRequest, ReplaceResponse};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -114,8 +113,8 @@ async fn send_manifest(requests: &Requests, begin: Begin, data: &Data) {
 async fn send_groups(requests: Requests, data: &Data, missing: &HashSet<String>) {
     let (mut part, mut size) = (Vec::new(), 0);
     for group in data.find(missing) {
-        let group = SecurityGroup::from(group);
-        size += group.encoded_len();
+        let group = proto::encode_group(group.clone());
+        size += group.len();
         part.push(group);
         if size >= PART {
             size = 0;

@@ -5,7 +5,7 @@ use storage::server::{Dialect, Row, Server, Transaction, Value};
 
 use super::{
     super::{
-        Contents, Error, Hashed,
+        Contents, Error, Stored,
         rows::{GroupRow, PastRows, ReportRow, Scopes, StateRow, senseless, to_sql},
     },
     only, text,
@@ -120,7 +120,7 @@ async fn past(
     Ok(Some(past.into_past(now)))
 }
 
-async fn groups(transaction: &Transaction, since: Option<Point>) -> Result<Vec<Hashed>, Error> {
+async fn groups(transaction: &Transaction, since: Option<Point>) -> Result<Vec<Stored>, Error> {
     let mut parameters = Vec::new();
     let mut wanted = "id > ?".to_owned();
     if let Some(since) = since {
@@ -175,7 +175,7 @@ pub(super) fn bind_all(rows: &[Row], scopes: &mut Scopes) -> Result<(), Error> {
     Ok(())
 }
 
-fn group(row: &Row, scopes: &mut Scopes) -> Result<Hashed, Error> {
+fn group(row: &Row, scopes: &mut Scopes) -> Result<Stored, Error> {
     scopes.group(&GroupRow {
         id: row.get(0)?,
         guid: text(row, 1, "security_groups.guid")?,

@@ -4,7 +4,7 @@ use model::{generation::Point, ids::CellId};
 use rusqlite::{Connection, OptionalExtension as _, Row, Rows};
 
 use super::super::{
-    Contents, Error, Hashed,
+    Contents, Error, Stored,
     rows::{GroupRow, PastRows, ReportRow, Scopes, StateRow, to_sql},
 };
 use crate::{
@@ -91,7 +91,7 @@ fn groups(
     bound: &str,
     wanted: &str,
     since: Option<i64>,
-) -> Result<Vec<Hashed>, Error> {
+) -> Result<Vec<Stored>, Error> {
     let mut scopes = Scopes::default();
     let mut statement = connection.prepare_cached(&format!(
         "SELECT group_id, lifecycle, space_guid FROM security_group_spaces {bound}"

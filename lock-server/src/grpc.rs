@@ -8,13 +8,14 @@ mod fetch_all_cache;
 mod pre_encoded;
 mod watch;
 
-use std::{iter, sync::Arc};
+use std::sync::Arc;
 
 use http::HeaderMap;
 use model::lock::{Claim, LockKind, Release, Selector, Ttl};
 use proto::{
     lock_v1,
     lock_v1::lock_watch_server::LockWatchServer,
+    methods,
     models::{
         self,
         locket_server::{Locket, LocketServer},
@@ -27,7 +28,11 @@ use runtime::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use self::{call::About, fetch_all_cache::Answers, pre_encoded::Encoded};
+use self::{
+    call::{About, Method},
+    fetch_all_cache::Answers,
+    pre_encoded::Encoded,
+};
 pub use self::{
     call::{Calls, Refusal},
     pre_encoded::{PreEncoded, TooLarge},
@@ -87,9 +92,11 @@ impl<S: Store> Service<S> {
         let (locket, watch) = (self.clone(), self.clone());
         (
             Entry::judged(PreEncoded(LocketServer::new(self.clone())), move |head| {
-                locket.judge(head)
+                locket.judge(head, locket_method(&locket.calls, head.method))
             }),
-            Entry::judged(LockWatchServer::new(self), move |head| watch.judge(head)),
+            Entry::judged(LockWatchServer::new(self), move |head| {
+                watch.judge(head, watch_method(&watch.calls, head.method))
+            }),
         )
     }
 
@@ -107,16 +114,8 @@ impl<S: Store> Service<S> {
     }
 
     /// Checks that the peer may call the method. Unknown methods are refused later.
-    fn judge(&self, head: &Head<'_>) -> Result<(), Status> {
-        let Calls { lock, fetch, release, fetch_all, watch } = &*self.calls;
-        let (method, action) = match head.method {
-            "Lock" => (lock, Action::Write),
-            "Release" => (release, Action::Write),
-            "Fetch" => (fetch, Action::Read),
-            "FetchAll" => (fetch_all, Action::Read),
-            "Watch" => (watch, Action::Read),
-            _ => return Ok(()),
-        };
+    fn judge(&self, head: &Head<'_>, called: Option<(&Method, Action)>) -> Result<(), Status> {
+        let Some((method, action)) = called else { return Ok(()) };
         let judged = self.access.check(head.peer.identity.as_deref(), action);
         judged.map_err(|denied| {
             let uuid = uuid_of(head.headers);
@@ -125,16 +124,26 @@ impl<S: Store> Service<S> {
     }
 }
 
+/// Statistics and required access of a method of Locket.
+fn locket_method<'a>(calls: &'a Calls, name: &str) -> Option<(&'a Method, Action)> {
+    Some(match methods::Locket::parse(name)? {
+        methods::Locket::Lock => (&calls.lock, Action::Write),
+        methods::Locket::Release => (&calls.release, Action::Write),
+        methods::Locket::Fetch => (&calls.fetch, Action::Read),
+        methods::Locket::FetchAll => (&calls.fetch_all, Action::Read),
+    })
+}
+
+/// Statistics and required access of a method of LockWatch.
+fn watch_method<'a>(calls: &'a Calls, name: &str) -> Option<(&'a Method, Action)> {
+    Some(match methods::LockWatch::parse(name)? {
+        methods::LockWatch::Watch => (&calls.watch, Action::Read),
+    })
+}
+
 /// Response with a single lock.
 fn shown_alone(held: &LockVersion) -> Result<Encoded, TooLarge> {
-    if held.foreign_type.is_some() {
-        return Encoded::of(&models::FetchResponse { resource: Some(shown(held)) });
-    }
-    // On the wire the message equals a FetchAllResponse with one lock.
-    let lock = || iter::once(&held.lock);
-    Encoded::message(proto::fetch_all_len(lock()), |buffer| {
-        proto::put_fetch_all(lock(), buffer);
-    })
+    Encoded::of(&models::FetchResponse { resource: Some(shown(held)) })
 }
 
 /// Converts a lock to its protobuf message.

@@ -117,11 +117,11 @@ pub struct Calls {
 impl Default for Calls {
     fn default() -> Self {
         Self {
-            lock: Method::new("Lock", || info_span!("lock")),
-            fetch: Method::new("Fetch", || info_span!("fetch")),
-            release: Method::new("Release", || info_span!("release")),
-            fetch_all: Method::new("FetchAll", || info_span!("fetch-all")),
-            watch: Method::new("Watch", || info_span!("watch")),
+            lock: Method::new("Lock", || info_span!("lock"), lock_failed),
+            fetch: Method::new("Fetch", || info_span!("fetch"), fetch_failed),
+            release: Method::new("Release", || info_span!("release"), release_failed),
+            fetch_all: Method::new("FetchAll", || info_span!("fetch-all"), fetch_all_failed),
+            watch: Method::new("Watch", || info_span!("watch"), watch_failed),
         }
     }
 }
@@ -139,11 +139,41 @@ pub(super) struct Method {
     name: &'static str,
     requests: Requests,
     span: fn() -> Span,
+    /// Logs that the store failed, with this error.
+    log_failure: LogFailure,
+}
+
+type LogFailure = fn(&About, &str);
+
+fn lock_failed(About { uuid, key, owner, .. }: &About, error: &str) {
+    let uuid = uuid.as_deref();
+    tracing::error!(error, key, owner, "request-uuid" = uuid, "failed-locking-lock");
+}
+
+fn release_failed(About { key, owner, type_code, .. }: &About, error: &str) {
+    let span = info_span!("release-lock", key, owner, "type-code" = type_code);
+    span.in_scope(|| tracing::error!(error, "failed-to-release-lock"));
+}
+
+fn fetch_failed(About { key, .. }: &About, error: &str) {
+    let span = info_span!("fetch-lock", key);
+    span.in_scope(|| tracing::error!(error, "failed-to-fetch-lock"));
+}
+
+fn fetch_all_failed(About { type_code, .. }: &About, error: &str) {
+    let kind = TypeCode::try_from(*type_code).ok();
+    let kind = kind.and_then(|code| LockKind::try_from(code).ok());
+    let span = info_span!("fetch-all-locks", r#type = kind.map_or("", LockKind::as_str));
+    span.in_scope(|| tracing::error!(error, "failed-to-fetch-locks"));
+}
+
+fn watch_failed(About { key, .. }: &About, error: &str) {
+    tracing::error!(error, key, "request-failed");
 }
 
 impl Method {
-    fn new(name: &'static str, span: fn() -> Span) -> Self {
-        Self { name, requests: Requests::of(name), span }
+    fn new(name: &'static str, span: fn() -> Span, log_failure: LogFailure) -> Self {
+        Self { name, requests: Requests::of(name), span, log_failure }
     }
 
     /// Serves a call that needs neither waiting nor log lines; `None` when
@@ -209,8 +239,7 @@ impl<'a> Call<'a> {
     /// Logs the error, unless it is an expected one.
     fn refuse(&self, refusal: &Refusal) -> Status {
         let status = status(refusal);
-        let About { uuid, key, owner, type_code, deadline: _ } = &self.about;
-        let uuid = uuid.as_deref();
+        let About { key, type_code, .. } = &self.about;
         let error = client::describe(&status);
         match refusal {
             Refusal::Request(_) | Refusal::OutOfBounds(OutOfBounds::Ttl { .. }) => {
@@ -226,32 +255,7 @@ impl<'a> Call<'a> {
                 span.in_scope(|| tracing::debug!(error, key, "failed-to-fetch-lock"));
             }
             Refusal::Locks(cause @ (locks::Error::Deadline | locks::Error::Store(_))) => {
-                let cause = chain(cause);
-                match self.method.name {
-                    "Lock" => tracing::error!(
-                        error = cause,
-                        key,
-                        owner,
-                        "request-uuid" = uuid,
-                        "failed-locking-lock"
-                    ),
-                    "Release" => {
-                        let span = info_span!("release-lock", key, owner, "type-code" = type_code);
-                        span.in_scope(|| tracing::error!(error = cause, "failed-to-release-lock"));
-                    }
-                    "Fetch" => {
-                        let span = info_span!("fetch-lock", key);
-                        span.in_scope(|| tracing::error!(error = cause, "failed-to-fetch-lock"));
-                    }
-                    "FetchAll" => {
-                        let kind = TypeCode::try_from(*type_code).ok();
-                        let kind = kind.and_then(|code| LockKind::try_from(code).ok());
-                        let kind = kind.map_or("", LockKind::as_str);
-                        let span = info_span!("fetch-all-locks", r#type = kind);
-                        span.in_scope(|| tracing::error!(error = cause, "failed-to-fetch-locks"));
-                    }
-                    _ => tracing::error!(error = cause, key, "request-failed"),
-                }
+                (self.method.log_failure)(&self.about, &chain(cause));
             }
         }
         status

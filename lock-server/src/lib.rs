@@ -2,7 +2,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`decide`] | Locket's rules, pure |
+//! | [`decide`] | Locket's rules, pure; the shared store has them as SQL conditions, too |
 //! | [`access`] | access control, pure |
 //! | [`expiry`] | the queue of deadlines, pure |
 //! | [`lock_version`], [`table`] | one version of a lock; the table of all held locks |

@@ -22,7 +22,7 @@ use crate::{
 /// Stores locks.
 ///
 /// Contract:
-/// - Calls on one key are serialized and follow `decide`. Each takes effect once or,
+/// - Calls on one key are serialized and follow [`decide`](crate::decide). Each takes effect once or,
 ///   with an error, normally not at all (when a disk fails in the middle of a commit,
 ///   the change may reappear at the next start; the caller got an error that says that
 ///   the outcome is unknown).

@@ -2,7 +2,8 @@
 //!
 //! The database is authoritative: every claim, release and expiry is one transaction,
 //! and every response is the result of that transaction
-//! (docs/compatibility/locket.md#lock, #schema). Consequences:
+//! (docs/compatibility/locket.md#lock, #schema). Statements state the rules of
+//! [`crate::decide`] as `conditions`. Consequences:
 //! - A refresh always writes the row, with a higher `modified_index`: every instance
 //!   that measures the time to live of a version, Portcullis or the original, observes
 //!   the refresh.
@@ -23,6 +24,7 @@
 
 mod changes;
 mod claim_batcher;
+mod conditions;
 mod follow;
 mod gather;
 mod health;
@@ -65,6 +67,7 @@ use self::{
 pub use self::{follow::Follower, health::Check};
 use super::{Claimed, Error, Expired, Released, Store};
 use crate::{
+    decide,
     feed::{Event, Feed, Subscription},
     lock_version::{LockList, LockVersion, Request},
 };
@@ -292,7 +295,9 @@ impl Store for Shared {
     async fn claim(&self, claim: Claim, request: Request) -> Result<Claimed, Error> {
         // Claims of keys with another owner share a read and lock no row: the owner's refresh
         // never waits for them, however many they are.
-        let is_others = |held: &LockVersion| held.lock.owner != claim.owner;
+        let is_others = |held: &LockVersion| {
+            decide::claim(Some(&held.lock), &claim) == decide::Claimed::Collide
+        };
         if self.view().get(&claim.key).is_some_and(|held| is_others(held))
             && let Some(other) = self.fetch(&claim.key).await?
             && is_others(&other)
@@ -319,16 +324,16 @@ impl Store for Shared {
     }
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
-        let known = self.view().get(key).cloned();
-        let mut known = known.filter(|held| held.lock.owner == *owner);
+        let may = |held: &Arc<LockVersion>| {
+            decide::release(Some(&held.lock), owner) == decide::Released::Delete
+        };
+        let mut known = self.view().get(key).cloned().filter(may);
         for _ in 0..LOOKS {
             let held = match known.take() {
                 Some(held) => held,
                 None => match self.look(key).await? {
                     None => return Ok(Released::Absent),
-                    Some(held) if held.lock.owner != *owner => {
-                        return Ok(Released::Collision(held));
-                    }
+                    Some(held) if !may(&held) => return Ok(Released::Collision(held)),
                     Some(held) => held,
                 },
             };

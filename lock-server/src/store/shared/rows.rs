@@ -10,6 +10,7 @@ use std::sync::Arc;
 use model::lock::{self, FencingToken, Lock, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use storage::server::{Dialect, Row, Server, Value};
 
+use super::conditions::held;
 use crate::lock_version::LockVersion;
 
 /// A converted row.
@@ -45,7 +46,8 @@ COALESCE(f.token, 0), COALESCE(f.modified_id, '')"
 const POSTGRES: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM locks l LEFT JOIN fencing_tokens f ON f.path = l.path WHERE l.owner <> ''"
+    " FROM locks l LEFT JOIN fencing_tokens f ON f.path = l.path WHERE ",
+    held!("l.owner")
 );
 
 // `LIMIT` prevents the planner from reading all tokens for the rows of one kind.
@@ -54,7 +56,8 @@ const POSTGRES_KIND: &str = concat!(
     columns!(),
     " FROM locks l LEFT JOIN LATERAL (
     SELECT token, modified_id FROM fencing_tokens WHERE path = l.path LIMIT 1
-) f ON true WHERE l.owner <> ''"
+) f ON true WHERE ",
+    held!("l.owner")
 );
 
 // The same for the keys of a JSON array and the rows of `locks`.
@@ -65,14 +68,16 @@ const POSTGRES_KEYS: &str = concat!(
 CROSS JOIN LATERAL (SELECT * FROM locks WHERE path = a.path LIMIT 1) l
 LEFT JOIN LATERAL (
     SELECT token, modified_id FROM fencing_tokens WHERE path = l.path LIMIT 1
-) f ON true WHERE l.owner <> ''"
+) f ON true WHERE ",
+    held!("l.owner")
 );
 
 const MYSQL: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM locks l LEFT JOIN fencing_tokens f ON f.path = CONVERT(l.path USING utf8mb4)
-WHERE l.owner <> ''"
+WHERE ",
+    held!("l.owner")
 );
 
 /// Reads the rows that match a selector; `None`: all rows.

@@ -18,6 +18,7 @@ use storage::{
     server::{Dialect, Row, Schema, Server, Transaction, Value},
 };
 
+use super::conditions::{free, is_owner, is_version, may_claim};
 use crate::lock_version::LockVersion;
 
 /// The token of a key's first owner is the column's default: 1, and in a recreated table
@@ -170,12 +171,17 @@ pub(super) async fn claim(
 /// and a new life of the row gets the next token.
 macro_rules! postgres_take {
     () => {
-        "    ON CONFLICT (path) DO UPDATE SET
+        concat!(
+            "    ON CONFLICT (path) DO UPDATE SET
         owner = excluded.owner, value = excluded.value, type = excluded.type, ttl = excluded.ttl,
         modified_index = COALESCE(l.modified_index, 0) + 1,
-        modified_id = CASE WHEN COALESCE(l.owner, '') = '' OR COALESCE(l.modified_id, '') = ''
+        modified_id = CASE WHEN ",
+            free!("l.owner"),
+            " OR COALESCE(l.modified_id, '') = ''
             THEN excluded.modified_id ELSE l.modified_id END
-    WHERE COALESCE(l.owner, '') = '' OR l.owner = excluded.owner
+    WHERE ",
+            may_claim!(postgres, "l.owner", "excluded.owner"),
+            "
     RETURNING path, modified_index, modified_id
 ), fenced AS (
     INSERT INTO fencing_tokens AS f (path, modified_id)
@@ -186,6 +192,7 @@ macro_rules! postgres_take {
 )
 SELECT t.modified_index, t.modified_id, f.token, s.token, s.modified_id, t.path
 FROM taken t LEFT JOIN fenced f ON f.path = t.path LEFT JOIN fencing_tokens s ON s.path = t.path"
+        )
     };
 }
 
@@ -271,20 +278,42 @@ fn number(rows: &[Row]) -> Result<i64, storage::Error> {
     rows.first().map_or(Ok(0), |row| row.get(0))
 }
 
+/// Assigns a column if the claimant may take the row.
+macro_rules! mysql_set {
+    ($column:literal, $value:literal) => {
+        concat!(
+            $column,
+            " = IF(",
+            may_claim!(mysql, "owner", "VALUES(owner)"),
+            ", ",
+            $value,
+            ", ",
+            $column,
+            ")"
+        )
+    };
+}
+
 // Assignments take effect from left to right: the owner, on which the others depend,
 // comes last.
-const MYSQL_CLAIM: &str = "INSERT INTO locks
+const MYSQL_CLAIM: &str = concat!(
+    "INSERT INTO locks
 (path, owner, value, type, modified_index, modified_id, ttl) VALUES (?, ?, ?, ?, 1, ?, ?)
-ON DUPLICATE KEY UPDATE
-value = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(value), value),
-type = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(type), type),
-ttl = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(ttl), ttl),
-modified_index = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner),
-    COALESCE(modified_index, 0) + 1, modified_index),
-modified_id = IF(COALESCE(owner, '') = ''
-    OR (BINARY owner = BINARY VALUES(owner) AND COALESCE(modified_id, '') = ''),
-    VALUES(modified_id), modified_id),
-owner = IF(COALESCE(owner, '') = '' OR BINARY owner = BINARY VALUES(owner), VALUES(owner), owner)";
+ON DUPLICATE KEY UPDATE ",
+    mysql_set!("value", "VALUES(value)"),
+    ", ",
+    mysql_set!("type", "VALUES(type)"),
+    ", ",
+    mysql_set!("ttl", "VALUES(ttl)"),
+    ", ",
+    mysql_set!("modified_index", "COALESCE(modified_index, 0) + 1"),
+    ", modified_id = IF(",
+    free!("owner"),
+    " OR (",
+    is_owner!(mysql, "owner", "VALUES(owner)"),
+    " AND COALESCE(modified_id, '') = ''), VALUES(modified_id), modified_id), ",
+    mysql_set!("owner", "VALUES(owner)"),
+);
 
 // The token first: it depends on the previous id.
 const MYSQL_TOKEN: &str = "INSERT INTO fencing_tokens (path, modified_id) VALUES (?, ?)
@@ -316,12 +345,16 @@ async fn claim_on_mysql(
 }
 
 // The same for the row of a key, if this owner holds it.
-const MYSQL_TOKEN_OF_OWNER: &str = "INSERT INTO fencing_tokens (path, modified_id)
+const MYSQL_TOKEN_OF_OWNER: &str = concat!(
+    "INSERT INTO fencing_tokens (path, modified_id)
 SELECT CONVERT(path USING utf8mb4), modified_id FROM locks
-WHERE path = ? AND BINARY owner = BINARY ?
+WHERE path = ? AND ",
+    is_owner!(mysql, "owner", "?"),
+    "
 ON DUPLICATE KEY UPDATE
 token = IF(fencing_tokens.modified_id = VALUES(modified_id), token, token + 1),
-fencing_tokens.modified_id = VALUES(modified_id)";
+fencing_tokens.modified_id = VALUES(modified_id)"
+);
 
 const MYSQL_TAKEN: &str = "SELECT l.owner, l.modified_index, l.modified_id, l.path, f.token
 FROM locks l LEFT JOIN fencing_tokens f ON f.path = CONVERT(l.path USING utf8mb4)
@@ -343,8 +376,12 @@ pub(super) async fn release(
     owner: &Owner,
 ) -> Result<bool, storage::Error> {
     let sql = match server.dialect() {
-        Dialect::Postgres => "DELETE FROM locks WHERE path = ? AND owner = ?",
-        Dialect::MySql => "DELETE FROM locks WHERE path = ? AND BINARY owner = BINARY ?",
+        Dialect::Postgres => {
+            concat!("DELETE FROM locks WHERE path = ? AND ", is_owner!(postgres, "owner", "?"))
+        }
+        Dialect::MySql => {
+            concat!("DELETE FROM locks WHERE path = ? AND ", is_owner!(mysql, "owner", "?"))
+        }
     };
     let deleted = server.execute(sql, &[key.as_str().into(), owner.as_str().into()]).await?;
     Ok(deleted > 0)
@@ -355,8 +392,7 @@ pub(super) async fn delete_version(
     server: &Server,
     held: &LockVersion,
 ) -> Result<bool, storage::Error> {
-    let sql = "DELETE FROM locks WHERE path = ? AND owner = ?
-        AND COALESCE(modified_id, '') = ? AND COALESCE(modified_index, 0) = ?";
+    let sql = concat!("DELETE FROM locks WHERE path = ? AND owner = ? AND ", is_version!());
     let values = [
         held.lock.key.as_str().into(),
         held.lock.owner.as_str().into(),

@@ -4,8 +4,10 @@
 //! [`reference`](self) compares a store with a naive model, call by call, with
 //! restarts and failed commits. [`history`] runs several concurrent clients, stops the
 //! store during their calls, and checks the responses; [`shared`] does so with two
-//! instances on one database server.
+//! instances on one database server. [`decide`] compares the SQL conditions with the rules in
+//! memory.
 
+mod decide;
 mod history;
 mod reference;
 mod shared;

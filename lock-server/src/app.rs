@@ -29,12 +29,12 @@ use crate::{
     feed::Feed,
     grpc::Service,
     locks::Locks,
-    open::open,
+    open::{Opened, open},
     reaper,
     report::{self, Report},
     store::{
-        configured::{AnyStore, StoreTask},
-        shared::Check,
+        Store,
+        shared::{Check, Shared},
     },
 };
 
@@ -47,16 +47,20 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 /// A server that is bound but does not serve yet.
 pub struct App {
-    store: AnyStore,
-    keeper: StoreTask,
+    store: Opened,
     check: Option<HealthCheck>,
+    loaded: Component,
+    front: Front,
+}
+
+/// Everything that does not depend on the kind of the store.
+struct Front {
     feed: Feed,
     listener: Listener,
     tls: ServerTls,
     limits: Limits,
     admin: Option<RunningAdmin>,
     health: Health,
-    loaded: Component,
     access: Access,
     agent: Option<(Loggregator, Delivery)>,
     timing: Timing,
@@ -74,7 +78,7 @@ struct Timing {
 impl App {
     /// Listen address of the gRPC server.
     pub fn local_addr(&self) -> String {
-        self.listener.local_addr()
+        self.front.listener.local_addr()
     }
 }
 
@@ -139,71 +143,70 @@ impl runtime::process::Service for App {
             Admin::new(listener, process, &health).start(drain_timeout)
         });
         let feed = Feed::default();
-        let (store, keeper) = open(&database, feed.clone()).await?;
+        let store = open(&database, feed.clone()).await?;
         let limits = Limits { connections: max_connections, ..Limits::default() };
         let timing =
             Timing { operation: operation_timeout, drain: drain_timeout, report: report_interval };
         let ending = process.ending.clone();
-        Ok(Self {
-            store,
-            keeper,
-            check: health_check,
-            feed,
-            listener,
-            tls,
-            limits,
-            admin,
-            health,
-            loaded,
-            access,
-            agent,
-            timing,
-            ending,
-        })
+        let front =
+            Front { feed, listener, tls, limits, admin, health, access, agent, timing, ending };
+        Ok(Self { store, check: health_check, loaded, front })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self {
-            store,
-            keeper,
-            check,
-            feed,
-            listener,
-            tls,
-            limits,
-            admin,
-            health,
-            loaded,
-            access,
-            agent,
-            timing,
-            ending,
-        } = self;
-        let Timing { operation, drain, report: interval } = timing;
-        let drained = CancellationToken::new();
+        let Self { store, check, loaded, front } = self;
+        let (drained, closes) = (CancellationToken::new(), front.timing.drain + CLOSE);
         let mut tasks = Tasks::new(shutdown.clone());
+        loaded.ready();
+        let stop = drained.clone();
+        match store {
+            Opened::Embedded(store, flusher) => {
+                tasks.add("store", async { Ok(flusher.run(stop, loaded).await?) });
+                front.serve(store, &mut tasks, drained, &shutdown);
+            }
+            Opened::Shared(store, follower) => {
+                tasks.add("store", async { Ok(follower.run(stop, loaded).await?) });
+                front.watch_database(&store, check, &mut tasks, &shutdown);
+                front.serve(store, &mut tasks, drained, &shutdown);
+            }
+        }
+        tracing::info!("started");
+        tasks.join(closes).await
+    }
+}
 
-        tasks.add("store", {
-            let stop = drained.clone();
-            loaded.ready();
-            async move { Ok(keeper.run(stop, loaded).await?) }
-        });
-        if let (AnyStore::Shared(store), Some(check)) = (&store, check) {
-            let HealthCheck { timeout, interval, attempts } = check;
-            let (store, check) = (store.clone(), Check { timeout, interval, attempts });
+impl Front {
+    /// Adds the tasks that observe the database server.
+    fn watch_database(
+        &self,
+        store: &Shared,
+        check: Option<HealthCheck>,
+        tasks: &mut Tasks,
+        shutdown: &CancellationToken,
+    ) {
+        if let Some(HealthCheck { timeout, interval, attempts }) = check {
+            let check = Check { timeout, interval, attempts };
             let span = info_span!("db-health-check-runner");
-            let work = store.watch_health(check, shutdown.clone()).instrument(span);
+            let work = store.clone().watch_health(check, shutdown.clone()).instrument(span);
             tasks.add("database health", work);
         }
-        if let AnyStore::Shared(store) = &store {
-            let stats = {
-                let store = store.clone();
-                move || store.stats()
-            };
-            let agent = agent.as_ref().map(|(agent, _)| agent.clone());
-            let told = report::database(stats, agent, interval, shutdown.clone());
-            tasks.add("database metrics", told);
-        }
+        let (store, agent) = (store.clone(), self.agent.as_ref().map(|(agent, _)| agent.clone()));
+        let stats = move || store.stats();
+        let told = report::database(stats, agent, self.timing.report, shutdown.clone());
+        tasks.add("database metrics", told);
+    }
+
+    /// Adds the tasks that serve `store`; the end of the gRPC task cancels `drained`.
+    fn serve<S: Store>(
+        self,
+        store: S,
+        tasks: &mut Tasks,
+        drained: CancellationToken,
+        shutdown: &CancellationToken,
+    ) {
+        let Self { feed, listener, tls, limits, admin, health, access, agent, timing, ending } =
+            self;
+        let Timing { operation, drain, report: interval } = timing;
         tasks.add("reaper", reaper::run(store.clone(), feed.clone(), shutdown.clone()));
         tasks.add("certificates", tls.clone().watch(shutdown.clone()));
         if let Some(admin) = admin {
@@ -225,13 +228,12 @@ impl runtime::process::Service for App {
             let drained = drained.drop_guard();
             let span = info_span!("grpc-server");
             span.in_scope(|| tracing::info!(address = server.local_addr(), "started"));
+            let shutdown = shutdown.clone();
             async move {
                 let _drained = drained;
                 serve(server, span, shutdown, drain, ending).await
             }
         });
-        tracing::info!("started");
-        tasks.join(drain + CLOSE).await
     }
 }
 

@@ -12,32 +12,45 @@ use storage::server::{Options, Tls};
 use crate::{
     config::{Database, Server},
     feed::Feed,
-    store::configured::{AnyStore, StoreTask},
+    store::{
+        embedded::{Embedded, Flusher},
+        shared::{Follower, Shared},
+    },
 };
+
+/// An open store and its background task.
+#[derive(Debug)]
+pub enum Opened {
+    /// In a SQLite file of this process.
+    Embedded(Embedded, Flusher),
+    /// On a database server.
+    Shared(Shared, Box<Follower>),
+}
 
 /// Opens the store.
 ///
 /// # Errors
 /// With the original's messages (docs/compatibility/locket.md#configuration): the file or the
 /// server cannot be used.
-pub async fn open(database: &Database, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
+pub async fn open(database: &Database, feed: Feed) -> Result<Opened, Failure> {
     match database {
         Database::Embedded(path) => embedded(path, feed).await,
         Database::Shared(server) => shared(server, feed).await,
     }
 }
 
-async fn embedded(path: &Path, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
-    AnyStore::embedded(path, feed)
-        .await
+async fn embedded(path: &Path, feed: Feed) -> Result<Opened, Failure> {
+    let opened = Embedded::open(path, &storage::sqlite::Options::default(), feed).await;
+    let (store, flusher) = opened
         .context("opening database_connection_string")
-        .map_err(|error| Failure::fatal("sql-failed-to-connect", error))
+        .map_err(|error| Failure::fatal("sql-failed-to-connect", error))?;
+    Ok(Opened::Embedded(store, flusher))
 }
 
-async fn shared(server: &Server, feed: Feed) -> Result<(AnyStore, StoreTask), Failure> {
+async fn shared(server: &Server, feed: Feed) -> Result<Opened, Failure> {
     let options = options(server);
     options.check().map_err(|error| Failure::fatal("invalid-db-connection-string", error))?;
-    AnyStore::shared(&options, feed).await.map_err(|error| {
+    let opened = Shared::open(&options, feed).await.map_err(|error| {
         let line = match error {
             storage::Error::Migration { .. } | storage::Error::Step { .. } => {
                 "failed-to-create-lock-table"
@@ -45,7 +58,9 @@ async fn shared(server: &Server, feed: Feed) -> Result<(AnyStore, StoreTask), Fa
             _ => "sql-failed-to-connect",
         };
         Failure::fatal(line, error)
-    })
+    });
+    let (store, follower) = opened?;
+    Ok(Opened::Shared(store, Box::new(follower)))
 }
 
 fn options(server: &Server) -> Options {

@@ -1,10 +1,8 @@
 //! Storage of locks.
 //!
 //! [`Store`] is the trait; [`memory`], [`embedded`] and [`shared`] implement its
-//! contract, which one conformance suite tests for all of them. [`configured`] selects
-//! the implementation that the configuration names.
+//! contract, which one conformance suite tests for all of them.
 
-pub mod configured;
 pub mod embedded;
 mod journal;
 pub mod memory;

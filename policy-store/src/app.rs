@@ -30,11 +30,10 @@ use crate::{
     http::{
         self, Api,
         admission::{self, Admission},
-        freshness::Newest,
         tags::Tags,
     },
-    open::{self, Opened},
-    report::{Look, Report},
+    open,
+    report::Report,
     store::{Contents, Store},
 };
 
@@ -72,8 +71,6 @@ pub struct App {
     health: Health,
     metron: Dropsonde,
     store: Arc<dyn Store>,
-    newest: Option<Newest>,
-    look: Option<Look>,
     board: Arc<SnapshotPublisher>,
     cells: Cells,
 }
@@ -143,7 +140,7 @@ impl Service for App {
         };
         health.component(http::health::DATABASE).not_ready("loading the groups");
         let admin = Admin::new(admin, process, &health).start(ADMIN_DRAIN);
-        let Opened { store, newest, look } = Box::pin(open::open(&config.database)).await?;
+        let store = Box::pin(open::open(&config.database)).await?;
         let nothing = Arc::new(Contents::default().into());
         committer::mend(&*store, nothing).await.context("looking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
@@ -165,8 +162,6 @@ impl Service for App {
             health,
             metron,
             store,
-            newest,
-            look,
             board,
             cells,
         })
@@ -228,8 +223,6 @@ impl App {
             health,
             metron,
             store,
-            newest,
-            look,
             board,
             cells,
         } = self;
@@ -247,14 +240,14 @@ impl App {
             force_close_after(shutdown.clone(), config.drain_spread, force_close, drained.clone()),
         );
         if let Some(internal) = internal {
-            let api = api(&config, &board).as_new_as(newest).telling(metron.clone());
+            let api = api(&config, &board).as_new_as(Arc::clone(&store)).telling(metron.clone());
             serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
         }
         if let Some(listener) = health_checks {
             let router = http::health::router(health.clone(), began, metron.clone());
             serve_health_checks(&mut tasks, listener, router, shutdown);
         }
-        let report = Report { metron, database: look, began };
+        let report = Report { metron, store: Arc::clone(&store), began };
         tasks.add("metrics", report.run(shutdown.clone()));
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
         tasks.add(

@@ -7,45 +7,21 @@ use anyhow::Context as _;
 use crate::{
     config::Database,
     groups::decide::State,
-    http::freshness::Newest,
-    report::Look,
     store::{Error, Store, server::Server, sqlite::Sqlite},
 };
-
-/// An open store, and functions that only a store on a server has.
-pub(crate) struct Opened {
-    pub(crate) store: Arc<dyn Store>,
-    /// Reads the newest generation; other instances may write.
-    pub(crate) newest: Option<Newest>,
-    /// Reads connection pool statistics.
-    pub(crate) look: Option<Look>,
-}
 
 /// Opens the store, with the original's log lines.
 ///
 /// # Errors
 /// The file or the server cannot be used.
-pub(crate) async fn open(database: &Database) -> Result<Opened, Error> {
+pub(crate) async fn open(database: &Database) -> Result<Arc<dyn Store>, Error> {
     tracing::info!("getting db connection");
-    let opened = match database {
-        Database::Sqlite(path) => {
-            Opened { store: Arc::new(Sqlite::open(path)?), newest: None, look: None }
-        }
-        Database::Server(options) => shared(Box::pin(Server::connect(options)).await?),
+    let store: Arc<dyn Store> = match database {
+        Database::Sqlite(path) => Arc::new(Sqlite::open(path)?),
+        Database::Server(options) => Arc::new(Box::pin(Server::connect(options)).await?),
     };
     tracing::info!("db connection retrieved");
-    Ok(opened)
-}
-
-fn shared(server: Server) -> Opened {
-    let server = Arc::new(server);
-    let (asked, looked_at) = (Arc::clone(&server), Arc::clone(&server));
-    let newest: Newest = Arc::new(move || {
-        let server = Arc::clone(&asked);
-        Box::pin(async move { server.newest().await })
-    });
-    let look: Look = Box::new(move || looked_at.stats());
-    Opened { store: server, newest: Some(newest), look: Some(look) }
+    Ok(store)
 }
 
 /// Resets the newest fencing token; returns a description of the previous state.

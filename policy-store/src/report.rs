@@ -6,7 +6,7 @@
 //! Of the Go runtime's gauges only those with an equivalent are sent: private memory for
 //! the heap, the stack, tasks for goroutines.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use runtime::{
     dropsonde::Dropsonde,
@@ -16,22 +16,22 @@ use storage::server::Stats;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{DB_FAILED, DB_IN_FLIGHT, DB_LONGEST, DB_OPEN, DB_QUERIES, DB_SUCCEEDED};
+use crate::{
+    metrics::{DB_FAILED, DB_IN_FLIGHT, DB_LONGEST, DB_OPEN, DB_QUERIES, DB_SUCCEEDED},
+    store::Store,
+};
 
 /// Period of the original's process and database metrics.
 const ITSELF: Duration = Duration::from_secs(30);
 /// Period of the original's runtime metrics.
 const RUNTIME: Duration = Duration::from_secs(10);
 
-/// Reads the database statistics; each read resets the maxima.
-pub(crate) type Look = Box<dyn Fn() -> Stats + Send + Sync>;
-
 /// Metrics reporter and its sink.
 pub(crate) struct Report {
     /// The metron agent.
     pub(crate) metron: Dropsonde,
-    /// Statistics of the database, if it is on a server.
-    pub(crate) database: Option<Look>,
+    /// Has the statistics of the database.
+    pub(crate) store: Arc<dyn Store>,
     /// Start of the process.
     pub(crate) began: Instant,
 }
@@ -42,22 +42,22 @@ impl Report {
     /// # Errors
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { metron, database, began } = self;
+        let Self { metron, store, began } = self;
         tokio::join!(
             metron.resolve(&shutdown),
-            every(ITSELF, &shutdown, || itself(&metron, database.as_ref(), began)),
+            every(ITSELF, &shutdown, || itself(&metron, &*store, began)),
             every(RUNTIME, &shutdown, || metron.process()),
         );
         Ok(())
     }
 }
 
-fn itself(metron: &Dropsonde, database: Option<&Look>, began: Instant) {
+fn itself(metron: &Dropsonde, store: &dyn Store, began: Instant) {
     metron.value("uptime", began.elapsed().as_secs_f64(), "seconds");
     // Container-to-container policies are not supported: there are none.
     metron.value("totalPolicies", 0.0, "");
-    let Some(look) = database else { return };
-    for Row { name, unit, shown, value } in rows(&look()) {
+    let Some(stats) = store.stats() else { return };
+    for Row { name, unit, shown, value } in rows(&stats) {
         metron.value(name, value, unit);
         match shown.kind {
             Kind::Counter => shown.counter().absolute(value as u64),

@@ -23,31 +23,24 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{groups::current::SnapshotPublisher, store::Answer};
+use crate::{
+    groups::current::SnapshotPublisher,
+    store::{Answer, Store},
+};
 
 /// Timeout of a request: agents time out after five seconds and still have to read.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Reads the newest generation from the database.
-pub type Newest = Arc<dyn Fn() -> Answer<'static, Point> + Send + Sync>;
-
 /// Read-your-writes barrier; see the module.
+#[derive(Debug)]
 pub struct Fresh {
     board: Arc<SnapshotPublisher>,
-    newest: Option<Newest>,
+    store: Option<Arc<dyn Store>>,
     last: Mutex<Option<Look>>,
 }
 
-impl std::fmt::Debug for Fresh {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Fresh")
-            .field("looks", &self.newest.is_some())
-            .finish_non_exhaustive()
-    }
-}
-
 /// Result of a query and the time when it began.
+#[derive(Debug)]
 struct Look {
     began: Instant,
     found: Result<Generation, Stale>,
@@ -68,10 +61,10 @@ pub enum Stale {
 }
 
 impl Fresh {
-    /// Barrier for `board`, with the newest generation from `newest`.
+    /// Barrier for `board`, with the newest generation of `store`.
     #[must_use]
-    pub fn new(board: Arc<SnapshotPublisher>, newest: Option<Newest>) -> Self {
-        Self { board, newest, last: Mutex::new(None) }
+    pub fn new(board: Arc<SnapshotPublisher>, store: Option<Arc<dyn Store>>) -> Self {
+        Self { board, store, last: Mutex::new(None) }
     }
 
     /// Waits until the board includes everything committed before this call.
@@ -79,7 +72,8 @@ impl Fresh {
     /// # Errors
     /// The generation is not known or not served in time.
     pub async fn wait(&self) -> Result<(), Stale> {
-        let Some(newest) = &self.newest else { return Ok(()) };
+        let newest = self.store.as_ref().and_then(|store| store.newest());
+        let Some(newest) = newest else { return Ok(()) };
         let came = Instant::now();
         let found = timeout(PATIENCE, self.look(newest, came)).await;
         let found = found.unwrap_or(Err(Stale::Silent))?;
@@ -93,7 +87,7 @@ impl Fresh {
     }
 
     /// Result of a query that began after `came`: a shared or a new one.
-    async fn look(&self, newest: &Newest, came: Instant) -> Result<Generation, Stale> {
+    async fn look(&self, newest: Answer<'_, Point>, came: Instant) -> Result<Generation, Stale> {
         let mut last = self.last.lock().await;
         if let Some(look) = &*last
             && look.began >= came
@@ -104,7 +98,7 @@ impl Fresh {
             return Err(Stale::Silent);
         }
         let began = Instant::now();
-        let found = timeout(PATIENCE, newest()).await;
+        let found = timeout(PATIENCE, newest).await;
         let found = match found {
             Ok(Ok(point)) => Ok(point.generation),
             Ok(Err(error)) => Err(Stale::Database(chain(&error))),
@@ -117,39 +111,78 @@ impl Fresh {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::{
+        pin::Pin,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    };
 
     use futures_util::FutureExt as _;
-    use model::generation::Stamp;
+    use model::{generation::Stamp, ids::CellId};
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::{groups::snapshot::Snapshot, store::Contents};
+    use crate::{
+        groups::{
+            decide::{Decision, Replacement},
+            snapshot::Snapshot,
+        },
+        reports::{Report, Unsaved},
+        store::{Contents, Mended, News, memory::Memory},
+    };
 
-    /// A database that answers when the test permits.
+    /// A store that reads its newest generation when the test permits.
+    #[derive(Debug)]
     struct Database {
+        memory: Memory,
         looks: AtomicUsize,
         let_through: Semaphore,
         generation: u64,
     }
 
+    impl Store for Database {
+        fn newest(&self) -> Option<Answer<'_, Point>> {
+            Some(Box::pin(async {
+                self.looks.fetch_add(1, SeqCst);
+                self.let_through.acquire().await.unwrap().forget();
+                Ok(Point { generation: Generation(self.generation), stamp: Stamp(1) })
+            }))
+        }
+
+        fn load(&self, since: Option<Point>) -> Answer<'_, Contents> {
+            self.memory.load(since)
+        }
+
+        fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
+            self.memory.replace(write)
+        }
+
+        fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {
+            self.memory.save_reports(unsaved)
+        }
+
+        fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
+            self.memory.mend(served)
+        }
+
+        fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
+            self.memory.news()
+        }
+
+        fn close(&self) -> Answer<'_, ()> {
+            self.memory.close()
+        }
+    }
+
     fn fresh(generation: u64) -> (Arc<Database>, Fresh) {
         let database = Arc::new(Database {
+            memory: Memory::default(),
             looks: AtomicUsize::new(0),
             let_through: Semaphore::new(0),
             generation,
         });
-        let asked = Arc::clone(&database);
-        let newest: Newest = Arc::new(move || {
-            let database = Arc::clone(&asked);
-            Box::pin(async move {
-                database.looks.fetch_add(1, SeqCst);
-                database.let_through.acquire().await.unwrap().forget();
-                Ok(Point { generation: Generation(database.generation), stamp: Stamp(1) })
-            })
-        });
+        let store = Arc::clone(&database) as Arc<dyn Store>;
         let board = SnapshotPublisher::new(Snapshot::from(Contents::default()), Instant::now());
-        (database, Fresh::new(Arc::new(board), Some(newest)))
+        (database, Fresh::new(Arc::new(board), Some(store)))
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,7 +41,7 @@ use uuid::Uuid;
 use self::{
     admission::{Admission, Permit},
     frames::{Coding, Frames},
-    freshness::{Fresh, Newest},
+    freshness::Fresh,
     query::{Limit, Wanted},
     route::{Route, Routed},
     tags::Tags,
@@ -52,6 +52,7 @@ use crate::{
     metrics::{
         DENIED, HTTP_LIST_BYTES, HTTP_LISTS_REFUSED, HTTP_REQUESTS, HTTP_SECONDS, HTTP_STALE,
     },
+    store::Store,
 };
 
 /// Time limit for a client to read a list. Agents take five seconds at most.
@@ -87,8 +88,8 @@ impl Api {
 
     /// Other instances write to the database: enables the read of its newest generation.
     #[must_use]
-    pub fn as_new_as(mut self, newest: Option<Newest>) -> Self {
-        self.fresh = Fresh::new(Arc::clone(&self.board), newest);
+    pub fn as_new_as(mut self, store: Arc<dyn Store>) -> Self {
+        self.fresh = Fresh::new(Arc::clone(&self.board), Some(store));
         self
     }
 

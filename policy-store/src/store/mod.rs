@@ -18,6 +18,8 @@ use model::{
     ids::{CellId, GroupGuid},
 };
 
+use storage::server::Stats;
+
 pub use crate::groups::contents::{Contents, Stored};
 
 use crate::{
@@ -114,6 +116,16 @@ pub trait Store: Send + Sync + Debug {
     /// ([`is_whole`](crate::groups::decide::State::is_whole)) until the next Replace. The
     /// generation and the fencing token stay or rise, as far as they are known.
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended>;
+
+    /// Reads the newest generation, without a lock; `None` if no other instance can write.
+    fn newest(&self) -> Option<Answer<'_, Point>> {
+        None
+    }
+
+    /// Connection pool statistics, for a database on a server. Each call resets the maxima.
+    fn stats(&self) -> Option<Stats> {
+        None
+    }
 
     /// Resolves at the next notification. Cancel safe.
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>>;

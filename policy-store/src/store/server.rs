@@ -72,14 +72,6 @@ impl Server {
         Ok(Self { server, most, listener, heard_ms: Mutex::new(0), closed })
     }
 
-    /// The newest generation. Takes no lock and never waits for a running Replace.
-    ///
-    /// # Errors
-    /// The database does not answer, or contains a corrupt row.
-    pub async fn newest(&self) -> Result<Point, Error> {
-        load::newest(&self.server).await
-    }
-
     /// Resets the newest fencing token, also for running instances; returns the previous
     /// state.
     ///
@@ -87,11 +79,6 @@ impl Server {
     /// The database failed.
     pub async fn reset_fencing(&self) -> Result<State, Error> {
         write::reset_fencing(&self.server).await
-    }
-
-    /// Connection pool statistics.
-    pub fn stats(&self) -> Stats {
-        self.server.stats()
     }
 
     async fn wait_for_news(&self) {
@@ -154,6 +141,14 @@ impl Store for Server {
 
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
         Box::pin(mend::mend(&self.server, self.most, served))
+    }
+
+    fn newest(&self) -> Option<Answer<'_, Point>> {
+        Some(Box::pin(async { Ok(load::state(&self.server).await?.point()) }))
+    }
+
+    fn stats(&self) -> Option<Stats> {
+        Some(self.server.stats())
     }
 
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {

@@ -68,10 +68,6 @@ pub(super) async fn state(server: &Server) -> Result<State, Error> {
     parse_state(&server.query(STATE, &[]).await?)
 }
 
-pub(super) async fn newest(server: &Server) -> Result<Point, Error> {
-    Ok(state(server).await?.point())
-}
-
 /// Reads the state and locks it until the transaction ends: every writer locks it first.
 pub(super) async fn state_for_update(transaction: &Transaction) -> Result<State, Error> {
     parse_state(&transaction.query(&format!("{STATE} FOR UPDATE"), &[]).await?)

@@ -14,56 +14,24 @@ use std::{future::pending, pin::Pin, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use model::lock::{Claim, FencingToken};
-use runtime::{lager, server::Component};
+use runtime::server::Component;
 use tokio::{
-    sync::watch,
-    task::{JoinError, JoinSet},
+    task::JoinError,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, Span, debug, error, error_span, info};
 
+pub use super::term::{Fenced, Term};
 use super::{
     Granted, Lease, Times,
-    locket::{Failure, Locket, LoggedLock, Watched},
+    locket::{Failure, Locket, Watched},
+    log::{Failed, Log},
+    term::Work,
 };
 use crate::metrics::{FENCING_TOKEN, LEASE_HELD, LOCK_FAILURES, LOST_LOCKS, TERMS};
 
 /// Timeout of calls at the end of a term: Release, or Fetch of the owner.
 const COURTESY: Duration = Duration::from_secs(2);
-/// SIGTERM, as the original logs an external stop.
-const SIGNAL: u32 = 15;
-
-/// A term of leadership, passed to the work.
-#[derive(Debug, Clone)]
-pub struct Term {
-    token: FencingToken,
-    ends: watch::Receiver<Instant>,
-}
-
-impl Term {
-    /// A term with a fixed end; for tests of the work.
-    #[must_use]
-    pub fn new(token: FencingToken, ends: watch::Receiver<Instant>) -> Self {
-        Self { token, ends }
-    }
-
-    /// The fencing token of this term; 0 from a server without fencing tokens.
-    #[must_use]
-    pub fn token(&self) -> FencingToken {
-        self.token
-    }
-
-    /// Whether this process still holds the lock, as far as known.
-    #[must_use]
-    pub fn holds(&self, now: Instant) -> bool {
-        now < *self.ends.borrow()
-    }
-}
-
-/// The only way for the work to end by itself: the store has seen a newer leader.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fenced;
 
 /// Settings of the keeper.
 #[derive(Debug, Clone)]
@@ -81,20 +49,17 @@ pub struct Keeper {
     settings: Settings,
     lease: Lease,
     locket: Locket,
-    span: Span,
+    log: Log,
     /// Time of the next attempt, unless one is in flight.
     due: Instant,
     attempt: Option<Attempt>,
     free: Option<BoxFuture<Watched>>,
     watchable: bool,
-    /// A collision was logged since this process last held the lock.
-    told: bool,
-    tokenless_told: bool,
     /// The process has made an attempt before.
     tried: bool,
     /// Last failed attempt since the last granted one.
     last_failure: Option<Failed>,
-    running: Option<Running>,
+    work: Work,
     reach: Reach,
 }
 
@@ -112,19 +77,6 @@ struct Attempt {
     answer: BoxFuture<Result<FencingToken, Failure>>,
 }
 
-/// A failed attempt.
-#[derive(Debug, Clone)]
-struct Failed {
-    failure: Failure,
-    /// Nanoseconds until the response.
-    duration: u64,
-}
-
-struct Running {
-    ends: watch::Sender<Instant>,
-    work: JoinSet<Fenced>,
-}
-
 enum Event {
     Shutdown,
     Ended,
@@ -140,26 +92,19 @@ impl Keeper {
     /// responded within the lock's time to live.
     #[must_use]
     pub fn new(settings: Settings, locket: Locket, lock_server: Component) -> Self {
-        let span = error_span!(
-            parent: None,
-            "locket-lock",
-            lock = lager::json(&LoggedLock::from(&settings.claim)),
-            ttl_in_seconds = settings.claim.ttl.seconds(),
-        );
+        let log = Log::new(&settings.claim);
         Self {
             lease: Lease::new(settings.times),
             settings,
             locket,
-            span,
+            log,
             due: Instant::now(),
             attempt: None,
             free: None,
             watchable: true,
-            told: false,
-            tokenless_told: false,
             tried: false,
             last_failure: None,
-            running: None,
+            work: Work::default(),
             reach: Reach { component: lock_server, until: Some(Instant::now()) },
         }
     }
@@ -177,13 +122,13 @@ impl Keeper {
         F: Future<Output = Fenced> + Send + 'static,
     {
         LEASE_HELD.gauge().set(0.0);
-        self.span.in_scope(|| info!("started"));
+        self.log.started();
         self.due = Instant::now();
         self.reach.until = Some(self.due + self.settings.times.ttl);
         let outcome = loop {
             let event = self.next(&shutdown).await;
             if matches!(event, Event::Shutdown) {
-                self.span.in_scope(|| info!(signal = SIGNAL, "signalled"));
+                self.log.signalled();
                 break Ok(());
             }
             if let Err(err) = self.handle(event, &work).await {
@@ -191,21 +136,21 @@ impl Keeper {
             }
         };
         self.leave().await;
-        self.span.in_scope(|| info!("completed"));
+        self.log.completed();
         outcome
     }
 
     /// Branches are in order of priority: the end of the lease is handled before any work
     /// that depends on the lease.
     async fn next(&mut self, shutdown: &CancellationToken) -> Event {
-        let Self { lease, attempt, free, running, due, reach, .. } = self;
+        let Self { lease, attempt, free, work, due, reach, .. } = self;
         let ends = lease.ends().map(Instant::from_std);
         let idle = attempt.is_none();
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Event::Shutdown,
             () = at(ends) => Event::Ended,
-            ended = ended(running) => Event::Work(ended),
+            ended = work.ended() => Event::Work(ended),
             (sent, answer) = answered(attempt) => Event::Answer(sent, answer),
             watched = freed(free) => Event::Watched(watched),
             () = sleep_until(*due), if idle => Event::Due,
@@ -286,12 +231,13 @@ impl Keeper {
             self.reached(sent);
         }
         let tried = std::mem::replace(&mut self.tried, true);
+        let failure = answer.as_ref().err();
         self.last_failure =
-            answer.as_ref().err().map(|failure| Failed { failure: failure.clone(), duration });
+            failure.map(|failure| Failed { failure: failure.clone(), duration, tried });
         let outcome = match answer {
             Ok(token) => match self.lease.granted(sent.into_std(), now, token) {
                 Granted::Kept { ends } => {
-                    self.prolong(ends);
+                    self.work.prolong(Instant::from_std(ends));
                     Ok(())
                 }
                 Granted::Began { token, ends, broke } => {
@@ -304,12 +250,12 @@ impl Keeper {
             Err(failure) if failure.is_collision() => match self.lease.end() {
                 true => self.on_lock_lost("request failed").await,
                 false => {
-                    self.collided(&failure, duration, tried).await;
+                    self.collided(&Failed { failure, duration, tried }).await;
                     Ok(())
                 }
             },
             Err(failure) => {
-                self.failed(&failure, duration, tried);
+                self.failed(&Failed { failure, duration, tried });
                 Ok(())
             }
         };
@@ -321,37 +267,17 @@ impl Keeper {
     where
         F: Future<Output = Fenced> + Send + 'static,
     {
-        self.told = false;
         self.watchable = true;
         self.free = None;
-        let (ends, end) = watch::channel(Instant::from_std(ends));
-        let mut tasks = JoinSet::new();
-        self.span.in_scope(|| {
-            info!(fencing_token = token.0, "acquired-lock");
-            if token.0 == 0 && !self.tokenless_told {
-                info!("lock-server-gives-no-fencing-tokens");
-            }
-        });
-        self.tokenless_told |= token.0 == 0;
+        self.log.acquired(token);
         LEASE_HELD.gauge().set(1.0);
         FENCING_TOKEN.gauge().set(token.0 as f64);
         TERMS.counter().increment(1);
-        tasks.spawn(work(Term::new(token, end)));
-        self.running = Some(Running { ends, work: tasks });
+        self.work.start(token, Instant::from_std(ends), work);
     }
 
-    fn prolong(&self, ends: std::time::Instant) {
-        if let Some(running) = &self.running {
-            running.ends.send_replace(Instant::from_std(ends));
-        }
-    }
-
-    /// Aborts the work and waits for its end.
     async fn stop(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.ends.send_replace(Instant::now());
-            running.work.shutdown().await;
-        }
+        self.work.stop().await;
         LEASE_HELD.gauge().set(0.0);
     }
 
@@ -362,19 +288,9 @@ impl Keeper {
         }
     }
 
-    /// The log line names the attempt that lost the lock, if there is one, as the original's.
     async fn on_lock_lost(&mut self, why: &'static str) -> anyhow::Result<()> {
         self.stop().await;
-        let request = self.last_failure.take();
-        self.span.in_scope(|| match &request {
-            Some(Failed { failure, duration }) => error!(
-                error = %failure,
-                "request-uuid" = %failure.request_uuid,
-                duration,
-                "lost-lock"
-            ),
-            None => error!(error = why, "lost-lock"),
-        });
+        self.log.lost(self.last_failure.take().as_ref(), why);
         LOST_LOCKS.counter().increment(1);
         match self.settings.exit_on_loss {
             true => Err(anyhow!("lost lock ({why})")),
@@ -394,21 +310,10 @@ impl Keeper {
         outcome
     }
 
-    /// The original logs the first collision, with the owner, and none of the following ones;
-    /// it logs the duration only if it was not the first attempt.
-    async fn collided(&mut self, failure: &Failure, duration: u64, tried: bool) {
-        if !self.told {
-            self.told = true;
+    async fn collided(&mut self, failed: &Failed) {
+        if self.log.is_first_collision() {
             let owner = self.owner().await;
-            self.span.in_scope(|| {
-                error!(
-                    error = %failure,
-                    "lock-owner" = owner,
-                    "request-uuid" = %failure.request_uuid,
-                    duration = tried.then_some(duration),
-                    "failed-to-acquire-lock"
-                );
-            });
+            self.log.not_acquired(failed, &owner);
         }
         if self.watchable && self.free.is_none() {
             let key = self.settings.claim.key.clone();
@@ -416,43 +321,25 @@ impl Keeper {
         }
     }
 
-    fn failed(&self, failure: &Failure, duration: u64, tried: bool) {
+    fn failed(&self, failed: &Failed) {
         LOCK_FAILURES.counter().increment(1);
-        self.span.in_scope(|| {
-            if self.running.is_some() {
-                error!(
-                    error = %failure, "request-uuid" = %failure.request_uuid, duration,
-                    "failed-to-renew-lock"
-                );
-            } else {
-                error!(
-                    error = %failure, "lock-owner" = "", "request-uuid" = %failure.request_uuid,
-                    duration = tried.then_some(duration), "failed-to-acquire-lock"
-                );
-            }
-        });
-    }
-
-    async fn owner(&mut self) -> String {
-        match self.locket.owner(&self.settings.claim, COURTESY).await {
-            Ok(owner) => owner,
-            Err(failure) => {
-                self.span.in_scope(|| error!(error = %failure, "failed-fetching-lock-owner"));
-                String::new()
-            }
+        match self.work.is_running() {
+            true => self.log.not_renewed(failed),
+            false => self.log.not_acquired(failed, ""),
         }
     }
 
+    async fn owner(&mut self) -> String {
+        let owner = self.locket.owner(&self.settings.claim, COURTESY).await;
+        owner.inspect_err(|failure| self.log.no_owner(failure)).unwrap_or_default()
+    }
+
     fn watched(&mut self, watched: &Watched) {
+        self.log.watched(watched);
         match watched {
             Watched::Free => self.due = Instant::now(),
-            Watched::Unsupported => {
-                self.watchable = false;
-                self.span.in_scope(|| debug!("lock-server-has-no-watch"));
-            }
-            Watched::Failed(status) => {
-                self.span.in_scope(|| debug!(error = %status, "lock-watch-ended"));
-            }
+            Watched::Unsupported => self.watchable = false,
+            Watched::Failed(_) => {}
         }
     }
 
@@ -468,17 +355,8 @@ impl Keeper {
     }
 
     async fn release(&mut self) {
-        let span = self.span.clone();
         let released = self.locket.release(&self.settings.claim, COURTESY).await;
-        async {
-            match released {
-                Ok(()) => info!("released-lock"),
-                Err(failure) if failure.is_collision() => debug!("lock-is-not-ours"),
-                Err(failure) => error!(error = %failure, "failed-to-release-lock"),
-            }
-        }
-        .instrument(span)
-        .await;
+        self.log.released(&released);
     }
 }
 
@@ -493,16 +371,6 @@ fn nanoseconds(since: Instant) -> u64 {
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
-        None => pending().await,
-    }
-}
-
-async fn ended(running: &mut Option<Running>) -> Result<Fenced, JoinError> {
-    match running {
-        Some(running) => match running.work.join_next().await {
-            Some(ended) => ended,
-            None => pending().await,
-        },
         None => pending().await,
     }
 }

@@ -20,6 +20,8 @@
 
 pub mod keeper;
 pub mod locket;
+mod log;
+mod term;
 
 use std::time::{Duration, Instant};
 

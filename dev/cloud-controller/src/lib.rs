@@ -6,8 +6,8 @@
 //!
 //! - [`validate`] validates requests, [`state`] applies changes, and [`uaa::grant`]
 //!   decides on tokens. These are pure.
-//! - [`store`] keeps the state in memory, and in a file if one is configured.
-//! - [`present`] creates the documents, [`http`] and [`http::uaa`] have the routes.
+//! - `store` keeps the state in memory, and in a file if one is configured.
+//! - `present` creates the documents, `http` and `http::uaa` have the routes.
 //! - [`app`] has the three listeners: the API, the UAA (also called login server), and
 //!   `/internal/v4` behind mutual TLS.
 //!
@@ -17,14 +17,14 @@
 
 pub mod app;
 pub mod config;
-pub mod http;
+mod http;
 pub mod json;
-pub mod present;
+mod present;
 pub mod refusal;
-pub mod ruby;
+mod ruby;
 pub mod state;
-pub mod store;
-pub mod tls;
+mod store;
+mod tls;
 pub mod uaa;
 pub mod validate;
 

@@ -16,25 +16,25 @@ use super::state::{Group, Job, Lifecycle, Organization, Role, Space, State};
 use super::validate::query::Query;
 
 /// The announced API version.
-pub const API_VERSION: &str = "3.228.0";
+pub(crate) const API_VERSION: &str = "3.228.0";
 
 /// `http://host:port`, as the client wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Base {
+pub(crate) struct Base {
     /// `http` or `https`.
-    pub scheme: &'static str,
+    pub(crate) scheme: &'static str,
     /// The host, with the port if the client named one.
-    pub host: String,
+    pub(crate) host: String,
 }
 
 impl Base {
     /// The URL of a path, which begins with a slash.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("{}://{}{path}", self.scheme, self.host)
     }
 
     /// The same host with another port.
-    pub fn at_port(&self, port: u16) -> String {
+    pub(crate) fn at_port(&self, port: u16) -> String {
         let host = match self.host.rsplit_once(':') {
             Some((host, digits)) if digits.bytes().all(|byte| byte.is_ascii_digit()) => host,
             _ => &self.host,
@@ -57,7 +57,7 @@ fn guids<'a>(guids: impl IntoIterator<Item = &'a String>) -> Json {
 }
 
 /// A security group; only spaces in `visible` are included.
-pub fn group(group: &Group, visible: &Spaces, base: &Base) -> Json {
+pub(crate) fn group(group: &Group, visible: &Spaces, base: &Base) -> Json {
     let shown = |lifecycle| guids(group.spaces(lifecycle).iter().filter(|guid| visible.has(guid)));
     let href = base.url(&format!("/v3/security_groups/{}", group.guid));
     object! {
@@ -76,7 +76,7 @@ pub fn group(group: &Group, visible: &Spaces, base: &Base) -> Json {
 }
 
 /// The response to a bind request: every bound space.
-pub fn bound_spaces(group: &Group, lifecycle: Lifecycle, base: &Base) -> Json {
+pub(crate) fn bound_spaces(group: &Group, lifecycle: Lifecycle, base: &Base) -> Json {
     let path =
         format!("/v3/security_groups/{}/relationships/{}_spaces", group.guid, lifecycle.name());
     let data: Json = group.spaces(lifecycle).iter().map(|guid| object! { "guid": guid }).collect();
@@ -96,7 +96,7 @@ fn to_one(guid: impl Into<Json>) -> Json {
 }
 
 /// An organization.
-pub fn organization(organization: &Organization, quota: &str, base: &Base) -> Json {
+pub(crate) fn organization(organization: &Organization, quota: &str, base: &Base) -> Json {
     let path = format!("/v3/organizations/{}", organization.guid);
     let below = |rest: &str| link(base.url(&format!("{path}{rest}")));
     object! {
@@ -117,7 +117,7 @@ pub fn organization(organization: &Organization, quota: &str, base: &Base) -> Js
 }
 
 /// A space.
-pub fn space(space: &Space, base: &Base) -> Json {
+pub(crate) fn space(space: &Space, base: &Base) -> Json {
     let path = format!("/v3/spaces/{}", space.guid);
     let below = |rest: &str| link(base.url(&format!("{path}{rest}")));
     object! {
@@ -142,7 +142,7 @@ pub fn space(space: &Space, base: &Base) -> Json {
 }
 
 /// A role.
-pub fn role(role: &Role, base: &Base) -> Json {
+pub(crate) fn role(role: &Role, base: &Base) -> Json {
     let place = |guid: &Option<String>| match guid {
         Some(guid) => to_one(guid),
         None => object! { "data": Json::Null },
@@ -165,7 +165,7 @@ pub fn role(role: &Role, base: &Base) -> Json {
 }
 
 /// The Cloud Controller's view of a user.
-pub fn user(guid: &str, name: Option<&String>, base: &Base) -> Json {
+pub(crate) fn user(guid: &str, name: Option<&String>, base: &Base) -> Json {
     object! {
         "guid": guid,
         "username": name.cloned(),
@@ -177,7 +177,7 @@ pub fn user(guid: &str, name: Option<&String>, base: &Base) -> Json {
 }
 
 /// A job; all jobs are complete.
-pub fn job(job: &Job, base: &Base) -> Json {
+pub(crate) fn job(job: &Job, base: &Base) -> Json {
     object! {
         "guid": &job.guid,
         "created_at": time(job.created_at),
@@ -191,7 +191,7 @@ pub fn job(job: &Job, base: &Base) -> Json {
 }
 
 /// One page of `all`, which must be sorted.
-pub fn page<T>(
+pub(crate) fn page<T>(
     all: &[T],
     query: &Query,
     path: &str,
@@ -230,7 +230,7 @@ fn pagination(total: usize, query: &Query, path: &str, base: &Base) -> Json {
 }
 
 /// An empty page, for unsupported resources.
-pub fn empty_page(path: &str, base: &Base) -> Json {
+pub(crate) fn empty_page(path: &str, base: &Base) -> Json {
     page::<Json>(&[], &Query::default(), path, base, Json::clone).into()
 }
 
@@ -242,7 +242,12 @@ fn shown<'a, T>(all: &'a [T], query: &Query) -> Vec<&'a T> {
 
 /// The `include`d part of a list of roles: users, spaces and organizations of the page,
 /// each once.
-pub fn included_with_roles(state: &State, roles: &[Arc<Role>], query: &Query, base: &Base) -> Json {
+pub(crate) fn included_with_roles(
+    state: &State,
+    roles: &[Arc<Role>],
+    query: &Query,
+    base: &Base,
+) -> Json {
     let roles = shown(roles, query);
     let wants =
         |kind: &str| query.list("include").is_some_and(|list| list.iter().any(|i| i == kind));
@@ -270,7 +275,7 @@ pub fn included_with_roles(state: &State, roles: &[Arc<Role>], query: &Query, ba
 }
 
 /// The organizations of the spaces on a page, each once.
-pub fn included_organizations(
+pub(crate) fn included_organizations(
     state: &State,
     spaces: &[Arc<Space>],
     query: &Query,
@@ -285,7 +290,7 @@ pub fn included_organizations(
 }
 
 /// `/`: the document from which the cf CLI discovers all endpoints.
-pub fn root(base: &Base, uaa_port: u16) -> Json {
+pub(crate) fn root(base: &Base, uaa_port: u16) -> Json {
     let uaa = base.at_port(uaa_port);
     object! {
         "links": object! {
@@ -310,7 +315,7 @@ pub fn root(base: &Base, uaa_port: u16) -> Json {
 }
 
 /// `/v3`
-pub fn v3_root(base: &Base) -> Json {
+pub(crate) fn v3_root(base: &Base) -> Json {
     let resources = [
         "apps",
         "domains",
@@ -332,7 +337,7 @@ pub fn v3_root(base: &Base) -> Json {
 }
 
 /// `/v3/info`
-pub fn v3_info(base: &Base) -> Json {
+pub(crate) fn v3_info(base: &Base) -> Json {
     object! {
         "build": concat!("portcullis-dev ", env!("CARGO_PKG_VERSION")),
         "cli_version": object! { "minimum": "", "recommended": "" },
@@ -355,14 +360,18 @@ pub fn v3_info(base: &Base) -> Json {
 
 /// `/internal/v4/asg_latest_update`: nine fractional digits, of which the last three
 /// are zeros.
-pub fn last_update(microseconds: i64) -> Json {
+pub(crate) fn last_update(microseconds: i64) -> Json {
     let time = Timestamp::from_microsecond(microseconds).unwrap_or(Timestamp::UNIX_EPOCH);
     let text = time.strftime("%Y-%m-%dT%H:%M:%S.%9f+00:00").to_string();
     object! { "last_update": text }
 }
 
 /// Sorts a listing as its query requests. The default is creation order.
-pub fn sort<T>(found: &mut [T], query: &Query, key: impl Fn(&T) -> (Timestamp, Timestamp, &str)) {
+pub(crate) fn sort<T>(
+    found: &mut [T],
+    query: &Query,
+    key: impl Fn(&T) -> (Timestamp, Timestamp, &str),
+) {
     use super::validate::query::Column;
     let Some(order) = query.order_by else { return };
     match order.column {
@@ -376,7 +385,7 @@ pub fn sort<T>(found: &mut [T], query: &Query, key: impl Fn(&T) -> (Timestamp, T
 }
 
 /// The GUIDs for a log line, as Ruby prints them.
-pub fn guid_list(guids: &[String]) -> String {
+pub(crate) fn guid_list(guids: &[String]) -> String {
     ruby::inspect_all(guids.iter().map(String::as_str))
 }
 

@@ -4,7 +4,7 @@ use super::json::Json;
 
 /// `String#to_i`: leading white space and sign, then digits (a single `_` may be
 /// between two); the rest is ignored. Saturates.
-pub fn to_i(text: &str) -> i128 {
+pub(crate) fn to_i(text: &str) -> i128 {
     let text = text.trim_start_matches(is_space);
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -26,13 +26,13 @@ pub fn to_i(text: &str) -> i128 {
 }
 
 /// Matches like `\s`.
-pub fn is_space(c: char) -> bool {
+pub(crate) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r' | '\n' | '\u{b}' | '\u{c}')
 }
 
 /// `String#split` with a separator: an empty text has no parts, and trailing empty
 /// parts are dropped.
-pub fn split(text: &str, separator: char) -> Vec<&str> {
+pub(crate) fn split(text: &str, separator: char) -> Vec<&str> {
     let mut parts: Vec<&str> = text.split(separator).collect();
     while parts.last().is_some_and(|part| part.is_empty()) {
         parts.pop();
@@ -41,7 +41,7 @@ pub fn split(text: &str, separator: char) -> Vec<&str> {
 }
 
 /// `Array#inspect` of strings: `["a", "b"]`.
-pub fn inspect_all<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn inspect_all<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     let quoted: Vec<String> = texts.into_iter().map(inspect).collect();
     format!("[{}]", quoted.join(", "))
 }
@@ -74,7 +74,7 @@ fn inspect(text: &str) -> String {
 
 /// Length in the sense of `length` validators: characters, elements, or the digits of a
 /// number; `null` has none.
-pub fn length(value: &Json) -> usize {
+pub(crate) fn length(value: &Json) -> usize {
     match value {
         Json::Null => 0,
         Json::String(text) => text.chars().count(),

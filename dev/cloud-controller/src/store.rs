@@ -23,7 +23,7 @@ use super::state::{Moment, State};
 
 /// Why the file is unusable.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The file exists but cannot be read.
     #[error("reading the state file {path}")]
     Read {
@@ -52,15 +52,15 @@ pub enum Error {
 
 /// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Content {
+pub(crate) struct Content {
     /// The signing key of tokens, PKCS 8 in PEM.
-    pub signing_key: String,
+    pub(crate) signing_key: String,
     state: Saved,
 }
 
 impl Content {
     /// Reads the file; `None` when it does not exist.
-    pub fn load(path: &Path) -> Result<Option<Self>, Error> {
+    pub(crate) fn load(path: &Path) -> Result<Option<Self>, Error> {
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -71,14 +71,14 @@ impl Content {
     }
 
     /// The state in the file.
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         State::from(self.state.clone())
     }
 }
 
 /// The state, shared by all handlers.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     current: Mutex<Arc<State>>,
     file: Option<(PathBuf, String)>,
 }
@@ -86,7 +86,7 @@ pub struct Store {
 impl Store {
     /// Starts with `state`. With a file, every change is saved there, together with the
     /// signing key.
-    pub fn new(state: State, file: Option<(PathBuf, String)>) -> Result<Self, Error> {
+    pub(crate) fn new(state: State, file: Option<(PathBuf, String)>) -> Result<Self, Error> {
         let store = Self { current: Mutex::new(Arc::new(State::default())), file };
         store.save(&state)?;
         *store.lock() = Arc::new(state);
@@ -94,12 +94,12 @@ impl Store {
     }
 
     /// The current state.
-    pub fn read(&self) -> Arc<State> {
+    pub(crate) fn read(&self) -> Arc<State> {
         self.lock().clone()
     }
 
     /// Applies a change completely, or not at all.
-    pub fn change<T>(
+    pub(crate) fn change<T>(
         &self,
         change: impl FnOnce(&mut State, &Moment) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
@@ -134,7 +134,7 @@ impl Store {
 }
 
 /// A new GUID.
-pub fn new_guid() -> String {
+pub(crate) fn new_guid() -> String {
     Uuid::new_v4().to_string()
 }
 

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why HTTPS is not available.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// A file is unusable.
     #[error("reading {path}")]
     Read {
@@ -40,7 +40,7 @@ pub enum Error {
 }
 
 /// Reads a certificate chain and its key.
-pub fn load(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Error> {
+pub(crate) fn load(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Error> {
     let read = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::Read { path, source }
@@ -59,7 +59,7 @@ pub fn load(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Error> {
 
 /// Accepts TLS connections. Handshakes run concurrently, so that a slow or failing
 /// client does not affect others.
-pub struct TlsListener {
+pub(crate) struct TlsListener {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
@@ -67,7 +67,7 @@ pub struct TlsListener {
 
 impl TlsListener {
     /// Wraps a bound listener.
-    pub fn new(listener: TcpListener, acceptor: TlsAcceptor) -> Self {
+    pub(crate) fn new(listener: TcpListener, acceptor: TlsAcceptor) -> Self {
         Self { listener, acceptor, handshakes: JoinSet::new() }
     }
 

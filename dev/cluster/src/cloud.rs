@@ -25,7 +25,7 @@ struct Unreachable(#[source] reqwest::Error);
 
 /// A client, logged in as administrator.
 #[derive(Debug, Clone)]
-pub struct Cloud {
+pub(crate) struct Cloud {
     http: Client,
     api: String,
     token: String,
@@ -33,18 +33,18 @@ pub struct Cloud {
 
 /// A response of the Cloud Controller, with its time.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The status.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// The document; null if the response has none.
-    pub body: Value,
+    pub(crate) body: Value,
     /// When the response was complete.
-    pub at: Instant,
+    pub(crate) at: Instant,
 }
 
 impl Cloud {
     /// Logs in at the UAA as soon as it is ready; trusts this CA.
-    pub async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
         let since = Instant::now();
         loop {
             match Self::try_log_in(api, uaa, ca).await {
@@ -78,7 +78,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Any response that is not a success, with the Cloud Controller's message.
-    pub async fn call(
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -105,13 +105,17 @@ impl Cloud {
     }
 
     /// Creates an organization, and returns its GUID.
-    pub async fn create_organization(&self, name: &str) -> anyhow::Result<String> {
+    pub(crate) async fn create_organization(&self, name: &str) -> anyhow::Result<String> {
         let body = json!({ "name": name });
         self.create("/v3/organizations", &body).await
     }
 
     /// Creates a space, and returns its GUID.
-    pub async fn create_space(&self, name: &str, organization: &str) -> anyhow::Result<String> {
+    pub(crate) async fn create_space(
+        &self,
+        name: &str,
+        organization: &str,
+    ) -> anyhow::Result<String> {
         let organization = json!({ "data": { "guid": organization } });
         let body = json!({ "name": name, "relationships": { "organization": organization } });
         self.create("/v3/spaces", &body).await
@@ -126,7 +130,7 @@ impl Cloud {
 
 /// The same call as a `curl` command for a shell that has read the cluster's `env`
 /// file.
-pub fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
+pub(crate) fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
     let method = match method {
         &Method::GET => String::new(),
         other => format!(" -X {other}"),
@@ -138,7 +142,7 @@ pub fn curl(method: &Method, path: &str, body: Option<&Value>) -> String {
 }
 
 /// Quotes any text in single quotes.
-pub fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

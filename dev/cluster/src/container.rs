@@ -13,7 +13,7 @@ use super::topology::Cell;
 
 /// The kind of workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Workload {
+pub(crate) enum Workload {
     /// A running app.
     App,
     /// A staging container.
@@ -22,7 +22,7 @@ pub enum Workload {
 
 impl Workload {
     /// The value of `container_workload`.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::App => "app",
             Self::Staging => "staging",
@@ -32,22 +32,22 @@ impl Workload {
 
 /// Parameters of a new container.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Its name, unique in the cluster.
-    pub name: String,
+    pub(crate) name: String,
     /// Its cell.
-    pub cell: Cell,
+    pub(crate) cell: Cell,
     /// Its organization's GUID.
-    pub organization: String,
+    pub(crate) organization: String,
     /// Its space's GUID.
-    pub space: String,
+    pub(crate) space: String,
     /// Its kind of workload.
-    pub workload: Workload,
+    pub(crate) workload: Workload,
 }
 
 impl Wanted {
     /// The metadata that Diego would pass to the CNI plugin.
-    pub fn entry(&self, handle: &str, app: &str, address: Ipv4Addr) -> Entry {
+    pub(crate) fn entry(&self, handle: &str, app: &str, address: Ipv4Addr) -> Entry {
         let log_config = format!(
             r#"{{"guid":"{app}","index":0,"source_name":"{}","tags":{{}}}}"#,
             match self.workload {
@@ -72,41 +72,41 @@ impl Wanted {
 
 /// A container.
 #[derive(Debug)]
-pub struct Container {
+pub(crate) struct Container {
     /// Its parameters.
-    pub wanted: Wanted,
+    pub(crate) wanted: Wanted,
     /// Its Garden handle.
-    pub handle: String,
+    pub(crate) handle: String,
     /// Its attachment to the network.
-    pub attachment: Attachment,
+    pub(crate) attachment: Attachment,
 }
 
 impl Container {
     /// A new handle and a new app GUID, like Diego's.
-    pub fn new_guids() -> (String, String) {
+    pub(crate) fn new_guids() -> (String, String) {
         (Uuid::new_v4().to_string(), Uuid::new_v4().to_string())
     }
 
     /// The name of its process in the cluster.
-    pub fn process(name: &str) -> String {
+    pub(crate) fn process(name: &str) -> String {
         format!("container-{name}")
     }
 
     /// The thread in its namespace.
-    pub fn resident(&self) -> &Resident {
+    pub(crate) fn resident(&self) -> &Resident {
         self.attachment.namespace.resident()
     }
 }
 
 /// The properties that change only if an app is restarted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Its process ID.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// The start time of the process, in ticks since boot.
-    pub started: u64,
+    pub(crate) started: u64,
     /// Its network namespace.
-    pub namespace: u64,
+    pub(crate) namespace: u64,
 }
 
 #[cfg(test)]

@@ -18,27 +18,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The GUIDs of the initial objects, and a client to create more.
 #[derive(Debug)]
-pub struct Stage {
+pub(crate) struct Stage {
     /// A client, logged in as administrator.
-    pub cloud: Cloud,
+    pub(crate) cloud: Cloud,
     /// The organization `o1`.
-    pub organization: String,
+    pub(crate) organization: String,
     /// The space `s1`.
     pub s1: String,
     /// The space `s2`.
     pub s2: String,
     /// The cell of `appA`.
-    pub cell_a: Cell,
+    pub(crate) cell_a: Cell,
     /// The cell of `appB`.
-    pub cell_b: Cell,
+    pub(crate) cell_b: Cell,
     /// The leading syncer.
-    pub leader: Held,
+    pub(crate) leader: Held,
 }
 
 impl Stage {
     /// Waits until groups are synced, then adds the apps: `appA` in `s1`, `appB` in
     /// `s2`, and so on alternately, over all cells in turn.
-    pub async fn set(cluster: &mut Cluster) -> anyhow::Result<Self> {
+    pub(crate) async fn set(cluster: &mut Cluster) -> anyhow::Result<Self> {
         let ports = cluster.options().ports.clone();
         let api = format!("https://127.0.0.1:{}", ports.api);
         let uaa = format!("https://127.0.0.1:{}", ports.uaa);
@@ -66,7 +66,7 @@ impl Stage {
     }
 
     /// The GUID of a space by name or GUID.
-    pub fn space<'a>(&'a self, space: &'a str) -> &'a str {
+    pub(crate) fn space<'a>(&'a self, space: &'a str) -> &'a str {
         match space {
             "s1" => &self.s1,
             "s2" => &self.s2,
@@ -75,7 +75,7 @@ impl Stage {
     }
 
     /// Parameters of a container in the organization.
-    pub fn wanted(&self, name: &str, cell: Cell, space: &str, workload: Workload) -> Wanted {
+    pub(crate) fn wanted(&self, name: &str, cell: Cell, space: &str, workload: Workload) -> Wanted {
         let (organization, space) = (self.organization.clone(), space.to_owned());
         Wanted { name: name.to_owned(), cell, organization, space, workload }
     }

@@ -14,20 +14,20 @@ use tokio_util::sync::CancellationToken;
 
 /// A bound forwarder.
 #[derive(Debug)]
-pub struct Forwarder {
+pub(crate) struct Forwarder {
     listener: TcpListener,
     target: SocketAddrV4,
 }
 
 impl Forwarder {
     /// Listens in the cell on the address of the target.
-    pub async fn bind(cell: &Namespace, target: SocketAddrV4) -> anyhow::Result<Self> {
+    pub(crate) async fn bind(cell: &Namespace, target: SocketAddrV4) -> anyhow::Result<Self> {
         let listener = cell.resident().listen(target).await?;
         Ok(Self { listener, target })
     }
 
     /// Forwards until `shutdown`.
-    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, target } = self;
         let mut connections = JoinSet::new();
         loop {

@@ -18,7 +18,7 @@ use super::settings::{self, ADMIN, OPERATOR};
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_env(cluster: &Cluster) -> anyhow::Result<PathBuf> {
+pub(crate) fn write_env(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     let file = cluster.layout().env();
     std::fs::write(&file, env(cluster))?;
     Ok(file)
@@ -66,7 +66,7 @@ connect() {{
 }
 
 /// The listen addresses, and example commands.
-pub fn guide(cluster: &Cluster, stage: &Stage, env: &Path, footing: Footing) -> String {
+pub(crate) fn guide(cluster: &Cluster, stage: &Stage, env: &Path, footing: Footing) -> String {
     let mut lines = summary(cluster, stage);
     lines.extend(listening(cluster));
     lines.extend(first_commands(env, footing));

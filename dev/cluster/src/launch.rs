@@ -43,19 +43,19 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Options of a cluster.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub(crate) struct Options {
     /// Its name.
-    pub name: Name,
+    pub(crate) name: Name,
     /// Initial number of cells.
-    pub cells: u8,
+    pub(crate) cells: u8,
     /// Initial number of apps.
-    pub apps: u16,
+    pub(crate) apps: u16,
     /// Directory of the services' executables.
-    pub binaries: PathBuf,
+    pub(crate) binaries: PathBuf,
     /// This executable, which also runs the Cloud Controller.
-    pub own: PathBuf,
+    pub(crate) own: PathBuf,
     /// Listen ports of the control plane.
-    pub ports: Ports,
+    pub(crate) ports: Ports,
 }
 
 /// The network namespace of a process.
@@ -69,7 +69,7 @@ enum Place {
 
 /// A cluster, possibly partly started.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     options: Options,
     layout: Layout,
     state: State,
@@ -85,7 +85,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster without parts. Unexpected exits are sent to `deaths`.
-    pub fn new(
+    pub(crate) fn new(
         options: Options,
         state: State,
         deaths: mpsc::Sender<Death>,
@@ -107,32 +107,32 @@ impl Cluster {
     }
 
     /// Cancelled when a service of the launcher has failed.
-    pub fn broken(&self) -> CancellationToken {
+    pub(crate) fn broken(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 
     /// Its options.
-    pub fn options(&self) -> &Options {
+    pub(crate) fn options(&self) -> &Options {
         &self.options
     }
 
     /// Its files.
-    pub fn layout(&self) -> &Layout {
+    pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
 
     /// Its network.
-    pub fn network(&self) -> &Network {
+    pub(crate) fn network(&self) -> &Network {
         &self.network
     }
 
     /// Its processes.
-    pub fn processes(&mut self) -> &mut Processes {
+    pub(crate) fn processes(&mut self) -> &mut Processes {
         &mut self.processes
     }
 
     /// Starts everything, without containers.
-    pub async fn start(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
         self.make_directories()?;
         self.issue_certificates()?;
         progress("network namespaces")?;
@@ -155,7 +155,7 @@ impl Cluster {
     }
 
     /// Adds a cell with its agent, and waits until the agent is ready.
-    pub async fn add_cell(&mut self) -> anyhow::Result<Cell> {
+    pub(crate) async fn add_cell(&mut self) -> anyhow::Result<Cell> {
         let cell = self.network.free_cell().context("the cluster has as many cells as it can")?;
         remove_directory(&self.layout.cell(cell))?;
         let authority = Authority::open(&self.layout.certificates())?;
@@ -168,7 +168,7 @@ impl Cluster {
     }
 
     /// Removes a cell with its agent and its containers.
-    pub async fn remove_cell(&mut self, cell: Cell) -> anyhow::Result<()> {
+    pub(crate) async fn remove_cell(&mut self, cell: Cell) -> anyhow::Result<()> {
         self.network.cell(cell)?;
         let on_cell = self.containers.values().filter(|container| container.wanted.cell == cell);
         let names: Vec<String> = on_cell.map(|container| container.wanted.name.clone()).collect();
@@ -306,7 +306,7 @@ impl Cluster {
     }
 
     /// Starts a stopped process with the same arguments.
-    pub async fn start_process(&mut self, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn start_process(&mut self, name: &str) -> anyhow::Result<()> {
         let known = self.programs.get(name);
         let (program, place) = known.with_context(|| format!("there is no process {name}"))?;
         let resident = match place {
@@ -317,7 +317,7 @@ impl Cluster {
     }
 
     /// Ends a process with SIGTERM.
-    pub async fn stop_process(&mut self, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn stop_process(&mut self, name: &str) -> anyhow::Result<()> {
         if self.processes.stop(name, &mut self.state).await? {
             return Ok(());
         }
@@ -325,12 +325,12 @@ impl Cluster {
     }
 
     /// Kills a process as `kill -9` does.
-    pub async fn kill_process(&mut self, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn kill_process(&mut self, name: &str) -> anyhow::Result<()> {
         self.processes.kill(name, &mut self.state).await
     }
 
     /// Starts a process that has ended, and waits until it is ready.
-    pub async fn start_again(&mut self, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn start_again(&mut self, name: &str) -> anyhow::Result<()> {
         self.start_process(name).await?;
         let ports = &self.options.ports;
         let (_program, place) = self.programs.get(name).context("it was just started")?;
@@ -349,18 +349,18 @@ impl Cluster {
     }
 
     /// Whether a process of that name belongs to the cluster and can be started again.
-    pub fn can_start(&self, name: &str) -> bool {
+    pub(crate) fn can_start(&self, name: &str) -> bool {
         self.programs.contains_key(name)
     }
 
     /// Records an unexpected exit; the process can be started again.
-    pub fn note_death(&mut self, death: &Death) -> anyhow::Result<()> {
+    pub(crate) fn note_death(&mut self, death: &Death) -> anyhow::Result<()> {
         self.processes.note_death(death, &mut self.state)
     }
 
     /// Adds a container as the CNI plugin does: its network, its metadata entry, the
     /// forced sync; only then does its process start.
-    pub async fn add_container(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+    pub(crate) async fn add_container(&mut self, wanted: Wanted) -> anyhow::Result<()> {
         let (name, cell) = (wanted.name.clone(), wanted.cell);
         if self.containers.contains_key(&name) {
             bail!("there is a container {name} already");
@@ -384,7 +384,7 @@ impl Cluster {
     }
 
     /// Removes a container as the CNI plugin does.
-    pub async fn remove_container(&mut self, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn remove_container(&mut self, name: &str) -> anyhow::Result<()> {
         let process = Container::process(name);
         if self.processes.mark(&process).is_some() {
             self.processes.stop(&process, &mut self.state).await?;
@@ -398,17 +398,17 @@ impl Cluster {
     }
 
     /// A container by name.
-    pub fn container(&self, name: &str) -> anyhow::Result<&Container> {
+    pub(crate) fn container(&self, name: &str) -> anyhow::Result<&Container> {
         self.containers.get(name).with_context(|| format!("there is no container {name}"))
     }
 
     /// All containers.
-    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+    pub(crate) fn containers(&self) -> impl Iterator<Item = &Container> {
         self.containers.values()
     }
 
     /// The properties that change only if a container's app is restarted.
-    pub fn identity(&self, container: &str) -> anyhow::Result<Identity> {
+    pub(crate) fn identity(&self, container: &str) -> anyhow::Result<Identity> {
         let process = self.processes.mark(&Container::process(container));
         let mark = process.filter(|mark| mark.runs());
         let mark = mark.with_context(|| format!("the app in {container} does not run"))?;
@@ -418,7 +418,7 @@ impl Cluster {
 
     /// Stops everything in reverse order; continues after a failure and returns the
     /// first error.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         let mut names = self.processes.names();
         names.sort_by_key(|name| stop_order(name));

@@ -10,39 +10,39 @@ const LONGEST_SOCKET_PATH: usize = 107;
 
 /// The paths of one cluster.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub(crate) struct Layout {
     root: PathBuf,
 }
 
 impl Layout {
     /// The paths below that directory.
-    pub fn below(root: &Path) -> Self {
+    pub(crate) fn below(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
     /// The state directory.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
     /// Directories that a start empties, so that no file of an earlier run is used.
-    pub fn fresh(&self) -> [PathBuf; 4] {
+    pub(crate) fn fresh(&self) -> [PathBuf; 4] {
         ["certificates", "config", "data", "logs"].map(|kind| self.root.join(kind))
     }
 
     /// Directories of cells of an earlier run; a start removes them.
-    pub fn leftovers(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn leftovers(&self) -> impl Iterator<Item = PathBuf> {
         Cell::all(MOST_CELLS).map(|cell| self.cell(cell))
     }
 
     /// The socket for requests to the launcher.
-    pub fn launcher_socket(&self) -> PathBuf {
+    pub(crate) fn launcher_socket(&self) -> PathBuf {
         self.root.join("launcher.sock")
     }
 
     /// Checks that every socket path below the state directory is short enough for the
     /// kernel.
-    pub fn check_socket_paths(&self) -> Result<(), String> {
+    pub(crate) fn check_socket_paths(&self) -> Result<(), String> {
         let agents = Cell::all(MOST_CELLS).map(|cell| self.agent_socket(cell));
         let longest = agents.chain([self.launcher_socket()]).map(|path| path.as_os_str().len());
         let longest = longest.max().unwrap_or_default();
@@ -58,63 +58,63 @@ impl Layout {
     }
 
     /// Directory of the issued certificates.
-    pub fn certificates(&self) -> PathBuf {
+    pub(crate) fn certificates(&self) -> PathBuf {
         self.root.join("certificates")
     }
 
     /// The CA certificate.
-    pub fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.certificates().join("ca.crt")
     }
 
     /// The certificate and the key of `name`.
-    pub fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+    pub(crate) fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
         let file = |extension| self.certificates().join(format!("{name}.{extension}"));
         (file("crt"), file("key"))
     }
 
     /// The configuration file of a process.
-    pub fn config(&self, process: &str) -> PathBuf {
+    pub(crate) fn config(&self, process: &str) -> PathBuf {
         self.root.join("config").join(format!("{process}.json"))
     }
 
     /// The log file of a process.
-    pub fn log(&self, process: &str) -> PathBuf {
+    pub(crate) fn log(&self, process: &str) -> PathBuf {
         self.root.join("logs").join(format!("{process}.log"))
     }
 
     /// Directory of all log files.
-    pub fn logs(&self) -> PathBuf {
+    pub(crate) fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
     /// The file for an operator's shell.
-    pub fn env(&self) -> PathBuf {
+    pub(crate) fn env(&self) -> PathBuf {
         self.root.join("env")
     }
 
     /// The database of a service.
-    pub fn database(&self, service: &str) -> PathBuf {
+    pub(crate) fn database(&self, service: &str) -> PathBuf {
         self.root.join("data").join(format!("{service}.db"))
     }
 
     /// Directory of a cell.
-    pub fn cell(&self, cell: Cell) -> PathBuf {
+    pub(crate) fn cell(&self, cell: Cell) -> PathBuf {
         self.root.join(cell.name())
     }
 
     /// A cell's container metadata store.
-    pub fn metadata(&self, cell: Cell) -> PathBuf {
+    pub(crate) fn metadata(&self, cell: Cell) -> PathBuf {
         self.cell(cell).join("container-metadata").join("store.json")
     }
 
     /// State directory of a cell's agent.
-    pub fn agent_state(&self, cell: Cell) -> PathBuf {
+    pub(crate) fn agent_state(&self, cell: Cell) -> PathBuf {
         self.cell(cell).join("agent")
     }
 
     /// The gRPC socket of a cell's agent.
-    pub fn agent_socket(&self, cell: Cell) -> PathBuf {
+    pub(crate) fn agent_socket(&self, cell: Cell) -> PathBuf {
         self.cell(cell).join("agent.sock")
     }
 }

@@ -8,28 +8,28 @@
 //! the launcher the kernel ends the processes, and the next launcher of that name
 //! removes the namespaces.
 
-pub mod cloud;
+mod cloud;
 mod command;
-pub mod container;
-pub mod control;
-pub mod fixtures;
-pub mod forward;
-pub mod guide;
+mod container;
+mod control;
+mod fixtures;
+mod forward;
+mod guide;
 pub mod internet;
-pub mod launch;
-pub mod layout;
-pub mod live;
+mod launch;
+mod layout;
+mod live;
 pub mod network;
-pub mod operator;
-pub mod ports;
+mod operator;
+mod ports;
 pub mod probe;
-pub mod process;
-pub mod request;
-pub mod rootless;
-pub mod settings;
+mod process;
+mod request;
+mod rootless;
+mod settings;
 pub mod state;
 mod story;
-pub mod terminal;
+mod terminal;
 pub mod topology;
 
 pub use command::{Arguments, main};

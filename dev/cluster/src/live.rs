@@ -17,7 +17,7 @@ use super::topology::Cell;
 ///
 /// # Errors
 /// The socket cannot be created.
-pub fn listen(cluster: &Cluster) -> anyhow::Result<UnixListener> {
+pub(crate) fn listen(cluster: &Cluster) -> anyhow::Result<UnixListener> {
     let socket = cluster.layout().launcher_socket();
     // The lock on the state directory guarantees that no other launcher uses the
     // socket.
@@ -29,7 +29,7 @@ pub fn listen(cluster: &Cluster) -> anyhow::Result<UnixListener> {
 ///
 /// # Errors
 /// Standard output is closed, the state file cannot be written, or the socket fails.
-pub async fn attend(
+pub(crate) async fn attend(
     cluster: &mut Cluster,
     stage: &Stage,
     deaths: &mut mpsc::Receiver<Death>,
@@ -72,7 +72,7 @@ fn ended(cluster: &Cluster, death: &Death) -> String {
 }
 
 /// `portcullis-dev cluster`, with the flag that selects this cluster.
-pub fn command(cluster: &Cluster) -> String {
+pub(crate) fn command(cluster: &Cluster) -> String {
     let directory = super::cloud::quoted(&cluster.layout().root().display().to_string());
     format!("portcullis-dev cluster --state-dir {directory}")
 }

@@ -17,16 +17,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The owner of a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub(crate) struct Held {
     /// The owner.
-    pub owner: String,
+    pub(crate) owner: String,
     /// The fencing token of its ownership.
-    pub fencing_token: u64,
+    pub(crate) fencing_token: u64,
 }
 
 impl Cluster {
     /// Runs `portcullisctl` with the operator's certificate, and returns its output.
-    pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let executable = self.options().binaries.join("portcullisctl");
         let ports = &self.options().ports;
         let (cert, key) = self.layout().certificate(OPERATOR);
@@ -51,7 +51,7 @@ impl Cluster {
     }
 
     /// Runs `portcullisctl` for the agent of one cell.
-    pub async fn ctl_on(&self, cell: Cell, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(crate) async fn ctl_on(&self, cell: Cell, arguments: &[&str]) -> anyhow::Result<String> {
         let socket = self.layout().agent_socket(cell);
         let socket = socket.to_str().context("the state directory's name is text")?;
         let all: Vec<&str> = ["--cell-socket", socket].iter().chain(arguments).copied().collect();
@@ -59,7 +59,7 @@ impl Cluster {
     }
 
     /// The owner of the syncers' lock; `None` if the lock is free.
-    pub async fn leader(&self) -> anyhow::Result<Option<Held>> {
+    pub(crate) async fn leader(&self) -> anyhow::Result<Option<Held>> {
         let text = self.ctl(&["locks", "--json"]).await?;
         let lines = text.lines().map(serde_json::from_str::<Value>);
         let locks = lines.collect::<Result<Vec<_>, _>>().context("portcullisctl's JSON")?;
@@ -67,7 +67,7 @@ impl Cluster {
     }
 
     /// Runs a command in a cell's namespace, and returns its output.
-    pub async fn on_cell(
+    pub(crate) async fn on_cell(
         &self,
         cell: Cell,
         program: &str,
@@ -83,7 +83,7 @@ impl Cluster {
 }
 
 /// The lock that syncers compete for.
-pub const LOCK: &str = "policy-server-asg-syncer";
+pub(crate) const LOCK: &str = "policy-server-asg-syncer";
 
 fn held(lock: &Value) -> Option<Held> {
     let owner = lock["owner"].as_str()?.to_owned();

@@ -6,32 +6,32 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use anyhow::Context;
 
 /// Number of syncers in a cluster: one leader, the others standby.
-pub const SYNCERS: usize = 2;
+pub(crate) const SYNCERS: usize = 2;
 
 /// One port for each listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ports {
+pub(crate) struct Ports {
     /// The Cloud Controller's public API.
-    pub api: u16,
+    pub(crate) api: u16,
     /// Its internal API, with mutual TLS.
-    pub internal_api: u16,
+    pub(crate) internal_api: u16,
     /// The UAA.
-    pub uaa: u16,
+    pub(crate) uaa: u16,
     /// The lock server's gRPC.
-    pub lock_server: u16,
+    pub(crate) lock_server: u16,
     /// Its metrics and health.
-    pub lock_server_debug: u16,
+    pub(crate) lock_server_debug: u16,
     /// The policy store's gRPC.
-    pub policy_store: u16,
+    pub(crate) policy_store: u16,
     /// Its metrics and health.
-    pub policy_store_debug: u16,
+    pub(crate) policy_store_debug: u16,
     /// Metrics and health of each syncer.
-    pub syncer_debug: [u16; SYNCERS],
+    pub(crate) syncer_debug: [u16; SYNCERS],
 }
 
 /// How ports are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Choice {
+pub(crate) enum Choice {
     /// The same at every start, so that commands can be kept
     Default,
     /// Any that are free
@@ -44,7 +44,7 @@ const DEFAULT: [u16; LISTENERS] = [9022, 9023, 8443, 8891, 17_018, 4004, 4005, 1
 
 impl Ports {
     /// Chooses ports, all of which are free at this moment.
-    pub fn choose(choice: Choice) -> anyhow::Result<Self> {
+    pub(crate) fn choose(choice: Choice) -> anyhow::Result<Self> {
         let wanted = match choice {
             Choice::Default => DEFAULT,
             Choice::Auto => [0; LISTENERS],
@@ -77,7 +77,7 @@ impl From<[u16; LISTENERS]> for Ports {
 }
 
 /// The address of a port.
-pub fn local(port: u16) -> SocketAddrV4 {
+pub(crate) fn local(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
 }
 
@@ -90,7 +90,7 @@ fn bind(port: u16) -> anyhow::Result<TcpListener> {
 }
 
 /// Whether a server listens on the port.
-pub async fn answers(port: u16) -> Result<(), io::Error> {
+pub(crate) async fn answers(port: u16) -> Result<(), io::Error> {
     tokio::net::TcpStream::connect(local(port)).await.map(drop)
 }
 

@@ -29,7 +29,7 @@ const LONGEST_REQUEST: u64 = 64 * 1024;
 /// A change of a running cluster, or a question about it.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Request {
+pub(crate) enum Request {
     /// List processes, cells and apps with their state
     List,
     /// Send a signal to a process, SIGKILL by default
@@ -98,7 +98,7 @@ enum Reply {
 }
 
 /// The signal of that name, with or without `SIG`, in any case.
-pub fn signal(name: &str) -> anyhow::Result<Signal> {
+pub(crate) fn signal(name: &str) -> anyhow::Result<Signal> {
     let upper = name.to_ascii_uppercase();
     match upper.strip_prefix("SIG").unwrap_or(&upper) {
         "KILL" => Ok(Signal::SIGKILL),
@@ -119,7 +119,7 @@ pub fn signal(name: &str) -> anyhow::Result<Signal> {
 /// # Errors
 /// No launcher listens there, the connection breaks, or the launcher reports that the
 /// request failed.
-pub fn send(socket: &Path, request: &Request) -> anyhow::Result<String> {
+pub(crate) fn send(socket: &Path, request: &Request) -> anyhow::Result<String> {
     let stream = UnixStream::connect(socket).with_context(|| {
         format!(
             "no running cluster answers on {}; --name or --state-dir selects another one",
@@ -142,7 +142,7 @@ pub fn send(socket: &Path, request: &Request) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// No complete request arrives within 5 s.
-pub async fn receive(stream: &mut tokio::net::UnixStream) -> anyhow::Result<Request> {
+pub(crate) async fn receive(stream: &mut tokio::net::UnixStream) -> anyhow::Result<Request> {
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(stream).take(LONGEST_REQUEST);
     let read = timeout(READ_TIMEOUT, reader.read_line(&mut line)).await;
@@ -154,7 +154,7 @@ pub async fn receive(stream: &mut tokio::net::UnixStream) -> anyhow::Result<Requ
 ///
 /// # Errors
 /// The client has disconnected; the request was carried out nevertheless.
-pub async fn answer(
+pub(crate) async fn answer(
     stream: &mut tokio::net::UnixStream,
     outcome: anyhow::Result<String>,
 ) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ const MARK: &str = "PORTCULLIS_DEV_INSIDE";
 
 /// How the launcher creates network namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Footing {
+pub(crate) enum Footing {
     /// As root, on this machine itself.
     Root,
     /// Without root, inside namespaces of its own.
@@ -23,7 +23,7 @@ pub enum Footing {
 
 impl Footing {
     /// The shell prefix that runs a command in the cluster's namespaces.
-    pub fn shell_prefix(self) -> Option<String> {
+    pub(crate) fn shell_prefix(self) -> Option<String> {
         match self {
             Self::Root => None,
             Self::Inside => Some(format!(
@@ -36,7 +36,7 @@ impl Footing {
 
 /// Finds the footing; if namespaces are needed, restarts this program in them and does
 /// not return.
-pub fn find_footing() -> anyhow::Result<Footing> {
+pub(crate) fn find_footing() -> anyhow::Result<Footing> {
     if std::env::var_os(MARK).is_some() {
         prepare_inside()?;
         return Ok(Footing::Inside);

@@ -9,31 +9,31 @@ use super::ports::{Ports, local};
 use super::topology::{Cell, OVERLAY};
 
 /// The certificate of all pure servers.
-pub const SERVER: &str = "server";
+pub(crate) const SERVER: &str = "server";
 /// The certificate of both syncers; the policy store accepts writes with this name.
-pub const SYNCER: &str = "syncer";
+pub(crate) const SYNCER: &str = "syncer";
 /// The certificate of operators; the policy store shows its status to this name.
-pub const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "operator";
 /// The organizational unit of the cells' certificates.
-pub const CELL_UNIT: &str = "cell";
+pub(crate) const CELL_UNIT: &str = "cell";
 
 /// The UAA client that reads security groups.
-pub const UAA_CLIENT: (&str, &str) = ("network-policy", "network-policy-secret");
+pub(crate) const UAA_CLIENT: (&str, &str) = ("network-policy", "network-policy-secret");
 /// The administrator of the development Cloud Controller.
-pub const ADMIN: (&str, &str) = ("admin", "admin");
+pub(crate) const ADMIN: (&str, &str) = ("admin", "admin");
 
 /// A syncer's name: process, lock owner, log file.
-pub fn syncer_name(number: usize) -> String {
+pub(crate) fn syncer_name(number: usize) -> String {
     format!("syncer-{number}")
 }
 
 /// An agent's process name.
-pub fn agent_name(cell: Cell) -> String {
+pub(crate) fn agent_name(cell: Cell) -> String {
     format!("cell-agent-{}", cell.name().trim_start_matches("cell-"))
 }
 
 /// The Cloud Controller and UAA.
-pub fn cloud_controller(layout: &Layout, ports: &Ports) -> Value {
+pub(crate) fn cloud_controller(layout: &Layout, ports: &Ports) -> Value {
     let (cert, key) = layout.certificate(SERVER);
     json!({
         "api_address": local(ports.api).to_string(),
@@ -54,7 +54,7 @@ pub fn cloud_controller(layout: &Layout, ports: &Ports) -> Value {
 }
 
 /// The lock server.
-pub fn lock_server(layout: &Layout, ports: &Ports) -> Value {
+pub(crate) fn lock_server(layout: &Layout, ports: &Ports) -> Value {
     let (cert, key) = layout.certificate(SERVER);
     json!({
         "listen_address": local(ports.lock_server).to_string(),
@@ -70,7 +70,7 @@ pub fn lock_server(layout: &Layout, ports: &Ports) -> Value {
 }
 
 /// The policy store.
-pub fn policy_store(layout: &Layout, ports: &Ports) -> Value {
+pub(crate) fn policy_store(layout: &Layout, ports: &Ports) -> Value {
     let (cert, key) = layout.certificate(SERVER);
     json!({
         "grpc_listen_address": local(ports.policy_store).to_string(),
@@ -87,7 +87,7 @@ pub fn policy_store(layout: &Layout, ports: &Ports) -> Value {
 }
 
 /// A syncer, counted from 1. Its log level is debug, since the story reads its log.
-pub fn syncer(layout: &Layout, ports: &Ports, number: usize) -> Value {
+pub(crate) fn syncer(layout: &Layout, ports: &Ports, number: usize) -> Value {
     let (cert, key) = layout.certificate(SYNCER);
     json!({
         "uuid": syncer_name(number),
@@ -118,7 +118,7 @@ pub fn syncer(layout: &Layout, ports: &Ports, number: usize) -> Value {
 }
 
 /// A cell's agent. Its ports are on the cell's own loopback interface.
-pub fn cell_agent(layout: &Layout, ports: &Ports, cell: Cell, nft: &Path) -> Value {
+pub(crate) fn cell_agent(layout: &Layout, ports: &Ports, cell: Cell, nft: &Path) -> Value {
     let (cert, key) = layout.certificate(&cell.name());
     json!({
         "cell_id": cell.name(),

@@ -8,7 +8,7 @@ use anyhow::Context;
 ///
 /// # Errors
 /// Standard output is closed.
-pub fn say(text: &str) -> anyhow::Result<()> {
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot print")
 }
@@ -17,6 +17,6 @@ pub fn say(text: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Standard output is closed.
-pub fn progress(step: &str) -> anyhow::Result<()> {
+pub(crate) fn progress(step: &str) -> anyhow::Result<()> {
     say(&format!("  {step} ...\n"))
 }

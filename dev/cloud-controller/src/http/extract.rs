@@ -16,7 +16,7 @@ use crate::state::access::Caller;
 
 /// The URL scheme of a listener, added to each of its requests.
 #[derive(Debug, Clone, Copy)]
-pub struct Scheme(pub &'static str);
+pub(crate) struct Scheme(pub &'static str);
 
 impl<S: Sync> FromRequestParts<S> for Base {
     type Rejection = Refusal;
@@ -41,7 +41,7 @@ impl FromRequestParts<Arc<Shared>> for Caller {
 
 /// The decoded query.
 #[derive(Debug)]
-pub struct Parameters(pub Vec<(String, String)>);
+pub(crate) struct Parameters(pub Vec<(String, String)>);
 
 impl<S: Sync> FromRequestParts<S> for Parameters {
     type Rejection = Refusal;
@@ -55,7 +55,7 @@ impl<S: Sync> FromRequestParts<S> for Parameters {
 /// object; any other value becomes the key `_json`, as in Rails, and so is an unknown
 /// field.
 #[derive(Debug)]
-pub struct Body(pub Object);
+pub(crate) struct Body(pub Object);
 
 impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Refusal;

@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 
 /// The routes of the internal listener. The client certificate is the authentication;
 /// the bearer token that syncers send is ignored.
-pub fn internal_router(shared: Arc<Shared>) -> Router {
+pub(crate) fn internal_router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/internal/v4/asg_latest_update", get(last_update))
         .fallback(async || Refusal::UnknownRequest)

@@ -6,7 +6,7 @@ mod groups;
 mod internal;
 mod organizations;
 mod stubs;
-pub mod uaa;
+pub(crate) mod uaa;
 mod users;
 
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
-pub use extract::{Body, Parameters, Scheme};
-pub use internal::internal_router;
+pub(crate) use extract::{Body, Parameters, Scheme};
+pub(crate) use internal::internal_router;
 
 use super::json::Json;
 use super::present::Base;
@@ -35,19 +35,19 @@ use super::validate::rules::Flags;
 
 /// Shared state of all handlers.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// The state.
-    pub store: Store,
+    pub(crate) store: Store,
     /// Signs and verifies tokens.
-    pub signer: Signer,
+    pub(crate) signer: Signer,
     /// Clients that may request tokens.
-    pub clients: Vec<Client>,
+    pub(crate) clients: Vec<Client>,
     /// Lifetimes of tokens.
-    pub lifetimes: Lifetimes,
+    pub(crate) lifetimes: Lifetimes,
     /// Options of rule validation.
-    pub flags: Flags,
+    pub(crate) flags: Flags,
     /// The port of the UAA, for links.
-    pub uaa_port: u16,
+    pub(crate) uaa_port: u16,
 }
 
 /// Maximum request size. The rules of one group can have 16 MB, and escaped JSON can be
@@ -55,7 +55,7 @@ pub struct Shared {
 const MAX_BODY: usize = 64 << 20;
 
 /// The public API.
-pub fn api_router(shared: Arc<Shared>) -> Router {
+pub(crate) fn api_router(shared: Arc<Shared>) -> Router {
     Router::new()
         .merge(discovery::router())
         .merge(groups::router())
@@ -72,7 +72,7 @@ pub fn api_router(shared: Arc<Shared>) -> Router {
 
 impl Shared {
     /// The caller of a request with these headers.
-    pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         let value = headers.get(axum::http::header::AUTHORIZATION);
         let value = value.and_then(|value| value.to_str().ok()).ok_or(Refusal::NotAuthenticated)?;
         let (scheme, token) = value.split_once(' ').ok_or(Refusal::InvalidToken)?;
@@ -115,7 +115,7 @@ impl IntoResponse for Refusal {
 }
 
 /// A JSON response.
-pub fn answer(status: u16, document: &Json) -> Response {
+pub(crate) fn answer(status: u16, document: &Json) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let content_type = (CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     (status, [content_type], document.to_text()).into_response()
@@ -128,6 +128,6 @@ fn accepted(job: &Job, base: &Base) -> Response {
 }
 
 /// The fields of a form or query, in order. Invalid UTF-8 is replaced.
-pub fn form(text: &[u8]) -> Vec<(String, String)> {
+pub(crate) fn form(text: &[u8]) -> Vec<(String, String)> {
     form_urlencoded::parse(text).into_owned().collect()
 }

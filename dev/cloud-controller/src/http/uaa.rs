@@ -24,7 +24,7 @@ use crate::uaa::grant::{self, Around, Denied, Request};
 type Answer = Result<Response, Denied>;
 
 /// All routes.
-pub fn router(shared: Arc<Shared>) -> Router {
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/login", get(prompts))
         .route("/info", get(prompts))

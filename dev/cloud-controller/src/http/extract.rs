@@ -13,6 +13,7 @@ use crate::json::{Json, Object};
 use crate::present::Base;
 use crate::refusal::Refusal;
 use crate::state::access::Caller;
+use crate::state::{Moment, State};
 
 /// The URL scheme of a listener, added to each of its requests.
 #[derive(Debug, Clone, Copy)]
@@ -29,13 +30,37 @@ impl<S: Sync> FromRequestParts<S> for Base {
     }
 }
 
-impl FromRequestParts<Arc<Shared>> for Caller {
+/// An authenticated request to the API.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) caller: Caller,
+    pub(crate) base: Base,
+}
+
+impl FromRequestParts<Arc<Shared>> for Call {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Refusal> {
         let caller = shared.caller(&parts.headers)?;
         caller.require_scope(!matches!(parts.method, Method::GET | Method::HEAD))?;
-        Ok(caller)
+        let base = Base::from_request_parts(parts, shared).await?;
+        Ok(Self { shared: shared.clone(), caller, base })
+    }
+}
+
+impl Call {
+    /// The current state.
+    pub(super) fn state(&self) -> Arc<State> {
+        self.shared.store.read()
+    }
+
+    /// Applies a change completely, or not at all.
+    pub(super) fn change<T>(
+        &self,
+        change: impl FnOnce(&mut State, &Moment) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        self.shared.store.change(change)
     }
 }
 

@@ -3,20 +3,19 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{delete, get, post};
 
-use super::{Body, Parameters, Shared, accepted, answer};
-use crate::present::{self, Base};
+use super::{Body, Call, Parameters, Shared, accepted, answer};
+use crate::present;
 use crate::refusal::Refusal;
-use crate::state::access::{Caller, Spaces};
+use crate::state::access::Spaces;
 use crate::state::{Group, Lifecycle};
 use crate::validate::query;
 
 type Answer = Result<Response, Refusal>;
-type SharedState = State<Arc<Shared>>;
 
 const PATH: &str = "/v3/security_groups";
 
@@ -30,141 +29,108 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         router = router
             .route(
                 &spaces,
-                post(async move |shared: SharedState, guid, caller: Caller, base, body: Body| {
-                    bind(shared, lifecycle, guid, caller, base, body).await
+                post(async move |guid, call: Call, body: Body| {
+                    bind(lifecycle, guid, call, body).await
                 }),
             )
             .route(
                 &format!("{spaces}/{{space}}"),
-                delete(async move |shared: SharedState, guids, caller: Caller| {
-                    unbind(shared, lifecycle, guids, caller).await
-                }),
+                delete(async move |guids, call: Call| unbind(lifecycle, guids, call).await),
             )
             .route(
                 &format!("/v3/spaces/{{guid}}/{name}_security_groups"),
-                get(async move |shared: SharedState, guid, caller: Caller, base, parameters| {
-                    list_of_space(shared, lifecycle, guid, caller, base, parameters).await
+                get(async move |guid, call: Call, parameters| {
+                    list_of_space(lifecycle, guid, call, parameters).await
                 }),
             );
     }
     router
 }
 
-async fn list(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Parameters(parameters): Parameters,
-) -> Answer {
+async fn list(call: Call, Parameters(parameters): Parameters) -> Answer {
     let query =
         query::read(&parameters, &query::SECURITY_GROUPS).map_err(Refusal::Unprocessable)?;
-    let state = shared.store.read();
-    let visible = state.readable_spaces(&caller);
-    let mut groups = state.select_groups(&caller, &query);
+    let state = call.state();
+    let visible = state.readable_spaces(&call.caller);
+    let mut groups = state.select_groups(&call.caller, &query);
     present::sort(&mut groups, &query, by);
-    let page =
-        present::page(&groups, &query, PATH, &base, |group| present::group(group, &visible, &base));
+    let page = present::page(&groups, &query, PATH, &call.base, |group| {
+        present::group(group, &visible, &call.base)
+    });
     Ok(answer(200, &page.into()))
 }
 
 async fn list_of_space(
-    State(shared): SharedState,
     lifecycle: Lifecycle,
     Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
+    call: Call,
     Parameters(parameters): Parameters,
 ) -> Answer {
-    let state = shared.store.read();
-    let space = state.visible_space(&caller, &guid)?;
+    let state = call.state();
+    let space = state.visible_space(&call.caller, &guid)?;
     let query =
         query::read(&parameters, &query::SPACE_SECURITY_GROUPS).map_err(Refusal::Unprocessable)?;
     let only_this = Spaces::Some([space.guid.clone()].into());
     let mut groups = state.select_space_groups(&guid, lifecycle, &query);
     present::sort(&mut groups, &query, by);
     let path = format!("/v3/spaces/{guid}/{}_security_groups", lifecycle.name());
-    let page = present::page(&groups, &query, &path, &base, |group| {
-        present::group(group, &only_this, &base)
+    let page = present::page(&groups, &query, &path, &call.base, |group| {
+        present::group(group, &only_this, &call.base)
     });
     Ok(answer(200, &page.into()))
 }
 
-async fn show(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let state = shared.store.read();
-    let group = state.visible_group(&caller, &guid)?;
-    Ok(answer(200, &present::group(group, &state.readable_spaces(&caller), &base)))
+async fn show(Path(guid): Path<String>, call: Call) -> Answer {
+    let state = call.state();
+    let group = state.visible_group(&call.caller, &guid)?;
+    Ok(answer(200, &present::group(group, &state.readable_spaces(&call.caller), &call.base)))
 }
 
-async fn create(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
-    let group = shared
-        .store
-        .change(|state, moment| state.create_group(&caller, &body, shared.flags, moment))?;
-    tracing::info!(actor = %caller.name, guid = %group.guid, name = %group.name, "security-group-created");
-    Ok(answer(201, &present::group(&group, &Spaces::All, &base)))
+async fn create(call: Call, Body(body): Body) -> Answer {
+    let group = call.change(|state, moment| {
+        state.create_group(&call.caller, &body, call.shared.flags, moment)
+    })?;
+    tracing::info!(actor = %call.caller.name, guid = %group.guid, name = %group.name, "security-group-created");
+    Ok(answer(201, &present::group(&group, &Spaces::All, &call.base)))
 }
 
-async fn update(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
-    let group = shared
-        .store
-        .change(|state, moment| state.update_group(&caller, &guid, &body, shared.flags, moment))?;
-    tracing::info!(actor = %caller.name, guid = %group.guid, name = %group.name, "security-group-updated");
-    Ok(answer(200, &present::group(&group, &Spaces::All, &base)))
+async fn update(Path(guid): Path<String>, call: Call, Body(body): Body) -> Answer {
+    let group = call.change(|state, moment| {
+        state.update_group(&call.caller, &guid, &body, call.shared.flags, moment)
+    })?;
+    tracing::info!(actor = %call.caller.name, guid = %group.guid, name = %group.name, "security-group-updated");
+    Ok(answer(200, &present::group(&group, &Spaces::All, &call.base)))
 }
 
-async fn remove(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let job = shared.store.change(|state, moment| state.delete_group(&caller, &guid, moment))?;
-    tracing::info!(actor = %caller.name, guid = %guid, "security-group-deleted");
-    Ok(accepted(&job, &base))
+async fn remove(Path(guid): Path<String>, call: Call) -> Answer {
+    let job = call.change(|state, moment| state.delete_group(&call.caller, &guid, moment))?;
+    tracing::info!(actor = %call.caller.name, guid = %guid, "security-group-deleted");
+    Ok(accepted(&job, &call.base))
 }
 
 async fn bind(
-    State(shared): SharedState,
     lifecycle: Lifecycle,
     Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
+    call: Call,
     Body(body): Body,
 ) -> Answer {
-    let group = shared
-        .store
-        .change(|state, moment| state.bind_group(&caller, &guid, lifecycle, &body, moment))?;
+    let group = call
+        .change(|state, moment| state.bind_group(&call.caller, &guid, lifecycle, &body, moment))?;
     let spaces = present::guid_list(group.spaces(lifecycle));
-    tracing::info!(actor = %caller.name, guid = %guid, name = %group.name,
+    tracing::info!(actor = %call.caller.name, guid = %guid, name = %group.name,
         lifecycle = lifecycle.name(), spaces, "security-group-bound");
-    Ok(answer(200, &present::bound_spaces(&group, lifecycle, &base)))
+    Ok(answer(200, &present::bound_spaces(&group, lifecycle, &call.base)))
 }
 
 async fn unbind(
-    State(shared): SharedState,
     lifecycle: Lifecycle,
     Path((guid, space)): Path<(String, String)>,
-    caller: Caller,
+    call: Call,
 ) -> Result<StatusCode, Refusal> {
-    shared
-        .store
-        .change(|state, moment| state.unbind_group(&caller, &guid, lifecycle, &space, moment))?;
-    tracing::info!(actor = %caller.name, guid = %guid, lifecycle = lifecycle.name(), space = %space,
+    call.change(|state, moment| {
+        state.unbind_group(&call.caller, &guid, lifecycle, &space, moment)
+    })?;
+    tracing::info!(actor = %call.caller.name, guid = %guid, lifecycle = lifecycle.name(), space = %space,
         "security-group-unbound");
     Ok(StatusCode::NO_CONTENT)
 }

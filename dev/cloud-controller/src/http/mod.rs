@@ -19,7 +19,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
-pub(crate) use extract::{Body, Parameters, Scheme};
+pub(crate) use extract::{Body, Call, Parameters, Scheme};
 pub(crate) use internal::internal_router;
 
 use super::json::Json;

@@ -3,18 +3,16 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::response::Response;
 use axum::routing::get;
 
-use super::{Body, Parameters, Shared, accepted, answer};
-use crate::present::{self, Base};
+use super::{Body, Call, Parameters, Shared, accepted, answer};
+use crate::present;
 use crate::refusal::Refusal;
-use crate::state::access::Caller;
 use crate::validate::query;
 
 type Answer = Result<Response, Refusal>;
-type SharedState = State<Arc<Shared>>;
 
 pub(super) fn router() -> Router<Arc<Shared>> {
     Router::new()
@@ -30,191 +28,115 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/v3/jobs/{guid}", get(show_job))
 }
 
-async fn list_organizations(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Parameters(parameters): Parameters,
-) -> Answer {
+async fn list_organizations(call: Call, Parameters(parameters): Parameters) -> Answer {
     let query = query::read(&parameters, &query::ORGANIZATIONS).map_err(Refusal::BadQuery)?;
-    let state = shared.store.read();
-    let mut found = state.select_organizations(&caller, &query);
+    let state = call.state();
+    let mut found = state.select_organizations(&call.caller, &query);
     present::sort(&mut found, &query, |o| (o.created_at, o.updated_at, &o.name));
-    let page = present::page(&found, &query, "/v3/organizations", &base, |organization| {
-        present::organization(organization, state.quota_guid(), &base)
+    let page = present::page(&found, &query, "/v3/organizations", &call.base, |organization| {
+        present::organization(organization, state.quota_guid(), &call.base)
     });
     Ok(answer(200, &page.into()))
 }
 
-async fn show_organization(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let state = shared.store.read();
-    let organization = state.visible_organization(&caller, &guid)?;
-    Ok(answer(200, &present::organization(organization, state.quota_guid(), &base)))
+async fn show_organization(Path(guid): Path<String>, call: Call) -> Answer {
+    let state = call.state();
+    let organization = state.visible_organization(&call.caller, &guid)?;
+    Ok(answer(200, &present::organization(organization, state.quota_guid(), &call.base)))
 }
 
-async fn create_organization(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
+async fn create_organization(call: Call, Body(body): Body) -> Answer {
     let made =
-        shared.store.change(|state, moment| state.create_organization(&caller, &body, moment))?;
-    tracing::info!(actor = %caller.name, guid = %made.guid, name = %made.name, "organization-created");
-    Ok(answer(201, &present::organization(&made, shared.store.read().quota_guid(), &base)))
+        call.change(|state, moment| state.create_organization(&call.caller, &body, moment))?;
+    tracing::info!(actor = %call.caller.name, guid = %made.guid, name = %made.name, "organization-created");
+    Ok(answer(201, &present::organization(&made, call.state().quota_guid(), &call.base)))
 }
 
-async fn update_organization(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
-    let changed = shared
-        .store
-        .change(|state, moment| state.update_organization(&caller, &guid, &body, moment))?;
-    Ok(answer(200, &present::organization(&changed, shared.store.read().quota_guid(), &base)))
-}
-
-async fn delete_organization(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let job =
-        shared.store.change(|state, moment| state.delete_organization(&caller, &guid, moment))?;
-    tracing::info!(actor = %caller.name, guid = %guid, "organization-deleted");
-    Ok(accepted(&job, &base))
-}
-
-async fn list_spaces(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Parameters(parameters): Parameters,
-) -> Answer {
-    let query = query::read(&parameters, &query::SPACES).map_err(Refusal::BadQuery)?;
-    let state = shared.store.read();
-    let mut found = state.select_spaces(&caller, &query);
-    present::sort(&mut found, &query, |space| (space.created_at, space.updated_at, &space.name));
-    let mut page =
-        present::page(&found, &query, "/v3/spaces", &base, |space| present::space(space, &base));
-    if query.list("include").is_some() {
-        page.set("included", present::included_organizations(&state, &found, &query, &base));
-    }
-    Ok(answer(200, &page.into()))
-}
-
-async fn show_space(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let state = shared.store.read();
-    Ok(answer(200, &present::space(state.visible_space(&caller, &guid)?, &base)))
-}
-
-async fn create_space(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
-    let made = shared.store.change(|state, moment| state.create_space(&caller, &body, moment))?;
-    tracing::info!(actor = %caller.name, guid = %made.guid, name = %made.name, "space-created");
-    Ok(answer(201, &present::space(&made, &base)))
-}
-
-async fn update_space(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
+async fn update_organization(Path(guid): Path<String>, call: Call, Body(body): Body) -> Answer {
     let changed =
-        shared.store.change(|state, moment| state.update_space(&caller, &guid, &body, moment))?;
-    Ok(answer(200, &present::space(&changed, &base)))
+        call.change(|state, moment| state.update_organization(&call.caller, &guid, &body, moment))?;
+    Ok(answer(200, &present::organization(&changed, call.state().quota_guid(), &call.base)))
 }
 
-async fn delete_space(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let job = shared.store.change(|state, moment| state.delete_space(&caller, &guid, moment))?;
-    tracing::info!(actor = %caller.name, guid = %guid, "space-deleted");
-    Ok(accepted(&job, &base))
+async fn delete_organization(Path(guid): Path<String>, call: Call) -> Answer {
+    let job =
+        call.change(|state, moment| state.delete_organization(&call.caller, &guid, moment))?;
+    tracing::info!(actor = %call.caller.name, guid = %guid, "organization-deleted");
+    Ok(accepted(&job, &call.base))
 }
 
-async fn list_roles(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Parameters(parameters): Parameters,
-) -> Answer {
-    let query = query::read(&parameters, &query::ROLES).map_err(Refusal::BadQuery)?;
-    let state = shared.store.read();
-    let mut found = state.select_roles(&caller, &query);
-    present::sort(&mut found, &query, |role| (role.created_at, role.created_at, &role.kind));
-    let mut page =
-        present::page(&found, &query, "/v3/roles", &base, |role| present::role(role, &base));
+async fn list_spaces(call: Call, Parameters(parameters): Parameters) -> Answer {
+    let query = query::read(&parameters, &query::SPACES).map_err(Refusal::BadQuery)?;
+    let state = call.state();
+    let mut found = state.select_spaces(&call.caller, &query);
+    present::sort(&mut found, &query, |space| (space.created_at, space.updated_at, &space.name));
+    let mut page = present::page(&found, &query, "/v3/spaces", &call.base, |space| {
+        present::space(space, &call.base)
+    });
     if query.list("include").is_some() {
-        page.set("included", present::included_with_roles(&state, &found, &query, &base));
+        page.set("included", present::included_organizations(&state, &found, &query, &call.base));
     }
     Ok(answer(200, &page.into()))
 }
 
-async fn show_role(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let state = shared.store.read();
+async fn show_space(Path(guid): Path<String>, call: Call) -> Answer {
+    let state = call.state();
+    Ok(answer(200, &present::space(state.visible_space(&call.caller, &guid)?, &call.base)))
+}
+
+async fn create_space(call: Call, Body(body): Body) -> Answer {
+    let made = call.change(|state, moment| state.create_space(&call.caller, &body, moment))?;
+    tracing::info!(actor = %call.caller.name, guid = %made.guid, name = %made.name, "space-created");
+    Ok(answer(201, &present::space(&made, &call.base)))
+}
+
+async fn update_space(Path(guid): Path<String>, call: Call, Body(body): Body) -> Answer {
+    let changed =
+        call.change(|state, moment| state.update_space(&call.caller, &guid, &body, moment))?;
+    Ok(answer(200, &present::space(&changed, &call.base)))
+}
+
+async fn delete_space(Path(guid): Path<String>, call: Call) -> Answer {
+    let job = call.change(|state, moment| state.delete_space(&call.caller, &guid, moment))?;
+    tracing::info!(actor = %call.caller.name, guid = %guid, "space-deleted");
+    Ok(accepted(&job, &call.base))
+}
+
+async fn list_roles(call: Call, Parameters(parameters): Parameters) -> Answer {
+    let query = query::read(&parameters, &query::ROLES).map_err(Refusal::BadQuery)?;
+    let state = call.state();
+    let mut found = state.select_roles(&call.caller, &query);
+    present::sort(&mut found, &query, |role| (role.created_at, role.created_at, &role.kind));
+    let mut page = present::page(&found, &query, "/v3/roles", &call.base, |role| {
+        present::role(role, &call.base)
+    });
+    if query.list("include").is_some() {
+        page.set("included", present::included_with_roles(&state, &found, &query, &call.base));
+    }
+    Ok(answer(200, &page.into()))
+}
+
+async fn show_role(Path(guid): Path<String>, call: Call) -> Answer {
+    let state = call.state();
     let everything = query::read(&[], &query::ROLES).map_err(Refusal::BadQuery)?;
-    let mut visible = state.select_roles(&caller, &everything).into_iter();
+    let mut visible = state.select_roles(&call.caller, &everything).into_iter();
     let role = visible.find(|role| role.guid == guid).ok_or(Refusal::NotFound("Role"))?;
-    Ok(answer(200, &present::role(&role, &base)))
+    Ok(answer(200, &present::role(&role, &call.base)))
 }
 
-async fn create_role(
-    State(shared): SharedState,
-    caller: Caller,
-    base: Base,
-    Body(body): Body,
-) -> Answer {
-    let made = shared.store.change(|state, moment| state.create_role(&caller, &body, moment))?;
-    tracing::info!(actor = %caller.name, kind = %made.kind, user = %made.user, "role-created");
-    Ok(answer(201, &present::role(&made, &base)))
+async fn create_role(call: Call, Body(body): Body) -> Answer {
+    let made = call.change(|state, moment| state.create_role(&call.caller, &body, moment))?;
+    tracing::info!(actor = %call.caller.name, kind = %made.kind, user = %made.user, "role-created");
+    Ok(answer(201, &present::role(&made, &call.base)))
 }
 
-async fn delete_role(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
-) -> Answer {
-    let job = shared.store.change(|state, moment| state.delete_role(&caller, &guid, moment))?;
-    Ok(accepted(&job, &base))
+async fn delete_role(Path(guid): Path<String>, call: Call) -> Answer {
+    let job = call.change(|state, moment| state.delete_role(&call.caller, &guid, moment))?;
+    Ok(accepted(&job, &call.base))
 }
 
-async fn show_job(
-    State(shared): SharedState,
-    Path(guid): Path<String>,
-    _caller: Caller,
-    base: Base,
-) -> Answer {
-    let state = shared.store.read();
+async fn show_job(Path(guid): Path<String>, call: Call) -> Answer {
+    let state = call.state();
     let job = state.job(&guid).ok_or(Refusal::NotFound("Job"))?;
-    Ok(answer(200, &present::job(job, &base)))
+    Ok(answer(200, &present::job(job, &call.base)))
 }

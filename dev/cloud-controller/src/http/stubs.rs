@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::Uri;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 
-use super::{Shared, answer};
+use super::{Call, Shared, answer};
 use crate::json::{Json, object};
 use crate::present::{self, Base};
 use crate::refusal::Refusal;
-use crate::state::access::Caller;
 
 pub(super) fn router() -> Router<Arc<Shared>> {
     Router::new()
@@ -35,24 +34,17 @@ pub(super) fn router() -> Router<Arc<Shared>> {
 
 /// Accepts any query: there is nothing to filter.
 fn empty() -> MethodRouter<Arc<Shared>> {
-    get(async |_caller: Caller, base: Base, uri: Uri| {
-        answer(200, &present::empty_page(uri.path(), &base))
-    })
+    get(async |call: Call, uri: Uri| answer(200, &present::empty_page(uri.path(), &call.base)))
 }
 
 /// The quota of all organizations: no limits.
-async fn quota(
-    State(shared): State<Arc<Shared>>,
-    Path(guid): Path<String>,
-    _caller: Caller,
-    base: Base,
-) -> Result<Response, Refusal> {
-    let state = shared.store.read();
+async fn quota(Path(guid): Path<String>, call: Call) -> Result<Response, Refusal> {
+    let state = call.state();
     if guid != state.quota_guid() {
         return Err(Refusal::NotFound("Organization quota"));
     }
     let organizations: Json = state.organizations().map(|o| object! { "guid": &o.guid }).collect();
-    let href = base.url(&format!("/v3/organization_quotas/{guid}"));
+    let href = call.base.url(&format!("/v3/organization_quotas/{guid}"));
     let document = object! {
         "guid": guid,
         "name": "default",
@@ -72,23 +64,19 @@ fn no_segment(path: &str, base: &Base) -> Response {
 }
 
 async fn no_space_segment(
-    State(shared): State<Arc<Shared>>,
     Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
+    call: Call,
     uri: Uri,
 ) -> Result<Response, Refusal> {
-    shared.store.read().visible_space(&caller, &guid)?;
-    Ok(no_segment(uri.path(), &base))
+    call.state().visible_space(&call.caller, &guid)?;
+    Ok(no_segment(uri.path(), &call.base))
 }
 
 async fn no_organization_segment(
-    State(shared): State<Arc<Shared>>,
     Path(guid): Path<String>,
-    caller: Caller,
-    base: Base,
+    call: Call,
     uri: Uri,
 ) -> Result<Response, Refusal> {
-    shared.store.read().visible_organization(&caller, &guid)?;
-    Ok(no_segment(uri.path(), &base))
+    call.state().visible_organization(&call.caller, &guid)?;
+    Ok(no_segment(uri.path(), &call.base))
 }

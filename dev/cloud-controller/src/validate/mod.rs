@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod group;
+mod parameters;
 pub mod query;
 pub mod resources;
 pub mod rules;

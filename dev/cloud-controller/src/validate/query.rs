@@ -3,8 +3,8 @@
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
-use percent_encoding::percent_decode_str;
 
+use super::parameters::{Parameters, comma_list};
 use crate::ruby;
 
 /// Parameters of one listing, besides `page`, `per_page`, `created_ats`, `updated_ats`
@@ -367,21 +367,6 @@ fn parse_time(text: &str) -> Option<Timestamp> {
     Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
-/// Splits at commas; an escaped comma inside a value is a comma.
-fn comma_list(text: &str) -> Vec<String> {
-    let parts = text.split(',').enumerate();
-    parts
-        .map(
-            |(index, part)| if index == 0 { part } else { part.trim_start_matches(ruby::is_space) },
-        )
-        .map(percent_decode)
-        .collect()
-}
-
-fn percent_decode(text: &str) -> String {
-    percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
 /// `created_ats` -> `Created ats`
 fn humanize(key: &str) -> String {
     let mut text = key.replace('_', " ");
@@ -389,51 +374,6 @@ fn humanize(key: &str) -> String {
         first.make_ascii_uppercase();
     }
     text
-}
-
-/// The parameters, with the nested notation `key[inner]` split.
-struct Parameters<'a>(Vec<(&'a str, Option<&'a str>, &'a str)>);
-
-impl<'a> Parameters<'a> {
-    fn new(parameters: &'a [(String, String)]) -> Self {
-        let split = |key: &'a str| match key.strip_suffix(']').and_then(|key| key.split_once('[')) {
-            Some((key, inner)) => (key, Some(inner)),
-            None => (key, None),
-        };
-        Self(
-            parameters
-                .iter()
-                .map(|(key, value)| {
-                    let (key, inner) = split(key);
-                    (key, inner, value.as_str())
-                })
-                .collect(),
-        )
-    }
-
-    /// The last value under the plain key.
-    fn text(&self, wanted: &str) -> Option<&'a str> {
-        let plain =
-            |(key, inner, _): &&(&str, Option<&str>, &str)| *key == wanted && inner.is_none();
-        self.0.iter().rev().find(plain).map(|(_, _, value)| *value)
-    }
-
-    fn nested(&self, wanted: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        let of_key = move |(key, inner, value): &(&'a str, Option<&'a str>, &'a str)| {
-            inner.filter(|_| *key == wanted).map(|inner| (inner, *value))
-        };
-        self.0.iter().filter_map(of_key)
-    }
-
-    fn unknown(&self, known: &[&str]) -> Vec<&'a str> {
-        let mut unknown: Vec<&str> = Vec::new();
-        for (key, _, _) in &self.0 {
-            if !known.contains(key) && !unknown.contains(key) {
-                unknown.push(key);
-            }
-        }
-        unknown
-    }
 }
 
 #[cfg(test)]

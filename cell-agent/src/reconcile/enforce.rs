@@ -10,7 +10,7 @@ use crate::{
     containers::{Containers, Snapshot},
     interfaces::Routes,
     plan::{Known, Planner, Refused, Ruleset, Settings},
-    plane::{Error, Plane, Transaction},
+    plane::{Error, Plane},
 };
 
 /// Maximum number of refused rules or containers that are isolated one by one, as named
@@ -44,33 +44,6 @@ pub(super) type Call<T> = for<'a> fn(
     &'a Ruleset,
 )
     -> Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
-
-/// How a ruleset gets its result from a data plane.
-pub(super) struct Calls<T> {
-    apply: Call<T>,
-    /// Whether the data plane accepts a ruleset.
-    pub(super) check: Call<()>,
-}
-
-/// Applies the ruleset. Returns whether anything changed.
-pub(super) const APPLY: Calls<bool> = Calls {
-    apply: |plane, ruleset| plane.apply(ruleset),
-    check: |plane, ruleset| plane.check(ruleset),
-};
-
-/// Returns the transactions that would apply the ruleset.
-pub(super) const DRY_RUN: Calls<Vec<Transaction>> = Calls {
-    apply: |plane, ruleset| plane.dry_run(ruleset),
-    check: |plane, ruleset| plane.dry_check(ruleset),
-};
-
-/// A ruleset that the data plane accepts.
-pub(super) struct Accepted<T> {
-    pub(super) ruleset: Ruleset,
-    pub(super) result: T,
-    /// Whether refused rules or containers were searched for.
-    pub(super) searched: bool,
-}
 
 /// Plans rulesets, and remembers what the kernel refuses.
 #[derive(Debug)]
@@ -122,31 +95,32 @@ impl Enforcer {
         others
     }
 
-    /// Plans the inputs, and calls the plane with the ruleset; refused rules and
-    /// containers are left out and logged.
+    /// Plans the inputs, and calls `apply` with the ruleset; rules and containers that it
+    /// or `check` refuses are left out and logged. Returns the ruleset, the result, and
+    /// whether refused rules were searched for.
     pub(super) async fn enforce<T>(
         &mut self,
         plane: &mut dyn Plane,
-        calls: &Calls<T>,
+        (apply, check): (Call<T>, Call<()>),
         attempt: &Attempt,
-    ) -> Result<Accepted<T>, Error> {
+    ) -> Result<(Ruleset, T, bool), Error> {
         let mut ruleset = self.plan(attempt);
-        let mut result = (calls.apply)(plane, &ruleset).await;
+        let mut result = apply(plane, &ruleset).await;
         for _ in 0..NAMED_MOST {
             let Err(Error::Culprit { unit, reason }) = &result else { break };
             self.leave_out(attempt, &ruleset, unit, reason);
             ruleset = self.plan(attempt);
-            result = (calls.apply)(plane, &ruleset).await;
+            result = apply(plane, &ruleset).await;
         }
         let searched = matches!(result, Err(Error::Refused(_) | Error::Culprit { .. }));
         if let Err(Error::Refused(reason) | Error::Culprit { reason, .. }) = result {
-            self.isolate(plane, calls.check, attempt, &ruleset, reason).await?;
+            self.isolate(plane, check, attempt, &ruleset, reason).await?;
             ruleset = self.plan(attempt);
-            result = (calls.apply)(plane, &ruleset).await;
+            result = apply(plane, &ruleset).await;
         }
         let result = result?;
         self.logged = Refused::default();
-        Ok(Accepted { ruleset, result, searched })
+        Ok((ruleset, result, searched))
     }
 
     fn plan(&mut self, attempt: &Attempt) -> Ruleset {

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use enforced::Enforced;
 pub use once::Outcome;
 
-use enforce::{APPLY, Accepted, Attempt, Enforcer};
+use enforce::{Attempt, Call, Enforcer};
 use enforced::difference;
 use isolate::log_unreadable;
 use tally::Tally;
@@ -237,10 +237,12 @@ impl Reconciler {
         let Some(attempt) = self.attempt() else { return };
         let started = Instant::now();
         let before = Arc::clone(&self.published.borrow().ruleset);
-        let enforced = self.enforcer.enforce(&mut *self.plane, &APPLY, &attempt).await;
+        let apply: Call<bool> = |plane, ruleset| plane.apply(ruleset);
+        let check: Call<()> = |plane, ruleset| plane.check(ruleset);
+        let enforced = self.enforcer.enforce(&mut *self.plane, (apply, check), &attempt).await;
         self.inputs.times.took(Step::Enforce, started.elapsed());
         match enforced {
-            Ok(Accepted { ruleset, result: changed, searched }) => {
+            Ok((ruleset, changed, searched)) => {
                 self.failures = 0;
                 log_unreadable(&before, &ruleset);
                 if changed || searched {

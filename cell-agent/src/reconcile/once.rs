@@ -6,15 +6,8 @@ use model::ids::ContainerHandle;
 use runtime::error::chain;
 use tokio::time::sleep_until;
 
-use super::{
-    Reconciler,
-    enforce::{Accepted, DRY_RUN},
-    isolate::log_unreadable,
-};
-use crate::{
-    plan::Ruleset,
-    plane::{Error, Transaction},
-};
+use super::{Reconciler, enforce::Call, isolate::log_unreadable};
+use crate::plane::{Error, Transaction};
 
 /// Maximum number of attempts against foreign changes.
 const SETTLE_ATTEMPTS: usize = 5;
@@ -59,11 +52,12 @@ impl Reconciler {
         let mut transactions = Vec::new();
         let mut error = None;
         if let Some(attempt) = self.attempt() {
-            match self.enforcer.enforce(&mut *self.plane, &DRY_RUN, &attempt).await {
-                Ok(Accepted { ruleset, result, searched: _ }) => {
-                    let before = Ruleset::empty(ruleset.settings.clone());
-                    log_unreadable(&before, &ruleset);
-                    transactions = result;
+            let apply: Call<Vec<_>> = |plane, ruleset| plane.dry_run(ruleset);
+            let check: Call<()> = |plane, ruleset| plane.dry_check(ruleset);
+            match self.enforcer.enforce(&mut *self.plane, (apply, check), &attempt).await {
+                Ok((ruleset, planned, _searched)) => {
+                    log_unreadable(&self.published.borrow().ruleset, &ruleset);
+                    transactions = planned;
                 }
                 Err(failed) => error = Some(chain(&failed)),
             }

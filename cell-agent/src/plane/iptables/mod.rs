@@ -9,7 +9,6 @@
 
 pub(crate) mod arguments;
 pub mod batch;
-mod blame;
 pub mod chains;
 mod change_detector;
 mod family;
@@ -25,21 +24,24 @@ use std::{
 };
 
 use async_trait::async_trait;
-use model::ids::ContainerHandle;
+use model::ids::{ContainerHandle, GroupGuid};
 use tokio::time::Instant;
 
 use self::{
-    batch::{Batch, TRIAL_LOG, Trial},
-    blame::refused,
+    batch::{Batch, Step, TRIAL_LOG, Trial},
     chains::Family,
     change_detector::ChangeDetector,
     family::{FamilyState, forwards_ipv6},
     guard::STRAY,
     programs::{Iptables, Refusal},
-    render::{all_permits, render},
+    render::{Part, all_permits, render},
 };
 use super::{Error, Plane, Status, Transaction, UNATTRIBUTED, drift::Drift};
-use crate::{metrics, plan::Ruleset};
+use crate::{
+    isolate::Unit,
+    metrics,
+    plan::{Assignment, Policy, Ruleset},
+};
 
 /// Maximum number of attempts to write a batch before it must be visible in the kernel.
 const WRITINGS_MOST: usize = 2;
@@ -168,9 +170,9 @@ impl IptablesPlane {
             // After a failure no chain is known to be right.
             state.placed.clear();
             if let Some(batch) = &step.batch {
-                let restored = self.iptables.restore(state.family(), batch).await;
+                let restored = self.iptables.restore(state.family(), batch.pieces()).await;
                 if let Err(refusal) = restored {
-                    let error = refused(refusal, (state.family(), &state.wanted), &step, ruleset);
+                    let error = refused(refusal, state, &step, ruleset);
                     if !state.is_idle() {
                         return Err(error);
                     }
@@ -198,7 +200,12 @@ impl IptablesPlane {
 
     /// Records the containers that cannot have a chain yet.
     fn wait(&mut self, ruleset: Option<&Ruleset>, mut waiting: BTreeMap<ContainerHandle, String>) {
-        self.without_family(ruleset, &mut waiting);
+        if self.families.iter().all(|state| state.family() == Family::V4) {
+            let containers = ruleset.into_iter().flat_map(|ruleset| &ruleset.containers);
+            let v6 = containers.filter(|(_, planned)| planned.address.is_some_and(|a| a.is_ipv6()));
+            let reason = "its address is IPv6, and ip6tables cannot be used";
+            waiting.extend(v6.map(|(handle, _)| (handle.clone(), reason.to_owned())));
+        }
         for (handle, reason) in &waiting {
             if self.status.waiting.get(handle) != Some(reason) {
                 tracing::info!(container = %handle, reason, "container-waits");
@@ -244,21 +251,6 @@ impl IptablesPlane {
         }
         Ok(trials)
     }
-
-    /// Containers of a family for which the cell has no iptables.
-    fn without_family(
-        &self,
-        ruleset: Option<&Ruleset>,
-        waiting: &mut BTreeMap<ContainerHandle, String>,
-    ) {
-        if self.families.iter().any(|state| state.family() == Family::V6) {
-            return;
-        }
-        let containers = ruleset.into_iter().flat_map(|ruleset| &ruleset.containers);
-        let v6 = containers.filter(|(_, planned)| planned.address.is_some_and(|a| a.is_ipv6()));
-        let reason = "its address is IPv6, and ip6tables cannot be used";
-        waiting.extend(v6.map(|(handle, _)| (handle.clone(), reason.to_owned())));
-    }
 }
 
 #[async_trait]
@@ -290,7 +282,9 @@ impl Plane for IptablesPlane {
     async fn check(&self, ruleset: &Ruleset) -> Result<(), Error> {
         let _locked = self.iptables.lock().await?;
         for (family, trial) in self.trials(ruleset).await? {
-            self.iptables.attempt(family, &trial).await.map_err(Refusal::into_error)?;
+            // The same input deletes the chain again.
+            let tried = self.iptables.restore(family, iter::once(trial.with_cleanup())).await;
+            tried.map_err(Refusal::into_error)?;
         }
         Ok(())
     }
@@ -314,7 +308,7 @@ impl Plane for IptablesPlane {
             let step = saved.step(&state.wanted, &state.spellings);
             if let Some(batch) = &step.batch {
                 if let Err(refusal) = self.iptables.test(family, batch.pieces()).await {
-                    let error = refused(refusal, (family, &state.wanted), &step, Some(ruleset));
+                    let error = refused(refusal, state, &step, Some(ruleset));
                     if !state.is_idle() {
                         return Err(error);
                     }
@@ -370,4 +364,49 @@ impl Plane for IptablesPlane {
         self.counted = Some(Instant::now() + COUNT.max(20 * began.elapsed()));
         Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
     }
+}
+
+/// Maps a refusal to a rule or container, if iptables names the line.
+fn refused(refusal: Refusal, state: &FamilyState, step: &Step, ruleset: Option<&Ruleset>) -> Error {
+    let (line, reason) = match refusal {
+        Refusal::Failed(error) => return error,
+        Refusal::Refused { line, reason } => (line, reason),
+    };
+    let unit = || {
+        let batch = step.batch.as_ref()?;
+        let (handle, part) = batch.blame(line?, &state.wanted)?;
+        culprit(ruleset?, state.family(), handle, part)
+    };
+    match unit() {
+        Some(unit) => Error::Culprit { unit, reason },
+        None => Error::Refused(reason),
+    }
+}
+
+fn culprit(
+    ruleset: &Ruleset,
+    family: Family,
+    handle: &ContainerHandle,
+    part: Part,
+) -> Option<Unit> {
+    let place = match part {
+        Part::Fixed => return Some(Unit::Container(handle.clone())),
+        Part::Permit(place) => place,
+    };
+    let Assignment::Bound(belongs) = &ruleset.containers.get(handle)?.assignment else {
+        return None;
+    };
+    let (group, rule) = source(ruleset.policies.get(belongs)?, family, place)?;
+    Some(Unit::Rule(group, rule))
+}
+
+/// The source of the permit at this index in a chain.
+fn source(policy: &Policy, family: Family, place: usize) -> Option<(GroupGuid, usize)> {
+    let permits = policy.segments.iter().flat_map(|segment| &segment.permits);
+    let of_family = |permit: &&model::effective::Permit| {
+        permit.destination.first().is_ipv4() == (family == Family::V4)
+    };
+    let permit = permits.filter(of_family).nth(place)?;
+    let (_, source) = policy.rules.permits.iter().find(|(written, _)| written == permit)?;
+    Some((source.group.clone(), source.rule))
 }

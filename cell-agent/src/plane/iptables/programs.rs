@@ -18,7 +18,7 @@ use nix::libc::O_CREAT;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    batch::{Batch, Reading, Saved, Trial},
+    batch::{Reading, Saved, Trial},
     chains::Family,
 };
 use crate::plane::program::{Error, Program};
@@ -120,9 +120,9 @@ impl Iptables {
     /// The rules are refused, or the table cannot be read.
     pub async fn spell(&self, family: Family, rules: &[String]) -> Result<Vec<String>, Error> {
         let trial = Trial::of(rules.iter().map(String::as_str));
-        self.run(family, iter::once(trial.text()), &[]).await.map_err(Refusal::into_error)?;
+        self.restore(family, iter::once(trial.text())).await.map_err(Refusal::into_error)?;
         let saved = self.save(family).await;
-        let cleaned = self.run(family, iter::once(Trial::cleanup()), &[]).await;
+        let cleaned = self.restore(family, iter::once(Trial::cleanup())).await;
         cleaned.map_err(Refusal::into_error)?;
         Ok(saved?.tried().map(str::to_owned).collect())
     }
@@ -157,13 +157,17 @@ impl Iptables {
         Ok(of_chain.filter_map(packets).sum())
     }
 
-    /// Applies a batch, all or nothing.
+    /// Applies this input, all or nothing.
     ///
     /// # Errors
     /// The kernel is unchanged, except after [`Error::Hangs`] and [`Error::Run`], where
     /// its state is unknown.
-    pub async fn restore(&self, family: Family, batch: &Batch) -> Result<(), Refusal> {
-        self.run(family, batch.pieces(), &[]).await
+    pub async fn restore(
+        &self,
+        family: Family,
+        pieces: impl Iterator<Item = impl AsRef<str>>,
+    ) -> Result<(), Refusal> {
+        self.run(family, pieces, &[]).await
     }
 
     /// Checks whether the program accepts this input, and changes nothing.
@@ -176,15 +180,6 @@ impl Iptables {
         pieces: impl Iterator<Item = impl AsRef<str>>,
     ) -> Result<(), Refusal> {
         self.run(family, pieces, &["--test"]).await
-    }
-
-    /// Checks whether the kernel accepts a batch that starts in a chain of its own, and
-    /// deletes that chain again.
-    ///
-    /// # Errors
-    /// The batch is refused.
-    pub async fn attempt(&self, family: Family, trial: &Trial) -> Result<(), Refusal> {
-        self.run(family, iter::once(trial.with_cleanup()), &[]).await
     }
 
     async fn run(

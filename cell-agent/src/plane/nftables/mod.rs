@@ -11,7 +11,6 @@
 //! the table is written again.
 
 pub mod diff;
-mod dry_run;
 pub mod intervals;
 pub mod listing;
 pub mod netlink;
@@ -108,13 +107,7 @@ impl NftablesPlane {
     /// # Errors
     /// nft cannot be used.
     pub async fn open(nft: Nft, state: StateDirectory) -> Result<Self, Error> {
-        let mut kernel = Self::new(nft, state);
-        kernel.read().await?;
-        Ok(kernel)
-    }
-
-    fn new(nft: Nft, state: StateDirectory) -> Self {
-        Self {
+        let mut kernel = Self {
             nft,
             line: NetlinkConnection::default(),
             state,
@@ -125,7 +118,9 @@ impl NftablesPlane {
             generation: None,
             settled: None,
             committed_at: Instant::now(),
-        }
+        };
+        kernel.read().await?;
+        Ok(kernel)
     }
 
     async fn read(&mut self) -> Result<(), Error> {
@@ -357,7 +352,30 @@ impl Plane for NftablesPlane {
     }
 
     async fn dry_run(&mut self, ruleset: &Ruleset) -> Result<Vec<Transaction>, Error> {
-        self.transactions(ruleset).await
+        let new_salt = self.new_salt();
+        let (applied, wanted, is_known) = match &self.belief {
+            Belief::Known(applied) => (applied.clone(), render(ruleset, &self.salt), true),
+            Belief::Foreign(listing) => {
+                let wanted = render(ruleset, &new_salt);
+                (suspect(listing, &wanted), wanted, false)
+            }
+        };
+        let mut changes: Vec<Change> = Vec::new();
+        for sweep in [Sweep::Later, Sweep::Now] {
+            let from = changes.last().map_or(&applied, |change| &change.after);
+            let more = diff(from, &wanted, sweep);
+            let may_replace = !more.is_empty() && (sweep == Sweep::Now || !is_known);
+            let all = [changes.as_slice(), &more].concat();
+            let script: String = all.iter().map(|change| change.script.as_str()).collect();
+            match self.nft.check(&script).await {
+                Err(Error::Refused(_)) if may_replace => changes.push(replace(&wanted)),
+                accepted => {
+                    accepted?;
+                    changes = all;
+                }
+            }
+        }
+        Ok(changes.into_iter().map(|change| Transaction::of_nft(change.script)).collect())
     }
 
     async fn drifted(&mut self, thoroughly: bool) -> Result<Option<Drift>, Error> {

@@ -4,7 +4,7 @@
 //! differences, under the lock that the CNI plugin takes as well. So neither a restart
 //! nor an edited table needs special handling. Written rules are read back before they
 //! count as in force. Reading costs one process per family, so the cycle skips it as
-//! long as [`ChangeDetector`] reports that no other process made changes since the last
+//! long as `ChangeDetector` reports that no other process made changes since the last
 //! read.
 
 pub(crate) mod arguments;

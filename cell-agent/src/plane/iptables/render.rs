@@ -9,7 +9,7 @@
 //! - Rules are in the format of `iptables -S`, so equal text is an equal rule.
 //! - A chain ends in a reject, and so does its parent: a container without a chain, or
 //!   with an empty one, is denied.
-//! - Names are truncated and may collide; [`crate::batch`], which knows the current
+//! - Names are truncated and may collide; [`batch`](super::batch), which knows the current
 //!   owner, resolves collisions.
 
 use std::{

@@ -18,7 +18,7 @@
 //!   packet. The interface is looked up first, since a container may set any source
 //!   address.
 //! - Interval sets occur only in chains that never change: the chain's name is a hash
-//!   of its content. Chains that change hold no intervals (see [`crate::diff`]).
+//!   of its content. Chains that change hold no intervals (see [`diff`](mod@super::diff)).
 //! - The named maps change by whole elements, and a missing element never allows
 //!   anything: the packet is unattributed, or a log line is missing.
 //! - A full connection set limits only its own container: a new connection passes only

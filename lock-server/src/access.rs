@@ -8,10 +8,10 @@
 //! In addition, a key can be restricted to some writers, and the time to live can be
 //! bounded: without a bound, a client can take a lock for 100 years.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use model::lock::Ttl;
-use runtime::tls::{Identity, Pattern};
+use runtime::tls::{Identity, Pattern, describe, matches_wildcard};
 
 /// Action that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub enum Action {
     Write,
     /// Fetch or watch locks.
     Read,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Write => "write locks",
+            Self::Read => "read locks",
+        })
+    }
 }
 
 /// Access rules; `None` admits every client.
@@ -44,17 +53,6 @@ pub struct KeyRule {
     pub identities: Vec<Pattern>,
 }
 
-impl KeyRule {
-    fn is_for(&self, key: &str) -> bool {
-        match self.keys.split_once('*') {
-            None => self.keys == key,
-            Some((start, end)) => {
-                key.len() >= start.len() + end.len() && key.starts_with(start) && key.ends_with(end)
-            }
-        }
-    }
-}
-
 /// Reason why a lock may not be taken or released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OutOfBounds {
@@ -76,18 +74,8 @@ pub enum OutOfBounds {
     },
 }
 
-/// Access denied; names the peer, so that the log and the peer see the same text.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{peer} may not {}", match .action {
-    Action::Write => "write locks",
-    Action::Read => "read locks",
-})]
-pub struct Denied {
-    /// The peer, by its certificate.
-    pub peer: String,
-    /// Denied action.
-    pub action: Action,
-}
+/// Access denied.
+pub type Denied = runtime::tls::Denied<Action>;
 
 impl Access {
     /// Checks that the peer may do this action.
@@ -99,12 +87,12 @@ impl Access {
             Action::Write => &self.writers,
             Action::Read => &self.readers,
         };
-        let Some(patterns) = list else { return Ok(()) };
-        let fits = |identity| patterns.iter().any(|pattern| pattern.fits(identity));
-        if identity.is_some_and(fits) {
-            return Ok(());
+        match list {
+            Some(patterns) if !Pattern::any_fits(patterns, identity) => {
+                Err(Denied { peer: describe(identity), action })
+            }
+            _ => Ok(()),
         }
-        Err(Denied { peer: describe(identity), action })
     }
 
     /// Whether key rules or a bound of the time to live are configured.
@@ -123,12 +111,10 @@ impl Access {
         key: &str,
         ttl: Option<Ttl>,
     ) -> Result<(), OutOfBounds> {
-        let mut rules = self.keys.iter().filter(|rule| rule.is_for(key)).peekable();
+        let mut rules =
+            self.keys.iter().filter(|rule| matches_wildcard(&rule.keys, key)).peekable();
         let is_for_all = rules.peek().is_none();
-        let names = |identity| {
-            rules.any(|rule| rule.identities.iter().any(|pattern| pattern.fits(identity)))
-        };
-        if !is_for_all && !identity.is_some_and(names) {
+        if !is_for_all && !rules.any(|rule| Pattern::any_fits(&rule.identities, identity)) {
             return Err(OutOfBounds::Key { peer: describe(identity), key: key.to_owned() });
         }
         match (ttl, self.longest) {
@@ -137,14 +123,6 @@ impl Access {
             }
             _ => Ok(()),
         }
-    }
-}
-
-fn describe(identity: Option<&Identity>) -> String {
-    match identity.map(ToString::to_string).as_deref() {
-        None => "a peer without a certificate".to_owned(),
-        Some("") => "a peer whose certificate names nobody".to_owned(),
-        Some(names) => format!("the peer {names}"),
     }
 }
 

@@ -17,11 +17,11 @@
 //! The HTTP API is compatible with the original, which admits every certificate of its
 //! CA: so does this server, unless patterns restrict who may poll.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use model::ids::CellId;
-use runtime::tls::Identity;
 pub use runtime::tls::Pattern;
+use runtime::tls::{Identity, describe};
 
 /// Action that a peer requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,15 +53,8 @@ impl fmt::Display for Action {
     }
 }
 
-/// Access denied; names the peer, so that the log and the peer see the same text.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{peer} may not {action}")]
-pub struct Denied {
-    /// The peer, by its certificate.
-    pub peer: String,
-    /// Denied action.
-    pub action: Action,
-}
+/// Access denied.
+pub type Denied = runtime::tls::Denied<Action>;
 
 /// Where the certificate of a cell contains the cell id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,19 +66,6 @@ pub enum CellIdentity {
     /// Nowhere: all cells share one certificate, as the original's agents do, and the
     /// claimed id is trusted.
     Unproven,
-}
-
-impl FromStr for CellIdentity {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "cn" => Ok(Self::CommonName),
-            "dns" => Ok(Self::DnsName),
-            "any" => Ok(Self::Unproven),
-            other => Err(format!("{other:?} is not one of cn, dns and any")),
-        }
-    }
 }
 
 /// Identities of each role.
@@ -109,9 +89,7 @@ impl Access {
     /// # Errors
     /// Access is denied.
     pub fn check(&self, identity: Option<&Identity>, action: Action) -> Result<(), Denied> {
-        let has = |role: &[Pattern]| {
-            identity.is_some_and(|identity| role.iter().any(|pattern| pattern.fits(identity)))
-        };
+        let has = |role: &[Pattern]| Pattern::any_fits(role, identity);
         let may = match &action {
             Action::Replace => has(&self.writers),
             Action::List | Action::Status => has(&self.writers) || has(&self.operators),
@@ -133,15 +111,5 @@ impl Access {
             CellIdentity::DnsName => identity.dns_names.iter().any(|name| name == cell.as_str()),
             CellIdentity::Unproven => true,
         }
-    }
-}
-
-fn describe(identity: Option<&Identity>) -> String {
-    let Some(identity) = identity else {
-        return "a peer without a certificate".to_owned();
-    };
-    match identity.to_string().as_str() {
-        "" => "a peer whose certificate names nobody".to_owned(),
-        names => format!("the peer {names}"),
     }
 }

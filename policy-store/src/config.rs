@@ -5,7 +5,7 @@ mod database;
 use std::time::Duration;
 
 use runtime::{
-    config::{Configure, HostPort, Reader, Seconds},
+    config::{Configure, HostPort, Reader, Seconds, Value},
     lager::Level,
     tls::Files,
 };
@@ -187,19 +187,12 @@ fn admin(keys: &mut Reader<'_>, debug_server: Option<Option<HostPort>>) -> Optio
 }
 
 fn access(keys: &mut Reader<'_>) -> Option<Access> {
-    let writers = patterns(keys, "writer_identities", "cn=syncer");
-    let cells = patterns(keys, "cell_identities", "ou=cell");
-    let operators = patterns(keys, "operator_identities", "cn=operator");
-    let pollers: Option<Option<Vec<String>>> = keys.optional("internal_api_identities");
-    let pollers = pollers.and_then(|texts| {
-        let mut parse =
-            |texts: Vec<String>| parse_patterns(keys, "internal_api_identities", &texts);
-        texts.map_or(Some(None), |texts| parse(texts).map(Some))
-    });
-    let cell_identity: Option<String> = keys.or("cell_id_from", "cn".to_owned());
-    let cell_identity: Option<CellIdentity> = cell_identity.and_then(|text| {
-        text.parse().map_err(|problem: String| keys.problem("cell_id_from", problem)).ok()
-    });
+    let pattern = |text: &str| vec![text.parse::<Pattern>().expect("the default is a pattern")];
+    let writers = keys.or("writer_identities", pattern("cn=syncer"));
+    let cells = keys.or("cell_identities", pattern("ou=cell"));
+    let operators = keys.or("operator_identities", pattern("cn=operator"));
+    let pollers = keys.optional::<Vec<Pattern>>("internal_api_identities");
+    let cell_identity = keys.or("cell_id_from", CellIdentity::CommonName);
     Some(Access {
         writers: writers?,
         cells: cells?,
@@ -209,16 +202,15 @@ fn access(keys: &mut Reader<'_>) -> Option<Access> {
     })
 }
 
-fn patterns(keys: &mut Reader<'_>, key: &'static str, default: &str) -> Option<Vec<Pattern>> {
-    let texts: Vec<String> = keys.or(key, vec![default.to_owned()])?;
-    parse_patterns(keys, key, &texts)
-}
+impl Value for CellIdentity {
+    const EMPTY_IS_ABSENT: bool = true;
 
-fn parse_patterns(
-    keys: &mut Reader<'_>,
-    key: &'static str,
-    texts: &[String],
-) -> Option<Vec<Pattern>> {
-    let patterns: Result<_, String> = texts.iter().map(|text| text.parse()).collect();
-    patterns.map_err(|problem| keys.problem(key, problem)).ok()
+    fn from_json(json: &serde_json::Value) -> Result<Self, String> {
+        match String::from_json(json)?.as_str() {
+            "cn" => Ok(Self::CommonName),
+            "dns" => Ok(Self::DnsName),
+            "any" => Ok(Self::Unproven),
+            other => Err(format!("{other:?} is not one of cn, dns and any")),
+        }
+    }
 }

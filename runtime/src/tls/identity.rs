@@ -1,5 +1,6 @@
 //! Address and identity of the peer of a connection.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -73,6 +74,25 @@ impl Identity {
             GeneralName::IPAddress(bytes) => self.ip_addresses.extend(ip_address(bytes)),
             _ => {}
         }
+    }
+}
+
+/// Access denied; names the peer, so that the log and the peer see the same text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{peer} may not {action}")]
+pub struct Denied<A: Display> {
+    /// The peer, as [`describe`] names it.
+    pub peer: String,
+    /// Denied action, such as `write locks`.
+    pub action: A,
+}
+
+/// Describes a client by the names in its certificate.
+pub fn describe(identity: Option<&Identity>) -> String {
+    match identity.map(ToString::to_string).as_deref() {
+        None => "a peer without a certificate".to_owned(),
+        Some("") => "a peer whose certificate names nobody".to_owned(),
+        Some(names) => format!("the peer {names}"),
     }
 }
 

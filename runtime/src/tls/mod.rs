@@ -31,9 +31,9 @@ use tokio_util::sync::CancellationToken;
 use trust::{ClientVerifier, ServerVerifier};
 
 pub use expiry::Invalid;
-pub use identity::{Identity, Peer, peer};
+pub use identity::{Denied, Identity, Peer, describe, peer};
 pub use material::Error;
-pub use pattern::Pattern;
+pub use pattern::{Pattern, matches_wildcard};
 
 pub(crate) use rejected_peer::record_rejected;
 

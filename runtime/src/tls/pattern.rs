@@ -92,13 +92,19 @@ impl Pattern {
     /// Whether all conditions hold.
     pub fn fits(&self, identity: &Identity) -> bool {
         let holds = |(field, wanted): &(Field, String)| {
-            field.values(identity).any(|value| fits(wanted, value))
+            field.values(identity).any(|value| matches_wildcard(wanted, value))
         };
         self.0.iter().all(holds)
     }
+
+    /// Whether one of the patterns selects the client; false for a client without a certificate.
+    pub fn any_fits(patterns: &[Self], identity: Option<&Identity>) -> bool {
+        identity.is_some_and(|identity| patterns.iter().any(|pattern| pattern.fits(identity)))
+    }
 }
 
-fn fits(wanted: &str, value: &str) -> bool {
+/// Whether `value` equals `wanted`, in which one `*` matches any text.
+pub fn matches_wildcard(wanted: &str, value: &str) -> bool {
     match wanted.split_once('*') {
         None => wanted == value,
         Some((start, end)) => {

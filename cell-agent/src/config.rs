@@ -149,9 +149,7 @@ impl Configure for Config {
         let seconds = if let Some(DataPlane::Iptables { .. }) = plane { 5 } else { 2 };
         let drift_interval = interval(keys, "drift_interval", Duration::from_secs(seconds));
         let force_timeout = interval(keys, "force_timeout", Duration::from_secs(10));
-        let full_interval = keys.or("asg_poll_interval", Seconds::new(60));
-        let full_interval =
-            full_interval.and_then(|seconds| positive(keys, "asg_poll_interval", seconds.0));
+        let full_interval = keys.nonzero("asg_poll_interval", Seconds::new(60));
         let enabled = keys.or("enable_asg_syncing", true);
         let loggregator = loggregator(keys);
         let metron = keys.optional("metron_address");
@@ -179,7 +177,7 @@ impl Configure for Config {
             plane: plane?,
             nft: nft?,
             drift_interval: drift_interval?,
-            full_interval: full_interval?,
+            full_interval: full_interval?.0,
             force_timeout: force_timeout?,
             enabled: enabled?,
             loggregator: loggregator?,
@@ -203,9 +201,8 @@ fn source(keys: &mut Reader<'_>) -> Option<Source> {
     let api: Option<Option<String>> = keys.optional("policy_server_api");
     let store: Option<Option<HostPort>> = keys.optional("policy_store_address");
     let url: Option<Option<String>> = keys.optional("policy_server_url");
-    let timeout = keys.or("client_timeout_seconds", Seconds::new(5));
-    let timeout = timeout.and_then(|seconds| positive(keys, "client_timeout_seconds", seconds.0));
-    let (api, store, url, timeout) = (api?, store?, url?, timeout?);
+    let timeout = keys.nonzero("client_timeout_seconds", Seconds::new(5));
+    let (api, store, url, Seconds(timeout)) = (api?, store?, url?, timeout?);
     let default = if store.is_none() && url.is_some() { "http" } else { "grpc" };
     match api.as_deref().unwrap_or(default) {
         "grpc" => match store {
@@ -384,11 +381,7 @@ fn texts<T>(
 /// A number from 1 to the packet filter's maximum, above which the filter refuses every
 /// container's rules.
 fn rate(keys: &mut Reader<'_>, key: &'static str, default: u32, most: u32) -> Option<u32> {
-    let rate = keys.or(key, default)?;
-    if rate == 0 {
-        keys.problem(key, "must not be zero");
-        return None;
-    }
+    let rate = keys.nonzero(key, default)?;
     if rate > most {
         keys.problem(key, format_args!("must be at most {most}"));
         return None;
@@ -397,17 +390,12 @@ fn rate(keys: &mut Reader<'_>, key: &'static str, default: u32, most: u32) -> Op
 }
 
 fn interval(keys: &mut Reader<'_>, key: &'static str, default: Duration) -> Option<Duration> {
-    let Some(given) = keys.optional::<GoDuration>(key)? else { return Some(default) };
-    let given = u64::try_from(given.nanoseconds()).unwrap_or_default();
-    positive(keys, key, Duration::from_nanos(given))
-}
-
-fn positive(keys: &mut Reader<'_>, key: &'static str, time: Duration) -> Option<Duration> {
-    if time.is_zero() {
-        keys.problem(key, "must be more than zero");
+    let given: GoDuration = keys.nonzero(key, default.into())?;
+    if given < GoDuration::ZERO {
+        keys.problem(key, "must not be negative");
         return None;
     }
-    Some(time)
+    Some(given.to_duration())
 }
 
 fn address(

@@ -85,19 +85,10 @@ impl Configure for Config {
         let database: Option<Database> = keys.required_section("database");
         let access = access(keys);
         let stale_after = keys.or("stale_after_seconds", Seconds::new(600));
-        let report_save_interval = keys.or("report_save_interval_seconds", Seconds::new(5));
-        if report_save_interval == Some(Seconds::new(0)) {
-            keys.problem("report_save_interval_seconds", "must not be zero");
-        }
-        let replace_timeout = keys.or("replace_timeout_seconds", Seconds::new(600));
-        if replace_timeout == Some(Seconds::new(0)) {
-            keys.problem("replace_timeout_seconds", "must not be zero");
-        }
+        let report_save_interval = keys.nonzero("report_save_interval_seconds", Seconds::new(5));
+        let replace_timeout = keys.nonzero("replace_timeout_seconds", Seconds::new(600));
         let token_step: Option<u64> = keys.or("max_fencing_token_step", 1_000_000);
-        let concurrent_lists = keys.or("concurrent_lists", 256);
-        if concurrent_lists == Some(0) {
-            keys.problem("concurrent_lists", "must not be zero");
-        }
+        let concurrent_lists = keys.nonzero("concurrent_lists", 256);
         let tag_length: Option<usize> = keys.or("tag_length", 2);
         if tag_length.is_some_and(|bytes| !(1..=3).contains(&bytes)) {
             keys.problem("tag_length", "must be from 1 to 3");

@@ -67,10 +67,7 @@ fn server(keys: &mut Reader<'_>, dialect: Dialect) -> Option<Database> {
     let host: Option<String> = keys.required("host");
     let port: Option<u16> = keys.required("port");
     let name: Option<String> = keys.required("database_name");
-    let timeout = keys.or("timeout", Seconds::new(60));
-    if timeout == Some(Seconds::new(0)) {
-        keys.problem("timeout", "must not be zero");
-    }
+    let timeout = keys.nonzero("timeout", Seconds::new(60));
     let start_timeout = keys.or("start_timeout", START);
     let max_open: Option<u32> = keys.or("max_open_connections", 20);
     let tls = tls(keys, dialect);

@@ -54,11 +54,7 @@ impl<'a> Reader<'a> {
             self.say(key, text);
             return None;
         };
-        if value.is_zero() {
-            self.problem(key, "must not be zero");
-            return None;
-        }
-        Some(value)
+        self.not_zero(key, value)
     }
 
     /// An optional key. The outer `None` means that a problem was recorded, the inner `None` that
@@ -83,6 +79,20 @@ impl<'a> Reader<'a> {
     /// An optional key with its default.
     pub fn or<T: Value>(&mut self, key: &'static str, default: T) -> Option<T> {
         Some(self.optional(key)?.unwrap_or(default))
+    }
+
+    /// An optional key with its default; the value must not be zero.
+    pub fn nonzero<T: Value>(&mut self, key: &'static str, default: T) -> Option<T> {
+        let value = self.or(key, default)?;
+        self.not_zero(key, value)
+    }
+
+    fn not_zero<T: Value>(&mut self, key: &'static str, value: T) -> Option<T> {
+        if value.is_zero() {
+            self.problem(key, "must not be zero");
+            return None;
+        }
+        Some(value)
     }
 
     /// An optional section.

@@ -4,13 +4,12 @@
 
 use std::time::Duration;
 
-use runtime::{dropsonde::Dropsonde, metrics::Family};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use runtime::{dropsonde::Dropsonde, metrics::Family, periodic::every};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Interval of the original's process metrics; its uptime comes with each third.
-const PROCESS: Duration = Duration::from_secs(10);
-const UPTIME_EACH: u32 = 3;
+/// Period of the original's uptime metric.
+const UPTIME: Duration = Duration::from_secs(30);
 
 /// Records the original's metrics; the default sends to no metron agent.
 #[derive(Debug, Clone, Default)]
@@ -30,29 +29,14 @@ impl Times {
         self.0.took(name, took);
     }
 
-    /// Sends process metrics until `shutdown`.
+    /// Sends process metrics and the uptime until `shutdown`.
     ///
     /// # Errors
     /// Never; the result lets this be a task of [`runtime::supervise::Tasks`].
     pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        if !self.0.is_told() {
-            shutdown.cancelled().await;
-            return Ok(());
-        }
         let began = Instant::now();
-        let tell = async {
-            let mut ticks = interval(PROCESS);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut count = 0_u32;
-            while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-                self.0.process();
-                if count.is_multiple_of(UPTIME_EACH) {
-                    self.0.value("uptime", began.elapsed().as_secs_f64(), "seconds");
-                }
-                count = count.wrapping_add(1);
-            }
-        };
-        tokio::join!(self.0.resolve(&shutdown), tell);
+        let uptime = || self.0.value("uptime", began.elapsed().as_secs_f64(), "seconds");
+        tokio::join!(self.0.run(&shutdown), every(began, UPTIME, &shutdown, uptime));
         Ok(())
     }
 }

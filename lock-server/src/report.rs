@@ -15,10 +15,11 @@ use std::{sync::Arc, time::Duration};
 use model::lock::LockKind;
 use runtime::{
     loggregator::Loggregator,
-    metrics::{Family, Kind, memory},
+    metrics::{Family, memory},
+    periodic::every,
 };
 use storage::server::Stats;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
@@ -60,8 +61,8 @@ impl Report {
         tokio::join!(
             notify(locks, interval, shutdown, || self.active()),
             notify(requests, interval, shutdown, || self.requests()),
-            every(EXPIRED, shutdown, || self.expired()),
-            every(PROCESS, shutdown, || self.process()),
+            every(Instant::now() + EXPIRED, EXPIRED, shutdown, || self.expired()),
+            every(Instant::now() + PROCESS, PROCESS, shutdown, || self.process()),
         );
         Ok(())
     }
@@ -128,10 +129,10 @@ pub async fn database(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     notify(info_span!("metrics-notifier"), interval, &shutdown, || {
-        for Row { name, shown, unit, value } in rows(&stats()) {
-            show(shown, value);
+        for Row { name, unit, value, shown, shown_value } in rows(&stats()) {
+            shown.set(shown_value);
             if let Some(agent) = &agent {
-                agent.gauge(name, unit, value.of_the_original(), &[]);
+                agent.gauge(name, unit, value, &[]);
             }
         }
     })
@@ -139,44 +140,26 @@ pub async fn database(
     Ok(())
 }
 
-/// A database metric under the original's name and under the Portcullis name.
+/// A database metric under the original's name and under the Portcullis name. The original's times
+/// are in nanoseconds, those of Portcullis in seconds.
 struct Row {
     name: &'static str,
-    shown: Family,
     unit: &'static str,
-    value: Value,
-}
-
-/// Value of a database metric.
-#[derive(Clone, Copy)]
-enum Value {
-    Number(u64),
-    Time(Duration),
-}
-
-impl Value {
-    /// Value for the agent: the original's times are in nanoseconds.
-    fn of_the_original(self) -> f64 {
-        match self {
-            Self::Number(number) => number as f64,
-            Self::Time(time) => time.as_nanos() as f64,
-        }
-    }
-}
-
-/// Counters are passed as totals.
-fn show(family: Family, value: Value) {
-    match (family.kind, value) {
-        (Kind::Counter, Value::Number(total)) => family.counter().absolute(total),
-        (_, Value::Number(number)) => family.gauge().set(number as f64),
-        (_, Value::Time(time)) => family.gauge().set(time.as_secs_f64()),
-    }
+    value: f64,
+    shown: Family,
+    shown_value: f64,
 }
 
 fn rows(stats: &Stats) -> [Row; 8] {
     let Stats { open, waits, waited, queries, succeeded, failed, in_flight, longest } = *stats;
-    let row = |name, shown, number| Row { name, shown, unit: METRIC, value: Value::Number(number) };
-    let time = |name, shown, time| Row { name, shown, unit: NANOS, value: Value::Time(time) };
+    let row = |name, shown, number: u64| {
+        let value = number as f64;
+        Row { name, unit: METRIC, value, shown, shown_value: value }
+    };
+    let time = |name, shown, time: Duration| {
+        let (value, shown_value) = (time.as_nanos() as f64, time.as_secs_f64());
+        Row { name, unit: NANOS, value, shown, shown_value }
+    };
     [
         row("DBOpenConnections", metrics::DB_OPEN, open as u64),
         row("DBWaitCount", metrics::DB_WAITS, waits),
@@ -194,16 +177,8 @@ async fn notify(span: Span, period: Duration, shutdown: &CancellationToken, repo
     let work = async {
         let interval = i64::try_from(period.as_nanos()).unwrap_or(i64::MAX);
         tracing::info!(interval, "starting");
-        every(period, shutdown, report).await;
+        every(Instant::now() + period, period, shutdown, report).await;
         tracing::info!("completed");
     };
     work.instrument(span).await;
-}
-
-async fn every(period: Duration, shutdown: &CancellationToken, mut report: impl FnMut()) {
-    let mut ticks = interval_at(Instant::now() + period, period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        report();
-    }
 }

@@ -8,12 +8,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use runtime::{
-    dropsonde::Dropsonde,
-    metrics::{Family, Kind},
-};
+use runtime::{dropsonde::Dropsonde, metrics::Family, periodic::every};
 use storage::server::Stats;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -23,8 +20,6 @@ use crate::{
 
 /// Period of the original's process and database metrics.
 const ITSELF: Duration = Duration::from_secs(30);
-/// Period of the original's runtime metrics.
-const RUNTIME: Duration = Duration::from_secs(10);
 
 /// Metrics reporter and its sink.
 pub(crate) struct Report {
@@ -43,11 +38,8 @@ impl Report {
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { metron, store, began } = self;
-        tokio::join!(
-            metron.resolve(&shutdown),
-            every(ITSELF, &shutdown, || itself(&metron, &*store, began)),
-            every(RUNTIME, &shutdown, || metron.process()),
-        );
+        let send = || itself(&metron, &*store, began);
+        tokio::join!(metron.run(&shutdown), every(Instant::now(), ITSELF, &shutdown, send));
         Ok(())
     }
 }
@@ -59,10 +51,7 @@ fn itself(metron: &Dropsonde, store: &dyn Store, began: Instant) {
     let Some(stats) = store.stats() else { return };
     for Row { name, unit, shown, value } in rows(&stats) {
         metron.value(name, value, unit);
-        match shown.kind {
-            Kind::Counter => shown.counter().absolute(value as u64),
-            Kind::Gauge | Kind::Histogram => shown.gauge().set(value),
-        }
+        shown.set(value);
     }
 }
 
@@ -92,13 +81,4 @@ fn rows(stats: &Stats) -> [Row; 6] {
             value: longest.as_secs_f64(),
         },
     ]
-}
-
-/// Calls at once, and then once per period.
-async fn every(period: Duration, shutdown: &CancellationToken, mut tell: impl FnMut()) {
-    let mut ticks = interval_at(Instant::now(), period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        tell();
-    }
 }

@@ -13,15 +13,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prost::Message as _;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::HostPort;
 use crate::metrics::{Memory, memory, own};
+use crate::periodic::every;
 
 /// Sends metrics; clones share the socket. The default sends nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Dropsonde(Option<Arc<Sender>>);
 
+/// Period of the originals' process metrics.
+const PROCESS: Duration = Duration::from_secs(10);
 /// Pause between two attempts to resolve the agent's address.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -35,7 +39,7 @@ struct Sender {
 
 impl Dropsonde {
     /// Sends to the agent at `address`, as `origin`, whether or not the agent is running. A host
-    /// name needs [`Self::resolve`].
+    /// name needs [`Self::run`].
     #[must_use]
     pub fn to(address: &HostPort, origin: &str) -> Self {
         let socket = OnceLock::new();
@@ -48,9 +52,18 @@ impl Dropsonde {
         Self(Some(Arc::new(Sender { address, socket, origin })))
     }
 
+    /// Resolves the agent's address, and sends process metrics, until `shutdown`.
+    pub async fn run(&self, shutdown: &CancellationToken) {
+        if self.0.is_none() {
+            return shutdown.cancelled().await;
+        }
+        let process = every(Instant::now(), PROCESS, shutdown, || self.process());
+        tokio::join!(self.resolve(shutdown), process);
+    }
+
     /// Resolves the agent's address and retries until success or shutdown; the first failure is
     /// logged as an error.
-    pub async fn resolve(&self, shutdown: &CancellationToken) {
+    async fn resolve(&self, shutdown: &CancellationToken) {
         let Some(sender) = &self.0 else { return };
         let mut is_first = true;
         while sender.socket.get().is_none() {
@@ -71,12 +84,6 @@ impl Dropsonde {
                 return;
             }
         }
-    }
-
-    /// Whether an agent is configured.
-    #[must_use]
-    pub fn is_told(&self) -> bool {
-        self.0.is_some()
     }
 
     /// Sends a current value.
@@ -103,7 +110,7 @@ impl Dropsonde {
     /// Sends the originals' process metrics, as far as they have a meaning without a garbage
     /// collector: private memory for the heap, tasks for goroutines. Must run within a tokio
     /// runtime.
-    pub fn process(&self) {
+    fn process(&self) {
         let Memory { private, stack } = memory();
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

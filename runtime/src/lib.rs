@@ -21,6 +21,7 @@
 //! | [`https`] | HTTP clients |
 //! | [`json`] | JSON from outside; objects are read only from objects |
 //! | [`supervise`] | task groups; every task is awaited |
+//! | [`periodic`] | work that repeats until shutdown |
 //! | [`metrics`] | Prometheus text |
 //! | [`redact`] | URLs without user names and passwords |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
@@ -36,6 +37,7 @@ pub mod json;
 pub mod lager;
 pub mod loggregator;
 pub mod metrics;
+pub mod periodic;
 pub mod process;
 pub mod redact;
 pub mod server;

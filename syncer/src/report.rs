@@ -4,14 +4,10 @@
 use std::time::Duration;
 
 use runtime::dropsonde::Dropsonde;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::metrics::CYCLE_SECONDS;
-
-/// Period of the original's process metrics.
-const PROCESS: Duration = Duration::from_secs(10);
 
 /// Reports syncs; polls without a sync are not reported.
 #[derive(Debug, Clone)]
@@ -58,14 +54,7 @@ impl Report {
     /// # Errors
     /// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
     pub async fn of_process(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let tell = async {
-            let mut ticks = interval(PROCESS);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-                self.metron.process();
-            }
-        };
-        tokio::join!(self.metron.resolve(&shutdown), tell);
+        self.metron.run(&shutdown).await;
         Ok(())
     }
 }

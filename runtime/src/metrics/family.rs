@@ -136,6 +136,14 @@ impl Family {
         gauge!(self.name, pairs(labels))
     }
 
+    /// Sets the value of a gauge, or the total of a counter that is counted elsewhere.
+    pub fn set(&self, value: f64) {
+        match self.kind {
+            Kind::Counter => self.counter().absolute(value as u64),
+            Kind::Gauge | Kind::Histogram => self.gauge().set(value),
+        }
+    }
+
     /// The histogram without labels.
     pub fn histogram(&self) -> Histogram {
         histogram!(self.name)

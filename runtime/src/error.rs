@@ -6,18 +6,10 @@ use crate::redact;
 
 /// An error and its causes, `outer: inner: innermost`.
 ///
-/// Errors of these crates do not repeat their source in their text, so each text appears once. URLs
-/// have no user part ([`redact`]). For a gRPC status see
-/// [`client::describe`](crate::client::describe).
+/// Each text appears once ([`trust::chain`]). URLs have no user part ([`redact`]). For a gRPC status
+/// see [`client::describe`](crate::client::describe).
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = text(error);
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&self::text(cause));
-        next = cause.source();
-    }
-    redact::urls(&text).into_owned()
+    redact::urls(&trust::chain(error)).into_owned()
 }
 
 /// One error without its causes. A rejected certificate becomes a sentence that says what to

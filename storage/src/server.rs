@@ -37,6 +37,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
+use trust::chain;
 
 pub use self::{
     copy::{Field, NewRows},
@@ -47,7 +48,6 @@ pub use self::{
     value::{FromValue, Row, Value},
 };
 use self::{
-    fault::chain,
     pool::{Connector, Pool},
     transaction::Unstored,
 };

@@ -62,6 +62,23 @@ pub fn explain_all(error: &(dyn StdError + 'static), mut text: String) -> String
     text
 }
 
+/// An error and its causes, `outer: inner: innermost`, with explanations. A text that already ends
+/// with its cause, as those of database drivers do, is not followed by the cause.
+#[must_use]
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = cause.source();
+    }
+    explain_all(error, text)
+}
+
 fn of_webpki(error: &Webpki) -> String {
     match error {
         Webpki::CaUsedAsEndEntity => {

@@ -4,10 +4,11 @@
 //! - [`ServerVerifier`] and [`ClientVerifier`] accept a certificate that is itself in the
 //!   operator's CA file, even when it is marked as a CA (`CA:TRUE`, as `openssl req -x509` creates
 //!   it); OpenSSL and Go accept it too.
-//! - [`explain()`] turns errors that rustls only names into sentences.
+//! - [`explain()`] turns errors that rustls only names into sentences, and [`chain()`] formats an
+//!   error with its causes.
 
 mod explain;
 mod pinned;
 
-pub use explain::{explain, explain_all, explain_cause};
+pub use explain::{chain, explain, explain_all, explain_cause};
 pub use pinned::{ClientVerifier, ServerVerifier};

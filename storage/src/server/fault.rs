@@ -3,6 +3,7 @@
 use std::{error, fmt, io};
 
 use tokio_postgres::error::{Severity, SqlState};
+use trust::chain;
 
 use crate::Kind;
 
@@ -168,22 +169,6 @@ fn of_number(code: u16, message: &str) -> Kind {
         1048 | 1062 | 1216 | 1217 | 1451 | 1452 | 3819 | 4025 => Kind::Constraint,
         _ => Kind::Other,
     }
-}
-
-/// Formats an error with all its causes; a text that already contains its cause is not followed by
-/// it.
-pub(super) fn chain(error: &(dyn error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = cause.source();
-    }
-    trust::explain_all(error, text)
 }
 
 /// The first cause of the given type.

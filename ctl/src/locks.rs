@@ -10,6 +10,7 @@ use proto::{
     },
     models::{FetchAllRequest, Resource, TypeCode, locket_client::LocketClient},
 };
+use runtime::backoff::Backoff;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
@@ -108,19 +109,19 @@ pub(crate) async fn watch(
     let request = WatchRequest { selector: Some(selector) };
     let first = client.watch(request.clone());
     let mut events = connection.ask("watch locks", first).await?.into_inner();
-    let [shortest, longest] = PAUSES;
+    let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     loop {
         let lost = print(&mut events, json).await?;
         report::warn(&format!("watch locks: {lost}; connecting again"));
-        let mut pause = shortest;
+        backoff.reset();
         events = loop {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(backoff.pause()).await;
             match client.watch(request.clone()).await {
                 Ok(answer) => break answer.into_inner(),
                 Err(status) if is_final(status.code()) => {
                     return Err(anyhow::Error::new(Refused::new(&status)).context("watch locks"));
                 }
-                Err(_) => pause = longest.min(pause * 2),
+                Err(_) => {}
             }
         };
         report::warn("watch locks: connected again");

@@ -1,5 +1,5 @@
-//! Outgoing TCP connections: which address of a name is tried first, and when a peer
-//! counts as dead.
+//! Outgoing TCP connections: which address of a name is tried first, when a peer counts as dead,
+//! and the pauses between attempts.
 //!
 //! Invariants:
 //! - A name is resolved for every connection.
@@ -13,6 +13,7 @@
 //!
 //! `docs/adr/0023-connecting-to-names-with-several-addresses.md` says why this crate exists.
 
+pub mod backoff;
 mod memory;
 mod order;
 mod race;

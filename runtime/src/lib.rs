@@ -26,7 +26,6 @@
 //! | [`redact`] | URLs without user names and passwords |
 //! | [`backoff`], [`mod@error`] | pauses between attempts, errors as text |
 
-pub mod backoff;
 pub mod client;
 pub mod config;
 pub mod dropsonde;
@@ -44,3 +43,5 @@ pub mod server;
 pub mod supervise;
 pub mod tls;
 pub mod write_coalescing;
+
+pub use net::backoff;

@@ -33,6 +33,7 @@ mod value;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use net::backoff::Backoff;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
@@ -198,33 +199,37 @@ struct Shared {
     _sweeper: JoinSet<()>,
 }
 
-/// First and longest pause between connection attempts at the start.
+/// Bounds of the first and of the longest pause between connection attempts at the start.
 const START_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// First and longest pause between retries.
+/// Bounds of the first and of the longest pause between retries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 /// Retry state of a call, with its deadline.
 struct Attempts {
     deadline: Instant,
     patience: Duration,
-    pause: Duration,
+    /// Created with the first retry, as most calls need none.
+    backoff: Option<Backoff>,
 }
 
 impl Attempts {
     fn new(patience: Duration) -> Self {
-        Self { deadline: Instant::now() + patience, patience, pause: PAUSES.0 }
+        Self { deadline: Instant::now() + patience, patience, backoff: None }
     }
 
     /// Pauses before a retry; returns `error` when a retry is pointless or the deadline is too
     /// close.
     async fn again(&mut self, error: Error) -> Result<(), Error> {
-        if !passes(&error) || Instant::now() + self.pause >= self.deadline {
+        if !passes(&error) {
             return Err(error);
         }
-        tracing::debug!(error = %error, pause = ?self.pause, "database-retry");
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(PAUSES.1);
+        let pause = self.backoff.get_or_insert_with(|| Backoff::new(PAUSES.0, PAUSES.1)).pause();
+        if Instant::now() + pause >= self.deadline {
+            return Err(error);
+        }
+        tracing::debug!(error = %error, ?pause, "database-retry");
+        sleep(pause).await;
         Ok(())
     }
 
@@ -273,17 +278,17 @@ impl Server {
         };
         let server = Self { shared: Arc::new(shared) };
         let deadline = Instant::now() + options.start_timeout;
-        let mut pause = START_PAUSES.0;
+        let mut backoff = Backoff::new(START_PAUSES.0, START_PAUSES.1);
         loop {
             let Err(error) = migrate::migrate(&server, schema, None).await else {
                 return Ok(server);
             };
+            let pause = backoff.pause();
             if !error.is_retryable() || Instant::now() + pause >= deadline {
                 return Err(error);
             }
-            tracing::info!(error = chain(&error), pause = ?pause, "waiting-for-database");
+            tracing::info!(error = chain(&error), ?pause, "waiting-for-database");
             sleep(pause).await;
-            pause = (pause * 2).min(START_PAUSES.1);
         }
     }
 

@@ -20,7 +20,7 @@ use std::{
 };
 
 use model::generation::Generation;
-use runtime::{error::chain, lager};
+use runtime::{backoff::Backoff, error::chain, lager};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, sleep_until},
@@ -49,7 +49,7 @@ const GATHER: Duration = Duration::from_millis(2);
 const GATHER_BURST: Duration = Duration::from_millis(15);
 /// Changes closer together than this are a burst.
 const BURST: Duration = Duration::from_millis(100);
-/// Initial retry delay; it doubles up to [`RETRY_MOST`].
+/// Bounds of the first and of the longest retry delay.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 /// Delay after the last change before unused chains are swept and the kernel's listing
@@ -92,6 +92,7 @@ pub struct Reconciler {
     nudges: mpsc::Receiver<Trigger>,
     published: watch::Sender<Arc<Enforced>>,
     failures: u32,
+    backoff: Backoff,
     retry_at: Option<Instant>,
     settle_at: Option<Instant>,
     changing_since: Option<Instant>,
@@ -126,6 +127,7 @@ impl Reconciler {
             nudges,
             published,
             failures: 0,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             retry_at: None,
             settle_at: None,
             changing_since: None,
@@ -244,6 +246,7 @@ impl Reconciler {
         match enforced {
             Ok((ruleset, changed, searched)) => {
                 self.failures = 0;
+                self.backoff.reset();
                 log_unreadable(&before, &ruleset);
                 if changed || searched {
                     self.changed(started, &before, &ruleset, &attempt);
@@ -311,9 +314,8 @@ impl Reconciler {
 
     fn failed(&mut self, reading: u64, error: &Error) {
         let text = chain(error);
-        let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MOST);
         self.failures += 1;
-        self.retry_at = Some(Instant::now() + wait);
+        self.retry_at = Some(Instant::now() + self.backoff.pause());
         tracing::error!(error = text, attempts = self.failures, "apply-failed");
         metrics::count(metrics::APPLY_FAILURES);
         self.publish(reading, |enforced| enforced.error = Some(text));

@@ -17,13 +17,14 @@ use tracing::{Instrument, info_span};
 
 use super::LINGER;
 use super::envelope::{BatchSenderResponse, Envelope, EnvelopeBatch};
+use crate::backoff::Backoff;
 use crate::client::{self, Options};
 use crate::metrics::own;
 use crate::tls::ClientTls;
 
 /// The name in every agent's certificate.
 const AGENT: &str = "metron";
-/// Pause after the first failure; each further pause is twice as long.
+/// Bounds of the first and of the longest pause between connection attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// After a connection of this duration, pauses start from the shortest again.
@@ -84,7 +85,7 @@ impl Delivery {
     }
 
     async fn deliver(mut self, shutdown: &CancellationToken) {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut told = false;
         loop {
             let begun = Instant::now();
@@ -104,17 +105,16 @@ impl Delivery {
                 }
             };
             if begun.elapsed() >= STEADY {
-                pause = FIRST_PAUSE;
+                backoff.reset();
             }
             if !told {
                 told = true;
                 tracing::error!(error, address = self.address, "disconnected");
             }
-            let slept = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
-            if slept.is_none() {
+            let pause = tokio::time::sleep(backoff.pause());
+            if shutdown.run_until_cancelled(pause).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

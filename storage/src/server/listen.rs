@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use net::backoff::Backoff;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::{AsyncMessage, Client};
 
@@ -37,7 +38,9 @@ pub struct Listener {
     /// Interval and timeout of the liveness check.
     patience: Duration,
     link: Option<Link>,
-    again: Again,
+    backoff: Backoff,
+    /// Time of the next attempt to connect after a failure.
+    retry_at: Option<Instant>,
 }
 
 struct Link {
@@ -47,16 +50,10 @@ struct Link {
     heard: VecDeque<String>,
 }
 
-/// Reconnect time after a failure.
-struct Again {
-    pause: Duration,
-    at: Option<Instant>,
-}
-
 /// Timeout of a graceful close.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// First and longest pause after a lost connection.
+/// Bounds of the first and of the longest pause after a lost connection.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 impl fmt::Debug for Listener {
@@ -72,8 +69,9 @@ impl Listener {
         connect_timeout: Duration,
         patience: Duration,
     ) -> Self {
-        let again = Again { pause: PAUSES.0, at: None };
-        Self { connector, channel, connect_timeout, patience, link: None, again }
+        let backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let (link, retry_at) = (None, None);
+        Self { connector, channel, connect_timeout, patience, link, backoff, retry_at }
     }
 
     /// Waits for the next event. Cancel safe.
@@ -101,7 +99,7 @@ impl Listener {
     }
 
     async fn connect(&mut self) -> bool {
-        if let Some(at) = self.again.at {
+        if let Some(at) = self.retry_at {
             sleep_until(at).await;
         }
         let linking = Link::open(&self.connector, self.channel);
@@ -112,7 +110,8 @@ impl Listener {
             Ok(link) => {
                 tracing::debug!(channel = self.channel, "database-listening");
                 self.link = Some(link);
-                self.again = Again { pause: PAUSES.0, at: None };
+                self.backoff.reset();
+                self.retry_at = None;
                 true
             }
             Err(fault) => {
@@ -125,8 +124,7 @@ impl Listener {
     fn lost(&mut self, fault: &Fault) {
         tracing::info!(channel = self.channel, error = %fault, "database-listener-lost");
         self.link = None;
-        self.again.at = Some(Instant::now() + self.again.pause);
-        self.again.pause = (self.again.pause * 2).min(PAUSES.1);
+        self.retry_at = Some(Instant::now() + self.backoff.pause());
     }
 }
 

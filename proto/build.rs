@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".portcullis.policy.v1.StoredGroup.group")
         .bytes(".portcullis.policy.v1.ReplaceRequest.Groups.groups")
         .codec_path("crate::codec::Codec")
+        // The JSON of the HTTP API has the names and the order of these fields.
+        .type_attribute(".portcullis.policy.v1.Rule", "#[derive(serde::Serialize)]")
         .compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=proto");
     Ok(())

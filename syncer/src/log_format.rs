@@ -13,7 +13,7 @@ struct Group<'a> {
     guid: &'a str,
     name: &'a str,
     globally_enabled: Enabled,
-    rules: Vec<Rule<'a>>,
+    rules: &'a [RuleSpec],
     relationships: Relationships<'a>,
 }
 
@@ -21,17 +21,6 @@ struct Group<'a> {
 struct Enabled {
     running: bool,
     staging: bool,
-}
-
-#[derive(Serialize)]
-struct Rule<'a> {
-    protocol: &'a str,
-    destination: &'a str,
-    ports: &'a str,
-    r#type: i32,
-    code: i32,
-    description: &'a str,
-    log: bool,
 }
 
 #[derive(Serialize)]
@@ -58,26 +47,13 @@ pub(crate) fn group(group: &SecurityGroup) -> Box<RawValue> {
         guid: guid.as_str(),
         name,
         globally_enabled: Enabled { running: running.everywhere, staging: staging.everywhere },
-        rules: rules.iter().map(rule).collect(),
+        rules,
         relationships: Relationships {
             staging_spaces: bindings(staging),
             running_spaces: bindings(running),
         },
     };
     serde_json::value::to_raw_value(&shown).expect("texts, numbers and lists are JSON")
-}
-
-fn rule(rule: &RuleSpec) -> Rule<'_> {
-    let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } = rule;
-    Rule {
-        protocol,
-        destination,
-        ports,
-        r#type: *icmp_type,
-        code: *icmp_code,
-        description,
-        log: *log,
-    }
 }
 
 fn bindings(scope: &Scope) -> Bindings<'_> {

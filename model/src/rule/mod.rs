@@ -16,10 +16,15 @@ use std::fmt;
 
 pub use address::{AddressRange, Fault};
 pub use read::{Reading, Unenforceable};
+use serde::{Deserialize, Serialize};
 
 /// A rule as defined in the Cloud Controller. Absent texts are empty and absent numbers are 0, as
 /// the original stores them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+///
+/// Its JSON is that of the original's store: all keys, in this order
+/// (docs/compatibility/policy-server-internal.md#rules-as-stored).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RuleSpec {
     /// `tcp`, `udp`, `icmp`, `icmpv6` or `all`.
     pub protocol: String,
@@ -28,8 +33,10 @@ pub struct RuleSpec {
     /// Ports and port ranges, separated by commas.
     pub ports: String,
     /// ICMP type; -1 and 255 mean any.
+    #[serde(rename = "type")]
     pub icmp_type: i32,
     /// ICMP code.
+    #[serde(rename = "code")]
     pub icmp_code: i32,
     /// Description for people.
     pub description: String,

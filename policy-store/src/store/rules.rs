@@ -6,63 +6,13 @@
 //! 250,000 rules.
 
 use model::rule::RuleSpec;
-use serde::{Deserialize, Serialize};
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Row<'a> {
-    protocol: Text<'a>,
-    destination: Text<'a>,
-    ports: Text<'a>,
-    #[serde(rename = "type")]
-    icmp_type: i32,
-    #[serde(rename = "code")]
-    icmp_code: i32,
-    description: Text<'a>,
-    log: bool,
-}
-
-type Text<'a> = std::borrow::Cow<'a, str>;
-
-impl<'a> From<&'a RuleSpec> for Row<'a> {
-    fn from(rule: &'a RuleSpec) -> Self {
-        let RuleSpec { protocol, destination, ports, icmp_type, icmp_code, description, log } =
-            rule;
-        Self {
-            protocol: protocol.into(),
-            destination: destination.into(),
-            ports: ports.into(),
-            icmp_type: *icmp_type,
-            icmp_code: *icmp_code,
-            description: description.into(),
-            log: *log,
-        }
-    }
-}
-
-impl From<Row<'_>> for RuleSpec {
-    fn from(row: Row<'_>) -> Self {
-        let Row { protocol, destination, ports, icmp_type, icmp_code, description, log } = row;
-        Self {
-            protocol: protocol.into_owned(),
-            destination: destination.into_owned(),
-            ports: ports.into_owned(),
-            icmp_type,
-            icmp_code,
-            description: description.into_owned(),
-            log,
-        }
-    }
-}
 
 pub(super) fn to_text(rules: &[RuleSpec]) -> String {
-    let rows: Vec<Row<'_>> = rules.iter().map(Into::into).collect();
-    serde_json::to_string(&rows).expect("texts, numbers and booleans are JSON")
+    serde_json::to_string(rules).expect("texts, numbers and booleans are JSON")
 }
 
 pub(super) fn parse(text: &str) -> Result<Vec<RuleSpec>, serde_json::Error> {
-    let rows: Vec<Row<'_>> = runtime::json::from_str(text)?;
-    Ok(rows.into_iter().map(Into::into).collect())
+    runtime::json::from_str(text)
 }
 
 #[cfg(test)]

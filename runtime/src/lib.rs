@@ -20,6 +20,7 @@
 //! | [`loggregator`] | metrics and app logs for the machine's agent |
 //! | [`https`] | HTTP clients |
 //! | [`json`] | JSON from outside; objects are read only from objects |
+//! | [`go_json`] | JSON text as Go writes it |
 //! | [`supervise`] | task groups; every task is awaited |
 //! | [`periodic`] | work that repeats until shutdown |
 //! | [`metrics`] | Prometheus text |
@@ -30,6 +31,7 @@ pub mod client;
 pub mod config;
 pub mod dropsonde;
 pub mod error;
+pub mod go_json;
 pub mod health;
 pub mod https;
 pub mod json;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde::Serialize;
 use tracing::field::{Field, Visit};
 
-use super::encode;
+use super::GO;
 
 /// The field that replaces a span's name in the message.
 const TASK: &str = "lager.task";
@@ -43,9 +43,15 @@ impl Fields {
         entries.map(|(name, range)| (*name, &self.json[range.clone()]))
     }
 
-    fn record(&mut self, field: &Field, encode: impl FnOnce(&mut String)) {
+    fn record<T: Serialize + ?Sized>(&mut self, field: &Field, value: &T) {
         let start = self.json.len();
-        encode(&mut self.json);
+        GO.push(&mut self.json, value).expect("texts and numbers are JSON");
+        self.entries.push((field.name(), start..self.json.len()));
+    }
+
+    fn record_json(&mut self, field: &Field, json: &str) {
+        let start = self.json.len();
+        self.json.push_str(json);
         self.entries.push((field.name(), start..self.json.len()));
     }
 
@@ -53,7 +59,7 @@ impl Fields {
         match field.name() {
             MESSAGE => self.message = Some(text.to_owned()),
             TASK => self.task = Some(text.to_owned()),
-            _ => self.record(field, |json| encode::push_string(json, text)),
+            _ => self.record(field, text),
         }
     }
 }
@@ -67,28 +73,28 @@ impl Visit for Fields {
         if field.name() == FATAL {
             self.fatal = value;
         } else {
-            self.record(field, |json| encode::push(json, value));
+            self.record(field, &value);
         }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.record(field, |json| encode::push(json, value));
+        self.record(field, &value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.record(field, |json| encode::push(json, value));
+        self.record(field, &value);
     }
 
     fn record_i128(&mut self, field: &Field, value: i128) {
-        self.record(field, |json| encode::push(json, value));
+        self.record(field, &value);
     }
 
     fn record_u128(&mut self, field: &Field, value: u128) {
-        self.record(field, |json| encode::push(json, value));
+        self.record(field, &value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.record(field, |json| encode::push_float(json, value));
+        self.record(field, &value);
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
@@ -98,7 +104,7 @@ impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         match render(value) {
             Rendered::Text(text) => self.record_text(field, &text),
-            Rendered::Json(text) => self.record(field, |json| encode::push_json(json, &text)),
+            Rendered::Json(json) => self.record_json(field, &json),
         }
     }
 }
@@ -118,7 +124,7 @@ thread_local! {
 
 impl<T: Serialize + ?Sized> Display for Json<'_, T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let text = match serde_json::to_string(self.0) {
+        let text = match GO.to_string(self.0) {
             Ok(text) => text,
             Err(error) => return write!(f, "cannot be shown as JSON: {error}"),
         };

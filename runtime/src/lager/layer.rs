@@ -1,6 +1,7 @@
 //! The `tracing` layer: filters spans and events, and formats them as lines.
 
 use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 use std::iter;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,7 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::budget::Budget;
 use super::fields::Fields;
 use super::level::{AtomicLevel, Level, TimeFormat};
-use super::{Options, Redactor, Sink, encode};
+use super::{GO, Options, Redactor, Sink};
 use crate::redact;
 
 /// Our own crates, by the first part of their target.
@@ -132,28 +133,22 @@ impl Lager {
         let mut line = String::with_capacity(128 + data.len());
         match self.format {
             TimeFormat::Rfc3339 => {
-                encode::push(&mut line, format_args!("{{\"timestamp\":\"{now:.9}\""));
                 let level = severity.name();
-                encode::push(&mut line, format_args!(",\"level\":\"{level}\""));
+                push(&mut line, format_args!("{{\"timestamp\":\"{now:.9}\",\"level\":\"{level}\""));
             }
             TimeFormat::UnixEpoch => {
                 let (seconds, nanoseconds) = (now.as_second(), now.subsec_nanosecond());
                 let stamp = format_args!("{{\"timestamp\":\"{seconds}.{nanoseconds:09}\"");
-                encode::push(&mut line, stamp);
+                push(&mut line, stamp);
             }
         }
         line.push_str(",\"source\":");
-        encode::push_string(&mut line, &self.source);
-        line.push_str(",\"message\":\"");
-        encode::push_escaped(&mut line, &self.source);
-        for part in path {
-            line.push('.');
-            encode::push_escaped(&mut line, part);
-        }
-        line.push('"');
+        push_string(&mut line, &self.source);
+        line.push_str(",\"message\":");
+        push_string(&mut line, &[&[self.source.as_str()], path].concat().join("."));
         if self.format == TimeFormat::UnixEpoch {
             let number = severity as u8;
-            encode::push(&mut line, format_args!(",\"log_level\":{number}"));
+            push(&mut line, format_args!(",\"log_level\":{number}"));
         }
         line.push_str(",\"data\":");
         line.push_str(&redact::urls(data));
@@ -176,7 +171,7 @@ impl Lager {
         let mut entries: Vec<_> = fields.iter().collect();
         let mut text = String::new();
         if let Some(message) = &fields.message {
-            encode::push_string(&mut text, message);
+            push_string(&mut text, message);
             entries.push(("text", &text));
         }
         let data = self.redactor.apply(object(entries));
@@ -288,6 +283,14 @@ fn is_ours(target: &str) -> bool {
     OURS.binary_search(&name).is_ok()
 }
 
+fn push(out: &mut String, text: fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("writing to a String");
+}
+
+fn push_string(out: &mut String, text: &str) {
+    GO.push(out, text).expect("a text is JSON");
+}
+
 /// The data of an event: inner values win over outer ones of the same name.
 fn data(session: Option<&Session>, event: &Fields) -> String {
     let guards: Vec<_> = session
@@ -318,7 +321,7 @@ fn object(mut entries: Vec<(&str, &str)>) -> String {
         if json.len() > 1 {
             json.push(',');
         }
-        encode::push_string(&mut json, name);
+        push_string(&mut json, name);
         json.push(':');
         json.push_str(value);
     }

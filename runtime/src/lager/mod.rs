@@ -34,7 +34,6 @@
 mod batch;
 mod budget;
 mod capture;
-mod encode;
 mod fields;
 mod layer;
 mod level;
@@ -46,6 +45,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::callsite::rebuild_interest_cache;
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::go_json::Go;
 use crate::metrics::own;
 
 pub use batch::batch_writes;
@@ -57,6 +57,9 @@ pub use redactor::Redactor;
 
 use budget::Budget;
 use level::AtomicLevel;
+
+/// Escapes of the originals' log lines.
+const GO: Go = Go::V1_22;
 
 /// Log options of a process.
 #[derive(Debug, Clone)]

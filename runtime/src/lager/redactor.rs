@@ -8,7 +8,7 @@
 use regex_lite::Regex;
 use serde_json::Value as Json;
 
-use super::encode;
+use super::GO;
 use crate::config::Reader;
 
 /// Replacement for a secret.
@@ -81,9 +81,7 @@ impl Redactor {
         // unredacted.
         let Ok(mut json) = serde_json::from_str(&object) else { return "{}".to_owned() };
         self.visit(&mut json);
-        let mut text = String::with_capacity(object.len());
-        encode::push_json(&mut text, &json.to_string());
-        text
+        GO.to_string(&json).expect("a JSON value is JSON")
     }
 
     fn visit(&self, json: &mut Json) {

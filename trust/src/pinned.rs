@@ -29,6 +29,7 @@ pub struct ServerVerifier {
 pub struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     pinned: Pinned,
+    on_rejected: fn(&CertificateDer<'_>),
 }
 
 /// The certificates of the CA file.
@@ -53,13 +54,15 @@ impl ServerVerifier {
 }
 
 impl ClientVerifier {
-    /// `authorities` are the certificates that `webpki` has as roots.
+    /// `authorities` are the certificates that `webpki` has as roots. `on_rejected` gets each
+    /// rejected certificate, which rustls drops.
     #[must_use]
     pub fn new(
         webpki: Arc<dyn ClientCertVerifier>,
         authorities: Vec<CertificateDer<'static>>,
+        on_rejected: fn(&CertificateDer<'_>),
     ) -> Self {
-        Self { webpki, pinned: Pinned(authorities) }
+        Self { webpki, pinned: Pinned(authorities), on_rejected }
     }
 }
 
@@ -199,7 +202,9 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, now);
         let Err(refused) = verified else { return verified };
-        self.pinned.verify(refused, end_entity, Side::Client, now)?;
+        self.pinned
+            .verify(refused, end_entity, Side::Client, now)
+            .inspect_err(|_| (self.on_rejected)(end_entity))?;
         Ok(ClientCertVerified::assertion())
     }
 

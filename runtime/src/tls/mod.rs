@@ -310,11 +310,11 @@ fn server_configs(files: &Files) -> Result<Made<ServerConfigs>, Error> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .map_err(|error| Error::authorities(&files.ca, error))?;
-    let verifier = Arc::new(ClientVerifier::new(verifier, certificates));
+    let verifier = Arc::new(ClientVerifier::new(verifier, certificates, rejected_peer::record));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites for both versions")
-        .with_client_cert_verifier(Arc::new(rejected_peer::RecordRejected(verifier)))
+        .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(|error| Error::pair(files, error))?;
     config.ignore_client_order = true;

@@ -7,7 +7,7 @@ use axum::{
     Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::{any, get},
+    routing::any,
 };
 use proto::cell_v1::cell_server::CellServer;
 use runtime::{
@@ -16,7 +16,7 @@ use runtime::{
     loggregator::{self, Delivery, Loggregator},
     metrics::Family,
     process::{About, Command, ConfigError, Flag, Process},
-    server::{Grpc, Health, Http, Listener},
+    server::{Admin, Grpc, Health, Http, Listener},
     supervise::Tasks,
     tls::ClientTls,
 };
@@ -187,10 +187,9 @@ impl Agent {
             drop(self.socket);
             let routes = control::router(Control { cell: None, policies: self.policies });
             let health = Health::new();
-            let debug = debug_router(&self.process, &health, self.config.c2c_logging);
-            let http = self.http;
-            serve(&mut tasks, "control-endpoints", http, routes, &shutdown);
-            serve(&mut tasks, "debug-server", self.debug, debug, &shutdown);
+            let admin = admin(self.debug, &self.process, &health, self.config.c2c_logging);
+            tasks.add("control-endpoints", serve(self.http, routes, shutdown.clone()));
+            tasks.add("debug-server", admin.start(DRAIN).run(shutdown));
         }
         tasks.join(DRAIN).await
     }
@@ -269,7 +268,7 @@ impl Agent {
             .descriptors(proto::DESCRIPTORS)
             .add(CellServer::new(service));
         let routes = control::router(Control { cell: Some(cell), policies });
-        let debug_routes = debug_router(&process, &health, config.c2c_logging);
+        let admin = admin(debug, &process, &health, config.c2c_logging);
         let token = || shutdown.clone();
         if let Some((loggregator, delivery)) = loggregator {
             let logs = AppLogs::new(loggregator, enforced.clone(), state.clone());
@@ -286,24 +285,19 @@ impl Agent {
             let shutdown = token();
             async move { Ok(grpc.serve(shutdown, DRAIN).await?) }
         });
-        serve(tasks, "control-endpoints", http, routes, shutdown);
-        serve(tasks, "debug-server", debug, debug_routes, shutdown);
+        tasks.add("control-endpoints", serve(http, routes, token()));
+        tasks.add("debug-server", admin.start(DRAIN).run(token()));
         Ok(())
     }
 }
 
-fn serve(
-    tasks: &mut Tasks,
-    name: &'static str,
+async fn serve(
     listener: Listener,
     router: Router,
-    shutdown: &CancellationToken,
-) {
-    let shutdown = shutdown.clone();
-    tasks.add(name, async move {
-        Http::new(listener, None).serve(router, shutdown, DRAIN).await;
-        Ok(())
-    });
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    Http::new(listener, None).serve(router, shutdown, DRAIN).await;
+    Ok(())
 }
 
 /// Ready while the desired state is in force and the store is reachable: without the
@@ -337,26 +331,13 @@ async fn watch_health(
     }
 }
 
-/// The endpoints of the original's debug server that jobs and operators use.
-fn debug_router(process: &Process, health: &Health, c2c_logging: bool) -> Router {
-    let metrics = process.metrics.clone();
-    let health = health.clone();
-    Router::new()
+/// Metrics, health, and the endpoints of the original's debug server that jobs and operators use.
+fn admin(listener: Listener, process: &Process, health: &Health, c2c_logging: bool) -> Admin {
+    let own = Router::new()
         .route("/log-level", any(log_level).with_state(process.log.clone()))
-        .route("/metrics", get(async move || metrics.render()))
-        .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(async move || readiness(&health)))
         .merge(c2c_logging::router(c2c_logging))
-        .fallback(control::not_found)
-}
-
-fn readiness(health: &Health) -> Response {
-    let reasons = health.reasons();
-    if reasons.is_empty() {
-        return "ready\n".into_response();
-    }
-    let text: String = reasons.iter().map(|(name, reason)| format!("{name}: {reason}\n")).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        .fallback(control::not_found);
+    Admin::without_debug_server(listener, process, health).merge(own)
 }
 
 /// GET is the original's health check; POST and PUT set the level.

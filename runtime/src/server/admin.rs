@@ -32,16 +32,23 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Creates a server with the routes that every process has.
+    /// Creates a server with metrics, health, and the routes of the originals' debug server.
     pub fn new(listener: Listener, process: &Process, health: &Health) -> Self {
         let log_level = any(set_log_level).with_state(process.log.clone());
-        let router = Router::new()
-            .route("/healthz", get(|| async { "alive\n" }))
-            .route("/readyz", get(readyz).with_state(health.clone()))
-            .route("/metrics", get(metrics).with_state(process.metrics.clone()))
+        let debug_server = Router::new()
             .route("/block-profile-rate", any(profile))
             .route("/mutex-profile-fraction", any(profile))
             .route("/log-level", log_level);
+        Self::without_debug_server(listener, process, health).merge(debug_server)
+    }
+
+    /// Creates a server with metrics and health, for a service whose original has another debug
+    /// server.
+    pub fn without_debug_server(listener: Listener, process: &Process, health: &Health) -> Self {
+        let router = Router::new()
+            .route("/healthz", get(|| async { "alive\n" }))
+            .route("/readyz", get(readyz).with_state(health.clone()))
+            .route("/metrics", get(metrics).with_state(process.metrics.clone()));
         Self { http: Http::new(listener, None), router }
     }
 

@@ -20,24 +20,8 @@ use super::level::{AtomicLevel, Level, TimeFormat};
 use super::{GO, Options, Redactor, Sink};
 use crate::redact;
 
-/// Our own crates, by the first part of their target.
-const OURS: [&str; 15] = [
-    "cell_agent",
-    "cloud_controller",
-    "ctl",
-    "integration_tests",
-    "lock_server",
-    "main", // test binaries
-    "model",
-    "policy_store",
-    "portcullis_dev",
-    "portcullisctl",
-    "proto",
-    "runtime",
-    "runtime_probe",
-    "storage",
-    "syncer",
-];
+/// Third-party crates, sorted: all packages of Cargo.lock that are not part of the workspace.
+pub(super) const THIRD_PARTY: &[&str] = include!(concat!(env!("OUT_DIR"), "/third_party.rs"));
 
 /// Writes lager lines for a `tracing` registry.
 pub struct Lager {
@@ -278,9 +262,10 @@ fn lowest(threshold: Level) -> tracing::Level {
     }
 }
 
+/// Whether the target belongs to a crate, a program or a test of this workspace.
 fn is_ours(target: &str) -> bool {
     let name = target.split("::").next().unwrap_or_default();
-    OURS.binary_search(&name).is_ok()
+    THIRD_PARTY.binary_search(&name).is_err()
 }
 
 fn push(out: &mut String, text: fmt::Arguments<'_>) {

@@ -302,6 +302,19 @@ fn foreign_crates_pass_only_with_warnings() {
 }
 
 #[test]
+fn every_crate_of_the_workspace_is_logged() {
+    let text = logged(Level::Info, || {
+        tracing::info!(target: "a_new_crate::module", "started");
+        for target in ["hyper", "hyper_util", "rustls", "tokio_postgres", "tower", "zlib_rs"] {
+            assert!(layer::THIRD_PARTY.contains(&target), "{target}");
+        }
+        tracing::info!(target: "hyper_util::client", "chatter");
+    });
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains(r#""message":"locket.started""#), "{text}");
+}
+
+#[test]
 fn a_failing_log_output_is_ignored() {
     struct Closed;
     impl Write for Closed {

@@ -16,7 +16,7 @@ use tower::Service;
 use super::envelope::{BatchSenderResponse, Envelope, EnvelopeBatch};
 
 /// Ingress service of an agent, for [`Grpc::add`](crate::server::Grpc::add); clones share the
-/// received envelopes. For tests.
+/// received envelopes.
 #[derive(Debug, Clone, Default)]
 pub struct Agent {
     batches: Arc<Mutex<Vec<Vec<Envelope>>>>,

@@ -12,6 +12,7 @@
 //!   address.
 //! - Envelopes passed to a connection that breaks may be lost, as agents send no acknowledgements.
 
+#[cfg(feature = "testing")]
 mod agent;
 mod config;
 mod delivery;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use metrics::Counter;
 use tokio::sync::mpsc;
 
+#[cfg(feature = "testing")]
 pub use agent::Agent;
 pub use config::Config;
 pub use delivery::Delivery;
@@ -86,7 +88,8 @@ pub fn bind(service: &'static str, config: &Config) -> Option<(Loggregator, Deli
     Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch)))
 }
 
-/// A queue without a delivery task, and its receiver. For tests.
+/// A queue without a delivery task, and its receiver.
+#[cfg(feature = "testing")]
 pub fn detached() -> (Loggregator, mpsc::Receiver<Envelope>) {
     let (queue, queued) = mpsc::channel(QUEUE);
     let name = || "detached".to_owned();

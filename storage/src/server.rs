@@ -49,7 +49,7 @@ pub use self::{
     value::{FromValue, Row, Value},
 };
 use self::{
-    pool::{Connector, Pool},
+    pool::{Connector, Lease, Pool},
     transaction::Unstored,
 };
 use crate::{Error, Kind, Lost, Mending, Migration, Table};
@@ -345,18 +345,21 @@ impl Server {
         Ok(self.write(sql, parameters).await?.rows)
     }
 
+    /// Takes a connection, and retries while none can be opened.
+    async fn lease(&self, attempts: &mut Attempts) -> Result<Lease, Error> {
+        loop {
+            match timeout_at(attempts.deadline, self.shared.pool.lease()).await {
+                Ok(Ok(lease)) => return Ok(lease),
+                Ok(Err(error)) => attempts.again(error).await?,
+                Err(_) => return Err(attempts.timed_out()),
+            }
+        }
+    }
+
     async fn write(&self, sql: &str, parameters: &[Value]) -> Result<Rows, Error> {
         let mut attempts = Attempts::new(self.shared.operation_timeout);
         loop {
-            let lease = timeout_at(attempts.deadline, self.shared.pool.lease()).await;
-            let lease = match lease {
-                Ok(Ok(lease)) => lease,
-                Ok(Err(error)) => {
-                    attempts.again(error).await?;
-                    continue;
-                }
-                Err(_) => return Err(attempts.timed_out()),
-            };
+            let lease = self.lease(&mut attempts).await?;
             let sending = lease.single(attempts.deadline, sql, parameters);
             let sent = timeout_at(attempts.deadline, sending).await;
             match sent.map(|answered| answered.map_err(Unstored::of)) {
@@ -389,14 +392,7 @@ impl Server {
         let sql = format!("BEGIN; {}; COMMIT", texts.collect::<Vec<_>>().join("; "));
         let mut attempts = Attempts::new(self.shared.operation_timeout);
         loop {
-            let lease = match timeout_at(attempts.deadline, self.shared.pool.lease()).await {
-                Ok(Ok(lease)) => lease,
-                Ok(Err(error)) => {
-                    attempts.again(error).await?;
-                    continue;
-                }
-                Err(_) => return Err(attempts.timed_out()),
-            };
+            let lease = self.lease(&mut attempts).await?;
             let sending = lease.script(attempts.deadline, sql.clone());
             let Ok((lease, outcome)) = timeout_at(attempts.deadline, sending).await else {
                 return Err(self.unanswered());
@@ -433,14 +429,7 @@ impl Server {
         let mut attempts = Attempts::new(self.shared.operation_timeout);
         loop {
             let deadline = attempts.deadline;
-            let lease = match timeout_at(deadline, self.shared.pool.lease()).await {
-                Ok(Ok(lease)) => lease,
-                Ok(Err(error)) => {
-                    attempts.again(error).await?;
-                    continue;
-                }
-                Err(_) => return Err(attempts.timed_out().into()),
-            };
+            let lease = self.lease(&mut attempts).await?;
             let transaction = Transaction::new(lease, deadline);
             let Ok(done) = timeout_at(deadline, work(transaction.clone())).await else {
                 return Err(attempts.timed_out().into());

@@ -1,6 +1,6 @@
 //! The gRPC service `portcullis.cell.v1`, on a Unix socket that only root may use.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{net::IpAddr, sync::Arc};
 
 use model::{
     effective::{Probe, ProbeKind, Source},
@@ -113,7 +113,7 @@ impl Cell for Service {
             cell_id: self.cell.as_str().to_owned(),
             received_generation: received,
             enforced_generation: enforced.generation().0,
-            enforced_at: enforced.at.map(timestamp),
+            enforced_at: enforced.at.map(Into::into),
             store_connected: link == Connectivity::Up,
             containers: count(enforced.ruleset.containers.len()),
             isolated_rules: count(enforced.ruleset.isolated_rules()),
@@ -310,8 +310,4 @@ fn explained(enforced: &Enforced, explanation: Explanation<'_>) -> ExplainRespon
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-fn timestamp(at: SystemTime) -> prost_types::Timestamp {
-    prost_types::Timestamp::from(at)
 }

@@ -6,7 +6,6 @@
 //! checks apply as for any certificate: validity period, critical extensions, key usage, extended
 //! key usage, the server's name, and in the handshake the possession of the key.
 
-use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -20,12 +19,14 @@ use x509_parser::extensions::{ExtendedKeyUsage, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Verifies servers: with webpki, or by the pinned certificate.
+#[derive(Debug)]
 pub struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
     pinned: Pinned,
 }
 
 /// Verifies clients: with another verifier, or by the pinned certificate.
+#[derive(Debug)]
 pub struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     pinned: Pinned,
@@ -33,6 +34,7 @@ pub struct ClientVerifier {
 }
 
 /// The certificates of the CA file.
+#[derive(Debug)]
 struct Pinned(Vec<CertificateDer<'static>>);
 
 /// The side of a connection that presents a certificate.
@@ -228,17 +230,5 @@ impl ClientCertVerifier for ClientVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.webpki.supported_verify_schemes()
-    }
-}
-
-impl fmt::Debug for ServerVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerVerifier").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for ClientVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientVerifier").finish_non_exhaustive()
     }
 }

@@ -14,6 +14,14 @@
 //! [`reconcile`] drives the loop, [`isolate`] finds the rules that the kernel refuses,
 //! `control` serves the CNI plugin and `grpc` operators, and `explain` explains
 //! verdicts. [`render_command`] prints the desired rules from files.
+//!
+//! Main types: [`app::App`] is the program, [`plan::Ruleset`] the desired state,
+//! [`containers::Snapshot`] the containers of the cell.
+//!
+//! Not in this crate: the effective rules of a container ([`model::effective`]), storage
+//! of groups ([`policy_store`](../policy_store/index.html)), the contracts ([`proto`]),
+//! process infrastructure ([`runtime`]). Facts about the original:
+//! docs/compatibility/vxlan-policy-agent.md.
 
 pub mod app;
 pub mod app_log;

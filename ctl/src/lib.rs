@@ -1,6 +1,12 @@
-//! The operator's command line. Queries the lock server and the policy store over
-//! mutual TLS, and a cell's agent over its Unix socket, and prints a table or, with
-//! `--json`, one JSON object per line (docs/portcullisctl.md).
+//! `portcullisctl`, the command line for operators. Queries the lock server and the policy store
+//! over mutual TLS, and a cell's agent over its Unix socket, and prints a table or, with `--json`,
+//! one JSON object per line (docs/portcullisctl.md).
+//!
+//! [`cli::Cli`] is the command line, [`run`] executes it.
+//!
+//! Not in this crate: decisions and texts of the servers, which come from
+//! [`lock_server`](../lock_server/index.html), [`policy_store`](../policy_store/index.html) and
+//! [`cell_agent`](../cell_agent/index.html) over the contracts in [`proto`].
 
 mod cell;
 pub mod cli;

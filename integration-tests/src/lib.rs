@@ -1,8 +1,11 @@
-//! Helpers of the whole-process tests: real binaries with real files, ports chosen by the
-//! kernel, observed through their logs.
+//! Helpers of the whole-process tests: real binaries, started with real files, listening on ports
+//! that the kernel chose, observed through their logs.
 //!
-//! Waits are level-triggered and bounded: a test polls a condition until it holds or the
-//! timeout ends, and then prints the last observation.
+//! Main types: [`process::Process`] is a running program, [`services`] starts the services,
+//! [`wait`] has level-triggered, bounded waits: a condition is checked until it holds or the time
+//! is up, and the failure names the last state.
+//!
+//! Not in this crate: tests of one crate, which are beside its code.
 
 pub mod binaries;
 pub mod grpcurl;

@@ -1,4 +1,8 @@
-//! A lock server that is wire compatible with Locket.
+//! Lock service for Cloud Foundry components, wire compatible with Locket.
+//!
+//! The program runs [`app::App`]. A call goes from [`grpc`] through [`locks::Locks`], the use
+//! cases, to a [`store::Store`]; committed changes go through [`feed::Feed`] to watchers,
+//! deadlines, metrics and log.
 //!
 //! | module | content |
 //! |---|---|
@@ -13,6 +17,10 @@
 //! | [`grpc`] | the gRPC services |
 //! | [`metrics`], [`report`] | metrics and their reporters |
 //! | [`config`], [`open`], [`app`] | the process |
+//!
+//! Not in this crate: the contracts ([`proto`]), the types of locks ([`model`]), databases
+//! ([`storage`]), process infrastructure ([`runtime`]). Its main client of ours is the
+//! [`syncer`](../syncer/index.html); facts about Locket: `docs/compatibility/locket.md`.
 
 pub mod access;
 pub mod app;

@@ -1,8 +1,54 @@
-//! The domain vocabulary of Portcullis: pure values and the rules between them.
+//! Domain types of Portcullis: pure values and the rules between them.
 //!
-//! This crate has no sockets, clocks, databases or wire formats. Text from outside is parsed into
+//! | module | main types |
+//! |---|---|
+//! | [`lock`] | [`Lock`](lock::Lock), [`Claim`](lock::Claim) |
+//! | [`group`] | [`SecurityGroup`](group::SecurityGroup), [`ContentHash`](group::ContentHash) |
+//! | [`rule`] | [`RuleSpec`](rule::RuleSpec): as written; [`Rule`](rule::Rule): enforceable |
+//! | [`effective`] | [`effective_rules`](effective::effective_rules): the rules of one container |
+//! | [`generation`] | generations and watermarks of a set of groups |
+//! | [`ids`] | GUIDs and handles |
+//!
+//! Not in this crate: sockets, clocks, databases, wire formats. Text from outside is parsed into
 //! these types once, where it enters a process; the invariants of a type (an owner is never empty,
 //! a port range is never inverted) hold everywhere after that.
+//!
+//! Neighbours: [`proto`](../proto/index.html) converts these types from and to protobuf messages;
+//! every service uses both.
+//!
+//! # Example
+//!
+//! ```
+//! use std::sync::Arc;
+//! use model::effective::{Probe, ProbeKind, ReadGroup, Verdict, effective_rules};
+//! use model::group::{GroupId, Lifecycle, Scope, SecurityGroup, StoredGroup};
+//! use model::ids::{GroupGuid, SpaceGuid};
+//! use model::rule::RuleSpec;
+//!
+//! # fn main() -> Result<(), model::ids::Error> {
+//! let https = RuleSpec {
+//!     protocol: "tcp".into(),
+//!     destination: "10.0.0.0/8".into(),
+//!     ports: "443".into(),
+//!     ..RuleSpec::default()
+//! };
+//! let space = SpaceGuid::parse("space-1")?;
+//! let group = SecurityGroup {
+//!     guid: GroupGuid::parse("group-1")?,
+//!     name: "https".into(),
+//!     rules: vec![https],
+//!     running: Scope { everywhere: false, spaces: [space.clone()].into() },
+//!     staging: Scope::default(),
+//! };
+//! let group = ReadGroup::new(StoredGroup { id: GroupId(1), group: Arc::new(group) });
+//!
+//! let rules = effective_rules([&group], Lifecycle::Running, &space, false);
+//! let to = |port| Probe { destination: [10, 1, 2, 3].into(), kind: ProbeKind::Tcp(port) };
+//! assert!(matches!(rules.verdict(to(443)), Verdict::Allowed(..)));
+//! assert_eq!(rules.verdict(to(80)), Verdict::Denied);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod effective;
 pub mod generation;

@@ -1,5 +1,9 @@
-//! Outgoing TCP connections: which address of a name is tried first, when a peer counts as dead,
-//! and the pauses between attempts.
+//! Outgoing TCP connections: order of the addresses of a name, detection of dead peers, and pauses
+//! between attempts.
+//!
+//! Main items: [`Addresses`] resolves a name, [`open`] connects to one of its addresses and runs a
+//! handshake, [`Stream`] is a connection that fails soon after its peer has died, [`backoff`] has
+//! the pauses.
 //!
 //! Invariants:
 //! - A name is resolved for every connection.
@@ -11,7 +15,26 @@
 //! - An established connection whose peer disappears without a FIN fails within [`SILENCE`] +
 //!   [`PROBE`], even when it is idle.
 //!
-//! `docs/adr/0023-connecting-to-names-with-several-addresses.md` says why this crate exists.
+//! Not in this crate: TLS and HTTP. gRPC and HTTP clients are in
+//! [`runtime`](../runtime/index.html), SQL clients in [`storage`](../storage/index.html).
+//!
+//! `docs/adr/0023-connecting-to-names-with-several-addresses.md` has the reasons for this crate.
+//!
+//! # Example
+//!
+//! ```
+//! # fn main() -> std::io::Result<()> {
+//! # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+//! # let port = listener.local_addr()?.port();
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! let addresses = net::Addresses::of("localhost", port).await?;
+//! // The handshake of a protocol above TCP, such as TLS; here none.
+//! let handshake = async |_address, stream: net::Stream| Ok::<_, std::io::Error>(stream);
+//! let _stream = net::open(&addresses, handshake).await?;
+//! # Ok(())
+//! # })
+//! # }
+//! ```
 
 pub mod backoff;
 mod memory;

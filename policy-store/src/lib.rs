@@ -1,10 +1,14 @@
-//! The policy store: keeps the Cloud Controller's security groups and pushes
-//! changes to cells.
+//! The policy store: stores the Cloud Controller's security groups and pushes changes to cells.
 //!
-//! One writer at a time replaces the whole set ([`committer`], [`groups`]). The set is
-//! stored in a database ([`store`]) and, encoded once, in memory. Cells receive relevant
-//! changes over a watch ([`feed`]) or poll ([`http`]). [`access`] has the access
-//! control.
+//! The program runs [`app::App`]. One writer at a time replaces the whole set
+//! ([`committer::Commits`], [`groups::decide`]). The set is stored in a database ([`store::Store`])
+//! and, encoded once, in memory. Cells receive relevant changes over a watch ([`feed`]) or poll
+//! ([`http`]). [`access`] has the access control, [`grpc`] the gRPC services.
+//!
+//! Not in this crate: reading the Cloud Controller ([`syncer`](../syncer/index.html)), rules in the
+//! kernel ([`cell_agent`](../cell_agent/index.html)), the contracts ([`proto`]), databases
+//! ([`storage`]), process infrastructure ([`runtime`]). Facts about the original:
+//! `docs/compatibility/policy-server-internal.md`.
 
 pub mod access;
 pub mod app;

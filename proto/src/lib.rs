@@ -1,9 +1,41 @@
-//! The gRPC contracts: generated code, descriptor sets, and the conversions between the wire and
-//! the model.
+//! gRPC contracts: generated code, descriptor sets, and conversions between messages and the model.
+//!
+//! | module | contract |
+//! |---|---|
+//! | [`models`] | `models.Locket`, wire compatible with the original Locket |
+//! | [`lock_v1`] | `portcullis.lock.v1`: watch of locks |
+//! | [`policy_v1`] | `portcullis.policy.v1`: Replace, List, Watch, Status of the policy store |
+//! | [`cell_v1`] | `portcullis.cell.v1`: the agent of a cell, for operators |
 //!
 //! Received messages are converted with `TryFrom`, and an [`Error`] names the invalid field; sent
 //! messages are converted with an infallible `From`. No other crate interprets the fields of
 //! generated messages.
+//!
+//! Not in this crate: channels and servers, see [`runtime`](../runtime/index.html). The types
+//! behind the messages are those of [`model`].
+//!
+//! # Example
+//!
+//! ```
+//! use proto::models::{LockRequest, Resource, TypeCode, locket_client::LocketClient};
+//! use tonic::transport::Channel;
+//!
+//! async fn claim(channel: Channel) -> Result<(), tonic::Status> {
+//!     let resource = Resource {
+//!         key: "bbs".into(),
+//!         owner: "instance-1".into(),
+//!         type_code: TypeCode::Lock.into(),
+//!         ..Resource::default()
+//!     };
+//!     let request = LockRequest { resource: Some(resource), ttl_in_seconds: 15 };
+//!     LocketClient::new(channel).lock(request).await?;
+//!     Ok(())
+//! }
+//!
+//! // The server parses the message before any other use.
+//! let error = model::lock::Claim::try_from(&LockRequest::default()).unwrap_err();
+//! assert!(error.to_string().contains("resource"), "{error}");
+//! ```
 
 mod cell;
 mod codec;

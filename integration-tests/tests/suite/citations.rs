@@ -1,5 +1,5 @@
 //! Citations in sources: every `docs/...md#section` names an existing page and section of
-//! this repository.
+//! this repository, and so does every link between pages.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -104,6 +104,41 @@ fn every_cited_section_exists() {
         }
     }
     assert!(count > 50, "only {count} citations were found in {} files", sources.len());
+    assert!(wrong.is_empty(), "no such page or section:\n{}", wrong.join("\n"));
+}
+
+/// Targets of the links `[text](target)` of a Markdown page, without those on other hosts.
+fn links(page: &str) -> impl Iterator<Item = &str> {
+    page.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)).filter(|link| {
+        let is_elsewhere = link.starts_with("http://") || link.starts_with("https://");
+        !is_elsewhere
+    })
+}
+
+#[test]
+fn every_link_of_a_page_has_its_target() {
+    let mut pages = Vec::new();
+    files(&root(), &["md"], &mut pages);
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for page in &pages {
+        let text = fs::read_to_string(page).expect("a page is UTF-8");
+        for link in links(&text) {
+            count += 1;
+            let (path, section) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { page.clone() } else { page.with_file_name(path) };
+            let holds = if section.is_empty() {
+                target.exists()
+            } else {
+                fs::read_to_string(&target)
+                    .is_ok_and(|text| anchors(&text).contains(&section.to_owned()))
+            };
+            if !holds {
+                wrong.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(count > 50, "only {count} links were found in {} pages", pages.len());
     assert!(wrong.is_empty(), "no such page or section:\n{}", wrong.join("\n"));
 }
 

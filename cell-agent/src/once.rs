@@ -36,14 +36,15 @@ use crate::{
 /// The flag for one reconcile cycle.
 pub const ONCE: Flag = Flag {
     name: "once",
-    help: "Bring the rules in force once and exit: 0 if the newest are in force for every container",
+    help: "Apply the rules once and exit: 0 if the newest groups are in force for all containers, \
+           otherwise 1",
     prints: false,
 };
 
 /// The flag for a dry run.
 pub const DRY_RUN: Flag = Flag {
     name: "dry-run",
-    help: "Print the transactions that would change the kernel now, and change nothing",
+    help: "Print the transactions that --once would apply, without changing the kernel, and exit",
     prints: true,
 };
 

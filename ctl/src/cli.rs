@@ -1,5 +1,5 @@
-//! Commands and flags. Every address and certificate can come from the
-//! environment, so that a shell on a VM is set up once.
+//! Commands and flags. Addresses and certificates can come from environment variables,
+//! which a shell profile on a VM can set.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,14 +13,14 @@ const LOCK_SERVER: &str = "locket.service.cf.internal:8891";
 const POLICY_STORE: &str = "policy-server.service.cf.internal:4004";
 const CELL_SOCKET: &str = "/var/vcap/data/cell-agent/control.sock";
 
-/// Shows the state of a running Portcullis
+/// Inspect and control a running Portcullis
 ///
-/// Exit status: 0 for success, 1 for an error, 2 for a wrong command line. `explain
-/// --exit-code` and `groups --space` have more.
+/// Exit status: 0 success, 1 error, 2 invalid command line. `explain --exit-code` and
+/// `groups --space` have further statuses.
 #[derive(Debug, Parser)]
 #[command(name = "portcullisctl", version, about)]
 pub struct Cli {
-    /// Servers, and the certificate to show them.
+    /// Server addresses and client certificate.
     #[command(flatten)]
     pub connection: Connection,
 
@@ -33,10 +33,10 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Addresses and certificates. A variable that is empty counts as not set.
+/// Addresses and certificates. An empty variable counts as not set.
 #[derive(Debug, Args)]
 pub struct Connection {
-    /// host:port of the lock server
+    /// Address of the lock server, host:port
     #[arg(
         long,
         global = true,
@@ -46,7 +46,7 @@ pub struct Connection {
     )]
     pub lock_server: String,
 
-    /// host:port of the policy store
+    /// Address of the policy store, host:port
     #[arg(
         long,
         global = true,
@@ -78,7 +78,7 @@ pub struct Connection {
     #[arg(long, global = true, env = "PORTCULLIS_KEY", value_parser = maybe_empty())]
     pub key: Option<PathBuf>,
 
-    /// Longest time to wait for an answer, such as 30s or 2m [default: 10s; reconcile: 60s]
+    /// Timeout of each request, such as 30s or 2m [default: 10s; reconcile: 60s]
     #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
 }
@@ -106,56 +106,57 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// The command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Locks with their owners and fencing tokens (lock server)
+    /// List locks with their owners and fencing tokens (lock server)
     Locks {
-        /// Presences instead of locks
+        /// List presences instead of locks
         #[arg(long)]
         presences: bool,
     },
-    /// Lock events as they happen, until interrupted; reconnects (lock server)
+    /// Print lock events until interrupted; reconnects after a lost connection (lock server)
     WatchLocks {
-        /// Only this key; without it, all locks
+        /// Only events of this key [default: all keys]
         // Not `key`: that is the name of a global flag.
         #[arg(value_name = "KEY")]
         lock: Option<String>,
     },
-    /// Generation, watermark and writer (policy store)
+    /// Show generation, watermark and writer (policy store)
     Status,
-    /// Generation in force on each cell, and how far the cell is behind (policy store)
+    /// List cells with enforced generation, and how far each cell is behind (policy store)
     Cells,
-    /// Security groups, or the rules of one (policy store)
+    /// List security groups, or show the rules of one (policy store)
     ///
-    /// Exit status 3, with a warning, if no group is bound to a space given with --space: its
+    /// Exit status 3, with a warning, if no group is bound to a space given with --space: the
     /// GUID may be wrong.
     Groups {
-        /// Show the rules of the group with this name, GUID, or beginning of a GUID
+        /// Show the rules of the group with this name, GUID, or unique prefix of a GUID
         name: Option<String>,
         /// Only groups that apply to this space; repeatable
         #[arg(long = "space", value_name = "GUID")]
         spaces: Vec<String>,
     },
-    /// Containers on this cell and their enforcement state (cell agent)
+    /// List containers on this cell with their enforcement state (cell agent)
     Containers,
-    /// Rules of a container, enforced or not, with their security groups (cell agent)
+    /// List rules of a container, enforced or not, with their security groups (cell agent)
     Rules {
-        /// The container's handle, or its beginning if no other handle begins like that
+        /// Handle of the container, or a unique prefix of it
         handle: String,
     },
-    /// Whether a container may open a connection, and why (cell agent)
+    /// Explain whether a container may open a connection (cell agent)
     Explain {
-        /// The container's handle, or its beginning if no other handle begins like that
+        /// Handle of the container, or a unique prefix of it
         handle: String,
         /// Protocol of the connection
         protocol: Protocol,
-        /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp (default 8/0, a ping)
+        /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp [default
+        /// TYPE/CODE: 8/0, echo request]
         destination: String,
         /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
         #[arg(long)]
         exit_code: bool,
     },
-    /// Compare the kernel's rules with the intended ones and CHANGE the kernel where they differ (cell agent)
+    /// Compare the kernel with the desired rules and CHANGE it where it differs (cell agent)
     Reconcile,
-    /// Status of this cell's agent (cell agent)
+    /// Show the status of this cell's agent (cell agent)
     Cell,
 }
 

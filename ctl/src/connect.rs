@@ -18,7 +18,7 @@ impl Connection {
     fn tls(&self) -> anyhow::Result<ClientTls> {
         let file = |path: &Option<PathBuf>, flag: &str, variable: &str| {
             let path = path.clone().filter(|path| !path.as_os_str().is_empty());
-            path.with_context(|| format!("give --{flag} or set {variable}"))
+            path.with_context(|| format!("set --{flag} or {variable}"))
         };
         let files = Files {
             ca: file(&self.ca, "ca", "PORTCULLIS_CA")?,

@@ -60,8 +60,8 @@ pub(crate) async fn groups(
     for space in spaces.iter().filter(|space| !groups.iter().any(|group| is_bound(group, space))) {
         spaces_known = false;
         warn(&format!(
-            "no security group is bound to the space {space:?}: either only the global groups apply \
-             to the space, or there is no such space"
+            "no security group is bound to the space {space:?}: either only global groups apply \
+             to the space, or the space does not exist"
         ));
     }
     let reports = match name {
@@ -104,11 +104,11 @@ fn one(groups: Vec<Group>, name: &str) -> anyhow::Result<Vec<Report>> {
         found = rest.into_iter().filter(prefix).collect();
         if found.len() > 1 {
             let guids: Vec<&str> = found.iter().map(|of| of.group.guid.as_str()).take(5).collect();
-            bail!("{name:?} is the beginning of several groups' guids: {}", guids.join(", "));
+            bail!("{name:?} is a prefix of the guids of several groups: {}", guids.join(", "));
         }
     }
     if found.is_empty() {
-        bail!("there is no security group with the name or guid {name:?}");
+        bail!("no security group has the name or guid {name:?}");
     }
     let reports = found.into_iter().flat_map(|group| {
         let rules: Vec<Written> = rules(&group).collect();

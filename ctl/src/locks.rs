@@ -112,7 +112,7 @@ pub(crate) async fn watch(
     let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     loop {
         let lost = print(&mut events, json).await?;
-        report::warn(&format!("watch locks: {lost}; connecting again"));
+        report::warn(&format!("watch locks: {lost}; reconnecting"));
         backoff.reset();
         events = loop {
             tokio::time::sleep(backoff.pause()).await;
@@ -124,7 +124,7 @@ pub(crate) async fn watch(
                 Err(_) => {}
             }
         };
-        report::warn("watch locks: connected again");
+        report::warn("watch locks: reconnected");
     }
 }
 

@@ -87,7 +87,7 @@ impl runtime::process::Service for App {
 
     const ABOUT: About = About {
         name: "lock-server",
-        summary: "Locks and presences for Cloud Foundry components, compatible with Locket",
+        summary: "Lock service for Cloud Foundry components, wire compatible with Locket",
         version: env!("CARGO_PKG_VERSION"),
         config_flag: "config",
         config_error: ConfigError { exit: 2, prefix: "invalid-config-file" },

@@ -80,7 +80,7 @@ impl Service for App {
 
     const ABOUT: About = About {
         name: "policy-store",
-        summary: "Keeps security groups and pushes changes to cells",
+        summary: "Stores security groups and pushes changes to cells",
         version: env!("CARGO_PKG_VERSION"),
         config_flag: "config-file",
         config_error: ConfigError {
@@ -92,8 +92,8 @@ impl Service for App {
     const TASKS: &'static [Task<Config>] = &[Task {
         flag: Flag {
             name: "reset-fencing",
-            help: "Forget the newest fencing token, so that the next writer is let in whatever \
-                   its token is, and exit",
+            help: "Forget the newest fencing token, so that the next writer is accepted with any \
+                   token, and exit",
             prints: true,
         },
         run: |config| open::reset_fencing(&config.database),

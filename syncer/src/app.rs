@@ -82,7 +82,7 @@ impl Service for App {
 
     const ABOUT: About = About {
         name: "syncer",
-        summary: "Brings the Cloud Controller's security groups to the policy store",
+        summary: "Copies the Cloud Controller's security groups to the policy store",
         version: env!("CARGO_PKG_VERSION"),
         config_flag: "config-file",
         config_error: ConfigError {

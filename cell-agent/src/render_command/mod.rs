@@ -35,48 +35,48 @@ use config::Config;
 
 /// The subcommand.
 pub const RENDER: Command =
-    Command { name: "render", summary: "print the table for given files, without root", run };
+    Command { name: "render", summary: "Print the table for given files, without root", run };
 
-/// Prints the table that the agent would put in force for these files.
+/// Print the table that the agent would apply for these files
 #[derive(Debug, Parser)]
 #[command(name = "render", bin_name = "cell-agent render", after_help = FORMATS)]
 struct Arguments {
-    /// The data plane; without it the one that the configuration names
+    /// Data plane [default: that of the configuration]
     #[arg(long, value_enum)]
     plane: Option<PlaneName>,
-    /// The agent's configuration; only what shapes rules is read, and all of it has
-    /// a default
+    /// Configuration of the agent (JSON); only keys that affect rules are read, and all of
+    /// them have defaults
     #[arg(long, value_name = "FILE")]
     config_file: PathBuf,
-    /// The container metadata store, as the CNI plugin writes it
+    /// Container metadata store, in the format of the CNI plugin
     #[arg(long, value_name = "FILE")]
     store: PathBuf,
-    /// Security groups as policy-server-internal answers: a page with the list
-    /// `security_groups`, or the bare list; `rules` is JSON in a text, or a list.
-    /// May be given for each page
+    /// Security groups: a response of policy-server-internal with the list
+    /// `security_groups`, or the bare list; `rules` is a list, or a string that contains
+    /// JSON. Repeatable, once per page
     #[arg(long, value_name = "FILE", required = true)]
     security_groups: Vec<PathBuf>,
-    /// How iptables rules are printed
+    /// Output format of iptables rules
     #[arg(long, value_enum, default_value = "save")]
     format: Format,
-    /// Only this family, and each container in it, as on a cell where the CNI plugin
-    /// makes chains for both [default: each container in the family of its address]
+    /// Print all containers in this family only, as on a cell where the CNI plugin creates
+    /// chains for both [default: each container in the family of its address]
     #[arg(long, value_enum)]
     family: Option<FamilyName>,
-    /// The interface that packets leave by [default: those of this machine that have
-    /// an address of `underlay_ips`; nftables only]
+    /// Interface through which packets leave, nftables only; repeatable [default: interfaces of
+    /// this machine with an address of `underlay_ips`]
     #[arg(long, value_name = "NAME")]
     underlay_interface: Vec<String>,
 }
 
 const FORMATS: &str = "\
-iptables: the chains `asg-...` and their parents `netout-...`, rule for rule as \
-iptables prints them. `save` is the form of iptables-save, which iptables-restore \
---noflush takes where the CNI plugin's chains are; `rules` is that of iptables -S. \
-The chains are sorted by name. IPv6 follows behind a line `# ip6tables`.
+iptables: the chains `asg-...` and their parents `netout-...`, as iptables prints them. \
+`save` is the format of iptables-save, which iptables-restore --noflush accepts if the \
+CNI plugin's chains exist; `rules` is the format of iptables -S. \
+The chains are sorted by name. IPv6 follows after a line `# ip6tables`.
 nftables: input for nft -f.
-Rules and containers that cannot be enforced are left out and told on standard error.
-Exit code: 0, 1 if a file cannot be used, 2 for a wrong command line.";
+Rules and containers that cannot be enforced are left out and reported on standard error.
+Exit code: 0 success, 1 if a file cannot be used, 2 invalid command line.";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum PlaneName {
@@ -86,9 +86,9 @@ enum PlaneName {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// As iptables-save
+    /// Format of iptables-save
     Save,
-    /// As iptables -S
+    /// Format of iptables -S
     Rules,
 }
 

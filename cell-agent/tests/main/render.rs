@@ -426,7 +426,7 @@ fn a_wrong_command_line_ends_with_2() {
     assert_eq!(run(&["render"]).status.code(), Some(2));
     let help = run(&["render", "-help"]);
     assert!(help.status.success() && texts(&help).0.contains("iptables-save"), "{help:?}");
-    assert!(texts(&run(&["-help"])).1.contains("render  print the table"));
+    assert!(texts(&run(&["-help"])).1.contains("render  Print the table"));
 }
 
 /// The configuration selects the plane if the command line does not.

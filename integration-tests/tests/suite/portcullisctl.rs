@@ -148,7 +148,7 @@ fn watch_locks_continues_after_an_outage_of_the_server() {
     server.process.kill();
     wait::until("the loss to be told", || {
         let lines = watch.lines();
-        let told = lines.iter().any(|line| line.ends_with("; connecting again"));
+        let told = lines.iter().any(|line| line.ends_with("; reconnecting"));
         if told { Ok(()) } else { Err(lines.join("\n")) }
     });
     server.restart();

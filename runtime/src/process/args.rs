@@ -81,7 +81,7 @@ fn command(about: &About, own: &Own) -> Command {
             .long(BACKUP)
             .value_name("FILE")
             .value_parser(clap::builder::OsStringValueParser::new())
-            .help("Copy the configuration's database, which may be in use, to a file, and exit")
+            .help("Copy the configured SQLite database to FILE, also while it is in use, and exit")
     };
     Command::new(about.name)
         .bin_name(about.name)
@@ -93,13 +93,13 @@ fn command(about: &About, own: &Own) -> Command {
                 .long(about.config_flag)
                 .value_name("FILE")
                 .value_parser(clap::value_parser!(OsString))
-                .help("The configuration, a JSON file"),
+                .help("Configuration file (JSON)"),
         )
         .arg(
             Arg::new(CHECK)
                 .long(CHECK)
                 .action(ArgAction::SetTrue)
-                .help("Read the configuration, say what is wrong with it, and exit"),
+                .help("Check the configuration file, print all problems, and exit"),
         )
         .args(own.flags.iter().chain(&own.tasks).map(flag))
         .args(own.keeps.then(backup))
@@ -111,10 +111,10 @@ fn command(about: &About, own: &Own) -> Command {
 }
 
 fn after_help(commands: &[about::Command]) -> String {
-    let flags = "A flag may have one dash or two, and its value after a space or an equals sign.";
+    let flags = "Flags take one dash or two. A value follows after a space or an equals sign.";
     let mut text = String::new();
     if !commands.is_empty() {
-        text.push_str("Instead of serving (--help after it says more):\n");
+        text.push_str("Commands (COMMAND --help for details):\n");
         for command in commands {
             text.push_str(&format!("  {}  {}\n", command.name, command.summary));
         }

@@ -20,11 +20,11 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a development Cloud Controller and UAA.
+    /// Serve a development Cloud Controller and UAA
     CloudController(cloud_controller::Arguments),
-    /// Run the whole of Portcullis on this machine, with cells in network namespaces.
+    /// Run all of Portcullis on this machine, with cells in network namespaces
     Cluster(cluster::Arguments),
-    /// Measure a lock server or a policy store under load.
+    /// Measure services under load: lock server, policy store, syncer, cell agent
     #[cfg(feature = "load")]
     Load(load::Arguments),
 }

@@ -43,10 +43,10 @@ use config::Config;
 /// The command line of `portcullis-dev cloud-controller`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The configuration (JSON); without it, every key has its default.
+    /// Configuration file (JSON) [default: the default of every key]
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
-    /// Only check the configuration.
+    /// Check the configuration file, print all problems, and exit
     #[arg(long)]
     pub check_config: bool,
 }

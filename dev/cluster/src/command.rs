@@ -32,41 +32,42 @@ const NEEDED_TOOLS: [&str; 5] = ["ip", "nft", "setpriv", "sleep", "unshare"];
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = false)]
 pub struct Arguments {
-    /// Part of every namespace's name; clusters of different names live side by side
+    /// Prefix of all namespace names; clusters with different names can run side by side
     #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = Name::parse, global = true)]
     name: Name,
 
-    /// Where configuration, certificates, data and logs go [default: ~/.local/state/portcullis/NAME]
+    /// Directory of configuration, certificates, data and logs [default:
+    /// ~/.local/state/portcullis/NAME]
     #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
 
-    /// Where the executables of the services are [default: beside this one]
+    /// Directory of the services' executables [default: directory of this program]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
 
-    /// How many cells
+    /// Number of cells
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_CELLS)))]
     cells: u8,
 
-    /// How many apps, over all cells in turn
+    /// Number of apps, distributed over all cells in turn
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(2..=i64::from(MOST_APPS)))]
     apps: u16,
 
-    /// The control plane's ports [default: default; auto for a story]
+    /// Ports of the control plane [default: default; auto for a story]
     #[arg(long, value_name = "CHOICE", value_enum)]
     ports: Option<Choice>,
 
-    /// Play the operator's story; exit with 0 if every check passes
+    /// Run the operator's story; exit code 0 if every check passes, otherwise 1
     #[arg(long, conflicts_with = "clean")]
     story: bool,
 
-    /// Only remove what a killed cluster of that name left
+    /// Only remove the remains of a killed cluster of that name
     #[arg(long)]
     clean: bool,
 
-    /// Without one, the cluster is started; each of these asks the running one
+    /// Request to a running cluster; without a request, a cluster is started
     #[command(subcommand)]
     request: Option<Request>,
 }

@@ -32,9 +32,9 @@ pub(crate) struct Ports {
 /// How ports are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Choice {
-    /// The same at every start, so that commands can be kept
+    /// The same ports at every start, so that commands stay valid
     Default,
-    /// Any that are free
+    /// Any free ports
     Auto,
 }
 

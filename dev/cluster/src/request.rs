@@ -40,37 +40,37 @@ pub(crate) enum Request {
         #[arg(short, long, default_value = "KILL")]
         signal: String,
     },
-    /// Freeze a process (SIGSTOP)
+    /// Pause a process (SIGSTOP)
     Stop {
         /// Name of the process, as `list` prints it
         process: String,
     },
-    /// Continue a frozen process (SIGCONT)
+    /// Resume a paused process (SIGCONT)
     Cont {
         /// Name of the process, as `list` prints it
         process: String,
     },
-    /// Start a process that has ended, and wait until it answers
+    /// Start a stopped process, and wait until it responds
     Start {
         /// Name of the process, as `list` prints it
         process: String,
     },
-    /// End a process with SIGTERM, start it again, and wait until it answers
+    /// Stop a process with SIGTERM, start it again, and wait until it responds
     Restart {
         /// Name of the process, as `list` prints it
         process: String,
     },
-    /// Add an app: a container with its network, its metadata and its rules
+    /// Add an app: a container with network, metadata entry and rules
     AddApp {
         /// Name of the app; unique in the cluster
         app: String,
-        /// s1, s2, or the GUID of a space
+        /// Space of the app: s1, s2, or the GUID of a space
         #[arg(long, default_value = "s1")]
         space: String,
         /// Cell of the app, such as cell-2 [default: the cell with the fewest apps]
         #[arg(long, value_parser = Cell::parse)]
         cell: Option<Cell>,
-        /// A staging container instead of a running app
+        /// Create a staging container instead of a running app
         #[arg(long)]
         staging: bool,
     },
@@ -83,7 +83,7 @@ pub(crate) enum Request {
     AddCell,
     /// Remove a cell, its agent and its apps
     RemoveCell {
-        /// The cell, such as cell-3
+        /// Name of the cell, such as cell-3
         #[arg(value_parser = Cell::parse)]
         cell: Cell,
     },

@@ -11,20 +11,19 @@ use tonic::transport::Channel;
 /// The server under load.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Target {
-    /// Where it listens: host:port, as its certificate names it.
+    /// Address of the server, host:port; its certificate must be valid for the host
     #[arg(long)]
     pub(super) address: String,
-    /// The authority that its certificate and ours chain to.
+    /// PEM file of the CA of both certificates
     #[arg(long)]
     pub(super) ca: PathBuf,
-    /// Our certificate.
+    /// PEM file of the client certificate
     #[arg(long)]
     pub(super) cert: PathBuf,
-    /// Its key.
+    /// PEM file of its private key
     #[arg(long)]
     pub(super) key: PathBuf,
-    /// The server's process, when it runs on this machine: its CPU time and memory
-    /// are reported.
+    /// Process id of the server, if it runs on this machine; reports its CPU time and memory
     #[arg(long)]
     pub(super) server_pid: Option<u32>,
 }

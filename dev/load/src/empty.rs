@@ -31,19 +31,19 @@ pub(super) const LISTENS: &str = "listening on ";
 /// Serve a call that does nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where to listen.
+    /// Listen address, host:port; port 0: any free port
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
-    /// The authority that clients' certificates chain to.
+    /// PEM file of the CA of client certificates
     #[arg(long)]
     ca: PathBuf,
-    /// The server's certificate.
+    /// PEM file of the server certificate
     #[arg(long)]
     cert: PathBuf,
-    /// Its key.
+    /// PEM file of its private key
     #[arg(long)]
     key: PathBuf,
-    /// Instead: answer with as many bytes as are asked for, over TLS alone.
+    /// Serve responses of any requested length over TLS alone, without HTTP/2
     #[arg(long)]
     bare: bool,
 }

@@ -34,7 +34,7 @@ use std::time::Duration;
 use anyhow::Context;
 use runtime::config::GoDuration;
 
-/// What to measure.
+/// Measurements, separated by commas
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -43,19 +43,19 @@ pub struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Call a Locket, ours or the genuine one, as fast as it answers.
+    /// Send one kind of request to a Locket, ours or the original, at full rate
     Locket(locket::Arguments),
-    /// Keep many presences alive for a while and watch the server's memory.
+    /// Hold many presences, and measure the memory of the lock server
     Hold(soak::Arguments),
-    /// Measure the lock server in one run against an empty call, and print the table.
+    /// Measure the lock server and an empty call in one run, and print a table
     LocketSuite(suite::Arguments),
-    /// Change groups in a policy store and time them to simulated cells.
+    /// Change groups in a policy store, and measure the delay to simulated cells
     Store(Box<store::Arguments>),
-    /// Sync a large foundation with a syncer, and time and weigh that.
+    /// Sync a large foundation, and measure time and memory of the syncer
     Sync(sync::Arguments),
-    /// Change groups and containers of a full cell, and time its agent and its packets.
+    /// Change groups and containers of a full cell, and measure its agent and packets
     Cell(cell::Arguments),
-    /// Serve a call that does nothing, on the same stack as the services.
+    /// Serve a gRPC call that does nothing, on the same stack as the services
     EmptyServer(empty::Arguments),
 }
 

@@ -23,23 +23,23 @@ use super::{length, positive_length, say};
 /// Connections that acquire the additional locks.
 const TAKERS: u32 = 64;
 
-/// What is called.
+/// Operation under load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(super) enum Operation {
-    /// Lock a key that nobody has.
+    /// Lock a new key
     LockNew,
-    /// Lock a key that the caller has, with the same value.
+    /// Refresh a lock of the caller, with the same value
     LockRefresh,
-    /// Read one presence.
+    /// Fetch one presence
     Fetch,
-    /// Read all presences.
+    /// Fetch all presences
     FetchAll,
-    /// Give back a presence that was taken before.
+    /// Release a presence acquired before the measurement
     Release,
-    /// Call what does nothing; `load empty-server` has it.
+    /// A call without effect, served by `load empty-server`
     Empty,
-    /// Get what reading all presences gets over TLS alone; `load empty-server --bare`
-    /// has it.
+    /// A response as long as that of fetch-all over TLS alone, served by `load empty-server
+    /// --bare`
     Tls,
 }
 
@@ -65,36 +65,36 @@ impl Operation {
     }
 }
 
-/// How much of it.
+/// Amount of load.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Load {
     #[arg(long, value_enum)]
     pub(super) operation: Operation,
-    /// Workers; each has one call open at a time.
+    /// Number of workers; each has one open call at a time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) concurrency: u32,
-    /// Connections that the workers share; one for each worker when not given.
+    /// Number of connections, shared by the workers [default: one per worker]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) connections: Option<u32>,
-    /// How long is measured.
+    /// Duration of the measurement
     #[arg(long, default_value = "4s", value_parser = positive_length)]
     pub(super) duration: Duration,
-    /// How long before that.
+    /// Time under load before the measurement begins
     #[arg(long, default_value = "1s", value_parser = length)]
     pub(super) warm_up: Duration,
-    /// Bytes of a presence's value.
+    /// Size of a presence's value in bytes
     #[arg(long, default_value_t = 600)]
     pub(super) value_size: u32,
-    /// Presences that are there beforehand, for all operations but lock-new.
+    /// Number of presences acquired before the measurement, for all operations except lock-new
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) presences: u32,
-    /// Locks that are there beforehand, beside the presences.
+    /// Number of locks acquired before the measurement, in addition to the presences
     #[arg(long, default_value_t = 0)]
     pub(super) locks: u32,
-    /// The time to live of presences and locks in seconds.
+    /// Time to live of presences and locks in seconds
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) ttl: u32,
-    /// Leave what was taken to its time to live, instead of giving it back.
+    /// Let acquired locks expire instead of releasing them
     #[arg(long)]
     pub(super) keep: bool,
 }
@@ -105,7 +105,7 @@ pub(super) struct Arguments {
     target: Target,
     #[command(flatten)]
     load: Load,
-    /// Print JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

@@ -24,31 +24,31 @@ use super::{positive_length, say};
 pub(super) struct Arguments {
     #[command(flatten)]
     target: Target,
-    /// How many are held.
+    /// Number of presences
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     presences: u32,
-    /// Their time to live in seconds.
+    /// Time to live of the presences in seconds
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     ttl: u32,
-    /// How often each is refreshed; half of the time to live when not given.
+    /// Interval of refreshes of each presence [default: half of the time to live]
     #[arg(long, value_parser = positive_length)]
     interval: Option<Duration>,
-    /// How long.
+    /// Duration of the measurement
     #[arg(long, default_value = "10m", value_parser = positive_length)]
     duration: Duration,
-    /// Workers with a connection each, which share the presences.
+    /// Number of workers, each with its own connection, which share the presences
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: u32,
-    /// Bytes of a presence's value.
+    /// Size of a presence's value in bytes
     #[arg(long, default_value_t = 600)]
     value_size: u32,
-    /// Draw the server's memory into this PNG file.
+    /// PNG file for a plot of the server's memory
     #[arg(long)]
     plot: Option<PathBuf>,
     /// Leave the presences to their time to live, instead of giving them back.
     #[arg(long)]
     keep: bool,
-    /// Print JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

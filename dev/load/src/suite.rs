@@ -17,26 +17,26 @@ use super::{length, positive_length, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where the binary `lock-server` is; beside this one when not given.
+    /// Directory of the binary `lock-server` [default: directory of this program]
     #[arg(long)]
     bin_dir: Option<PathBuf>,
-    /// Keep the locks in this database instead of SQLite: postgres://user@host/name,
-    /// or user:password@tcp(host:port)/name. The table `locks` there is used.
+    /// Database of the locks instead of SQLite: postgres://user@host/name or
+    /// user:password@tcp(host:port)/name; its table `locks` is used
     #[arg(long)]
     database: Option<Database>,
-    /// Every operation with 1, 16 and 64 workers, instead of what has a goal.
+    /// Measure every operation with 1, 16 and 64 workers [default: only rows with a goal]
     #[arg(long)]
     all: bool,
-    /// How often each row is measured.
+    /// Number of measurements of each row
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How long each time.
+    /// Duration of one measurement
     #[arg(long, default_value = "4s", value_parser = positive_length)]
     duration: Duration,
-    /// How long before that.
+    /// Time under load before the measurement begins
     #[arg(long, default_value = "1s", value_parser = length)]
     warm_up: Duration,
-    /// Print JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

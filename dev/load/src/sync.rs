@@ -28,21 +28,21 @@ use super::{positive_length, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where the binaries are; beside this program when not given.
+    /// Directory of the binaries [default: directory of this program]
     #[arg(long)]
     bin_dir: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
-    /// Bind the same spaces for staging as well.
+    /// Bind the groups to the same spaces for staging as well
     #[arg(long)]
     staging: bool,
-    /// How often a new syncer begins with a new store.
+    /// Number of rounds, each with a new syncer and a new store
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How long the syncer then polls without a change.
+    /// Time without changes in which the idle syncer is measured
     #[arg(long, default_value = "10s", value_parser = positive_length)]
     idle: Duration,
-    /// Print JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

@@ -34,41 +34,41 @@ const LATER: u32 = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where the binaries `cell-agent` and `policy-store` are; beside this program
-    /// when not given.
+    /// Directory of the binaries `cell-agent` and `policy-store` [default: directory of this
+    /// program]
     #[arg(long)]
     bin_dir: Option<PathBuf>,
-    /// What to measure.
+    /// Measurements, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "work,packets")]
     parts: Vec<Part>,
-    /// nftables, iptables-legacy or iptables-nft.
+    /// Data planes, separated by commas: nftables, iptables-legacy, iptables-nft
     #[arg(long, value_delimiter = ',', default_value = "nftables,iptables-legacy,iptables-nft")]
     planes: Vec<Plane>,
-    /// Rules of each container.
+    /// Numbers of rules per container, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "50,500")]
     rules: Vec<u32>,
-    /// Containers of the cell.
+    /// Number of containers on the cell
     #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=900))]
     containers: u32,
-    /// How often a rule is changed, and a container added.
+    /// Number of changed rules, and of added containers
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     changes: u32,
-    /// How long is waited after each change.
+    /// Pause after each change
     #[arg(long, default_value = "500ms", value_parser = positive_length)]
     pause: Duration,
-    /// How long the agent is watched while nothing changes.
+    /// Time without changes in which the idle agent is measured
     #[arg(long, default_value = "30s", value_parser = positive_length)]
     idle: Duration,
-    /// Rules before the one for the packets that are timed.
+    /// Numbers of rules before the rule that allows the measured packets, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "10,100,1000,10000")]
     packet_rules: Vec<u32>,
-    /// Draw apply time over rules into this PNG file.
+    /// PNG file for a plot of apply time over rules
     #[arg(long)]
     plot_work: Option<PathBuf>,
-    /// Draw packet latency over rules into this PNG file.
+    /// PNG file for a plot of packet latency over rules
     #[arg(long)]
     plot_packets: Option<PathBuf>,
-    /// Print JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -76,9 +76,9 @@ pub(super) struct Arguments {
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Changes, an idle agent, and its memory.
+    /// Changes, an idle agent, and its memory
     Work,
-    /// Packets.
+    /// Packet latency
     Packets,
 }
 

@@ -7,26 +7,26 @@ use model::rule::RuleSpec;
 /// How many of what.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Shape {
-    /// Security groups.
+    /// Number of security groups
     #[arg(long, default_value_t = 13_500, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) groups: u32,
-    /// Of them, those that apply everywhere.
+    /// Number of global groups among them
     #[arg(long, default_value_t = 0)]
     pub(crate) global: u32,
-    /// Rules of a group.
+    /// Number of rules per group
     #[arg(long, default_value_t = 20)]
     pub(crate) rules: u32,
-    /// Spaces that a group is bound to for running containers.
+    /// Number of spaces that a group is bound to for running containers
     #[arg(long, default_value_t = 3)]
     pub(crate) bindings: u32,
-    /// Spaces that a group is bound to for staging containers.
+    /// Number of spaces that a group is bound to for staging containers
     #[arg(long, default_value_t = 0)]
     pub(crate) staging_bindings: u32,
-    /// Bind groups to spaces from anywhere, and not to neighbours: a cell with many
-    /// spaces then has far more groups.
+    /// Bind groups to spaces at random instead of neighbouring spaces: a cell with many
+    /// spaces then has far more groups
     #[arg(long)]
     pub(crate) scattered: bool,
-    /// Spaces that there are.
+    /// Number of spaces
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) spaces: u32,
 }

@@ -30,32 +30,32 @@ use super::{length, say};
 pub(super) struct Arguments {
     #[command(flatten)]
     existing: Existing,
-    /// Where the binary `policy-store` is, when no address is given and one is
-    /// started; beside this program when not given.
+    /// Directory of the binary `policy-store`, which is started if no address is given [default:
+    /// directory of this program]
     #[arg(long)]
     bin_dir: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
     identity: Identity,
-    /// Simulated cells; several numbers are measured one after the other.
+    /// Numbers of simulated cells, separated by commas; measured one after another
     #[arg(long, value_delimiter = ',', default_value = "1000")]
     watchers: Vec<usize>,
-    /// Spaces of each cell.
+    /// Number of spaces per cell
     #[arg(long, default_value_t = 200)]
     cell_spaces: u32,
-    /// How often a group is changed with each number of cells.
+    /// Number of changes for each number of cells
     #[arg(long, default_value_t = 20)]
     changes: u32,
-    /// How long is waited after each change.
+    /// Pause after each change
     #[arg(long, default_value = "200ms", value_parser = length)]
     pause: Duration,
     #[command(flatten)]
     habits: Habits,
-    /// Draw propagation over the number of cells into this PNG file.
+    /// PNG file for a plot of propagation over the number of cells
     #[arg(long)]
     plot: Option<PathBuf>,
-    /// Print JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -64,28 +64,28 @@ pub(super) struct Arguments {
 /// cells have the same certificate.
 #[derive(Debug, Clone, clap::Args)]
 struct Existing {
-    /// Where a running store serves gRPC; without it, one is started.
+    /// gRPC address of a running store, host:port [default: a store is started]
     #[arg(long, requires_all = ["ca", "writer_cert", "writer_key", "cell_cert", "cell_key"])]
     address: Option<String>,
-    /// The authority of all certificates.
+    /// PEM file of the CA of all certificates
     #[arg(long)]
     ca: Option<PathBuf>,
-    /// The certificate of a writer.
+    /// PEM file of a writer's certificate
     #[arg(long)]
     writer_cert: Option<PathBuf>,
-    /// Its key.
+    /// PEM file of its private key
     #[arg(long)]
     writer_key: Option<PathBuf>,
-    /// The certificate of all cells.
+    /// PEM file of the certificate of all cells
     #[arg(long)]
     cell_cert: Option<PathBuf>,
-    /// Its key.
+    /// PEM file of its private key
     #[arg(long)]
     cell_key: Option<PathBuf>,
-    /// Where it serves the original's HTTP API: host:port.
+    /// Address of the store's HTTP API (policy-server-internal), host:port
     #[arg(long, requires = "address")]
     http_address: Option<String>,
-    /// The store's process, when it runs on this machine.
+    /// Process id of the store, if it runs on this machine
     #[arg(long)]
     server_pid: Option<u32>,
 }

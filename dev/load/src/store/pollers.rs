@@ -21,32 +21,31 @@ use crate::{length, positive_length};
 /// Parsed length of a response.
 const HEAD: usize = 4 << 10;
 
-/// How the agents ask.
+/// Polling behaviour of the agents.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Habits {
-    /// Agents that poll over HTTP.
+    /// Number of agents that poll over HTTP
     #[arg(long, default_value_t = 0)]
     pub(super) pollers: u32,
-    /// How often each asks; 0s for as fast as it is answered.
+    /// Poll interval of each agent; 0s: without pause
     #[arg(long, default_value = "60s", value_parser = length)]
     poll_interval: Duration,
-    /// For how long.
+    /// Duration of the measurement
     #[arg(long, default_value = "60s", value_parser = positive_length)]
     poll_duration: Duration,
-    /// Spaces that each asks for.
+    /// Number of spaces per request
     #[arg(long, default_value_t = 100)]
     poll_spaces: u32,
-    /// The page size that each asks for, as agents spell it: `per_page`.
+    /// Page size per request (`per_page`)
     #[arg(long, default_value_t = 5_000)]
     page_size: u32,
-    /// All begin at the same moment, as agents that were started together, and not
-    /// spread over the interval.
+    /// Start all agents at the same moment instead of spread over the interval
     #[arg(long)]
     poll_together: bool,
-    /// After how long an agent gives up; an original's is 5s.
+    /// Timeout of a request; the original agents use 5s
     #[arg(long, default_value = "60s", value_parser = positive_length)]
     poll_timeout: Duration,
-    /// Ask for compressed answers.
+    /// Accept gzip
     #[arg(long)]
     gzip: bool,
 }

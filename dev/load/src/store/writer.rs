@@ -23,13 +23,13 @@ const ENTRIES: usize = 2_000;
 /// Approximate bytes of groups in one message.
 const PART: usize = 1 << 20;
 
-/// Who writes.
+/// Identity of the writer.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Identity {
-    /// The lock owner that the store is told.
+    /// Lock owner sent to the store
     #[arg(long, default_value = "load")]
     owner: String,
-    /// Its fencing token; a store takes none that is older than one it has seen.
+    /// Fencing token sent to the store, which refuses one older than the newest it has seen
     #[arg(long, default_value_t = 0)]
     token: u64,
 }

@@ -2,8 +2,11 @@
 //!
 //! Every certificate is valid for both ends of a connection (serverAuth and
 //! clientAuth), so that one pair of files serves a process in all its roles. Keys are
-//! RSA: the genuine Locket clients support only TLS 1.2 with ECDHE-RSA
+//! RSA: the original Locket clients support only TLS 1.2 with ECDHE-RSA
 //! (docs/compatibility/locket.md#tls). Only the owner can read key files.
+//!
+//! Users: [`cloud_controller`](../cloud_controller/index.html),
+//! [`cluster`](../cluster/index.html), [`load`](../load/index.html), and tests.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

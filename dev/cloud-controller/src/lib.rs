@@ -1,7 +1,7 @@
 //! The development Cloud Controller and UAA.
 //!
-//! They respond like the genuine ones, for everything that concerns security groups:
-//! documents, errors, messages and their order, the stamp of the last update. Facts:
+//! They respond like the originals to all requests about security groups: same
+//! documents, errors, messages and their order, stamp of the last update. Facts:
 //! docs/compatibility/cloud-controller.md.
 //!
 //! - [`validate`] validates requests, [`state`] applies changes, and [`uaa::grant`]
@@ -12,8 +12,10 @@
 //!   `/internal/v4` behind mutual TLS.
 //!
 //! Known differences from the original: deletions are done before the response, so jobs
-//! are complete at once; the stamp is strictly monotonic, where the original's can go
+//! are complete immediately; the stamp is strictly monotonic, where the original's can go
 //! back with two concurrent writers; passwords are stored in plain text.
+//!
+//! Not for production. Its client is the [`syncer`](../syncer/index.html).
 
 pub mod app;
 pub mod config;

@@ -7,6 +7,9 @@
 //! the cluster; later it is reported, and the cluster continues. After a `kill -9` of
 //! the launcher the kernel ends the processes, and the next launcher of that name
 //! removes the namespaces.
+//!
+//! Not in this crate: the services, which are started as executables, and the network of
+//! a cell ([`cni`]).
 
 mod cloud;
 mod command;

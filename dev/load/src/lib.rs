@@ -9,6 +9,8 @@
 //!   server runs on the same machine.
 //! - CPU usage of other processes is reported: on a busy machine the figures mean
 //!   little.
+//!
+//! Figures and commands: docs/performance.md.
 
 mod calls;
 mod cell;

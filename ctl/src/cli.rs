@@ -154,7 +154,7 @@ pub enum Command {
         #[arg(long)]
         exit_code: bool,
     },
-    /// Compare the kernel with the desired rules and CHANGE it where it differs (cell agent)
+    /// Compare kernel and desired rules, and CHANGE the kernel where they differ (cell agent)
     Reconcile,
     /// Show the status of this cell's agent (cell agent)
     Cell,

@@ -2,8 +2,8 @@
 //! (docs/compatibility/locket.md#lock, #release, #expiry).
 //!
 //! The embedded store and the store in memory decide by these functions. The shared store has
-//! the rules as conditions of its SQL statements (`store::shared::conditions`); the property
-//! test `laws::decide` compares both.
+//! the rules as conditions of its SQL statements (`store::shared::conditions`); property tests
+//! compare both (`store::shared::rules_tests`).
 //!
 //! Only owners are compared. The owner may change everything else, including the
 //! kind. Pure functions: no I/O, no clock.

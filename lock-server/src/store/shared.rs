@@ -32,6 +32,8 @@ mod notification;
 mod reads;
 mod restore;
 mod rows;
+#[cfg(test)]
+mod rules_tests;
 mod statements;
 mod view;
 

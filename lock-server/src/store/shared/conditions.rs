@@ -1,8 +1,8 @@
 //! Locket's rules ([`crate::decide`]) as SQL conditions on a row of `locks`. All statements take
 //! their conditions from here.
 //!
-//! The database evaluates the rules, so that a call is one statement. A property test
-//! (`laws::decide`) compares the outcomes on PostgreSQL and MariaDB with those of `decide`:
+//! The database evaluates the rules, so that a call is one statement. The property tests in
+//! `rules_tests` compare the outcomes on PostgreSQL and MariaDB with those of `decide`:
 //!
 //! | `decide` | condition |
 //! |---|---|

@@ -118,7 +118,7 @@ impl runtime::process::Service for App {
             Self::OneShot(pass) => {
                 let pass = Box::pin(pass.run());
                 let ended = shutdown.run_until_cancelled(pass).await;
-                ended.unwrap_or_else(|| bail!("told to end before the pass was over"))
+                ended.unwrap_or_else(|| bail!("stopped before the pass was complete"))
             }
         }
     }

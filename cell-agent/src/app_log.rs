@@ -41,7 +41,7 @@ pub struct AppLogs {
     loggregator: Loggregator,
     enforced: watch::Receiver<Arc<Enforced>>,
     state: StateDirectory,
-    told: Reported,
+    reported: Reported,
 }
 
 /// The rules that were last reported. Pure.
@@ -75,8 +75,9 @@ impl AppLogs {
             None
         });
         let containers = read.and_then(|content| runtime::json::from_slice(&content).ok());
-        let told = Reported { containers: containers.unwrap_or_default(), ..Reported::default() };
-        Self { loggregator, enforced, state, told }
+        let reported =
+            Reported { containers: containers.unwrap_or_default(), ..Reported::default() };
+        Self { loggregator, enforced, state, reported }
     }
 
     /// Sends lines until shutdown.
@@ -99,9 +100,9 @@ impl AppLogs {
     }
 
     async fn look(&mut self, enforced: &Enforced) {
-        let before = self.told.containers.clone();
-        let changed = self.told.changed(enforced);
-        if self.told.containers != before {
+        let before = self.reported.containers.clone();
+        let changed = self.reported.changed(enforced);
+        if self.reported.containers != before {
             self.write().await;
         }
         for handle in changed {
@@ -114,7 +115,7 @@ impl AppLogs {
     }
 
     async fn write(&self) {
-        let content = serde_json::to_vec(&self.told.containers).expect("texts");
+        let content = serde_json::to_vec(&self.reported.containers).expect("texts");
         let state = self.state.clone();
         let written = tokio::task::spawn_blocking(move || state.write(FILE, &content));
         if let Err(error) = written.await.expect("writing does not panic") {
@@ -201,8 +202,8 @@ mod tests {
         assert_eq!((log.source_id.as_str(), log.instance_id.as_str()), ("app", "0"));
         let log = line(r#"{"guid":"app","tags":{"a":null}}"#).unwrap();
         assert_eq!(log.tags["a"], "");
-        for nobody in ["", "{broken", "{}", r#"{"guid":""}"#, r#"{"guid":7}"#, "null", "[]"] {
-            assert_eq!(line(nobody), None, "{nobody}");
+        for unnamed in ["", "{broken", "{}", r#"{"guid":""}"#, r#"{"guid":7}"#, "null", "[]"] {
+            assert_eq!(line(unnamed), None, "{unnamed}");
         }
     }
 }

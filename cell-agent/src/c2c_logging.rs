@@ -36,8 +36,8 @@ async fn switch(State(state): State<Arc<AtomicBool>>, method: Method, body: Stri
         match wanted(&body) {
             Ok(enabled) => state.store(enabled, Ordering::Relaxed),
             Err(error) => {
-                let told = json!({ "error": error });
-                return (StatusCode::BAD_REQUEST, told.to_string()).into_response();
+                let body = json!({ "error": error });
+                return (StatusCode::BAD_REQUEST, body.to_string()).into_response();
             }
         }
     }

@@ -240,8 +240,8 @@ impl Cell {
             enforced = self.enforced.borrow().clone();
         }
         if let Some(error) = failure(&enforced, reading) {
-            let untold = || "no security groups are known yet".to_owned();
-            return Err(known.map_or_else(|| refreshed.err().unwrap_or_else(untold), |_| error));
+            let unknown = || "no security groups are known yet".to_owned();
+            return Err(known.map_or_else(|| refreshed.err().unwrap_or_else(unknown), |_| error));
         }
         if let Some(reason) = enforced.waiting.get(&handle) {
             return Err(reason.clone());
@@ -250,7 +250,7 @@ impl Cell {
             None | Some(Assignment::Bound(_) | Assignment::Ungrouped(_)) => Ok(()),
             Some(Assignment::Isolated(reason)) => Err(reason),
             Some(Assignment::Unknown(space)) => Err(refreshed.err().unwrap_or_else(|| {
-                format!("the policy store has not told the security groups of space {space}")
+                format!("the policy store has not sent the security groups of space {space}")
             })),
         }
     }

@@ -143,7 +143,7 @@ pub fn why_denied(assignment: &Assignment) -> String {
     match assignment {
         Assignment::Bound(_) => String::new(),
         Assignment::Unknown(space) => {
-            format!("the policy store has not told the security groups of space {space} yet")
+            format!("the policy store has not sent the security groups of space {space} yet")
         }
         Assignment::Ungrouped(reason) | Assignment::Isolated(reason) => reason.clone(),
     }

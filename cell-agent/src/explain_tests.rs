@@ -144,7 +144,7 @@ fn a_denial_names_the_reason_and_near_rules() {
     let denied = ask(&ruleset, "c", "10.11.0.1", 80);
     assert!(self::reason(&denied).starts_with("10.11.0.1 is in 10.11.0.0/16 of deny_networks"));
     let early = ask(&ruleset, "early", "10.1.0.1", 80);
-    assert!(self::reason(&early).contains("has not told the security groups of space s2"));
+    assert!(self::reason(&early).contains("has not sent the security groups of space s2"));
 }
 
 #[test]

@@ -158,8 +158,8 @@ fn resolve(enforced: &Enforced, text: &str) -> Result<ContainerHandle, Status> {
 
 fn unknown(enforced: &Enforced, handle: &ContainerHandle) -> Status {
     if enforced.at.is_none() {
-        let told = "this agent has put nothing in force yet: the kernel keeps what it has";
-        return Status::unavailable(told);
+        let problem = "this agent has put nothing in force yet: the kernel keeps what it has";
+        return Status::unavailable(problem);
     }
     Status::not_found(format!("there is no container {handle} on this cell"))
 }

@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_who_and_what() {
-        let nobody = Access {
+        let unnamed = Access {
             writers: patterns(&["cn=x"]),
             readers: patterns(&["cn=x"]),
             ..Access::default()
@@ -211,7 +211,7 @@ mod tests {
             (None, Action::Write, "a peer without a certificate may not write locks"),
         ];
         for (identity, action, text) in table {
-            assert_eq!(nobody.check(identity.as_ref(), action).unwrap_err().to_string(), text);
+            assert_eq!(unnamed.check(identity.as_ref(), action).unwrap_err().to_string(), text);
         }
     }
 
@@ -238,19 +238,19 @@ mod tests {
             assert!(may(key), "{key}");
         }
         assert!(!may("policy-server-asg-syncer"));
-        let told =
+        let check =
             |identity, key, ttl| access.check_lock(identity, key, ttl).unwrap_err().to_string();
         assert_eq!(
-            told(Some(&bbs), "policy-server-asg-syncer", None),
+            check(Some(&bbs), "policy-server-asg-syncer", None),
             "the peer cn=bbs,ou=diego,dns=bbs.service.cf.internal may not write the lock \
              \"policy-server-asg-syncer\""
         );
         assert_eq!(
-            told(None, "bbs", None),
+            check(None, "bbs", None),
             "a peer without a certificate may not write the lock \"bbs\""
         );
         let text = "ttl_in_seconds is 61, at most 60 is allowed (max_lock_ttl)";
-        assert_eq!(told(None, "anything", ttl(61)), text);
+        assert_eq!(check(None, "anything", ttl(61)), text);
         assert!(access.has_bounds() && !Access::default().has_bounds());
         assert_eq!(Access::default().check_lock(None, "bbs", ttl(i64::MAX)), Ok(()));
     }

@@ -192,8 +192,8 @@ impl Front {
         }
         let (store, agent) = (store.clone(), self.agent.as_ref().map(|(agent, _)| agent.clone()));
         let stats = move || store.stats();
-        let told = report::database(stats, agent, self.timing.report, shutdown.clone());
-        tasks.add("database metrics", told);
+        let database = report::database(stats, agent, self.timing.report, shutdown.clone());
+        tasks.add("database metrics", database);
     }
 
     /// Adds the tasks that serve `store`; the end of the gRPC task cancels `drained`.

@@ -181,7 +181,7 @@ impl Feed {
         }
         // Watchers do not receive refreshes, which are nearly all events.
         if !matches!(event, Event::Refreshed(_)) {
-            self.watchers().tell(event);
+            self.watchers().publish(event);
         }
     }
 
@@ -265,7 +265,7 @@ struct Watcher {
 
 impl Watcher {
     /// Returns false when the buffer is full; the caller then drops the sender.
-    fn tell(&self, event: &Event) -> bool {
+    fn publish(&self, event: &Event) -> bool {
         self.events.try_send(event.clone()).is_ok()
     }
 }
@@ -285,20 +285,20 @@ impl Watchers {
         }
     }
 
-    fn tell(&mut self, event: &Event) {
+    fn publish(&mut self, event: &Event) {
         if self.count == 0 {
             return;
         }
         let lock = &event.held().lock;
         if let Some(watchers) = self.keys.get_mut(&lock.key) {
-            watchers.retain(|watcher| watcher.tell(event));
+            watchers.retain(|watcher| watcher.publish(event));
         }
-        self.kind(lock.kind).retain(|watcher| watcher.tell(event));
+        self.kind(lock.kind).retain(|watcher| watcher.publish(event));
         // A watcher of the previous kind must learn that the lock left that kind.
         if let Event::Updated { before, .. } = event
             && before.lock.kind != lock.kind
         {
-            self.kind(before.lock.kind).retain(|watcher| watcher.tell(event));
+            self.kind(before.lock.kind).retain(|watcher| watcher.publish(event));
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Locks<S> {
     store: S,
-    patience: Duration,
+    store_timeout: Duration,
 }
 
 /// Reason why a request fails. The texts are the original's where it has one.
@@ -37,9 +37,9 @@ pub enum Error {
 }
 
 impl<S: Store> Locks<S> {
-    /// `patience` is the store timeout of a request.
-    pub fn new(store: S, patience: Duration) -> Self {
-        Self { store, patience }
+    /// `store_timeout` is the store timeout of a request.
+    pub fn new(store: S, store_timeout: Duration) -> Self {
+        Self { store, store_timeout }
     }
 
     /// Refreshes the lock if that needs neither waiting nor a log line; otherwise
@@ -130,7 +130,7 @@ impl<S: Store> Locks<S> {
         &self,
         work: impl Future<Output = Result<T, store::Error>>,
     ) -> Result<T, Error> {
-        match timeout(self.patience, work).await {
+        match timeout(self.store_timeout, work).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(Error::Deadline),
         }

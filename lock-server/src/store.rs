@@ -118,6 +118,6 @@ pub enum Error {
     #[error("the store is shut down")]
     Closed,
     /// The watcher limit is reached.
-    #[error("there are too many watchers")]
+    #[error("too many watchers")]
     TooManyWatchers,
 }

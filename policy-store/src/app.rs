@@ -142,7 +142,7 @@ impl Service for App {
         let admin = Admin::new(admin, process, &health).start(ADMIN_DRAIN);
         let store = Box::pin(open::open(&config.database)).await?;
         let nothing = Arc::new(Contents::default().into());
-        committer::mend(&*store, nothing).await.context("looking for lost rows")?;
+        committer::mend(&*store, nothing).await.context("checking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
         let board = Arc::new(SnapshotPublisher::new(contents.into(), Instant::now()));
@@ -278,7 +278,7 @@ impl App {
 
 /// The HTTP API of the original.
 fn api(config: &Config, board: &Arc<SnapshotPublisher>) -> Api {
-    let gate = Admission::new(config.concurrent_lists, admission::PATIENCE);
+    let gate = Admission::new(config.concurrent_lists, admission::TIMEOUT);
     let tags = Tags::new(config.tag_length);
     Api::new(config.access.clone(), Arc::clone(board), gate, tags)
 }

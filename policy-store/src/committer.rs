@@ -112,13 +112,13 @@ pub struct Committer {
     jobs: mpsc::Receiver<Job>,
     store: Arc<dyn Store>,
     board: Arc<SnapshotPublisher>,
-    told: Option<Told>,
+    health: Option<DatabaseHealth>,
 }
 
 /// Health components of the database. A readable database with a full disk is ready for
 /// reads only.
 #[derive(Debug)]
-struct Told {
+struct DatabaseHealth {
     reads: Component,
     writes: Component,
 }
@@ -127,7 +127,7 @@ struct Told {
 #[must_use]
 pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
-    (Commits(sender), Committer { jobs, store, board, told: None })
+    (Commits(sender), Committer { jobs, store, board, health: None })
 }
 
 impl Committer {
@@ -137,25 +137,25 @@ impl Committer {
         // The store was read before; no write error is known yet.
         reads.ready();
         writes.ready();
-        self.told = Some(Told { reads, writes });
+        self.health = Some(DatabaseHealth { reads, writes });
         self
     }
 
     fn answered(&self) {
-        if let Some(Told { reads, .. }) = &self.told {
+        if let Some(DatabaseHealth { reads, .. }) = &self.health {
             reads.ready();
         }
     }
 
     fn failed(&self, error: &Error) {
-        if let Some(Told { reads, .. }) = &self.told {
+        if let Some(DatabaseHealth { reads, .. }) = &self.health {
             reads.not_ready(chain(error));
         }
     }
 
     /// A Replace or its refusal was stored.
     fn written(&self) {
-        if let Some(Told { writes, .. }) = &self.told {
+        if let Some(DatabaseHealth { writes, .. }) = &self.health {
             writes.ready();
         }
     }
@@ -163,7 +163,7 @@ impl Committer {
     /// A Replace was not stored. Only another Replace proves recovery: a small write may
     /// succeed on a disk without space for a set.
     fn not_written(&self, error: &Error) {
-        if let (Some(Told { writes, .. }), Error::Database(_)) = (&self.told, error) {
+        if let (Some(DatabaseHealth { writes, .. }), Error::Database(_)) = (&self.health, error) {
             writes.not_ready(format!("the last Replace was not stored: {}", chain(error)));
         }
     }
@@ -237,7 +237,7 @@ impl Committer {
                 let took = began.elapsed();
                 self.board.confirm(Instant::now());
                 let named = decision.named();
-                tell(&write, &decision, &named, took);
+                log_change(&write, &decision, &named, took);
                 Ok(Ok(Committed {
                     generation: decision.state.generation,
                     added: decision.added(),
@@ -378,7 +378,7 @@ async fn made<T: Send + 'static>(snapshot: impl FnOnce() -> T + Send + 'static) 
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-fn tell(write: &Replacement, decision: &Decision, named: &Named, took: Duration) {
+fn log_change(write: &Replacement, decision: &Decision, named: &Named, took: Duration) {
     let outcome = if decision.is_change() { "changed" } else { "unchanged" };
     REPLACES.counter_by([("outcome", outcome)]).increment(1);
     COMMIT_SECONDS.histogram().record(took.as_secs_f64());
@@ -404,7 +404,7 @@ fn tell(write: &Replacement, decision: &Decision, named: &Named, took: Duration)
         tracing::info!(
             given = printed(write.watermark),
             stored = stored.unwrap_or_default(),
-            "watermark-went-back"
+            "watermark-regressed"
         );
     }
 }

@@ -117,7 +117,7 @@ async fn the_log_tells_of_each_replace_and_refusal() {
     let mut write = fenced(&named(60, "1"), "syncer-a", 9);
     write.watermark = model::generation::Watermark::try_new(0, 500_000_000).unwrap();
     replace(&writer, &write).await.unwrap();
-    let line = program.line("watermark-went-back", 0);
+    let line = program.line("watermark-regressed", 0);
     assert_eq!(
         line["data"],
         json!({ "given": "1970-01-01T00:00:00.5Z", "stored": "1970-01-01T00:00:01Z" })

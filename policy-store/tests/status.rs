@@ -37,7 +37,7 @@ fn each_error_has_its_status() {
         most: 5,
     };
     let denied = Denied { peer: "the peer cn=x".to_owned(), action: Action::Replace };
-    let senseless = store::Error::CorruptRow { field: "a.b", problem: "secret".to_owned() };
+    let corrupt = store::Error::CorruptRow { field: "a.b", problem: "secret".to_owned() };
     let closed = store::Error::Database(storage::Error::Closed);
     for (error, code, text) in [
         (Error::Denied(denied), Code::PermissionDenied, "the peer cn=x may not replace security"),
@@ -63,10 +63,10 @@ fn each_error_has_its_status() {
         ),
         (refused(Refusal::Overtaken { lacking: 2 }), Code::Aborted, "another Replace came first"),
         (Error::Replace(Failure::Store(closed)), Code::Internal, "the database failed"),
-        (Error::Replace(Failure::Store(senseless)), Code::Internal, "the database failed"),
+        (Error::Replace(Failure::Store(corrupt)), Code::Internal, "the database failed"),
         (Error::Replace(Failure::ShuttingDown), Code::Unavailable, "the store is shutting down"),
         (Error::Busy, Code::ResourceExhausted, "too many Replaces"),
-        (Error::Silent(60), Code::DeadlineExceeded, "the writer said nothing for 60 seconds"),
+        (Error::Silent(60), Code::DeadlineExceeded, "the writer sent nothing for 60 seconds"),
         (Error::Draining, Code::Unavailable, "the store is shutting down"),
         (Status::data_loss("its own").into(), Code::DataLoss, "its own"),
     ] {

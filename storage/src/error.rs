@@ -46,7 +46,7 @@ pub enum Error {
         problem: String,
     },
     /// The migration versions of this program are not 1, 2, 3 ...
-    #[error("migration {found} ({name}) stands where number {expected} belongs")]
+    #[error("migration {found} ({name}) is in the place of number {expected}")]
     MigrationOrder {
         /// Actual version.
         found: u32,
@@ -105,7 +105,7 @@ pub enum Error {
         source: Arc<rusqlite::Error>,
     },
     /// SQLite rolled the transaction back because of another write in it.
-    #[error("the transaction was given up because another write in it failed")]
+    #[error("the transaction was rolled back because another write in it failed")]
     Abandoned,
     /// A connection string is invalid.
     #[error("the connection string is wrong: {problem}")]

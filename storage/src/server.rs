@@ -208,14 +208,14 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 /// Retry state of a call, with its deadline.
 struct Attempts {
     deadline: Instant,
-    patience: Duration,
+    timeout: Duration,
     /// Created with the first retry, as most calls need none.
     backoff: Option<Backoff>,
 }
 
 impl Attempts {
-    fn new(patience: Duration) -> Self {
-        Self { deadline: Instant::now() + patience, patience, backoff: None }
+    fn new(timeout: Duration) -> Self {
+        Self { deadline: Instant::now() + timeout, timeout, backoff: None }
     }
 
     /// Pauses before a retry; returns `error` when a retry is pointless or the deadline is too
@@ -234,7 +234,7 @@ impl Attempts {
     }
 
     fn timed_out(&self) -> Error {
-        Error::Timeout { after: self.patience, source: None }
+        Error::Timeout { after: self.timeout, source: None }
     }
 }
 

@@ -109,7 +109,7 @@ const CASES: &[Case] = &[
         },
         calls: "TSS1SS1SS1SSS1SSS",
         writes: &[&["a"]],
-        log: &["info security-groups-did-not-stand-still", FETCHED, APPLIED],
+        log: &["info security-groups-list-unstable", FETCHED, APPLIED],
     },
     Case {
         name: "401: a new token, once, and the call again",

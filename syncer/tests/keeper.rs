@@ -289,7 +289,7 @@ async fn a_lock_server_without_tokens_is_told_once() {
     running.steps(2).await;
     server.free();
     assert_eq!(running.steps(3).await, [began(0), Step::Ended, began(0)]);
-    assert_eq!(data_of(&log, "locket-lock.lock-server-gives-no-fencing-tokens").len(), 1);
+    assert_eq!(data_of(&log, "locket-lock.lock-server-without-fencing-tokens").len(), 1);
 }
 
 #[tokio::test]

@@ -232,7 +232,7 @@ async fn a_genuine_locket_is_enough() {
     until("renewals", || world.locks.with(|state| state.granted.len() >= 3)).await;
     leader.signal("-TERM");
     assert_eq!(leader.ended().await.code(), Some(0));
-    assert_eq!(leader.told("locket-lock.lock-server-gives-no-fencing-tokens").len(), 1);
+    assert_eq!(leader.told("locket-lock.lock-server-without-fencing-tokens").len(), 1);
     assert_eq!(leader.told("locket-lock.released-lock").len(), 1);
     standby.until_told("applied-security-groups").await;
     let writes = world.store.writes();

@@ -277,7 +277,7 @@ async fn an_unstable_list_is_an_error_only_after_the_deadline() {
     let settings = Settings { retry_deadline: Duration::from_secs(1), ..SETTINGS };
     let _leader = Leader::with(settings, world.cloud.client(), world.store.client("me"), 1);
     until("an error", || !data_of(&log, "asg-sync-cycle").is_empty()).await;
-    assert!(!data_of(&log, "security-groups-did-not-stand-still").is_empty());
+    assert!(!data_of(&log, "security-groups-list-unstable").is_empty());
     assert_eq!(
         data_of(&log, "asg-sync-cycle")[0]["error"],
         "unable to retrieve a consistent listing of security groups from CAPI after '1s': \

@@ -31,7 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Another process holds the lock.
-    #[error("{path} has been locked by somebody else for {waited:?}")]
+    #[error("{path} has been locked by another process for {waited:?}")]
     Busy {
         /// The lock file.
         path: PathBuf,

@@ -115,12 +115,12 @@ impl Client {
         self.subscribe(&mut follow, &requests).await?;
         let first = tokio::time::timeout(SILENCE, answers.message()).await;
         let mut next = first.map_err(|_elapsed| {
-            let told = "the store took the watch and told nothing, as one that was never filled";
-            Status::failed_precondition(told)
+            let problem = "the store accepted the watch and sent no groups: it was never filled";
+            Status::failed_precondition(problem)
         })??;
         while let Some(answer) = next {
-            let told = self.receive(&mut follow, answer);
-            if told.is_some_and(|known| wanted.is_subset(&known.spaces)) {
+            let update = self.receive(&mut follow, answer);
+            if update.is_some_and(|known| wanted.is_subset(&known.spaces)) {
                 return Ok(());
             }
             next = answers.message().await?;
@@ -209,11 +209,11 @@ impl Client {
     fn receive(&mut self, follow: &mut WatchSession, answer: WatchResponse) -> Option<Arc<Known>> {
         let (reset, upserted, removed) =
             (answer.reset, answer.upserted.len(), answer.removed.len());
-        let told = follow.receive(answer);
-        for problem in &told.problems {
+        let update = follow.receive(answer);
+        for problem in &update.problems {
             tracing::error!(error = problem, "group-isolated");
         }
-        let known = told.known?;
+        let known = update.known?;
         let before = self.known.borrow().as_ref().map_or(Generation(0), |known| known.generation);
         if known.generation == Generation(0) && before > Generation(0) {
             // The empty state of a store that was never filled is not a valid state.
@@ -225,7 +225,7 @@ impl Client {
         }
         if known.generation < before {
             let (from, to) = (before.0, known.generation.0);
-            tracing::error!(from, to, "policy-store-went-back");
+            tracing::error!(from, to, "policy-store-generation-regressed");
         }
         tracing::debug!(
             generation = known.generation.0,

@@ -117,7 +117,7 @@ impl WatchSession {
             subscription_sequence,
             stamp,
         } = response;
-        let mut told = Update::default();
+        let mut update = Update::default();
         if reset {
             self.draft.clear();
             self.lacks = false;
@@ -138,7 +138,7 @@ impl WatchSession {
                     self.lacks = true;
                     let name = proto::decode_group(encoded).map(|group| group.guid);
                     let name = name.unwrap_or_default();
-                    told.problems.push(format!("group {name:?}: {error}"));
+                    update.problems.push(format!("group {name:?}: {error}"));
                 }
             }
         }
@@ -147,9 +147,9 @@ impl WatchSession {
             // subscription.
             let exact = !self.lacks && subscription_sequence == self.sequence;
             let stamp = if exact { Stamp(stamp) } else { Stamp::default() };
-            told.known = Some(self.whole(Generation(generation), stamp, subscription_sequence));
+            update.known = Some(self.whole(Generation(generation), stamp, subscription_sequence));
         }
-        told
+        update
     }
 
     fn whole(&self, generation: Generation, stamp: Stamp, confirmed: u64) -> Arc<Known> {
@@ -218,12 +218,12 @@ mod tests {
     #[test]
     fn only_an_exact_state_is_resumed() {
         let mut follow = WatchSession::hello([space("s1"), space("s2")]);
-        let told = |follow: &mut WatchSession, sequence| {
+        let update = |follow: &mut WatchSession, sequence| {
             let mut answer = state(3, sequence, &["a"]);
             answer.stamp = 77;
             follow.receive(answer).known.unwrap()
         };
-        let known = told(&mut follow, 0);
+        let known = update(&mut follow, 0);
         let (mut resumed, hello) = WatchSession::resume(&known).unwrap();
         assert_eq!((hello.generation, hello.stamp), (3, 77));
         assert_eq!(hello.space_guids, ["s1", "s2"]);
@@ -234,8 +234,8 @@ mod tests {
         assert_eq!(known.spaces, spaces(&["s1", "s2"]));
         // Groups of only a dropped space stay until the store removes them.
         follow.subscribe(&spaces(&["s1"])).unwrap();
-        assert!(WatchSession::resume(&told(&mut follow, 0)).is_none());
-        let known = told(&mut follow, 1);
+        assert!(WatchSession::resume(&update(&mut follow, 0)).is_none());
+        let known = update(&mut follow, 1);
         assert_eq!(WatchSession::resume(&known).unwrap().1.space_guids, ["s1"]);
     }
 
@@ -290,8 +290,8 @@ mod tests {
         let mut follow = WatchSession::hello([]);
         let mut answer = state(3, 0, &["a", "", "b"]);
         answer.upserted.push(policy_v1::StoredGroup::default());
-        let told = follow.receive(answer);
-        assert_eq!(told.problems.len(), 2, "{:?}", told.problems);
-        assert_eq!(names(&told.known.unwrap()), ["a", "b"]);
+        let update = follow.receive(answer);
+        assert_eq!(update.problems.len(), 2, "{:?}", update.problems);
+        assert_eq!(names(&update.known.unwrap()), ["a", "b"]);
     }
 }

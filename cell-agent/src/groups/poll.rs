@@ -153,7 +153,7 @@ impl Poller {
             let Some(outcome) = shutdown.run_until_cancelled(self.cycle()).await else {
                 return Ok(());
             };
-            next = Instant::now() + self.told(&outcome);
+            next = Instant::now() + self.record(&outcome);
             let outcome = outcome.map_err(|error| chain(&error));
             for answer in waiting {
                 let _gave_up = answer.send(outcome.clone());
@@ -243,7 +243,7 @@ impl Poller {
     }
 
     /// Reports the result of a poll; returns the delay before the next one.
-    fn told(&mut self, outcome: &Result<(), Error>) -> Duration {
+    fn record(&mut self, outcome: &Result<(), Error>) -> Duration {
         let Err(error) = outcome else {
             self.backoff.reset();
             if self.link.send_replace(Connectivity::Up) != Connectivity::Up {

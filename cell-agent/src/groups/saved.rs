@@ -125,8 +125,8 @@ fn decode(mut content: &[u8]) -> Result<Arc<Known>, String> {
     let whole = WatchResponse::decode_length_delimited(&mut content).map_err(text)?;
     let spaces: Result<Vec<SpaceGuid>, _> =
         space_guids.iter().map(|space| SpaceGuid::parse(space)).collect();
-    let told = WatchSession::hello(spaces.map_err(|error| error.to_string())?).receive(whole);
-    match (told.known, told.problems.first()) {
+    let update = WatchSession::hello(spaces.map_err(|error| error.to_string())?).receive(whole);
+    match (update.known, update.problems.first()) {
         (Some(mut known), None) => {
             Arc::make_mut(&mut known).revision = 1;
             Ok(known)

@@ -99,7 +99,7 @@ pub trait Plane: Debug + Send + Sync {
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>>;
 
     /// Sources of the latest packets that belong to no known container.
-    async fn strangers(&self) -> String {
+    async fn unattributed_sources(&self) -> String {
         String::new()
     }
 }

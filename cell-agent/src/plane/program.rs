@@ -186,7 +186,7 @@ impl Program {
         match output.status.signal() {
             Some(signal) => {
                 let hint = if CRASHES.contains(&signal) { self.crash } else { "" };
-                Err(failed(io::Error::other(format!("it ended with {}{hint}", output.status))))
+                Err(failed(io::Error::other(format!("ended with {}{hint}", output.status))))
             }
             None => Ok(output),
         }

@@ -89,7 +89,7 @@ fn refuse(refused: &mut Refused, attempt: &Attempt, unit: &Unit, reason: &str) {
         }
         Unit::Container(handle) => {
             if let Some(container) = attempt.snapshot.containers.get(handle) {
-                let entry = (container.clone(), format!("the kernel refuses it: {reason}"));
+                let entry = (container.clone(), format!("the kernel rejects the rules: {reason}"));
                 refused.containers.insert(handle.clone(), entry);
             }
         }

@@ -163,7 +163,7 @@ impl Reconciler {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(nudge) = self.nudges.recv() => self.nudged(nudge).await,
                 Ok(()) = self.inputs.containers.changed() => self.gather(GATHER).await,
-                Ok(()) = self.inputs.groups.changed() => self.gather(self.patience()).await,
+                Ok(()) = self.inputs.groups.changed() => self.gather(self.debounce()).await,
                 () = at(retry_at) => self.reconcile().await,
                 () = at(settle_at) => self.settle().await,
                 _ = drift.tick() => {
@@ -218,7 +218,7 @@ impl Reconciler {
 
     /// Debounce of group changes; the short one for the first groups, since containers
     /// are denied until then.
-    fn patience(&self) -> Duration {
+    fn debounce(&self) -> Duration {
         let first = self.published.borrow().generation() == Generation::default();
         let burst = self.changed_at.is_some_and(|at| at.elapsed() < BURST);
         if burst && !first { GATHER_BURST } else { GATHER }
@@ -277,9 +277,9 @@ impl Reconciler {
     fn attempt(&mut self) -> Option<Attempt> {
         let attempt = Attempt::of(&mut self.inputs);
         // Containers or rules are not known yet, but the kernel has rules: keep them.
-        let untold = !attempt.knows_groups || attempt.reading == 0;
-        self.holding &= untold;
-        if untold && self.plane.status().holds_rules && !self.lost {
+        let unknown = !attempt.knows_groups || attempt.reading == 0;
+        self.holding &= unknown;
+        if unknown && self.plane.status().holds_rules && !self.lost {
             if !std::mem::replace(&mut self.holding, true) {
                 tracing::info!(
                     groups = attempt.knows_groups,

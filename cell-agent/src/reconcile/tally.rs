@@ -57,10 +57,10 @@ impl Tally {
 
     /// Records a container with a full connection set. Returns whether to log.
     fn is_full(&mut self, handle: &ContainerHandle, now: Instant) -> bool {
-        let told = self.full.get(handle).map(|(_, told)| *told);
-        let due = told.is_none_or(|told| now - told >= QUIET);
-        let told = told.filter(|_| !due).unwrap_or(now);
-        self.full.insert(handle.clone(), (now, told));
+        let reported = self.full.get(handle).map(|(_, reported)| *reported);
+        let due = reported.is_none_or(|reported| now - reported >= QUIET);
+        let reported = reported.filter(|_| !due).unwrap_or(now);
+        self.full.insert(handle.clone(), (now, reported));
         due
     }
 
@@ -80,7 +80,7 @@ impl Reconciler {
         let strange = grown.get(UNATTRIBUTED).copied().unwrap_or_default();
         metrics::UNATTRIBUTED.counter().increment(strange);
         if let Some(packets) = self.tally.unattributed(strange, now) {
-            let sources = self.plane.strangers().await;
+            let sources = self.plane.unattributed_sources().await;
             tracing::error!(packets, sources, "unattributed-packets-rejected");
         }
         let ruleset = self.published.borrow().ruleset.clone();
@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(tally.unattributed(5, at(61)), Some(10));
         assert_eq!(tally.unattributed(0, at(122)), None);
         let handle = ContainerHandle::parse("c1").unwrap();
-        let told = [0, 1, 59, 60, 61].map(|seconds| tally.is_full(&handle, at(seconds)));
-        assert_eq!(told, [true, false, false, true, false]);
+        let due = [0, 1, 59, 60, 61].map(|seconds| tally.is_full(&handle, at(seconds)));
+        assert_eq!(due, [true, false, false, true, false]);
         assert_eq!(tally.all_full(at(120)).len(), 1);
         assert!(tally.all_full(at(121)).is_empty());
     }

@@ -8,7 +8,7 @@ use crate::{
     planes::{Plane, Programs},
 };
 
-const REFUSED: &str = "cfnetworking.vxlan-policy-agent.kernel-does-not-take-orders.asking-nft";
+const REFUSED: &str = "cfnetworking.vxlan-policy-agent.netlink-commit-rejected.falling-back-to-nft";
 
 /// A container that is added or removed in a known space needs no process, a changed
 /// rule one, and the kernel's table is the same as with nft.

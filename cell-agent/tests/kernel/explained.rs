@@ -177,7 +177,7 @@ async fn unknown(plane: Plane, lab: Lab) {
     cell.start().await;
     let (status, body) = cell.force(HANDLE).await;
     assert_eq!(status, 500);
-    assert!(body.contains("has not told the security groups of space s2"), "{body}");
+    assert!(body.contains("has not sent the security groups of space s2"), "{body}");
     let denied = (Enforcement::DeniedUntilKnown, Verdict::Denied, Fate::Reject);
     let kept = (Enforcement::KeptUntilKnown, Verdict::Unspecified, Fate::Accept);
     // A table of our own is not kept while its content is unknown.

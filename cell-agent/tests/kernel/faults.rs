@@ -52,7 +52,7 @@ async fn refused(plane: Plane, lab: Lab) {
     cell.add_entry("bad", "10.255.6.6", &app("s1"));
     let (status, body) = cell.force("bad").await;
     assert_eq!(status, 500);
-    assert!(body.contains("the kernel refuses it"), "{body}");
+    assert!(body.contains("the kernel rejects the rules"), "{body}");
     cell.add_app("c2", "10.255.1.2", "s1").await;
     assert_eq!(prober.probe(C2, OPEN, connection(80)).await, Fate::Accept);
     cell.stop().await;

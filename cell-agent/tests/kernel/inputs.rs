@@ -89,7 +89,7 @@ async fn without_a_store(plane: Plane, lab: Lab) {
     cell.add_entry("c3", "10.255.1.2", &app("s2"));
     let (status, body) = cell.force("c3").await;
     assert_eq!(status, 500);
-    assert!(body.contains("has not told the security groups of space s2"), "{body}");
+    assert!(body.contains("has not sent the security groups of space s2"), "{body}");
     assert_eq!(prober.probe(C2, OPEN, connection(80)).await, Fate::Reject);
     // A kernel without the rules gets them back from disk.
     let whole = plane.ours();

@@ -173,7 +173,7 @@ fn once_fails_when_it_is_terminated() {
         let Output { status, stdout, .. } = child.wait_with_output().await.unwrap();
         let log = String::from_utf8_lossy(&stdout);
         assert_eq!(status.code(), Some(1), "{log}");
-        assert!(log.contains("told to end before the pass was over"), "{log}");
+        assert!(log.contains("stopped before the pass was complete"), "{log}");
         assert_eq!(listing(), "");
     });
 }

@@ -127,8 +127,7 @@ fn an_unknown_form_is_learned_without_a_rewrite() {
 async fn spelled(silk: Silk, lab: &Lab) {
     let programs = Programs::new(Plane::Iptables(silk), SPELLS, "");
     let (mut cell, prober) = cell(lab, programs.config(json!({}))).await;
-    let learned =
-        cell.log.data_of("cfnetworking.vxlan-policy-agent.unknown-spelling-of-rules-learned");
+    let learned = cell.log.data_of("cfnetworking.vxlan-policy-agent.unknown-rule-format-learned");
     let learned = learned.expect("the spelling is reported");
     assert!(learned["printed"].as_str().unwrap().contains("--destinations 10.1.0.0"), "{learned}");
     let writes = programs.lines("writes");

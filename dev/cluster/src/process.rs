@@ -130,10 +130,11 @@ impl Processes {
         let child = child.with_context(|| format!("cannot start {}", executable.display()))?;
         let pid = child.id().ok_or_else(|| anyhow!("{name} has no process id"))?;
         let mark = Mark::of(name, pid);
-        let (tell, ended) = watch::channel(false);
+        let (end_sender, ended) = watch::channel(false);
         let asked_to_end = Arc::new(AtomicBool::new(false));
         let death = Death { name: name.clone(), pid, status: None, log: log.clone() };
-        let watcher = look_after(child, tell, asked_to_end.clone(), death, self.deaths.clone());
+        let watcher =
+            look_after(child, end_sender, asked_to_end.clone(), death, self.deaths.clone());
         self.watchers.spawn(watcher);
         // Without a mark the process has exited already; its watcher reports that.
         if let Some(mark) = mark {
@@ -256,13 +257,13 @@ fn command(program: &Program) -> anyhow::Result<Command> {
 
 async fn look_after(
     mut child: Child,
-    tell: watch::Sender<bool>,
+    end_sender: watch::Sender<bool>,
     asked_to_end: Arc<AtomicBool>,
     death: Death,
     deaths: mpsc::Sender<Death>,
 ) {
     let status = child.wait().await.ok();
-    tell.send_replace(true);
+    end_sender.send_replace(true);
     if !asked_to_end.load(Ordering::SeqCst) {
         // There is no receiver while the cluster is being stopped.
         let _ = deaths.send(Death { status, ..death }).await;

@@ -269,27 +269,27 @@ impl Server {
     ) -> anyhow::Result<T> {
         let deadline = Instant::now() + patience;
         loop {
-            let text = self.said()?;
+            let text = self.output()?;
             if let Some(read) = text.lines().find_map(&read) {
                 return Ok(read);
             }
             if let Some(status) = self.child.try_wait()? {
-                bail!("{} ended with {status} and said: {text}", self.name);
+                bail!("{} ended with {status} and output: {text}", self.name);
             }
             if Instant::now() > deadline {
-                bail!("{} is not there in time; it said: {text}", self.name);
+                bail!("{} is not there in time; it output: {text}", self.name);
             }
             sleep(GLANCE).await;
         }
     }
 
-    fn said(&self) -> anyhow::Result<String> {
+    fn output(&self) -> anyhow::Result<String> {
         fs::read_to_string(&self.log).with_context(|| format!("reading {}", self.log.display()))
     }
 
     /// Waits, within the sync timeout, for a log line whose message has this suffix and
     /// whose data match; returns the data.
-    pub(super) async fn told(
+    pub(super) async fn log_line(
         &mut self,
         message: &str,
         fits: impl Fn(&Value) -> bool,
@@ -371,8 +371,8 @@ impl FromStr for Database {
 /// The data of a log line whose message has this suffix.
 fn data_of(line: &str, message: &str) -> Option<Value> {
     let mut line: Value = serde_json::from_str(line).ok()?;
-    let told = line["message"].as_str()?;
-    let is_it = told.strip_suffix(message).is_some_and(|rest| rest.ends_with('.'));
+    let logged = line["message"].as_str()?;
+    let is_it = logged.strip_suffix(message).is_some_and(|rest| rest.ends_with('.'));
     is_it.then(|| line["data"].take())
 }
 

@@ -224,7 +224,7 @@ async fn applied(
     before: Duration,
     fits: impl Fn(&Value) -> bool,
 ) -> anyhow::Result<Sync> {
-    let applied = syncer.told(APPLIED, fits).await?;
+    let applied = syncer.log_line(APPLIED, fits).await?;
     let usage = syncer.usage()?;
     let cpu_ms = (usage.cpu - before).as_secs_f64() * 1e3;
     Ok(Sync { applied, cpu_ms, peak: usage.peak })

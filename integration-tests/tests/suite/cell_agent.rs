@@ -95,7 +95,7 @@ fn portcullisctl_names_why_a_container_is_denied() {
     let (done, text) = ctl(&socket, &["containers"]);
     assert!(done && text.contains(HANDLE), "{text}");
     assert!(text.contains("denied: not in force yet"), "{text}");
-    assert!(text.contains("has not told the security groups of space"), "{text}");
+    assert!(text.contains("has not sent the security groups of space"), "{text}");
     let (done, text) = ctl(&socket, &["--json", "explain", HANDLE, "tcp", "1.2.3.4:80"]);
     assert!(done && text.contains(r#""verdict":"denied""#), "{text}");
     let (done, text) = ctl(&socket, &["rules", "nobody"]);

@@ -357,7 +357,7 @@ mod tests {
             (
                 locks::Error::from(store::Error::TooManyWatchers).into(),
                 Code::ResourceExhausted,
-                "there are too many watchers",
+                "too many watchers",
             ),
         ];
         for (refusal, code, text) in table {

@@ -105,7 +105,7 @@ pub struct Shared {
 
 /// Optimistic retry limit exceeded.
 #[derive(Debug, thiserror::Error)]
-#[error("the lock changed at each of {LOOKS} looks")]
+#[error("the lock changed during each of {LOOKS} attempts")]
 struct ContentionError;
 
 fn failed(error: storage::Error) -> Error {
@@ -157,7 +157,7 @@ impl Shared {
         self.server.stats()
     }
 
-    fn tell(&self, notice: Notification) {
+    fn notify(&self, notice: Notification) {
         // When the queue is full, the pass over the table replaces the notification.
         let _told = self.notices.try_send(notice);
     }
@@ -176,7 +176,7 @@ impl Shared {
         let (held, event) = self.view().observe(held, Instant::now());
         if let Some(Event::Acquired(_) | Event::Updated { .. }) = event {
             let Lock { key, token, .. } = &held.lock;
-            self.tell(Notification { key: key.clone(), token: *token, end: None });
+            self.notify(Notification { key: key.clone(), token: *token, end: None });
         }
         held
     }
@@ -185,7 +185,7 @@ impl Shared {
     fn ended(&self, held: &LockVersion, end: End) {
         let Lock { key, token, .. } = &held.lock;
         self.view().end(key, *token, end, Instant::now());
-        self.tell(Notification { key: key.clone(), token: *token, end: Some(end) });
+        self.notify(Notification { key: key.clone(), token: *token, end: Some(end) });
     }
 
     /// Reads the row of a key, whoever owns it.

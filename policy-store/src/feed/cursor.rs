@@ -66,7 +66,7 @@ pub struct Cursor {
     /// Spaces dropped since the last update.
     dropped: HashSet<SpaceGuid>,
     /// Last sent generation; `None` before the first update.
-    told: Option<Point>,
+    sent: Option<Point>,
     /// Newest received Subscribe, and the newest included in an update.
     sequence: u64,
     acknowledged: u64,
@@ -86,7 +86,7 @@ impl Cursor {
             spaces,
             added: HashSet::new(),
             dropped: HashSet::new(),
-            told: known,
+            sent: known,
             sequence: 0,
             acknowledged: 0,
             is_greeted: false,
@@ -140,16 +140,16 @@ impl Cursor {
     pub fn advance(&mut self, snapshot: &Snapshot) -> Option<Update> {
         let point = snapshot.point();
         let is_current =
-            self.is_greeted && self.told == Some(point) && self.acknowledged == self.sequence;
+            self.is_greeted && self.sent == Some(point) && self.acknowledged == self.sequence;
         if is_current || !snapshot.state.is_whole() {
             return None;
         }
-        let difference = self.told.and_then(|told| self.difference(told, snapshot));
+        let difference = self.sent.and_then(|sent| self.difference(sent, snapshot));
         let (reset, upserted, removed) = match difference {
             Some((upserted, removed)) => (false, upserted, removed),
             None => (true, self.everything(snapshot), Vec::new()),
         };
-        self.told = Some(point);
+        self.sent = Some(point);
         self.is_greeted = true;
         self.acknowledged = self.sequence;
         self.added = HashSet::new();
@@ -164,13 +164,13 @@ impl Cursor {
     /// `None`: the history of the snapshot does not reach back that far.
     fn difference(
         &self,
-        told: Point,
+        sent: Point,
         snapshot: &Snapshot,
     ) -> Option<(Vec<Arc<Entry>>, Vec<GroupGuid>)> {
         // Where a group changed more than once, the first change has the spaces that applied
         // at the last update.
         let mut candidates: BTreeMap<GroupId, Candidate<'_>> = BTreeMap::new();
-        for change in snapshot.history().since(told)? {
+        for change in snapshot.history().since(sent)? {
             candidates.entry(change.id).or_insert_with(|| Candidate {
                 guid: &change.guid,
                 before: change.before.as_deref(),

@@ -56,7 +56,7 @@ impl Laggards {
     }
 }
 
-fn tell(news: &News<'_>, generation: Generation, now: Timestamp) {
+fn log_changes(news: &News<'_>, generation: Generation, now: Timestamp) {
     match news {
         News::Behind(cell, since) => {
             let nanoseconds = now.as_nanosecond() - i128::from(since.0);
@@ -86,7 +86,7 @@ pub async fn watch(feed: Feed, stop: CancellationToken) -> anyhow::Result<()> {
         let (snapshot, cells) = (feed.board.current(), feed.cells.status());
         let now = Timestamp::now();
         for news in laggards.look(&cells, snapshot.history(), now) {
-            tell(&news, snapshot.state.generation, now);
+            log_changes(&news, snapshot.state.generation, now);
         }
     }
     Ok(())

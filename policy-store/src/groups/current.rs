@@ -56,7 +56,8 @@ impl SnapshotPublisher {
         gauge(&snapshot);
         let generation = snapshot.state.generation;
         self.current.store(Arc::new(snapshot));
-        self.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
+        self.generation
+            .send_if_modified(|published| std::mem::replace(published, generation) != generation);
     }
 
     pub(crate) fn confirm(&self, now: Instant) {

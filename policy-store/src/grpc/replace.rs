@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use model::{group::SecurityGroup, ids::GroupGuid};
 use proto::policy_v1::{
     self, ReplaceRequest, ReplaceResponse, replace_request,
-    replace_request::Step as Said,
+    replace_request::Step as ClientMessage,
     replace_response::{self, Missing, Step},
 };
 use tokio::{
@@ -143,8 +143,8 @@ impl Replacing {
     }
 
     async fn begin(&mut self) -> Result<Beginning, Error> {
-        match self.said().await? {
-            Said::Begin(begin) => begin.try_into(),
+        match self.next_message().await? {
+            ClientMessage::Begin(begin) => begin.try_into(),
             other => Err(unexpected("Begin", &other)),
         }
     }
@@ -162,8 +162,8 @@ impl Replacing {
     async fn manifest(&mut self) -> Result<Manifest, Error> {
         let mut manifest = Manifest::default();
         loop {
-            let part = match self.said().await? {
-                Said::Manifest(part) => part,
+            let part = match self.next_message().await? {
+                ClientMessage::Manifest(part) => part,
                 other => return Err(unexpected("Manifest", &other)),
             };
             let replace_request::Manifest { entries, last } = part;
@@ -219,24 +219,24 @@ impl Replacing {
     /// Forwards groups until Commit.
     async fn on_message(&mut self, groups: mpsc::Sender<Vec<Received>>) -> Result<(), Error> {
         loop {
-            match self.said().await? {
+            match self.next_message().await? {
                 // The receiver ends early only with an error, which is reported there.
-                Said::Groups(said) => {
-                    let received = said.groups.into_iter().map(|encoded| {
+                ClientMessage::Groups(part) => {
+                    let received = part.groups.into_iter().map(|encoded| {
                         let bytes = encoded.len();
                         Ok(Received { group: proto::decode_group(encoded)?, bytes })
                     });
                     let received = received.collect::<Result<_, proto::Error>>()?;
                     _ = groups.send(received).await;
                 }
-                Said::Commit(replace_request::Commit {}) => return Ok(()),
+                ClientMessage::Commit(replace_request::Commit {}) => return Ok(()),
                 other => return Err(unexpected("Groups or Commit", &other)),
             }
         }
     }
 
     /// Next message of the writer.
-    async fn said(&mut self) -> Result<Said, Error> {
+    async fn next_message(&mut self) -> Result<ClientMessage, Error> {
         let request = tokio::select! {
             biased;
             () = self.drain.cancelled() => return Err(Error::Draining),
@@ -269,12 +269,12 @@ async fn take(
     Ok(expected)
 }
 
-fn unexpected(expected: &str, said: &Said) -> Error {
-    let name = match said {
-        Said::Begin(_) => "Begin",
-        Said::Manifest(_) => "Manifest",
-        Said::Groups(_) => "Groups",
-        Said::Commit(_) => "Commit",
+fn unexpected(expected: &str, message: &ClientMessage) -> Error {
+    let name = match message {
+        ClientMessage::Begin(_) => "Begin",
+        ClientMessage::Manifest(_) => "Manifest",
+        ClientMessage::Groups(_) => "Groups",
+        ClientMessage::Commit(_) => "Commit",
     };
     Error::Protocol(format!("{name} came where {expected} belongs"))
 }

@@ -36,7 +36,7 @@ pub enum Error {
     #[error("too many Replaces at the same time")]
     Busy,
     /// Idle timeout of a writer.
-    #[error("the writer said nothing for {0} seconds")]
+    #[error("the writer sent nothing for {0} seconds")]
     Silent(u64),
     /// Deadline of a Replace.
     #[error("the Replace took longer than {0} seconds")]

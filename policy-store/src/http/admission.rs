@@ -14,14 +14,14 @@ use crate::metrics::HTTP_LISTS;
 /// Limit of waiting requests per permit.
 const WAITING: usize = 4;
 /// Time limit of the wait. Agents time out after five seconds and still have to read.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Admission control; see the module.
 #[derive(Debug)]
 pub struct Admission {
     places: Arc<Semaphore>,
     waiting: Semaphore,
-    patience: Duration,
+    wait: Duration,
 }
 
 /// All permits are taken and the wait failed.
@@ -38,11 +38,11 @@ pub struct Permit {
 impl Admission {
     /// This number of permits; per permit some requests wait for this time.
     #[must_use]
-    pub fn new(places: usize, patience: Duration) -> Self {
+    pub fn new(places: usize, wait: Duration) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
             waiting: Semaphore::new(places.saturating_mul(WAITING)),
-            patience,
+            wait,
         }
     }
 
@@ -56,7 +56,7 @@ impl Admission {
         }
         let _waiting = self.waiting.try_acquire().map_err(|_| Full)?;
         let place = Arc::clone(&self.places).acquire_owned();
-        match tokio::time::timeout(self.patience, place).await {
+        match tokio::time::timeout(self.wait, place).await {
             Ok(Ok(place)) => Ok(Permit::new(place)),
             // The semaphore is never closed.
             Err(_) | Ok(Err(_)) => Err(Full),
@@ -86,16 +86,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_is_sent_away_and_who_cannot_wait_at_once() {
-        let gate = Admission::new(1, PATIENCE);
+        let gate = Admission::new(1, TIMEOUT);
         let place = gate.enter().await.unwrap();
         let began = Instant::now();
         assert_eq!(gate.enter().await.unwrap_err(), Full);
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), TIMEOUT);
 
         let mut waiting: Vec<_> = (0..WAITING).map(|_| Box::pin(gate.enter())).collect();
         assert!(waiting.iter_mut().all(|enter| enter.now_or_never().is_none()));
         assert_eq!(gate.enter().await.unwrap_err(), Full);
-        assert_eq!(began.elapsed(), PATIENCE, "that one did not wait");
+        assert_eq!(began.elapsed(), TIMEOUT, "that one did not wait");
         drop(waiting);
         let mut next = Box::pin(gate.enter());
         assert!((&mut next).now_or_never().is_none());

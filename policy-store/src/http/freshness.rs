@@ -10,7 +10,7 @@
 //! - One query serves all requests that arrived before it began. One query runs at a
 //!   time; it reads one row without a lock, so it is cheap and never waits for a
 //!   Replace.
-//! - If the database does not answer within [`PATIENCE`], the request fails, as in the
+//! - If the database does not answer within [`TIMEOUT`], the request fails, as in the
 //!   original. Agents keep their rules.
 //! - With a single instance no query is needed.
 
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Timeout of a request: agents time out after five seconds and still have to read.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Read-your-writes barrier; see the module.
 #[derive(Debug)]
@@ -53,10 +53,10 @@ pub enum Stale {
     #[error("{0}")]
     Database(String),
     /// The database has a newer generation, which this instance did not read in time.
-    #[error("generation {0} is in the database and was not read within {PATIENCE:?}")]
+    #[error("generation {0} was not read from the database within {TIMEOUT:?}")]
     Behind(Generation),
     /// The database does not answer.
-    #[error("the database did not answer within {PATIENCE:?}")]
+    #[error("the database did not answer within {TIMEOUT:?}")]
     Silent,
 }
 
@@ -75,11 +75,11 @@ impl Fresh {
         let newest = self.store.as_ref().and_then(|store| store.newest());
         let Some(newest) = newest else { return Ok(()) };
         let came = Instant::now();
-        let found = timeout(PATIENCE, self.look(newest, came)).await;
+        let found = timeout(TIMEOUT, self.look(newest, came)).await;
         let found = found.unwrap_or(Err(Stale::Silent))?;
         let mut generations = self.board.generations();
         let reached = generations.wait_for(|served| *served >= found);
-        match timeout(PATIENCE.saturating_sub(came.elapsed()), reached).await {
+        match timeout(TIMEOUT.saturating_sub(came.elapsed()), reached).await {
             Ok(Ok(_)) => Ok(()),
             // This value keeps the board alive.
             Ok(Err(_)) | Err(_) => Err(Stale::Behind(found)),
@@ -94,11 +94,11 @@ impl Fresh {
         {
             return look.found.clone();
         }
-        if came.elapsed() >= PATIENCE {
+        if came.elapsed() >= TIMEOUT {
             return Err(Stale::Silent);
         }
         let began = Instant::now();
-        let found = timeout(PATIENCE, newest).await;
+        let found = timeout(TIMEOUT, newest).await;
         let found = match found {
             Ok(Ok(point)) => Ok(point.generation),
             Ok(Err(error)) => Err(Stale::Database(chain(&error))),
@@ -210,7 +210,7 @@ mod tests {
         database.let_through.add_permits(1);
         let began = Instant::now();
         assert_eq!(fresh.wait().await, Err(Stale::Behind(Generation(7))));
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
@@ -221,7 +221,7 @@ mod tests {
         for outcome in futures_util::future::join_all(waits).await {
             assert_eq!(outcome, Err(Stale::Silent));
         }
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), TIMEOUT);
         assert_eq!(database.looks.load(SeqCst), 1);
     }
 

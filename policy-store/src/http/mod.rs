@@ -120,7 +120,7 @@ async fn answer(State(api): State<Arc<Api>>, request: Request<Body>) -> Response
         debug!("serving");
         let handler = info_span!("handler", "lager.task" = route.handler());
         let outcome = api.serve(route, &parts, body).instrument(handler.clone()).await;
-        let response = outcome.unwrap_or_else(|refusal| refusal.tell(&handler));
+        let response = outcome.unwrap_or_else(|refusal| refusal.into_logged_response(&handler));
         debug!("done");
         response
     };
@@ -176,7 +176,7 @@ impl Refusal {
         Self { response, description: description.to_owned(), error: error.to_string() }
     }
 
-    fn tell(self, handler: &Span) -> Response {
+    fn into_logged_response(self, handler: &Span) -> Response {
         let Self { response, description, error } = self;
         handler.in_scope(|| error!(error, "{description}"));
         *response

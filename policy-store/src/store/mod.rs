@@ -51,7 +51,7 @@ pub enum Error {
         most: usize,
     },
     /// Corrupt row: a value that this program did not write.
-    #[error("the database holds a senseless value in {field}: {problem}")]
+    #[error("corrupt value in {field}: {problem}")]
     CorruptRow {
         /// Table and column.
         field: &'static str,

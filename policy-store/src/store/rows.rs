@@ -31,33 +31,33 @@ use crate::{
 pub(super) const RUNNING: &str = "running";
 pub(super) const STAGING: &str = "staging";
 
-pub(super) fn senseless<E: ToString>(field: &'static str) -> impl Fn(E) -> Error {
+pub(super) fn corrupt<E: ToString>(field: &'static str) -> impl Fn(E) -> Error {
     move |problem| Error::CorruptRow { field, problem: problem.to_string() }
 }
 
 pub(super) fn to_sql(field: &'static str, number: u64) -> Result<i64, Error> {
-    i64::try_from(number).map_err(senseless(field))
+    i64::try_from(number).map_err(corrupt(field))
 }
 
 pub(super) fn from_sql(field: &'static str, number: i64) -> Result<u64, Error> {
-    u64::try_from(number).map_err(senseless(field))
+    u64::try_from(number).map_err(corrupt(field))
 }
 
 fn small(field: &'static str, number: i64) -> Result<u32, Error> {
-    u32::try_from(number).map_err(senseless(field))
+    u32::try_from(number).map_err(corrupt(field))
 }
 
 fn moment(field: &'static str, milliseconds: i64) -> Result<Timestamp, Error> {
-    Timestamp::from_millisecond(milliseconds).map_err(senseless(field))
+    Timestamp::from_millisecond(milliseconds).map_err(corrupt(field))
 }
 
 fn hash(bytes: &[u8]) -> Result<ContentHash, Error> {
-    let bytes = bytes.try_into().map_err(senseless("security_groups.content_hash"))?;
+    let bytes = bytes.try_into().map_err(corrupt("security_groups.content_hash"))?;
     Ok(ContentHash(bytes))
 }
 
 fn guid(text: &str) -> Result<GroupGuid, Error> {
-    GroupGuid::parse(text).map_err(senseless("security_groups.guid"))
+    GroupGuid::parse(text).map_err(corrupt("security_groups.guid"))
 }
 
 fn id(number: i64) -> Result<GroupId, Error> {
@@ -84,7 +84,7 @@ impl TryFrom<StateRow> for State {
         let watermark = match (row.watermark_seconds, row.watermark_nanoseconds) {
             (Some(seconds), Some(nanoseconds)) => Some(
                 Watermark::try_new(seconds, nanoseconds)
-                    .map_err(senseless("store_state.watermark_nanoseconds"))?,
+                    .map_err(corrupt("store_state.watermark_nanoseconds"))?,
             ),
             _ => None,
         };
@@ -96,7 +96,7 @@ impl TryFrom<StateRow> for State {
             stamp: Stamp(row.stamp_ns),
             watermark,
             token: token.transpose()?.map(FencingToken),
-            writer: writer.map_err(senseless("store_state.writer"))?,
+            writer: writer.map_err(corrupt("store_state.writer"))?,
             synced_at: synced_at.transpose()?,
             last_id: from_sql("store_state.last_id", row.last_id)?,
         })
@@ -154,7 +154,7 @@ impl Scopes {
         match lifecycle {
             RUNNING => running.spaces.insert(space),
             STAGING => staging.spaces.insert(space),
-            other => return Err(senseless("security_group_spaces.lifecycle")(other)),
+            other => return Err(corrupt("security_group_spaces.lifecycle")(other)),
         };
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Scopes {
         let (mut running, mut staging) = self.scopes.remove(&row.id).unwrap_or_default();
         running.everywhere = row.running_default;
         staging.everywhere = row.staging_default;
-        let rules = rules::parse(row.rules).map_err(senseless("security_groups.rules"))?;
+        let rules = rules::parse(row.rules).map_err(corrupt("security_groups.rules"))?;
         let name = row.name.to_owned();
         let group = SecurityGroup { guid: guid(row.guid)?, name, rules, running, staging };
         Ok(Stored { id: id(row.id)?, group: Arc::new(group.into()), hash: hash(row.content_hash)? })
@@ -187,7 +187,7 @@ impl Scopes {
 }
 
 fn share(spaces: &mut SharedSpaces, field: &'static str, text: &str) -> Result<SpaceGuid, Error> {
-    Ok(spaces.share(SpaceGuid::parse(text).map_err(senseless(field))?))
+    Ok(spaces.share(SpaceGuid::parse(text).map_err(corrupt(field))?))
 }
 
 /// Reach of a group, in one column.
@@ -207,7 +207,7 @@ pub(super) fn reach_text(reach: &Reach) -> String {
 /// Fields of a row of `generations` that a plan needs.
 pub(super) fn weighed(generation: i64, weight: i64) -> Result<(Generation, usize), Error> {
     let generation = Generation(from_sql("generations.generation", generation)?);
-    Ok((generation, usize::try_from(weight).map_err(senseless("generations.weight"))?))
+    Ok((generation, usize::try_from(weight).map_err(corrupt("generations.weight"))?))
 }
 
 /// Builder of the history: generations first, then changes, both ascending.
@@ -245,7 +245,7 @@ impl PastRows {
         };
         let change = Change { id: id(row_id)?, guid: guid(text)?, before };
         let place = self.steps.binary_search_by_key(&number, |step| step.point.generation);
-        let place = place.map_err(|_| senseless("group_changes.generation")(number))?;
+        let place = place.map_err(|_| corrupt("group_changes.generation")(number))?;
         self.steps[place].changes.push(change);
         Ok(())
     }
@@ -253,7 +253,7 @@ impl PastRows {
     fn reach(&mut self, text: &str) -> Result<Reach, Error> {
         let field = "group_changes.reach_before";
         let ReachText { everywhere, spaces } =
-            runtime::json::from_str(text).map_err(senseless(field))?;
+            runtime::json::from_str(text).map_err(corrupt(field))?;
         let spaces = spaces.iter().map(|space| share(&mut self.spaces, field, space));
         Ok(Reach::new(everywhere, spaces.collect::<Result<BTreeSet<_>, _>>()?))
     }
@@ -281,7 +281,7 @@ pub(super) struct ReportRow<'a> {
 
 impl ReportRow<'_> {
     pub(super) fn parse(&self) -> Result<(CellId, Report), Error> {
-        let cell = CellId::parse(self.cell_id).map_err(senseless("cell_reports.cell_id"))?;
+        let cell = CellId::parse(self.cell_id).map_err(corrupt("cell_reports.cell_id"))?;
         let field = "cell_reports.enforced_generation";
         let report = Report {
             enforced: Generation(from_sql(field, self.enforced_generation)?),

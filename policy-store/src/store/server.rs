@@ -26,7 +26,7 @@ use model::{generation::Point, ids::CellId};
 use storage::server::{self, Dialect, Listener, Options, Row, Stats};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Contents, Error, Mended, News, Store, rows::senseless};
+use super::{Answer, Contents, Error, Mended, News, Store, rows::corrupt};
 use crate::{
     groups::{
         decide::{Decision, Replacement, State},
@@ -97,7 +97,7 @@ async fn most(server: &server::Server) -> Result<usize, Error> {
         Dialect::MySql => {
             let rows = server.query("SELECT @@max_allowed_packet", &[]).await?;
             let bytes: i64 = only(&rows)?.get(0)?;
-            let bytes = usize::try_from(bytes).map_err(senseless("max_allowed_packet"))?;
+            let bytes = usize::try_from(bytes).map_err(corrupt("max_allowed_packet"))?;
             Ok(bytes.saturating_sub(STATEMENT_ROOM))
         }
     }
@@ -106,7 +106,7 @@ async fn most(server: &server::Server) -> Result<usize, Error> {
 fn only(rows: &[Row]) -> Result<&Row, Error> {
     match rows {
         [row] => Ok(row),
-        rows => Err(senseless("store_state")(format!("{} rows instead of one", rows.len()))),
+        rows => Err(corrupt("store_state")(format!("{} rows instead of one", rows.len()))),
     }
 }
 
@@ -114,7 +114,7 @@ fn only(rows: &[Row]) -> Result<&Row, Error> {
 fn text<'a>(row: &'a Row, column: usize, field: &'static str) -> Result<&'a str, Error> {
     match row.get::<&str>(column) {
         Ok(text) => Ok(text),
-        Err(_) => str::from_utf8(row.get::<&[u8]>(column)?).map_err(senseless(field)),
+        Err(_) => str::from_utf8(row.get::<&[u8]>(column)?).map_err(corrupt(field)),
     }
 }
 

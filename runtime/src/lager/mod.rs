@@ -27,7 +27,7 @@
 //! - From third-party crates only WARN and ERROR pass, as `info` under the message
 //!   `<source>.<target>` with `data.text`.
 //! - Each call site may write 4 MiB of lines of info and above at once, and 32 KiB a second. Lines
-//!   beyond that are dropped; a line `log-lines-left-out` has the message and count.
+//!   beyond that are dropped; a line `log-lines-dropped` has the message and count.
 //! - Each line is one locked write; the lines of [`batch_writes()`] are one write together. A
 //!   closed or failing standard output loses lines and has no other effect.
 
@@ -89,7 +89,7 @@ impl Control {
     pub fn tell_left_out(&self) {
         for (message, lines) in self.budget.left_out() {
             own::LINES_LEFT_OUT.counter().increment(lines);
-            tracing::info!(lines, of = message, "log-lines-left-out");
+            tracing::info!(lines, of = message, "log-lines-dropped");
         }
     }
 

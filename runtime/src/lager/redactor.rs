@@ -64,7 +64,7 @@ impl Redactor {
         let secrets = match Secrets::new(&texts?) {
             Ok(secrets) => secrets,
             Err(error) => {
-                keys.problem("redact_patterns", format!("has a pattern that is none: {error}"));
+                keys.problem("redact_patterns", format!("invalid regular expression: {error}"));
                 return None;
             }
         };

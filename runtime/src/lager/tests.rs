@@ -391,7 +391,7 @@ fn a_flood_of_lines_is_bounded_and_counted() {
     let written = of("locket.grpc-server.refused");
     assert!(written > 10_000, "{written}");
     assert_eq!(of("locket.acquired-lock"), 1);
-    assert_eq!(of("locket.log-lines-left-out"), 1, "told once");
+    assert_eq!(of("locket.log-lines-dropped"), 1, "told once");
     let last = &lines.last().unwrap()["data"];
     assert_eq!(last["of"], "grpc-server.refused");
     assert_eq!(last["lines"], LINES - written);

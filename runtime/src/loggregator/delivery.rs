@@ -86,7 +86,7 @@ impl Delivery {
 
     async fn deliver(mut self, shutdown: &CancellationToken) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let mut told = false;
+        let mut logged = false;
         loop {
             let begun = Instant::now();
             let error = match shutdown.run_until_cancelled(self.connect()).await {
@@ -94,7 +94,7 @@ impl Delivery {
                 Some(Err(error)) => format!("{:#}", anyhow::Error::new(error)),
                 Some(Ok(channel)) => {
                     tracing::info!(address = self.address, "connected");
-                    told = false;
+                    logged = false;
                     self.connected.set(1);
                     let ended = self.outbox.stream(channel, shutdown).await;
                     self.connected.set(0);
@@ -107,8 +107,8 @@ impl Delivery {
             if begun.elapsed() >= STEADY {
                 backoff.reset();
             }
-            if !told {
-                told = true;
+            if !logged {
+                logged = true;
                 tracing::error!(error, address = self.address, "disconnected");
             }
             let pause = tokio::time::sleep(backoff.pause());

@@ -113,7 +113,7 @@ struct StaggeredDrain {
     /// Microseconds between two GOAWAYs.
     step: AtomicU32,
     /// Number of GOAWAYs scheduled.
-    told: AtomicU32,
+    started: AtomicU32,
 }
 
 impl StaggeredDrain {
@@ -129,7 +129,7 @@ impl StaggeredDrain {
     /// Waits until the calling connection may send its GOAWAY.
     async fn turn(&self) {
         self.begun.cancelled().await;
-        let before = self.told.fetch_add(1, Relaxed);
+        let before = self.started.fetch_add(1, Relaxed);
         let pause = Duration::from_micros(self.step.load(Relaxed).into()) * before;
         tokio::time::sleep(pause).await;
     }

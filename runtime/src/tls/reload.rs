@@ -137,7 +137,7 @@ impl<T: Send + Sync + 'static> HotReload<T> {
     /// Reports to `health` whether there is a valid certificate: now and, with
     /// [`HotReload::watch`], after each change.
     pub(super) fn telling(mut self, health: Component) -> Self {
-        tell(&health, self.problem());
+        set_health(&health, self.problem());
         self.health = Some(health);
         self
     }
@@ -222,13 +222,13 @@ impl<T: Send + Sync + 'static> HotReload<T> {
         }
         let problem = state.problem(now);
         if let Some(health) = &self.health {
-            tell(health, problem.clone());
+            set_health(health, problem.clone());
         }
         report.unusable(&self.files, problem.as_deref(), Instant::now());
     }
 }
 
-fn tell(health: &Component, problem: Option<String>) {
+fn set_health(health: &Component, problem: Option<String>) {
     match problem {
         None => health.ready(),
         Some(problem) => health.not_ready(problem),
@@ -440,8 +440,8 @@ mod tests {
         };
         tokio::join!(watch, script);
         let lines = log.lines();
-        let said = lines.iter().filter(|line| line["message"] == "test.certificate-unusable");
-        assert_eq!(said.count(), 3, "{lines:#?}");
+        let unusable = lines.iter().filter(|line| line["message"] == "test.certificate-unusable");
+        assert_eq!(unusable.count(), 3, "{lines:#?}");
         assert_eq!(lines.len(), 3, "{lines:#?}");
     }
 }

@@ -123,14 +123,14 @@ impl From<mysql_async::Error> for Fault {
     fn from(error: mysql_async::Error) -> Self {
         use mysql_async::{DriverError, Error};
         match &error {
-            Error::Server(said) => {
-                let kind = of_number(said.code, &said.message);
+            Error::Server(response) => {
+                let kind = of_number(response.code, &response.message);
                 let lost = matches!(kind, Kind::Standby | Kind::Unavailable);
-                let text = said.message.clone();
+                let text = response.message.clone();
                 // Not prepared, or too many: rejected before the statement started.
-                let refused = matches!(said.code, 1040 | 1047 | 1203 | 1226);
+                let refused = matches!(response.code, 1040 | 1047 | 1203 | 1226);
                 let unclear = matches!(kind, Kind::Unavailable | Kind::Io) && !refused;
-                Self { kind, code: Some(said.code.to_string()), lost, unclear, text }
+                Self { kind, code: Some(response.code.to_string()), lost, unclear, text }
             }
             Error::Io(source) => {
                 Self::of_way(source, trust::explain_all(source, source.to_string()))

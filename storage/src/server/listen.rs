@@ -36,7 +36,7 @@ pub struct Listener {
     channel: &'static str,
     connect_timeout: Duration,
     /// Interval and timeout of the liveness check.
-    patience: Duration,
+    check_interval: Duration,
     link: Option<Link>,
     backoff: Backoff,
     /// Time of the next attempt to connect after a failure.
@@ -67,11 +67,11 @@ impl Listener {
         connector: Connector,
         channel: &'static str,
         connect_timeout: Duration,
-        patience: Duration,
+        check_interval: Duration,
     ) -> Self {
         let backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let (link, retry_at) = (None, None);
-        Self { connector, channel, connect_timeout, patience, link, backoff, retry_at }
+        Self { connector, channel, connect_timeout, check_interval, link, backoff, retry_at }
     }
 
     /// Waits for the next event. Cancel safe.
@@ -83,8 +83,8 @@ impl Listener {
                 }
                 continue;
             };
-            match link.next(self.patience).await {
-                Ok(told) => return Notice::Told(told),
+            match link.next(self.check_interval).await {
+                Ok(payload) => return Notice::Told(payload),
                 Err(fault) => self.lost(&fault),
             }
         }
@@ -138,17 +138,17 @@ impl Link {
 
     /// Regularly checks that the server still responds: a listening connection has no other way to
     /// detect a dead server.
-    async fn next(&mut self, patience: Duration) -> Result<String, Fault> {
+    async fn next(&mut self, check_interval: Duration) -> Result<String, Fault> {
         loop {
-            if let Some(told) = self.heard.pop_front() {
-                return Ok(told);
+            if let Some(payload) = self.heard.pop_front() {
+                return Ok(payload);
             }
-            let told = poll_fn(|context| poll_told(&mut self.connection, context));
-            match timeout(patience, told).await {
-                Ok(told) => return told,
+            let notified = poll_fn(|context| poll_notification(&mut self.connection, context));
+            match timeout(check_interval, notified).await {
+                Ok(payload) => return payload,
                 Err(_) => {
                     let gone = |_| Fault::new(Kind::Unavailable, "it answers no more");
-                    timeout(patience, self.send("")).await.map_err(gone)??;
+                    timeout(check_interval, self.send("")).await.map_err(gone)??;
                 }
             }
         }
@@ -163,8 +163,8 @@ impl Link {
                 if let Poll::Ready(answered) = answer.as_mut().poll(context) {
                     return Poll::Ready(answered.map_err(Fault::from));
                 }
-                match poll_told(connection, context) {
-                    Poll::Ready(Ok(told)) => heard.push_back(told),
+                match poll_notification(connection, context) {
+                    Poll::Ready(Ok(payload)) => heard.push_back(payload),
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -175,11 +175,14 @@ impl Link {
 }
 
 /// Polls the connection until a notification arrives or the connection ends.
-fn poll_told(connection: &mut Driven, context: &mut Context<'_>) -> Poll<Result<String, Fault>> {
+fn poll_notification(
+    connection: &mut Driven,
+    context: &mut Context<'_>,
+) -> Poll<Result<String, Fault>> {
     loop {
         return match connection.poll_message(context) {
-            Poll::Ready(Some(Ok(AsyncMessage::Notification(told)))) => {
-                Poll::Ready(Ok(told.payload().to_owned()))
+            Poll::Ready(Some(Ok(AsyncMessage::Notification(notification)))) => {
+                Poll::Ready(Ok(notification.payload().to_owned()))
             }
             Poll::Ready(Some(Ok(_))) => continue,
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(error.into())),

@@ -272,7 +272,7 @@ async fn on_mysql_alone(
             match lease.batch(statement).await {
                 Ok(()) => {}
                 Err(fault) if before == Some(index) && is_done_before(&fault) => {
-                    tracing::info!(version, name, statement = index + 1, "migration-carried-on");
+                    tracing::info!(version, name, statement = index + 1, "migration-resumed");
                 }
                 Err(fault) => return Err(step(index + 1, fault)),
             }

@@ -389,7 +389,7 @@ impl ToSql for Value {
             (Self::Int(number), &Type::BOOL) => (*number != 0).to_sql(of, out),
             (Self::Text(text), of) if <&str as ToSql>::accepts(of) => text.to_sql(of, out),
             (Self::Bytes(bytes), &Type::BYTEA) => bytes.to_sql(of, out),
-            (_, of) => Err(format!("the statement wants a {of}").into()),
+            (_, of) => Err(format!("the statement expects a {of}").into()),
         }
     }
 

@@ -124,7 +124,7 @@ pub enum Fault {
         now: u64,
     },
     /// The list ended before the stated number.
-    #[error("the list is not whole: pagination.{field} says {stated}, the pages had {found}")]
+    #[error("the list is incomplete: pagination.{field} says {stated}, the pages had {found}")]
     Incomplete {
         /// `total_results` or `total_pages`.
         field: &'static str,

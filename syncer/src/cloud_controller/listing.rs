@@ -173,19 +173,19 @@ mod tests {
             (vec![(false, Some(0), Some(0), 0)], ""),
             (
                 vec![(false, two.0, None, 5)],
-                "the list is not whole: pagination.total_results says 7, the pages had 5",
+                "the list is incomplete: pagination.total_results says 7, the pages had 5",
             ),
             (
                 vec![(true, two.0, two.1, 5), (false, two.0, two.1, 5)],
-                "the list is not whole: pagination.total_results says 7, the pages had 5",
+                "the list is incomplete: pagination.total_results says 7, the pages had 5",
             ),
             (
                 vec![(false, None, two.1, 5)],
-                "the list is not whole: pagination.total_pages says 2, the pages had 1",
+                "the list is incomplete: pagination.total_pages says 2, the pages had 1",
             ),
             (
                 vec![(true, two.0, two.1, 5), (false, None, None, 6)],
-                "the list is not whole: pagination.total_results says 7, the pages had 6",
+                "the list is incomplete: pagination.total_results says 7, the pages had 6",
             ),
             (
                 vec![(true, two.0, two.1, 5), (false, Some(6), two.1, 6)],

@@ -56,7 +56,7 @@ impl Log {
         self.span.in_scope(|| {
             info!(fencing_token = token.0, "acquired-lock");
             if token.0 == 0 && !self.is_tokenless_logged {
-                info!("lock-server-gives-no-fencing-tokens");
+                info!("lock-server-without-fencing-tokens");
             }
         });
         self.is_tokenless_logged |= token.0 == 0;
@@ -118,7 +118,7 @@ impl Log {
     pub(super) fn released(&self, released: &Result<(), Failure>) {
         self.span.in_scope(|| match released {
             Ok(()) => info!("released-lock"),
-            Err(failure) if failure.is_collision() => debug!("lock-is-not-ours"),
+            Err(failure) if failure.is_collision() => debug!("lock-owned-by-another"),
             Err(failure) => error!(error = %failure, "failed-to-release-lock"),
         });
     }

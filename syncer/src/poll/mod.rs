@@ -268,7 +268,7 @@ impl Leadership<'_> {
         }
         let retry_in_ms = millis(pause);
         if unstable && !stale {
-            info!(error = text, retry_in_ms, "security-groups-did-not-stand-still");
+            info!(error = text, retry_in_ms, "security-groups-list-unstable");
         } else {
             error!(error = text, retry_in_ms, "asg-sync-cycle");
         }

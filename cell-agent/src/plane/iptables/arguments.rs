@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn the_time_that_follows_from_the_rate_is_not_printed() {
         let handle = ContainerHandle::parse("h").unwrap();
-        let told = |burst, per_second| {
+        let expire = |burst, per_second| {
             let rule = over_limit(
                 &ConnectionLimit { per_second, burst, log: false, destinations: 9 },
                 &handle,
@@ -130,10 +130,10 @@ mod tests {
             rule.split_once("--hashlimit-name h").unwrap().1.to_owned()
         };
         for (burst, per_second) in [(1, 1), (1, 3), (99, 100), (100, 100)] {
-            assert_eq!(told(burst, per_second), "", "{burst} {per_second}");
+            assert_eq!(expire(burst, per_second), "", "{burst} {per_second}");
         }
-        assert_eq!(told(101, 100), " --hashlimit-htable-expire 2000");
-        assert_eq!(told(1000, 3), " --hashlimit-htable-expire 334000");
+        assert_eq!(expire(101, 100), " --hashlimit-htable-expire 2000");
+        assert_eq!(expire(1000, 3), " --hashlimit-htable-expire 334000");
     }
 
     #[test]

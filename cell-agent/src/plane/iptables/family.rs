@@ -96,7 +96,7 @@ impl FamilyState {
         if let Some((rule, printed)) = odd.first() {
             metrics::count(metrics::UNKNOWN_SPELLINGS);
             let (family, rules) = (self.family(), odd.len());
-            tracing::warn!(%family, rules, rule, printed, "unknown-spelling-of-rules-learned");
+            tracing::warn!(%family, rules, rule, printed, "unknown-rule-format-learned");
         }
         odd.into_iter().for_each(|(rule, printed)| self.spellings.learn(rule, printed));
         Ok(())

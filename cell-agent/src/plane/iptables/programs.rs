@@ -102,8 +102,8 @@ impl Iptables {
         let output = program.finish(program.start(&["--version"])?, "").await?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() || !text.contains("iptables") {
-            let said = format!("{} --version says {:?}", program.name(), text.trim());
-            return Err(Error::Refused(said));
+            let problem = format!("{} --version says {:?}", program.name(), text.trim());
+            return Err(Error::Refused(problem));
         }
         Ok(text.contains("nf_tables"))
     }
@@ -276,8 +276,8 @@ mod tests {
             ),
             ("", None, "it says nothing"),
         ] {
-            let Refusal::Refused { line: told, reason: why } = refusal(stderr) else { panic!() };
-            assert_eq!((told, why.as_str()), (line, reason), "{stderr}");
+            let Refusal::Refused { line: found, reason: why } = refusal(stderr) else { panic!() };
+            assert_eq!((found, why.as_str()), (line, reason), "{stderr}");
         }
     }
 

@@ -30,7 +30,7 @@ use self::{
     listing::{Outline, fingerprint},
     netlink::{KernelGeneration, NetlinkConnection, NftOp},
     nft::Nft,
-    render::{Renderer, STRANGERS, render},
+    render::{Renderer, UNATTRIBUTED_SETS, render},
     table::Table,
 };
 use super::{Error, Plane, Status, Transaction, drift::Drift};
@@ -43,7 +43,7 @@ const FILE: &str = "applied";
 /// was preempted, may still be in chains that nothing refers to any more.
 const QUIET: Duration = Duration::from_millis(50);
 /// Maximum number of packet sources in one log line.
-const STRANGERS_TOLD: usize = 10;
+const UNATTRIBUTED_LOGGED: usize = 10;
 
 /// What a transaction covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl NftablesPlane {
         let applied = self.remembered().filter(|applied| applied.fingerprint == fingerprint);
         match applied {
             Some(Applied { table, salt, .. }) => {
-                tracing::info!(chains = table.chains.len(), "own-table-recognised");
+                tracing::info!(chains = table.chains.len(), "table-unchanged-since-last-run");
                 self.belief = Belief::Known(table.clone());
                 self.wanted = table;
                 self.salt = salt;
@@ -142,7 +142,7 @@ impl NftablesPlane {
                 self.settled = Some(Settled { fingerprint, outline, generation });
             }
             None => {
-                tracing::info!("own-table-not-as-left");
+                tracing::info!("table-modified-since-last-run");
                 self.belief = Belief::Foreign(listing);
                 // Detects a foreign change before our first transaction.
                 self.settled = Some(Settled { fingerprint, outline, generation });
@@ -173,7 +173,7 @@ impl NftablesPlane {
             }
             committed => {
                 committed?;
-                tracing::debug!("table-written-again");
+                tracing::debug!("table-rewritten");
             }
         }
         (self.salt, self.wanted) = (salt, wanted);
@@ -275,7 +275,7 @@ impl NftablesPlane {
             return false;
         }
         let Err(error) = self.line.commit(orders, before).await else { return true };
-        tracing::info!(error = %error, "kernel-does-not-take-orders.asking-nft");
+        tracing::info!(error = %error, "netlink-commit-rejected.falling-back-to-nft");
         false
     }
 
@@ -442,12 +442,12 @@ impl Plane for NftablesPlane {
         self.line.counters()
     }
 
-    async fn strangers(&self) -> String {
+    async fn unattributed_sources(&self) -> String {
         let mut found = Vec::new();
-        for set in STRANGERS {
+        for set in UNATTRIBUTED_SETS {
             found.extend(self.nft.elements(set).await.unwrap_or_default());
         }
-        found.truncate(STRANGERS_TOLD);
+        found.truncate(UNATTRIBUTED_LOGGED);
         let found: Vec<String> = found.iter().map(|source| source.replace(" . ", " ")).collect();
         found.join(", ")
     }

@@ -146,7 +146,7 @@ fn first_error(stderr: &str, output: &Output) -> String {
     let message = stderr.lines().find_map(|line| line.split_once("Error: "));
     match message {
         Some((_place, message)) => message.trim().chars().take(300).collect(),
-        None if stderr.trim().is_empty() => format!("it ended with {}", output.status),
+        None if stderr.trim().is_empty() => format!("ended with {}", output.status),
         None => stderr.trim().chars().take(300).collect(),
     }
 }

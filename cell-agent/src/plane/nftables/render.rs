@@ -55,9 +55,9 @@ const PREFIX_CHARS: usize = 28;
 /// The counter of rejected packets that belong to no known container.
 pub const UNATTRIBUTED: &str = "unattributed";
 /// Sets of the interfaces and sources of the latest unattributed packets.
-pub const STRANGERS: [&str; 2] = ["unattributed_v4", "unattributed_v6"];
+pub const UNATTRIBUTED_SETS: [&str; 2] = ["unattributed_v4", "unattributed_v6"];
 /// Size of such a set, and timeout of an entry.
-const STRANGERS_SET: &str = "size 128; flags dynamic,timeout; timeout 10m;";
+const UNATTRIBUTED_SET: &str = "size 128; flags dynamic,timeout; timeout 10m;";
 
 /// One address family.
 struct Family {
@@ -65,7 +65,7 @@ struct Family {
     key: &'static str,
     suffix: &'static str,
     protocol: &'static str,
-    strangers: &'static str,
+    unattributed: &'static str,
 }
 
 const V4: Family = Family {
@@ -73,14 +73,14 @@ const V4: Family = Family {
     key: "ipv4_addr",
     suffix: "",
     protocol: "ipv4",
-    strangers: STRANGERS[0],
+    unattributed: UNATTRIBUTED_SETS[0],
 };
 const V6: Family = Family {
     keyword: "ip6",
     key: "ipv6_addr",
     suffix: "_v6",
     protocol: "ipv6",
-    strangers: STRANGERS[1],
+    unattributed: UNATTRIBUTED_SETS[1],
 };
 const FAMILIES: [&Family; 2] = [&V4, &V6];
 /// Name suffix of maps that are keyed by interface.
@@ -137,8 +137,8 @@ fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
         if !outsiders.is_empty() {
             map(format!("outsiders{}", family.suffix), family.key, outsiders);
         }
-        let definition = format!("type ifname . {}; {STRANGERS_SET}", family.key);
-        table.sets.insert(family.strangers.to_owned(), definition);
+        let definition = format!("type ifname . {}; {UNATTRIBUTED_SET}", family.key);
+        table.sets.insert(family.unattributed.to_owned(), definition);
     }
     table.counters.insert(UNATTRIBUTED.to_owned());
     let fixed = [
@@ -242,8 +242,8 @@ fn denied(settings: &Settings) -> Chain {
 fn unattributed() -> Chain {
     let mut chain = Chain::new("");
     chain.rule(format!("counter name \"{UNATTRIBUTED}\""));
-    for Family { keyword, strangers, .. } in FAMILIES {
-        chain.rule(format!("update @{strangers} {{ iifname . {keyword} saddr }}"));
+    for Family { keyword, unattributed, .. } in FAMILIES {
+        chain.rule(format!("update @{unattributed} {{ iifname . {keyword} saddr }}"));
     }
     chain.rule(REJECT);
     chain

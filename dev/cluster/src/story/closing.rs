@@ -14,62 +14,65 @@ use crate::process;
 const MOST_MEMORY: u64 = 64 * 1024;
 
 /// Asks the agent about an allowed, a denied and a logged destination.
-pub(super) async fn why(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller.chapter("i", "Why: an allowed, a denied and a logged destination")?;
+pub(super) async fn why(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner.chapter("i", "Why: an allowed, a denied and a logged destination")?;
     let logged = Target::tcp(PRIVATE, 443);
     let rules = json!([{ "protocol": "tcp", "destination": PRIVATE, "ports": "443", "log": true }]);
     let running = json!({ "running": true });
     let group = json!({ "name": "audited", "rules": rules, "globally_enabled": running });
-    let answer = teller.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
-    teller.turns("create audited: open", "appA", logged, Outcome::Open, answer.at).await?;
+    let answer = runner.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
+    runner.turns("create audited: open", "appA", logged, Outcome::Open, answer.at).await?;
     for (to, verdict) in [
         (format!("{THERE}:80"), "allowed"),
         (format!("{PRIVATE}:80"), "denied"),
         (format!("{PRIVATE}:443"), "allowed and logged"),
     ] {
-        explain(teller, &to, verdict).await?;
+        explain(runner, &to, verdict).await?;
     }
     Ok(())
 }
 
-async fn explain(teller: &Runner<'_>, to: &str, verdict: &str) -> anyhow::Result<()> {
-    let container = teller.cluster.container("appA")?;
+async fn explain(runner: &Runner<'_>, to: &str, verdict: &str) -> anyhow::Result<()> {
+    let container = runner.cluster.container("appA")?;
     let (cell, handle) = (container.wanted.cell, container.handle.clone());
     let arguments = ["explain", &handle, "tcp", to];
-    let socket = teller.cluster.layout().agent_socket(cell);
-    teller.command(&format!(
+    let socket = runner.cluster.layout().agent_socket(cell);
+    runner.command(&format!(
         "portcullisctl --cell-socket {} {}",
         socket.display(),
         arguments.join(" ")
     ))?;
-    teller.seen(&teller.cluster.ctl_on(cell, &arguments).await?)?;
+    runner.seen(&runner.cluster.ctl_on(cell, &arguments).await?)?;
     let json: Vec<&str> = arguments.into_iter().chain(["--json"]).collect();
-    let answer: Value = serde_json::from_str(&teller.cluster.ctl_on(cell, &json).await?)
+    let answer: Value = serde_json::from_str(&runner.cluster.ctl_on(cell, &json).await?)
         .context("portcullisctl's JSON")?;
     let seen = answer["verdict"].as_str().unwrap_or_default().replace('_', " ").to_lowercase();
     if seen != verdict {
-        bail!("not as told: tcp {to} is to be {verdict}, and is {seen:?}");
+        bail!("not as expected: tcp {to} is to be {verdict}, and is {seen:?}");
     }
     Ok(())
 }
 
 /// Prints the durations of the changes, and the memory of every process.
-pub(super) fn account(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller
+pub(super) fn account(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner
         .remark("== From the Cloud Controller's answer to the first packet treated the new way")?;
-    for (change, took) in teller.timings() {
-        teller.seen(&format!("{:>6} ms  {change}", took.as_millis()))?;
+    for (change, took) in runner.timings() {
+        runner.seen(&format!("{:>6} ms  {change}", took.as_millis()))?;
     }
-    teller.remark("== Peak memory")?;
-    let mut peaks = teller.cluster.processes().peaks().clone();
+    runner.remark("== Peak memory")?;
+    let mut peaks = runner.cluster.processes().peaks().clone();
     peaks.extend(process::peak(std::process::id()).map(|own| ("this launcher".to_owned(), own)));
     for (name, peak) in &peaks {
-        teller.seen(&format!("{:>6.1} MiB  {name}", mebibytes(*peak)))?;
+        runner.seen(&format!("{:>6.1} MiB  {name}", mebibytes(*peak)))?;
     }
     match peaks.iter().find(|(_name, peak)| **peak > MOST_MEMORY) {
         None => Ok(()),
         Some((name, peak)) => {
-            bail!("not as told: {name} held {:.1} MiB, and 64 MiB are the limit", mebibytes(*peak))
+            bail!(
+                "not as expected: {name} held {:.1} MiB, and 64 MiB are the limit",
+                mebibytes(*peak)
+            )
         }
     }
 }

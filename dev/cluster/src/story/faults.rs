@@ -24,87 +24,87 @@ const STILL: Duration = Duration::from_millis(1500);
 const RECONNECTED: Duration = Duration::from_secs(20);
 
 /// Stop the store, restart an agent, start the store.
-pub(super) async fn store_away(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller.chapter("g", "Without the policy store, and with a restarted agent")?;
-    let cell = teller.stage.cell_a;
+pub(super) async fn store_away(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner.chapter("g", "Without the policy store, and with a restarted agent")?;
+    let cell = runner.stage.cell_a;
     let agent = agent_name(cell);
-    stop(teller, "policy-store").await?;
-    in_force(teller).await?;
-    stop(teller, &agent).await?;
-    teller.remark("No agent on appA's cell, and its rules still are in force:")?;
-    in_force(teller).await?;
-    started(teller, &agent)?;
-    teller.cluster.start_again(&agent).await?;
-    teller.remark("The agent is back and has no store to ask:")?;
-    in_force(teller).await?;
+    stop(runner, "policy-store").await?;
+    in_force(runner).await?;
+    stop(runner, &agent).await?;
+    runner.remark("No agent on appA's cell, and its rules still are in force:")?;
+    in_force(runner).await?;
+    started(runner, &agent)?;
+    runner.cluster.start_again(&agent).await?;
+    runner.remark("The agent is back and has no store to ask:")?;
+    in_force(runner).await?;
 
-    teller.remark("A change that the store does not hear of; then the store comes back:")?;
-    let guid = teller.group("my-asg").await?;
+    runner.remark("A change that the store does not hear of; then the store comes back:")?;
+    let guid = runner.group("my-asg").await?;
     let destinations = [THERE, ELSEWHERE];
     let rules = destinations.map(|to| json!({ "protocol": "all", "destination": to }));
     let path = format!("/v3/security_groups/{guid}");
-    teller.call(Method::PATCH, &path, Some(&json!({ "rules": rules }))).await?;
-    teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await?;
-    started(teller, "policy-store")?;
-    teller.cluster.start_again("policy-store").await?;
+    runner.call(Method::PATCH, &path, Some(&json!({ "rules": rules }))).await?;
+    runner.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await?;
+    started(runner, "policy-store")?;
+    runner.cluster.start_again("policy-store").await?;
     let back = Instant::now();
     for app in ["appA", "appB"] {
         let change = "the store is back: open";
         let target = Target::tcp(ELSEWHERE, 80);
-        teller.turns_within(change, app, target, Outcome::Open, back, RECONNECTED).await?;
+        runner.turns_within(change, app, target, Outcome::Open, back, RECONNECTED).await?;
     }
-    teller.nobody_was_restarted()
+    runner.nobody_was_restarted()
 }
 
-async fn stop(teller: &mut Runner<'_>, process: &str) -> anyhow::Result<()> {
-    let mark = teller.cluster.processes().mark(process);
+async fn stop(runner: &mut Runner<'_>, process: &str) -> anyhow::Result<()> {
+    let mark = runner.cluster.processes().mark(process);
     let pid = mark.with_context(|| format!("{process} does not run"))?.pid;
-    teller.command(&format!("kill {pid}     # {process}"))?;
-    teller.cluster.stop_process(process).await
+    runner.command(&format!("kill {pid}     # {process}"))?;
+    runner.cluster.stop_process(process).await
 }
 
-fn started(teller: &Runner<'_>, process: &str) -> anyhow::Result<()> {
+fn started(runner: &Runner<'_>, process: &str) -> anyhow::Result<()> {
     let program = process.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit());
-    let config = teller.cluster.layout().config(process);
-    teller.command(&format!("{program} -config-file {} &", config.display()))
+    let config = runner.cluster.layout().config(process);
+    runner.command(&format!("{program} -config-file {} &", config.display()))
 }
 
 /// The state of chapter b is in force for packets.
-async fn in_force(teller: &Runner<'_>) -> anyhow::Result<()> {
-    teller.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
-    teller.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await
+async fn in_force(runner: &Runner<'_>) -> anyhow::Result<()> {
+    runner.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
+    runner.expect("appA", Target::tcp(ELSEWHERE, 80), Outcome::Refused).await
 }
 
 /// Flush and delete the agent's table by hand.
-pub(super) async fn flushed(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller.chapter("h", "Flush the agent's table by hand")?;
-    let cell = teller.stage.cell_a;
+pub(super) async fn flushed(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner.chapter("h", "Flush the agent's table by hand")?;
+    let cell = runner.stage.cell_a;
     for by_hand in
         [["flush", "table", "inet", "portcullis"], ["delete", "table", "inet", "portcullis"]]
     {
-        let before = settled(teller, cell).await?;
-        teller.on_cell(cell, "nft", &by_hand).await?;
+        let before = settled(runner, cell).await?;
+        runner.on_cell(cell, "nft", &by_hand).await?;
         let since = Instant::now();
-        healed(teller, cell, &before, since).await?;
-        teller.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
-        teller.expect("appA", Target::tcp(PRIVATE, 80), Outcome::Refused).await?;
+        healed(runner, cell, &before, since).await?;
+        runner.expect("appA", Target::tcp(THERE, 80), Outcome::Open).await?;
+        runner.expect("appA", Target::tcp(PRIVATE, 80), Outcome::Refused).await?;
     }
-    teller.nobody_was_restarted()
+    runner.nobody_was_restarted()
 }
 
 /// The agent's rules after it has settled: shortly after a change it sweeps unused
 /// chains.
-async fn settled(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
+async fn settled(runner: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
     let since = Instant::now();
-    let mut before = rules(teller, cell).await?;
+    let mut before = rules(runner, cell).await?;
     loop {
         sleep(STILL).await;
-        let now = rules(teller, cell).await?;
+        let now = rules(runner, cell).await?;
         if now == before {
             return Ok(now);
         }
         if since.elapsed() > PATIENCE {
-            bail!("not as told: the table of {} is to come to rest", cell.name());
+            bail!("not as expected: the table of {} is to come to rest", cell.name());
         }
         before = now;
     }
@@ -112,24 +112,24 @@ async fn settled(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>>
 
 /// Waits until the table has its previous content.
 async fn healed(
-    teller: &Runner<'_>,
+    runner: &Runner<'_>,
     cell: Cell,
     before: &[String],
     since: Instant,
 ) -> anyhow::Result<()> {
-    while rules(teller, cell).await? != before {
+    while rules(runner, cell).await? != before {
         if since.elapsed() > PATIENCE {
-            bail!("not as told: the table of {} is to be as before", cell.name());
+            bail!("not as expected: the table of {} is to be as before", cell.name());
         }
         sleep(Duration::from_millis(10)).await;
     }
     let took = since.elapsed().as_millis();
-    teller.seen(&format!("back after {took} ms, {} lines as before", before.len()))
+    runner.seen(&format!("back after {took} ms, {} lines as before", before.len()))
 }
 
 /// The content of the cell's tables.
-async fn rules(teller: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
-    Ok(comparable(&teller.cluster.on_cell(cell, "nft", &["-s", "list", "ruleset"]).await?))
+async fn rules(runner: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
+    Ok(comparable(&runner.cluster.on_cell(cell, "nft", &["-s", "list", "ruleset"]).await?))
 }
 
 /// Sorted lines of a listing, since chains are in creation order, and without the

@@ -25,9 +25,9 @@ const SHOWN: usize = 400;
 const COLLISION: &str = "rpc error: code = AlreadyExists desc = lock-collision";
 
 /// Shows the logs of both syncers.
-pub(super) async fn logs(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller.chapter("c", "The leader's log and the standby's")?;
-    let leader = teller.stage.leader.owner.clone();
+pub(super) async fn logs(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner.chapter("c", "The leader's log and the standby's")?;
+    let leader = runner.stage.leader.owner.clone();
     let standby = standby_of(&leader)?;
     let what = [
         "get-security-groups-last-update-response",
@@ -38,28 +38,28 @@ pub(super) async fn logs(teller: &mut Runner<'_>) -> anyhow::Result<()> {
     let looked = |line: &Line| line.task.ends_with(what[0]) && !line.data["last_update"].is_null();
     let fetched = |line: &Line| line.task == what[1] && has_group(line);
     let skipped = |line: &Line| line.task == what[2];
-    let log = teller.cluster.layout().log(&leader);
-    teller.command(&format!("grep -E '{}' {}", what.join("|"), log.display()))?;
-    for line in teller.log_shows(&leader, &what, &[&looked, &fetched, &skipped]).await? {
-        teller.seen(&shortened(&line.text, SHOWN))?;
+    let log = runner.cluster.layout().log(&leader);
+    runner.command(&format!("grep -E '{}' {}", what.join("|"), log.display()))?;
+    for line in runner.log_shows(&leader, &what, &[&looked, &fetched, &skipped]).await? {
+        runner.seen(&shortened(&line.text, SHOWN))?;
     }
-    let line = collision(teller, &standby).await?;
-    teller.seen(&shortened(&line.text, SHOWN))
+    let line = collision(runner, &standby).await?;
+    runner.seen(&shortened(&line.text, SHOWN))
 }
 
 /// The standby's log line about the lock of the leader.
-async fn collision(teller: &Runner<'_>, standby: &str) -> anyhow::Result<Line> {
+async fn collision(runner: &Runner<'_>, standby: &str) -> anyhow::Result<Line> {
     let task = "locket-lock.failed-to-acquire-lock";
-    let log = teller.cluster.layout().log(standby);
-    teller.command(&format!("grep {task} {}", log.display()))?;
+    let log = runner.cluster.layout().log(standby);
+    runner.command(&format!("grep {task} {}", log.display()))?;
     let failed = |line: &Line| line.task == task;
-    let mut found = teller.log_shows(standby, &[task], &[&failed]).await?;
+    let mut found = runner.log_shows(standby, &[task], &[&failed]).await?;
     let line = found.pop().context("one line was asked for")?;
     let lock = json!({ "key": LOCK, "owner": standby, "type": "lock", "type_code": 1 });
     let as_told = line.data["error"] == COLLISION && holds(&line.data["lock"], &lock);
     if !as_told {
         bail!(
-            "not as told: data.error is to be {COLLISION:?} and data.lock {lock}, and the line is {}",
+            "not as expected: data.error is to be {COLLISION:?} and data.lock {lock}, and the line is {}",
             line.text
         );
     }
@@ -72,61 +72,61 @@ fn holds(seen: &Value, wanted: &Value) -> bool {
 }
 
 /// Kill the leader; the standby takes over.
-pub(super) async fn takeover(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller.chapter("d", "Kill the leader: the standby takes the lock, the next change arrives")?;
-    let before = teller.stage.leader.clone();
-    teller.ctl(&["locks"]).await?;
-    let mark = teller.cluster.processes().mark(&before.owner);
+pub(super) async fn takeover(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner.chapter("d", "Kill the leader: the standby takes the lock, the next change arrives")?;
+    let before = runner.stage.leader.clone();
+    runner.ctl(&["locks"]).await?;
+    let mark = runner.cluster.processes().mark(&before.owner);
     let pid = mark.with_context(|| format!("{} does not run", before.owner))?.pid;
-    teller.command(&format!("kill -9 {pid}     # {}", before.owner))?;
+    runner.command(&format!("kill -9 {pid}     # {}", before.owner))?;
     let killed = Instant::now();
-    teller.cluster.kill_process(&before.owner).await?;
+    runner.cluster.kill_process(&before.owner).await?;
 
-    teller.remark("A change, while nobody leads:")?;
+    runner.remark("A change, while nobody leads:")?;
     let private = Target::tcp(PRIVATE, 80);
     let rules = json!([{ "protocol": "tcp", "destination": PRIVATE, "ports": "80" }]);
     let group = json!({
         "name": "after-the-kill", "rules": rules, "globally_enabled": { "running": true }
     });
-    let answer = teller.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
+    let answer = runner.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
     let guid = answer.body["guid"].as_str().context("the new group has a guid")?.to_owned();
     let change = "create after-the-kill while nobody leads: open";
-    teller.turns_within(change, "appA", private, Outcome::Open, answer.at, TAKEOVER).await?;
+    runner.turns_within(change, "appA", private, Outcome::Open, answer.at, TAKEOVER).await?;
 
-    let after = new_leader(teller, &before, killed).await?;
-    teller.ctl(&["locks"]).await?;
+    let after = new_leader(runner, &before, killed).await?;
+    runner.ctl(&["locks"]).await?;
     if after.fencing_token <= before.fencing_token {
         bail!(
-            "not as told: the fencing token is to be higher than {}, and is {}",
+            "not as expected: the fencing token is to be higher than {}, and is {}",
             before.fencing_token,
             after.fencing_token
         );
     }
-    teller.seen(&format!(
+    runner.seen(&format!(
         "{} leads with fencing token {}; {} had {}",
         after.owner, after.fencing_token, before.owner, before.fencing_token
     ))?;
-    teller.stage.leader = after;
+    runner.stage.leader = after;
 
-    teller.remark("The killed one comes back as standby, and a group that is deleted is gone:")?;
-    teller.cluster.start_process(&before.owner).await?;
-    collision_again(teller, &before.owner).await?;
+    runner.remark("The killed one comes back as standby, and a group that is deleted is gone:")?;
+    runner.cluster.start_process(&before.owner).await?;
+    collision_again(runner, &before.owner).await?;
     let path = format!("/v3/security_groups/{guid}");
-    let answer = teller.call(Method::DELETE, &path, None).await?;
+    let answer = runner.call(Method::DELETE, &path, None).await?;
     let change = "delete after-the-kill: closed";
-    teller.turns(change, "appA", private, Outcome::Refused, answer.at).await?;
-    teller.nobody_was_restarted()
+    runner.turns(change, "appA", private, Outcome::Refused, answer.at).await?;
+    runner.nobody_was_restarted()
 }
 
 /// The lock's new owner, from the lock server.
-async fn new_leader(teller: &Runner<'_>, before: &Held, killed: Instant) -> anyhow::Result<Held> {
+async fn new_leader(runner: &Runner<'_>, before: &Held, killed: Instant) -> anyhow::Result<Held> {
     loop {
-        let leader = teller.cluster.leader().await?;
+        let leader = runner.cluster.leader().await?;
         if let Some(leader) = leader.filter(|leader| leader.owner != before.owner) {
             return Ok(leader);
         }
         if killed.elapsed() > TAKEOVER {
-            bail!("not as told: nobody took the lock within {} s", TAKEOVER.as_secs());
+            bail!("not as expected: nobody took the lock within {} s", TAKEOVER.as_secs());
         }
         sleep(Duration::from_millis(100)).await;
     }
@@ -134,16 +134,16 @@ async fn new_leader(teller: &Runner<'_>, before: &Held, killed: Instant) -> anyh
 
 /// The new process appends to the same log file: the collision must be in a line of the
 /// new process.
-async fn collision_again(teller: &Runner<'_>, standby: &str) -> anyhow::Result<()> {
+async fn collision_again(runner: &Runner<'_>, standby: &str) -> anyhow::Result<()> {
     let acquired = |line: &Line| line.task == "locket-lock.acquired-lock";
     let failed = |line: &Line| {
         line.task == "locket-lock.failed-to-acquire-lock" && line.data["error"] == COLLISION
     };
     let what = ["locket-lock.acquired-lock", "locket-lock.failed-to-acquire-lock"];
-    let log = teller.cluster.layout().log(standby);
-    teller.command(&format!("tail -f {}", log.display()))?;
-    let found = teller.log_shows(standby, &what, &[&acquired, &failed]).await?;
-    teller.seen(&shortened(&found[1].text, SHOWN))
+    let log = runner.cluster.layout().log(standby);
+    runner.command(&format!("tail -f {}", log.display()))?;
+    let found = runner.log_shows(standby, &what, &[&acquired, &failed]).await?;
+    runner.seen(&shortened(&found[1].text, SHOWN))
 }
 
 fn standby_of(leader: &str) -> anyhow::Result<String> {

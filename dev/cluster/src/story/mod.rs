@@ -26,15 +26,15 @@ pub(crate) async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<
     let env = guide::write_env(cluster)?;
     say(&format!("\nShell variables below are those of {}.\n", env.display()))?;
     say(&format!("{} leads, fencing token {}.\n", stage.leader.owner, stage.leader.fencing_token))?;
-    let mut teller = Runner::new(cluster, stage)?;
-    opening::two_apps(&mut teller).await?;
-    opening::close_and_open(&mut teller).await?;
-    leaders::logs(&mut teller).await?;
-    leaders::takeover(&mut teller).await?;
-    spaces::one_space(&mut teller).await?;
-    faults::store_away(&mut teller).await?;
-    faults::flushed(&mut teller).await?;
-    closing::why(&mut teller).await?;
-    closing::account(&mut teller)?;
-    say(&format!("\nEverything is as told. {} s.\n", began.elapsed().as_secs()))
+    let mut runner = Runner::new(cluster, stage)?;
+    opening::two_apps(&mut runner).await?;
+    opening::close_and_open(&mut runner).await?;
+    leaders::logs(&mut runner).await?;
+    leaders::takeover(&mut runner).await?;
+    spaces::one_space(&mut runner).await?;
+    faults::store_away(&mut runner).await?;
+    faults::flushed(&mut runner).await?;
+    closing::why(&mut runner).await?;
+    closing::account(&mut runner)?;
+    say(&format!("\nEverything is as expected. {} s.\n", began.elapsed().as_secs()))
 }

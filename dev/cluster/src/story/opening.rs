@@ -16,87 +16,87 @@ const RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 pub(super) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
 
 /// Two cells, two apps, two default groups.
-pub(super) async fn two_apps(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller
+pub(super) async fn two_apps(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner
         .chapter("a", "Two cells, appA in space s1 and appB in space s2, default groups bound")?;
-    for container in teller.cluster.containers() {
+    for container in runner.cluster.containers() {
         let (name, cell) = (&container.wanted.name, container.wanted.cell.name());
         let address = container.attachment.address;
-        teller.seen(&format!("{name} runs on {cell}, {address}, handle {}", container.handle))?;
+        runner.seen(&format!("{name} runs on {cell}, {address}, handle {}", container.handle))?;
     }
     let path = "/v3/security_groups?names=public_networks,dns";
-    let answer = teller.call(Method::GET, path, None).await?;
+    let answer = runner.call(Method::GET, path, None).await?;
     for name in ["public_networks", "dns"] {
         let bound = resource(&answer.body, name)["globally_enabled"]["running"] == true;
-        teller.seen(&format!("{name}: globally_enabled.running {bound}"))?;
+        runner.seen(&format!("{name}: globally_enabled.running {bound}"))?;
         if !bound {
-            bail!("not as told: {name} is to be bound to all running apps");
+            bail!("not as expected: {name} is to be bound to all running apps");
         }
     }
     for app in ["appA", "appB"] {
         for target in [Target::tcp(THERE, 80), Target::Ping(THERE), Target::udp(RESOLVER, 53)] {
-            teller.expect(app, target, Outcome::Open).await?;
+            runner.expect(app, target, Outcome::Open).await?;
         }
-        teller.expect(app, Target::tcp(PRIVATE, 80), Outcome::Refused).await?;
+        runner.expect(app, Target::tcp(PRIVATE, 80), Outcome::Refused).await?;
     }
     Ok(())
 }
 
 /// Unbind the default group, then open one address again.
-pub(super) async fn close_and_open(teller: &mut Runner<'_>) -> anyhow::Result<()> {
-    teller.chapter("b", "Unbind public_networks, then open 1.2.3.4 again")?;
+pub(super) async fn close_and_open(runner: &mut Runner<'_>) -> anyhow::Result<()> {
+    runner.chapter("b", "Unbind public_networks, then open 1.2.3.4 again")?;
     let there = Target::tcp(THERE, 80);
-    let public = teller.group("public_networks").await?;
+    let public = runner.group("public_networks").await?;
     let off = json!({ "globally_enabled": { "running": false } });
     let path = format!("/v3/security_groups/{public}");
-    let answer = teller.call(Method::PATCH, &path, Some(&off)).await?;
+    let answer = runner.call(Method::PATCH, &path, Some(&off)).await?;
     let closed = Outcome::Refused;
-    teller.turns("unbind public_networks: closed", "appA", there, closed, answer.at).await?;
+    runner.turns("unbind public_networks: closed", "appA", there, closed, answer.at).await?;
     let ping = Target::Ping(THERE);
-    teller.turns("unbind public_networks: closed", "appB", ping, closed, answer.at).await?;
-    teller.nobody_was_restarted()?;
+    runner.turns("unbind public_networks: closed", "appB", ping, closed, answer.at).await?;
+    runner.nobody_was_restarted()?;
 
-    teller.remark("A group for one address, bound to all running apps:")?;
+    runner.remark("A group for one address, bound to all running apps:")?;
     let rules = json!([{ "protocol": "all", "destination": THERE }]);
     let group = json!({ "name": "my-asg", "rules": rules });
-    teller.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
-    let listed = teller.call(Method::GET, "/v3/security_groups", None).await?;
+    runner.call(Method::POST, "/v3/security_groups", Some(&group)).await?;
+    let listed = runner.call(Method::GET, "/v3/security_groups", None).await?;
     let mine = resource(&listed.body, "my-asg");
-    teller.seen(&format!("my-asg: {} {}", mine["guid"], mine["rules"]))?;
+    runner.seen(&format!("my-asg: {} {}", mine["guid"], mine["rules"]))?;
     let Some(guid) = mine["guid"].as_str() else {
-        bail!("not as told: my-asg is not in GET /v3/security_groups");
+        bail!("not as expected: my-asg is not in GET /v3/security_groups");
     };
     let on = json!({ "globally_enabled": { "running": true } });
     let path = format!("/v3/security_groups/{guid}");
-    let answer = teller.call(Method::PATCH, &path, Some(&on)).await?;
-    teller.turns("bind my-asg: open", "appA", there, Outcome::Open, answer.at).await?;
-    teller.turns("bind my-asg: open", "appB", ping, Outcome::Open, answer.at).await?;
-    teller.nobody_was_restarted()?;
-    for cell in teller.cluster.network().cells().collect::<Vec<_>>() {
-        let line = line_with(teller, cell, &THERE.to_string()).await?;
-        teller.seen(&line)?;
+    let answer = runner.call(Method::PATCH, &path, Some(&on)).await?;
+    runner.turns("bind my-asg: open", "appA", there, Outcome::Open, answer.at).await?;
+    runner.turns("bind my-asg: open", "appB", ping, Outcome::Open, answer.at).await?;
+    runner.nobody_was_restarted()?;
+    for cell in runner.cluster.network().cells().collect::<Vec<_>>() {
+        let line = line_with(runner, cell, &THERE.to_string()).await?;
+        runner.seen(&line)?;
     }
     Ok(())
 }
 
 /// The line of a cell's table that contains a text.
 async fn line_with(
-    teller: &Runner<'_>,
+    runner: &Runner<'_>,
     cell: crate::topology::Cell,
     text: &str,
 ) -> anyhow::Result<String> {
     let list = ["list", "table", "inet", "portcullis"];
     let since = Instant::now();
-    let mut table = teller.on_cell(cell, "nft", &list).await?;
+    let mut table = runner.on_cell(cell, "nft", &list).await?;
     loop {
         if let Some(line) = table.lines().find(|line| line.contains(text)) {
             return Ok(line.trim().to_owned());
         }
         if since.elapsed() > PATIENCE {
-            bail!("not as told: {text} is not in the table of {}", cell.name());
+            bail!("not as expected: {text} is not in the table of {}", cell.name());
         }
         sleep(std::time::Duration::from_millis(50)).await;
-        table = teller.cluster.on_cell(cell, "nft", &list).await?;
+        table = runner.cluster.on_cell(cell, "nft", &list).await?;
     }
 }
 

@@ -92,7 +92,7 @@ impl<'a> Runner<'a> {
         let path = format!("/v3/security_groups?names={name}");
         let answer = self.call(Method::GET, &path, None).await?;
         let guid = answer.body["resources"][0]["guid"].as_str().map(str::to_owned);
-        guid.with_context(|| format!("not as told: there is no security group {name}"))
+        guid.with_context(|| format!("not as expected: there is no security group {name}"))
     }
 
     /// Sends one probe, which must have this outcome.
@@ -107,7 +107,7 @@ impl<'a> Runner<'a> {
         let seen = probe(container.resident(), target).await?;
         self.seen(&seen.to_string())?;
         if seen != wanted {
-            bail!("not as told: {from} to {target} is to be {wanted}, and is {seen}");
+            bail!("not as expected: {from} to {target} is to be {wanted}, and is {seen}");
         }
         Ok(())
     }
@@ -142,7 +142,7 @@ impl<'a> Runner<'a> {
         let took = match result {
             Ok(took) => took,
             Err(seen) => bail!(
-                "not as told: {from} to {target} is to be {wanted}, and still is {seen} {} ms \
+                "not as expected: {from} to {target} is to be {wanted}, and still is {seen} {} ms \
                  after the answer",
                 since.elapsed().as_millis()
             ),
@@ -151,7 +151,7 @@ impl<'a> Runner<'a> {
         self.timings.push((format!("{change} for {from}"), took));
         if took >= limit {
             bail!(
-                "not as told: that took {} ms, and {} ms are the limit",
+                "not as expected: that took {} ms, and {} ms are the limit",
                 took.as_millis(),
                 limit.as_millis()
             );
@@ -194,7 +194,7 @@ impl<'a> Runner<'a> {
             match log_file::in_order(&lines, wanted) {
                 Ok(found) => return Ok(found.into_iter().cloned().collect()),
                 Err(place) if since.elapsed() > PATIENCE => bail!(
-                    "not as told: {} has no line `{}`{}",
+                    "not as expected: {} has no line `{}`{}",
                     file.display(),
                     what[place],
                     if place > 0 { " after the ones before it" } else { "" }
@@ -209,7 +209,7 @@ impl<'a> Runner<'a> {
         for (name, before) in &self.apps {
             let now = self.cluster.identity(name)?;
             if now != *before {
-                bail!("not as told: {name} was restarted: {before:?}, now {now:?}");
+                bail!("not as expected: {name} was restarted: {before:?}, now {now:?}");
             }
             self.seen(&format!(
                 "{name} was not restarted: process {}, namespace {}",

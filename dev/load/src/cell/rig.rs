@@ -157,7 +157,7 @@ impl Agent {
     fn complaint(&self, generation: u64) -> String {
         let log = std::fs::read_to_string(self.server.log()).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(5).collect();
-        format!("generation {generation} is not applied; the agent said {last:?}")
+        format!("generation {generation} is not applied; the agent reported {last:?}")
     }
 
     /// The next complete line of the log, if there is one.

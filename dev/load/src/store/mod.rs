@@ -178,8 +178,8 @@ async fn measure(arguments: &Arguments, ends: &Ends) -> anyhow::Result<Report> {
     for &count in arguments.watchers.iter().filter(|count| **count > 0) {
         let began = Instant::now();
         let spaces = arguments.cell_spaces;
-        let told = watchers.grow(count, &ends.cell, &arguments.shape, spaces).await?;
-        let first_state = (began.elapsed(), told.bytes);
+        let arrived = watchers.grow(count, &ends.cell, &arguments.shape, spaces).await?;
+        let first_state = (began.elapsed(), arrived.bytes);
         let mut stage = Changes { arguments, ends, writer: &mut writer, watchers: &mut watchers };
         stages.push(stage.measure(count, first_state, &mut data, &mut revision).await?);
     }
@@ -238,14 +238,15 @@ impl Changes<'_> {
             data.change(*revision);
             let replaced = self.writer.replace(data).await?;
             replace.success(replaced.confirmed - replaced.began, 0);
-            let told = self.watchers.all(replaced.generation).await?;
+            let arrived = self.watchers.all(replaced.generation).await?;
             // A cell may receive the change before the writer receives its response.
-            let after = told.at.iter().map(|at| at.saturating_duration_since(replaced.confirmed));
+            let after =
+                arrived.at.iter().map(|at| at.saturating_duration_since(replaced.confirmed));
             everywhere.success(after.clone().max().unwrap_or_default(), 0);
             for took in after {
                 propagation.success(took, 0);
             }
-            everywhere.add_bytes(told.bytes);
+            everywhere.add_bytes(arrived.bytes);
             sleep(self.arguments.pause).await;
         }
         let elapsed = begin.elapsed();

@@ -52,7 +52,7 @@ pub(super) struct Watchers {
 
 /// Arrivals of a generation at all cells.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct Arrived {
     /// Arrival time at each cell.
     pub(super) at: Vec<Instant>,
     pub(super) bytes: u64,
@@ -72,7 +72,7 @@ impl Watchers {
         target: &Target,
         shape: &Shape,
         spaces: u32,
-    ) -> anyhow::Result<Told> {
+    ) -> anyhow::Result<Arrived> {
         let first = self.running.len();
         let channels = target.channels(count.saturating_sub(first))?;
         let fresh = channels.len();
@@ -89,32 +89,32 @@ impl Watchers {
             let (sender, connecting) = (self.sender.clone(), Arc::clone(&self.connecting));
             self.running.spawn(watch(channel, hello, sender, connecting));
         }
-        self.told(0, fresh).await.context("the first state")
+        self.wait(0, fresh).await.context("the first state")
     }
 
     /// Waits until all cells have this generation.
-    pub(super) async fn all(&mut self, generation: u64) -> anyhow::Result<Told> {
-        self.told(generation, self.running.len()).await
+    pub(super) async fn all(&mut self, generation: u64) -> anyhow::Result<Arrived> {
+        self.wait(generation, self.running.len()).await
     }
 
-    async fn told(&mut self, generation: u64, count: usize) -> anyhow::Result<Told> {
+    async fn wait(&mut self, generation: u64, count: usize) -> anyhow::Result<Arrived> {
         let deadline = Instant::now() + PATIENCE;
-        let mut told = Told { at: Vec::with_capacity(count), bytes: 0 };
-        while told.at.len() < count {
+        let mut arrived = Arrived { at: Vec::with_capacity(count), bytes: 0 };
+        while arrived.at.len() < count {
             let arrival = tokio::select! {
                 arrival = timeout_at(deadline, self.arrivals.recv()) => arrival,
                 Some(ended) = self.running.join_next() => return Err(ended?),
             };
             let Ok(Some(arrival)) = arrival else {
-                let have = told.at.len();
-                bail!("{have} of {count} cells were told within {} s", PATIENCE.as_secs());
+                let have = arrived.at.len();
+                bail!("{have} of {count} cells got the generation within {} s", PATIENCE.as_secs());
             };
             if arrival.generation >= generation {
-                told.at.push(arrival.at);
-                told.bytes += arrival.bytes;
+                arrived.at.push(arrival.at);
+                arrived.bytes += arrival.bytes;
             }
         }
-        Ok(told)
+        Ok(arrived)
     }
 }
 

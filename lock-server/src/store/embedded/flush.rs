@@ -181,11 +181,11 @@ impl Flusher {
             Ok(acquired) => {
                 health.ready();
                 let events = self.make_visible(&changes, acquired);
-                let told = events.into_iter().zip(callers).map(|(event, (reply, span))| {
+                let logged = events.into_iter().zip(callers).map(|(event, (reply, span))| {
                     let _gave_up = reply.send(Ok(Arc::clone(event.held())));
                     (event, span)
                 });
-                self.unlogged.extend(told);
+                self.unlogged.extend(logged);
                 true
             }
             Err(error) => {
@@ -273,9 +273,9 @@ impl Flusher {
 }
 
 /// Writes the log lines of acknowledged changes.
-fn log(told: Vec<(Event, Span)>) {
+fn log(logged: Vec<(Event, Span)>) {
     lager::batch_writes(|| {
-        told.into_iter().for_each(|(event, span)| span.in_scope(|| event.log()));
+        logged.into_iter().for_each(|(event, span)| span.in_scope(|| event.log()));
     });
 }
 

@@ -91,7 +91,7 @@ impl Follower {
         while let Ok(notice) = to_tell.try_recv() {
             batch.push(notice);
         }
-        tell(&shared, &instance, listener.is_some(), batch.drain(..)).await;
+        publish(&shared, &instance, listener.is_some(), batch.drain(..)).await;
         if let Some(listener) = &mut listener {
             listener.close().await;
         }
@@ -122,7 +122,7 @@ async fn follow(
             biased;
             () = stop.cancelled() => return,
             _ = to_tell.recv_many(&mut batch, TOGETHER) => {
-                tell(shared, instance, is_told, batch.drain(..)).await;
+                publish(shared, instance, is_told, batch.drain(..)).await;
             }
             heard = next_notice(listener) => match heard {
                 Heard::Told(payload) => look(shared, notification::parse(&payload, instance)).await,
@@ -171,7 +171,7 @@ async fn pass(shared: &Shared, health: &Component, count_at: &mut Instant) -> bo
     }
 }
 
-async fn tell(
+async fn publish(
     shared: &Shared,
     instance: &str,
     is_told: bool,
@@ -184,7 +184,7 @@ async fn tell(
         let values = [Value::from(CHANNEL), Value::from(payload)];
         if let Err(error) = shared.server.query("SELECT 1 FROM pg_notify(?, ?)", &values).await {
             // Other instances find the change in their next pass.
-            tracing::debug!(error = chain(&error), "failed-telling-locks");
+            tracing::debug!(error = chain(&error), "failed-publishing-lock-changes");
         }
     }
 }

@@ -212,14 +212,14 @@ const TOKEN_OF_LIFE: &str = "SELECT token FROM fencing_tokens WHERE path = ? AND
 // The same for many claims, each an object of a JSON array. The lock timeout for a row
 // is set for this statement alone, before it writes.
 const POSTGRES_CLAIM_MANY: &str = concat!(
-    "WITH patience AS MATERIALIZED (
+    "WITH lock_wait AS MATERIALIZED (
     SELECT set_config('lock_timeout', '100ms', true) AS set
 ), asked AS MATERIALIZED (
     SELECT * FROM json_to_recordset(CAST(CAST(? AS text) AS json))
     AS a (path text, owner text, value text, type text, id text, ttl bigint)
 ), taken AS (
     INSERT INTO locks AS l (path, owner, value, type, modified_index, modified_id, ttl)
-    SELECT path, owner, value, type, 1, id, ttl FROM asked, patience WHERE patience.set <> ''
+    SELECT path, owner, value, type, 1, id, ttl FROM asked, lock_wait WHERE lock_wait.set <> ''
     ORDER BY path
 ",
     postgres_take!()

@@ -6,7 +6,7 @@ use storage::server::{Dialect, Row, Server, Transaction, Value};
 use super::{
     super::{
         Contents, Error, Stored,
-        rows::{GroupRow, PastRows, ReportRow, Scopes, StateRow, senseless, to_sql},
+        rows::{GroupRow, PastRows, ReportRow, Scopes, StateRow, corrupt, to_sql},
     },
     only, text,
 };
@@ -83,7 +83,7 @@ fn parse_state(rows: &[Row]) -> Result<State, Error> {
         watermark_seconds: row.get(2)?,
         watermark_nanoseconds: row.get(3)?,
         fencing_token: row.get(4)?,
-        writer: writer.map_err(senseless("store_state.writer"))?,
+        writer: writer.map_err(corrupt("store_state.writer"))?,
         synced_at_ms: row.get(6)?,
         last_id: row.get(7)?,
     }

@@ -61,5 +61,5 @@ async fn restore(
     write::forget(transaction).await?;
     let decision = plan::restoration(state, served);
     write::carry_out(transaction, dialect, most, &decision).await?;
-    write::tell(transaction, dialect).await
+    write::notify(transaction, dialect).await
 }

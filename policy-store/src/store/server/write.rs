@@ -41,7 +41,7 @@ pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
             let before = state_for_update(&transaction).await?;
             if before.token.is_some() {
                 store_state(&transaction, &State { token: None, ..before.clone() }).await?;
-                tell(&transaction, dialect).await?;
+                notify(&transaction, dialect).await?;
             }
             Ok::<_, Error>(before)
         })
@@ -65,13 +65,13 @@ pub(super) async fn replace(
             match decide(&state, &known, &write) {
                 Ok(decision) => {
                     carry_out(&transaction, dialect, most, &decision).await?;
-                    tell(&transaction, dialect).await?;
+                    notify(&transaction, dialect).await?;
                     Ok::<_, Error>(Ok(decision))
                 }
                 Err(refused) => {
                     if let Some(seen) = &refused.seen {
                         store_state(&transaction, seen).await?;
-                        tell(&transaction, dialect).await?;
+                        notify(&transaction, dialect).await?;
                     }
                     Ok(Err(refused))
                 }
@@ -109,7 +109,7 @@ pub(super) async fn carry_out(
 }
 
 /// Notifies the other instances at commit.
-pub(super) async fn tell(transaction: &Transaction, dialect: Dialect) -> Result<(), Error> {
+pub(super) async fn notify(transaction: &Transaction, dialect: Dialect) -> Result<(), Error> {
     if dialect == Dialect::Postgres {
         transaction.query("SELECT pg_notify(?, '')", &[CHANNEL.into()]).await?;
     }

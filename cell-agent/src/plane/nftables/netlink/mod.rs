@@ -70,8 +70,10 @@ impl Netlink {
         let mut answer = [0; 1024];
         let received = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         let answer = answer.get(..received).unwrap_or_default();
-        let told = message::generation(answer);
-        told.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation told"))
+        let number = message::generation(answer);
+        number.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the response has no generation")
+        })
     }
 
     /// Packet counts of the named counters of our table; empty without the table.

@@ -151,7 +151,7 @@ fn once_does_not_wait_long_for_a_silent_store() {
         fill(&mut cell);
         cell.store.say_nothing();
         let told = fails(&cell, "--once").await;
-        assert!(told.contains("told nothing, as one that was never filled"), "{told}");
+        assert!(told.contains("sent no groups: it was never filled"), "{told}");
         assert!(listing().contains("10.255.0.0/16 reject"), "closed all the same");
     });
 }

@@ -165,7 +165,7 @@ mod tests {
         let expected = r#"{"a":"*REDACTED*","b":"AKIAABCDEFGHIJKLMNOP","passwd":"*REDACTED*"}"#;
         assert_eq!(censored(config, data), expected);
         let error = parse::<Read>(r#"{"redact_patterns": ["("]}"#).err().unwrap();
-        assert!(error.to_string().contains("redact_patterns: has a pattern that is none"));
+        assert!(error.to_string().contains("redact_patterns: invalid regular expression"));
     }
 
     #[test]

@@ -84,4 +84,8 @@ pub struct GaugeValue {
 
 /// Response of an agent when a stream ends.
 #[derive(Clone, PartialEq, prost::Message)]
+#[cfg_attr(
+    not(feature = "testing"),
+    expect(unreachable_pub, reason = "public in the interface of the test agent")
+)]
 pub struct BatchSenderResponse {}

@@ -159,3 +159,22 @@ fn all_problems_are_reported_with_their_keys() {
         assert_eq!(told.count(), 1, "{key} in {problems:#?}");
     }
 }
+
+#[test]
+fn the_documentation_is_complete() {
+    let text = include_str!("../../docs/config/cell-agent.md");
+    let example = text.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let Loaded { unknown, .. } = parse::<Config>(example).unwrap();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    let source = include_str!("config.rs");
+    let keys = source.split('"').skip(1).step_by(2).filter(|text| {
+        text.contains('_') && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    });
+    let mut count = 0;
+    for key in keys {
+        let forms = [format!("`{key}`"), format!("`{key}."), format!(".{key}`")];
+        assert!(forms.iter().any(|form| text.contains(form)), "{key} is not documented");
+        count += 1;
+    }
+    assert!(count >= 30, "only {count} keys were found in the source");
+}

@@ -8,8 +8,8 @@
 //! | [`cell_v1`] | `portcullis.cell.v1`: the agent of a cell, for operators |
 //!
 //! Received messages are converted with `TryFrom`, and an [`Error`] names the invalid field; sent
-//! messages are converted with an infallible `From`. No other crate interprets the fields of
-//! generated messages.
+//! messages are converted with an infallible `From`. Messages of one service only are converted
+//! in its `grpc` modules.
 //!
 //! Not in this crate: channels and servers, see [`runtime`](../runtime/index.html). The types
 //! behind the messages are those of [`model`].

@@ -1,5 +1,4 @@
-//! Converts values to response messages; the only place that does. Messages share the bytes
-//! of encoded groups.
+//! Converts values to response messages, which share the bytes of encoded groups.
 
 use jiff::Timestamp;
 use model::generation::Stamp;

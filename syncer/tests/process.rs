@@ -205,7 +205,7 @@ async fn a_standby_takes_over_when_the_leader_is_told_to_stop() {
     })
     .await;
     let took = stopped.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(leader.ended().await.code(), Some(0));
     assert_eq!(leader.told("exited").len(), 1);
     assert_eq!(world.store.writes().last().unwrap().begin.fencing_token, 2);

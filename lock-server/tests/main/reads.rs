@@ -259,7 +259,7 @@ async fn answers_without_the_table(ours: &Instance, original: &Server) -> bool {
     let before = all(ours, &PRESENCES).await;
     let looks = async {
         locked.notified().await;
-        let answer = timeout(Duration::from_secs(5), all(ours, &PRESENCES)).await;
+        let answer = timeout(Duration::from_secs(2), all(ours, &PRESENCES)).await;
         unlock.notify_one();
         answer.map(|answer| assert_eq!(answer, before)).is_ok()
     };

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::settings::ADMIN;
 
 /// Request timeout, also for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Timeout of the UAA's start.
 const START: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ impl Cloud {
         let pem = std::fs::read(ca).with_context(|| format!("cannot read {}", ca.display()))?;
         let http = Client::builder()
             .tls_certs_only(Certificate::from_pem_bundle(&pem)?)
-            .timeout(PATIENCE)
+            .timeout(TIMEOUT)
             .build()?;
         let form = [("grant_type", "password"), ("username", ADMIN.0), ("password", ADMIN.1)];
         let request =

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 pub(crate) const PORT: u16 = 8722;
 
 /// Request timeout; the CNI plugin itself has none.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// `GET /force-asgs-for-container`: returns when the container's rules are in
 /// force.
@@ -33,8 +33,8 @@ pub(crate) async fn force_cleanup(cell: &Resident, handle: &str) -> anyhow::Resu
 }
 
 async fn expect_ok(cell: &Resident, path: &str) -> anyhow::Result<()> {
-    let answer = timeout(PATIENCE, get(cell, path)).await;
-    let answer = answer.with_context(|| format!("no answer within {PATIENCE:?}")).flatten();
+    let answer = timeout(TIMEOUT, get(cell, path)).await;
+    let answer = answer.with_context(|| format!("no answer within {TIMEOUT:?}")).flatten();
     match answer.with_context(|| format!("GET http://127.0.0.1:{PORT}{path}"))? {
         (StatusCode::OK, _text) => Ok(()),
         (status, text) => bail!("GET http://127.0.0.1:{PORT}{path}: {status}: {}", text.trim()),

@@ -14,7 +14,7 @@ use super::terminal::progress;
 use super::topology::Cell;
 
 /// Timeout of the first lock and the first sync.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The GUIDs of the initial objects, and a client to create more.
 #[derive(Debug)]
@@ -94,8 +94,8 @@ async fn wait_for_sync(cluster: &Cluster) -> anyhow::Result<Held> {
         if let (Some(leader), true) = (cluster.leader().await?, is_synced(cluster).await?) {
             return Ok(leader);
         }
-        if since.elapsed() > PATIENCE {
-            bail!("no syncer has synced the Cloud Controller's groups within {PATIENCE:?}");
+        if since.elapsed() > TIMEOUT {
+            bail!("no syncer has synced the Cloud Controller's groups within {TIMEOUT:?}");
         }
         sleep(Duration::from_millis(50)).await;
     }

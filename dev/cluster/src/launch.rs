@@ -36,7 +36,7 @@ use super::topology::{Cell, Name};
 use certificates::Authority;
 
 /// Timeout until a part is ready, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Shutdown timeout of the launcher's own tasks.
 const GRACE: Duration = Duration::from_secs(2);
@@ -262,7 +262,7 @@ impl Cluster {
         let address = ports::local(control::PORT);
         let since = Instant::now();
         while let Err(error) = resident.tcp().await?.connect(address.into()).await {
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > TIMEOUT {
                 return Err(error).with_context(|| format!("no agent answers on {}", cell.name()));
             }
             sleep(Duration::from_millis(10)).await;
@@ -459,7 +459,7 @@ fn write_config(file: &PathBuf, config: &Value) -> anyhow::Result<()> {
 async fn wait_for_port(what: &str, port: u16) -> anyhow::Result<()> {
     let since = Instant::now();
     while let Err(error) = ports::answers(port).await {
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             return Err(error).with_context(|| format!("{what} does not answer on port {port}"));
         }
         sleep(Duration::from_millis(10)).await;

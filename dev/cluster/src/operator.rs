@@ -13,7 +13,7 @@ use super::ports::local;
 use super::settings::OPERATOR;
 use super::topology::Cell;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The owner of a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Cluster {
             .env("PORTCULLIS_KEY", key)
             .kill_on_drop(true);
         let shown = format!("portcullisctl {}", arguments.join(" "));
-        let output = timeout(PATIENCE, command.output()).await;
+        let output = timeout(TIMEOUT, command.output()).await;
         let output = output.with_context(|| format!("{shown} took too long"))?;
         let output = output.with_context(|| format!("cannot run {shown}"))?;
         if !output.status.success() {

@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Timeout of one probe.
-pub const PATIENCE: Duration = Duration::from_millis(1500);
+pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Pause between two probes of [`until`].
 const PAUSE: Duration = Duration::from_millis(2);
@@ -84,17 +84,17 @@ pub async fn probe(from: &Resident, target: Target) -> anyhow::Result<Outcome> {
     let answer = match target {
         Target::Tcp(address) => {
             let socket = from.tcp().await?;
-            timeout(PATIENCE, socket.connect(address.into())).await.map(|r| r.map(drop))
+            timeout(TIMEOUT, socket.connect(address.into())).await.map(|r| r.map(drop))
         }
         Target::Udp(address) => {
             let socket = from.udp(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).await?;
-            timeout(PATIENCE, exchange(&socket, address, b"portcullis")).await
+            timeout(TIMEOUT, exchange(&socket, address, b"portcullis")).await
         }
         Target::Ping(address) => {
             let socket = from.socket(Type::DGRAM, Protocol::ICMPV4).await?;
             let socket = UdpSocket::from_std(socket.into())?;
             let target = SocketAddrV4::new(address, 0);
-            timeout(PATIENCE, exchange(&socket, target, &ECHO_REQUEST)).await
+            timeout(TIMEOUT, exchange(&socket, target, &ECHO_REQUEST)).await
         }
     };
     match answer {
@@ -156,7 +156,7 @@ pub struct Kept {
 impl Kept {
     /// Opens the connection from the resident's namespace.
     pub async fn open(from: &Resident, to: SocketAddrV4) -> anyhow::Result<Self> {
-        let connected = timeout(PATIENCE, from.tcp().await?.connect(to.into())).await;
+        let connected = timeout(TIMEOUT, from.tcp().await?.connect(to.into())).await;
         let stream = connected.context("no answer")?.context("not connected")?;
         Ok(Self { stream })
     }
@@ -169,6 +169,6 @@ impl Kept {
             self.stream.write_all(&word).await?;
             self.stream.read_exact(&mut back).await
         };
-        matches!(timeout(PATIENCE, exchange).await, Ok(Ok(_length))) && back == word
+        matches!(timeout(TIMEOUT, exchange).await, Ok(Ok(_length))) && back == word
     }
 }

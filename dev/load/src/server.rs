@@ -21,7 +21,7 @@ use super::meter::{self, Usage};
 use certificates::{Authority, Files};
 
 /// Timeout of a server's start, and of its shutdown.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval of log reads meanwhile.
 const GLANCE: Duration = Duration::from_millis(10);
 
@@ -134,7 +134,7 @@ impl Site {
         let mut command = Command::new(self.binaries.join("policy-store"));
         command.arg("-config-file").arg(path);
         let mut server = self.serve("policy-store", command, listens_by_log).await?;
-        let http = server.line(PATIENCE, serves_http_by_log).await?;
+        let http = server.line(TIMEOUT, serves_http_by_log).await?;
         let as_client = |files: Files| {
             let Files { ca: _, cert, key } = files;
             Target { cert, key, ..server.target() }
@@ -196,7 +196,7 @@ impl Site {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["cloud-controller", "--config-file"]).arg(path);
         let mut server = self.start("cloud-controller", command)?;
-        let started = server.line(PATIENCE, |line| data_of(line, "started")).await?;
+        let started = server.line(TIMEOUT, |line| data_of(line, "started")).await?;
         let url = |key: &str| started[key].as_str().unwrap_or_default().to_owned();
         let (api, uaa, internal) = (url("api"), url("uaa"), url("internal"));
         Ok(Cloud { server, api, uaa, internal, files: self.files.clone() })
@@ -240,7 +240,7 @@ impl Site {
         listens: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Server> {
         let mut server = self.start(name, command)?;
-        server.address = server.line(PATIENCE, listens).await?;
+        server.address = server.line(TIMEOUT, listens).await?;
         Ok(server)
     }
 
@@ -264,10 +264,10 @@ impl Server {
     /// Waits for the first log line that `read` accepts.
     async fn line<T>(
         &mut self,
-        patience: Duration,
+        wait: Duration,
         read: impl Fn(&str) -> Option<T>,
     ) -> anyhow::Result<T> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + wait;
         loop {
             let text = self.output()?;
             if let Some(read) = text.lines().find_map(&read) {
@@ -327,7 +327,7 @@ impl Server {
     pub(super) async fn end(mut self) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid)?);
         kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))?;
-        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let ended = timeout(TIMEOUT, self.child.wait()).await;
         let status = ended.with_context(|| format!("{} does not end", self.name))??;
         if !status.success() {
             bail!("{} ended with {status}", self.name);

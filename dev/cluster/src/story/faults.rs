@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::opening::PRIVATE;
-use super::runner::{PATIENCE, Runner, THERE};
+use super::runner::{Runner, THERE, TIMEOUT};
 use crate::probe::{Outcome, Target};
 use crate::settings::agent_name;
 use crate::topology::Cell;
@@ -103,7 +103,7 @@ async fn settled(runner: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>>
         if now == before {
             return Ok(now);
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             bail!("not as expected: the table of {} is to come to rest", cell.name());
         }
         before = now;
@@ -118,7 +118,7 @@ async fn healed(
     since: Instant,
 ) -> anyhow::Result<()> {
     while rules(runner, cell).await? != before {
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             bail!("not as expected: the table of {} is to be as before", cell.name());
         }
         sleep(Duration::from_millis(10)).await;

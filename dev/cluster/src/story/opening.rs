@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::runner::{PATIENCE, Runner, THERE};
+use super::runner::{Runner, THERE, TIMEOUT};
 use crate::probe::{Outcome, Target};
 
 /// A DNS server that the group `dns` allows.
@@ -92,7 +92,7 @@ async fn line_with(
         if let Some(line) = table.lines().find(|line| line.contains(text)) {
             return Ok(line.trim().to_owned());
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             bail!("not as expected: {text} is not in the table of {}", cell.name());
         }
         sleep(std::time::Duration::from_millis(50)).await;

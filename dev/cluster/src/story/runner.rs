@@ -19,7 +19,7 @@ use crate::terminal::say;
 use crate::topology::Cell;
 
 /// Default timeout of a change.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Limit from the Cloud Controller's response to the first packet with the new verdict,
 /// with a poll interval of one second.
@@ -137,8 +137,8 @@ impl<'a> Runner<'a> {
     ) -> anyhow::Result<Duration> {
         let container = self.cluster.container(from)?;
         self.step(&format!("{from} to {target}, over and over, until {wanted}"))?;
-        let patience = limit.max(PATIENCE);
-        let result = probe::until(container.resident(), target, wanted, since, patience).await?;
+        let wait = limit.max(TIMEOUT);
+        let result = probe::until(container.resident(), target, wanted, since, wait).await?;
         let took = match result {
             Ok(took) => took,
             Err(seen) => bail!(
@@ -193,7 +193,7 @@ impl<'a> Runner<'a> {
             let lines = log_file::lines(&std::fs::read_to_string(&file)?);
             match log_file::in_order(&lines, wanted) {
                 Ok(found) => return Ok(found.into_iter().cloned().collect()),
-                Err(place) if since.elapsed() > PATIENCE => bail!(
+                Err(place) if since.elapsed() > TIMEOUT => bail!(
                     "not as expected: {} has no line `{}`{}",
                     file.display(),
                     what[place],

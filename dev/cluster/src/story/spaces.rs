@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::runner::{PATIENCE, Runner, THERE};
+use super::runner::{Runner, THERE, TIMEOUT};
 use crate::container::Workload;
 use crate::probe::{Kept, Outcome, Target};
 
@@ -57,7 +57,7 @@ async fn all_cells_follow(runner: &Runner<'_>) -> anyhow::Result<()> {
         if !cells.is_empty() && cells.iter().all(|cell| cell["behind"] == 0) {
             break;
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             bail!("not as expected: a cell is behind: {text}");
         }
         sleep(Duration::from_millis(50)).await;

@@ -22,7 +22,7 @@ use crate::store::data::Data;
 use crate::store::writer::{Identity, Writer};
 
 /// Timeout of every operation of the agent.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Interval of log reads; the time of an event comes from its log line.
 const GLANCE: Duration = Duration::from_millis(5);
 
@@ -136,7 +136,7 @@ impl Agent {
 
     /// Waits until the agent logs that a generation is in the kernel.
     pub(super) async fn applied(&mut self, generation: u64) -> anyhow::Result<Applied> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             while let Some(line) = self.line()? {
                 let (at, data) = match applied_by_log(&line) {

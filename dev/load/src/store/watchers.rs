@@ -29,7 +29,7 @@ const CONNECTING: usize = 64;
 /// Queue length of arrivals; their times are taken before.
 const ARRIVALS: usize = 1 << 14;
 /// Timeout until all cells have received a message.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// Maximum message size.
 const LARGEST: usize = 64 << 20;
 
@@ -98,7 +98,7 @@ impl Watchers {
     }
 
     async fn wait(&mut self, generation: u64, count: usize) -> anyhow::Result<Arrived> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut arrived = Arrived { at: Vec::with_capacity(count), bytes: 0 };
         while arrived.at.len() < count {
             let arrival = tokio::select! {
@@ -107,7 +107,7 @@ impl Watchers {
             };
             let Ok(Some(arrival)) = arrival else {
                 let have = arrived.at.len();
-                bail!("{have} of {count} cells got the generation within {} s", PATIENCE.as_secs());
+                bail!("{have} of {count} cells got the generation within {} s", TIMEOUT.as_secs());
             };
             if arrival.generation >= generation {
                 arrived.at.push(arrival.at);

@@ -85,6 +85,7 @@ class JobsTest < Minitest::Test
       files.each { |file, text| check_file(root, name, file, text) }
       check_monit(root, name, files['monit'])
       check_config(root, name)
+      check_context(root) if name == 'portcullisctl'
     end
   end
 
@@ -133,6 +134,14 @@ class JobsTest < Minitest::Test
     File.write(path, File.read(path).gsub('/var/vcap/', "#{root}/var/vcap/"))
     output = assert_success("#{Release::PROGRAMS}/#{program}", '--check-config', flag, path)
     refute_match(/unknown/, output)
+  end
+
+  # portcullisctl reads the context file, then fails at the socket, which does not exist.
+  def check_context(root)
+    path = "#{root}/var/vcap/jobs/portcullisctl/config/context.json"
+    output, = Release.run("#{Release::PROGRAMS}/portcullisctl", '--context', path, '--cell-socket', "#{root}/none", 'cell')
+    assert_match(/No such file|connect/, output)
+    refute_match(/context file/, output)
   end
 
   def assert_success(*command)

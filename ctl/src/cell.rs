@@ -11,7 +11,7 @@ use proto::{
 };
 
 use crate::{
-    cli::Connection,
+    connect::Connection,
     field::{Field, moment},
     report::Report,
 };

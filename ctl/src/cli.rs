@@ -1,17 +1,13 @@
-//! Commands and flags. Addresses and certificates can come from environment variables,
-//! which a shell profile on a VM can set.
+//! Commands and flags. Addresses and certificates can come from environment variables
+//! and from a context file.
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
-    builder::{OsStringValueParser, StringValueParser, TypedValueParser},
+    builder::{OsStringValueParser, TypedValueParser},
 };
 use jiff::SignedDuration;
-
-const LOCK_SERVER: &str = "locket.service.cf.internal:8891";
-const POLICY_STORE: &str = "policy-server.service.cf.internal:4004";
-const CELL_SOCKET: &str = "/var/vcap/data/cell-agent/control.sock";
 
 /// Inspect and control a running Portcullis
 ///
@@ -22,7 +18,7 @@ const CELL_SOCKET: &str = "/var/vcap/data/cell-agent/control.sock";
 pub struct Cli {
     /// Server addresses and client certificate.
     #[command(flatten)]
-    pub connection: Connection,
+    pub flags: Flags,
 
     /// Print one JSON object per line instead of a table
     #[arg(long, global = true)]
@@ -33,38 +29,26 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Addresses and certificates. An empty variable counts as not set.
+/// Addresses and certificates. An empty value counts as not set. A flag or variable
+/// precedes the context file.
 #[derive(Debug, Args)]
-pub struct Connection {
-    /// Address of the lock server, host:port
-    #[arg(
-        long,
-        global = true,
-        env = "PORTCULLIS_LOCK_SERVER",
-        default_value = LOCK_SERVER,
-        value_parser = or_default(LOCK_SERVER)
-    )]
-    pub lock_server: String,
+pub struct Flags {
+    /// JSON file with addresses and certificates (docs/portcullisctl.md)
+    #[arg(long, global = true, env = "PORTCULLIS_CONTEXT", value_name = "FILE", value_parser = maybe_empty())]
+    pub context: Option<PathBuf>,
 
-    /// Address of the policy store, host:port
-    #[arg(
-        long,
-        global = true,
-        env = "PORTCULLIS_POLICY_STORE",
-        default_value = POLICY_STORE,
-        value_parser = or_default(POLICY_STORE)
-    )]
-    pub policy_store: String,
+    /// Address of the lock server, host:port [default: locket.service.cf.internal:8891]
+    #[arg(long, global = true, env = "PORTCULLIS_LOCK_SERVER")]
+    pub lock_server: Option<String>,
 
-    /// Unix socket of the cell agent on this machine
-    #[arg(
-        long,
-        global = true,
-        env = "PORTCULLIS_CELL_SOCKET",
-        default_value = CELL_SOCKET,
-        value_parser = or_default(CELL_SOCKET).map(PathBuf::from)
-    )]
-    pub cell_socket: PathBuf,
+    /// Address of the policy store, host:port [default: policy-server.service.cf.internal:4004]
+    #[arg(long, global = true, env = "PORTCULLIS_POLICY_STORE")]
+    pub policy_store: Option<String>,
+
+    /// Unix socket of the cell agent on this machine [default:
+    /// /var/vcap/data/cell-agent/control.sock]
+    #[arg(long, global = true, env = "PORTCULLIS_CELL_SOCKET", value_parser = maybe_empty())]
+    pub cell_socket: Option<PathBuf>,
 
     /// PEM file of the CA that signed the servers' certificates
     #[arg(long, global = true, env = "PORTCULLIS_CA", value_parser = maybe_empty())]
@@ -81,12 +65,6 @@ pub struct Connection {
     /// Timeout of each request, such as 30s or 2m [default: 10s; reconcile: 60s]
     #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
-}
-
-/// An empty value counts as none.
-fn or_default(default: &'static str) -> impl TypedValueParser<Value = String> {
-    StringValueParser::new()
-        .map(move |value| if value.is_empty() { default.to_owned() } else { value })
 }
 
 /// Unlike the usual parser of paths, accepts an empty path; commands that need the path
@@ -185,9 +163,9 @@ mod tests {
     /// With every flag, whose names must differ from those of a command's arguments.
     #[test]
     fn every_command_is_read() {
-        let flags = ["--lock-server", "h:1", "--policy-store", "h:2", "--cell-socket", "/s"];
-        let files =
-            ["--ca", "/ca", "--cert", "/cert", "--key", "/key", "--json", "--timeout", "3s"];
+        let flags = ["--context", "/c", "--lock-server", "h:1", "--policy-store", "h:2"];
+        let files = ["--cell-socket", "/s", "--ca", "/ca", "--cert", "/cert", "--key", "/key"];
+        let others = ["--json", "--timeout", "3s"];
         for command in [
             &["locks"][..],
             &["locks", "--presences"],
@@ -207,14 +185,15 @@ mod tests {
         ] {
             let bare = [&["portcullisctl"], command].concat();
             Cli::try_parse_from(&bare).unwrap_or_else(|error| panic!("{bare:?}: {error}"));
-            let cli = Cli::parse_from([&bare[..], &flags, &files].concat());
-            let Connection { lock_server, policy_store, cell_socket, ca, cert, key, timeout } =
-                cli.connection;
+            let cli = Cli::parse_from([&bare[..], &flags, &files, &others].concat());
+            assert!(cli.json, "{command:?}");
+            let Flags { context, lock_server, policy_store, cell_socket, ca, cert, key, timeout } =
+                cli.flags;
             assert_eq!(timeout, Some(Duration::from_secs(3)), "{command:?}");
-            let addresses = (lock_server.as_str(), policy_store.as_str(), cell_socket);
-            assert_eq!(addresses, ("h:1", "h:2", "/s".into()), "{command:?}");
-            let files = [ca, cert, key].map(Option::unwrap);
-            assert_eq!(files, ["/ca", "/cert", "/key"].map(PathBuf::from), "{command:?}");
+            let addresses = [lock_server, policy_store].map(Option::unwrap);
+            assert_eq!(addresses, ["h:1", "h:2"], "{command:?}");
+            let files = [context, cell_socket, ca, cert, key].map(Option::unwrap);
+            assert_eq!(files, ["/c", "/s", "/ca", "/cert", "/key"].map(PathBuf::from));
         }
     }
 
@@ -222,7 +201,7 @@ mod tests {
     fn flags_may_follow_the_command() {
         let cli = Cli::parse_from(["portcullisctl", "locks", "--json", "--lock-server", "h:1"]);
         assert!(cli.json);
-        assert_eq!(cli.connection.lock_server, "h:1");
+        assert_eq!(cli.flags.lock_server.as_deref(), Some("h:1"));
     }
 
     #[test]
@@ -233,16 +212,5 @@ mod tests {
         for text in ["", "0", "-3s", "soon", "0s"] {
             duration(text).unwrap_err();
         }
-    }
-
-    /// A shell profile may set variables to the empty string.
-    #[test]
-    fn an_empty_value_counts_as_none() {
-        let flags = ["--lock-server", "", "--policy-store", "", "--cell-socket", "", "--ca", ""];
-        let cli = Cli::parse_from([&["portcullisctl", "cell"][..], &flags].concat());
-        assert_eq!(cli.connection.lock_server, LOCK_SERVER);
-        assert_eq!(cli.connection.policy_store, POLICY_STORE);
-        assert_eq!(cli.connection.cell_socket, PathBuf::from(CELL_SOCKET));
-        assert_eq!(cli.connection.ca, Some(PathBuf::new()));
     }
 }

@@ -1,4 +1,4 @@
-//! Channels to the servers, built from flags, and calls with a timeout.
+//! Channels to the servers, and calls with a timeout.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -9,37 +9,62 @@ use runtime::{
 };
 use tonic::{Status, transport::Channel};
 
-use crate::cli::Connection;
+use crate::{
+    cli::Flags,
+    context::{self, Server},
+};
+
+const LOCK_SERVER: &str = "locket.service.cf.internal:8891";
+const POLICY_STORE: &str = "policy-server.service.cf.internal:4004";
+const CELL_SOCKET: &str = "/var/vcap/data/cell-agent/control.sock";
 
 /// Default of `--timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Connection {
-    fn tls(&self) -> anyhow::Result<ClientTls> {
-        let file = |path: &Option<PathBuf>, flag: &str, variable: &str| {
-            let path = path.clone().filter(|path| !path.as_os_str().is_empty());
-            path.with_context(|| format!("set --{flag} or {variable}"))
-        };
-        let files = Files {
-            ca: file(&self.ca, "ca", "PORTCULLIS_CA")?,
-            cert: file(&self.cert, "cert", "PORTCULLIS_CERT")?,
-            key: file(&self.key, "key", "PORTCULLIS_KEY")?,
-        };
-        Ok(ClientTls::load(&files)?)
-    }
+/// Where the servers are, and how to connect to them.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    lock_server: Server,
+    policy_store: Server,
+    cell_socket: PathBuf,
+    timeout: Option<Duration>,
+}
 
-    fn channel(&self, address: &str) -> anyhow::Result<Channel> {
-        Ok(client::channel(address, Some(self.tls()?), client::Options::default())?)
+impl Connection {
+    /// Flags and variables first, then the context file, then the defaults.
+    ///
+    /// # Errors
+    /// The context file cannot be read.
+    pub(crate) fn new(flags: &Flags) -> anyhow::Result<Self> {
+        let path =
+            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let context = path(&flags.context).map(|path| context::read(&path)).transpose()?;
+        let context = context.unwrap_or_default();
+        let server = |address: &Option<String>, server: Server, default: &str| Server {
+            address: text(address).or(server.address).or_else(|| Some(default.to_owned())),
+            ca: path(&flags.ca).or(server.ca),
+            cert: path(&flags.cert).or(server.cert),
+            key: path(&flags.key).or(server.key),
+        };
+        Ok(Self {
+            lock_server: server(&flags.lock_server, context.lock_server, LOCK_SERVER),
+            policy_store: server(&flags.policy_store, context.policy_store, POLICY_STORE),
+            cell_socket: path(&flags.cell_socket)
+                .or(context.cell_socket)
+                .unwrap_or_else(|| CELL_SOCKET.into()),
+            timeout: flags.timeout,
+        })
     }
 
     /// A channel to the lock server.
     pub(crate) fn to_lock_server(&self) -> anyhow::Result<Channel> {
-        self.channel(&self.lock_server)
+        channel(&self.lock_server)
     }
 
     /// A channel to the policy store.
     pub(crate) fn to_policy_store(&self) -> anyhow::Result<Channel> {
-        self.channel(&self.policy_store)
+        channel(&self.policy_store)
     }
 
     /// A channel to the agent of this VM.
@@ -68,6 +93,20 @@ impl Connection {
         let late = |_| Status::deadline_exceeded(format!("no answer within {bound:?} (--timeout)"));
         answer.map_err(late).flatten().map_err(|status| Refused::new(&status)).context(what)
     }
+}
+
+fn channel(server: &Server) -> anyhow::Result<Channel> {
+    let file = |path: &Option<PathBuf>, flag: &str, variable: &str| {
+        path.clone().with_context(|| format!("set --{flag} or {variable}, or use --context"))
+    };
+    let files = Files {
+        ca: file(&server.ca, "ca", "PORTCULLIS_CA")?,
+        cert: file(&server.cert, "cert", "PORTCULLIS_CERT")?,
+        key: file(&server.key, "key", "PORTCULLIS_KEY")?,
+    };
+    let tls = ClientTls::load(&files)?;
+    let address = server.address.as_deref().unwrap_or_default();
+    Ok(client::channel(address, Some(tls), client::Options::default())?)
 }
 
 /// An error of a server or of the connection: a message, and the code separately.
@@ -100,7 +139,55 @@ impl std::error::Error for Refused {}
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::Cli;
+
+    fn connection(arguments: &[&str]) -> anyhow::Result<Connection> {
+        let command = [&["portcullisctl", "cell"], arguments].concat();
+        Connection::new(&Cli::parse_from(command).flags)
+    }
+
+    /// A shell profile may set variables to the empty string.
+    #[test]
+    fn an_empty_value_counts_as_none() {
+        let empty = ["--lock-server", "", "--policy-store", "", "--cell-socket", "", "--ca", ""];
+        let found = connection(&[&empty[..], &["--context", ""]].concat()).expect("no file");
+        assert_eq!(found.lock_server.address.as_deref(), Some(LOCK_SERVER));
+        assert_eq!(found.policy_store.address.as_deref(), Some(POLICY_STORE));
+        assert_eq!(found.cell_socket, PathBuf::from(CELL_SOCKET));
+        assert_eq!(found.policy_store.ca, None);
+        let error = found.to_policy_store().expect_err("no CA").to_string();
+        assert_eq!(error, "set --ca or PORTCULLIS_CA, or use --context");
+    }
+
+    #[test]
+    fn flags_precede_the_context_file() {
+        let file = std::env::temp_dir().join(format!("context-{}.json", std::process::id()));
+        let text = r#"{"lock_server": {"address": "l:1", "ca": "/l/ca", "cert": "/l/cert"},
+            "policy_store": {"address": "p:1", "ca": "/p/ca"}, "cell_socket": "/s"}"#;
+        std::fs::write(&file, text).expect("the temporary directory is writable");
+        let path = file.to_str().expect("an ASCII path");
+        let flags = ["--context", path, "--lock-server", "f:2", "--cert", "/f/cert"];
+        let found = connection(&flags);
+        std::fs::remove_file(&file).expect("the file exists");
+        let found = found.expect("the file is valid");
+        let path = |text: &str| Some(PathBuf::from(text));
+        let (cert, key) = (path("/f/cert"), None);
+        let address = Some("f:2".to_owned());
+        let lock_server = Server { address, ca: path("/l/ca"), cert: cert.clone(), key: None };
+        assert_eq!(found.lock_server, lock_server);
+        let address = Some("p:1".to_owned());
+        assert_eq!(found.policy_store, Server { address, ca: path("/p/ca"), cert, key });
+        assert_eq!(found.cell_socket, PathBuf::from("/s"));
+    }
+
+    #[test]
+    fn an_unreadable_context_file_is_named() {
+        let error = connection(&["--context", "/nowhere/context.json"]).expect_err("no such file");
+        assert!(format!("{error:#}").starts_with("context file /nowhere/context.json: "));
+    }
 
     #[test]
     fn the_sentence_and_the_code_are_apart() {

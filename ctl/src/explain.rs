@@ -8,12 +8,7 @@ use proto::cell_v1::{
     explain_response::Verdict,
 };
 
-use crate::{
-    cell::Written,
-    cli::{Connection, Protocol},
-    field::Field,
-    report::Report,
-};
+use crate::{cell::Written, cli::Protocol, connect::Connection, field::Field, report::Report};
 
 /// Asks the agent of this VM. Also returns the exit status for the verdict.
 pub(crate) async fn explain(

@@ -8,7 +8,7 @@ use proto::{
 
 use crate::{
     cell::{RULES, Written},
-    cli::Connection,
+    connect::Connection,
     field::Field,
     report::{Report, warn},
 };

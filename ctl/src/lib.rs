@@ -11,6 +11,7 @@
 mod cell;
 pub mod cli;
 mod connect;
+mod context;
 mod escape;
 mod explain;
 mod field;
@@ -48,7 +49,8 @@ pub fn run(cli: Cli) -> ExitCode {
 }
 
 async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { connection, json, command } = cli;
+    let Cli { flags, json, command } = cli;
+    let connection = connect::Connection::new(&flags)?;
     let print = |report: Report| report.print(json);
     match command {
         Command::Locks { presences } => print(locks::list(&connection, presences).await?)?,

@@ -14,7 +14,7 @@ use runtime::backoff::Backoff;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    cli::Connection,
+    connect::Connection,
     connect::Refused,
     escape::escape,
     field::Field,

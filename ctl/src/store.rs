@@ -6,7 +6,7 @@ use proto::policy_v1::{
 };
 
 use crate::{
-    cli::Connection,
+    connect::Connection,
     field::{Field, moment},
     natural,
     report::Report,

@@ -13,6 +13,10 @@ class OpsTest < Minitest::Test
   STORE = (LOCKET + %w[add-policy-store swap-asg-syncer]).freeze
   CELLS = (STORE + %w[swap-vxlan-policy-agent]).freeze
   ALL = (RELEASE + %w[swap-all]).freeze
+  # The steps for foundations with container-to-container policies.
+  MOVED = (RELEASE + %w[move-policy-server-internal move-policy-agents swap-vxlan-policy-agent
+                        poll-policy-server-internal]).freeze
+  INSTEAD = %w[swap-locket swap-policy-server-internal swap-asg-syncer].freeze
   POSTGRES = %w[cf-deployment/use-postgres].freeze
 
   # In the order in which the jobs are swapped, then what can be added.
@@ -25,9 +29,13 @@ class OpsTest < Minitest::Test
     'cells' => CELLS,
     'cells and first cells' => CELLS + %w[cf-deployment/isolation-segment swap-vxlan-policy-agent-isolated],
     'all' => ALL,
-    'policy store instead' => LOCKET + %w[swap-policy-server-internal swap-asg-syncer],
+    'policy store instead' => RELEASE + INSTEAD,
     'policy store first beside, then instead' => CELLS + %w[swap-policy-server-internal],
     'no original' => ALL + %w[swap-policy-server-internal remove-vxlan-policy-agent],
+    'policies moved' => %w[move-policy-server-internal],
+    'policies moved, cells poll' => MOVED,
+    'policies moved, cells poll the store' => MOVED + INSTEAD,
+    'policies moved, cells watch' => MOVED - %w[poll-policy-server-internal] + INSTEAD,
     'operators alone' => RELEASE + %w[add-portcullisctl],
     'all on postgres' => POSTGRES + ALL,
     'own database on mysql' => ALL + %w[use-mysql],
@@ -49,6 +57,7 @@ class OpsTest < Minitest::Test
     'swap-vxlan-policy-agent' => 'release portcullis is not in the manifest',
     'swap-all' => 'release portcullis is not in the manifest',
     'add-portcullisctl' => 'release portcullis is not in the manifest',
+    'poll-policy-server-internal' => 'name=cell-agent',
     'swap-vxlan-policy-agent-isolated' => 'name=isolated-diego-cell',
     'remove-vxlan-policy-agent' => 'name=cell-agent',
     'nftables' => 'name=cell-agent',
@@ -75,8 +84,8 @@ class OpsTest < Minitest::Test
 
   def test_every_file_is_used_and_described
     files = Dir.children(Manifest::OPS).map { |file| File.basename(file, '.yml') }.sort
-    assert_empty files - COMBINATIONS.values.flatten - %w[swap-locket]
-    assert_equal files - RELEASE - %w[smoke-tests], INCOMPLETE.keys.sort
+    assert_empty files - COMBINATIONS.values.flatten
+    assert_equal files - RELEASE - %w[move-policy-server-internal move-policy-agents], INCOMPLETE.keys.sort
     files.each do |file|
       header = File.readlines("#{Manifest::OPS}/#{file}.yml").drop(1).take_while { |line| line.start_with?('#') }
       assert(header.any? { |line| line.start_with?('# Before: ') }, "#{file}: Before")
@@ -130,6 +139,23 @@ class OpsTest < Minitest::Test
     refute manifest.job('api', 'policy-server-internal')
     store = config(manifest, 'api', 'policy-store')
     assert_equal [4003, 31_945, 31_946], store.values_at('internal_listen_port', 'debug_server_port', 'health_check_port')
+  end
+
+  def test_moved_policies_leave_port_4003_for_groups
+    [MOVED, MOVED + INSTEAD].each do |files|
+      manifest = Manifest.with(*files)
+      host = manifest.job('diego-cell', 'vxlan-policy-agent')['properties']['policy_server']['hostname']
+      server = certificate(manifest.properties(manifest.job('diego-api', 'policy-server-internal'))['server_cert'])
+      assert OpenSSL::SSL.verify_certificate_identity(server, host)
+      agent = config(manifest, 'diego-cell', 'cell-agent')
+      assert_equal 'http', agent['policy_server_api']
+      assert_equal 'https://policy-server.service.cf.internal:4003', agent['policy_server_url']
+      assert_equal 1, %w[policy-store policy-server-internal].count { |name| manifest.job('api', name) }
+    end
+  end
+
+  def test_the_new_name_of_moved_policies_needs_the_server
+    assert_equal %w[policy-server-c2c.service.cf.internal], unknown_hosts(Manifest.with('move-policy-agents'))
   end
 
   def test_databases
@@ -202,7 +228,18 @@ class OpsTest < Minitest::Test
     manifest.ours.each do |group, job|
       check_job(job['name'], manifest.render(group, job), disabled: manifest.properties(job)['disable'])
     end
+    assert_empty unknown_hosts(manifest)
     check_certificates(manifest) if manifest.job('api', 'policy-store')
+  end
+
+  # Names of the foundation that are no DNS alias.
+  def unknown_hosts(manifest)
+    aliases = manifest.document['addons'].flat_map { |addon| addon['jobs'] }
+                      .find { |job| job['name'] == 'bosh-dns-aliases' }['properties']['aliases']
+    known = aliases.map { |entry| entry['domain'] }
+    rendered = manifest.ours.flat_map { |group, job| manifest.render(group, job).select { |file,| file.end_with?('.json') }.values }
+    used = manifest.jobs.map { |_, job| JSON.generate(job.fetch('properties', {})) } + rendered
+    used.join.scan(/[\w.-]+\.service\.cf\.internal/).uniq - known
   end
 
   # Equal files are checked once: a combination changes few of them.

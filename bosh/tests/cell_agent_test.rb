@@ -29,10 +29,10 @@ class CellAgentTest < Minitest::Test
 
   # pre-start and stop leave the rules of others alone, whatever they are.
   def test_the_kernel_keeps_its_rules
-    output, = cell(start: true, before: 'iptables -A FORWARD -s 10.255.1.2/32 -j DROP; iptables -t nat -A POSTROUTING -j MASQUERADE',
+    output, = cell(start: true, before: 'iptables -A FORWARD -s 10.255.1.2/32 -j DROP; iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE',
                    after: 'iptables -S FORWARD; iptables -t nat -S POSTROUTING')
     assert_match(%r{^-A FORWARD -s 10.255.1.2/32 -j DROP$}, output)
-    assert_match(/^-A POSTROUTING -j MASQUERADE$/, output)
+    assert_match(/^-A POSTROUTING -o eth0 -j MASQUERADE$/, output)
   end
 
   private
@@ -42,13 +42,15 @@ class CellAgentTest < Minitest::Test
     Dir.mktmpdir do |root|
       write_job(root, certificates)
       %w[container-metadata garden-cni cell-agent].each { |name| FileUtils.mkdir_p("#{root}/var/vcap/data/#{name}") }
-      Release.run('unshare', '--map-root-user', '--net', '--mount', 'bash', '-c', <<~SHELL)
+      Release.run('timeout', '60', 'unshare', '--map-root-user', '--net', '--mount', 'bash', '-c', <<~SHELL)
         export PATH="$PATH:/usr/sbin:/sbin"
         mount -t tmpfs none /run && ip link set lo up
         #{before}
         #{root}/#{JOB}/bin/pre-start || exit 1
         if #{start}; then #{root}/#{JOB}/bin/cell-agent >#{root}/log 2>&1 & fi
         agent=$! code=0
+        # Reasons are sorted: the kernel's would be the first.
+        [ -z "$agent" ] || until curl -s --max-time 1 http://127.0.0.1:8721/readyz | head -n 1 | grep -q '^policy-store: the'; do sleep 0.1; done
         #{root}/#{JOB}/bin/post-start || code=$?
         [ -z "$agent" ] || { kill "$agent" && wait "$agent" || code=2; }
         #{after}

@@ -44,7 +44,8 @@ class OpsTest < Minitest::Test
     'nftables' => ALL + %w[nftables],
     'speed' => ALL + %w[speed],
     'prometheus' => ALL + %w[prometheus],
-    'everything optional' => ALL + %w[use-mysql nftables speed prometheus],
+    'smoke tests' => ALL + %w[smoke-tests],
+    'everything optional' => ALL + %w[use-mysql nftables speed prometheus smoke-tests],
     'static groups' => ALL + %w[disable-dynamic-asgs]
   }.freeze
 
@@ -56,6 +57,7 @@ class OpsTest < Minitest::Test
     'swap-asg-syncer' => 'release portcullis is not in the manifest',
     'swap-vxlan-policy-agent' => 'release portcullis is not in the manifest',
     'swap-all' => 'release portcullis is not in the manifest',
+    'smoke-tests' => 'release portcullis is not in the manifest',
     'add-portcullisctl' => 'release portcullis is not in the manifest',
     'poll-policy-server-internal' => 'name=cell-agent',
     'swap-vxlan-policy-agent-isolated' => 'name=isolated-diego-cell',

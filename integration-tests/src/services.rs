@@ -207,8 +207,8 @@ pub struct Surroundings {
     pub api: String,
     /// URL of its internal API.
     pub internal_api: String,
-    /// Time to live of the lock in seconds.
-    pub lock_ttl: u64,
+    /// Configured time to live of the lock in seconds.
+    pub lock_ttl: Option<u64>,
 }
 
 impl ControlPlane {
@@ -263,7 +263,7 @@ impl ControlPlane {
             policy_store: self.store_address.clone(),
             api: self.cloud.api.clone(),
             internal_api: self.cloud.internal.clone(),
-            lock_ttl: LOCK_TTL,
+            lock_ttl: Some(LOCK_TTL),
         }
     }
 
@@ -271,7 +271,7 @@ impl ControlPlane {
     pub fn syncer_among(&self, name: &str, surroundings: &Surroundings) -> Process {
         let Surroundings { lock_server, policy_store, api, internal_api, lock_ttl } = surroundings;
         let files = &self.syncer;
-        let config = json!({
+        let mut config = json!({
             "uuid": name,
             "uaa_client": "network-policy", "uaa_client_secret": "network-policy-secret",
             "uaa_url": "http://127.0.0.1", "uaa_port": self.cloud.uaa_port,
@@ -285,10 +285,13 @@ impl ControlPlane {
             "policy_store_ca_cert_file": files.ca,
             "policy_store_client_cert_file": files.cert,
             "policy_store_client_key_file": files.key,
-            "lock_ttl_seconds": lock_ttl, "lock_retry_interval_seconds": lock_ttl / 3,
             "cc_timeout_seconds": 5,
             "log_level": "info", "debug_server_port": 0,
         });
+        if let Some(ttl) = lock_ttl {
+            config["lock_ttl_seconds"] = json!(ttl);
+            config["lock_retry_interval_seconds"] = json!(ttl / 3);
+        }
         Process::serve("syncer", "-config-file", &self.site.config(name, &config))
     }
 

@@ -26,7 +26,7 @@ use crate::{
     config::{self, Config, InternalTls},
     lease::{
         Times,
-        keeper::{self, Keeper},
+        keeper::{self, Keeper, Pace},
         locket::Locket,
     },
     poll::{
@@ -125,16 +125,12 @@ impl Service for App {
         let health = Health::new();
         let mut watched = Watched { health: health.clone(), clients: Vec::new() };
         let cloud_controller = reach_cloud_controller(cloud_controller, &mut watched)?;
-        let keeper = Keeper::new(
-            settings(&lock, &uuid)?,
-            reach_lock_server(&lock, &mut watched)?,
-            health.component("lock-server"),
-        );
+        let keeper = keeper(&lock, &uuid, &mut watched)?;
         let store = reach_store(store, uuid, &mut watched)?;
         let sync_now = SyncNow::default();
-        let interval = poll.interval;
-        let poller =
-            Poller::new(poll.into(), cloud_controller, store, times, &health, sync_now.clone());
+        let poll = poll::Settings::from(poll);
+        let interval = poll.intervals.poll;
+        let poller = Poller::new(poll, cloud_controller, store, times, &health, sync_now.clone());
         let admin = match debug_server {
             Some(address) => {
                 let admin = debug_endpoint(address.as_str(), process, &health, sync_now).await?;
@@ -147,7 +143,11 @@ impl Service for App {
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { keeper, poller, admin, report, watched, interval } = self;
-        info!(interval = interval.as_secs(), "starting-asg-syncer");
+        // A whole number, as the original's, where it is one.
+        match interval.subsec_nanos() {
+            0 => info!(interval = interval.as_secs(), "starting-asg-syncer"),
+            _ => info!(interval = interval.as_secs_f64(), "starting-asg-syncer"),
+        }
         let mut tasks = Tasks::new(shutdown.clone());
         let lead = move |term| Arc::clone(&poller).lead(term);
         tasks.add("lease", keeper.run(shutdown.clone(), lead));
@@ -162,23 +162,36 @@ impl Service for App {
     }
 }
 
-fn settings(lock: &config::Lock, owner: &model::lock::Owner) -> anyhow::Result<keeper::Settings> {
-    let seconds = i64::try_from(lock.ttl.as_secs()).context("lock_ttl_seconds is too long")?;
+/// Two ways to renew the lock: times and a connection for any lock server, and for one that
+/// gives fencing tokens.
+fn keeper(
+    lock: &config::Lock,
+    owner: &model::lock::Owner,
+    watched: &mut Watched,
+) -> anyhow::Result<Keeper> {
+    let tls = watched.follow("lock-server-client", "lock-server-certificate", &lock.tls);
+    let pace = |times: Times| {
+        let seconds = i64::try_from(times.ttl.as_secs()).context("lock_ttl_seconds is too long")?;
+        let ttl = Ttl::try_from_seconds(seconds)?;
+        let locket = reach_lock_server(lock, tls.clone(), times.ttl)?;
+        anyhow::Ok(Pace { ttl, times, locket })
+    };
+    let usual = pace(lock.times)?;
     let claim = Claim {
         key: LockKey::parse(JOB).expect("it is short"),
         owner: owner.clone(),
         value: LockValue::parse("").expect("it is short"),
         kind: LockKind::Lock,
-        ttl: Ttl::try_from_seconds(seconds)?,
+        ttl: usual.ttl,
     };
-    let times = Times { ttl: claim.ttl.duration(), retry_interval: lock.retry_interval };
-    Ok(keeper::Settings { claim, times, exit_on_loss: lock.exit_on_loss })
+    let settings = keeper::Settings { claim, exit_on_loss: lock.exit_on_loss };
+    let component = watched.health.component("lock-server");
+    Ok(Keeper::new(settings, usual, Some(pace(lock.times_with_tokens)?), component))
 }
 
-fn reach_lock_server(lock: &config::Lock, watched: &mut Watched) -> anyhow::Result<Locket> {
-    let tls = watched.follow("lock-server-client", "lock-server-certificate", &lock.tls);
+fn reach_lock_server(lock: &config::Lock, tls: ClientTls, ttl: Duration) -> anyhow::Result<Locket> {
     // A lock survives a dead server only if its death is detected well within the ttl.
-    let default = client::Options::noticing_within(lock.ttl * 3 / 10);
+    let default = client::Options::noticing_within(ttl * 3 / 10);
     let options = client::Options {
         keepalive_interval: lock.keepalive_time.or(default.keepalive_interval),
         keepalive_timeout: lock.keepalive_timeout.unwrap_or(default.keepalive_timeout),
@@ -295,7 +308,8 @@ impl From<config::Poll> for poll::Settings {
             max_staleness,
         } = poll;
         let intervals = Intervals {
-            poll: interval,
+            poll: interval.unwrap_or(poll::FASTEST_POLL),
+            poll_share: if interval.is_none() { poll::POLL_SHARE } else { 0 },
             full: full_sync_interval,
             unstamped: unstamped_sync_interval,
             repair: poll::REPAIR,

@@ -10,7 +10,7 @@ use runtime::{
     tls::Files,
 };
 
-use crate::cloud_controller::Secret;
+use crate::{cloud_controller::Secret, lease::Times};
 
 /// Parsed configuration file.
 #[derive(Debug)]
@@ -38,8 +38,9 @@ pub struct Config {
 /// Poll intervals.
 #[derive(Debug)]
 pub struct Poll {
-    /// Interval of stamp polls.
-    pub interval: Duration,
+    /// Interval of stamp polls; absent for the default, which depends on how fast the Cloud
+    /// Controller responds.
+    pub interval: Option<Duration>,
     /// Interval of full reads of the list while the stamp does not change.
     pub full_sync_interval: Duration,
     /// Interval of full reads when the Cloud Controller has no stamp.
@@ -95,10 +96,10 @@ pub struct Lock {
     pub address: HostPort,
     /// Files for mutual TLS.
     pub tls: Files,
-    /// Time to live of the lock, in whole seconds.
-    pub ttl: Duration,
-    /// Interval of attempts and renewals.
-    pub retry_interval: Duration,
+    /// Times with any lock server.
+    pub times: Times,
+    /// Times with a lock server that gives fencing tokens, so one of ours.
+    pub times_with_tokens: Times,
     /// Keepalive interval of the connection; absent for the default.
     pub keepalive_time: Option<Duration>,
     /// Keepalive timeout of the connection; absent for the default.
@@ -172,8 +173,14 @@ fn debug_server(keys: &mut Reader<'_>) -> Option<Option<HostPort>> {
 
 /// Reads a whole number of seconds, at least 1.
 fn seconds(keys: &mut Reader<'_>, key: &'static str, default: u64) -> Option<Duration> {
-    let Seconds(value) = keys.or(key, Seconds::new(default))?;
-    if value.is_zero() {
+    Some(optional_seconds(keys, key)?.unwrap_or(Duration::from_secs(default)))
+}
+
+/// Reads a whole number of seconds, at least 1, if the key exists.
+#[expect(clippy::option_option, reason = "as the reader: the outer is a recorded problem")]
+fn optional_seconds(keys: &mut Reader<'_>, key: &'static str) -> Option<Option<Duration>> {
+    let value = keys.optional::<Seconds>(key)?.map(|Seconds(value)| value);
+    if value.is_some_and(|value| value.is_zero()) {
         keys.problem(key, "must be at least 1");
         return None;
     }
@@ -182,7 +189,7 @@ fn seconds(keys: &mut Reader<'_>, key: &'static str, default: u64) -> Option<Dur
 
 impl Poll {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        let interval = seconds(keys, "asg_poll_interval_seconds", 1);
+        let interval = optional_seconds(keys, "asg_poll_interval_seconds");
         let full_sync_interval = seconds(keys, "full_sync_interval_seconds", 300);
         let unstamped_sync_interval = seconds(keys, "unstamped_sync_interval_seconds", 60);
         let retry_deadline = seconds(keys, "retry_deadline_seconds", 300);
@@ -283,28 +290,42 @@ fn files(
     Some(Files { ca: ca?, cert: cert?, key: key? })
 }
 
+/// Those of the original.
+const USUAL_TIMES: Times =
+    Times { ttl: Duration::from_secs(15), retry_interval: Duration::from_secs(5) };
+/// Our lock server writes a renewal within milliseconds, and a store accepts no write of a
+/// leader that lost its lock unnoticed.
+const USUAL_TIMES_WITH_TOKENS: Times =
+    Times { ttl: Duration::from_secs(5), retry_interval: Duration::from_secs(1) };
+
 impl Lock {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
         let address = required(keys, "locket_address");
         let tls =
             files(keys, "locket_ca_cert_file", "locket_client_cert_file", "locket_client_key_file");
-        let ttl = seconds(keys, "lock_ttl_seconds", 15);
-        let retry_interval = seconds(keys, "lock_retry_interval_seconds", 5);
+        let ttl = optional_seconds(keys, "lock_ttl_seconds");
+        let retry_interval = optional_seconds(keys, "lock_retry_interval_seconds");
         let keepalive_time = keys.or("locket_client_keepalive_time", Seconds::new(0));
         let keepalive_timeout = keys.or("locket_client_keepalive_timeout", Seconds::new(0));
         let exit_on_loss = keys.or("exit_on_lock_loss", false);
-        let (ttl, retry_interval) = (ttl?, retry_interval?);
+        let configured = (ttl?, retry_interval?);
+        let times = Times {
+            ttl: configured.0.unwrap_or(USUAL_TIMES.ttl),
+            retry_interval: configured.1.unwrap_or(USUAL_TIMES.retry_interval),
+        };
         // One renewal may fail without losing the lease.
-        if retry_interval * 2 > ttl {
+        if times.retry_interval * 2 > times.ttl {
             keys.problem("lock_retry_interval_seconds", "must be at most half of lock_ttl_seconds");
             return None;
         }
+        let times_with_tokens =
+            if configured == (None, None) { USUAL_TIMES_WITH_TOKENS } else { times };
         let set = |Seconds(value): Seconds| (!value.is_zero()).then_some(value);
         Some(Self {
             address: address?,
             tls: tls?,
-            ttl,
-            retry_interval,
+            times,
+            times_with_tokens,
             keepalive_time: set(keepalive_time?),
             keepalive_timeout: set(keepalive_timeout?),
             exit_on_loss: exit_on_loss?,

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use runtime::config::{self, Error, Loaded};
 use serde_json::{Value, json};
-use syncer::config::{Config, InternalTls};
+use syncer::{
+    config::{Config, InternalTls},
+    lease::Times,
+};
 
 /// As the original's BOSH job renders it, with the additional required keys.
 fn bosh() -> Value {
@@ -45,7 +48,7 @@ fn the_originals_file_is_taken_as_it_is() {
     let Loaded { config, unknown } = read(&bosh()).unwrap();
     assert_eq!(unknown, [""; 0]);
     assert_eq!(config.uuid.as_str(), "instance-1");
-    assert_eq!(config.poll.interval, Duration::from_secs(60));
+    assert_eq!(config.poll.interval, Some(Duration::from_secs(60)));
     let cc = &config.cloud_controller;
     assert_eq!(cc.url, "https://cloud-controller-ng.service.cf.internal:9024");
     assert_eq!(cc.uaa_url, "https://uaa.service.cf.internal:8443");
@@ -71,11 +74,13 @@ fn what_is_left_out_has_the_documented_default() {
     }
     let config = read(&json).unwrap().config;
     let seconds = Duration::from_secs;
-    assert_eq!(config.poll.interval, seconds(1));
+    assert_eq!(config.poll.interval, None);
     assert_eq!(config.poll.full_sync_interval, seconds(300));
     assert_eq!(config.poll.unstamped_sync_interval, seconds(60));
     assert_eq!(config.poll.retry_deadline, seconds(300));
-    assert_eq!((config.lock.ttl, config.lock.retry_interval), (seconds(15), seconds(5)));
+    let times = |ttl, retry| Times { ttl: seconds(ttl), retry_interval: seconds(retry) };
+    assert_eq!(config.lock.times, times(15, 5));
+    assert_eq!(config.lock.times_with_tokens, times(5, 1));
     assert!(!config.lock.exit_on_loss && !config.store.allow_mass_removal);
     assert_eq!(config.store.timeout, seconds(60));
     assert_eq!(config.cloud_controller.page_size, 5000);

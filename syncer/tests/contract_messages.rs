@@ -111,8 +111,9 @@ async fn lead() {
 async fn keep(log: &lager::Capture) {
     let server = LockServer::start(false).await;
     let keeper = || {
-        let settings = Settings { claim: claim("me"), times: TIMES, exit_on_loss: false };
-        Keeper::new(settings, server.client(), Health::new().component("lock-server"))
+        let settings = Settings { claim: claim("me"), exit_on_loss: false };
+        let component = Health::new().component("lock-server");
+        Keeper::new(settings, server.pace(TIMES), None, component)
     };
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let shutdown = CancellationToken::new();

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use model::lock::Ttl;
 use runtime::{
     lager::{self, Level},
     server::Health,
@@ -12,7 +13,7 @@ use runtime::{
 use serde_json::json;
 use syncer::lease::{
     Times,
-    keeper::{Fenced, Keeper, Settings, Term},
+    keeper::{Fenced, Keeper, Pace, Settings, Term},
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -80,11 +81,20 @@ impl Running {
         exit_on_loss: bool,
         work: impl Fn(Term) -> F + Send + Sync + 'static,
     ) -> Self {
+        Self::with_paces(owner, (server.pace(times), None), exit_on_loss, work)
+    }
+
+    fn with_paces<F: Future<Output = Fenced> + Send + 'static>(
+        owner: &str,
+        (usual, with_tokens): (Pace, Option<Pace>),
+        exit_on_loss: bool,
+        work: impl Fn(Term) -> F + Send + Sync + 'static,
+    ) -> Self {
         let claim = claim(owner);
         let health = Health::new();
         let component = health.component("lock-server");
-        let settings = Settings { claim, times, exit_on_loss };
-        let keeper = Keeper::new(settings, server.client(), component);
+        let settings = Settings { claim, exit_on_loss };
+        let keeper = Keeper::new(settings, usual, with_tokens, component);
         let diary = Diary::default();
         let shutdown = CancellationToken::new();
         let mine = diary.clone();
@@ -290,6 +300,33 @@ async fn a_lock_server_without_tokens_is_told_once() {
     server.free();
     assert_eq!(running.steps(3).await, [began(0), Step::Ended, began(0)]);
     assert_eq!(data_of(&log, "locket-lock.lock-server-without-fencing-tokens").len(), 1);
+}
+
+/// The time to live fits the kind of lock server that granted the last request: at once, without
+/// waiting for the next renewal.
+#[tokio::test]
+async fn the_time_to_live_depends_on_whether_the_server_gives_tokens() {
+    let server = LockServer::start(true).await;
+    let usual = server.pace(RARE);
+    let with_tokens = Pace { ttl: Ttl::try_from_seconds(5).unwrap(), ..server.pace(TIMES) };
+    let paces = (usual, Some(with_tokens));
+    let running = Running::with_paces("me", paces, false, |_| std::future::pending());
+    let ttls = || {
+        server.with(|state| {
+            let ttls = state.requests.iter().map(|request| request.ttl_in_seconds);
+            ttls.collect::<Vec<_>>()
+        })
+    };
+    until("renewals", || ttls().len() >= 3).await;
+    assert_eq!(ttls()[..3], [15, 5, 5]);
+    assert_eq!(running.steps(1).await, [began(1)]);
+    server.with(|state| {
+        state.tokens = false;
+        state.requests.clear();
+    });
+    until("a renewal at a server without tokens", || ttls().len() >= 2).await;
+    assert_eq!(ttls()[..2], [5, 15]);
+    running.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ const FULL: u64 = 300_000;
 const UNSTAMPED: u64 = 60_000;
 const INTERVALS: Intervals = Intervals {
     poll: Duration::from_millis(POLL),
+    poll_share: 0,
     full: Duration::from_millis(FULL),
     unstamped: Duration::from_millis(UNSTAMPED),
     repair: Duration::from_secs(15),

@@ -135,11 +135,12 @@ async fn story(seed: u64) -> Duration {
         sleep(Duration::from_millis(5)).await;
     }
     let took = last.elapsed();
-    // The content stays the same after another read.
+    // The content stays the same after another read, which comes later than FULL if reading is
+    // slow (`FULL_SHARE`).
     let writes = store.writes().len();
     while store.writes().len() <= writes {
         assert!(equal(), "seed {seed}: it was taken back");
-        assert!(last.elapsed() < 3 * FULL + SLACK, "seed {seed}: no other reading");
+        assert!(last.elapsed() < 10 * FULL + SLACK, "seed {seed}: no other reading");
         sleep(Duration::from_millis(5)).await;
     }
     took

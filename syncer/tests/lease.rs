@@ -52,6 +52,20 @@ fn renewals_prolong_and_never_shorten() {
     assert_eq!(lease.since(), Some(t));
 }
 
+/// The server may have applied a request whose response was lost.
+#[test]
+fn a_request_with_a_shorter_time_to_live_bounds_the_lease() {
+    let t = start();
+    let mut lease = Lease::new(TIMES);
+    lease.granted(t, t, ONE);
+    assert_eq!(lease.asked(t + ms(1_000)), Some(t + ms(12_000)), "the same time to live");
+    lease.set_times(Times { ttl: ms(5_000), retry_interval: ms(1_000) });
+    assert_eq!(lease.ends(), Some(t + ms(12_000)), "no request was sent yet");
+    assert_eq!(lease.asked(t + ms(2_000)), Some(t + ms(6_000)));
+    assert!(lease.expire(t + ms(6_000)));
+    assert_eq!(lease.asked(t + ms(7_000)), None);
+}
+
 #[test]
 fn another_token_is_another_term() {
     let t = start();

@@ -24,6 +24,7 @@ use crate::support::{
 const POLL: Duration = Duration::from_secs(1);
 const INTERVALS: Intervals = Intervals {
     poll: POLL,
+    poll_share: 0,
     full: Duration::from_secs(300),
     unstamped: Duration::from_secs(60),
     repair: Duration::from_secs(15),
@@ -76,6 +77,27 @@ fn without_changes_reading_takes_one_percent_of_the_time() {
     let hour = Duration::from_secs(3600);
     let count = readings(hour, Duration::from_millis(50), 1.0, |_| at(10), |_| 0).len();
     assert_eq!(count, 12);
+}
+
+/// The shortest of the last eight polls counts.
+#[test]
+fn polls_take_one_percent_of_the_time() {
+    let poll = Duration::from_millis(250);
+    let mut schedule = Schedule::new(Intervals { poll, poll_share: 100, ..INTERVALS });
+    let now = tokio::time::Instant::now().into_std();
+    let mut interval = |took: u64| {
+        schedule.polled(Duration::from_millis(took));
+        schedule.next(now) - now
+    };
+    for took in [50, 2, 10, 10, 10, 10, 10, 10, 10] {
+        assert_eq!(interval(took), poll, "{took} ms: too few polls, or one of 2 ms");
+    }
+    assert_eq!(interval(12), Duration::from_secs(1), "the poll of 2 ms is the ninth last");
+    let slowest = (0..8).map(|_| interval(5_000)).last();
+    assert_eq!(slowest, Some(Duration::from_secs(60)), "the longest interval");
+    let mut fixed = Schedule::new(INTERVALS);
+    fixed.polled(Duration::from_secs(5));
+    assert_eq!(fixed.next(now) - now, POLL);
 }
 
 #[test]

@@ -292,6 +292,7 @@ async fn sync_now_reads_the_list_though_nothing_moved() {
     let settings = Settings {
         intervals: syncer::poll::schedule::Intervals {
             poll: Duration::from_secs(600),
+            poll_share: 0,
             ..SETTINGS.intervals
         },
         ..SETTINGS

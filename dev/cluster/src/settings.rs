@@ -94,7 +94,6 @@ pub(crate) fn syncer(layout: &Layout, ports: &Ports, number: usize) -> Value {
         "log_level": "debug",
         "log_prefix": "cfnetworking",
         "debug_server_port": ports.syncer_debug[number - 1],
-        "asg_poll_interval_seconds": 1,
         "cc_url": format!("https://{}", local(ports.api)),
         "cc_ca_cert": layout.ca(),
         "cc_internal_url": format!("https://{}", local(ports.internal_api)),

@@ -75,7 +75,7 @@ struct Sync {
 }
 
 const APPLIED: &str = "applied-security-groups";
-/// The syncer's default poll interval.
+/// Upper bound of the syncer's default poll interval with the development Cloud Controller.
 const POLL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {

@@ -61,7 +61,7 @@ fn syncer(plane: &ControlPlane, name: &str) -> Process {
     let surroundings = Surroundings {
         lock_server: by_name(&plane.lock_server.address),
         policy_store: by_name(&plane.store_address),
-        lock_ttl: LOCK_TTL.as_secs(),
+        lock_ttl: Some(LOCK_TTL.as_secs()),
         ..plane.surroundings()
     };
     plane.syncer_among(name, &surroundings)

@@ -22,7 +22,7 @@ use serde_json::Value;
 const CHAOS_SECONDS: &str = "PORTCULLIS_CHAOS_SECONDS";
 /// Number of measured leader changes of each kind.
 const FAILOVERS: &str = "PORTCULLIS_FAILOVERS";
-/// Time to live of the lock in seconds.
+/// Configured time to live of the lock in seconds; the syncer's default if not set.
 const FAILOVER_TTL: &str = "PORTCULLIS_FAILOVER_TTL";
 
 const APPLIED: &str = "applied-security-groups";
@@ -67,7 +67,7 @@ impl Wires {
             policy_store: store.address.clone(),
             api: format!("http://{}", api.address),
             internal_api: format!("https://{}", internal_api.address),
-            lock_ttl: LOCK_TTL,
+            lock_ttl: Some(LOCK_TTL),
         };
         plane.syncer_among(name, &surroundings)
     }
@@ -411,8 +411,9 @@ fn summary(times: &mut [Duration]) -> String {
 #[test]
 fn the_next_leader_syncs_soon() {
     let plane = ControlPlane::start();
-    let ttl = number(FAILOVER_TTL, LOCK_TTL);
-    let surroundings = Surroundings { lock_ttl: ttl, ..plane.surroundings() };
+    let configured = env::var_os(FAILOVER_TTL).map(|_| number(FAILOVER_TTL, 0));
+    let surroundings = Surroundings { lock_ttl: configured, ..plane.surroundings() };
+    let ttl = configured.unwrap_or(5);
     let mut names = (1..).map(|number| format!("syncer-{number}"));
     let mut next = || plane.syncer_among(&names.next().expect("it never ends"), &surroundings);
     let mut leader = next();

@@ -13,7 +13,7 @@
 use std::{future::pending, pin::Pin, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use model::lock::{Claim, FencingToken};
+use model::lock::{Claim, FencingToken, Ttl};
 use runtime::server::Component;
 use tokio::{
     task::JoinError,
@@ -38,17 +38,28 @@ const COURTESY: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// The lock to claim.
     pub claim: Claim,
-    /// Interval and timeouts.
-    pub times: Times,
     /// Whether losing the lock ends the process, as in the original.
     pub exit_on_loss: bool,
+}
+
+/// How often and how the lock is renewed at one kind of lock server.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Time to live in requests.
+    pub ttl: Ttl,
+    /// Interval and timeouts.
+    pub times: Times,
+    /// Client whose keepalive fits these times.
+    pub locket: Locket,
 }
 
 /// Claims and renews the lock.
 pub struct Keeper {
     settings: Settings,
     lease: Lease,
-    locket: Locket,
+    pace: Pace,
+    /// The pace for lock servers of the other kind, and whether that kind gives fencing tokens.
+    other: Option<(bool, Pace)>,
     log: Log,
     /// Time of the next attempt, unless one is in flight.
     due: Instant,
@@ -88,15 +99,22 @@ enum Event {
 }
 
 impl Keeper {
-    /// Creates a keeper without the lock. `lock_server` is ready while the lock server has
-    /// responded within the lock's time to live.
+    /// Creates a keeper without the lock. `with_tokens`: another pace for a lock server that
+    /// gives fencing tokens. `lock_server` is ready while the lock server has responded within
+    /// the lock's time to live.
     #[must_use]
-    pub fn new(settings: Settings, locket: Locket, lock_server: Component) -> Self {
+    pub fn new(
+        settings: Settings,
+        pace: Pace,
+        with_tokens: Option<Pace>,
+        lock_server: Component,
+    ) -> Self {
         let log = Log::new(&settings.claim);
         Self {
-            lease: Lease::new(settings.times),
+            lease: Lease::new(pace.times),
             settings,
-            locket,
+            pace,
+            other: with_tokens.map(|pace| (true, pace)),
             log,
             due: Instant::now(),
             attempt: None,
@@ -124,7 +142,7 @@ impl Keeper {
         LEASE_HELD.gauge().set(0.0);
         self.log.started();
         self.due = Instant::now();
-        self.reach.until = Some(self.due + self.settings.times.ttl);
+        self.reach.until = Some(self.due + self.pace.times.ttl);
         let outcome = loop {
             let event = self.next(&shutdown).await;
             if matches!(event, Event::Shutdown) {
@@ -194,13 +212,13 @@ impl Keeper {
 
     /// A collision counts as a response, too.
     fn reached(&mut self, sent: Instant) {
-        self.reach.until = Some(sent + self.settings.times.ttl);
+        self.reach.until = Some(sent + self.pace.times.ttl);
         self.reach.component.ready();
     }
 
     fn out_of_reach(&mut self) {
         self.reach.until = None;
-        let ttl = self.settings.times.ttl;
+        let ttl = self.pace.times.ttl;
         let cause = self.last_failure.as_ref().map(|failed| format!(": {}", failed.failure));
         let cause = cause.unwrap_or_default();
         self.reach.component.not_ready(format!("no answer of the lock server for {ttl:?}{cause}"));
@@ -209,8 +227,11 @@ impl Keeper {
     fn ask(&mut self) {
         let sent = Instant::now();
         let patience = self.lease.patience(sent.into_std());
-        let mut locket = self.locket.clone();
-        let claim = self.settings.claim.clone();
+        if let Some(ends) = self.lease.asked(sent.into_std()) {
+            self.work.set_end(Instant::from_std(ends));
+        }
+        let mut locket = self.pace.locket.clone();
+        let claim = Claim { ttl: self.pace.ttl, ..self.settings.claim.clone() };
         let answer = async move { locket.lock(&claim, patience).await };
         self.attempt = Some(Attempt { sent, answer: Box::pin(answer) });
     }
@@ -234,10 +255,11 @@ impl Keeper {
         let failure = answer.as_ref().err();
         self.last_failure =
             failure.map(|failure| Failed { failure: failure.clone(), duration, tried });
+        let granted = answer.as_ref().ok().copied();
         let outcome = match answer {
             Ok(token) => match self.lease.granted(sent.into_std(), now, token) {
                 Granted::Kept { ends } => {
-                    self.work.prolong(Instant::from_std(ends));
+                    self.work.set_end(Instant::from_std(ends));
                     Ok(())
                 }
                 Granted::Began { token, ends, broke } => {
@@ -260,7 +282,25 @@ impl Keeper {
             }
         };
         self.due = Instant::from_std(self.lease.next_attempt(sent.into_std(), now, failed));
+        if granted.is_some_and(|token| self.adapt(token)) {
+            self.due = Instant::now();
+        }
         outcome
+    }
+
+    /// Changes the pace if the lock was granted by a lock server of the other kind. Returns
+    /// whether it did: the lock then has the old time to live until the next request.
+    fn adapt(&mut self, token: FencingToken) -> bool {
+        let gives_tokens = token != FencingToken(0);
+        let Some((for_tokens, other)) =
+            self.other.as_mut().filter(|(for_tokens, _)| *for_tokens == gives_tokens)
+        else {
+            return false;
+        };
+        *for_tokens = !gives_tokens;
+        std::mem::swap(&mut self.pace, other);
+        self.lease.set_times(self.pace.times);
+        true
     }
 
     fn begin<F>(&mut self, token: FencingToken, ends: std::time::Instant, work: &impl Fn(Term) -> F)
@@ -306,7 +346,7 @@ impl Keeper {
         self.last_failure = None;
         let outcome = self.on_lock_lost("the policy store has seen a newer leader").await;
         self.release().await;
-        self.due = Instant::now() + self.settings.times.retry_interval;
+        self.due = Instant::now() + self.pace.times.retry_interval;
         outcome
     }
 
@@ -317,7 +357,7 @@ impl Keeper {
         }
         if self.watchable && self.free.is_none() {
             let key = self.settings.claim.key.clone();
-            self.free = Some(Box::pin(self.locket.clone().until_free(key)));
+            self.free = Some(Box::pin(self.pace.locket.clone().until_free(key)));
         }
     }
 
@@ -330,7 +370,7 @@ impl Keeper {
     }
 
     async fn owner(&mut self) -> String {
-        let owner = self.locket.owner(&self.settings.claim, COURTESY).await;
+        let owner = self.pace.locket.owner(&self.settings.claim, COURTESY).await;
         owner.inspect_err(|failure| self.log.no_owner(failure)).unwrap_or_default()
     }
 
@@ -355,7 +395,7 @@ impl Keeper {
     }
 
     async fn release(&mut self) {
-        let released = self.locket.release(&self.settings.claim, COURTESY).await;
+        let released = self.pace.locket.release(&self.settings.claim, COURTESY).await;
         self.log.released(&released);
     }
 }

@@ -100,6 +100,21 @@ impl Lease {
         Self { times, held: None }
     }
 
+    /// Uses other times from the next request on.
+    pub fn set_times(&mut self, times: Times) {
+        self.times = times;
+    }
+
+    /// A request is sent at `sent`. A shorter time to live than before may take effect even if
+    /// no response arrives, so it bounds the lease from now on. Returns the end of the lease,
+    /// if held.
+    pub fn asked(&mut self, sent: Instant) -> Option<Instant> {
+        let bound = sent + self.times.lease();
+        let held = self.held.as_mut()?;
+        held.ends = held.ends.min(bound);
+        Some(held.ends)
+    }
+
     /// The server granted the request sent at `sent`; the response arrived at `now`.
     pub fn granted(&mut self, sent: Instant, now: Instant, token: FencingToken) -> Granted {
         let ends = sent + self.times.lease();

@@ -69,7 +69,7 @@ impl Work {
     }
 
     /// Moves the end of the term.
-    pub(super) fn prolong(&self, ends: Instant) {
+    pub(super) fn set_end(&self, ends: Instant) {
         if let Some(running) = &self.0 {
             running.ends.send_replace(ends);
         }

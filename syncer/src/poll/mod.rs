@@ -44,6 +44,10 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause, unless a server requests a longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Default interval of stamp polls.
+pub const FASTEST_POLL: Duration = Duration::from_millis(250);
+/// By default, stamp polls take at most 1/100 of the Cloud Controller's time.
+pub const POLL_SHARE: u32 = 100;
 /// Time until the next read of the list after one with malformed groups.
 pub const REPAIR: Duration = Duration::from_secs(15);
 
@@ -169,6 +173,7 @@ impl Leadership<'_> {
             debug!("initializing-lastSyncTime");
         }
         let stamp = self.poller.cloud_controller.last_update().await?;
+        self.schedule.polled(began.elapsed());
         let local = self.schedule.watermark().unwrap_or(Stamp::Unknown);
         let applied = match self.schedule.decide(stamp, Instant::now().into_std()) {
             None => {

@@ -20,7 +20,10 @@
 //! that set the stamp happened before, so its tick ends at most one [`TICK`] later. The
 //! Cloud Controller's clock may be off.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use crate::stamp::Stamp;
 
@@ -39,11 +42,20 @@ pub const UNSTAMPED_SHARE: u32 = 10;
 /// The same for repeated reads because of malformed groups.
 const REPAIR_SHARE: u32 = 10;
 
+/// Number of recent polls whose shortest duration counts as the Cloud Controller's time for
+/// one: a longer duration may be due to a new connection, the network or this machine.
+const RECENT_POLLS: usize = 8;
+/// Longest interval of polls that take a share of the time: the original's interval.
+const LONGEST_POLL: Duration = Duration::from_secs(60);
+
 /// Upper bounds of the intervals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Intervals {
     /// Interval of stamp polls.
     pub poll: Duration,
+    /// Polls take at most 1/`poll_share` of the time: the interval is longer while the Cloud
+    /// Controller responds slowly. 0: the interval is fixed.
+    pub poll_share: u32,
     /// Interval of full reads while the stamp does not change.
     pub full: Duration,
     /// Interval of full reads without a stamp.
@@ -94,6 +106,8 @@ impl Reason {
 #[derive(Debug, Clone)]
 pub struct Schedule {
     intervals: Intervals,
+    /// Durations of the last polls.
+    polls: VecDeque<Duration>,
     seen: Option<(Stamp, Instant)>,
     synced: Option<Synced>,
     requested: bool,
@@ -133,13 +147,37 @@ impl Schedule {
     /// Schedule without a sync.
     #[must_use]
     pub fn new(intervals: Intervals) -> Self {
-        Self { intervals, seen: None, synced: None, requested: false, doubt: None, repairs: 0 }
+        Self {
+            intervals,
+            polls: VecDeque::with_capacity(RECENT_POLLS),
+            seen: None,
+            synced: None,
+            requested: false,
+            doubt: None,
+            repairs: 0,
+        }
     }
 
     /// Stamp of the last confirmed sync.
     #[must_use]
     pub fn watermark(&self) -> Option<Stamp> {
         self.synced.map(|synced| synced.confirmed.stamp)
+    }
+
+    /// The Cloud Controller returned its stamp after `took`.
+    pub fn polled(&mut self, took: Duration) {
+        if self.polls.len() == RECENT_POLLS {
+            self.polls.pop_front();
+        }
+        self.polls.push_back(took);
+    }
+
+    /// Interval of stamp polls.
+    fn poll_interval(&self) -> Duration {
+        let known = self.polls.len() == RECENT_POLLS;
+        let shortest = self.polls.iter().min().filter(|_| known).copied().unwrap_or_default();
+        let least = shortest.saturating_mul(self.intervals.poll_share).min(LONGEST_POLL);
+        self.intervals.poll.max(least)
     }
 
     /// Forces a read at the next poll, whatever the stamp is.
@@ -200,7 +238,7 @@ impl Schedule {
         let passed = first_seen + TICK + SLACK;
         self.requested = false;
         self.doubt = self.doubt.filter(|doubt| began < *doubt);
-        let Intervals { poll: _, full, unstamped, repair: _ } = self.intervals;
+        let Intervals { full, unstamped, .. } = self.intervals;
         let full = began + spread(full, took * FULL_SHARE, spin);
         let repair = self.repair(malformed, took).map(|pause| began + took + pause);
         self.synced = Some(Synced {
@@ -239,7 +277,7 @@ impl Schedule {
     /// continuous changes keep the Cloud Controller busy for at most half of the time.
     #[must_use]
     pub fn next(&self, ended: Instant) -> Instant {
-        let poll = ended + self.intervals.poll;
+        let poll = ended + self.poll_interval();
         let Some(Synced { confirmed, again, repair, .. }) = self.synced else { return poll };
         let due = [again, repair, self.doubt].into_iter().flatten();
         let next = due.filter(|due| *due > ended).fold(poll, Instant::min);

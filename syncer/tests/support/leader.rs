@@ -16,6 +16,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 pub(crate) const SETTINGS: Settings = Settings {
     intervals: Intervals {
         poll: Duration::from_millis(20),
+        poll_share: 0,
         full: Duration::from_secs(300),
         unstamped: Duration::from_secs(60),
         repair: Duration::from_secs(15),

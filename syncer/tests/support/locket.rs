@@ -18,7 +18,7 @@ use proto::{
     },
 };
 use runtime::tls::ServerTls;
-use syncer::lease::locket as client;
+use syncer::lease::{Times, keeper::Pace, locket as client};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -101,6 +101,11 @@ impl LockServer {
 
     pub(crate) fn client(&self) -> client::Locket {
         client::Locket::new(super::channel(&self.address))
+    }
+
+    /// The claim's time to live in requests, and other times in the client.
+    pub(crate) fn pace(&self, times: Times) -> Pace {
+        Pace { ttl: claim("me").ttl, times, locket: self.client() }
     }
 
     pub(crate) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {

@@ -21,8 +21,8 @@ use crate::topology::Cell;
 /// Default timeout of a change.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Limit from the Cloud Controller's response to the first packet with the new verdict,
-/// with a poll interval of one second.
+/// Limit from the Cloud Controller's response to the first packet with the new verdict, with
+/// the default poll interval.
 pub(super) const PROMPT: Duration = Duration::from_millis(1500);
 
 /// The address that most of the story uses.

@@ -6,6 +6,7 @@ require_relative 'lib/release'
 # every alert names its severity and its runbook.
 class AlertsTest < Minitest::Test
   METRICS = File.read("#{Release::ROOT}/../docs/metrics.md").scan(/^\| `(\w+)` \|/).flatten
+  PAGE = File.read("#{Release::ROOT}/../docs/bosh.md")[/^## Alerts$.*?(?=^## )/m]
   OURS = /\b(?:lock_server|policy_store|syncer|cell_agent|runtime|process)_\w+/
   JOBS = Release.job_names.select { |name| Release.job(name).spec['templates'].value?("config/#{name}.alerts.yml") }
 
@@ -26,6 +27,8 @@ class AlertsTest < Minitest::Test
     assert_includes %w[warning critical], rule['labels']['severity'], rule['alert']
     assert_equal 'docs/bosh.md#alerts', rule['annotations']['runbook'], rule['alert']
     refute_empty rule['annotations']['summary'], rule['alert']
+    names = [rule['alert'], rule['alert'].sub(/\A.*(?=Certificate)/, '...')]
+    assert names.any? { |name| PAGE.include?("`#{name}`") }, "docs/bosh.md says what to do for #{rule['alert']}"
   end
 
   # The samples of a histogram have a suffix.

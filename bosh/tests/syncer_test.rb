@@ -33,7 +33,9 @@ class SyncerTest < Minitest::Test
   end
 
   def test_poll_interval
-    assert_equal 1, config(Release.render(JOB, 'minimal'))['asg_poll_interval_seconds']
+    minimal = config(Release.render(JOB, 'minimal'))
+    times = %w[asg_poll_interval_seconds lock_ttl_seconds lock_retry_interval_seconds]
+    assert_empty minimal.keys & times, 'the syncer has better defaults'
     assert_equal 60, config(Release.render(JOB, 'full'))['asg_poll_interval_seconds']
   end
 

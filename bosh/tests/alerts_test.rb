@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # Alerts and indicators ask only for metrics that the services send (docs/metrics.md), and

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require 'openssl'
 require_relative 'lib/release'
 

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/manifest'
 
 # The jobs that the operations files give, started together in one network namespace with

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # Runs the drain script of every job against real processes, as the agent does: a first

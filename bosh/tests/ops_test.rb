@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/checks'
 require_relative 'lib/manifest'
 

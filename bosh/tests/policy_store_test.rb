@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # Which database and which listeners the policy store's job configures.

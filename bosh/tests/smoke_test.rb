@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require 'io/wait'
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # The errand portcullis-smoke-tests against a local cluster: real components, a development

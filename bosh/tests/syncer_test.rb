@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # Where the syncer's job takes addresses and certificates from.

@@ -27,11 +27,13 @@ class Manifest
 
   attr_reader :document
 
-  def initialize(document)
+  def initialize(document, variables = nil)
     @document = document
+    @variables = variables
   end
 
-  def apply(operations) = Manifest.new(GoPatch.apply(document, operations))
+  # With operations; with `variables`, their values are kept.
+  def apply(operations, variables: nil) = Manifest.new(GoPatch.apply(document, operations), variables)
   def groups = document.fetch('instance_groups')
   def group(name) = groups.find { |group| group['name'] == name }
   def job(group_name, name) = group(group_name)['jobs'].find { |job| job['name'] == name }
@@ -48,12 +50,12 @@ class Manifest
   # Properties of a job after interpolation.
   def properties(job) = variables.interpolate(job.fetch('properties', {}))
 
-  # All files of a job of ours on one VM.
-  def render(group, job, index: 0)
+  # All files of a job of ours on one VM; `instance` changes its fields.
+  def render(group, job, index: 0, instance: {})
     Release.job(job['name']).render(
       properties: properties(job), links: links(group, job),
       instance: { 'name' => group['name'], 'index' => index, 'bootstrap' => index.zero?, 'ip' => '10.0.16.5',
-                  'address' => address(group), 'deployment' => document['name'] }
+                  'address' => address(group), 'deployment' => document['name'] }.merge(instance)
     )
   end
 

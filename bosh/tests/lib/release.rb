@@ -1,6 +1,5 @@
 # frozen_string_literal: true
 
-require 'minitest/autorun'
 require 'open3'
 require 'fileutils'
 require 'tmpdir'

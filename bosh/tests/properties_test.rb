@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # docs/bosh-properties.md lists the properties and links of all jobs, generated from the specs:

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 require_relative '../../scripts/lib/bosh_compile'
 require_relative '../../scripts/lib/bosh_sources'

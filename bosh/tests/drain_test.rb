@@ -14,10 +14,11 @@ class DrainTest < Minitest::Test
     end
 
     define_method("test_process_of_#{name}_ends") do
-      drain(name, '') do |call, pid|
+      drain(name, '') do |call, pid, run|
         assert_equal '-1', call.call('job_shutdown')
         assert_equal Signal.list['TERM'], Process.wait2(pid).last.termsig
         assert_equal '0', call.call('job_check_status')
+        refute_path_exists "#{run}/#{name}.pid"
       end
     end
 

@@ -28,6 +28,7 @@ class Chapters
     standby_stays
     static
     dynamic_again
+    restart
     thaw(frozen)
     say "\nEverything is as expected. #{(Console.now - began).round} s."
   end
@@ -85,7 +86,7 @@ class Chapters
     type(leader.name, 'monit summary')
 
     chapter 'Set its log level to debug and restart it'
-    type(leader.name, "grep -E 'uuid|log_level|_address|poll_interval' #{CONFIG}")
+    type(leader.name, "grep -E 'uuid|log_level|_address' #{CONFIG}")
     type(leader.name, %q(sed -i 's/"log_level": "info"/"log_level": "debug"/' ) + CONFIG)
     check('the log level in the file is debug', JSON.parse(leader.read(CONFIG))['log_level'] == 'debug')
     mark = @console.mark(leader, LOG)
@@ -236,6 +237,21 @@ class Chapters
     same_app
   end
 
+  def restart
+    chapter 'bosh restart: lock server and policy store'
+    %w[diego-api/0 policy-store/0].map { |name| @foundation.vm(name) }.each do |vm|
+      began = Console.now
+      answers = @foundation.restart(vm).map { |job, numbers| "drain of #{job}: #{numbers.join(', ')}" }.join('; ')
+      say format('    %s: %s; ready again after %.1f s', vm.name, answers, Console.now - began)
+      reaches('5.6.7.8', 'open')
+    end
+    leading_vm
+    reaches('23.96.32.148', 'refused')
+    new_group('after-the-restart', '23.96.32.148')
+    becomes('23.96.32.148', 'open')
+    same_app
+  end
+
   def thaw(frozen)
     vm = frozen[:vm]
     chapter 'The process that hangs: monit restarts it after 6 failed checks'
@@ -302,10 +318,10 @@ class Chapters
     say "    the app was not restarted: process #{@app[:pid]}, #{@app[:identity]}"
   end
 
-  def attempt(address) = "ip netns exec #{@app[:handle]} timeout 2 bash -c '</dev/tcp/#{address}/80'"
+  def attempt(address, seconds = 2) = "ip netns exec #{@app[:handle]} timeout #{seconds} bash -c '</dev/tcp/#{address}/80'"
 
-  def outcome(address)
-    output, success = @cell.run(attempt(address))
+  def outcome(command)
+    output, success = @cell.run(command)
     return 'open' if success
 
     output.include?('Connection refused') ? 'refused' : "no answer (#{output.strip})"
@@ -314,15 +330,17 @@ class Chapters
   # One connection has that outcome.
   def reaches(address, wanted)
     say "#{@cell.name}:~# #{attempt(address)}"
-    seen = outcome(address)
+    seen = outcome(attempt(address))
     say "    #{seen}"
     check("tcp #{address}:80 is #{wanted}", seen == wanted)
   end
 
-  # Connections, one after the other, until one has that outcome.
+  # Connections, one after the other, until one has that outcome. A refused one lasts a
+  # second, so attempts are cut short where an open one is awaited.
   def becomes(address, wanted)
-    say "#{@cell.name}:~# #{attempt(address)}     # repeated until #{wanted}"
-    Vm.wait_for("tcp #{address}:80 becomes #{wanted}", 10) { outcome(address) == wanted }
+    command = attempt(address, wanted == 'open' ? 0.2 : 2)
+    say "#{@cell.name}:~# #{command}     # repeated until #{wanted}"
+    Vm.wait_for("tcp #{address}:80 becomes #{wanted}", 10) { outcome(command) == wanted }
     say format('    %s, %d ms after the response of the Cloud Controller', wanted, (Console.now - @changed) * 1000)
   end
 
@@ -332,7 +350,7 @@ class Chapters
     limit = Console.now + seconds
     count = 0
     while Console.now < limit
-      seen = outcome(address)
+      seen = outcome(attempt(address))
       check("tcp #{address}:80 stays #{wanted}, but is #{seen}", seen == wanted)
       count += 1
     end

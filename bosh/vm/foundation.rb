@@ -13,7 +13,7 @@ class Foundation
              swap-policy-server-internal swap-vxlan-policy-agent-isolated remove-vxlan-policy-agent
              use-embedded-database].freeze
   ADDRESS = '10.0.0.1'
-  DESTINATIONS = %w[1.2.3.4 5.6.7.8].freeze
+  DESTINATIONS = %w[1.2.3.4 5.6.7.8 23.96.32.148].freeze
   NAMES = "#{ADDRESS} cloud-controller-ng.service.cf.internal uaa.service.cf.internal\n"
   SHELL = <<~'TEXT'
     cf() { # curl PATH OPTIONS, as the cf CLI
@@ -59,6 +59,13 @@ class Foundation
       @files[vm] = files
       vm
     end.compact
+  end
+
+  # Stops a VM's jobs, and starts them again; the answers of the drain scripts.
+  def restart(vm)
+    answers = vm.stop
+    vm.start(@files[vm])
+    answers
   end
 
   # A command of the operator's shell.

@@ -80,7 +80,6 @@ class Vm
   # The pid of a job's process, in the VM.
   def pid(job) = read("/var/vcap/sys/run/bpm/#{job}/#{job}.pid").to_i
 
-  # The pid file outlives a process that ended during drain.
   def running?(job) = pid(job).positive? && run("kill -0 #{pid(job)}").last
 
   # What monit says about each process.
@@ -106,15 +105,17 @@ class Vm
     jobs.each { |job| hook(job, 'post-start') }
   end
 
-  # What the agent does when it stops jobs: no monitoring, drain, monit stop.
+  # What the agent does when it stops jobs: no monitoring, drain, monit stop. Returns the
+  # answers of the drain scripts.
   def stop
     summary.each_key { |job| run!("monit unmonitor #{job}") }
-    jobs.each { |job| drain(job) }
+    answers = jobs.to_h { |job| [job, drain(job)] }.reject { |_, numbers| numbers.empty? }
     # monit 5.33 does not call the stop program of a process that it does not monitor;
     # monit 5.2.5 does, and BOSH relies on it.
     summary.each_key { |job| run!("monit stop #{job} && /var/vcap/jobs/bpm/bin/bpm stop #{job}") }
     FileUtils.rm_rf(Dir[path('/var/vcap/monit/job/*'), path('/var/vcap/jobs/*')] - [path('/var/vcap/jobs/bpm')])
     reload_monit
+    answers
   end
 
   # A second reload, or a command, before the end of the first would get lost.

@@ -244,7 +244,9 @@ impl App {
             serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
         }
         if let Some(listener) = health_checks {
-            let router = http::health::router(health.clone(), began, metron.clone());
+            let (health, board) = (health.clone(), Arc::clone(&board));
+            let checked = http::health::Checked { health, board, stale_after, began };
+            let router = http::health::router(checked, metron.clone());
             serve_health_checks(&mut tasks, listener, router, shutdown);
         }
         let report = Report { metron, store: Arc::clone(&store), began };

@@ -241,6 +241,8 @@ async fn before_the_first_replace_there_is_no_list() {
     let answer = poller.get(GROUPS).await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(header(answer.headers(), "retry-after"), Some("5"));
+    // The next attempt goes to another instance, if the name has one.
+    assert_eq!(header(answer.headers(), "connection"), Some("close"));
     let body = answer.text().await.unwrap();
     assert_eq!(body, r#"{"error": "no security groups were synced yet"}"#);
     replace(&served.writer(), &fenced(&Set::new(), "syncer-a", 1)).await.unwrap();
@@ -307,6 +309,7 @@ async fn a_database_that_is_away_is_bad_health() {
     let served = Box::pin(Served::start_with(site, &config)).await;
     let url = format!("http://{}/health", served.health_checks);
     let health = async || reqwest::get(&url).await.unwrap().status().as_u16();
+    replace(&served.writer(), &fenced(&some(), "syncer-a", 1)).await.unwrap();
     assert_eq!(health().await, 200);
     server.kill();
     until("it is told", async || health().await == 500).await;
@@ -329,6 +332,10 @@ async fn health_checks_are_plain_http() {
         let up = body.strip_prefix("Network policy server, up for ").unwrap();
         assert!(up.ends_with("s\n"), "{body}");
     }
+    // Without groups another instance is to be asked.
+    let nothing = r#"{"error": "no current security groups"}"#;
+    assert_eq!(ask(Method::GET, "/health").await, (503, nothing.to_owned()));
+    replace(&served.writer(), &fenced(&some(), "syncer-a", 1)).await.unwrap();
     let url = format!("http://{}/health", served.health_checks);
     let healthy = client.get(url).send().await.unwrap();
     assert_eq!((healthy.status().as_u16(), header(healthy.headers(), "content-type")), (200, None));

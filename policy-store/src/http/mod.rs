@@ -29,7 +29,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{
     HeaderMap, HeaderValue, Request, StatusCode, Uri,
-    header::{CONTENT_ENCODING, VARY},
+    header::{CONNECTION, CONTENT_ENCODING, VARY},
     request::Parts,
 };
 use metrics::SharedString;
@@ -234,7 +234,10 @@ impl Api {
         let snapshot = self.board.current();
         if !snapshot.state.is_whole() {
             let description = "no security groups were synced yet";
-            return Err(Refusal::unavailable(description, 5, &"there was no Replace yet"));
+            let mut refusal = Refusal::unavailable(description, 5, &"there was no Replace yet");
+            // A kept connection would bring the client back to this instance.
+            refusal.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return Err(refusal);
         }
         let coding = coding::coding(headers);
         let frames = frames(&snapshot, &wanted, coding, self.texts.clone());

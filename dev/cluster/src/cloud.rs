@@ -25,7 +25,7 @@ struct Unreachable(#[source] reqwest::Error);
 
 /// A client, logged in as administrator.
 #[derive(Debug, Clone)]
-pub(crate) struct Cloud {
+pub struct Cloud {
     http: Client,
     api: String,
     token: String,
@@ -33,18 +33,18 @@ pub(crate) struct Cloud {
 
 /// A response of the Cloud Controller, with its time.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// The status.
-    pub(crate) status: StatusCode,
+    pub status: StatusCode,
     /// The document; null if the response has none.
-    pub(crate) body: Value,
+    pub body: Value,
     /// When the response was complete.
-    pub(crate) at: Instant,
+    pub at: Instant,
 }
 
 impl Cloud {
     /// Logs in at the UAA as soon as it is ready; trusts this CA.
-    pub(crate) async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
+    pub async fn log_in(api: &str, uaa: &str, ca: &Path) -> anyhow::Result<Self> {
         let since = Instant::now();
         loop {
             match Self::try_log_in(api, uaa, ca).await {
@@ -78,7 +78,7 @@ impl Cloud {
     ///
     /// # Errors
     /// Any response that is not a success, with the Cloud Controller's message.
-    pub(crate) async fn call(
+    pub async fn call(
         &self,
         method: Method,
         path: &str,
@@ -105,17 +105,13 @@ impl Cloud {
     }
 
     /// Creates an organization, and returns its GUID.
-    pub(crate) async fn create_organization(&self, name: &str) -> anyhow::Result<String> {
+    pub async fn create_organization(&self, name: &str) -> anyhow::Result<String> {
         let body = json!({ "name": name });
         self.create("/v3/organizations", &body).await
     }
 
     /// Creates a space, and returns its GUID.
-    pub(crate) async fn create_space(
-        &self,
-        name: &str,
-        organization: &str,
-    ) -> anyhow::Result<String> {
+    pub async fn create_space(&self, name: &str, organization: &str) -> anyhow::Result<String> {
         let organization = json!({ "data": { "guid": organization } });
         let body = json!({ "name": name, "relationships": { "organization": organization } });
         self.create("/v3/spaces", &body).await

@@ -15,20 +15,20 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// The agent's port in its cell.
-pub(crate) const PORT: u16 = 8722;
+pub const PORT: u16 = 8722;
 
 /// Request timeout; the CNI plugin itself has none.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// `GET /force-asgs-for-container`: returns when the container's rules are in
 /// force.
-pub(crate) async fn force_asgs(cell: &Resident, handle: &str) -> anyhow::Result<()> {
+pub async fn force_asgs(cell: &Resident, handle: &str) -> anyhow::Result<()> {
     expect_ok(cell, &format!("/force-asgs-for-container?container={handle}")).await
 }
 
 /// `GET /force-orphaned-asgs-cleanup`: returns when the container's rules are
 /// gone.
-pub(crate) async fn force_cleanup(cell: &Resident, handle: &str) -> anyhow::Result<()> {
+pub async fn force_cleanup(cell: &Resident, handle: &str) -> anyhow::Result<()> {
     expect_ok(cell, &format!("/force-orphaned-asgs-cleanup?container={handle}")).await
 }
 

@@ -11,10 +11,10 @@
 //! Not in this crate: the services, which are started as executables, and the network of
 //! a cell ([`cni`]).
 
-mod cloud;
+pub mod cloud;
 mod command;
 mod container;
-mod control;
+pub mod control;
 mod fixtures;
 mod forward;
 mod guide;
@@ -26,7 +26,7 @@ pub mod network;
 mod operator;
 mod ports;
 pub mod probe;
-mod process;
+pub mod process;
 mod request;
 mod rootless;
 mod settings;

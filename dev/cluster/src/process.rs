@@ -44,38 +44,38 @@ const LONGEST_LINE: usize = 1000;
 
 /// A program to start.
 #[derive(Debug, Clone)]
-pub(crate) struct Program {
+pub struct Program {
     /// The process name in the cluster; unique.
-    pub(crate) name: String,
+    pub name: String,
     /// The executable.
-    pub(crate) executable: PathBuf,
+    pub executable: PathBuf,
     /// Its arguments.
-    pub(crate) arguments: Vec<OsString>,
+    pub arguments: Vec<OsString>,
     /// Log file that standard output and error are appended to.
-    pub(crate) log: PathBuf,
+    pub log: PathBuf,
 }
 
 /// An unexpected exit of a process.
 #[derive(Debug)]
-pub(crate) struct Death {
+pub struct Death {
     /// The process name in the cluster.
-    pub(crate) name: String,
+    pub name: String,
     /// Its process ID.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// Its exit status.
-    pub(crate) status: Option<ExitStatus>,
+    pub status: Option<ExitStatus>,
     /// Its log file.
-    pub(crate) log: PathBuf,
+    pub log: PathBuf,
 }
 
 impl Death {
     /// The exit status as text.
-    pub(crate) fn status(&self) -> String {
+    pub fn status(&self) -> String {
         self.status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string())
     }
 
     /// A report with the process, its exit status, and the last lines of its log.
-    pub(crate) fn report(&self) -> String {
+    pub fn report(&self) -> String {
         let status = self.status();
         let log = self.log.display();
         let mut report = format!("{} ended unexpectedly: {status}\n  {log} ends with", self.name);
@@ -95,7 +95,7 @@ struct Running {
 
 /// All processes of a cluster.
 #[derive(Debug)]
-pub(crate) struct Processes {
+pub struct Processes {
     running: BTreeMap<String, Running>,
     ended: BTreeMap<String, String>,
     peaks: BTreeMap<String, u64>,
@@ -105,13 +105,13 @@ pub(crate) struct Processes {
 
 impl Processes {
     /// Without processes; unexpected exits are sent to `deaths`.
-    pub(crate) fn new(deaths: mpsc::Sender<Death>) -> Self {
+    pub fn new(deaths: mpsc::Sender<Death>) -> Self {
         let (running, ended, peaks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { running, ended, peaks, watchers: JoinSet::new(), deaths }
     }
 
     /// Starts a program in the namespace of `resident`.
-    pub(crate) async fn start(
+    pub async fn start(
         &mut self,
         program: &Program,
         resident: &Resident,
@@ -148,12 +148,12 @@ impl Processes {
     /// Ends a process with SIGTERM, and with SIGKILL after a timeout.
     ///
     /// Returns whether SIGTERM was enough.
-    pub(crate) async fn stop(&mut self, name: &str, state: &mut State) -> anyhow::Result<bool> {
+    pub async fn stop(&mut self, name: &str, state: &mut State) -> anyhow::Result<bool> {
         self.end(name, Signal::SIGTERM, state).await
     }
 
     /// Kills a process as `kill -9` does.
-    pub(crate) async fn kill(&mut self, name: &str, state: &mut State) -> anyhow::Result<()> {
+    pub async fn kill(&mut self, name: &str, state: &mut State) -> anyhow::Result<()> {
         self.end(name, Signal::SIGKILL, state).await.map(drop)
     }
 
@@ -177,14 +177,14 @@ impl Processes {
 
     /// Sends a signal to a running process. If the signal ends the process, the exit is
     /// reported as unexpected.
-    pub(crate) fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+    pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         let running = self.running.get(name).with_context(|| format!("no process {name} runs"))?;
         send(&running.mark, signal);
         Ok(())
     }
 
     /// Removes an exited process from the running ones.
-    pub(crate) fn note_death(&mut self, death: &Death, state: &mut State) -> anyhow::Result<()> {
+    pub fn note_death(&mut self, death: &Death, state: &mut State) -> anyhow::Result<()> {
         let Death { name, pid, status: _, log: _ } = death;
         match self.running.get(name) {
             Some(running) if running.mark.pid == *pid => {
@@ -203,7 +203,7 @@ impl Processes {
     }
 
     /// Every started process, with its PID if it is running, and its state as text.
-    pub(crate) fn states(&self) -> BTreeMap<&str, (Option<u32>, String)> {
+    pub fn states(&self) -> BTreeMap<&str, (Option<u32>, String)> {
         let running = self.running.iter().map(|(name, Running { mark, .. })| {
             let state = match (mark.runs(), mark.is_frozen()) {
                 (true, true) => "frozen",
@@ -217,17 +217,17 @@ impl Processes {
     }
 
     /// The names of all running processes.
-    pub(crate) fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.running.keys().cloned().collect()
     }
 
     /// The mark of a running process.
-    pub(crate) fn mark(&self, name: &str) -> Option<&Mark> {
+    pub fn mark(&self, name: &str) -> Option<&Mark> {
         self.running.get(name).map(|running| &running.mark)
     }
 
     /// Peak memory of each process, in KiB, including stopped ones.
-    pub(crate) fn peaks(&mut self) -> &BTreeMap<String, u64> {
+    pub fn peaks(&mut self) -> &BTreeMap<String, u64> {
         for name in self.names() {
             self.note_peak(&name);
         }
@@ -279,7 +279,7 @@ fn send(mark: &Mark, signal: Signal) {
 }
 
 /// Kills the processes of an earlier launcher, and waits for their exit.
-pub(crate) async fn end_leftovers(leftovers: &[&Mark]) {
+pub async fn end_leftovers(leftovers: &[&Mark]) {
     for mark in leftovers {
         send(mark, Signal::SIGKILL);
     }

@@ -27,6 +27,11 @@ enum Command {
     /// Measure services under load: lock server, policy store, syncer, cell agent
     #[cfg(feature = "load")]
     Load(load::Arguments),
+    /// Serve a stand-in for one of the programs of Cloud Foundry that Portcullis replaces
+    #[cfg(feature = "load")]
+    Original(originals::Arguments),
+    #[cfg(feature = "load")]
+    Swap(swap::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -35,5 +40,9 @@ fn main() -> ExitCode {
         Command::Cluster(arguments) => cluster::main(arguments),
         #[cfg(feature = "load")]
         Command::Load(arguments) => load::main(arguments),
+        #[cfg(feature = "load")]
+        Command::Original(arguments) => originals::main(arguments),
+        #[cfg(feature = "load")]
+        Command::Swap(arguments) => swap::main(arguments),
     }
 }

@@ -25,7 +25,12 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
         ("cluster", vec!["certificates", "cni", "runtime"]),
         ("load", vec!["certificates", "cni", "model", "proto", "runtime"]),
-        ("dev", vec!["cloud-controller", "cluster", "cni", "load"]),
+        ("originals", vec!["proto", "runtime"]),
+        (
+            "swap",
+            vec!["certificates", "cluster", "cni", "originals", "proto", "runtime", "storage"],
+        ),
+        ("dev", vec!["cloud-controller", "cluster", "cni", "load", "originals", "swap"]),
     ])
 }
 

@@ -13,5 +13,6 @@ mod metrics;
 mod policy_store;
 mod portcullisctl;
 mod purity;
+mod rolling_swap;
 mod start_failures;
 mod syncers;

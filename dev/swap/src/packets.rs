@@ -1,0 +1,234 @@
+//! Packets from the containers: a thread in each container's namespace sends datagrams, each
+//! from a new port, so that each is judged as a new flow.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::Context;
+use cni::namespace::{Namespace, Resident};
+use cni::tools;
+use socket2::SockRef;
+use tokio::time::Instant;
+
+use crate::versions::{self, Expected, Versions};
+
+/// A destination that a global group allows at all times.
+pub(crate) const ALWAYS: Ipv4Addr = Ipv4Addr::new(1, 2, 3, 4);
+/// A destination that no group allows.
+pub(crate) const NEVER: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 7);
+/// The destination of the groups that change.
+pub(crate) const CHANGING: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
+
+/// The port that all others are redirected to.
+const ECHO_PORT: u16 = 7;
+/// Pause between two packets of a container.
+const PAUSE: Duration = Duration::from_millis(8);
+/// After that time a packet counts as lost. On one machine an answer takes microseconds.
+const TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Source ports are used in turn: with at most 125 packets a second none is used again
+/// before the kernel has forgotten its flow, after 30 s.
+const SOURCES: std::ops::Range<u16> = 20_000..60_000;
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    Always,
+    Never,
+    /// To the port of that number.
+    Port(usize),
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Passed,
+    Rejected,
+    Silent,
+}
+
+/// One packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packet {
+    pub(crate) container: usize,
+    pub(crate) sent: Instant,
+    pub(crate) done: Instant,
+    pub(crate) goal: Goal,
+    pub(crate) fate: Fate,
+}
+
+/// How the ports of a container's changing group are judged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) width: usize,
+    pub(crate) window: Duration,
+}
+
+impl Packet {
+    /// What must become of it; `versions` are those of its container's group.
+    pub(crate) fn expected(&self, versions: &Versions, rules: Rules) -> Expected {
+        match self.goal {
+            Goal::Always => Expected::Allowed,
+            Goal::Never => Expected::Denied,
+            Goal::Port(number) => {
+                let Rules { width, window } = rules;
+                versions.expected(number, width, self.sent, self.done, window)
+            }
+        }
+    }
+
+    /// Whether its fate contradicts the groups.
+    pub(crate) fn is_wrong(&self, versions: &Versions, rules: Rules) -> bool {
+        let expected = self.expected(versions, rules);
+        match (expected, self.fate) {
+            (Expected::Either, Fate::Passed | Fate::Rejected)
+            | (Expected::Allowed, Fate::Passed)
+            | (Expected::Denied, Fate::Rejected) => false,
+            (_, Fate::Silent) | (Expected::Allowed | Expected::Denied, _) => true,
+        }
+    }
+}
+
+/// All senders and the echo.
+#[derive(Debug)]
+pub(crate) struct Senders {
+    sent: Arc<Mutex<Vec<Packet>>>,
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Senders {
+    /// Echoes every datagram that reaches the outside.
+    pub(crate) async fn new(outside: &Namespace) -> anyhow::Result<Self> {
+        let rules = format!(
+            "table ip outside {{ chain prerouting {{ \
+             type nat hook prerouting priority dstnat; \
+             fib daddr type local meta l4proto udp redirect to :{ECHO_PORT}; }}; }}\n"
+        );
+        let exec = ["netns", "exec", outside.name(), "nft", "-f", "-"];
+        tools::run_with_input("ip", exec, &rules)?;
+        let bound = outside.resident().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, ECHO_PORT)));
+        let socket = bound.await?.context("cannot echo outside")?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let threads = vec![thread::spawn(move || echo(&socket, &ended))];
+        Ok(Self { sent: Arc::default(), over, threads })
+    }
+
+    /// Starts the sender of a container. `newest` is the newest port that may be open.
+    pub(crate) async fn add(
+        &mut self,
+        inside: &Resident,
+        container: usize,
+        newest: Arc<AtomicUsize>,
+        width: usize,
+    ) -> anyhow::Result<()> {
+        let (sent, over) = (Arc::clone(&self.sent), Arc::clone(&self.over));
+        let sender = Sender { container, newest, width, sent, over, next_source: 0, unopened: 0 };
+        // A thread is in the namespace of the thread that starts it.
+        let thread = inside.run(move || thread::spawn(move || sender.run())).await?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// All packets until now.
+    pub(crate) fn packets(&self) -> Vec<Packet> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends all threads.
+    pub(crate) fn end(self) -> anyhow::Result<Vec<Packet>> {
+        self.over.store(true, Ordering::Relaxed);
+        let packets = self.packets();
+        for thread in self.threads {
+            thread.join().ok().context("a sender panicked")??;
+        }
+        Ok(packets)
+    }
+}
+
+/// Sends datagrams back until it is over.
+fn echo(socket: &UdpSocket, over: &AtomicBool) -> anyhow::Result<()> {
+    // Room for a second of packets while the machine is busy.
+    SockRef::from(socket).set_recv_buffer_size(1 << 20)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut datagram = [0; 64];
+    while !over.load(Ordering::Relaxed) {
+        if let Ok((length, peer)) = socket.recv_from(&mut datagram) {
+            // The peer may be gone.
+            let _sent = socket.send_to(&datagram[..length], peer);
+        }
+    }
+    Ok(())
+}
+
+struct Sender {
+    container: usize,
+    newest: Arc<AtomicUsize>,
+    width: usize,
+    sent: Arc<Mutex<Vec<Packet>>>,
+    over: Arc<AtomicBool>,
+    next_source: u16,
+    /// The first port that was never seen open.
+    unopened: usize,
+}
+
+impl Sender {
+    fn run(mut self) -> anyhow::Result<()> {
+        for turn in 0_usize.. {
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let newest = self.newest.load(Ordering::Relaxed);
+            let goal = match turn % 4 {
+                0 => Goal::Always,
+                1 => Goal::Never,
+                2 => Goal::Port(self.unopened.min(newest)),
+                _ => {
+                    let lowest = newest.saturating_sub(2 * self.width);
+                    Goal::Port(fastrand::usize(lowest..=newest))
+                }
+            };
+            let packet = self.send(goal)?;
+            if goal == Goal::Port(self.unopened) && packet.fate == Fate::Passed {
+                self.unopened += 1;
+            }
+            self.sent.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
+            pause();
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, goal: Goal) -> anyhow::Result<Packet> {
+        let to = match goal {
+            Goal::Always => SocketAddrV4::new(ALWAYS, versions::port(0)),
+            Goal::Never => SocketAddrV4::new(NEVER, versions::port(0)),
+            Goal::Port(number) => SocketAddrV4::new(CHANGING, versions::port(number)),
+        };
+        self.next_source = (self.next_source + 1) % (SOURCES.end - SOURCES.start);
+        let source = SOURCES.start + self.next_source;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, source)).context("a new port")?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.connect(to)?;
+        let sent = Instant::now();
+        let answer = socket.send(b"portcullis").and_then(|_| socket.recv(&mut [0; 64]));
+        let done = Instant::now();
+        let fate = match answer {
+            Ok(_length) => Fate::Passed,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Fate::Rejected,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Fate::Silent
+            }
+            Err(error) => return Err(error).context("sending a packet"),
+        };
+        Ok(Packet { container: self.container, sent, done, goal, fate })
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the thread has nothing else to do")]
+fn pause() {
+    thread::sleep(PAUSE);
+}

@@ -58,6 +58,7 @@ module BoshRelease
                   package['version'], out: log, err: %i[child out])
       raise Error, "package #{name} does not compile: #{log} ends with\n#{tail(log)}" unless ok
 
+      FileUtils.rm_rf("#{@vcap}/data/compile/#{name}")
       seconds = (Process.clock_gettime(Process::CLOCK_MONOTONIC) - started).round
       puts "#{name}: compiled in #{seconds} s, #{size(name)} MB"
     end

@@ -149,13 +149,36 @@ class ReleaseTest < Minitest::Test
   end
 
   def test_blobs
-    prepare = ->(stand_ins) { BoshRelease::Blobs.new(@root).prepare(toolchain: false, stand_ins: stand_ins) }
-    prepare[false]
+    prepare_blobs
     put('blobs/base/base.txt', "other\n")
-    assert_includes assert_raises(BoshRelease::Error) { prepare[true] }.message, 'config/blobs.yml says sha256:'
+    error = assert_raises(BoshRelease::Error) { prepare_blobs(stand_ins: true) }
+    assert_includes error.message, 'config/blobs.yml says sha256:'
     File.delete("#{@root}/blobs/base/base.txt")
-    assert_includes assert_raises(BoshRelease::Error) { prepare[false] }.message, 'base/base.txt  sha256:'
-    assert_output(nil, /base.txt is a stand-in/) { prepare[true] }
+    assert_output(nil, /base.txt is a stand-in/) { prepare_blobs(stand_ins: true) }
+  end
+
+  def test_missing_blobs_are_downloaded
+    blob = "#{@root}/blobs/base/base.txt"
+    FileUtils.mkdir_p("#{@work}/origin")
+    FileUtils.mv(blob, "#{@work}/origin/base.txt")
+    assert_output(nil, /downloading/) { prepare_blobs }
+    assert_equal "blob\n", File.read(blob)
+    [blob, "#{@work}/origin/base.txt"].each { |file| File.delete(file) }
+    error = assert_raises(BoshRelease::Error) { capture_subprocess_io { prepare_blobs } }
+    assert_includes error.message, "without network, put the file at #{blob}"
+    assert_empty Dir.children(File.dirname(blob))
+  end
+
+  # Each blob of ours has an official source.
+  def test_sources_of_our_blobs
+    addresses = BoshRelease::Directory.new(Release::ROOT).blobs.keys.map do |name|
+      pattern, address = BoshRelease::Blobs::SOURCES.find { |key, _| name.match?(key) }
+      name.sub(pattern, address)
+    end
+    assert_equal %w[https://www.netfilter.org/pub/libmnl/libmnl-1.0.5.tar.bz2
+                    https://www.netfilter.org/pub/libnftnl/libnftnl-1.2.9.tar.xz
+                    https://www.netfilter.org/pub/nftables/nftables-1.1.3.tar.xz
+                    https://static.rust-lang.org/dist/rust-1.95.0-x86_64-unknown-linux-gnu.tar.xz], addresses
   end
 
   # Real namespaces: the agent's variables, the dependency's place, no network.
@@ -219,6 +242,11 @@ class ReleaseTest < Minitest::Test
     file = "#{@root}/#{name}"
     FileUtils.mkdir_p(File.dirname(file))
     File.write(file, text)
+  end
+
+  def prepare_blobs(stand_ins: false)
+    sources = { %r{\Abase/(.*)} => "file://#{@work}/origin/\\1" }
+    BoshRelease::Blobs.new(@root, sources: sources).prepare(toolchain: false, stand_ins: stand_ins)
   end
 
   def tarball = "#{@work}/release.tgz"

@@ -84,30 +84,51 @@ module BoshRelease
   # The blobs of a release directory, which git does not keep.
   class Blobs
     RUST = %r{\Arust-[^/]+/(rust-(.+)-(x86_64-unknown-linux-gnu))\.tar\.xz\z}
+    # Path of a blob to the address of its file.
+    SOURCES = {
+      %r{\Anftables/((lib\w+|nftables)-.*)} => 'https://www.netfilter.org/pub/\2/\1',
+      %r{\Arust-[^/]+/(.*)} => 'https://static.rust-lang.org/dist/\1'
+    }.freeze
 
-    def initialize(directory)
+    def initialize(directory, sources: SOURCES)
       @directory = directory
+      @sources = sources
       @known = Directory.new(directory).blobs
     end
 
-    # Checks each blob; what is missing is made, if the options say so.
+    # Gets each missing blob, or makes it if the options say so, and checks all.
     def prepare(toolchain:, stand_ins:)
-      missing = @known.reject { |name, _| File.exist?(path(name)) }
-      made = missing.select { |name, _| toolchain && name.match?(RUST) }
-      made.each_key { |name| pack_toolchain(name) }
-      absent = missing.keys - made.keys
-      fail_for(absent) unless stand_ins || absent.empty?
-      absent.each { |name| write_stand_in(name) }
-      @known.each { |name, blob| check(name, blob, toolchain, stand_ins) }
+      @known.each do |name, blob|
+        obtain(name, toolchain, stand_ins) unless File.exist?(path(name))
+        check(name, blob, toolchain, stand_ins)
+      end
     end
 
     private
 
     def path(name) = "#{@directory}/blobs/#{name}"
 
-    def fail_for(names)
-      list = names.map { |name| "\n  #{name}  #{@known[name]['sha']}" }.join
-      raise Error, "these blobs are missing in #{@directory}/blobs (--help says where they come from):#{list}"
+    def obtain(name, toolchain, stand_ins)
+      FileUtils.mkdir_p(File.dirname(path(name)))
+      if toolchain && name.match?(RUST)
+        pack_toolchain(name)
+      elsif stand_ins
+        File.write(path(name), '')
+      else
+        download(name)
+      end
+    end
+
+    def download(name)
+      pattern, address = @sources.find { |key, _| name.match?(key) } || raise(Error, "no source is known for #{name}")
+      url = name.sub(pattern, address)
+      warn "bosh-release: downloading #{url}"
+      part = "#{path(name)}.part"
+      unless system('curl', '--fail', '--silent', '--show-error', '--location', '--output', part, url)
+        FileUtils.rm_f(part)
+        raise Error, "cannot download #{url}; without network, put the file at #{path(name)}"
+      end
+      File.rename(part, path(name))
     end
 
     def check(name, blob, toolchain, stand_ins)
@@ -121,11 +142,6 @@ module BoshRelease
       else
         raise Error, "#{path(name)}: the digest is #{digest}, config/blobs.yml says #{blob['sha']}"
       end
-    end
-
-    def write_stand_in(name)
-      FileUtils.mkdir_p(File.dirname(path(name)))
-      File.write(path(name), '')
     end
 
     # The components of the official tarball that the package installs, from the lists
@@ -168,7 +184,6 @@ module BoshRelease
 
     # The block size makes the result independent of the number of threads.
     def compress(staging, folder, file)
-      FileUtils.mkdir_p(File.dirname(file))
       BoshRelease.pack("#{file}.part", staging, [folder], ['xz', '-2', '--threads=2', '--block-size=16MiB'])
       File.rename("#{file}.part", file)
     end

@@ -5,19 +5,16 @@
 //! security group chains at all, deny networks, rules. The limit on new connections
 //! depends on other traffic, so the reason only mentions the limit.
 
-mod isolated;
-mod near;
 mod way;
 
 use std::{cmp::Reverse, net::IpAddr};
 
 use model::{
-    effective::{Permit, Probe, ProbeKind, Service, Source, Verdict},
+    effective::{Permit, Probe, ProbeKind, Source, Verdict},
+    explain::{Fit, describe, fit, near_misses},
     ids::{ContainerHandle, GroupGuid},
-    rule::IcmpMatch,
 };
 
-use self::isolated::Fit;
 pub use self::way::Way;
 use crate::{
     plan::{Assignment, Known, Policy, Ruleset},
@@ -116,7 +113,7 @@ pub fn explain<'a>(
             let logged = if permit.log { " and logs the connection" } else { "" };
             let rule = named(known, &source.group, source.rule);
             let reason =
-                format!("{rule} allows {}{logged}{limit}{}", shown(permit), no_route(to, way));
+                format!("{rule} allows {}{logged}{limit}{}", describe(permit), no_route(to, way));
             Explanation::Allowed { permit, source, reason }
         }
         Verdict::Denied => {
@@ -126,7 +123,11 @@ pub fn explain<'a>(
                 Some((fit, rule)) => not_enforced(policy, known, *fit, rule),
             };
             let isolated = isolated.into_iter().map(|(_, rule)| rule).collect();
-            Explanation::Denied { reason, nearest: near::misses(policy, probe), isolated }
+            Explanation::Denied {
+                reason,
+                nearest: near_misses(&policy.rules.permits, probe),
+                isolated,
+            }
         }
     })
 }
@@ -185,7 +186,7 @@ fn isolated(policy: &Policy, known: &Known, probe: Probe) -> Vec<(Fit, NotEnforc
     let refused = refused.map(|(group, rule, reason)| (group, *rule, None, reason.clone()));
     let fitting = unreadable.chain(refused).filter_map(|(group, rule, problem, reason)| {
         let spec = known.groups.get(group)?.rule(rule)?;
-        let fit = isolated::fit(spec, problem, probe);
+        let fit = fit(spec, problem, probe);
         (fit != Fit::No).then(|| (fit, NotEnforced { group: group.clone(), rule, reason }))
     });
     let mut fitting: Vec<_> = fitting.collect();
@@ -205,24 +206,6 @@ fn no_route(to: IpAddr, way: &Way) -> String {
     match way {
         Way::Known(Route::None) => format!("; this cell has no route to {to}"),
         Way::Known(Route::Local | Route::Leaves(_)) | Way::Unknown => String::new(),
-    }
-}
-
-fn shown(permit: &Permit) -> String {
-    format!("{} to {}", service(permit.service), permit.destination)
-}
-
-fn service(service: Service) -> String {
-    let icmp = |name: &str, wanted: IcmpMatch| match wanted.exact() {
-        None => name.to_owned(),
-        Some((icmp_type, code)) => format!("{name} type {icmp_type} code {code}"),
-    };
-    match service {
-        Service::All => "everything".to_owned(),
-        Service::Tcp(ports) => format!("tcp port {ports}"),
-        Service::Udp(ports) => format!("udp port {ports}"),
-        Service::Icmp(wanted) => icmp("icmp", wanted),
-        Service::Icmpv6(wanted) => icmp("icmpv6", wanted),
     }
 }
 

@@ -66,11 +66,16 @@ impl Written {
 
     /// `tcp 10.0.0.0/8 80 (group web 0e2b..., rule 3)`.
     pub(crate) fn line(&self) -> String {
-        let Self { rule, source, .. } = self;
+        let RuleSource { group_guid, group_name, rule_index } = &self.source;
+        format!("{} (group {group_name} {group_guid}, rule {rule_index})", self.words())
+    }
+
+    /// `tcp 10.0.0.0/8 80`.
+    pub(crate) fn words(&self) -> String {
+        let Self { rule, .. } = self;
         let words = [rule.protocol.clone(), rule.destination.clone(), service(rule)];
         let words: Vec<String> = words.into_iter().filter(|word| !word.is_empty()).collect();
-        let RuleSource { group_guid, group_name, rule_index } = source;
-        format!("{} (group {group_name} {group_guid}, rule {rule_index})", words.join(" "))
+        words.join(" ")
     }
 }
 

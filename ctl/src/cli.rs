@@ -9,6 +9,8 @@ use clap::{
 };
 use jiff::SignedDuration;
 
+use crate::target::Target;
+
 /// Inspect and control a running Portcullis
 ///
 /// Exit status: 0 success, 1 error, 2 invalid command line. `explain --exit-code` and
@@ -119,18 +121,40 @@ pub enum Command {
         /// Handle of the container, or a unique prefix of it
         handle: String,
     },
-    /// Explain whether a container may open a connection (cell agent)
+    /// Explain whether a connection is allowed: for a space (policy store), or for a container on
+    /// this cell (cell agent)
+    ///
+    /// With --space and --to the security groups in the policy store decide; with a container,
+    /// what the agent of this cell enforces.
     Explain {
+        /// GUID of the space
+        #[arg(long, value_name = "GUID", requires = "to", conflicts_with = "handle")]
+        space: Option<String>,
+        /// Containers that build an app, instead of apps and tasks
+        #[arg(long, requires = "space")]
+        staging: bool,
+        /// Destination: ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
+        #[arg(long, value_name = "DESTINATION", requires = "space")]
+        to: Option<Target>,
         /// Handle of the container, or a unique prefix of it
-        handle: String,
+        #[arg(required_unless_present = "space")]
+        handle: Option<String>,
         /// Protocol of the connection
-        protocol: Protocol,
+        #[arg(required_unless_present = "space")]
+        protocol: Option<Protocol>,
         /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp [default
         /// TYPE/CODE: 8/0, echo request]
-        destination: String,
+        #[arg(required_unless_present = "space")]
+        destination: Option<String>,
         /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
         #[arg(long)]
         exit_code: bool,
+    },
+    /// List security groups that allow a connection, with their rules and spaces (policy store)
+    WhoCanReach {
+        /// ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
+        #[arg(value_name = "DESTINATION")]
+        to: Target,
     },
     /// Compare kernel and desired rules, and CHANGE the kernel where they differ (cell agent)
     Reconcile,
@@ -180,6 +204,9 @@ mod tests {
             &["rules", "handle"],
             &["explain", "handle", "tcp", "10.0.0.1:443"],
             &["explain", "handle", "tcp", "10.0.0.1:443", "--exit-code"],
+            &["explain", "--space", "s", "--to", "10.0.0.1:443/tcp"],
+            &["explain", "--space", "s", "--staging", "--to", "10.0.0.1/icmp", "--exit-code"],
+            &["who-can-reach", "10.0.0.1:443/tcp"],
             &["reconcile"],
             &["cell"],
         ] {
@@ -194,6 +221,20 @@ mod tests {
             assert_eq!(addresses, ["h:1", "h:2"], "{command:?}");
             let files = [context, cell_socket, ca, cert, key].map(Option::unwrap);
             assert_eq!(files, ["/c", "/s", "/ca", "/cert", "/key"].map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn explain_needs_a_container_or_a_space() {
+        for command in [
+            &["explain"][..],
+            &["explain", "handle", "tcp"],
+            &["explain", "--space", "s"],
+            &["explain", "--to", "10.0.0.1:443/tcp"],
+            &["explain", "--space", "s", "--to", "10.0.0.1:443/tcp", "handle"],
+            &["explain", "--staging", "handle", "tcp", "10.0.0.1:443"],
+        ] {
+            Cli::try_parse_from([&["portcullisctl"], command].concat()).unwrap_err();
         }
     }
 

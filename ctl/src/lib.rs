@@ -18,8 +18,10 @@ mod field;
 mod groups;
 mod locks;
 mod natural;
+mod reach;
 mod report;
 mod store;
+pub mod target;
 
 use std::process::ExitCode;
 
@@ -66,14 +68,20 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Containers => print(cell::containers(&connection).await?)?,
         Command::Rules { handle } => print(cell::rules(&connection, handle).await?)?,
-        Command::Explain { handle, protocol, destination, exit_code } => {
-            let (report, code) =
-                explain::explain(&connection, handle, protocol, &destination).await?;
+        Command::Explain { space, staging, to, handle, protocol, destination, exit_code } => {
+            let (report, code) = match (space.zip(to), handle.zip(protocol).zip(destination)) {
+                (Some((space, to)), _) => reach::explain(&connection, space, staging, to).await?,
+                (None, Some(((handle, protocol), destination))) => {
+                    explain::explain(&connection, handle, protocol, &destination).await?
+                }
+                (None, None) => unreachable!("clap requires the one or the other"),
+            };
             print(report)?;
             if exit_code {
                 return Ok(code.into());
             }
         }
+        Command::WhoCanReach { to } => print(reach::who_can_reach(&connection, to).await?)?,
         Command::Reconcile => print(cell::reconcile(&connection).await?)?,
         Command::Cell => print(cell::status(&connection).await?)?,
     }
@@ -105,7 +113,9 @@ mod tests {
         documented("groups\n", groups::GROUPS);
         documented("groups NAME, rules", cell::RULES);
         documented("containers", cell::CONTAINERS);
-        documented("explain", explain::EXPLAINED);
+        documented("explain\n", explain::EXPLAINED);
+        documented("explain --space", reach::EXPLAINED);
+        documented("who-can-reach", reach::REACHING);
         documented("reconcile", cell::RECONCILED);
         documented("cell\n", cell::AGENT);
     }

@@ -135,6 +135,15 @@ impl ReadGroup {
         self.stored.group.rules.get(index)
     }
 
+    /// Indices of the rules that allow a packet, ascending.
+    #[must_use]
+    pub fn rules_for(&self, probe: Probe) -> Vec<usize> {
+        let matching = self.permits.iter().filter(|(_, permit)| permit.matches(probe));
+        let mut rules: Vec<usize> = matching.map(|(index, _)| *index).collect();
+        rules.dedup();
+        rules
+    }
+
     /// The parts of this group that cannot be enforced.
     pub fn problems(&self) -> impl Iterator<Item = (usize, &Unenforceable)> {
         self.problems.iter().map(|(index, problem)| (*index, problem))

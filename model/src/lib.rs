@@ -6,6 +6,7 @@
 //! | [`group`] | [`SecurityGroup`](group::SecurityGroup), [`ContentHash`](group::ContentHash) |
 //! | [`rule`] | [`RuleSpec`](rule::RuleSpec): as written; [`Rule`](rule::Rule): enforceable |
 //! | [`effective`] | [`effective_rules`](effective::effective_rules): the rules of one container |
+//! | [`explain`] | near misses, and rules that were meant for a connection |
 //! | [`generation`] | generations and watermarks of a set of groups |
 //! | [`ids`] | GUIDs and handles |
 //!
@@ -51,6 +52,7 @@
 //! ```
 
 pub mod effective;
+pub mod explain;
 pub mod generation;
 pub mod group;
 pub mod ids;

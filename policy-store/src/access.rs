@@ -8,7 +8,7 @@
 //! | may | writer | cell | operator |
 //! |---|---|---|---|
 //! | Replace | yes | | |
-//! | List | yes | | yes |
+//! | List, Explain, Reach | yes | | yes |
 //! | Watch | | as itself | |
 //! | Status | yes | | yes |
 //!

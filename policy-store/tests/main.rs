@@ -5,6 +5,7 @@ mod access;
 mod backup;
 mod config;
 mod decide;
+mod explain;
 mod grpc;
 mod grpc_cells;
 mod handover;

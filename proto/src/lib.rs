@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`models`] | `models.Locket`, wire compatible with the original Locket |
 //! | [`lock_v1`] | `portcullis.lock.v1`: watch of locks |
-//! | [`policy_v1`] | `portcullis.policy.v1`: Replace, List, Watch, Status of the policy store |
+//! | [`policy_v1`] | `portcullis.policy.v1`: Replace, List, Watch, Status, Explain, Reach of the policy store |
 //! | [`cell_v1`] | `portcullis.cell.v1`: the agent of a cell, for operators |
 //!
 //! Received messages are converted with `TryFrom`, and an [`Error`] names the invalid field; sent

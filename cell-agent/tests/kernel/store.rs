@@ -11,8 +11,9 @@ use std::{
 
 use prost::Message as _;
 use proto::policy_v1::{
-    ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, SecurityGroup, StatusRequest,
-    StatusResponse, StoredGroup, WatchRequest, WatchResponse,
+    ExplainRequest, ExplainResponse, ListRequest, ListResponse, ReachRequest, ReachResponse,
+    ReplaceRequest, ReplaceResponse, SecurityGroup, StatusRequest, StatusResponse, StoredGroup,
+    WatchRequest, WatchResponse,
     policy_store_server::{PolicyStore, PolicyStoreServer},
     watch_request::{Report, Step},
 };
@@ -168,6 +169,17 @@ impl PolicyStore for Service {
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        Err(Status::unimplemented("not for cells"))
+    }
+
+    async fn explain(
+        &self,
+        _: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        Err(Status::unimplemented("not for cells"))
+    }
+
+    async fn reach(&self, _: Request<ReachRequest>) -> Result<Response<ReachResponse>, Status> {
         Err(Status::unimplemented("not for cells"))
     }
 

@@ -2,13 +2,14 @@
 //!
 //! [`manifest`] and [`decide`] are pure: the groups that a writer has to supply, and the
 //! effect of a Replace, with [`content`]. [`snapshot`] and [`history`] are the served values, over
-//! HTTP as [`json`] in compressed [`fragment`]s.
+//! HTTP as [`json`] in compressed [`fragment`]s. [`explain`] answers questions about connections.
 //! [`current`] publishes the newest of them; [`committer`](crate::committer) is the only writer.
 
 pub mod content;
 pub mod contents;
 pub mod current;
 pub mod decide;
+pub mod explain;
 pub mod fragment;
 pub mod history;
 pub mod json;

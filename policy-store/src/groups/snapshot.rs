@@ -66,10 +66,15 @@ impl Entry {
     /// # Panics
     /// Never: an encoded group can be decoded.
     #[must_use]
-    pub fn content(&self) -> Content {
+    pub fn group(&self) -> SecurityGroup {
         let group = proto::decode_group(self.encoded.clone()).expect("we encoded it");
-        let group = SecurityGroup::try_from(group).expect("it was a group before");
-        Content::from(group)
+        SecurityGroup::try_from(group).expect("it was a group before")
+    }
+
+    /// The group as the store keeps it.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        Content::from(self.group())
     }
 
     /// The group's part of HTTP responses.

@@ -2,6 +2,7 @@
 //!
 //! A handler parses, authorizes, calls, and converts.
 
+mod explain;
 mod messages;
 mod parse;
 mod replace;
@@ -15,8 +16,9 @@ use jiff::Timestamp;
 use proto::{
     methods,
     policy_v1::{
-        ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse,
-        WatchRequest, WatchResponse,
+        ExplainRequest, ExplainResponse, ListRequest, ListResponse, ReachRequest, ReachResponse,
+        ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest,
+        WatchResponse,
         policy_store_server::{self, PolicyStoreServer},
         status_response,
     },
@@ -37,7 +39,7 @@ use crate::{
     committer::Commits,
     config::Replaces,
     feed::watch::Feed,
-    groups::page::page,
+    groups::{page::page, snapshot::Snapshot},
     metrics::DENIED,
 };
 
@@ -84,6 +86,18 @@ impl PolicyStore {
             .large("Replace", MAX_REPLACE_MESSAGE)
     }
 
+    /// Computes an answer from the current snapshot on a thread that may block: it may parse all
+    /// rules.
+    async fn compute<T: Send + 'static>(
+        &self,
+        compute: impl FnOnce(&Snapshot) -> Result<T, Error> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let snapshot = self.0.feed.board.current();
+        let computed = tokio::task::spawn_blocking(move || compute(&snapshot)).await;
+        let computed = computed.map_err(|error| Status::internal(error.to_string()))?;
+        computed.map(Response::new).map_err(|error| status(&error))
+    }
+
     fn start_replace(&self, requests: Streaming<ReplaceRequest>) -> Result<Replacing, Error> {
         let permit = Arc::clone(&self.0.replaces).try_acquire_owned().map_err(|_| Error::Busy)?;
         let commits = self.0.commits.clone();
@@ -121,6 +135,20 @@ impl policy_store_server::PolicyStore for PolicyStore {
         Ok(Response::new(Box::pin(watching.into_stream())))
     }
 
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        self.compute(move |snapshot| explain::explain(snapshot, request.into_inner())).await
+    }
+
+    async fn reach(
+        &self,
+        request: Request<ReachRequest>,
+    ) -> Result<Response<ReachResponse>, Status> {
+        self.compute(move |snapshot| explain::reach(snapshot, request.into_inner())).await
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let snapshot = self.0.feed.board.current();
         let state = &snapshot.state;
@@ -150,6 +178,7 @@ impl Shared {
             methods::PolicyStore::Replace => Action::Replace,
             methods::PolicyStore::List => Action::List,
             methods::PolicyStore::Status => Action::Status,
+            methods::PolicyStore::Explain | methods::PolicyStore::Reach => Action::List,
             methods::PolicyStore::Watch => Action::WatchAsAny,
         };
         let judged = self.check(head.peer.identity.as_deref(), action);

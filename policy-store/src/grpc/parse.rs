@@ -34,7 +34,7 @@ pub(super) struct Beginning {
     pub(super) allow_mass_removal: bool,
 }
 
-fn invalid(field: &str, problem: impl std::fmt::Display) -> Error {
+pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Error {
     Error::Protocol(format!("{field}: {problem}"))
 }
 

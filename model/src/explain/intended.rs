@@ -1,19 +1,19 @@
 //! Decides whether a rule that is not enforced was meant for a connection.
 //!
-//! Parses more than the agent enforces: dotted netmasks, inverted ranges, blanks,
+//! Parses more than [`crate::rule`] enforces: dotted netmasks, inverted ranges, blanks,
 //! protocol names in capitals. Nothing here affects packets.
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-use model::{
+use crate::{
     effective::{Probe, ProbeKind},
     rule::{RuleSpec, Unenforceable},
 };
+use ipnet::IpNet;
 
 /// Whether a rule matches a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fit {
+pub enum Fit {
     /// No match.
     No,
     /// A part of the rule cannot be parsed, and the rest matches.
@@ -33,7 +33,8 @@ impl Fit {
 }
 
 /// Whether the part of the rule with the problem matches; without a problem, the rule.
-pub(super) fn fit(spec: &RuleSpec, problem: Option<&Unenforceable>, probe: Probe) -> Fit {
+#[must_use]
+pub fn fit(spec: &RuleSpec, problem: Option<&Unenforceable>, probe: Probe) -> Fit {
     let (mut destination, mut ports) = (spec.destination.as_str(), spec.ports.as_str());
     match problem {
         Some(Unenforceable::Destination(item, _)) => destination = item,

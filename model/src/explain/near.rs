@@ -2,12 +2,10 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
-use model::{
+use crate::{
     effective::{Permit, Probe, ProbeKind, Service, Source},
     rule::{IcmpMatch, PortRange},
 };
-
-use crate::plan::Policy;
 
 /// Maximum number of rules in the result.
 const NEAREST: usize = 5;
@@ -30,10 +28,12 @@ enum Distance {
     ProtocolOfMany,
 }
 
-/// Each rule once, the nearest first, with the reason for the mismatch.
-pub(super) fn misses(policy: &Policy, probe: Probe) -> Vec<(&Source, String)> {
+/// Rules that nearly match a connection, each once, the nearest first, with the reason for the
+/// mismatch. At most five.
+#[must_use]
+pub fn near_misses(permits: &[(Permit, Source)], probe: Probe) -> Vec<(&Source, String)> {
     let mut nearest: BTreeMap<(&_, usize), (Distance, &Source, String)> = BTreeMap::new();
-    for (permit, source) in &policy.rules.permits {
+    for (permit, source) in permits {
         let Some((distance, reason)) = miss(permit, probe) else { continue };
         let key = (&source.group, source.rule);
         match nearest.get(&key) {

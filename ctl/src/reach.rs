@@ -1,0 +1,113 @@
+//! Questions to the policy store about connections: `explain --space` and `who-can-reach`.
+
+use proto::policy_v1::{
+    ExplainRequest, ExplainResponse, Lifecycle, ReachRequest, SourcedRule,
+    explain_response::Remark, policy_store_client::PolicyStoreClient, reach_response::Group,
+};
+use tonic::transport::Channel;
+
+use crate::{
+    cell::Written,
+    connect::Connection,
+    field::Field,
+    report::{Report, warn},
+    target::Target,
+};
+
+/// Size limit of an answer: groups may be bound to very many spaces.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// Exit status with `--exit-code` if the connection is denied.
+const DENIED: u8 = 3;
+
+pub(crate) const EXPLAINED: &[Field<ExplainResponse>] = &[
+    Field::text("verdict", |answer| {
+        let verdict = match (answer.allowed, answer.logged) {
+            (true, true) => "allowed and logged",
+            (true, false) => "allowed",
+            (false, _) => "denied",
+        };
+        verdict.to_owned()
+    }),
+    Field::text("reason", |answer| answer.reason.clone()),
+    Field::text("rule", |answer| answer.decisive.clone().map(line).unwrap_or_default()),
+    Field::texts("not_enforced", |answer| remarks(&answer.not_enforced)),
+    Field::texts("near_misses", |answer| remarks(&answer.near_misses)),
+    Field::integer("generation", |answer| Some(answer.generation)),
+];
+
+pub(crate) const REACHING: &[Field<Group>] = &[
+    Field::text("name", |group| group.name.clone()),
+    Field::text("guid", |group| group.guid.clone()),
+    Field::boolean("running_everywhere", |group| group.running_default),
+    Field::texts("running", |group| group.running_space_guids.clone()),
+    Field::boolean("staging_everywhere", |group| group.staging_default),
+    Field::texts("staging", |group| group.staging_space_guids.clone()),
+    Field::texts("rules", |group| {
+        let rules = group.rules.iter();
+        rules.map(|rule| format!("{}: {}", rule.rule_index, words(rule.clone()))).collect()
+    }),
+];
+
+/// Explains a connection of the containers of a space. Also returns the exit status for the
+/// verdict.
+pub(crate) async fn explain(
+    connection: &Connection,
+    space: String,
+    staging: bool,
+    target: Target,
+) -> anyhow::Result<(Report, u8)> {
+    let lifecycle = if staging { Lifecycle::Staging } else { Lifecycle::Running };
+    let request = ExplainRequest {
+        space_guid: space,
+        lifecycle: lifecycle.into(),
+        connection: Some(target.into()),
+    };
+    let space = request.space_guid.clone();
+    let mut client = client(connection)?;
+    let answer = connection.ask("explain", client.explain(request)).await?.into_inner();
+    if !answer.space_known {
+        warn(&format!(
+            "no security group is bound to the space {space:?}: either only global groups apply \
+             to the space, or the space does not exist"
+        ));
+    }
+    let code = if answer.allowed { 0 } else { DENIED };
+    Ok((Report::brief(EXPLAINED, answer), code))
+}
+
+/// Lists the groups that allow a connection.
+pub(crate) async fn who_can_reach(
+    connection: &Connection,
+    target: Target,
+) -> anyhow::Result<Report> {
+    let request = ReachRequest { connection: Some(target.into()) };
+    let mut client = client(connection)?;
+    let answer = connection.ask("who-can-reach", client.reach(request)).await?.into_inner();
+    Ok(Report::list(REACHING, answer.groups))
+}
+
+fn client(connection: &Connection) -> anyhow::Result<PolicyStoreClient<Channel>> {
+    let client = PolicyStoreClient::new(connection.to_policy_store()?);
+    Ok(client.max_decoding_message_size(LARGEST_ANSWER))
+}
+
+fn written(rule: SourcedRule) -> Written {
+    let SourcedRule { rule, group_guid, group_name, rule_index } = rule;
+    let source = proto::cell_v1::RuleSource { group_guid, group_name, rule_index };
+    Written::new(rule, Some(source), String::new())
+}
+
+fn line(rule: SourcedRule) -> String {
+    written(rule).line()
+}
+
+fn words(rule: SourcedRule) -> String {
+    written(rule).words()
+}
+
+fn remarks(remarks: &[Remark]) -> Vec<String> {
+    let remark = |remark: &Remark| {
+        format!("{}: {}", line(remark.rule.clone().unwrap_or_default()), remark.reason)
+    };
+    remarks.iter().map(remark).collect()
+}

@@ -200,7 +200,8 @@ impl Signals {
     }
 }
 
-fn default_directory(name: &Name) -> anyhow::Result<PathBuf> {
+/// The directory of a launcher's files, unless another one is given.
+pub fn default_directory(name: &Name) -> anyhow::Result<PathBuf> {
     let base = match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
         (Some(state), _) if !state.is_empty() => PathBuf::from(state),
         (_, Some(home)) if !home.is_empty() => PathBuf::from(home).join(".local/state"),

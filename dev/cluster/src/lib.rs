@@ -35,4 +35,4 @@ mod story;
 mod terminal;
 pub mod topology;
 
-pub use command::{Arguments, main};
+pub use command::{Arguments, default_directory, main};

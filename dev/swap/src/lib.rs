@@ -16,6 +16,7 @@ mod packets;
 mod plan;
 mod report;
 mod site;
+mod stage;
 mod starts;
 mod versions;
 mod watchers;
@@ -35,7 +36,8 @@ use originals::sql::Dialect;
 ///
 /// Prints a table with a row for each step. Exit code 1 if a lock or presence was lost, a
 /// lock was held twice, a packet was judged wrongly, a change did not come into force in
-/// time, a watcher was more than 5 s behind, or a process ended by itself. Needs root.
+/// time, a container would not have started, a watcher was more than 5 s behind, or a process
+/// ended by itself. Needs root.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The database of the foundation; a private server is started
@@ -44,13 +46,17 @@ pub struct Arguments {
     /// Time under load after each step, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// Number of times that the foundation is swapped and rolled back
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    rounds: u64,
     /// Write the table to this file, as Markdown
     #[arg(long)]
     report: Option<PathBuf>,
     /// Prefix of the names of all network namespaces
     #[arg(long, default_value = "swap", value_parser = Name::parse)]
     name: Name,
-    /// Directory of files and logs, which stay after the end [default: a temporary one]
+    /// Directory of files and logs, which stay after the end
+    /// [default: ~/.local/state/portcullis/NAME]
     #[arg(long)]
     state_dir: Option<PathBuf>,
     /// Directory of the services' executables [default: that of this program]
@@ -93,19 +99,18 @@ pub fn main(arguments: Arguments) -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { database, seconds, report, name, state_dir, bin_dir, iptables } = arguments;
+    let Arguments { database, seconds, rounds, report, name, state_dir, bin_dir, iptables } =
+        arguments;
     runtime::tls::install_provider();
     let own = std::env::current_exe()?;
     let beside = own.parent().context("this executable lies in a directory")?;
     let binaries = bin_dir.unwrap_or_else(|| beside.to_owned());
-    // Removed at the end, if there is no other directory.
-    let temporary = tempfile::tempdir().context("a temporary directory")?;
-    let directory = state_dir.unwrap_or_else(|| temporary.path().to_owned());
+    let directory = state_dir.map_or_else(|| cluster::default_directory(&name), Ok)?;
     let (state, left) = State::take(&std::path::absolute(directory)?)?;
     progress("a private database server");
     let server = database::Server::start(database.into());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let options = plan::Options { name, seconds, binaries, iptables };
+    let options = plan::Options { name, seconds, rounds, binaries, iptables };
     let outcome = runtime.block_on(async {
         process::end_leftovers(&left.still_running(&state::boot())).await;
         network::remove_leftovers(&left.namespaces)?;

@@ -134,19 +134,23 @@ impl Senders {
         Ok(())
     }
 
-    /// All packets until now.
-    pub(crate) fn packets(&self) -> Vec<Packet> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether a packet of the container has passed to the port of that number.
+    pub(crate) fn has_passed(&self, container: usize, number: usize) -> bool {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.iter().rev().any(|packet| {
+            packet.container == container
+                && packet.goal == Goal::Port(number)
+                && packet.fate == Fate::Passed
+        })
     }
 
-    /// Ends all threads.
+    /// Ends all threads; returns all packets.
     pub(crate) fn end(self) -> anyhow::Result<Vec<Packet>> {
         self.over.store(true, Ordering::Relaxed);
-        let packets = self.packets();
         for thread in self.threads {
             thread.join().ok().context("a sender panicked")??;
         }
-        Ok(packets)
+        Ok(std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 
@@ -231,4 +235,32 @@ impl Sender {
 #[expect(clippy::disallowed_methods, reason = "the thread has nothing else to do")]
 fn pause() {
     thread::sleep(PAUSE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::versions::Change;
+
+    #[test]
+    fn a_packet_is_wrong_if_it_contradicts_every_version_in_the_window() {
+        let sent = Instant::now();
+        let versions = Versions { changes: vec![Change { sent, confirmed: Some(sent) }] };
+        let rules = Rules { width: 2, window: Duration::from_secs(5) };
+        let is_wrong = |goal, fate| {
+            let at = sent + Duration::from_secs(10);
+            let packet = Packet { container: 0, sent: at, done: at, goal, fate };
+            packet.is_wrong(&versions, rules)
+        };
+        for (goal, is_allowed) in [
+            (Goal::Always, true),
+            (Goal::Never, false),
+            (Goal::Port(1), true),
+            (Goal::Port(2), false),
+        ] {
+            assert_eq!(is_wrong(goal, Fate::Passed), !is_allowed, "{goal:?}");
+            assert_eq!(is_wrong(goal, Fate::Rejected), is_allowed, "{goal:?}");
+            assert!(is_wrong(goal, Fate::Silent), "{goal:?}");
+        }
+    }
 }

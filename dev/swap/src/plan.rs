@@ -1,31 +1,21 @@
-//! The steps, in their order, and the load that runs through all of them.
+//! The steps, in their order.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use cluster::cloud::Cloud;
 use cluster::state::State;
 use cluster::topology::{Cell, Name};
-use originals::sql::Database;
 use runtime::supervise::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::changes::Groups;
-use crate::database::{self, Generations, Server};
+use crate::database::{self, Server};
 use crate::foundation::Foundation;
-use crate::front::{self, Pool};
-use crate::ledger::{At, Ledger};
-use crate::locks::{self, Instances};
-use crate::packets::{Fate, Goal, Packet, Rules, Senders};
 use crate::progress;
-use crate::report::{Records, Report, Step};
-use crate::site::{CELLS, INSTANCES, Job, Side, Site, local, syncer_uuid};
-use crate::starts::{Outcome, Starts};
-use crate::watchers::{self, Arrivals};
+use crate::report::{Report, Step};
+use crate::site::{CELLS, INSTANCES, Job, Side, Site, syncer_uuid};
+use crate::stage::Stage;
 
 /// The lock of the syncers.
 const LEADER: &str = "policy-server-asg-syncer";
@@ -33,12 +23,9 @@ const LEADER: &str = "policy-server-asg-syncer";
 /// How long a change may take while the leader of the syncers is replaced: the standby of the
 /// original claims every 5 s and polls one interval (1 s) later; a poll of the agent (1 s);
 /// the replacement of both servers; and some seconds for a busy machine.
-const WINDOW: Duration = Duration::from_secs(12);
-/// Every port is open for twice the window.
-const CHANGES: Duration = Duration::from_secs(2);
-const WIDTH: usize = 12;
-/// Watchers of the policy store.
-const WATCHERS: usize = 10;
+pub(crate) const WINDOW: Duration = Duration::from_secs(12);
+/// Ports that each version of a changing group allows.
+pub(crate) const WIDTH: usize = 12;
 /// Timeout of everything that a step waits for.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(50);
@@ -48,20 +35,23 @@ pub(crate) struct Options {
     pub(crate) name: Name,
     /// Time under load after each step.
     pub(crate) seconds: u64,
+    /// How often the foundation is swapped and rolled back.
+    pub(crate) rounds: u64,
     pub(crate) binaries: std::path::PathBuf,
     pub(crate) iptables: String,
 }
 
 /// Plays all steps, and stops everything.
 pub(crate) async fn play(options: Options, state: State, server: Server) -> anyhow::Result<Report> {
-    let Options { name, seconds, binaries, iptables } = options;
+    let Options { name, seconds, rounds, binaries, iptables } = options;
+    let settle = Duration::from_secs(seconds);
     let directory = state.directory().to_owned();
     let site = Site::write(&directory, binaries, &iptables, &server)?;
     let mut foundation = Foundation::new(name, site, state, &iptables)?;
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let outcome = tokio::select! {
-        outcome = swap(&mut foundation, &server, Duration::from_secs(seconds)) => outcome,
+        outcome = swap(&mut foundation, &server, settle, rounds) => outcome,
         _signal = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
         _signal = terminate.recv() => Err(anyhow::anyhow!("interrupted")),
     };
@@ -77,10 +67,11 @@ async fn swap(
     foundation: &mut Foundation,
     server: &Server,
     settle: Duration,
+    rounds: u64,
 ) -> anyhow::Result<Report> {
     progress("a foundation of the originals");
     let mut stage = Stage::set(foundation, server, settle).await?;
-    let outcome = stage.play(foundation).await;
+    let outcome = stage.play(foundation, rounds).await;
     let Stage { tasks, shutdown, senders, starts, .. } = &mut stage;
     shutdown.cancel();
     let tasks = std::mem::replace(tasks, Tasks::new(CancellationToken::new()));
@@ -90,120 +81,23 @@ async fn swap(
     Ok(stage.report(foundation, &packets, &starts))
 }
 
-/// The load, and what it records.
-struct Stage {
-    settle: Duration,
-    locks: Instances,
-    groups: Arc<Groups>,
-    ledger: Arc<Ledger>,
-    generations: Arc<Generations>,
-    policies: Arc<Pool>,
-    originals: Database,
-    senders: Option<Senders>,
-    starts: Starts,
-    watching: Option<(Arrivals, JoinSet<()>)>,
-    arrivals: Vec<Vec<At<u64>>>,
-    no_watchers: CancellationToken,
-    no_changes: CancellationToken,
-    steps: Vec<Step>,
-    tasks: Tasks,
-    shutdown: CancellationToken,
-}
-
 impl Stage {
-    /// Starts a foundation of originals, and the load.
-    async fn set(
-        foundation: &mut Foundation,
-        server: &Server,
-        settle: Duration,
-    ) -> anyhow::Result<Self> {
-        let shutdown = CancellationToken::new();
-        let mut tasks = Tasks::new(shutdown.clone());
-        foundation.raise().await?;
-        let policies = fronts(foundation, &mut tasks, &shutdown).await?;
-        let migrated = tokio::process::Command::from(foundation.site.migrate()).status().await?;
-        if !migrated.success() {
-            bail!("the tables of the groups were not created");
+    async fn play(&mut self, foundation: &mut Foundation, rounds: u64) -> anyhow::Result<()> {
+        self.step("originals", foundation, async |_, _| Ok(())).await?;
+        for _round in 0..rounds {
+            self.forward(foundation).await?;
+            self.update(foundation).await?;
+            self.back(foundation).await?;
         }
-        let originals = server.open_groups()?;
-        let empty = database::originals_stamp(&originals).await?;
-        foundation.start(Job::CloudController, Side::Original).await?;
-        let ports = &foundation.site.ports;
-        let (api, uaa) = (ports.api, ports.uaa);
-        let url = |port| format!("https://{}", local(port));
-        let cloud = Cloud::log_in(&url(api), &url(uaa), foundation.site.ca()).await?;
-        let groups = Arc::new(Groups::create(cloud, WIDTH).await?);
-        for number in 0..INSTANCES {
-            foundation.start(Job::Locket(number), Side::Original).await?;
-        }
-        for number in 0..INSTANCES {
-            foundation.start(Job::Policies(number), Side::Original).await?;
-            foundation.start(Job::Syncer(number), Side::Original).await?;
-        }
-        until("the first sync of the original", async || {
-            Ok(database::originals_stamp(&originals).await? > empty)
+        self.step("originals again", foundation, async |stage, _| {
+            stage.no_changes.cancel();
+            stage.until_all_is_in_force().await
         })
-        .await?;
-        let mut senders = Senders::new(foundation.outside()?).await?;
-        for cell in Cell::all(CELLS) {
-            foundation.start(Job::Agent(cell), Side::Original).await?;
-            for (space, details) in groups.spaces.iter().enumerate() {
-                let name = format!("app{space}");
-                foundation.add_container(cell, &name, (space, &details.guid)).await?;
-            }
-        }
-        let mut starts = Starts::default();
-        for (number, container) in foundation.containers.iter().enumerate() {
-            let cell = foundation.network.cell(container.attachment.cell)?.resident();
-            starts.add(cell, container.handle.clone()).await?;
-            let newest = Arc::clone(&groups.spaces[container.space].newest);
-            let inside = container.attachment.namespace.resident();
-            senders.add(inside, number, newest, WIDTH).await?;
-        }
-        let addresses = foundation.site.ports.lockets.map(local).to_vec();
-        let locks = Instances::new(addresses, foundation.site.client_tls()?);
-        let ledger = Arc::new(Ledger::default());
-        let generations = Arc::new(Generations::default());
-        let clients = locks::start(&locks, &ledger, &shutdown)?;
-        tasks.add("lock clients", async move {
-            clients.join_all().await;
-            Ok(())
-        });
-        let token = || shutdown.clone();
-        tasks.add("lists", locks::witness(locks.clone(), Arc::clone(&ledger), token()));
-        tasks.add("table", database::witness(server.open_locks()?, Arc::clone(&ledger), token()));
-        let follow = Arc::clone(&generations).follow(server.open_groups()?, token());
-        tasks.add("generations", follow);
-        let (no_changes, end) = (CancellationToken::new(), token());
-        let changing = Arc::clone(&groups).change(CHANGES, no_changes.clone());
-        tasks.add("changes", async move {
-            changing.await?;
-            // The end of a task ends the others.
-            end.cancelled().await;
-            Ok(())
-        });
-        Ok(Self {
-            settle,
-            locks,
-            groups,
-            ledger,
-            generations,
-            policies,
-            originals,
-            senders: Some(senders),
-            starts,
-            watching: None,
-            arrivals: Vec::new(),
-            no_watchers: shutdown.child_token(),
-            no_changes,
-            steps: Vec::new(),
-            tasks,
-            shutdown,
-        })
+        .await
     }
 
-    async fn play(&mut self, foundation: &mut Foundation) -> anyhow::Result<()> {
-        self.step("originals", foundation, async |_, _| Ok(())).await?;
+    /// From the originals to ours.
+    async fn forward(&mut self, foundation: &mut Foundation) -> anyhow::Result<()> {
         for number in 0..INSTANCES {
             let name = format!("locket/{number} → ours");
             self.step(&name, foundation, async |_, foundation| {
@@ -225,7 +119,11 @@ impl Stage {
             })
             .await?;
         }
-        self.update(foundation).await?;
+        Ok(())
+    }
+
+    /// From ours to the originals.
+    async fn back(&mut self, foundation: &mut Foundation) -> anyhow::Result<()> {
         let cells: Vec<Cell> = Cell::all(CELLS).collect();
         for cell in cells.into_iter().rev() {
             let name = format!("agent of {} → original", cell.name());
@@ -249,11 +147,7 @@ impl Stage {
             })
             .await?;
         }
-        self.step("originals again", foundation, async |stage, _| {
-            stage.no_changes.cancel();
-            stage.until_all_is_in_force().await
-        })
-        .await
+        Ok(())
     }
 
     /// Every job of ours is replaced by ours, as in an update to the next version.
@@ -328,12 +222,7 @@ impl Stage {
         self.replace_policies(foundation, number, Side::Ours).await?;
         foundation.start(Job::Syncer(number), Side::Ours).await?;
         if is_first {
-            let spaces: Vec<String> =
-                self.groups.spaces.iter().map(|space| space.guid.clone()).collect();
-            let address = local(foundation.site.ports.store);
-            let (tls, end) = (foundation.site.cell_tls()?, &self.no_watchers);
-            self.watching = Some(watchers::start(&address, &tls, &spaces, WATCHERS, end));
-            return Ok(());
+            return self.watch(foundation);
         }
         self.until_healthy(number).await
     }
@@ -381,11 +270,7 @@ impl Stage {
         })
         .await?;
         // From here on the stores get no changes.
-        self.no_watchers.cancel();
-        if let Some((arrivals, running)) = self.watching.take() {
-            running.join_all().await;
-            self.arrivals = arrivals.all();
-        }
+        self.watch_no_more().await;
         for number in 0..INSTANCES {
             self.replace_policies(foundation, number, Side::Original).await?;
             self.until_healthy(number).await?;
@@ -398,79 +283,21 @@ impl Stage {
         let senders = self.senders.as_ref().context("the senders run until the end")?;
         let histories = self.groups.histories();
         let newest = histories.iter().filter_map(|history| history.newest());
-        let last: Vec<Goal> = newest.map(|version| Goal::Port(version + WIDTH - 1)).collect();
-        let all_passed = async || {
-            let packets = senders.packets();
-            let passed = |goal: &Goal, container: usize| {
-                let is_it = |packet: &&Packet| {
-                    packet.goal == *goal
-                        && packet.container == container
-                        && packet.fate == Fate::Passed
-                };
-                packets.iter().rev().any(|packet| is_it(&packet))
-            };
-            let containers = usize::from(CELLS) * last.len();
-            Ok((0..containers).all(|at| passed(&last[at % last.len()], at)))
-        };
+        let last: Vec<usize> = newest.map(|version| version + WIDTH - 1).collect();
+        let containers = usize::from(CELLS) * last.len();
+        let all_passed =
+            async || Ok((0..containers).all(|at| senders.has_passed(at, last[at % last.len()])));
         // What is missing is in the report.
         let _in_time = timeout(WINDOW, until("the last change", all_passed)).await;
         Ok(())
     }
-
-    fn report(
-        &self,
-        foundation: &Foundation,
-        packets: &[Packet],
-        starts: &[At<Outcome>],
-    ) -> Report {
-        let spaces: Vec<usize> =
-            foundation.containers.iter().map(|container| container.space).collect();
-        let records = Records {
-            steps: &self.steps,
-            ledger: &self.ledger,
-            generations: &self.generations,
-            arrivals: &self.arrivals,
-            histories: &self.groups.histories(),
-            spaces: &spaces,
-            packets,
-            starts,
-            rules: Rules { width: WIDTH, window: WINDOW },
-        };
-        records.report()
-    }
-}
-
-/// Listens on the names of the services, here and in the cells.
-async fn fronts(
-    foundation: &Foundation,
-    tasks: &mut Tasks,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Arc<Pool>> {
-    let ports = &foundation.site.ports;
-    let without_check = |ports: [u16; INSTANCES]| Pool::new(&ports.map(|port| (port, None)));
-    let lockets = without_check(ports.lockets);
-    let stores = without_check(ports.stores);
-    let checked: Vec<_> = ports.policies.into_iter().zip(ports.healths.map(Some)).collect();
-    let policies = Pool::new(&checked);
-    tasks.add("health checks", Arc::clone(&policies).check(shutdown.clone()));
-    let here = foundation.here();
-    let mut listeners = vec![
-        (front::listen(here, ports.locket).await?, lockets),
-        (front::listen(here, ports.store).await?, Arc::clone(&stores)),
-    ];
-    for cell in Cell::all(CELLS) {
-        let inside = foundation.network.cell(cell)?.resident();
-        listeners.push((front::listen(inside, ports.policy).await?, Arc::clone(&policies)));
-        listeners.push((front::listen(inside, ports.store).await?, Arc::clone(&stores)));
-    }
-    for (listener, pool) in listeners {
-        tasks.add("front", front::serve(listener, pool, shutdown.clone()));
-    }
-    Ok(policies)
 }
 
 /// Waits, within the timeout, until it is so.
-async fn until(what: &str, is_so: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+pub(crate) async fn until(
+    what: &str,
+    is_so: impl AsyncFn() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let since = Instant::now();
     while !is_so().await? {
         if since.elapsed() > TIMEOUT {

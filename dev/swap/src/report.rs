@@ -1,5 +1,6 @@
 //! What each step lost.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use comfy_table::Table;
@@ -11,7 +12,7 @@ use crate::ledger::{At, Fault, Ledger, Period};
 use crate::packets::{Fate, Goal, Packet, Rules};
 use crate::starts::Outcome;
 use crate::versions::{Expected, Versions};
-use crate::watchers;
+use crate::watchers::Watched;
 
 /// A step of the swap, with the time under load after it.
 #[derive(Debug, Clone)]
@@ -29,8 +30,7 @@ pub(crate) struct Records<'a> {
     pub(crate) steps: &'a [Step],
     pub(crate) ledger: &'a Ledger,
     pub(crate) generations: &'a Generations,
-    /// What arrived at each watcher.
-    pub(crate) arrivals: &'a [Vec<At<u64>>],
+    pub(crate) watched: &'a [Watched],
     /// The history of the changing group of each space.
     pub(crate) histories: &'a [Versions],
     /// The space of each container.
@@ -39,6 +39,9 @@ pub(crate) struct Records<'a> {
     pub(crate) starts: &'a [At<Outcome>],
     pub(crate) rules: Rules,
 }
+
+/// By container and port.
+type Opened = HashMap<(usize, usize), Instant>;
 
 /// The figures of one step.
 #[derive(Debug)]
@@ -86,7 +89,8 @@ const HEADER: [&str; 16] = [
 
 impl Records<'_> {
     pub(crate) fn report(&self) -> Report {
-        let rows: Vec<Row> = self.steps.iter().map(|step| self.row(step)).collect();
+        let opened = self.opened();
+        let rows: Vec<Row> = self.steps.iter().map(|step| self.row(step, &opened)).collect();
         let mut table = Table::new();
         table.load_preset(ASCII_MARKDOWN).set_header(HEADER);
         for row in &rows {
@@ -97,7 +101,7 @@ impl Records<'_> {
         Report { table: format!("{table}\n"), faults }
     }
 
-    fn row(&self, step: &Step) -> Row {
+    fn row(&self, step: &Step, opened: &Opened) -> Row {
         let Step { name, began, ended } = step.clone();
         let packets =
             self.packets.iter().filter(|packet| began <= packet.sent && packet.sent < ended);
@@ -107,7 +111,9 @@ impl Records<'_> {
             .iter()
             .filter(|packet| packet.expected(history(packet), self.rules) != Expected::Either);
         let wrong = packets.iter().filter(|packet| packet.is_wrong(history(packet), self.rules));
-        let changes = self.changes(began, ended);
+        let seen = self.generations.seen();
+        let lags = self.watched.iter().filter_map(|watched| watched.behind(&seen, began, ended));
+        let changes = self.changes(opened, began, ended);
         let starts = self.starts.iter().filter(|start| began <= start.at && start.at < ended);
         let starts: Vec<&Outcome> = starts.map(|start| &start.what).collect();
         let in_force: Vec<Duration> = changes.iter().filter_map(|change| *change).collect();
@@ -115,7 +121,7 @@ impl Records<'_> {
             step: name,
             seconds: (ended - began).as_secs_f64(),
             locks: self.ledger.period(began, ended),
-            watcher_lag: watchers::behind(self.arrivals, &self.generations.seen(), began, ended),
+            watcher_lag: lags.max(),
             changes: changes.len(),
             in_force: in_force.len(),
             slowest: in_force.into_iter().max(),
@@ -127,9 +133,20 @@ impl Records<'_> {
         }
     }
 
+    /// When a packet of each container first passed to each port.
+    fn opened(&self) -> Opened {
+        let mut opened = HashMap::new();
+        for packet in self.packets.iter().filter(|packet| packet.fate == Fate::Passed) {
+            if let Goal::Port(number) = packet.goal {
+                opened.entry((packet.container, number)).or_insert(packet.done);
+            }
+        }
+        opened
+    }
+
     /// The changes that were confirmed in a period: the time until the last container of the
     /// space had them in force, if all did.
-    fn changes(&self, from: Instant, to: Instant) -> Vec<Option<Duration>> {
+    fn changes(&self, opened: &Opened, from: Instant, to: Instant) -> Vec<Option<Duration>> {
         let mut all = Vec::new();
         for (space, history) in self.histories.iter().enumerate() {
             // Version 0 was there before.
@@ -137,17 +154,11 @@ impl Records<'_> {
                 let Some(confirmed) = change.confirmed.filter(|at| from <= *at && *at < to) else {
                     continue;
                 };
-                let opened = Goal::Port(version + self.rules.width - 1);
+                let number = version + self.rules.width - 1;
                 let containers = (0..self.spaces.len()).filter(|at| self.spaces[*at] == space);
-                let times = containers.map(|container| {
-                    let passed = self.packets.iter().find(|packet| {
-                        packet.container == container
-                            && packet.goal == opened
-                            && packet.fate == Fate::Passed
-                    })?;
-                    Some(passed.done.saturating_duration_since(confirmed))
-                });
-                all.push(times.collect::<Option<Vec<_>>>().and_then(|t| t.into_iter().max()));
+                let passed = containers.map(|container| opened.get(&(container, number)));
+                let last = passed.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+                all.push(last.map(|at| at.saturating_duration_since(confirmed)));
             }
         }
         all

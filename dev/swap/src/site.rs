@@ -119,6 +119,10 @@ impl Site {
         iptables: &str,
         database: &Server,
     ) -> anyhow::Result<Self> {
+        let cells = Cell::all(CELLS).map(Cell::name);
+        for directory in cells.chain(["config", "logs"].map(str::to_owned)) {
+            remove(&root.join(directory))?;
+        }
         let authority = Authority::create(&root.join("certificates"))?;
         let names = ["localhost", "127.0.0.1"];
         let site = Self {
@@ -278,7 +282,8 @@ impl Site {
             // Ours.
             "grpc_listen_address": local(ports.stores[number]),
             "admin_listen_address": local(ports.admins[number]),
-            "cell_id_from": "any",
+            // The groups change every 2 s.
+            "cell_id_from": "any", "stale_after_seconds": 15,
         })
     }
 
@@ -304,6 +309,16 @@ impl Site {
             "state_directory": directory.join("agent"),
             "control_socket": directory.join("agent.sock"),
         })
+    }
+}
+
+/// Removes what an earlier run left.
+fn remove(directory: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _gone => Ok(()),
     }
 }
 

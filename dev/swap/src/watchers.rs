@@ -38,25 +38,31 @@ impl Arrivals {
     }
 }
 
-/// The longest time that a watcher lacked a generation of a period, which ends at `to`.
-///
-/// `seen` is when each generation was in the database.
-pub(crate) fn behind(
-    arrivals: &[Vec<At<u64>>],
-    seen: &[At<u64>],
-    from: Instant,
-    to: Instant,
-) -> Option<Duration> {
-    let late = |generation: &At<u64>| {
-        let arrived = |watcher: &Vec<At<u64>>| {
-            let has = watcher.iter().find(|arrival| arrival.what >= generation.what);
-            has.map_or(to, |arrival| arrival.at)
+/// Watchers that ran for a time, and what arrived at each.
+#[derive(Debug, Clone)]
+pub(crate) struct Watched {
+    pub(crate) from: Instant,
+    pub(crate) to: Instant,
+    pub(crate) by_watcher: Vec<Vec<At<u64>>>,
+}
+
+impl Watched {
+    /// The longest time that a watcher lacked a generation of a period. `seen` is when each
+    /// generation was in the database.
+    pub(crate) fn behind(&self, seen: &[At<u64>], from: Instant, to: Instant) -> Option<Duration> {
+        let late = |generation: &At<u64>| {
+            let arrived = |watcher: &Vec<At<u64>>| {
+                let has = watcher.iter().find(|arrival| arrival.what >= generation.what);
+                has.map_or(self.to, |arrival| arrival.at)
+            };
+            let last = self.by_watcher.iter().map(arrived).max()?;
+            Some(last.saturating_duration_since(generation.at))
         };
-        let last = arrivals.iter().map(arrived).max()?;
-        Some(last.saturating_duration_since(generation.at))
-    };
-    let in_period = seen.iter().filter(|generation| from <= generation.at && generation.at < to);
-    in_period.filter_map(late).max()
+        let (from, to) = (from.max(self.from), to.min(self.to));
+        let in_period =
+            seen.iter().filter(|generation| from <= generation.at && generation.at < to);
+        in_period.filter_map(late).max()
+    }
 }
 
 /// Starts watchers of a space each.
@@ -141,9 +147,12 @@ mod tests {
         let end = began + Duration::from_secs(60);
         let seen = [at(10, 1), at(20, 2)];
         let watchers = [vec![at(11, 1), at(23, 2)], vec![at(21, 2)]];
-        let lag = |watchers: &[Vec<At<u64>>]| behind(watchers, &seen, began, end);
+        let lag = |watchers: &[Vec<At<u64>>]| {
+            let watched = Watched { from: began, to: end, by_watcher: watchers.to_vec() };
+            watched.behind(&seen, began, end)
+        };
         assert_eq!(lag(&watchers), Some(Duration::from_secs(11)));
-        assert_eq!(lag(&[watchers[0].clone()]), Some(Duration::from_secs(3)));
+        assert_eq!(lag(&watchers[..1]), Some(Duration::from_secs(3)));
         assert_eq!(lag(&[vec![at(11, 1)]]), Some(Duration::from_secs(40)), "it never came");
         assert_eq!(lag(&[]), None);
     }

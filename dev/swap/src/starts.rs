@@ -19,8 +19,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The plugin itself has no timeout.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `Err` is the response of an agent that refuses. An agent that is not there is not asked:
-/// a cell whose agent is replaced is drained before, and gets no containers.
+/// `Err` is the response of an agent that refuses. An agent that is not there, or stops, is
+/// not asked: a cell whose agent is replaced is drained before, and gets no containers.
 pub(crate) type Outcome = Result<(), String>;
 
 /// Threads in the cells that force the sync of a container again and again.
@@ -59,6 +59,9 @@ impl Starts {
     }
 }
 
+/// What our agent answers while it stops.
+const STOPPING: &str = "the agent is shutting down";
+
 /// `None` if no agent answers.
 fn force(handle: &str) -> Option<Outcome> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, control::PORT)).ok()?;
@@ -75,7 +78,8 @@ fn force(handle: &str) -> Option<Outcome> {
     if status == "200" {
         return Some(Ok(()));
     }
-    Some(Err(answer.lines().last().unwrap_or_default().to_owned()))
+    let reason = answer.lines().last().unwrap_or_default();
+    (!reason.ends_with(STOPPING)).then(|| Err(reason.to_owned()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the thread has nothing else to do")]

@@ -101,7 +101,7 @@ impl Service for App {
 
     const BACKUP: Option<Backup<Config>> = Some(|config, to| match &config.database {
         Database::Sqlite(path) => Ok(storage::sqlite::backup(path, to)?),
-        Database::Server(options) => bail!(
+        Database::Server { options, .. } => bail!(
             "the database is on a server: back it up there, as with {}",
             options.dialect.backup_tool()
         ),

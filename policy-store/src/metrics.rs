@@ -11,6 +11,14 @@ runtime::families! {
         "Replaces of the set of security groups by outcome.";
     COMMIT_SECONDS: Histogram "policy_store_commit_seconds",
         "Time of a Replace from its commit until all readers see it.";
+    ORIGINAL_CURRENT: Gauge "policy_store_original_tables_current" when "write_original_tables is true",
+        "1 if the last attempt made the original's tables equal to the set, else 0.";
+    ORIGINAL_SECONDS: Histogram "policy_store_original_tables_seconds" when "write_original_tables is true",
+        "Time of an attempt to write the original's tables, with the transaction that it is part of.";
+    ORIGINAL_WRITES: Counter "policy_store_original_tables_writes_total" {
+        outcome: &["changed", "unchanged", "partial", "failed"],
+    } when "write_original_tables is true",
+        "Attempts to write the original's tables by outcome.";
     GENERATION: Gauge "policy_store_generation",
         "Number of the set of security groups that is served.";
     GROUPS: Gauge "policy_store_groups",

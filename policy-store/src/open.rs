@@ -1,6 +1,6 @@
 //! Opens the configured store.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 
@@ -10,6 +10,9 @@ use crate::{
     store::{Error, Store, server::Server, sqlite::Sqlite},
 };
 
+/// Longest time between attempts to write the original's tables after one that failed.
+const ORIGINAL_RETRY: Duration = Duration::from_secs(60);
+
 /// Opens the store, with the original's log lines.
 ///
 /// # Errors
@@ -18,7 +21,13 @@ pub(crate) async fn open(database: &Database) -> Result<Arc<dyn Store>, Error> {
     tracing::info!("getting db connection");
     let store: Arc<dyn Store> = match database {
         Database::Sqlite(path) => Arc::new(Sqlite::open(path)?),
-        Database::Server(options) => Arc::new(Box::pin(Server::connect(options)).await?),
+        Database::Server { options, write_original_tables } => {
+            let server = Box::pin(Server::connect(options)).await?;
+            match write_original_tables {
+                true => Arc::new(server.write_original_tables(ORIGINAL_RETRY)),
+                false => Arc::new(server),
+            }
+        }
     };
     tracing::info!("db connection retrieved");
     Ok(store)
@@ -39,7 +48,7 @@ pub(crate) fn reset_fencing(database: &Database) -> anyhow::Result<String> {
                 store.close().await?;
                 Ok::<_, Error>(before)
             }
-            Database::Server(options) => {
+            Database::Server { options, .. } => {
                 Box::pin(async { Server::connect(options).await?.reset_fencing().await }).await
             }
         }

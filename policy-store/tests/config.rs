@@ -179,13 +179,30 @@ fn the_originals_database_is_understood() {
         let config = read(&with(&server(kind)));
         let text = format!("{config:?}");
         assert!(!text.contains("p' @"), "the password: {text}");
-        let Database::Server(options) = config.database else { panic!("a server") };
+        let Database::Server { options, write_original_tables } = config.database else {
+            panic!("a server")
+        };
+        assert!(!write_original_tables);
         assert_eq!(options.dialect, dialect);
         assert_eq!(options.operation_timeout, Duration::from_secs(120));
         assert_eq!(options.connect_timeout, Duration::from_secs(10));
         let tls = Tls { ca: "/ca".into(), verify_identity: false };
         assert_eq!(options.tls, Some(tls));
     }
+}
+
+#[test]
+fn the_originals_tables_are_on_a_server() {
+    let mut file = server("mysql");
+    file["database"]["write_original_tables"] = json!(true);
+    let Database::Server { write_original_tables, .. } = read(&with(&file)).database else {
+        panic!("a server")
+    };
+    assert!(write_original_tables);
+    let database = json!({ "type": "sqlite", "path": "/db", "write_original_tables": true });
+    let problems = problems(&with(&json!({ "database": database })));
+    let start = "database.write_original_tables: must be false: ";
+    assert!(matches!(&problems[..], [problem] if problem.starts_with(start)), "{problems:?}");
 }
 
 #[test]

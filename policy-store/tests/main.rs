@@ -17,6 +17,7 @@ mod large;
 mod log_lines;
 mod lost;
 mod metron;
+mod original;
 mod process;
 mod shared;
 mod slow;

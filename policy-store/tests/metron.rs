@@ -15,6 +15,7 @@ use storage::{server::Dialect, testing::TestServer};
 use crate::support::{
     client::{Cell, replace},
     http::Poller,
+    original::{Original, Version},
     process::Program,
     sets::{fenced, named},
     site::Site,
@@ -113,7 +114,9 @@ async fn the_agent_gets_the_originals_metrics() {
 /// The documented metrics are exactly the exported ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_metrics_are_those_that_are_shown() {
-    let site = Site::on(TestServer::shared(Dialect::Postgres));
+    let server = TestServer::shared(Dialect::Postgres);
+    let site = Site::on(server).writing_original_tables();
+    Original::at(server, site.database_name(), Version::Tables).await.create();
     let program = tokio::task::block_in_place(|| Program::start(&site));
     let writer = site.client(&program.address, "syncer", None);
     replace(&writer, &fenced(&named(3, "x"), "syncer-a", 1)).await.unwrap();

@@ -18,7 +18,12 @@ pub enum Database {
     /// A SQLite file of this process.
     Sqlite(PathBuf),
     /// A server that several instances share.
-    Server(Options),
+    Server {
+        /// How to connect.
+        options: Options,
+        /// Whether the original's tables in this database are written as well.
+        write_original_tables: bool,
+    },
 }
 
 impl Configure for Database {
@@ -35,6 +40,8 @@ impl Configure for Database {
         }
     }
 }
+
+const ORIGINAL: &str = "write_original_tables";
 
 const OF_SERVERS: &[&str] = &[
     "user",
@@ -53,6 +60,9 @@ fn sqlite(keys: &mut Reader<'_>) -> Option<Database> {
     keys.ignore(OF_SERVERS);
     let path: Option<Option<PathBuf>> = keys.optional("path");
     let name: Option<Option<PathBuf>> = keys.optional("database_name");
+    if keys.or(ORIGINAL, false)? {
+        keys.problem(ORIGINAL, "must be false: the original's tables are on a server");
+    }
     let path = path?.or(name?);
     if path.is_none() {
         keys.problem("path", "missing: the file of the database");
@@ -70,6 +80,7 @@ fn server(keys: &mut Reader<'_>, dialect: Dialect) -> Option<Database> {
     let timeout = keys.nonzero("timeout", Seconds::new(60));
     let start_timeout = keys.or("start_timeout", START);
     let max_open: Option<u32> = keys.or("max_open_connections", 20);
+    let write_original_tables = keys.or(ORIGINAL, false);
     let tls = tls(keys, dialect);
     let place = Place { user: user?, password: password?, host: host?, port: port?, name: name? };
     let (parameters, tls) = tls?;
@@ -84,7 +95,7 @@ fn server(keys: &mut Reader<'_>, dialect: Dialect) -> Option<Database> {
         keys.problem("host", error);
         return None;
     }
-    Some(Database::Server(options))
+    Some(Database::Server { options, write_original_tables: write_original_tables? })
 }
 
 /// `sslmode` for `require_ssl`, and the CA to trust. A CA is used only together with

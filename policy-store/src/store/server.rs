@@ -8,11 +8,12 @@
 //!   every [`POLL`] on MySQL. PostgreSQL is polled as well, every [`CHECK`], in case a
 //!   notification is lost.
 //! - Tables have their own names (`portcullis_...`), so that the database can be that of
-//!   the original.
+//!   the original. On request the original's own tables are written as well.
 
 mod batch;
 mod load;
 mod mend;
+mod original;
 mod tables;
 mod write;
 
@@ -26,6 +27,7 @@ use model::{generation::Point, ids::CellId};
 use storage::server::{self, Dialect, Listener, Options, Row, Stats};
 use tokio_util::sync::CancellationToken;
 
+use self::original::Original;
 use super::{Answer, Contents, Error, Mended, News, Store, rows::corrupt};
 use crate::{
     groups::{
@@ -51,8 +53,11 @@ const OVERLAP_MS: i64 = 60_000;
 #[derive(Debug)]
 pub struct Server {
     server: server::Server,
+    /// Timeout of an operation.
+    timeout: Duration,
     /// Size limit of the rules of a group, in bytes.
     most: usize,
+    original: Option<Original>,
     listener: tokio::sync::Mutex<Option<Listener>>,
     /// Time of the newest report of other instances that was read.
     heard_ms: Mutex<i64>,
@@ -69,7 +74,17 @@ impl Server {
         let listener = tokio::sync::Mutex::new(server.listen(CHANNEL));
         let most = most(&server).await?;
         let closed = CancellationToken::new();
-        Ok(Self { server, most, listener, heard_ms: Mutex::new(0), closed })
+        let timeout = options.operation_timeout;
+        let heard_ms = Mutex::new(0);
+        Ok(Self { server, timeout, most, original: None, listener, heard_ms, closed })
+    }
+
+    /// Keeps the original's tables in this database equal to the set, with each Replace and
+    /// with [`Store::mend`]; after a failure at least every `retry`.
+    #[must_use]
+    pub fn write_original_tables(mut self, retry: Duration) -> Self {
+        self.original = Some(Original::new(&self.server, self.timeout, self.most, retry));
+        self
     }
 
     /// Resets the newest fencing token, also for running instances; returns the previous
@@ -124,7 +139,9 @@ impl Store for Server {
     }
 
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
-        Box::pin(write::replace(&self.server, self.most, write))
+        Box::pin(async move {
+            write::replace(&self.server, self.most, self.original.as_ref(), &write).await
+        })
     }
 
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {
@@ -140,7 +157,16 @@ impl Store for Server {
     }
 
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
-        Box::pin(mend::mend(&self.server, self.most, served))
+        Box::pin(async move {
+            let mended = mend::mend(&self.server, self.most, served).await?;
+            if let Some(original) = &self.original {
+                if mended == Mended::Restored {
+                    original.check_soon();
+                }
+                original.catch_up(&self.server).await;
+            }
+            Ok(mended)
+        })
     }
 
     fn newest(&self) -> Option<Answer<'_, Point>> {

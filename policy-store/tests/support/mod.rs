@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod http;
+pub(crate) mod original;
 pub(crate) mod process;
 pub(crate) mod sets;
 pub(crate) mod site;

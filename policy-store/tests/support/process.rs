@@ -98,6 +98,13 @@ impl Program {
         guard
     }
 
+    /// Number of lines of a program that has ended.
+    pub(crate) fn count(&self, action: &str) -> usize {
+        let end = format!(".{action}");
+        let log = self.log("the end", |log| log.is_whole);
+        log.lines.iter().filter(|line| line["message"].as_str().unwrap().ends_with(&end)).count()
+    }
+
     /// The `nth` line whose message has this suffix, from 0 on; waits for it.
     pub(crate) fn line(&self, action: &str, nth: usize) -> Value {
         let end = format!(".{action}");

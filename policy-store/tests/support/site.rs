@@ -58,6 +58,17 @@ impl Site {
         Self { database, ..Self::new() }
     }
 
+    /// The same, whose stores write the original's tables as well.
+    pub(crate) fn writing_original_tables(mut self) -> Self {
+        self.database["write_original_tables"] = json!(true);
+        self
+    }
+
+    /// Name of the database on its server.
+    pub(crate) fn database_name(&self) -> &str {
+        self.database["database_name"].as_str().expect("it is on a server")
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }

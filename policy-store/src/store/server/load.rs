@@ -22,6 +22,9 @@ const STATE: &str = "SELECT generation, stamp_ns, watermark_seconds, watermark_n
         fencing_token, writer, synced_at_ms, last_id
     FROM portcullis_store_state WHERE only_row = 1";
 
+const GROUPS: &str = "SELECT id, guid, name, running_default, staging_default, rules, content_hash
+     FROM portcullis_security_groups";
+
 const CHANGED: &str = "(SELECT group_id FROM portcullis_group_changes WHERE generation > ?)";
 
 pub(super) async fn load(server: &Server, since: Option<Point>) -> Result<Contents, Error> {
@@ -123,10 +126,7 @@ async fn groups(transaction: &Transaction, since: Option<Point>) -> Result<Vec<S
         wanted = format!("{wanted} AND id IN {CHANGED}");
         parameters.push(Value::Int(to_sql("generations.generation", since.generation.0)?));
     }
-    let sql = format!(
-        "SELECT id, guid, name, running_default, staging_default, rules, content_hash
-         FROM portcullis_security_groups WHERE {wanted} ORDER BY id LIMIT {PAGE}"
-    );
+    let sql = format!("{GROUPS} WHERE {wanted} ORDER BY id LIMIT {PAGE}");
     let mut groups = Vec::new();
     let mut scopes = Scopes::default();
     let mut last = 0;
@@ -142,6 +142,24 @@ async fn groups(transaction: &Transaction, since: Option<Point>) -> Result<Vec<S
         }
         last = end;
     }
+}
+
+/// These groups, in any order.
+pub(super) async fn these(transaction: &Transaction, ids: &[i64]) -> Result<Vec<Stored>, Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let marks = vec!["?"; ids.len()].join(",");
+    let ids: Vec<Value> = ids.iter().map(|id| Value::Int(*id)).collect();
+    let sql = format!(
+        "SELECT group_id, lifecycle, space_guid FROM portcullis_security_group_spaces
+         WHERE group_id IN ({marks})"
+    );
+    let mut scopes = Scopes::default();
+    bind_all(&transaction.query(&sql, &ids).await?, &mut scopes)?;
+    let sql = format!("{GROUPS} WHERE id IN ({marks})");
+    let rows = transaction.query(&sql, &ids).await?;
+    rows.iter().map(|row| group(row, &mut scopes)).collect()
 }
 
 async fn bindings(

@@ -1,6 +1,6 @@
 //! Writes: one transaction per Replace.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use model::ids::GroupGuid;
 use storage::server::{Dialect, NewRows, Server, Transaction, Value};
@@ -15,6 +15,7 @@ use super::{
     CHANNEL,
     batch::Batch,
     load::{bind_all, state_for_update},
+    original::{Attempt, Original},
     text,
 };
 use crate::{
@@ -48,24 +49,58 @@ pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
         .await
 }
 
-/// A refusal does not abort the transaction: the seen token is committed.
+/// Replaces the set, if possible together with the original's tables.
 pub(super) async fn replace(
     server: &Server,
     most: usize,
-    write: Arc<Replacement>,
+    original: Option<&Original>,
+    write: &Replacement,
 ) -> Result<Decision, Error> {
+    let Some(attempt) = original.and_then(Original::attempt) else {
+        return Ok(replace_once(server, most, None, write).await??);
+    };
+    let outcome = match replace_once(server, most, Some(&attempt), write).await {
+        // The tables may be the reason: ours are written without them.
+        Err(error) if attempt.has_begun() && !is_unknown(&error) => {
+            attempt.fail(&error);
+            replace_once(server, most, None, write).await
+        }
+        outcome => outcome,
+    };
+    if attempt.has_begun() && outcome.is_ok() {
+        attempt.settle();
+    }
+    Ok(outcome??)
+}
+
+fn is_unknown(error: &Error) -> bool {
+    matches!(error, Error::Database(storage::Error::OutcomeUnknown { .. }))
+}
+
+/// A refusal does not abort the transaction: the seen token is committed.
+async fn replace_once(
+    server: &Server,
+    most: usize,
+    attempt: Option<&Attempt<'_>>,
+    write: &Replacement,
+) -> Result<Result<Decision, Refused>, Error> {
     let dialect = server.dialect();
-    let outcome: Result<Decision, Refused> = server
+    server
         .transaction(async |transaction: Transaction| {
+            let attempt = attempt.filter(|attempt| attempt.is_first());
             let state = state_for_update(&transaction).await?;
             if !state.is_whole() {
                 forget(&transaction).await?;
             }
-            let known = known(&transaction).await?;
-            match decide(&state, &known, &write) {
+            let mut known = known(&transaction).await?;
+            match decide(&state, &known, write) {
                 Ok(decision) => {
                     carry_out(&transaction, dialect, most, &decision).await?;
                     notify(&transaction, dialect).await?;
+                    if let Some(attempt) = attempt {
+                        apply(&decision, &mut known);
+                        attempt.write(&transaction, &known, &decision.upserts).await?;
+                    }
                     Ok::<_, Error>(Ok(decision))
                 }
                 Err(refused) => {
@@ -77,8 +112,17 @@ pub(super) async fn replace(
                 }
             }
         })
-        .await?;
-    Ok(outcome?)
+        .await
+}
+
+/// The groups after a decision.
+fn apply(decision: &Decision, known: &mut HashMap<GroupGuid, Known>) {
+    for (_, guid) in &decision.removed {
+        known.remove(guid);
+    }
+    for Upsert { id, group, hash, added: _ } in &decision.upserts {
+        known.insert(group.guid.clone(), Known { id: *id, hash: *hash });
+    }
 }
 
 /// Deletes the remaining rows of the set and of its history.
@@ -116,7 +160,7 @@ pub(super) async fn notify(transaction: &Transaction, dialect: Dialect) -> Resul
     Ok(())
 }
 
-async fn known(transaction: &Transaction) -> Result<HashMap<GroupGuid, Known>, Error> {
+pub(super) async fn known(transaction: &Transaction) -> Result<HashMap<GroupGuid, Known>, Error> {
     let sql = "SELECT guid, id, content_hash FROM portcullis_security_groups";
     let rows = transaction.query(sql, &[]).await?;
     let known = rows

@@ -14,7 +14,8 @@ class PolicyStoreTest < Minitest::Test
                    'database_name' => 'network_policy', 'user' => 'network_policy',
                    'password' => "p@ss/w:rd?#%41 +\"", 'require_ssl' => true,
                    'skip_hostname_validation' => false, 'ca_cert' => CA_FILE,
-                   'timeout' => 120, 'start_timeout' => 300, 'max_open_connections' => 20 },
+                   'timeout' => 120, 'start_timeout' => 300, 'max_open_connections' => 20,
+                   'write_original_tables' => true },
                  config(files)['database'])
     assert_equal "DB_CA\n", files['config/certs/database_ca.crt']
     assert_equal 1, config(files)['tag_length']
@@ -31,6 +32,15 @@ class PolicyStoreTest < Minitest::Test
     files = Release.render(JOB, 'minimal', change)
     assert_equal %w[postgres db.internal store], config(files)['database'].values_at('type', 'host', 'database_name')
     assert_equal "\n", files['config/certs/database_ca.crt']
+    refute config(files)['database']['write_original_tables']
+  end
+
+  # Their default is on with policy-server's database only.
+  def test_the_tables_of_policy_server
+    off = { 'portcullis' => { 'database' => { 'write_original_tables' => false } } }
+    refute config(Release.render(JOB, 'minimal', off))['database']['write_original_tables']
+    assert config(Release.render(JOB, 'full'))['database']['write_original_tables']
+    refute config(Release.render(JOB, 'sqlite', off))['database'].key?('write_original_tables')
   end
 
   def test_a_file_on_the_persistent_disk

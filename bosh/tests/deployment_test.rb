@@ -9,9 +9,10 @@ require_relative 'lib/manifest'
 class DeploymentTest < Minitest::Test
   BASE = %w[cf-deployment/scale-to-one-az use-portcullis-release].freeze
   BESIDE = (BASE + %w[swap-all use-embedded-database]).freeze
-  POLLING = (BASE + %w[move-policy-server-internal move-policy-agents swap-vxlan-policy-agent
-                       poll-policy-server-internal swap-locket swap-policy-server-internal swap-asg-syncer
+  INSTEAD = (BASE + %w[swap-locket swap-policy-server-internal swap-asg-syncer swap-vxlan-policy-agent
                        add-portcullisctl use-embedded-database]).freeze
+  POLL = { 'type' => 'replace', 'value' => 'http',
+           'path' => '/instance_groups/name=diego-cell/jobs/name=cell-agent/properties/portcullis/policy_server_api?' }.freeze
   PROCESSES = [%w[diego-api locket], %w[api policy-store], %w[api policy-server-asg-syncer], %w[diego-cell cell-agent]].freeze
   # Cloud Controller and UAA have one certificate in the development Cloud Controller.
   SERVER = { 'name' => 'server', 'type' => 'certificate', 'options' => {
@@ -24,28 +25,29 @@ class DeploymentTest < Minitest::Test
   DIRECTORIES = %w[store/locket store/policy-store data/cell-agent data/container-metadata data/garden-cni].freeze
 
   def test_store_beside_policy_server_internal
-    run_deployment(BESIDE, 'locks' => '"key":"policy-server-asg-syncer"', 'groups' => '"name":"public_networks"',
-                           'cells' => '"connected":true,"behind":0', 'cell' => '"store_connected":true')
+    run_deployment(BESIDE, { 'locks' => '"key":"policy-server-asg-syncer"', 'groups' => '"name":"public_networks"',
+                             'cells' => '"connected":true,"behind":0', 'cell' => '"store_connected":true' })
   end
 
   # The agent reads the groups from the JSON API of the store.
   def test_polled_store_instead_of_policy_server_internal
-    run_deployment(POLLING, 'groups' => '"name":"public_networks"', 'cell' => '"store_connected":true')
+    run_deployment(INSTEAD, { 'groups' => '"name":"public_networks"', 'cell' => '"store_connected":true' }, [POLL])
   end
 
   private
 
   # Starts the jobs, and asks portcullisctl until each command prints its text.
-  def run_deployment(files, answers)
+  def run_deployment(files, answers, operations = [])
     Dir.mktmpdir do |root|
-      lay_out(root, files)
+      lay_out(root, files, operations)
       output, success = Release.run(*NAMESPACE, 'bash', '-c', script(root, answers))
       assert success, "#{output}\n#{logs(root)}"
     end
   end
 
-  def lay_out(root, files)
-    manifest = Manifest.with(*files).apply([{ 'type' => 'replace', 'path' => '/variables/-', 'value' => SERVER }])
+  def lay_out(root, files, operations)
+    server = { 'type' => 'replace', 'path' => '/variables/-', 'value' => SERVER }
+    manifest = Manifest.with(*files).apply([server, *operations])
     write_cloud_controller("#{root}/cc", manifest.variables)
     (PROCESSES + [%w[api portcullisctl]]).each do |group, name|
       manifest.render(manifest.group(group), manifest.job(group, name)).each do |file, text|

@@ -14,9 +14,6 @@ class OpsTest < Minitest::Test
   STORE = (LOCKET + %w[add-policy-store swap-asg-syncer]).freeze
   CELLS = (STORE + %w[swap-vxlan-policy-agent]).freeze
   ALL = (RELEASE + %w[swap-all]).freeze
-  # The steps for foundations with container-to-container policies.
-  MOVED = (RELEASE + %w[move-policy-server-internal move-policy-agents swap-vxlan-policy-agent
-                        poll-policy-server-internal]).freeze
   INSTEAD = %w[swap-locket swap-policy-server-internal swap-asg-syncer].freeze
   POSTGRES = %w[cf-deployment/use-postgres].freeze
 
@@ -33,10 +30,6 @@ class OpsTest < Minitest::Test
     'policy store instead' => RELEASE + INSTEAD,
     'policy store first beside, then instead' => CELLS + %w[swap-policy-server-internal],
     'no original' => ALL + %w[swap-policy-server-internal remove-vxlan-policy-agent],
-    'policies moved' => %w[move-policy-server-internal],
-    'policies moved, cells poll' => MOVED,
-    'policies moved, cells poll the store' => MOVED + INSTEAD,
-    'policies moved, cells watch' => MOVED - %w[poll-policy-server-internal] + INSTEAD,
     'operators alone' => RELEASE + %w[add-portcullisctl],
     'all on postgres' => POSTGRES + ALL,
     'own database on mysql' => ALL + %w[use-mysql],
@@ -60,7 +53,6 @@ class OpsTest < Minitest::Test
     'swap-all' => 'release portcullis is not in the manifest',
     'smoke-tests' => 'release portcullis is not in the manifest',
     'add-portcullisctl' => 'release portcullis is not in the manifest',
-    'poll-policy-server-internal' => 'name=cell-agent',
     'swap-vxlan-policy-agent-isolated' => 'name=isolated-diego-cell',
     'remove-vxlan-policy-agent' => 'name=cell-agent',
     'nftables' => 'name=cell-agent',
@@ -88,7 +80,7 @@ class OpsTest < Minitest::Test
   def test_every_file_is_used_and_described
     files = Dir.children(Manifest::OPS).map { |file| File.basename(file, '.yml') }.sort
     assert_empty files - COMBINATIONS.values.flatten
-    assert_equal files - RELEASE - %w[move-policy-server-internal move-policy-agents], INCOMPLETE.keys.sort
+    assert_equal files - RELEASE, INCOMPLETE.keys.sort
     files.each do |file|
       header = File.readlines("#{Manifest::OPS}/#{file}.yml").drop(1).take_while { |line| line.start_with?('#') }
       assert(header.any? { |line| line.start_with?('# Before: ') }, "#{file}: Before")
@@ -144,21 +136,13 @@ class OpsTest < Minitest::Test
     assert_equal [4003, 31_945, 31_946], store.values_at('internal_listen_port', 'debug_server_port', 'health_check_port')
   end
 
-  def test_moved_policies_leave_port_4003_for_groups
-    [MOVED, MOVED + INSTEAD].each do |files|
-      manifest = Manifest.with(*files)
-      host = manifest.job('diego-cell', 'vxlan-policy-agent')['properties']['policy_server']['hostname']
-      server = certificate(manifest.properties(manifest.job('diego-api', 'policy-server-internal'))['server_cert'])
-      assert OpenSSL::SSL.verify_certificate_identity(server, host)
-      agent = config(manifest, 'diego-cell', 'cell-agent')
-      assert_equal 'http', agent['policy_server_api']
-      assert_equal 'https://policy-server.service.cf.internal:4003', agent['policy_server_url']
-      assert_equal 1, %w[policy-store policy-server-internal].count { |name| manifest.job('api', name) }
+  # policy-server-internal beside the store, and after a roll back, reads policy-server's tables.
+  def test_the_store_writes_the_tables_of_policy_server
+    { STORE => true, POSTGRES + ALL => true, COMBINATIONS['policy store instead'] => true,
+      COMBINATIONS['own database on mysql'] => false, COMBINATIONS['embedded database'] => nil }.each do |files, expected|
+      database = config(Manifest.with(*files), 'api', 'policy-store')['database']
+      expected.nil? ? refute(database.key?('write_original_tables')) : assert_equal(expected, database['write_original_tables'])
     end
-  end
-
-  def test_the_new_name_of_moved_policies_needs_the_server
-    assert_equal %w[policy-server-c2c.service.cf.internal], unknown_hosts(Manifest.with('move-policy-agents'))
   end
 
   def test_databases

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use self::support::{
     client::{Cell, Talk, parts, replace},
+    original::{Original, Version},
     process::Program,
     sets::{Set, fenced, group, set, space},
     site::{Client, Site},
@@ -146,10 +147,24 @@ async fn measure(site: &Site, set: &Set) -> ([Duration; 4], [u64; 2]) {
     ([first, commit, one, none], [after_first, program.memory()])
 }
 
+/// A site on a new database, which has the original's tables if they are to be written.
+async fn site(dialect: Dialect, original: Option<Version>) -> Site {
+    let server = TestServer::shared(dialect);
+    let site = Site::on(server);
+    let Some(version) = original else { return site };
+    Original::at(server, site.database_name(), version).await.create();
+    site.writing_original_tables()
+}
+
 #[tokio::main]
 async fn main() {
     let only = std::env::var("PORTCULLIS_BENCH_DATABASE").ok();
     let data_only = std::env::var("PORTCULLIS_BENCH_DATA").ok();
+    let original = std::env::var("PORTCULLIS_BENCH_ORIGINAL").ok().map(|version| match &*version {
+        "3.53" => Version::Lists,
+        "later" => Version::Tables,
+        other => panic!("{other} is neither 3.53 nor later"),
+    });
     println!(
         "| data | database | first | from Commit on | one change | none | RSS after first | RSS of the next life |"
     );
@@ -167,8 +182,8 @@ async fn main() {
             for _ in 0..RUNS {
                 let site = match database {
                     "SQLite" => Site::new(),
-                    "PostgreSQL" => Site::on(TestServer::shared(Dialect::Postgres)),
-                    _ => Site::on(TestServer::shared(Dialect::MySql)),
+                    "PostgreSQL" => site(Dialect::Postgres, original).await,
+                    _ => site(Dialect::MySql, original).await,
                 };
                 let (took, used) = measure(&site, &set).await;
                 for (times, took) in times.iter_mut().zip(took) {

@@ -230,7 +230,9 @@ impl Agent {
             times.clone(),
         )
         .await;
-        let (known, groups) = watch::channel(groups::load(&state));
+        let saved = groups::load(&state);
+        let has_saved = saved.is_some();
+        let (known, groups) = watch::channel(saved);
         let inputs = assemble::inputs(&config, containers.latest(), groups.clone(), times.clone());
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
         let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
@@ -279,8 +281,17 @@ impl Agent {
         tasks.add("certificate-watch", tls.watch(token()));
         tasks.add("container-store", follower.run(token()));
         tasks.add("saved-groups", groups::save_latest(state, groups, token()));
+        let link_at_start = link.clone();
         tasks.add("health", watch_health(health, enforced, link, token()));
-        tasks.add("reconcile", reconciler.run(token()));
+        tasks.add("reconcile", {
+            let (link, shutdown) = (link_at_start, token());
+            async move {
+                if has_saved {
+                    wait_for_first_answer(link, &shutdown).await;
+                }
+                reconciler.run(shutdown).await
+            }
+        });
         tasks.add("cell-service", {
             let shutdown = token();
             async move { Ok(grpc.serve(shutdown, DRAIN).await?) }
@@ -298,6 +309,21 @@ async fn serve(
 ) -> anyhow::Result<()> {
     Http::new(listener, None).serve(router, shutdown, DRAIN).await;
     Ok(())
+}
+
+/// Timeout of the first response before saved groups are used.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
+
+/// Waits until the source of groups has responded. The saved groups may be those of a former
+/// life, while another agent kept the kernel's rules current; the kernel keeps them meanwhile.
+async fn wait_for_first_answer(
+    mut link: watch::Receiver<Connectivity>,
+    shutdown: &CancellationToken,
+) {
+    let answered = link.wait_for(|link| *link == Connectivity::Up);
+    // Without a response the saved groups are the last good ones (law 5).
+    let in_time = async { tokio::time::timeout(FIRST_ANSWER, answered).await.is_ok() };
+    shutdown.run_until_cancelled(in_time).await;
 }
 
 /// Ready while the desired state is in force and the store is reachable: without the
@@ -352,5 +378,28 @@ async fn log_level(State(log): State<lager::Control>, method: Method, body: Stri
             StatusCode::OK.into_response()
         }
         Err(error) => (StatusCode::BAD_REQUEST, format!("the level {error}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn saved_groups_wait_for_the_first_answer_but_not_forever() {
+        let (sender, link) = watch::channel(Connectivity::begin());
+        let shutdown = CancellationToken::new();
+        let began = Instant::now();
+        wait_for_first_answer(link.clone(), &shutdown).await;
+        assert_eq!(began.elapsed(), FIRST_ANSWER, "nobody answers");
+        sender.send_replace(Connectivity::Up);
+        wait_for_first_answer(link.clone(), &shutdown).await;
+        assert_eq!(began.elapsed(), FIRST_ANSWER, "it has answered");
+        sender.send_replace(Connectivity::begin());
+        shutdown.cancel();
+        wait_for_first_answer(link, &shutdown).await;
+        assert_eq!(began.elapsed(), FIRST_ANSWER, "the agent stops");
     }
 }

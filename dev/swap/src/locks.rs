@@ -25,7 +25,7 @@ const LONGEST: Duration = Duration::from_secs(6);
 
 /// Times to live and intervals of renewals: those of all clients in a foundation, and
 /// shorter ones, so that expiry happens often.
-const TIMES: [(u64, u64); 2] = [(15, 5), (7, 1)];
+const TIMES: [(u64, u64); 2] = [(15, 5), (10, 1)];
 const CONTENDED: usize = 6;
 const OWNERS: usize = 3;
 const KEPT: usize = 6;

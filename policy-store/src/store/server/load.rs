@@ -1,17 +1,25 @@
 //! Reads everything, or the changes since a generation.
 
-use model::{generation::Point, ids::CellId};
+use std::collections::HashMap;
+
+use model::{
+    generation::Point,
+    ids::{CellId, GroupGuid},
+};
 use storage::server::{Dialect, Row, Server, Transaction, Value};
 
 use super::{
     super::{
         Contents, Error, Stored,
-        rows::{GroupRow, PastRows, ReportRow, Scopes, StateRow, corrupt, to_sql},
+        rows::{self, GroupRow, PastRows, ReportRow, Scopes, StateRow, corrupt, to_sql},
     },
     only, text,
 };
 use crate::{
-    groups::{decide::State, history::Past},
+    groups::{
+        decide::{Known, State},
+        history::Past,
+    },
     reports::Report,
 };
 
@@ -26,6 +34,16 @@ const GROUPS: &str = "SELECT id, guid, name, running_default, staging_default, r
      FROM portcullis_security_groups";
 
 const CHANGED: &str = "(SELECT group_id FROM portcullis_group_changes WHERE generation > ?)";
+
+/// Guids of all groups, with what a decision needs of each.
+pub(super) async fn known(transaction: &Transaction) -> Result<HashMap<GroupGuid, Known>, Error> {
+    let sql = "SELECT guid, id, content_hash FROM portcullis_security_groups";
+    let rows = transaction.query(sql, &[]).await?;
+    let known = rows
+        .iter()
+        .map(|row| rows::known(row.get(1)?, text(row, 0, "security_groups.guid")?, row.get(2)?));
+    known.collect()
+}
 
 pub(super) async fn load(server: &Server, since: Option<Point>) -> Result<Contents, Error> {
     // The common case, no change, takes no lock.

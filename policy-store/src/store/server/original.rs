@@ -27,12 +27,12 @@ use storage::server::{Server, Transaction};
 use tokio::time::Instant;
 
 use self::{
-    row::{Expected, Row},
-    tables::{Layout, Tables},
+    row::{Expected, Layout, Row},
+    tables::Tables,
 };
 use super::{
     super::{Error, plan},
-    load, write,
+    load,
 };
 use crate::{
     groups::{
@@ -157,7 +157,7 @@ impl Original {
                 if !state.is_whole() {
                     return Ok(());
                 }
-                let known = write::known(&transaction).await?;
+                let known = load::known(&transaction).await?;
                 attempt.write(&transaction, &known, &[]).await
             })
             .await;

@@ -14,9 +14,8 @@ use super::{
     },
     CHANNEL,
     batch::Batch,
-    load::{bind_all, state_for_update},
+    load::{bind_all, known, state_for_update},
     original::{Attempt, Original},
-    text,
 };
 use crate::{
     groups::decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
@@ -158,15 +157,6 @@ pub(super) async fn notify(transaction: &Transaction, dialect: Dialect) -> Resul
         transaction.query("SELECT pg_notify(?, '')", &[CHANNEL.into()]).await?;
     }
     Ok(())
-}
-
-pub(super) async fn known(transaction: &Transaction) -> Result<HashMap<GroupGuid, Known>, Error> {
-    let sql = "SELECT guid, id, content_hash FROM portcullis_security_groups";
-    let rows = transaction.query(sql, &[]).await?;
-    let known = rows
-        .iter()
-        .map(|row| rows::known(row.get(1)?, text(row, 0, "security_groups.guid")?, row.get(2)?));
-    known.collect()
 }
 
 /// Scopes of these groups.

@@ -4,7 +4,6 @@ use model::{group::ContentHash, ids::SpaceGuid};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::tables::Layout;
 use crate::groups::{content::Content, json};
 
 /// Lengths of the original's columns, in characters.
@@ -12,6 +11,17 @@ const GUID_CHARS: usize = 36;
 const NAME_CHARS: usize = 255;
 /// Length of MySQL's `mediumtext`, in bytes.
 const RULES_BYTES: usize = (16 << 20) - 1;
+
+/// Which of the tables and columns of later versions exist.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// `security_groups_info.last_updated`.
+    pub(super) stamp: bool,
+    /// `security_groups.hash`.
+    pub(super) hash: bool,
+    /// The tables of spaces.
+    pub(super) spaces: bool,
+}
 
 /// A row, with the spaces of its group.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use storage::server::{Dialect, Transaction, Value};
 use super::{
     super::{super::Error, batch::Batch, text},
     Failure,
-    row::{Found, Row, list},
+    row::{Found, Layout, Row, list},
 };
 
 /// Longest wait for a lock that another writer of the tables holds.
@@ -27,17 +27,6 @@ const COLUMNS: [&str; 8] = [
 ];
 const STAGING: &str = "staging_security_groups_spaces";
 const RUNNING: &str = "running_security_groups_spaces";
-
-/// Which of the tables and columns of later versions exist.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// `security_groups_info.last_updated`.
-    pub(super) stamp: bool,
-    /// `security_groups.hash`.
-    pub(super) hash: bool,
-    /// The tables of spaces.
-    pub(super) spaces: bool,
-}
 
 #[derive(Debug)]
 pub(super) struct Tables {

@@ -15,20 +15,10 @@ use crate::foundation::Foundation;
 use crate::progress;
 use crate::report::{Report, Step};
 use crate::site::{CELLS, INSTANCES, Job, Side, Site, syncer_uuid};
-use crate::stage::Stage;
+use crate::stage::{Stage, WIDTH, WINDOW, until};
 
 /// The lock of the syncers.
 const LEADER: &str = "policy-server-asg-syncer";
-
-/// How long a change may take while the leader of the syncers is replaced: the standby of the
-/// original claims every 5 s and polls one interval (1 s) later; a poll of the agent (1 s);
-/// the replacement of both servers; and some seconds for a busy machine.
-pub(crate) const WINDOW: Duration = Duration::from_secs(12);
-/// Ports that each version of a changing group allows.
-pub(crate) const WIDTH: usize = 12;
-/// Timeout of everything that a step waits for.
-const TIMEOUT: Duration = Duration::from_secs(30);
-const GLANCE: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -291,19 +281,4 @@ impl Stage {
         let _in_time = timeout(WINDOW, until("the last change", all_passed)).await;
         Ok(())
     }
-}
-
-/// Waits, within the timeout, until it is so.
-pub(crate) async fn until(
-    what: &str,
-    is_so: impl AsyncFn() -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let since = Instant::now();
-    while !is_so().await? {
-        if since.elapsed() > TIMEOUT {
-            bail!("still no {what} after {} s", TIMEOUT.as_secs());
-        }
-        sleep(GLANCE).await;
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use cluster::topology::Cell;
 use originals::sql::Database;
 use runtime::supervise::Tasks;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::changes::Groups;
@@ -19,12 +19,20 @@ use crate::front::{self, Pool};
 use crate::ledger::{At, Ledger};
 use crate::locks::{self, Instances};
 use crate::packets::{Packet, Rules, Senders};
-use crate::plan::{WIDTH, WINDOW, until};
 use crate::report::{Records, Report, Step};
 use crate::site::{CELLS, INSTANCES, Job, Side, local};
 use crate::starts::{Outcome, Starts};
 use crate::watchers::{self, Arrivals, Watched};
 
+/// How long a change may take while the leader of the syncers is replaced: the standby of the
+/// original claims every 5 s and polls one interval (1 s) later; a poll of the agent (1 s);
+/// the replacement of both servers; and some seconds for a busy machine.
+pub(crate) const WINDOW: Duration = Duration::from_secs(12);
+/// Ports that each version of a changing group allows.
+pub(crate) const WIDTH: usize = 12;
+/// Timeout of everything that a step waits for.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const GLANCE: Duration = Duration::from_millis(50);
 /// Interval of the changes: every port is open for twice the window.
 const CHANGES: Duration = Duration::from_secs(2);
 /// Watchers of the policy store.
@@ -223,4 +231,19 @@ async fn fronts(
         tasks.add("front", front::serve(listener, pool, shutdown.clone()));
     }
     Ok(policies)
+}
+
+/// Waits, within the timeout, until it is so.
+pub(crate) async fn until(
+    what: &str,
+    is_so: impl AsyncFn() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let since = Instant::now();
+    while !is_so().await? {
+        if since.elapsed() > TIMEOUT {
+            bail!("still no {what} after {} s", TIMEOUT.as_secs());
+        }
+        sleep(GLANCE).await;
+    }
+    Ok(())
 }

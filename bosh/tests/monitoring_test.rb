@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require 'minitest/autorun'
 require_relative 'lib/release'
 
 # docs/monitoring: the alert rules of all jobs in one file, their unit tests, and a dashboard

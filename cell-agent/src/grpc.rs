@@ -1,9 +1,9 @@
 //! The gRPC service `portcullis.cell.v1`, on a Unix socket that only root may use.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use model::{
-    effective::{Probe, ProbeKind, Source},
+    effective::{Probe, Source},
     ids::{CellId, ContainerHandle, GroupGuid},
 };
 use proto::cell_v1::{
@@ -72,7 +72,8 @@ impl Cell for Service {
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Answer<ExplainResponse> {
         let request = request.into_inner();
-        let probe = parse_probe(&request).map_err(Status::invalid_argument)?;
+        let probe =
+            parse_probe(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let enforced = self.enforced.borrow().clone();
         let handle = resolve(&enforced, &request.handle)?;
         let planned = enforced.ruleset.containers.get(&handle);
@@ -165,27 +166,9 @@ fn unknown(enforced: &Enforced, handle: &ContainerHandle) -> Status {
 }
 
 /// The connection to explain.
-fn parse_probe(request: &ExplainRequest) -> Result<Probe, String> {
+fn parse_probe(request: &ExplainRequest) -> Result<Probe, proto::Error> {
     let ExplainRequest { handle: _, protocol, destination, port, icmp_type, icmp_code } = request;
-    let destination: IpAddr = destination
-        .parse()
-        .map_err(|_| format!("destination: {destination:?} is not an address"))?;
-    // IPv4-mapped addresses mean the IPv4 address.
-    let destination = destination.to_canonical();
-    let port = || u16::try_from(*port).map_err(|_| format!("port: {port} is more than 65535"));
-    let byte = |name: &str, value: u32| {
-        u8::try_from(value).map_err(|_| format!("{name}: {value} is more than 255"))
-    };
-    let kind = match protocol.as_str() {
-        "tcp" => ProbeKind::Tcp(port()?),
-        "udp" => ProbeKind::Udp(port()?),
-        "icmp" => ProbeKind::Icmp {
-            icmp_type: byte("icmp_type", *icmp_type)?,
-            code: byte("icmp_code", *icmp_code)?,
-        },
-        other => return Err(format!("protocol: {other:?} is not tcp, udp or icmp")),
-    };
-    Ok(Probe { destination, kind })
+    proto::probe(protocol, destination, *port, *icmp_type, *icmp_code)
 }
 
 fn policy<'a>(enforced: &'a Enforced, handle: &ContainerHandle) -> Option<&'a Policy> {

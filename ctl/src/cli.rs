@@ -137,14 +137,14 @@ pub enum Command {
         #[arg(long, value_name = "DESTINATION", requires = "space")]
         to: Option<Target>,
         /// Handle of the container, or a unique prefix of it
-        #[arg(required_unless_present = "space")]
+        #[arg(required_unless_present_any = ["space", "to"])]
         handle: Option<String>,
         /// Protocol of the connection
-        #[arg(required_unless_present = "space")]
+        #[arg(required_unless_present_any = ["space", "to"])]
         protocol: Option<Protocol>,
         /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp [default
         /// TYPE/CODE: 8/0, echo request]
-        #[arg(required_unless_present = "space")]
+        #[arg(required_unless_present_any = ["space", "to"])]
         destination: Option<String>,
         /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
         #[arg(long)]

@@ -1,13 +1,6 @@
 //! Explain and Reach: requests to model types, and results to messages.
 
-use std::net::IpAddr;
-
-use model::{
-    effective::{Probe, ProbeKind},
-    explain::describe,
-    group::Lifecycle,
-    ids::SpaceGuid,
-};
+use model::{effective::Probe, explain::describe, group::Lifecycle, ids::SpaceGuid};
 use proto::policy_v1::{
     self, Connection, ExplainRequest, ExplainResponse, ReachRequest, ReachResponse,
     explain_response::Remark, reach_response,
@@ -127,29 +120,6 @@ fn no_rule(rules: usize) -> String {
 fn probe(connection: Option<Connection>) -> Result<Probe, Error> {
     let connection = connection.ok_or_else(|| invalid("connection", "is missing"))?;
     let Connection { protocol, destination, port, icmp_type, icmp_code } = connection;
-    let address = destination.parse::<IpAddr>();
-    let address = address.map_err(|_| {
-        invalid("connection.destination", format_args!("{destination:?} is not an address"))
-    })?;
-    let to_port = || {
-        let problem = format_args!("{port} is more than 65535");
-        u16::try_from(port).map_err(|_| invalid("connection.port", problem))
-    };
-    let byte = |field, value: u32| {
-        u8::try_from(value).map_err(|_| invalid(field, format_args!("{value} is more than 255")))
-    };
-    let kind = match protocol.as_str() {
-        "tcp" => ProbeKind::Tcp(to_port()?),
-        "udp" => ProbeKind::Udp(to_port()?),
-        "icmp" => ProbeKind::Icmp {
-            icmp_type: byte("connection.icmp_type", icmp_type)?,
-            code: byte("connection.icmp_code", icmp_code)?,
-        },
-        other => {
-            let problem = format_args!("{other:?} is not tcp, udp or icmp");
-            return Err(invalid("connection.protocol", problem));
-        }
-    };
-    // An IPv4-mapped address means the IPv4 address.
-    Ok(Probe { destination: address.to_canonical(), kind })
+    let probe = proto::probe(&protocol, &destination, port, icmp_type, icmp_code);
+    probe.map_err(|error| Error::Protocol(format!("connection.{error}")))
 }

@@ -10,8 +10,8 @@ use crate::{
     store::{Error, Store, server::Server, sqlite::Sqlite},
 };
 
-/// Longest time between attempts to write the original's tables after one that failed.
-const ORIGINAL_RETRY: Duration = Duration::from_secs(60);
+/// Longest time for which Replaces leave the original's tables out, after a slow failure.
+const ORIGINAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// Opens the store, with the original's log lines.
 ///
@@ -24,7 +24,7 @@ pub(crate) async fn open(database: &Database) -> Result<Arc<dyn Store>, Error> {
         Database::Server { options, write_original_tables } => {
             let server = Box::pin(Server::connect(options)).await?;
             match write_original_tables {
-                true => Arc::new(server.write_original_tables(ORIGINAL_RETRY)),
+                true => Arc::new(server.write_original_tables(ORIGINAL_PAUSE)),
                 false => Arc::new(server),
             }
         }

@@ -79,11 +79,11 @@ impl Server {
         Ok(Self { server, timeout, most, original: None, listener, heard_ms, closed })
     }
 
-    /// Keeps the original's tables in this database equal to the set, with each Replace and
-    /// with [`Store::mend`]; after a failure at least every `retry`.
+    /// Makes the original's tables in this database equal to the set, with each Replace. After a
+    /// slow failure Replaces leave the tables out for at most `longest_pause`.
     #[must_use]
-    pub fn write_original_tables(mut self, retry: Duration) -> Self {
-        self.original = Some(Original::new(&self.server, self.timeout, self.most, retry));
+    pub fn write_original_tables(mut self, longest_pause: Duration) -> Self {
+        self.original = Some(Original::new(&self.server, self.timeout, self.most, longest_pause));
         self
     }
 
@@ -157,16 +157,7 @@ impl Store for Server {
     }
 
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
-        Box::pin(async move {
-            let mended = mend::mend(&self.server, self.most, served).await?;
-            if let Some(original) = &self.original {
-                if mended == Mended::Restored {
-                    original.check_soon();
-                }
-                original.catch_up(&self.server).await;
-            }
-            Ok(mended)
-        })
+        Box::pin(mend::mend(&self.server, self.most, served))
     }
 
     fn newest(&self) -> Option<Answer<'_, Point>> {

@@ -7,7 +7,8 @@
 //!   without them.
 //! - Each attempt compares every row with ours, whoever wrote it, and writes only
 //!   differences.
-//! - A failed attempt is repeated by the next Replace, and without one after a pause.
+//! - Only a Replace writes: its writer holds the lock of the syncers. At any other time an
+//!   original syncer may lead, and have written newer groups than ours.
 
 mod row;
 mod tables;
@@ -80,10 +81,10 @@ pub(super) struct Original {
     tables: Tables,
     /// Size limit of a row, in bytes.
     most: usize,
-    /// Longest time without an attempt after one that failed.
-    retry: Duration,
     rows: tokio::sync::Mutex<Rows>,
     schedule: Mutex<Schedule>,
+    /// Longest time for which Replaces leave the tables out, after a slow failure.
+    longest_pause: Duration,
 }
 
 /// The rows of our groups, as they are expected in the tables.
@@ -95,8 +96,6 @@ struct Rows {
 
 #[derive(Debug)]
 struct Schedule {
-    /// Time of the next attempt without a Replace.
-    due: Option<Instant>,
     /// Replaces before this time leave the tables out.
     paused_until: Instant,
     is_failing: bool,
@@ -110,17 +109,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Original {
     /// `timeout`: of an operation of this server.
-    pub(super) fn new(server: &Server, timeout: Duration, most: usize, retry: Duration) -> Self {
+    pub(super) fn new(
+        server: &Server,
+        timeout: Duration,
+        most: usize,
+        longest_pause: Duration,
+    ) -> Self {
         for outcome in ["changed", "unchanged", "partial", "failed"] {
             ORIGINAL_WRITES.counter_by([("outcome", outcome)]).increment(0);
         }
         let now = Instant::now();
-        let schedule =
-            Schedule { due: Some(now), paused_until: now, is_failing: false, told: None };
+        let schedule = Schedule { paused_until: now, is_failing: false, told: None };
         Self {
             tables: Tables::new(server.dialect(), timeout),
             most,
-            retry,
+            longest_pause,
             rows: tokio::sync::Mutex::default(),
             schedule: Mutex::new(schedule),
         }
@@ -129,45 +132,8 @@ impl Original {
     /// The attempt of a Replace, unless the last one failed slowly and recently.
     pub(super) fn attempt(&self) -> Option<Attempt<'_>> {
         let is_paused = Instant::now() < locked(&self.schedule).paused_until;
-        (!is_paused).then(|| self.attempt_now())
-    }
-
-    fn attempt_now(&self) -> Attempt<'_> {
-        Attempt { original: self, began: Instant::now(), progress: Mutex::default() }
-    }
-
-    /// Makes an attempt due, as after our rows were restored.
-    pub(super) fn check_soon(&self) {
-        locked(&self.schedule).due = Some(Instant::now());
-    }
-
-    /// Makes the attempt that is due, in a transaction of its own.
-    pub(super) async fn catch_up(&self, server: &Server) {
-        if locked(&self.schedule).due.is_none_or(|due| Instant::now() < due) {
-            return;
-        }
-        let attempt = self.attempt_now();
-        let outcome = server
-            .transaction(async |transaction: Transaction| {
-                if !attempt.is_first() {
-                    return Ok(());
-                }
-                let state = load::state_for_update(&transaction).await?;
-                // Without a complete set of ours, the rows of the original are all there is.
-                if !state.is_whole() {
-                    return Ok(());
-                }
-                let known = load::known(&transaction).await?;
-                attempt.write(&transaction, &known, &[]).await
-            })
-            .await;
-        match outcome {
-            Ok(()) => attempt.settle(),
-            Err(error) => {
-                attempt.fail(&error);
-                attempt.settle();
-            }
-        }
+        let began = Instant::now();
+        (!is_paused).then(|| Attempt { original: self, began, progress: Mutex::default() })
     }
 
     /// Compares and writes; see the module. `known`: our groups; `upserts`: those whose
@@ -337,14 +303,14 @@ impl Attempt<'_> {
         let (now, took) = (Instant::now(), began.elapsed());
         let mut schedule = locked(&original.schedule);
         match progress.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            // There is no complete set of ours: the next Replace makes an attempt.
-            Progress::NotBegun => schedule.due = None,
+            // The Replace was refused.
+            Progress::NotBegun => {}
             Progress::Done(written) => {
                 ORIGINAL_SECONDS.histogram().record(took.as_secs_f64());
-                schedule.done(&written, now, took, original.retry);
+                schedule.done(&written, now, took, original.longest_pause);
             }
             Progress::Failed(error) => {
-                schedule.failed(&error, now, took, original.retry);
+                schedule.failed(&error, now, took, original.longest_pause);
             }
             Progress::Begun => unreachable!("`write` ends with another progress, or its error"),
         }
@@ -352,7 +318,7 @@ impl Attempt<'_> {
 }
 
 impl Schedule {
-    fn done(&mut self, written: &Written, now: Instant, took: Duration, retry: Duration) {
+    fn done(&mut self, written: &Written, now: Instant, took: Duration, longest: Duration) {
         let Written { changed, removed, is_partial, ref unfit } = *written;
         let outcome = match changed + removed {
             _ if is_partial => "partial",
@@ -373,9 +339,8 @@ impl Schedule {
             );
         }
         self.is_failing = false;
-        self.due = is_partial.then_some(now);
         if is_partial {
-            self.pause(now, took, retry);
+            self.pause(now, took, longest);
         }
         if !unfit.is_empty() && self.may_tell(now) {
             let guids: Vec<_> = unfit.iter().map(GroupGuid::as_str).take(NAMED_MOST).collect();
@@ -384,20 +349,19 @@ impl Schedule {
         }
     }
 
-    fn failed(&mut self, error: &str, now: Instant, took: Duration, retry: Duration) {
+    fn failed(&mut self, error: &str, now: Instant, took: Duration, longest: Duration) {
         ORIGINAL_WRITES.counter_by([("outcome", "failed")]).increment(1);
         ORIGINAL_CURRENT.gauge().set(0.0);
         self.is_failing = true;
-        self.due = Some(now + retry);
-        self.pause(now, took, retry);
+        self.pause(now, took, longest);
         if self.may_tell(now) {
             tracing::error!(error, "failed-writing-original-tables");
         }
     }
 
-    fn pause(&mut self, now: Instant, took: Duration, retry: Duration) {
+    fn pause(&mut self, now: Instant, took: Duration, longest: Duration) {
         if took >= SLOW {
-            self.paused_until = now + (took * PAUSE).min(retry);
+            self.paused_until = now + (took * PAUSE).min(longest);
         }
     }
 

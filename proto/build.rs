@@ -5,9 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 use prost_types::{DescriptorProto, ServiceDescriptorProto, field_descriptor_proto::Type};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "locket.proto",
     "portcullis/lock/v1/lock.proto",
+    "portcullis/policy/v1/groups.proto",
     "portcullis/policy/v1/policy.proto",
     "portcullis/cell/v1/cell.proto",
 ];

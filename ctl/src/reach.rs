@@ -2,7 +2,7 @@
 
 use proto::policy_v1::{
     ExplainRequest, ExplainResponse, Lifecycle, ReachRequest, SourcedRule,
-    explain_response::Remark, policy_store_client::PolicyStoreClient, reach_response::Group,
+    explain_response::Remark, foundation_client::FoundationClient, reach_response::Group,
 };
 use tonic::transport::Channel;
 
@@ -61,6 +61,7 @@ pub(crate) async fn explain(
         space_guid: space,
         lifecycle: lifecycle.into(),
         connection: Some(target.into()),
+        ..ExplainRequest::default()
     };
     let space = request.space_guid.clone();
     let mut client = client(connection)?;
@@ -86,8 +87,8 @@ pub(crate) async fn who_can_reach(
     Ok(Report::list(REACHING, answer.groups))
 }
 
-fn client(connection: &Connection) -> anyhow::Result<PolicyStoreClient<Channel>> {
-    let client = PolicyStoreClient::new(connection.to_policy_store()?);
+fn client(connection: &Connection) -> anyhow::Result<FoundationClient<Channel>> {
+    let client = FoundationClient::new(connection.to_policy_store()?);
     Ok(client.max_decoding_message_size(LARGEST_ANSWER))
 }
 

@@ -8,9 +8,10 @@
 //! | may | writer | cell | operator |
 //! |---|---|---|---|
 //! | Replace | yes | | |
-//! | List, Explain, Reach | yes | | yes |
+//! | List | yes | | yes |
 //! | Watch | | as itself | |
 //! | Status | yes | | yes |
+//! | Foundation | | | yes |
 //!
 //! A cell reads and reports only through Watch, which requires its identity.
 //!
@@ -36,6 +37,8 @@ pub enum Action {
     Watch(CellId),
     /// Read the status.
     Status,
+    /// Inspect the whole foundation.
+    Inspect,
     /// Use the HTTP API.
     Poll,
 }
@@ -48,6 +51,7 @@ impl fmt::Display for Action {
             Self::WatchAsAny => f.write_str("watch as a cell"),
             Self::Watch(cell) => write!(f, "watch as cell {cell}"),
             Self::Status => f.write_str("see the status"),
+            Self::Inspect => f.write_str("inspect the foundation"),
             Self::Poll => f.write_str("poll"),
         }
     }
@@ -93,6 +97,7 @@ impl Access {
         let may = match &action {
             Action::Replace => has(&self.writers),
             Action::List | Action::Status => has(&self.writers) || has(&self.operators),
+            Action::Inspect => has(&self.operators),
             Action::WatchAsAny => has(&self.cells),
             Action::Watch(cell) => {
                 has(&self.cells) && identity.is_some_and(|identity| self.is_cell(identity, cell))

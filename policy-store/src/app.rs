@@ -259,7 +259,8 @@ impl App {
         tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
         tasks.add("writer", committer.run(drained.clone()));
         tasks.add("admin", admin.run(shutdown.clone()));
-        let service = PolicyStore::entry(config.access, feed, commits, config.replaces);
+        let (store, foundation) =
+            PolicyStore::entries(config.access, feed, commits, config.replaces);
         let limits = Limits {
             spread: config.drain_spread,
             // Fits four Replaces with messages of the maximum size.
@@ -268,7 +269,8 @@ impl App {
         };
         let server = Grpc::new(grpc, Some(tls), &health).limits(limits);
         let server = server.descriptors(proto::DESCRIPTORS);
-        let server = server.enter(service).serve(shutdown.clone(), config.drain_timeout);
+        let server =
+            server.enter(store).enter(foundation).serve(shutdown.clone(), config.drain_timeout);
         tasks.add("grpc", async move {
             let outcome = server.await;
             drained.cancel();

@@ -11,7 +11,7 @@ use crate::{
     support::{
         client::replace,
         sets::{bound, fenced, global, set, space},
-        site::{Client, Served},
+        site::{Foundation, Served},
     },
 };
 
@@ -57,7 +57,7 @@ async fn served() -> Served {
 }
 
 async fn explain(
-    client: &Client,
+    client: &Foundation,
     space: &str,
     lifecycle: Lifecycle,
     connection: Connection,
@@ -66,6 +66,7 @@ async fn explain(
         space_guid: space.to_owned(),
         lifecycle: lifecycle.into(),
         connection: Some(connection),
+        ..ExplainRequest::default()
     };
     client.clone().explain(request).await.map(tonic::Response::into_inner)
 }
@@ -78,7 +79,7 @@ fn place(rule: Option<SourcedRule>) -> (String, u32) {
 #[tokio::test]
 async fn the_groups_of_a_space_decide() {
     let served = served().await;
-    let operator = served.operator();
+    let operator = served.foundation("operator", None);
     let ask = |space, lifecycle, connection| explain(&operator, space, lifecycle, connection);
 
     let allowed = ask("s1", Lifecycle::Running, tcp("10.1.0.5", 6005)).await.unwrap();
@@ -119,7 +120,7 @@ async fn the_groups_of_a_space_decide() {
 #[tokio::test]
 async fn every_group_that_allows_is_listed_with_its_spaces() {
     let served = served().await;
-    let operator = served.operator();
+    let operator = served.foundation("operator", None);
     let reach = async |connection| {
         let request = ReachRequest { connection: Some(connection) };
         operator.clone().reach(request).await.unwrap().into_inner()
@@ -146,7 +147,7 @@ async fn every_group_that_allows_is_listed_with_its_spaces() {
 #[tokio::test]
 async fn bad_questions_name_the_field_and_cells_may_not_ask() {
     let served = served().await;
-    let operator = served.operator();
+    let operator = served.foundation("operator", None);
     for (space, connection, message) in [
         ("", tcp("10.0.0.1", 1), "space_guid: "),
         ("s1", tcp("db.example.com", 1), "connection.destination: \"db.example.com\""),
@@ -162,7 +163,7 @@ async fn bad_questions_name_the_field_and_cells_may_not_ask() {
     }
     let error = operator.clone().reach(ReachRequest { connection: None }).await.unwrap_err();
     assert_status(&error, Code::InvalidArgument, "connection: is missing");
-    let cell = served.cell("cell-1");
+    let cell = served.foundation("cell-1", Some("cell"));
     let error = explain(&cell, "s1", Lifecycle::Running, tcp("10.0.0.1", 1)).await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);
     served.stop().await;

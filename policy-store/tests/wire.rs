@@ -53,6 +53,7 @@ async fn an_answer_to_watch() {
         complete: true,
         subscription_sequence: 7,
         stamp: -1,
+        ..WatchResponse::default()
     };
     let answer = WatchResponse::from(part);
     assert_eq!(answer, expected);

@@ -68,6 +68,7 @@ pub mod models {
     unused_qualifications,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
     reason = "generated"
 )]
 mod portcullis {

@@ -294,6 +294,7 @@ impl Replace<'_> {
             fencing_token: self.term.token().0,
             watermark: Some(proto::timestamp(self.stamp.watermark())),
             allow_mass_removal: self.store.settings.allow_mass_removal,
+            ..Begin::default()
         };
         let mut parts = vec![Step::Begin(begin)];
         let mut entries = self.manifest.entries.as_slice();

@@ -179,7 +179,7 @@ impl Client {
                 Ok(()) = enforced.changed(), if *self.link.borrow() == Connectivity::Up => {
                     let report = report(&enforced.borrow_and_update());
                     if report != reported {
-                        reported = report;
+                        reported = report.clone();
                         send(requests, Step::Report(report)).await?;
                     }
                 }
@@ -251,6 +251,7 @@ fn report(enforced: &Enforced) -> Report {
         enforced_generation: enforced.generation().0,
         containers: count(enforced.ruleset.containers.len()),
         isolated_rules: count(enforced.ruleset.isolated_rules()),
+        ..Report::default()
     }
 }
 

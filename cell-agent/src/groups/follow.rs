@@ -74,6 +74,7 @@ impl WatchSession {
             space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),
             generation: generation.0,
             stamp: stamp.0,
+            ..Hello::default()
         };
         Some((follow, hello))
     }
@@ -116,6 +117,8 @@ impl WatchSession {
             complete,
             subscription_sequence,
             stamp,
+            question: _,
+            traceparent: _,
         } = response;
         let mut update = Update::default();
         if reset {

@@ -11,9 +11,8 @@ use std::{
 
 use prost::Message as _;
 use proto::policy_v1::{
-    ExplainRequest, ExplainResponse, ListRequest, ListResponse, ReachRequest, ReachResponse,
-    ReplaceRequest, ReplaceResponse, SecurityGroup, StatusRequest, StatusResponse, StoredGroup,
-    WatchRequest, WatchResponse,
+    ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, SecurityGroup, StatusRequest,
+    StatusResponse, StoredGroup, WatchRequest, WatchResponse,
     policy_store_server::{PolicyStore, PolicyStoreServer},
     watch_request::{Report, Step},
 };
@@ -87,7 +86,7 @@ impl Store {
     }
 
     pub(crate) fn last_report(&self) -> Option<Report> {
-        *self.reports.lock().unwrap()
+        self.reports.lock().unwrap().clone()
     }
 
     /// Whether a client watches the store.
@@ -172,17 +171,6 @@ impl PolicyStore for Service {
         Err(Status::unimplemented("not for cells"))
     }
 
-    async fn explain(
-        &self,
-        _: Request<ExplainRequest>,
-    ) -> Result<Response<ExplainResponse>, Status> {
-        Err(Status::unimplemented("not for cells"))
-    }
-
-    async fn reach(&self, _: Request<ReachRequest>) -> Result<Response<ReachResponse>, Status> {
-        Err(Status::unimplemented("not for cells"))
-    }
-
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Err(Status::unimplemented("not for cells"))
     }
@@ -250,6 +238,7 @@ impl Watcher {
                 *self.reports.lock().unwrap() = Some(report);
                 return false;
             }
+            Step::Inventory(_) | Step::Answer(_) => return false,
         }
         true
     }

@@ -84,6 +84,7 @@ pub(super) fn reach(snapshot: &Snapshot, request: ReachRequest) -> Result<ReachR
             running_space_guids,
             staging_space_guids,
             rules: rules.into_iter().map(Into::into).collect(),
+            ..reach_response::Group::default()
         }
     });
     Ok(ReachResponse { groups: groups.collect(), generation: snapshot.state.generation.0 })

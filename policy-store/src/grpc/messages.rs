@@ -26,6 +26,8 @@ impl From<Part> for WatchResponse {
             complete,
             subscription_sequence: sequence,
             stamp: point.stamp.0,
+            question: None,
+            traceparent: String::new(),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! `portcullis.policy.v1.PolicyStore`.
+//! The services of `portcullis.policy.v1`.
 //!
 //! A handler parses, authorizes, calls, and converts.
 
 mod explain;
+mod foundation;
 mod messages;
 mod parse;
 mod replace;
@@ -16,9 +17,9 @@ use jiff::Timestamp;
 use proto::{
     methods,
     policy_v1::{
-        ExplainRequest, ExplainResponse, ListRequest, ListResponse, ReachRequest, ReachResponse,
-        ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest,
-        WatchResponse,
+        ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse,
+        WatchRequest, WatchResponse,
+        foundation_server::FoundationServer,
         policy_store_server::{self, PolicyStoreServer},
         status_response,
     },
@@ -28,6 +29,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::{
+    foundation::Foundation,
     messages::{cell, timestamp},
     parse::Wanted,
     replace::Replacing,
@@ -39,7 +41,7 @@ use crate::{
     committer::Commits,
     config::Replaces,
     feed::watch::Feed,
-    groups::{page::page, snapshot::Snapshot},
+    groups::page::page,
     metrics::DENIED,
 };
 
@@ -67,35 +69,25 @@ struct Shared {
 pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
-    /// Serves `feed`, and sends Replaces within these limits to `commits`. The entry
-    /// authorizes the peer.
+    /// Serves `feed`, and sends Replaces within these limits to `commits`. The entries
+    /// authorize the peer.
     #[must_use]
-    pub fn entry(
+    pub fn entries(
         access: Access,
         feed: Feed,
         commits: Commits,
         bounds: Replaces,
-    ) -> Entry<PolicyStoreServer<Self>> {
+    ) -> (Entry<PolicyStoreServer<Self>>, Entry<FoundationServer<Foundation>>) {
         let replaces = Arc::new(Semaphore::new(REPLACES));
         let shared = Arc::new(Shared { access, feed, commits, replaces, bounds });
+        let foundation = Foundation::entry(Arc::clone(&shared));
         let judge = Arc::clone(&shared);
         let server = PolicyStoreServer::new(Self(shared));
         let server = server.max_decoding_message_size(MAX_REPLACE_MESSAGE);
-        Entry::judged(server, move |head| judge.judge(head))
+        let store = Entry::judged(server, move |head| judge.judge(head))
             .talks(&["Replace", "Watch"])
-            .large("Replace", MAX_REPLACE_MESSAGE)
-    }
-
-    /// Computes an answer from the current snapshot on a thread that may block: it may parse all
-    /// rules.
-    async fn compute<T: Send + 'static>(
-        &self,
-        compute: impl FnOnce(&Snapshot) -> Result<T, Error> + Send + 'static,
-    ) -> Result<Response<T>, Status> {
-        let snapshot = self.0.feed.board.current();
-        let computed = tokio::task::spawn_blocking(move || compute(&snapshot)).await;
-        let computed = computed.map_err(|error| Status::internal(error.to_string()))?;
-        computed.map(Response::new).map_err(|error| status(&error))
+            .large("Replace", MAX_REPLACE_MESSAGE);
+        (store, foundation)
     }
 
     fn start_replace(&self, requests: Streaming<ReplaceRequest>) -> Result<Replacing, Error> {
@@ -135,20 +127,6 @@ impl policy_store_server::PolicyStore for PolicyStore {
         Ok(Response::new(Box::pin(watching.into_stream())))
     }
 
-    async fn explain(
-        &self,
-        request: Request<ExplainRequest>,
-    ) -> Result<Response<ExplainResponse>, Status> {
-        self.compute(move |snapshot| explain::explain(snapshot, request.into_inner())).await
-    }
-
-    async fn reach(
-        &self,
-        request: Request<ReachRequest>,
-    ) -> Result<Response<ReachResponse>, Status> {
-        self.compute(move |snapshot| explain::reach(snapshot, request.into_inner())).await
-    }
-
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let snapshot = self.0.feed.board.current();
         let state = &snapshot.state;
@@ -178,7 +156,6 @@ impl Shared {
             methods::PolicyStore::Replace => Action::Replace,
             methods::PolicyStore::List => Action::List,
             methods::PolicyStore::Status => Action::Status,
-            methods::PolicyStore::Explain | methods::PolicyStore::Reach => Action::List,
             methods::PolicyStore::Watch => Action::WatchAsAny,
         };
         let judged = self.check(head.peer.identity.as_deref(), action);

@@ -43,7 +43,7 @@ impl TryFrom<Begin> for Beginning {
 
     fn try_from(begin: Begin) -> Result<Self, Error> {
         let moment = begin.watermark_value()?;
-        let Begin { owner, fencing_token, watermark: _, allow_mass_removal } = begin;
+        let Begin { owner, fencing_token, watermark: _, allow_mass_removal, .. } = begin;
         if i64::try_from(fencing_token).is_err() {
             return Err(invalid("fencing_token", format_args!("{fencing_token} is too large")));
         }
@@ -100,7 +100,7 @@ impl TryFrom<ListRequest> for Wanted {
 }
 
 pub(super) fn hello(hello: &Hello) -> Result<watch::Hello, Error> {
-    let Hello { cell_id, space_guids, generation, stamp } = hello;
+    let Hello { cell_id, space_guids, generation, stamp, .. } = hello;
     let known = Point { generation: Generation(*generation), stamp: Stamp(*stamp) };
     Ok(watch::Hello {
         cell: CellId::parse(cell_id).map_err(|error| invalid("cell_id", error))?,
@@ -118,8 +118,8 @@ pub(super) fn subscribe(subscribe: &Subscribe) -> Result<ClientMessage, Error> {
     })
 }
 
-pub(super) fn report(report: Report, at: Timestamp) -> ClientMessage {
-    let Report { enforced_generation, containers, isolated_rules } = report;
+pub(super) fn report(report: &Report, at: Timestamp) -> ClientMessage {
+    let Report { enforced_generation, containers, isolated_rules, .. } = *report;
     ClientMessage::Report(reports::Report {
         enforced: Generation(enforced_generation),
         containers,

@@ -120,7 +120,10 @@ impl ClientMessages for Requests {
         let Some(request) = self.0.message().await? else { return Ok(None) };
         match request.step {
             Some(Said::Subscribe(subscribe)) => parse::subscribe(&subscribe).map(Some),
-            Some(Said::Report(report)) => Ok(Some(parse::report(report, Timestamp::now()))),
+            Some(Said::Report(report)) => Ok(Some(parse::report(&report, Timestamp::now()))),
+            Some(Said::Inventory(_) | Said::Answer(_)) => {
+                Err(Error::Protocol("not supported yet".to_owned()))
+            }
             Some(Said::Hello(_)) => Err(Error::Protocol("Hello came twice".to_owned())),
             None => Err(Error::Protocol("step is missing".to_owned())),
         }

@@ -104,6 +104,7 @@ pub(crate) fn begin(write: &Replacement) -> Begin {
         fencing_token: write.token.map_or(0, |token| token.0),
         watermark: Some(proto::timestamp(write.watermark)),
         allow_mass_removal: write.allow_mass_removal,
+        ..Begin::default()
     }
 }
 
@@ -175,6 +176,8 @@ impl Mirror {
             complete,
             subscription_sequence,
             stamp,
+            question: _,
+            traceparent: _,
         } = answer;
         assert!(generation >= self.generation, "generations never go back");
         assert!(self.parts == 0 || generation == self.generation, "an update has one generation");
@@ -243,6 +246,7 @@ impl Cell {
             space_guids: texts(spaces),
             generation: mirror.generation,
             stamp: mirror.stamp,
+            ..Default::default()
         };
         let mut cell = Self::try_open(client, Some(watch_request::Step::Hello(hello))).await?;
         cell.mirror = mirror.on_a_new_watch();
@@ -281,8 +285,12 @@ impl Cell {
     }
 
     pub(crate) async fn report(&self, enforced_generation: u64) {
-        let report =
-            watch_request::Report { enforced_generation, containers: 3, isolated_rules: 1 };
+        let report = watch_request::Report {
+            enforced_generation,
+            containers: 3,
+            isolated_rules: 1,
+            ..Default::default()
+        };
         self.say(watch_request::Step::Report(report)).await;
     }
 

@@ -3,7 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use policy_store::{app::App, config::Config};
-use proto::policy_v1::policy_store_client::PolicyStoreClient;
+use proto::policy_v1::{
+    foundation_client::FoundationClient, policy_store_client::PolicyStoreClient,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair,
@@ -23,6 +25,7 @@ use tonic::transport::Channel;
 use super::http::Poller;
 
 pub(crate) type Client = PolicyStoreClient<Channel>;
+pub(crate) type Foundation = FoundationClient<Channel>;
 
 /// A directory with certificates and a database.
 #[derive(Clone)]
@@ -113,9 +116,13 @@ impl Site {
 
     /// A client with this certificate, connected to a store.
     pub(crate) fn client(&self, address: &str, name: &str, unit: Option<&str>) -> Client {
+        PolicyStoreClient::new(self.channel(address, name, unit))
+            .max_decoding_message_size(32 << 20)
+    }
+
+    fn channel(&self, address: &str, name: &str, unit: Option<&str>) -> Channel {
         let tls = ClientTls::load(&self.certificate(name, unit)).unwrap();
-        let channel = client::channel(address, Some(tls), client::Options::default()).unwrap();
-        PolicyStoreClient::new(channel).max_decoding_message_size(32 << 20)
+        client::channel(address, Some(tls), client::Options::default()).unwrap()
     }
 }
 
@@ -163,6 +170,11 @@ impl Served {
 
     pub(crate) fn operator(&self) -> Client {
         self.site.client(&self.address, "operator", None)
+    }
+
+    /// A client of the Foundation service with the certificate of this name and unit.
+    pub(crate) fn foundation(&self, name: &str, unit: Option<&str>) -> Foundation {
+        FoundationClient::new(self.site.channel(&self.address, name, unit))
     }
 
     pub(crate) fn cell(&self, id: &str) -> Client {

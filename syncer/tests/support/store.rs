@@ -14,8 +14,8 @@ use model::{
     lock::Owner,
 };
 use proto::policy_v1::{
-    self, ExplainRequest, ExplainResponse, ListRequest, ListResponse, ReachRequest, ReachResponse,
-    ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, WatchRequest, WatchResponse,
+    self, ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, StatusRequest,
+    StatusResponse, WatchRequest, WatchResponse,
     policy_store_server::{PolicyStore, PolicyStoreServer},
     replace_request::{Begin, Step},
     replace_response::{Committed, Missing, Step as Answer},
@@ -142,17 +142,6 @@ impl PolicyStore for Twin {
         _: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         Err(Status::internal("no syncer asks for this"))
-    }
-
-    async fn explain(
-        &self,
-        _: Request<ExplainRequest>,
-    ) -> Result<Response<ExplainResponse>, Status> {
-        Err(Status::unimplemented("not for syncers"))
-    }
-
-    async fn reach(&self, _: Request<ReachRequest>) -> Result<Response<ReachResponse>, Status> {
-        Err(Status::unimplemented("not for syncers"))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

@@ -90,6 +90,7 @@ impl Writer {
             fencing_token: self.identity.token,
             watermark: Some(proto::timestamp(watermark)),
             allow_mass_removal: true,
+            ..Begin::default()
         })
     }
 }

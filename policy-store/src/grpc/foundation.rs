@@ -1,0 +1,92 @@
+//! `portcullis.policy.v1.Foundation`.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use proto::policy_v1::{
+    AskCellRequest, AskCellResponse, CellsRequest, CellsResponse, ChangesRequest, ChangesResponse,
+    ContainersRequest, ContainersResponse, ExplainRequest, ExplainResponse, ReachRequest,
+    ReachResponse,
+    foundation_server::{self, FoundationServer},
+};
+use runtime::server::Entry;
+use tonic::{Request, Response, Status};
+
+use super::{
+    Shared, explain,
+    status::{Error, status},
+};
+use crate::{access::Action, groups::snapshot::Snapshot};
+
+type Changes = Pin<Box<dyn Stream<Item = Result<ChangesResponse, Status>> + Send>>;
+
+/// The gRPC service.
+#[derive(Debug, Clone)]
+pub struct Foundation(Arc<Shared>);
+
+impl Foundation {
+    /// An entry that admits operators.
+    pub(super) fn entry(shared: Arc<Shared>) -> Entry<FoundationServer<Self>> {
+        let judge = Arc::clone(&shared);
+        Entry::judged(FoundationServer::new(Self(shared)), move |head| {
+            let judged = judge.check(head.peer.identity.as_deref(), Action::Inspect);
+            judged.map_err(|error| status(&error))
+        })
+    }
+
+    /// Computes an answer from the current snapshot on a thread that may block: it may parse all
+    /// rules.
+    async fn compute<T: Send + 'static>(
+        &self,
+        compute: impl FnOnce(&Snapshot) -> Result<T, Error> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let snapshot = self.0.feed.board.current();
+        let computed = tokio::task::spawn_blocking(move || compute(&snapshot)).await;
+        let computed = computed.map_err(|error| Status::internal(error.to_string()))?;
+        computed.map(Response::new).map_err(|error| status(&error))
+    }
+}
+
+#[tonic::async_trait]
+impl foundation_server::Foundation for Foundation {
+    type ChangesStream = Changes;
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        self.compute(move |snapshot| explain::explain(snapshot, request.into_inner())).await
+    }
+
+    async fn reach(
+        &self,
+        request: Request<ReachRequest>,
+    ) -> Result<Response<ReachResponse>, Status> {
+        self.compute(move |snapshot| explain::reach(snapshot, request.into_inner())).await
+    }
+
+    async fn cells(&self, _: Request<CellsRequest>) -> Result<Response<CellsResponse>, Status> {
+        Err(Status::unimplemented("in development"))
+    }
+
+    async fn containers(
+        &self,
+        _: Request<ContainersRequest>,
+    ) -> Result<Response<ContainersResponse>, Status> {
+        Err(Status::unimplemented("in development"))
+    }
+
+    async fn changes(
+        &self,
+        _: Request<ChangesRequest>,
+    ) -> Result<Response<Self::ChangesStream>, Status> {
+        Err(Status::unimplemented("in development"))
+    }
+
+    async fn ask_cell(
+        &self,
+        _: Request<AskCellRequest>,
+    ) -> Result<Response<AskCellResponse>, Status> {
+        Err(Status::unimplemented("in development"))
+    }
+}

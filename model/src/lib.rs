@@ -9,6 +9,7 @@
 //! | [`explain`] | near misses, and rules that were meant for a connection |
 //! | [`generation`] | generations and watermarks of a set of groups |
 //! | [`ids`] | GUIDs and handles |
+//! | [`trace`] | [`TraceContext`](trace::TraceContext): names one sync in all logs |
 //!
 //! Not in this crate: sockets, clocks, databases, wire formats. Text from outside is parsed into
 //! these types once, where it enters a process; the invariants of a type (an owner is never empty,
@@ -58,3 +59,4 @@ pub mod group;
 pub mod ids;
 pub mod lock;
 pub mod rule;
+pub mod trace;

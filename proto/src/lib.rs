@@ -91,6 +91,13 @@ mod portcullis {
 
 pub use portcullis::{cell::v1 as cell_v1, lock::v1 as lock_v1, policy::v1 as policy_v1};
 
+/// Response header of Watch: the steps that the store accepts besides Hello, Subscribe and Report,
+/// separated by commas.
+pub const WATCH_ACCEPTS: &str = "portcullis-watch-accepts";
+
+/// In [`WATCH_ACCEPTS`]: the store accepts Inventory.
+pub const INVENTORY: &str = "inventory";
+
 /// Names of the methods of each service: a match over them does not compile when it lacks a method.
 #[expect(missing_docs, reason = "generated")]
 pub mod methods {

@@ -12,7 +12,7 @@ use proto::{
 
 use crate::{
     connect::Connection,
-    field::{Field, moment},
+    field::{Field, instant},
     report::Report,
 };
 
@@ -129,9 +129,7 @@ pub(crate) const AGENT: &[Field<StatusResponse>] = &[
     Field::boolean("store_connected", |status| status.store_connected),
     Field::integer("received_generation", |status| Some(status.received_generation)),
     Field::integer("enforced_generation", |status| Some(status.enforced_generation)),
-    Field::time("enforced_at", |status| {
-        status.enforced_at.and_then(|at| moment(at.seconds, at.nanos))
-    }),
+    Field::time("enforced_at", |status| instant(status.enforced_at)),
     Field::integer("containers", |status| Some(status.containers.into())),
     Field::integer("isolated_rules", |status| Some(status.isolated_rules.into())),
     Field::integer("drift_healed", |status| Some(status.drift_healed)),

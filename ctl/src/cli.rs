@@ -1,20 +1,13 @@
-//! Commands and flags. Addresses and certificates can come from environment variables
-//! and from a context file.
+//! Commands and their arguments.
 
-use std::{path::PathBuf, time::Duration};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use clap::{
-    Args, Parser, Subcommand, ValueEnum,
-    builder::{OsStringValueParser, TypedValueParser},
-};
-use jiff::SignedDuration;
-
-use crate::target::Target;
+use crate::{flags::Flags, output::OutputFlags, target::Target};
 
 /// Inspect and control a running Portcullis
 ///
-/// Exit status: 0 success, 1 error, 2 invalid command line. `explain --exit-code` and
-/// `groups --space` have further statuses.
+/// Exit status: 0 success, 1 error, 2 invalid command line. Further statuses are in the help of
+/// the commands that have them, and in docs/portcullisctl.md.
 #[derive(Debug, Parser)]
 #[command(name = "portcullisctl", version, about)]
 pub struct Cli {
@@ -22,98 +15,41 @@ pub struct Cli {
     #[command(flatten)]
     pub flags: Flags,
 
-    /// Print one JSON object per line instead of a table
-    #[arg(long, global = true)]
-    pub json: bool,
+    /// How results are printed.
+    #[command(flatten)]
+    pub output: OutputFlags,
 
     /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Addresses and certificates. An empty value counts as not set. A flag or variable
-/// precedes the context file.
-#[derive(Debug, Args)]
-pub struct Flags {
-    /// JSON file with addresses and certificates (docs/portcullisctl.md)
-    #[arg(long, global = true, env = "PORTCULLIS_CONTEXT", value_name = "FILE", value_parser = maybe_empty())]
-    pub context: Option<PathBuf>,
-
-    /// Address of the lock server, host:port [default: locket.service.cf.internal:8891]
-    #[arg(long, global = true, env = "PORTCULLIS_LOCK_SERVER")]
-    pub lock_server: Option<String>,
-
-    /// Address of the policy store, host:port [default: policy-server.service.cf.internal:4004]
-    #[arg(long, global = true, env = "PORTCULLIS_POLICY_STORE")]
-    pub policy_store: Option<String>,
-
-    /// Unix socket of the cell agent on this machine [default:
-    /// /var/vcap/data/cell-agent/control.sock]
-    #[arg(long, global = true, env = "PORTCULLIS_CELL_SOCKET", value_parser = maybe_empty())]
-    pub cell_socket: Option<PathBuf>,
-
-    /// PEM file of the CA that signed the servers' certificates
-    #[arg(long, global = true, env = "PORTCULLIS_CA", value_parser = maybe_empty())]
-    pub ca: Option<PathBuf>,
-
-    /// PEM file of this client's certificate
-    #[arg(long, global = true, env = "PORTCULLIS_CERT", value_parser = maybe_empty())]
-    pub cert: Option<PathBuf>,
-
-    /// PEM file of this client's private key
-    #[arg(long, global = true, env = "PORTCULLIS_KEY", value_parser = maybe_empty())]
-    pub key: Option<PathBuf>,
-
-    /// Timeout of each request, such as 30s or 2m [default: 10s; reconcile: 60s]
-    #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
-    pub timeout: Option<Duration>,
-}
-
-/// Unlike the usual parser of paths, accepts an empty path; commands that need the path
-/// report it.
-fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(PathBuf::from)
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<i64>().map(SignedDuration::from_secs);
-    let duration = seconds.or_else(|_| text.parse::<SignedDuration>());
-    let duration = duration.map_err(|_| "not a time such as 10s or 2m".to_owned())?;
-    let duration = Duration::try_from(duration).map_err(|_| "negative".to_owned())?;
-    if duration.is_zero() { Err("must be more than zero".to_owned()) } else { Ok(duration) }
-}
-
 /// The command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// List locks with their owners and fencing tokens (lock server)
-    Locks {
-        /// List presences instead of locks
-        #[arg(long)]
-        presences: bool,
+    /// List resources of the whole foundation
+    #[command(subcommand)]
+    Get(Get),
+    /// Show one resource with everything known about it
+    #[command(subcommand)]
+    Describe(Describe),
+    /// Explain whether a connection is allowed: for a space (policy store), or for a container on
+    /// this cell (cell agent)
+    ///
+    /// With --space and --to the security groups in the policy store decide; with a container,
+    /// what the agent of this cell enforces.
+    Explain(Explain),
+    /// List security groups that allow a connection, with their rules and spaces (policy store)
+    WhoCanReach {
+        /// ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
+        #[arg(value_name = "DESTINATION")]
+        to: Target,
     },
-    /// Print lock events until interrupted; reconnects after a lost connection (lock server)
-    WatchLocks {
-        /// Only events of this key [default: all keys]
-        // Not `key`: that is the name of a global flag.
-        #[arg(value_name = "KEY")]
-        lock: Option<String>,
-    },
+    /// Print events until interrupted; reconnects after a lost connection
+    #[command(subcommand)]
+    Watch(Watch),
     /// Show generation, watermark and writer (policy store)
     Status,
-    /// List cells with enforced generation, and how far each cell is behind (policy store)
-    Cells,
-    /// List security groups, or show the rules of one (policy store)
-    ///
-    /// Exit status 3, with a warning, if no group is bound to a space given with --space: the
-    /// GUID may be wrong.
-    Groups {
-        /// Show the rules of the group with this name, GUID, or unique prefix of a GUID
-        name: Option<String>,
-        /// Only groups that apply to this space; repeatable
-        #[arg(long = "space", value_name = "GUID")]
-        spaces: Vec<String>,
-    },
     /// List containers on this cell with their enforcement state (cell agent)
     Containers,
     /// List rules of a container, enforced or not, with their security groups (cell agent)
@@ -121,45 +57,113 @@ pub enum Command {
         /// Handle of the container, or a unique prefix of it
         handle: String,
     },
-    /// Explain whether a connection is allowed: for a space (policy store), or for a container on
-    /// this cell (cell agent)
-    ///
-    /// With --space and --to the security groups in the policy store decide; with a container,
-    /// what the agent of this cell enforces.
-    Explain {
-        /// GUID of the space
-        #[arg(long, value_name = "GUID", requires = "to", conflicts_with = "handle")]
-        space: Option<String>,
-        /// Containers that build an app, instead of apps and tasks
-        #[arg(long, requires = "space")]
-        staging: bool,
-        /// Destination: ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
-        #[arg(long, value_name = "DESTINATION", requires = "space")]
-        to: Option<Target>,
-        /// Handle of the container, or a unique prefix of it
-        #[arg(required_unless_present_any = ["space", "to"])]
-        handle: Option<String>,
-        /// Protocol of the connection
-        #[arg(required_unless_present_any = ["space", "to"])]
-        protocol: Option<Protocol>,
-        /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp [default
-        /// TYPE/CODE: 8/0, echo request]
-        #[arg(required_unless_present_any = ["space", "to"])]
-        destination: Option<String>,
-        /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
-        #[arg(long)]
-        exit_code: bool,
-    },
-    /// List security groups that allow a connection, with their rules and spaces (policy store)
-    WhoCanReach {
-        /// ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
-        #[arg(value_name = "DESTINATION")]
-        to: Target,
-    },
-    /// Compare kernel and desired rules, and CHANGE the kernel where they differ (cell agent)
-    Reconcile,
     /// Show the status of this cell's agent (cell agent)
     Cell,
+    /// Compare kernel and desired rules, and CHANGE the kernel where they differ (cell agent)
+    Reconcile,
+    /// Old name of `get locks` and `get presences`
+    #[command(hide = true)]
+    Locks {
+        /// List presences instead of locks
+        #[arg(long)]
+        presences: bool,
+    },
+    /// Old name of `watch locks`
+    #[command(hide = true)]
+    WatchLocks(WatchLocks),
+    /// Old name of `get cells`
+    #[command(hide = true)]
+    Cells,
+    /// Old name of `get groups`; with a name, shows its rules as `describe group` does
+    #[command(hide = true)]
+    Groups {
+        /// Show the rules of the group with this name, GUID, or unique prefix of a GUID
+        name: Option<String>,
+        /// The groups.
+        #[command(flatten)]
+        selection: GroupSelection,
+    },
+}
+
+/// A kind of resource.
+#[derive(Debug, Subcommand)]
+pub enum Get {
+    /// List locks with their owners and fencing tokens (lock server)
+    #[command(visible_alias = "lock")]
+    Locks,
+    /// List presences with their owners (lock server)
+    #[command(visible_alias = "presence")]
+    Presences,
+    /// List security groups (policy store)
+    ///
+    /// Exit status 3, with a warning, if no group is bound to a space given with --space: the
+    /// GUID may be wrong.
+    #[command(visible_alias = "group")]
+    Groups(GroupSelection),
+    /// List cells with enforced generation, and how far each cell is behind (policy store)
+    #[command(visible_alias = "cell")]
+    Cells,
+}
+
+/// Which groups.
+#[derive(Debug, Args)]
+pub struct GroupSelection {
+    /// Only groups that apply to this space; repeatable
+    #[arg(long = "space", value_name = "GUID")]
+    pub spaces: Vec<String>,
+}
+
+/// One resource.
+#[derive(Debug, Subcommand)]
+pub enum Describe {
+    /// Show a security group with its rules (policy store)
+    Group {
+        /// Name, GUID, or unique prefix of a GUID
+        name: String,
+    },
+}
+
+/// A kind of events.
+#[derive(Debug, Subcommand)]
+pub enum Watch {
+    /// Print lock events (lock server)
+    Locks(WatchLocks),
+}
+
+/// Which lock events.
+#[derive(Debug, Args)]
+pub struct WatchLocks {
+    /// Only events of this key [default: all keys]
+    // Not `key`: that is the name of a global flag.
+    #[arg(value_name = "KEY")]
+    pub lock: Option<String>,
+}
+
+/// A connection to explain.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// GUID of the space
+    #[arg(long, value_name = "GUID", requires = "to", conflicts_with = "handle")]
+    pub space: Option<String>,
+    /// Containers that build an app, instead of apps and tasks
+    #[arg(long, requires = "space")]
+    pub staging: bool,
+    /// Destination: ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
+    #[arg(long, value_name = "DESTINATION", requires = "space")]
+    pub to: Option<Target>,
+    /// Handle of the container, or a unique prefix of it
+    #[arg(required_unless_present_any = ["space", "to"])]
+    pub handle: Option<String>,
+    /// Protocol of the connection
+    #[arg(required_unless_present_any = ["space", "to"])]
+    pub protocol: Option<Protocol>,
+    /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp [default
+    /// TYPE/CODE: 8/0, echo request]
+    #[arg(required_unless_present_any = ["space", "to"])]
+    pub destination: Option<String>,
+    /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
+    #[arg(long)]
+    pub exit_code: bool,
 }
 
 /// Protocol of a connection.
@@ -175,9 +179,12 @@ pub enum Protocol {
 
 #[cfg(test)]
 mod tests {
+    use std::{path::PathBuf, time::Duration};
+
     use clap::CommandFactory as _;
 
     use super::*;
+    use crate::output::Output;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -191,7 +198,15 @@ mod tests {
         let files = ["--cell-socket", "/s", "--ca", "/ca", "--cert", "/cert", "--key", "/key"];
         let others = ["--json", "--timeout", "3s"];
         for command in [
-            &["locks"][..],
+            &["get", "locks"][..],
+            &["get", "presences"],
+            &["get", "groups"],
+            &["get", "groups", "--space", "s", "--space", "t"],
+            &["get", "cells"],
+            &["describe", "group", "dns"],
+            &["watch", "locks"],
+            &["watch", "locks", "k"],
+            &["locks"],
             &["locks", "--presences"],
             &["watch-locks"],
             &["watch-locks", "k"],
@@ -213,7 +228,7 @@ mod tests {
             let bare = [&["portcullisctl"], command].concat();
             Cli::try_parse_from(&bare).unwrap_or_else(|error| panic!("{bare:?}: {error}"));
             let cli = Cli::parse_from([&bare[..], &flags, &files, &others].concat());
-            assert!(cli.json, "{command:?}");
+            assert!(Output::new(&cli.output).is_json(), "{command:?}");
             let Flags { context, lock_server, policy_store, cell_socket, ca, cert, key, timeout } =
                 cli.flags;
             assert_eq!(timeout, Some(Duration::from_secs(3)), "{command:?}");
@@ -241,17 +256,7 @@ mod tests {
     #[test]
     fn flags_may_follow_the_command() {
         let cli = Cli::parse_from(["portcullisctl", "locks", "--json", "--lock-server", "h:1"]);
-        assert!(cli.json);
+        assert!(Output::new(&cli.output).is_json());
         assert_eq!(cli.flags.lock_server.as_deref(), Some("h:1"));
-    }
-
-    #[test]
-    fn times_have_units_or_are_seconds() {
-        for (text, seconds) in [("10", 10), ("30s", 30), ("2m", 120), ("1h", 3_600)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for text in ["", "0", "-3s", "soon", "0s"] {
-            duration(text).unwrap_err();
-        }
     }
 }

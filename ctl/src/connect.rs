@@ -7,11 +7,11 @@ use runtime::{
     client,
     tls::{ClientTls, Files},
 };
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    cli::Flags,
     context::{self, Server},
+    flags::Flags,
 };
 
 const LOCK_SERVER: &str = "locket.service.cf.internal:8891";
@@ -59,12 +59,22 @@ impl Connection {
 
     /// A channel to the lock server.
     pub(crate) fn to_lock_server(&self) -> anyhow::Result<Channel> {
-        channel(&self.lock_server)
+        channel(&self.lock_server, self.lock_server.address.as_deref().unwrap_or_default())
     }
 
-    /// A channel to the policy store.
-    pub(crate) fn to_policy_store(&self) -> anyhow::Result<Channel> {
-        channel(&self.policy_store)
+    /// The policy store; its address may be a list of addresses.
+    pub(crate) fn policy_store(&self) -> &Server {
+        &self.policy_store
+    }
+
+    /// The configured address, or list of addresses, of the policy store.
+    pub(crate) fn policy_store_address(&self) -> &str {
+        self.policy_store.address.as_deref().unwrap_or_default()
+    }
+
+    /// The user's timeout of a request, or the default.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(TIMEOUT)
     }
 
     /// A channel to the agent of this VM.
@@ -95,7 +105,13 @@ impl Connection {
     }
 }
 
-fn channel(server: &Server) -> anyhow::Result<Channel> {
+/// A channel to one address of a server.
+pub(crate) fn channel(server: &Server, address: &str) -> anyhow::Result<Channel> {
+    Ok(client::channel(address, Some(tls(server)?), client::Options::default())?)
+}
+
+/// The client certificate for a server.
+pub(crate) fn tls(server: &Server) -> anyhow::Result<ClientTls> {
     let file = |path: &Option<PathBuf>, flag: &str, variable: &str| {
         path.clone().with_context(|| format!("set --{flag} or {variable}, or use --context"))
     };
@@ -104,9 +120,7 @@ fn channel(server: &Server) -> anyhow::Result<Channel> {
         cert: file(&server.cert, "cert", "PORTCULLIS_CERT")?,
         key: file(&server.key, "key", "PORTCULLIS_KEY")?,
     };
-    let tls = ClientTls::load(&files)?;
-    let address = server.address.as_deref().unwrap_or_default();
-    Ok(client::channel(address, Some(tls), client::Options::default())?)
+    Ok(ClientTls::load(&files)?)
 }
 
 /// An error of a server or of the connection: a message, and the code separately.
@@ -114,7 +128,8 @@ fn channel(server: &Server) -> anyhow::Result<Channel> {
 pub(crate) struct Refused {
     sentence: String,
     /// The code's name as in Go.
-    pub(crate) code: String,
+    pub(crate) name: String,
+    code: Code,
 }
 
 impl Refused {
@@ -125,7 +140,11 @@ impl Refused {
         let (code, sentence) =
             described.and_then(|text| text.split_once(" desc = ")).unwrap_or(("Unknown", &text));
         let sentence = if sentence.is_empty() { "no reason given" } else { sentence };
-        Self { sentence: sentence.to_owned(), code: code.to_owned() }
+        Self { sentence: sentence.to_owned(), name: code.to_owned(), code: status.code() }
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        self.code
     }
 }
 
@@ -158,7 +177,7 @@ mod tests {
         assert_eq!(found.policy_store.address.as_deref(), Some(POLICY_STORE));
         assert_eq!(found.cell_socket, PathBuf::from(CELL_SOCKET));
         assert_eq!(found.policy_store.ca, None);
-        let error = found.to_policy_store().expect_err("no CA").to_string();
+        let error = tls(found.policy_store()).expect_err("no CA").to_string();
         assert_eq!(error, "set --ca or PORTCULLIS_CA, or use --context");
     }
 
@@ -193,7 +212,7 @@ mod tests {
     fn the_sentence_and_the_code_are_apart() {
         let refused = Refused::new(&Status::not_found("there is no container c on this cell"));
         assert_eq!(refused.to_string(), "there is no container c on this cell");
-        assert_eq!(refused.code, "NotFound");
+        assert_eq!((refused.code, refused.name.as_str()), (Code::NotFound, "NotFound"));
         assert_eq!(Refused::new(&Status::cancelled("")).to_string(), "no reason given");
     }
 }

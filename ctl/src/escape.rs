@@ -2,7 +2,7 @@
 //!
 //! Names, GUIDs, handles and error texts come from other machines and may hold escape
 //! sequences, newlines or bidirectional control characters. All output of this program
-//! passes one of these two functions.
+//! passes one of these functions.
 
 use std::borrow::Cow;
 
@@ -45,6 +45,23 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(escaped)
+}
+
+/// A quoted YAML text; characters that are not plain are written as `\U0000001b`.
+pub(crate) fn yaml(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        let shown = format!("a{c}");
+        match c {
+            '\\' | '"' => quoted.extend(['\\', c]),
+            '\'' => quoted.push(c),
+            _ if shown.escape_debug().eq(shown.chars()) => quoted.push(c),
+            _ => quoted.push_str(&format!("\\U{:08x}", u32::from(c))),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 #[cfg(test)]

@@ -8,7 +8,13 @@ use proto::cell_v1::{
     explain_response::Verdict,
 };
 
-use crate::{cell::Written, cli::Protocol, connect::Connection, field::Field, report::Report};
+use crate::{
+    cell::Written,
+    cli::Protocol,
+    connect::Connection,
+    field::{Field, Tone},
+    report::Report,
+};
 
 /// Asks the agent of this VM. Also returns the exit status for the verdict.
 pub(crate) async fn explain(
@@ -92,7 +98,14 @@ fn exit_code(answer: &ExplainResponse) -> u8 {
 }
 
 pub(crate) const EXPLAINED: &[Field<ExplainResponse>] = &[
-    Field::text("verdict", |answer| verdict(answer).to_owned()),
+    Field::toned(
+        Field::text("verdict", |answer| verdict(answer).to_owned()),
+        |answer| match answer.verdict() {
+            Verdict::Allowed | Verdict::AllowedAndLogged => Tone::Good,
+            Verdict::Denied => Tone::Bad,
+            Verdict::NotDecided | Verdict::Unspecified => Tone::Warning,
+        },
+    ),
     Field::text("reason", |answer| answer.reason.clone()),
     Field::text("rule", |answer| decisive(answer).map(|rule| rule.line()).unwrap_or_default()),
     Field::texts("not_enforced", |answer| {

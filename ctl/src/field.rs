@@ -1,15 +1,43 @@
 //! The fields of a report: one list for each command defines the columns of its table
 //! and the keys of its JSON objects, in display order. A field has one type.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
-use serde_json::json;
 
 /// One field of records of type `T`.
 #[derive(Debug)]
 pub(crate) struct Field<T> {
-    key: &'static str,
+    column: Column,
     get: Get<T>,
-    only_json: bool,
+    tone: Option<fn(&T) -> Tone>,
+}
+
+/// Name and visibility of a field.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Column {
+    pub(crate) key: &'static str,
+    pub(crate) shown: Shown,
+}
+
+/// The output formats that show a field. JSON, YAML and `-o fields=` have all fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// Tables and records.
+    Always,
+    /// Wide tables and records.
+    Wide,
+    /// No text output, where another field has the value.
+    Data,
+}
+
+/// Colour of a value on a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tone {
+    Good,
+    Warning,
+    Bad,
+    Plain,
 }
 
 #[derive(Debug)]
@@ -19,11 +47,13 @@ enum Get<T> {
     Boolean(fn(&T) -> bool),
     Texts(fn(&T) -> Vec<String>),
     Time(fn(&T) -> Option<Timestamp>),
+    Milliseconds(fn(&T) -> Option<Duration>),
+    Rows(fn(&T) -> Vec<Row>),
 }
 
 impl<T> Field<T> {
     const fn new(key: &'static str, get: Get<T>) -> Self {
-        Self { key, get, only_json: false }
+        Self { column: Column { key, shown: Shown::Always }, get, tone: None }
     }
 
     /// A text; an empty one counts as absent.
@@ -51,9 +81,33 @@ impl<T> Field<T> {
         Self::new(key, Get::Time(get))
     }
 
+    /// A duration; the key ends in `_ms`.
+    pub(crate) const fn milliseconds(key: &'static str, get: fn(&T) -> Option<Duration>) -> Self {
+        Self::new(key, Get::Milliseconds(get))
+    }
+
+    /// Records of another kind, from [`rows`].
+    pub(crate) const fn rows(key: &'static str, get: fn(&T) -> Vec<Row>) -> Self {
+        Self::new(key, Get::Rows(get))
+    }
+
     /// Hides the field from text output, where another field has the value.
     pub(crate) const fn only_json(self) -> Self {
-        Self { only_json: true, ..self }
+        self.shown(Shown::Data)
+    }
+
+    /// Hides the field from tables that are not wide.
+    pub(crate) const fn wide(self) -> Self {
+        self.shown(Shown::Wide)
+    }
+
+    const fn shown(self, shown: Shown) -> Self {
+        Self { column: Column { key: self.column.key, shown }, ..self }
+    }
+
+    /// Colours the value on a terminal.
+    pub(crate) const fn toned(self, tone: fn(&T) -> Tone) -> Self {
+        Self { tone: Some(tone), ..self }
     }
 
     /// Key and type, as documented.
@@ -65,8 +119,10 @@ impl<T> Field<T> {
             Get::Boolean(_) => "boolean",
             Get::Texts(_) => "list of text",
             Get::Time(_) => "time",
+            Get::Milliseconds(_) => "number",
+            Get::Rows(_) => "list of objects",
         };
-        (self.key, kind)
+        (self.column.key, kind)
     }
 
     /// The field's value in one record.
@@ -77,30 +133,41 @@ impl<T> Field<T> {
             Get::Boolean(get) => Some(Value::Boolean(get(thing))),
             Get::Texts(get) => Some(Value::Texts(get(thing))),
             Get::Time(get) => get(thing).map(Value::Time),
+            Get::Milliseconds(get) => get(thing).map(Value::Milliseconds),
+            Get::Rows(get) => Some(Value::Rows(get(thing))),
         };
-        Entry { key: self.key, only_json: self.only_json, value }
+        let tone = self.tone.map_or(Tone::Plain, |tone| tone(thing));
+        Entry { column: self.column, tone, value }
     }
 
-    /// The column heading.
-    pub(crate) fn heading(&self) -> String {
-        heading(self.key)
-    }
-
-    /// Whether text output shows the field.
-    pub(crate) fn is_shown(&self) -> bool {
-        !self.only_json
+    /// Name and visibility.
+    pub(crate) fn column(&self) -> Column {
+        self.column
     }
 }
 
-fn heading(key: &str) -> String {
-    key.strip_suffix("_at").unwrap_or(key).replace('_', " ")
+/// One record.
+pub(crate) type Row = Vec<Entry>;
+
+/// The records of a field that has records.
+pub(crate) fn rows<T>(fields: &[Field<T>], things: impl IntoIterator<Item = T>) -> Vec<Row> {
+    let row = |thing| fields.iter().map(|field| field.of(&thing)).collect();
+    things.into_iter().map(row).collect()
+}
+
+impl Column {
+    /// The heading in tables and records.
+    pub(crate) fn heading(self) -> String {
+        let key = self.key.strip_suffix("_at").or_else(|| self.key.strip_suffix("_ms"));
+        key.unwrap_or(self.key).replace('_', " ")
+    }
 }
 
 /// A field's value in one record.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    pub(crate) key: &'static str,
-    pub(crate) only_json: bool,
+    pub(crate) column: Column,
+    pub(crate) tone: Tone,
     pub(crate) value: Option<Value>,
 }
 
@@ -112,26 +179,11 @@ pub(crate) enum Value {
     Boolean(bool),
     Texts(Vec<String>),
     Time(Timestamp),
+    Milliseconds(Duration),
+    Rows(Vec<Row>),
 }
 
 impl Entry {
-    /// The heading in a record.
-    pub(crate) fn heading(&self) -> String {
-        heading(self.key)
-    }
-
-    /// The JSON value; null if absent.
-    pub(crate) fn json(&self) -> serde_json::Value {
-        match &self.value {
-            None => serde_json::Value::Null,
-            Some(Value::Text(text)) => json!(text),
-            Some(Value::Integer(number)) => json!(number),
-            Some(Value::Boolean(yes)) => json!(yes),
-            Some(Value::Texts(texts)) => json!(texts),
-            Some(Value::Time(time)) => json!(time.to_string()),
-        }
-    }
-
     /// The value as text relative to `now`, one line per item; empty if absent.
     pub(crate) fn lines(&self, now: Timestamp) -> Vec<String> {
         match &self.value {
@@ -141,8 +193,17 @@ impl Entry {
             Some(Value::Boolean(yes)) => vec![yes.to_string()],
             Some(Value::Texts(texts)) => texts.clone(),
             Some(Value::Time(time)) => vec![age(*time, now)],
+            Some(Value::Milliseconds(time)) => vec![format!("{} ms", milliseconds(*time))],
+            Some(Value::Rows(rows)) => vec![rows.len().to_string()],
         }
     }
+}
+
+/// `4.21`, `87.3` or `1250`.
+pub(crate) fn milliseconds(time: Duration) -> String {
+    let value = time.as_secs_f64() * 1e3;
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$}")
 }
 
 /// `12s ago`; `in 12s` if the server's clock is ahead.
@@ -164,6 +225,16 @@ fn span(seconds: u64) -> String {
 }
 
 /// The timestamp of a protobuf message, if valid.
+pub(crate) fn instant(at: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    at.and_then(|at| moment(at.seconds, at.nanos))
+}
+
+/// The duration of a protobuf message, if valid and not negative.
+pub(crate) fn duration(time: Option<prost_types::Duration>) -> Option<Duration> {
+    Duration::try_from(time?).ok()
+}
+
+/// The timestamp with these seconds and nanoseconds, if valid.
 pub(crate) fn moment(seconds: i64, nanoseconds: i32) -> Option<Timestamp> {
     Timestamp::new(seconds, nanoseconds).ok()
 }

@@ -9,7 +9,7 @@ use proto::{
 use crate::{
     cell::{RULES, Written},
     connect::Connection,
-    field::Field,
+    field::{Field, rows},
     report::{Report, warn},
 };
 
@@ -42,6 +42,28 @@ pub(crate) const GROUPS: &[Field<Group>] = &[
     Field::integer("id", |of| Some(of.id)),
 ];
 
+pub(crate) const DESCRIBED: &[Field<Group>] = &[
+    Field::text("name", |of| of.group.name.clone()),
+    Field::text("guid", |of| of.group.guid.clone()),
+    Field::integer("id", |of| Some(of.id)),
+    Field::boolean("running_everywhere", |of| of.group.running_default),
+    Field::texts("running", |of| of.group.running_space_guids.clone()),
+    Field::boolean("staging_everywhere", |of| of.group.staging_default),
+    Field::texts("staging", |of| of.group.staging_space_guids.clone()),
+    Field::rows("rules", |of| rows(RULES, rules(of))),
+];
+
+/// One group with its rules.
+pub(crate) async fn describe(connection: &Connection, name: &str) -> anyhow::Result<Report> {
+    let mut found = matching(fetch(connection, &[]).await?, name)?;
+    if found.len() > 1 {
+        // Names are unique in the Cloud Controller.
+        let guids: Vec<&str> = found.iter().map(|of| of.group.guid.as_str()).collect();
+        bail!("several security groups have the name {name:?}: {}", guids.join(", "));
+    }
+    Ok(Report::record(DESCRIBED, found.remove(0)))
+}
+
 /// The report, and whether each requested space has a group.
 #[derive(Debug)]
 pub(crate) struct Found {
@@ -71,15 +93,20 @@ pub(crate) async fn groups(
     Ok(Found { reports, spaces_known })
 }
 
-async fn fetch(connection: &Connection, spaces: &[String]) -> anyhow::Result<Vec<Group>> {
-    let client = PolicyStoreClient::new(connection.to_policy_store()?);
-    let mut client = client.max_decoding_message_size(LARGEST_PAGE);
+/// All groups, or those that apply to any of some spaces.
+pub(crate) async fn fetch(
+    connection: &Connection,
+    spaces: &[String],
+) -> anyhow::Result<Vec<Group>> {
     let (all, space_guids) = (spaces.is_empty(), spaces.to_vec());
     let mut request = ListRequest { all, space_guids, page_size: 0, page_token: 0 };
     let mut groups = Vec::new();
     loop {
-        let call = client.list(request.clone());
-        let page = connection.ask("list groups", call).await?.into_inner();
+        let call = async |channel| {
+            let client = PolicyStoreClient::new(channel);
+            client.max_decoding_message_size(LARGEST_PAGE).list(request.clone()).await
+        };
+        let page = connection.ask_a_store("list groups", call).await?.into_inner();
         for stored in page.groups {
             groups.push(stored.try_into().context("list groups")?);
         }
@@ -95,8 +122,17 @@ fn is_bound(group: &Group, space: &String) -> bool {
         || group.group.staging_space_guids.contains(space)
 }
 
-/// The group with this name or GUID, or the only one with this GUID prefix.
+/// The group, and its rules.
 fn one(groups: Vec<Group>, name: &str) -> anyhow::Result<Vec<Report>> {
+    let reports = matching(groups, name)?.into_iter().flat_map(|group| {
+        let rules: Vec<Written> = rules(&group).collect();
+        [Report::heading(GROUPS, group), Report::list(RULES, rules)]
+    });
+    Ok(reports.collect())
+}
+
+/// The groups with this name or GUID, or the only one with this GUID prefix.
+fn matching(groups: Vec<Group>, name: &str) -> anyhow::Result<Vec<Group>> {
     let exact = |group: &Group| group.group.name == name || group.group.guid == name;
     let prefix = |group: &Group| !name.is_empty() && group.group.guid.starts_with(name);
     let (mut found, rest): (Vec<Group>, Vec<Group>) = groups.into_iter().partition(exact);
@@ -110,11 +146,7 @@ fn one(groups: Vec<Group>, name: &str) -> anyhow::Result<Vec<Report>> {
     if found.is_empty() {
         bail!("no security group has the name or guid {name:?}");
     }
-    let reports = found.into_iter().flat_map(|group| {
-        let rules: Vec<Written> = rules(&group).collect();
-        [Report::heading(GROUPS, group), Report::list(RULES, rules)]
-    });
-    Ok(reports.collect())
+    Ok(found)
 }
 
 /// The rules as written; only cells know whether they are enforced.

@@ -19,6 +19,7 @@ use crate::{
     escape::escape,
     field::Field,
     natural,
+    output::Output,
     report::{self, Report},
 };
 
@@ -102,7 +103,7 @@ async fn fetch(channel: Channel, code: TypeCode) -> Result<Vec<Held>, Status> {
 pub(crate) async fn watch(
     connection: &Connection,
     key: Option<String>,
-    json: bool,
+    output: &Output,
 ) -> anyhow::Result<()> {
     let selector = key.map_or(Selector::TypeCode(TypeCode::Lock.into()), Selector::Key);
     let mut client = LockWatchClient::new(connection.to_lock_server()?);
@@ -111,7 +112,7 @@ pub(crate) async fn watch(
     let mut events = connection.ask("watch locks", first).await?.into_inner();
     let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     loop {
-        let lost = print(&mut events, json).await?;
+        let lost = print(&mut events, output).await?;
         report::warn(&format!("watch locks: {lost}; reconnecting"));
         backoff.reset();
         events = loop {
@@ -129,10 +130,17 @@ pub(crate) async fn watch(
 }
 
 /// Prints events until the stream ends; returns the reason.
-async fn print(events: &mut Streaming<WatchResponse>, json: bool) -> anyhow::Result<anyhow::Error> {
+async fn print(
+    events: &mut Streaming<WatchResponse>,
+    output: &Output,
+) -> anyhow::Result<anyhow::Error> {
     loop {
         match events.message().await {
-            Ok(Some(event)) => report::line(&text(event.into(), json))?,
+            Ok(Some(event)) => {
+                let event = Event::from(event);
+                let line = text(&event);
+                report::event(EVENTS, event, output, &line)?;
+            }
             Ok(None) => return Ok(anyhow!("the lock server ended the watch")),
             Err(status) => return Ok(Refused::new(&status).into()),
         }
@@ -151,13 +159,10 @@ fn is_final(code: Code) -> bool {
     )
 }
 
-fn text(event: Event, json: bool) -> String {
-    if json {
-        return Report::record(EVENTS, event).to_json().trim_end().to_owned();
-    }
+fn text(event: &Event) -> String {
     let Event { kind, lock, token } = event;
     match lock.key.as_str() {
-        "" => kind,
+        "" => kind.clone(),
         key => {
             format!("{kind:9} {} owner {} token {token}", escape(key), escape(&lock.owner))
         }

@@ -2,31 +2,32 @@
 
 use proto::policy_v1::{
     ExplainRequest, ExplainResponse, Lifecycle, ReachRequest, SourcedRule,
-    explain_response::Remark, foundation_client::FoundationClient, reach_response::Group,
+    explain_response::Remark, reach_response::Group,
 };
-use tonic::transport::Channel;
 
 use crate::{
     cell::Written,
     connect::Connection,
-    field::Field,
+    field::{Field, Tone},
     report::{Report, warn},
+    stores::foundation,
     target::Target,
 };
 
-/// Size limit of an answer: groups may be bound to very many spaces.
-const LARGEST_ANSWER: usize = 64 << 20;
 /// Exit status with `--exit-code` if the connection is denied.
 const DENIED: u8 = 3;
 
+fn verdict(answer: &ExplainResponse) -> &'static str {
+    match (answer.allowed, answer.logged) {
+        (true, true) => "allowed and logged",
+        (true, false) => "allowed",
+        (false, _) => "denied",
+    }
+}
+
 pub(crate) const EXPLAINED: &[Field<ExplainResponse>] = &[
-    Field::text("verdict", |answer| {
-        let verdict = match (answer.allowed, answer.logged) {
-            (true, true) => "allowed and logged",
-            (true, false) => "allowed",
-            (false, _) => "denied",
-        };
-        verdict.to_owned()
+    Field::toned(Field::text("verdict", |answer| verdict(answer).to_owned()), |answer| {
+        if answer.allowed { Tone::Good } else { Tone::Bad }
     }),
     Field::text("reason", |answer| answer.reason.clone()),
     Field::text("rule", |answer| answer.decisive.clone().map(line).unwrap_or_default()),
@@ -64,8 +65,8 @@ pub(crate) async fn explain(
         ..ExplainRequest::default()
     };
     let space = request.space_guid.clone();
-    let mut client = client(connection)?;
-    let answer = connection.ask("explain", client.explain(request)).await?.into_inner();
+    let call = async |channel| foundation(channel).explain(request.clone()).await;
+    let answer = connection.ask_a_store("explain", call).await?.into_inner();
     if !answer.space_known {
         warn(&format!(
             "no security group is bound to the space {space:?}: either only global groups apply \
@@ -82,14 +83,9 @@ pub(crate) async fn who_can_reach(
     target: Target,
 ) -> anyhow::Result<Report> {
     let request = ReachRequest { connection: Some(target.into()) };
-    let mut client = client(connection)?;
-    let answer = connection.ask("who-can-reach", client.reach(request)).await?.into_inner();
+    let call = async |channel| foundation(channel).reach(request.clone()).await;
+    let answer = connection.ask_a_store("who-can-reach", call).await?.into_inner();
     Ok(Report::list(REACHING, answer.groups))
-}
-
-fn client(connection: &Connection) -> anyhow::Result<FoundationClient<Channel>> {
-    let client = FoundationClient::new(connection.to_policy_store()?);
-    Ok(client.max_decoding_message_size(LARGEST_ANSWER))
 }
 
 fn written(rule: SourcedRule) -> Written {

@@ -1,25 +1,24 @@
-//! The result of a command, printed as text or JSON.
+//! The result of a command, printed as text, JSON or YAML.
 
 use std::io::{IsTerminal as _, Write as _};
 
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+use anyhow::bail;
 use jiff::Timestamp;
 
 use crate::{
     connect::Refused,
-    escape,
-    field::{Entry, Field},
+    data, escape,
+    field::{Column, Field, Row, rows},
+    output::{Format, Output},
+    text::{self, Screen},
 };
-
-/// Columns whose content is narrower than this are never wrapped.
-const NARROW: u16 = 16;
 
 /// Records of one kind. JSON output has one object for each; text output is a table, or
 /// for a single record one line per field.
 #[derive(Debug)]
 pub(crate) struct Report {
-    headings: Vec<String>,
-    rows: Vec<Vec<Entry>>,
+    columns: Vec<Column>,
+    rows: Vec<Row>,
     shape: Shape,
     /// The server's clock, from which ages count; the local clock if unknown.
     now: Option<Timestamp>,
@@ -35,24 +34,10 @@ enum Shape {
     Heading,
 }
 
-/// Properties of the terminal.
-#[derive(Debug, Clone, Copy)]
-struct Screen {
-    now: Timestamp,
-    /// Columns of the terminal, if the output is one.
-    width: Option<u16>,
-}
-
 impl Report {
     fn new<T>(fields: &[Field<T>], things: impl IntoIterator<Item = T>, shape: Shape) -> Self {
-        let shown = fields.iter().filter(|field| field.is_shown());
-        let row = |thing| fields.iter().map(|field| field.of(&thing)).collect();
-        Self {
-            headings: shown.map(Field::heading).collect(),
-            rows: things.into_iter().map(row).collect(),
-            shape,
-            now: None,
-        }
+        let columns = fields.iter().map(Field::column).collect();
+        Self { columns, rows: rows(fields, things), shape, now: None }
     }
 
     /// A report of several records.
@@ -70,7 +55,7 @@ impl Report {
         Self::new(fields, [thing], Shape::Brief)
     }
 
-    /// A record that introduces another report; not in JSON.
+    /// A record that introduces another report; only in text.
     pub(crate) fn heading<T>(fields: &[Field<T>], thing: T) -> Self {
         Self::new(fields, [thing], Shape::Heading)
     }
@@ -81,101 +66,88 @@ impl Report {
     }
 
     /// Prints to stdout.
-    pub(crate) fn print(self, json: bool) -> anyhow::Result<()> {
-        if json {
-            return write(&self.to_json());
-        }
+    pub(crate) fn print(&self, output: &Output) -> anyhow::Result<()> {
         let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
         let width = terminal.map(|(terminal_size::Width(width), _)| width);
-        write(&self.to_text(Screen { now: self.now.unwrap_or_else(Timestamp::now), width }))
+        write(&self.render(output, width)?)
+    }
+
+    fn render(&self, output: &Output, width: Option<u16>) -> anyhow::Result<String> {
+        let Output { format, headers, color } = output;
+        let now = self.now.unwrap_or_else(Timestamp::now);
+        let wide = *format == Format::Wide;
+        let screen = Screen { now, width, wide, headers: *headers, color: *color };
+        Ok(match format {
+            Format::Table | Format::Wide => self.to_text(screen),
+            Format::Json => self.to_json(),
+            Format::Yaml => self.to_yaml(),
+            Format::Fields(names) => self.to_fields(names, screen)?,
+        })
     }
 
     /// One object per line, with the keys in field order.
     pub(crate) fn to_json(&self) -> String {
-        let object = |row: &Vec<Entry>| {
-            let members: Vec<String> =
-                row.iter().map(|entry| format!("\"{}\":{}", entry.key, entry.json())).collect();
-            format!("{}\n", escape::json(&format!("{{{}}}", members.join(","))))
-        };
         match self.shape {
             Shape::Heading => String::new(),
-            Shape::List | Shape::Record | Shape::Brief => self.rows.iter().map(object).collect(),
+            Shape::List | Shape::Record | Shape::Brief => {
+                self.rows.iter().map(|row| data::json(row) + "\n").collect()
+            }
         }
+    }
+
+    fn to_yaml(&self) -> String {
+        match self.shape {
+            Shape::Heading => String::new(),
+            Shape::List => data::yaml_list(&self.rows),
+            Shape::Record | Shape::Brief => self.rows.iter().map(data::yaml).collect(),
+        }
+    }
+
+    fn to_fields(&self, names: &[String], screen: Screen) -> anyhow::Result<String> {
+        if self.shape == Shape::Heading {
+            return Ok(String::new());
+        }
+        let mut places = Vec::new();
+        for name in names {
+            let Some(place) = self.columns.iter().position(|column| column.key == name) else {
+                let known: Vec<_> = self.columns.iter().map(|column| column.key).collect();
+                bail!("--output fields: there is no field {name:?}; fields: {}", known.join(", "));
+            };
+            places.push(place);
+        }
+        let values = |row: &Row| places.iter().map(|place| data::plain(&row[*place])).collect();
+        Ok(text::fields(names, self.rows.iter().map(values).collect(), screen))
     }
 
     fn to_text(&self, screen: Screen) -> String {
-        let records = || -> Vec<String> {
-            self.rows.iter().map(|row| record(row, screen, self.shape)).collect()
+        let records = |brief| -> String {
+            self.rows.iter().map(|row| text::record(row, screen, brief)).collect()
         };
         match self.shape {
-            Shape::List if self.rows.is_empty() => "none\n".to_owned(),
-            Shape::List => self.table(screen).unwrap_or_else(|| records().join("\n")),
-            Shape::Record | Shape::Brief => records().concat(),
-            Shape::Heading => records().concat() + "\n",
+            Shape::List => text::list(&self.columns, &self.rows, screen),
+            Shape::Record => records(false),
+            Shape::Brief => records(true),
+            Shape::Heading => records(false) + "\n",
         }
     }
-
-    /// `None` if the terminal is too narrow for a readable table.
-    fn table(&self, screen: Screen) -> Option<String> {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(&self.headings);
-        for row in &self.rows {
-            table.add_row(shown(row).map(|entry| cell(entry, screen.now)));
-        }
-        let widths = table.column_max_content_widths();
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        let needed = |most: u16| -> usize {
-            widths.iter().map(|width| usize::from(*width.min(&most)) + 2).sum()
-        };
-        if let Some(width) = screen.width.filter(|width| needed(u16::MAX) > usize::from(*width)) {
-            if needed(NARROW) > usize::from(width) {
-                return None;
-            }
-            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-            for (column, width) in table.column_iter_mut().zip(&widths) {
-                if *width <= NARROW {
-                    column.set_constraint(ColumnConstraint::ContentWidth);
-                }
-            }
-        }
-        let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-        Some(lines.join("\n") + "\n")
-    }
 }
 
-fn shown(row: &[Entry]) -> impl Iterator<Item = &Entry> {
-    row.iter().filter(|entry| !entry.only_json)
-}
-
-/// The items of a list on one line.
-fn cell(entry: &Entry, now: Timestamp) -> String {
-    let lines = entry.lines(now);
-    if lines.is_empty() { "-".to_owned() } else { escape::escape(&lines.join(", ")).into_owned() }
-}
-
-/// The items of a list on separate lines.
-fn record(row: &[Entry], screen: Screen, shape: Shape) -> String {
-    let lines: Vec<(String, Vec<String>)> = shown(row)
-        .map(|entry| (entry.heading(), entry.lines(screen.now)))
-        .filter(|(_, lines)| shape != Shape::Brief || !lines.is_empty())
-        .collect();
-    let width = lines.iter().map(|(heading, _)| heading.len()).max().unwrap_or(0);
-    let mut text = String::new();
-    for (heading, lines) in lines {
-        let lines = if lines.is_empty() { vec!["-".to_owned()] } else { lines };
-        for (n, line) in lines.iter().enumerate() {
-            let heading = if n == 0 { heading.as_str() } else { "" };
-            text += &format!("{heading:width$}  {}\n", escape::escape(line));
+/// Prints one record of a stream immediately. `line` is its text output, escaped already.
+pub(crate) fn event<T>(
+    fields: &[Field<T>],
+    thing: T,
+    output: &Output,
+    line: &str,
+) -> anyhow::Result<()> {
+    match &output.format {
+        Format::Table | Format::Wide => write(&format!("{line}\n")),
+        Format::Json => write(&Report::record(fields, thing).to_json()),
+        Format::Yaml => write(&Report::list(fields, [thing]).to_yaml()),
+        Format::Fields(_) => {
+            let output = Output { headers: false, ..output.clone() };
+            write(&Report::record(fields, thing).render(&output, None)?)
         }
     }
-    text
-}
-
-/// Prints one line immediately, for streamed output. The text is escaped already.
-pub(crate) fn line(text: &str) -> anyhow::Result<()> {
-    write(&format!("{text}\n"))
 }
 
 fn write(text: &str) -> anyhow::Result<()> {
@@ -185,18 +157,18 @@ fn write(text: &str) -> anyhow::Result<()> {
 }
 
 /// Prints the final error: one line on stderr with all causes, or an object with
-/// `--json`.
+/// JSON output.
 #[expect(clippy::print_stderr, reason = "the end of the program, for its user")]
 pub(crate) fn complain(error: &anyhow::Error, json: bool) {
     let code = error.chain().find_map(|cause| cause.downcast_ref::<Refused>());
     if json {
         let text = serde_json::json!({
             "error": format!("{error:#}"),
-            "code": code.map(|refused| refused.code.as_str()),
+            "code": code.map(|refused| refused.name.as_str()),
         });
         eprintln!("{}", escape::json(&text.to_string()));
     } else {
-        let code = code.map(|refused| format!(" (rpc error: code = {})", refused.code));
+        let code = code.map(|refused| format!(" (rpc error: code = {})", refused.name));
         let text = format!("{error:#}{}", code.unwrap_or_default());
         eprintln!("portcullisctl: {}", escape::escape(&text));
     }
@@ -211,7 +183,7 @@ pub(crate) fn warn(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::field::moment;
+    use crate::field::{Tone, moment};
 
     struct Thing {
         name: &'static str,
@@ -238,7 +210,8 @@ mod tests {
     }
 
     fn screen(width: Option<u16>) -> Screen {
-        Screen { now: moment(100, 0).unwrap(), width }
+        let now = moment(100, 0).unwrap();
+        Screen { now, width, wide: false, headers: true, color: false }
     }
 
     #[test]
@@ -288,5 +261,44 @@ mod tests {
             Report::brief(FIELDS, thing()).to_text(screen(None)),
             "spaces    a\n          b\\nc\nreported  12s ago\nwell      true\n"
         );
+    }
+
+    fn rendered(format: Format) -> Result<String, String> {
+        let output = Output { format, headers: true, color: false };
+        things().at(moment(100, 0)).render(&output, None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn wide_tables_headings_and_colours_are_options() {
+        const TONED: &[Field<u64>] = &[
+            Field::toned(Field::integer("one", |n| Some(*n)), |_| Tone::Bad),
+            Field::wide(Field::integer("two", |n| Some(*n))),
+        ];
+        let report = || Report::list(TONED, [1, 22]);
+        let wide = Screen { wide: true, ..screen(None) };
+        assert_eq!(report().to_text(screen(None)), "one\n1\n22\n");
+        assert_eq!(report().to_text(wide), "one  two\n1    1\n22   22\n");
+        let bare = Screen { headers: false, ..wide };
+        assert_eq!(report().to_text(bare), "1   1\n22  22\n");
+        assert_eq!(Report::list(TONED, []).to_text(bare), "");
+        let color = Screen { color: true, ..wide };
+        let red = |text: &str| format!("\u{1b}[31m{text}\u{1b}[0m");
+        let expected = format!("one  two\n{}    1\n{}   22\n", red("1"), red("22"));
+        assert_eq!(report().to_text(color), expected);
+        assert_eq!(Report::record(TONED, 7).to_text(color), format!("one  {}\ntwo  7\n", red("7")));
+    }
+
+    #[test]
+    fn fields_are_chosen_by_name() {
+        let names = |names: &[&str]| Format::Fields(names.iter().map(|&n| n.to_owned()).collect());
+        assert_eq!(
+            rendered(names(&["code", "spaces", "reported_at"])).unwrap(),
+            "code  spaces  reported_at\n\
+             7     a,b     1970-01-01T00:01:28.000000005Z\n\
+             7             1970-01-01T00:01:28.000000005Z\n"
+        );
+        let error = rendered(names(&["nmae"])).unwrap_err();
+        assert!(error.contains("\"nmae\"") && error.contains("name, spaces"), "{error}");
+        assert!(rendered(Format::Yaml).unwrap().starts_with("- name: \"long enough"));
     }
 }

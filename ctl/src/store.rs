@@ -5,29 +5,51 @@ use proto::policy_v1::{
     StatusRequest, StatusResponse, policy_store_client::PolicyStoreClient, status_response::Cell,
 };
 
+use tonic::{Status, transport::Channel};
+
 use crate::{
     connect::Connection,
-    field::{Field, moment},
-    natural,
+    field::{Field, instant},
     report::Report,
 };
 
-async fn fetch_status(connection: &Connection) -> anyhow::Result<StatusResponse> {
-    let mut client = PolicyStoreClient::new(connection.to_policy_store()?);
-    let call = client.status(StatusRequest {});
-    Ok(connection.ask("policy store status", call).await?.into_inner())
+/// Size limit of a status, which has all cells.
+const LARGEST_STATUS: usize = 64 << 20;
+
+/// The status by one instance.
+pub(crate) async fn status_of(channel: Channel) -> Result<StatusResponse, Status> {
+    let client = PolicyStoreClient::new(channel);
+    let mut client = client.max_decoding_message_size(LARGEST_STATUS);
+    Ok(client.status(StatusRequest {}).await?.into_inner())
+}
+
+/// The status by all instances together: a cell is connected if it watches one of them.
+pub(crate) async fn fetch_status(connection: &Connection) -> anyhow::Result<StatusResponse> {
+    let answers = connection.ask_stores("policy store status", status_of).await?;
+    let connected: Vec<String> = answers
+        .iter()
+        .flat_map(|answer| &answer.cells)
+        .filter(|cell| cell.connected)
+        .map(|cell| cell.cell_id.clone())
+        .collect();
+    let newest = answers.into_iter().max_by_key(|answer| answer.generation);
+    let mut status = newest.unwrap_or_default();
+    for cell in &mut status.cells {
+        cell.connected = connected.contains(&cell.cell_id);
+    }
+    Ok(status)
 }
 
 /// The store's clock.
 fn clock(status: &StatusResponse) -> Option<Timestamp> {
-    status.now.and_then(|at| moment(at.seconds, at.nanos))
+    instant(status.now)
 }
 
 pub(crate) const STATUS: &[Field<StatusResponse>] = &[
     Field::integer("generation", |status| Some(status.generation)),
     Field::integer("groups", |status| Some(status.groups)),
-    Field::time("watermark", |status| status.watermark.and_then(|at| moment(at.seconds, at.nanos))),
-    Field::time("synced_at", |status| status.synced_at.and_then(|at| moment(at.seconds, at.nanos))),
+    Field::time("watermark", |status| instant(status.watermark)),
+    Field::time("synced_at", |status| instant(status.synced_at)),
     Field::text("writer", |status| {
         status.writer.as_ref().map(|writer| writer.owner.clone()).unwrap_or_default()
     }),
@@ -55,44 +77,13 @@ pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
     Ok(Report::record(STATUS, status).at(now))
 }
 
-fn behind(cell: &Cell, generation: u64) -> u64 {
+pub(crate) fn behind(cell: &Cell, generation: u64) -> u64 {
     generation.saturating_sub(cell.enforced_generation)
 }
 
 /// Seconds by the store's clock; `None` if the cell is up to date, or the store does
 /// not know since when it is behind.
-fn behind_seconds(cell: &Cell, now: Option<Timestamp>) -> Option<u64> {
+pub(crate) fn behind_seconds(cell: &Cell, now: Option<Timestamp>) -> Option<u64> {
     let since = cell.behind_since.as_ref()?.seconds;
     Some(u64::try_from(now?.as_second() - since).unwrap_or(0))
-}
-
-/// A cell's report compared with the store's state.
-#[derive(Debug)]
-pub(crate) struct Seen {
-    cell: Cell,
-    generation: u64,
-    now: Option<Timestamp>,
-}
-
-pub(crate) const CELLS: &[Field<Seen>] = &[
-    Field::text("cell", |seen| seen.cell.cell_id.clone()),
-    Field::boolean("connected", |seen| seen.cell.connected),
-    Field::integer("behind", |seen| Some(behind(&seen.cell, seen.generation))),
-    Field::integer("behind_seconds", |seen| behind_seconds(&seen.cell, seen.now)),
-    Field::time("reported_at", |seen| {
-        seen.cell.reported_at.and_then(|at| moment(at.seconds, at.nanos))
-    }),
-    Field::integer("containers", |seen| Some(seen.cell.containers.into())),
-    Field::integer("isolated_rules", |seen| Some(seen.cell.isolated_rules.into())),
-    Field::integer("enforced_generation", |seen| Some(seen.cell.enforced_generation)),
-];
-
-/// Each cell that ever reported.
-pub(crate) async fn cells(connection: &Connection) -> anyhow::Result<Report> {
-    let mut status = fetch_status(connection).await?;
-    let (generation, now) = (status.generation, clock(&status));
-    let mut cells = std::mem::take(&mut status.cells);
-    cells.sort_by(|one, other| natural::compare(&one.cell_id, &other.cell_id));
-    let seen = cells.into_iter().map(|cell| Seen { cell, generation, now });
-    Ok(Report::list(CELLS, seen).at(now))
 }

@@ -35,6 +35,8 @@ runtime::families! {
         "Known cells, connected or not, that have not reported the newest generation as enforced.";
     CELLS_BEHIND_SECONDS: Gauge "policy_store_cells_behind_seconds_max",
         "Longest time since the first generation that a known cell has not enforced.";
+    CONTAINERS: Gauge "policy_store_containers",
+        "Containers that cells reported to this instance, including those of disconnected cells.";
     CELL_LAG: Histogram "policy_store_cell_enforced_seconds",
         "Time from the commit of the first generation that a cell lacked to the report that the cell enforces the newest one.";
     HTTP_LISTS: Gauge "policy_store_http_lists_in_flight",

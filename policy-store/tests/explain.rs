@@ -149,7 +149,7 @@ async fn bad_questions_name_the_field_and_cells_may_not_ask() {
     let served = served().await;
     let operator = served.foundation("operator", None);
     for (space, connection, message) in [
-        ("", tcp("10.0.0.1", 1), "space_guid: "),
+        ("", tcp("10.0.0.1", 1), "one of space_guid, app_guid and handle must be set"),
         ("s1", tcp("db.example.com", 1), "connection.destination: \"db.example.com\""),
         ("s1", tcp("10.0.0.1", 70_000), "connection.port: 70000"),
         (

@@ -6,6 +6,7 @@ mod backup;
 mod config;
 mod decide;
 mod explain;
+mod foundation;
 mod grpc;
 mod grpc_cells;
 mod handover;

@@ -16,13 +16,14 @@ use policy_store::{
         cells::Cells,
         cursor::{self, Cursor, MAX_SPACES},
         parts::Parts,
-        watch::{ClientMessage, ClientMessages, End, Feed, Hello, Watcher},
+        watch::{ClientMessage, ClientMessages, End, Feed, Hello, Violation, Watcher},
     },
     groups::{
         current::SnapshotPublisher,
         page::{Filter, page},
         snapshot::Snapshot,
     },
+    reports::Agent,
     store::{Contents, Store, memory::Memory},
 };
 use proptest::prelude::*;
@@ -311,9 +312,9 @@ fn a_subscription_has_limits() {
 struct Said(mpsc::Receiver<ClientMessage>);
 
 impl ClientMessages for Said {
-    type Error = cursor::Error;
+    type Error = Violation;
 
-    async fn next(&mut self) -> Result<Option<ClientMessage>, cursor::Error> {
+    async fn next(&mut self) -> Result<Option<ClientMessage>, Violation> {
         Ok(self.0.recv().await)
     }
 }
@@ -321,7 +322,8 @@ impl ClientMessages for Said {
 fn watcher(feed: Feed, spaces: &[&str]) -> (Watcher<Said>, mpsc::Sender<ClientMessage>) {
     let (say, said) = mpsc::channel(4);
     let spaces = spaces.iter().map(|text| space(text)).collect();
-    let hello = Hello { cell: CellId::parse("cell-1").unwrap(), spaces, known: None };
+    let cell = CellId::parse("cell-1").unwrap();
+    let hello = Hello { cell, spaces, known: None, agent: Agent::default() };
     (Watcher::new(feed, hello, Said(said)).unwrap(), say)
 }
 
@@ -393,7 +395,7 @@ async fn a_broken_rule_ends_the_watch() {
     say.send(subscribe(0, &[])).await.unwrap();
     let end = watcher.next().await.unwrap_err();
     let error = cursor::Error::SequenceDoesNotRise { sequence: 0, before: 0 };
-    assert_eq!(end, End::Broken(error));
+    assert_eq!(end, End::Broken(error.into()));
 }
 
 /// A watcher that never reads holds no snapshot: old ones are freed.

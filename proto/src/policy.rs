@@ -6,12 +6,21 @@ use prost::{Message as _, bytes::Bytes};
 
 use model::{
     generation::Watermark,
-    group::{ContentHash, GroupId, Scope, SecurityGroup, StoredGroup},
+    group::{ContentHash, GroupId, Lifecycle, Scope, SecurityGroup, StoredGroup},
     ids::{GroupGuid, SpaceGuid},
     rule::RuleSpec,
 };
 
 use crate::{Error, policy_v1};
+
+impl From<Lifecycle> for policy_v1::Lifecycle {
+    fn from(lifecycle: Lifecycle) -> Self {
+        match lifecycle {
+            Lifecycle::Running => Self::Running,
+            Lifecycle::Staging => Self::Staging,
+        }
+    }
+}
 
 impl From<RuleSpec> for policy_v1::Rule {
     fn from(rule: RuleSpec) -> Self {

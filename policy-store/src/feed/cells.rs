@@ -10,7 +10,9 @@
 //!   ignored.
 //! - Several streams of one cell may overlap, when the cell reconnects before the old
 //!   stream is detected as dead. The cell is connected while at least one stream is
-//!   open; the report of the newest stream counts.
+//!   open; the report and the inventory of the newest stream count.
+//! - A cell that disconnects keeps its inventory until the cell is deleted. Queries get
+//!   the inventories behind `Arc`s, so that they never hold the lock while they compute.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,8 +27,10 @@ use model::{
 
 use crate::{
     groups::history::History,
-    reports::{Report, Unsaved},
+    reports::{Agent, Details, Report, Unsaved},
 };
+
+use super::inventory::{self, Inventory, Update};
 
 /// A cell that is not connected and has not reported for this time, seven days, is
 /// deleted.
@@ -58,14 +62,54 @@ impl CellStatus {
     }
 }
 
+/// A cell with what this instance received over its watches.
+#[derive(Debug, Clone)]
+pub struct KnownCell {
+    /// What every instance knows.
+    pub status: CellStatus,
+    /// Absent for a cell that never watched this instance since its start.
+    pub here: Option<Here>,
+}
+
+impl KnownCell {
+    /// Containers and isolated rules; absent when the cell never reported them here.
+    #[must_use]
+    pub fn inventory(&self) -> Option<&Inventory> {
+        self.here.as_ref()?.inventory.as_deref()
+    }
+}
+
+/// What this instance received over the watches of a cell.
+#[derive(Debug, Clone)]
+pub struct Here {
+    /// The agent, by the newest Hello.
+    pub agent: Arc<Agent>,
+    /// When the cell last connected, or disconnected.
+    pub changed_at: Timestamp,
+    /// Details of the last report.
+    pub details: Option<Arc<Details>>,
+    /// Containers and isolated rules; absent before the first inventory.
+    pub inventory: Option<Arc<Inventory>>,
+}
+
 #[derive(Debug, Default)]
 struct Cell {
     /// Open streams.
     streams: BTreeSet<u64>,
+    here: Option<Here>,
+    /// Stream that sent the inventory; 0 when none.
+    lister: u64,
     report: Option<Report>,
     /// Stream that sent `report`; 0 for a report loaded from the store.
     reporter: u64,
     unsaved: bool,
+}
+
+impl Cell {
+    fn status(&self, id: &CellId) -> CellStatus {
+        let connected = !self.streams.is_empty();
+        CellStatus { id: id.clone(), connected, report: self.report }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -101,13 +145,18 @@ impl Cells {
 
     /// Registers a stream of a cell.
     #[must_use]
-    pub fn connect(&self, cell: CellId) -> Connection {
+    pub fn connect(&self, cell: CellId, agent: Agent, now: Timestamp) -> Connection {
+        let agent = Arc::new(agent);
         let mut inner = self.lock();
         inner.last_stream += 1;
         let stream = inner.last_stream;
-        let streams = &mut inner.cells.entry(cell.clone()).or_default().streams;
-        let comes = streams.is_empty();
-        streams.insert(stream);
+        let known = inner.cells.entry(cell.clone()).or_default();
+        let comes = known.streams.is_empty();
+        known.streams.insert(stream);
+        known.here = Some(match known.here.take() {
+            Some(here) => Here { agent, changed_at: now, ..here },
+            None => Here { agent, changed_at: now, details: None, inventory: None },
+        });
         drop(inner);
         if comes {
             tracing::info!(%cell, "cell-connected");
@@ -118,13 +167,27 @@ impl Cells {
     /// All cells, by id.
     #[must_use]
     pub fn status(&self) -> Vec<CellStatus> {
+        self.lock().cells.iter().map(|(id, cell)| cell.status(id)).collect()
+    }
+
+    /// All cells, by id, with what this instance received from them.
+    #[must_use]
+    pub fn known(&self) -> Vec<KnownCell> {
         let inner = self.lock();
-        let status = |(id, cell): (&CellId, &Cell)| CellStatus {
-            id: id.clone(),
-            connected: !cell.streams.is_empty(),
-            report: cell.report,
+        let known = |(id, cell): (&CellId, &Cell)| KnownCell {
+            status: cell.status(id),
+            here: cell.here.clone(),
         };
-        inner.cells.iter().map(status).collect()
+        inner.cells.iter().map(known).collect()
+    }
+
+    /// Number of containers in all inventories.
+    #[must_use]
+    pub fn containers(&self) -> usize {
+        let inner = self.lock();
+        let inventories =
+            inner.cells.values().filter_map(|cell| cell.here.as_ref()?.inventory.as_ref());
+        inventories.map(|inventory| inventory.containers().len()).sum()
     }
 
     /// Counts of the known cells, while the store is at `current`.
@@ -222,6 +285,49 @@ impl Connection {
         cell.unsaved = true;
         before.filter(|before| *before < enforced && enforced == current)
     }
+
+    /// Records the details of the report of a cell.
+    pub fn details(&self, details: Details) {
+        let details = Arc::new(details);
+        let mut inner = self.cells.lock();
+        let Some(cell) = inner.cells.get_mut(&self.cell) else { return };
+        if let Some(here) = cell.here.as_mut().filter(|_| self.stream >= cell.reporter) {
+            here.details = Some(details);
+        }
+    }
+
+    /// Applies a change of the inventory of a cell. The first of a stream replaces the
+    /// inventory of an older stream.
+    ///
+    /// # Errors
+    /// Too many containers, or an incomplete first update.
+    pub fn update(&self, update: Update) -> Result<(), inventory::Error> {
+        let mut inner = self.cells.lock();
+        let Some(cell) = inner.cells.get_mut(&self.cell) else { return Ok(()) };
+        let Some(here) = cell.here.as_mut().filter(|_| self.stream >= cell.lister) else {
+            return Ok(());
+        };
+        if self.stream > cell.lister {
+            if !update.reset {
+                return Err(inventory::Error::NoReset);
+            }
+            here.inventory = None;
+            cell.lister = self.stream;
+        }
+        // Copies the inventory only while a query reads the same one.
+        Arc::make_mut(here.inventory.get_or_insert_default()).apply(update)
+    }
+
+    /// Records when the stream ends. Called before the drop, which reads no clock.
+    pub fn ends(&self, now: Timestamp) {
+        let mut inner = self.cells.lock();
+        let Some(cell) = inner.cells.get_mut(&self.cell) else { return };
+        if cell.streams.len() == 1
+            && let Some(here) = &mut cell.here
+        {
+            here.changed_at = now;
+        }
+    }
 }
 
 impl Drop for Connection {
@@ -249,138 +355,5 @@ fn enforced(before: Option<Generation>, report: &Report, current: Generation) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use model::generation::Point;
-
-    use super::*;
-    use crate::groups::history::Step;
-
-    fn cell(id: &str) -> CellId {
-        CellId::parse(id).unwrap()
-    }
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn report(enforced: u64) -> Report {
-        Report { enforced: Generation(enforced), containers: 1, isolated_rules: 0, at: at(0) }
-    }
-
-    fn enforced_of(cells: &Cells) -> u64 {
-        cells.status()[0].report.unwrap().enforced.0
-    }
-
-    #[test]
-    fn a_cell_is_connected_while_one_of_its_streams_lives() {
-        let cells = Cells::default();
-        let old = cells.connect(cell("c1"));
-        let new = cells.connect(cell("c1"));
-        drop(old);
-        assert!(cells.status()[0].connected);
-        drop(new);
-        assert!(!cells.status()[0].connected);
-    }
-
-    #[test]
-    fn a_late_word_of_a_dead_stream_does_not_count() {
-        let cells = Cells::default();
-        let (old, new) = (cells.connect(cell("c1")), cells.connect(cell("c1")));
-        new.report(report(7), Generation(9));
-        old.report(Report { containers: 99, ..report(8) }, Generation(9));
-        assert_eq!(enforced_of(&cells), 7);
-        assert_eq!(cells.status()[0].report.unwrap().containers, 1);
-    }
-
-    #[test]
-    fn what_is_in_force_never_goes_back() {
-        let cells = Cells::default();
-        let stream = cells.connect(cell("c1"));
-        stream.report(report(7), Generation(9));
-        stream.report(report(5), Generation(9));
-        assert_eq!(enforced_of(&cells), 7);
-        let next = cells.connect(cell("c1"));
-        next.report(report(6), Generation(9));
-        assert_eq!(enforced_of(&cells), 7);
-    }
-
-    #[test]
-    fn generations_that_do_not_exist_count_for_nothing() {
-        let cells = Cells::new(vec![(cell("c1"), report(500))]);
-        let stream = cells.connect(cell("c1"));
-        stream.report(report(3), Generation(4));
-        assert_eq!(enforced_of(&cells), 3, "the store was restored from a backup");
-        stream.report(report(400), Generation(4));
-        assert_eq!(enforced_of(&cells), 3);
-    }
-
-    fn history() -> History {
-        let point = |generation| Point { generation: Generation(generation), stamp: Stamp(100) };
-        let step = Step { point: Point { stamp: Stamp(200), ..point(2) }, changes: Vec::new() };
-        History::starting(point(1)).followed_by([step])
-    }
-
-    #[test]
-    fn those_behind_are_all_that_are_known_with_less() {
-        let cells = Cells::new(vec![(cell("c0"), report(2))]);
-        let [behind, current, silent, gone] =
-            ["c1", "c2", "c3", "c4"].map(|id| cells.connect(cell(id)));
-        let count = || cells.count(Generation(2), &history());
-        let all = Count { known: 5, connected: 4, behind: 4, behind_since: None };
-        assert_eq!(count(), all, "nobody has reported");
-        current.report(report(2), Generation(2));
-        gone.report(report(1), Generation(2));
-        let since = Some(Stamp(200));
-        assert_eq!(count(), Count { behind: 3, behind_since: since, ..all });
-        behind.report(report(2), Generation(2));
-        drop((gone, silent));
-        assert_eq!(count(), Count { connected: 2, behind: 2, behind_since: since, ..all });
-        let back = cells.connect(cell("c4"));
-        assert_eq!(back.report(report(2), Generation(2)), Some(Generation(1)));
-        assert_eq!(back.report(report(2), Generation(2)), None, "it was not behind");
-        assert_eq!(count(), Count { connected: 3, behind: 1, behind_since: None, ..all });
-    }
-
-    #[test]
-    fn what_changed_is_handed_out_once_and_again_when_it_was_not_saved() {
-        let cells = Cells::default();
-        let stream = cells.connect(cell("c1"));
-        assert!(cells.unsaved(at(0)).is_empty(), "nothing reported yet");
-        stream.report(report(1), Generation(2));
-        let unsaved = cells.unsaved(at(0));
-        assert_eq!(unsaved.reports, [(cell("c1"), report(1))]);
-        assert!(cells.unsaved(at(0)).is_empty());
-        cells.not_saved(&unsaved);
-        assert_eq!(cells.unsaved(at(0)), unsaved);
-    }
-
-    #[test]
-    fn what_others_heard_counts_for_cells_that_are_elsewhere() {
-        let cells = Cells::default();
-        let later = |enforced, second| Report { at: at(second), ..report(enforced) };
-        cells.merge(vec![(cell("c1"), later(3, 10))]);
-        cells.merge(vec![(cell("c1"), later(2, 5))]);
-        assert_eq!(enforced_of(&cells), 3, "the older word came late");
-        assert!(!cells.status()[0].connected);
-        let here = cells.connect(cell("c1"));
-        here.report(later(4, 11), Generation(9));
-        cells.merge(vec![(cell("c1"), later(8, 99))]);
-        assert_eq!(enforced_of(&cells), 4);
-        assert_eq!(cells.unsaved(at(12)).reports, [(cell("c1"), later(4, 11))]);
-        drop(here);
-        cells.merge(vec![(cell("c1"), later(8, 99))]);
-        assert_eq!(enforced_of(&cells), 8);
-        assert!(cells.unsaved(at(100)).is_empty(), "it is written already");
-    }
-
-    #[test]
-    fn who_is_long_gone_is_forgotten() {
-        let cells = Cells::new(vec![(cell("c1"), report(1)), (cell("c2"), report(1))]);
-        let stays = cells.connect(cell("c2"));
-        let week = FORGOTTEN_AFTER.as_secs();
-        assert!(cells.unsaved(at(week)).forgotten.is_empty());
-        assert_eq!(cells.unsaved(at(week + 1)).forgotten, [(cell("c1"), at(0))]);
-        assert_eq!(cells.status().len(), 1);
-        drop(stays);
-    }
-}
+#[path = "cells_tests.rs"]
+mod tests;

@@ -1,11 +1,14 @@
 //! Pushes the current generation to watchers.
 //!
 //! [`cursor`] is pure: the next update for one watcher. [`parts`] splits an update into
-//! messages. [`watch`] drives one stream. [`cells`] stores the reports of cells, and
-//! [`laggards`] logs which cells are behind.
+//! messages. [`watch`] drives one stream. [`cells`] stores the reports of cells, with an
+//! [`inventory`] of each, in which [`survey`] finds containers; [`laggards`] logs which
+//! cells are behind.
 
 pub mod cells;
 pub mod cursor;
+pub mod inventory;
 pub mod laggards;
 pub mod parts;
+pub mod survey;
 pub mod watch;

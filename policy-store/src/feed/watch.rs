@@ -18,15 +18,16 @@ use tokio_util::sync::CancellationToken;
 use super::{
     cells::{Cells, Connection, Count},
     cursor::{self, Cursor},
+    inventory::{self, Update},
     parts::{Part, Parts},
 };
 use crate::{
     groups::{current::SnapshotPublisher, snapshot::Snapshot},
     metrics::{
         CELL_LAG, CELLS_BEHIND, CELLS_BEHIND_SECONDS, CELLS_CONNECTED, CELLS_DISCONNECTED,
-        CELLS_KNOWN, WATCHERS,
+        CELLS_KNOWN, CONTAINERS, WATCHERS,
     },
-    reports::Report,
+    reports::{Agent, Details, Report},
     store::Store,
 };
 
@@ -39,6 +40,8 @@ pub struct Hello {
     pub spaces: HashSet<SpaceGuid>,
     /// Generation whose groups of these spaces the cell already has.
     pub known: Option<Point>,
+    /// The agent.
+    pub agent: Agent,
 }
 
 /// Later message of a cell.
@@ -54,13 +57,26 @@ pub enum ClientMessage {
         drop: Vec<SpaceGuid>,
     },
     /// Generation in force and counts.
-    Report(Report),
+    Report(Report, Box<Details>),
+    /// Containers and isolated rules.
+    Inventory(Box<Update>),
+}
+
+/// A message that breaks the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// Invalid subscription.
+    #[error(transparent)]
+    Subscription(#[from] cursor::Error),
+    /// Invalid inventory.
+    #[error(transparent)]
+    Inventory(#[from] inventory::Error),
 }
 
 /// Messages of a cell after Hello.
 pub trait ClientMessages: Send {
     /// Error that ends the messages.
-    type Error: Display + From<cursor::Error> + Send;
+    type Error: Display + From<Violation> + Send;
 
     /// The next message; `None` when the cell half-closes the stream. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Result<Option<ClientMessage>, Self::Error>> + Send;
@@ -105,13 +121,13 @@ impl<W: ClientMessages> Watcher<W> {
     /// # Errors
     /// Too many spaces.
     pub fn new(feed: Feed, hello: Hello, words: W) -> Result<Self, cursor::Error> {
-        let Hello { cell, spaces, known } = hello;
+        let Hello { cell, spaces, known, agent } = hello;
         let snapshot = feed.board.current();
         let spaces = spaces.into_iter().map(|space| snapshot.shared(space)).collect();
         let cursor = Cursor::new(spaces, known)?;
         WATCHERS.gauge().increment(1);
         Ok(Self {
-            connection: feed.cells.connect(cell),
+            connection: feed.cells.connect(cell, agent, Timestamp::now()),
             generations: feed.board.generations(),
             feed,
             cursor,
@@ -164,22 +180,29 @@ impl<W: ClientMessages> Watcher<W> {
         Ok(())
     }
 
-    fn on_message(&mut self, word: ClientMessage) -> Result<(), cursor::Error> {
+    fn on_message(&mut self, word: ClientMessage) -> Result<(), Violation> {
         let snapshot: Arc<Snapshot> = self.feed.board.current();
         match word {
             ClientMessage::Subscribe { sequence, add, drop } => {
                 let add = add.into_iter().map(|space| snapshot.shared(space)).collect();
-                self.cursor.subscribe(sequence, add, &drop)
+                self.cursor.subscribe(sequence, add, &drop)?;
             }
-            ClientMessage::Report(report) => {
+            ClientMessage::Report(report, details) => {
                 let before = self.connection.report(report, snapshot.state.generation);
+                self.connection.details(*details);
                 let since = before.and_then(|before| snapshot.history().first_after(before));
                 if let Some(since) = since {
                     CELL_LAG.histogram().record(seconds(since, report.at));
                 }
-                Ok(())
+            }
+            ClientMessage::Inventory(mut update) => {
+                for (_, container) in &mut update.upserted {
+                    container.space = container.space.take().map(|space| snapshot.shared(space));
+                }
+                self.connection.update(*update)?;
             }
         }
+        Ok(())
     }
 }
 
@@ -194,6 +217,7 @@ async fn next_word<W: ClientMessages>(
 
 impl<W> Drop for Watcher<W> {
     fn drop(&mut self) {
+        self.connection.ends(Timestamp::now());
         WATCHERS.gauge().decrement(1);
     }
 }
@@ -238,6 +262,7 @@ pub fn gauge(board: &SnapshotPublisher, cells: &Cells, now: Timestamp) {
     let snapshot = board.current();
     let Count { known, connected, behind, behind_since } =
         cells.count(snapshot.state.generation, snapshot.history());
+    CONTAINERS.gauge().set(cells.containers() as f64);
     CELLS_KNOWN.gauge().set(known as f64);
     CELLS_CONNECTED.gauge().set(connected as f64);
     CELLS_DISCONNECTED.gauge().set((known - connected) as f64);

@@ -12,7 +12,7 @@ pub const DEFAULT_SIZE: usize = 500;
 pub const MAX_SIZE: usize = 5000;
 /// A page ends early at this number of encoded bytes, so that it stays within the 4 MiB
 /// that gRPC clients accept. A larger group is a page of its own.
-const MAX_BYTES: usize = 3 << 20;
+pub const MAX_BYTES: usize = 3 << 20;
 
 /// Selection of groups.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
+use jiff::Timestamp;
 use proto::policy_v1::{
     AskCellRequest, AskCellResponse, CellsRequest, CellsResponse, ChangesRequest, ChangesResponse,
     ContainersRequest, ContainersResponse, ExplainRequest, ExplainResponse, ReachRequest,
@@ -13,10 +14,10 @@ use runtime::server::Entry;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Shared, explain,
+    Shared, cells, explain,
     status::{Error, status},
 };
-use crate::{access::Action, groups::snapshot::Snapshot};
+use crate::{access::Action, feed::cells::KnownCell, groups::snapshot::Snapshot};
 
 type Changes = Pin<Box<dyn Stream<Item = Result<ChangesResponse, Status>> + Send>>;
 
@@ -34,14 +35,14 @@ impl Foundation {
         })
     }
 
-    /// Computes an answer from the current snapshot on a thread that may block: it may parse all
-    /// rules.
+    /// Computes an answer from the current snapshot and the known cells on a thread that may
+    /// block: it may parse all rules or visit all containers.
     async fn compute<T: Send + 'static>(
         &self,
-        compute: impl FnOnce(&Snapshot) -> Result<T, Error> + Send + 'static,
+        compute: impl FnOnce(&Snapshot, &[KnownCell]) -> Result<T, Error> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let snapshot = self.0.feed.board.current();
-        let computed = tokio::task::spawn_blocking(move || compute(&snapshot)).await;
+        let (snapshot, cells) = (self.0.feed.board.current(), self.0.feed.cells.known());
+        let computed = tokio::task::spawn_blocking(move || compute(&snapshot, &cells)).await;
         let computed = computed.map_err(|error| Status::internal(error.to_string()))?;
         computed.map(Response::new).map_err(|error| status(&error))
     }
@@ -55,25 +56,32 @@ impl foundation_server::Foundation for Foundation {
         &self,
         request: Request<ExplainRequest>,
     ) -> Result<Response<ExplainResponse>, Status> {
-        self.compute(move |snapshot| explain::explain(snapshot, request.into_inner())).await
+        let request = request.into_inner();
+        self.compute(move |snapshot, cells| explain::explain(snapshot, cells, request)).await
     }
 
     async fn reach(
         &self,
         request: Request<ReachRequest>,
     ) -> Result<Response<ReachResponse>, Status> {
-        self.compute(move |snapshot| explain::reach(snapshot, request.into_inner())).await
+        let request = request.into_inner();
+        self.compute(move |snapshot, cells| explain::reach(snapshot, cells, request)).await
     }
 
-    async fn cells(&self, _: Request<CellsRequest>) -> Result<Response<CellsResponse>, Status> {
-        Err(Status::unimplemented("in development"))
+    async fn cells(
+        &self,
+        request: Request<CellsRequest>,
+    ) -> Result<Response<CellsResponse>, Status> {
+        let (request, now) = (request.into_inner(), Timestamp::now());
+        self.compute(move |snapshot, known| cells::cells(snapshot, known, &request, now)).await
     }
 
     async fn containers(
         &self,
-        _: Request<ContainersRequest>,
+        request: Request<ContainersRequest>,
     ) -> Result<Response<ContainersResponse>, Status> {
-        Err(Status::unimplemented("in development"))
+        let request = request.into_inner();
+        self.compute(move |_, known| cells::containers(known, request)).await
     }
 
     async fn changes(

@@ -2,8 +2,10 @@
 //!
 //! A handler parses, authorizes, calls, and converts.
 
+mod cells;
 mod explain;
 mod foundation;
+mod inventory;
 mod messages;
 mod parse;
 mod replace;
@@ -26,7 +28,7 @@ use proto::{
 };
 use runtime::server::{ConnectionDraining, Entry, Head};
 use tokio::sync::Semaphore;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use self::{
     foundation::Foundation,
@@ -124,7 +126,11 @@ impl policy_store_server::PolicyStore for PolicyStore {
         let leaving = request.extensions().get().map(|ConnectionDraining(leaving)| leaving.clone());
         let drain = leaving.unwrap_or_else(|| self.0.feed.drain.clone());
         let watching = Watching::new(Arc::clone(&self.0), identity, drain, request.into_inner());
-        Ok(Response::new(Box::pin(watching.into_stream())))
+        let stream: Self::WatchStream = Box::pin(watching.into_stream());
+        let mut response = Response::new(stream);
+        let accepts = MetadataValue::from_static(proto::INVENTORY);
+        response.metadata_mut().insert(proto::WATCH_ACCEPTS, accepts);
+        Ok(response)
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

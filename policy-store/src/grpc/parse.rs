@@ -15,7 +15,10 @@ use proto::policy_v1::{
     watch_request::{Hello, Report, Subscribe},
 };
 
-use super::status::Error;
+use super::{
+    inventory,
+    status::{Error, invalid},
+};
 use crate::{
     feed::{
         cursor::MAX_SPACES,
@@ -32,10 +35,6 @@ pub(super) struct Beginning {
     pub(super) token: Option<FencingToken>,
     pub(super) watermark: Watermark,
     pub(super) allow_mass_removal: bool,
-}
-
-pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Error {
-    Error::Protocol(format!("{field}: {problem}"))
 }
 
 impl TryFrom<Begin> for Beginning {
@@ -87,15 +86,16 @@ impl TryFrom<ListRequest> for Wanted {
             true => Filter::All,
             false => Filter::Spaces(spaces::<HashSet<_>>("space_guids", &space_guids)?),
         };
-        let size = match usize::try_from(page_size).unwrap_or(usize::MAX) {
-            0 => DEFAULT_SIZE,
-            size if size <= MAX_SIZE => size,
-            size => {
-                let problem = format_args!("{size} is more than {MAX_SIZE}");
-                return Err(invalid("page_size", problem));
-            }
-        };
+        let size = self::page_size(page_size)?;
         Ok(Self { filter, from: GroupId(page_token), size })
+    }
+}
+
+pub(super) fn page_size(size: u32) -> Result<usize, Error> {
+    match usize::try_from(size).unwrap_or(usize::MAX) {
+        0 => Ok(DEFAULT_SIZE),
+        size if size <= MAX_SIZE => Ok(size),
+        size => Err(invalid("page_size", format_args!("{size} is more than {MAX_SIZE}"))),
     }
 }
 
@@ -106,6 +106,7 @@ pub(super) fn hello(hello: &Hello) -> Result<watch::Hello, Error> {
         cell: CellId::parse(cell_id).map_err(|error| invalid("cell_id", error))?,
         spaces: spaces("space_guids", space_guids)?,
         known: (*generation != 0).then_some(known),
+        agent: inventory::agent(hello),
     })
 }
 
@@ -120,10 +121,7 @@ pub(super) fn subscribe(subscribe: &Subscribe) -> Result<ClientMessage, Error> {
 
 pub(super) fn report(report: &Report, at: Timestamp) -> ClientMessage {
     let Report { enforced_generation, containers, isolated_rules, .. } = *report;
-    ClientMessage::Report(reports::Report {
-        enforced: Generation(enforced_generation),
-        containers,
-        isolated_rules,
-        at,
-    })
+    let enforced = Generation(enforced_generation);
+    let details = Box::new(inventory::details(report));
+    ClientMessage::Report(reports::Report { enforced, containers, isolated_rules, at }, details)
 }

@@ -6,7 +6,10 @@ use tonic::{Code, Status};
 use crate::{
     access::Denied,
     committer::Failure,
-    feed::{cursor, watch::End},
+    feed::{
+        cursor,
+        watch::{End, Violation},
+    },
     groups::{decide::Refusal, manifest},
     store,
 };
@@ -29,6 +32,12 @@ pub enum Error {
     /// Invalid subscription.
     #[error(transparent)]
     Subscription(#[from] cursor::Error),
+    /// A cell broke the protocol of its watch.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// No container or cell that was asked for.
+    #[error("{0}")]
+    NotFound(String),
     /// A Replace was not confirmed.
     #[error(transparent)]
     Replace(#[from] Failure),
@@ -64,6 +73,11 @@ impl From<End<Error>> for Error {
     }
 }
 
+/// The error of an invalid field.
+pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Error {
+    Error::Protocol(format!("{field}: {problem}"))
+}
+
 /// The only mapping from errors to statuses.
 #[must_use]
 pub fn status(error: &Error) -> Status {
@@ -73,6 +87,7 @@ pub fn status(error: &Error) -> Status {
         | Error::Protocol(_)
         | Error::Manifest(_)
         | Error::Subscription(_)
+        | Error::Violation(_)
         | Error::Replace(Failure::Store(store::Error::TooLarge { .. })) => Code::InvalidArgument,
         Error::Replace(Failure::Store(store::Error::Refused(refused))) => match refused.refusal {
             Refusal::OldToken { .. }
@@ -92,6 +107,7 @@ pub fn status(error: &Error) -> Status {
             return Status::internal("the database failed");
         }
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,
+        Error::NotFound(_) => Code::NotFound,
         Error::Busy => Code::ResourceExhausted,
         Error::Silent(_) | Error::Slow(_) => Code::DeadlineExceeded,
         Error::Transport(status) => return (**status).clone(),

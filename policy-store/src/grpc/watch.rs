@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
-    Shared, parse,
+    Shared, inventory, parse,
     status::{Error, status},
 };
 use crate::{
@@ -121,9 +121,10 @@ impl ClientMessages for Requests {
         match request.step {
             Some(Said::Subscribe(subscribe)) => parse::subscribe(&subscribe).map(Some),
             Some(Said::Report(report)) => Ok(Some(parse::report(&report, Timestamp::now()))),
-            Some(Said::Inventory(_) | Said::Answer(_)) => {
-                Err(Error::Protocol("not supported yet".to_owned()))
+            Some(Said::Inventory(message)) => {
+                inventory::update(message).map(Box::new).map(ClientMessage::Inventory).map(Some)
             }
+            Some(Said::Answer(_)) => Err(Error::Protocol("not supported yet".to_owned())),
             Some(Said::Hello(_)) => Err(Error::Protocol("Hello came twice".to_owned())),
             None => Err(Error::Protocol("step is missing".to_owned())),
         }

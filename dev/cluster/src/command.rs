@@ -63,6 +63,16 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "clean")]
     story: bool,
 
+    /// Bind and unbind a group this many times, print the distribution of the times until a packet
+    /// passes or is rejected, and exit
+    #[arg(long, value_name = "N", conflicts_with_all = ["clean", "story"],
+          value_parser = clap::value_parser!(u32).range(1..))]
+    changes: Option<u32>,
+
+    /// File for the times of --changes, as a JSON array of milliseconds
+    #[arg(long, value_name = "FILE", requires = "changes")]
+    times: Option<PathBuf>,
+
     /// Only remove the remains of a killed cluster of that name
     #[arg(long)]
     clean: bool,
@@ -110,8 +120,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn launch(arguments: Arguments, directory: PathBuf, footing: Footing) -> anyhow::Result<()> {
-    let Arguments { name, state_dir: _, bin_dir, cells, apps, ports, story, clean, request: _ } =
+    let Arguments { name, state_dir: _, bin_dir, cells, apps, ports, clean, request: _, .. } =
         arguments;
+    let play = match (arguments.story, arguments.changes) {
+        (true, _) => Some(Play::Story),
+        (false, Some(count)) => Some(Play::Changes { count, times: arguments.times }),
+        (false, None) => None,
+    };
     let (state, left) = State::take(&directory)?;
     process::end_leftovers(&left.still_running(&state::boot())).await;
     network::remove_leftovers(&left.namespaces)?;
@@ -121,7 +136,7 @@ async fn launch(arguments: Arguments, directory: PathBuf, footing: Footing) -> a
     }
     let own = std::env::current_exe()?;
     let beside = own.parent().context("this executable lies in a directory")?;
-    let usual = if story { Choice::Auto } else { Choice::Default };
+    let usual = if play.is_some() { Choice::Auto } else { Choice::Default };
     let options = Options {
         name,
         cells,
@@ -133,7 +148,7 @@ async fn launch(arguments: Arguments, directory: PathBuf, footing: Footing) -> a
     let (sender, mut deaths) = mpsc::channel(16);
     let mut signals = Signals::listen()?;
     let mut cluster = Cluster::new(options, state, sender)?;
-    let outcome = run_cluster(&mut cluster, &mut deaths, &mut signals, footing, story).await;
+    let outcome = run_cluster(&mut cluster, &mut deaths, &mut signals, footing, play).await;
     say("\nTaking the cluster down.\n")?;
     outcome.and(cluster.stop().await)
 }
@@ -144,14 +159,15 @@ async fn run_cluster(
     deaths: &mut mpsc::Receiver<Death>,
     signals: &mut Signals,
     footing: Footing,
-    story: bool,
+    play: Option<Play>,
 ) -> anyhow::Result<()> {
+    let is_play = play.is_some();
     let broken = cluster.broken();
     let stage = tokio::select! {
-        started = start(cluster, story) => started?,
+        started = start(cluster, play) => started?,
         Some(death) = deaths.recv() => bail!("{}", death.report()),
         () = broken.cancelled() => bail!("a task of the launcher ended"),
-        () = signals.next() => return interrupted(story),
+        () = signals.next() => return interrupted(is_play),
     };
     let Some(stage) = stage else { return Ok(()) };
     let listener = live::listen(cluster)?;
@@ -164,20 +180,33 @@ async fn run_cluster(
     }
 }
 
-fn interrupted(story: bool) -> anyhow::Result<()> {
-    if story { Err(anyhow!("the story was interrupted")) } else { Ok(()) }
+/// What the launcher does instead of waiting for requests.
+#[derive(Debug)]
+enum Play {
+    /// The operator's story.
+    Story,
+    /// Changes, one after another.
+    Changes { count: u32, times: Option<PathBuf> },
 }
 
-/// Starts everything, and plays the story if requested; otherwise returns the stage.
-async fn start(cluster: &mut Cluster, story: bool) -> anyhow::Result<Option<Stage>> {
+fn interrupted(is_play: bool) -> anyhow::Result<()> {
+    if is_play { Err(anyhow!("the story was interrupted")) } else { Ok(()) }
+}
+
+/// Starts everything, and plays if requested; otherwise returns the stage.
+async fn start(cluster: &mut Cluster, play: Option<Play>) -> anyhow::Result<Option<Stage>> {
     let name = cluster.options().name.as_str().to_owned();
     say(&format!("Starting the cluster {name}:\n"))?;
     cluster.start().await?;
     let stage = Stage::set(cluster).await?;
-    if story {
-        return story::play(cluster, stage).await.map(|()| None);
+    match play {
+        None => return Ok(Some(stage)),
+        Some(Play::Story) => story::play(cluster, stage).await?,
+        Some(Play::Changes { count, times }) => {
+            story::many::measure(cluster, &stage, count, times.as_deref()).await?;
+        }
     }
-    Ok(Some(stage))
+    Ok(None)
 }
 
 /// Signals that end the launcher. SIGHUP is sent when its terminal is closed.

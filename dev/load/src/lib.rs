@@ -15,6 +15,7 @@
 mod calls;
 mod cell;
 mod connect;
+mod distribution;
 mod empty;
 mod histogram;
 mod locket;
@@ -57,6 +58,8 @@ enum Command {
     Sync(sync::Arguments),
     /// Change groups and containers of a full cell, and measure its agent and packets
     Cell(cell::Arguments),
+    /// Plot the distribution of times that `portcullis-dev cluster --changes` recorded
+    Distribution(distribution::Arguments),
     /// Serve a gRPC call that does nothing, on the same stack as the services
     EmptyServer(empty::Arguments),
 }
@@ -91,6 +94,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Store(arguments) => store::run(*arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,
             Command::Cell(arguments) => cell::run(arguments).await,
+            Command::Distribution(arguments) => distribution::run(&arguments),
             Command::EmptyServer(arguments) => empty::run(arguments).await,
         }
     });

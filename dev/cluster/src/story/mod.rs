@@ -8,6 +8,7 @@ mod closing;
 mod faults;
 mod leaders;
 mod log_file;
+pub(crate) mod many;
 mod opening;
 mod runner;
 mod spaces;

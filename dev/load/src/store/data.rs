@@ -92,7 +92,7 @@ fn space(number: u64) -> SpaceGuid {
     SpaceGuid::parse(&guid(1, number)).expect("it has the form of a guid")
 }
 
-fn guid(kind: u8, number: u64) -> String {
+pub(super) fn guid(kind: u32, number: u64) -> String {
     format!("{kind:08x}-0000-4000-8000-{number:012x}")
 }
 

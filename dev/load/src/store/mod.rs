@@ -2,6 +2,7 @@
 //! each change is timed from the response to the writer until every cell has received
 //! it. Then agents of the original poll over HTTP, if requested.
 
+mod containers;
 pub(super) mod data;
 mod pollers;
 mod watchers;
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use self::data::{Data, Shape};
 use self::pollers::{Habits, Polled};
-use self::watchers::Watchers;
+use self::watchers::{Cells, Watchers};
 use self::writer::{Identity, Writer};
 use super::connect::Target;
 use super::histogram::{Summary, Tally};
@@ -44,6 +45,9 @@ pub(super) struct Arguments {
     /// Number of spaces per cell
     #[arg(long, default_value_t = 200)]
     cell_spaces: u32,
+    /// Number of containers that each simulated cell reports. With 0 a cell reports nothing
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=5000))]
+    containers: u32,
     /// Number of changes for each number of cells
     #[arg(long, default_value_t = 20)]
     changes: u32,
@@ -177,8 +181,8 @@ async fn measure(arguments: &Arguments, ends: &Ends) -> anyhow::Result<Report> {
     let (mut stages, mut revision) = (Vec::new(), 0);
     for &count in arguments.watchers.iter().filter(|count| **count > 0) {
         let began = Instant::now();
-        let spaces = arguments.cell_spaces;
-        let arrived = watchers.grow(count, &ends.cell, &arguments.shape, spaces).await?;
+        let cells = Cells { spaces: arguments.cell_spaces, containers: arguments.containers };
+        let arrived = watchers.grow(count, &ends.cell, &arguments.shape, cells).await?;
         let first_state = (began.elapsed(), arrived.bytes);
         let mut stage = Changes { arguments, ends, writer: &mut writer, watchers: &mut watchers };
         stages.push(stage.measure(count, first_state, &mut data, &mut revision).await?);

@@ -1,11 +1,11 @@
-//! Simulated cells: each has its own connection and watches its spaces. It decodes only
-//! the generation of the messages, and counts the bytes.
+//! Simulated cells: each has its own connection, watches its spaces, and reports its
+//! containers and each generation, if it has containers. It decodes only the generation of
+//! the messages, and counts the bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use futures_util::{StreamExt, stream};
 use prost::Message;
 use prost::bytes::Buf;
 use proto::policy_v1::WatchRequest;
@@ -13,6 +13,7 @@ use proto::policy_v1::watch_request::{Hello, Step};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -20,6 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstEncoder;
 
+use super::containers;
 use super::data::{Shape, spaces_of};
 use crate::connect::Target;
 use crate::locket::failure;
@@ -32,6 +34,21 @@ const ARRIVALS: usize = 1 << 14;
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// Maximum message size.
 const LARGEST: usize = 64 << 20;
+
+/// Size of each cell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cells {
+    pub(super) spaces: u32,
+    pub(super) containers: u32,
+}
+
+/// A cell that watches.
+#[derive(Debug)]
+struct Cell {
+    number: usize,
+    spaces: Vec<String>,
+    containers: u32,
+}
 
 /// A cell has received a complete generation.
 #[derive(Debug)]
@@ -71,23 +88,18 @@ impl Watchers {
         count: usize,
         target: &Target,
         shape: &Shape,
-        spaces: u32,
+        cells: Cells,
     ) -> anyhow::Result<Arrived> {
         let first = self.running.len();
         let channels = target.channels(count.saturating_sub(first))?;
         let fresh = channels.len();
         for (offset, channel) in channels.into_iter().enumerate() {
-            let cell = first + offset;
-            let hello = Hello {
-                cell_id: format!("cell-{cell}"),
-                space_guids: spaces_of(cell, spaces, shape)
-                    .iter()
-                    .map(|space| space.as_str().to_owned())
-                    .collect(),
-                ..Hello::default()
-            };
+            let number = first + offset;
+            let spaces = spaces_of(number, cells.spaces, shape);
+            let spaces = spaces.iter().map(|space| space.as_str().to_owned()).collect();
+            let cell = Cell { number, spaces, containers: cells.containers };
             let (sender, connecting) = (self.sender.clone(), Arc::clone(&self.connecting));
-            self.running.spawn(watch(channel, hello, sender, connecting));
+            self.running.spawn(watch(channel, cell, sender, connecting));
         }
         self.wait(0, fresh).await.context("the first state")
     }
@@ -121,28 +133,47 @@ impl Watchers {
 /// One cell, until its stream ends; returns the reason.
 async fn watch(
     channel: Channel,
-    hello: Hello,
+    cell: Cell,
     sender: mpsc::Sender<Arrival>,
     connecting: Arc<Semaphore>,
 ) -> anyhow::Error {
-    let cell = hello.cell_id.clone();
     let first = async {
         let _place = connecting.acquire().await;
-        let mut answers = open(channel, hello).await?;
-        Ok::<_, Status>((whole(&mut answers).await?, answers))
+        let (requests, mut answers) = open(channel, &cell).await?;
+        Ok::<_, Status>((whole(&mut answers).await?, requests, answers))
     };
-    let (first, mut answers) = match first.await {
+    let failed = |status| failure(&status).context(cell.id());
+    let (first, requests, mut answers) = match first.await {
         Ok(opened) => opened,
-        Err(status) => return failure(&status).context(cell),
+        Err(status) => return failed(status),
     };
+    for step in containers::inventory(cell.number, cell.containers, &cell.spaces) {
+        say(&requests, step).await;
+    }
     let mut arrived = Ok(first);
     loop {
-        match arrived {
-            // The receiver is gone when the tool ends.
-            Ok(arrival) => drop(sender.send(arrival).await),
-            Err(status) => return failure(&status).context(cell),
+        let arrival = match arrived {
+            Ok(arrival) => arrival,
+            Err(status) => return failed(status),
+        };
+        if cell.containers > 0 {
+            let report = containers::report(cell.number, cell.containers, arrival.generation);
+            say(&requests, report).await;
         }
+        // The receiver is gone when the tool ends.
+        drop(sender.send(arrival).await);
         arrived = whole(&mut answers).await;
+    }
+}
+
+/// A refused message means that the stream has ended; the next response has the reason.
+async fn say(requests: &Requests, step: Step) {
+    let _refused = requests.send(WatchRequest { step: Some(step) }).await;
+}
+
+impl Cell {
+    fn id(&self) -> String {
+        format!("cell-{}", self.number)
     }
 }
 
@@ -158,14 +189,24 @@ async fn whole(answers: &mut Streaming<Answer>) -> Result<Arrival, Status> {
     Err(Status::unavailable("the store ended the watch"))
 }
 
-async fn open(channel: Channel, hello: Hello) -> Result<Streaming<Answer>, Status> {
+type Requests = mpsc::Sender<WatchRequest>;
+
+async fn open(channel: Channel, cell: &Cell) -> Result<(Requests, Streaming<Answer>), Status> {
     let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST);
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let hello = WatchRequest { step: Some(Step::Hello(hello)) };
-    // A cell that sends only its Hello and then listens.
-    let words = stream::iter([hello]).chain(stream::pending());
+    let hello = Hello {
+        cell_id: cell.id(),
+        space_guids: cell.spaces.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        plane: "nftables".to_owned(),
+        ..Hello::default()
+    };
+    let (requests, words) = mpsc::channel(4);
+    say(&requests, Step::Hello(hello)).await;
+    let words = ReceiverStream::new(words);
     let path = PathAndQuery::from_static("/portcullis.policy.v1.PolicyStore/Watch");
-    Ok(client.streaming(Request::new(words), path, Glance).await?.into_inner())
+    let answers = client.streaming(Request::new(words), path, Glance).await?;
+    Ok((requests, answers.into_inner()))
 }
 
 /// The relevant fields of `WatchResponse`; others are skipped.

@@ -60,6 +60,8 @@ fn ruleset(change: impl Fn(&mut Settings)) -> (Ruleset, Known) {
     let read = ReadGroup::new(StoredGroup { id: GroupId(1), group: Arc::new(group) });
     let known = Known {
         revision: 1,
+        arrived: None,
+        trace: None,
         generation: Generation(1),
         stamp: Stamp(0),
         spaces: [SpaceGuid::parse("s1").unwrap()].into(),

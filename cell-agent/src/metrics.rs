@@ -121,6 +121,10 @@ runtime::families! {
         "Times that iptables printed rules in an unknown spelling.";
     UNATTRIBUTED: Counter "cell_agent_unattributed_packets_total",
         "Packets rejected because they belong to no known container.";
+    DENIED: Counter "cell_agent_denied_packets_total",
+        "Rejected packets of known containers; only the data plane nftables counts them.";
+    ALLOWED: Counter "cell_agent_allowed_packets_total",
+        "Packets of new connections that security groups allowed; only the data plane nftables counts them.";
     LIMIT_FULL: Counter "cell_agent_connection_limit_full_packets_total",
         "Packets rejected because the connection limit of their container was full.";
 }

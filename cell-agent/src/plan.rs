@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
+    time::Instant,
 };
 
 use ipnet::IpNet;
@@ -24,6 +25,7 @@ use model::{
     group::Lifecycle,
     ids::{ContainerHandle, GroupGuid, SpaceGuid},
     rule::RuleSpec,
+    trace::TraceContext,
 };
 
 use crate::{
@@ -66,6 +68,22 @@ pub struct DenyNetworks {
     pub staging: Vec<IpNet>,
 }
 
+/// Settings of a cell without options.
+#[cfg(test)]
+pub(crate) fn test_settings() -> Arc<Settings> {
+    Arc::new(Settings {
+        by_address: true,
+        overlay: "10.255.0.0/16".parse().expect("a network"),
+        underlay: Vec::new(),
+        disable_network_policy: false,
+        deny_networks: DenyNetworks::default(),
+        log_all: false,
+        denied_logs_per_second: 1,
+        udp_logs_per_second: 1,
+        connection_limit: None,
+    })
+}
+
 /// At most `burst` new connections at once, and `per_second` after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimit {
@@ -87,6 +105,10 @@ pub struct Known {
     /// The store repeats its generation for a new set of spaces, and a restored store
     /// goes back, so the generation does not order states.
     pub revision: u64,
+    /// When this process received it; `None` for groups that are not from the source.
+    pub arrived: Option<Instant>,
+    /// The sync that made the generation, if the store says.
+    pub trace: Option<TraceContext>,
     /// The store's generation for the whole set.
     pub generation: Generation,
     /// When the store created this state, if `groups` are exactly the groups of

@@ -55,6 +55,8 @@ fn known(spaces: &[&str], groups: impl IntoIterator<Item = Arc<ReadGroup>>) -> K
     let guid = |group: &Arc<ReadGroup>| group.stored.group.guid.clone();
     Known {
         revision: 0,
+        arrived: None,
+        trace: None,
         generation: Generation(1),
         stamp: Stamp(0),
         spaces: spaces.iter().map(|text| space(text)).collect(),

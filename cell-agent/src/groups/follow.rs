@@ -18,6 +18,7 @@ use model::{
     generation::{Generation, Stamp},
     group::StoredGroup,
     ids::{GroupGuid, SpaceGuid},
+    trace::TraceContext,
 };
 use proto::policy_v1::{
     WatchResponse,
@@ -64,7 +65,7 @@ impl WatchSession {
     /// known state is not one of the store's states.
     #[must_use]
     pub fn resume(known: &Known) -> Option<(Self, Hello)> {
-        let Known { revision: _, generation, stamp, spaces, groups } = known;
+        let Known { revision: _, arrived: _, trace: _, generation, stamp, spaces, groups } = known;
         if *stamp == Stamp::default() || *generation == Generation::default() {
             return None;
         }
@@ -118,7 +119,7 @@ impl WatchSession {
             subscription_sequence,
             stamp,
             question: _,
-            traceparent: _,
+            traceparent,
         } = response;
         let mut update = Update::default();
         if reset {
@@ -150,21 +151,17 @@ impl WatchSession {
             // subscription.
             let exact = !self.lacks && subscription_sequence == self.sequence;
             let stamp = if exact { Stamp(stamp) } else { Stamp::default() };
-            update.known = Some(self.whole(Generation(generation), stamp, subscription_sequence));
+            let mut known = self.whole(Generation(generation), stamp, subscription_sequence);
+            known.trace = TraceContext::parse(&traceparent);
+            update.known = Some(Arc::new(known));
         }
         update
     }
 
-    fn whole(&self, generation: Generation, stamp: Stamp, confirmed: u64) -> Arc<Known> {
+    fn whole(&self, generation: Generation, stamp: Stamp, confirmed: u64) -> Known {
         let confirmed = self.asked.iter().filter(|(_, sequence)| **sequence <= confirmed);
         let spaces = confirmed.map(|(space, _)| space.clone()).collect();
-        Arc::new(Known {
-            generation,
-            stamp,
-            spaces,
-            groups: self.draft.clone(),
-            ..Known::default()
-        })
+        Known { generation, stamp, spaces, groups: self.draft.clone(), ..Known::default() }
     }
 }
 

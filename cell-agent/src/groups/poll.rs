@@ -213,7 +213,7 @@ impl Poller {
 
     fn receive(&mut self, entries: Vec<Entry>, stamp: Option<u64>, spaces: &BTreeSet<SpaceGuid>) {
         let before = self.known.borrow().clone();
-        let Known { revision: _, generation, stamp: _, spaces: old_spaces, groups: old } =
+        let Known { generation, spaces: old_spaces, groups: old, .. } =
             before.as_deref().cloned().unwrap_or_default();
         if stamp == Some(0) && entries.is_empty() && !old.is_empty() {
             // The empty list of a server that was never filled is not a valid state.

@@ -100,7 +100,7 @@ pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) -> bool {
 }
 
 fn encode(known: &Known) -> Vec<u8> {
-    let Known { revision: _, generation, stamp, spaces, groups } = known;
+    let Known { revision: _, arrived: _, trace: _, generation, stamp, spaces, groups } = known;
     let hello = Hello {
         cell_id: String::new(),
         space_guids: spaces.iter().map(|space| space.as_str().to_owned()).collect(),

@@ -26,7 +26,7 @@ use model::ids::ContainerHandle;
 use self::drift::Drift;
 use crate::plan::Ruleset;
 
-pub use nftables::render::{UNATTRIBUTED, full};
+pub use nftables::render::{CONNECTIONS, DENIED, UNATTRIBUTED, full};
 pub use program::Error;
 
 /// Writing to a `String` cannot fail.
@@ -94,8 +94,8 @@ pub trait Plane: Debug + Send + Sync {
     /// The state after the last call.
     fn status(&self) -> Status;
 
-    /// Counters of packets that no rule decided, if available: [`UNATTRIBUTED`], and
-    /// [`full`] of each container.
+    /// Counters of packets, if available: [`UNATTRIBUTED`], [`full`] of each container, and
+    /// [`DENIED`] and [`CONNECTIONS`] if the plane counts those.
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>>;
 
     /// Sources of the latest packets that belong to no known container.

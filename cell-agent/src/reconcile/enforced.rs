@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::Add,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use model::{generation::Generation, ids::ContainerHandle};
@@ -29,6 +30,9 @@ pub struct Enforced {
     pub known: Arc<Known>,
     /// When the state was last confirmed; `None` before the first time.
     pub at: Option<SystemTime>,
+    /// From the arrival of the groups until they were in force; `None` if they are those
+    /// that the agent started with.
+    pub apply_time: Option<Duration>,
     /// Why the last attempt failed.
     pub error: Option<String>,
     /// Containers whose rules cannot be in the kernel yet, with the reason; other rules
@@ -41,8 +45,27 @@ pub struct Enforced {
     pub drift_healed: u64,
     /// Rejected packets that belong to no known container.
     pub unattributed: u64,
+    /// Packets of known containers; `None` if the data plane does not count them.
+    pub packets: Option<Packets>,
     /// Containers with a connection that found the connection limit's set full.
     pub limit_full: BTreeSet<ContainerHandle>,
+}
+
+/// Packets of known containers since the agent's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Packets {
+    /// Packets of new connections that groups allowed.
+    pub allowed: u64,
+    /// Rejected packets.
+    pub denied: u64,
+}
+
+impl Add for Packets {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { allowed: self.allowed + more.allowed, denied: self.denied + more.denied }
+    }
 }
 
 impl Enforced {
@@ -56,11 +79,13 @@ impl Enforced {
             snapshot: Arc::default(),
             known: Arc::default(),
             at: None,
+            apply_time: None,
             error: None,
             waiting: BTreeMap::new(),
             kept: BTreeSet::new(),
             drift_healed: 0,
             unattributed: 0,
+            packets: None,
             limit_full: BTreeSet::new(),
         }
     }

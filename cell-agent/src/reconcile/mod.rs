@@ -19,7 +19,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use model::generation::Generation;
+use model::{generation::Generation, trace::TraceContext};
 use runtime::{backoff::Backoff, error::chain, lager};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use enforced::Enforced;
+pub use enforced::{Enforced, Packets};
 pub use once::Outcome;
 
 use enforce::{Attempt, Call, Enforcer};
@@ -300,6 +300,7 @@ impl Reconciler {
         let since = *self.changing_since.get_or_insert(now);
         self.settle_at = Some((now + SETTLE).min(since + SETTLE_MOST));
         let (added, removed) = difference(before, after);
+        let trace_id = attempt.known.trace.as_ref().map(TraceContext::trace_id);
         tracing::info!(
             containers = after.containers.len(),
             added,
@@ -307,6 +308,7 @@ impl Reconciler {
             milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             generation = attempt.known.generation.0,
             isolated = after.isolated_rules(),
+            trace_id = trace_id.map(tracing::field::display),
             "rules-applied"
         );
         metrics::APPLY_SECONDS.histogram().record(took);
@@ -323,7 +325,12 @@ impl Reconciler {
 
     fn succeeded(&mut self, attempt: &Attempt, ruleset: Ruleset) {
         let unread = self.unread.clone();
+        let in_force = Instant::now().into_std();
         self.publish(attempt.reading, |enforced| {
+            if enforced.known.revision != attempt.known.revision {
+                let arrived = attempt.known.arrived;
+                enforced.apply_time = arrived.map(|at| in_force.saturating_duration_since(at));
+            }
             enforced.reading = attempt.reading;
             enforced.snapshot = Arc::clone(&attempt.snapshot);
             enforced.known = Arc::clone(&attempt.known);

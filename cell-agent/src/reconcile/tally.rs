@@ -1,4 +1,5 @@
-//! Counts packets that no rule of a group decided, and the containers concerned.
+//! Counts packets: allowed, rejected, and those that no rule of a group decided, with the
+//! containers concerned.
 //!
 //! Pure except for [`super::Reconciler::observe`]. The kernel's counters restart with
 //! the table, so only increments count.
@@ -11,10 +12,10 @@ use std::{
 use model::ids::ContainerHandle;
 use tokio::time::Instant;
 
-use super::Reconciler;
+use super::{Packets, Reconciler};
 use crate::{
     metrics,
-    plane::{UNATTRIBUTED, full},
+    plane::{CONNECTIONS, DENIED, UNATTRIBUTED, full},
 };
 
 /// Minimum interval of each log line; a limit counts as full for as long.
@@ -24,6 +25,8 @@ const QUIET: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     before: BTreeMap<String, u64>,
+    /// Rejected packets whose connection is not counted yet.
+    ahead: u64,
     /// Packets not logged yet.
     unattributed: u64,
     told_at: Option<Instant>,
@@ -42,6 +45,14 @@ impl Tally {
             (name.clone(), now.checked_sub(before).unwrap_or(*now))
         });
         grown.filter(|(_, by)| *by > 0).collect()
+    }
+
+    /// More packets of known containers. The kernel's counters are not read at one moment:
+    /// an earlier read may have counted the reject of a packet, and this one its connection.
+    fn packets(&mut self, connections: u64, denied: u64, strange: u64) -> Packets {
+        let rejected = denied + strange + self.ahead;
+        self.ahead = rejected.saturating_sub(connections);
+        Packets { allowed: connections.saturating_sub(rejected), denied }
     }
 
     /// Number of packets to log now, if any.
@@ -75,16 +86,23 @@ impl Reconciler {
     /// Reads the kernel's counters, and updates log and metrics.
     pub(super) async fn observe(&mut self) {
         let Some(counted) = self.plane.counters().await else { return };
-        let grown = self.tally.grown(counted);
+        let counts_packets = counted.contains_key(DENIED);
+        let mut grown = self.tally.grown(counted);
         let now = Instant::now();
-        let strange = grown.get(UNATTRIBUTED).copied().unwrap_or_default();
+        let [strange, denied, connections] =
+            [UNATTRIBUTED, DENIED, CONNECTIONS].map(|name| grown.remove(name).unwrap_or_default());
+        let more = counts_packets.then(|| self.tally.packets(connections, denied, strange));
+        if let Some(Packets { allowed, denied }) = more {
+            metrics::ALLOWED.counter().increment(allowed);
+            metrics::DENIED.counter().increment(denied);
+        }
         metrics::UNATTRIBUTED.counter().increment(strange);
         if let Some(packets) = self.tally.unattributed(strange, now) {
             let sources = self.plane.unattributed_sources().await;
             tracing::error!(packets, sources, "unattributed-packets-rejected");
         }
         let ruleset = self.published.borrow().ruleset.clone();
-        if ruleset.settings.connection_limit.is_some() && grown.len() > usize::from(strange > 0) {
+        if ruleset.settings.connection_limit.is_some() && !grown.is_empty() {
             for handle in ruleset.containers.keys() {
                 let Some(packets) = grown.get(&full(handle)) else { continue };
                 metrics::LIMIT_FULL.counter().increment(*packets);
@@ -96,12 +114,15 @@ impl Reconciler {
         let full = self.tally.all_full(now);
         metrics::number(metrics::LIMIT_FULL_CONTAINERS, full.len() as u64);
         let enforced = self.published.borrow();
-        let news = strange > 0 || enforced.limit_full != full;
+        let packets = more.map(|more| enforced.packets.unwrap_or_default() + more);
+        let packets = packets.or(enforced.packets);
+        let news = strange > 0 || enforced.limit_full != full || enforced.packets != packets;
         drop(enforced);
         if news {
             self.published.send_modify(|published| {
                 let enforced = std::sync::Arc::make_mut(published);
                 enforced.unattributed += strange;
+                enforced.packets = packets;
                 enforced.limit_full = full;
             });
         }
@@ -124,6 +145,19 @@ mod tests {
             [grown(0), grown(3), grown(3), grown(5), grown(1)],
             [None, Some(3), None, Some(2), Some(1)]
         );
+    }
+
+    #[test]
+    fn what_is_not_rejected_is_allowed_and_no_packet_counts_twice() {
+        let mut tally = Tally::default();
+        let mut packets = |connections, denied, strange| {
+            let Packets { allowed, denied } = tally.packets(connections, denied, strange);
+            (allowed, denied)
+        };
+        assert_eq!(packets(10, 3, 2), (5, 3));
+        assert_eq!(packets(0, 2, 0), (0, 2), "the connections are in the next read");
+        assert_eq!(packets(3, 0, 0), (1, 0));
+        assert_eq!(packets(0, 0, 0), (0, 0));
     }
 
     #[test]

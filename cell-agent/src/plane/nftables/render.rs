@@ -10,7 +10,7 @@
 //! 3. `container-*` if connections are limited: the container's limit.
 //! 4. The container's `policy-*`: deny networks, then each group's `rules-*`, last group
 //!    first.
-//! 5. `denied`: logs if configured, rejects.
+//! 5. `denied`: counts, logs if configured, rejects.
 //!
 //! Invariants:
 //! - A packet of an unknown container ends in `unattributed`: counted, rejected. The
@@ -21,6 +21,8 @@
 //!   of its content. Chains that change hold no intervals (see [`diff`](mod@super::diff)).
 //! - The named maps change by whole elements, and a missing element never allows
 //!   anything: the packet is unattributed, or a log line is missing.
+//! - Each packet that is looked up is counted in `connections`, and each rejected one in
+//!   either `denied` or `unattributed`: the others were allowed.
 //! - A full connection set limits only its own container: a new connection passes only
 //!   with an entry in the set.
 
@@ -54,6 +56,10 @@ const PREFIX_CHARS: usize = 28;
 
 /// The counter of rejected packets that belong to no known container.
 pub const UNATTRIBUTED: &str = "unattributed";
+/// The counter of rejected packets of known containers.
+pub const DENIED: &str = "denied";
+/// The counter of packets of new connections, also of rejected ones.
+pub const CONNECTIONS: &str = "connections";
 /// Sets of the interfaces and sources of the latest unattributed packets.
 pub const UNATTRIBUTED_SETS: [&str; 2] = ["unattributed_v4", "unattributed_v6"];
 /// Size of such a set, and timeout of an entry.
@@ -140,7 +146,7 @@ fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
         let definition = format!("type ifname . {}; {UNATTRIBUTED_SET}", family.key);
         table.sets.insert(family.unattributed.to_owned(), definition);
     }
-    table.counters.insert(UNATTRIBUTED.to_owned());
+    table.counters.extend([UNATTRIBUTED, DENIED, CONNECTIONS].map(str::to_owned));
     let fixed = [
         ("forward", forward(ruleset)),
         ("egress", egress(settings)),
@@ -211,6 +217,7 @@ fn egress(settings: &Settings) -> Chain {
     }
     egress.rule("ct state established,related accept");
     egress.rule("meta l4proto tcp ct state invalid drop");
+    egress.rule(format!("counter name \"{CONNECTIONS}\""));
     egress.rules.extend(lookup("policies").map(Rule::Text));
     egress.rule("goto unattributed");
     egress
@@ -232,10 +239,17 @@ fn after_lookup(map: &str, end: &str) -> Chain {
 }
 
 fn denied(settings: &Settings) -> Chain {
-    match settings.log_all {
-        true => after_lookup("deny_logs", REJECT),
-        false => Chain::of("", [REJECT.to_owned()]),
+    let mut chain = Chain::of("", [format!("counter name \"{DENIED}\"")]);
+    if settings.log_all {
+        chain.rules.extend(lookup("deny_logs").map(Rule::Text));
     }
+    chain.rule(REJECT);
+    chain
+}
+
+/// Rejects a packet of a known container, outside the chain `denied`.
+fn counted_reject() -> String {
+    format!("counter name \"{DENIED}\" {REJECT}")
 }
 
 /// Counts the packet, and records its source if the set has a free entry.
@@ -340,7 +354,8 @@ fn deny_chain(policy: &Policy, salt: &str) -> Option<(String, Chain)> {
         let deny = policy.deny.iter().filter(|net| family_of(net.addr()).key == family.key);
         let deny = merge(deny.copied().map(range).collect());
         if !deny.is_empty() {
-            chain.rule(format!("{} {REJECT}", address(family.keyword, "daddr", &deny)));
+            let networks = address(family.keyword, "daddr", &deny);
+            chain.rule(format!("{networks} {}", counted_reject()));
         }
     }
     let rules: Vec<String> = chain.rules.iter().map(Rule::to_string).collect();
@@ -443,7 +458,7 @@ fn limit_chain(
     if *is_logged {
         rules.push(format!("{logged} {}", log("DENY_ORL_", handle)));
     }
-    rules.push(REJECT.to_owned());
+    rules.push(counted_reject());
     rules
 }
 

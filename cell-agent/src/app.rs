@@ -33,9 +33,11 @@ use crate::{
     control::{self, Control, PolicyAgent},
     groups::{self, Connectivity},
     grpc,
+    inspect::Inspector,
     metrics::{STORE_CONNECTED, Times},
     once::{self, OneShot},
     plane::{Plane, nftables::nft::Nft},
+    questions,
     reconcile::{Enforced, Reconciler},
     render_command,
     state::StateDirectory,
@@ -236,8 +238,14 @@ impl Agent {
         let inputs = assemble::inputs(&config, containers.latest(), groups.clone(), times.clone());
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
         let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
-        let parts =
-            Groups { containers: of_containers, enforced: of_kernel, known, times: times.clone() };
+        let (asked, questions) = questions::channel();
+        let parts = Groups {
+            containers: of_containers,
+            enforced: of_kernel,
+            known,
+            times: times.clone(),
+            questions: Some(asked),
+        };
         let (learner, link, refresh) = assemble::learner(&config, &tls, parts)?;
         process.metrics.at_scrape({
             let link = link.clone();
@@ -258,17 +266,21 @@ impl Agent {
             beside_plugin: matches!(config.plane, DataPlane::Iptables { .. }),
             timeout: config.force_timeout,
         };
-        let service = grpc::Service {
+        let inspector = Arc::new(Inspector {
             cell: config.cell,
             enforced: enforced.clone(),
             known: groups.clone(),
             link: link.clone(),
             certificate: tls.clone(),
             nudge,
-        };
+        });
+        tasks.add(
+            "questions",
+            questions::answer(questions, Arc::clone(&inspector), shutdown.clone()),
+        );
         let grpc = Grpc::new(socket, None, &health)
             .descriptors(proto::DESCRIPTORS)
-            .add(CellServer::new(service));
+            .add(CellServer::new(grpc::Service(inspector)));
         let routes = control::router(Control { cell: Some(cell), policies });
         let admin = admin(debug, &process, &health, config.c2c_logging);
         let token = || shutdown.clone();

@@ -7,13 +7,13 @@ use runtime::{
     client,
     tls::{ClientTls, Role},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     config::{Config, DataPlane, Source},
     containers::Containers,
     groups,
-    groups::{Connectivity, GroupSource, Refresh},
+    groups::{Asked, Connectivity, GroupSource, Refresh},
     metrics::Times,
     plan::Known,
     plane::{
@@ -78,6 +78,8 @@ pub(crate) struct Groups {
     pub(crate) enforced: watch::Receiver<Arc<Enforced>>,
     pub(crate) known: watch::Sender<Option<Arc<Known>>>,
     pub(crate) times: Times,
+    /// Where the store's questions go; `None` if none are answered.
+    pub(crate) questions: Option<mpsc::Sender<Asked>>,
 }
 
 /// Inputs of the reconciler.
@@ -101,15 +103,16 @@ pub(crate) fn inputs(
 pub(crate) fn learner(
     config: &Config,
     tls: &ClientTls,
-    Groups { containers, enforced, known, times }: Groups,
+    Groups { containers, enforced, known, times, questions }: Groups,
 ) -> anyhow::Result<(GroupSource, watch::Receiver<Connectivity>, Refresh)> {
     let tls = tls.clone();
     match &config.source {
         Source::Grpc(address) => {
             let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
                 .context("policy_store_address")?;
-            let (client, link) =
-                groups::Client::new(config.cell.clone(), channel, containers, enforced, known);
+            let about =
+                groups::About { cell: config.cell.clone(), plane: config.plane.name(), questions };
+            let (client, link) = groups::Client::new(about, channel, containers, enforced, known);
             Ok((GroupSource::Watch(Box::new(client)), link, Refresh::pushed()))
         }
         Source::Http { url, timeout } => {

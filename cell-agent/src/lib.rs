@@ -12,8 +12,8 @@
 //! belongs to one data plane is in its folder, behind [`plane::Plane`].
 //!
 //! [`reconcile`] drives the loop, [`isolate`] finds the rules that the kernel refuses,
-//! `control` serves the CNI plugin and `grpc` operators, and `explain` explains
-//! verdicts. [`render_command`] prints the desired rules from files.
+//! `control` serves the CNI plugin, [`inspect`] answers operators, on the cell (`grpc`) and
+//! through the store ([`questions`]), and `explain` explains verdicts. [`render_command`] prints the desired rules from files.
 //!
 //! Main types: [`app::App`] is the program, [`plan::Ruleset`] the desired state,
 //! [`containers::Snapshot`] the containers of the cell.
@@ -33,14 +33,17 @@ pub mod control;
 pub mod explain;
 pub mod groups;
 pub mod grpc;
+pub mod inspect;
 pub mod interfaces;
 pub mod isolate;
 pub mod metrics;
 pub mod once;
 pub mod plan;
 pub mod plane;
+pub mod questions;
 pub mod reconcile;
 pub mod render_command;
 pub mod route;
 pub mod state;
 mod underlay;
+mod wire;

@@ -101,8 +101,13 @@ impl OneShot {
         let inputs =
             assemble::inputs(config, containers.latest(), groups.clone(), Times::default());
         let (reconciler, enforced, _nudge) = Reconciler::new(inputs, plane);
-        let parts =
-            Groups { containers: containers.latest(), enforced, known, times: Times::default() };
+        let parts = Groups {
+            containers: containers.latest(),
+            enforced,
+            known,
+            times: Times::default(),
+            questions: None,
+        };
         let (learner, _link, _refresh) = assemble::learner(config, &self.tls, parts)?;
         let asked = tokio::time::timeout(config.force_timeout, learner.fetch()).await;
         let asked =

@@ -1,28 +1,40 @@
 //! Keeps a watch of the policy store open.
 //!
+//! Groups never wait: neither for a store that does not read what the cell reports, nor
+//! for the answer to a question.
+//!
 //! While there is no watch, the last known groups stay (law 5).
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use model::{
     generation::Generation,
     ids::{CellId, SpaceGuid},
 };
 use proto::policy_v1::{
-    WatchRequest, WatchResponse,
+    CellError, Question, WatchRequest, WatchResponse,
     policy_store_client::PolicyStoreClient,
-    watch_request::{Hello, Report, Step},
+    watch_request::{Answer, Hello, Step, answer},
 };
 use runtime::{backoff::Backoff, client::describe};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::{Connectivity, WatchSession, publish, spaces::Spaces};
+use super::{
+    Connectivity, WatchSession, inventory::Inventories, publish, report::Reports, spaces::Spaces,
+};
 use crate::{containers::Containers, plan::Known, reconcile::Enforced};
 
 const LINGER_CHECK: Duration = Duration::from_secs(60);
@@ -36,10 +48,30 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// Maximum message size: the Cloud Controller allows 16 MiB of rules in one group.
 const LARGEST_MESSAGE: usize = 64 << 20;
 
+/// This agent, for the store.
+#[derive(Debug)]
+pub struct About {
+    /// The cell's name.
+    pub cell: CellId,
+    /// The data plane.
+    pub plane: &'static str,
+    /// Where the store's questions go; `None` if none are answered.
+    pub questions: Option<mpsc::Sender<Asked>>,
+}
+
+/// A question of the store.
+#[derive(Debug)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// Where the answer goes.
+    pub answers: mpsc::Sender<WatchRequest>,
+}
+
 /// The task that keeps the watch.
 #[derive(Debug)]
 pub struct Client {
-    cell: CellId,
+    about: About,
     store: PolicyStoreClient<Channel>,
     containers: watch::Receiver<Containers>,
     enforced: watch::Receiver<Arc<Enforced>>,
@@ -53,7 +85,7 @@ impl Client {
     /// A client that is not running yet. `known` holds the last good groups.
     #[must_use]
     pub fn new(
-        cell: CellId,
+        about: About,
         channel: Channel,
         containers: watch::Receiver<Containers>,
         enforced: watch::Receiver<Arc<Enforced>>,
@@ -62,7 +94,7 @@ impl Client {
         let (link, linked) = watch::channel(Connectivity::begin());
         let spaces = known.borrow().as_ref().map(|known| known.spaces.clone()).unwrap_or_default();
         let client = Self {
-            cell,
+            about,
             store: PolicyStoreClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE),
             containers,
             enforced,
@@ -110,9 +142,11 @@ impl Client {
     /// # Errors
     /// The store does not respond, or refuses, or has no state.
     pub async fn fetch(mut self) -> Result<(), Status> {
-        let (mut follow, requests, mut answers) = self.open().await?;
+        let Opened { mut follow, requests, mut answers, .. } = self.open().await?;
         let wanted = self.spaces();
-        self.subscribe(&mut follow, &requests).await?;
+        if let Some(subscribe) = self.subscribe(&mut follow) {
+            send(&requests, subscribe).await?;
+        }
         let first = tokio::time::timeout(SILENCE, answers.message()).await;
         let mut next = first.map_err(|_elapsed| {
             let problem = "the store accepted the watch and sent no groups: it was never filled";
@@ -130,19 +164,26 @@ impl Client {
 
     /// One watch, until it ends.
     async fn watch(&mut self) -> Result<(), Status> {
-        let (mut follow, requests, answers) = self.open().await?;
-        self.follow(&mut follow, &requests, answers).await
+        let opened = self.open().await?;
+        self.follow(opened).await
     }
 
-    async fn open(
-        &mut self,
-    ) -> Result<(WatchSession, mpsc::Sender<WatchRequest>, Streaming<WatchResponse>), Status> {
-        let (follow, mut hello) = self.begin();
-        self.cell.as_str().clone_into(&mut hello.cell_id);
+    async fn open(&mut self) -> Result<Opened, Status> {
+        let (follow, hello) = self.begin();
+        let hello = Hello {
+            cell_id: self.about.cell.as_str().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            plane: self.about.plane.to_owned(),
+            answers_questions: self.about.questions.is_some(),
+            ..hello
+        };
         let (requests, outgoing) = mpsc::channel(32);
         send(&requests, Step::Hello(hello)).await?;
         let answers = self.store.watch(ReceiverStream::new(outgoing)).await?;
-        Ok((follow, requests, answers.into_inner()))
+        let accepted = answers.metadata().get(proto::WATCH_ACCEPTS);
+        let accepted = accepted.and_then(|steps| steps.to_str().ok()).unwrap_or_default();
+        let takes_inventory = accepted.split(',').any(|step| step.trim() == proto::INVENTORY);
+        Ok(Opened { follow, requests, answers: answers.into_inner(), takes_inventory })
     }
 
     /// A watch that resumes from the known state, or a new one.
@@ -156,35 +197,65 @@ impl Client {
         (WatchSession::hello(spaces), Hello { space_guids, ..Hello::default() })
     }
 
-    async fn follow(
-        &mut self,
-        follow: &mut WatchSession,
-        requests: &mpsc::Sender<WatchRequest>,
-        mut answers: Streaming<WatchResponse>,
-    ) -> Result<(), Status> {
-        let mut reported = Report::default();
+    async fn follow(&mut self, opened: Opened) -> Result<(), Status> {
+        let Opened { mut follow, requests, mut answers, takes_inventory } = opened;
+        let mut reports = Reports::default();
+        let mut inventories = takes_inventory.then(Inventories::default);
+        let mut outbox = VecDeque::new();
         let mut linger = tokio::time::interval(LINGER_CHECK);
         let mut containers = self.containers.clone();
         let mut enforced = self.enforced.clone();
         containers.mark_changed();
         enforced.mark_changed();
         loop {
+            // More is computed only after the store has taken the last messages.
+            let idle = outbox.is_empty();
+            let reporting = idle && *self.link.borrow() == Connectivity::Up;
             tokio::select! {
                 answer = answers.message() => match answer? {
-                    Some(answer) => _ = self.receive(follow, answer),
+                    Some(WatchResponse { question: Some(question), .. }) => {
+                        outbox.extend(self.ask(question, &requests));
+                    }
+                    Some(answer) => _ = self.receive(&mut follow, answer),
                     None => return Ok(()),
                 },
-                Ok(()) = containers.changed() => self.subscribe(follow, requests).await?,
-                _ = linger.tick() => self.subscribe(follow, requests).await?,
-                Ok(()) = enforced.changed(), if *self.link.borrow() == Connectivity::Up => {
-                    let report = report(&enforced.borrow_and_update());
-                    if report != reported {
-                        reported = report.clone();
-                        send(requests, Step::Report(report)).await?;
+                permit = requests.reserve(), if !idle => {
+                    let step = outbox.pop_front();
+                    permit.map_err(|_| gone())?.send(WatchRequest { step });
+                }
+                Ok(()) = containers.changed(), if idle => {
+                    outbox.extend(self.subscribe(&mut follow));
+                }
+                _ = linger.tick(), if idle => outbox.extend(self.subscribe(&mut follow)),
+                Ok(()) = enforced.changed(), if reporting => {
+                    let enforced = enforced.borrow_and_update().clone();
+                    let report = reports.next(&enforced, Instant::now().into_std());
+                    outbox.extend(report.map(Step::Report));
+                    if let Some(inventories) = &mut inventories {
+                        let changes = inventories.changes(&enforced);
+                        outbox.extend(changes.into_iter().map(Step::Inventory));
                     }
                 }
+                () = until(reports.due), if reporting => enforced.mark_changed(),
             }
         }
+    }
+
+    /// Passes a question on; returns the answer if there is no room.
+    fn ask(&self, question: Question, requests: &mpsc::Sender<WatchRequest>) -> Option<Step> {
+        let id = question.id;
+        let asked = Asked { question, answers: requests.clone() };
+        let refusal = match self.about.questions.as_ref().map(|queue| queue.try_send(asked)) {
+            Some(Ok(())) => return None,
+            Some(Err(TrySendError::Full(_))) => {
+                Status::resource_exhausted("too many questions to this cell at a time")
+            }
+            Some(Err(TrySendError::Closed(_))) => Status::unavailable("the agent is shutting down"),
+            None => Status::unimplemented("this agent answers no questions"),
+        };
+        let error =
+            CellError { code: refusal.code().into(), message: refusal.message().to_owned() };
+        Some(Step::Answer(Answer { id, result: Some(answer::Result::Error(error)) }))
     }
 
     /// The spaces to watch now.
@@ -193,16 +264,10 @@ impl Client {
         self.spaces.of(&snapshot, Instant::now())
     }
 
-    async fn subscribe(
-        &mut self,
-        follow: &mut WatchSession,
-        requests: &mpsc::Sender<WatchRequest>,
-    ) -> Result<(), Status> {
+    /// The request for the spaces to watch now, if they changed.
+    fn subscribe(&mut self, follow: &mut WatchSession) -> Option<Step> {
         let spaces = self.spaces();
-        match follow.subscribe(&spaces) {
-            Some(request) => send(requests, Step::Subscribe(request)).await,
-            None => Ok(()),
-        }
+        follow.subscribe(&spaces).map(Step::Subscribe)
     }
 
     /// Applies a response; returns the new state if it is complete.
@@ -245,17 +310,26 @@ impl Client {
     }
 }
 
-fn report(enforced: &Enforced) -> Report {
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Report {
-        enforced_generation: enforced.generation().0,
-        containers: count(enforced.ruleset.containers.len()),
-        isolated_rules: count(enforced.ruleset.isolated_rules()),
-        ..Report::default()
+/// A watch that the store has accepted.
+struct Opened {
+    follow: WatchSession,
+    requests: mpsc::Sender<WatchRequest>,
+    answers: Streaming<WatchResponse>,
+    /// An older store ends the watch at an Inventory.
+    takes_inventory: bool,
+}
+
+fn gone() -> Status {
+    Status::unavailable("the store does not take requests any more")
+}
+
+async fn until(due: Option<std::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(Instant::from_std(due)).await,
+        None => std::future::pending().await,
     }
 }
 
 async fn send(requests: &mpsc::Sender<WatchRequest>, step: Step) -> Result<(), Status> {
-    let gone = |_| Status::unavailable("the store does not take requests any more");
-    requests.send(WatchRequest { step: Some(step) }).await.map_err(gone)
+    requests.send(WatchRequest { step: Some(step) }).await.map_err(|_| gone())
 }

@@ -4,11 +4,14 @@
 //! policy-server-internal, which is polled (`poll`). In both cases a complete state
 //! becomes one [`Known`], never a part of it. The last state is saved on disk, so that
 //! a cell that starts while the store is down has its rules (laws 4 and 5).
+//!
+//! Over the same watch the store receives what the cell enforces (`report`, `inventory`),
+//! and sends operators' questions.
 
 use std::sync::Arc;
 
 use runtime::client::describe;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::Known;
@@ -16,12 +19,14 @@ use crate::plan::Known;
 mod api;
 mod client;
 mod follow;
+mod inventory;
 pub mod page;
 mod poll;
+mod report;
 mod saved;
 mod spaces;
 
-pub use client::Client;
+pub use client::{About, Asked, Client};
 pub use follow::WatchSession;
 pub use poll::{Poller, Refresh, Server};
 pub use saved::{load, save, save_latest};
@@ -68,14 +73,22 @@ impl GroupSource {
     }
 }
 
-/// Replaces the known groups, and gives them the next revision.
+/// Replaces the known groups, and gives them the next revision and the time of arrival.
 fn publish(latest: &watch::Sender<Option<Arc<Known>>>, mut known: Arc<Known>) -> Arc<Known> {
     latest.send_modify(|latest| {
         let last = latest.as_ref().map_or(0, |last| last.revision);
-        Arc::make_mut(&mut known).revision = last + 1;
+        let received = Arc::make_mut(&mut known);
+        received.revision = last + 1;
+        received.arrived = Some(Instant::now().into_std());
         *latest = Some(Arc::clone(&known));
     });
     known
+}
+
+/// A text from outside in one line, with at most this many characters.
+fn bounded(text: &str, most: usize) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(most).map(plain).collect()
 }
 
 /// State of the connection to the source of the groups.

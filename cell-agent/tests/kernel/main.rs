@@ -30,6 +30,7 @@ mod polled;
 mod process;
 #[path = "../recorded/mod.rs"]
 mod recorded;
+mod reported;
 mod rootless;
 mod silk;
 mod speed;

@@ -1,7 +1,7 @@
 //! A fake policy store that implements the contract, with groups from a test.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::Path,
     pin::Pin,
@@ -10,11 +10,15 @@ use std::{
 };
 
 use prost::Message as _;
-use proto::policy_v1::{
-    ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, SecurityGroup, StatusRequest,
-    StatusResponse, StoredGroup, WatchRequest, WatchResponse,
-    policy_store_server::{PolicyStore, PolicyStoreServer},
-    watch_request::{Report, Step},
+use proto::{
+    cell_v1::Container,
+    policy_v1::{
+        CellRequest, IsolatedRules, ListRequest, ListResponse, Question, ReplaceRequest,
+        ReplaceResponse, SecurityGroup, StatusRequest, StatusResponse, StoredGroup, WatchRequest,
+        WatchResponse, cell_request,
+        policy_store_server::{PolicyStore, PolicyStoreServer},
+        watch_request::{Hello, Inventory, Report, Step, answer},
+    },
 };
 use runtime::{
     server::{Grpc, Health, Listener},
@@ -28,6 +32,8 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::agent::eventually;
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     pub(crate) generation: u64,
@@ -36,10 +42,30 @@ pub(crate) struct State {
     silent: bool,
 }
 
+/// What the cell told the store.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) hello: Hello,
+    pub(crate) reports: usize,
+    pub(crate) report: Option<Report>,
+    /// The last message.
+    pub(crate) inventory: Inventory,
+    pub(crate) inventories: usize,
+    /// The result of all messages.
+    pub(crate) containers: BTreeMap<String, Container>,
+    pub(crate) isolated: IsolatedRules,
+    pub(crate) answers: BTreeMap<u64, answer::Result>,
+}
+
+type Shared = Arc<Mutex<Told>>;
+
 /// The store, running or stopped.
 pub(crate) struct Store {
     state: watch::Sender<State>,
-    reports: Arc<Mutex<Option<Report>>>,
+    told: Shared,
+    questions: watch::Sender<Vec<Question>>,
+    /// A store that knows neither Inventory nor questions.
+    older: bool,
     files: Files,
     address: Option<SocketAddr>,
     up: Option<(CancellationToken, JoinSet<()>)>,
@@ -49,7 +75,9 @@ impl Store {
     pub(crate) async fn start(directory: &Path) -> Self {
         let (state, _) = watch::channel(State::default());
         let files = certificates(directory);
-        let mut store = Self { state, reports: Arc::default(), files, address: None, up: None };
+        let (questions, _) = watch::channel(Vec::new());
+        let (told, older) = (Arc::default(), false);
+        let mut store = Self { state, told, questions, older, files, address: None, up: None };
         store.up().await;
         store
     }
@@ -86,7 +114,28 @@ impl Store {
     }
 
     pub(crate) fn last_report(&self) -> Option<Report> {
-        self.reports.lock().unwrap().clone()
+        self.told(|told| told.report.clone())
+    }
+
+    pub(crate) fn told<T>(&self, read: impl FnOnce(&Told) -> T) -> T {
+        read(&self.told.lock().unwrap())
+    }
+
+    /// From the next start on, ends the watch of a cell that sends what older stores do not
+    /// know.
+    pub(crate) fn become_older(&mut self) {
+        self.older = true;
+    }
+
+    /// Asks the cell; returns the question's id.
+    pub(crate) fn ask(&self, request: cell_request::Request) -> u64 {
+        let mut id = 0;
+        self.questions.send_modify(|questions| {
+            id = questions.len() as u64 + 1;
+            let request = Some(CellRequest { request: Some(request) });
+            questions.push(Question { id, request });
+        });
+        id
     }
 
     /// Whether a client watches the store.
@@ -104,10 +153,23 @@ impl Store {
             return;
         }
         let asked = self.address.map_or("127.0.0.1:0".to_owned(), |address| address.to_string());
-        let listener = Listener::tcp("the test's store", &asked).await.unwrap();
+        // Parallel tests start programs, and during a fork the child briefly holds every
+        // socket of this process.
+        let mut listener = None;
+        eventually("the store's port is free", async || {
+            listener = Listener::tcp("the test's store", &asked).await.ok();
+            listener.is_some()
+        })
+        .await;
+        let listener = listener.unwrap();
         self.address = Some(listener.local_addr().parse().unwrap());
         let tls = ServerTls::load(&self.files, Alpn::H2).unwrap();
-        let service = Service { state: self.state.subscribe(), reports: Arc::clone(&self.reports) };
+        let service = Service {
+            state: self.state.subscribe(),
+            told: Arc::clone(&self.told),
+            questions: self.questions.subscribe(),
+            older: self.older,
+        };
         let grpc =
             Grpc::new(listener, Some(tls), &Health::new()).add(PolicyStoreServer::new(service));
         let shutdown = CancellationToken::new();
@@ -150,7 +212,9 @@ fn certificates(directory: &Path) -> Files {
 
 struct Service {
     state: watch::Receiver<State>,
-    reports: Arc<Mutex<Option<Report>>>,
+    told: Shared,
+    questions: watch::Receiver<Vec<Question>>,
+    older: bool,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -182,7 +246,9 @@ impl PolicyStore for Service {
         let (answers, outgoing) = mpsc::channel(16);
         let watcher = Watcher {
             state: self.state.clone(),
-            reports: Arc::clone(&self.reports),
+            told: Arc::clone(&self.told),
+            questions: self.questions.clone(),
+            older: self.older,
             spaces: None,
             sequence: 0,
             answers,
@@ -193,13 +259,20 @@ impl PolicyStore for Service {
             let _alive = &tasks;
             answer
         });
-        Ok(Response::new(Box::pin(answers)))
+        let mut response = Response::new(Box::pin(answers) as Self::WatchStream);
+        if !self.older {
+            let accepted = proto::INVENTORY.parse().unwrap();
+            response.metadata_mut().insert(proto::WATCH_ACCEPTS, accepted);
+        }
+        Ok(response)
     }
 }
 
 struct Watcher {
     state: watch::Receiver<State>,
-    reports: Arc<Mutex<Option<Report>>>,
+    told: Shared,
+    questions: watch::Receiver<Vec<Question>>,
+    older: bool,
     /// Nothing is sent before the cell has sent its Hello.
     spaces: Option<BTreeSet<String>>,
     sequence: u64,
@@ -210,24 +283,54 @@ impl Watcher {
     async fn run(mut self, mut requests: Streaming<WatchRequest>) {
         loop {
             let tell = tokio::select! {
+                biased;
                 request = requests.message() => match request {
+                    Ok(Some(WatchRequest { step: Some(Step::Inventory(_) | Step::Answer(_)) }))
+                        if self.older =>
+                    {
+                        let refusal = Status::invalid_argument("step is missing");
+                        _ = self.answers.send(Err(refusal)).await;
+                        return;
+                    }
                     Ok(Some(WatchRequest { step: Some(step) })) => self.take(step),
                     _ => return,
                 },
                 changed = self.state.changed(), if self.spaces.is_some() => changed.is_ok(),
+                Ok(()) = self.questions.changed(), if self.spaces.is_some() => {
+                    let question = self.question();
+                    if self.answers.send(Ok(question)).await.is_err() {
+                        return;
+                    }
+                    false
+                }
             };
-            if tell && !self.state.borrow().silent {
-                let whole = self.whole();
-                if self.answers.send(Ok(whole)).await.is_err() {
+            if !tell || self.state.borrow().silent {
+                continue;
+            }
+            let (first, last) = self.whole();
+            let mut messages = vec![first, last];
+            if self.questions.has_changed().unwrap_or_default() {
+                messages.insert(1, self.question());
+            }
+            for message in messages {
+                if self.answers.send(Ok(message)).await.is_err() {
                     return;
                 }
             }
         }
     }
 
+    fn question(&mut self) -> WatchResponse {
+        let question = self.questions.borrow_and_update().last().cloned();
+        WatchResponse { question, ..WatchResponse::default() }
+    }
+
     fn take(&mut self, step: Step) -> bool {
         match step {
-            Step::Hello(hello) => self.spaces = Some(hello.space_guids.into_iter().collect()),
+            Step::Hello(hello) => {
+                self.spaces = Some(hello.space_guids.iter().cloned().collect());
+                self.told.lock().unwrap().hello = hello;
+            }
             Step::Subscribe(request) => {
                 self.sequence = request.sequence;
                 let spaces = self.spaces.get_or_insert_default();
@@ -235,28 +338,64 @@ impl Watcher {
                 request.drop_space_guids.iter().for_each(|space| _ = spaces.remove(space));
             }
             Step::Report(report) => {
-                *self.reports.lock().unwrap() = Some(report);
+                let mut told = self.told.lock().unwrap();
+                told.report = Some(report);
+                told.reports += 1;
                 return false;
             }
-            Step::Inventory(_) | Step::Answer(_) => return false,
+            Step::Inventory(inventory) => {
+                self.told.lock().unwrap().take(inventory);
+                return false;
+            }
+            Step::Answer(answer) => {
+                let mut told = self.told.lock().unwrap();
+                told.answers.extend(answer.result.map(|result| (answer.id, result)));
+                return false;
+            }
         }
         true
     }
 
-    fn whole(&mut self) -> WatchResponse {
+    /// The state in two parts.
+    fn whole(&mut self) -> (WatchResponse, WatchResponse) {
         let state = self.state.borrow_and_update();
         let wanted = self.spaces.clone().unwrap_or_default();
         let stored = state.groups.iter().filter(|(_, group)| concerns(group, &wanted));
         let stored =
             stored.map(|(id, group)| StoredGroup { id: *id, group: group.encode_to_vec().into() });
-        WatchResponse {
+        let mut upserted: Vec<_> = stored.collect();
+        let rest = upserted.split_off(upserted.len() / 2);
+        let first = WatchResponse {
             generation: state.generation,
             reset: true,
-            upserted: stored.collect(),
+            upserted,
+            ..WatchResponse::default()
+        };
+        let last = WatchResponse {
+            upserted: rest,
+            reset: false,
             complete: true,
             subscription_sequence: self.sequence,
-            ..WatchResponse::default()
+            traceparent: format!("00-{:032x}-00f067aa0ba902b7-01", state.generation),
+            ..first.clone()
+        };
+        (first, last)
+    }
+}
+
+impl Told {
+    fn take(&mut self, inventory: Inventory) {
+        let Inventory { reset, upserted, removed_handles, isolated } = &inventory;
+        if *reset {
+            self.containers.clear();
         }
+        removed_handles.iter().for_each(|handle| _ = self.containers.remove(handle));
+        let upserted =
+            upserted.iter().map(|container| (container.handle.clone(), container.clone()));
+        self.containers.extend(upserted);
+        self.isolated = isolated.clone().unwrap_or_else(|| std::mem::take(&mut self.isolated));
+        self.inventories += 1;
+        self.inventory = inventory;
     }
 }
 

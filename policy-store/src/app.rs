@@ -22,6 +22,7 @@ use crate::{
     config::{Config, Database},
     feed::{
         cells::Cells,
+        changes::Changes,
         laggards,
         watch::{Feed, gauge, save_reports},
     },
@@ -230,7 +231,10 @@ impl App {
         let reads = health.component(http::health::DATABASE);
         let committer = committer.telling(reads, health.component("database writes"));
         let (force_close, drained) = (CancellationToken::new(), CancellationToken::new());
-        let feed = Feed { board: Arc::clone(&board), cells, drain: force_close.clone() };
+        let changes = Changes::default();
+        let committer = committer.recording(changes.clone(), cells.clone());
+        let drain = force_close.clone();
+        let feed = Feed { board: Arc::clone(&board), cells, changes, drain };
         let stale_after = config.stale_after;
         let synced = health.component("sync");
         let mut tasks = Tasks::new(shutdown.clone());
@@ -381,7 +385,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        groups::{decide::Replacement, manifest::Supplied, snapshot::Snapshot},
+        groups::{
+            decide::{Origin, Replacement},
+            manifest::Supplied,
+            snapshot::Snapshot,
+        },
         store::{Contents, memory::Memory},
     };
 
@@ -438,6 +446,7 @@ mod tests {
             allow_mass_removal: false,
             supplied: Supplied::default(),
             at: Timestamp::UNIX_EPOCH,
+            origin: Origin::default(),
         };
         commits.commit(nothing).await.unwrap();
         health.wait_for(true).await;

@@ -25,9 +25,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    feed::{cells::Cells, changes::Changes, ring::committed},
     groups::{
         current::SnapshotPublisher,
-        decide::{Decision, Known, Named, Refusal, Replacement, decide},
+        decide::{Decision, Known, Named, Origin, Refusal, Replacement, decide},
         snapshot::Snapshot,
     },
     metrics::{COMMIT_SECONDS, REPLACES},
@@ -113,6 +114,7 @@ pub struct Committer {
     store: Arc<dyn Store>,
     board: Arc<SnapshotPublisher>,
     health: Option<DatabaseHealth>,
+    record: Option<(Changes, Cells)>,
 }
 
 /// Health components of the database. A readable database with a full disk is ready for
@@ -127,7 +129,7 @@ struct DatabaseHealth {
 #[must_use]
 pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
-    (Commits(sender), Committer { jobs, store, board, health: None })
+    (Commits(sender), Committer { jobs, store, board, health: None, record: None })
 }
 
 impl Committer {
@@ -138,6 +140,13 @@ impl Committer {
         reads.ready();
         writes.ready();
         self.health = Some(DatabaseHealth { reads, writes });
+        self
+    }
+
+    /// Records each generation, with the cells that are connected at its publication.
+    #[must_use]
+    pub fn recording(mut self, changes: Changes, cells: Cells) -> Self {
+        self.record = Some((changes, cells));
         self
     }
 
@@ -198,7 +207,7 @@ impl Committer {
             // A disconnected caller retries after it reconnects.
             match job {
                 None => return Ok(()),
-                Some(Job::CatchUp { reply }) => _ = reply.send(self.catch_up().await?),
+                Some(Job::CatchUp { reply }) => _ = reply.send(self.catch_up(None).await?),
                 Some(Job::Replace { write, reply }) => {
                     let outcome = self.commit(write).await?;
                     let _gone = reply.send(outcome);
@@ -231,7 +240,9 @@ impl Committer {
         match outcome {
             Ok(decision) => {
                 self.written();
-                if let Err(error) = self.publish(&decision, &current, speculative_snapshot).await? {
+                if let Err(error) =
+                    self.publish(&write, &decision, current, speculative_snapshot).await?
+                {
                     return Ok(Err(error));
                 }
                 let took = began.elapsed();
@@ -268,34 +279,57 @@ impl Committer {
 
     async fn publish(
         &self,
+        write: &Replacement,
         decision: &Decision,
-        current: &Snapshot,
+        current: Arc<Snapshot>,
         speculative_snapshot: Option<Snapshot>,
     ) -> Result<Result<(), Error>, WentBack> {
         // Same input and same decision: the snapshot equals the content of the store.
         let is_right = |speculative_snapshot: &Snapshot| {
             decision.before == current.point() && decision.state == speculative_snapshot.state
         };
+        let origin = Some((decision.state.generation, write.origin));
         match speculative_snapshot.filter(is_right) {
             Some(snapshot) => {
-                self.board.publish(snapshot);
+                self.record_and_publish(current, snapshot, origin).await;
                 Ok(Ok(()))
             }
             // Another instance wrote in between: read the store.
-            None => self.catch_up().await,
+            None => self.catch_up(origin).await,
         }
+    }
+
+    /// Publishes a snapshot. `origin` is that of the generation that this instance committed.
+    async fn record_and_publish(
+        &self,
+        before: Arc<Snapshot>,
+        after: Snapshot,
+        origin: Option<(Generation, Origin)>,
+    ) {
+        let Some((changes, cells)) = &self.record else { return self.board.publish(after) };
+        // A first set has thousands of names.
+        let (after, generations) = made(move || {
+            let generations = committed(&before, &after, origin, Timestamp::now());
+            (after, generations)
+        })
+        .await;
+        changes.record(generations, cells);
+        self.board.publish(after);
     }
 
     /// As [`Self::catch_up`]; a failed read is retried at the next notification.
     async fn follow(&self) -> Result<(), WentBack> {
-        if let Err(error) = self.catch_up().await? {
+        if let Err(error) = self.catch_up(None).await? {
             tracing::error!(error = chain(&error), "failed-to-reload");
         }
         Ok(())
     }
 
     /// Publishes the content of the store, if it is new.
-    async fn catch_up(&self) -> Result<Result<(), Error>, WentBack> {
+    async fn catch_up(
+        &self,
+        origin: Option<(Generation, Origin)>,
+    ) -> Result<Result<(), Error>, WentBack> {
         let current = self.board.current();
         let served = current.point();
         let contents = match self.store.load(Some(served)).await {
@@ -321,11 +355,12 @@ impl Committer {
             return Ok(Ok(()));
         }
         let is_confirmed = contents.state.synced_at != current.state.synced_at;
+        let before = Arc::clone(&current);
         let snapshot = made(move || match contents.since {
             Some(_) => current.followed_by(contents),
             None => Snapshot::from(contents),
         });
-        self.board.publish(snapshot.await);
+        self.record_and_publish(before, snapshot.await, origin).await;
         if is_confirmed {
             self.board.confirm(Instant::now());
         }
@@ -396,6 +431,7 @@ fn log_change(write: &Replacement, decision: &Decision, named: &Named, took: Dur
         generation = decision.state.generation.0,
         "fencing-token" = write.token.map_or(0, |token| token.0),
         writer = %write.owner,
+        trace_id = write.origin.trace.map(|trace| tracing::field::display(trace.trace_id())),
         milliseconds,
         "replaced-security-groups"
     );

@@ -9,6 +9,14 @@ runtime::families! {
         outcome: &["changed", "unchanged", "fenced", "mass-removal", "overtaken", "failed"],
     },
         "Replaces of the set of security groups by outcome.";
+    CHANGE_SECONDS: Histogram "policy_store_change_seconds" {
+        hop: &["notice", "read", "commit", "enforce"],
+    },
+        "Time of a change by hop: notice, from the Cloud Controller's stamp until the syncer noticed it; read, until the syncer had read the list; commit, until this instance served it; enforce, until a cell that was connected at the commit reported it.";
+    QUESTIONS: Counter "policy_store_questions_total" {
+        outcome: &["answered", "failed", "timeout", "refused"],
+    },
+        "Requests passed to agents of cells by outcome: answered, an error of the agent, no answer in time, not passed or the watch ended.";
     COMMIT_SECONDS: Histogram "policy_store_commit_seconds",
         "Time of a Replace from its commit until all readers see it.";
     ORIGINAL_CURRENT: Gauge "policy_store_original_tables_current" when "write_original_tables is true",

@@ -3,6 +3,7 @@
 
 mod access;
 mod backup;
+mod changes;
 mod config;
 mod decide;
 mod explain;

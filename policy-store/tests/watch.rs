@@ -14,9 +14,10 @@ use policy_store::{
     committer::{Commits, committer},
     feed::{
         cells::Cells,
+        changes::Changes,
         cursor::{self, Cursor, MAX_SPACES},
-        parts::Parts,
-        watch::{ClientMessage, ClientMessages, End, Feed, Hello, Violation, Watcher},
+        parts::{Part, Parts},
+        watch::{ClientMessage, ClientMessages, End, Feed, Hello, Message, Violation, Watcher},
     },
     groups::{
         current::SnapshotPublisher,
@@ -27,7 +28,7 @@ use policy_store::{
     store::{Contents, Store, memory::Memory},
 };
 use proptest::prelude::*;
-use proto::policy_v1::ListResponse;
+use proto::policy_v1::{CellRequest, CellResponse, ListResponse};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +70,8 @@ impl Served {
 
     fn feed(&self, drain: &CancellationToken) -> Feed {
         let board = Arc::clone(&self.board);
-        Feed { board, cells: Cells::default(), drain: drain.clone() }
+        let (cells, changes) = (Cells::default(), Changes::default());
+        Feed { board, cells, changes, drain: drain.clone() }
     }
 }
 
@@ -327,6 +329,14 @@ fn watcher(feed: Feed, spaces: &[&str]) -> (Watcher<Said>, mpsc::Sender<ClientMe
     (Watcher::new(feed, hello, Said(said)).unwrap(), say)
 }
 
+/// The next part; there is no question.
+async fn next(watcher: &mut Watcher<Said>) -> Result<Part, End<Violation>> {
+    match watcher.next().await? {
+        Message::Part(part) => Ok(part),
+        Message::Question(question) => panic!("a question came: {question:?}"),
+    }
+}
+
 fn subscribe(sequence: u64, add: &[&str]) -> ClientMessage {
     let add = add.iter().map(|text| space(text)).collect();
     ClientMessage::Subscribe { sequence, add, drop: Vec::new() }
@@ -338,9 +348,9 @@ async fn nothing_is_told_before_the_first_replace() {
     let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &["s0"]);
     say.send(subscribe(1, &["s1"])).await.unwrap();
     let an_hour = std::time::Duration::from_secs(3600);
-    assert!(tokio::time::timeout(an_hour, watcher.next()).await.is_err());
+    assert!(tokio::time::timeout(an_hour, next(&mut watcher)).await.is_err());
     served.replace(&Set::new()).await;
-    let part = watcher.next().await.unwrap();
+    let part = next(&mut watcher).await.unwrap();
     assert!(part.reset && part.complete);
     assert_eq!((part.point.generation, part.sequence), (Generation(1), 1));
 }
@@ -350,12 +360,12 @@ async fn each_subscription_is_acknowledged_though_nothing_changes() {
     let served = Served::start();
     served.replace(&set([bound("a", "1", &["s1"])])).await;
     let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &[]);
-    assert!(watcher.next().await.unwrap().complete);
+    assert!(next(&mut watcher).await.unwrap().complete);
     say.send(subscribe(1, &["nobody"])).await.unwrap();
     say.send(subscribe(2, &["nobody"])).await.unwrap();
     say.send(subscribe(3, &["s1"])).await.unwrap();
     for (sequence, told) in [(1, 0), (2, 0), (3, 1)] {
-        let part = watcher.next().await.unwrap();
+        let part = next(&mut watcher).await.unwrap();
         assert!(part.complete && !part.reset);
         assert_eq!((part.sequence, part.upserted.len()), (sequence, told));
     }
@@ -367,9 +377,9 @@ async fn who_falls_silent_is_still_told() {
     let served = Served::start();
     served.replace(&Set::new()).await;
     let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &[]);
-    watcher.next().await.unwrap();
+    next(&mut watcher).await.unwrap();
     drop(say);
-    let (part, _) = tokio::join!(watcher.next(), async {
+    let (part, _) = tokio::join!(next(&mut watcher), async {
         tokio::task::yield_now().await;
         served.replace(&set([global("a", "1")])).await
     });
@@ -382,10 +392,10 @@ async fn a_drain_ends_every_watch() {
     let drain = CancellationToken::new();
     let (mut idle, _say) = watcher(served.feed(&drain), &[]);
     drain.cancel();
-    assert_eq!(idle.next().await.unwrap_err(), End::Draining);
+    assert_eq!(next(&mut idle).await.unwrap_err(), End::Draining);
     served.replace(&named(3, "1")).await;
     let (mut busy, _say) = watcher(served.feed(&drain), &[]);
-    assert_eq!(busy.next().await.unwrap_err(), End::Draining);
+    assert_eq!(next(&mut busy).await.unwrap_err(), End::Draining);
 }
 
 #[tokio::test(start_paused = true)]
@@ -393,9 +403,35 @@ async fn a_broken_rule_ends_the_watch() {
     let served = Served::start();
     let (mut watcher, say) = watcher(served.feed(&CancellationToken::new()), &[]);
     say.send(subscribe(0, &[])).await.unwrap();
-    let end = watcher.next().await.unwrap_err();
+    let end = next(&mut watcher).await.unwrap_err();
     let error = cursor::Error::SequenceDoesNotRise { sequence: 0, before: 0 };
     assert_eq!(end, End::Broken(error.into()));
+}
+
+/// A question overtakes the rest of a state, and its answer reaches the asker.
+#[tokio::test]
+async fn a_question_comes_between_the_parts_of_a_state() {
+    let served = Served::start();
+    let mut groups = named(50, &"x".repeat(20_000));
+    for group in groups.values_mut() {
+        Arc::make_mut(group).running.everywhere = true;
+    }
+    served.replace(&groups).await;
+    let feed = served.feed(&CancellationToken::new());
+    let (mut watcher, say) = watcher(feed.clone(), &[]);
+    assert!(!next(&mut watcher).await.unwrap().complete);
+    let (desk, _agent) = feed.cells.desk(watcher.cell()).unwrap().unwrap();
+    let pending = desk.ask(CellRequest::default()).unwrap();
+    let message = watcher.next().await.unwrap();
+    let Message::Question(question) = message else { panic!("{message:?}") };
+    let answer = Ok(CellResponse::default());
+    say.send(ClientMessage::Answer(question.id, Box::new(answer.clone()))).await.unwrap();
+    while !next(&mut watcher).await.unwrap().complete {}
+    let idle = async { watcher.next().await.map(|message| panic!("{message:?}")) };
+    tokio::select! {
+        end = idle => panic!("{end:?}"),
+        answered = pending.answer() => assert_eq!(answered, Ok(answer)),
+    }
 }
 
 /// A watcher that never reads holds no snapshot: old ones are freed.
@@ -414,7 +450,7 @@ async fn a_watcher_that_does_not_read_holds_no_snapshot() {
     let mut watchers: Vec<_> = (0..8).map(|_| watcher(feed.clone(), &[])).collect();
     // Each is in the middle of a state of several parts.
     for (watcher, _say) in &mut watchers {
-        let part = watcher.next().await.unwrap();
+        let part = next(watcher).await.unwrap();
         assert!(!part.complete);
     }
     let mut old = Vec::new();
@@ -429,7 +465,7 @@ async fn a_watcher_that_does_not_read_holds_no_snapshot() {
         let mut generation = 0;
         let mut parts = 0;
         while generation < 100 {
-            let part = watcher.next().await.unwrap();
+            let part = next(watcher).await.unwrap();
             parts += 1;
             generation = if part.complete { part.point.generation.0 } else { generation };
         }

@@ -46,7 +46,7 @@ mod probe;
 
 pub use error::Error;
 pub use lock::{fetch_all_len, put_fetch_all};
-pub use policy::{decode_group, encode_group, timestamp};
+pub use policy::{decode_group, encode_group, group_name, timestamp};
 pub use probe::probe;
 
 /// `models.Locket`, wire-compatible with the original (docs/compatibility/locket.md#grpc).

@@ -69,6 +69,19 @@ pub fn decode_group(encoded: Bytes) -> Result<policy_v1::SecurityGroup, Error> {
     policy_v1::SecurityGroup::decode(encoded).map_err(|error| Error::invalid("group", error))
 }
 
+/// A group without most of its fields, which are skipped.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Named {
+    #[prost(string, tag = "2")]
+    name: String,
+}
+
+/// The name of an encoded group, read without its rules; empty if the bytes are not a group.
+#[must_use]
+pub fn group_name(encoded: Bytes) -> String {
+    Named::decode(encoded).map(|named| named.name).unwrap_or_default()
+}
+
 fn scope(
     guid: &GroupGuid,
     field: &'static str,

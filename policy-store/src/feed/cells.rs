@@ -15,8 +15,9 @@
 //!   the inventories behind `Arc`s, so that they never hold the lock while they compute.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -30,7 +31,10 @@ use crate::{
     reports::{Agent, Details, Report, Unsaved},
 };
 
-use super::inventory::{self, Inventory, Update};
+use super::{
+    inventory::{self, Inventory, Update},
+    questions::Desk,
+};
 
 /// A cell that is not connected and has not reported for this time, seven days, is
 /// deleted.
@@ -88,14 +92,17 @@ pub struct Here {
     pub changed_at: Timestamp,
     /// Details of the last report.
     pub details: Option<Arc<Details>>,
+    /// From the commit of the newest generation that the cell reported until the report;
+    /// absent when the cell was not connected at the commit.
+    pub lag: Option<Duration>,
     /// Containers and isolated rules; absent before the first inventory.
     pub inventory: Option<Arc<Inventory>>,
 }
 
 #[derive(Debug, Default)]
 struct Cell {
-    /// Open streams.
-    streams: BTreeSet<u64>,
+    /// Open streams, with their desks for questions.
+    streams: BTreeMap<u64, Desk>,
     here: Option<Here>,
     /// Stream that sent the inventory; 0 when none.
     lister: u64,
@@ -143,19 +150,19 @@ impl Cells {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a stream of a cell.
+    /// Registers a stream of a cell, and where the stream takes questions.
     #[must_use]
-    pub fn connect(&self, cell: CellId, agent: Agent, now: Timestamp) -> Connection {
+    pub fn connect(&self, cell: CellId, agent: Agent, desk: Desk, now: Timestamp) -> Connection {
         let agent = Arc::new(agent);
         let mut inner = self.lock();
         inner.last_stream += 1;
         let stream = inner.last_stream;
         let known = inner.cells.entry(cell.clone()).or_default();
         let comes = known.streams.is_empty();
-        known.streams.insert(stream);
+        known.streams.insert(stream, desk);
         known.here = Some(match known.here.take() {
             Some(here) => Here { agent, changed_at: now, ..here },
-            None => Here { agent, changed_at: now, details: None, inventory: None },
+            None => Here { agent, changed_at: now, details: None, lag: None, inventory: None },
         });
         drop(inner);
         if comes {
@@ -179,6 +186,30 @@ impl Cells {
             here: cell.here.clone(),
         };
         inner.cells.iter().map(known).collect()
+    }
+
+    /// The connected cells, ascending by id.
+    #[must_use]
+    pub fn connected(&self) -> Vec<CellId> {
+        let inner = self.lock();
+        let connected = inner.cells.iter().filter(|(_, cell)| !cell.streams.is_empty());
+        connected.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether the cell has an open watch.
+    #[must_use]
+    pub fn is_connected(&self, cell: &CellId) -> bool {
+        self.lock().cells.get(cell).is_some_and(|cell| !cell.streams.is_empty())
+    }
+
+    /// Where to ask a cell: the desk of its newest stream, and its agent. The outer `None`:
+    /// no such cell is known; the inner one: the cell does not watch this instance.
+    #[must_use]
+    pub fn desk(&self, cell: &CellId) -> Option<Option<(Desk, Arc<Agent>)>> {
+        let inner = self.lock();
+        let cell = inner.cells.get(cell)?;
+        let newest = cell.streams.values().next_back().cloned();
+        Some(newest.zip(cell.here.as_ref().map(|here| Arc::clone(&here.agent))))
     }
 
     /// Number of containers in all inventories.
@@ -263,6 +294,15 @@ pub struct Count {
     pub behind_since: Option<Stamp>,
 }
 
+/// A report of a newer generation than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Generation in force before; absent when this is the first report.
+    pub before: Option<Generation>,
+    /// Generation in force now.
+    pub enforced: Generation,
+}
+
 impl Connection {
     /// Id of the cell.
     #[must_use]
@@ -270,9 +310,9 @@ impl Connection {
         &self.cell
     }
 
-    /// Records the report of a cell while the store is at `current`. Returns the previous
-    /// generation of the cell, if the cell was behind and has caught up.
-    pub fn report(&self, report: Report, current: Generation) -> Option<Generation> {
+    /// Records the report of a cell while the store is at `current`. Returns the progress
+    /// of the cell, if it has made any.
+    pub fn report(&self, report: Report, current: Generation) -> Option<Progress> {
         let mut inner = self.cells.lock();
         let cell = inner.cells.get_mut(&self.cell)?;
         if self.stream < cell.reporter {
@@ -283,7 +323,15 @@ impl Connection {
         cell.report = Some(Report { enforced, ..report });
         cell.reporter = self.stream;
         cell.unsaved = true;
-        before.filter(|before| *before < enforced && enforced == current)
+        (before.unwrap_or_default() < enforced).then_some(Progress { before, enforced })
+    }
+
+    /// Records the time since the commit of the newest generation that the cell reported.
+    pub fn lag(&self, lag: Option<Duration>) {
+        let mut inner = self.cells.lock();
+        if let Some(here) = inner.cells.get_mut(&self.cell).and_then(|cell| cell.here.as_mut()) {
+            here.lag = lag;
+        }
     }
 
     /// Records the details of the report of a cell.

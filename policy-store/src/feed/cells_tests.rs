@@ -1,7 +1,7 @@
 use model::generation::Point;
 
 use super::*;
-use crate::groups::history::Step;
+use crate::{feed::questions::desk, groups::history::Step};
 
 fn cell(id: &str) -> CellId {
     CellId::parse(id).unwrap()
@@ -16,7 +16,7 @@ fn report(enforced: u64) -> Report {
 }
 
 fn connect(cells: &Cells, cell: CellId) -> Connection {
-    cells.connect(cell, Agent::default(), at(0))
+    cells.connect(cell, Agent::default(), desk().0, at(0))
 }
 
 fn enforced_of(cells: &Cells) -> u64 {
@@ -88,7 +88,8 @@ fn those_behind_are_all_that_are_known_with_less() {
     drop((gone, silent));
     assert_eq!(count(), Count { connected: 2, behind: 2, behind_since: since, ..all });
     let back = connect(&cells, cell("c4"));
-    assert_eq!(back.report(report(2), Generation(2)), Some(Generation(1)));
+    let progress = Progress { before: Some(Generation(1)), enforced: Generation(2) };
+    assert_eq!(back.report(report(2), Generation(2)), Some(progress));
     assert_eq!(back.report(report(2), Generation(2)), None, "it was not behind");
     assert_eq!(count(), Count { connected: 3, behind: 1, behind_since: None, ..all });
 }

@@ -245,6 +245,7 @@ mod tests {
                 agent: Arc::new(Agent::default()),
                 changed_at: Timestamp::UNIX_EPOCH,
                 details: None,
+                lag: None,
                 inventory: Some(Arc::new(inventory)),
             }),
         }

@@ -16,10 +16,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    cells::{Cells, Connection, Count},
+    cells::{Cells, Connection, Count, Progress},
+    changes::Changes,
     cursor::{self, Cursor},
     inventory::{self, Update},
     parts::{Part, Parts},
+    questions::{Answer, Question, Questions, desk},
 };
 use crate::{
     groups::{current::SnapshotPublisher, snapshot::Snapshot},
@@ -45,7 +47,7 @@ pub struct Hello {
 }
 
 /// Later message of a cell.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum ClientMessage {
     /// The watched spaces change.
     Subscribe {
@@ -60,6 +62,17 @@ pub enum ClientMessage {
     Report(Report, Box<Details>),
     /// Containers and isolated rules.
     Inventory(Box<Update>),
+    /// Answer to the question with this id.
+    Answer(u64, Box<Answer>),
+}
+
+/// Message to a cell.
+#[derive(Debug)]
+pub enum Message {
+    /// Part of an update.
+    Part(Part),
+    /// Question to the agent; can come between the parts of an update.
+    Question(Box<Question>),
 }
 
 /// A message that breaks the protocol.
@@ -98,6 +111,8 @@ pub struct Feed {
     pub board: Arc<SnapshotPublisher>,
     /// Registry of cells.
     pub cells: Cells,
+    /// The last changes.
+    pub changes: Changes,
     /// Ends streams: those of one connection, or all remaining ones.
     pub drain: CancellationToken,
 }
@@ -111,6 +126,7 @@ pub struct Watcher<W> {
     generations: watch::Receiver<Generation>,
     cursor: Cursor,
     parts: Option<Parts>,
+    questions: Questions,
     /// Absent after the cell has half-closed the stream; it still receives updates.
     words: Option<W>,
 }
@@ -126,12 +142,14 @@ impl<W: ClientMessages> Watcher<W> {
         let spaces = spaces.into_iter().map(|space| snapshot.shared(space)).collect();
         let cursor = Cursor::new(spaces, known)?;
         WATCHERS.gauge().increment(1);
+        let (desk, questions) = desk();
         Ok(Self {
-            connection: feed.cells.connect(cell, agent, Timestamp::now()),
+            connection: feed.cells.connect(cell, agent, desk, Timestamp::now()),
             generations: feed.board.generations(),
             feed,
             cursor,
             parts: None,
+            questions,
             words: Some(words),
         })
     }
@@ -142,17 +160,21 @@ impl<W: ClientMessages> Watcher<W> {
         self.connection.cell()
     }
 
-    /// The next message; waits until there is an update to send.
+    /// The next message; waits until there is an update or a question to send.
     ///
     /// # Errors
     /// The stream ends.
-    pub async fn next(&mut self) -> Result<Part, End<W::Error>> {
+    pub async fn next(&mut self) -> Result<Message, End<W::Error>> {
         loop {
             if self.feed.drain.is_cancelled() {
                 return Err(End::Draining);
             }
+            // An operator waits for it, and it is small.
+            if let Some(question) = self.questions.try_next() {
+                return Ok(Message::Question(Box::new(question)));
+            }
             if let Some(part) = self.parts.as_mut().and_then(Iterator::next) {
-                return Ok(part);
+                return Ok(Message::Part(part));
             }
             // Mark before reading, so that a later change is not missed.
             self.generations.mark_unchanged();
@@ -160,24 +182,30 @@ impl<W: ClientMessages> Watcher<W> {
             self.parts = self.cursor.advance(&snapshot).map(Parts::from);
             if self.parts.is_none() {
                 drop(snapshot);
-                self.wait().await?;
+                if let Some(question) = self.wait().await? {
+                    return Ok(Message::Question(Box::new(question)));
+                }
             }
         }
     }
 
-    /// Waits for a new generation or a message from the cell.
-    async fn wait(&mut self) -> Result<(), End<W::Error>> {
+    /// Waits for a new generation, a message from the cell, or a question, which it returns.
+    async fn wait(&mut self) -> Result<Option<Question>, End<W::Error>> {
         let word = tokio::select! {
             () = self.feed.drain.cancelled() => return Err(End::Draining),
             // The feed keeps the board alive.
-            _changed = self.generations.changed() => return Ok(()),
+            _changed = self.generations.changed() => return Ok(None),
+            question = self.questions.next() => return Ok(Some(question)),
             word = next_word(&mut self.words) => word.map_err(End::Broken)?,
         };
         match word {
-            None => self.words = None,
+            None => {
+                self.words = None;
+                self.questions.close();
+            }
             Some(word) => self.on_message(word).map_err(|error| End::Broken(error.into()))?,
         }
-        Ok(())
+        Ok(None)
     }
 
     fn on_message(&mut self, word: ClientMessage) -> Result<(), Violation> {
@@ -188,11 +216,15 @@ impl<W: ClientMessages> Watcher<W> {
                 self.cursor.subscribe(sequence, add, &drop)?;
             }
             ClientMessage::Report(report, details) => {
-                let before = self.connection.report(report, snapshot.state.generation);
+                let progress = self.connection.report(report, snapshot.state.generation);
                 self.connection.details(*details);
-                let since = before.and_then(|before| snapshot.history().first_after(before));
-                if let Some(since) = since {
-                    CELL_LAG.histogram().record(seconds(since, report.at));
+                if let Some(progress) = progress {
+                    self.on_progress(progress, &snapshot, report.at);
+                }
+            }
+            ClientMessage::Answer(id, answer) => {
+                if !self.questions.answer(id, *answer) {
+                    tracing::debug!(cell = %self.cell(), id, "unexpected-answer");
                 }
             }
             ClientMessage::Inventory(mut update) => {
@@ -203,6 +235,19 @@ impl<W: ClientMessages> Watcher<W> {
             }
         }
         Ok(())
+    }
+}
+
+impl<W> Watcher<W> {
+    fn on_progress(&self, progress: Progress, snapshot: &Snapshot, now: Timestamp) {
+        let Progress { before, enforced } = progress;
+        let (cell, changes) = (self.connection.cell(), &self.feed.changes);
+        self.connection.lag(changes.enforced(cell, before.unwrap_or_default(), enforced, now));
+        let behind = before.filter(|_| enforced == snapshot.state.generation);
+        let since = behind.and_then(|before| snapshot.history().first_after(before));
+        if let Some(since) = since {
+            CELL_LAG.histogram().record(seconds(since, now));
+        }
     }
 }
 

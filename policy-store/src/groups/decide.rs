@@ -31,6 +31,7 @@ use model::{
     group::{ContentHash, GroupId},
     ids::GroupGuid,
     lock::{FencingToken, Owner},
+    trace::TraceContext,
 };
 
 use super::{content::Content, manifest::Supplied};
@@ -99,6 +100,19 @@ pub struct Replacement {
     pub supplied: Supplied,
     /// Current time.
     pub at: Timestamp,
+    /// The sync behind it.
+    pub origin: Origin,
+}
+
+/// Times and trace of a sync, as far as its writer knows them; no decision depends on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// When the writer noticed that the Cloud Controller's stamp had moved, by its clock.
+    pub noticed_at: Option<Timestamp>,
+    /// When the writer had read the whole list, by its clock.
+    pub read_at: Option<Timestamp>,
+    /// Trace context.
+    pub trace: Option<TraceContext>,
 }
 
 /// Reason why a Replace is refused. No group is changed then.

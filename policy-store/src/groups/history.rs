@@ -113,11 +113,17 @@ impl History {
     /// far, or `seen` is a generation that never existed.
     #[must_use]
     pub fn since(&self, seen: Point) -> Option<impl Iterator<Item = &Change>> {
+        Some(self.steps_since(seen)?.flat_map(|step| &step.changes))
+    }
+
+    /// As [`Self::since`], by generation.
+    #[must_use]
+    pub fn steps_since(&self, seen: Point) -> Option<impl Iterator<Item = &Step>> {
         let first = match seen == self.from {
             true => 0,
             false => self.steps.iter().position(|step| step.0.point == seen)? + 1,
         };
-        Some(self.steps.range(first..).flat_map(|step| &step.0.changes))
+        Some(self.steps.range(first..).map(|step| &step.0))
     }
 }
 

@@ -97,7 +97,7 @@ fn cell(known: &KnownCell, snapshot: &Snapshot) -> cells_response::Cell {
         status: Some(messages::cell(status.clone(), snapshot.history())),
         ..cells_response::Cell::default()
     };
-    let Some(Here { agent, changed_at, details, inventory }) = here else { return message };
+    let Some(Here { agent, changed_at, details, lag, inventory }) = here else { return message };
     let Agent { version, plane, answers_questions } = &**agent;
     let details = details.as_deref().cloned().unwrap_or_default();
     let Details { enforced_at, apply_time, drift_healed, last_error, counters } = details;
@@ -109,6 +109,7 @@ fn cell(known: &KnownCell, snapshot: &Snapshot) -> cells_response::Cell {
         connection_changed_at: Some(timestamp(*changed_at)),
         enforced_at: enforced_at.map(timestamp),
         apply_time: apply_time.and_then(|time| time.try_into().ok()),
+        lag: lag.and_then(|time| time.try_into().ok()),
         drift_healed,
         last_error: last_error.into(),
         counters: counters.map(|Counters { allowed, denied, unattributed }| {

@@ -14,7 +14,7 @@ use runtime::server::Entry;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Shared, cells, explain,
+    Shared, ask, cells, changes, explain,
     status::{Error, status},
 };
 use crate::{access::Action, feed::cells::KnownCell, groups::snapshot::Snapshot};
@@ -86,15 +86,19 @@ impl foundation_server::Foundation for Foundation {
 
     async fn changes(
         &self,
-        _: Request<ChangesRequest>,
+        request: Request<ChangesRequest>,
     ) -> Result<Response<Self::ChangesStream>, Status> {
-        Err(Status::unimplemented("in development"))
+        let drain = self.0.drain(&request);
+        let stream = changes::stream(&self.0.feed, drain, request.into_inner());
+        stream.map(|stream| Response::new(Box::pin(stream) as _)).map_err(|error| status(&error))
     }
 
     async fn ask_cell(
         &self,
-        _: Request<AskCellRequest>,
+        request: Request<AskCellRequest>,
     ) -> Result<Response<AskCellResponse>, Status> {
-        Err(Status::unimplemented("in development"))
+        let asker = ask::Asker::of(&request);
+        let answer = ask::ask(&self.0.feed.cells, &asker, request.into_inner()).await;
+        answer.map(Response::new).map_err(|error| status(&error))
     }
 }

@@ -26,13 +26,13 @@ use crate::{
 };
 
 /// Limit of free texts, such as an error, in characters; longer ones are cut.
-const TEXT: usize = 1_000;
+pub(super) const TEXT: usize = 1_000;
 /// Limit of a cell's isolated rules, in bytes. They are the same on most cells, and most
 /// of their text is a list of destinations.
 const RULES_BYTES: usize = 64 << 10;
 
 /// At most the first `chars` characters.
-fn cut(mut text: String, chars: usize) -> String {
+pub(super) fn cut(mut text: String, chars: usize) -> String {
     if let Some((end, _)) = text.char_indices().nth(chars) {
         text.truncate(end);
     }

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use model::generation::Stamp;
-use proto::policy_v1::{ListResponse, StoredGroup, WatchResponse, status_response};
+use proto::policy_v1::{self, ListResponse, StoredGroup, WatchResponse, status_response};
 
 use crate::{
-    feed::{cells::CellStatus, parts::Part},
+    feed::{cells::CellStatus, parts::Part, questions::Question},
     groups::{history::History, page::Page, snapshot::Entry},
 };
 
@@ -29,6 +29,14 @@ impl From<Part> for WatchResponse {
             question: None,
             traceparent: String::new(),
         }
+    }
+}
+
+impl From<Question> for WatchResponse {
+    fn from(question: Question) -> Self {
+        let Question { id, request } = question;
+        let question = policy_v1::Question { id, request: Some(request) };
+        Self { question: Some(question), ..Self::default() }
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A handler parses, authorizes, calls, and converts.
 
+mod ask;
 mod cells;
+mod changes;
 mod explain;
 mod foundation;
 mod inventory;
@@ -28,6 +30,7 @@ use proto::{
 };
 use runtime::server::{ConnectionDraining, Entry, Head};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use self::{
@@ -123,8 +126,7 @@ impl policy_store_server::PolicyStore for PolicyStore {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let identity = runtime::tls::peer(&request).identity;
-        let leaving = request.extensions().get().map(|ConnectionDraining(leaving)| leaving.clone());
-        let drain = leaving.unwrap_or_else(|| self.0.feed.drain.clone());
+        let drain = self.0.drain(&request);
         let watching = Watching::new(Arc::clone(&self.0), identity, drain, request.into_inner());
         let stream: Self::WatchStream = Box::pin(watching.into_stream());
         let mut response = Response::new(stream);
@@ -154,6 +156,12 @@ impl policy_store_server::PolicyStore for PolicyStore {
 }
 
 impl Shared {
+    /// Cancelled when the connection of a call is drained.
+    fn drain<T>(&self, request: &Request<T>) -> CancellationToken {
+        let leaving = request.extensions().get().map(|ConnectionDraining(leaving)| leaving.clone());
+        leaving.unwrap_or_else(|| self.feed.drain.clone())
+    }
+
     /// Whether the peer may call the method. The cell of a Watch is authorized after its
     /// Hello. Unknown methods are refused later.
     fn judge(&self, head: &Head<'_>) -> Result<(), Status> {

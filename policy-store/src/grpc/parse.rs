@@ -8,6 +8,7 @@ use model::{
     group::GroupId,
     ids::{CellId, SpaceGuid},
     lock::{FencingToken, Owner},
+    trace::TraceContext,
 };
 use proto::policy_v1::{
     ListRequest,
@@ -24,7 +25,10 @@ use crate::{
         cursor::MAX_SPACES,
         watch::{self, ClientMessage},
     },
-    groups::page::{DEFAULT_SIZE, Filter, MAX_SIZE},
+    groups::{
+        decide::Origin,
+        page::{DEFAULT_SIZE, Filter, MAX_SIZE},
+    },
     reports,
 };
 
@@ -35,6 +39,7 @@ pub(super) struct Beginning {
     pub(super) token: Option<FencingToken>,
     pub(super) watermark: Watermark,
     pub(super) allow_mass_removal: bool,
+    pub(super) origin: Origin,
 }
 
 impl TryFrom<Begin> for Beginning {
@@ -42,7 +47,15 @@ impl TryFrom<Begin> for Beginning {
 
     fn try_from(begin: Begin) -> Result<Self, Error> {
         let moment = begin.watermark_value()?;
-        let Begin { owner, fencing_token, watermark: _, allow_mass_removal, .. } = begin;
+        let Begin {
+            owner,
+            fencing_token,
+            watermark: _,
+            allow_mass_removal,
+            noticed_at,
+            read_at,
+            traceparent,
+        } = begin;
         if i64::try_from(fencing_token).is_err() {
             return Err(invalid("fencing_token", format_args!("{fencing_token} is too large")));
         }
@@ -51,8 +64,23 @@ impl TryFrom<Begin> for Beginning {
             token: (fencing_token != 0).then_some(FencingToken(fencing_token)),
             watermark: moment,
             allow_mass_removal,
+            origin: Origin {
+                noticed_at: inventory::time(noticed_at),
+                read_at: inventory::time(read_at),
+                trace: trace(&traceparent),
+            },
         })
     }
+}
+
+/// A sync without a valid trace context is as good as one with it.
+fn trace(text: &str) -> Option<TraceContext> {
+    let trace = TraceContext::parse(text);
+    if trace.is_none() && !text.is_empty() {
+        let text: String = text.chars().take(100).collect();
+        tracing::debug!(traceparent = text, "invalid-traceparent");
+    }
+    trace
 }
 
 fn spaces<C: FromIterator<SpaceGuid>>(field: &str, texts: &[String]) -> Result<C, Error> {

@@ -196,10 +196,11 @@ impl Replacing {
         };
         let taken = taken.expect("it was spawned and nobody else waits for it");
         let expected = taken.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
-        let Beginning { owner, token, watermark, allow_mass_removal } = beginning;
+        let Beginning { owner, token, watermark, allow_mass_removal, origin } = beginning;
         let supplied = expected.complete()?;
         let at = Timestamp::now();
-        let write = Replacement { owner, token, watermark, allow_mass_removal, supplied, at };
+        let write =
+            Replacement { owner, token, watermark, allow_mass_removal, supplied, at, origin };
         let Committed { generation, added, changed, removed, unchanged, named } =
             self.commits.commit(write).await?;
         let guids =

@@ -1,6 +1,7 @@
 //! Maps errors to gRPC statuses. Clients get errors that they can act on; internal
 //! details go to the log.
 
+use model::ids::CellId;
 use tonic::{Code, Status};
 
 use crate::{
@@ -8,6 +9,7 @@ use crate::{
     committer::Failure,
     feed::{
         cursor,
+        questions::MAX_OPEN,
         watch::{End, Violation},
     },
     groups::{decide::Refusal, manifest},
@@ -38,6 +40,9 @@ pub enum Error {
     /// No container or cell that was asked for.
     #[error("{0}")]
     NotFound(String),
+    /// A request was not passed to a cell, or not answered.
+    #[error(transparent)]
+    Unasked(#[from] Unasked),
     /// A Replace was not confirmed.
     #[error(transparent)]
     Replace(#[from] Failure),
@@ -56,6 +61,37 @@ pub enum Error {
     /// The transport failed; its status is passed on.
     #[error(transparent)]
     Transport(Box<Status>),
+}
+
+/// Reason why there is no answer of a cell.
+#[derive(Debug, thiserror::Error)]
+pub enum Unasked {
+    /// No such cell.
+    #[error("no cell {0} is known: no cell with this id reported within the last seven days")]
+    Unknown(CellId),
+    /// The cell has no watch here.
+    #[error("cell {0} does not watch this instance")]
+    NotConnected(CellId),
+    /// The watch ended before the answer.
+    #[error("the watch of cell {0} ended before the answer")]
+    Ended(CellId),
+    /// The agent does not support questions.
+    #[error("the agent of cell {cell} answers no requests: its version is {version:?}")]
+    AnswersNone {
+        /// The cell.
+        cell: CellId,
+        /// Version of the agent.
+        version: Box<str>,
+    },
+    /// Too many questions are open.
+    #[error("cell {0} has {MAX_OPEN} open requests")]
+    TooMany(CellId),
+    /// The deadline has passed.
+    #[error("cell {0} did not answer in time")]
+    Late(CellId),
+    /// The answer is an error of the agent; its status is passed on.
+    #[error(transparent)]
+    Agent(Box<Status>),
 }
 
 impl From<Status> for Error {
@@ -107,7 +143,12 @@ pub fn status(error: &Error) -> Status {
             return Status::internal("the database failed");
         }
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,
-        Error::NotFound(_) => Code::NotFound,
+        Error::NotFound(_) | Error::Unasked(Unasked::Unknown(_)) => Code::NotFound,
+        Error::Unasked(Unasked::NotConnected(_) | Unasked::Ended(_)) => Code::Unavailable,
+        Error::Unasked(Unasked::AnswersNone { .. }) => Code::Unimplemented,
+        Error::Unasked(Unasked::TooMany(_)) => Code::ResourceExhausted,
+        Error::Unasked(Unasked::Late(_)) => Code::DeadlineExceeded,
+        Error::Unasked(Unasked::Agent(status)) => return (**status).clone(),
         Error::Busy => Code::ResourceExhausted,
         Error::Silent(_) | Error::Slow(_) => Code::DeadlineExceeded,
         Error::Transport(status) => return (**status).clone(),

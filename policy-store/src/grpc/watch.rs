@@ -11,15 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
-    Shared, inventory, parse,
+    Shared, ask, inventory, parse,
     status::{Error, status},
 };
 use crate::{
     access::Action,
-    feed::{
-        parts::Part,
-        watch::{ClientMessage, ClientMessages, Feed, Watcher},
-    },
+    feed::watch::{ClientMessage, ClientMessages, Feed, Message, Watcher},
 };
 
 /// Timeout for Hello, in seconds.
@@ -59,19 +56,37 @@ impl Watching {
                 tracing::debug!(error = %error, "watch-ended");
                 this.phase = Phase::Done;
             }
-            Some((answer.map(Into::into).map_err(|error| status(&error)), this))
+            Some((answer.map_err(|error| status(&error)), this))
         })
     }
 
-    async fn next(&mut self) -> Result<Option<Part>, Error> {
+    async fn next(&mut self) -> Result<Option<WatchResponse>, Error> {
         if let Phase::Opening(_) = self.phase
             && let Phase::Opening(requests) = mem::replace(&mut self.phase, Phase::Done)
         {
             self.phase = Phase::Watching(Box::new(self.open(*requests).await?));
         }
         match &mut self.phase {
-            Phase::Watching(watcher) => Ok(Some(watcher.next().await?)),
+            Phase::Watching(watcher) => {
+                let message = watcher.next().await?;
+                Ok(Some(self.response(message)))
+            }
             Phase::Opening(_) | Phase::Done => Ok(None),
+        }
+    }
+
+    fn response(&self, message: Message) -> WatchResponse {
+        match message {
+            Message::Question(question) => (*question).into(),
+            Message::Part(part) => {
+                let changes = &self.shared.feed.changes;
+                let trace = match part.complete {
+                    true => changes.trace(part.point.generation),
+                    false => None,
+                };
+                let traceparent = trace.map(|trace| trace.to_string()).unwrap_or_default();
+                WatchResponse { traceparent, ..part.into() }
+            }
         }
     }
 
@@ -124,7 +139,7 @@ impl ClientMessages for Requests {
             Some(Said::Inventory(message)) => {
                 inventory::update(message).map(Box::new).map(ClientMessage::Inventory).map(Some)
             }
-            Some(Said::Answer(_)) => Err(Error::Protocol("not supported yet".to_owned())),
+            Some(Said::Answer(answer)) => Ok(Some(ask::answer(answer))),
             Some(Said::Hello(_)) => Err(Error::Protocol("Hello came twice".to_owned())),
             None => Err(Error::Protocol("step is missing".to_owned())),
         }

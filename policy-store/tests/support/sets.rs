@@ -11,7 +11,7 @@ use model::{
     rule::RuleSpec,
 };
 use policy_store::groups::{
-    decide::Replacement,
+    decide::{Origin, Replacement},
     manifest::{Manifest, Supplied},
 };
 use proptest::prelude::*;
@@ -92,6 +92,7 @@ pub(crate) fn replacement(set: &Set) -> Replacement {
                 .collect(),
         },
         at: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
+        origin: Origin::default(),
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
+use jiff::Timestamp;
+use model::trace::TraceContext;
 use tokio::time::Instant;
 use tracing::{error, info};
 
@@ -23,7 +25,7 @@ use crate::{
     manifest::{ListSnapshot, StoreHashes},
     report::Report,
     stamp::Stamp,
-    store::{self, Committed, Store},
+    store::{self, Committed, Origin, Store},
 };
 
 /// Reason why a sync failed.
@@ -85,7 +87,18 @@ pub struct Synced {
     pub store_time: Duration,
 }
 
-/// Syncs under `stamp`, which was read before. `held` are the known hashes in the store;
+/// Why and when a sync began.
+#[derive(Debug, Clone, Copy)]
+pub struct Cause {
+    /// The stamp that was read before.
+    pub stamp: Stamp,
+    /// When it was seen that the list has to be read, by the wall clock.
+    pub noticed_at: Timestamp,
+    /// Names the sync.
+    pub trace: TraceContext,
+}
+
+/// Syncs under the stamp of `cause`. `held` are the known hashes in the store;
 /// `None` if unknown.
 ///
 /// # Errors
@@ -94,10 +107,11 @@ pub async fn run(
     cloud_controller: &CloudController,
     store: &Store,
     term: &Term,
-    stamp: Stamp,
+    cause: Cause,
     held: Option<Arc<StoreHashes>>,
     times: &Report,
 ) -> Result<Synced, Error> {
+    let Cause { stamp, noticed_at, trace } = cause;
     let began = Instant::now();
     let known = held.as_ref().map(|held| held.len());
     let mut held = held.unwrap_or_default();
@@ -107,6 +121,7 @@ pub async fn run(
     };
     let reading = read(cloud_controller, &held, before).await?;
     let read_time = began.elapsed();
+    let origin = Origin { noticed_at, read_at: Timestamp::now(), trace };
     times.retrieved(read_time);
     if known.is_none() && reading.needs_held() {
         held = Arc::new(store.held().await?);
@@ -116,7 +131,7 @@ pub async fn run(
     let manifest = reading.into_manifest(&held);
     drop(held);
     let sending = Instant::now();
-    let committed = store.replace(&manifest, stamp, term).await;
+    let committed = store.replace(&manifest, stamp, term, origin).await;
     let store_time = sending.elapsed();
     match &committed {
         Ok(_) => times.replaced(store_time),

@@ -1,12 +1,17 @@
 //! Client of the policy store.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use model::{
     generation::Generation,
     group::SecurityGroup,
     lock::{FencingToken, Owner},
+    trace::TraceContext,
 };
 use proto::policy_v1::{
     ListRequest, ReplaceRequest, ReplaceResponse, StatusRequest,
@@ -114,6 +119,17 @@ pub struct Named {
     pub removed_guids: Vec<String>,
 }
 
+/// The sync that a Replace belongs to, for operators.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// When the syncer saw that the list has to be read.
+    pub noticed_at: Timestamp,
+    /// When the whole list was read.
+    pub read_at: Timestamp,
+    /// Names the sync.
+    pub trace: TraceContext,
+}
+
 /// Client of the policy store.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -161,8 +177,9 @@ impl Store {
         manifest: &Manifest,
         stamp: Stamp,
         term: &Term,
+        origin: Origin,
     ) -> Result<Committed, Error> {
-        let call = Replace { store: self, manifest, stamp, term };
+        let call = Replace { store: self, manifest, stamp, term, origin };
         let outcome = match timeout(self.settings.timeout, call.run()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(failed("Replace")(Status::deadline_exceeded("not answered in time"))),
@@ -255,6 +272,7 @@ struct Replace<'a> {
     manifest: &'a Manifest,
     stamp: Stamp,
     term: &'a Term,
+    origin: Origin,
 }
 
 type Requests = mpsc::Sender<ReplaceRequest>;
@@ -289,12 +307,15 @@ impl Replace<'_> {
 
     /// A refused send means that the call has ended; its response has the reason.
     async fn send_manifest(&self, requests: &Requests) {
+        let Origin { noticed_at, read_at, trace } = self.origin;
         let begin = Begin {
             owner: self.store.settings.owner.as_str().to_owned(),
             fencing_token: self.term.token().0,
             watermark: Some(proto::timestamp(self.stamp.watermark())),
             allow_mass_removal: self.store.settings.allow_mass_removal,
-            ..Begin::default()
+            noticed_at: Some(SystemTime::from(noticed_at).into()),
+            read_at: Some(SystemTime::from(read_at).into()),
+            traceparent: trace.to_string(),
         };
         let mut parts = vec![Step::Begin(begin)];
         let mut entries = self.manifest.entries.as_slice();

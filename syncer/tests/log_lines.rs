@@ -44,7 +44,7 @@ fn expected() -> Vec<String> {
 
 const LOOK: &str = "info get-security-groups-last-update";
 const APPLIED: &str = "added added-guids changed fencing-token generation kept malformed read-ms reason \
-                       removed store-ms unchanged watermark";
+                       removed store-ms trace_id unchanged watermark";
 
 /// The recording has lines that were truncated because of their length.
 fn recorded(line: &str) -> String {

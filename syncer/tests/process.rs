@@ -397,6 +397,16 @@ async fn sync_now_is_a_request_to_the_debug_server() {
     let (status, applied) = sync_now(&syncer).await;
     assert_eq!((status, &applied["applied"]["reason"]), (200, &json!("requested")));
     assert_eq!(syncer.told("applied-security-groups")[1], applied["applied"]);
+    let writes = world.store.writes();
+    let [first, second] = &writes[..] else { panic!("{writes:?}") };
+    let trace = applied["applied"]["trace_id"].as_str().unwrap();
+    assert!(second.begin.traceparent.starts_with(&format!("00-{trace}-")), "{second:?}");
+    assert_ne!(first.begin.traceparent, second.begin.traceparent, "each sync has its own");
+    let times = |write: &Write| {
+        [write.begin.noticed_at, write.begin.read_at]
+            .map(|time| time.map(|time| (time.seconds, time.nanos)).unwrap())
+    };
+    assert!(times(first).is_sorted() && times(first)[1] < times(second)[0], "{writes:?}");
     let (status, refused) = sync_now(&standby).await;
     assert_eq!((status, &refused["error"]), (409, &json!("this syncer does not lead")));
     world.cloud.on(STAMP, [Reply::text(500, "oops")]);

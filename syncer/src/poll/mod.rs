@@ -12,6 +12,7 @@ pub mod sync_now;
 
 use std::{sync::Arc, time::Duration};
 
+use model::trace::{TraceContext, TraceId};
 use runtime::{
     backoff::Backoff,
     error::chain,
@@ -20,6 +21,7 @@ use runtime::{
 };
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info};
+use uuid::Uuid;
 
 use self::{
     freshness::{Freshness, Leading},
@@ -28,7 +30,7 @@ use self::{
 };
 use crate::{
     cloud_controller::CloudController,
-    cycle::{self, Synced},
+    cycle::{self, Cause, Synced},
     lease::keeper::{Fenced, Term},
     manifest::StoreHashes,
     metrics::{
@@ -210,7 +212,10 @@ impl Leadership<'_> {
         // Until the store has confirmed, its content is unknown.
         let held = self.held.take();
         let known = held.clone();
-        let outcome = cycle::run(cloud_controller, store, &self.term, stamp, known, report).await;
+        let (trace, span) = (Uuid::new_v4().as_u128(), Uuid::new_v4().as_u64_pair().1);
+        let trace = TraceContext::from_random(trace, span);
+        let cause = Cause { stamp, noticed_at: jiff::Timestamp::now(), trace };
+        let outcome = cycle::run(cloud_controller, store, &self.term, cause, known, report).await;
         if !matches!(outcome, Err(cycle::Error::CloudController(_))) {
             report.synced(began.elapsed());
         }
@@ -232,7 +237,7 @@ impl Leadership<'_> {
             "updating-local-latest-update-time"
         );
         debug!("new-last-sync-time" = %jiff::Timestamp::now(), "updating-last-sync-time");
-        let applied = Applied::new(&synced, reason, &self.term);
+        let applied = Applied::new(&synced, reason, &self.term, trace.trace_id());
         applied.tell();
         record(&synced);
         self.held = Some(synced.held);
@@ -318,10 +323,13 @@ pub struct Applied {
     pub read_ms: u64,
     /// Duration of the Replace in milliseconds.
     pub store_ms: u64,
+    /// Names the sync in the logs of the store and of the cells.
+    #[serde(rename = "trace_id")]
+    pub trace_id: String,
 }
 
 impl Applied {
-    fn new(synced: &Synced, reason: Reason, term: &Term) -> Self {
+    fn new(synced: &Synced, reason: Reason, term: &Term, trace_id: TraceId) -> Self {
         let store::Committed { generation, added, changed, removed, unchanged, named } =
             synced.committed.clone();
         Self {
@@ -338,6 +346,7 @@ impl Applied {
             watermark: synced.stamp.to_string(),
             read_ms: millis(synced.read_time),
             store_ms: millis(synced.store_time),
+            trace_id: trace_id.to_string(),
         }
     }
 
@@ -358,6 +367,7 @@ impl Applied {
             watermark = self.watermark,
             "read-ms" = self.read_ms,
             "store-ms" = self.store_ms,
+            trace_id = self.trace_id,
             "applied-security-groups"
         );
     }

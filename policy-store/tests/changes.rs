@@ -1,9 +1,27 @@
 //! Changes, and questions to cells, over gRPC.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use policy_store::groups::decide::Replacement;
+use jiff::Timestamp;
+use model::trace::TraceContext;
+use policy_store::{
+    committer::committer,
+    feed::{
+        cells::Cells,
+        changes::Changes,
+        ring::{
+            Committed, Filter,
+            Kind::{Added, Removed},
+        },
+    },
+    groups::{
+        current::SnapshotPublisher,
+        decide::{Origin, Replacement},
+        snapshot::Snapshot,
+    },
+    store::{Contents, memory::Memory},
+};
 use proto::{
     cell_v1,
     policy_v1::{
@@ -14,6 +32,8 @@ use proto::{
         watch_request::{Answer, Hello, Step, answer::Result as Given},
     },
 };
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::{
@@ -140,6 +160,47 @@ async fn queries(operator: &Foundation) {
     let of = |text: &str| ChangesRequest { group: text.to_owned(), ..none() };
     assert_eq!(all(operator, of("g1")).await, [1, 2]);
     assert_eq!(all(operator, of("three")).await, [2]);
+}
+
+/// Another instance with the same database has the change, without the times of the sync.
+#[tokio::test]
+async fn a_change_of_another_instance_appears_without_times() {
+    let store = Memory::default();
+    let cells = Cells::default();
+    let mut tasks = JoinSet::new();
+    let mut instance = || {
+        let snapshot = Snapshot::from(Contents::default());
+        let board = Arc::new(SnapshotPublisher::new(snapshot, Instant::now()));
+        let (commits, committer) = committer(Arc::new(store.clone()), board);
+        let changes = Changes::default();
+        let committer = committer.recording(changes.clone(), cells.clone());
+        tasks.spawn(committer.run(CancellationToken::new()));
+        (commits, changes)
+    };
+    let ((one, of_one), (two, of_two)) = (instance(), instance());
+    let trace = TraceContext::parse(TRACE);
+    let origin = Origin { noticed_at: Some(Timestamp::UNIX_EPOCH), read_at: None, trace };
+    let write = fenced(&named(&[("g1", "one")]), "syncer-a", 1);
+    one.commit(Replacement { origin, ..write }).await.unwrap();
+    two.catch_up().await.unwrap();
+    one.commit(fenced(&named(&[("g2", "two")]), "syncer-a", 1)).await.unwrap();
+    two.catch_up().await.unwrap();
+    let read = async |changes: &Changes| {
+        let mut follower = changes.follow(Filter::default(), 9, false);
+        [follower.next().await.unwrap().change, follower.next().await.unwrap().change]
+    };
+    let [first, second] = read(&of_one).await;
+    assert_eq!((first.origin, second.origin), (origin, Origin::default()));
+    assert_eq!(of_one.trace(first.generation), None, "it is not the newest");
+    let [elsewhere, newer] = read(&of_two).await;
+    assert_eq!((elsewhere.generation.0, newer.generation.0), (1, 2));
+    assert_eq!((elsewhere.origin, &elsewhere.owner), (Origin::default(), &first.owner));
+    let kinds = |change: &Committed| {
+        let groups = change.groups.iter();
+        groups.map(|group| (group.guid.to_string(), group.kind)).collect::<Vec<_>>()
+    };
+    assert_eq!((kinds(&elsewhere), kinds(&newer)), (kinds(&first), kinds(&second)));
+    assert_eq!(kinds(&newer), [("g1".to_owned(), Removed), ("g2".to_owned(), Added)]);
 }
 
 fn request(kind: cell_request::Request) -> Option<CellRequest> {

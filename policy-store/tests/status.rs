@@ -1,19 +1,24 @@
 //! The mapping from errors to statuses.
 
+use model::ids::CellId;
 use policy_store::{
     access::{Action, Denied},
     committer::Failure,
-    feed::cursor,
+    feed::{cursor, inventory},
     groups::{
         decide::{Refusal, Refused},
         manifest,
     },
-    grpc::status::{Error, status},
+    grpc::status::{Error, Unasked, status},
     store,
 };
 use tonic::{Code, Status};
 
 use crate::support::sets::{guid, owner};
+
+fn cell() -> CellId {
+    CellId::parse("c1").unwrap()
+}
 
 fn refused(refusal: Refusal) -> Error {
     Error::Replace(Failure::Store(store::Error::Refused(Refused { refusal, seen: None })))
@@ -53,6 +58,23 @@ fn each_error_has_its_status() {
             Code::InvalidArgument,
             "more than 10000 spaces",
         ),
+        (
+            Error::Violation(inventory::Error::TooManyContainers.into()),
+            Code::InvalidArgument,
+            "inventory.upserted: the cell has more than 5000 containers",
+        ),
+        (Error::NotFound("no such app".to_owned()), Code::NotFound, "no such app"),
+        (Unasked::Unknown(cell()).into(), Code::NotFound, "no cell c1 is known"),
+        (Unasked::NotConnected(cell()).into(), Code::Unavailable, "cell c1 does not watch"),
+        (Unasked::Ended(cell()).into(), Code::Unavailable, "the watch of cell c1 ended"),
+        (
+            Unasked::AnswersNone { cell: cell(), version: "0.1".into() }.into(),
+            Code::Unimplemented,
+            "the agent of cell c1 answers no requests: its version is \"0.1\"",
+        ),
+        (Unasked::TooMany(cell()).into(), Code::ResourceExhausted, "cell c1 has 32 open requests"),
+        (Unasked::Late(cell()).into(), Code::DeadlineExceeded, "cell c1 did not answer in time"),
+        (Unasked::Agent(Box::new(Status::aborted("its own"))).into(), Code::Aborted, "its own"),
         (refused(old), Code::FailedPrecondition, "fencing token 1 of b is older than 2 of a"),
         (refused(too_far), Code::FailedPrecondition, "fencing token 9 of b is more than 5 above"),
         (refused(of_another), Code::FailedPrecondition, "fencing token 2 is the one of a"),

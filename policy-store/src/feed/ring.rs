@@ -2,11 +2,11 @@
 //!
 //! Bounded by the number of changes and by the number of their groups; the oldest are
 //! forgotten first. Each change lists the cells that were connected at its commit, with
-//! the time until each reported it: at 1,000 cells the ring has some 24 MB.
+//! the time until each reported it: at 1,000 cells a full ring takes some 32 MB.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +20,7 @@ use model::{
 
 use crate::groups::{
     decide::Origin,
-    history::Change,
+    history::{Change, Step},
     snapshot::{Entry, Snapshot},
 };
 
@@ -68,7 +68,7 @@ pub struct Committed {
     pub watermark: Option<Watermark>,
     /// When this instance published the generation, by its clock.
     pub at: Timestamp,
-    /// All groups of the change, ascending by id.
+    /// All groups of the change.
     pub groups: Vec<ChangedGroup>,
 }
 
@@ -101,26 +101,50 @@ pub fn committed(
         at,
         groups,
     };
-    let group = |change: &Change| changed(before, after, change);
-    match after.history().steps_since(old) {
-        Some(steps) => steps
-            .map(|step| of(step.point.generation, step.changes.iter().map(group).collect()))
-            .collect(),
-        // The history does not reach back that far: the groups are not known.
-        None => vec![of(new.generation, Vec::new())],
-    }
+    let Some(steps) = after.history().steps_since(old) else {
+        // The history does not reach back that far: one change stands for all.
+        return vec![of(new.generation, difference(before, after))];
+    };
+    let steps: Vec<&Step> = steps.collect();
+    let mut later = HashSet::new();
+    let newest_first = steps.into_iter().rev().map(|step| {
+        let group = |change: &Change| {
+            let is_last = later.insert(change.id);
+            changed(before, after, change, is_last)
+        };
+        of(step.point.generation, step.changes.iter().map(group).collect())
+    });
+    let mut generations: Vec<_> = newest_first.collect();
+    generations.reverse();
+    generations
 }
 
-fn changed(before: &Snapshot, after: &Snapshot, change: &Change) -> ChangedGroup {
+/// `is_last`: no later generation changes the group. An id is never used again.
+fn changed(before: &Snapshot, after: &Snapshot, change: &Change, is_last: bool) -> ChangedGroup {
     let (old, new) = (before.get(change.id), after.get(change.id));
-    let kind = match (&change.before, new) {
-        (_, None) => Kind::Removed,
-        (None, Some(_)) => Kind::Added,
-        (Some(_), Some(_)) => Kind::Changed,
+    let kind = match &change.before {
+        None => Kind::Added,
+        Some(_) if is_last && new.is_none() => Kind::Removed,
+        Some(_) => Kind::Changed,
     };
-    let name = |entry: &Arc<Entry>| proto::group_name(entry.encoded.clone());
-    let name = new.or(old).map(name).unwrap_or_default().into();
+    let name = new.or(old).map(|entry| name(entry)).unwrap_or_default();
     ChangedGroup { guid: change.guid.clone(), name, kind }
+}
+
+fn name(entry: &Entry) -> Box<str> {
+    proto::group_name(entry.encoded.clone()).into()
+}
+
+fn difference(before: &Snapshot, after: &Snapshot) -> Vec<ChangedGroup> {
+    let group =
+        |entry: &Entry, kind| ChangedGroup { guid: entry.guid.clone(), name: name(entry), kind };
+    let gone = before.entries().iter().filter(|entry| after.get(entry.id).is_none());
+    let upserted = after.entries().iter().filter_map(|entry| match before.get(entry.id) {
+        None => Some(group(entry, Kind::Added)),
+        Some(old) if old.hash != entry.hash => Some(group(entry, Kind::Changed)),
+        Some(_) => None,
+    });
+    gone.map(|entry| group(entry, Kind::Removed)).chain(upserted).collect()
 }
 
 /// Time from the commit until a cell reported the generation, in microseconds; absent while

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use proto::{
     cell_v1::{
-        Container, EffectiveRulesRequest, Enforcement, ListContainersRequest, ReconcileRequest,
-        ReconcileResponse, RuleSource, StatusRequest, StatusResponse, cell_client::CellClient,
+        Container, EffectiveRulesRequest, EffectiveRulesResponse, Enforcement,
+        ListContainersRequest, ReconcileRequest, ReconcileResponse, RuleSource, StatusRequest,
+        StatusResponse, cell_client::CellClient,
     },
-    policy_v1::Rule,
+    policy_v1::{Rule, cell_request::Request, cell_response::Response},
 };
 
 use crate::{
+    asking,
     connect::Connection,
     field::{Field, instant},
     report::Report,
@@ -39,7 +42,7 @@ pub(crate) async fn containers(connection: &Connection) -> anyhow::Result<Report
     Ok(Report::list(CONTAINERS, answer.containers))
 }
 
-fn state(enforcement: Enforcement) -> &'static str {
+pub(crate) fn state(enforcement: Enforcement) -> &'static str {
     match enforcement {
         Enforcement::Unspecified => "unknown",
         Enforcement::Enforced => "enforced",
@@ -104,11 +107,16 @@ pub(crate) async fn rules(connection: &Connection, handle: String) -> anyhow::Re
     let mut client = CellClient::new(connection.to_cell());
     let call = client.effective_rules(EffectiveRulesRequest { handle });
     let answer = connection.ask("rules", call).await?.into_inner();
+    Ok(Report::list(RULES, written(answer)))
+}
+
+/// The rules in force, then those that are not enforced.
+pub(crate) fn written(answer: EffectiveRulesResponse) -> Vec<Written> {
     let in_force =
         answer.rules.into_iter().map(|rule| Written::new(rule.rule, rule.source, String::new()));
     let isolated =
         answer.isolated.into_iter().map(|rule| Written::new(rule.rule, rule.source, rule.reason));
-    Ok(Report::list(RULES, in_force.chain(isolated)))
+    in_force.chain(isolated).collect()
 }
 
 pub(crate) const RECONCILED: &[Field<ReconcileResponse>] = &[
@@ -122,6 +130,15 @@ pub(crate) async fn reconcile(connection: &Connection) -> anyhow::Result<Report>
     let call = client.reconcile(ReconcileRequest {});
     let answer = connection.ask_within(RECONCILE, "reconcile", call).await?.into_inner();
     Ok(Report::record(RECONCILED, answer))
+}
+
+/// Makes the agent of any cell compare and repair the kernel's rules.
+pub(crate) async fn reconcile_on(connection: &Connection, cell: &str) -> anyhow::Result<Report> {
+    let request = Request::Reconcile(ReconcileRequest {});
+    match asking::ask(connection, cell, request, RECONCILE).await? {
+        Response::Reconcile(answer) => Ok(Report::record(RECONCILED, answer)),
+        _ => bail!("the answer of cell {cell:?} is not one to reconcile"),
+    }
 }
 
 pub(crate) const AGENT: &[Field<StatusResponse>] = &[

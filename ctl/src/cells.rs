@@ -41,7 +41,7 @@ impl Seen {
         store::behind(&self.status(), self.generation)
     }
 
-    fn tone(&self) -> Tone {
+    pub(crate) fn tone(&self) -> Tone {
         match (self.is_connected(), self.behind()) {
             (false, _) => Tone::Bad,
             (true, 0) => Tone::Plain,
@@ -71,19 +71,19 @@ pub(crate) const CELLS: &[Field<Seen>] = &[
     Field::wide(Field::text("last_error", |seen| seen.cell.last_error.clone())),
 ];
 
-/// Each cell that ever reported, in natural order of names.
-pub(crate) async fn fetch(connection: &Connection) -> anyhow::Result<Vec<Seen>> {
-    let answers = connection.ask_stores("cells", pages).await?;
-    Ok(merge(answers))
+/// Each cell that ever reported, or the one with this id, in natural order of names.
+pub(crate) async fn fetch(connection: &Connection, id: &str) -> anyhow::Result<Vec<Seen>> {
+    let call = async |channel| pages(channel, id).await;
+    Ok(merge(connection.ask_stores("cells", call).await?))
 }
 
 /// All pages of one instance.
-async fn pages(channel: Channel) -> Result<CellsResponse, Status> {
+async fn pages(channel: Channel, id: &str) -> Result<CellsResponse, Status> {
     let mut client = foundation(channel.clone());
     let mut whole = CellsResponse::default();
     let mut page_token = String::new();
     loop {
-        let request = CellsRequest { page_token, ..CellsRequest::default() };
+        let request = CellsRequest { page_token, cell_id: id.to_owned(), page_size: 0 };
         let page = match client.cells(request).await {
             Ok(answer) => answer.into_inner(),
             // An older store.
@@ -135,7 +135,7 @@ fn merge(answers: Vec<CellsResponse>) -> Vec<Seen> {
 
 /// The list of cells.
 pub(crate) async fn list(connection: &Connection) -> anyhow::Result<Report> {
-    let cells = fetch(connection).await?;
+    let cells = fetch(connection, "").await?;
     let now = cells.first().and_then(|seen| seen.now);
     Ok(Report::list(CELLS, cells).at(now))
 }

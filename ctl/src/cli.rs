@@ -1,15 +1,21 @@
 //! Commands and their arguments.
 
+use std::{path::PathBuf, time::Duration};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{flags::Flags, output::OutputFlags, target::Target};
+use crate::{
+    flags::{Flags, duration},
+    output::OutputFlags,
+    target::Target,
+};
 
 /// Inspect and control a running Portcullis
 ///
 /// Exit status: 0 success, 1 error, 2 invalid command line. Further statuses are in the help of
 /// the commands that have them, and in docs/portcullisctl.md.
 #[derive(Debug, Parser)]
-#[command(name = "portcullisctl", version, about)]
+#[command(name = "portcullisctl", version, about, args_override_self = true)]
 pub struct Cli {
     /// Server addresses and client certificate.
     #[command(flatten)]
@@ -33,21 +39,74 @@ pub enum Command {
     /// Show one resource with everything known about it
     #[command(subcommand)]
     Describe(Describe),
-    /// Explain whether a connection is allowed: for a space (policy store), or for a container on
-    /// this cell (cell agent)
+    /// Explain whether a connection is allowed, and by which rule
     ///
-    /// With --space and --to the security groups in the policy store decide; with a container,
-    /// what the agent of this cell enforces.
+    /// With --app, --space or --container and --to: the verdict of the security groups in the
+    /// policy store, and beside it what the kernels of the cells have. With HANDLE PROTOCOL
+    /// DESTINATION: what the agent of this cell enforces.
     Explain(Explain),
-    /// List security groups that allow a connection, with their rules and spaces (policy store)
+    /// List security groups that allow a connection, with rules, spaces and apps (policy stores)
     WhoCanReach {
         /// ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
         #[arg(value_name = "DESTINATION")]
         to: Target,
     },
+    /// Show the way of a change from the Cloud Controller to the cells, with times (policy stores)
+    Trace {
+        /// Generation, or name or GUID of a group, whose last change is shown
+        #[arg(value_name = "CHANGE|GROUP")]
+        change: String,
+    },
     /// Print events until interrupted; reconnects after a lost connection
     #[command(subcommand)]
     Watch(Watch),
+    /// Compare Cloud Controller, policy store and cells
+    ///
+    /// The Cloud Controller needs --cc-url and a token from the variable CF_TOKEN or from `cf
+    /// oauth-token`; without --cc-url, and without one in the context, only policy store and cells
+    /// are compared. Exit status 3 if there are differences.
+    Diff {
+        /// URL of the Cloud Controller, such as https://api.example.com
+        #[arg(long, value_name = "URL", env = "CF_API")]
+        cc_url: Option<String>,
+        /// PEM file of the CA of its certificate [default: the CAs of this machine]
+        #[arg(long, value_name = "FILE")]
+        cc_ca: Option<PathBuf>,
+    },
+    /// Check the whole foundation: each line ok, warn or fail, with what to do
+    ///
+    /// Exit status 1 if a check fails; warnings do not count.
+    Doctor,
+    /// Claim or release a lock (lock server)
+    #[command(subcommand)]
+    Lock(LockCommand),
+    /// Claim a presence (lock server)
+    #[command(subcommand)]
+    Presence(PresenceCommand),
+    /// Make the leading syncer read the Cloud Controller's groups now
+    Sync {
+        /// Admin URL of a syncer, such as http://127.0.0.1:17019; repeatable: the one that leads
+        /// does it [default: those of the context]
+        #[arg(long, value_name = "URL", env = "PORTCULLIS_SYNCER_ADMIN", value_delimiter = ',')]
+        syncer_admin: Vec<String>,
+    },
+    /// Select a foundation by name
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Print the completion script of a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print candidates for the last word
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words of the command line after the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Show the version of this program
+    Version,
     /// Show generation, watermark and writer (policy store)
     Status,
     /// List containers on this cell with their enforcement state (cell agent)
@@ -59,8 +118,18 @@ pub enum Command {
     },
     /// Show the status of this cell's agent (cell agent)
     Cell,
-    /// Compare kernel and desired rules, and CHANGE the kernel where they differ (cell agent)
-    Reconcile,
+    /// Compare kernel and desired rules, and CHANGE the kernel where they differ
+    ///
+    /// Without --cell on the cell of this machine (cell agent), with --cell on any cell (policy
+    /// stores).
+    Reconcile {
+        /// The cell
+        #[arg(long)]
+        cell: Option<String>,
+        /// Confirm
+        #[arg(long, short, requires = "cell")]
+        yes: bool,
+    },
     /// Old name of `get locks` and `get presences`
     #[command(hide = true)]
     Locks {
@@ -85,6 +154,77 @@ pub enum Command {
     },
 }
 
+/// What to do with a lock.
+#[derive(Debug, Subcommand)]
+pub enum LockCommand {
+    /// Claim a lock until its time to live ends
+    Claim(Claim),
+    /// Release a lock, so that another instance can take it
+    Release {
+        /// Key of the lock
+        // Not `key`: that is the name of a global flag.
+        #[arg(value_name = "KEY")]
+        lock: String,
+        /// Owner of the lock [default: its present owner]
+        #[arg(long)]
+        owner: Option<String>,
+        /// Confirm
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// What to do with a presence.
+#[derive(Debug, Subcommand)]
+pub enum PresenceCommand {
+    /// Claim a presence until its time to live ends
+    Claim(Claim),
+}
+
+/// A lock or presence to claim.
+#[derive(Debug, Args)]
+pub struct Claim {
+    /// Key
+    #[arg(value_name = "KEY")]
+    pub claimed: String,
+    /// Owner
+    #[arg(long)]
+    pub owner: String,
+    /// Value to store
+    #[arg(long, default_value = "")]
+    pub value: String,
+    /// Time to live in whole seconds, such as 30s
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub ttl: Duration,
+    /// Confirm
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// What to do with contexts.
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// Use a context from now on
+    Use {
+        /// Name of the context
+        name: String,
+    },
+    /// List the contexts
+    List,
+    /// Show a context
+    Show {
+        /// Name of the context [default: the context in use]
+        name: Option<String>,
+    },
+    /// Add a context from a file, or replace it
+    Add {
+        /// Name of the context
+        name: String,
+        /// JSON file (docs/portcullisctl.md)
+        file: PathBuf,
+    },
+}
+
 /// A kind of resource.
 #[derive(Debug, Subcommand)]
 pub enum Get {
@@ -103,6 +243,38 @@ pub enum Get {
     /// List cells with enforced generation, and how far each cell is behind (policy store)
     #[command(visible_alias = "cell")]
     Cells,
+    /// List containers of all cells (policy stores)
+    #[command(visible_alias = "container")]
+    Containers(ContainerSelection),
+    /// List the last changes of the set of security groups, oldest first (policy stores)
+    #[command(visible_alias = "change")]
+    Changes {
+        /// Number of changes
+        #[arg(long, default_value_t = 20)]
+        last: u32,
+        /// Only changes of the group with this name or GUID
+        #[arg(long, value_name = "NAME")]
+        group: Option<String>,
+    },
+}
+
+/// Which containers.
+#[derive(Debug, Args)]
+pub struct ContainerSelection {
+    /// Only containers whose handle begins like this
+    pub handle: Option<String>,
+    /// Only containers of this app
+    #[arg(long, value_name = "GUID")]
+    pub app: Option<String>,
+    /// Only containers of this space
+    #[arg(long, value_name = "GUID")]
+    pub space: Option<String>,
+    /// Only containers on this cell
+    #[arg(long)]
+    pub cell: Option<String>,
+    /// Only the container with this address
+    #[arg(long)]
+    pub address: Option<String>,
 }
 
 /// Which groups.
@@ -121,6 +293,21 @@ pub enum Describe {
         /// Name, GUID, or unique prefix of a GUID
         name: String,
     },
+    /// Show a cell with its isolated rules and containers (policy stores)
+    Cell {
+        /// Id of the cell
+        name: String,
+    },
+    /// Show a container with its rules, which its cell is asked for (policy stores)
+    Container {
+        /// Handle, or a unique prefix of it
+        handle: String,
+    },
+    /// Show a space with the groups that apply to it, and its apps (policy stores)
+    Space {
+        /// GUID of the space
+        guid: String,
+    },
 }
 
 /// A kind of events.
@@ -128,6 +315,10 @@ pub enum Describe {
 pub enum Watch {
     /// Print lock events (lock server)
     Locks(WatchLocks),
+    /// Print changes of security groups, and again while cells enforce them (policy stores)
+    Changes,
+    /// Print the cells, then what changes about them (policy stores)
+    Cells,
 }
 
 /// Which lock events.
@@ -142,28 +333,46 @@ pub struct WatchLocks {
 /// A connection to explain.
 #[derive(Debug, Args)]
 pub struct Explain {
+    /// GUID of the app
+    #[arg(long, value_name = "GUID", requires = "to", conflicts_with_all = ["space", "container", "handle"])]
+    pub app: Option<String>,
     /// GUID of the space
-    #[arg(long, value_name = "GUID", requires = "to", conflicts_with = "handle")]
+    #[arg(long, value_name = "GUID", requires = "to", conflicts_with_all = ["container", "handle"])]
     pub space: Option<String>,
+    /// Handle of a container on any cell, or a unique prefix of it
+    #[arg(long, value_name = "HANDLE", requires = "to", conflicts_with = "handle")]
+    pub container: Option<String>,
     /// Containers that build an app, instead of apps and tasks
-    #[arg(long, requires = "space")]
+    #[arg(long, conflicts_with_all = ["container", "handle"])]
     pub staging: bool,
     /// Destination: ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp or ADDRESS/icmp/TYPE/CODE
-    #[arg(long, value_name = "DESTINATION", requires = "space")]
+    #[arg(long, value_name = "DESTINATION", conflicts_with = "handle")]
     pub to: Option<Target>,
     /// Handle of the container, or a unique prefix of it
-    #[arg(required_unless_present_any = ["space", "to"])]
+    #[arg(required_unless_present_any = ["app", "space", "container"])]
     pub handle: Option<String>,
     /// Protocol of the connection
-    #[arg(required_unless_present_any = ["space", "to"])]
+    #[arg(required_unless_present_any = ["app", "space", "container"])]
     pub protocol: Option<Protocol>,
     /// ADDRESS:PORT for tcp and udp; ADDRESS or ADDRESS/TYPE/CODE for icmp [default
     /// TYPE/CODE: 8/0, echo request]
-    #[arg(required_unless_present_any = ["space", "to"])]
+    #[arg(required_unless_present_any = ["app", "space", "container"])]
     pub destination: Option<String>,
-    /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown
+    /// Exit status by verdict: 0 allowed, 3 denied, 4 not decided by security groups, 5 unknown,
+    /// 6 a cell contradicts the groups
     #[arg(long)]
     pub exit_code: bool,
+}
+
+/// A shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// fish
+    Fish,
 }
 
 /// Protocol of a connection.
@@ -179,8 +388,6 @@ pub enum Protocol {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, time::Duration};
-
     use clap::CommandFactory as _;
 
     use super::*;
@@ -203,7 +410,33 @@ mod tests {
             &["get", "groups"],
             &["get", "groups", "--space", "s", "--space", "t"],
             &["get", "cells"],
+            &["get", "containers"],
+            &["get", "containers", "h", "--app", "a", "--space", "s", "--cell", "c"],
+            &["get", "changes", "--last", "3", "--group", "dns"],
             &["describe", "group", "dns"],
+            &["describe", "cell", "c"],
+            &["describe", "container", "h"],
+            &["describe", "space", "s"],
+            &["trace", "12"],
+            &["diff"],
+            &["diff", "--cc-url", "https://api", "--cc-ca", "/ca"],
+            &["doctor"],
+            &["lock", "claim", "k", "--owner", "o", "--value", "v", "--ttl", "5s", "--yes"],
+            &["lock", "release", "k", "--owner", "o", "-y"],
+            &["presence", "claim", "k", "--owner", "o"],
+            &["sync", "--syncer-admin", "http://a:1", "--syncer-admin", "http://b:1"],
+            &["context", "use", "c"],
+            &["context", "list"],
+            &["context", "show"],
+            &["context", "add", "c", "/f"],
+            &["completion", "bash"],
+            &["version"],
+            &["watch", "changes"],
+            &["watch", "cells"],
+            &["reconcile", "--cell", "c", "--yes"],
+            &["explain", "--app", "a", "--to", "10.0.0.1:443/tcp"],
+            &["explain", "--app", "a", "--staging", "--to", "10.0.0.1:443/tcp"],
+            &["explain", "--container", "h", "--to", "10.0.0.1:443/tcp", "--exit-code"],
             &["watch", "locks"],
             &["watch", "locks", "k"],
             &["locks"],
@@ -248,6 +481,8 @@ mod tests {
             &["explain", "--to", "10.0.0.1:443/tcp"],
             &["explain", "--space", "s", "--to", "10.0.0.1:443/tcp", "handle"],
             &["explain", "--staging", "handle", "tcp", "10.0.0.1:443"],
+            &["explain", "--space", "s", "--app", "a", "--to", "10.0.0.1:443/tcp"],
+            &["reconcile", "--yes"],
         ] {
             Cli::try_parse_from([&["portcullisctl"], command].concat()).unwrap_err();
         }

@@ -1,17 +1,18 @@
 //! Channels to the servers, and calls with a timeout.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use runtime::{
     client,
     tls::{ClientTls, Files},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Status, transport::Channel};
 
 use crate::{
-    context::{self, Server},
+    context::{self, CloudController, Server},
     flags::Flags,
+    refused::Refused,
 };
 
 const LOCK_SERVER: &str = "locket.service.cf.internal:8891";
@@ -27,7 +28,11 @@ pub(crate) struct Connection {
     lock_server: Server,
     policy_store: Server,
     cell_socket: PathBuf,
-    timeout: Option<Duration>,
+    /// Admin URLs of the syncers, from the context.
+    pub(crate) syncer_admin: Vec<String>,
+    /// From the context.
+    pub(crate) cloud_controller: CloudController,
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Connection {
@@ -39,8 +44,7 @@ impl Connection {
         let path =
             |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
         let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let context = path(&flags.context).map(|path| context::read(&path)).transpose()?;
-        let context = context.unwrap_or_default();
+        let context = context::select(path(&flags.context).as_deref())?;
         let server = |address: &Option<String>, server: Server, default: &str| Server {
             address: text(address).or(server.address).or_else(|| Some(default.to_owned())),
             ca: path(&flags.ca).or(server.ca),
@@ -53,6 +57,8 @@ impl Connection {
             cell_socket: path(&flags.cell_socket)
                 .or(context.cell_socket)
                 .unwrap_or_else(|| CELL_SOCKET.into()),
+            syncer_admin: context.syncer_admin,
+            cloud_controller: context.cloud_controller,
             timeout: flags.timeout,
         })
     }
@@ -60,6 +66,11 @@ impl Connection {
     /// A channel to the lock server.
     pub(crate) fn to_lock_server(&self) -> anyhow::Result<Channel> {
         channel(&self.lock_server, self.lock_server.address.as_deref().unwrap_or_default())
+    }
+
+    /// The lock server.
+    pub(crate) fn lock_server(&self) -> &Server {
+        &self.lock_server
     }
 
     /// The policy store; its address may be a list of addresses.
@@ -123,39 +134,6 @@ pub(crate) fn tls(server: &Server) -> anyhow::Result<ClientTls> {
     Ok(ClientTls::load(&files)?)
 }
 
-/// An error of a server or of the connection: a message, and the code separately.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    sentence: String,
-    /// The code's name as in Go.
-    pub(crate) name: String,
-    code: Code,
-}
-
-impl Refused {
-    pub(crate) fn new(status: &Status) -> Self {
-        // `rpc error: code = NotFound desc = resource-not-found`
-        let text = client::describe(status);
-        let described = text.strip_prefix("rpc error: code = ");
-        let (code, sentence) =
-            described.and_then(|text| text.split_once(" desc = ")).unwrap_or(("Unknown", &text));
-        let sentence = if sentence.is_empty() { "no reason given" } else { sentence };
-        Self { sentence: sentence.to_owned(), name: code.to_owned(), code: status.code() }
-    }
-
-    pub(crate) fn code(&self) -> Code {
-        self.code
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sentence)
-    }
-}
-
-impl std::error::Error for Refused {}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -206,13 +184,5 @@ mod tests {
     fn an_unreadable_context_file_is_named() {
         let error = connection(&["--context", "/nowhere/context.json"]).expect_err("no such file");
         assert!(format!("{error:#}").starts_with("context file /nowhere/context.json: "));
-    }
-
-    #[test]
-    fn the_sentence_and_the_code_are_apart() {
-        let refused = Refused::new(&Status::not_found("there is no container c on this cell"));
-        assert_eq!(refused.to_string(), "there is no container c on this cell");
-        assert_eq!((refused.code, refused.name.as_str()), (Code::NotFound, "NotFound"));
-        assert_eq!(Refused::new(&Status::cancelled("")).to_string(), "no reason given");
     }
 }

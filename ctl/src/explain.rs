@@ -76,9 +76,13 @@ fn icmp(destination: &str) -> Option<(IpAddr, u8, u8)> {
     }
 }
 
-/// The verdict in one word or phrase.
 fn verdict(answer: &ExplainResponse) -> &'static str {
-    match answer.verdict() {
+    phrase(answer.verdict())
+}
+
+/// The verdict in one word or phrase.
+pub(crate) fn phrase(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::Unspecified => "unknown",
         Verdict::Allowed => "allowed",
         Verdict::AllowedAndLogged => "allowed and logged",

@@ -12,15 +12,16 @@ use jiff::SignedDuration;
 /// precedes the context file.
 #[derive(Debug, Args)]
 pub struct Flags {
-    /// JSON file with addresses and certificates (docs/portcullisctl.md)
-    #[arg(long, global = true, env = "PORTCULLIS_CONTEXT", value_name = "FILE", value_parser = maybe_empty())]
+    /// JSON file with addresses and certificates, or name of a context (`context list`) [default:
+    /// the context in use]
+    #[arg(long, global = true, env = "PORTCULLIS_CONTEXT", value_name = "NAME|FILE", value_parser = maybe_empty())]
     pub context: Option<PathBuf>,
 
     /// Address of the lock server, host:port [default: locket.service.cf.internal:8891]
     #[arg(long, global = true, env = "PORTCULLIS_LOCK_SERVER")]
     pub lock_server: Option<String>,
 
-    /// Address of the policy store, host:port [default: policy-server.service.cf.internal:4004]
+    /// Address of the policy store, host:port, or several separated by commas [default: policy-server.service.cf.internal:4004]
     #[arg(long, global = true, env = "PORTCULLIS_POLICY_STORE")]
     pub policy_store: Option<String>,
 
@@ -52,7 +53,7 @@ fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<i64>().map(SignedDuration::from_secs);
     let duration = seconds.or_else(|_| text.parse::<SignedDuration>());
     let duration = duration.map_err(|_| "not a time such as 10s or 2m".to_owned())?;

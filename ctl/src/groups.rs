@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use proto::{
     cell_v1::RuleSource,
-    policy_v1::{ListRequest, StoredGroup, policy_store_client::PolicyStoreClient},
+    policy_v1::{ListRequest, SecurityGroup, StoredGroup, policy_store_client::PolicyStoreClient},
 };
 
 use crate::{
@@ -17,10 +17,10 @@ use crate::{
 const LARGEST_PAGE: usize = 64 << 20;
 
 /// A stored group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Group {
     id: u64,
-    group: proto::policy_v1::SecurityGroup,
+    pub(crate) group: SecurityGroup,
 }
 
 impl TryFrom<StoredGroup> for Group {
@@ -81,10 +81,7 @@ pub(crate) async fn groups(
     let mut spaces_known = true;
     for space in spaces.iter().filter(|space| !groups.iter().any(|group| is_bound(group, space))) {
         spaces_known = false;
-        warn(&format!(
-            "no security group is bound to the space {space:?}: either only global groups apply \
-             to the space, or the space does not exist"
-        ));
+        warn(&unbound(space));
     }
     let reports = match name {
         None => vec![Report::list(GROUPS, groups)],
@@ -117,9 +114,18 @@ pub(crate) async fn fetch(
     }
 }
 
-fn is_bound(group: &Group, space: &String) -> bool {
-    group.group.running_space_guids.contains(space)
-        || group.group.staging_space_guids.contains(space)
+/// Whether the group is bound to the space.
+pub(crate) fn is_bound(group: &Group, space: &str) -> bool {
+    let SecurityGroup { running_space_guids, staging_space_guids, .. } = &group.group;
+    running_space_guids.iter().chain(staging_space_guids).any(|guid| guid == space)
+}
+
+/// Warning for a space without groups.
+pub(crate) fn unbound(space: &str) -> String {
+    format!(
+        "no security group is bound to the space {space:?}: either only global groups apply to \
+         the space, or the space does not exist"
+    )
 }
 
 /// The group, and its rules.
@@ -160,7 +166,7 @@ fn rules(group: &Group) -> impl Iterator<Item = Written> {
 
 #[cfg(test)]
 mod tests {
-    use proto::policy_v1::{Rule, SecurityGroup};
+    use proto::policy_v1::Rule;
 
     use super::*;
 
@@ -200,7 +206,7 @@ mod tests {
         assert!(found("abc").unwrap_err().contains("abc-1, abc-2"));
         assert!(found("nobody").unwrap_err().contains("\"nobody\""));
         assert!(found("").is_err());
-        assert!(is_bound(&groups()[0], &"s1".to_owned()));
-        assert!(!is_bound(&groups()[0], &"typo".to_owned()));
+        assert!(is_bound(&groups()[0], "s1"));
+        assert!(!is_bound(&groups()[0], "typo"));
     }
 }

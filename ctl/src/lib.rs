@@ -9,14 +9,24 @@
 //! [`lock_server`](../lock_server/index.html), [`policy_store`](../policy_store/index.html) and
 //! [`cell_agent`](../cell_agent/index.html) over the contracts in [`proto`].
 
+mod asking;
 mod cell;
 mod cells;
+mod changes;
+mod claim;
 pub mod cli;
+mod complete;
+mod confirm;
 mod connect;
+mod containers;
 mod context;
 mod data;
+mod describe;
+mod diff;
 mod dispatch;
+mod doctor;
 mod escape;
+mod everywhere;
 mod explain;
 mod field;
 pub mod flags;
@@ -25,11 +35,15 @@ mod locks;
 mod natural;
 pub mod output;
 mod reach;
+mod refused;
 mod report;
 mod store;
 mod stores;
+mod sync;
 pub mod target;
 mod text;
+mod version;
+mod watching;
 
 use std::process::ExitCode;
 
@@ -82,7 +96,24 @@ mod tests {
         documented("groups NAME, rules", cell::RULES);
         documented("containers", cell::CONTAINERS);
         documented("explain\n", explain::EXPLAINED);
-        documented("explain --space", reach::EXPLAINED);
+        documented("explain --app", everywhere::EXPLAINED);
+        documented("Containers of an explanation", everywhere::KERNELS);
+        documented("get containers", containers::PLACED);
+        documented("get changes", changes::CHANGES);
+        documented("trace", changes::TRACED);
+        documented("Stages of a change", changes::STAGES);
+        documented("Slowest cells of a change", changes::SLOWEST);
+        documented("diff", diff::DIFFERENCES);
+        documented("doctor", doctor::CHECKS);
+        documented("lock claim", claim::CLAIMED);
+        documented("lock release", claim::RELEASED);
+        documented("sync", sync::SYNCED);
+        documented("context", context::CONTEXTS);
+        documented("version", version::VERSION);
+        documented("describe cell", describe::CELL_FIELDS);
+        documented("describe container", describe::CONTAINER_FIELDS);
+        documented("describe space", describe::SPACE_FIELDS);
+        documented("Apps of a space", describe::APPS);
         documented("who-can-reach", reach::REACHING);
         documented("reconcile", cell::RECONCILED);
         documented("cell\n", cell::AGENT);

@@ -15,11 +15,11 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     connect::Connection,
-    connect::Refused,
     escape::escape,
     field::Field,
     natural,
     output::Output,
+    refused::Refused,
     report::{self, Report},
 };
 
@@ -29,9 +29,9 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5
 /// A lock or presence.
 #[derive(Debug)]
 pub(crate) struct Held {
-    lock: Resource,
+    pub(crate) lock: Resource,
     /// `None` for Locket, which has no tokens.
-    token: Option<u64>,
+    pub(crate) token: Option<u64>,
 }
 
 pub(crate) const LOCKS: &[Field<Held>] = &[
@@ -67,10 +67,19 @@ impl From<WatchResponse> for Event {
 /// All locks or presences.
 pub(crate) async fn list(connection: &Connection, presences: bool) -> anyhow::Result<Report> {
     let code = if presences { TypeCode::Presence } else { TypeCode::Lock };
-    let channel = connection.to_lock_server()?;
-    let mut locks = connection.ask("list locks", fetch(channel, code)).await?;
+    let mut locks = fetch_kind(connection, code).await?;
     locks.sort_by(|one, other| natural::compare(&one.lock.key, &other.lock.key));
     Ok(Report::list(LOCKS, locks))
+}
+
+/// All locks.
+pub(crate) async fn fetch_all(connection: &Connection) -> anyhow::Result<Vec<Held>> {
+    fetch_kind(connection, TypeCode::Lock).await
+}
+
+async fn fetch_kind(connection: &Connection, code: TypeCode) -> anyhow::Result<Vec<Held>> {
+    let channel = connection.to_lock_server()?;
+    connection.ask("list locks", fetch(channel, code)).await
 }
 
 /// Fallback for a genuine Locket, which has no watch and so no tokens.

@@ -1,40 +1,14 @@
-//! Questions to the policy store about connections: `explain --space` and `who-can-reach`.
+//! `who-can-reach`: the groups that allow a connection.
 
 use proto::policy_v1::{
-    ExplainRequest, ExplainResponse, Lifecycle, ReachRequest, SourcedRule,
-    explain_response::Remark, reach_response::Group,
+    Lifecycle, ReachRequest, SourcedRule,
+    reach_response::{App, Group},
 };
 
 use crate::{
-    cell::Written,
-    connect::Connection,
-    field::{Field, Tone},
-    report::{Report, warn},
-    stores::foundation,
+    cell::Written, connect::Connection, field::Field, report::Report, stores::foundation,
     target::Target,
 };
-
-/// Exit status with `--exit-code` if the connection is denied.
-const DENIED: u8 = 3;
-
-fn verdict(answer: &ExplainResponse) -> &'static str {
-    match (answer.allowed, answer.logged) {
-        (true, true) => "allowed and logged",
-        (true, false) => "allowed",
-        (false, _) => "denied",
-    }
-}
-
-pub(crate) const EXPLAINED: &[Field<ExplainResponse>] = &[
-    Field::toned(Field::text("verdict", |answer| verdict(answer).to_owned()), |answer| {
-        if answer.allowed { Tone::Good } else { Tone::Bad }
-    }),
-    Field::text("reason", |answer| answer.reason.clone()),
-    Field::text("rule", |answer| answer.decisive.clone().map(line).unwrap_or_default()),
-    Field::texts("not_enforced", |answer| remarks(&answer.not_enforced)),
-    Field::texts("near_misses", |answer| remarks(&answer.near_misses)),
-    Field::integer("generation", |answer| Some(answer.generation)),
-];
 
 pub(crate) const REACHING: &[Field<Group>] = &[
     Field::text("name", |group| group.name.clone()),
@@ -47,34 +21,14 @@ pub(crate) const REACHING: &[Field<Group>] = &[
         let rules = group.rules.iter();
         rules.map(|rule| format!("{}: {}", rule.rule_index, words(rule.clone()))).collect()
     }),
+    Field::texts("apps", |group| group.apps.iter().map(app).collect()),
+    Field::wide(Field::integer("apps_total", |group| Some(group.apps_total))),
 ];
 
-/// Explains a connection of the containers of a space. Also returns the exit status for the
-/// verdict.
-pub(crate) async fn explain(
-    connection: &Connection,
-    space: String,
-    staging: bool,
-    target: Target,
-) -> anyhow::Result<(Report, u8)> {
-    let lifecycle = if staging { Lifecycle::Staging } else { Lifecycle::Running };
-    let request = ExplainRequest {
-        space_guid: space,
-        lifecycle: lifecycle.into(),
-        connection: Some(target.into()),
-        ..ExplainRequest::default()
-    };
-    let space = request.space_guid.clone();
-    let call = async |channel| foundation(channel).explain(request.clone()).await;
-    let answer = connection.ask_a_store("explain", call).await?.into_inner();
-    if !answer.space_known {
-        warn(&format!(
-            "no security group is bound to the space {space:?}: either only global groups apply \
-             to the space, or the space does not exist"
-        ));
-    }
-    let code = if answer.allowed { 0 } else { DENIED };
-    Ok((Report::brief(EXPLAINED, answer), code))
+/// `APP (2 containers)`.
+fn app(app: &App) -> String {
+    let staging = if app.lifecycle() == Lifecycle::Staging { "staging " } else { "" };
+    format!("{} ({} {staging}containers)", app.app_guid, app.containers)
 }
 
 /// Lists the groups that allow a connection.
@@ -83,28 +37,65 @@ pub(crate) async fn who_can_reach(
     target: Target,
 ) -> anyhow::Result<Report> {
     let request = ReachRequest { connection: Some(target.into()) };
-    let call = async |channel| foundation(channel).reach(request.clone()).await;
-    let answer = connection.ask_a_store("who-can-reach", call).await?.into_inner();
-    Ok(Report::list(REACHING, answer.groups))
+    let call = async |channel| {
+        let answer = foundation(channel).reach(request.clone()).await;
+        answer.map(tonic::Response::into_inner)
+    };
+    let answers = connection.ask_stores("who-can-reach", call).await?;
+    let newest = answers.iter().map(|answer| answer.generation).max();
+    let mut groups: Vec<Group> = Vec::new();
+    for answer in answers.into_iter().filter(|answer| Some(answer.generation) == newest) {
+        for group in answer.groups {
+            match groups.iter_mut().find(|known| known.guid == group.guid) {
+                Some(known) => merge(known, group),
+                None => groups.push(group),
+            }
+        }
+    }
+    Ok(Report::list(REACHING, groups))
 }
 
-fn written(rule: SourcedRule) -> Written {
+/// Adds the apps that another instance knows. The same app may have containers on cells of both.
+fn merge(known: &mut Group, other: Group) {
+    for app in other.apps {
+        let same = |known: &&mut App| {
+            known.app_guid == app.app_guid
+                && known.space_guid == app.space_guid
+                && known.lifecycle == app.lifecycle
+        };
+        match known.apps.iter_mut().find(same) {
+            Some(known) => known.containers += app.containers,
+            None => known.apps.push(app),
+        }
+    }
+    known.apps_total = known.apps_total.max(other.apps_total).max(known.apps.len() as u64);
+}
+
+pub(crate) fn written(rule: SourcedRule) -> Written {
     let SourcedRule { rule, group_guid, group_name, rule_index } = rule;
     let source = proto::cell_v1::RuleSource { group_guid, group_name, rule_index };
     Written::new(rule, Some(source), String::new())
-}
-
-fn line(rule: SourcedRule) -> String {
-    written(rule).line()
 }
 
 fn words(rule: SourcedRule) -> String {
     written(rule).words()
 }
 
-fn remarks(remarks: &[Remark]) -> Vec<String> {
-    let remark = |remark: &Remark| {
-        format!("{}: {}", line(remark.rule.clone().unwrap_or_default()), remark.reason)
-    };
-    remarks.iter().map(remark).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apps_of_two_instances_are_added() {
+        let app = |guid: &str, containers| App {
+            app_guid: guid.to_owned(),
+            containers,
+            ..App::default()
+        };
+        let group = |apps: Vec<App>| Group { apps_total: 1, apps, ..Group::default() };
+        let mut known = group(vec![app("a", 1)]);
+        merge(&mut known, group(vec![app("b", 2), app("a", 3)]));
+        assert_eq!(known.apps, [app("a", 4), app("b", 2)]);
+        assert_eq!(known.apps_total, 2);
+    }
 }

@@ -6,10 +6,10 @@ use anyhow::bail;
 use jiff::Timestamp;
 
 use crate::{
-    connect::Refused,
     data, escape,
     field::{Column, Field, Row, rows},
     output::{Format, Output},
+    refused::Refused,
     text::{self, Screen},
 };
 
@@ -148,6 +148,11 @@ pub(crate) fn event<T>(
             write(&Report::record(fields, thing).render(&output, None)?)
         }
     }
+}
+
+/// Prints text of this program immediately.
+pub(crate) fn text(text: &str) -> anyhow::Result<()> {
+    write(text)
 }
 
 fn write(text: &str) -> anyhow::Result<()> {

@@ -8,10 +8,11 @@ use anyhow::{Context as _, anyhow};
 use futures_util::future::join_all;
 use proto::policy_v1::foundation_client::FoundationClient;
 use runtime::client::{self, Options};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Status, transport::Channel};
 
 use crate::{
-    connect::{Connection, Refused, channel, tls},
+    connect::{Connection, channel, tls},
+    refused::is_final,
     report::warn,
 };
 
@@ -30,6 +31,14 @@ pub(crate) struct Store {
     pub(crate) address: String,
     /// The host that the certificate must be valid for, if the address does not have it.
     name: Option<String>,
+}
+
+impl Store {
+    /// The address with the host that the certificate is for.
+    pub(crate) fn name_and_port(&self) -> String {
+        let port = self.address.rsplit_once(':').map_or("", |(_, port)| port);
+        self.name.as_ref().map_or_else(|| self.address.clone(), |name| format!("{name}:{port}"))
+    }
 }
 
 /// The answer of an instance.
@@ -146,14 +155,6 @@ pub(crate) fn settle<T>(answers: Vec<Answered<T>>) -> anyhow::Result<Vec<T>> {
     Ok(given)
 }
 
-/// Whether another instance would give the same answer.
-fn is_final(error: &anyhow::Error) -> bool {
-    let refused = error.chain().find_map(|cause| cause.downcast_ref::<Refused>());
-    refused.is_some_and(|refused| {
-        !matches!(refused.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown)
-    })
-}
-
 /// The addresses of a comma list.
 fn entries(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|address| !address.is_empty())
@@ -166,7 +167,10 @@ fn host(address: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
+    use crate::refused::Refused;
 
     #[test]
     fn a_list_has_several_addresses() {

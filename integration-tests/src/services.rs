@@ -397,6 +397,16 @@ impl CloudController {
         &mut self.process
     }
 
+    /// URL of the v3 API.
+    pub fn api(&self) -> &str {
+        &self.api
+    }
+
+    /// The administrator's token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     fn call(&self, method: &reqwest::Method, path: &str, body: Option<&Value>) -> Value {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.api));
         request = request.bearer_auth(&self.token);

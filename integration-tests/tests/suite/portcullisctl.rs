@@ -22,8 +22,14 @@ struct Ended {
 }
 
 fn run(args: &[&str]) -> Ended {
+    run_with(args, &[])
+}
+
+/// Runs portcullisctl without the user's contexts.
+fn run_with(args: &[&str], variables: &[(&str, &str)]) -> Ended {
     let mut command = Command::new(binaries::path("portcullisctl"));
-    let output = command.args(args).env("PORTCULLIS_CA", "").output();
+    command.args(args).env("PORTCULLIS_CA", "").env("XDG_CONFIG_HOME", "/nowhere");
+    let output = command.envs(variables.iter().copied()).output();
     let output = output.expect("portcullisctl can be run");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -89,9 +95,9 @@ fn explain_accepts_a_prefix_and_exits_with_the_verdict() {
 }
 
 #[test]
-fn groups_shows_rules_and_warns_of_a_space_that_has_none() {
+fn a_control_plane_is_shown_and_changed() {
     let plane = ControlPlane::start();
-    let _syncer = plane.syncer("syncer-1");
+    let syncer = plane.syncer("syncer-1");
     let guid = plane.cloud.create_group("first", "10.1.0.0/16");
     let evil = "evil\u{202e}gnp.exe";
     plane.cloud.create_group(evil, "10.2.0.0/16");
@@ -131,6 +137,159 @@ fn groups_shows_rules_and_warns_of_a_space_that_has_none() {
     assert!(typo.out.contains("first"), "the global groups apply: {typo:?}");
     let status: Value = serde_json::from_str(&ask(&["status", "--json"]).out).expect("an object");
     assert!(status["synced_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{status}");
+
+    let lock_server = plane.lock_server.address.as_str();
+    let flags = [&flags[..], &["--lock-server", lock_server]].concat();
+    output_has_formats(&flags);
+    locks_are_claimed_and_released(&flags);
+    one_of_two_stores_is_sufficient(&flags, store);
+    the_leader_syncs_and_nothing_differs(&flags, &plane, &syncer);
+    contexts_replace_flags(&plane);
+    names_are_completed_in_bash(&flags);
+}
+
+fn output_has_formats(flags: &[&str]) {
+    let ask = |args: &[&str]| run(&[flags, args].concat());
+    let names = ask(&["get", "groups", "-o", "fields=name", "--no-headers"]);
+    assert!(names.out.lines().any(|line| line == "first"), "{names:?}");
+    let group = ask(&["describe", "group", "first", "-o", "json"]);
+    let group: Value = serde_json::from_str(&group.out).expect("one object");
+    assert_eq!(group["rules"][0]["destination"], "10.1.0.0/16");
+    let yaml = ask(&["describe", "group", "first", "-o", "yaml"]).out;
+    assert!(yaml.starts_with("name: \"first\"\n") && yaml.contains("\n- group: "), "{yaml}");
+    let wrong = ask(&["get", "groups", "-o", "fields=nmae"]);
+    assert!(wrong.code == Some(1) && wrong.err.contains("\"nmae\""), "{wrong:?}");
+    let cells = ask(&["get", "cells", "-o", "wide"]);
+    assert_eq!((cells.code, cells.out.as_str()), (Some(0), "none\n"), "{cells:?}");
+    let colored = ask(&["explain", "--space", "s", "--to", "10.1.2.3:80/tcp", "--color", "always"]);
+    assert!(
+        colored.out.starts_with("verdict  ") && colored.out.contains("\u{1b}[32mallowed"),
+        "{colored:?}"
+    );
+    let denied = ask(&["explain", "--space", "s", "--to", "10.9.9.9:80/tcp", "--exit-code"]);
+    assert_eq!(denied.code, Some(3), "{denied:?}");
+    let reach = ask(&["who-can-reach", "10.1.2.3:80/tcp", "-o", "fields=name", "--no-headers"]);
+    assert!(reach.out.lines().any(|line| line == "first"), "{reach:?}");
+    let nobody = ask(&["explain", "--app", "nobody", "--to", "10.1.2.3:80/tcp"]);
+    assert!(nobody.code == Some(1) && nobody.err.contains("nobody"), "{nobody:?}");
+}
+
+fn locks_are_claimed_and_released(flags: &[&str]) {
+    let ask = |args: &[&str]| run(&[flags, args].concat());
+    let held = |kind: &str| ask(&["get", kind, "-o", "fields=key,owner", "--no-headers"]).out;
+    let claim = ["lock", "claim", "by-hand", "--owner", "me", "--ttl", "60s"];
+    let refused = ask(&claim);
+    assert!(refused.code == Some(1) && refused.err.contains("--yes is needed"), "{refused:?}");
+    assert!(!held("locks").contains("by-hand"));
+    let claimed = ask(&[&claim[..], &["--yes", "--json"]].concat());
+    let claimed: Value = serde_json::from_str(&claimed.out).expect("an object");
+    assert_eq!((&claimed["fencing_token"], &claimed["ttl_seconds"]), (&json!(1), &json!(60)));
+    assert!(held("locks").contains("by-hand"), "{}", held("locks"));
+    let released = ask(&["lock", "release", "by-hand", "--yes", "--json"]);
+    assert_eq!(released.out, "{\"key\":\"by-hand\",\"owner\":\"me\"}\n", "{released:?}");
+    assert!(!held("locks").contains("by-hand"));
+    let presence = ask(&["presence", "claim", "here", "--owner", "me", "--yes"]);
+    assert_eq!(presence.code, Some(0), "{presence:?}");
+    assert!(held("presences").contains("here"), "{}", held("presences"));
+}
+
+fn one_of_two_stores_is_sufficient(flags: &[&str], store: &str) {
+    let both = format!("127.0.0.1:1,{store}");
+    let ask = |args: &[&str]| run(&[flags, &["--policy-store", &both], args].concat());
+    for (command, kind) in [("groups", "groups"), ("cells", "cells")] {
+        let answer = ask(&["get", command]);
+        assert_eq!(answer.code, Some(0), "{kind}: {answer:?}");
+        assert!(answer.err.contains("127.0.0.1:1"), "{kind}: {answer:?}");
+    }
+    let none =
+        run(&[flags, &["--policy-store", "127.0.0.1:1,127.0.0.1:2", "get", "cells"]].concat());
+    assert_eq!((none.code, none.out.as_str()), (Some(1), ""), "{none:?}");
+}
+
+fn the_leader_syncs_and_nothing_differs(flags: &[&str], plane: &ControlPlane, syncer: &Process) {
+    let bound = syncer.wait_for("debug-server-bound");
+    let admin = format!("http://{}", bound["data"]["address"].as_str().expect("an address"));
+    let dead = "http://127.0.0.1:1";
+    let synced =
+        run(&[flags, &["sync", "--syncer-admin", dead, "--syncer-admin", &admin, "--json"]]
+            .concat());
+    let object: Value = serde_json::from_str(&synced.out).unwrap_or_else(|_| panic!("{synced:?}"));
+    assert_eq!(object["syncer"], admin, "{object}");
+    let none = run(&[flags, &["sync", "--syncer-admin", dead]].concat());
+    assert!(none.code == Some(1) && none.err.contains(dead), "{none:?}");
+
+    let diff = [flags, &["diff", "--cc-url", plane.cloud.api(), "--json"]].concat();
+    let token = [("CF_TOKEN", plane.cloud.token())];
+    let same = run_with(&diff, &token);
+    assert_eq!((same.code, same.out.as_str()), (Some(0), ""), "{same:?}");
+    let refused = run_with(&diff, &[("CF_TOKEN", "nonsense")]);
+    assert!(refused.code == Some(1) && refused.err.contains("HTTP 401"), "{refused:?}");
+    syncer.signal(Signal::SIGSTOP);
+    plane.cloud.create_group("late", "10.3.0.0/16");
+    let differs = run_with(&diff, &token);
+    syncer.signal(Signal::SIGCONT);
+    let difference: Value = serde_json::from_str(&differs.out).expect("one difference");
+    assert_eq!(differs.code, Some(3), "{differs:?}");
+    assert_eq!(
+        (&difference["name"], &difference["difference"]),
+        (&json!("late"), &json!("only in the Cloud Controller"))
+    );
+
+    plane.wait_until_synced();
+    let doctor = run(&[flags, &["doctor", "--json"]].concat());
+    let checks: Vec<Value> =
+        doctor.out.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    assert!(checks.len() > 10 && checks.iter().all(|check| check["state"] != "fail"), "{doctor:?}");
+    assert_eq!(doctor.code, Some(0), "{doctor:?}");
+    let sick =
+        run(&[flags, &["doctor", "--policy-store", "127.0.0.1:1", "-o", "fields=state,check"]]
+            .concat());
+    assert_eq!(sick.code, Some(1), "{sick:?}");
+    assert!(sick.out.lines().any(|line| line == "fail   policy store 127.0.0.1:1"), "{sick:?}");
+}
+
+fn contexts_replace_flags(plane: &ControlPlane) {
+    let files = &plane.operator;
+    let server = |address: &str| json!({ "address": address, "ca": files.ca, "cert": files.cert, "key": files.key });
+    let context = json!({
+        "lock_server": server(&plane.lock_server.address),
+        "policy_store": server(&plane.store_address),
+    });
+    let file = plane.site.config("context", &context).display().to_string();
+    let home = plane.site.path("home").display().to_string();
+    let ask = |args: &[&str]| run_with(args, &[("XDG_CONFIG_HOME", &home)]);
+    let added = ask(&["context", "add", "here", &file]);
+    assert_eq!(added.code, Some(0), "{added:?}");
+    for args in [
+        &["get", "locks"][..],
+        &["--context", "here", "get", "groups"],
+        &["--context", &file, "status"],
+    ] {
+        assert_eq!(ask(args).code, Some(0), "{args:?}: {:?}", ask(args));
+    }
+    let names = ask(&["context", "list", "-o", "fields=name,current", "--no-headers"]).out;
+    assert_eq!(names, "here  true\n");
+    let missing = ask(&["context", "use", "there"]);
+    assert!(missing.code == Some(1) && missing.err.contains("\"there\""), "{missing:?}");
+}
+
+/// In a real bash, with the words as its line editor gives them.
+fn names_are_completed_in_bash(flags: &[&str]) {
+    let program = binaries::path("portcullisctl");
+    let flags = flags.join(" ");
+    let complete = |words: &str| {
+        let script = format!(
+            "source <({program} completion bash) && COMP_LINE='{program} {flags} {words}' && \
+             COMP_POINT=${{#COMP_LINE}} && complete -p portcullisctl >/dev/null && \
+             _portcullisctl && printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            program = program.display(),
+        );
+        let output = Command::new("bash").args(["-c", &script]).output().expect("bash can be run");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(complete("describe group fi"), "first\n");
+    assert!(complete("describe ").contains("space\n"));
+    assert!(complete("watch locks policy-server").contains("policy-server-asg-syncer\n"));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::cloud::quoted;
 use super::container::Container;
 use super::fixtures::Stage;
@@ -12,16 +14,45 @@ use super::launch::Cluster;
 use super::live;
 use super::rootless::Footing;
 use super::settings::{self, ADMIN, OPERATOR};
+use super::terminal::say;
+
+/// Set by `scripts/up`: the cluster becomes a context in the user's list of contexts.
+const ADD_CONTEXT: &str = "PORTCULLIS_UP_ADD_CONTEXT";
 
 /// Writes the file with addresses, certificates and a token for a shell, and returns
-/// its path.
+/// its path. Also writes the context file of `portcullisctl`.
 ///
 /// # Errors
-/// The file cannot be written.
+/// A file cannot be written.
 pub(crate) fn write_env(cluster: &Cluster) -> anyhow::Result<PathBuf> {
-    let file = cluster.layout().env();
+    let (file, context_file) = (cluster.layout().env(), cluster.layout().context());
     std::fs::write(&file, env(cluster))?;
+    std::fs::write(&context_file, context(cluster).to_string())?;
+    if std::env::var_os(ADD_CONTEXT).is_some() {
+        let program = cluster.options().binaries.join("portcullisctl");
+        let mut command = std::process::Command::new(program);
+        command.args(["context", "add", cluster.options().name.as_str()]).arg(&context_file);
+        let output = command.output()?;
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            say(&format!("The cluster is not among the contexts: {}\n", error.trim()))?;
+        }
+    }
     Ok(file)
+}
+
+/// Addresses and certificates for `portcullisctl`.
+fn context(cluster: &Cluster) -> serde_json::Value {
+    let (layout, ports) = (cluster.layout(), &cluster.options().ports);
+    let (ca, (cert, key)) = (layout.ca(), layout.certificate(OPERATOR));
+    let server = |port| json!({ "address": format!("127.0.0.1:{port}"), "ca": ca, "cert": cert, "key": key });
+    let syncers = ports.syncer_debug.iter().map(|port| format!("http://127.0.0.1:{port}"));
+    json!({
+        "lock_server": server(ports.lock_server),
+        "policy_store": server(ports.policy_store),
+        "syncer_admin": syncers.collect::<Vec<_>>(),
+        "cloud_controller": { "url": format!("https://127.0.0.1:{}", ports.api), "ca": ca },
+    })
 }
 
 fn env(cluster: &Cluster) -> String {
@@ -155,9 +186,13 @@ fn inspection(cluster: &Cluster, stage: &Stage, container: &Container) -> Vec<St
 Look at everything:
   cf_api POST \"/v3/security_groups/$group/relationships/running_spaces\" '{bind}'   # bind to space s1
   cf_api DELETE \"/v3/security_groups/$group/relationships/running_spaces/{s1}\"   # unbind
-  portcullisctl locks
+  portcullisctl get locks
+  portcullisctl get cells -o wide
+  portcullisctl get containers
+  portcullisctl trace try-me
+  portcullisctl explain --container {handle} --to 1.2.3.4:80/tcp
   portcullisctl status
-  portcullisctl cells
+  portcullisctl doctor
   portcullisctl --cell-socket {socket} containers
   portcullisctl --cell-socket {socket} rules {handle}
   portcullisctl --cell-socket {socket} explain {handle} tcp 1.2.3.4:80

@@ -93,6 +93,11 @@ impl Layout {
         self.root.join("env")
     }
 
+    /// The context file of `portcullisctl`.
+    pub(crate) fn context(&self) -> PathBuf {
+        self.root.join("context.json")
+    }
+
     /// The database of a service.
     pub(crate) fn database(&self, service: &str) -> PathBuf {
         self.root.join("data").join(format!("{service}.db"))

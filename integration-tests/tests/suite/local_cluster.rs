@@ -111,6 +111,15 @@ fn every_printed_command_works_and_the_cluster_survives_kills() {
         assert_eq!(status, "0", "{command}\n{printed}");
         assert!(!printed.contains("command not found"), "{command}\n{printed}");
     }
+    let printed_by = |start: &str| -> &str {
+        let found = commands.iter().position(|command| command.starts_with(start));
+        &results[found.unwrap_or_else(|| panic!("{start} in {commands:?}"))].1
+    };
+    let explained = printed_by("portcullisctl explain --container");
+    assert!(explained.starts_with("verdict "), "{explained}");
+    assert!(explained.contains("asked for 1 containers: 1 agree"), "{explained}");
+    let traced = printed_by("portcullisctl trace try-me");
+    assert!(traced.contains("enforced, slowest cell"), "{traced}");
     let connections: Vec<&str> = commands
         .iter()
         .zip(&results)

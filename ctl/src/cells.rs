@@ -78,7 +78,7 @@ pub(crate) async fn fetch(connection: &Connection, id: &str) -> anyhow::Result<V
 }
 
 /// All pages of one instance.
-async fn pages(channel: Channel, id: &str) -> Result<CellsResponse, Status> {
+pub(crate) async fn pages(channel: Channel, id: &str) -> Result<CellsResponse, Status> {
     let mut client = foundation(channel.clone());
     let mut whole = CellsResponse::default();
     let mut page_token = String::new();
@@ -113,7 +113,7 @@ fn from_status(status: StatusResponse) -> CellsResponse {
 
 /// For each cell the best informed answer: of the instance that the cell watches, or else of one
 /// that knows details.
-fn merge(answers: Vec<CellsResponse>) -> Vec<Seen> {
+pub(crate) fn merge(answers: Vec<CellsResponse>) -> Vec<Seen> {
     let generation = answers.iter().map(|answer| answer.generation).max().unwrap_or(0);
     let mut cells: Vec<Seen> = Vec::new();
     for answer in answers {

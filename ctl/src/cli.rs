@@ -118,6 +118,18 @@ pub enum Command {
     },
     /// Show the status of this cell's agent (cell agent)
     Cell,
+    /// Watch leader, changes and cells live (lock server, policy stores)
+    ///
+    /// Without a terminal, prints a status line each interval, and a line for each change that
+    /// all cells enforce.
+    Top {
+        /// Time between two requests, at least 100ms
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+        interval: Duration,
+        /// Print one status line and exit
+        #[arg(long)]
+        once: bool,
+    },
     /// Compare kernel and desired rules, and CHANGE the kernel where they differ
     ///
     /// Without --cell on the cell of this machine (cell agent), with --cell on any cell (policy
@@ -457,6 +469,8 @@ mod tests {
             &["who-can-reach", "10.0.0.1:443/tcp"],
             &["reconcile"],
             &["cell"],
+            &["top"],
+            &["top", "--once", "--interval", "500ms"],
         ] {
             let bare = [&["portcullisctl"], command].concat();
             Cli::try_parse_from(&bare).unwrap_or_else(|error| panic!("{bare:?}: {error}"));

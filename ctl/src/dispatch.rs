@@ -24,7 +24,7 @@ use crate::{
     output::Output,
     reach,
     report::{self, Report},
-    store, sync, version, watching,
+    store, sync, top, version, watching,
 };
 
 /// Exit status if `diff` finds differences.
@@ -72,6 +72,9 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status => print(store::status(connection).await?)?,
         Command::Containers => print(cell::containers(connection).await?)?,
         Command::Rules { handle } => print(cell::rules(connection, handle).await?)?,
+        Command::Top { interval, once } => {
+            return top::run(connection, interval, once, output.color).await;
+        }
         Command::Cell => print(cell::status(connection).await?)?,
         Command::WatchLocks(which) => locks::watch(connection, which.lock, output).await?,
         Command::Locks { presences } => print(locks::list(connection, presences).await?)?,

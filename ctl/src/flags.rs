@@ -53,6 +53,7 @@ fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
+/// A time in seconds, or with units.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<i64>().map(SignedDuration::from_secs);
     let duration = seconds.or_else(|_| text.parse::<SignedDuration>());

@@ -42,6 +42,7 @@ mod stores;
 mod sync;
 pub mod target;
 mod text;
+mod top;
 mod version;
 mod watching;
 

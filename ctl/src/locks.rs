@@ -83,7 +83,7 @@ async fn fetch_kind(connection: &Connection, code: TypeCode) -> anyhow::Result<V
 }
 
 /// Fallback for a genuine Locket, which has no watch and so no tokens.
-async fn fetch(channel: Channel, code: TypeCode) -> Result<Vec<Held>, Status> {
+pub(crate) async fn fetch(channel: Channel, code: TypeCode) -> Result<Vec<Held>, Status> {
     let request = WatchRequest { selector: Some(Selector::TypeCode(code.into())) };
     let mut events = match LockWatchClient::new(channel.clone()).watch(request).await {
         Ok(answer) => answer.into_inner(),

@@ -155,6 +155,11 @@ pub(crate) fn text(text: &str) -> anyhow::Result<()> {
     write(text)
 }
 
+/// Prints one line immediately. The text is escaped already.
+pub(crate) fn line(text: &str) -> anyhow::Result<()> {
+    write(&format!("{text}\n"))
+}
+
 fn write(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;

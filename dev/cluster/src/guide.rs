@@ -191,6 +191,7 @@ Look at everything:
   portcullisctl get containers
   portcullisctl trace try-me
   portcullisctl explain --container {handle} --to 1.2.3.4:80/tcp
+  portcullisctl top --once                        # without --once: a live view
   portcullisctl status
   portcullisctl doctor
   portcullisctl --cell-socket {socket} containers

@@ -31,6 +31,7 @@ mod request;
 mod rootless;
 mod settings;
 pub mod state;
+mod status_line;
 mod story;
 mod terminal;
 pub mod topology;

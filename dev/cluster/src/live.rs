@@ -10,7 +10,7 @@ use super::fixtures::Stage;
 use super::launch::Cluster;
 use super::process::Death;
 use super::request::{self, Request};
-use super::terminal::say;
+use super::status_line::StatusLine;
 use super::topology::Cell;
 
 /// Binds the socket for requests; replaces one of an earlier launcher.
@@ -25,7 +25,7 @@ pub(crate) fn listen(cluster: &Cluster) -> anyhow::Result<UnixListener> {
     UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))
 }
 
-/// Reports exited processes and carries out requests, until cancelled.
+/// Reports exited processes, shows the status and carries out requests, until cancelled.
 ///
 /// # Errors
 /// Standard output is closed, the state file cannot be written, or the socket fails.
@@ -35,11 +35,13 @@ pub(crate) async fn attend(
     deaths: &mut mpsc::Receiver<Death>,
     listener: &UnixListener,
 ) -> anyhow::Result<()> {
+    let mut status = StatusLine::start(cluster);
     loop {
         tokio::select! {
+            line = status.next() => status.show(&line)?,
             Some(death) = deaths.recv() => {
                 cluster.note_death(&death)?;
-                say(&ended(cluster, &death))?;
+                status.say(&ended(cluster, &death))?;
             }
             accepted = listener.accept() => {
                 let (mut stream, _peer) = accepted.context("the socket for requests is broken")?;

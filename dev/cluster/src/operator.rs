@@ -25,8 +25,8 @@ pub(crate) struct Held {
 }
 
 impl Cluster {
-    /// Runs `portcullisctl` with the operator's certificate, and returns its output.
-    pub(crate) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    /// `portcullisctl` with the operator's certificate and the addresses of this cluster.
+    pub(crate) fn ctl_command(&self, arguments: &[&str]) -> Command {
         let executable = self.options().binaries.join("portcullisctl");
         let ports = &self.options().ports;
         let (cert, key) = self.layout().certificate(OPERATOR);
@@ -39,6 +39,12 @@ impl Cluster {
             .env("PORTCULLIS_CERT", cert)
             .env("PORTCULLIS_KEY", key)
             .kill_on_drop(true);
+        command
+    }
+
+    /// Runs `portcullisctl` with the operator's certificate, and returns its output.
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.ctl_command(arguments);
         let shown = format!("portcullisctl {}", arguments.join(" "));
         let output = timeout(TIMEOUT, command.output()).await;
         let output = output.with_context(|| format!("{shown} took too long"))?;

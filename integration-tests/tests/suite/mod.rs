@@ -16,3 +16,4 @@ mod purity;
 mod rolling_swap;
 mod start_failures;
 mod syncers;
+mod top;

@@ -74,7 +74,8 @@ impl Health {
             Some(at) => format!("data {} old", span(now.saturating_sub(at))),
             None => "no data yet".to_owned(),
         };
-        Some(format!("{server}: {error}; {data}, retrying"))
+        // The error may be too long for the line.
+        Some(format!("{server}: retrying, {data}: {error}"))
     }
 }
 

@@ -138,7 +138,7 @@ impl<'a> Sources<'a> {
         };
         let mut store = wire::store(newest, cells::merge(cells));
         let silent = failed.iter().map(|(address, error)| {
-            format!("policy store {}: {}", wire::text(address), describe(error))
+            format!("policy store {}: retrying: {}", wire::text(address), describe(error))
         });
         store.silent = silent.collect();
         Ok(store)

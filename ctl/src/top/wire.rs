@@ -27,8 +27,10 @@ pub(crate) fn text(raw: &str) -> String {
     }
 }
 
+/// The Cloud Controller's stamp is the beginning of 1970 until the first change: no time.
 fn time(at: Option<prost_types::Timestamp>) -> Option<Timestamp> {
-    at.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok())
+    let at = at.filter(|at| at.seconds > 0)?;
+    Timestamp::new(at.seconds, at.nanos).ok()
 }
 
 /// A negative one is 0.
@@ -213,6 +215,14 @@ mod tests {
             assert!(!text.chars().any(char::is_control), "{text:?}");
         }
         assert!(!made.slowest_cells[0].name.chars().any(char::is_control));
+    }
+
+    #[test]
+    fn a_stamp_before_the_first_change_is_no_time() {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        assert_eq!(time(at(0)), None);
+        assert_eq!(time(at(1_700_000_000)).map(Timestamp::as_second), Some(1_700_000_000));
+        assert_eq!(time(at(i64::MAX)), None);
     }
 
     #[test]

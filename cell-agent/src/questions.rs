@@ -1,6 +1,6 @@
 //! Answers the questions that operators ask through the policy store.
 //!
-//! A question is answered in a task of its own, at most [`AT_A_TIME`], so neither a slow
+//! A question is answered in a task of its own, at most `AT_A_TIME`, so neither a slow
 //! answer nor a panic delays the groups. Answers of a watch that has ended are dropped.
 
 use std::sync::Arc;

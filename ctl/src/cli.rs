@@ -66,7 +66,7 @@ pub enum Command {
     /// oauth-token`; without --cc-url, and without one in the context, only policy store and cells
     /// are compared. Exit status 3 if there are differences.
     Diff {
-        /// URL of the Cloud Controller, such as https://api.example.com
+        /// URL of the Cloud Controller, such as `https://api.example.com`
         #[arg(long, value_name = "URL", env = "CF_API")]
         cc_url: Option<String>,
         /// PEM file of the CA of its certificate [default: the CAs of this machine]

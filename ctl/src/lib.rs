@@ -3,7 +3,7 @@
 //! (docs/portcullisctl.md).
 //!
 //! [`cli::Cli`] is the command line, [`run`] executes it, `dispatch` has one arm per command. The
-//! fields of a command's result are one list ([`field`]), from which `report` makes all formats.
+//! fields of a command's result are one list (`field`), from which `report` makes all formats.
 //!
 //! Not in this crate: decisions and texts of the servers, which come from
 //! [`lock_server`](../lock_server/index.html), [`policy_store`](../policy_store/index.html) and

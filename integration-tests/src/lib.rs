@@ -8,6 +8,7 @@
 //! Not in this crate: tests of one crate, which are beside its code.
 
 pub mod binaries;
+pub mod browser;
 pub mod grpcurl;
 pub mod hostile;
 pub mod process;

@@ -34,6 +34,7 @@ use crate::{
         tags::Tags,
     },
     open,
+    page::{Page, Services},
     report::Report,
     store::{Contents, Store},
 };
@@ -74,6 +75,7 @@ pub struct App {
     store: Arc<dyn Store>,
     board: Arc<SnapshotPublisher>,
     cells: Cells,
+    page: Option<Page>,
 }
 
 impl Service for App {
@@ -140,7 +142,12 @@ impl Service for App {
             Some(address) => Dropsonde::to(address, ORIGIN),
         };
         health.component(http::health::DATABASE).not_ready("loading the groups");
-        let admin = Admin::new(admin, process, &health).start(ADMIN_DRAIN);
+        let page = config.web_page.then(Page::default);
+        let mut admin = Admin::new(admin, process, &health);
+        if let Some(page) = &page {
+            admin = admin.merge(page.router());
+        }
+        let admin = admin.start(ADMIN_DRAIN);
         let store = Box::pin(open::open(&config.database)).await?;
         let nothing = Arc::new(Contents::default().into());
         committer::mend(&*store, nothing).await.context("checking for lost rows")?;
@@ -165,6 +172,7 @@ impl Service for App {
             store,
             board,
             cells,
+            page,
         })
     }
 
@@ -226,6 +234,7 @@ impl App {
             store,
             board,
             cells,
+            page,
         } = self;
         let (commits, committer) = committer::committer(Arc::clone(&store), Arc::clone(&board));
         let reads = health.component(http::health::DATABASE);
@@ -263,8 +272,11 @@ impl App {
         tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
         tasks.add("writer", committer.run(drained.clone()));
         tasks.add("admin", admin.run(shutdown.clone()));
-        let (store, foundation) =
-            PolicyStore::entries(config.access, feed, commits, config.replaces);
+        let service = PolicyStore::new(config.access, feed, commits, config.replaces);
+        let foundation = service.foundation();
+        if let Some(page) = page {
+            page.open(Services { store: service.clone(), foundation: foundation.clone() });
+        }
         let limits = Limits {
             spread: config.drain_spread,
             // Fits four Replaces with messages of the maximum size.
@@ -273,8 +285,10 @@ impl App {
         };
         let server = Grpc::new(grpc, Some(tls), &health).limits(limits);
         let server = server.descriptors(proto::DESCRIPTORS);
-        let server =
-            server.enter(store).enter(foundation).serve(shutdown.clone(), config.drain_timeout);
+        let server = server
+            .enter(service.entry())
+            .enter(foundation.entry())
+            .serve(shutdown.clone(), config.drain_timeout);
         tasks.add("grpc", async move {
             let outcome = server.await;
             drained.cancel();

@@ -44,6 +44,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Part of the drain timeout over which clients are disconnected.
     pub drain_spread: Duration,
+    /// Whether the admin address serves the web page.
+    pub web_page: bool,
     /// Target of the original's metrics, if enabled.
     pub metron_address: Option<HostPort>,
     /// Log level.
@@ -95,6 +97,7 @@ impl Configure for Config {
         }
         let drain_timeout = keys.or("drain_timeout_seconds", Seconds::new(10));
         let drain_spread = drain_spread(keys, drain_timeout);
+        let web_page = keys.or("web_page", false);
         let metron_address = keys.optional("metron_address");
         let log_level = keys.or("log_level", Level::Info);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
@@ -116,6 +119,7 @@ impl Configure for Config {
             tag_length: tag_length?,
             drain_timeout: drain_timeout?.0,
             drain_spread: drain_spread?,
+            web_page: web_page?,
             metron_address: metron_address?,
             log_level: log_level?,
             log_prefix: log_prefix?,

@@ -3,7 +3,7 @@
 //! The program runs [`app::App`]. One writer at a time replaces the whole set
 //! ([`committer::Commits`], [`groups::decide`]). The set is stored in a database ([`store::Store`])
 //! and, encoded once, in memory. Cells receive relevant changes over a watch ([`feed`]) or poll
-//! ([`http`]). [`access`] has the access control, [`grpc`] the gRPC services.
+//! ([`http`]). [`access`] has the access control, [`grpc`] the gRPC services, [`page`] the live page.
 //!
 //! Not in this crate: reading the Cloud Controller ([`syncer`](../syncer/index.html)), rules in the
 //! kernel ([`cell_agent`](../cell_agent/index.html)), the contracts ([`proto`]), databases
@@ -20,6 +20,7 @@ pub mod grpc;
 pub mod http;
 pub mod metrics;
 mod open;
+pub mod page;
 mod report;
 pub mod reports;
 pub mod store;

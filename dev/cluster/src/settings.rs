@@ -75,6 +75,7 @@ pub(crate) fn policy_store(layout: &Layout, ports: &Ports) -> Value {
     json!({
         "grpc_listen_address": local(ports.policy_store).to_string(),
         "admin_listen_address": local(ports.policy_store_debug).to_string(),
+        "web_page": true,
         "ca_cert_file": layout.ca(),
         "server_cert_file": cert,
         "server_key_file": key,

@@ -10,6 +10,7 @@ mod load;
 mod local_cluster;
 mod lock_server;
 mod metrics;
+mod page;
 mod policy_store;
 mod portcullisctl;
 mod purity;

@@ -26,10 +26,15 @@ type Changes = Pin<Box<dyn Stream<Item = Result<ChangesResponse, Status>> + Send
 pub struct Foundation(Arc<Shared>);
 
 impl Foundation {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
     /// An entry that admits operators.
-    pub(super) fn entry(shared: Arc<Shared>) -> Entry<FoundationServer<Self>> {
-        let judge = Arc::clone(&shared);
-        Entry::judged(FoundationServer::new(Self(shared)), move |head| {
+    #[must_use]
+    pub fn entry(self) -> Entry<FoundationServer<Self>> {
+        let judge = Arc::clone(&self.0);
+        Entry::judged(FoundationServer::new(self), move |head| {
             let judged = judge.check(head.peer.identity.as_deref(), Action::Inspect);
             judged.map_err(|error| status(&error))
         })

@@ -23,7 +23,6 @@ use proto::{
     policy_v1::{
         ListRequest, ListResponse, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse,
         WatchRequest, WatchResponse,
-        foundation_server::FoundationServer,
         policy_store_server::{self, PolicyStoreServer},
         status_response,
     },
@@ -33,8 +32,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
+pub use self::foundation::Foundation;
 use self::{
-    foundation::Foundation,
     messages::{cell, timestamp},
     parse::Wanted,
     replace::Replacing,
@@ -74,25 +73,28 @@ struct Shared {
 pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
-    /// Serves `feed`, and sends Replaces within these limits to `commits`. The entries
-    /// authorize the peer.
+    /// Serves `feed`, and sends Replaces within these limits to `commits`.
     #[must_use]
-    pub fn entries(
-        access: Access,
-        feed: Feed,
-        commits: Commits,
-        bounds: Replaces,
-    ) -> (Entry<PolicyStoreServer<Self>>, Entry<FoundationServer<Foundation>>) {
+    pub fn new(access: Access, feed: Feed, commits: Commits, bounds: Replaces) -> Self {
         let replaces = Arc::new(Semaphore::new(REPLACES));
-        let shared = Arc::new(Shared { access, feed, commits, replaces, bounds });
-        let foundation = Foundation::entry(Arc::clone(&shared));
-        let judge = Arc::clone(&shared);
-        let server = PolicyStoreServer::new(Self(shared));
+        Self(Arc::new(Shared { access, feed, commits, replaces, bounds }))
+    }
+
+    /// The service for operators.
+    #[must_use]
+    pub fn foundation(&self) -> Foundation {
+        Foundation::new(Arc::clone(&self.0))
+    }
+
+    /// An entry that authorizes the peer.
+    #[must_use]
+    pub fn entry(self) -> Entry<PolicyStoreServer<Self>> {
+        let judge = Arc::clone(&self.0);
+        let server = PolicyStoreServer::new(self);
         let server = server.max_decoding_message_size(MAX_REPLACE_MESSAGE);
-        let store = Entry::judged(server, move |head| judge.judge(head))
+        Entry::judged(server, move |head| judge.judge(head))
             .talks(&["Replace", "Watch"])
-            .large("Replace", MAX_REPLACE_MESSAGE);
-        (store, foundation)
+            .large("Replace", MAX_REPLACE_MESSAGE)
     }
 
     fn start_replace(&self, requests: Streaming<ReplaceRequest>) -> Result<Replacing, Error> {

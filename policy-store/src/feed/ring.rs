@@ -28,6 +28,8 @@ use crate::groups::{
 pub const MAX_CHANGES: usize = 1_000;
 /// Limit of the groups of all remembered changes.
 const MAX_GROUPS: usize = 200_000;
+/// Number of characters of a name that are kept: the longest name that the Cloud Controller has.
+const MAX_NAME: usize = 255;
 /// Minimum time between two updates of a change for one reader.
 pub const COALESCED: Duration = Duration::from_millis(100);
 /// Number of cells that a summary names.
@@ -97,7 +99,8 @@ pub fn committed(
         generation,
         origin: origin.filter(|(of, _)| *of == generation).map_or_else(Origin::default, |of| of.1),
         owner: after.state.writer.clone(),
-        watermark: after.state.watermark,
+        // A Cloud Controller without any change has the stamp 1970.
+        watermark: after.state.watermark.filter(|stamp| stamp.seconds() > 0),
         at,
         groups,
     };
@@ -132,7 +135,8 @@ fn changed(before: &Snapshot, after: &Snapshot, change: &Change, is_last: bool) 
 }
 
 fn name(entry: &Entry) -> Box<str> {
-    proto::group_name(entry.encoded.clone()).into()
+    let name = proto::group_name(entry.encoded.clone());
+    name.chars().take(MAX_NAME).collect()
 }
 
 fn difference(before: &Snapshot, after: &Snapshot) -> Vec<ChangedGroup> {

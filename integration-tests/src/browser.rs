@@ -236,17 +236,17 @@ fn follow(from: impl std::io::Read + Send + 'static) -> Receiver<Value> {
     receiver
 }
 
-/// Compares a picture with the one in `docs/pictures`, only in size: fonts differ between
-/// machines. With `UPDATE_PICTURES=1` writes it.
+/// Compares a picture with the one in `docs/screenshots`, only in size: fonts differ between
+/// machines. With `UPDATE_GOLDEN=1` writes it.
 ///
 /// # Panics
 /// The picture is missing in `docs`, or cannot be written.
 pub fn keep(name: &str, picture: &[u8]) {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../docs/pictures", name].iter().collect();
-    if std::env::var_os("UPDATE_PICTURES").is_some() {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../docs/screenshots", name].iter().collect();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).expect("docs can be written");
         fs::write(&path, picture).expect("docs can be written");
     }
-    assert!(path.is_file(), "{} is missing: run the test with UPDATE_PICTURES=1", path.display());
+    assert!(path.is_file(), "{} is missing: run the test with UPDATE_GOLDEN=1", path.display());
     assert_eq!(&picture[..8], b"\x89PNG\r\n\x1a\n", "{name} is a PNG");
 }

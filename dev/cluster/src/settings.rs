@@ -41,6 +41,7 @@ pub(crate) fn cloud_controller(layout: &Layout, ports: &Ports) -> Value {
         "internal_address": local(ports.internal_api).to_string(),
         "tls": { "cert_file": cert, "key_file": key },
         "internal_tls": { "ca_file": layout.ca(), "cert_file": cert, "key_file": key },
+        "enable_ipv6": true,
         "users": [{
             "name": ADMIN.0, "password": ADMIN.1,
             "scopes": ["cloud_controller.admin", "network.admin", "scim.read", "scim.write",

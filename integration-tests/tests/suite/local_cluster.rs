@@ -7,7 +7,7 @@ use integration_tests::{process::Process, wait};
 use nix::sys::signal::Signal;
 
 /// A running cluster with a state directory of its own.
-struct Cluster {
+pub(super) struct Cluster {
     launcher: Process,
     directory: tempfile::TempDir,
     name: String,
@@ -15,7 +15,7 @@ struct Cluster {
 
 impl Cluster {
     /// Starts a cluster and waits until it prints its commands.
-    fn start(purpose: &str, more: &[&str]) -> Self {
+    pub(super) fn start(purpose: &str, more: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let name = format!("i{}-{purpose}", std::process::id());
         let state = directory.path().join("state");
@@ -35,7 +35,7 @@ impl Cluster {
         });
     }
 
-    fn state(&self) -> std::path::PathBuf {
+    pub(super) fn state(&self) -> std::path::PathBuf {
         self.directory.path().join("state")
     }
 
@@ -66,7 +66,7 @@ impl Cluster {
     }
 
     /// Stops the cluster, and checks that no process is left.
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         self.launcher.signal(Signal::SIGTERM);
         let status = self.launcher.wait();
         assert!(status.success(), "{status}: {}", self.launcher.lines().join("\n"));
@@ -77,7 +77,7 @@ impl Cluster {
 }
 
 /// Runs commands in one shell, in order; returns the exit status and output of each.
-fn run_in_shell(directory: &Path, commands: &[String]) -> Vec<(String, String)> {
+pub(super) fn run_in_shell(directory: &Path, commands: &[String]) -> Vec<(String, String)> {
     let script: String = commands
         .iter()
         .enumerate()

@@ -18,3 +18,4 @@ mod rolling_swap;
 mod start_failures;
 mod syncers;
 mod top;
+mod transcript;

@@ -176,7 +176,7 @@ fn texts_of_users_are_never_html() {
 }
 
 #[test]
-#[ignore = "takes a minute: UPDATE_PICTURES=1 renews the pictures in docs"]
+#[ignore = "takes a minute: UPDATE_GOLDEN=1 renews the pictures in docs"]
 fn small_and_large_foundations_fit_on_the_page() {
     for (cells, containers) in [(2, 10), (1_000, 250)] {
         let foundation = Foundation::start(cells, containers);

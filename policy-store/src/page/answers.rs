@@ -8,7 +8,7 @@ use proto::policy_v1::{
     policy_store_server::PolicyStore as _,
 };
 use serde_json::{Value, json};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::{
     Services,
@@ -80,9 +80,12 @@ async fn containers(services: &Services, text: &str) -> Result<ContainersRespons
     }
     let (mut all, mut seen) = (ContainersResponse::default(), HashSet::new());
     for request in requests {
-        let answer = services.foundation.containers(Request::new(request)).await;
-        // A text that is no GUID, for example.
-        let Ok(answer) = answer.map(tonic::Response::into_inner) else { continue };
+        let answer = match services.foundation.containers(Request::new(request)).await {
+            Ok(answer) => answer.into_inner(),
+            // The text cannot be such an id.
+            Err(status) if status.code() == Code::InvalidArgument => continue,
+            Err(status) => return Err(status),
+        };
         all.total = all.total.max(answer.total);
         all.unknown_cells_total = answer.unknown_cells_total;
         for placed in answer.containers {

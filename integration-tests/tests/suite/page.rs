@@ -76,7 +76,7 @@ impl Foundation {
         browser.wait_for("document.querySelectorAll('#changes tbody tr').length > 1");
         browser.wait_for(&format!(
             "[...document.querySelectorAll('#changes td:nth-child(5)')]\
-             .some((cell) => cell.textContent === '{cells} of {cells}')"
+             .some((cell) => cell.textContent.replaceAll(',', '') === '{cells} of {cells}')"
         ));
         browser
     }

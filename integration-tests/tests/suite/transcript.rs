@@ -27,7 +27,10 @@ new db 10.0.11.0/24,10.0.12.5 5432,6432 running "$SPACE_A"
 new db-v6 fd00:db::/64 5432 running "$SPACE_A"
 new build-mirror 10.1.2.3 443 staging "$SPACE_A"
 new legacy 10.9.0.0/255.255.0.0 8080 running "$SPACE_A"
-until portcullisctl get cells --no-headers -o fields=behind,enforced_generation | grep -c "^0 *5" | grep -q 2; do sleep 0.1; done
+for try in $(seq 300); do
+  [ "$(portcullisctl get cells --no-headers -o fields=behind,enforced_generation | grep -c "^0 *5")" != 2 ] || break
+  sleep 0.1
+done
 "#;
 
 /// Questions of operators, and the commands that answer them.

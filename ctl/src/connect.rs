@@ -10,7 +10,7 @@ use runtime::{
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    context::{self, CloudController, Server},
+    context::{self, CloudController, ContextFile, Server},
     flags::Flags,
     refused::Refused,
 };
@@ -41,17 +41,20 @@ impl Connection {
     /// # Errors
     /// The context file cannot be read.
     pub(crate) fn new(flags: &Flags) -> anyhow::Result<Self> {
-        let path =
-            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
-        let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let context = context::select(path(&flags.context).as_deref())?;
+        Ok(Self::with_context(flags, context))
+    }
+
+    /// Flags and variables first, then the context, then the defaults.
+    fn with_context(flags: &Flags, context: ContextFile) -> Self {
+        let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let server = |address: &Option<String>, server: Server, default: &str| Server {
             address: text(address).or(server.address).or_else(|| Some(default.to_owned())),
             ca: path(&flags.ca).or(server.ca),
             cert: path(&flags.cert).or(server.cert),
             key: path(&flags.key).or(server.key),
         };
-        Ok(Self {
+        Self {
             lock_server: server(&flags.lock_server, context.lock_server, LOCK_SERVER),
             policy_store: server(&flags.policy_store, context.policy_store, POLICY_STORE),
             cell_socket: path(&flags.cell_socket)
@@ -60,7 +63,7 @@ impl Connection {
             syncer_admin: context.syncer_admin,
             cloud_controller: context.cloud_controller,
             timeout: flags.timeout,
-        })
+        }
     }
 
     /// A channel to the lock server.
@@ -116,6 +119,11 @@ impl Connection {
     }
 }
 
+/// The path, unless a shell profile set the variable to the empty string.
+fn path(path: &Option<PathBuf>) -> Option<PathBuf> {
+    path.clone().filter(|path| !path.as_os_str().is_empty())
+}
+
 /// A channel to one address of a server.
 pub(crate) fn channel(server: &Server, address: &str) -> anyhow::Result<Channel> {
     Ok(client::channel(address, Some(tls(server)?), client::Options::default())?)
@@ -141,16 +149,15 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    fn connection(arguments: &[&str]) -> anyhow::Result<Connection> {
-        let command = [&["portcullisctl", "cell"], arguments].concat();
-        Connection::new(&Cli::parse_from(command).flags)
+    fn flags(arguments: &[&str]) -> Flags {
+        Cli::parse_from([&["portcullisctl", "cell"], arguments].concat()).flags
     }
 
     /// A shell profile may set variables to the empty string.
     #[test]
     fn an_empty_value_counts_as_none() {
         let empty = ["--lock-server", "", "--policy-store", "", "--cell-socket", "", "--ca", ""];
-        let found = connection(&[&empty[..], &["--context", ""]].concat()).expect("no file");
+        let found = Connection::with_context(&flags(&empty), ContextFile::default());
         assert_eq!(found.lock_server.address.as_deref(), Some(LOCK_SERVER));
         assert_eq!(found.policy_store.address.as_deref(), Some(POLICY_STORE));
         assert_eq!(found.cell_socket, PathBuf::from(CELL_SOCKET));
@@ -166,8 +173,8 @@ mod tests {
             "policy_store": {"address": "p:1", "ca": "/p/ca"}, "cell_socket": "/s"}"#;
         std::fs::write(&file, text).expect("the temporary directory is writable");
         let path = file.to_str().expect("an ASCII path");
-        let flags = ["--context", path, "--lock-server", "f:2", "--cert", "/f/cert"];
-        let found = connection(&flags);
+        let arguments = ["--context", path, "--lock-server", "f:2", "--cert", "/f/cert"];
+        let found = Connection::new(&flags(&arguments));
         std::fs::remove_file(&file).expect("the file exists");
         let found = found.expect("the file is valid");
         let path = |text: &str| Some(PathBuf::from(text));
@@ -182,7 +189,8 @@ mod tests {
 
     #[test]
     fn an_unreadable_context_file_is_named() {
-        let error = connection(&["--context", "/nowhere/context.json"]).expect_err("no such file");
+        let error = Connection::new(&flags(&["--context", "/nowhere/context.json"]));
+        let error = error.expect_err("no such file");
         assert!(format!("{error:#}").starts_with("context file /nowhere/context.json: "));
     }
 }

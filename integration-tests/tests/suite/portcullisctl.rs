@@ -28,7 +28,8 @@ fn run(args: &[&str]) -> Ended {
 /// Runs portcullisctl without the user's contexts.
 fn run_with(args: &[&str], variables: &[(&str, &str)]) -> Ended {
     let mut command = Command::new(binaries::path("portcullisctl"));
-    command.args(args).env("PORTCULLIS_CA", "").env("XDG_CONFIG_HOME", "/nowhere");
+    command.args(args).env("PORTCULLIS_CA", "").env("PORTCULLIS_CONTEXT", "");
+    command.env("XDG_CONFIG_HOME", "/nowhere");
     let output = command.envs(variables.iter().copied()).output();
     let output = output.expect("portcullisctl can be run");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

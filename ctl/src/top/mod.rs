@@ -50,13 +50,15 @@ pub(crate) async fn run(
         bail!("--interval {interval:?} is too short: at least {SHORTEST:?}");
     }
     let (sender, messages) = mpsc::channel(MESSAGES);
-    let (wanted, wanted_now) = watch::channel(None);
     let sources = Sources::new(connection, interval, sender).await?;
     let model = Model::new(wire::text(connection.policy_store_address()), (80, 24));
+    if once {
+        let answers = async move { sources.read().await };
+        return tokio::join!(plain::once(model, messages), answers).0;
+    }
+    let (wanted, wanted_now) = watch::channel(None);
     let output = async {
-        if once {
-            plain::once(model, messages).await
-        } else if std::io::stdout().is_terminal() {
+        if std::io::stdout().is_terminal() {
             terminal::run(model, messages, wanted, theme(has_colour)).await
         } else {
             plain::follow(model, messages, interval).await

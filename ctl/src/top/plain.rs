@@ -43,14 +43,13 @@ pub(crate) async fn follow(
     }
 }
 
-/// Prints one status line; the exit status is 1 if the policy store does not answer.
+/// Prints one status line after the last message; the exit status is 1 if the policy store does not answer.
 pub(crate) async fn once(
     mut model: Model,
     mut messages: mpsc::Receiver<Message>,
 ) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
-    while !model.data().has_heard_all() {
-        let Some(message) = messages.recv().await else { break };
+    while let Some(message) = messages.recv().await {
         model.update(message, start.elapsed());
     }
     report::line(&lines::status_line(model.data(), start.elapsed()))?;

@@ -1,4 +1,4 @@
-//! Asks the servers again and again, and turns their answers into messages.
+//! Asks the servers once or at an interval, and turns their answers into messages.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use proto::{
 use tokio::{
     sync::{Mutex, mpsc, watch},
     time::{MissedTickBehavior, interval, sleep},
+    try_join,
 };
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -37,7 +38,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MOST_CONTAINERS: u32 = 5_000;
 
 /// The receiver of the messages is gone.
-struct Closed;
+pub(crate) struct Closed;
 
 /// An instance of the policy store. The channel is opened by the first request that
 /// succeeds in doing so.
@@ -85,6 +86,15 @@ impl<'a> Sources<'a> {
         }
     }
 
+    /// Asks each server once; fails when the receiver of the messages is gone.
+    pub(crate) async fn read(&self) -> Result<(), Closed> {
+        let streams = self.instances.iter().enumerate();
+        let streams = streams.map(|(number, instance)| self.pass_changes(number, instance, false));
+        let store = async { self.send(self.store_message().await).await };
+        let locks = async { self.send(self.locks_message().await).await };
+        try_join!(store, locks, try_join_all(streams)).map(drop)
+    }
+
     async fn send(&self, message: Message) -> Result<(), Closed> {
         self.messages.send(message).await.map_err(|_| Closed)
     }
@@ -102,11 +112,14 @@ impl<'a> Sources<'a> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.send(match self.ask_store().await {
-                Ok(store) => Message::Store(store),
-                Err(error) => Message::StoreLost(describe(&error)),
-            })
-            .await?;
+            self.send(self.store_message().await).await?;
+        }
+    }
+
+    async fn store_message(&self) -> Message {
+        match self.ask_store().await {
+            Ok(store) => Message::Store(store),
+            Err(error) => Message::StoreLost(describe(&error)),
         }
     }
 
@@ -158,12 +171,14 @@ impl<'a> Sources<'a> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let found = self.ask("locks", locks::fetch(self.locks.clone(), TypeCode::Lock)).await;
-            self.send(match found {
-                Ok(found) => Message::Locks(found.into_iter().map(lock).collect()),
-                Err(error) => Message::LocksLost(describe(&error)),
-            })
-            .await?;
+            self.send(self.locks_message().await).await?;
+        }
+    }
+
+    async fn locks_message(&self) -> Message {
+        match self.ask("locks", locks::fetch(self.locks.clone(), TypeCode::Lock)).await {
+            Ok(found) => Message::Locks(found.into_iter().map(lock).collect()),
+            Err(error) => Message::LocksLost(describe(&error)),
         }
     }
 
@@ -173,40 +188,51 @@ impl<'a> Sources<'a> {
         try_join_all(streams).await.map(drop)
     }
 
-    /// The stream repeats the last changes after each connect.
     async fn follow_stream(&self, number: usize, instance: &Instance) -> Result<(), Closed> {
         loop {
-            match self.open_changes(instance).await {
-                Ok(mut changes) => {
-                    self.send(Message::ChangesOpen(number)).await?;
-                    let lost = loop {
-                        match changes.message().await {
-                            Ok(Some(response)) => {
-                                if let Some(change) = wire::change(response) {
-                                    self.send(Message::Change(number, Box::new(change))).await?;
-                                }
-                            }
-                            Ok(None) => break "the policy store ended the stream".to_owned(),
-                            Err(status) => break wire::text(&Refused::new(&status).to_string()),
-                        }
-                    };
-                    self.send(Message::ChangesLost(number, lost)).await?;
-                }
-                Err(error) if is_unimplemented(&error) => {
-                    self.send(Message::ChangesUnserved).await?;
-                }
-                Err(error) => self.send(Message::ChangesLost(number, describe(&error))).await?,
-            }
+            self.pass_changes(number, instance, true).await?;
             sleep(self.interval).await;
         }
+    }
+
+    /// Passes on the last changes and, if the stream follows, the later ones, until the stream
+    /// ends.
+    async fn pass_changes(
+        &self,
+        number: usize,
+        instance: &Instance,
+        follow: bool,
+    ) -> Result<(), Closed> {
+        let mut changes = match self.open_changes(instance, follow).await {
+            Ok(changes) => changes,
+            Err(error) if is_unimplemented(&error) => {
+                return self.send(Message::ChangesUnserved).await;
+            }
+            Err(error) => return self.send(Message::ChangesLost(number, describe(&error))).await,
+        };
+        self.send(Message::ChangesOpen(number)).await?;
+        let lost = loop {
+            match changes.message().await {
+                Ok(Some(response)) => {
+                    if let Some(change) = wire::change(response) {
+                        self.send(Message::Change(number, Box::new(change))).await?;
+                    }
+                }
+                Ok(None) if !follow => return Ok(()),
+                Ok(None) => break "the policy store ended the stream".to_owned(),
+                Err(status) => break wire::text(&Refused::new(&status).to_string()),
+            }
+        };
+        self.send(Message::ChangesLost(number, lost)).await
     }
 
     async fn open_changes(
         &self,
         instance: &Instance,
+        follow: bool,
     ) -> anyhow::Result<Streaming<ChangesResponse>> {
         let last = u32::try_from(MOST_CHANGES).unwrap_or(u32::MAX);
-        let request = ChangesRequest { last, follow: true, ..ChangesRequest::default() };
+        let request = ChangesRequest { last, follow, ..ChangesRequest::default() };
         let mut client = foundation(self.open(instance).await?);
         Ok(self.ask("changes", client.changes(request)).await?.into_inner())
     }

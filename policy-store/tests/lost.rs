@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-const LOSSES: [&str; 8] = [
+const LOSSES: [&str; 10] = [
     "DROP TABLE portcullis_security_groups",
     "DROP TABLE portcullis_security_group_spaces",
     "DELETE FROM portcullis_security_groups",
@@ -60,6 +60,8 @@ const LOSSES: [&str; 8] = [
     "DROP TABLE portcullis_store_state",
     "DROP TABLE portcullis_group_changes; DROP TABLE portcullis_generations",
     "DROP TABLE portcullis_cell_reports",
+    "DROP TABLE portcullis_archive_entries; DROP TABLE portcullis_archive_progress",
+    "DROP TABLE portcullis_archive_groups",
     "DROP TABLE IF EXISTS portcullis_group_changes; DROP TABLE IF EXISTS portcullis_generations;
      DROP TABLE portcullis_security_groups; DROP TABLE portcullis_security_group_spaces;
      DROP TABLE portcullis_store_state; DROP TABLE IF EXISTS portcullis_cell_reports;

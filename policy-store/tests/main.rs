@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests: a panic is a failure with its place")]
 
 mod access;
+mod archive;
 mod backup;
 mod changes;
 mod config;

@@ -41,7 +41,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    fn all() -> [Self; 4] {
+    pub(crate) fn all() -> [Self; 4] {
         let [postgres, mariadb] = Self::servers();
         let sqlite = Self::Sqlite(tempfile::tempdir().unwrap());
         [Self::Memory(Memory::default()), sqlite, postgres, mariadb]
@@ -53,7 +53,7 @@ impl Place {
     }
 
     /// Stores that several instances can open concurrently.
-    fn shared() -> [Self; 3] {
+    pub(crate) fn shared() -> [Self; 3] {
         let [postgres, mariadb] = Self::servers();
         [Self::Memory(Memory::default()), postgres, mariadb]
     }

@@ -78,7 +78,10 @@ async fn bindings_outlive_the_change_of_their_table() {
              INSERT INTO old SELECT * FROM security_group_spaces;
              DROP TABLE security_group_spaces;
              ALTER TABLE old RENAME TO security_group_spaces;
-             DELETE FROM schema_migrations WHERE version = 3;",
+             DROP TABLE archive_entries;
+             DROP TABLE archive_groups;
+             DROP TABLE archive_progress;
+             DELETE FROM schema_migrations WHERE version >= 3;",
         )
         .unwrap();
     drop(other);

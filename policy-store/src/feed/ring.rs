@@ -14,10 +14,11 @@ use std::{
 use jiff::Timestamp;
 use model::{
     generation::{Generation, Watermark},
-    ids::{CellId, GroupGuid},
+    ids::CellId,
     lock::Owner,
 };
 
+pub use crate::groups::archive::{ChangedGroup, Kind};
 use crate::groups::{
     decide::Origin,
     history::{Change, Step},
@@ -34,28 +35,6 @@ const MAX_NAME: usize = 255;
 pub const COALESCED: Duration = Duration::from_millis(100);
 /// Number of cells that a summary names.
 const SLOWEST: usize = 10;
-
-/// What happened to a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// New.
-    Added,
-    /// New content.
-    Changed,
-    /// Gone.
-    Removed,
-}
-
-/// A group of a change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChangedGroup {
-    /// Guid.
-    pub guid: GroupGuid,
-    /// Name after the change; of a removed group, before.
-    pub name: Box<str>,
-    /// What happened.
-    pub kind: Kind,
-}
 
 /// A generation that was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use model::ids::GroupGuid;
+
 use super::*;
 
 fn cell(id: &str) -> CellId {

@@ -128,6 +128,23 @@ impl History {
 }
 
 impl History {
+    /// History of an older generation.
+    #[must_use]
+    pub fn until(&self, point: Point) -> Self {
+        let mut older = Self::starting(self.from);
+        if point == self.from {
+            return older;
+        }
+        for step in &self.steps {
+            older.steps.push_back(Arc::clone(step));
+            older.weight += step.1;
+            if step.0.point == point {
+                return older;
+            }
+        }
+        Self::starting(point)
+    }
+
     /// Time of the first generation after `seen`, or of the oldest remembered later one.
     /// `None`: there is no later generation.
     #[must_use]
@@ -188,6 +205,18 @@ mod tests {
         assert_eq!(since(0), Some(50), "at least so long");
         assert_eq!([since(4), since(5), since(6)], [Some(50), Some(60), Some(70)]);
         assert_eq!([since(7), since(8)], [None, None]);
+    }
+
+    #[test]
+    fn an_older_generation_has_the_changes_until_it() {
+        let history = History::starting(point(5))
+            .followed_by(step(6, vec![change(1)]))
+            .followed_by(step(7, vec![change(2)]));
+        assert_eq!(ids(&history.until(point(6)), point(5)), Some(vec![1]));
+        assert_eq!(ids(&history.until(point(6)), point(7)), None);
+        assert_eq!(ids(&history.until(point(5)), point(5)), Some(vec![]));
+        assert_eq!(ids(&history.until(point(3)), point(5)), None, "older than it remembers");
+        assert_eq!(ids(&history.until(point(3)), point(3)), Some(vec![]));
     }
 
     /// A store that was restored from a backup and then written.

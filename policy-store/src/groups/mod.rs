@@ -3,8 +3,10 @@
 //! [`manifest`] and [`decide`] are pure: the groups that a writer has to supply, and the
 //! effect of a Replace, with [`content`]. [`snapshot`] and [`history`] are the served values, over
 //! HTTP as [`json`] in compressed [`fragment`]s. [`explain`] answers questions about connections.
+//! [`archive`] is the history that stores keep, from which a snapshot goes back to an older one.
 //! [`current`] publishes the newest of them; [`committer`](crate::committer) is the only writer.
 
+pub mod archive;
 pub mod content;
 pub mod contents;
 pub mod current;

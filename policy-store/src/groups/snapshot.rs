@@ -14,6 +14,7 @@ use model::{
 };
 
 use super::{
+    archive::Undo,
     content::Content,
     contents::{Contents, Stored},
     decide::{Decision, State},
@@ -125,7 +126,7 @@ impl Snapshot {
         let contents =
             upserts.iter().map(|upsert| (upsert.id, upsert.hash, Arc::clone(&upsert.group)));
         let removed = removed.iter().map(|(id, _)| *id).collect();
-        self.changed(state.clone(), contents, &removed, step)
+        self.changed(state.clone(), contents, &removed, self.history.followed_by(step))
     }
 
     /// The snapshot after the changes read from the store.
@@ -136,7 +137,21 @@ impl Snapshot {
         let changed = past.steps.iter().flat_map(|step| &step.changes).map(|change| change.id);
         let removed = changed.filter(|id| !there.contains(id)).collect();
         let contents = groups.into_iter().map(|Stored { id, group, hash }| (id, hash, group));
-        self.changed(state, contents, &removed, past.steps)
+        self.changed(state, contents, &removed, self.history.followed_by(past.steps))
+    }
+
+    /// The snapshot of an older generation; `undo` must begin at this one's. Token, writer and
+    /// last id stay: they are not those of a generation.
+    #[must_use]
+    pub fn undone(&self, undo: Undo) -> Self {
+        let Undo { from: _, to, groups } = undo;
+        let added_later = groups.iter().filter(|(_, before)| before.is_none());
+        let added_later = added_later.map(|(id, _)| *id).collect();
+        let contents = groups.into_values().flatten();
+        let contents = contents.map(|Stored { id, group, hash }| (id, hash, group));
+        let Point { generation, stamp } = to;
+        let state = State { generation, stamp, ..self.state.clone() };
+        self.changed(state, contents, &added_later, self.history.until(to))
     }
 
     fn changed(
@@ -144,9 +159,13 @@ impl Snapshot {
         state: State,
         upserts: impl Iterator<Item = (GroupId, ContentHash, Arc<Content>)>,
         removed: &HashSet<GroupId>,
-        steps: impl IntoIterator<Item = Step>,
+        history: History,
     ) -> Self {
         let mut index = Indexes::of(self);
+        // First: a guid may have left with one id and come back with another.
+        for entry in removed.iter().filter_map(|id| self.get(*id)) {
+            index.remove(entry);
+        }
         let mut replaced: HashMap<GroupId, Arc<Entry>> = HashMap::new();
         let mut added = Vec::new();
         for (id, hash, content) in upserts {
@@ -160,16 +179,15 @@ impl Snapshot {
                 None => added.push(entry),
             }
         }
-        for entry in removed.iter().filter_map(|id| self.get(*id)) {
-            index.remove(entry);
-        }
         let kept = self.entries.iter().filter(|entry| !removed.contains(&entry.id));
-        let entries = kept
+        let mut entries: Vec<Arc<Entry>> = kept
             .map(|entry| replaced.get(&entry.id).unwrap_or(entry))
             .chain(&added)
             .cloned()
             .collect();
-        index.into_snapshot(state, entries, self.history.followed_by(steps))
+        // A group that was removed comes back to its place; otherwise they are sorted.
+        entries.sort_by_key(|entry| entry.id);
+        index.into_snapshot(state, entries, history)
     }
 
     /// All groups, ascending by id.

@@ -127,7 +127,7 @@ mod tests {
             snapshot::Snapshot,
         },
         reports::{Report, Unsaved},
-        store::{Contents, Mended, News, memory::Memory},
+        store::{Archive, Contents, Mended, News, memory::Memory},
     };
 
     /// A store that reads its newest generation when the test permits.
@@ -162,6 +162,10 @@ mod tests {
 
         fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
             self.memory.mend(served)
+        }
+
+        fn history(&self) -> &dyn Archive {
+            self.memory.history()
         }
 
         fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {

@@ -1,6 +1,8 @@
 //! In-memory reference of the databases for tests: a few maps behind a mutex. A clone is
 //! another instance on the same database.
 
+mod archive;
+
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
@@ -14,7 +16,7 @@ use model::{
 };
 use tokio::sync::watch;
 
-use super::{Answer, Contents, Error, Mended, News, Store, Stored};
+use super::{Answer, Archive, Contents, Error, Mended, News, Store, Stored};
 use crate::{
     groups::{
         decide::{self, Decision, Known, Replacement, State, Upsert},
@@ -30,6 +32,7 @@ struct Tables {
     state: State,
     groups: BTreeMap<GroupId, Stored>,
     past: Past,
+    archive: archive::Tables,
     reports: BTreeMap<CellId, Report>,
 }
 
@@ -82,6 +85,8 @@ impl Tables {
             })?;
         if decision.is_change() {
             self.remember(&decision);
+            let is_first = !self.state.is_whole();
+            self.archive.add(write, &decision, is_first, &self.groups);
         }
         for (id, _) in &decision.removed {
             self.groups.remove(id);
@@ -189,6 +194,10 @@ impl Store for Memory {
     /// Rows are never lost in memory.
     fn mend(&self, _: Arc<Snapshot>) -> Answer<'_, Mended> {
         Box::pin(async { Ok(Mended::Nothing) })
+    }
+
+    fn history(&self) -> &dyn Archive {
+        self
     }
 
     /// Never closed: a test that reopens this store has another clone of it.

@@ -4,6 +4,7 @@
 //! implementations: [`memory`] for tests, [`sqlite`] for one instance, [`server`] for
 //! several that share a database.
 
+mod archive;
 pub mod memory;
 mod plan;
 mod rows;
@@ -20,6 +21,7 @@ use model::{
 
 use storage::server::Stats;
 
+pub use self::archive::Archive;
 pub use crate::groups::contents::{Contents, Stored};
 
 use crate::{
@@ -116,6 +118,9 @@ pub trait Store: Send + Sync + Debug {
     /// ([`is_whole`](crate::groups::decide::State::is_whole)) until the next Replace. The
     /// generation and the fencing token stay or rise, as far as they are known.
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended>;
+
+    /// The history of the generations.
+    fn history(&self) -> &dyn Archive;
 
     /// Reads the newest generation, without a lock; `None` if no other instance can write.
     fn newest(&self) -> Option<Answer<'_, Point>> {

@@ -10,6 +10,7 @@
 //! - Tables have their own names (`portcullis_...`), so that the database can be that of
 //!   the original. On request the original's own tables are written as well.
 
+mod archive;
 mod batch;
 mod load;
 mod mend;
@@ -28,7 +29,7 @@ use storage::server::{self, Dialect, Listener, Options, Row, Stats};
 use tokio_util::sync::CancellationToken;
 
 use self::original::Original;
-use super::{Answer, Contents, Error, Mended, News, Store, rows::corrupt};
+use super::{Answer, Archive, Contents, Error, Mended, News, Store, rows::corrupt};
 use crate::{
     groups::{
         decide::{Decision, Replacement, State},
@@ -158,6 +159,10 @@ impl Store for Server {
 
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
         Box::pin(mend::mend(&self.server, self.most, served))
+    }
+
+    fn history(&self) -> &dyn Archive {
+        self
     }
 
     fn newest(&self) -> Option<Answer<'_, Point>> {

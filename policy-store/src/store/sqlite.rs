@@ -4,6 +4,7 @@
 //! the difference. `synchronous=FULL`: every change confirmed to a writer is on the
 //! disk, so after a power failure the watermark never exceeds the stored content.
 
+mod archive;
 mod load;
 mod tables;
 
@@ -27,7 +28,7 @@ use storage::{
 
 use self::tables::TABLES;
 use super::{
-    Answer, Contents, Error, Mended, News, Store,
+    Answer, Archive, Contents, Error, Mended, News, Store,
     plan::{self, Binding, Loss, PastPlan},
     rows::{self, ReportRow, Scopes, StateRow, to_sql},
     rules,
@@ -52,6 +53,7 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("schema_2.sql"),
     },
     Migration { version: 3, name: "spaces without references", sql: include_str!("schema_3.sql") },
+    Migration { version: 4, name: "history", sql: include_str!("schema_4.sql") },
 ];
 
 /// A typical group fits into one page: with several pages per group each has to be looked
@@ -141,6 +143,10 @@ impl Store for Sqlite {
         })
     }
 
+    fn history(&self) -> &dyn Archive {
+        self
+    }
+
     /// There are no other writers.
     fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
         Box::pin(async {
@@ -172,7 +178,7 @@ fn mend(transaction: &Transaction<'_>, served: &Snapshot) -> Result<Mended, Erro
         Loss::None => Ok(Mended::Nothing),
         Loss::Restore => {
             forget(transaction)?;
-            carry_out(transaction, &plan::restoration(&state, served))?;
+            carry_out(transaction, &plan::restoration(&state, served), None)?;
             Ok(Mended::Restored)
         }
         Loss::Forget => {
@@ -209,12 +215,21 @@ fn replace(
             return Ok(Err(refused));
         }
     };
-    carry_out(transaction, &decision)?;
+    carry_out(transaction, &decision, Some((write, !state.is_whole())))?;
     Ok(Ok(decision))
 }
 
-fn carry_out(transaction: &Transaction<'_>, decision: &Decision) -> Result<(), Error> {
+/// `made`: the Replace behind a decision, and whether no set was stored before. A restored set
+/// is in the history already.
+fn carry_out(
+    transaction: &Transaction<'_>,
+    decision: &Decision,
+    made: Option<(&Replacement, bool)>,
+) -> Result<(), Error> {
     let before = scopes(transaction, &plan::touched(decision)?)?;
+    if let Some((write, is_first)) = made {
+        archive::add(transaction, write, decision, is_first, &before)?;
+    }
     if let Some(past) = plan::past(decision, &before, &generations(transaction)?)? {
         remember(transaction, &past)?;
     }

@@ -60,6 +60,6 @@ async fn restore(
 ) -> Result<(), Error> {
     write::forget(transaction).await?;
     let decision = plan::restoration(state, served);
-    write::carry_out(transaction, dialect, most, &decision).await?;
+    write::carry_out(transaction, (dialect, most), &decision, None).await?;
     write::notify(transaction, dialect).await
 }

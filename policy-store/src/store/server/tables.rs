@@ -30,18 +30,26 @@ const POSTGRES: Schema = Schema {
             name: "lifecycles without a check",
             sql: include_str!("postgres_3.sql"),
         },
+        Migration { version: 4, name: "history", sql: include_str!("postgres_4.sql") },
     ],
     tables: POSTGRES_TABLES,
 };
 const MYSQL: Schema = Schema {
     record: RECORD,
-    migrations: &[Migration { version: 1, name: NAME, sql: include_str!("mysql_1.sql") }],
+    migrations: &[
+        Migration { version: 1, name: NAME, sql: include_str!("mysql_1.sql") },
+        Migration { version: 2, name: "history", sql: include_str!("mysql_2.sql") },
+    ],
     tables: MYSQL_TABLES,
 };
 
 /// Marks the set as incomplete after rows were lost.
 const NOT_WHOLE: &[(&str, &str)] =
     &[("portcullis_store_state", "UPDATE portcullis_store_state SET synced_at_ms = NULL")];
+
+/// Marks the contents of all generations as lost.
+const NO_CONTENTS: &[(&str, &str)] =
+    &[("portcullis_archive_entries", "UPDATE portcullis_archive_entries SET is_recorded = FALSE")];
 
 /// Inserts the missing row of the state, with the highest generation that another table
 /// has.
@@ -57,8 +65,10 @@ macro_rules! highest {
     () => {
         "INTO portcullis_store_state (only_row, generation, stamp_ns, last_id)
     SELECT 1, GREATEST(COALESCE((SELECT MAX(generation) FROM portcullis_generations), 0),
+        COALESCE((SELECT MAX(generation) FROM portcullis_archive_entries), 0),
         COALESCE((SELECT MAX(enforced_generation) FROM portcullis_cell_reports), 0)),
-    COALESCE((SELECT MAX(stamp_ns) FROM portcullis_generations), 0),
+    GREATEST(COALESCE((SELECT MAX(stamp_ns) FROM portcullis_generations), 0),
+        COALESCE((SELECT MAX(stamp_ns) FROM portcullis_archive_entries), 0)),
     COALESCE((SELECT MAX(id) FROM portcullis_security_groups), 0)"
     };
 }
@@ -66,7 +76,14 @@ macro_rules! highest {
 const POSTGRES_SEED: &str = concat!("INSERT ", highest!(), " ON CONFLICT (only_row) DO NOTHING");
 const MYSQL_SEED: &str = concat!("INSERT IGNORE ", highest!());
 
-/// The tables in a dialect. The state comes last: its row derives from the other tables.
+/// Begins a new history at the stored generation.
+const ARCHIVE_SEED: &str = "INSERT INTO portcullis_archive_entries
+    (number, generation, action, at_ns, stamp_ns, added, changed, removed, is_recorded, bytes)
+    SELECT 1, generation, '', stamp_ns, stamp_ns, 0, 0, 0, FALSE, 0
+    FROM portcullis_store_state WHERE generation > 0";
+
+/// The tables in a dialect. Seeds run in this order: the row of the state derives from the
+/// tables before it, and that of a new history from the state.
 macro_rules! tables {
     (
         options: $options:literal,
@@ -165,6 +182,68 @@ macro_rules! tables {
                         Column::key("writer", $writer),
                         Column::key("synced_at_ms", "BIGINT"),
                         Column::key("last_id", "BIGINT NOT NULL"),
+                    ],
+                )
+            },
+            Table {
+                constraints: "UNIQUE (generation, number)",
+                options: $options,
+                seeds: &[ARCHIVE_SEED],
+                ..Table::new(
+                    "portcullis_archive_entries",
+                    &[
+                        Column::key("number", "BIGINT PRIMARY KEY"),
+                        Column::key("generation", "BIGINT NOT NULL"),
+                        Column::key("action", concat!($identifier, " NOT NULL")),
+                        Column::key("at_ns", "BIGINT NOT NULL"),
+                        Column::key("stamp_ns", "BIGINT NOT NULL"),
+                        Column::addable("owner", $bytes),
+                        Column::addable("watermark_seconds", "BIGINT"),
+                        Column::addable("watermark_nanoseconds", "BIGINT"),
+                        Column::addable("noticed_ns", "BIGINT"),
+                        Column::addable("read_ns", "BIGINT"),
+                        Column::addable("traceparent", $identifier),
+                        Column::addable("decided_by", $bytes),
+                        Column::addable("reason", $bytes),
+                        Column::key("added", "BIGINT NOT NULL"),
+                        Column::key("changed", "BIGINT NOT NULL"),
+                        Column::key("removed", "BIGINT NOT NULL"),
+                        Column::key("is_recorded", "BOOLEAN NOT NULL"),
+                        Column::key("bytes", "BIGINT NOT NULL"),
+                    ],
+                )
+            },
+            Table {
+                constraints: "PRIMARY KEY (generation, group_id), UNIQUE (group_id, generation)",
+                options: $options,
+                marks: NO_CONTENTS,
+                ..Table::new(
+                    "portcullis_archive_groups",
+                    &[
+                        Column::key("generation", "BIGINT NOT NULL"),
+                        Column::key("group_id", "BIGINT NOT NULL"),
+                        Column::key("guid", concat!($identifier, " NOT NULL")),
+                        Column::key("name", concat!($bytes, " NOT NULL")),
+                        Column::key("kind", concat!($identifier, " NOT NULL")),
+                        Column::key("content", $bytes),
+                    ],
+                )
+            },
+            Table {
+                constraints: "PRIMARY KEY (generation, instance)",
+                options: $options,
+                ..Table::new(
+                    "portcullis_archive_progress",
+                    &[
+                        Column::key("generation", "BIGINT NOT NULL"),
+                        Column::key("instance", concat!($identifier, " NOT NULL")),
+                        Column::key("cells", "BIGINT NOT NULL"),
+                        Column::key("within_100_ms", "BIGINT NOT NULL"),
+                        Column::key("within_1_s", "BIGINT NOT NULL"),
+                        Column::key("within_10_s", "BIGINT NOT NULL"),
+                        Column::key("within_60_s", "BIGINT NOT NULL"),
+                        Column::key("within_10_min", "BIGINT NOT NULL"),
+                        Column::addable("slowest_us", "BIGINT"),
                     ],
                 )
             },

@@ -12,7 +12,7 @@ use super::{
         rows::{self, ReportRow, Scopes, StateRow, to_sql},
         rules,
     },
-    CHANNEL,
+    CHANNEL, archive,
     batch::Batch,
     load::{bind_all, known, state_for_update},
     original::{Attempt, Original},
@@ -94,7 +94,8 @@ async fn replace_once(
             let mut known = known(&transaction).await?;
             match decide(&state, &known, write) {
                 Ok(decision) => {
-                    carry_out(&transaction, dialect, most, &decision).await?;
+                    let made = Some((write, !state.is_whole()));
+                    carry_out(&transaction, (dialect, most), &decision, made).await?;
                     notify(&transaction, dialect).await?;
                     if let Some(attempt) = attempt {
                         apply(&decision, &mut known);
@@ -132,13 +133,18 @@ pub(super) async fn forget(transaction: &Transaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// `made`: the Replace behind a decision, and whether no set was stored before. A restored set
+/// is in the history already.
 pub(super) async fn carry_out(
     transaction: &Transaction,
-    dialect: Dialect,
-    most: usize,
+    (dialect, most): (Dialect, usize),
     decision: &Decision,
+    made: Option<(&Replacement, bool)>,
 ) -> Result<(), Error> {
     let before = scopes(transaction, &plan::touched(decision)?).await?;
+    if let Some(made) = made {
+        archive::add(transaction, dialect, made, decision, &before).await?;
+    }
     if decision.is_change() {
         let generations = generations(transaction).await?;
         if let Some(past) = plan::past(decision, &before, &generations)? {

@@ -5,16 +5,29 @@ use storage::{Column, Table};
 /// Marks the set as incomplete after rows were lost.
 const NOT_WHOLE: &[(&str, &str)] = &[("store_state", "UPDATE store_state SET synced_at_ms = NULL")];
 
+/// Marks the contents of all generations as lost.
+const NO_CONTENTS: &[(&str, &str)] =
+    &[("archive_entries", "UPDATE archive_entries SET is_recorded = 0")];
+
 /// Inserts the missing row of the state, with the highest generation that another table
 /// has.
 pub(super) const STATE_SEED: &str =
     "INSERT OR IGNORE INTO store_state (only_row, generation, stamp_ns, last_id)
     SELECT 1, MAX(COALESCE((SELECT MAX(generation) FROM generations), 0),
+        COALESCE((SELECT MAX(generation) FROM archive_entries), 0),
         COALESCE((SELECT MAX(enforced_generation) FROM cell_reports), 0)),
-    COALESCE((SELECT MAX(stamp_ns) FROM generations), 0),
+    MAX(COALESCE((SELECT MAX(stamp_ns) FROM generations), 0),
+        COALESCE((SELECT MAX(stamp_ns) FROM archive_entries), 0)),
     COALESCE((SELECT MAX(id) FROM security_groups), 0)";
 
-// The state comes last: its row derives from the other tables.
+/// Begins a new history at the stored generation.
+const ARCHIVE_SEED: &str = "INSERT INTO archive_entries
+    (number, generation, action, at_ns, stamp_ns, added, changed, removed, is_recorded, bytes)
+    SELECT 1, generation, '', stamp_ns, stamp_ns, 0, 0, 0, 0, 0
+    FROM store_state WHERE generation > 0";
+
+// Seeds run in this order: the row of the state derives from the tables before it, and that of
+// a new history from the state.
 pub(super) const TABLES: &[Table] = &[
     Table {
         options: "STRICT",
@@ -99,6 +112,68 @@ pub(super) const TABLES: &[Table] = &[
                 Column::key("writer", "TEXT"),
                 Column::key("synced_at_ms", "INTEGER"),
                 Column::key("last_id", "INTEGER NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        constraints: "UNIQUE (generation, number)",
+        options: "STRICT",
+        seeds: &[ARCHIVE_SEED],
+        ..Table::new(
+            "archive_entries",
+            &[
+                Column::key("number", "INTEGER PRIMARY KEY"),
+                Column::key("generation", "INTEGER NOT NULL"),
+                Column::key("action", "TEXT NOT NULL"),
+                Column::key("at_ns", "INTEGER NOT NULL"),
+                Column::key("stamp_ns", "INTEGER NOT NULL"),
+                Column::addable("owner", "BLOB"),
+                Column::addable("watermark_seconds", "INTEGER"),
+                Column::addable("watermark_nanoseconds", "INTEGER"),
+                Column::addable("noticed_ns", "INTEGER"),
+                Column::addable("read_ns", "INTEGER"),
+                Column::addable("traceparent", "TEXT"),
+                Column::addable("decided_by", "BLOB"),
+                Column::addable("reason", "BLOB"),
+                Column::key("added", "INTEGER NOT NULL"),
+                Column::key("changed", "INTEGER NOT NULL"),
+                Column::key("removed", "INTEGER NOT NULL"),
+                Column::key("is_recorded", "INTEGER NOT NULL"),
+                Column::key("bytes", "INTEGER NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        constraints: "PRIMARY KEY (generation, group_id), UNIQUE (group_id, generation)",
+        options: "STRICT",
+        marks: NO_CONTENTS,
+        ..Table::new(
+            "archive_groups",
+            &[
+                Column::key("generation", "INTEGER NOT NULL"),
+                Column::key("group_id", "INTEGER NOT NULL"),
+                Column::key("guid", "TEXT NOT NULL"),
+                Column::key("name", "BLOB NOT NULL"),
+                Column::key("kind", "TEXT NOT NULL"),
+                Column::key("content", "BLOB"),
+            ],
+        )
+    },
+    Table {
+        constraints: "PRIMARY KEY (generation, instance)",
+        options: "STRICT, WITHOUT ROWID",
+        ..Table::new(
+            "archive_progress",
+            &[
+                Column::key("generation", "INTEGER NOT NULL"),
+                Column::key("instance", "TEXT NOT NULL"),
+                Column::key("cells", "INTEGER NOT NULL"),
+                Column::key("within_100_ms", "INTEGER NOT NULL"),
+                Column::key("within_1_s", "INTEGER NOT NULL"),
+                Column::key("within_10_s", "INTEGER NOT NULL"),
+                Column::key("within_60_s", "INTEGER NOT NULL"),
+                Column::key("within_10_min", "INTEGER NOT NULL"),
+                Column::addable("slowest_us", "INTEGER"),
             ],
         )
     },

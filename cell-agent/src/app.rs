@@ -1,6 +1,6 @@
 //! The agent process: binds sockets, files and the kernel, then runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::{
@@ -31,6 +31,7 @@ use crate::{
     config::{Config, DataPlane},
     containers::{Feed, StoreFile},
     control::{self, Control, PolicyAgent},
+    denied::{Denials, Recorder, lines::Lines, nflog::Nflog},
     groups::{self, Connectivity},
     grpc,
     inspect::Inspector,
@@ -69,6 +70,10 @@ pub struct Agent {
     loggregator: Option<(Loggregator, Delivery)>,
     policies: Option<PolicyAgent>,
     times: Times,
+    /// The socket for denied packets, or why they are not recorded.
+    nflog: Result<Nflog, String>,
+    /// The kernel's counters at the start.
+    counted: BTreeMap<String, u64>,
     process: Process,
 }
 
@@ -127,9 +132,17 @@ impl runtime::process::Service for App {
 }
 
 impl Agent {
-    async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
+    async fn bind(mut config: Config, process: &Process) -> anyhow::Result<Self> {
         let state = assemble::open_state(&config)?;
-        let plane = assemble::plane(&config, state.clone()).await?;
+        let mut plane = assemble::plane(&config, state.clone()).await?;
+        // Packets that the kernel sends from now on are counted from now on.
+        let records = config.settings.records_denied().is_some() && config.enabled;
+        let counted = if records { plane.counters().await } else { None };
+        let counted = counted.unwrap_or_default();
+        let nflog = match config.enabled {
+            true => assemble::nflog(&mut config.settings),
+            false => Err("the agent enforces nothing".to_owned()),
+        };
         let tls = ClientTls::follow(assemble::CERTIFICATE, &config.tls);
         let http = Listener::tcp("control", &config.control_address).await?;
         let debug = Listener::tcp("admin", &config.debug_address).await?;
@@ -162,6 +175,8 @@ impl Agent {
             loggregator,
             policies,
             times,
+            nflog,
+            counted,
             process,
         })
     }
@@ -223,6 +238,8 @@ impl Agent {
             loggregator,
             policies,
             times,
+            nflog,
+            counted,
             process,
         } = self;
         let health = Health::new();
@@ -237,6 +254,7 @@ impl Agent {
         let (known, groups) = watch::channel(saved);
         let inputs = assemble::inputs(&config, containers.latest(), groups.clone(), times.clone());
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
+        let reconciler = reconciler.counting_from(counted);
         let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
         let (asked, questions) = questions::channel();
         let parts = Groups {
@@ -266,6 +284,8 @@ impl Agent {
             beside_plugin: matches!(config.plane, DataPlane::Iptables { .. }),
             timeout: config.force_timeout,
         };
+        let apps = loggregator.as_ref().map(|(loggregator, _)| loggregator.clone());
+        let lines = (config.denied_lines, apps);
         let inspector = Arc::new(Inspector {
             cell: config.cell,
             enforced: enforced.clone(),
@@ -273,6 +293,7 @@ impl Agent {
             link: link.clone(),
             certificate: tls.clone(),
             nudge,
+            denials: start_recorder(nflog, &enforced, lines, tasks, shutdown),
         });
         tasks.add(
             "questions",
@@ -312,6 +333,19 @@ impl Agent {
         tasks.add("debug-server", admin.start(DRAIN).run(token()));
         Ok(())
     }
+}
+
+/// Starts the record of denied packets, unless there is a reason not to.
+fn start_recorder(
+    nflog: Result<Nflog, String>,
+    enforced: &watch::Receiver<Arc<Enforced>>,
+    (lines, apps): (Lines, Option<Loggregator>),
+    tasks: &mut Tasks,
+    shutdown: &CancellationToken,
+) -> Result<Denials, String> {
+    let (recorder, denials) = Recorder::new(nflog?, enforced.clone(), lines, apps);
+    tasks.add("denied-packets", recorder.run(shutdown.clone()));
+    Ok(denials)
 }
 
 async fn serve(

@@ -107,7 +107,7 @@ impl AppLogs {
         }
         for handle in changed {
             let text = enforced.snapshot.containers.get(&handle);
-            let log = text.and_then(|container| line(&container.log_config));
+            let log = text.and_then(|container| line(&container.log_config, TEXT.to_owned()));
             if let Some(log) = log {
                 self.loggregator.app_log(log);
             }
@@ -156,30 +156,33 @@ impl Reported {
     }
 }
 
-/// The line for an app, if its log configuration is valid.
-fn line(log_config: &str) -> Option<AppLog> {
+/// A line for an app, if its log configuration is valid.
+pub(crate) fn line(log_config: &str, text: String) -> Option<AppLog> {
     let LogConfig { guid, index, source_name, tags } = runtime::json::from_str(log_config).ok()?;
     let guid = guid.filter(|guid| !guid.is_empty())?;
-    let text = |value: Value| match value {
+    let tag = |value: Value| match value {
         Value::String(text) => text,
         Value::Null => String::new(),
         other => other.to_string(),
     };
     let mut tags: BTreeMap<String, String> =
-        tags.unwrap_or_default().into_iter().map(|(name, value)| (name, text(value))).collect();
+        tags.unwrap_or_default().into_iter().map(|(name, value)| (name, tag(value))).collect();
     let source_id = tags.entry("source_id".to_owned()).or_insert(guid).clone();
     let instance_id = tags
         .entry("instance_id".to_owned())
         .or_insert_with(|| index.unwrap_or_default().to_string())
         .clone();
     tags.insert("source_type".to_owned(), source_name.unwrap_or_default());
-    let (text, stream) = (TEXT.to_owned(), Stream::Out);
-    Some(AppLog { source_id, instance_id, tags, text, stream })
+    Some(AppLog { source_id, instance_id, tags, text, stream: Stream::Out })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn line(log_config: &str) -> Option<AppLog> {
+        super::line(log_config, TEXT.to_owned())
+    }
 
     #[test]
     fn an_app_is_named_by_its_tags_or_by_its_guid_and_index() {

@@ -1,8 +1,9 @@
 //! Parts that the service, `--once` and `render` share.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use runtime::{
     client,
     tls::{ClientTls, Role},
@@ -12,10 +13,11 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     config::{Config, DataPlane, Source},
     containers::Containers,
+    denied::nflog::Nflog,
     groups,
     groups::{Asked, Connectivity, GroupSource, Refresh},
     metrics::Times,
-    plan::Known,
+    plan::{Known, RecordDenied, Settings},
     plane::{
         Error, Plane,
         iptables::{IptablesPlane, programs::Iptables},
@@ -36,6 +38,38 @@ pub(crate) fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
     let directory = &config.state_directory;
     StateDirectory::open(directory)
         .with_context(|| format!("the state directory {} cannot be used", directory.display()))
+}
+
+/// The socket for denied packets, or why they are not recorded. Without a socket the rules
+/// send no packets: a kernel without NFLOG would refuse them.
+pub(crate) fn nflog(settings: &mut Settings) -> Result<Nflog, String> {
+    let Some(RecordDenied { group, .. }) = settings.records_denied() else {
+        let reason =
+            "denied packets are not recorded on this cell: denied_connections.record is false";
+        return Err(reason.to_owned());
+    };
+    Nflog::open(group).map_err(|error| {
+        settings.record_denied = None;
+        let hint = if is_held(&error) { ": another process receives it" } else { "" };
+        let reason = format!("NFLOG group {group} cannot be bound{hint} ({error})");
+        tracing::error!(group, error = reason, "denied-packets-not-recorded");
+        format!("denied packets are not recorded: {reason}")
+    })
+}
+
+/// Leaves the record out of the rules if the kernel has no NFLOG; an agent may hold the group.
+pub(crate) fn only_with_nflog(settings: &mut Settings) {
+    let opened = settings.records_denied().map(|record| Nflog::open(record.group));
+    if let Some(Err(error)) = opened
+        && !is_held(&error)
+    {
+        settings.record_denied = None;
+    }
+}
+
+fn is_held(error: &io::Error) -> bool {
+    let error = error.raw_os_error().map(Errno::from_raw);
+    matches!(error, Some(Errno::EBUSY | Errno::EPERM))
 }
 
 /// Deletes our table from the kernel.

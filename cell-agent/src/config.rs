@@ -15,7 +15,8 @@ use runtime::{
     loggregator, tls,
 };
 
-use crate::plan::{ConnectionLimit, DenyNetworks, Settings};
+use crate::denied::lines::Lines;
+use crate::plan::{ConnectionLimit, DenyNetworks, RecordDenied, Settings};
 
 /// The parsed configuration.
 #[derive(Debug, Clone)]
@@ -64,6 +65,8 @@ pub struct Config {
     pub c2c_logging: bool,
     /// Rules apply to packets that leave through the interfaces with these addresses.
     pub underlay_ips: Vec<IpAddr>,
+    /// Lines about denied connections.
+    pub denied_lines: Lines,
     /// Settings of the rules; `underlay` is empty until the interfaces are looked up.
     pub settings: Settings,
     /// The data plane if the file names none and nft is missing.
@@ -161,6 +164,7 @@ impl Configure for Config {
         let log_level = keys.or("log_level", Level::Info);
         let c2c_logging = keys.or("iptables_c2c_logging", false);
         let underlay_ips = underlay_ips(keys);
+        let lines = keys.section::<DeniedLines>("denied_connection_logs");
         let settings = settings(keys).map(|settings| Settings {
             by_address: matches!(plane, Some(DataPlane::Nftables)),
             ..settings
@@ -189,6 +193,7 @@ impl Configure for Config {
             log_level: log_level?,
             c2c_logging: c2c_logging?,
             underlay_ips: underlay_ips?,
+            denied_lines: lines?.map(|lines| lines.0).unwrap_or_default(),
             settings: settings?,
             fallback: fallback?,
         })
@@ -265,6 +270,9 @@ pub(crate) fn plane(keys: &mut Reader<'_>) -> Option<(DataPlane, Option<DataPlan
 /// the largest burst.
 const LOGS_MOST: u32 = 10_000;
 const CONNECTIONS_MOST: u32 = 1_000_000;
+/// Maximum of recorded packets per second and container: the whole cell's rate is 20 times
+/// this one, and recording a packet takes the agent some microseconds.
+const RECORDS_MOST: u32 = 500;
 
 /// Default number of destinations that are counted per container.
 const DESTINATIONS: u32 = 16_384;
@@ -287,6 +295,7 @@ pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
     let denied_logs_per_second = rate(keys, "iptables_denied_logs_per_sec", 1, LOGS_MOST);
     let udp_logs_per_second = rate(keys, "iptables_accepted_udp_logs_per_sec", 100, LOGS_MOST);
     let connection_limit = keys.section::<OutboundConnections>("outbound_connections");
+    let denied = keys.section::<DeniedConnections>("denied_connections");
     Some(Settings {
         by_address: true,
         overlay: overlay?,
@@ -297,6 +306,7 @@ pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
         denied_logs_per_second: denied_logs_per_second?,
         udp_logs_per_second: udp_logs_per_second?,
         connection_limit: connection_limit?.and_then(|connections| connections.0),
+        record_denied: denied?.unwrap_or(DeniedConnections::DEFAULT).0,
     })
 }
 
@@ -327,6 +337,37 @@ impl Configure for OutboundConnections {
             destinations: destinations?,
         };
         Some(Self(limit?.then_some(connections)))
+    }
+}
+
+/// The section `denied_connections`; `None` inside means no record.
+struct DeniedConnections(Option<RecordDenied>);
+
+impl DeniedConnections {
+    const DEFAULT: Self =
+        Self(Some(RecordDenied { group: 7077, per_second: 100, asked_for: false }));
+}
+
+impl Configure for DeniedConnections {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let default = Self::DEFAULT.0?;
+        let record: Option<Option<bool>> = keys.optional("record");
+        let group = keys.nonzero("nflog_group", default.group);
+        let per_second = rate(keys, "records_per_sec", default.per_second, RECORDS_MOST);
+        let record = record?;
+        let asked_for = record == Some(true);
+        let limits = RecordDenied { group: group?, per_second: per_second?, asked_for };
+        Some(Self((record != Some(false)).then_some(limits)))
+    }
+}
+
+/// The section `denied_connection_logs`.
+struct DeniedLines(Lines);
+
+impl Configure for DeniedLines {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let (log, app_log) = (keys.or("agent", false), keys.or("app", false));
+        Some(Self(Lines { log: log?, app_log: app_log? }))
     }
 }
 

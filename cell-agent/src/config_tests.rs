@@ -38,6 +38,34 @@ fn lines_for_apps_are_written_where_the_original_would() {
 }
 
 #[test]
+fn denied_packets_are_recorded_in_our_own_table_unless_asked_otherwise() {
+    let record = |more: &str| read(more).map(|read| read.config.settings.records_denied());
+    let asked = |section: &str| record(&format!(r#","denied_connections":{{{section}}}"#));
+    let default = RecordDenied { group: 7077, per_second: 100, asked_for: false };
+    assert_eq!(record(""), Ok(Some(default)));
+    assert_eq!(record(r#","data_plane":"iptables""#), Ok(None));
+    assert_eq!(asked(r#""record":false"#), Ok(None));
+    let other = RecordDenied { group: 7, per_second: 5, asked_for: true };
+    let keys = r#""record":true,"nflog_group":7,"records_per_sec":5"#;
+    assert_eq!(asked(keys), Ok(Some(other)));
+    let more = format!(r#","data_plane":"iptables","denied_connections":{{{keys}}}"#);
+    assert_eq!(record(&more), Ok(Some(other)));
+    for (keys, problem) in [
+        (r#""nflog_group":0"#, "nflog_group: must not be zero"),
+        (r#""nflog_group":65536"#, "nflog_group"),
+        (r#""records_per_sec":501"#, "records_per_sec: must be at most 500"),
+        (r#""record":"yes""#, "record"),
+    ] {
+        let problems = asked(keys).unwrap_err();
+        assert!(problems[0].contains(problem), "{keys}: {problems:?}");
+    }
+    // A cell without nft falls back to iptables.
+    let mut config = read("").unwrap().config;
+    assert!(config.fall_back());
+    assert_eq!(config.settings.records_denied(), None);
+}
+
+#[test]
 fn the_data_plane_is_ours_unless_iptables_is_asked_for() {
     let config = read("").unwrap().config;
     assert_eq!(config.plane, DataPlane::Nftables);

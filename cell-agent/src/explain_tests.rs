@@ -29,6 +29,7 @@ fn ruleset(change: impl Fn(&mut Settings)) -> (Ruleset, Known) {
         denied_logs_per_second: 1,
         udp_logs_per_second: 1,
         connection_limit: None,
+        record_denied: None,
     };
     change(&mut settings);
     let rule = |protocol: &str, destination: &str, ports: &str, log| RuleSpec {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use proto::cell_v1::{
-    EffectiveRulesRequest, EffectiveRulesResponse, ExplainRequest, ExplainResponse,
-    ListContainersRequest, ListContainersResponse, ReconcileRequest, ReconcileResponse,
-    StatusRequest, StatusResponse, cell_server::Cell,
+    DeniedRequest, DeniedResponse, EffectiveRulesRequest, EffectiveRulesResponse, ExplainRequest,
+    ExplainResponse, ListContainersRequest, ListContainersResponse, ReconcileRequest,
+    ReconcileResponse, StatusRequest, StatusResponse, cell_server::Cell,
 };
 use tonic::{Request, Response, Status};
 
@@ -39,6 +39,10 @@ impl Cell for Service {
 
     async fn reconcile(&self, _request: Request<ReconcileRequest>) -> Answer<ReconcileResponse> {
         self.0.reconcile().await.map(Response::new)
+    }
+
+    async fn denied(&self, request: Request<DeniedRequest>) -> Answer<DeniedResponse> {
+        self.0.denied(request.into_inner()).await.map(Response::new)
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Answer<StatusResponse> {

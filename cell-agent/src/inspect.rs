@@ -9,8 +9,8 @@ use model::{
 };
 use proto::{
     cell_v1::{
-        EffectiveRulesRequest, EffectiveRulesResponse, ExplainRequest, ExplainResponse,
-        ListContainersResponse, ReconcileResponse, StatusResponse,
+        DeniedRequest, DeniedResponse, EffectiveRulesRequest, EffectiveRulesResponse,
+        ExplainRequest, ExplainResponse, ListContainersResponse, ReconcileResponse, StatusResponse,
     },
     policy_v1::{CellRequest, CellResponse, cell_request, cell_response},
 };
@@ -19,11 +19,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
 use crate::{
-    explain::{Explanation, Way, denied, explain},
+    denied::{Denials, answer},
+    explain::Way,
     groups::Connectivity,
+    lookup::{resolve, verdict},
     plan::Known,
     reconcile::{Enforced, Trigger},
-    wire::{container, count, effective, explained, isolated, policy, reason},
+    wire::{container, count, effective, explained, isolated, policy},
 };
 
 /// Reads the state of the agent.
@@ -41,6 +43,8 @@ pub struct Inspector {
     pub certificate: ClientTls,
     /// The reconcile loop.
     pub nudge: mpsc::Sender<Trigger>,
+    /// The record of denied packets, or why there is none.
+    pub denials: Result<Denials, String>,
 }
 
 impl Inspector {
@@ -61,6 +65,7 @@ impl Inspector {
             Request::Explain(request) => Response::Explain(self.explain(&request)?),
             Request::Reconcile(_) => Response::Reconcile(self.reconcile().await?),
             Request::Status(_) => Response::Status(self.status()),
+            Request::Denied(request) => Response::Denied(self.denied(request).await?),
         };
         Ok(CellResponse { response: Some(response) })
     }
@@ -105,17 +110,8 @@ impl Inspector {
         let planned = enforced.ruleset.containers.get(&handle);
         let planned = planned.ok_or_else(|| unknown(&enforced, &handle))?;
         let way = Way::of(planned, probe.destination);
-        let mut explanation = explain(&enforced.ruleset, &enforced.known, &handle, probe, &way)
-            .ok_or_else(|| unknown(&enforced, &handle))?;
-        if matches!(explanation, Explanation::NotDecided { .. }) {
-            // The chain of an earlier process decides, so the container's own rules do
-            // not matter.
-        } else if enforced.kept.contains(&handle) {
-            explanation = Explanation::Untold { reason: reason(&enforced, &handle) };
-        } else if let Some(reason) = enforced.waiting.get(&handle) {
-            // The container's rules are not in the kernel, so they do not matter.
-            explanation = denied(reason.clone());
-        }
+        let explanation =
+            verdict(&enforced, &handle, probe, &way).ok_or_else(|| unknown(&enforced, &handle))?;
         let container = container(&enforced, &handle);
         Ok(ExplainResponse { container, ..explained(&enforced, explanation) })
     }
@@ -132,6 +128,19 @@ impl Inspector {
         let repaired = answered.await.map_err(|_| ending())?.map_err(Status::internal)?;
         let generation = self.enforced.borrow().generation().0;
         Ok(ReconcileResponse { generation, repaired })
+    }
+
+    /// The denied packets of containers.
+    ///
+    /// # Errors
+    /// They are not recorded, or the request is invalid.
+    pub async fn denied(&self, request: DeniedRequest) -> Result<DeniedResponse, Status> {
+        let denials = self.denials.clone().map_err(Status::failed_precondition)?;
+        let enforced = self.enforced.borrow().clone();
+        let selected = answer::select(&denials.lock(), &enforced, &request)?;
+        // A thousand explanations with many rules take a while.
+        let answered = tokio::task::spawn_blocking(move || answer::answer(selected, &enforced));
+        answered.await.map_err(|_| Status::internal("the agent failed to answer; its log says why"))
     }
 
     /// The state of the agent.
@@ -154,36 +163,6 @@ impl Inspector {
             connection_limit_full: limit_full.map(|handle| handle.as_str().to_owned()).collect(),
             last_error: errors.join("; "),
             certificate_error: self.certificate.problem().unwrap_or_default(),
-        }
-    }
-}
-
-/// Maximum number of candidates in the error for an ambiguous handle.
-const CANDIDATES: usize = 5;
-
-/// Finds the container with this handle, or the only one with this handle prefix. If
-/// there is none, returns the handle unchanged.
-fn resolve(enforced: &Enforced, text: &str) -> Result<ContainerHandle, Status> {
-    let handle = ContainerHandle::parse(text)
-        .map_err(|error| Status::invalid_argument(format!("handle: {error}")))?;
-    let containers = &enforced.ruleset.containers;
-    if containers.contains_key(&handle) {
-        return Ok(handle);
-    }
-    let candidates = containers.range(handle.clone()..).map(|(candidate, _)| candidate);
-    let candidates = candidates.take_while(|candidate| candidate.as_str().starts_with(text));
-    let candidates: Vec<_> = candidates.take(CANDIDATES + 1).collect();
-    match candidates.as_slice() {
-        [] => Ok(handle),
-        [only] => Ok((*only).clone()),
-        many => {
-            let named: Vec<_> =
-                many.iter().take(CANDIDATES).map(|handle| handle.as_str()).collect();
-            let more = if many.len() > CANDIDATES { " and more" } else { "" };
-            Err(Status::invalid_argument(format!(
-                "handle: {text:?} is the beginning of several containers' handles: {}{more}",
-                named.join(", ")
-            )))
         }
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! [`reconcile`] drives the loop, [`isolate`] finds the rules that the kernel refuses,
 //! `control` serves the CNI plugin, [`inspect`] answers operators, on the cell (`grpc`) and
-//! through the store ([`questions`]), and `explain` explains verdicts. [`render_command`] prints the desired rules from files.
+//! through the store ([`questions`]), and `explain` explains verdicts. [`denied`] records denied
+//! packets. [`render_command`] prints the desired rules from files.
 //!
 //! Main types: [`app::App`] is the program, [`plan::Ruleset`] the desired state,
 //! [`containers::Snapshot`] the containers of the cell.
@@ -30,12 +31,14 @@ mod c2c_logging;
 pub mod config;
 pub mod containers;
 pub mod control;
+pub mod denied;
 pub mod explain;
 pub mod groups;
 pub mod grpc;
 pub mod inspect;
 pub mod interfaces;
 pub mod isolate;
+mod lookup;
 pub mod metrics;
 pub mod once;
 pub mod plan;

@@ -123,6 +123,12 @@ runtime::families! {
         "Packets rejected because they belong to no known container.";
     DENIED: Counter "cell_agent_denied_packets_total",
         "Rejected packets of known containers; only the data plane nftables counts them.";
+    DENIED_RECORDED: Counter "cell_agent_denied_recorded_packets_total",
+        "Denied packets in the record of denied connections.";
+    DENIED_FLOWS: Gauge "cell_agent_denied_flows",
+        "Flows in the record of denied connections.";
+    DENIED_OVERRUNS: Counter "cell_agent_denied_overruns_total",
+        "Times that the kernel dropped denied packets on the way to the agent because it read too slowly.";
     ALLOWED: Counter "cell_agent_allowed_packets_total",
         "Packets of new connections that security groups allowed; only the data plane nftables counts them.";
     LIMIT_FULL: Counter "cell_agent_connection_limit_full_packets_total",

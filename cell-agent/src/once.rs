@@ -65,7 +65,8 @@ impl OneShot {
         if !is_dry_run && !process.has(ONCE.name) {
             return Ok(None);
         }
-        let config = config.clone();
+        let mut config = config.clone();
+        assemble::only_with_nflog(&mut config.settings);
         let tls = ClientTls::follow(assemble::CERTIFICATE, &config.tls);
         let mut sockets = Vec::new();
         let state = if is_dry_run {

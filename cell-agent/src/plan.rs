@@ -55,6 +55,40 @@ pub struct Settings {
     pub udp_logs_per_second: u32,
     /// Limits new TCP connections of a container to one destination and port.
     pub connection_limit: Option<ConnectionLimit>,
+    /// Sends denied packets to the agent's record of them, see [`Settings::records_denied`].
+    pub record_denied: Option<RecordDenied>,
+}
+
+/// Bytes of a denied packet that the kernel sends to the agent: an IPv6 header with some
+/// extension headers, and the port.
+pub const COPIED: u32 = 128;
+
+/// How the kernel sends denied packets to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordDenied {
+    /// NFLOG group.
+    pub group: u16,
+    /// Packets per second and container; also the burst.
+    pub per_second: u32,
+    /// Whether the configuration asks for this: the default is for the plane with a table
+    /// of our own only, since the original's chains have no such rules.
+    pub asked_for: bool,
+}
+
+impl Settings {
+    /// How denied packets are sent to the agent on the data plane in use.
+    #[must_use]
+    pub fn records_denied(&self) -> Option<RecordDenied> {
+        self.record_denied.filter(|record| self.by_address || record.asked_for)
+    }
+}
+
+impl RecordDenied {
+    /// Packets per second of all containers; also the burst.
+    #[must_use]
+    pub fn cell_per_second(self) -> u32 {
+        20 * self.per_second
+    }
 }
 
 /// Networks that are denied even if a rule allows them, in the operator's order.
@@ -81,6 +115,7 @@ pub(crate) fn test_settings() -> Arc<Settings> {
         denied_logs_per_second: 1,
         udp_logs_per_second: 1,
         connection_limit: None,
+        record_denied: None,
     })
 }
 

@@ -30,6 +30,7 @@ fn settings() -> Arc<Settings> {
         denied_logs_per_second: 1,
         udp_logs_per_second: 100,
         connection_limit: None,
+        record_denied: None,
     })
 }
 

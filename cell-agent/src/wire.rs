@@ -135,8 +135,7 @@ pub(crate) fn explained(enforced: &Enforced, explanation: Explanation<'_>) -> Ex
         Explanation::NotDecided { reason } => answer(Verdict::NotDecided, reason),
         Explanation::Denied { reason, nearest, isolated } => {
             let nearest = nearest.into_iter();
-            let nearest = nearest
-                .map(|(source, reason)| NearMiss { rule: Some(rule(enforced, source)), reason });
+            let nearest = nearest.map(|(source, reason)| near_miss(enforced, source, reason));
             let isolated = isolated.into_iter().map(|NotEnforced { group, rule, reason }| {
                 let (rule, source) = written(enforced, &group, rule);
                 IsolatedRule { rule, source: Some(source), reason }
@@ -148,6 +147,11 @@ pub(crate) fn explained(enforced: &Enforced, explanation: Explanation<'_>) -> Ex
             }
         }
     }
+}
+
+/// A rule that nearly matches, with the reason why it does not.
+pub(crate) fn near_miss(enforced: &Enforced, source: &Source, reason: String) -> NearMiss {
+    NearMiss { rule: Some(rule(enforced, source)), reason }
 }
 
 /// A number of things, at most what the message can hold.

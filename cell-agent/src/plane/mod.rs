@@ -29,6 +29,9 @@ use crate::plan::Ruleset;
 pub use nftables::render::{CONNECTIONS, DENIED, UNATTRIBUTED, full};
 pub use program::Error;
 
+/// Prefix of counters of denied packets that may be recorded.
+pub const RECORDABLE: &str = "recordable ";
+
 /// Writing to a `String` cannot fail.
 pub(crate) const TO_STRING: &str = "a String takes everything";
 
@@ -95,7 +98,8 @@ pub trait Plane: Debug + Send + Sync {
     fn status(&self) -> Status;
 
     /// Counters of packets, if available: [`UNATTRIBUTED`], [`full`] of each container, and
-    /// [`DENIED`] and [`CONNECTIONS`] if the plane counts those.
+    /// [`DENIED`] and [`CONNECTIONS`] if the plane counts those. A plane that counts only the
+    /// denied packets that may be recorded has counters whose name begins with [`RECORDABLE`].
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>>;
 
     /// Sources of the latest packets that belong to no known container.

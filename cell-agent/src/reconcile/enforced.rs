@@ -45,6 +45,8 @@ pub struct Enforced {
     pub drift_healed: u64,
     /// Rejected packets that belong to no known container.
     pub unattributed: u64,
+    /// Denied packets since the agent's start that may be in the record of denied packets.
+    pub recordable: u64,
     /// Packets of known containers; `None` if the data plane does not count them.
     pub packets: Option<Packets>,
     /// Containers with a connection that found the connection limit's set full.
@@ -85,6 +87,7 @@ impl Enforced {
             kept: BTreeSet::new(),
             drift_healed: 0,
             unattributed: 0,
+            recordable: 0,
             packets: None,
             limit_full: BTreeSet::new(),
         }

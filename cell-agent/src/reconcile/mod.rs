@@ -15,6 +15,7 @@ mod once;
 mod tally;
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -140,6 +141,13 @@ impl Reconciler {
             tally: Tally::default(),
         };
         (reconciler, enforced, nudge)
+    }
+
+    /// Counts packets from these values of the kernel's counters: those of an earlier process.
+    #[must_use]
+    pub fn counting_from(mut self, counted: BTreeMap<String, u64>) -> Self {
+        self.tally = Tally::from(counted);
+        self
     }
 
     /// Runs until shutdown; a transaction in progress is finished first. The kernel

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{Packets, Reconciler};
 use crate::{
     metrics,
-    plane::{CONNECTIONS, DENIED, UNATTRIBUTED, full},
+    plane::{CONNECTIONS, DENIED, RECORDABLE, UNATTRIBUTED, full},
 };
 
 /// Minimum interval of each log line; a limit counts as full for as long.
@@ -36,6 +36,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Counts from these values of the kernel's counters.
+    pub(super) fn from(counted: BTreeMap<String, u64>) -> Self {
+        Self { before: counted, ..Self::default() }
+    }
+
     /// The increments since the last call, without zeros.
     fn grown(&mut self, counted: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
         let before = std::mem::replace(&mut self.before, counted);
@@ -97,6 +102,8 @@ impl Reconciler {
             metrics::DENIED.counter().increment(denied);
         }
         metrics::UNATTRIBUTED.counter().increment(strange);
+        let recordable = grown.extract_if(.., |name, _| name.starts_with(RECORDABLE));
+        let recordable = denied + recordable.map(|(_, packets)| packets).sum::<u64>();
         if let Some(packets) = self.tally.unattributed(strange, now) {
             let sources = self.plane.unattributed_sources().await;
             tracing::error!(packets, sources, "unattributed-packets-rejected");
@@ -116,12 +123,14 @@ impl Reconciler {
         let enforced = self.published.borrow();
         let packets = more.map(|more| enforced.packets.unwrap_or_default() + more);
         let packets = packets.or(enforced.packets);
-        let news = strange > 0 || enforced.limit_full != full || enforced.packets != packets;
+        let news =
+            strange + recordable > 0 || enforced.limit_full != full || enforced.packets != packets;
         drop(enforced);
         if news {
             self.published.send_modify(|published| {
                 let enforced = std::sync::Arc::make_mut(published);
                 enforced.unattributed += strange;
+                enforced.recordable += recordable;
                 enforced.packets = packets;
                 enforced.limit_full = full;
             });

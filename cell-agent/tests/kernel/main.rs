@@ -11,6 +11,7 @@ mod applog;
 mod beside;
 mod cases;
 mod certificates;
+mod denied;
 mod direct;
 mod endpoints;
 mod explained;

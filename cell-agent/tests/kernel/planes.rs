@@ -82,14 +82,20 @@ impl Plane {
     }
 }
 
-/// The content of a table, independent of order; rule chains get new names when they
-/// are written again.
+/// The content of a table, independent of order and without the elements of sets, which the
+/// kernel adds; rule chains get new names when they are written again.
 fn content(listing: &str) -> Vec<String> {
+    let (mut in_set, mut in_elements) = (false, false);
+    let written = |line: &&str| {
+        in_set = if line.starts_with("\t\t") { in_set } else { line.starts_with("\tset ") };
+        in_elements = in_set && (in_elements || line.trim().starts_with("elements = "));
+        !in_elements
+    };
     let nameless = |line: &str| {
         let parts = line.split("rules-").enumerate();
         parts.map(|(n, part)| if n == 0 { part } else { &part[16..] }).collect()
     };
-    let mut lines: Vec<String> = listing.lines().map(nameless).collect();
+    let mut lines: Vec<String> = listing.lines().filter(written).map(nameless).collect();
     lines.sort();
     lines
 }

@@ -12,7 +12,10 @@ use model::{
     rule::PortRange,
 };
 
-use crate::{plan::ConnectionLimit, plane::TO_STRING};
+use crate::{
+    plan::{COPIED, ConnectionLimit, RecordDenied},
+    plane::TO_STRING,
+};
 
 pub(super) const ESTABLISHED: &str = "-m state --state RELATED,ESTABLISHED -j ACCEPT";
 pub(super) const INVALID: &str = "-p tcp -m state --state INVALID -j DROP";
@@ -83,6 +86,29 @@ pub(super) fn log_denied(per_second: u32, handle: &ContainerHandle) -> String {
     };
     let prefix: String = format!("DENY_{handle}").chars().take(PREFIX_CHARS).collect();
     format!("-m limit --limit {rate}{burst} -j LOG --log-prefix \"{prefix} \"")
+}
+
+/// The rule that sends denied packets to the agent, within the rate of their source address and
+/// of the cell.
+pub(super) fn record(record: RecordDenied, name: &str) -> String {
+    let (each, unit) = rate(HASHLIMIT_SCALE, record.per_second);
+    // The burst fills up again within a second.
+    let expire = if unit == 1 { "" } else { " --hashlimit-htable-expire 1000" };
+    let (all, _) = rate(LIMIT_SCALE, record.cell_per_second());
+    let burst = |flag: &str, burst: u32| match burst {
+        DEFAULT_BURST => String::new(),
+        burst => format!(" {flag} {burst}"),
+    };
+    let (each_burst, all_burst) = (
+        burst("--hashlimit-burst", record.per_second),
+        burst("--limit-burst", record.cell_per_second()),
+    );
+    let group = record.group;
+    format!(
+        "-m hashlimit --hashlimit-upto {each}{each_burst} --hashlimit-mode srcip \
+         --hashlimit-name {name}{expire} -m limit --limit {all}{all_burst} \
+         -j NFLOG --nflog-group {group} --nflog-size {COPIED}"
+    )
 }
 
 /// A rate as iptables prints it: in the smallest lossless unit after the kernel's

@@ -31,7 +31,7 @@ use model::ids::ContainerHandle;
 
 use super::{
     chains::{Family, Names},
-    guard::GUARD,
+    guard::{GUARD, RECORD, TO_RECORD},
     render::{Body, Chain, Filter, Part},
     spelling::{Comparison, Spellings},
 };
@@ -178,7 +178,7 @@ impl Saved {
         });
         let chains = chains.collect();
         // Without known containers nothing is swept.
-        let kept = self.declared.iter().filter(|name| is_ours(name));
+        let kept = self.declared.iter().filter(|name| is_ours(name) || *name == RECORD);
         let kept = kept.cloned().collect();
         Filter { chains, kept, ..Filter::default() }
     }
@@ -230,6 +230,8 @@ impl Saved {
         }
         let placed = placed.iter().map(|chain| &chain.handle).collect();
         self.guard(&mut batch, wanted, placed, spellings, &mut step);
+        self.record(&mut batch, wanted, spellings, &mut step);
+        live.extend(wanted.record.iter().map(|_| RECORD.to_owned()));
         self.sweep(&mut batch, &live);
         step.batch = (!batch.is_empty()).then_some(batch);
         step
@@ -287,7 +289,7 @@ impl Saved {
 
     /// Deletes chains without a container.
     fn sweep(&self, batch: &mut Batch, live: &BTreeSet<String>) {
-        let tried = [TRIAL, TRIAL_LOG];
+        let tried = [TRIAL, TRIAL_LOG, RECORD];
         let orphan = |name: &&str| (is_ours(name) || tried.contains(name)) && !live.contains(*name);
         let orphans: BTreeSet<&str> =
             self.declared.iter().map(String::as_str).filter(orphan).collect();
@@ -332,7 +334,10 @@ impl Saved {
     pub fn trial(&self, wanted: &Filter, permits: &str) -> Trial {
         let led_to = wanted.led_to();
         let there = wanted.chains.iter().filter(|chain| self.missing(chain, &led_to).is_none());
-        Trial::of(there.flat_map(|chain| self.body(chain).own()).chain(permits.lines()))
+        let own = there.flat_map(|chain| self.body(chain).own());
+        // That chain may not exist yet.
+        let own = own.filter(|rule| !rule.ends_with(TO_RECORD));
+        Trial::of(own.chain(permits.lines()))
     }
 }
 

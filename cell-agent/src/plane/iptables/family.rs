@@ -7,7 +7,7 @@ use model::ids::ContainerHandle;
 use super::{
     batch::{Batch, Saved, Step},
     chains::Family,
-    guard::GUARD,
+    guard::{GUARD, RECORD},
     programs::Iptables,
     render::Filter,
     spelling::Spellings,
@@ -111,7 +111,7 @@ impl FamilyState {
         };
         let mut drift = Drift::default();
         saved.compare(batch, placed, &self.spellings, &mut drift);
-        if self.placed.contains(GUARD) {
+        if self.placed.contains(GUARD) || self.placed.contains(RECORD) {
             saved.compare_guards(batch, &self.spellings, &mut drift);
         }
         (drift.differences > 0).then_some(drift)

@@ -11,16 +11,31 @@ use std::collections::BTreeSet;
 
 use model::ids::ContainerHandle;
 
-use super::chains::{Family, Names};
+use super::{
+    arguments,
+    chains::{Family, Names},
+};
 use crate::{
     interfaces::SILK,
-    plan::{Assignment, Ruleset},
+    plan::{Assignment, RecordDenied, Ruleset},
 };
 
 /// Finds the container of a packet.
 pub const GUARD: &str = "portcullis-guard";
 /// Rejects packets that belong to no known container.
 pub const STRAY: &str = "portcullis-stray";
+
+/// Counts denied packets and sends them to the agent, and returns. Containers' chains jump here
+/// before they reject.
+pub const RECORD: &str = "portcullis-denied";
+/// The jump to [`RECORD`].
+pub const TO_RECORD: &str = "-j portcullis-denied";
+
+/// The rules of [`RECORD`], as iptables prints them.
+#[must_use]
+pub fn record(record: RecordDenied) -> Vec<String> {
+    vec![arguments::record(record, RECORD), "-j RETURN".to_owned()]
+}
 
 /// The jumps to the containers' chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -32,11 +32,11 @@ use self::{
     chains::Family,
     change_detector::ChangeDetector,
     family::{FamilyState, forwards_ipv6},
-    guard::STRAY,
+    guard::{RECORD, STRAY},
     programs::{Iptables, Refusal},
     render::{Part, all_permits, render},
 };
-use super::{Error, Plane, Status, Transaction, UNATTRIBUTED, drift::Drift};
+use super::{Error, Plane, RECORDABLE, Status, Transaction, UNATTRIBUTED, drift::Drift};
 use crate::{
     isolate::Unit,
     metrics,
@@ -356,13 +356,26 @@ impl Plane for IptablesPlane {
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         let guarded = self.families.iter().any(|state| state.placed.contains(STRAY));
         metrics::number(metrics::IPV6_UNGOVERNED, u64::from(!guarded && forwards_ipv6()));
-        if !guarded || self.counted.is_some_and(|next| Instant::now() < next) {
+        let recording = self.families.iter().filter(|state| state.placed.contains(RECORD));
+        let recording: Vec<Family> = recording.map(FamilyState::family).collect();
+        let idle = !guarded && recording.is_empty() && self.counted.is_some();
+        if idle || self.counted.is_some_and(|next| Instant::now() < next) {
             return None;
         }
         let began = Instant::now();
-        let packets = self.iptables.counted(Family::V6, STRAY).await;
+        let mut counted = BTreeMap::new();
+        if guarded && let Ok(packets) = self.iptables.counted(Family::V6, STRAY).await {
+            counted.insert(UNATTRIBUTED.to_owned(), packets);
+        }
+        // Before the first write, the chain of an earlier process.
+        let recording = if self.counted.is_none() { Family::ALL.to_vec() } else { recording };
+        for family in recording {
+            if let Some(packets) = self.iptables.returned(family, RECORD).await {
+                counted.insert(format!("{RECORDABLE}{family}"), packets);
+            }
+        }
         self.counted = Some(Instant::now() + COUNT.max(20 * began.elapsed()));
-        Some(BTreeMap::from([(UNATTRIBUTED.to_owned(), packets.ok()?)]))
+        (!counted.is_empty()).then_some(counted)
     }
 }
 

@@ -157,6 +157,19 @@ impl Iptables {
         Ok(of_chain.filter_map(packets).sum())
     }
 
+    /// Number of packets that returned from the end of a chain; `None` if the chain cannot be
+    /// read. Reads the chain alone where the program can.
+    pub async fn returned(&self, family: Family, chain: &str) -> Option<u64> {
+        let mut program = self.program(family, "");
+        let name = program.path.file_name()?.to_str()?.trim_end_matches('-').to_owned();
+        program.path.set_file_name(name);
+        let child = program.start(&["-w", "-t", "filter", "-v", "-S", chain]).ok()?;
+        let output = program.finish(child, "").await.ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let rule = text.lines().rfind(|line| line.ends_with(" -j RETURN"))?;
+        rule.split_once(" -c ")?.1.split(' ').next()?.parse().ok()
+    }
+
     /// Applies this input, all or nothing.
     ///
     /// # Errors

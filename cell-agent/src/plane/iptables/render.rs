@@ -24,7 +24,7 @@ use model::{effective::Permit, ids::ContainerHandle};
 use super::{
     arguments,
     chains::{Family, Names},
-    guard::Guard,
+    guard::{self, Guard, TO_RECORD},
 };
 use crate::{
     plan::{Assignment, Planned, Policy, Ruleset, Settings},
@@ -43,6 +43,8 @@ pub struct Filter {
     pub kept: BTreeSet<String>,
     /// The jumps to the chains without the CNI plugin; `None` leaves them unchanged.
     pub guard: Option<Guard>,
+    /// The rules of the chain that records denied packets, if they are recorded.
+    pub record: Option<Vec<String>>,
     /// Containers whose chain name is invalid, with the reason.
     pub nameless: Vec<(ContainerHandle, String)>,
 }
@@ -135,7 +137,9 @@ impl Body {
 /// Renders the chains of one family.
 #[must_use]
 pub fn render(ruleset: &Ruleset, family: Family) -> Filter {
-    let mut filter = Filter { guard: Guard::of(ruleset, family), ..Filter::default() };
+    let record = ruleset.settings.records_denied().map(guard::record);
+    let guard = Guard::of(ruleset, family);
+    let mut filter = Filter { guard, record, ..Filter::default() };
     let mut shared = HashMap::new();
     for (handle, planned) in ruleset.containers.iter().rev() {
         let names = match Names::of(handle) {
@@ -195,7 +199,7 @@ fn silent(
     Body {
         head: head(&settings, family, handle, names, deny),
         permits: Arc::from(text),
-        tail: denied(&settings, family, handle),
+        tail: tail(&settings, family, handle),
     }
 }
 
@@ -216,7 +220,11 @@ fn body<'a>(
     let (policy, always) = match assignment {
         Assignment::Isolated(_) => {
             // The container's other rules may be invalid as well.
-            return (Body::of(&[arguments::ESTABLISHED, family.reject()]), targets);
+            let mut rules = vec![arguments::ESTABLISHED, family.reject()];
+            if settings.records_denied().is_some() {
+                rules.insert(1, TO_RECORD);
+            }
+            return (Body::of(&rules), targets);
         }
         Assignment::Bound(belongs) => (ruleset.policies.get(belongs).map(Arc::as_ref), Vec::new()),
         Assignment::Unknown(_) | Assignment::Ungrouped(_) => {
@@ -239,7 +247,7 @@ fn body<'a>(
             Arc::clone(shared.entry(key).or_insert_with(|| permits(policy, family, &names.log)))
         },
     );
-    (Body { head, permits, tail: denied(settings, family, handle) }, targets)
+    (Body { head, permits, tail: tail(settings, family, handle) }, targets)
 }
 
 /// Positions 0 to 4.
@@ -264,6 +272,9 @@ fn head(
         rule(&format!("{} {over}", arguments::over_limit(limit, handle)));
     }
     for net in deny.iter().filter(|net| Family::of(net.addr()) == family) {
+        if settings.records_denied().is_some() {
+            rule(&format!("{}{TO_RECORD}", within("-d", *net)));
+        }
         rule(&format!("{}{}", within("-d", *net), family.reject()));
     }
     head
@@ -299,6 +310,15 @@ pub fn fingerprint(policy: &Policy) -> String {
 pub fn all_permits(ruleset: &Ruleset, family: Family, log_chain: &str) -> String {
     let texts = ruleset.policies.values().map(|policy| permits(policy, family, log_chain));
     texts.fold(String::new(), |all, text| all + &text)
+}
+
+/// The end of a chain: positions 6 and 7, after the jump to the record.
+fn tail(settings: &Settings, family: Family, handle: &ContainerHandle) -> String {
+    let denied = denied(settings, family, handle);
+    match settings.records_denied() {
+        Some(_) => format!("{TO_RECORD}\n{denied}"),
+        None => denied,
+    }
 }
 
 /// Positions 6 and 7, which the CNI plugin also puts into a parent.

@@ -10,7 +10,7 @@ use model::{
 use super::*;
 use crate::{
     containers::Belongs,
-    plan::{ConnectionLimit, DenyNetworks, Segment},
+    plan::{ConnectionLimit, DenyNetworks, RecordDenied, Segment},
 };
 
 const HANDLE: &str = "00000001-aaaa-bbbb-cccc-0123456789ab";
@@ -56,6 +56,7 @@ fn settings() -> Settings {
         denied_logs_per_second: 3,
         udp_logs_per_second: 100,
         connection_limit: None,
+        record_denied: None,
     }
 }
 
@@ -166,4 +167,43 @@ fn names_are_cut_as_the_original_does() {
         ])
     );
     assert_eq!((&names["check---"], &names["a b"]), (&None, &None));
+}
+
+/// The original's rules stay, with a jump before each reject.
+#[test]
+fn a_record_adds_jumps_before_rejects() {
+    let record = RecordDenied { group: 7, per_second: 100, asked_for: true };
+    let recorded = |asked_for| {
+        let record_denied = Some(RecordDenied { asked_for, ..record });
+        let deny = DenyNetworks {
+            always: vec!["10.9.0.0/16".parse().unwrap()],
+            ..DenyNetworks::default()
+        };
+        let settings = Settings { log_all: true, record_denied, deny_networks: deny, ..settings() };
+        let mut ruleset = Ruleset::empty(Arc::new(settings));
+        let handle = ContainerHandle::parse("c1").unwrap();
+        let assignment = Assignment::Ungrouped("no".to_owned());
+        let address = Some("10.255.1.1".parse().unwrap());
+        let planned = Planned { address, more: BTreeSet::new(), assignment };
+        ruleset.containers.insert(handle, planned);
+        render(&ruleset, Family::V4)
+    };
+    let (with, without) = (recorded(true), recorded(false));
+    assert_eq!(without.record, None);
+    let expected: Vec<&str> =
+        rules(&with).into_iter().filter(|rule| !rule.ends_with(TO_RECORD)).collect();
+    assert_eq!(rules(&without), expected);
+    let before = |n: usize| rules(&with)[n - 1];
+    let rejects: Vec<usize> =
+        (0..rules(&with).len()).filter(|n| rules(&with)[*n].contains("REJECT")).collect();
+    assert_eq!(rejects.len(), 2);
+    assert_eq!(before(rejects[0]), "-d 10.9.0.0/16 -j portcullis-denied");
+    assert!(before(rejects[1]).contains("LOG"));
+    assert_eq!(before(rejects[1] - 1), TO_RECORD);
+    assert_eq!(
+        with.record.unwrap()[0],
+        "-m hashlimit --hashlimit-upto 100/sec --hashlimit-burst 100 --hashlimit-mode srcip \
+         --hashlimit-name portcullis-denied -m limit --limit 2000/sec --limit-burst 2000 \
+         -j NFLOG --nflog-group 7 --nflog-size 128"
+    );
 }

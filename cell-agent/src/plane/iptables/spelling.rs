@@ -114,17 +114,9 @@ enum Match {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Limit {
     /// Period in units of the module, and burst.
-    All {
-        period: u64,
-        burst: u32,
-    },
-    Each {
-        period: u64,
-        burst: u32,
-        mode: Vec<String>,
-        name: String,
-        expire: u64,
-    },
+    All { period: u64, burst: u32 },
+    /// Whether packets above the rate match, instead of those within.
+    Each { above: bool, period: u64, burst: u32, mode: Vec<String>, name: String, expire: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +125,7 @@ enum Target {
     Goto(String),
     Reject(String),
     Log { level: u8, prefix: String },
+    Record { group: u16, size: u32 },
 }
 
 const TCP: u8 = 6;
@@ -244,7 +237,11 @@ fn limit(words: &mut Words<'_>) -> Option<Limit> {
 }
 
 fn hashlimit(words: &mut Words<'_>) -> Option<Limit> {
-    let (period, unit) = period(words.take("--hashlimit-above")?, HASHLIMIT_SCALE)?;
+    let (above, rate) = match words.take("--hashlimit-above") {
+        Some(rate) => (true, rate),
+        None => (false, words.take("--hashlimit-upto")?),
+    };
+    let (period, unit) = period(rate, HASHLIMIT_SCALE)?;
     let burst = words.take("--hashlimit-burst").map_or(Some(BURST), |burst| burst.parse().ok())?;
     let mut mode: Vec<String> =
         words.take("--hashlimit-mode")?.split(',').map(str::to_owned).collect();
@@ -253,7 +250,7 @@ fn hashlimit(words: &mut Words<'_>) -> Option<Limit> {
     let expire = words.take("--hashlimit-htable-expire");
     // The default is the unit of the printed rate.
     let expire = expire.map_or(Some(1000 * unit), |expire| expire.parse().ok())?;
-    Some(Limit::Each { period, burst, mode, name, expire })
+    Some(Limit::Each { above, period, burst, mode, name, expire })
 }
 
 /// The kernel's period for a rate such as `100/sec`, and the seconds of the unit.
@@ -299,6 +296,12 @@ fn target(name: &str, words: &mut Words<'_>, family: Family) -> Option<Target> {
                 }
             }
             Some(Target::Log { level, prefix })
+        }
+        "NFLOG" => {
+            // Group 0 is not printed.
+            let group = words.take("--nflog-group").map_or(Some(0), |group| group.parse().ok())?;
+            let size = words.take("--nflog-size")?.parse().ok()?;
+            Some(Target::Record { group, size })
         }
         // Other targets may have options, but are never rules of ours.
         _ => Some(Target::Jump(name.to_owned())),

@@ -134,3 +134,20 @@ fn a_learned_form_is_recognised() {
     assert!(!spellings.same(printed, "-p udp -j ACCEPT"));
     assert!(!spellings.same("--newer-words -j ACCEPT", written));
 }
+
+#[test]
+fn a_record_is_parsed() {
+    let rule = "-m hashlimit --hashlimit-upto 100/sec --hashlimit-burst 100 --hashlimit-mode srcip \
+                --hashlimit-name x -m limit --limit 2000/sec --limit-burst 2000 \
+                -j NFLOG --nflog-group 7 --nflog-size 128";
+    let same = |printed: &str| Spellings::of(Family::V4).same(printed, rule);
+    assert!(same(&rule.replace("100/sec", "100/s")));
+    for other in [
+        rule.replace("upto", "above"),
+        rule.replace("group 7", "group 8"),
+        rule.replace("size 128", "size 64"),
+        rule.replace("2000/sec", "200/sec"),
+    ] {
+        assert!(!same(&other), "{other}");
+    }
+}

@@ -10,7 +10,8 @@
 //! 3. `container-*` if connections are limited: the container's limit.
 //! 4. The container's `policy-*`: deny networks, then each group's `rules-*`, last group
 //!    first.
-//! 5. `denied`: counts, logs if configured, rejects.
+//! 5. `denied`: logs if configured; `rejected`: counts, sends the packet to the agent's
+//!    record of denied packets if configured, rejects.
 //!
 //! Invariants:
 //! - A packet of an unknown container ends in `unattributed`: counted, rejected. The
@@ -26,6 +27,8 @@
 //! - A full connection set limits only its own container: a new connection passes only
 //!   with an entry in the set.
 
+mod denied;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     iter,
@@ -36,6 +39,7 @@ use std::{
 use ipnet::IpNet;
 use model::{group::Lifecycle, ids::ContainerHandle, rule::AddressRange};
 
+use self::denied::REJECTED;
 use super::{
     intervals::merge,
     segment::{self, address},
@@ -151,10 +155,14 @@ fn table(ruleset: &Ruleset, rendered: &mut Rendered<'_>) -> Table {
         ("forward", forward(ruleset)),
         ("egress", egress(settings)),
         ("accept_logged", after_lookup("ok_logs", "accept")),
-        ("denied", denied(settings)),
+        ("denied", denied::denied(settings)),
+        ("rejected", denied::rejected(settings)),
         ("unattributed", unattributed()),
     ];
     table.chains.extend(fixed.map(|(name, chain)| (name.to_owned(), chain)));
+    if let Some(record) = settings.records_denied() {
+        denied::record(&mut table, record);
+    }
     for (belongs, policy) in &ruleset.policies {
         let chain = policy_chain(&mut table, rendered, belongs, policy);
         table.chains.insert(policy_name(belongs), chain);
@@ -236,20 +244,6 @@ fn after_lookup(map: &str, end: &str) -> Chain {
     let mut chain = Chain::of("", lookup(map));
     chain.rule(end);
     chain
-}
-
-fn denied(settings: &Settings) -> Chain {
-    let mut chain = Chain::of("", [format!("counter name \"{DENIED}\"")]);
-    if settings.log_all {
-        chain.rules.extend(lookup("deny_logs").map(Rule::Text));
-    }
-    chain.rule(REJECT);
-    chain
-}
-
-/// Rejects a packet of a known container, outside the chain `denied`.
-fn counted_reject() -> String {
-    format!("counter name \"{DENIED}\" {REJECT}")
 }
 
 /// Counts the packet, and records its source if the set has a free entry.
@@ -355,7 +349,7 @@ fn deny_chain(policy: &Policy, salt: &str) -> Option<(String, Chain)> {
         let deny = merge(deny.copied().map(range).collect());
         if !deny.is_empty() {
             let networks = address(family.keyword, "daddr", &deny);
-            chain.rule(format!("{networks} {}", counted_reject()));
+            chain.rule(format!("{networks} {REJECTED}"));
         }
     }
     let rules: Vec<String> = chain.rules.iter().map(Rule::to_string).collect();
@@ -398,7 +392,7 @@ fn container(table: &mut Table, ruleset: &Ruleset, handle: &ContainerHandle, pla
     }
     bind(table, "policies", planned, &decides);
     if settings.log_all {
-        let rules = [format!("{limited} {}", log("DENY_", handle)), REJECT.to_owned()];
+        let rules = [format!("{limited} {}", log("DENY_", handle)), REJECTED.to_owned()];
         bind(table, "deny_logs", planned, &own("deny"));
         table.chains.insert(own("deny"), Chain::of(about, rules));
     }
@@ -458,7 +452,7 @@ fn limit_chain(
     if *is_logged {
         rules.push(format!("{logged} {}", log("DENY_ORL_", handle)));
     }
-    rules.push(counted_reject());
+    rules.push(REJECTED.to_owned());
     rules
 }
 

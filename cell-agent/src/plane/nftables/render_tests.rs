@@ -12,7 +12,7 @@ use model::{
 };
 
 use super::*;
-use crate::plan::{DenyNetworks, Segment};
+use crate::plan::{DenyNetworks, RecordDenied, Segment};
 
 fn settings() -> Settings {
     Settings {
@@ -25,6 +25,7 @@ fn settings() -> Settings {
         denied_logs_per_second: 3,
         udp_logs_per_second: 100,
         connection_limit: None,
+        record_denied: None,
     }
 }
 
@@ -145,6 +146,7 @@ fn every_switch_as_it_is_written() {
             log: true,
             destinations: 99,
         }),
+        record_denied: Some(RecordDenied { group: 7, per_second: 100, asked_for: false }),
         ..settings()
     };
     let all = Permit { log: true, ..permit("10.1.0.0/16", Service::All) };

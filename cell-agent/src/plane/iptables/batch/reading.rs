@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{FORWARD, Saved, TRIAL, is_ours, may_be_parent, own};
-use crate::plane::iptables::guard::{GUARD, STRAY};
+use crate::plane::iptables::guard::{GUARD, RECORD, STRAY};
 
 /// A parser of a table that arrives in pieces of any length.
 #[derive(Debug, Default)]
@@ -100,14 +100,14 @@ impl Reading {
             }
             self.saved.forward += 1;
         }
-        let others = [TRIAL, GUARD, STRAY].contains(&chain);
+        let others = [TRIAL, GUARD, STRAY, RECORD].contains(&chain);
         if own(chain).is_some() || may_be_parent(chain) || others {
             self.rules.push_str(rule);
             self.rules.push('\n');
         }
         let mut words = rule.rsplit(' ');
         if let (Some(target), Some("-j" | "-g")) = (words.next(), words.next())
-            && (is_ours(target) || may_be_parent(target))
+            && (is_ours(target) || may_be_parent(target) || target == RECORD)
         {
             self.saved.refer(chain, target);
         }

@@ -73,8 +73,8 @@ const JUMP: i32 = -3;
 /// `NFTA_GEN_ID`, and `NFNL_BATCH_GENID`.
 const GENERATION_ID: u16 = 1;
 /// Lengths of the netlink header and the netfilter header after it.
-const HEADER: usize = 16;
-const HEADERS: usize = HEADER + 4;
+pub(crate) const HEADER: usize = 16;
+pub(crate) const HEADERS: usize = HEADER + 4;
 /// `IFNAMSIZ`.
 const INTERFACE: usize = 16;
 /// An attribute has at most 64 KiB; an element takes about a hundred bytes.
@@ -295,7 +295,7 @@ impl Answer {
 }
 
 /// Length and type of the first message.
-fn head(datagram: &[u8]) -> Option<(usize, u16)> {
+pub(crate) fn head(datagram: &[u8]) -> Option<(usize, u16)> {
     let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?);
     let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
     Some((usize::try_from(length).ok().filter(|length| *length >= HEADER)?, kind))
@@ -312,7 +312,7 @@ pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
 }
 
 /// Finds an attribute's value.
-fn value(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn value(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while attributes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes(attributes[..2].try_into().ok()?));
         let kind = u16::from_ne_bytes(attributes[2..4].try_into().ok()?);

@@ -33,6 +33,7 @@ use nix::{
 
 pub use generation::KernelGeneration;
 pub use message::NftOp;
+pub(crate) use message::{HEADER, HEADERS, head, value};
 
 /// Larger than a batch of all containers of a cell.
 const SEND: usize = 2 << 20;

@@ -171,7 +171,7 @@ fn normal(line: &str) -> String {
         if is_long_hex || is_time { word.replace(core, "0") } else { digits(word) }
     };
     // A counter that was not reported yet is a number a moment later.
-    let line = line.replace("not counted", "0").replace("null", "0").replace("at least ", "");
+    let line = line.replace("not counted", "0 (0/s)").replace("null", "0").replace("at least ", "");
     let words = line.split_whitespace().filter(|word| !["ms", "s"].contains(word));
     words
         .map(|part| if part == "-" { "0".to_owned() } else { word(part) })

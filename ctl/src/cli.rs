@@ -51,6 +51,11 @@ pub enum Command {
         #[arg(value_name = "DESTINATION")]
         to: Target,
     },
+    /// List denied connections of containers with the reason, the latest first (policy stores)
+    ///
+    /// The cells of the containers are asked; without --app, --space, --container and --cell all
+    /// connected cells. A cell keeps a connection for an hour after its last packet.
+    Denied(DeniedSelection),
     /// Show the way of a change from the Cloud Controller to the cells, with times (policy stores)
     Trace {
         /// Generation, or name or GUID of a group, whose last change is shown
@@ -287,6 +292,29 @@ pub struct ContainerSelection {
     /// Only the container with this address
     #[arg(long)]
     pub address: Option<String>,
+}
+
+/// Which denied connections.
+#[derive(Debug, Args)]
+pub struct DeniedSelection {
+    /// Only containers of this app
+    #[arg(long, value_name = "GUID")]
+    pub app: Option<String>,
+    /// Only containers of this space
+    #[arg(long, value_name = "GUID")]
+    pub space: Option<String>,
+    /// Only the container with this handle, or the beginning of one
+    #[arg(long, value_name = "HANDLE")]
+    pub container: Option<String>,
+    /// Only containers on this cell
+    #[arg(long)]
+    pub cell: Option<String>,
+    /// Only connections with a packet within this time, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub since: Option<Duration>,
+    /// Print further connections until interrupted, the oldest first
+    #[arg(long, short)]
+    pub follow: bool,
 }
 
 /// Which groups.

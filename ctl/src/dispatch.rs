@@ -8,13 +8,13 @@ use crate::{
     cell, cells, changes,
     claim::{self, Wanted},
     cli::{
-        Claim, Cli, Command, ContainerSelection, ContextCommand, Describe, Explain, Get,
-        GroupSelection, LockCommand, PresenceCommand, Watch,
+        Claim, Cli, Command, ContainerSelection, ContextCommand, DeniedSelection, Describe,
+        Explain, Get, GroupSelection, LockCommand, PresenceCommand, Watch,
     },
     complete,
     confirm::confirm,
     connect::Connection,
-    containers, context, describe,
+    containers, context, denied, describe,
     diff::{self, CloudController},
     doctor,
     everywhere::{self, Subject},
@@ -46,6 +46,7 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Describe(what) => print(describe(connection, what).await?)?,
         Command::Explain(question) => return explain(connection, question, output).await,
         Command::WhoCanReach { to } => print(reach::who_can_reach(connection, to).await?)?,
+        Command::Denied(selection) => return denied(connection, selection, output).await,
         Command::Trace { change } => print(changes::trace(connection, &change).await?)?,
         Command::Watch(what) => watch(connection, what, output).await?,
         Command::Diff { cc_url, cc_ca } => {
@@ -177,6 +178,20 @@ async fn watch(connection: &Connection, what: Watch, output: &Output) -> anyhow:
         Watch::Changes => changes::watch(connection, output).await,
         Watch::Cells => watching::cells(connection, output).await,
     }
+}
+
+async fn denied(
+    connection: &Connection,
+    selection: DeniedSelection,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let DeniedSelection { app, space, container, cell, since, follow } = selection;
+    let wanted = denied::Selection { app, space, container, cell, since };
+    match follow {
+        true => denied::follow(connection, &wanted, output).await?,
+        false => denied::list(connection, &wanted).await?.print(output)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn list_groups(

@@ -21,6 +21,7 @@ mod connect;
 mod containers;
 mod context;
 mod data;
+mod denied;
 mod describe;
 mod diff;
 mod dispatch;
@@ -116,6 +117,7 @@ mod tests {
         documented("describe space", describe::SPACE_FIELDS);
         documented("Apps of a space", describe::APPS);
         documented("who-can-reach", reach::REACHING);
+        documented("denied", denied::DENIED);
         documented("reconcile", cell::RECONCILED);
         documented("cell\n", cell::AGENT);
     }

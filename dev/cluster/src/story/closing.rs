@@ -1,9 +1,12 @@
 //! The last chapter: explanations of connections, durations of changes, and memory of
 //! the processes.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use super::opening::PRIVATE;
 use super::runner::{Runner, THERE};
@@ -13,9 +16,14 @@ use crate::process;
 /// Maximum memory of a process, in KiB.
 const MOST_MEMORY: u64 = 64 * 1024;
 
+/// Longest time until a denied connection is recorded, and the pause between two questions.
+const RECORDED: Duration = Duration::from_secs(10);
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Asks the agent about an allowed, a denied and a logged destination.
 pub(super) async fn why(runner: &mut Runner<'_>) -> anyhow::Result<()> {
-    runner.chapter("i", "Why: an allowed, a denied and a logged destination")?;
+    runner
+        .chapter("i", "Why: an allowed, a denied and a logged destination, and what was denied")?;
     let logged = Target::tcp(PRIVATE, 443);
     let rules = json!([{ "protocol": "tcp", "destination": PRIVATE, "ports": "443", "log": true }]);
     let running = json!({ "running": true });
@@ -29,6 +37,25 @@ pub(super) async fn why(runner: &mut Runner<'_>) -> anyhow::Result<()> {
     ] {
         explain(runner, &to, verdict).await?;
     }
+    denied(runner).await
+}
+
+/// Asks the policy store for the denied connections of a container.
+async fn denied(runner: &Runner<'_>) -> anyhow::Result<()> {
+    let closed = Target::tcp(PRIVATE, 80);
+    runner.expect("appA", closed, Outcome::Refused).await?;
+    let refused = Instant::now();
+    let handle = runner.cluster.container("appA")?.handle.clone();
+    let arguments = ["denied", "--container", &handle, "--since", "10s"];
+    let expected = format!("{PRIVATE}:80/tcp");
+    while !runner.cluster.ctl(&arguments).await?.contains(&expected) {
+        if refused.elapsed() > RECORDED {
+            bail!("not as expected: no {expected} in portcullisctl denied after {RECORDED:?}");
+        }
+        sleep(GLANCE).await;
+    }
+    runner.seen(&format!("recorded within {} ms", refused.elapsed().as_millis()))?;
+    runner.ctl(&arguments).await?;
     Ok(())
 }
 

@@ -132,11 +132,20 @@ async fn rules(runner: &Runner<'_>, cell: Cell) -> anyhow::Result<Vec<String>> {
     Ok(comparable(&runner.cluster.on_cell(cell, "nft", &["-s", "list", "ruleset"]).await?))
 }
 
-/// Sorted lines of a listing, since chains are in creation order, and without the
-/// hashes, which change when a chain is recreated.
+/// Sorted lines of a listing, since chains are in creation order, without the hashes, which
+/// change when a chain is recreated, and without the elements of sets, which the kernel adds.
 fn comparable(listing: &str) -> Vec<String> {
+    let (mut in_set, mut in_elements) = (false, false);
+    let is_written = |line: &&str| {
+        if !line.starts_with("\t\t") {
+            in_set = line.starts_with("\tset ");
+        }
+        in_elements = in_set && (in_elements || line.trim_start().starts_with("elements = "));
+        !in_elements
+    };
     let mut lines: Vec<String> = listing
         .lines()
+        .filter(is_written)
         .map(|line| line.split_whitespace().map(unhashed).collect::<Vec<_>>().join(" "))
         .collect();
     lines.sort_unstable();
@@ -163,6 +172,9 @@ mod tests {
         let after = "table inet t {\n\tchain a {\n\t}\n\n\tchain rules-f84707de5a1ee507 {\n\t\taccept\n\t}\n}\n";
         assert_eq!(comparable(before), comparable(after));
         assert_ne!(comparable(before), comparable(&after.replace("accept", "reject")));
+        let set = "table inet t {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1,\n\t\t\t10.0.0.2 }\n\t}\n}\n";
+        let empty = "table inet t {\n\tset s {\n\t\ttype ipv4_addr\n\t}\n}\n";
+        assert_eq!(comparable(set), comparable(empty));
         assert_ne!(comparable(before), comparable(&after.replace("chain a", "chain b")));
     }
 

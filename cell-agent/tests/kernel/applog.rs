@@ -1,7 +1,7 @@
 //! "Security group rules were updated" in the log of an app, through a real loggregator
 //! agent over mutual TLS.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use runtime::{
     loggregator::{Agent, Envelope, Message},
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent::{Cell, all, app, bound, eventually, global},
     lab::lab,
+    packets::{Fate, Prober, connection},
     silk::BACKENDS,
 };
 
@@ -133,6 +134,35 @@ fn an_app_log_has_a_line_beside_silk() {
         cell.store.set(vec![global("g", vec![all("10.2.0.0/16")])]);
         assert_eq!(loggregator.told(1).await, ["app-1"]);
         assert!(silk.ours().iter().any(|rule| rule.contains("10.2.0.0-10.2.255.255")));
+        cell.stop().await;
+    });
+}
+
+/// Lines about denied connections, which are off by default.
+#[test]
+fn denied_connections_have_lines_if_configured() {
+    lab(async |lab| {
+        let (from, to) = (Ipv4Addr::new(10, 255, 1, 1), Ipv4Addr::new(10, 1, 0, 1));
+        lab.container(from);
+        let prober = Prober::new(&lab);
+        let logs = json!({"agent": true, "app": true});
+        let mut cell = Cell::new(json!({"denied_connection_logs": logs})).await;
+        let loggregator = Loggregator::start(&cell).await;
+        cell.configure(loggregator.config(&cell).as_object().unwrap());
+        cell.add_entry("c1", "10.255.1.1", &with_log("s1", "app-1"));
+        cell.start().await;
+        cell.caught_up().await;
+        assert_eq!(prober.probe(from, to, connection(80)).await, Fate::Reject);
+        assert_eq!(loggregator.told(1).await, ["app-1"]);
+        let Some(Message::Log(log)) = loggregator.agent.envelopes().remove(0).message else {
+            panic!("no log line")
+        };
+        let text = String::from_utf8(log.payload).unwrap();
+        assert_eq!(text, "Security groups denied a tcp connection to 10.1.0.1 port 80");
+        let source = "cfnetworking.vxlan-policy-agent.connection-denied";
+        let told = cell.log.data_of(source).unwrap();
+        assert_eq!((&told["container"], &told["space"]), (&json!("c1"), &json!("s1")));
+        assert_eq!(told["line"], "DENY_c1 SRC=10.255.1.1 DST=10.1.0.1 PROTO=TCP DPT=80");
         cell.stop().await;
     });
 }

@@ -160,7 +160,10 @@ fn line(denied: &Denied) -> String {
         denied.of(|container| &container.app_guid),
         denied.of(|container| &container.handle),
         denied.target(),
-        format!("{} packets", denied.flow.packets),
+        match denied.flow.packets {
+            1 => "1 packet".to_owned(),
+            packets => format!("{packets} packets"),
+        },
         denied.flow.reason.clone(),
     ];
     parts.map(|part| escape(&part).to_string()).join("  ")

@@ -144,6 +144,11 @@ impl ReadGroup {
         rules
     }
 
+    /// What the rules of this group allow, each permit with the index of its rule, ascending.
+    pub fn permits(&self) -> impl Iterator<Item = (usize, &Permit)> {
+        self.permits.iter().map(|(index, permit)| (*index, permit))
+    }
+
     /// The parts of this group that cannot be enforced.
     pub fn problems(&self) -> impl Iterator<Item = (usize, &Unenforceable)> {
         self.problems.iter().map(|(index, problem)| (*index, problem))

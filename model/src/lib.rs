@@ -5,6 +5,7 @@
 //! | [`lock`] | [`Lock`](lock::Lock), [`Claim`](lock::Claim) |
 //! | [`group`] | [`SecurityGroup`](group::SecurityGroup), [`ContentHash`](group::ContentHash) |
 //! | [`rule`] | [`RuleSpec`](rule::RuleSpec): as written; [`Rule`](rule::Rule): enforceable |
+//! | [`connections`] | [`Connections`](connections::Connections): what rules allow, as a set |
 //! | [`effective`] | [`effective_rules`](effective::effective_rules): the rules of one container |
 //! | [`explain`] | near misses, and rules that were meant for a connection |
 //! | [`generation`] | generations and watermarks of a set of groups |
@@ -52,6 +53,7 @@
 //! # }
 //! ```
 
+pub mod connections;
 pub mod effective;
 pub mod explain;
 pub mod generation;

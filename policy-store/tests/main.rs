@@ -32,4 +32,5 @@ mod store_server;
 mod store_sqlite;
 mod support;
 mod watch;
+mod what_if;
 mod wire;

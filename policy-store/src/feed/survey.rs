@@ -3,7 +3,10 @@
 //! Every search visits all containers: a foundation has some 250,000, which takes
 //! milliseconds, and an index would have to be kept current with each report.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use model::{
     group::{Lifecycle, SecurityGroup},
@@ -196,6 +199,56 @@ impl<'a> Apps<'a> {
                 })
             })
         })
+    }
+}
+
+/// Apps and containers of a space and lifecycle, or of several.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Inhabited<'a> {
+    /// Guids of the apps.
+    pub apps: BTreeSet<&'a str>,
+    /// Number of containers.
+    pub containers: u64,
+}
+
+impl<'a> Inhabited<'a> {
+    /// Adds those of another space.
+    pub fn add(&mut self, other: &Self) {
+        self.apps.extend(&other.apps);
+        self.containers += other.containers;
+    }
+}
+
+/// Apps and containers of all cells, by lifecycle and space.
+#[derive(Debug, Default)]
+pub struct Inhabitants<'a>(BTreeMap<Lifecycle, BTreeMap<&'a SpaceGuid, Inhabited<'a>>>);
+
+impl<'a> Inhabitants<'a> {
+    /// Those of these cells.
+    #[must_use]
+    pub fn of(cells: &'a [KnownCell]) -> Self {
+        let mut all = Self::default();
+        for Placed { container, .. } in placed(cells) {
+            let Container { app, space: Some(space), lifecycle: Some(lifecycle), .. } = container
+            else {
+                continue;
+            };
+            let of = all.0.entry(*lifecycle).or_default().entry(space).or_default();
+            of.containers += 1;
+            if !app.is_empty() {
+                of.apps.insert(app);
+            }
+        }
+        all
+    }
+
+    /// The spaces with containers of this lifecycle.
+    #[must_use]
+    pub fn of_lifecycle(
+        &self,
+        lifecycle: Lifecycle,
+    ) -> Option<&BTreeMap<&'a SpaceGuid, Inhabited<'a>>> {
+        self.0.get(&lifecycle)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`manifest`] and [`decide`] are pure: the groups that a writer has to supply, and the
 //! effect of a Replace, with [`content`]. [`snapshot`] and [`history`] are the served values, over
-//! HTTP as [`json`] in compressed [`fragment`]s. [`explain`] answers questions about connections.
+//! HTTP as [`json`] in compressed [`fragment`]s. [`explain`] answers questions about connections,
+//! [`what_if`] about changes.
 //! [`archive`] is the history that stores keep, from which a snapshot goes back to an older one.
 //! [`current`] publishes the newest of them; [`committer`](crate::committer) is the only writer.
 
@@ -19,3 +20,4 @@ pub mod manifest;
 pub mod page;
 pub mod reach;
 pub mod snapshot;
+pub mod what_if;

@@ -210,6 +210,11 @@ impl Snapshot {
         self.get(*id).map(|entry| entry.hash)
     }
 
+    /// The spaces to which groups are bound, in no particular order.
+    pub fn spaces(&self) -> impl Iterator<Item = &SpaceGuid> {
+        self.by_space.keys()
+    }
+
     /// The groups bound to a space, global or not, in no particular order.
     pub fn bound_to(&self, space: &SpaceGuid) -> impl Iterator<Item = &Arc<Entry>> {
         let ids = self.by_space.get(space).into_iter().flatten();

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use proto::policy_v1::{
     AskCellRequest, AskCellResponse, CellsRequest, CellsResponse, ChangesRequest, ChangesResponse,
     ContainersRequest, ContainersResponse, ExplainRequest, ExplainResponse, ReachRequest,
-    ReachResponse,
+    ReachResponse, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
 use runtime::server::Entry;
@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Shared, ask, cells, changes, explain,
     status::{Error, status},
+    what_if,
 };
 use crate::{access::Action, feed::cells::KnownCell, groups::snapshot::Snapshot};
 
@@ -105,5 +106,13 @@ impl foundation_server::Foundation for Foundation {
         let asker = ask::Asker::of(&request);
         let answer = ask::ask(&self.0.feed.cells, &asker, request.into_inner()).await;
         answer.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn what_if(
+        &self,
+        request: Request<WhatIfRequest>,
+    ) -> Result<Response<WhatIfResponse>, Status> {
+        let request = request.into_inner();
+        self.compute(move |snapshot, known| what_if::answer(snapshot, known, request)).await
     }
 }

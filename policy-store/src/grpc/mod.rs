@@ -13,6 +13,7 @@ mod parse;
 mod replace;
 pub mod status;
 mod watch;
+mod what_if;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    binding::Bound,
     flags::{Flags, duration},
     output::OutputFlags,
     target::Target,
@@ -56,6 +57,14 @@ pub enum Command {
     /// The cells of the containers are asked; without --app, --space, --container and --cell all
     /// connected cells. A cell keeps a connection for an hour after its last packet.
     Denied(DeniedSelection),
+    /// Show what a change of a security group would open and close (policy stores)
+    ///
+    /// Nothing is changed. Other groups that allow the same are taken into account. Rules that
+    /// other rules cover, that overlap, that are wide or cannot be enforced are named.
+    ///
+    /// Exit status: 0 if no connection is opened or closed, 2 if some are, 1 after an error. A wrong
+    /// command line also has status 2, and prints nothing to standard output.
+    WhatIf(WhatIf),
     /// Show the way of a change from the Cloud Controller to the cells, with times (policy stores)
     Trace {
         /// Generation, or name or GUID of a group, whose last change is shown
@@ -402,6 +411,33 @@ pub struct Explain {
     /// 6 a cell contradicts the groups
     #[arg(long)]
     pub exit_code: bool,
+}
+
+/// A change of a security group.
+#[derive(Debug, Args)]
+#[group(id = "change", required = true, multiple = true, args = ["file", "bind", "unbind", "delete"])]
+pub struct WhatIf {
+    /// New rules of the group: a JSON file as for `cf create-security-group`, or an object with
+    /// name and rules as in the API v3 of the Cloud Controller; `-` is standard input
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+    /// Name or GUID of the group, or the name of a new one [default: the name in the file]
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Where the group is bound in addition; repeatable: `running` or `staging` for all spaces,
+    /// the GUID of a space, or `staging:GUID`
+    #[arg(long, value_name = "PLACE", value_delimiter = ',')]
+    pub bind: Vec<Bound>,
+    /// Where the group is unbound; repeatable, as --bind
+    #[arg(long, value_name = "PLACE", value_delimiter = ',')]
+    pub unbind: Vec<Bound>,
+    /// The group is deleted
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["file", "group", "bind", "unbind"])]
+    pub delete: Option<String>,
+    /// A rule is wide if it allows more addresses than this prefix of IPv4 has; for IPv6, the
+    /// prefix is four times as long
+    #[arg(long, value_name = "PREFIX", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub wide: u8,
 }
 
 /// A shell.

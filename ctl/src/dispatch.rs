@@ -25,10 +25,13 @@ use crate::{
     reach,
     report::{self, Report},
     store, sync, top, version, watching,
+    what_if::{self, Asked},
 };
 
 /// Exit status if `diff` finds differences.
 const DIFFERENT: u8 = 3;
+/// Exit status if `what-if` finds that a change opens or closes connections.
+const CHANGES: u8 = 2;
 /// Exit status if a requested space has no group.
 const NO_SUCH_SPACE: u8 = 3;
 
@@ -47,6 +50,11 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(question) => return explain(connection, question, output).await,
         Command::WhoCanReach { to } => print(reach::who_can_reach(connection, to).await?)?,
         Command::Denied(selection) => return denied(connection, selection, output).await,
+        Command::WhatIf(change) => {
+            let (report, changes) = what_if::what_if(connection, &Asked(change)).await?;
+            print(report)?;
+            return Ok(if changes { CHANGES.into() } else { ExitCode::SUCCESS });
+        }
         Command::Trace { change } => print(changes::trace(connection, &change).await?)?,
         Command::Watch(what) => watch(connection, what, output).await?,
         Command::Diff { cc_url, cc_ca } => {

@@ -10,6 +10,7 @@
 //! [`cell_agent`](../cell_agent/index.html) over the contracts in [`proto`].
 
 mod asking;
+pub mod binding;
 mod cell;
 mod cells;
 mod changes;
@@ -46,6 +47,7 @@ mod text;
 mod top;
 mod version;
 mod watching;
+mod what_if;
 
 use std::process::ExitCode;
 
@@ -118,6 +120,10 @@ mod tests {
         documented("Apps of a space", describe::APPS);
         documented("who-can-reach", reach::REACHING);
         documented("denied", denied::DENIED);
+        documented("what-if", what_if::ANSWERED);
+        documented("Places of a change", what_if::PLACES);
+        documented("Areas of a change", what_if::AREAS);
+        documented("Remarks on rules", what_if::REMARKS);
         documented("reconcile", cell::RECONCILED);
         documented("cell\n", cell::AGENT);
     }

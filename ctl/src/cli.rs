@@ -99,6 +99,11 @@ pub enum Command {
     Presence(PresenceCommand),
     /// Make the leading syncer read the Cloud Controller's groups now
     Sync {
+        /// First let the removal of NUMBER groups pass that the policy store refused (`doctor` shows
+        /// it): once, within ten minutes, and only if exactly these groups would be removed. Without
+        /// the address of a syncer, its next poll applies the removal
+        #[arg(long, value_name = "NUMBER")]
+        accept_removal: Option<u64>,
         /// Admin URL of a syncer, such as http://127.0.0.1:17019; repeatable: the one that leads
         /// does it [default: those of the context]
         #[arg(long, value_name = "URL", env = "PORTCULLIS_SYNCER_ADMIN", value_delimiter = ',')]

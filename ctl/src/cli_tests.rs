@@ -35,6 +35,7 @@ fn every_command_is_read() {
         &["lock", "release", "k", "--owner", "o", "-y"],
         &["presence", "claim", "k", "--owner", "o"],
         &["sync", "--syncer-admin", "http://a:1", "--syncer-admin", "http://b:1"],
+        &["sync", "--accept-removal", "60"],
         &["context", "use", "c"],
         &["context", "list"],
         &["context", "show"],

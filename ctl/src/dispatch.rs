@@ -132,7 +132,9 @@ async fn act(connection: &Connection, command: Command) -> anyhow::Result<Report
         Command::Lock(LockCommand::Release { lock, owner, yes }) => {
             claim::release(connection, lock, owner, yes).await
         }
-        Command::Sync { syncer_admin } => sync::sync(connection, &syncer_admin).await,
+        Command::Sync { syncer_admin, accept_removal } => {
+            sync::sync(connection, &syncer_admin, accept_removal).await
+        }
         Command::Reconcile { cell: Some(cell), yes } => {
             let question = format!("Compare and repair the kernel's rules on the cell {cell}?");
             confirm(&question, yes)?;

@@ -5,7 +5,7 @@ mod certificates;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use proto::policy_v1::StatusResponse;
+use proto::policy_v1::{RefusedRemoval, StatusResponse};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -15,6 +15,7 @@ use crate::{
     connect::Connection,
     field::{Field, Tone, instant, span},
     locks::{self, Held},
+    removal,
     report::Report,
     store,
 };
@@ -90,6 +91,7 @@ pub(crate) async fn run(connection: &Connection) -> anyhow::Result<(Report, bool
                 checks.extend(certificates::of_store(connection, &instance, now).await);
                 if let Ok(status) = connection.ask("status", store::status_of(channel)).await {
                     let clock = instant(status.now);
+                    checks.extend(status.refused_removal.as_ref().map(|of| removal(&what, of)));
                     checks.extend(clock.map(|clock| clocks(&what, clock, Timestamp::now())));
                 }
             }
@@ -153,6 +155,18 @@ fn clocks(what: &str, theirs: Timestamp, ours: Timestamp) -> Check {
     let detail = format!("{:.1} s apart from this machine's clock", apart.as_secs_f64());
     let advice = "Synchronize the clocks (NTP): certificates and times in `trace` depend on them.";
     Check::new(state, &format!("clock of {what}"), detail, advice)
+}
+
+/// A list that would remove most groups: nothing is synced until an operator decides.
+fn removal(what: &str, refused: &RefusedRemoval) -> Check {
+    Check::new(
+        State::Fail,
+        &format!("mass removal refused by {what}"),
+        removal::sentence(refused),
+        "Compare with `cf security-groups`. If the groups were removed on purpose, `sync \
+         --accept-removal NUMBER` with their number lets the removal pass once; else repair the \
+         Cloud Controller.",
+    )
 }
 
 /// Whether the last writer holds a lock.

@@ -38,6 +38,7 @@ mod natural;
 pub mod output;
 mod reach;
 mod refused;
+mod removal;
 mod report;
 mod store;
 mod stores;

@@ -4,7 +4,12 @@ use anyhow::{Context as _, bail, ensure};
 use runtime::https::{Servers, builder};
 use serde::Deserialize;
 
-use crate::{connect::Connection, field::Field, report::Report};
+use crate::{
+    connect::Connection,
+    field::Field,
+    removal,
+    report::{Report, warn},
+};
 
 /// Response of a syncer that does not lead.
 const CONFLICT: u16 = 409;
@@ -34,19 +39,36 @@ struct Answer {
 pub(crate) struct Synced {
     syncer: String,
     applied: Applied,
+    /// Groups of an accepted removal.
+    accepted: Option<u64>,
 }
 
 pub(crate) const SYNCED: &[Field<Synced>] = &[
     Field::text("syncer", |of| of.syncer.clone()),
     Field::integer("generation", |of| of.applied.generation),
+    Field::integer("accepted_removal", |of| of.accepted),
     Field::integer("added", |of| Some(of.applied.added)),
     Field::integer("changed", |of| Some(of.applied.changed)),
     Field::integer("removed", |of| Some(of.applied.removed)),
 ];
 
 /// Asks each syncer until one leads.
-pub(crate) async fn sync(connection: &Connection, urls: &[String]) -> anyhow::Result<Report> {
+pub(crate) async fn sync(
+    connection: &Connection,
+    urls: &[String],
+    accept_removal: Option<u64>,
+) -> anyhow::Result<Report> {
+    let mut accepted = None;
+    if let Some(removed) = accept_removal {
+        let removal = removal::accept(connection, removed).await?;
+        warn(&format!("accepted: {}", removal::sentence(&removal)));
+        accepted = Some(removal.removed);
+    }
     let urls: Vec<&str> = urls.iter().chain(&connection.syncer_admin).map(String::as_str).collect();
+    if urls.is_empty() && accepted.is_some() {
+        let synced = Synced { syncer: String::new(), applied: Applied::default(), accepted };
+        return Ok(Report::record(SYNCED, synced));
+    }
     ensure!(
         !urls.is_empty(),
         "sync: set --syncer-admin to the admin URL of each syncer, such as http://127.0.0.1:17019"
@@ -55,7 +77,7 @@ pub(crate) async fn sync(connection: &Connection, urls: &[String]) -> anyhow::Re
     for url in urls {
         match ask(connection, url).await {
             Ok(Some(applied)) => {
-                let synced = Synced { syncer: url.to_owned(), applied };
+                let synced = Synced { syncer: url.to_owned(), applied, accepted };
                 return Ok(Report::record(SYNCED, synced));
             }
             Ok(None) => refusals.push(format!("{url} does not lead")),

@@ -458,6 +458,7 @@ mod tests {
             token: None,
             watermark: Watermark::try_new(0, 0).unwrap(),
             allow_mass_removal: false,
+            accepted_removal: None,
             supplied: Supplied::default(),
             at: Timestamp::UNIX_EPOCH,
             origin: Origin::default(),

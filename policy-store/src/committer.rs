@@ -8,22 +8,22 @@
 //! two Replaces. When the store went back, as after a restored backup, the process
 //! exits: its cells have to start again.
 
+mod log;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
 use jiff::Timestamp;
-use model::{
-    generation::{Generation, Point, Watermark},
-    ids::GroupGuid,
-    lock::{FencingToken, Owner},
-};
-use runtime::{error::chain, lager, server::Component};
+use model::generation::{Generation, Point};
+use runtime::{error::chain, server::Component};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::log::tell_refusal;
+use self::log::{log_change, tell_failure};
 use crate::{
     feed::{cells::Cells, changes::Changes, ring::committed},
     groups::{
@@ -31,7 +31,7 @@ use crate::{
         decide::{Decision, Known, Named, Origin, Refusal, Replacement, decide},
         snapshot::Snapshot,
     },
-    metrics::{COMMIT_SECONDS, REPLACES},
+    removals::{RefusedRemoval, Removals},
     store::{Error, Mended, News, Store},
 };
 
@@ -76,9 +76,18 @@ enum Job {
 
 /// Sends jobs to the [`Committer`].
 #[derive(Debug, Clone)]
-pub struct Commits(mpsc::Sender<Job>);
+pub struct Commits {
+    jobs: mpsc::Sender<Job>,
+    removals: Removals,
+}
 
 impl Commits {
+    /// The last refused mass removal.
+    #[must_use]
+    pub fn removals(&self) -> &Removals {
+        &self.removals
+    }
+
     /// Writes the set; returns after it is visible to every reader.
     ///
     /// # Errors
@@ -102,7 +111,7 @@ impl Commits {
         job: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Job,
     ) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(job(reply)).await.map_err(|_| Failure::ShuttingDown)?;
+        self.jobs.send(job(reply)).await.map_err(|_| Failure::ShuttingDown)?;
         Ok(answer.await.map_err(|_| Failure::ShuttingDown)??)
     }
 }
@@ -115,6 +124,7 @@ pub struct Committer {
     board: Arc<SnapshotPublisher>,
     health: Option<DatabaseHealth>,
     record: Option<(Changes, Cells)>,
+    removals: Removals,
 }
 
 /// Health components of the database. A readable database with a full disk is ready for
@@ -129,7 +139,9 @@ struct DatabaseHealth {
 #[must_use]
 pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commits, Committer) {
     let (sender, jobs) = mpsc::channel(WAITING);
-    (Commits(sender), Committer { jobs, store, board, health: None, record: None })
+    let removals = Removals::default();
+    let commits = Commits { jobs: sender, removals: removals.clone() };
+    (commits, Committer { jobs, store, board, health: None, record: None, removals })
 }
 
 impl Committer {
@@ -228,9 +240,15 @@ impl Committer {
         }
     }
 
-    async fn commit(&self, write: Arc<Replacement>) -> Result<Result<Committed, Error>, WentBack> {
+    async fn commit(
+        &self,
+        mut write: Arc<Replacement>,
+    ) -> Result<Result<Committed, Error>, WentBack> {
         let began = Instant::now();
         let current = self.board.current();
+        if let Some(accepted) = self.removals.accepted(write.at) {
+            Arc::make_mut(&mut write).accepted_removal = Some(accepted);
+        }
         let speculative_snapshot = made({
             let (current, write) = (Arc::clone(&current), Arc::clone(&write));
             move || speculative_snapshot(&current, &write)
@@ -240,6 +258,7 @@ impl Committer {
         match outcome {
             Ok(decision) => {
                 self.written();
+                self.removals.committed();
                 if let Err(error) =
                     self.publish(&write, &decision, current, speculative_snapshot).await?
                 {
@@ -261,6 +280,9 @@ impl Committer {
             Err(Error::Refused(refused)) => {
                 self.written();
                 tell_refusal(&write.owner, write.token, &refused.refusal);
+                if let Refusal::MassRemoval { .. } = refused.refusal {
+                    self.removals.refused(RefusedRemoval::of(&current, &write));
+                }
                 if refused.seen.is_some() {
                     // The status has to name the newest token that was seen.
                     self.follow().await?;
@@ -362,6 +384,7 @@ impl Committer {
         });
         self.record_and_publish(before, snapshot.await, origin).await;
         if is_confirmed {
+            self.removals.committed();
             self.board.confirm(Instant::now());
         }
         Ok(Ok(()))
@@ -411,77 +434,4 @@ fn speculative_snapshot(current: &Snapshot, write: &Replacement) -> Option<Snaps
 async fn made<T: Send + 'static>(snapshot: impl FnOnce() -> T + Send + 'static) -> T {
     let made = tokio::task::spawn_blocking(snapshot).await;
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-}
-
-fn log_change(write: &Replacement, decision: &Decision, named: &Named, took: Duration) {
-    let outcome = if decision.is_change() { "changed" } else { "unchanged" };
-    REPLACES.counter_by([("outcome", outcome)]).increment(1);
-    COMMIT_SECONDS.histogram().record(took.as_secs_f64());
-    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    let [added, changed, removed] = [&named.added, &named.changed, &named.removed]
-        .map(|guids| guids.iter().map(GroupGuid::as_str).collect::<Vec<_>>());
-    tracing::info!(
-        added = decision.added(),
-        changed = decision.changed(),
-        removed = decision.removed.len(),
-        unchanged = decision.unchanged,
-        "added-guids" = listed(&added),
-        "changed-guids" = listed(&changed),
-        "removed-guids" = listed(&removed),
-        generation = decision.state.generation.0,
-        "fencing-token" = write.token.map_or(0, |token| token.0),
-        writer = %write.owner,
-        trace_id = write.origin.trace.map(|trace| tracing::field::display(trace.trace_id())),
-        milliseconds,
-        "replaced-security-groups"
-    );
-    if decision.watermark_went_back {
-        let stored = decision.state.watermark.map(printed);
-        tracing::info!(
-            given = printed(write.watermark),
-            stored = stored.unwrap_or_default(),
-            "watermark-regressed"
-        );
-    }
-}
-
-/// Log field with a list of guids; absent if the list is empty.
-fn listed<'a>(guids: &'a [&'a str]) -> Option<impl tracing::Value + 'a> {
-    (!guids.is_empty()).then(|| lager::json(guids))
-}
-
-pub(crate) fn tell_refusal(writer: &Owner, token: Option<FencingToken>, refusal: &Refusal) {
-    let outcome = match refusal {
-        Refusal::OldToken { .. } | Refusal::TokenOfAnother { .. } | Refusal::TokenTooFar { .. } => {
-            "fenced"
-        }
-        Refusal::MassRemoval { .. } => "mass-removal",
-        Refusal::Overtaken { .. } => "overtaken",
-    };
-    REPLACES.counter_by([("outcome", outcome)]).increment(1);
-    tracing::error!(
-        error = %refusal,
-        reason = outcome,
-        "fencing-token" = token.map_or(0, |token| token.0),
-        writer = %writer,
-        "refused-replace"
-    );
-}
-
-fn tell_failure(write: &Replacement, error: &Error) {
-    REPLACES.counter_by([("outcome", "failed")]).increment(1);
-    tracing::error!(
-        error = chain(error),
-        "fencing-token" = write.token.map_or(0, |token| token.0),
-        writer = %write.owner,
-        "failed-to-replace"
-    );
-}
-
-fn printed(watermark: Watermark) -> String {
-    let fraction = i32::try_from(watermark.nanoseconds()).expect("less than a second");
-    match Timestamp::new(watermark.seconds(), fraction) {
-        Ok(at) => at.to_string(),
-        Err(_) => format!("{} seconds after 1970", watermark.seconds()),
-    }
 }

@@ -9,6 +9,8 @@ runtime::families! {
         outcome: &["changed", "unchanged", "fenced", "mass-removal", "overtaken", "failed"],
     },
         "Replaces of the set of security groups by outcome.";
+    REFUSED_REMOVAL: Gauge "policy_store_refused_removal_groups",
+        "Groups that the last refused mass removal would remove; 0 after a committed Replace.";
     CHANGE_SECONDS: Histogram "policy_store_change_seconds" {
         hop: &["notice", "read", "commit", "enforce"],
     },

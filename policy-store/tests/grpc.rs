@@ -307,7 +307,10 @@ async fn the_status_names_a_writer_that_the_guard_refused() {
     let named_writer = status.writer.clone().unwrap();
     assert_eq!((&*named_writer.owner, named_writer.fencing_token), ("syncer-b", 5));
     let (writer_now, now) = (status.writer.clone(), status.now);
-    assert_eq!(status, StatusResponse { writer: writer_now, now, ..before });
+    let refused_removal = status.refused_removal.clone();
+    assert_eq!(refused_removal.as_ref().map(|refused| refused.removed), Some(60));
+    let expected = StatusResponse { writer: writer_now, now, refused_removal, ..before };
+    assert_eq!(status, expected);
     let error = replace(&writer, &fenced(&named(60, "1"), "syncer-a", 4)).await.unwrap_err();
     let text = "fencing token 4 of syncer-a is older than 5 of syncer-b";
     assert_status(&error, Code::FailedPrecondition, text);

@@ -22,6 +22,7 @@ mod lost;
 mod metron;
 mod original;
 mod process;
+mod removal;
 mod shared;
 mod slow;
 mod snapshot;

@@ -45,7 +45,8 @@ pub enum Error {
     /// The store's mass removal guard refused the Replace.
     #[error(
         "the policy store refused the security groups: {0}; if the Cloud Controller's list is \
-         right, run the syncer with allow_mass_removal: true until it has been applied"
+         right, `portcullisctl sync --accept-removal NUMBER`, with the number of groups to remove, \
+         lets it pass once"
     )]
     Refused(String),
     /// The store lacks groups that it was known to have.

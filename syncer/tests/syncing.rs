@@ -170,8 +170,8 @@ async fn a_list_that_shrank_to_nothing_is_stopped_by_the_stores_guard() {
     assert_eq!(
         error,
         "the policy store refused the security groups: too much would be removed; if the Cloud \
-         Controller's list is right, run the syncer with allow_mass_removal: true until it has \
-         been applied"
+         Controller's list is right, `portcullisctl sync --accept-removal NUMBER`, with the number \
+         of groups to remove, lets it pass once"
     );
     assert_eq!(data_of(&log, "reading-empty-list-again").len(), 1);
     assert_eq!(world.names().len(), 60);

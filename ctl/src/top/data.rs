@@ -25,6 +25,8 @@ pub(crate) struct Store {
     pub(crate) cells: Vec<Cell>,
     /// Instances that did not answer, while others did: a sentence for each.
     pub(crate) silent: Vec<String>,
+    /// Mass removals that instances refused: a sentence for each.
+    pub(crate) refused: Vec<String>,
 }
 
 /// Owner of a lock.

@@ -105,6 +105,7 @@ fn store(cells: u32, reported: i64) -> Store {
         now: at(0),
         cells: (1..=cells).map(|number| cell(number, 42, reported)).collect(),
         silent: Vec::new(),
+        refused: Vec::new(),
     }
 }
 

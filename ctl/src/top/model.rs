@@ -355,7 +355,9 @@ impl Data {
         let changes = changes.filter(|_| store.is_none());
         let locks = self.lock_health.problem("lock server", now);
         let silent = self.store().into_iter().flat_map(|store| store.silent.clone());
-        [store, changes, locks].into_iter().flatten().chain(silent).collect()
+        let refused = self.store().into_iter().flat_map(|store| store.refused.clone());
+        let lost = [store, changes, locks].into_iter().flatten().chain(silent);
+        refused.chain(lost).collect()
     }
 }
 

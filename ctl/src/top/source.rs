@@ -27,7 +27,7 @@ use crate::{
     connect::Connection,
     locks,
     refused::Refused,
-    store,
+    removal, store,
     stores::{self, foundation},
 };
 
@@ -145,6 +145,12 @@ impl<'a> Sources<'a> {
                 Err(error) => failed.push((&instance.store.address, error)),
             }
         }
+        let refused = statuses.iter().filter_map(|status| status.refused_removal.as_ref());
+        let refused: Vec<String> = refused
+            .map(|of| {
+                wire::text(&format!("removal refused: {}; see doctor", removal::sentence(of)))
+            })
+            .collect();
         let Some(newest) = statuses.into_iter().max_by_key(|status| status.generation) else {
             let first = failed.into_iter().next().map(|(_, error)| error);
             return Err(first.unwrap_or_else(|| anyhow!("there is no policy store")));
@@ -154,6 +160,7 @@ impl<'a> Sources<'a> {
             format!("policy store {}: retrying: {}", wire::text(address), describe(error))
         });
         store.silent = silent.collect();
+        store.refused = refused;
         Ok(store)
     }
 

@@ -40,7 +40,16 @@ fn duration(of: Option<prost_types::Duration>) -> Option<Duration> {
 
 /// The state of the store, with the cells of all its instances.
 pub(crate) fn store(status: StatusResponse, cells: Vec<Seen>) -> Store {
-    let StatusResponse { generation, watermark, writer, synced_at, groups, cells: _, now } = status;
+    let StatusResponse {
+        generation,
+        watermark,
+        writer,
+        synced_at,
+        groups,
+        cells: _,
+        now,
+        refused_removal: _,
+    } = status;
     Store {
         generation,
         groups,
@@ -53,6 +62,7 @@ pub(crate) fn store(status: StatusResponse, cells: Vec<Seen>) -> Store {
         now: time(now),
         cells: cells.into_iter().filter_map(|seen| detailed(seen.cell)).collect(),
         silent: Vec::new(),
+        refused: Vec::new(),
     }
 }
 

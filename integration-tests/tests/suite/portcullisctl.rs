@@ -147,6 +147,75 @@ fn a_control_plane_is_shown_and_changed() {
     the_leader_syncs_and_nothing_differs(&flags, &plane, &syncer);
     contexts_replace_flags(&plane);
     names_are_completed_in_bash(&flags);
+    a_change_is_shown_before_it_is_made(&flags, &plane);
+    a_refused_removal_passes_when_it_is_accepted(&flags, &plane, &syncer);
+}
+
+fn a_change_is_shown_before_it_is_made(flags: &[&str], plane: &ControlPlane) {
+    let ask = |args: &[&str]| run(&[flags, &["what-if"], args].concat());
+    let rules = json!([
+        { "protocol": "tcp", "destination": "10.1.0.0/17", "ports": "443" },
+        { "protocol": "tcp", "destination": "10.1.2.0/24", "ports": "443" },
+        { "protocol": "tcp", "destination": "10.8.0.0/24", "ports": "80-82" },
+    ]);
+    let file = plane.site.config("rules", &rules).display().to_string();
+    let answer = ask(&["--file", &file, "--group", "first", "--json"]);
+    let object: Value = serde_json::from_str(&answer.out).unwrap_or_else(|_| panic!("{answer:?}"));
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert_eq!(object["result"], "opens and closes connections");
+    assert_eq!(object["places"][0]["all_other_spaces"], true, "{object}");
+    let areas = object["areas"].as_array().expect("a list");
+    let opens = json!(["+ opens", "tcp", "10.8.0.0/24", "80-82"]);
+    let shown = |area: &Value| {
+        json!([area["change"], area["protocol"], area["destination"], area["ports"]])
+    };
+    assert!(areas.iter().any(|area| shown(area) == opens), "{object}");
+    assert_eq!(object["remarks"][0]["finding"], "covered", "{object}");
+    let table = ask(&["--delete", "first"]);
+    assert_eq!(table.code, Some(2), "{table:?}");
+    assert!(table.out.contains("\nareas:\n") && table.out.contains("- closes"), "{table:?}");
+    let same = ask(&["--group", "first", "--bind", "running", "-o", "yaml"]);
+    assert_eq!(same.code, Some(0), "{same:?}");
+    let none = ask(&["--delete", "no-such-group"]);
+    assert!(none.code == Some(1) && none.err.contains("no-such-group"), "{none:?}");
+    assert_eq!(ask(&[]).code, Some(2), "nothing to compute");
+}
+
+fn a_refused_removal_passes_when_it_is_accepted(
+    flags: &[&str],
+    plane: &ControlPlane,
+    syncer: &Process,
+) {
+    let bound = syncer.wait_for("debug-server-bound");
+    let admin = format!("http://{}", bound["data"]["address"].as_str().expect("an address"));
+    let groups: Vec<String> =
+        (0..60).map(|n| plane.cloud.create_group(&format!("many-{n}"), "10.4.0.0/16")).collect();
+    plane.wait_until_synced();
+    let stored = plane.stored_names().len();
+    // The list shrinks at once for the syncer.
+    syncer.signal(Signal::SIGSTOP);
+    groups.iter().for_each(|guid| plane.cloud.delete_group(guid));
+    syncer.signal(Signal::SIGCONT);
+    let fails = wait::until("the removal is refused", || {
+        let doctor = run(&[flags, &["doctor", "-o", "fields=state,check,detail"]].concat());
+        let line = doctor.out.lines().find(|line| line.contains("mass removal refused"));
+        line.map(str::to_owned).ok_or(doctor.out.clone())
+    });
+    let text = format!("would remove 60 of {stored} groups");
+    assert!(fails.starts_with("fail") && fails.contains(&text), "{fails}");
+    let sync = |number: &str| {
+        let args = ["sync", "--accept-removal", number, "--syncer-admin", &admin, "--json"];
+        run(&[flags, &args].concat())
+    };
+    let wrong = sync("59");
+    assert!(wrong.code == Some(1) && wrong.err.contains("59 groups"), "{wrong:?}");
+    let passed = sync("60");
+    let object: Value = serde_json::from_str(&passed.out).unwrap_or_else(|_| panic!("{passed:?}"));
+    assert_eq!(object["accepted_removal"], 60, "{object}");
+    plane.wait_until_synced();
+    assert_eq!(plane.stored_names().len(), stored - 60);
+    let doctor = run(&[flags, &["doctor"]].concat());
+    assert!(!doctor.out.contains("mass removal"), "{doctor:?}");
 }
 
 fn output_has_formats(flags: &[&str]) {

@@ -11,8 +11,9 @@
 //!   not fenced from each other. A token counts once it passed the fence, even if its
 //!   Replace is then refused for another reason: see [`Refused::seen`].
 //! - **Mass removal.** A Replace must not remove more than half of [`GUARDED_FROM`] or
-//!   more groups unless the writer allows it: a Cloud Controller that returns an empty
-//!   list by mistake must not cut off a foundation.
+//!   more groups unless the writer allows it, or an operator accepted the removal of
+//!   exactly these groups: a Cloud Controller that returns an empty list by mistake must
+//!   not cut off a foundation.
 //! - **Generation (law 4).** Rises by one when content changes and stays otherwise. The
 //!   first Replace always raises it, even when it is empty: generation 0 means that no
 //!   set was ever synced. So does the first after rows were lost. Each generation has a
@@ -23,7 +24,10 @@
 //! - **Ids** ascend from 1 in the order of first arrival, are kept while a group lives,
 //!   and are never reused.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use model::{
@@ -96,6 +100,8 @@ pub struct Replacement {
     pub watermark: Watermark,
     /// Disables the mass removal guard.
     pub allow_mass_removal: bool,
+    /// Groups that an operator accepts to be removed: these, and no others.
+    pub accepted_removal: Option<Arc<BTreeSet<GroupGuid>>>,
     /// The set, with the content that the store lacked.
     pub supplied: Supplied,
     /// Current time.
@@ -366,7 +372,11 @@ fn removals(
         .map(|(guid, known)| (known.id, guid.clone()))
         .collect();
     let stored = known.len();
-    if stored >= GUARDED_FROM && removed.len() * 2 > stored && !write.allow_mass_removal {
+    let is_accepted = write.accepted_removal.as_deref().is_some_and(|accepted| {
+        accepted.len() == removed.len() && removed.iter().all(|(_, guid)| accepted.contains(guid))
+    });
+    let is_allowed = write.allow_mass_removal || is_accepted;
+    if stored >= GUARDED_FROM && removed.len() * 2 > stored && !is_allowed {
         return Err(Refusal::MassRemoval { removed: removed.len(), stored });
     }
     removed.sort_unstable();

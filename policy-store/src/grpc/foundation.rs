@@ -5,16 +5,16 @@ use std::{pin::Pin, sync::Arc};
 use futures_util::Stream;
 use jiff::Timestamp;
 use proto::policy_v1::{
-    AskCellRequest, AskCellResponse, CellsRequest, CellsResponse, ChangesRequest, ChangesResponse,
-    ContainersRequest, ContainersResponse, ExplainRequest, ExplainResponse, ReachRequest,
-    ReachResponse, WhatIfRequest, WhatIfResponse,
+    AcceptRemovalRequest, AcceptRemovalResponse, AskCellRequest, AskCellResponse, CellsRequest,
+    CellsResponse, ChangesRequest, ChangesResponse, ContainersRequest, ContainersResponse,
+    ExplainRequest, ExplainResponse, ReachRequest, ReachResponse, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
 use runtime::server::Entry;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Shared, ask, cells, changes, explain,
+    Shared, ask, cells, changes, explain, removal,
     status::{Error, status},
     what_if,
 };
@@ -114,5 +114,16 @@ impl foundation_server::Foundation for Foundation {
     ) -> Result<Response<WhatIfResponse>, Status> {
         let request = request.into_inner();
         self.compute(move |snapshot, known| what_if::answer(snapshot, known, request)).await
+    }
+
+    async fn accept_removal(
+        &self,
+        request: Request<AcceptRemovalRequest>,
+    ) -> Result<Response<AcceptRemovalResponse>, Status> {
+        let identity = runtime::tls::peer(&request).identity;
+        let removals = self.0.commits.removals();
+        let accepted =
+            removal::accept(removals, identity.as_ref(), request.into_inner(), Timestamp::now());
+        accepted.map(Response::new).map_err(|error| status(&error))
     }
 }

@@ -10,6 +10,7 @@ mod foundation;
 mod inventory;
 mod messages;
 mod parse;
+mod removal;
 mod replace;
 pub mod status;
 mod watch;
@@ -154,6 +155,7 @@ impl policy_store_server::PolicyStore for PolicyStore {
             groups: snapshot.entries().len() as u64,
             cells: cells.into_iter().map(|status| cell(status, snapshot.history())).collect(),
             now: Some(timestamp(Timestamp::now())),
+            refused_removal: self.0.commits.removals().last().map(Into::into),
         }))
     }
 }

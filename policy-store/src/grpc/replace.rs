@@ -199,8 +199,16 @@ impl Replacing {
         let Beginning { owner, token, watermark, allow_mass_removal, origin } = beginning;
         let supplied = expected.complete()?;
         let at = Timestamp::now();
-        let write =
-            Replacement { owner, token, watermark, allow_mass_removal, supplied, at, origin };
+        let write = Replacement {
+            owner,
+            token,
+            watermark,
+            allow_mass_removal,
+            accepted_removal: None,
+            supplied,
+            at,
+            origin,
+        };
         let Committed { generation, added, changed, removed, unchanged, named } =
             self.commits.commit(write).await?;
         let guids =

@@ -13,6 +13,7 @@ use crate::{
         watch::{End, Violation},
     },
     groups::{decide::Refusal, manifest},
+    removals::NotAccepted,
     store,
 };
 
@@ -43,6 +44,9 @@ pub enum Error {
     /// A request was not passed to a cell, or not answered.
     #[error(transparent)]
     Unasked(#[from] Unasked),
+    /// A refused removal was not accepted.
+    #[error(transparent)]
+    NotAccepted(#[from] NotAccepted),
     /// A Replace was not confirmed.
     #[error(transparent)]
     Replace(#[from] Failure),
@@ -149,6 +153,7 @@ pub fn status(error: &Error) -> Status {
         Error::Unasked(Unasked::TooMany(_)) => Code::ResourceExhausted,
         Error::Unasked(Unasked::Late(_)) => Code::DeadlineExceeded,
         Error::Unasked(Unasked::Agent(status)) => return (**status).clone(),
+        Error::NotAccepted(_) => Code::FailedPrecondition,
         Error::Busy => Code::ResourceExhausted,
         Error::Silent(_) | Error::Slow(_) => Code::DeadlineExceeded,
         Error::Transport(status) => return (**status).clone(),

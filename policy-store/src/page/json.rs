@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use proto::{
     cell_v1::{Container, Enforcement, IsolatedRule},
     policy_v1::{
-        Change, Connection, ExplainResponse, IsolatedRules, PlacedContainer, ReachResponse, Rule,
-        SecurityGroup, SourcedRule, StatusResponse, cells_response::Cell, change,
-        explain_response::Remark,
+        Change, Connection, ExplainResponse, IsolatedRules, PlacedContainer, ReachResponse,
+        RefusedRemoval, Rule, SecurityGroup, SourcedRule, StatusResponse, cells_response::Cell,
+        change, explain_response::Remark,
     },
 };
 use serde_json::{Value, json};
@@ -41,7 +41,20 @@ pub(super) fn summary(status: &StatusResponse) -> Value {
         "watermark": moment(status.watermark.as_ref()),
         "synced_at": moment(status.synced_at.as_ref()),
         "writer": writer.map(|writer| writer.owner.as_str()),
+        "refused_removal": status.refused_removal.as_ref().map(refused_removal),
         "token": writer.map(|writer| writer.fencing_token).filter(|token| *token > 0),
+    })
+}
+
+fn refused_removal(refused: &RefusedRemoval) -> Value {
+    let RefusedRemoval { at, owner, removed, stored, groups, accepted_until } = refused;
+    json!({
+        "at": moment(at.as_ref()),
+        "owner": owner,
+        "removed": removed,
+        "stored": stored,
+        "groups": groups.iter().map(|group| named(group.name.clone(), group.guid.clone())).collect::<Vec<_>>(),
+        "accepted_until": moment(accepted_until.as_ref()),
     })
 }
 

@@ -86,6 +86,11 @@ function draw_summary() {
     ["packets allowed", counted("allowed")],
     ["packets denied", counted("denied")],
   ];
+  const refused = s.refused_removal;
+  if (refused) {
+    const accepted = refused.accepted_until > state.clock ? "accepted, " : "";
+    items.push(["removal refused", `${accepted}${number.format(refused.removed)} of ${number.format(refused.stored)} groups, ${age(refused.at)}`, "fail"]);
+  }
   byId("summary").replaceChildren(
     ...items.map(([name, value, level]) =>
       element("div", { class: level || "" }, element("dt", {}, name), element("dd", { title: value }, value))),

@@ -84,6 +84,7 @@ pub(crate) fn replacement(set: &Set) -> Replacement {
         token: None,
         watermark: Watermark::try_new(1, 0).unwrap(),
         allow_mass_removal: false,
+        accepted_removal: None,
         supplied: Supplied {
             manifest,
             groups: set

@@ -46,7 +46,7 @@ pub(crate) struct Synced {
 pub(crate) const SYNCED: &[Field<Synced>] = &[
     Field::text("syncer", |of| of.syncer.clone()),
     Field::integer("generation", |of| of.applied.generation),
-    Field::integer("accepted_removal", |of| of.accepted),
+    Field::only_json(Field::integer("accepted_removal", |of| of.accepted)),
     Field::integer("added", |of| Some(of.applied.added)),
     Field::integer("changed", |of| Some(of.applied.changed)),
     Field::integer("removed", |of| Some(of.applied.removed)),

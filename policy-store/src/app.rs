@@ -37,6 +37,7 @@ use crate::{
     page::{Page, Services},
     report::Report,
     store::{Contents, Store},
+    upkeep::{KeepFrom, Upkeep},
 };
 
 /// The original's origin name in its metrics.
@@ -243,6 +244,13 @@ impl App {
         let changes = Changes::default();
         let committer = committer.recording(changes.clone(), cells.clone());
         let drain = force_close.clone();
+        let upkeep = Upkeep {
+            store: Arc::clone(&store),
+            board: Arc::clone(&board),
+            changes: changes.clone(),
+            limits: config.history,
+            keep_from: KeepFrom::default(),
+        };
         let feed = Feed { board: Arc::clone(&board), cells, changes, drain };
         let stale_after = config.stale_after;
         let synced = health.component("sync");
@@ -267,8 +275,14 @@ impl App {
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
         tasks.add(
             "reports",
-            save_reports(store, feed.clone(), config.report_save_interval, drained.clone()),
+            save_reports(
+                Arc::clone(&store),
+                feed.clone(),
+                config.report_save_interval,
+                drained.clone(),
+            ),
         );
+        tasks.add("history", upkeep.run(drained.clone()));
         tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
         tasks.add("writer", committer.run(drained.clone()));
         tasks.add("admin", admin.run(shutdown.clone()));

@@ -44,6 +44,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Part of the drain timeout over which clients are disconnected.
     pub drain_spread: Duration,
+    /// Limits of the history.
+    pub history: History,
     /// Whether the admin address serves the web page.
     pub web_page: bool,
     /// Target of the original's metrics, if enabled.
@@ -62,6 +64,15 @@ pub struct Replaces {
     /// Largest accepted step from the newest fencing token to the next one; absent for no
     /// limit.
     pub token_step: Option<u64>,
+}
+
+/// Limits of the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// Older entries are dropped.
+    pub time: Duration,
+    /// Size limit in bytes.
+    pub size: u64,
 }
 
 const UNUSED: &[&str] = &[
@@ -97,6 +108,8 @@ impl Configure for Config {
         }
         let drain_timeout = keys.or("drain_timeout_seconds", Seconds::new(10));
         let drain_spread = drain_spread(keys, drain_timeout);
+        let history_days: Option<u32> = keys.nonzero("history_days", 90);
+        let history_size: Option<u64> = keys.nonzero("history_size", 1 << 30);
         let web_page = keys.or("web_page", false);
         let metron_address = keys.optional("metron_address");
         let log_level = keys.or("log_level", Level::Info);
@@ -119,6 +132,10 @@ impl Configure for Config {
             tag_length: tag_length?,
             drain_timeout: drain_timeout?.0,
             drain_spread: drain_spread?,
+            history: History {
+                time: Duration::from_secs(u64::from(history_days?) * 86_400),
+                size: history_size?,
+            },
             web_page: web_page?,
             metron_address: metron_address?,
             log_level: log_level?,

@@ -2,7 +2,7 @@
 //!
 //! The program runs [`app::App`]. One writer at a time replaces the whole set
 //! ([`committer::Commits`], [`groups::decide`]). The set is stored in a database ([`store::Store`])
-//! and, encoded once, in memory. Cells receive relevant changes over a watch ([`feed`]) or poll
+//! and, encoded once, in memory, with a history in the database ([`upkeep`]). Cells receive relevant changes over a watch ([`feed`]) or poll
 //! ([`http`]). [`access`] has the access control, [`grpc`] the gRPC services, [`page`] the live page.
 //!
 //! Not in this crate: reading the Cloud Controller ([`syncer`](../syncer/index.html)), rules in the
@@ -25,3 +25,4 @@ pub mod removals;
 mod report;
 pub mod reports;
 pub mod store;
+pub mod upkeep;

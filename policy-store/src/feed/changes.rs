@@ -20,7 +20,7 @@ use super::{
     cells::Cells,
     ring::{Committed, Filter, Next, Reader, Ring, Shown},
 };
-use crate::metrics::CHANGE_SECONDS;
+use crate::{groups::archive::Reached, metrics::CHANGE_SECONDS};
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -80,6 +80,17 @@ impl Changes {
     pub fn trace(&self, generation: Generation) -> Option<TraceContext> {
         let ring = self.ring();
         ring.newest().filter(|newest| newest.generation == generation)?.origin.trace
+    }
+
+    /// See [`Ring::settled`].
+    #[must_use]
+    pub fn settled(&self, now: Timestamp, is_last: bool) -> Vec<(Generation, Reached)> {
+        self.ring().settled(now, is_last)
+    }
+
+    /// See [`Ring::not_saved`].
+    pub fn not_saved(&self, generations: &[(Generation, Reached)]) {
+        self.ring().not_saved(generations);
     }
 
     /// Starts with the last `last` changes that the filter selects; with `follow`, goes on

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use model::{
     generation::{Generation, Watermark},
     ids::CellId,
@@ -20,6 +20,7 @@ use model::{
 
 pub use crate::groups::archive::{ChangedGroup, Kind};
 use crate::groups::{
+    archive::Reached,
     decide::Origin,
     history::{Change, Step},
     snapshot::{Entry, Snapshot},
@@ -33,6 +34,8 @@ const MAX_GROUPS: usize = 200_000;
 const MAX_NAME: usize = 255;
 /// Minimum time between two updates of a change for one reader.
 pub const COALESCED: Duration = Duration::from_millis(100);
+/// Time after which the history no longer waits for cells.
+const LAST_MARK: SignedDuration = SignedDuration::from_mins(10);
 /// Number of cells that a summary names.
 const SLOWEST: usize = 10;
 
@@ -143,6 +146,8 @@ struct Remembered {
     enforced: usize,
     /// Rises with each update.
     version: u64,
+    /// Whether the history has the times of the cells.
+    is_saved: bool,
 }
 
 impl Remembered {
@@ -168,7 +173,7 @@ pub struct Shown {
 
 impl From<&Remembered> for Shown {
     fn from(remembered: &Remembered) -> Self {
-        let Remembered { change, cells, enforced, version: _ } = remembered;
+        let Remembered { change, cells, enforced, version: _, is_saved: _ } = remembered;
         let mut times: Vec<u64> = cells.iter().filter_map(|(_, after)| *after).collect();
         times.sort_unstable();
         // The nearest rank.
@@ -261,6 +266,7 @@ impl Ring {
             cells: cells.into_iter().map(|cell| (cell, None)).collect(),
             enforced: 0,
             version: self.version,
+            is_saved: false,
         });
         while self.changes.len() > MAX_CHANGES
             || (self.groups > MAX_GROUPS && self.changes.len() > 1)
@@ -316,6 +322,31 @@ impl Ring {
             times.push((kept.change.generation, time));
         }
         times
+    }
+
+    /// How cells got the generations that all connected cells have, or that are older than the
+    /// last mark of the history; with `is_last`, of all generations. Each generation once.
+    pub fn settled(&mut self, now: Timestamp, is_last: bool) -> Vec<(Generation, Reached)> {
+        let is_settled = |kept: &&mut Remembered| {
+            let is_old = now.duration_since(kept.change.at) > LAST_MARK;
+            !kept.is_saved && (is_last || is_old || kept.is_final())
+        };
+        let settled = self.changes.iter_mut().filter(is_settled).map(|kept| {
+            kept.is_saved = true;
+            let times = kept.cells.iter().map(|(_, after)| after.map(Duration::from_micros));
+            (kept.change.generation, Reached::of(times))
+        });
+        settled.collect()
+    }
+
+    /// The generations could not be saved: [`Self::settled`] returns them again.
+    pub fn not_saved(&mut self, generations: &[(Generation, Reached)]) {
+        for (generation, _) in generations {
+            let place = self.changes.binary_search_by_key(generation, |k| k.change.generation);
+            if let Some(kept) = place.ok().and_then(|place| self.changes.get_mut(place)) {
+                kept.is_saved = false;
+            }
+        }
     }
 
     /// A reader of the last `last` changes that the filter selects, and of later ones.

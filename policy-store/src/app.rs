@@ -286,7 +286,7 @@ impl App {
         tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
         tasks.add("writer", committer.run(drained.clone()));
         tasks.add("admin", admin.run(shutdown.clone()));
-        let service = PolicyStore::new(config.access, feed, commits, config.replaces);
+        let service = PolicyStore::new(config.access, feed, commits, store, config.replaces);
         let foundation = service.foundation();
         if let Some(page) = page {
             page.open(Services { store: service.clone(), foundation: foundation.clone() });

@@ -11,6 +11,7 @@ mod explain;
 mod foundation;
 mod grpc;
 mod grpc_cells;
+mod grpc_history;
 mod handover;
 mod http;
 mod http_gate;

@@ -87,6 +87,11 @@ fn each_error_has_its_status() {
         (Error::Replace(Failure::Store(closed)), Code::Internal, "the database failed"),
         (Error::Replace(Failure::Store(corrupt)), Code::Internal, "the database failed"),
         (Error::Replace(Failure::ShuttingDown), Code::Unavailable, "the store is shutting down"),
+        (
+            Error::Unread(store::Error::CorruptRow { field: "f", problem: "p".to_owned() }),
+            Code::Internal,
+            "the database failed",
+        ),
         (Error::Busy, Code::ResourceExhausted, "too many Replaces"),
         (Error::Silent(60), Code::DeadlineExceeded, "the writer sent nothing for 60 seconds"),
         (Error::Draining, Code::Unavailable, "the store is shutting down"),

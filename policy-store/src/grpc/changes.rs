@@ -103,7 +103,7 @@ fn response(shown: Shown, cells: &Cells, now: Timestamp) -> ChangesResponse {
     ChangesResponse { change: Some(message), now: Some(timestamp(now)) }
 }
 
-fn group(group: &ChangedGroup) -> change::Group {
+pub(super) fn group(group: &ChangedGroup) -> change::Group {
     let ChangedGroup { guid, name, kind } = group;
     let kind = match kind {
         ring::Kind::Added => Kind::Added,

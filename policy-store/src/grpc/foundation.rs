@@ -7,14 +7,15 @@ use jiff::Timestamp;
 use proto::policy_v1::{
     AcceptRemovalRequest, AcceptRemovalResponse, AskCellRequest, AskCellResponse, CellsRequest,
     CellsResponse, ChangesRequest, ChangesResponse, ContainersRequest, ContainersResponse,
-    ExplainRequest, ExplainResponse, ReachRequest, ReachResponse, WhatIfRequest, WhatIfResponse,
+    DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, HistoryRequest,
+    HistoryResponse, ReachRequest, ReachResponse, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
 use runtime::server::Entry;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Shared, ask, cells, changes, explain, removal,
+    Shared, ask, cells, changes, explain, history, removal,
     status::{Error, status},
     what_if,
 };
@@ -97,6 +98,24 @@ impl foundation_server::Foundation for Foundation {
         let drain = self.0.drain(&request);
         let stream = changes::stream(&self.0.feed, drain, request.into_inner());
         stream.map(|stream| Response::new(Box::pin(stream) as _)).map_err(|error| status(&error))
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<HistoryResponse>, Status> {
+        let (request, now) = (request.into_inner(), Timestamp::now());
+        let answer = history::history(&*self.0.store, request, now).await;
+        answer.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn difference(
+        &self,
+        request: Request<DifferenceRequest>,
+    ) -> Result<Response<DifferenceResponse>, Status> {
+        let (request, newest) = (request.into_inner(), self.0.feed.board.current());
+        let answer = history::difference(&*self.0.store, &newest, request).await;
+        answer.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn ask_cell(

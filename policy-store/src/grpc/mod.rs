@@ -7,6 +7,7 @@ mod cells;
 mod changes;
 mod explain;
 mod foundation;
+mod history;
 mod inventory;
 mod messages;
 mod parse;
@@ -49,6 +50,7 @@ use crate::{
     feed::watch::Feed,
     groups::page::page,
     metrics::DENIED,
+    store::Store,
 };
 
 /// Limit of concurrent Replaces: each may hold a whole set.
@@ -65,6 +67,7 @@ struct Shared {
     access: Access,
     feed: Feed,
     commits: Commits,
+    store: Arc<dyn Store>,
     replaces: Arc<Semaphore>,
     /// Limits of a Replace.
     bounds: Replaces,
@@ -75,11 +78,18 @@ struct Shared {
 pub struct PolicyStore(Arc<Shared>);
 
 impl PolicyStore {
-    /// Serves `feed`, and sends Replaces within these limits to `commits`.
+    /// Serves `feed` and the history of `store`, and sends Replaces within these limits to
+    /// `commits`.
     #[must_use]
-    pub fn new(access: Access, feed: Feed, commits: Commits, bounds: Replaces) -> Self {
+    pub fn new(
+        access: Access,
+        feed: Feed,
+        commits: Commits,
+        store: Arc<dyn Store>,
+        bounds: Replaces,
+    ) -> Self {
         let replaces = Arc::new(Semaphore::new(REPLACES));
-        Self(Arc::new(Shared { access, feed, commits, replaces, bounds }))
+        Self(Arc::new(Shared { access, feed, commits, store, replaces, bounds }))
     }
 
     /// The service for operators.

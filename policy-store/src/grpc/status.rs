@@ -50,6 +50,9 @@ pub enum Error {
     /// A Replace was not confirmed.
     #[error(transparent)]
     Replace(#[from] Failure),
+    /// The history was not read.
+    #[error(transparent)]
+    Unread(#[from] store::Error),
     /// The limit of concurrent Replaces is reached.
     #[error("too many Replaces at the same time")]
     Busy,
@@ -127,25 +130,8 @@ pub fn status(error: &Error) -> Status {
         | Error::Protocol(_)
         | Error::Manifest(_)
         | Error::Subscription(_)
-        | Error::Violation(_)
-        | Error::Replace(Failure::Store(store::Error::TooLarge { .. })) => Code::InvalidArgument,
-        Error::Replace(Failure::Store(store::Error::Refused(refused))) => match refused.refusal {
-            Refusal::OldToken { .. }
-            | Refusal::TokenOfAnother { .. }
-            | Refusal::TokenTooFar { .. }
-            | Refusal::MassRemoval { .. } => Code::FailedPrecondition,
-            Refusal::Overtaken { .. } => Code::Aborted,
-        },
-        // The error chain contains paths and SQL statements; it is logged.
-        Error::Replace(Failure::Store(store::Error::Database(error))) => {
-            return match error.is_retryable() {
-                true => Status::unavailable("the database failed, try again later"),
-                false => Status::internal("the database failed"),
-            };
-        }
-        Error::Replace(Failure::Store(store::Error::CorruptRow { .. })) => {
-            return Status::internal("the database failed");
-        }
+        | Error::Violation(_) => Code::InvalidArgument,
+        Error::Replace(Failure::Store(error)) | Error::Unread(error) => return of_store(error),
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,
         Error::NotFound(_) | Error::Unasked(Unasked::Unknown(_)) => Code::NotFound,
         Error::Unasked(Unasked::NotConnected(_) | Unasked::Ended(_)) => Code::Unavailable,
@@ -157,6 +143,28 @@ pub fn status(error: &Error) -> Status {
         Error::Busy => Code::ResourceExhausted,
         Error::Silent(_) | Error::Slow(_) => Code::DeadlineExceeded,
         Error::Transport(status) => return (**status).clone(),
+    };
+    Status::new(code, error.to_string())
+}
+
+/// Status of an error of the store. The error chain of a database contains paths and SQL
+/// statements: it is logged, and not sent.
+fn of_store(error: &store::Error) -> Status {
+    let code = match error {
+        store::Error::TooLarge { .. } => Code::InvalidArgument,
+        store::Error::Refused(refused) => match refused.refusal {
+            Refusal::OldToken { .. }
+            | Refusal::TokenOfAnother { .. }
+            | Refusal::TokenTooFar { .. }
+            | Refusal::MassRemoval { .. } => Code::FailedPrecondition,
+            Refusal::Overtaken { .. } => Code::Aborted,
+        },
+        store::Error::Database(error) if error.is_retryable() => {
+            return Status::unavailable("the database failed, try again later");
+        }
+        store::Error::Database(_) | store::Error::CorruptRow { .. } => {
+            return Status::internal("the database failed");
+        }
     };
     Status::new(code, error.to_string())
 }

@@ -17,7 +17,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     connect::Connection,
     escape::escape,
-    field::{Field, Row, Tone, duration, instant, milliseconds, rows},
+    field::{Field, Tone, duration, instant, milliseconds, rows},
     output::Output,
     refused::{Refused, is_final},
     report::{self, Report},
@@ -54,7 +54,7 @@ fn tone(change: &Change) -> Tone {
 }
 
 /// `added web`, `removed dns`.
-fn names(change: &Change) -> Vec<String> {
+pub(crate) fn names(change: &Change) -> Vec<String> {
     let name = |group: &Group| {
         let kind = match group.kind() {
             Kind::Unspecified => "touched",
@@ -75,18 +75,18 @@ fn names(change: &Change) -> Vec<String> {
 }
 
 /// The 32 hexadecimal digits of a W3C trace context.
-fn trace_id(change: &Change) -> String {
+pub(crate) fn trace_id(change: &Change) -> String {
     change.traceparent.split('-').nth(1).unwrap_or_default().to_owned()
 }
 
 /// Durations of the hops up to the commit. Clocks of several machines: a negative time is 0.
-struct Hops {
-    notice: Option<Duration>,
-    read: Option<Duration>,
+pub(crate) struct Hops {
+    pub(crate) notice: Option<Duration>,
+    pub(crate) read: Option<Duration>,
     commit: Option<Duration>,
 }
 
-fn hops(change: &Change) -> Hops {
+pub(crate) fn hops(change: &Change) -> Hops {
     let [stamp, noticed, read, committed] = times(change);
     Hops {
         notice: between(stamp, noticed),
@@ -106,7 +106,7 @@ fn between(from: Option<Timestamp>, to: Option<Timestamp>) -> Option<Duration> {
 /// One stage of a change.
 pub(crate) struct Stage {
     name: &'static str,
-    at: Option<Timestamp>,
+    pub(crate) at: Option<Timestamp>,
     /// Since the stage before.
     took: Option<Duration>,
     /// Since the first stage.
@@ -120,7 +120,7 @@ pub(crate) const STAGES: &[Field<Stage>] = &[
     Field::time("at", |stage| stage.at),
 ];
 
-fn stages(change: &Change) -> Vec<Row> {
+pub(crate) fn stages(change: &Change) -> Vec<Stage> {
     let [stamp, noticed, read, committed] = times(change);
     let hops = hops(change);
     let total = |at| between(stamp, at);
@@ -146,7 +146,7 @@ fn stages(change: &Change) -> Vec<Row> {
         let at = took.and_then(|took| committed?.checked_add(took).ok());
         Stage { name, at, took, total: took.and_then(after) }
     }));
-    rows(STAGES, stages)
+    stages
 }
 
 pub(crate) const SLOWEST: &[Field<Cell>] = &[
@@ -175,7 +175,7 @@ pub(crate) const TRACED: &[Field<Change>] = &[
         Field::integer("cells_enforced", |change| Some(change.cells_enforced.into())),
         tone,
     ),
-    Field::rows("stages", stages),
+    Field::rows("stages", |change| rows(STAGES, stages(change))),
     Field::rows("slowest_cells", |change| rows(SLOWEST, change.slowest_cells.clone())),
 ];
 
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn stages_add_up() {
-        let stages = stages(&change());
+        let stages = rows(STAGES, stages(&change()));
         let values: Vec<String> = stages.iter().map(crate::data::json).collect();
         assert!(values[1].contains("\"took_ms\":220.0,\"total_ms\":220.0"), "{values:?}");
         assert!(values[6].contains("\"took_ms\":18.0,\"total_ms\":258.0"), "{values:?}");

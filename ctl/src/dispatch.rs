@@ -9,7 +9,7 @@ use crate::{
     claim::{self, Wanted},
     cli::{
         Claim, Cli, Command, ContainerSelection, ContextCommand, DeniedSelection, Describe,
-        Explain, Get, GroupSelection, LockCommand, PresenceCommand, Watch,
+        Explain, Get, GroupSelection, History, HistoryCommand, LockCommand, PresenceCommand, Watch,
     },
     complete,
     confirm::confirm,
@@ -20,7 +20,7 @@ use crate::{
     everywhere::{self, Subject},
     explain,
     flags::Flags,
-    groups, locks,
+    groups, history, locks,
     output::Output,
     reach,
     report::{self, Report},
@@ -63,6 +63,7 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             print(report)?;
             return Ok(if any { DIFFERENT.into() } else { ExitCode::SUCCESS });
         }
+        Command::History(what) => print(history(connection, what).await?)?,
         Command::Doctor => {
             let (report, failed) = doctor::run(connection).await?;
             print(report)?;
@@ -171,6 +172,18 @@ async fn get(connection: &Connection, what: Get, output: &Output) -> anyhow::Res
     };
     report.print(output)?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn history(connection: &Connection, what: History) -> anyhow::Result<Report> {
+    let History { group, since, last, command } = what;
+    match command {
+        None => {
+            let last = usize::try_from(last).unwrap_or(usize::MAX);
+            history::list(connection, group, since, last).await
+        }
+        Some(HistoryCommand::Show { generation }) => history::show(connection, generation).await,
+        Some(HistoryCommand::Diff { from, to }) => history::diff(connection, from, to).await,
+    }
 }
 
 async fn describe(connection: &Connection, what: Describe) -> anyhow::Result<Report> {

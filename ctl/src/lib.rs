@@ -33,6 +33,7 @@ mod explain;
 mod field;
 pub mod flags;
 mod groups;
+mod history;
 mod locks;
 mod natural;
 pub mod output;
@@ -109,6 +110,10 @@ mod tests {
         documented("Stages of a change", changes::STAGES);
         documented("Slowest cells of a change", changes::SLOWEST);
         documented("diff", diff::DIFFERENCES);
+        documented("history\n", history::HISTORY);
+        documented("history show", history::SHOWN);
+        documented("Cells of a generation", history::REACHED);
+        documented("history diff", history::DIFFERENCE);
         documented("doctor", doctor::CHECKS);
         documented("lock claim", claim::CLAIMED);
         documented("lock release", claim::RELEASED);

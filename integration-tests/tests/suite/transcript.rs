@@ -41,6 +41,13 @@ const CHAPTERS: &[(&str, &[&str])] = &[
         &["portcullisctl trace db", "portcullisctl get changes --group db"],
     ),
     (
+        "What changed when, and what exactly?",
+        &[
+            "portcullisctl history -o fields=generation,entry,groups,by",
+            "portcullisctl history diff 1 2",
+        ],
+    ),
+    (
         "Which cells are there, and is one behind?",
         &[
             "portcullisctl get cells",

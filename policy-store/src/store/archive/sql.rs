@@ -30,9 +30,10 @@ impl Sql {
     /// Highest number and generation; 0 when there are no entries.
     pub(in crate::store) fn newest(self) -> String {
         let Self { prefix, .. } = self;
+        // Each from its index: SQLite reads the whole table for two of them in one query.
         format!(
-            "SELECT COALESCE(MAX(number), 0), COALESCE(MAX(generation), 0)
-             FROM {prefix}archive_entries"
+            "SELECT COALESCE((SELECT MAX(number) FROM {prefix}archive_entries), 0),
+                 COALESCE((SELECT MAX(generation) FROM {prefix}archive_entries), 0)"
         )
     }
 

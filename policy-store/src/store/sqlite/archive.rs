@@ -19,7 +19,7 @@ use super::{
     IDS_AT_ONCE, Sqlite,
 };
 use crate::groups::{
-    archive::{Bounds, Numbered, OperatorDecision, Query, Reached, Undo, expired},
+    archive::{Bounds, DROPPED_AT_ONCE, Numbered, OperatorDecision, Query, Reached, Undo, expired},
     decide::{Decision, Replacement},
 };
 
@@ -60,12 +60,10 @@ impl Archive for Sqlite {
 
     fn prune(&self, bounds: Bounds) -> Answer<'_, bool> {
         Box::pin(async move {
-            // Most calls find nothing to do, and then the writer is not asked.
+            // The search takes longer than the work, and a Replace does not wait for it.
             let look = move |connection: &Connection| Excess::of(connection, &bounds);
-            if self.database.read(look).await?.is_none() {
-                return Ok(false);
-            }
-            let work = move |transaction: &Transaction<'_>| prune(transaction, &bounds);
+            let Some(excess) = self.database.read(look).await? else { return Ok(false) };
+            let work = move |transaction: &Transaction<'_>| prune(transaction, &excess);
             self.database.write(work).await
         })
     }
@@ -160,7 +158,7 @@ impl Excess {
         let last = oldest[..dropped].last();
         let entries = last.map(|entry| to_sql("archive_entries.number", entry.number));
         let entries = entries.transpose()?;
-        let has_more = dropped == crate::groups::archive::DROPPED_AT_ONCE;
+        let has_more = dropped == DROPPED_AT_ONCE;
         // Contents without an entry: the rest of an earlier call.
         let orphans = "SELECT 1 FROM archive_groups
              WHERE generation < (SELECT MIN(generation) FROM archive_entries) LIMIT 1";
@@ -169,10 +167,8 @@ impl Excess {
     }
 }
 
-fn prune(transaction: &Transaction<'_>, bounds: &Bounds) -> Result<bool, Error> {
-    let Some(Excess { entries, has_more }) = Excess::of(transaction, bounds)? else {
-        return Ok(false);
-    };
+fn prune(transaction: &Transaction<'_>, excess: &Excess) -> Result<bool, Error> {
+    let Excess { entries, has_more } = *excess;
     if let Some(last) = entries {
         execute(transaction, &SQL.drop_entries(), [last.into()])?;
     }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, io::Write as _, process::Output, time::Duration};
 
 use nix::sys::signal::Signal;
+use proto::policy_v1::{DifferenceRequest, HistoryEntry, HistoryRequest, history_entry};
 use serde_json::{Value, json};
 use storage::{server::Dialect, testing::TestServer};
 use tokio::sync::watch;
@@ -13,11 +14,12 @@ use crate::support::{
     http::Poller,
     process::{Program, command},
     sets::{fenced, named},
-    site::{Client, Site},
+    site::{Client, Foundation, Site},
 };
 
 /// kill -9 during Replaces: after the restart there is one complete set, at least as
-/// new as the last confirmed one, and every confirmed token still fences.
+/// new as the last confirmed one, every confirmed token still fences, and the history leads
+/// back to the first set.
 #[tokio::test]
 async fn a_crash_leaves_a_whole_set() {
     let site = Site::new();
@@ -30,6 +32,7 @@ async fn a_crash_leaves_a_whole_set() {
             let name = the_only_name(&writer).await;
             let last = *confirmed.borrow();
             assert!((last..=round).contains(&name), "{name}, {last} confirmed, {round} sent");
+            the_history_is_whole(&site.foundation(&program.address, "operator", None)).await;
             let old = fenced(&named(200, "0"), "old", life);
             let error = replace(&writer, &old).await.unwrap_err();
             assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
@@ -54,6 +57,26 @@ async fn a_crash_leaves_a_whole_set() {
         tokio::join!(writes, killed);
         program.wait();
     }
+}
+
+/// Every generation has its entry, and the contents of the first one come back.
+async fn the_history_is_whole(operator: &Foundation) {
+    let request = HistoryRequest { page_size: 1_000, ..HistoryRequest::default() };
+    let entries = operator.clone().history(request).await.unwrap().into_inner().entries;
+    let generation = |entry: &HistoryEntry| match &entry.entry {
+        Some(history_entry::Entry::Change(change)) => change.generation,
+        other => panic!("{other:?}"),
+    };
+    let generations: Vec<u64> = entries.iter().map(generation).collect();
+    let newest = generations[0];
+    assert!(generations.iter().copied().eq((1..=newest).rev()), "{generations:?}");
+    let (from_generation, to_generation) = (1, newest);
+    let request =
+        DifferenceRequest { from_generation, to_generation, page_size: 1_000, page_token: 0 };
+    let groups = operator.clone().difference(request).await.unwrap().into_inner().groups;
+    assert_eq!(groups.len(), 200);
+    let first = proto::decode_group(groups[0].before.clone().into()).unwrap();
+    assert_eq!(first.name, "1");
 }
 
 /// The common name of all 200 groups.

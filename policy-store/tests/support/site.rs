@@ -120,6 +120,11 @@ impl Site {
             .max_decoding_message_size(32 << 20)
     }
 
+    /// The same for the Foundation service.
+    pub(crate) fn foundation(&self, address: &str, name: &str, unit: Option<&str>) -> Foundation {
+        FoundationClient::new(self.channel(address, name, unit))
+    }
+
     fn channel(&self, address: &str, name: &str, unit: Option<&str>) -> Channel {
         let tls = ClientTls::load(&self.certificate(name, unit)).unwrap();
         client::channel(address, Some(tls), client::Options::default()).unwrap()
@@ -174,7 +179,7 @@ impl Served {
 
     /// A client of the Foundation service with the certificate of this name and unit.
     pub(crate) fn foundation(&self, name: &str, unit: Option<&str>) -> Foundation {
-        FoundationClient::new(self.site.channel(&self.address, name, unit))
+        self.site.foundation(&self.address, name, unit)
     }
 
     pub(crate) fn cell(&self, id: &str) -> Client {

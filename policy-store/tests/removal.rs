@@ -1,6 +1,6 @@
 //! A refused mass removal that an operator accepts.
 
-use proto::policy_v1::AcceptRemovalRequest;
+use proto::policy_v1::{AcceptRemovalRequest, HistoryRequest, history_entry::Entry};
 use tonic::Code;
 
 use crate::{
@@ -40,6 +40,10 @@ async fn an_operator_lets_a_refused_removal_pass_once() {
 
     let accepted = accept(50).await.unwrap().refused_removal.unwrap();
     let until = accepted.accepted_until.unwrap().seconds;
+    let page = foundation.clone().history(HistoryRequest::default()).await.unwrap().into_inner();
+    let Some(Entry::Decision(decision)) = &page.entries[0].entry else { panic!("{page:?}") };
+    assert_eq!((&*decision.action, &*decision.reason), ("accept-removal", "50 of 60 groups"));
+    assert!(decision.by.contains("operator"), "{decision:?}");
     let now = status(&operator).await.now.unwrap().seconds;
     assert!((now + 590..=now + 600).contains(&until), "ten minutes");
     remove(11).await.unwrap_err();

@@ -8,7 +8,7 @@ use proto::policy_v1::{
     AcceptRemovalRequest, AcceptRemovalResponse, AskCellRequest, AskCellResponse, CellsRequest,
     CellsResponse, ChangesRequest, ChangesResponse, ContainersRequest, ContainersResponse,
     DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, HistoryRequest,
-    HistoryResponse, ReachRequest, ReachResponse, WhatIfRequest, WhatIfResponse,
+    HistoryResponse, ReachRequest, ReachResponse, RefusedRemoval, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
 use runtime::server::Entry;
@@ -19,7 +19,14 @@ use super::{
     status::{Error, status},
     what_if,
 };
-use crate::{access::Action, feed::cells::KnownCell, groups::snapshot::Snapshot};
+use crate::{
+    access::Action,
+    feed::cells::KnownCell,
+    groups::{
+        archive::{OperatorDecision, action},
+        snapshot::Snapshot,
+    },
+};
 
 type Changes = Pin<Box<dyn Stream<Item = Result<ChangesResponse, Status>> + Send>>;
 
@@ -139,10 +146,20 @@ impl foundation_server::Foundation for Foundation {
         &self,
         request: Request<AcceptRemovalRequest>,
     ) -> Result<Response<AcceptRemovalResponse>, Status> {
-        let identity = runtime::tls::peer(&request).identity;
+        let (identity, now) = (runtime::tls::peer(&request).identity, Timestamp::now());
         let removals = self.0.commits.removals();
-        let accepted =
-            removal::accept(removals, identity.as_ref(), request.into_inner(), Timestamp::now());
-        accepted.map(Response::new).map_err(|error| status(&error))
+        let accepted = removal::accept(removals, identity.as_ref(), request.into_inner(), now);
+        let accepted = accepted.map_err(|error| status(&error))?;
+        if let Some(RefusedRemoval { removed, stored, .. }) = &accepted.refused_removal {
+            let decision = OperatorDecision {
+                at: now,
+                action: action::ACCEPT_REMOVAL.into(),
+                by: identity.map(|identity| identity.to_string()).unwrap_or_default().into(),
+                reason: format!("{removed} of {stored} groups").into(),
+                generation: self.0.feed.board.current().state.generation,
+            };
+            history::record(&*self.0.store, decision).await;
+        }
+        Ok(Response::new(accepted))
     }
 }

@@ -1,6 +1,6 @@
 //! History and Difference: the generations that the store remembers.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
 use model::{generation::Generation, group::GroupId};
@@ -180,6 +180,13 @@ async fn undo(
              the newest, {from}"
         ))
     })
+}
+
+/// Adds a decision to the history. The decision stands even if this fails.
+pub(super) async fn record(store: &dyn Store, decision: OperatorDecision) {
+    if let Err(error) = store.history().record(Arc::new(decision)).await {
+        tracing::error!(error = chain(&error), "failed-to-record-decision");
+    }
 }
 
 /// The client does not see the cause.

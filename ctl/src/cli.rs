@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     binding::Bound,
     flags::{Flags, duration},
-    history::Since,
+    history::History,
     output::OutputFlags,
     target::Target,
 };
@@ -187,40 +187,6 @@ pub enum Command {
         /// The groups.
         #[command(flatten)]
         selection: GroupSelection,
-    },
-}
-
-/// Which part of the history.
-#[derive(Debug, Args)]
-pub struct History {
-    /// Only changes of the group with this GUID, or that had this name after the change
-    #[arg(long, value_name = "NAME")]
-    pub group: Option<String>,
-    /// Only entries since a time, such as 2026-11-29T12:00:00Z, or 30m, 2h or 7d ago
-    #[arg(long, value_name = "TIME")]
-    pub since: Option<Since>,
-    /// Number of entries
-    #[arg(long, default_value_t = 20, conflicts_with = "since", value_parser = 1..)]
-    pub last: i64,
-    /// One generation, or the difference of two.
-    #[command(subcommand)]
-    pub command: Option<HistoryCommand>,
-}
-
-/// A part of the history.
-#[derive(Debug, Subcommand)]
-pub enum HistoryCommand {
-    /// Show a generation: times, cells, and what changed in each group
-    Show {
-        /// Number of the generation
-        generation: u64,
-    },
-    /// Compare the groups of two generations: - is only in the first, + only in the second
-    Diff {
-        /// The first generation
-        from: u64,
-        /// The second generation
-        to: u64,
     },
 }
 

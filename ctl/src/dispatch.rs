@@ -9,7 +9,7 @@ use crate::{
     claim::{self, Wanted},
     cli::{
         Claim, Cli, Command, ContainerSelection, ContextCommand, DeniedSelection, Describe,
-        Explain, Get, GroupSelection, History, HistoryCommand, LockCommand, PresenceCommand, Watch,
+        Explain, Get, GroupSelection, LockCommand, PresenceCommand, Watch,
     },
     complete,
     confirm::confirm,
@@ -174,15 +174,19 @@ async fn get(connection: &Connection, what: Get, output: &Output) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-async fn history(connection: &Connection, what: History) -> anyhow::Result<Report> {
-    let History { group, since, last, command } = what;
+async fn history(connection: &Connection, what: history::History) -> anyhow::Result<Report> {
+    let history::History { group, since, last, command } = what;
     match command {
         None => {
             let last = usize::try_from(last).unwrap_or(usize::MAX);
             history::list(connection, group, since, last).await
         }
-        Some(HistoryCommand::Show { generation }) => history::show(connection, generation).await,
-        Some(HistoryCommand::Diff { from, to }) => history::diff(connection, from, to).await,
+        Some(history::HistoryCommand::Show { generation }) => {
+            history::show(connection, generation).await
+        }
+        Some(history::HistoryCommand::Diff { from, to }) => {
+            history::diff(connection, from, to).await
+        }
     }
 }
 

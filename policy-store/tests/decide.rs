@@ -1,6 +1,6 @@
 //! The rules of a Replace, one by one. `store.rs` tests the same through stores.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use model::{
     generation::{Generation, Watermark},
@@ -137,6 +137,25 @@ fn tokens_fence() {
     );
     stored.replace(&fenced(&one, "syncer-b", 6)).unwrap();
     assert!(stored.replace(&fenced(&one, "syncer-a", 5)).is_err());
+}
+
+/// Another instance may have written since the operator accepted: then other groups would go.
+#[test]
+fn an_accepted_removal_is_for_exactly_its_groups() {
+    let mut stored = Stored::default();
+    stored.replace(&fenced(&named(60, "1"), "syncer-a", 1)).unwrap();
+    let accepted = |range: std::ops::Range<usize>| {
+        let guids = range.map(|index| guid(&format!("g{index:05}"))).collect();
+        let write = fenced(&named(10, "1"), "syncer-a", 1);
+        Replacement { accepted_removal: Some(Arc::new(guids)), ..write }
+    };
+    for others in [10..59, 9..60, 9..59, 0..0] {
+        let refused = stored.replace(&accepted(others.clone())).unwrap_err();
+        let removal = Refusal::MassRemoval { removed: 50, stored: 60 };
+        assert_eq!(refused, removal, "{others:?}");
+    }
+    stored.replace(&accepted(10..60)).unwrap();
+    assert_eq!(stored.known.len(), 10);
 }
 
 /// Law 3 is about seen tokens: the mass removal guard comes after the fence.

@@ -21,8 +21,10 @@ use tokio::time::Instant;
 const GROUPS: usize = 13_500;
 const RULES: usize = 20;
 const SPACES: usize = 8_000;
-/// Differences of an answer.
+/// Limit of differences in an answer.
 const LISTED: usize = 1_000;
+/// Limit of areas of a difference, and of all that an answer lists.
+const AREAS: [usize; 2] = [1_000, 100_000];
 /// Number of measurements of each case.
 const RUNS: usize = 5;
 
@@ -98,8 +100,17 @@ fn main() {
             let began = Instant::now();
             let found = what_if(&snapshot, change.clone(), Width::default());
             // As many as an answer lists.
-            let listed = found.differences.iter().take(LISTED);
-            areas = listed.map(|of| of.opens().areas().len() + of.closes().areas().len()).sum();
+            let (mut listed, mut counted) = (0, 0);
+            for of in found.differences.iter().take(LISTED) {
+                if listed >= AREAS[1] {
+                    break;
+                }
+                for count in [of.opens().areas().len(), of.closes().areas().len()] {
+                    listed += count.min(AREAS[0]);
+                    counted += count;
+                }
+            }
+            areas = counted;
             differences = found.differences.len();
             times.push(began.elapsed());
         }

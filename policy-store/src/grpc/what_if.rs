@@ -57,7 +57,8 @@ pub(super) fn answer(
         let inhabited = inhabited(&inhabitants, difference, &found.named_spaces);
         spaces.extend(&difference.spaces);
         containers += inhabited.containers;
-        if differences.len() < LISTED {
+        // Without room for areas, a difference says nothing, but takes the time to compute them.
+        if differences.len() < LISTED && room > 0 {
             differences.push(message(difference, &inhabited, &mut room));
         }
         apps.extend(inhabited.apps);

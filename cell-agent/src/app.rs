@@ -15,6 +15,7 @@ use runtime::{
     lager::{self, Level, TimeFormat},
     loggregator::{self, Delivery, Loggregator},
     metrics::Family,
+    otlp,
     process::{About, Command, ConfigError, Flag, Process},
     server::{Admin, Grpc, Health, Http, Listener},
     supervise::Tasks,
@@ -102,6 +103,11 @@ impl runtime::process::Service for App {
             level: config.log_level,
             format: TimeFormat::Rfc3339,
         }
+    }
+
+    fn otlp(config: &Config) -> Option<otlp::Source<'_>> {
+        let instance = Some(config.cell.as_str());
+        config.otlp.as_ref().map(|config| otlp::Source { config, instance })
     }
 
     async fn bind(mut config: Config, process: &Process) -> anyhow::Result<Self> {

@@ -12,7 +12,7 @@ use model::ids::CellId;
 use runtime::{
     config::{Configure, GoDuration, HostPort, Reader, Seconds},
     lager::Level,
-    loggregator, tls,
+    loggregator, otlp, tls,
 };
 
 use crate::denied::lines::Lines;
@@ -50,6 +50,8 @@ pub struct Config {
     pub loggregator: Option<loggregator::Config>,
     /// The VM's metron agent (UDP), if metrics are sent to one.
     pub metron: Option<HostPort>,
+    /// OpenTelemetry collector for the spans of changes, if any.
+    pub otlp: Option<otlp::Config>,
     /// Address of the agent that enforces container-to-container policies on this cell,
     /// if any.
     pub policy_agent: Option<HostPort>,
@@ -156,6 +158,7 @@ impl Configure for Config {
         let enabled = keys.or("enable_asg_syncing", true);
         let loggregator = loggregator(keys);
         let metron = keys.optional("metron_address");
+        let otlp = keys.section("otlp");
         let policy_agent = keys.optional("policy_agent_address");
         let control_address =
             address(keys, ("force_policy_poll_cycle_host", "force_policy_poll_cycle_port"), 8722);
@@ -186,6 +189,7 @@ impl Configure for Config {
             enabled: enabled?,
             loggregator: loggregator?,
             metron: metron?,
+            otlp: otlp?,
             policy_agent: policy_agent?,
             control_address: control_address?,
             debug_address: debug_address?,

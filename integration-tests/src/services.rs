@@ -209,6 +209,8 @@ pub struct Surroundings {
     pub internal_api: String,
     /// Configured time to live of the lock in seconds.
     pub lock_ttl: Option<u64>,
+    /// The section `otlp`, if any.
+    pub otlp: Option<Value>,
 }
 
 impl ControlPlane {
@@ -264,12 +266,14 @@ impl ControlPlane {
             api: self.cloud.api.clone(),
             internal_api: self.cloud.internal.clone(),
             lock_ttl: Some(LOCK_TTL),
+            otlp: None,
         }
     }
 
     /// Starts a syncer with these addresses.
     pub fn syncer_among(&self, name: &str, surroundings: &Surroundings) -> Process {
-        let Surroundings { lock_server, policy_store, api, internal_api, lock_ttl } = surroundings;
+        let Surroundings { lock_server, policy_store, api, internal_api, lock_ttl, otlp } =
+            surroundings;
         let files = &self.syncer;
         let mut config = json!({
             "uuid": name,
@@ -288,6 +292,9 @@ impl ControlPlane {
             "cc_timeout_seconds": 5,
             "log_level": "info", "debug_server_port": 0,
         });
+        if let Some(section) = otlp {
+            config["otlp"] = section.clone();
+        }
         if let Some(ttl) = lock_ttl {
             config["lock_ttl_seconds"] = json!(ttl);
             config["lock_retry_interval_seconds"] = json!(ttl / 3);

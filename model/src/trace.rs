@@ -61,6 +61,12 @@ impl TraceContext {
         Some(Self { trace, span, flags })
     }
 
+    /// The ids of the trace and of the span that caused the message.
+    #[must_use]
+    pub fn ids(&self) -> (u128, u64) {
+        (self.trace, self.span)
+    }
+
     /// The id of the trace.
     #[must_use]
     pub fn trace_id(&self) -> TraceId {

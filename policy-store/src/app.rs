@@ -9,6 +9,7 @@ use runtime::{
     dropsonde::Dropsonde,
     lager,
     metrics::Family,
+    otlp,
     process::{About, Backup, ConfigError, Flag, Process, Service, Task},
     server::{Admin, Component, Grpc, Health, Http, Limits, Listener, RunningAdmin},
     supervise::Tasks,
@@ -119,6 +120,10 @@ impl Service for App {
             level: config.log_level,
             format: lager::TimeFormat::Rfc3339,
         }
+    }
+
+    fn otlp(config: &Config) -> Option<otlp::Source<'_>> {
+        config.otlp.as_ref().map(|config| otlp::Source { config, instance: None })
     }
 
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {

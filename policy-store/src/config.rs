@@ -7,6 +7,7 @@ use std::time::Duration;
 use runtime::{
     config::{Configure, HostPort, Reader, Seconds, Value},
     lager::Level,
+    otlp,
     tls::Files,
 };
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub web_page: bool,
     /// Target of the original's metrics, if enabled.
     pub metron_address: Option<HostPort>,
+    /// OpenTelemetry collector for the spans of changes, if any.
+    pub otlp: Option<otlp::Config>,
     /// Log level.
     pub log_level: Level,
     /// First part of the log source.
@@ -112,6 +115,7 @@ impl Configure for Config {
         let history_size: Option<u64> = keys.nonzero("history_size", 1 << 30);
         let web_page = keys.or("web_page", false);
         let metron_address = keys.optional("metron_address");
+        let otlp = keys.section("otlp");
         let log_level = keys.or("log_level", Level::Info);
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         Some(Self {
@@ -138,6 +142,7 @@ impl Configure for Config {
             },
             web_page: web_page?,
             metron_address: metron_address?,
+            otlp: otlp?,
             log_level: log_level?,
             log_prefix: log_prefix?,
         })

@@ -21,6 +21,7 @@
 //! | [`write_coalescing`] | coalesces the writes of one poll into a single write |
 //! | [`dropsonde`] | metrics for the local metron agent, over UDP |
 //! | [`loggregator`] | metrics and app logs for the local loggregator agent |
+//! | [`otlp`] | spans for an OpenTelemetry collector |
 //! | [`https`] | HTTP clients |
 //! | [`json`] | JSON from outside; objects are read only from objects |
 //! | [`go_json`] | JSON text as Go writes it |
@@ -102,6 +103,7 @@ pub mod json;
 pub mod lager;
 pub mod loggregator;
 pub mod metrics;
+pub mod otlp;
 pub mod periodic;
 pub mod process;
 pub mod redact;

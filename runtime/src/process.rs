@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::about::{About, Command, ConfigError, Flag};
 use self::args::{Own, Request};
 use crate::config::{self, Loaded};
-use crate::{lager, metrics, redact};
+use crate::{lager, metrics, otlp, redact};
 
 /// Period in which a repeated signal counts as the same request: supervisors signal a process, and
 /// then its process group.
@@ -159,6 +159,11 @@ pub trait Service: Sized {
     /// Log redaction from the configuration.
     fn redactor(_config: &Self::Config) -> lager::Redactor {
         lager::Redactor::default()
+    }
+
+    /// Where spans go; `None` for nowhere.
+    fn otlp(_config: &Self::Config) -> Option<otlp::Source<'_>> {
+        None
     }
 
     /// Acquires sockets, stores and certificates. Nothing is served yet.
@@ -293,6 +298,8 @@ fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {
         Err(error) => return fail(&anyhow::Error::new(error).context("starting tokio")),
     };
     let outcome = runtime.block_on(live::<S>(config, &process));
+    // While tokio runs, which sends the spans.
+    otlp::Exporter::flush();
     // Blocking work that hangs must not keep the process alive.
     runtime.shutdown_background();
     match outcome {
@@ -322,6 +329,7 @@ fn prepare(
 /// Binds, runs, and drains on a signal.
 async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("listening for signals")?;
+    let exporter = otlp::Exporter::start(S::ABOUT.name, S::ABOUT.version, S::otlp(&config))?;
     let app = tokio::select! {
         bound = S::bind(config, process) => bound?,
         _number = signals.next() => return Ok(()),
@@ -348,7 +356,12 @@ async fn live<S: Service>(config: S::Config, process: &Process) -> anyhow::Resul
         anyhow::anyhow!("signal {number} arrived while draining")
     };
     let upkeep = async {
-        process.metrics.upkeep(&shutdown).await;
+        let certificates = async {
+            if let Some(exporter) = &exporter {
+                exporter.watch(shutdown.clone()).await;
+            }
+        };
+        tokio::join!(process.metrics.upkeep(&shutdown), certificates);
         std::future::pending::<()>().await;
     };
     let left_out = async {

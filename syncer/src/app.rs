@@ -12,6 +12,7 @@ use runtime::{
     https::Servers,
     lager,
     metrics::Family,
+    otlp,
     process::{About, ConfigError, Process, Service},
     server::{Admin, Health, Listener, RunningAdmin},
     supervise::Tasks,
@@ -101,6 +102,11 @@ impl Service for App {
         }
     }
 
+    fn otlp(config: &Config) -> Option<otlp::Source<'_>> {
+        let instance = Some(config.uuid.as_str());
+        config.otlp.as_ref().map(|config| otlp::Source { config, instance })
+    }
+
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
         let Config {
             uuid,
@@ -108,6 +114,7 @@ impl Service for App {
             log_level: _,
             debug_server,
             metron,
+            otlp: _,
             poll,
             cloud_controller,
             lock,

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use model::lock::Owner;
 use runtime::{
     config::{Configure, HostPort, Reader, Seconds, Value},
-    lager, redact,
+    lager, otlp, redact,
     tls::Files,
 };
 
@@ -25,6 +25,8 @@ pub struct Config {
     pub debug_server: Option<HostPort>,
     /// Address of the local metron agent (UDP); disabled when absent.
     pub metron: Option<HostPort>,
+    /// OpenTelemetry collector for the spans of changes, if any.
+    pub otlp: Option<otlp::Config>,
     /// Poll intervals.
     pub poll: Poll,
     /// The Cloud Controller and UAA.
@@ -133,6 +135,7 @@ impl Configure for Config {
         let log_level = keys.or("log_level", lager::Level::Info);
         let debug_server = debug_server(keys);
         let metron = keys.optional::<HostPort>("metron_address");
+        let otlp = keys.section("otlp");
         let poll = Poll::read(keys);
         let cloud_controller = CloudController::read(keys);
         let lock = Lock::read(keys);
@@ -143,6 +146,7 @@ impl Configure for Config {
             log_level: log_level?,
             debug_server: debug_server?,
             metron: metron?,
+            otlp: otlp?,
             poll: poll?,
             cloud_controller: cloud_controller?,
             lock: lock?,

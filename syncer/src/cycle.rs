@@ -15,6 +15,7 @@ use std::{
 
 use jiff::Timestamp;
 use model::trace::TraceContext;
+use runtime::otlp::{self, Span};
 use tokio::time::Instant;
 use tracing::{error, info};
 
@@ -123,6 +124,7 @@ pub async fn run(
     let read_time = began.elapsed();
     let origin = Origin { noticed_at, read_at: Timestamp::now(), trace };
     times.retrieved(read_time);
+    otlp::record(|| Span::below(trace.ids(), "read-security-groups", read_time));
     if known.is_none() && reading.needs_held() {
         held = Arc::new(store.held().await?);
     }

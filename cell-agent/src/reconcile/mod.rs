@@ -21,7 +21,12 @@ use std::{
 };
 
 use model::{generation::Generation, trace::TraceContext};
-use runtime::{backoff::Backoff, error::chain, lager};
+use runtime::{
+    backoff::Backoff,
+    error::chain,
+    lager,
+    otlp::{self, Span},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, sleep_until},
@@ -320,6 +325,14 @@ impl Reconciler {
             "rules-applied"
         );
         metrics::APPLY_SECONDS.histogram().record(took);
+        let generation = attempt.known.generation;
+        let is_new = self.generation_since.is_none_or(|(in_force, _)| in_force != generation);
+        if let Some(trace) = attempt.known.trace.as_ref().filter(|_| is_new) {
+            otlp::record(|| {
+                let span = Span::below(trace.ids(), "apply-rules", took);
+                span.with("generation", generation.0.cast_signed())
+            });
+        }
     }
 
     fn failed(&mut self, reading: u64, error: &Error) {

@@ -10,6 +10,7 @@ mod load;
 mod local_cluster;
 mod lock_server;
 mod metrics;
+mod otlp;
 mod page;
 mod policy_store;
 mod portcullisctl;

@@ -68,6 +68,7 @@ impl Wires {
             api: format!("http://{}", api.address),
             internal_api: format!("https://{}", internal_api.address),
             lock_ttl: Some(LOCK_TTL),
+            otlp: None,
         };
         plane.syncer_among(name, &surroundings)
     }

@@ -8,7 +8,11 @@ use model::{
     ids::GroupGuid,
     lock::{FencingToken, Owner},
 };
-use runtime::{error::chain, lager};
+use runtime::{
+    error::chain,
+    lager,
+    otlp::{self, Span},
+};
 
 use crate::{
     groups::decide::{Decision, Named, Refusal, Replacement},
@@ -38,6 +42,13 @@ pub(super) fn log_change(write: &Replacement, decision: &Decision, named: &Named
         milliseconds,
         "replaced-security-groups"
     );
+    if let Some(trace) = write.origin.trace {
+        otlp::record(|| {
+            Span::below(trace.ids(), "replace-security-groups", took)
+                .with("outcome", outcome)
+                .with("generation", decision.state.generation.0.cast_signed())
+        });
+    }
     if decision.watermark_went_back {
         let stored = decision.state.watermark.map(printed);
         tracing::info!(

@@ -43,7 +43,10 @@ impl Configure for Config {
         let use_v2_api = keys.or("loggregator_use_v2_api", false);
         let host = keys.or("loggregator_api_host", LOCAL_HOST.to_owned());
         let port = keys.or::<u16>("loggregator_api_port", 0);
-        let files = files(keys);
+        let files = tls::Files::optional(
+            keys,
+            ["loggregator_ca_path", "loggregator_cert_path", "loggregator_key_path"],
+        );
         let origin = keys.or("loggregator_job_origin", String::new());
         let source_id = keys.or("loggregator_source_id", String::new());
         let instance_id = keys.or("loggregator_instance_id", String::new());
@@ -63,23 +66,6 @@ impl Configure for Config {
             },
         })
     }
-}
-
-/// All three files or none. The outer `None` says that a problem was recorded.
-fn files(keys: &mut Reader<'_>) -> Option<Option<tls::Files>> {
-    const NAMES: [&str; 3] =
-        ["loggregator_ca_path", "loggregator_cert_path", "loggregator_key_path"];
-    let read = NAMES.map(|name| keys.optional(name));
-    let [ca, cert, key] = read;
-    let paths = [ca?, cert?, key?];
-    if paths.iter().all(Option::is_none) {
-        return Some(None);
-    }
-    for (name, _) in NAMES.iter().zip(&paths).filter(|(_, path)| path.is_none()) {
-        keys.problem(name, "missing, although another file of the three is given");
-    }
-    let [ca, cert, key] = paths;
-    Some(Some(tls::Files { ca: ca?, cert: cert?, key: key? }))
 }
 
 #[cfg(test)]

@@ -21,6 +21,10 @@ crate::families! {
         "Envelopes dropped because the queue to the loggregator agent was full.";
     LOGGREGATOR_CONNECTED: Gauge "runtime_loggregator_connected" when "loggregator is configured",
         "1 while the loggregator agent is connected, else 0.";
+    OTLP_SENT: Counter "runtime_otlp_spans_sent_total" when "otlp is configured",
+        "Spans that the OpenTelemetry collector accepted.";
+    OTLP_FAILED: Counter "runtime_otlp_spans_failed_total" when "otlp is configured",
+        "Spans lost because an export to the OpenTelemetry collector failed.";
 }
 
 /// Initializes the series of a server.

@@ -40,6 +40,7 @@ pub(crate) use rejected_peer::record_rejected;
 use material::{Authorities, Material};
 use reload::{HotReload, Made};
 
+use crate::config::Reader;
 use crate::health::Component;
 
 /// The three files of one side of mutual TLS, all PEM.
@@ -51,6 +52,23 @@ pub struct Files {
     pub cert: PathBuf,
     /// The private key.
     pub key: PathBuf,
+}
+
+impl Files {
+    /// The files that these keys name (CA, certificate, key): all three or none. The outer `None`
+    /// says that a problem was recorded.
+    pub fn optional(keys: &mut Reader<'_>, names: [&'static str; 3]) -> Option<Option<Self>> {
+        let [ca, cert, key] = names.map(|name| keys.optional(name));
+        let paths = [ca?, cert?, key?];
+        if paths.iter().all(Option::is_none) {
+            return Some(None);
+        }
+        for (name, _) in names.iter().zip(&paths).filter(|(_, path)| path.is_none()) {
+            keys.problem(name, "missing, although another file of the three is given");
+        }
+        let [ca, cert, key] = paths;
+        Some(Some(Self { ca: ca?, cert: cert?, key: key? }))
+    }
 }
 
 /// Names a set of TLS files in log lines and metrics.

@@ -17,6 +17,7 @@ use runtime::{
     backoff::Backoff,
     error::chain,
     lager,
+    otlp::{self, Span},
     server::{Component, Health},
 };
 use tokio::time::{Instant, sleep_until};
@@ -222,6 +223,9 @@ impl Leadership<'_> {
         let synced = match outcome {
             Ok(synced) => synced,
             Err(err) => {
+                otlp::record(|| {
+                    Span::root(trace.ids(), "sync", began.elapsed()).failed(chain(&err))
+                });
                 if matches!(err, cycle::Error::CloudController(_)) {
                     self.held = held;
                 }
@@ -239,6 +243,11 @@ impl Leadership<'_> {
         debug!("new-last-sync-time" = %jiff::Timestamp::now(), "updating-last-sync-time");
         let applied = Applied::new(&synced, reason, &self.term, trace.trace_id());
         applied.tell();
+        otlp::record(|| {
+            let span =
+                Span::root(trace.ids(), "sync", began.elapsed()).with("reason", reason.as_str());
+            span.with("generation", applied.generation.cast_signed())
+        });
         record(&synced);
         self.held = Some(synced.held);
         Ok(applied)

@@ -16,6 +16,11 @@ use tokio::time::{Instant, sleep, timeout};
 /// Timeout of one probe.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// Timeout of one probe of [`until`]. The kernel answers only a few denied packets a second with
+/// an ICMP error (`icmp_ratelimit`), and repeats an unanswered SYN after 1 s: a longer wait would
+/// measure the repetition instead of the change.
+const SHORT: Duration = Duration::from_millis(25);
+
 /// Pause between two probes of [`until`].
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -81,20 +86,24 @@ impl fmt::Display for Outcome {
 /// # Errors
 /// Only failures outside the network: no socket, no thread.
 pub async fn probe(from: &Resident, target: Target) -> anyhow::Result<Outcome> {
+    probe_within(from, target, TIMEOUT).await
+}
+
+async fn probe_within(from: &Resident, target: Target, limit: Duration) -> anyhow::Result<Outcome> {
     let answer = match target {
         Target::Tcp(address) => {
             let socket = from.tcp().await?;
-            timeout(TIMEOUT, socket.connect(address.into())).await.map(|r| r.map(drop))
+            timeout(limit, socket.connect(address.into())).await.map(|r| r.map(drop))
         }
         Target::Udp(address) => {
             let socket = from.udp(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).await?;
-            timeout(TIMEOUT, exchange(&socket, address, b"portcullis")).await
+            timeout(limit, exchange(&socket, address, b"portcullis")).await
         }
         Target::Ping(address) => {
             let socket = from.socket(Type::DGRAM, Protocol::ICMPV4).await?;
             let socket = UdpSocket::from_std(socket.into())?;
             let target = SocketAddrV4::new(address, 0);
-            timeout(TIMEOUT, exchange(&socket, target, &ECHO_REQUEST)).await
+            timeout(limit, exchange(&socket, target, &ECHO_REQUEST)).await
         }
     };
     match answer {
@@ -135,13 +144,12 @@ pub async fn until(
     limit: Duration,
 ) -> anyhow::Result<Result<Duration, Outcome>> {
     loop {
-        let seen = probe(from, target).await?;
-        let after = since.elapsed();
-        if seen == wanted {
-            return Ok(Ok(after));
+        if probe_within(from, target, SHORT).await? == wanted {
+            return Ok(Ok(since.elapsed()));
         }
-        if after > limit {
-            return Ok(Err(seen));
+        if since.elapsed() > limit {
+            let seen = probe(from, target).await?;
+            return Ok(if seen == wanted { Ok(since.elapsed()) } else { Err(seen) });
         }
         sleep(PAUSE).await;
     }

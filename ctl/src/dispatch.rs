@@ -20,7 +20,7 @@ use crate::{
     everywhere::{self, Subject},
     explain,
     flags::Flags,
-    groups, history, locks,
+    freeze, groups, history, locks,
     output::Output,
     reach,
     report::{self, Report},
@@ -69,7 +69,11 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             print(report)?;
             return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
         }
-        Command::Lock(_) | Command::Presence(_) | Command::Sync { .. } => {
+        Command::Lock(_)
+        | Command::Presence(_)
+        | Command::Sync { .. }
+        | Command::Freeze { .. }
+        | Command::Unfreeze { .. } => {
             print(act(connection, command).await?)?;
         }
         Command::Reconcile { .. } => print(act(connection, command).await?)?,
@@ -141,6 +145,10 @@ async fn act(connection: &Connection, command: Command) -> anyhow::Result<Report
             confirm(&question, yes)?;
             cell::reconcile_on(connection, &cell).await
         }
+        Command::Freeze { reason, until, yes } => {
+            freeze::freeze(connection, reason, until, yes).await
+        }
+        Command::Unfreeze { reason, yes } => freeze::unfreeze(connection, reason, yes).await,
         Command::Reconcile { cell: None, .. } => cell::reconcile(connection).await,
         _ => unreachable!("no other command changes anything"),
     }

@@ -14,6 +14,7 @@ use crate::{
     cells::{self, Seen},
     connect::Connection,
     field::{Field, Tone, instant, span},
+    freeze,
     locks::{self, Held},
     removal,
     report::Report,
@@ -101,6 +102,7 @@ pub(crate) async fn run(connection: &Connection) -> anyhow::Result<(Report, bool
     if let Ok(status) = store::fetch_status(connection).await {
         checks.push(leader(&status, held.as_deref()));
         checks.push(staleness(&status));
+        checks.push(frozen(&status));
     }
     if let Ok(seen) = cells::fetch(connection, "").await {
         checks.extend(of_cells(&seen));
@@ -220,6 +222,13 @@ fn staleness(status: &StatusResponse) -> Check {
     let detail =
         format!("{} ago; {} groups, generation {}", span(age), status.groups, status.generation);
     Check::new(state, what, detail, advice)
+}
+
+fn frozen(status: &StatusResponse) -> Check {
+    let sentence = freeze::sentence(status.release.as_ref());
+    let state = if sentence.is_some() { State::Warn } else { State::Ok };
+    let detail = sentence.unwrap_or_else(|| "cells get the newest generation".to_owned());
+    Check::new(state, "freeze", detail, "`unfreeze` when the reason is gone.")
 }
 
 /// The first names, and the number of the others.

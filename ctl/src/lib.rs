@@ -32,6 +32,7 @@ mod everywhere;
 mod explain;
 mod field;
 pub mod flags;
+mod freeze;
 mod groups;
 mod history;
 mod locks;
@@ -118,6 +119,7 @@ mod tests {
         documented("lock claim", claim::CLAIMED);
         documented("lock release", claim::RELEASED);
         documented("sync", sync::SYNCED);
+        documented("freeze", freeze::RELEASE);
         documented("context", context::CONTEXTS);
         documented("version", version::VERSION);
         documented("describe cell", describe::CELL_FIELDS);

@@ -10,6 +10,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     connect::Connection,
     field::{Field, instant},
+    freeze::{released, sentence},
     report::Report,
 };
 
@@ -61,13 +62,14 @@ pub(crate) const STATUS: &[Field<StatusResponse>] = &[
         Some(status.cells.iter().filter(|cell| cell.connected).count() as u64)
     }),
     Field::integer("cells_behind", |status| {
-        let behind = status.cells.iter().filter(|cell| behind(cell, status.generation) > 0);
+        let behind = status.cells.iter().filter(|cell| behind(cell, released(status)) > 0);
         Some(behind.count() as u64)
     }),
     Field::integer("longest_behind_seconds", |status| {
         let now = clock(status);
         Some(status.cells.iter().filter_map(|cell| behind_seconds(cell, now)).max().unwrap_or(0))
     }),
+    Field::text("frozen", |status| sentence(status.release.as_ref()).unwrap_or_default()),
 ];
 
 /// The status of the store.

@@ -36,9 +36,10 @@ use crate::{
     },
     open,
     page::{Page, Services},
+    release,
     report::Report,
     store::{Contents, Store},
-    upkeep::{KeepFrom, Upkeep},
+    upkeep::Upkeep,
 };
 
 /// The original's origin name in its metrics.
@@ -159,7 +160,10 @@ impl Service for App {
         committer::mend(&*store, nothing).await.context("checking for lost rows")?;
         let contents = store.load(None).await.context("reading the database")?;
         let cells = Cells::new(contents.reports.clone());
-        let board = Arc::new(SnapshotPublisher::new(contents.into(), Instant::now()));
+        let newest = Arc::new(contents.into());
+        let released = release::released(&*store, &newest, &[]).await;
+        let released = released.context("reading the frozen generation")?;
+        let board = Arc::new(SnapshotPublisher::starting(newest, released, Instant::now()));
         process.metrics.at_scrape({
             let (board, cells) = (Arc::clone(&board), cells.clone());
             move || gauge(&board, &cells, Timestamp::now())
@@ -254,7 +258,6 @@ impl App {
             board: Arc::clone(&board),
             changes: changes.clone(),
             limits: config.history,
-            keep_from: KeepFrom::default(),
         };
         let feed = Feed { board: Arc::clone(&board), cells, changes, drain };
         let stale_after = config.stale_after;

@@ -29,8 +29,10 @@ use crate::{
     groups::{
         current::SnapshotPublisher,
         decide::{Decision, Known, Named, Origin, Refusal, Replacement, decide},
+        held::Hold,
         snapshot::Snapshot,
     },
+    release,
     removals::{RefusedRemoval, Removals},
     store::{Error, Mended, News, Store},
 };
@@ -40,6 +42,9 @@ const WAITING: usize = 4;
 
 /// Interval of the check for lost tables and rows.
 const MEND: Duration = Duration::from_secs(5);
+
+/// Pause after a freeze could not be ended.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Result of a Replace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +75,7 @@ pub enum Failure {
 }
 
 enum Job {
+    Hold { change: Arc<Hold>, reply: oneshot::Sender<Result<(), Error>> },
     Replace { write: Arc<Replacement>, reply: oneshot::Sender<Result<Committed, Error>> },
     CatchUp { reply: oneshot::Sender<Result<(), Error>> },
 }
@@ -95,6 +101,15 @@ impl Commits {
     pub async fn commit(&self, write: Replacement) -> Result<Committed, Failure> {
         let write = Arc::new(write);
         self.ask(|reply| Job::Replace { write, reply }).await
+    }
+
+    /// Changes the freeze; returns after the watches of this instance obey it.
+    ///
+    /// # Errors
+    /// The change was not stored.
+    pub async fn hold(&self, change: Hold) -> Result<(), Failure> {
+        let change = Arc::new(change);
+        self.ask(|reply| Job::Hold { change, reply }).await
     }
 
     /// Returns after everything in the store at the time of the call is visible to every
@@ -197,6 +212,7 @@ impl Committer {
         let mut mends = interval_at(Instant::now() + MEND, MEND);
         mends.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let until = self.board.current().state.held.as_ref().and_then(|held| held.until);
             let job = tokio::select! {
                 biased;
                 job = self.jobs.recv() => job,
@@ -206,6 +222,10 @@ impl Committer {
                 }
                 _ = mends.tick() => {
                     self.mend().await;
+                    continue;
+                }
+                () = release::ends(until) => {
+                    self.expire().await?;
                     continue;
                 }
                 news = self.store.news() => match news {
@@ -220,6 +240,7 @@ impl Committer {
             match job {
                 None => return Ok(()),
                 Some(Job::CatchUp { reply }) => _ = reply.send(self.catch_up(None).await?),
+                Some(Job::Hold { change, reply }) => _ = reply.send(self.hold(change).await?),
                 Some(Job::Replace { write, reply }) => {
                     let outcome = self.commit(write).await?;
                     let _gone = reply.send(outcome);
@@ -236,6 +257,28 @@ impl Committer {
             Err(error) => {
                 self.failed(&error);
                 tracing::error!(error = chain(&error), "failed-making-tables");
+            }
+        }
+    }
+
+    /// Ends a freeze whose time has passed; a failure is retried.
+    async fn expire(&self) -> Result<(), WentBack> {
+        let change = Arc::new(Hold::Expire { at: Timestamp::now() });
+        if let Err(error) = self.hold(change).await? {
+            tracing::error!(error = chain(&error), "failed-to-unfreeze");
+            tokio::time::sleep(RETRY).await;
+        }
+        Ok(())
+    }
+
+    async fn hold(&self, change: Arc<Hold>) -> Result<Result<(), Error>, WentBack> {
+        match self.store.hold(change).await {
+            Ok(_) => self.catch_up(None).await,
+            Err(error) => {
+                self.failed(&error);
+                // A failed commit may have taken effect.
+                self.follow().await?;
+                Ok(Err(error))
             }
         }
     }
@@ -328,15 +371,23 @@ impl Committer {
         after: Snapshot,
         origin: Option<(Generation, Origin)>,
     ) {
-        let Some((changes, cells)) = &self.record else { return self.board.publish(after) };
-        // A first set has thousands of names.
-        let (after, generations) = made(move || {
-            let generations = committed(&before, &after, origin, Timestamp::now());
-            (after, generations)
-        })
-        .await;
-        changes.record(generations, cells);
-        self.board.publish(after);
+        let after = Arc::new(after);
+        release::log_change(before.state.held.as_ref(), after.state.held.as_ref());
+        let served = [self.board.released(), Arc::clone(&before)];
+        let released = release::released(&*self.store, &after, &served).await;
+        let released = released.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "failed-reading-the-frozen-generation");
+            // Cells keep what they have.
+            self.board.released()
+        });
+        if let Some((changes, cells)) = &self.record {
+            // A first set has thousands of names.
+            let now_served = Arc::clone(&after);
+            let generations =
+                made(move || committed(&before, &now_served, origin, Timestamp::now())).await;
+            changes.record(generations, cells);
+        }
+        self.board.publish(after, released);
     }
 
     /// As [`Self::catch_up`]; a failed read is retried at the next notification.

@@ -21,6 +21,7 @@ pub mod http;
 pub mod metrics;
 mod open;
 pub mod page;
+pub mod release;
 pub mod removals;
 mod report;
 pub mod reports;

@@ -29,6 +29,10 @@ runtime::families! {
         outcome: &["changed", "unchanged", "partial", "failed"],
     } when "write_original_tables is true",
         "Attempts to write the original's tables by outcome.";
+    FROZEN: Gauge "policy_store_frozen",
+        "1 while cells are frozen at a generation, else 0.";
+    RELEASED_GENERATION: Gauge "policy_store_released_generation",
+        "Generation that cells get: the newest one, or the one at which they are frozen.";
     GENERATION: Gauge "policy_store_generation",
         "Number of the set of security groups that is served.";
     GROUPS: Gauge "policy_store_groups",

@@ -3,10 +3,7 @@
 //! Works beside the Replaces, in short transactions. A failure is logged and retried: the history
 //! is then incomplete or too long, and nothing else depends on it.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::generation::Generation;
@@ -27,21 +24,6 @@ const PRUNE: u32 = 12;
 /// Pause between two steps of dropping.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The oldest generation to which the history must lead back. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct KeepFrom(Arc<Mutex<Option<Generation>>>);
-
-impl KeepFrom {
-    /// Keeps this generation and later ones; `None`: only as the limits say.
-    pub fn set(&self, generation: Option<Generation>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = generation;
-    }
-
-    fn get(&self) -> Option<Generation> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The task; see the module.
 #[derive(Debug)]
 pub struct Upkeep {
@@ -53,8 +35,6 @@ pub struct Upkeep {
     pub changes: Changes,
     /// Limits.
     pub limits: History,
-    /// What is kept beyond the limits.
-    pub keep_from: KeepFrom,
 }
 
 impl Upkeep {
@@ -92,9 +72,12 @@ impl Upkeep {
     }
 
     async fn prune(&self) {
-        let newest = i128::from(self.board.current().state.stamp.0);
+        let state = &self.board.current().state;
+        // A restart has to find the generation at which cells are frozen.
+        let keep_from = state.held.as_ref().map(|held| held.point.generation);
+        let newest = i128::from(state.stamp.0);
         let newest = Timestamp::from_nanosecond(newest).unwrap_or(Timestamp::MAX);
-        let bounds = bounds(self.limits, newest.min(Timestamp::now()), self.keep_from.get());
+        let bounds = bounds(self.limits, newest.min(Timestamp::now()), keep_from);
         loop {
             match self.store.history().prune(bounds).await {
                 Ok(false) => return,

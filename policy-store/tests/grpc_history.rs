@@ -160,12 +160,14 @@ async fn differences(operator: &Foundation) {
 async fn old_entries_are_dropped_while_the_store_runs() {
     use std::{sync::Arc, time::Duration};
 
+    use jiff::Timestamp;
+    use model::generation::{Generation, Point, Stamp};
     use policy_store::{
         config::History,
         feed::changes::Changes,
-        groups::{archive::Query, current::SnapshotPublisher, snapshot::Snapshot},
+        groups::{archive::Query, current::SnapshotPublisher, decide::Held, snapshot::Snapshot},
         store::{Contents, Store as _, memory::Memory},
-        upkeep::{KeepFrom, Upkeep},
+        upkeep::Upkeep,
     };
     use tokio_util::sync::CancellationToken;
 
@@ -174,16 +176,24 @@ async fn old_entries_are_dropped_while_the_store_runs() {
         let write = crate::support::sets::replacement(&named(2, &round.to_string()));
         store.replace(Arc::new(write)).await.unwrap();
     }
-    let empty = Snapshot::from(Contents::default());
-    let board = SnapshotPublisher::new(empty, tokio::time::Instant::now());
-    let (keep_from, stop) = (KeepFrom::default(), CancellationToken::new());
-    keep_from.set(Some(model::generation::Generation(3)));
+    let point = Point { generation: Generation(3), stamp: Stamp(0) };
+    let held = Held {
+        point,
+        reason: "release".into(),
+        by: "cn=ann".into(),
+        since: Timestamp::UNIX_EPOCH,
+        until: None,
+    };
+    let mut contents = Contents::default();
+    contents.state.held = Some(held);
+    let frozen = Snapshot::from(contents);
+    let board = SnapshotPublisher::new(frozen, tokio::time::Instant::now());
+    let stop = CancellationToken::new();
     let upkeep = Upkeep {
         store: Arc::new(store.clone()),
         board: Arc::new(board),
         changes: Changes::default(),
         limits: History { time: Duration::MAX, size: 1 },
-        keep_from,
     };
     let left = async || {
         let all = Query { before: None, generation: None, group: None, size: 100 };

@@ -9,6 +9,7 @@ mod config;
 mod decide;
 mod explain;
 mod foundation;
+mod freeze;
 mod grpc;
 mod grpc_cells;
 mod grpc_history;

@@ -6,8 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Stamp},
+    group::{ContentHash, GroupId},
     ids::{CellId, SpaceGuid},
 };
 use policy_store::{
@@ -21,9 +23,11 @@ use policy_store::{
     },
     groups::{
         current::SnapshotPublisher,
+        held::Hold,
         page::{Filter, page},
         snapshot::Snapshot,
     },
+    release,
     reports::Agent,
     store::{Contents, Store, memory::Memory},
 };
@@ -47,17 +51,19 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
-        Self::on(Memory::default(), Contents::default())
+        let nothing = Arc::new(Snapshot::from(Contents::default()));
+        Self::on(Memory::default(), Arc::clone(&nothing), nothing)
     }
 
     /// Another instance that has just started.
     async fn restart(&self) -> Self {
-        let contents = self.store.load(None).await.unwrap();
-        Self::on(self.store.clone(), contents)
+        let newest = Arc::new(Snapshot::from(self.store.load(None).await.unwrap()));
+        let released = release::released(&self.store, &newest, &[]).await.unwrap();
+        Self::on(self.store.clone(), newest, released)
     }
 
-    fn on(store: Memory, contents: Contents) -> Self {
-        let board = Arc::new(SnapshotPublisher::new(Snapshot::from(contents), Instant::now()));
+    fn on(store: Memory, newest: Arc<Snapshot>, released: Arc<Snapshot>) -> Self {
+        let board = Arc::new(SnapshotPublisher::starting(newest, released, Instant::now()));
         let (commits, committer) = committer(Arc::new(store.clone()), Arc::clone(&board));
         let mut tasks = JoinSet::new();
         tasks.spawn(committer.run(CancellationToken::new()));
@@ -66,6 +72,18 @@ impl Served {
 
     async fn replace(&self, set: &Set) -> u64 {
         self.commits.commit(replacement(set)).await.unwrap().generation.0
+    }
+
+    async fn freeze(&self) {
+        let (reason, by) = ("release".into(), "cn=operator".into());
+        let change = Hold::Freeze { reason, by, at: Timestamp::UNIX_EPOCH, until: None };
+        self.commits.hold(change).await.unwrap();
+    }
+
+    async fn unfreeze(&self) {
+        let (reason, by) = ("done".into(), "cn=operator".into());
+        let change = Hold::Unfreeze { reason, by, at: Timestamp::UNIX_EPOCH };
+        self.commits.hold(change).await.unwrap();
     }
 
     fn feed(&self, drain: &CancellationToken) -> Feed {
@@ -91,6 +109,10 @@ enum Event {
     Reconnect(bool),
     /// The store restarts.
     Restart,
+    /// Cells keep what they have.
+    Freeze,
+    /// Cells get the newest generation.
+    Unfreeze,
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -102,6 +124,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::Storm),
         3 => prop::bool::weighted(0.2).prop_map(Event::Reconnect),
         2 => Just(Event::Restart),
+        2 => Just(Event::Freeze),
+        2 => Just(Event::Unfreeze),
     ];
     prop::collection::vec(event, 1..24)
 }
@@ -157,8 +181,9 @@ impl Watched {
 
     /// Reads all updates in wire format and compares with List.
     fn read(&mut self, board: &SnapshotPublisher) {
-        let snapshot = board.current();
+        let snapshot = board.released();
         let generation = snapshot.state.generation.0;
+        assert!(generation >= self.mirror.generation, "a cell never goes back");
         let is_due = generation != 0
             && (!self.is_greeted
                 || self.mirror.generation != generation
@@ -177,11 +202,15 @@ impl Watched {
         assert_eq!(self.mirror.generation, generation);
         assert_eq!(self.mirror.sequence, self.sequence);
         let filter = Filter::Spaces(self.spaces.iter().cloned().collect());
-        let listed = page(&snapshot, &filter, model::group::GroupId(0), 1000);
+        let listed = page(&snapshot, &filter, GroupId(0), 1000);
         let listed = ListResponse::from(listed);
         assert_eq!(self.mirror.sorted(), listed.groups);
         assert!(self.cursor.advance(&snapshot).is_none(), "everything was told");
     }
+}
+
+fn contents(snapshot: &Snapshot) -> Vec<(GroupId, ContentHash)> {
+    snapshot.entries().iter().map(|entry| (entry.id, entry.hash)).collect()
 }
 
 async fn storm(served: &Served) {
@@ -193,7 +222,8 @@ async fn storm(served: &Served) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Two watchers, of which one always reads and one reads at random times.
+    /// Two watchers, of which one always reads and one reads at random times. While they are
+    /// frozen, they are equal to the set at the freeze, also after a restart.
     #[test]
     fn a_watcher_ends_equal_to_the_store(
         (first, second) in (0u8..1 << SPACES, 0u8..1 << SPACES), events in events(),
@@ -202,6 +232,7 @@ proptest! {
         runtime.block_on(async {
             let mut served = Served::start();
             let (mut prompt, mut lazy) = (Watched::new(first), Watched::new(second));
+            let mut frozen = None;
             for event in events {
                 match event {
                     Event::Replace(set) => _ = served.replace(&set).await,
@@ -212,6 +243,17 @@ proptest! {
                     Event::Read => lazy.read(&served.board),
                     Event::Storm => storm(&served).await,
                     Event::Reconnect(is_of_another_life) => lazy.reconnect(is_of_another_life),
+                    Event::Freeze => {
+                        served.freeze().await;
+                        let current = served.board.current();
+                        if current.state.is_whole() {
+                            frozen.get_or_insert(current);
+                        }
+                    }
+                    Event::Unfreeze => {
+                        served.unfreeze().await;
+                        frozen = None;
+                    }
                     Event::Restart => {
                         served = served.restart().await;
                         lazy.reconnect(false);
@@ -219,8 +261,17 @@ proptest! {
                     }
                 }
                 prompt.read(&served.board);
+                let expected = frozen.clone().unwrap_or_else(|| served.board.current());
+                let released = served.board.released();
+                assert_eq!(released.point(), expected.point());
+                assert_eq!(contents(&released), contents(&expected));
             }
             lazy.read(&served.board);
+            served.unfreeze().await;
+            prompt.read(&served.board);
+            lazy.read(&served.board);
+            let newest = served.board.current().state.generation.0;
+            assert_eq!([prompt.mirror.generation, lazy.mirror.generation], [newest; 2]);
         });
     }
 }

@@ -6,7 +6,6 @@
 
 use std::{
     fmt,
-    future::Future,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -96,7 +95,7 @@ impl Span {
     }
 
     fn new(trace: u128, id: u64, parent: u64, name: &'static str, took: Duration) -> Self {
-        let end = SystemTime::now();
+        let end = SystemTime::from(jiff::Timestamp::now());
         let (trace, id) = (TraceId::from(trace), SpanId::from(id));
         Self(SpanData {
             span_context: SpanContext::new(trace, id, TraceFlags::SAMPLED, false, TraceState::NONE),
@@ -205,25 +204,23 @@ impl<E> fmt::Debug for Logged<E> {
 }
 
 impl<E: SpanExporter> SpanExporter for Logged<E> {
-    fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
-        async move {
-            let spans = batch.len() as u64;
-            let outcome = self.exporter.export(batch).await;
-            let fails = outcome.is_err();
-            let failed = self.fails.swap(fails, Ordering::Relaxed);
-            match &outcome {
-                Ok(()) => OTLP_SENT.counter().increment(spans),
-                Err(_) => OTLP_FAILED.counter().increment(spans),
-            }
-            match &outcome {
-                Err(error) if !failed => {
-                    tracing::error!(address = &*self.address, error = %error, "otlp-export-failed");
-                }
-                Ok(()) if failed => tracing::info!(address = &*self.address, "otlp-export-resumed"),
-                _ => {}
-            }
-            outcome
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len() as u64;
+        let outcome = self.exporter.export(batch).await;
+        let fails = outcome.is_err();
+        let failed = self.fails.swap(fails, Ordering::Relaxed);
+        match &outcome {
+            Ok(()) => OTLP_SENT.counter().increment(spans),
+            Err(_) => OTLP_FAILED.counter().increment(spans),
         }
+        match &outcome {
+            Err(error) if !failed => {
+                tracing::error!(address = &*self.address, error = %error, "otlp-export-failed");
+            }
+            Ok(()) if failed => tracing::info!(address = &*self.address, "otlp-export-resumed"),
+            _ => {}
+        }
+        outcome
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {

@@ -145,7 +145,7 @@ async fn selections(cell: &Cell, prober: &Prober, cursor: u64) {
     };
     let of = async |handle, space| {
         let answer = select(request(handle, space, 0)).await;
-        let mut handles: Vec<_> = answer.flows.iter().map(|of| handle_of(of)).collect();
+        let mut handles: Vec<_> = answer.flows.iter().map(handle_of).collect();
         handles.dedup();
         handles
     };

@@ -15,6 +15,8 @@ const SLOW: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Store {
     pub(crate) generation: u64,
+    /// What cells get: the newest generation, or the one at which they are frozen.
+    pub(crate) released: u64,
     pub(crate) groups: u64,
     pub(crate) watermark: Option<Timestamp>,
     pub(crate) synced_at: Option<Timestamp>,
@@ -25,8 +27,8 @@ pub(crate) struct Store {
     pub(crate) cells: Vec<Cell>,
     /// Instances that did not answer, while others did: a sentence for each.
     pub(crate) silent: Vec<String>,
-    /// Mass removals that instances refused: a sentence for each.
-    pub(crate) refused: Vec<String>,
+    /// A sentence about a freeze, and one for each mass removal that an instance refused.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Owner of a lock.

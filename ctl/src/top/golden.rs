@@ -98,6 +98,7 @@ fn change(generation: u64, cells: u32, enforced: u32, committed: i64) -> Change 
 fn store(cells: u32, reported: i64) -> Store {
     Store {
         generation: 42,
+        released: 42,
         groups: 123,
         watermark: at(-12_000),
         synced_at: at(-400),
@@ -105,7 +106,7 @@ fn store(cells: u32, reported: i64) -> Store {
         now: at(0),
         cells: (1..=cells).map(|number| cell(number, 42, reported)).collect(),
         silent: Vec::new(),
-        refused: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
@@ -279,7 +280,7 @@ fn a_pause_freezes_the_screen() {
     press(&mut model, &[Key::Char('p')]);
     let before = screen(&model);
     assert!(before.contains("PAUSED"), "{before}");
-    model.update(Message::Store(Store { generation: 43, ..store(2, 0) }), NOW);
+    model.update(Message::Store(Store { generation: 43, released: 43, ..store(2, 0) }), NOW);
     assert_eq!(screen(&model), before);
     press(&mut model, &[Key::Char('p')]);
     assert!(screen(&model).contains("generation 43"));

@@ -296,8 +296,8 @@ impl Data {
 
     /// The level of a cell.
     pub(crate) fn level(&self, cell: &Cell, now: Moment) -> Level {
-        let newest = self.store().map_or(0, |store| store.generation);
-        cell.level(newest, self.clock(now))
+        let released = self.store().map_or(0, |store| store.released);
+        cell.level(released, self.clock(now))
     }
 
     /// Numbers over all cells.
@@ -346,7 +346,7 @@ impl Data {
         self.store_health.has_heard() && self.lock_health.has_heard()
     }
 
-    /// Servers that do not answer, with the age of their last data.
+    /// A freeze, and servers that do not answer, with the age of their last data.
     pub(crate) fn problems(&self, now: Moment) -> Vec<String> {
         let store = self.store_health.problem("policy store", now);
         // The stream ends together with the other calls.
@@ -355,9 +355,9 @@ impl Data {
         let changes = changes.filter(|_| store.is_none());
         let locks = self.lock_health.problem("lock server", now);
         let silent = self.store().into_iter().flat_map(|store| store.silent.clone());
-        let refused = self.store().into_iter().flat_map(|store| store.refused.clone());
+        let warnings = self.store().into_iter().flat_map(|store| store.warnings.clone());
         let lost = [store, changes, locks].into_iter().flatten().chain(silent);
-        refused.chain(lost).collect()
+        warnings.chain(lost).collect()
     }
 }
 

@@ -252,15 +252,15 @@ fn summary(model: &Model, now: Moment, cell: &Cell) -> String {
 /// The lag of an up-to-date cell, or how long the cell is behind or gone.
 pub(crate) fn standing(model: &Model, now: Moment, cell: &Cell) -> String {
     let data = model.data();
-    let newest = data.store().map_or(0, |store| store.generation);
+    let released = data.store().map_or(0, |store| store.released);
     let details = cell.details.as_ref();
     if !cell.connected {
         let since = details.and_then(|details| details.connection_changed_at);
         let gone = data.age(since.or(cell.reported_at), now);
         return gone.map_or_else(|| "gone".to_owned(), |gone| format!("gone {}", age(gone)));
     }
-    if cell.generation < newest {
-        let behind = newest - cell.generation;
+    if cell.generation < released {
+        let behind = released - cell.generation;
         let time = cell.behind_for(data.clock(now)).map(|time| format!(" {}", span(time)));
         return format!("-{behind}{}", time.unwrap_or_default());
     }

@@ -160,7 +160,7 @@ impl<'a> Sources<'a> {
             format!("policy store {}: retrying: {}", wire::text(address), describe(error))
         });
         store.silent = silent.collect();
-        store.refused = refused;
+        store.warnings.extend(refused);
         Ok(store)
     }
 

@@ -14,7 +14,7 @@ use proto::{
 use super::data::{
     Cell, Change, ChangedGroup, Container, Counters, Details, Isolated, Owner, SlowCell, Store,
 };
-use crate::{cells::Seen, escape::escape};
+use crate::{cells::Seen, escape::escape, freeze};
 
 /// Longest displayed text in characters, before escaping.
 const LONGEST: usize = 200;
@@ -40,18 +40,12 @@ fn duration(of: Option<prost_types::Duration>) -> Option<Duration> {
 
 /// The state of the store, with the cells of all its instances.
 pub(crate) fn store(status: StatusResponse, cells: Vec<Seen>) -> Store {
-    let StatusResponse {
-        generation,
-        watermark,
-        writer,
-        synced_at,
-        groups,
-        cells: _,
-        now,
-        refused_removal: _,
-    } = status;
+    let released = freeze::released(&status);
+    let frozen = freeze::sentence(status.release.as_ref()).map(|sentence| text(&sentence));
+    let StatusResponse { generation, watermark, writer, synced_at, groups, now, .. } = status;
     Store {
         generation,
+        released,
         groups,
         watermark: time(watermark),
         synced_at: time(synced_at),
@@ -62,7 +56,7 @@ pub(crate) fn store(status: StatusResponse, cells: Vec<Seen>) -> Store {
         now: time(now),
         cells: cells.into_iter().filter_map(|seen| detailed(seen.cell)).collect(),
         silent: Vec::new(),
-        refused: Vec::new(),
+        warnings: frozen.into_iter().collect(),
     }
 }
 

@@ -94,6 +94,12 @@ impl Cursor {
         cursor.check()
     }
 
+    /// The last sent generation, or the one that the cell came with.
+    #[must_use]
+    pub fn sent(&self) -> Option<Point> {
+        self.sent
+    }
+
     fn check(self) -> Result<Self, Error> {
         match self.spaces.len() > MAX_SPACES {
             true => Err(Error::TooManySpaces),

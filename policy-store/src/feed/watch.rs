@@ -145,7 +145,7 @@ impl<W: ClientMessages> Watcher<W> {
         let (desk, questions) = desk();
         Ok(Self {
             connection: feed.cells.connect(cell, agent, desk, Timestamp::now()),
-            generations: feed.board.generations(),
+            generations: feed.board.releases(),
             feed,
             cursor,
             parts: None,
@@ -178,7 +178,7 @@ impl<W: ClientMessages> Watcher<W> {
             }
             // Mark before reading, so that a later change is not missed.
             self.generations.mark_unchanged();
-            let snapshot = self.feed.board.current();
+            let snapshot = self.released();
             self.parts = self.cursor.advance(&snapshot).map(Parts::from);
             if self.parts.is_none() {
                 drop(snapshot);
@@ -186,6 +186,20 @@ impl<W: ClientMessages> Watcher<W> {
                     return Ok(Message::Question(Box::new(question)));
                 }
             }
+        }
+    }
+
+    /// What the cell gets. A cell that has a later generation, from before the freeze was known
+    /// here, does not go back.
+    fn released(&self) -> Arc<Snapshot> {
+        let released = self.feed.board.released();
+        match self.cursor.sent() {
+            Some(sent) if sent.generation > released.state.generation => {
+                let newest = self.feed.board.current();
+                let is_ours = newest.history().steps_since(sent).is_some();
+                if is_ours { newest } else { released }
+            }
+            _ => released,
         }
     }
 
@@ -304,7 +318,7 @@ pub async fn save_reports(
 /// agree with Status.
 #[expect(clippy::cast_precision_loss, reason = "no foundation has 2^52 cells")]
 pub fn gauge(board: &SnapshotPublisher, cells: &Cells, now: Timestamp) {
-    let snapshot = board.current();
+    let snapshot = board.released();
     let Count { known, connected, behind, behind_since } =
         cells.count(snapshot.state.generation, snapshot.history());
     CONTAINERS.gauge().set(cells.containers() as f64);

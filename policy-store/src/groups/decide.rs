@@ -43,8 +43,8 @@ use super::{content::Content, manifest::Supplied};
 /// The mass removal guard applies to sets of at least this many groups.
 pub const GUARDED_FROM: usize = 50;
 
-/// State stored beside the groups. Only a Replace changes it: a confirmed one all fields,
-/// a refused one only token and writer.
+/// State stored beside the groups. A confirmed Replace changes all fields but `held`, a refused one
+/// only token and writer, and a freeze only `held`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// 0 before the first Replace.
@@ -63,6 +63,23 @@ pub struct State {
     pub synced_at: Option<Timestamp>,
     /// Highest issued [`GroupId`]; 0 before the first.
     pub last_id: u64,
+    /// What cells get instead of the newest generation.
+    pub held: Option<Held>,
+}
+
+/// A freeze in effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What cells get.
+    pub point: Point,
+    /// Why, in the words of the operator.
+    pub reason: Box<str>,
+    /// Subject of the client certificate of who froze.
+    pub by: Box<str>,
+    /// When cells were frozen, by the clock of the instance that received the request.
+    pub since: Timestamp,
+    /// End; absent: until somebody unfreezes.
+    pub until: Option<Timestamp>,
 }
 
 impl State {
@@ -299,6 +316,7 @@ pub fn decide(
             writer: Some(write.owner.clone()),
             synced_at: Some(in_milliseconds(write.at)),
             last_id: state.last_id.max(last_id.unwrap_or(0)),
+            held: state.held.clone(),
         },
         upserts,
         removed,
@@ -313,7 +331,7 @@ fn stamp(at: Timestamp) -> Stamp {
 }
 
 /// Rounded to the precision of every store.
-fn in_milliseconds(at: Timestamp) -> Timestamp {
+pub(super) fn in_milliseconds(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 

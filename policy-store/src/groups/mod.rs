@@ -5,6 +5,7 @@
 //! HTTP as [`json`] in compressed [`fragment`]s. [`explain`] answers questions about connections,
 //! [`what_if`] about changes.
 //! [`archive`] is the history that stores keep, from which a snapshot goes back to an older one.
+//! [`held`] decides which generation cells keep while newer ones are stored.
 //! [`current`] publishes the newest of them; [`committer`](crate::committer) is the only writer.
 
 pub mod archive;
@@ -14,6 +15,7 @@ pub mod current;
 pub mod decide;
 pub mod explain;
 pub mod fragment;
+pub mod held;
 pub mod history;
 pub mod json;
 pub mod manifest;

@@ -7,15 +7,16 @@ use jiff::Timestamp;
 use proto::policy_v1::{
     AcceptRemovalRequest, AcceptRemovalResponse, AskCellRequest, AskCellResponse, CellsRequest,
     CellsResponse, ChangesRequest, ChangesResponse, ContainersRequest, ContainersResponse,
-    DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, HistoryRequest,
-    HistoryResponse, ReachRequest, ReachResponse, RefusedRemoval, WhatIfRequest, WhatIfResponse,
+    DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, FreezeRequest,
+    FreezeResponse, HistoryRequest, HistoryResponse, ReachRequest, ReachResponse, RefusedRemoval,
+    UnfreezeRequest, UnfreezeResponse, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
-use runtime::server::Entry;
+use runtime::{server::Entry, tls::describe};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Shared, ask, cells, changes, explain, history, removal,
+    Shared, ask, cells, changes, explain, history, release, removal,
     status::{Error, status},
     what_if,
 };
@@ -55,7 +56,15 @@ impl Foundation {
         &self,
         compute: impl FnOnce(&Snapshot, &[KnownCell]) -> Result<T, Error> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let (snapshot, cells) = (self.0.feed.board.current(), self.0.feed.cells.known());
+        self.compute_on(self.0.feed.board.current(), compute).await
+    }
+
+    async fn compute_on<T: Send + 'static>(
+        &self,
+        snapshot: Arc<Snapshot>,
+        compute: impl FnOnce(&Snapshot, &[KnownCell]) -> Result<T, Error> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let cells = self.0.feed.cells.known();
         let computed = tokio::task::spawn_blocking(move || compute(&snapshot, &cells)).await;
         let computed = computed.map_err(|error| Status::internal(error.to_string()))?;
         computed.map(Response::new).map_err(|error| status(&error))
@@ -87,7 +96,11 @@ impl foundation_server::Foundation for Foundation {
         request: Request<CellsRequest>,
     ) -> Result<Response<CellsResponse>, Status> {
         let (request, now) = (request.into_inner(), Timestamp::now());
-        self.compute(move |snapshot, known| cells::cells(snapshot, known, &request, now)).await
+        let released = self.0.feed.board.released();
+        let answer = move |snapshot: &Snapshot, known: &[KnownCell]| {
+            cells::cells(snapshot, known, &request, now)
+        };
+        self.compute_on(released, answer).await
     }
 
     async fn containers(
@@ -123,6 +136,28 @@ impl foundation_server::Foundation for Foundation {
         let (request, newest) = (request.into_inner(), self.0.feed.board.current());
         let answer = history::difference(&*self.0.store, &newest, request).await;
         answer.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<FreezeRequest>,
+    ) -> Result<Response<FreezeResponse>, Status> {
+        let by = describe(runtime::tls::peer(&request).identity.as_deref());
+        let parts = (&*self.0.feed.board, &self.0.commits);
+        let release = release::freeze(parts, &by, request.into_inner(), Timestamp::now()).await;
+        let release = release.map_err(|error| status(&error))?;
+        Ok(Response::new(FreezeResponse { release: Some(release) }))
+    }
+
+    async fn unfreeze(
+        &self,
+        request: Request<UnfreezeRequest>,
+    ) -> Result<Response<UnfreezeResponse>, Status> {
+        let by = describe(runtime::tls::peer(&request).identity.as_deref());
+        let parts = (&*self.0.feed.board, &self.0.commits);
+        let release = release::unfreeze(parts, &by, request.into_inner(), Timestamp::now()).await;
+        let release = release.map_err(|error| status(&error))?;
+        Ok(Response::new(UnfreezeResponse { release: Some(release) }))
     }
 
     async fn ask_cell(

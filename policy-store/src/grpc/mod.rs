@@ -11,6 +11,7 @@ mod history;
 mod inventory;
 mod messages;
 mod parse;
+mod release;
 mod removal;
 mod replace;
 pub mod status;
@@ -151,6 +152,7 @@ impl policy_store_server::PolicyStore for PolicyStore {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let snapshot = self.0.feed.board.current();
+        let released = self.0.feed.board.released();
         let state = &snapshot.state;
         let cells = self.0.feed.cells.status();
         let writer = state.writer.as_ref().map(|owner| status_response::Writer {
@@ -163,7 +165,8 @@ impl policy_store_server::PolicyStore for PolicyStore {
             writer,
             synced_at: state.synced_at.map(timestamp),
             groups: snapshot.entries().len() as u64,
-            cells: cells.into_iter().map(|status| cell(status, snapshot.history())).collect(),
+            cells: cells.into_iter().map(|status| cell(status, released.history())).collect(),
+            release: Some(release::release(&self.0.feed.board)),
             now: Some(timestamp(Timestamp::now())),
             refused_removal: self.0.commits.removals().last().map(Into::into),
         }))

@@ -41,6 +41,9 @@ pub enum Error {
     /// No container or cell that was asked for.
     #[error("{0}")]
     NotFound(String),
+    /// A freeze of an empty store.
+    #[error("no set of security groups is stored yet: there is nothing to freeze")]
+    NothingStored,
     /// A request was not passed to a cell, or not answered.
     #[error(transparent)]
     Unasked(#[from] Unasked),
@@ -133,6 +136,7 @@ pub fn status(error: &Error) -> Status {
         | Error::Violation(_) => Code::InvalidArgument,
         Error::Replace(Failure::Store(error)) | Error::Unread(error) => return of_store(error),
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,
+        Error::NothingStored => Code::FailedPrecondition,
         Error::NotFound(_) | Error::Unasked(Unasked::Unknown(_)) => Code::NotFound,
         Error::Unasked(Unasked::NotConnected(_) | Unasked::Ended(_)) => Code::Unavailable,
         Error::Unasked(Unasked::AnswersNone { .. }) => Code::Unimplemented,

@@ -123,7 +123,8 @@ mod tests {
     use super::*;
     use crate::{
         groups::{
-            decide::{Decision, Replacement},
+            decide::{Decision, Replacement, State},
+            held::Hold,
             snapshot::Snapshot,
         },
         reports::{Report, Unsaved},
@@ -154,6 +155,10 @@ mod tests {
 
         fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
             self.memory.replace(write)
+        }
+
+        fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+            self.memory.hold(change)
         }
 
         fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {

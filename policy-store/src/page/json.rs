@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use proto::{
     cell_v1::{Container, Enforcement, IsolatedRule},
     policy_v1::{
-        Change, Connection, ExplainResponse, IsolatedRules, PlacedContainer, ReachResponse,
-        RefusedRemoval, Rule, SecurityGroup, SourcedRule, StatusResponse, cells_response::Cell,
-        change, explain_response::Remark,
+        Change, Connection, ExplainResponse, Frozen, IsolatedRules, PlacedContainer, ReachResponse,
+        RefusedRemoval, Release, Rule, SecurityGroup, SourcedRule, StatusResponse,
+        cells_response::Cell, change, explain_response::Remark,
     },
 };
 use serde_json::{Value, json};
@@ -32,6 +32,17 @@ fn between(
     Some((nanoseconds(to?) - nanoseconds(from?)).max(0) as f64 / 1e6)
 }
 
+fn frozen(release: &Release) -> Option<Value> {
+    let Frozen { reason, by, since, until } = release.frozen.as_ref()?;
+    Some(json!({
+        "generation": release.generation,
+        "reason": reason,
+        "by": by,
+        "since": moment(since.as_ref()),
+        "until": moment(until.as_ref()),
+    }))
+}
+
 /// State of the store.
 pub(super) fn summary(status: &StatusResponse) -> Value {
     let writer = status.writer.as_ref();
@@ -43,6 +54,7 @@ pub(super) fn summary(status: &StatusResponse) -> Value {
         "writer": writer.map(|writer| writer.owner.as_str()),
         "refused_removal": status.refused_removal.as_ref().map(refused_removal),
         "token": writer.map(|writer| writer.fencing_token).filter(|token| *token > 0),
+        "frozen": status.release.as_ref().and_then(frozen),
     })
 }
 

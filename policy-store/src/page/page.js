@@ -74,6 +74,9 @@ function draw_summary() {
   const counted = (of) => (cells.some((cell) => cell[of] !== null) ? number.format(sum((cell) => cell[of])) : "not counted");
   const items = [
     ["generation", number.format(s.generation)],
+    ...(s.frozen === null ? [] : [
+      ["cells frozen", `generation ${number.format(s.frozen.generation)}, ${age(s.frozen.since)}: ${s.frozen.reason} (${s.frozen.by})`, "warn"],
+    ]),
     ["security groups", number.format(s.groups)],
     ["last sync", age(s.synced_at), s.synced_at === null || state.clock - s.synced_at > 120000 ? "fail" : ""],
     ["Cloud Controller's stamp", age(s.watermark)],

@@ -20,6 +20,7 @@ use super::{Answer, Archive, Contents, Error, Mended, News, Store, Stored};
 use crate::{
     groups::{
         decide::{self, Decision, Known, Replacement, State, Upsert},
+        held::{self, Hold},
         history::{Change, Past, Step, kept},
         reach::Reach,
         snapshot::Snapshot,
@@ -172,6 +173,18 @@ impl Store for Memory {
             let outcome = self.lock().replace(&write);
             self.written.send_replace(());
             outcome
+        })
+    }
+
+    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+        Box::pin(async move {
+            let mut tables = self.lock();
+            if let Some((state, decision)) = held::hold(&tables.state, &change) {
+                tables.state = state;
+                tables.archive.record(&decision);
+            }
+            self.written.send_replace(());
+            Ok(tables.state.clone())
         })
     }
 

@@ -26,7 +26,8 @@ pub use crate::groups::contents::{Contents, Stored};
 
 use crate::{
     groups::{
-        decide::{Decision, Refused, Replacement},
+        decide::{Decision, Refused, Replacement, State},
+        held::Hold,
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
@@ -107,6 +108,10 @@ pub trait Store: Send + Sync + Debug {
 
     /// Replaces the set.
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision>;
+
+    /// Executes the decision of [`crate::groups::held::hold`] on the stored state, with its entry
+    /// in the history, as a replace does; returns the state afterwards.
+    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State>;
 
     /// Stores reports received by this instance, all or nothing, and returns those that other
     /// instances have stored recently.

@@ -21,7 +21,7 @@ use super::{Error, Stored, rules};
 use crate::{
     groups::{
         content::SharedSpaces,
-        decide::{Known, State},
+        decide::{Held, Known, State},
         history::{Change, Past, Step},
         reach::Reach,
     },
@@ -75,6 +75,8 @@ pub(super) struct StateRow {
     pub(super) writer: Option<String>,
     pub(super) synced_at_ms: Option<i64>,
     pub(super) last_id: i64,
+    /// JSON.
+    pub(super) held: Option<String>,
 }
 
 impl TryFrom<StateRow> for State {
@@ -99,6 +101,7 @@ impl TryFrom<StateRow> for State {
             writer: writer.map_err(corrupt("store_state.writer"))?,
             synced_at: synced_at.transpose()?,
             last_id: from_sql("store_state.last_id", row.last_id)?,
+            held: row.held.as_deref().map(held).transpose()?,
         })
     }
 }
@@ -107,7 +110,7 @@ impl TryFrom<&State> for StateRow {
     type Error = Error;
 
     fn try_from(state: &State) -> Result<Self, Error> {
-        let State { generation, stamp, watermark, token, writer, synced_at, last_id } = state;
+        let State { generation, stamp, watermark, token, writer, synced_at, last_id, held } = state;
         let token = token.map(|token| to_sql("store_state.fencing_token", token.0));
         Ok(Self {
             generation: to_sql("store_state.generation", generation.0)?,
@@ -118,8 +121,44 @@ impl TryFrom<&State> for StateRow {
             writer: writer.as_ref().map(|writer| writer.as_str().to_owned()),
             synced_at_ms: synced_at.map(Timestamp::as_millisecond),
             last_id: to_sql("store_state.last_id", *last_id)?,
+            held: held.as_ref().map(held_text),
         })
     }
+}
+
+/// The text in `store_state.held`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeldText {
+    generation: u64,
+    stamp_ns: i64,
+    reason: Box<str>,
+    by: Box<str>,
+    since_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    until_ms: Option<i64>,
+}
+
+fn held_text(held: &Held) -> String {
+    let Held { point, reason, by, since, until } = held.clone();
+    let text = HeldText {
+        generation: point.generation.0,
+        stamp_ns: point.stamp.0,
+        reason,
+        by,
+        since_ms: since.as_millisecond(),
+        until_ms: until.map(Timestamp::as_millisecond),
+    };
+    serde_json::to_string(&text).expect("texts and numbers")
+}
+
+fn held(text: &str) -> Result<Held, Error> {
+    const FIELD: &str = "store_state.held";
+    let text: HeldText = runtime::json::from_str(text).map_err(corrupt(FIELD))?;
+    let HeldText { generation, stamp_ns, reason, by, since_ms, until_ms } = text;
+    let point = Point { generation: Generation(generation), stamp: Stamp(stamp_ns) };
+    let until = until_ms.map(|until| moment(FIELD, until)).transpose()?;
+    Ok(Held { point, reason, by, since: moment(FIELD, since_ms)?, until })
 }
 
 /// A row of `security_groups`, without its spaces.

@@ -33,6 +33,7 @@ use super::{Answer, Archive, Contents, Error, Mended, News, Store, rows::corrupt
 use crate::{
     groups::{
         decide::{Decision, Replacement, State},
+        held::Hold,
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
@@ -143,6 +144,10 @@ impl Store for Server {
         Box::pin(async move {
             write::replace(&self.server, self.most, self.original.as_ref(), &write).await
         })
+    }
+
+    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+        Box::pin(async move { write::change_hold(&self.server, &change).await })
     }
 
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {

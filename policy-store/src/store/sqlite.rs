@@ -36,6 +36,7 @@ use super::{
 use crate::{
     groups::{
         decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+        held::{Hold, hold},
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
@@ -54,6 +55,7 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 3, name: "spaces without references", sql: include_str!("schema_3.sql") },
     Migration { version: 4, name: "history", sql: include_str!("schema_4.sql") },
+    Migration { version: 5, name: "freeze", sql: include_str!("schema_5.sql") },
 ];
 
 /// A typical group fits into one page: with several pages per group each has to be looked
@@ -115,6 +117,17 @@ impl Store for Sqlite {
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
         let work = move |transaction: &Transaction<'_>| replace(transaction, &write);
         Box::pin(async { Ok(self.database.write(work).await??) })
+    }
+
+    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+        let work = move |transaction: &Transaction<'_>| {
+            let before = load::state(transaction)?;
+            let Some((state, decision)) = hold(&before, &change) else { return Ok(before) };
+            store_state(transaction, &state)?;
+            archive::record(transaction, &decision)?;
+            Ok(state)
+        };
+        Box::pin(self.database.write(work))
     }
 
     /// There are no other instances.
@@ -402,8 +415,8 @@ fn store_state(transaction: &Transaction<'_>, state: &State) -> Result<(), Error
         .prepare_cached(
             "INSERT OR REPLACE INTO store_state
                  (only_row, generation, stamp_ns, watermark_seconds, watermark_nanoseconds,
-                  fencing_token, writer, synced_at_ms, last_id)
-             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                  fencing_token, writer, synced_at_ms, last_id, held)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
             row.generation,
@@ -414,6 +427,7 @@ fn store_state(transaction: &Transaction<'_>, state: &State) -> Result<(), Error
             row.writer,
             row.synced_at_ms,
             row.last_id,
+            row.held,
         ])?;
     Ok(())
 }

@@ -89,6 +89,10 @@ impl Tables {
         }
     }
 
+    pub(super) fn record(&mut self, decision: &OperatorDecision) {
+        self.push(Entry::Decision(Box::new(decision.clone())));
+    }
+
     fn push(&mut self, entry: Entry) {
         let number = self.entries.last().map_or(0, |last| last.number) + 1;
         self.entries.push(Numbered { number, entry });
@@ -187,8 +191,7 @@ impl Archive for Memory {
 
     fn record(&self, decision: Arc<OperatorDecision>) -> Answer<'_, ()> {
         Box::pin(async move {
-            let decision = OperatorDecision::clone(&decision);
-            self.lock().archive.push(Entry::Decision(Box::new(decision)));
+            self.lock().archive.record(&decision);
             Ok(())
         })
     }

@@ -45,16 +45,13 @@ impl Archive for Server {
     }
 
     fn record(&self, decision: Arc<OperatorDecision>) -> Answer<'_, ()> {
-        let sql = sql(self.server.dialect());
+        let dialect = self.server.dialect();
         Box::pin(async move {
             self.server
                 .transaction(async |transaction: Transaction| {
                     // Two entries must not get the same number.
                     load::state_for_update(&transaction).await?;
-                    let mut entry = EntryRow::of_decision(&decision)?;
-                    entry.number = newest(&transaction.query(&sql.newest(), &[]).await?)?.0 + 1;
-                    transaction.execute(&sql.insert_entry(), &entry.values()).await?;
-                    Ok(())
+                    record(&transaction, dialect, &decision).await
                 })
                 .await
         })
@@ -87,6 +84,19 @@ impl Archive for Server {
     fn prune(&self, bounds: Bounds) -> Answer<'_, bool> {
         Box::pin(async move { prune(&self.server, &bounds).await })
     }
+}
+
+/// Adds the entry of a decision; called while the state is locked.
+pub(super) async fn record(
+    transaction: &Transaction,
+    dialect: Dialect,
+    decision: &OperatorDecision,
+) -> Result<(), Error> {
+    let sql = sql(dialect);
+    let mut entry = EntryRow::of_decision(decision)?;
+    entry.number = newest(&transaction.query(&sql.newest(), &[]).await?)?.0 + 1;
+    transaction.execute(&sql.insert_entry(), &entry.values()).await?;
+    Ok(())
 }
 
 /// Adds the entry of a Replace; called before its changes are written, while the state is

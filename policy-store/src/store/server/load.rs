@@ -27,7 +27,7 @@ use crate::{
 const PAGE: i64 = 1000;
 
 const STATE: &str = "SELECT generation, stamp_ns, watermark_seconds, watermark_nanoseconds,
-        fencing_token, writer, synced_at_ms, last_id
+        fencing_token, writer, synced_at_ms, last_id, held
     FROM portcullis_store_state WHERE only_row = 1";
 
 const GROUPS: &str = "SELECT id, guid, name, running_default, staging_default, rules, content_hash
@@ -98,6 +98,8 @@ fn parse_state(rows: &[Row]) -> Result<State, Error> {
     let row = only(rows)?;
     let writer: Option<Vec<u8>> = row.get(5)?;
     let writer = writer.map(String::from_utf8).transpose();
+    let held: Option<Vec<u8>> = row.get(8)?;
+    let held = held.map(String::from_utf8).transpose();
     StateRow {
         generation: row.get(0)?,
         stamp_ns: row.get(1)?,
@@ -107,6 +109,7 @@ fn parse_state(rows: &[Row]) -> Result<State, Error> {
         writer: writer.map_err(corrupt("store_state.writer"))?,
         synced_at_ms: row.get(6)?,
         last_id: row.get(7)?,
+        held: held.map_err(corrupt("store_state.held"))?,
     }
     .try_into()
 }

@@ -31,6 +31,7 @@ const POSTGRES: Schema = Schema {
             sql: include_str!("postgres_3.sql"),
         },
         Migration { version: 4, name: "history", sql: include_str!("postgres_4.sql") },
+        Migration { version: 5, name: "freeze", sql: include_str!("postgres_5.sql") },
     ],
     tables: POSTGRES_TABLES,
 };
@@ -39,6 +40,7 @@ const MYSQL: Schema = Schema {
     migrations: &[
         Migration { version: 1, name: NAME, sql: include_str!("mysql_1.sql") },
         Migration { version: 2, name: "history", sql: include_str!("mysql_2.sql") },
+        Migration { version: 3, name: "freeze", sql: include_str!("mysql_3.sql") },
     ],
     tables: MYSQL_TABLES,
 };
@@ -182,6 +184,7 @@ macro_rules! tables {
                         Column::key("writer", $writer),
                         Column::key("synced_at_ms", "BIGINT"),
                         Column::key("last_id", "BIGINT NOT NULL"),
+                        Column::key("held", $writer),
                     ],
                 )
             },

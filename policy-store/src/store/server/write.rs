@@ -18,7 +18,10 @@ use super::{
     original::{Attempt, Original},
 };
 use crate::{
-    groups::decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+    groups::{
+        decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
+        held::{Hold, hold},
+    },
     reports::Unsaved,
 };
 
@@ -44,6 +47,21 @@ pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
                 notify(&transaction, dialect).await?;
             }
             Ok::<_, Error>(before)
+        })
+        .await
+}
+
+/// Changes the freeze; returns the state afterwards.
+pub(super) async fn change_hold(server: &Server, change: &Hold) -> Result<State, Error> {
+    let dialect = server.dialect();
+    server
+        .transaction(async |transaction: Transaction| {
+            let before = state_for_update(&transaction).await?;
+            let Some((state, decision)) = hold(&before, change) else { return Ok(before) };
+            store_state(&transaction, &state).await?;
+            archive::record(&transaction, dialect, &decision).await?;
+            notify(&transaction, dialect).await?;
+            Ok::<_, Error>(state)
         })
         .await
 }
@@ -376,7 +394,7 @@ pub(super) async fn store_state(transaction: &Transaction, state: &State) -> Res
     let row = StateRow::try_from(state)?;
     let sql = "UPDATE portcullis_store_state SET
             generation = ?, stamp_ns = ?, watermark_seconds = ?, watermark_nanoseconds = ?,
-            fencing_token = ?, writer = ?, synced_at_ms = ?, last_id = ?
+            fencing_token = ?, writer = ?, synced_at_ms = ?, last_id = ?, held = ?
         WHERE only_row = 1";
     let parameters = [
         row.generation.into(),
@@ -387,6 +405,7 @@ pub(super) async fn store_state(transaction: &Transaction, state: &State) -> Res
         row.writer.map(String::into_bytes).into(),
         row.synced_at_ms.into(),
         row.last_id.into(),
+        row.held.map(String::into_bytes).into(),
     ];
     transaction.execute(sql, &parameters).await?;
     Ok(())

@@ -35,11 +35,7 @@ impl Archive for Sqlite {
     }
 
     fn record(&self, decision: Arc<OperatorDecision>) -> Answer<'_, ()> {
-        let work = move |transaction: &Transaction<'_>| {
-            let mut entry = EntryRow::of_decision(&decision)?;
-            entry.number = newest(transaction)?.0 + 1;
-            execute(transaction, &SQL.insert_entry(), entry.values())
-        };
+        let work = move |transaction: &Transaction<'_>| record(transaction, &decision);
         Box::pin(self.database.write(work))
     }
 
@@ -67,6 +63,16 @@ impl Archive for Sqlite {
             self.database.write(work).await
         })
     }
+}
+
+/// Adds the entry of a decision.
+pub(super) fn record(
+    transaction: &Transaction<'_>,
+    decision: &OperatorDecision,
+) -> Result<(), Error> {
+    let mut entry = EntryRow::of_decision(decision)?;
+    entry.number = newest(transaction)?.0 + 1;
+    execute(transaction, &SQL.insert_entry(), entry.values())
 }
 
 /// Adds the entry of a Replace; called before its changes are written.

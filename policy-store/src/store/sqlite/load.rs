@@ -37,7 +37,7 @@ pub(super) fn state(connection: &Connection) -> Result<State, Error> {
     let row = connection
         .prepare_cached(
             "SELECT generation, stamp_ns, watermark_seconds, watermark_nanoseconds, fencing_token,
-                    writer, synced_at_ms, last_id
+                    writer, synced_at_ms, last_id, held
              FROM store_state",
         )?
         .query_row([], state_row)
@@ -55,6 +55,7 @@ fn state_row(row: &Row<'_>) -> Result<StateRow, rusqlite::Error> {
         writer: row.get(5)?,
         synced_at_ms: row.get(6)?,
         last_id: row.get(7)?,
+        held: row.get(8)?,
     })
 }
 

@@ -112,6 +112,7 @@ pub(super) const TABLES: &[Table] = &[
                 Column::key("writer", "TEXT"),
                 Column::key("synced_at_ms", "INTEGER"),
                 Column::key("last_id", "INTEGER NOT NULL"),
+                Column::key("held", "TEXT"),
             ],
         )
     },

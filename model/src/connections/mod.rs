@@ -1,7 +1,7 @@
 //! Sets of new connections, and the difference between two of them.
 //!
 //! [`Connections`] is the set that permits allow, which is what cells enforce: invalid rules and
-//! rule parts have no permits. A set is kept for each protocol as a [`region::Region`] of address
+//! rule parts have no permits. A set is kept for each protocol as a region of address
 //! and port, or of address and ICMP type and code. All sets are canonical: the same connections are
 //! the same value, however the rules are written.
 

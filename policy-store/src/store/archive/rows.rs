@@ -91,7 +91,7 @@ impl EntryRow {
         })
     }
 
-    /// In the order of [`COLUMNS`]. `bytes`: those of the entry's groups.
+    /// In the order of the table's columns. `bytes`: those of the entry's groups.
     pub(in crate::store) fn values(self) -> Vec<Value> {
         let text = |text: Option<String>| Value::from(text.map(String::into_bytes));
         let texts = [&self.owner, &self.decided_by, &self.reason];
@@ -119,7 +119,7 @@ impl EntryRow {
         ]
     }
 
-    /// Reads the columns [`COLUMNS`].
+    /// Reads all columns of the table.
     pub(in crate::store) fn read(row: &[Value]) -> Result<Self, Error> {
         let mut columns = Columns(row.iter());
         Ok(Self {
@@ -262,7 +262,7 @@ impl ProgressRow {
         Ok(values)
     }
 
-    /// Reads the columns of [`Sql::progress`].
+    /// Reads the columns that `Sql::progress` selects.
     pub(in crate::store) fn read(row: &[Value]) -> Result<(i64, Reached), Error> {
         let mut columns = Columns(row.iter());
         let generation = columns.int("archive_progress.generation")?;

@@ -75,7 +75,7 @@ fn rule() -> impl Strategy<Value = Rule> {
     (rule, proptest::bool::weighted(0.2)).prop_map(|(rule, log)| Rule { log, ..rule })
 }
 
-fn groups() -> impl Strategy<Value = Vec<SecurityGroup>> {
+pub(crate) fn groups() -> impl Strategy<Value = Vec<SecurityGroup>> {
     let spaces = || proptest::sample::subsequence(vec!["s1", "s2"], 0..=2);
     let rare = || proptest::bool::weighted(0.2);
     let rules = proptest::collection::vec(rule(), 0..6);
@@ -133,14 +133,20 @@ fn probes() -> impl Strategy<Value = (Kind, Probe)> {
     ];
     (to, kind).prop_map(|(to, kind)| {
         let probe = Probe { destination: to.parse().unwrap(), kind };
-        let sent = match (kind, connection(0)) {
-            (ProbeKind::Tcp(port), _) => connection(port),
-            (ProbeKind::Udp(port), Kind::Tcp { source, .. }) => Kind::Udp { port, source },
-            (ProbeKind::Icmp { icmp_type, code }, _) => Kind::Icmp { icmp_type, code },
-            (other, _) => panic!("nothing is sent for {other:?}"),
-        };
-        (sent, probe)
+        (packet(kind), probe)
     })
+}
+
+/// The first packet of a new connection.
+pub(crate) fn packet(kind: ProbeKind) -> Kind {
+    match (kind, connection(0)) {
+        (ProbeKind::Tcp(port), _) => connection(port),
+        (ProbeKind::Udp(port), Kind::Tcp { source, .. }) => Kind::Udp { port, source },
+        (ProbeKind::Icmp { icmp_type, code }, _) => Kind::Icmp { icmp_type, code },
+        // For experiments (RFC 3692).
+        (ProbeKind::Other, _) => Kind::Other(253),
+        (ProbeKind::Udp(_), other) => panic!("{other:?} has no source port"),
+    }
 }
 
 fn expected(groups: &[ReadGroup], container: usize, probe: Probe) -> Fate {
@@ -153,7 +159,7 @@ fn expected(groups: &[ReadGroup], container: usize, probe: Probe) -> Fate {
     }
 }
 
-fn read(groups: &[SecurityGroup]) -> Vec<ReadGroup> {
+pub(crate) fn read(groups: &[SecurityGroup]) -> Vec<ReadGroup> {
     let stored = (1..).zip(groups).map(|(id, group)| {
         let group = Arc::new(ModelGroup::try_from(group.clone()).unwrap());
         ReadGroup::new(StoredGroup { id: GroupId(id), group })

@@ -12,6 +12,7 @@ mod beside;
 mod cases;
 mod certificates;
 mod denied;
+mod differences;
 mod direct;
 mod endpoints;
 mod explained;

@@ -97,7 +97,7 @@ fn explain_accepts_a_prefix_and_exits_with_the_verdict() {
 
 #[test]
 fn a_control_plane_is_shown_and_changed() {
-    let plane = ControlPlane::start();
+    let mut plane = ControlPlane::start();
     let syncer = plane.syncer("syncer-1");
     let guid = plane.cloud.create_group("first", "10.1.0.0/16");
     let evil = "evil\u{202e}gnp.exe";
@@ -106,7 +106,8 @@ fn a_control_plane_is_shown_and_changed() {
     let files = plane.site.certificate("operator");
     let [ca, cert, key] =
         [&files.ca, &files.cert, &files.key].map(|path| path.display().to_string());
-    let store = plane.store_address.as_str();
+    let store = plane.store_address.clone();
+    let store = store.as_str();
     let flags = ["--ca", &ca, "--cert", &cert, "--key", &key, "--policy-store", store];
     let ask = |args: &[&str]| run(&[&flags[..], args].concat());
 
@@ -139,8 +140,8 @@ fn a_control_plane_is_shown_and_changed() {
     let status: Value = serde_json::from_str(&ask(&["status", "--json"]).out).expect("an object");
     assert!(status["synced_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{status}");
 
-    let lock_server = plane.lock_server.address.as_str();
-    let flags = [&flags[..], &["--lock-server", lock_server]].concat();
+    let lock_server = plane.lock_server.address.clone();
+    let flags = [&flags[..], &["--lock-server", &lock_server]].concat();
     output_has_formats(&flags);
     locks_are_claimed_and_released(&flags);
     one_of_two_stores_is_sufficient(&flags, store);
@@ -149,6 +150,42 @@ fn a_control_plane_is_shown_and_changed() {
     names_are_completed_in_bash(&flags);
     a_change_is_shown_before_it_is_made(&flags, &plane);
     a_refused_removal_passes_when_it_is_accepted(&flags, &plane, &syncer);
+    a_freeze_survives_kill_9_of_the_store(&flags, &mut plane);
+}
+
+fn a_freeze_survives_kill_9_of_the_store(flags: &[&str], plane: &mut ControlPlane) {
+    let ask = |args: &[&str]| run(&[flags, args].concat());
+    let object = |args: &[&str]| {
+        let answer = ask(args);
+        let object = serde_json::from_str::<Value>(&answer.out);
+        object.unwrap_or_else(|_| panic!("{args:?}: {answer:?}"))
+    };
+    let asked = ask(&["freeze", "--reason", "release"]);
+    assert!(asked.err.contains("--yes"), "without a terminal nobody confirms: {asked:?}");
+    let past = ask(&["freeze", "--reason", "x", "--until", "2020-01-01T00:00:00Z", "--yes"]);
+    assert!(past.err.contains("until: 2020-01-01T00:00:00Z is not in the future"), "{past:?}");
+    let frozen = object(&["freeze", "--reason", "release", "--until", "2h", "--yes", "--json"]);
+    assert_eq!((&frozen["frozen"], &frozen["reason"]), (&json!(true), &json!("release")));
+    plane.cloud.create_group("while-frozen", "10.3.0.0/16");
+    plane.wait_until_synced();
+    plane.policy_store.kill();
+    plane.restart_store();
+    let status = object(&["status", "--json"]);
+    let generation = &frozen["generation"];
+    assert!(status["generation"].as_u64() > generation.as_u64(), "{status} {frozen}");
+    let sentence = status["frozen"].as_str().unwrap_or_default();
+    let begin = format!("cells keep generation {generation} since ");
+    assert!(sentence.starts_with(&begin) && sentence.ends_with(": release"), "{status}");
+    assert!(ask(&["doctor", "--no-headers"]).out.contains(sentence), "{sentence}");
+    let open = object(&["unfreeze", "--reason", "released", "--yes", "--json"]);
+    let shown = (&open["generation"], &open["frozen"]);
+    assert_eq!(shown, (&status["generation"], &json!(false)), "{open}");
+    let history = ask(&["history", "--no-headers", "-o", "fields=entry,reason"]).out;
+    let entries: Vec<Vec<&str>> =
+        history.lines().map(|line| line.split_whitespace().collect()).collect();
+    for entry in [["freeze", "release"], ["unfreeze", "released"]] {
+        assert!(entries.iter().any(|found| found[..] == entry), "{history}");
+    }
 }
 
 fn a_change_is_shown_before_it_is_made(flags: &[&str], plane: &ControlPlane) {

@@ -18,7 +18,7 @@ const MOST_MEMORY: u64 = 64 * 1024;
 
 /// Longest time until a denied connection is recorded, and the pause between two questions.
 const RECORDED: Duration = Duration::from_secs(10);
-const GLANCE: Duration = Duration::from_millis(50);
+pub(super) const GLANCE: Duration = Duration::from_millis(50);
 
 /// Asks the agent about an allowed, a denied and a logged destination.
 pub(super) async fn why(runner: &mut Runner<'_>) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@
 
 mod closing;
 mod faults;
+mod freeze;
 mod leaders;
 mod log_file;
 pub(crate) mod many;
@@ -36,6 +37,7 @@ pub(crate) async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<
     faults::store_away(&mut runner).await?;
     faults::flushed(&mut runner).await?;
     closing::why(&mut runner).await?;
+    freeze::freeze(&mut runner).await?;
     closing::account(&mut runner)?;
     say(&format!("\nEverything is as expected. {} s.\n", began.elapsed().as_secs()))
 }

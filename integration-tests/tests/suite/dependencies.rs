@@ -23,6 +23,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("certificates", vec!["runtime"]),
         ("cni", vec!["runtime"]),
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
+        ("chaos", vec![]),
         ("cluster", vec!["certificates", "cni", "runtime"]),
         ("load", vec!["certificates", "cni", "model", "proto", "runtime"]),
         ("originals", vec!["proto", "runtime"]),

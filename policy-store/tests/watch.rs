@@ -6,92 +6,34 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
 use model::{
     generation::{Generation, Point, Stamp},
     group::{ContentHash, GroupId},
     ids::{CellId, SpaceGuid},
 };
 use policy_store::{
-    committer::{Commits, committer},
     feed::{
-        cells::Cells,
-        changes::Changes,
         cursor::{self, Cursor, MAX_SPACES},
         parts::{Part, Parts},
         watch::{ClientMessage, ClientMessages, End, Feed, Hello, Message, Violation, Watcher},
     },
     groups::{
         current::SnapshotPublisher,
-        held::Hold,
         page::{Filter, page},
         snapshot::Snapshot,
     },
-    release,
     reports::Agent,
-    store::{Contents, Store, memory::Memory},
 };
 use proptest::prelude::*;
 use proto::policy_v1::{CellRequest, CellResponse, ListResponse};
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     client::Mirror,
-    sets::{SPACES, Set, bound, global, named, replacement, set, sets, space},
+    served::Served,
+    sets::{SPACES, Set, bound, global, named, set, sets, space},
 };
-
-/// A board with its committer.
-struct Served {
-    store: Memory,
-    board: Arc<SnapshotPublisher>,
-    commits: Commits,
-    _committer: JoinSet<anyhow::Result<()>>,
-}
-
-impl Served {
-    fn start() -> Self {
-        let nothing = Arc::new(Snapshot::from(Contents::default()));
-        Self::on(Memory::default(), Arc::clone(&nothing), nothing)
-    }
-
-    /// Another instance that has just started.
-    async fn restart(&self) -> Self {
-        let newest = Arc::new(Snapshot::from(self.store.load(None).await.unwrap()));
-        let released = release::released(&self.store, &newest, &[]).await.unwrap();
-        Self::on(self.store.clone(), newest, released)
-    }
-
-    fn on(store: Memory, newest: Arc<Snapshot>, released: Arc<Snapshot>) -> Self {
-        let board = Arc::new(SnapshotPublisher::starting(newest, released, Instant::now()));
-        let (commits, committer) = committer(Arc::new(store.clone()), Arc::clone(&board));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(committer.run(CancellationToken::new()));
-        Self { store, board, commits, _committer: tasks }
-    }
-
-    async fn replace(&self, set: &Set) -> u64 {
-        self.commits.commit(replacement(set)).await.unwrap().generation.0
-    }
-
-    async fn freeze(&self) {
-        let (reason, by) = ("release".into(), "cn=operator".into());
-        let change = Hold::Freeze { reason, by, at: Timestamp::UNIX_EPOCH, until: None };
-        self.commits.hold(change).await.unwrap();
-    }
-
-    async fn unfreeze(&self) {
-        let (reason, by) = ("done".into(), "cn=operator".into());
-        let change = Hold::Unfreeze { reason, by, at: Timestamp::UNIX_EPOCH };
-        self.commits.hold(change).await.unwrap();
-    }
-
-    fn feed(&self, drain: &CancellationToken) -> Feed {
-        let board = Arc::clone(&self.board);
-        let (cells, changes) = (Cells::default(), Changes::default());
-        Feed { board, cells, changes, drain: drain.clone() }
-    }
-}
 
 /// Random event of a watcher.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod http;
 pub(crate) mod original;
 pub(crate) mod process;
+pub(crate) mod served;
 pub(crate) mod sets;
 pub(crate) mod site;
 

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     binding::Bound,
     flags::{Flags, duration},
-    freeze::Until,
+    freeze::{Freeze, Unfreeze},
     history::History,
     output::OutputFlags,
     target::Target,
@@ -119,27 +119,9 @@ pub enum Command {
     ///
     /// Changes of the Cloud Controller are still read and stored. New containers get the groups of
     /// the frozen generation. `history` lists freezes, `doctor`, `top` and the page show them.
-    Freeze {
-        /// Why: everybody sees it
-        #[arg(long, value_name = "TEXT")]
-        reason: String,
-        /// End: a time such as 2026-11-29T12:00:00Z, or 30m or 2h from now [default: until
-        /// unfreeze]
-        #[arg(long, value_name = "TIME")]
-        until: Option<Until>,
-        /// Do not ask for confirmation
-        #[arg(long)]
-        yes: bool,
-    },
+    Freeze(Freeze),
     /// Send the newest security groups to the cells again (policy store)
-    Unfreeze {
-        /// Why, for the history
-        #[arg(long, value_name = "TEXT", default_value = "")]
-        reason: String,
-        /// Do not ask for confirmation
-        #[arg(long)]
-        yes: bool,
-    },
+    Unfreeze(Unfreeze),
     /// Select a foundation by name
     #[command(subcommand)]
     Context(ContextCommand),

@@ -72,8 +72,8 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Lock(_)
         | Command::Presence(_)
         | Command::Sync { .. }
-        | Command::Freeze { .. }
-        | Command::Unfreeze { .. } => {
+        | Command::Freeze(_)
+        | Command::Unfreeze(_) => {
             print(act(connection, command).await?)?;
         }
         Command::Reconcile { .. } => print(act(connection, command).await?)?,
@@ -145,10 +145,8 @@ async fn act(connection: &Connection, command: Command) -> anyhow::Result<Report
             confirm(&question, yes)?;
             cell::reconcile_on(connection, &cell).await
         }
-        Command::Freeze { reason, until, yes } => {
-            freeze::freeze(connection, reason, until, yes).await
-        }
-        Command::Unfreeze { reason, yes } => freeze::unfreeze(connection, reason, yes).await,
+        Command::Freeze(what) => freeze::freeze(connection, what).await,
+        Command::Unfreeze(what) => freeze::unfreeze(connection, what).await,
         Command::Reconcile { cell: None, .. } => cell::reconcile(connection).await,
         _ => unreachable!("no other command changes anything"),
     }

@@ -1,7 +1,7 @@
 //! `freeze` and `unfreeze`: cells keep the generation that they have.
 
-use anyhow::Context as _;
-use jiff::{SignedDuration, Timestamp};
+use clap::Args;
+use jiff::Timestamp;
 use proto::policy_v1::{FreezeRequest, Release, StatusResponse, UnfreezeRequest};
 
 use crate::{
@@ -10,40 +10,32 @@ use crate::{
     field::{Field, instant},
     report::Report,
     stores::foundation,
+    time_point::TimePoint,
 };
 
-/// End of a freeze: RFC 3339, or a duration from now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
-    /// A time.
-    At(Timestamp),
-    /// After this duration, by the clock of this machine.
-    In(SignedDuration),
+/// A freeze.
+#[derive(Debug, Args)]
+pub struct Freeze {
+    /// Why: everybody sees it
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// End: a time such as 2026-11-29T12:00:00Z, or 30m, 2h or 7d from now [default: until unfreeze]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<TimePoint>,
+    /// Do not ask for confirmation
+    #[arg(long)]
+    pub yes: bool,
 }
 
-impl std::str::FromStr for Until {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(at) = text.parse() {
-            return Ok(Self::At(at));
-        }
-        match text.parse::<SignedDuration>() {
-            Ok(after) if after.is_positive() => Ok(Self::In(after)),
-            _ => Err("not a time such as 2026-11-29T12:00:00Z, or 30m or 2h from now".to_owned()),
-        }
-    }
-}
-
-impl Until {
-    fn time(self, now: Timestamp) -> anyhow::Result<prost_types::Timestamp> {
-        let at = match self {
-            Self::At(at) => at,
-            Self::In(after) => now.checked_add(after).context("--until")?,
-        };
-        let (seconds, nanos) = (at.as_second(), at.subsec_nanosecond());
-        Ok(prost_types::Timestamp { seconds, nanos })
-    }
+/// The end of a freeze.
+#[derive(Debug, Args)]
+pub struct Unfreeze {
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Do not ask for confirmation
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// The newest generation that cells get; an older store sends the newest one.
@@ -75,14 +67,10 @@ pub(crate) const RELEASE: &[Field<Release>] = &[
 ];
 
 /// Cells keep the generation that they have.
-pub(crate) async fn freeze(
-    connection: &Connection,
-    reason: String,
-    until: Option<Until>,
-    yes: bool,
-) -> anyhow::Result<Report> {
-    let until = until.map(|until| until.time(Timestamp::now())).transpose()?;
+pub(crate) async fn freeze(connection: &Connection, freeze: Freeze) -> anyhow::Result<Report> {
+    let Freeze { reason, until, yes } = freeze;
     confirm("Freeze all cells? Changes of security groups do not reach them until unfreeze.", yes)?;
+    let until = until.map(|until| timestamp(until.after(Timestamp::now())));
     let request = FreezeRequest { reason, until };
     let answer = connection
         .ask_a_store("freeze", async |channel| foundation(channel).freeze(request.clone()).await)
@@ -93,9 +81,9 @@ pub(crate) async fn freeze(
 /// Cells get the newest generation.
 pub(crate) async fn unfreeze(
     connection: &Connection,
-    reason: String,
-    yes: bool,
+    unfreeze: Unfreeze,
 ) -> anyhow::Result<Report> {
+    let Unfreeze { reason, yes } = unfreeze;
     confirm("Unfreeze? All cells get the newest security groups at once.", yes)?;
     let request = UnfreezeRequest { reason };
     let answer = connection
@@ -106,20 +94,15 @@ pub(crate) async fn unfreeze(
     Ok(Report::record(RELEASE, answer.into_inner().release.unwrap_or_default()))
 }
 
+fn timestamp(at: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
+}
+
 #[cfg(test)]
 mod tests {
     use proto::policy_v1::Frozen;
 
     use super::*;
-
-    #[test]
-    fn an_end_is_a_time_or_a_duration() {
-        let now = Timestamp::from_second(100).unwrap();
-        let seconds = |text: &str| Some(text.parse::<Until>().ok()?.time(now).ok()?.seconds);
-        assert_eq!(seconds("1m"), Some(160));
-        assert_eq!(seconds("1970-01-01T00:05:00Z"), Some(300));
-        assert_eq!([seconds("-1m"), seconds("0s"), seconds("soon")], [None; 3]);
-    }
 
     #[test]
     fn a_freeze_is_one_sentence() {

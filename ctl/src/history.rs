@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use proto::policy_v1::{
     Change, Decision, DifferenceRequest, HistoryEntry, HistoryRequest, Rule, SecurityGroup,
     difference_response::Group,
@@ -20,6 +20,7 @@ use crate::{
     refused::code,
     report::{Report, warn},
     stores::foundation,
+    time_point::TimePoint,
 };
 
 /// Size limit of a page, which may hold groups as large as the Cloud Controller allows.
@@ -35,7 +36,7 @@ pub struct History {
     pub group: Option<String>,
     /// Only entries since a time, such as 2026-11-29T12:00:00Z, or 30m, 2h or 7d ago
     #[arg(long, value_name = "TIME")]
-    pub since: Option<Since>,
+    pub since: Option<TimePoint>,
     /// Number of entries
     #[arg(long, default_value_t = 20, conflicts_with = "since", value_parser = 1..)]
     pub last: i64,
@@ -59,41 +60,6 @@ pub enum HistoryCommand {
         /// The second generation
         to: u64,
     },
-}
-
-/// The time from which entries are listed: RFC 3339, or a duration before now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since {
-    /// A time.
-    At(Timestamp),
-    /// So long ago, by the store's clock.
-    Ago(SignedDuration),
-}
-
-impl std::str::FromStr for Since {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(at) = text.parse() {
-            return Ok(Self::At(at));
-        }
-        let days = text.strip_suffix('d').and_then(|days| days.parse::<i64>().ok());
-        let days = days.and_then(|days| days.checked_mul(24)).map(SignedDuration::try_from_hours);
-        let ago = days.flatten().or_else(|| text.parse().ok());
-        match ago {
-            Some(ago) if ago.is_positive() => Ok(Self::Ago(ago)),
-            _ => Err("not a time such as 2026-11-29T12:00:00Z, or 30m, 2h or 7d ago".to_owned()),
-        }
-    }
-}
-
-impl Since {
-    fn time(self, now: Timestamp) -> Timestamp {
-        match self {
-            Self::At(at) => at,
-            Self::Ago(ago) => now.checked_sub(ago).unwrap_or(Timestamp::MIN),
-        }
-    }
 }
 
 /// An entry, as a change or as a decision.
@@ -333,7 +299,7 @@ fn lacking<'a>(texts: &'a [String], other: &[String]) -> impl Iterator<Item = St
 pub(crate) async fn list(
     connection: &Connection,
     group: Option<String>,
-    since: Option<Since>,
+    since: Option<TimePoint>,
     last: usize,
 ) -> anyhow::Result<Report> {
     let group = group.unwrap_or_default();
@@ -345,7 +311,7 @@ pub(crate) async fn list(
         request.page_size = left.min(PAGE);
         let page = page(connection, request.clone()).await?;
         now = now.or(instant(page.now));
-        let from = since.map(|since| since.time(now.unwrap_or_else(Timestamp::now)));
+        let from = since.map(|since| since.before(now.unwrap_or_else(Timestamp::now)));
         let is_old = |listed: &Listed| from.is_some_and(|from| listed.at() < Some(from));
         let entries: Vec<Listed> = page.entries.into_iter().map(Listed::from).collect();
         // Entries have the order of their times: the first that is too old ends the list.

@@ -47,6 +47,7 @@ mod stores;
 mod sync;
 pub mod target;
 mod text;
+mod time_point;
 mod top;
 mod version;
 mod watching;

@@ -12,7 +12,7 @@ use proto::policy_v1::{
     UnfreezeRequest, UnfreezeResponse, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
-use runtime::{server::Entry, tls::describe};
+use runtime::server::Entry;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -69,6 +69,11 @@ impl Foundation {
         let computed = computed.map_err(|error| Status::internal(error.to_string()))?;
         computed.map(Response::new).map_err(|error| status(&error))
     }
+}
+
+/// Subject of the client certificate.
+fn subject<T>(request: &Request<T>) -> String {
+    runtime::tls::peer(request).identity.map(|identity| identity.to_string()).unwrap_or_default()
 }
 
 #[tonic::async_trait]
@@ -142,7 +147,7 @@ impl foundation_server::Foundation for Foundation {
         &self,
         request: Request<FreezeRequest>,
     ) -> Result<Response<FreezeResponse>, Status> {
-        let by = describe(runtime::tls::peer(&request).identity.as_deref());
+        let by = subject(&request);
         let parts = (&*self.0.feed.board, &self.0.commits);
         let release = release::freeze(parts, &by, request.into_inner(), Timestamp::now()).await;
         let release = release.map_err(|error| status(&error))?;
@@ -153,7 +158,7 @@ impl foundation_server::Foundation for Foundation {
         &self,
         request: Request<UnfreezeRequest>,
     ) -> Result<Response<UnfreezeResponse>, Status> {
-        let by = describe(runtime::tls::peer(&request).identity.as_deref());
+        let by = subject(&request);
         let parts = (&*self.0.feed.board, &self.0.commits);
         let release = release::unfreeze(parts, &by, request.into_inner(), Timestamp::now()).await;
         let release = release.map_err(|error| status(&error))?;
@@ -181,7 +186,8 @@ impl foundation_server::Foundation for Foundation {
         &self,
         request: Request<AcceptRemovalRequest>,
     ) -> Result<Response<AcceptRemovalResponse>, Status> {
-        let (identity, now) = (runtime::tls::peer(&request).identity, Timestamp::now());
+        let (by, now) = (subject(&request), Timestamp::now());
+        let identity = runtime::tls::peer(&request).identity;
         let removals = self.0.commits.removals();
         let accepted = removal::accept(removals, identity.as_ref(), request.into_inner(), now);
         let accepted = accepted.map_err(|error| status(&error))?;
@@ -189,7 +195,7 @@ impl foundation_server::Foundation for Foundation {
             let decision = OperatorDecision {
                 at: now,
                 action: action::ACCEPT_REMOVAL.into(),
-                by: identity.map(|identity| identity.to_string()).unwrap_or_default().into(),
+                by: by.into(),
                 reason: format!("{removed} of {stored} groups").into(),
                 generation: self.0.feed.board.current().state.generation,
             };

@@ -161,12 +161,14 @@ fn delete(namespace: Namespace, state: &mut State) -> anyhow::Result<()> {
     Ok(state.forget_namespace(&name)?)
 }
 
-/// Enables forwarding in a namespace, also for asymmetric routes.
+/// Enables forwarding in a namespace, also for asymmetric routes. Every denied packet gets its ICMP
+/// error: with the kernel's rate limit a prober sees a change later than it is in force.
 async fn forward(namespace: Option<&Namespace>) -> anyhow::Result<()> {
     let resident = namespace.context("no such namespace")?.resident();
     resident.set("net/ipv4/ip_forward", "1").await?;
     resident.set("net/ipv4/conf/all/rp_filter", "0").await?;
-    resident.set("net/ipv4/conf/default/rp_filter", "0").await
+    resident.set("net/ipv4/conf/default/rp_filter", "0").await?;
+    resident.set("net/ipv4/icmp_ratelimit", "0").await
 }
 
 /// Deletes the namespaces of an earlier launcher.

@@ -16,9 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 /// Timeout of one probe.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Timeout of one probe of [`until`]. The kernel answers only a few denied packets a second with
-/// an ICMP error (`icmp_ratelimit`), and repeats an unanswered SYN after 1 s: a longer wait would
-/// measure the repetition instead of the change.
+/// Timeout of one probe of [`until`]. The kernel repeats an unanswered SYN only after 1 s: a longer
+/// wait would measure the repetition instead of the change.
 const SHORT: Duration = Duration::from_millis(25);
 
 /// Pause between two probes of [`until`].

@@ -219,9 +219,13 @@ impl Keeper {
     fn out_of_reach(&mut self) {
         self.reach.until = None;
         let ttl = self.pace.times.ttl;
-        let cause = self.last_failure.as_ref().map(|failed| format!(": {}", failed.failure));
-        let cause = cause.unwrap_or_default();
-        self.reach.component.not_ready(format!("no answer of the lock server for {ttl:?}{cause}"));
+        let failed = self.last_failure.as_ref().map(|failed| &failed.failure);
+        // A collision is an answer, so it is not the cause.
+        let cause = match failed.filter(|failure| !failure.is_collision()) {
+            Some(failure) => failure.to_string(),
+            None => "the last request has no answer yet".to_owned(),
+        };
+        self.reach.component.not_ready(format!("no answer of the lock server for {ttl:?}: {cause}"));
     }
 
     fn ask(&mut self) {

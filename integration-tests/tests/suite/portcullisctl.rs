@@ -166,7 +166,7 @@ fn a_freeze_survives_kill_9_of_the_store(flags: &[&str], plane: &mut ControlPlan
     assert!(past.err.contains("until: 2020-01-01T00:00:00Z is not in the future"), "{past:?}");
     let frozen = object(&["freeze", "--reason", "release", "--until", "2h", "--yes", "--json"]);
     assert_eq!((&frozen["frozen"], &frozen["reason"]), (&json!(true), &json!("release")));
-    assert_eq!(frozen["by"], "cn=operator", "{frozen}");
+    assert_eq!(frozen["by"], "cn=operator,dns=localhost", "{frozen}");
     plane.cloud.create_group("while-frozen", "10.3.0.0/16");
     plane.wait_until_synced();
     plane.policy_store.kill();

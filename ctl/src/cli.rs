@@ -10,6 +10,7 @@ use crate::{
     freeze::{Freeze, Unfreeze},
     history::History,
     output::OutputFlags,
+    rollout::RolloutCommand,
     target::Target,
 };
 
@@ -122,6 +123,9 @@ pub enum Command {
     Freeze(Freeze),
     /// Send the newest security groups to the cells again (policy store)
     Unfreeze(Unfreeze),
+    /// A generation that reaches the cells in steps (policy store)
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
     /// Select a foundation by name
     #[command(subcommand)]
     Context(ContextCommand),

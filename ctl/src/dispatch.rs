@@ -24,6 +24,7 @@ use crate::{
     output::Output,
     reach,
     report::{self, Report},
+    rollout::{self, RolloutCommand},
     store, sync, top, version, watching,
     what_if::{self, Asked},
 };
@@ -73,7 +74,8 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         | Command::Presence(_)
         | Command::Sync { .. }
         | Command::Freeze(_)
-        | Command::Unfreeze(_) => {
+        | Command::Unfreeze(_)
+        | Command::Rollout(_) => {
             print(act(connection, command).await?)?;
         }
         Command::Reconcile { .. } => print(act(connection, command).await?)?,
@@ -147,6 +149,8 @@ async fn act(connection: &Connection, command: Command) -> anyhow::Result<Report
         }
         Command::Freeze(what) => freeze::freeze(connection, what).await,
         Command::Unfreeze(what) => freeze::unfreeze(connection, what).await,
+        Command::Rollout(RolloutCommand::Status) => rollout::status(connection).await,
+        Command::Rollout(RolloutCommand::Finish(what)) => rollout::finish(connection, what).await,
         Command::Reconcile { cell: None, .. } => cell::reconcile(connection).await,
         _ => unreachable!("no other command changes anything"),
     }

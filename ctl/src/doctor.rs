@@ -18,7 +18,7 @@ use crate::{
     locks::{self, Held},
     removal,
     report::Report,
-    store,
+    rollout, store,
 };
 
 /// State of one check, in rising order of weight.
@@ -103,6 +103,7 @@ pub(crate) async fn run(connection: &Connection) -> anyhow::Result<(Report, bool
         checks.push(leader(&status, held.as_deref()));
         checks.push(staleness(&status));
         checks.push(frozen(&status));
+        checks.push(rolled_out(&status));
     }
     if let Ok(seen) = cells::fetch(connection, "").await {
         checks.extend(of_cells(&seen));
@@ -229,6 +230,14 @@ fn frozen(status: &StatusResponse) -> Check {
     let state = if sentence.is_some() { State::Warn } else { State::Ok };
     let detail = sentence.unwrap_or_else(|| "cells get the newest generation".to_owned());
     Check::new(state, "freeze", detail, "`unfreeze` when the reason is gone.")
+}
+
+fn rolled_out(status: &StatusResponse) -> Check {
+    let sentence = rollout::sentence(status.release.as_ref());
+    let state = if rollout::is_stopped(status) { State::Fail } else { State::Ok };
+    let detail = sentence.unwrap_or_else(|| "none in progress".to_owned());
+    let advice = "Correct the group in the Cloud Controller, or `rollout finish`.";
+    Check::new(state, "roll-out", detail, advice)
 }
 
 /// The first names, and the number of the others.

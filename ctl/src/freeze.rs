@@ -113,7 +113,7 @@ mod tests {
             since: time(60),
             until: time(120),
         };
-        let release = Release { generation: 7, frozen: Some(frozen) };
+        let release = Release { generation: 7, frozen: Some(frozen), rollout: None };
         assert_eq!(
             sentence(Some(&release)).unwrap(),
             "cells keep generation 7 since 1970-01-01T00:01:00Z until 1970-01-01T00:02:00Z, by \

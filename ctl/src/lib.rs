@@ -42,6 +42,7 @@ mod reach;
 mod refused;
 mod removal;
 mod report;
+mod rollout;
 mod store;
 mod stores;
 mod sync;
@@ -121,6 +122,7 @@ mod tests {
         documented("lock release", claim::RELEASED);
         documented("sync", sync::SYNCED);
         documented("freeze", freeze::RELEASE);
+        documented("rollout status", rollout::ROLLOUT);
         documented("context", context::CONTEXTS);
         documented("version", version::VERSION);
         documented("describe cell", describe::CELL_FIELDS);

@@ -12,6 +12,7 @@ use crate::{
     field::{Field, instant},
     freeze::{released, sentence},
     report::Report,
+    rollout,
 };
 
 /// Size limit of a status, which has all cells.
@@ -42,7 +43,7 @@ pub(crate) async fn fetch_status(connection: &Connection) -> anyhow::Result<Stat
 }
 
 /// The store's clock.
-fn clock(status: &StatusResponse) -> Option<Timestamp> {
+pub(crate) fn clock(status: &StatusResponse) -> Option<Timestamp> {
     instant(status.now)
 }
 
@@ -70,6 +71,7 @@ pub(crate) const STATUS: &[Field<StatusResponse>] = &[
         Some(status.cells.iter().filter_map(|cell| behind_seconds(cell, now)).max().unwrap_or(0))
     }),
     Field::text("frozen", |status| sentence(status.release.as_ref()).unwrap_or_default()),
+    Field::text("rollout", |status| rollout::sentence(status.release.as_ref()).unwrap_or_default()),
 ];
 
 /// The status of the store.

@@ -24,7 +24,7 @@ use crate::{
     feed::{
         cells::Cells,
         changes::Changes,
-        laggards,
+        laggards, rollout,
         watch::{Feed, gauge, save_reports},
     },
     groups::current::SnapshotPublisher,
@@ -251,7 +251,8 @@ impl App {
         let committer = committer.telling(reads, health.component("database writes"));
         let (force_close, drained) = (CancellationToken::new(), CancellationToken::new());
         let changes = Changes::default();
-        let committer = committer.recording(changes.clone(), cells.clone());
+        let committer =
+            committer.recording(changes.clone(), cells.clone()).rolling_out(config.rollout.clone());
         let drain = force_close.clone();
         let upkeep = Upkeep {
             store: Arc::clone(&store),
@@ -292,6 +293,8 @@ impl App {
         );
         tasks.add("history", upkeep.run(drained.clone()));
         tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
+        let rollout = rollout::Watch { feed: feed.clone(), commits: commits.clone() };
+        tasks.add("rollout", rollout.run(drained.clone()));
         tasks.add("writer", committer.run(drained.clone()));
         tasks.add("admin", admin.run(shutdown.clone()));
         let service = PolicyStore::new(config.access, feed, commits, store, config.replaces);
@@ -481,6 +484,7 @@ mod tests {
             watermark: Watermark::try_new(0, 0).unwrap(),
             allow_mass_removal: false,
             accepted_removal: None,
+            rollout: None,
             supplied: Supplied::default(),
             at: Timestamp::UNIX_EPOCH,
             origin: Origin::default(),

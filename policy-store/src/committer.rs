@@ -29,7 +29,9 @@ use crate::{
     groups::{
         current::SnapshotPublisher,
         decide::{Decision, Known, Named, Origin, Refusal, Replacement, decide},
-        held::Hold,
+        held::{Hold, Order},
+        released::Released,
+        rollout::Plan,
         snapshot::Snapshot,
     },
     release,
@@ -75,7 +77,7 @@ pub enum Failure {
 }
 
 enum Job {
-    Hold { change: Arc<Hold>, reply: oneshot::Sender<Result<(), Error>> },
+    Hold { change: Hold, reply: oneshot::Sender<Result<(), Error>> },
     Replace { write: Arc<Replacement>, reply: oneshot::Sender<Result<Committed, Error>> },
     CatchUp { reply: oneshot::Sender<Result<(), Error>> },
 }
@@ -103,12 +105,11 @@ impl Commits {
         self.ask(|reply| Job::Replace { write, reply }).await
     }
 
-    /// Changes the freeze; returns after the watches of this instance obey it.
+    /// Changes what cells get; returns after the watches of this instance obey it.
     ///
     /// # Errors
     /// The change was not stored.
     pub async fn hold(&self, change: Hold) -> Result<(), Failure> {
-        let change = Arc::new(change);
         self.ask(|reply| Job::Hold { change, reply }).await
     }
 
@@ -140,6 +141,7 @@ pub struct Committer {
     health: Option<DatabaseHealth>,
     record: Option<(Changes, Cells)>,
     removals: Removals,
+    plan: Option<Arc<Plan>>,
 }
 
 /// Health components of the database. A readable database with a full disk is ready for
@@ -156,7 +158,8 @@ pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commi
     let (sender, jobs) = mpsc::channel(WAITING);
     let removals = Removals::default();
     let commits = Commits { jobs: sender, removals: removals.clone() };
-    (commits, Committer { jobs, store, board, health: None, record: None, removals })
+    let (health, record, plan) = (None, None, None);
+    (commits, Committer { jobs, store, board, health, record, removals, plan })
 }
 
 impl Committer {
@@ -174,6 +177,13 @@ impl Committer {
     #[must_use]
     pub fn recording(mut self, changes: Changes, cells: Cells) -> Self {
         self.record = Some((changes, cells));
+        self
+    }
+
+    /// Rolls new generations out in steps.
+    #[must_use]
+    pub fn rolling_out(mut self, plan: Option<Arc<Plan>>) -> Self {
+        self.plan = plan;
         self
     }
 
@@ -263,7 +273,7 @@ impl Committer {
 
     /// Ends a freeze whose time has passed; a failure is retried.
     async fn expire(&self) -> Result<(), WentBack> {
-        let change = Arc::new(Hold::Expire { at: Timestamp::now() });
+        let change = Hold::Expire { at: Timestamp::now() };
         if let Err(error) = self.hold(change).await? {
             tracing::error!(error = chain(&error), "failed-to-unfreeze");
             tokio::time::sleep(RETRY).await;
@@ -271,8 +281,9 @@ impl Committer {
         Ok(())
     }
 
-    async fn hold(&self, change: Arc<Hold>) -> Result<Result<(), Error>, WentBack> {
-        match self.store.hold(change).await {
+    async fn hold(&self, change: Hold) -> Result<Result<(), Error>, WentBack> {
+        let order = Order { change, plan: self.plan.clone() };
+        match self.store.hold(Arc::new(order)).await {
             Ok(_) => self.catch_up(None).await,
             Err(error) => {
                 self.failed(&error);
@@ -291,6 +302,9 @@ impl Committer {
         let current = self.board.current();
         if let Some(accepted) = self.removals.accepted(write.at) {
             Arc::make_mut(&mut write).accepted_removal = Some(accepted);
+        }
+        if self.plan.is_some() {
+            Arc::make_mut(&mut write).rollout.clone_from(&self.plan);
         }
         let speculative_snapshot = made({
             let (current, write) = (Arc::clone(&current), Arc::clone(&write));
@@ -372,13 +386,14 @@ impl Committer {
         origin: Option<(Generation, Origin)>,
     ) {
         let after = Arc::new(after);
-        release::log_change(before.state.held.as_ref(), after.state.held.as_ref());
-        let served = [self.board.released(), Arc::clone(&before)];
-        let released = release::released(&*self.store, &after, &served).await;
+        release::log_change(&before.state, &after.state);
+        let served = self.board.released();
+        let known: Vec<_> = served.snapshots().chain([&before]).cloned().collect();
+        let released = release::released(&*self.store, &after, &known).await;
         let released = released.unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "failed-reading-the-frozen-generation");
             // Cells keep what they have.
-            self.board.released()
+            Released::clone(&served)
         });
         if let Some((changes, cells)) = &self.record {
             // A first set has thousands of names.

@@ -1,8 +1,9 @@
 //! The configuration file; docs/config/policy-store.md describes every key.
 
 mod database;
+mod rollout;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use runtime::{
     config::{Configure, HostPort, Reader, Seconds, Value},
@@ -12,7 +13,10 @@ use runtime::{
 };
 
 pub use self::database::Database;
-use crate::access::{Access, CellIdentity, Pattern};
+use crate::{
+    access::{Access, CellIdentity, Pattern},
+    groups::rollout::Plan,
+};
 
 /// Parsed configuration file.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub struct Config {
     pub drain_spread: Duration,
     /// Limits of the history.
     pub history: History,
+    /// Steps in which a generation reaches the cells; absent: all at once.
+    pub rollout: Option<Arc<Plan>>,
     /// Whether the admin address serves the web page.
     pub web_page: bool,
     /// Target of the original's metrics, if enabled.
@@ -113,6 +119,7 @@ impl Configure for Config {
         let drain_spread = drain_spread(keys, drain_timeout);
         let history_days: Option<u32> = keys.nonzero("history_days", 90);
         let history_size: Option<u64> = keys.nonzero("history_size", 1 << 30);
+        let rollout: Option<Option<Plan>> = keys.section("rollout");
         let web_page = keys.or("web_page", false);
         let metron_address = keys.optional("metron_address");
         let otlp = keys.section("otlp");
@@ -140,6 +147,7 @@ impl Configure for Config {
                 time: Duration::from_secs(u64::from(history_days?) * 86_400),
                 size: history_size?,
             },
+            rollout: rollout?.map(Arc::new),
             web_page: web_page?,
             metron_address: metron_address?,
             otlp: otlp?,

@@ -32,7 +32,12 @@ runtime::families! {
     FROZEN: Gauge "policy_store_frozen",
         "1 while cells are frozen at a generation, else 0.";
     RELEASED_GENERATION: Gauge "policy_store_released_generation",
-        "Generation that cells get: the newest one, or the one at which they are frozen.";
+        "Generation that cells get: the newest one, or the one at which they are frozen; during a \
+         roll-out the one of the cells that no step includes yet.";
+    ROLLOUT_STEP: Gauge "policy_store_rollout_step",
+        "Step, from 1, of the generation that is rolled out; 0 without a roll-out.";
+    ROLLOUT_STOPPED: Gauge "policy_store_rollout_stopped",
+        "1 while a roll-out is stopped since cells had problems with its generation, else 0.";
     GENERATION: Gauge "policy_store_generation",
         "Number of the set of security groups that is served.";
     GROUPS: Gauge "policy_store_groups",

@@ -73,8 +73,10 @@ impl Upkeep {
 
     async fn prune(&self) {
         let state = &self.board.current().state;
-        // A restart has to find the generation at which cells are frozen.
-        let keep_from = state.held.as_ref().map(|held| held.point.generation);
+        // A restart has to find the generations that cells get.
+        let held = state.held.as_ref().map(|held| held.point.generation);
+        let base = state.rollout.as_ref().map(|rollout| rollout.base.generation);
+        let keep_from = held.into_iter().chain(base).min();
         let newest = i128::from(state.stamp.0);
         let newest = Timestamp::from_nanosecond(newest).unwrap_or(Timestamp::MAX);
         let bounds = bounds(self.limits, newest.min(Timestamp::now()), keep_from);

@@ -26,10 +26,10 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-fn freeze(until: Option<i64>) -> Arc<Hold> {
+fn freeze(until: Option<i64>) -> Hold {
     // Text that PostgreSQL does not take as text.
     let (reason, by) = ("\"release\" \0 \u{1F600}".into(), "cn=ann".into());
-    Arc::new(Hold::Freeze { reason, by, at: at(5), until: until.map(at) })
+    Hold::Freeze { reason, by, at: at(5), until: until.map(at) }
 }
 
 async fn actions(store: &dyn Store) -> Vec<(String, u64)> {
@@ -47,7 +47,7 @@ async fn a_freeze_is_stored_and_survives_replaces_and_restarts() {
     for place in Place::all() {
         let store = place.open().await;
         replace(&*store, replacement(&set([global("a", "1")]))).await.unwrap();
-        let held = store.hold(freeze(Some(90))).await.unwrap().held.unwrap();
+        let held = store.hold(Arc::new(freeze(Some(90)).into())).await.unwrap().held.unwrap();
         assert_eq!((held.point.generation, held.until), (Generation(1), Some(at(90))));
         replace(&*store, replacement(&set([global("a", "2")]))).await.unwrap();
         store.close().await.unwrap();
@@ -57,10 +57,13 @@ async fn a_freeze_is_stored_and_survives_replaces_and_restarts() {
         let undo = store.history().undo(Generation(2), Generation(1)).await.unwrap().unwrap();
         assert_eq!(undo.to, held.point);
         assert_eq!(
-            store.hold(Arc::new(Hold::Expire { at: at(89) })).await.unwrap().held,
+            store.hold(Arc::new(Hold::Expire { at: at(89) }.into())).await.unwrap().held,
             Some(held)
         );
-        assert_eq!(store.hold(Arc::new(Hold::Expire { at: at(90) })).await.unwrap().held, None);
+        assert_eq!(
+            store.hold(Arc::new(Hold::Expire { at: at(90) }.into())).await.unwrap().held,
+            None
+        );
         assert_eq!(load(&*store).await.state.held, None);
         let expected = [("unfreeze".to_owned(), 2), ("freeze".to_owned(), 1)];
         assert_eq!(actions(&*store).await, expected);
@@ -83,15 +86,18 @@ async fn a_freeze_holds_on_all_instances() {
     let ((first, at_first), (second, at_second)) = (instance(), instance());
     let write = |text: &str| replacement(&set([global("a", text)]));
     at_first.commit(write("1")).await.unwrap();
-    at_first.hold(Hold::clone(&freeze(None))).await.unwrap();
+    at_first.hold(freeze(None)).await.unwrap();
     at_second.commit(write("2")).await.unwrap();
     at_first.catch_up().await.unwrap();
     let generations = |board: &SnapshotPublisher| {
-        [board.current(), board.released()].map(|snapshot| snapshot.state.generation.0)
+        [board.current(), board.released_base()].map(|snapshot| snapshot.state.generation.0)
     };
     assert_eq!([generations(&first), generations(&second)], [[2, 1], [2, 1]]);
-    let entries = second.released();
-    assert_eq!(entries.entries()[0].group().rules, first.released().entries()[0].group().rules);
+    let entries = second.released_base();
+    assert_eq!(
+        entries.entries()[0].group().rules,
+        first.released_base().entries()[0].group().rules
+    );
     let (reason, by) = ("done".into(), "cn=ann".into());
     at_second.hold(Hold::Unfreeze { reason, by, at: at(9) }).await.unwrap();
     at_first.catch_up().await.unwrap();

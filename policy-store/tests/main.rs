@@ -25,6 +25,7 @@ mod metron;
 mod original;
 mod process;
 mod removal;
+mod rollout;
 mod shared;
 mod slow;
 mod snapshot;

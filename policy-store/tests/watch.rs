@@ -123,7 +123,7 @@ impl Watched {
 
     /// Reads all updates in wire format and compares with List.
     fn read(&mut self, board: &SnapshotPublisher) {
-        let snapshot = board.released();
+        let snapshot = board.released_base();
         let generation = snapshot.state.generation.0;
         assert!(generation >= self.mirror.generation, "a cell never goes back");
         let is_due = generation != 0
@@ -204,7 +204,7 @@ proptest! {
                 }
                 prompt.read(&served.board);
                 let expected = frozen.clone().unwrap_or_else(|| served.board.current());
-                let released = served.board.released();
+                let released = served.board.released_base();
                 assert_eq!(released.point(), expected.point());
                 assert_eq!(contents(&released), contents(&expected));
             }

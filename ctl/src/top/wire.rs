@@ -14,7 +14,7 @@ use proto::{
 use super::data::{
     Cell, Change, ChangedGroup, Container, Counters, Details, Isolated, Owner, SlowCell, Store,
 };
-use crate::{cells::Seen, escape::escape, freeze};
+use crate::{cells::Seen, escape::escape, freeze, rollout};
 
 /// Longest displayed text in characters, before escaping.
 const LONGEST: usize = 200;
@@ -41,7 +41,9 @@ fn duration(of: Option<prost_types::Duration>) -> Option<Duration> {
 /// The state of the store, with the cells of all its instances.
 pub(crate) fn store(status: StatusResponse, cells: Vec<Seen>) -> Store {
     let released = freeze::released(&status);
-    let frozen = freeze::sentence(status.release.as_ref()).map(|sentence| text(&sentence));
+    let release = status.release.as_ref();
+    let sentences = [freeze::sentence(release), rollout::sentence(release)];
+    let warnings = sentences.into_iter().flatten().map(|sentence| text(&sentence)).collect();
     let StatusResponse { generation, watermark, writer, synced_at, groups, now, .. } = status;
     Store {
         generation,
@@ -56,7 +58,7 @@ pub(crate) fn store(status: StatusResponse, cells: Vec<Seen>) -> Store {
         now: time(now),
         cells: cells.into_iter().filter_map(|seen| detailed(seen.cell)).collect(),
         silent: Vec::new(),
-        warnings: frozen.into_iter().collect(),
+        warnings,
     }
 }
 

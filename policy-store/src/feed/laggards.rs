@@ -83,7 +83,7 @@ fn log_changes(news: &News<'_>, generation: Generation, now: Timestamp) {
 pub async fn watch(feed: Feed, stop: CancellationToken) -> anyhow::Result<()> {
     let mut laggards = Laggards::default();
     while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-        let (snapshot, cells) = (feed.board.released(), feed.cells.status());
+        let (snapshot, cells) = (feed.board.released_base(), feed.cells.status());
         let now = Timestamp::now();
         for news in laggards.look(&cells, snapshot.history(), now) {
             log_changes(&news, snapshot.state.generation, now);

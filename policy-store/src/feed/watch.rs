@@ -8,7 +8,7 @@ use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
-    generation::{Generation, Point, Stamp},
+    generation::{Point, Stamp},
     ids::{CellId, SpaceGuid},
 };
 use runtime::error::chain;
@@ -24,7 +24,7 @@ use super::{
     questions::{Answer, Question, Questions, desk},
 };
 use crate::{
-    groups::{current::SnapshotPublisher, snapshot::Snapshot},
+    groups::{current::SnapshotPublisher, released::ReleaseId, snapshot::Snapshot},
     metrics::{
         CELL_LAG, CELLS_BEHIND, CELLS_BEHIND_SECONDS, CELLS_CONNECTED, CELLS_DISCONNECTED,
         CELLS_KNOWN, CONTAINERS, WATCHERS,
@@ -123,7 +123,7 @@ pub struct Watcher<W> {
     feed: Feed,
     /// Counts the cell as connected while it exists.
     connection: Connection,
-    generations: watch::Receiver<Generation>,
+    releases: watch::Receiver<ReleaseId>,
     cursor: Cursor,
     parts: Option<Parts>,
     questions: Questions,
@@ -145,7 +145,7 @@ impl<W: ClientMessages> Watcher<W> {
         let (desk, questions) = desk();
         Ok(Self {
             connection: feed.cells.connect(cell, agent, desk, Timestamp::now()),
-            generations: feed.board.releases(),
+            releases: feed.board.releases(),
             feed,
             cursor,
             parts: None,
@@ -177,7 +177,7 @@ impl<W: ClientMessages> Watcher<W> {
                 return Ok(Message::Part(part));
             }
             // Mark before reading, so that a later change is not missed.
-            self.generations.mark_unchanged();
+            self.releases.mark_unchanged();
             let snapshot = self.released();
             self.parts = self.cursor.advance(&snapshot).map(Parts::from);
             if self.parts.is_none() {
@@ -189,17 +189,22 @@ impl<W: ClientMessages> Watcher<W> {
         }
     }
 
-    /// What the cell gets. A cell that has a later generation, from before the freeze was known
-    /// here, does not go back.
+    /// What the cell gets. A cell that has a later generation, as from a step of a stopped roll-out
+    /// or from before a freeze was known here, does not go back.
     fn released(&self) -> Arc<Snapshot> {
         let released = self.feed.board.released();
+        let due = released.of(self.cell());
         match self.cursor.sent() {
-            Some(sent) if sent.generation > released.state.generation => {
+            Some(sent) if sent.generation > due.state.generation => {
                 let newest = self.feed.board.current();
-                let is_ours = newest.history().steps_since(sent).is_some();
-                if is_ours { newest } else { released }
+                let ahead = released.ahead.as_ref().map(|ahead| &ahead.snapshot);
+                let later = ahead.into_iter().chain([&newest]).find(|later| {
+                    let is_later = sent.generation <= later.state.generation;
+                    is_later && later.history().steps_since(sent).is_some()
+                });
+                Arc::clone(later.unwrap_or(due))
             }
-            _ => released,
+            _ => Arc::clone(due),
         }
     }
 
@@ -208,7 +213,7 @@ impl<W: ClientMessages> Watcher<W> {
         let word = tokio::select! {
             () = self.feed.drain.cancelled() => return Err(End::Draining),
             // The feed keeps the board alive.
-            _changed = self.generations.changed() => return Ok(None),
+            _changed = self.releases.changed() => return Ok(None),
             question = self.questions.next() => return Ok(Some(question)),
             word = next_word(&mut self.words) => word.map_err(End::Broken)?,
         };
@@ -318,7 +323,7 @@ pub async fn save_reports(
 /// agree with Status.
 #[expect(clippy::cast_precision_loss, reason = "no foundation has 2^52 cells")]
 pub fn gauge(board: &SnapshotPublisher, cells: &Cells, now: Timestamp) {
-    let snapshot = board.released();
+    let snapshot = board.released_base();
     let Count { known, connected, behind, behind_since } =
         cells.count(snapshot.state.generation, snapshot.history());
     CONTAINERS.gauge().set(cells.containers() as f64);

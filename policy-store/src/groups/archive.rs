@@ -123,8 +123,12 @@ pub mod action {
     pub const UNFREEZE: &str = "unfreeze";
     /// A refused removal may pass once.
     pub const ACCEPT_REMOVAL: &str = "accept-removal";
+    /// A roll-out reached its next step, or all cells.
+    pub const ROLLOUT_STEP: &str = "rollout-step";
     /// A roll-out in steps stopped.
     pub const ROLLOUT_STOPPED: &str = "rollout-stopped";
+    /// All cells get the newest generation, without further steps.
+    pub const ROLLOUT_FINISHED: &str = "rollout-finished";
 }
 
 /// How many cells got a generation how fast.

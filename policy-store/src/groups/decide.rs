@@ -38,13 +38,17 @@ use model::{
     trace::TraceContext,
 };
 
-use super::{content::Content, manifest::Supplied};
+use super::{
+    content::Content,
+    manifest::Supplied,
+    rollout::{Plan, Rollout, after_replace},
+};
 
 /// The mass removal guard applies to sets of at least this many groups.
 pub const GUARDED_FROM: usize = 50;
 
 /// State stored beside the groups. A confirmed Replace changes all fields but `held`, a refused one
-/// only token and writer, and a freeze only `held`.
+/// only token and writer, and freezes and steps of a roll-out only `held` and `rollout`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// 0 before the first Replace.
@@ -65,6 +69,8 @@ pub struct State {
     pub last_id: u64,
     /// What cells get instead of the newest generation.
     pub held: Option<Held>,
+    /// A generation that only some cells get.
+    pub rollout: Option<Rollout>,
 }
 
 /// A freeze in effect.
@@ -125,6 +131,8 @@ pub struct Replacement {
     pub at: Timestamp,
     /// The sync behind it.
     pub origin: Origin,
+    /// Steps in which a new generation reaches the cells; absent: all at once.
+    pub rollout: Option<Arc<Plan>>,
 }
 
 /// Times and trace of a sync, as far as its writer knows them; no decision depends on them.
@@ -306,17 +314,26 @@ pub fn decide(
     let (upserts, unchanged) = upserts(state, known, write).map_err(refused)?;
     let is_new = !upserts.is_empty() || !removed.is_empty() || !state.is_whole();
     let last_id = upserts.iter().map(|upsert| upsert.id.0).max();
+    let before = state.point();
+    let (point, rollout) = if is_new {
+        let (generation, stamp) = (before.generation.next(), before.stamp.next(stamp(write.at)));
+        let point = Point { generation, stamp };
+        (point, after_replace(state, point, write.rollout.as_ref(), write.at))
+    } else {
+        (before, state.rollout.clone())
+    };
     Ok(Decision {
-        before: state.point(),
+        before,
         state: State {
-            generation: if is_new { state.generation.next() } else { state.generation },
-            stamp: if is_new { state.stamp.next(stamp(write.at)) } else { state.stamp },
+            generation: point.generation,
+            stamp: point.stamp,
             watermark: state.watermark.max(Some(write.watermark)),
             token: state.token.max(write.token),
             writer: Some(write.owner.clone()),
             synced_at: Some(in_milliseconds(write.at)),
             last_id: state.last_id.max(last_id.unwrap_or(0)),
             held: state.held.clone(),
+            rollout,
         },
         upserts,
         removed,

@@ -5,7 +5,8 @@
 //! HTTP as [`json`] in compressed [`fragment`]s. [`explain`] answers questions about connections,
 //! [`what_if`] about changes.
 //! [`archive`] is the history that stores keep, from which a snapshot goes back to an older one.
-//! [`held`] decides which generation cells keep while newer ones are stored.
+//! [`held`] decides which generation cells keep while newer ones are stored, [`rollout`] the steps in
+//! which a generation reaches them; [`released`] is the result.
 //! [`current`] publishes the newest of them; [`committer`](crate::committer) is the only writer.
 
 pub mod archive;
@@ -21,5 +22,7 @@ pub mod json;
 pub mod manifest;
 pub mod page;
 pub mod reach;
+pub mod released;
+pub mod rollout;
 pub mod snapshot;
 pub mod what_if;

@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use proto::policy_v1::{
     AcceptRemovalRequest, AcceptRemovalResponse, AskCellRequest, AskCellResponse, CellsRequest,
     CellsResponse, ChangesRequest, ChangesResponse, ContainersRequest, ContainersResponse,
-    DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, FreezeRequest,
-    FreezeResponse, HistoryRequest, HistoryResponse, ReachRequest, ReachResponse, RefusedRemoval,
-    UnfreezeRequest, UnfreezeResponse, WhatIfRequest, WhatIfResponse,
+    DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, FinishRolloutRequest,
+    FinishRolloutResponse, FreezeRequest, FreezeResponse, HistoryRequest, HistoryResponse,
+    ReachRequest, ReachResponse, RefusedRemoval, UnfreezeRequest, UnfreezeResponse, WhatIfRequest,
+    WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
 use runtime::server::Entry;
@@ -101,7 +102,7 @@ impl foundation_server::Foundation for Foundation {
         request: Request<CellsRequest>,
     ) -> Result<Response<CellsResponse>, Status> {
         let (request, now) = (request.into_inner(), Timestamp::now());
-        let released = self.0.feed.board.released();
+        let released = self.0.feed.board.released_base();
         let answer = move |snapshot: &Snapshot, known: &[KnownCell]| {
             cells::cells(snapshot, known, &request, now)
         };
@@ -148,7 +149,7 @@ impl foundation_server::Foundation for Foundation {
         request: Request<FreezeRequest>,
     ) -> Result<Response<FreezeResponse>, Status> {
         let by = subject(&request);
-        let parts = (&*self.0.feed.board, &self.0.commits);
+        let parts = (&self.0.feed, &self.0.commits);
         let release = release::freeze(parts, &by, request.into_inner(), Timestamp::now()).await;
         let release = release.map_err(|error| status(&error))?;
         Ok(Response::new(FreezeResponse { release: Some(release) }))
@@ -159,10 +160,21 @@ impl foundation_server::Foundation for Foundation {
         request: Request<UnfreezeRequest>,
     ) -> Result<Response<UnfreezeResponse>, Status> {
         let by = subject(&request);
-        let parts = (&*self.0.feed.board, &self.0.commits);
+        let parts = (&self.0.feed, &self.0.commits);
         let release = release::unfreeze(parts, &by, request.into_inner(), Timestamp::now()).await;
         let release = release.map_err(|error| status(&error))?;
         Ok(Response::new(UnfreezeResponse { release: Some(release) }))
+    }
+
+    async fn finish_rollout(
+        &self,
+        request: Request<FinishRolloutRequest>,
+    ) -> Result<Response<FinishRolloutResponse>, Status> {
+        let by = subject(&request);
+        let parts = (&self.0.feed, &self.0.commits);
+        let release = release::finish(parts, &by, request.into_inner(), Timestamp::now()).await;
+        let release = release.map_err(|error| status(&error))?;
+        Ok(Response::new(FinishRolloutResponse { release: Some(release) }))
     }
 
     async fn ask_cell(

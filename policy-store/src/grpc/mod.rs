@@ -152,7 +152,7 @@ impl policy_store_server::PolicyStore for PolicyStore {
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let snapshot = self.0.feed.board.current();
-        let released = self.0.feed.board.released();
+        let released = self.0.feed.board.released_base();
         let state = &snapshot.state;
         let cells = self.0.feed.cells.status();
         let writer = state.writer.as_ref().map(|owner| status_response::Writer {
@@ -166,7 +166,7 @@ impl policy_store_server::PolicyStore for PolicyStore {
             synced_at: state.synced_at.map(timestamp),
             groups: snapshot.entries().len() as u64,
             cells: cells.into_iter().map(|status| cell(status, released.history())).collect(),
-            release: Some(release::release(&self.0.feed.board)),
+            release: Some(release::release(&self.0.feed)),
             now: Some(timestamp(Timestamp::now())),
             refused_removal: self.0.commits.removals().last().map(Into::into),
         }))

@@ -205,6 +205,7 @@ impl Replacing {
             watermark,
             allow_mass_removal,
             accepted_removal: None,
+            rollout: None,
             supplied,
             at,
             origin,

@@ -44,6 +44,9 @@ pub enum Error {
     /// A freeze of an empty store.
     #[error("no set of security groups is stored yet: there is nothing to freeze")]
     NothingStored,
+    /// A roll-out of frozen cells.
+    #[error("cells are frozen: unfreeze first")]
+    Frozen,
     /// A request was not passed to a cell, or not answered.
     #[error(transparent)]
     Unasked(#[from] Unasked),
@@ -136,7 +139,7 @@ pub fn status(error: &Error) -> Status {
         | Error::Violation(_) => Code::InvalidArgument,
         Error::Replace(Failure::Store(error)) | Error::Unread(error) => return of_store(error),
         Error::Replace(Failure::ShuttingDown) | Error::Draining => Code::Unavailable,
-        Error::NothingStored => Code::FailedPrecondition,
+        Error::NothingStored | Error::Frozen => Code::FailedPrecondition,
         Error::NotFound(_) | Error::Unasked(Unasked::Unknown(_)) => Code::NotFound,
         Error::Unasked(Unasked::NotConnected(_) | Unasked::Ended(_)) => Code::Unavailable,
         Error::Unasked(Unasked::AnswersNone { .. }) => Code::Unimplemented,

@@ -124,7 +124,7 @@ mod tests {
     use crate::{
         groups::{
             decide::{Decision, Replacement, State},
-            held::Hold,
+            held::Order,
             snapshot::Snapshot,
         },
         reports::{Report, Unsaved},
@@ -157,7 +157,7 @@ mod tests {
             self.memory.replace(write)
         }
 
-        fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+        fn hold(&self, change: Arc<Order>) -> Answer<'_, State> {
             self.memory.hold(change)
         }
 

@@ -231,7 +231,7 @@ impl Api {
             HTTP_LISTS_REFUSED.counter().increment(1);
             Refusal::unavailable("too many requests", 1, &full)
         })?;
-        let snapshot = self.board.released();
+        let snapshot = self.board.released_base();
         if !snapshot.state.is_whole() {
             let description = "no security groups were synced yet";
             let mut refusal = Refusal::unavailable(description, 5, &"there was no Replace yet");
@@ -247,7 +247,7 @@ impl Api {
     /// Last update of the groups, in nanoseconds since 1970: the stamp stored with the
     /// generation, so the same on every instance, and never lower than before.
     fn last_updated(&self) -> i64 {
-        self.board.released().state.stamp.0
+        self.board.released_base().state.stamp.0
     }
 
     async fn tag(&self, body: Body) -> Result<Response, Refusal> {

@@ -6,7 +6,7 @@ use proto::{
     cell_v1::{Container, Enforcement, IsolatedRule},
     policy_v1::{
         Change, Connection, ExplainResponse, Frozen, IsolatedRules, PlacedContainer, ReachResponse,
-        RefusedRemoval, Release, Rule, SecurityGroup, SourcedRule, StatusResponse,
+        RefusedRemoval, Release, Rollout, Rule, SecurityGroup, SourcedRule, StatusResponse,
         cells_response::Cell, change, explain_response::Remark,
     },
 };
@@ -43,6 +43,21 @@ fn frozen(release: &Release) -> Option<Value> {
     }))
 }
 
+fn rollout(release: &Release) -> Option<Value> {
+    let Rollout { generation, step, steps, percent, since, stopped, cells, reached } =
+        release.rollout.as_ref()?;
+    Some(json!({
+        "generation": generation,
+        "step": step,
+        "steps": steps,
+        "percent": percent,
+        "since": moment(since.as_ref()),
+        "stopped": stopped,
+        "cells": cells,
+        "reached": reached,
+    }))
+}
+
 /// State of the store.
 pub(super) fn summary(status: &StatusResponse) -> Value {
     let writer = status.writer.as_ref();
@@ -55,6 +70,7 @@ pub(super) fn summary(status: &StatusResponse) -> Value {
         "refused_removal": status.refused_removal.as_ref().map(refused_removal),
         "token": writer.map(|writer| writer.fencing_token).filter(|token| *token > 0),
         "frozen": status.release.as_ref().and_then(frozen),
+        "rollout": status.release.as_ref().and_then(rollout),
     })
 }
 

@@ -63,6 +63,11 @@ function draw() {
   announce();
 }
 
+function rollout({ generation, step, steps, cells, reached, since, stopped }) {
+  const at = `generation ${number.format(generation)}, step ${step} of ${steps}, ${age(since)}: `;
+  return at + (stopped === "" ? `${reached} of ${cells} cells` : `stopped: ${stopped}`);
+}
+
 function draw_summary() {
   const s = state.summary;
   const cells = [...state.cells.values()];
@@ -76,6 +81,9 @@ function draw_summary() {
     ["generation", number.format(s.generation)],
     ...(s.frozen === null ? [] : [
       ["cells frozen", `generation ${number.format(s.frozen.generation)}, ${age(s.frozen.since)}: ${s.frozen.reason} (${s.frozen.by})`, "warn"],
+    ]),
+    ...(s.rollout === null ? [] : [
+      ["roll-out", rollout(s.rollout), s.rollout.stopped === "" ? "" : "fail"],
     ]),
     ["security groups", number.format(s.groups)],
     ["last sync", age(s.synced_at), s.synced_at === null || state.clock - s.synced_at > 120000 ? "fail" : ""],

@@ -20,7 +20,7 @@ use super::{Answer, Archive, Contents, Error, Mended, News, Store, Stored};
 use crate::{
     groups::{
         decide::{self, Decision, Known, Replacement, State, Upsert},
-        held::{self, Hold},
+        held::{self, Order},
         history::{Change, Past, Step, kept},
         reach::Reach,
         snapshot::Snapshot,
@@ -176,7 +176,7 @@ impl Store for Memory {
         })
     }
 
-    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+    fn hold(&self, change: Arc<Order>) -> Answer<'_, State> {
         Box::pin(async move {
             let mut tables = self.lock();
             if let Some((state, decision)) = held::hold(&tables.state, &change) {

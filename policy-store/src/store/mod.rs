@@ -5,6 +5,7 @@
 //! several that share a database.
 
 mod archive;
+mod held_text;
 pub mod memory;
 mod plan;
 mod rows;
@@ -27,7 +28,7 @@ pub use crate::groups::contents::{Contents, Stored};
 use crate::{
     groups::{
         decide::{Decision, Refused, Replacement, State},
-        held::Hold,
+        held::Order,
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
@@ -111,7 +112,7 @@ pub trait Store: Send + Sync + Debug {
 
     /// Executes the decision of [`crate::groups::held::hold`] on the stored state, with its entry
     /// in the history, as a replace does; returns the state afterwards.
-    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State>;
+    fn hold(&self, change: Arc<Order>) -> Answer<'_, State>;
 
     /// Stores reports received by this instance, all or nothing, and returns those that other
     /// instances have stored recently.

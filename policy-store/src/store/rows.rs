@@ -17,11 +17,11 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Stored, rules};
+use super::{Error, Stored, held_text, rules};
 use crate::{
     groups::{
         content::SharedSpaces,
-        decide::{Held, Known, State},
+        decide::{Known, State},
         history::{Change, Past, Step},
         reach::Reach,
     },
@@ -47,7 +47,7 @@ fn small(field: &'static str, number: i64) -> Result<u32, Error> {
     u32::try_from(number).map_err(corrupt(field))
 }
 
-fn moment(field: &'static str, milliseconds: i64) -> Result<Timestamp, Error> {
+pub(super) fn moment(field: &'static str, milliseconds: i64) -> Result<Timestamp, Error> {
     Timestamp::from_millisecond(milliseconds).map_err(corrupt(field))
 }
 
@@ -93,6 +93,8 @@ impl TryFrom<StateRow> for State {
         let token = row.fencing_token.map(|token| from_sql("store_state.fencing_token", token));
         let writer = row.writer.map(|writer| Owner::parse(&writer)).transpose();
         let synced_at = row.synced_at_ms.map(|at| moment("store_state.synced_at_ms", at));
+        let (held, rollout) =
+            row.held.as_deref().map(held_text::parse).transpose()?.unwrap_or_default();
         Ok(Self {
             generation: Generation(from_sql("store_state.generation", row.generation)?),
             stamp: Stamp(row.stamp_ns),
@@ -101,7 +103,8 @@ impl TryFrom<StateRow> for State {
             writer: writer.map_err(corrupt("store_state.writer"))?,
             synced_at: synced_at.transpose()?,
             last_id: from_sql("store_state.last_id", row.last_id)?,
-            held: row.held.as_deref().map(held).transpose()?,
+            held,
+            rollout,
         })
     }
 }
@@ -110,7 +113,17 @@ impl TryFrom<&State> for StateRow {
     type Error = Error;
 
     fn try_from(state: &State) -> Result<Self, Error> {
-        let State { generation, stamp, watermark, token, writer, synced_at, last_id, held } = state;
+        let State {
+            generation,
+            stamp,
+            watermark,
+            token,
+            writer,
+            synced_at,
+            last_id,
+            held,
+            rollout,
+        } = state;
         let token = token.map(|token| to_sql("store_state.fencing_token", token.0));
         Ok(Self {
             generation: to_sql("store_state.generation", generation.0)?,
@@ -121,44 +134,9 @@ impl TryFrom<&State> for StateRow {
             writer: writer.as_ref().map(|writer| writer.as_str().to_owned()),
             synced_at_ms: synced_at.map(Timestamp::as_millisecond),
             last_id: to_sql("store_state.last_id", *last_id)?,
-            held: held.as_ref().map(held_text),
+            held: held_text::text(held.as_ref(), rollout.as_ref()),
         })
     }
-}
-
-/// The text in `store_state.held`.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HeldText {
-    generation: u64,
-    stamp_ns: i64,
-    reason: Box<str>,
-    by: Box<str>,
-    since_ms: i64,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    until_ms: Option<i64>,
-}
-
-fn held_text(held: &Held) -> String {
-    let Held { point, reason, by, since, until } = held.clone();
-    let text = HeldText {
-        generation: point.generation.0,
-        stamp_ns: point.stamp.0,
-        reason,
-        by,
-        since_ms: since.as_millisecond(),
-        until_ms: until.map(Timestamp::as_millisecond),
-    };
-    serde_json::to_string(&text).expect("texts and numbers")
-}
-
-fn held(text: &str) -> Result<Held, Error> {
-    const FIELD: &str = "store_state.held";
-    let text: HeldText = runtime::json::from_str(text).map_err(corrupt(FIELD))?;
-    let HeldText { generation, stamp_ns, reason, by, since_ms, until_ms } = text;
-    let point = Point { generation: Generation(generation), stamp: Stamp(stamp_ns) };
-    let until = until_ms.map(|until| moment(FIELD, until)).transpose()?;
-    Ok(Held { point, reason, by, since: moment(FIELD, since_ms)?, until })
 }
 
 /// A row of `security_groups`, without its spaces.

@@ -33,7 +33,7 @@ use super::{Answer, Archive, Contents, Error, Mended, News, Store, rows::corrupt
 use crate::{
     groups::{
         decide::{Decision, Replacement, State},
-        held::Hold,
+        held::Order,
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
@@ -146,7 +146,7 @@ impl Store for Server {
         })
     }
 
-    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+    fn hold(&self, change: Arc<Order>) -> Answer<'_, State> {
         Box::pin(async move { write::change_hold(&self.server, &change).await })
     }
 

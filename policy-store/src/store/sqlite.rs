@@ -36,7 +36,7 @@ use super::{
 use crate::{
     groups::{
         decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
-        held::{Hold, hold},
+        held::{Order, hold},
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
@@ -119,7 +119,7 @@ impl Store for Sqlite {
         Box::pin(async { Ok(self.database.write(work).await??) })
     }
 
-    fn hold(&self, change: Arc<Hold>) -> Answer<'_, State> {
+    fn hold(&self, change: Arc<Order>) -> Answer<'_, State> {
         let work = move |transaction: &Transaction<'_>| {
             let before = load::state(transaction)?;
             let Some((state, decision)) = hold(&before, &change) else { return Ok(before) };

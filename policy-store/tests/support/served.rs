@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use policy_store::{
     committer::{Commits, committer},
     feed::{cells::Cells, changes::Changes, watch::Feed},
-    groups::{current::SnapshotPublisher, held::Hold, snapshot::Snapshot},
+    groups::{
+        current::SnapshotPublisher, held::Hold, released::Released, rollout::Plan,
+        snapshot::Snapshot,
+    },
     release,
     store::{Contents, Store, memory::Memory},
 };
@@ -20,28 +23,45 @@ pub(crate) struct Served {
     pub(crate) store: Memory,
     pub(crate) board: Arc<SnapshotPublisher>,
     pub(crate) commits: Commits,
+    pub(crate) plan: Option<Arc<Plan>>,
     _committer: JoinSet<anyhow::Result<()>>,
 }
 
 impl Served {
     pub(crate) fn start() -> Self {
+        Self::rolling_out(None)
+    }
+
+    /// Rolls new generations out in steps.
+    pub(crate) fn rolling_out(plan: Option<Arc<Plan>>) -> Self {
         let nothing = Arc::new(Snapshot::from(Contents::default()));
-        Self::on(Memory::default(), Arc::clone(&nothing), nothing)
+        Self::on(Memory::default(), Arc::clone(&nothing), nothing.into(), plan)
     }
 
     /// Another instance that has just started.
     pub(crate) async fn restart(&self) -> Self {
-        let newest = Arc::new(Snapshot::from(self.store.load(None).await.unwrap()));
-        let released = release::released(&self.store, &newest, &[]).await.unwrap();
-        Self::on(self.store.clone(), newest, released)
+        self.restart_with(self.plan.clone()).await
     }
 
-    fn on(store: Memory, newest: Arc<Snapshot>, released: Arc<Snapshot>) -> Self {
+    /// Another instance, with another plan.
+    pub(crate) async fn restart_with(&self, plan: Option<Arc<Plan>>) -> Self {
+        let newest = Arc::new(Snapshot::from(self.store.load(None).await.unwrap()));
+        let released = release::released(&self.store, &newest, &[]).await.unwrap();
+        Self::on(self.store.clone(), newest, released, plan)
+    }
+
+    fn on(
+        store: Memory,
+        newest: Arc<Snapshot>,
+        released: Released,
+        plan: Option<Arc<Plan>>,
+    ) -> Self {
         let board = Arc::new(SnapshotPublisher::starting(newest, released, Instant::now()));
         let (commits, committer) = committer(Arc::new(store.clone()), Arc::clone(&board));
+        let committer = committer.rolling_out(plan.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(committer.run(CancellationToken::new()));
-        Self { store, board, commits, _committer: tasks }
+        Self { store, board, commits, plan, _committer: tasks }
     }
 
     pub(crate) async fn replace(&self, set: &Set) -> u64 {
@@ -57,6 +77,23 @@ impl Served {
     pub(crate) async fn unfreeze(&self) {
         let (reason, by) = ("done".into(), "cn=operator".into());
         let change = Hold::Unfreeze { reason, by, at: Timestamp::UNIX_EPOCH };
+        self.commits.hold(change).await.unwrap();
+    }
+
+    /// The step that the roll-out is at is over, or has problems.
+    pub(crate) async fn step(&self, is_stop: bool) {
+        let Some(rollout) = self.board.current().state.rollout.clone() else { return };
+        let (target, step, at) = (rollout.target, rollout.step, Timestamp::UNIX_EPOCH);
+        let change = match is_stop {
+            false => Hold::NextStep { target, step, at },
+            true => Hold::StopRollout { target, step, reason: "isolated".into(), at },
+        };
+        self.commits.hold(change).await.unwrap();
+    }
+
+    pub(crate) async fn finish(&self) {
+        let (reason, by) = ("harmless".into(), "cn=operator".into());
+        let change = Hold::FinishRollout { reason, by, at: Timestamp::UNIX_EPOCH };
         self.commits.hold(change).await.unwrap();
     }
 

@@ -85,6 +85,7 @@ pub(crate) fn replacement(set: &Set) -> Replacement {
         watermark: Watermark::try_new(1, 0).unwrap(),
         allow_mass_removal: false,
         accepted_removal: None,
+        rollout: None,
         supplied: Supplied {
             manifest,
             groups: set

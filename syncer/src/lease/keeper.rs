@@ -225,7 +225,9 @@ impl Keeper {
             Some(failure) => failure.to_string(),
             None => "the last request has no answer yet".to_owned(),
         };
-        self.reach.component.not_ready(format!("no answer of the lock server for {ttl:?}: {cause}"));
+        self.reach
+            .component
+            .not_ready(format!("no answer of the lock server for {ttl:?}: {cause}"));
     }
 
     fn ask(&mut self) {

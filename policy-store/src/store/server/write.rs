@@ -20,7 +20,7 @@ use super::{
 use crate::{
     groups::{
         decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
-        held::{Hold, hold},
+        held::{Order, hold},
     },
     reports::Unsaved,
 };
@@ -52,7 +52,7 @@ pub(super) async fn reset_fencing(server: &Server) -> Result<State, Error> {
 }
 
 /// Changes the freeze; returns the state afterwards.
-pub(super) async fn change_hold(server: &Server, change: &Hold) -> Result<State, Error> {
+pub(super) async fn change_hold(server: &Server, change: &Order) -> Result<State, Error> {
     let dialect = server.dialect();
     server
         .transaction(async |transaction: Transaction| {

@@ -149,7 +149,9 @@ async fn act(connection: &Connection, command: Command) -> anyhow::Result<Report
         }
         Command::Freeze(what) => freeze::freeze(connection, what).await,
         Command::Unfreeze(what) => freeze::unfreeze(connection, what).await,
-        Command::Rollout(RolloutCommand::Status) => rollout::status(connection).await,
+        Command::Rollout(RolloutCommand::Status) => {
+            Ok(rollout::report(store::fetch_status(connection).await?))
+        }
         Command::Rollout(RolloutCommand::Finish(what)) => rollout::finish(connection, what).await,
         Command::Reconcile { cell: None, .. } => cell::reconcile(connection).await,
         _ => unreachable!("no other command changes anything"),

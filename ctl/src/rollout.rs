@@ -8,7 +8,6 @@ use crate::{
     connect::Connection,
     field::{Field, instant},
     report::Report,
-    store,
     stores::foundation,
 };
 
@@ -72,11 +71,9 @@ pub(crate) const ROLLOUT: &[Field<Release>] = &[
 ];
 
 /// The generation that is rolled out.
-pub(crate) async fn status(connection: &Connection) -> anyhow::Result<Report> {
-    let status = store::fetch_status(connection).await?;
-    let now = store::clock(&status);
-    let release = status.release.unwrap_or_default();
-    Ok(Report::record(ROLLOUT, release).at(now))
+pub(crate) fn report(status: StatusResponse) -> Report {
+    let now = instant(status.now);
+    Report::record(ROLLOUT, status.release.unwrap_or_default()).at(now)
 }
 
 /// All cells get the newest generation.

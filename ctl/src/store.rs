@@ -43,7 +43,7 @@ pub(crate) async fn fetch_status(connection: &Connection) -> anyhow::Result<Stat
 }
 
 /// The store's clock.
-pub(crate) fn clock(status: &StatusResponse) -> Option<Timestamp> {
+fn clock(status: &StatusResponse) -> Option<Timestamp> {
     instant(status.now)
 }
 

@@ -24,7 +24,7 @@ use crate::{
     feed::{
         cells::Cells,
         changes::Changes,
-        laggards, rollout,
+        laggards,
         watch::{Feed, gauge, save_reports},
     },
     groups::current::SnapshotPublisher,
@@ -38,6 +38,7 @@ use crate::{
     page::{Page, Services},
     release,
     report::Report,
+    rollout,
     store::{Contents, Store},
     upkeep::Upkeep,
 };

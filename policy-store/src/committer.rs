@@ -8,6 +8,7 @@
 //! two Replaces. When the store went back, as after a restored backup, the process
 //! exits: its cells have to start again.
 
+mod health;
 mod log;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::health::DatabaseHealth;
 pub(crate) use self::log::tell_refusal;
 use self::log::{log_change, tell_failure};
 use crate::{
@@ -138,18 +140,10 @@ pub struct Committer {
     jobs: mpsc::Receiver<Job>,
     store: Arc<dyn Store>,
     board: Arc<SnapshotPublisher>,
-    health: Option<DatabaseHealth>,
+    health: DatabaseHealth,
     record: Option<(Changes, Cells)>,
     removals: Removals,
     plan: Option<Arc<Plan>>,
-}
-
-/// Health components of the database. A readable database with a full disk is ready for
-/// reads only.
-#[derive(Debug)]
-struct DatabaseHealth {
-    reads: Component,
-    writes: Component,
 }
 
 /// Creates a committer and its handle.
@@ -158,7 +152,7 @@ pub fn committer(store: Arc<dyn Store>, board: Arc<SnapshotPublisher>) -> (Commi
     let (sender, jobs) = mpsc::channel(WAITING);
     let removals = Removals::default();
     let commits = Commits { jobs: sender, removals: removals.clone() };
-    let (health, record, plan) = (None, None, None);
+    let (health, record, plan) = (DatabaseHealth::default(), None, None);
     (commits, Committer { jobs, store, board, health, record, removals, plan })
 }
 
@@ -166,10 +160,7 @@ impl Committer {
     /// Reports whether the database answers, and whether it stores Replaces.
     #[must_use]
     pub fn telling(mut self, reads: Component, writes: Component) -> Self {
-        // The store was read before; no write error is known yet.
-        reads.ready();
-        writes.ready();
-        self.health = Some(DatabaseHealth { reads, writes });
+        self.health = DatabaseHealth::of(reads, writes);
         self
     }
 
@@ -185,33 +176,6 @@ impl Committer {
     pub fn rolling_out(mut self, plan: Option<Arc<Plan>>) -> Self {
         self.plan = plan;
         self
-    }
-
-    fn answered(&self) {
-        if let Some(DatabaseHealth { reads, .. }) = &self.health {
-            reads.ready();
-        }
-    }
-
-    fn failed(&self, error: &Error) {
-        if let Some(DatabaseHealth { reads, .. }) = &self.health {
-            reads.not_ready(chain(error));
-        }
-    }
-
-    /// A Replace or its refusal was stored.
-    fn written(&self) {
-        if let Some(DatabaseHealth { writes, .. }) = &self.health {
-            writes.ready();
-        }
-    }
-
-    /// A Replace was not stored. Only another Replace proves recovery: a small write may
-    /// succeed on a disk without space for a set.
-    fn not_written(&self, error: &Error) {
-        if let (Some(DatabaseHealth { writes, .. }), Error::Database(_)) = (&self.health, error) {
-            writes.not_ready(format!("the last Replace was not stored: {}", chain(error)));
-        }
     }
 
     /// Serves jobs until `stop`, then those that are queued.
@@ -265,7 +229,7 @@ impl Committer {
         match mend(&*self.store, Arc::clone(&served)).await {
             Ok(_) => {}
             Err(error) => {
-                self.failed(&error);
+                self.health.failed(&error);
                 tracing::error!(error = chain(&error), "failed-making-tables");
             }
         }
@@ -286,7 +250,7 @@ impl Committer {
         match self.store.hold(Arc::new(order)).await {
             Ok(_) => self.catch_up(None).await,
             Err(error) => {
-                self.failed(&error);
+                self.health.failed(&error);
                 // A failed commit may have taken effect.
                 self.follow().await?;
                 Ok(Err(error))
@@ -314,7 +278,7 @@ impl Committer {
             tokio::join!(self.store.replace(Arc::clone(&write)), speculative_snapshot);
         match outcome {
             Ok(decision) => {
-                self.written();
+                self.health.written();
                 self.removals.committed();
                 if let Err(error) =
                     self.publish(&write, &decision, current, speculative_snapshot).await?
@@ -335,7 +299,7 @@ impl Committer {
                 }))
             }
             Err(Error::Refused(refused)) => {
-                self.written();
+                self.health.written();
                 tell_refusal(&write.owner, write.token, &refused.refusal);
                 if let Refusal::MassRemoval { .. } = refused.refusal {
                     self.removals.refused(RefusedRemoval::of(&current, &write));
@@ -347,7 +311,7 @@ impl Committer {
                 Ok(Err(refused.into()))
             }
             Err(error) => {
-                self.not_written(&error);
+                self.health.not_written(&error);
                 tell_failure(&write, &error);
                 // A failed commit may have taken effect.
                 self.follow().await?;
@@ -423,11 +387,11 @@ impl Committer {
         let contents = match self.store.load(Some(served)).await {
             Ok(contents) => contents,
             Err(error) => {
-                self.failed(&error);
+                self.health.failed(&error);
                 return Ok(Err(error));
             }
         };
-        self.answered();
+        self.health.answered();
         if current.state.is_whole() && !contents.state.is_whole() {
             // The served snapshot stays and replaces the lost rows.
             self.mend().await;

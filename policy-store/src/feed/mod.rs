@@ -4,8 +4,7 @@
 //! messages. [`watch`] drives one stream. [`cells`] stores the reports of cells, with an
 //! [`inventory`] of each, in which [`survey`] finds containers; [`laggards`] logs which
 //! cells are behind. [`ring`] is pure: the last changes and their enforcement, which
-//! [`changes`] shares. [`questions`] passes requests to the agents of cells. [`rollout`] judges the
-//! steps of a roll-out.
+//! [`changes`] shares. [`questions`] passes requests to the agents of cells.
 
 pub mod cells;
 pub mod changes;
@@ -15,6 +14,5 @@ pub mod laggards;
 pub mod parts;
 pub mod questions;
 pub mod ring;
-pub mod rollout;
 pub mod survey;
 pub mod watch;

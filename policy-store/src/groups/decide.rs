@@ -40,8 +40,9 @@ use model::{
 
 use super::{
     content::Content,
+    in_milliseconds,
     manifest::Supplied,
-    rollout::{Plan, Rollout, after_replace},
+    rollout::{Plan, Rollout, after_change},
 };
 
 /// The mass removal guard applies to sets of at least this many groups.
@@ -318,7 +319,7 @@ pub fn decide(
     let (point, rollout) = if is_new {
         let (generation, stamp) = (before.generation.next(), before.stamp.next(stamp(write.at)));
         let point = Point { generation, stamp };
-        (point, after_replace(state, point, write.rollout.as_ref(), write.at))
+        (point, rolled_out(state, point, write))
     } else {
         (before, state.rollout.clone())
     };
@@ -342,14 +343,20 @@ pub fn decide(
     })
 }
 
+/// The roll-out after a new generation.
+fn rolled_out(before: &State, newest: Point, write: &Replacement) -> Option<Rollout> {
+    let current = before.rollout.as_ref();
+    if before.held.is_some() {
+        return current.cloned();
+    }
+    // Cells of a store without a complete set have nothing to keep.
+    let plan = write.rollout.as_ref().filter(|_| before.is_whole());
+    after_change(current, (before.point(), newest), plan, write.at)
+}
+
 /// Times out of range are clamped.
 fn stamp(at: Timestamp) -> Stamp {
     Stamp(i64::try_from(at.as_nanosecond()).unwrap_or(i64::MAX))
-}
-
-/// Rounded to the precision of every store.
-pub(super) fn in_milliseconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 
 /// Checks that the token is plausible: at most `most` above the newest token. A single

@@ -10,7 +10,8 @@ use model::generation::Point;
 
 use super::{
     archive::{OperatorDecision, action},
-    decide::{Held, State, in_milliseconds},
+    decide::{Held, State},
+    in_milliseconds,
     rollout::{Plan, Rollout},
 };
 

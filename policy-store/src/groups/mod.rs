@@ -26,3 +26,10 @@ pub mod released;
 pub mod rollout;
 pub mod snapshot;
 pub mod what_if;
+
+use jiff::Timestamp;
+
+/// Rounded to the precision of every store.
+fn in_milliseconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
+}

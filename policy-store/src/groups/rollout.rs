@@ -1,6 +1,6 @@
 //! Staged roll-out: a generation reaches the cells in steps.
 //!
-//! The roll-out is part of the [`State`], as a freeze is: all instances that share a database, and
+//! The roll-out is part of the [`State`](super::decide::State), as a freeze is: all instances that share a database, and
 //! a restarted one, give a cell the same generation. A roll-out has the plan with which it began,
 //! so a changed configuration applies to the next one.
 //!
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use model::{generation::Point, ids::CellId};
 use sha2::{Digest as _, Sha256};
 
-use super::decide::{State, in_milliseconds};
+use super::in_milliseconds;
 
 /// Steps of roll-outs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,27 +123,22 @@ impl Rollout {
     }
 }
 
-/// The roll-out after a Replace with a new generation.
+/// The roll-out after a change from one generation to the next, while cells are not frozen.
 #[must_use]
-pub fn after_replace(
-    before: &State,
-    newest: Point,
+pub fn after_change(
+    current: Option<&Rollout>,
+    (before, newest): (Point, Point),
     plan: Option<&Arc<Plan>>,
     at: Timestamp,
 ) -> Option<Rollout> {
-    // Cells have nothing, so there is nothing to keep.
-    if !before.is_whole() {
-        return None;
-    }
-    match &before.rollout {
-        _ if before.held.is_some() => before.rollout.clone(),
-        Some(rollout) if rollout.stopped.is_none() => before.rollout.clone(),
+    match current {
+        Some(rollout) if rollout.stopped.is_none() => Some(rollout.clone()),
         Some(stopped) => {
             let again = Rollout::begin((stopped.base, newest), plan, at)?;
             let step = stopped.step.min(again.plan.steps() - 1);
             Some(Rollout { step, ..again })
         }
-        None => Rollout::begin((before.point(), newest), plan, at),
+        None => Rollout::begin((before, newest), plan, at),
     }
 }
 
@@ -152,7 +147,6 @@ mod tests {
     use model::generation::{Generation, Stamp};
 
     use super::*;
-    use crate::groups::decide::Held;
 
     fn plan(canary_cells: &[&str], percent_steps: &[u8]) -> Arc<Plan> {
         let canary_cells = canary_cells.iter().map(|&pattern| pattern.into()).collect();
@@ -210,16 +204,9 @@ mod tests {
     #[test]
     fn newer_generations_wait_and_go_together() {
         let plan = plan(&["c"], &[50]);
-        let first = Rollout::begin((point(1), point(2)), Some(&plan), at(1)).unwrap();
-        let state = |generation, rollout| State {
-            generation: Generation(generation),
-            stamp: Stamp(7),
-            synced_at: Some(at(0)),
-            rollout,
-            ..State::default()
-        };
-        let busy = state(2, Some(first.clone()));
-        assert_eq!(after_replace(&busy, point(3), Some(&plan), at(2)), Some(first.clone()));
+        let first = after_change(None, (point(1), point(2)), Some(&plan), at(1)).unwrap();
+        let busy = after_change(Some(&first), (point(2), point(3)), Some(&plan), at(2));
+        assert_eq!(busy.as_ref(), Some(&first));
         let second = first.next(point(4), Some(&plan), at(3)).unwrap();
         assert_eq!((second.step, second.since, second.target), (1, at(3), point(2)));
         let next = second.next(point(4), Some(&plan), at(4)).unwrap();
@@ -233,27 +220,10 @@ mod tests {
         let plan = plan(&["c"], &[50]);
         let first = Rollout::begin((point(1), point(2)), Some(&plan), at(1)).unwrap();
         let stopped = Rollout { step: 1, stopped: Some("isolated".into()), ..first };
-        let state = State { synced_at: Some(at(0)), rollout: Some(stopped), ..State::default() };
-        let again = after_replace(&state, point(3), Some(&plan), at(9)).unwrap();
+        let points = (point(2), point(3));
+        let again = after_change(Some(&stopped), points, Some(&plan), at(9)).unwrap();
         assert_eq!((again.base, again.target, again.step), (point(1), point(3), 1));
         assert_eq!((again.since, again.stopped), (at(9), None));
-        assert_eq!(after_replace(&state, point(3), None, at(9)), None, "switched off");
-    }
-
-    #[test]
-    fn the_first_set_and_a_frozen_one_begin_no_rollout() {
-        let plan = plan(&["c"], &[]);
-        assert_eq!(after_replace(&State::default(), point(1), Some(&plan), at(1)), None);
-        let held = Held {
-            point: point(1),
-            reason: "release".into(),
-            by: "cn=ann".into(),
-            since: at(0),
-            until: None,
-        };
-        let frozen = State { synced_at: Some(at(0)), held: Some(held), ..State::default() };
-        assert_eq!(after_replace(&frozen, point(2), Some(&plan), at(1)), None);
-        let free = State { held: None, ..frozen };
-        assert!(after_replace(&free, point(2), Some(&plan), at(1)).is_some());
+        assert_eq!(after_change(Some(&stopped), points, None, at(9)), None, "switched off");
     }
 }

@@ -6,10 +6,7 @@ use jiff::Timestamp;
 use model::generation::{Generation, Point, Stamp};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Error,
-    rows::{corrupt, moment},
-};
+use super::Error;
 use crate::groups::{
     decide::Held,
     rollout::{Plan, Rollout},
@@ -55,6 +52,15 @@ struct RolloutText {
     stopped: Option<Box<str>>,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn corrupt(problem: impl ToString) -> Error {
+    Error::CorruptRow { field: FIELD, problem: problem.to_string() }
+}
+
+fn moment(milliseconds: i64) -> Result<Timestamp, Error> {
+    Timestamp::from_millisecond(milliseconds).map_err(corrupt)
+}
+
 fn point(generation: u64, stamp_ns: i64) -> Point {
     Point { generation: Generation(generation), stamp: Stamp(stamp_ns) }
 }
@@ -78,8 +84,8 @@ impl TryFrom<HeldText> for Held {
 
     fn try_from(text: HeldText) -> Result<Self, Error> {
         let HeldText { generation, stamp_ns, reason, by, since_ms, until_ms } = text;
-        let until = until_ms.map(|until| moment(FIELD, until)).transpose()?;
-        let (point, since) = (point(generation, stamp_ns), moment(FIELD, since_ms)?);
+        let until = until_ms.map(moment).transpose()?;
+        let (point, since) = (point(generation, stamp_ns), moment(since_ms)?);
         Ok(Self { point, reason, by, since, until })
     }
 }
@@ -119,7 +125,7 @@ impl TryFrom<RolloutText> for Rollout {
             target: point(text.target_generation, text.target_stamp_ns),
             plan: Arc::new(plan),
             step: text.step,
-            since: moment(FIELD, text.since_ms)?,
+            since: moment(text.since_ms)?,
             stopped: text.stopped,
         })
     }
@@ -136,7 +142,7 @@ pub(super) fn text(held: Option<&Held>, rollout: Option<&Rollout>) -> Option<Str
 
 /// Parses the text.
 pub(super) fn parse(text: &str) -> Result<(Option<Held>, Option<Rollout>), Error> {
-    let Text { held, rollout } = runtime::json::from_str(text).map_err(corrupt(FIELD))?;
+    let Text { held, rollout } = runtime::json::from_str(text).map_err(corrupt)?;
     let held = held.map(Held::try_from).transpose()?;
     let rollout: Option<Rollout> = rollout.map(Rollout::try_from).transpose()?;
     Ok((held, rollout))

@@ -47,7 +47,7 @@ fn small(field: &'static str, number: i64) -> Result<u32, Error> {
     u32::try_from(number).map_err(corrupt(field))
 }
 
-pub(super) fn moment(field: &'static str, milliseconds: i64) -> Result<Timestamp, Error> {
+fn moment(field: &'static str, milliseconds: i64) -> Result<Timestamp, Error> {
     Timestamp::from_millisecond(milliseconds).map_err(corrupt(field))
 }
 

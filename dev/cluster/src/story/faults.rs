@@ -56,14 +56,14 @@ pub(super) async fn store_away(runner: &mut Runner<'_>) -> anyhow::Result<()> {
     runner.nobody_was_restarted()
 }
 
-async fn stop(runner: &mut Runner<'_>, process: &str) -> anyhow::Result<()> {
+pub(super) async fn stop(runner: &mut Runner<'_>, process: &str) -> anyhow::Result<()> {
     let mark = runner.cluster.processes().mark(process);
     let pid = mark.with_context(|| format!("{process} does not run"))?.pid;
     runner.command(&format!("kill {pid}     # {process}"))?;
     runner.cluster.stop_process(process).await
 }
 
-fn started(runner: &Runner<'_>, process: &str) -> anyhow::Result<()> {
+pub(super) fn started(runner: &Runner<'_>, process: &str) -> anyhow::Result<()> {
     let program = process.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit());
     let config = runner.cluster.layout().config(process);
     runner.command(&format!("{program} -config-file {} &", config.display()))

@@ -4,6 +4,7 @@
 //! Each step shows the command of an operator and the observed result. The first
 //! unexpected result is an error, and ends the story.
 
+mod canary;
 mod closing;
 mod faults;
 mod freeze;
@@ -38,6 +39,7 @@ pub(crate) async fn play(cluster: &mut Cluster, stage: Stage) -> anyhow::Result<
     faults::flushed(&mut runner).await?;
     closing::why(&mut runner).await?;
     freeze::freeze(&mut runner).await?;
+    canary::canary(&mut runner).await?;
     closing::account(&mut runner)?;
     say(&format!("\nEverything is as expected. {} s.\n", began.elapsed().as_secs()))
 }

@@ -10,13 +10,13 @@ use model::ids::GroupGuid;
 use runtime::error::chain;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    cells::{Here, KnownCell},
-    inventory::IsolatedRule,
-    watch::Feed,
-};
 use crate::{
     committer::Commits,
+    feed::{
+        cells::{Here, KnownCell},
+        inventory::IsolatedRule,
+        watch::Feed,
+    },
     groups::{
         held::Hold,
         released::{Ahead, Released},

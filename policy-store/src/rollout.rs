@@ -1,7 +1,7 @@
 //! Moves a roll-out on, or stops it, by what the cells of its step report.
 //!
 //! [`judge`] is pure; [`Watch`] drives it. Each instance judges the cells that watch it. To move on
-//! takes [`GRACE`] longer than to stop, so that an instance whose cells have problems is first.
+//! takes 2 s longer than to stop, so that an instance whose cells have problems is first.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -10,7 +10,8 @@
 //!   message that arrives in one piece is passed on without a copy.
 //! - The buffers of incomplete messages, and calls that wait for their first message, count against
 //!   a budget of the connection and one of the server. A call that exceeds a budget ends with
-//!   RESOURCE_EXHAUSTED. No call waits for budget, so one peer cannot block another.
+//!   RESOURCE_EXHAUSTED. No call waits for budget, so one peer cannot block another. A connection
+//!   with at most [`OWN`] is not refused for what other connections have.
 //! - A message is complete [`Limits::message_time`](super::Limits::message_time) after its first
 //!   byte, or its call ends with DEADLINE_EXCEEDED.
 //! - The end of a call releases its share of the budgets.
@@ -37,6 +38,9 @@ const PREFIX: usize = 5;
 /// Memory of a call that waits for its first message: task, headers, and the read
 /// buffer of tonic.
 const CALL: usize = 8 << 10;
+/// Share of a connection that does not depend on other connections: two calls that wait for their
+/// first message.
+const OWN: usize = 2 * CALL;
 
 /// The budget of all connections of a server.
 #[derive(Debug)]
@@ -81,11 +85,13 @@ impl Account {
 
     /// Takes `bytes` from both budgets, or nothing.
     fn take(&self, bytes: usize) -> Result<(), Status> {
-        if !add(&self.used, bytes, self.all.most_each) {
+        let Some(own) = add(&self.used, bytes, self.all.most_each) else {
             let most = self.all.most_each;
             return Err(self.refuse(&format!("this connection has more than {most} bytes")));
-        }
-        if !add(&self.all.used, bytes, self.all.most) {
+        };
+        if own <= OWN {
+            self.all.used.fetch_add(bytes, Relaxed);
+        } else if add(&self.all.used, bytes, self.all.most).is_none() {
             self.used.fetch_sub(bytes, Relaxed);
             let most = self.all.most;
             return Err(self.refuse(&format!("the connections of this server have {most} bytes")));
@@ -113,9 +119,10 @@ impl Account {
     }
 }
 
-fn add(used: &AtomicUsize, bytes: usize, most: usize) -> bool {
+/// Adds up to a limit; returns the sum.
+fn add(used: &AtomicUsize, bytes: usize, most: usize) -> Option<usize> {
     let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= most);
-    used.fetch_update(Relaxed, Relaxed, add).is_ok()
+    used.fetch_update(Relaxed, Relaxed, add).ok().map(|before| before + bytes)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "budgets are far below 2^52 bytes")]

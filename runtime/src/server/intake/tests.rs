@@ -141,6 +141,25 @@ async fn the_budgets_bound_what_is_kept() {
     assert_eq!((one.used.load(Relaxed), all.used.load(Relaxed)), (0, 0));
 }
 
+/// Small requests of a client that has done nothing wrong.
+#[tokio::test]
+async fn a_connection_has_a_share_of_its_own() {
+    let all = budget(20 * CALL, 10 * CALL);
+    let (full, honest) = (account(&all), account(&all));
+    let mut waiting: Vec<_> = (0..10).map(|_| intake(&full, &[], false)).collect();
+    for intake in &mut waiting {
+        assert!(intake.first().now_or_never().is_none());
+    }
+    assert!(intake(&full, &[], false).first().await.is_err(), "the budget of the server is used");
+    let mut own = [intake(&honest, &[], false), intake(&honest, &[], false)];
+    for intake in &mut own {
+        assert!(intake.first().now_or_never().is_none());
+    }
+    assert!(intake(&honest, &[], false).first().await.is_err(), "more than its share");
+    drop((waiting, own));
+    assert_eq!((honest.used.load(Relaxed), all.used.load(Relaxed)), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_must_not_take_too_long() {
     let account = account(&budget(LARGEST, LARGEST));

@@ -16,7 +16,19 @@ use serde_json::Value;
 
 use crate::{binaries, wait};
 
+/// Client secret of the syncers; must not be in any log.
+pub const CLIENT_SECRET: &str = "network-policy-secret";
+
+/// Processes whose log is searched for secrets.
+const SERVICES: [&str; 4] = ["lock-server", "policy-store", "syncer", "cell-agent"];
+
+/// Parts of secrets: the client secret, private keys, and tokens of UAA (JSON web tokens).
+const SECRETS: [&str; 3] = [CLIENT_SECRET, "PRIVATE KEY", "eyJ"];
+
 /// A process; dropping the handle kills it.
+///
+/// # Panics
+/// When a handle is dropped and the log of the service contains a secret.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -196,6 +208,13 @@ impl Drop for Process {
             // Not after `try_wait` has reaped the process: its ID may be reused.
             drop(self.child.kill());
             drop(self.child.wait());
+        }
+        if thread::panicking() || !SERVICES.contains(&&*self.name) {
+            return;
+        }
+        for line in self.lines() {
+            let secret = SECRETS.iter().find(|secret| line.contains(**secret));
+            assert!(secret.is_none(), "{}: a secret in the log: {line}", self.name);
         }
     }
 }

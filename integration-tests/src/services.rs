@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{
     grpcurl::{self, Answer, Target},
-    process::Process,
+    process::{CLIENT_SECRET, Process},
     wait,
 };
 
@@ -277,7 +277,7 @@ impl ControlPlane {
         let files = &self.syncer;
         let mut config = json!({
             "uuid": name,
-            "uaa_client": "network-policy", "uaa_client_secret": "network-policy-secret",
+            "uaa_client": "network-policy", "uaa_client_secret": CLIENT_SECRET,
             "uaa_url": "http://127.0.0.1", "uaa_port": self.cloud.uaa_port,
             "cc_url": api, "cc_internal_url": internal_api,
             "cc_internal_ca_cert": files.ca,

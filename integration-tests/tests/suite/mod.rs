@@ -1,3 +1,4 @@
+mod access;
 mod addresses;
 mod alarms;
 mod cell_agent;

@@ -190,6 +190,8 @@ pub struct Source {
 pub struct EffectiveRules {
     /// In the operator's order, without duplicates.
     pub permits: Vec<(Permit, Source)>,
+    /// Permits of later rules that equal one of `permits`, in the same order.
+    pub repeated: Vec<(Permit, Source)>,
     /// Isolated rules and rule parts: they cannot be enforced.
     pub isolated: Vec<(Unenforceable, Source)>,
 }
@@ -215,9 +217,9 @@ pub fn effective_rules<'a>(
         let source = |rule| Source { group: group.guid().clone(), rule, reach };
         for (index, permit) in &group.permits {
             let permit = Permit { log: permit.log || log_all, ..*permit };
-            if seen.insert(permit) {
-                rules.permits.push((permit, source(*index)));
-            }
+            let is_new = seen.insert(permit);
+            let list = if is_new { &mut rules.permits } else { &mut rules.repeated };
+            list.push((permit, source(*index)));
         }
         for (index, problem) in &group.problems {
             rules.isolated.push((problem.clone(), source(*index)));

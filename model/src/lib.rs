@@ -10,6 +10,7 @@
 //! | [`explain`] | near misses, and rules that were meant for a connection |
 //! | [`generation`] | generations and watermarks of a set of groups |
 //! | [`ids`] | GUIDs and handles |
+//! | [`uses`] | [`PermitKey`](uses::PermitKey): identity of what a rule allows, for records of uses |
 //! | [`trace`] | [`TraceContext`](trace::TraceContext): names one sync in all logs |
 //!
 //! Not in this crate: sockets, clocks, databases, wire formats. Text from outside is parsed into
@@ -62,3 +63,4 @@ pub mod ids;
 pub mod lock;
 pub mod rule;
 pub mod trace;
+pub mod uses;

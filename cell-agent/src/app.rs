@@ -44,6 +44,7 @@ use crate::{
     render_command,
     state::StateDirectory,
     underlay,
+    uses::RuleUse,
 };
 
 /// The job that this one replaces: the origin of its metrics.
@@ -260,7 +261,10 @@ impl Agent {
         let (known, groups) = watch::channel(saved);
         let inputs = assemble::inputs(&config, containers.latest(), groups.clone(), times.clone());
         let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
-        let reconciler = reconciler.counting_from(counted);
+        let counts = config.settings.count_use && matches!(config.plane, DataPlane::Nftables);
+        let uses = counts.then(RuleUse::new);
+        let recorded = uses.clone().map(|uses| (uses, config.use_interval));
+        let reconciler = reconciler.counting_from(counted).recording(recorded);
         let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
         let (asked, questions) = questions::channel();
         let parts = Groups {
@@ -269,6 +273,7 @@ impl Agent {
             known,
             times: times.clone(),
             questions: Some(asked),
+            uses,
         };
         let (learner, link, refresh) = assemble::learner(&config, &tls, parts)?;
         process.metrics.at_scrape({

@@ -25,6 +25,7 @@ use crate::{
     },
     reconcile::{Enforced, Inputs},
     state::StateDirectory,
+    uses::RuleUse,
 };
 
 /// Prefix of the metrics.
@@ -114,6 +115,8 @@ pub(crate) struct Groups {
     pub(crate) times: Times,
     /// Where the store's questions go; `None` if none are answered.
     pub(crate) questions: Option<mpsc::Sender<Asked>>,
+    /// Uses of rules for the store, if they are counted.
+    pub(crate) uses: Option<RuleUse>,
 }
 
 /// Inputs of the reconciler.
@@ -137,15 +140,15 @@ pub(crate) fn inputs(
 pub(crate) fn learner(
     config: &Config,
     tls: &ClientTls,
-    Groups { containers, enforced, known, times, questions }: Groups,
+    Groups { containers, enforced, known, times, questions, uses }: Groups,
 ) -> anyhow::Result<(GroupSource, watch::Receiver<Connectivity>, Refresh)> {
     let tls = tls.clone();
     match &config.source {
         Source::Grpc(address) => {
             let channel = client::channel(address.as_str(), Some(tls), client::Options::default())
                 .context("policy_store_address")?;
-            let about =
-                groups::About { cell: config.cell.clone(), plane: config.plane.name(), questions };
+            let (cell, plane) = (config.cell.clone(), config.plane.name());
+            let about = groups::About { cell, plane, questions, uses };
             let (client, link) = groups::Client::new(about, channel, containers, enforced, known);
             Ok((GroupSource::Watch(Box::new(client)), link, Refresh::pushed()))
         }

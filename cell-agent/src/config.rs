@@ -69,6 +69,8 @@ pub struct Config {
     pub underlay_ips: Vec<IpAddr>,
     /// Lines about denied connections.
     pub denied_lines: Lines,
+    /// Interval of reads of the counters of rules.
+    pub use_interval: Duration,
     /// Settings of the rules; `underlay` is empty until the interfaces are looked up.
     pub settings: Settings,
     /// The data plane if the file names none and nft is missing.
@@ -168,8 +170,11 @@ impl Configure for Config {
         let c2c_logging = keys.or("iptables_c2c_logging", false);
         let underlay_ips = underlay_ips(keys);
         let lines = keys.section::<DeniedLines>("denied_connection_logs");
+        let rule_use = keys.section::<RuleUse>("rule_use");
+        let rule_use = rule_use.map(|section| section.unwrap_or(RuleUse::OFF));
         let settings = settings(keys).map(|settings| Settings {
             by_address: matches!(plane, Some(DataPlane::Nftables)),
+            count_use: rule_use.as_ref().is_some_and(|rule_use| rule_use.enabled),
             ..settings
         });
         let state_directory = state_directory?;
@@ -181,6 +186,7 @@ impl Configure for Config {
             control_socket: control_socket?
                 .unwrap_or_else(|| Path::join(&state_directory, "control.sock")),
             state_directory,
+            use_interval: rule_use?.interval,
             plane: plane?,
             nft: nft?,
             drift_interval: drift_interval?,
@@ -311,6 +317,7 @@ pub(crate) fn settings(keys: &mut Reader<'_>) -> Option<Settings> {
         udp_logs_per_second: udp_logs_per_second?,
         connection_limit: connection_limit?.and_then(|connections| connections.0),
         record_denied: denied?.unwrap_or(DeniedConnections::DEFAULT).0,
+        count_use: false,
     })
 }
 
@@ -362,6 +369,27 @@ impl Configure for DeniedConnections {
         let asked_for = record == Some(true);
         let limits = RecordDenied { group: group?, per_second: per_second?, asked_for };
         Some(Self((record != Some(false)).then_some(limits)))
+    }
+}
+
+/// Maximum interval of reads: the policy store expects reports within five minutes.
+const USE_INTERVAL_MOST: u32 = 120;
+
+/// The section `rule_use`.
+struct RuleUse {
+    enabled: bool,
+    interval: Duration,
+}
+
+impl RuleUse {
+    const OFF: Self = Self { enabled: false, interval: Duration::from_secs(60) };
+}
+
+impl Configure for RuleUse {
+    fn read(keys: &mut Reader<'_>) -> Option<Self> {
+        let enabled = keys.or("enabled", false);
+        let interval = rate(keys, "interval_seconds", 60, USE_INTERVAL_MOST)?;
+        Some(Self { enabled: enabled?, interval: Duration::from_secs(interval.into()) })
     }
 }
 

@@ -206,3 +206,16 @@ fn the_documentation_is_complete() {
     }
     assert!(count >= 30, "only {count} keys were found in the source");
 }
+
+#[test]
+fn uses_of_rules_are_counted_only_if_asked() {
+    let uses = |section: &str| {
+        let read = read(&format!(r#","rule_use":{{{section}}}"#));
+        read.map(|read| (read.config.settings.count_use, read.config.use_interval.as_secs()))
+    };
+    assert!(!read("").unwrap().config.settings.count_use);
+    assert_eq!(uses(""), Ok((false, 60)));
+    assert_eq!(uses(r#""enabled":true,"interval_seconds":5"#), Ok((true, 5)));
+    let problems = uses(r#""interval_seconds":121"#).unwrap_err();
+    assert_eq!(problems, ["rule_use.interval_seconds: must be at most 120 (the value is 121)"]);
+}

@@ -30,6 +30,7 @@ fn ruleset(change: impl Fn(&mut Settings)) -> (Ruleset, Known) {
         udp_logs_per_second: 1,
         connection_limit: None,
         record_denied: None,
+        count_use: false,
     };
     change(&mut settings);
     let rule = |protocol: &str, destination: &str, ports: &str, log| RuleSpec {

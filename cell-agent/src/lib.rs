@@ -49,4 +49,5 @@ pub mod render_command;
 pub mod route;
 pub mod state;
 mod underlay;
+pub mod uses;
 mod wire;

@@ -108,6 +108,7 @@ impl OneShot {
             known,
             times: Times::default(),
             questions: None,
+            uses: None,
         };
         let (learner, _link, _refresh) = assemble::learner(config, &self.tls, parts)?;
         let asked = tokio::time::timeout(config.force_timeout, learner.fetch()).await;

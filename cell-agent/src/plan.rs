@@ -57,6 +57,8 @@ pub struct Settings {
     pub connection_limit: Option<ConnectionLimit>,
     /// Sends denied packets to the agent's record of them, see [`Settings::records_denied`].
     pub record_denied: Option<RecordDenied>,
+    /// Counts the packets of each rule, in the table of our own.
+    pub count_use: bool,
 }
 
 /// Bytes of a denied packet that the kernel sends to the agent: an IPv6 header with some
@@ -116,6 +118,7 @@ pub(crate) fn test_settings() -> Arc<Settings> {
         udp_logs_per_second: 1,
         connection_limit: None,
         record_denied: None,
+        count_use: false,
     })
 }
 

@@ -31,6 +31,7 @@ fn settings() -> Arc<Settings> {
         udp_logs_per_second: 100,
         connection_limit: None,
         record_denied: None,
+        count_use: false,
     })
 }
 

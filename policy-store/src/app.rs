@@ -41,6 +41,8 @@ use crate::{
     rollout,
     store::{Contents, Store},
     upkeep::Upkeep,
+    use_upkeep::UseUpkeep,
+    uses::Uses,
 };
 
 /// The original's origin name in its metrics.
@@ -261,7 +263,8 @@ impl App {
             changes: changes.clone(),
             limits: config.history,
         };
-        let feed = Feed { board: Arc::clone(&board), cells, changes, drain };
+        let uses = Uses::default();
+        let feed = Feed { board: Arc::clone(&board), cells, changes, uses, drain };
         let stale_after = config.stale_after;
         let synced = health.component("sync");
         let mut tasks = Tasks::new(shutdown.clone());
@@ -272,6 +275,7 @@ impl App {
         );
         if let Some(internal) = internal {
             let api = api(&config, &board).as_new_as(Arc::clone(&store)).telling(metron.clone());
+            let api = api.noting(feed.uses.clone());
             serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
         }
         if let Some(listener) = health_checks {
@@ -283,15 +287,11 @@ impl App {
         let report = Report { metron, store: Arc::clone(&store), began };
         tasks.add("metrics", report.run(shutdown.clone()));
         tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
-        tasks.add(
-            "reports",
-            save_reports(
-                Arc::clone(&store),
-                feed.clone(),
-                config.report_save_interval,
-                drained.clone(),
-            ),
-        );
+        let every = config.report_save_interval;
+        let reports = save_reports(Arc::clone(&store), feed.clone(), every, drained.clone());
+        tasks.add("reports", reports);
+        let uses = UseUpkeep::new(Arc::clone(&store), feed.clone());
+        tasks.add("uses", uses.run(every, drained.clone()));
         tasks.add("history", upkeep.run(drained.clone()));
         tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
         let rollout = rollout::Watch { feed: feed.clone(), commits: commits.clone() };

@@ -29,3 +29,5 @@ pub mod reports;
 pub mod rollout;
 pub mod store;
 pub mod upkeep;
+pub mod use_upkeep;
+pub mod uses;

@@ -396,7 +396,8 @@ async fn the_history_of_an_older_database_begins_with_its_set() {
         drop(store);
         database.sql(
             "DROP TABLE portcullis_archive_entries; DROP TABLE portcullis_archive_groups;
-             DROP TABLE portcullis_archive_progress;
+             DROP TABLE portcullis_archive_progress; DROP TABLE portcullis_rule_uses;
+             DROP TABLE portcullis_rule_use_cells;
              ALTER TABLE portcullis_store_state DROP COLUMN held",
         );
         let first = match &database.server {

@@ -131,7 +131,7 @@ async fn operators_find_containers_of_all_cells() {
     let operator = served.foundation("operator", None);
     let none = tokio_stream::empty::<WatchRequest>();
     let answer = served.cell("cell-1").watch(none).await.unwrap();
-    assert_eq!(answer.metadata().get("portcullis-watch-accepts").unwrap(), "inventory");
+    assert_eq!(answer.metadata().get("portcullis-watch-accepts").unwrap(), "inventory, rule-uses");
     let (one, two) = two_cells(&served).await;
     let older = Cell::hello(&served.cell("cell-3"), "cell-3", &[]).await;
     until_known(&operator, 5).await;

@@ -35,6 +35,7 @@ mod store_laws;
 mod store_server;
 mod store_sqlite;
 mod support;
+mod uses;
 mod watch;
 mod what_if;
 mod wire;

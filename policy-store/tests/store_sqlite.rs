@@ -81,6 +81,8 @@ async fn bindings_outlive_the_change_of_their_table() {
              DROP TABLE archive_entries;
              DROP TABLE archive_groups;
              DROP TABLE archive_progress;
+             DROP TABLE rule_uses;
+             DROP TABLE rule_use_cells;
              ALTER TABLE store_state DROP COLUMN held;
              DELETE FROM schema_migrations WHERE version >= 3;",
         )

@@ -98,6 +98,9 @@ pub const WATCH_ACCEPTS: &str = "portcullis-watch-accepts";
 /// In [`WATCH_ACCEPTS`]: the store accepts Inventory.
 pub const INVENTORY: &str = "inventory";
 
+/// In [`WATCH_ACCEPTS`]: the store accepts RuleUses.
+pub const RULE_USES: &str = "rule-uses";
+
 /// Names of the methods of each service: a match over them does not compile when it lacks a method.
 #[expect(missing_docs, reason = "generated")]
 pub mod methods {

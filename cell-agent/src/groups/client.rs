@@ -35,7 +35,12 @@ use tonic::{Status, Streaming, transport::Channel};
 use super::{
     Connectivity, WatchSession, inventory::Inventories, publish, report::Reports, spaces::Spaces,
 };
-use crate::{containers::Containers, plan::Known, reconcile::Enforced};
+use crate::{
+    containers::Containers,
+    plan::Known,
+    reconcile::Enforced,
+    uses::{RuleUse, Session},
+};
 
 const LINGER_CHECK: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -57,6 +62,8 @@ pub struct About {
     pub plane: &'static str,
     /// Where the store's questions go; `None` if none are answered.
     pub questions: Option<mpsc::Sender<Asked>>,
+    /// Uses of rules for the store, if they are counted.
+    pub uses: Option<RuleUse>,
 }
 
 /// A question of the store.
@@ -182,8 +189,10 @@ impl Client {
         let answers = self.store.watch(ReceiverStream::new(outgoing)).await?;
         let accepted = answers.metadata().get(proto::WATCH_ACCEPTS);
         let accepted = accepted.and_then(|steps| steps.to_str().ok()).unwrap_or_default();
-        let takes_inventory = accepted.split(',').any(|step| step.trim() == proto::INVENTORY);
-        Ok(Opened { follow, requests, answers: answers.into_inner(), takes_inventory })
+        let takes = |wanted: &str| accepted.split(',').any(|step| step.trim() == wanted);
+        let (takes_inventory, takes_uses) = (takes(proto::INVENTORY), takes(proto::RULE_USES));
+        let answers = answers.into_inner();
+        Ok(Opened { follow, requests, answers, takes_inventory, takes_uses })
     }
 
     /// A watch that resumes from the known state, or a new one.
@@ -198,9 +207,15 @@ impl Client {
     }
 
     async fn follow(&mut self, opened: Opened) -> Result<(), Status> {
-        let Opened { mut follow, requests, mut answers, takes_inventory } = opened;
+        let Opened { mut follow, requests, mut answers, takes_inventory, takes_uses } = opened;
         let mut reports = Reports::default();
         let mut inventories = takes_inventory.then(Inventories::default);
+        let uses = self.about.uses.clone().filter(|_| takes_uses);
+        let mut session = Session::default();
+        let mut used = uses.as_ref().map(RuleUse::changes);
+        if let Some(used) = &mut used {
+            used.mark_changed();
+        }
         let mut outbox = VecDeque::new();
         let mut linger = tokio::time::interval(LINGER_CHECK);
         let mut containers = self.containers.clone();
@@ -237,6 +252,11 @@ impl Client {
                     }
                 }
                 () = until(reports.due), if reporting => enforced.mark_changed(),
+                () = changed(&mut used), if reporting => {
+                    let now = Instant::now().into_std();
+                    let messages = uses.as_ref().map(|uses| uses.messages(&mut session, now));
+                    outbox.extend(messages.unwrap_or_default().into_iter().map(Step::RuleUses));
+                }
             }
         }
     }
@@ -317,10 +337,22 @@ struct Opened {
     answers: Streaming<WatchResponse>,
     /// An older store ends the watch at an Inventory.
     takes_inventory: bool,
+    /// The same for RuleUses.
+    takes_uses: bool,
 }
 
 fn gone() -> Status {
     Status::unavailable("the store does not take requests any more")
+}
+
+/// The next change; none without a sender.
+async fn changed(used: &mut Option<watch::Receiver<()>>) {
+    if let Some(used) = used
+        && used.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn until(due: Option<std::time::Instant>) {

@@ -26,6 +26,7 @@ use model::ids::ContainerHandle;
 use self::drift::Drift;
 use crate::plan::Ruleset;
 
+pub use nftables::Uses;
 pub use nftables::render::{CONNECTIONS, DENIED, UNATTRIBUTED, full};
 pub use program::Error;
 
@@ -101,6 +102,12 @@ pub trait Plane: Debug + Send + Sync {
     /// [`DENIED`] and [`CONNECTIONS`] if the plane counts those. A plane that counts only the
     /// denied packets that may be recorded has counters whose name begins with [`RECORDABLE`].
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>>;
+
+    /// Permits that new connections used since the last call. `None`: this plane does not count
+    /// uses, or the counters cannot be read now; then the next call has them.
+    async fn uses(&mut self) -> Option<Uses> {
+        None
+    }
 
     /// Sources of the latest packets that belong to no known container.
     async fn unattributed_sources(&self) -> String {

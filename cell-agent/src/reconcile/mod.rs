@@ -13,6 +13,7 @@ mod enforced;
 mod isolate;
 mod once;
 mod tally;
+mod uses;
 
 use std::{
     collections::BTreeMap,
@@ -46,6 +47,7 @@ use crate::{
     metrics::{self, Step, Times, number},
     plan::{Known, Ruleset, Settings},
     plane::{Error, Plane, Status, drift::Drift},
+    uses::RuleUse,
 };
 
 /// Debounce of a single change.
@@ -114,6 +116,8 @@ pub struct Reconciler {
     /// Why the last read of the kernel failed.
     unread: Option<String>,
     tally: Tally,
+    /// Where the uses of rules go, and how often, if they are counted.
+    uses: Option<(RuleUse, Duration)>,
 }
 
 impl Reconciler {
@@ -144,6 +148,7 @@ impl Reconciler {
             recovered: false,
             unread: None,
             tally: Tally::default(),
+            uses: None,
         };
         (reconciler, enforced, nudge)
     }
@@ -169,6 +174,7 @@ impl Reconciler {
         };
         let mut drift = every(self.inputs.drift_interval);
         let mut full = every(self.inputs.full_interval);
+        let mut uses = self.uses_due();
         loop {
             let (retry_at, settle_at) = (self.retry_at, self.settle_at);
             tokio::select! {
@@ -189,6 +195,7 @@ impl Reconciler {
                     self.observe().await;
                 }
                 _ = full.tick() => self.compare_all().await,
+                _ = uses.tick() => self.read_uses().await,
             }
         }
     }

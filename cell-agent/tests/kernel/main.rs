@@ -42,4 +42,5 @@ mod store;
 mod strangers;
 mod swap;
 mod unread;
+mod used;
 mod waits;

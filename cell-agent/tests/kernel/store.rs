@@ -17,7 +17,7 @@ use proto::{
         ReplaceResponse, SecurityGroup, StatusRequest, StatusResponse, StoredGroup, WatchRequest,
         WatchResponse, cell_request,
         policy_store_server::{PolicyStore, PolicyStoreServer},
-        watch_request::{Hello, Inventory, Report, Step, answer},
+        watch_request::{Hello, Inventory, Report, RuleUses, Step, answer},
     },
 };
 use runtime::{
@@ -55,6 +55,7 @@ pub(crate) struct Told {
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) isolated: IsolatedRules,
     pub(crate) answers: BTreeMap<u64, answer::Result>,
+    pub(crate) uses: Vec<RuleUses>,
 }
 
 type Shared = Arc<Mutex<Told>>;
@@ -261,7 +262,7 @@ impl PolicyStore for Service {
         });
         let mut response = Response::new(Box::pin(answers) as Self::WatchStream);
         if !self.older {
-            let accepted = proto::INVENTORY.parse().unwrap();
+            let accepted = "inventory, rule-uses".parse().unwrap();
             response.metadata_mut().insert(proto::WATCH_ACCEPTS, accepted);
         }
         Ok(response)
@@ -285,7 +286,7 @@ impl Watcher {
             let tell = tokio::select! {
                 biased;
                 request = requests.message() => match request {
-                    Ok(Some(WatchRequest { step: Some(Step::Inventory(_) | Step::Answer(_)) }))
+                    Ok(Some(WatchRequest { step: Some(Step::Inventory(_) | Step::Answer(_) | Step::RuleUses(_)) }))
                         if self.older =>
                     {
                         let refusal = Status::invalid_argument("step is missing");
@@ -345,6 +346,10 @@ impl Watcher {
             }
             Step::Inventory(inventory) => {
                 self.told.lock().unwrap().take(inventory);
+                return false;
+            }
+            Step::RuleUses(uses) => {
+                self.told.lock().unwrap().uses.push(uses);
                 return false;
             }
             Step::Answer(answer) => {

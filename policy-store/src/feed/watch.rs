@@ -31,6 +31,7 @@ use crate::{
     },
     reports::{Agent, Details, Report},
     store::Store,
+    uses::{Reported, Uses},
 };
 
 /// First message of a cell.
@@ -64,6 +65,8 @@ pub enum ClientMessage {
     Inventory(Box<Update>),
     /// Answer to the question with this id.
     Answer(u64, Box<Answer>),
+    /// Uses of rules.
+    Uses(Reported),
 }
 
 /// Message to a cell.
@@ -113,6 +116,8 @@ pub struct Feed {
     pub cells: Cells,
     /// The last changes.
     pub changes: Changes,
+    /// Uses of rules that are not written yet.
+    pub uses: Uses,
     /// Ends streams: those of one connection, or all remaining ones.
     pub drain: CancellationToken,
 }
@@ -246,6 +251,7 @@ impl<W: ClientMessages> Watcher<W> {
                     tracing::debug!(cell = %self.cell(), id, "unexpected-answer");
                 }
             }
+            ClientMessage::Uses(reported) => self.feed.uses.add(self.connection.cell(), reported),
             ClientMessage::Inventory(mut update) => {
                 for (_, container) in &mut update.upserted {
                     container.space = container.space.take().map(|space| snapshot.shared(space));

@@ -25,6 +25,7 @@ pub mod reach;
 pub mod released;
 pub mod rollout;
 pub mod snapshot;
+pub mod unused;
 pub mod what_if;
 
 use jiff::Timestamp;

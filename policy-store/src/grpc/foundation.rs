@@ -9,8 +9,8 @@ use proto::policy_v1::{
     CellsResponse, ChangesRequest, ChangesResponse, ContainersRequest, ContainersResponse,
     DifferenceRequest, DifferenceResponse, ExplainRequest, ExplainResponse, FinishRolloutRequest,
     FinishRolloutResponse, FreezeRequest, FreezeResponse, HistoryRequest, HistoryResponse,
-    ReachRequest, ReachResponse, RefusedRemoval, UnfreezeRequest, UnfreezeResponse, WhatIfRequest,
-    WhatIfResponse,
+    ReachRequest, ReachResponse, RefusedRemoval, UnfreezeRequest, UnfreezeResponse, UnusedRequest,
+    UnusedResponse, WhatIfRequest, WhatIfResponse,
     foundation_server::{self, FoundationServer},
 };
 use runtime::server::Entry;
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Shared, ask, cells, changes, explain, history, release, removal,
     status::{Error, status},
-    what_if,
+    unused, what_if,
 };
 use crate::{
     access::Action,
@@ -192,6 +192,20 @@ impl foundation_server::Foundation for Foundation {
     ) -> Result<Response<WhatIfResponse>, Status> {
         let request = request.into_inner();
         self.compute(move |snapshot, known| what_if::answer(snapshot, known, request)).await
+    }
+
+    async fn unused(
+        &self,
+        request: Request<UnusedRequest>,
+    ) -> Result<Response<UnusedResponse>, Status> {
+        let (request, now) = (request.into_inner(), Timestamp::now());
+        let connected = self.0.feed.cells.connected();
+        let recorded = self.0.store.uses().recorded().await;
+        let recorded = recorded.map_err(|error| status(&error.into()))?;
+        self.compute(move |snapshot, _| {
+            unused::answer(snapshot, &recorded, connected, &request, now)
+        })
+        .await
     }
 
     async fn accept_removal(

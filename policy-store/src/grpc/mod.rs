@@ -15,6 +15,8 @@ mod release;
 mod removal;
 mod replace;
 pub mod status;
+mod unused;
+mod uses;
 mod watch;
 mod what_if;
 
@@ -145,7 +147,7 @@ impl policy_store_server::PolicyStore for PolicyStore {
         let watching = Watching::new(Arc::clone(&self.0), identity, drain, request.into_inner());
         let stream: Self::WatchStream = Box::pin(watching.into_stream());
         let mut response = Response::new(stream);
-        let accepts = MetadataValue::from_static(proto::INVENTORY);
+        let accepts = MetadataValue::from_static("inventory, rule-uses");
         response.metadata_mut().insert(proto::WATCH_ACCEPTS, accepts);
         Ok(response)
     }

@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 use super::{
     Shared, ask, inventory, parse,
     status::{Error, status},
+    uses,
 };
 use crate::{
     access::Action,
@@ -139,6 +140,7 @@ impl ClientMessages for Requests {
             Some(Said::Inventory(message)) => {
                 inventory::update(message).map(Box::new).map(ClientMessage::Inventory).map(Some)
             }
+            Some(Said::RuleUses(uses)) => uses::reported(uses).map(ClientMessage::Uses).map(Some),
             Some(Said::Answer(answer)) => Ok(Some(ask::answer(answer))),
             Some(Said::Hello(_)) => Err(Error::Protocol("Hello came twice".to_owned())),
             None => Err(Error::Protocol("step is missing".to_owned())),

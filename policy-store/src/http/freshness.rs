@@ -173,6 +173,10 @@ mod tests {
             self.memory.history()
         }
 
+        fn uses(&self) -> &dyn crate::store::UseLog {
+            self.memory.uses()
+        }
+
         fn news(&self) -> Pin<Box<dyn Future<Output = News> + Send + '_>> {
             self.memory.news()
         }

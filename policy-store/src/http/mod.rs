@@ -53,6 +53,7 @@ use crate::{
         DENIED, HTTP_LIST_BYTES, HTTP_LISTS_REFUSED, HTTP_REQUESTS, HTTP_SECONDS, HTTP_STALE,
     },
     store::Store,
+    uses::Uses,
 };
 
 /// Time limit for a client to read a list. Agents take five seconds at most.
@@ -75,6 +76,7 @@ pub struct Api {
     tags: Tags,
     texts: Texts,
     metron: Dropsonde,
+    uses: Uses,
 }
 
 impl Api {
@@ -83,7 +85,14 @@ impl Api {
     pub fn new(access: Access, board: Arc<SnapshotPublisher>, gate: Admission, tags: Tags) -> Self {
         let fresh = Fresh::new(Arc::clone(&board), None);
         let (texts, metron) = (Texts::new(TEXTS), Dropsonde::default());
-        Self { access, board, fresh, gate, tags, texts, metron }
+        Self { access, board, fresh, gate, tags, texts, metron, uses: Uses::default() }
+    }
+
+    /// Notes that agents poll, which report no uses of rules.
+    #[must_use]
+    pub fn noting(mut self, uses: Uses) -> Self {
+        self.uses = uses;
+        self
     }
 
     /// Other instances write to the database: enables the read of its newest generation.
@@ -112,6 +121,7 @@ async fn answer(State(api): State<Arc<Api>>, request: Request<Body>) -> Response
         Routed::NotAllowed(allowed) => return answer::not_allowed(&allowed),
         Routed::NotFound => return answer::not_found(),
     };
+    api.uses.polled();
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     let id = Uuid::new_v4().to_string();

@@ -2,6 +2,7 @@
 //! another instance on the same database.
 
 mod archive;
+mod uses;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +17,7 @@ use model::{
 };
 use tokio::sync::watch;
 
-use super::{Answer, Archive, Contents, Error, Mended, News, Store, Stored};
+use super::{Answer, Archive, Contents, Error, Mended, News, Store, Stored, UseLog};
 use crate::{
     groups::{
         decide::{self, Decision, Known, Replacement, State, Upsert},
@@ -26,6 +27,7 @@ use crate::{
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
+    uses::Recorded,
 };
 
 #[derive(Debug, Default)]
@@ -34,6 +36,7 @@ struct Tables {
     groups: BTreeMap<GroupId, Stored>,
     past: Past,
     archive: archive::Tables,
+    uses: Recorded,
     reports: BTreeMap<CellId, Report>,
 }
 
@@ -210,6 +213,10 @@ impl Store for Memory {
     }
 
     fn history(&self) -> &dyn Archive {
+        self
+    }
+
+    fn uses(&self) -> &dyn UseLog {
         self
     }
 

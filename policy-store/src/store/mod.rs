@@ -12,6 +12,7 @@ mod rows;
 mod rules;
 pub mod server;
 pub mod sqlite;
+mod uses;
 
 use std::{fmt::Debug, pin::Pin, sync::Arc};
 
@@ -22,7 +23,7 @@ use model::{
 
 use storage::server::Stats;
 
-pub use self::archive::Archive;
+pub use self::{archive::Archive, uses::UseLog};
 pub use crate::groups::contents::{Contents, Stored};
 
 use crate::{
@@ -127,6 +128,9 @@ pub trait Store: Send + Sync + Debug {
 
     /// The history of the generations.
     fn history(&self) -> &dyn Archive;
+
+    /// The uses of rules.
+    fn uses(&self) -> &dyn UseLog;
 
     /// Reads the newest generation, without a lock; `None` if no other instance can write.
     fn newest(&self) -> Option<Answer<'_, Point>> {

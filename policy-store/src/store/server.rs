@@ -16,6 +16,7 @@ mod load;
 mod mend;
 mod original;
 mod tables;
+mod uses;
 mod write;
 
 use std::{
@@ -29,7 +30,7 @@ use storage::server::{self, Dialect, Listener, Options, Row, Stats};
 use tokio_util::sync::CancellationToken;
 
 use self::original::Original;
-use super::{Answer, Archive, Contents, Error, Mended, News, Store, rows::corrupt};
+use super::{Answer, Archive, Contents, Error, Mended, News, Store, UseLog, rows::corrupt};
 use crate::{
     groups::{
         decide::{Decision, Replacement, State},
@@ -167,6 +168,10 @@ impl Store for Server {
     }
 
     fn history(&self) -> &dyn Archive {
+        self
+    }
+
+    fn uses(&self) -> &dyn UseLog {
         self
     }
 

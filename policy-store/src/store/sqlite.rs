@@ -7,6 +7,7 @@
 mod archive;
 mod load;
 mod tables;
+mod uses;
 
 use std::{
     collections::HashMap,
@@ -28,7 +29,7 @@ use storage::{
 
 use self::tables::TABLES;
 use super::{
-    Answer, Archive, Contents, Error, Mended, News, Store,
+    Answer, Archive, Contents, Error, Mended, News, Store, UseLog,
     plan::{self, Binding, Loss, PastPlan},
     rows::{self, ReportRow, Scopes, StateRow, to_sql},
     rules,
@@ -56,6 +57,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "spaces without references", sql: include_str!("schema_3.sql") },
     Migration { version: 4, name: "history", sql: include_str!("schema_4.sql") },
     Migration { version: 5, name: "freeze", sql: include_str!("schema_5.sql") },
+    Migration { version: 6, name: "uses of rules", sql: include_str!("schema_6.sql") },
 ];
 
 /// A typical group fits into one page: with several pages per group each has to be looked
@@ -157,6 +159,10 @@ impl Store for Sqlite {
     }
 
     fn history(&self) -> &dyn Archive {
+        self
+    }
+
+    fn uses(&self) -> &dyn UseLog {
         self
     }
 

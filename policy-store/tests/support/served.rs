@@ -12,6 +12,7 @@ use policy_store::{
     },
     release,
     store::{Contents, Store, memory::Memory},
+    uses::Uses,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -100,6 +101,7 @@ impl Served {
     pub(crate) fn feed(&self, drain: &CancellationToken) -> Feed {
         let board = Arc::clone(&self.board);
         let (cells, changes) = (Cells::default(), Changes::default());
-        Feed { board, cells, changes, drain: drain.clone() }
+        let uses = Uses::default();
+        Feed { board, cells, changes, uses, drain: drain.clone() }
     }
 }

@@ -57,6 +57,7 @@ fn settings() -> Settings {
         udp_logs_per_second: 100,
         connection_limit: None,
         record_denied: None,
+        count_use: false,
     }
 }
 

@@ -10,6 +10,7 @@
 //! state file says which, with a fingerprint of nft's listing; if they do not agree,
 //! the table is written again.
 
+mod counting;
 pub mod diff;
 pub mod intervals;
 pub mod listing;
@@ -18,6 +19,7 @@ pub mod nft;
 pub mod render;
 mod segment;
 pub mod table;
+mod uses;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,7 +28,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
 use self::{
-    diff::{Change, Sweep, diff, replace, suspect, trials},
+    counting::Counting,
+    diff::{Change, Sweep, diff, remove, replace, suspect, trials},
     listing::{Outline, fingerprint},
     netlink::{KernelGeneration, NetlinkConnection, NftOp},
     nft::Nft,
@@ -35,6 +38,8 @@ use self::{
 };
 use super::{Error, Plane, Status, Transaction, drift::Drift};
 use crate::{plan::Ruleset, state::StateDirectory};
+
+pub use self::counting::Uses;
 
 /// Name of the state file.
 const FILE: &str = "applied";
@@ -73,6 +78,8 @@ pub struct NftablesPlane {
     generation: Option<KernelGeneration>,
     settled: Option<Settled>,
     committed_at: Instant,
+    /// Counters of rules, if they are counted.
+    counting: Option<Counting>,
 }
 
 /// The known or foreign state of the kernel.
@@ -118,6 +125,7 @@ impl NftablesPlane {
             generation: None,
             settled: None,
             committed_at: Instant::now(),
+            counting: None,
         };
         kernel.read().await?;
         Ok(kernel)
@@ -165,6 +173,7 @@ impl NftablesPlane {
     async fn write_again(&mut self, listing: &str, ruleset: &Ruleset) -> Result<(), Error> {
         let salt = self.new_salt();
         let wanted = self.renderer.render(ruleset, &salt);
+        self.expect(ruleset, &salt);
         let in_place = diff(&suspect(listing, &wanted), &wanted, Sweep::Later);
         match self.commit(in_place, Scope::Everything).await {
             Err(Error::Refused(_)) => {
@@ -188,6 +197,9 @@ impl NftablesPlane {
     async fn commit(&mut self, changes: Vec<Change>, scope: Scope) -> Result<(), Error> {
         let mut right = scope == Scope::Everything || self.alone();
         for Change { script, orders, parts, after } in changes {
+            if script.starts_with(&remove()) {
+                self.lose();
+            }
             let before = self.line.generation();
             right &= scope == Scope::Everything || before == self.generation;
             let mut step = if self.order(orders, before).await {
@@ -307,6 +319,8 @@ impl Plane for NftablesPlane {
         if let Belief::Known(applied) = &self.belief {
             let wanted = self.renderer.render(ruleset, &self.salt);
             let changes = diff(applied, &wanted, Sweep::Later);
+            let salt = self.salt.clone();
+            self.expect(ruleset, &salt);
             let changed = !changes.is_empty();
             let as_left = self.alone();
             match self.commit(changes, Scope::Difference).await {
@@ -391,6 +405,9 @@ impl Plane for NftablesPlane {
             return Ok(None);
         }
         let drift = settled.outline.drift(&listing, &self.wanted);
+        if let Some(counting) = &mut self.counting {
+            counting.lose();
+        }
         self.belief = Belief::Foreign(listing);
         self.settled = None;
         Ok(Some(drift))
@@ -406,7 +423,10 @@ impl Plane for NftablesPlane {
         if changes.is_empty() {
             return Ok(());
         }
+        let gone = applied.chains.keys().filter(|name| !self.wanted.chains.contains_key(*name));
+        let gone: Vec<String> = gone.cloned().collect();
         sleep_until(self.committed_at + QUIET).await;
+        self.count_last(gone).await;
         match self.commit(changes, Scope::Difference).await {
             // Others may have added references to leftovers.
             Err(Error::Refused(_)) => {
@@ -440,6 +460,10 @@ impl Plane for NftablesPlane {
 
     async fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
         self.line.counters()
+    }
+
+    async fn uses(&mut self) -> Option<Uses> {
+        self.read_uses().await
     }
 
     async fn unattributed_sources(&self) -> String {

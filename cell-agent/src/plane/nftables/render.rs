@@ -120,11 +120,18 @@ impl Renderer {
     pub fn render(&mut self, ruleset: &Ruleset, salt: &str) -> Table {
         let before = std::mem::take(&mut self.segments);
         let before = if self.salt == salt { before } else { Segments::new() };
-        let mut rendered = Rendered { salt, before, used: Segments::new() };
+        let counts = ruleset.settings.count_use;
+        let mut rendered = Rendered { salt, counts, before, used: Segments::new() };
         let table = table(ruleset, &mut rendered);
         self.segments = rendered.used;
         salt.clone_into(&mut self.salt);
         table
+    }
+
+    /// The rendered segments, with the name of the entry chain of each.
+    pub(super) fn segments(&self) -> impl Iterator<Item = (&str, &Arc<Segment>)> {
+        let segments = self.segments.values();
+        segments.map(|(segment, chains)| (chains[0].0.as_str(), segment))
     }
 }
 
@@ -301,6 +308,7 @@ fn lifecycle(lifecycle: Lifecycle) -> &'static str {
 /// Rendered segments, which policies share.
 struct Rendered<'a> {
     salt: &'a str,
+    counts: bool,
     /// From the previous call.
     before: Segments,
     /// Used in this table.
@@ -312,7 +320,7 @@ impl Rendered<'_> {
     fn segment(&mut self, table: &mut Table, segment: &Arc<Segment>) -> String {
         let place = Arc::as_ptr(segment).addr();
         let (_, chains) = self.used.entry(place).or_insert_with(|| {
-            let anew = || (Arc::clone(segment), segment::chains(segment, self.salt));
+            let anew = || (Arc::clone(segment), segment::chains(segment, self.salt, self.counts));
             let held = self.before.remove(&place).unwrap_or_else(anew);
             table.chains.extend(held.1.iter().cloned());
             held

@@ -32,6 +32,7 @@ const POSTGRES: Schema = Schema {
         },
         Migration { version: 4, name: "history", sql: include_str!("postgres_4.sql") },
         Migration { version: 5, name: "freeze", sql: include_str!("postgres_5.sql") },
+        Migration { version: 6, name: "uses of rules", sql: include_str!("postgres_6.sql") },
     ],
     tables: POSTGRES_TABLES,
 };
@@ -41,6 +42,7 @@ const MYSQL: Schema = Schema {
         Migration { version: 1, name: NAME, sql: include_str!("mysql_1.sql") },
         Migration { version: 2, name: "history", sql: include_str!("mysql_2.sql") },
         Migration { version: 3, name: "freeze", sql: include_str!("mysql_3.sql") },
+        Migration { version: 4, name: "uses of rules", sql: include_str!("mysql_4.sql") },
     ],
     tables: MYSQL_TABLES,
 };
@@ -52,6 +54,10 @@ const NOT_WHOLE: &[(&str, &str)] =
 /// Marks the contents of all generations as lost.
 const NO_CONTENTS: &[(&str, &str)] =
     &[("portcullis_archive_entries", "UPDATE portcullis_archive_entries SET is_recorded = FALSE")];
+
+/// Forgets for which time the uses of rules are known.
+const NO_COVERAGE: &[(&str, &str)] =
+    &[("portcullis_rule_use_cells", "DELETE FROM portcullis_rule_use_cells")];
 
 /// Inserts the missing row of the state, with the highest generation that another table
 /// has.
@@ -93,6 +99,7 @@ macro_rules! tables {
         lifecycle: $lifecycle:literal,
         bytes: $bytes:literal,
         hash: $hash:literal,
+        permit: $permit:literal,
         writer: $writer:literal,
         text: $text:literal,
         only_row: $only_row:literal,
@@ -250,6 +257,35 @@ macro_rules! tables {
                     ],
                 )
             },
+            Table {
+                constraints: "PRIMARY KEY (group_guid, permit)",
+                options: $options,
+                marks: NO_COVERAGE,
+                ..Table::new(
+                    "portcullis_rule_uses",
+                    &[
+                        Column::key("group_guid", concat!($identifier, " NOT NULL")),
+                        Column::key("permit", concat!($permit, " NOT NULL")),
+                        Column::key("first_day", "BIGINT NOT NULL"),
+                        Column::key("last_day", "BIGINT NOT NULL"),
+                    ],
+                )
+            },
+            Table {
+                options: $options,
+                ..Table::new(
+                    "portcullis_rule_use_cells",
+                    &[
+                        Column::key("cell_id", concat!($identifier, " PRIMARY KEY")),
+                        Column::key("first_seen", "BIGINT NOT NULL"),
+                        Column::key("last_seen", "BIGINT NOT NULL"),
+                        Column::key("known_since", "BIGINT"),
+                        Column::key("known_until", "BIGINT NOT NULL"),
+                        Column::key("missed", "BIGINT NOT NULL"),
+                        Column::key("missed_until", "BIGINT NOT NULL"),
+                    ],
+                )
+            },
         ]
     };
 }
@@ -260,6 +296,7 @@ const POSTGRES_TABLES: &[Table] = tables! {
     lifecycle: "TEXT COLLATE \"C\"",
     bytes: "BYTEA",
     hash: "BYTEA",
+    permit: "BYTEA",
     writer: "BYTEA",
     text: "TEXT",
     only_row: "INTEGER PRIMARY KEY CHECK (only_row = 1)",
@@ -273,6 +310,7 @@ const MYSQL_TABLES: &[Table] = tables! {
     lifecycle: "VARBINARY(7)",
     bytes: "LONGBLOB",
     hash: "VARBINARY(32)",
+    permit: "VARBINARY(16)",
     writer: "BLOB",
     text: "LONGTEXT CHARACTER SET utf8mb4",
     only_row: "INTEGER PRIMARY KEY",

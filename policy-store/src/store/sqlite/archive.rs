@@ -201,7 +201,7 @@ fn newest(connection: &Connection) -> Result<(i64, i64), Error> {
 }
 
 /// The number in the only column of the first row, if any.
-fn number(
+pub(super) fn number(
     connection: &Connection,
     sql: &str,
     values: impl IntoIterator<Item = Value>,
@@ -211,7 +211,7 @@ fn number(
     Columns(row.iter()).optional("archive_entries")
 }
 
-fn query(
+pub(super) fn query(
     connection: &Connection,
     sql: &str,
     values: impl IntoIterator<Item = Value>,
@@ -227,7 +227,7 @@ fn query(
     Ok(all)
 }
 
-fn execute(
+pub(super) fn execute(
     transaction: &Transaction<'_>,
     sql: &str,
     values: impl IntoIterator<Item = Value>,

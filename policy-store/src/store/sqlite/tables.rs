@@ -9,6 +9,9 @@ const NOT_WHOLE: &[(&str, &str)] = &[("store_state", "UPDATE store_state SET syn
 const NO_CONTENTS: &[(&str, &str)] =
     &[("archive_entries", "UPDATE archive_entries SET is_recorded = 0")];
 
+/// Forgets for which time the uses of rules are known.
+const NO_COVERAGE: &[(&str, &str)] = &[("rule_use_cells", "DELETE FROM rule_use_cells")];
+
 /// Inserts the missing row of the state, with the highest generation that another table
 /// has.
 pub(super) const STATE_SEED: &str =
@@ -175,6 +178,35 @@ pub(super) const TABLES: &[Table] = &[
                 Column::key("within_60_s", "INTEGER NOT NULL"),
                 Column::key("within_10_min", "INTEGER NOT NULL"),
                 Column::addable("slowest_us", "INTEGER"),
+            ],
+        )
+    },
+    Table {
+        constraints: "PRIMARY KEY (group_guid, permit)",
+        options: "STRICT, WITHOUT ROWID",
+        marks: NO_COVERAGE,
+        ..Table::new(
+            "rule_uses",
+            &[
+                Column::key("group_guid", "TEXT NOT NULL"),
+                Column::key("permit", "BLOB NOT NULL"),
+                Column::key("first_day", "INTEGER NOT NULL"),
+                Column::key("last_day", "INTEGER NOT NULL"),
+            ],
+        )
+    },
+    Table {
+        options: "STRICT",
+        ..Table::new(
+            "rule_use_cells",
+            &[
+                Column::key("cell_id", "TEXT PRIMARY KEY"),
+                Column::key("first_seen", "INTEGER NOT NULL"),
+                Column::key("last_seen", "INTEGER NOT NULL"),
+                Column::key("known_since", "INTEGER"),
+                Column::key("known_until", "INTEGER NOT NULL"),
+                Column::key("missed", "INTEGER NOT NULL"),
+                Column::key("missed_until", "INTEGER NOT NULL"),
             ],
         )
     },

@@ -100,7 +100,15 @@ fn split(rule: &str) -> Vec<String> {
         let comma = if piece.is_empty() { "" } else { ", " };
         write!(piece, "{comma}{element}").expect(TO_STRING);
     }
-    pieces.push(format!("{head}{piece}{tail}"));
+    // nft makes no set of one element, which would lose its counter.
+    if !piece.contains(", ")
+        && let Some(last) = pieces.pop()
+    {
+        let list = last.strip_suffix(tail).unwrap_or(&last);
+        pieces.push(format!("{list}, {piece}{tail}"));
+    } else {
+        pieces.push(format!("{head}{piece}{tail}"));
+    }
     pieces
 }
 

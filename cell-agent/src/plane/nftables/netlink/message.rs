@@ -39,20 +39,20 @@ pub enum NftOp {
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u8 = 10;
 /// `NFPROTO_INET`.
-const INET: u8 = 1;
+pub(super) const INET: u8 = 1;
 
 /// Message types; those of nf_tables are in its subsystem.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
+pub(super) const ERROR: u16 = 2;
+pub(super) const DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
-const fn of_subsystem(kind: u8) -> u16 {
+pub(super) const fn of_subsystem(kind: u8) -> u16 {
     u16::from_be_bytes([SUBSYSTEM, kind])
 }
 const DELETE_CHAIN: u16 = of_subsystem(5);
-const NEW_RULE: u16 = of_subsystem(6);
+pub(super) const NEW_RULE: u16 = of_subsystem(6);
 const DELETE_RULE: u16 = of_subsystem(8);
-const NEW_ELEMENT: u16 = of_subsystem(12);
+pub(super) const NEW_ELEMENT: u16 = of_subsystem(12);
 const DELETE_ELEMENT: u16 = of_subsystem(14);
 const NEW_OBJECT: u16 = of_subsystem(18);
 const GET_OBJECT: u16 = of_subsystem(19);
@@ -60,14 +60,14 @@ const NEW_GENERATION: u16 = of_subsystem(15);
 const GET_GENERATION: u16 = of_subsystem(16);
 
 /// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP`, `NLM_F_CREATE`, `NLM_F_APPEND`.
-const REQUEST: u16 = 1;
+pub(super) const REQUEST: u16 = 1;
 const CONFIRM: u16 = 4;
-const DUMP: u16 = 0x300;
+pub(super) const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
 /// `NLA_F_NESTED`.
-const NESTED: u16 = 0x8000;
+pub(super) const NESTED: u16 = 0x8000;
 /// `NFT_JUMP`.
 const JUMP: i32 = -3;
 /// `NFTA_GEN_ID`, and `NFNL_BATCH_GENID`.
@@ -82,7 +82,7 @@ const ELEMENTS_MOST: usize = 256;
 
 /// Netlink message builder.
 #[derive(Debug, Default)]
-struct Draft(Vec<u8>);
+pub(super) struct Draft(pub(super) Vec<u8>);
 
 /// The request for the nf_tables generation.
 pub(super) fn ask_generation() -> Vec<u8> {
@@ -126,7 +126,7 @@ impl Draft {
         self.0.extend_from_slice(bytes);
     }
 
-    fn message(
+    pub(super) fn message(
         &mut self,
         kind: u16,
         flags: u16,
@@ -161,7 +161,7 @@ impl Draft {
         self.attribute(NESTED | kind, body);
     }
 
-    fn text(&mut self, kind: u16, text: &str) {
+    pub(super) fn text(&mut self, kind: u16, text: &str) {
         self.attribute(kind, |draft| {
             draft.bytes(text.as_bytes());
             draft.bytes(&[0]);

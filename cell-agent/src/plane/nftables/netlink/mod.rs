@@ -9,12 +9,13 @@
 //! leaves that open ([`Netlink::commit`]); and the kernel accepts the transaction only
 //! if nothing changed since the generation that it was built for.
 
+mod counts;
 mod generation;
 mod message;
 
 use std::{
     collections::BTreeMap,
-    io::{self, IoSlice},
+    io::{self, ErrorKind, IoSlice},
     ops::ControlFlow,
     os::fd::{AsRawFd as _, OwnedFd},
 };
@@ -31,6 +32,7 @@ use nix::{
     },
 };
 
+pub use counts::Counters;
 pub use generation::KernelGeneration;
 pub use message::NftOp;
 pub(crate) use message::{HEADER, HEADERS, head, value};
@@ -39,6 +41,8 @@ pub(crate) use message::{HEADER, HEADERS, head, value};
 const SEND: usize = 2 << 20;
 /// Larger than the kernel's datagrams.
 const RECEIVE: usize = 64 << 10;
+/// Number of reads of a chain whose table others change meanwhile.
+const TRIES: u32 = 20;
 
 /// A netfilter socket of this network namespace.
 #[derive(Debug)]
@@ -72,9 +76,8 @@ impl Netlink {
         let received = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         let answer = answer.get(..received).unwrap_or_default();
         let number = message::generation(answer);
-        number.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the response has no generation")
-        })
+        number
+            .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "the response has no generation"))
     }
 
     /// Packet counts of the named counters of our table; empty without the table.
@@ -82,15 +85,44 @@ impl Netlink {
     /// # Errors
     /// The kernel does not respond.
     pub fn counters(&self) -> io::Result<BTreeMap<String, u64>> {
-        self.send(&message::ask_counters())?;
         let mut counted = BTreeMap::new();
+        self.dump(&message::ask_counters(), |datagram| message::counters(datagram, &mut counted))?;
+        Ok(counted)
+    }
+
+    /// The counters of the rules of a chain of our table, in order; empty without the chain.
+    ///
+    /// # Errors
+    /// The kernel does not respond, or the chain changed meanwhile. The socket must not be
+    /// used any more.
+    pub fn counters_of(&self, chain: &str) -> io::Result<Vec<Counters>> {
+        let mut found = Vec::new();
+        self.dump(&counts::ask_rules(chain), |datagram| counts::rules(datagram, &mut found))?;
+        let counters = found.into_iter().map(|rule| match (rule.packets, rule.set) {
+            (Some(packets), _) => Ok(Counters::Rule(packets)),
+            (None, None) => Ok(Counters::None),
+            (None, Some(set)) => {
+                let mut elements = BTreeMap::new();
+                let ask = counts::ask_elements(&set);
+                self.dump(&ask, |datagram| counts::elements(datagram, &mut elements))?;
+                Ok(Counters::Elements(elements))
+            }
+        });
+        counters.collect()
+    }
+
+    /// Sends a request, and passes the datagrams of its response on.
+    fn dump(
+        &self,
+        request: &[u8],
+        mut read: impl FnMut(&[u8]) -> ControlFlow<io::Result<()>>,
+    ) -> io::Result<()> {
+        self.send(request)?;
         let mut datagram = vec![0; RECEIVE];
         loop {
             let received = recv(self.0.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
-            let datagram = datagram.get(..received).unwrap_or_default();
-            match message::counters(datagram, &mut counted) {
-                ControlFlow::Break(ended) => return ended.map(|()| counted),
-                ControlFlow::Continue(()) => {}
+            if let ControlFlow::Break(end) = read(datagram.get(..received).unwrap_or_default()) {
+                return end;
             }
         }
     }
@@ -142,6 +174,43 @@ impl NetlinkConnection {
         let counters = netlink.counters().ok()?;
         self.0 = Some(netlink);
         Some(counters)
+    }
+
+    /// [`Netlink::counters_of`] for several chains, on a blocking thread.
+    ///
+    /// # Errors
+    /// The counters of a chain cannot be read.
+    pub async fn counters_of(
+        &mut self,
+        chains: Vec<String>,
+    ) -> io::Result<Vec<(String, Vec<Counters>)>> {
+        let mut netlink = self.0.take();
+        let read = move || {
+            let mut all = Vec::with_capacity(chains.len());
+            for chain in chains {
+                let mut tries = TRIES;
+                let counters = loop {
+                    let socket = netlink.take().map_or_else(Netlink::open, Ok)?;
+                    match socket.counters_of(&chain) {
+                        Ok(counters) => {
+                            netlink = Some(socket);
+                            break counters;
+                        }
+                        // Another process changed a table meanwhile.
+                        Err(error) if error.kind() == ErrorKind::Interrupted && tries > 1 => {
+                            tries -= 1;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                };
+                all.push((chain, counters));
+            }
+            Ok((all, netlink))
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        let (all, netlink) = read.expect("reading counters does not panic")?;
+        self.0 = netlink;
+        Ok(all)
     }
 
     /// [`Netlink::commit`] on a blocking thread.

@@ -12,6 +12,7 @@ use crate::{
     output::OutputFlags,
     rollout::RolloutCommand,
     target::Target,
+    unused::Unused,
 };
 
 /// Inspect and control a running Portcullis
@@ -94,6 +95,8 @@ pub enum Command {
     /// (policy store)
     #[command(args_conflicts_with_subcommands = true)]
     History(History),
+    /// List groups, rules and ports that no new connection used; exit status 3: not all uses are known
+    Unused(Unused),
     /// Check the whole foundation: each line ok, warn or fail, with what to do
     ///
     /// Exit status 1 if a check fails; warnings do not count.

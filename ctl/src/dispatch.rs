@@ -25,7 +25,7 @@ use crate::{
     reach,
     report::{self, Report},
     rollout::{self, RolloutCommand},
-    store, sync, top, version, watching,
+    store, sync, top, unused, version, watching,
     what_if::{self, Asked},
 };
 
@@ -33,6 +33,8 @@ use crate::{
 const DIFFERENT: u8 = 3;
 /// Exit status if `what-if` finds that a change opens or closes connections.
 const CHANGES: u8 = 2;
+/// Exit status if `unused` does not know all uses of the period.
+const INCOMPLETE: u8 = 3;
 /// Exit status if a requested space has no group.
 const NO_SUCH_SPACE: u8 = 3;
 
@@ -63,6 +65,11 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             let (report, any) = diff::diff(connection, CloudController { url, ca: cc_ca }).await?;
             print(report)?;
             return Ok(if any { DIFFERENT.into() } else { ExitCode::SUCCESS });
+        }
+        Command::Unused(what) => {
+            let (reports, complete) = unused::list(connection, what).await?;
+            reports.iter().try_for_each(|report| report.print(output))?;
+            return Ok(if complete { ExitCode::SUCCESS } else { INCOMPLETE.into() });
         }
         Command::History(what) => print(history(connection, what).await?)?,
         Command::Doctor => {

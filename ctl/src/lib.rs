@@ -50,6 +50,7 @@ pub mod target;
 mod text;
 mod time_point;
 mod top;
+mod unused;
 mod version;
 mod watching;
 mod what_if;
@@ -113,6 +114,8 @@ mod tests {
         documented("Stages of a change", changes::STAGES);
         documented("Slowest cells of a change", changes::SLOWEST);
         documented("diff", diff::DIFFERENCES);
+        documented("unused\n", unused::UNUSED);
+        documented("Coverage of the uses", unused::COVERAGE);
         documented("history\n", history::HISTORY);
         documented("history show", history::SHOWN);
         documented("Cells of a generation", history::REACHED);

@@ -153,6 +153,19 @@ fn announced_messages_cost_nothing_before_they_arrive() {
     server.lock("k", "o");
 }
 
+fn all_stopped(pid: Pid) -> Result<(), String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running process");
+    for task in tasks.map_while(Result::ok) {
+        // A thread may end meanwhile.
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let state = status.lines().find(|line| line.starts_with("State:"));
+        if state.is_some_and(|state| !state.contains("stopped")) {
+            return Err(status);
+        }
+    }
+    Ok(())
+}
+
 /// A stopped client, which neither answers nor closes its connection, does not delay the
 /// exit of the lock server beyond the drain time of 10 s.
 #[test]
@@ -180,6 +193,8 @@ fn a_stopped_client_does_not_hold_up_the_end_of_the_lock_server() {
     });
     let pid = Pid::from_raw(stopped.id().try_into().expect("a process id"));
     kill(pid, Signal::SIGSTOP).expect("our own process");
+    // Each thread stops when it is scheduled next.
+    wait::until("all threads are stopped", || all_stopped(pid));
 
     let began = jiff::Timestamp::now();
     server.process.signal(Signal::SIGTERM);

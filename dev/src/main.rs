@@ -20,6 +20,8 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    #[cfg(feature = "load")]
+    Chaos(chaos::Arguments),
     /// Serve a development Cloud Controller and UAA
     CloudController(cloud_controller::Arguments),
     /// Run all of Portcullis on this machine, with cells in network namespaces
@@ -36,6 +38,8 @@ enum Command {
 
 fn main() -> ExitCode {
     match CommandLine::parse().command {
+        #[cfg(feature = "load")]
+        Command::Chaos(arguments) => chaos::main(arguments),
         Command::CloudController(arguments) => cloud_controller::main(arguments),
         Command::Cluster(arguments) => cluster::main(arguments),
         #[cfg(feature = "load")]

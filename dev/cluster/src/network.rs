@@ -93,6 +93,11 @@ impl Network {
         self.outside.as_ref().context("the outside does not exist yet")
     }
 
+    /// The namespace between the cells and the simulated internet.
+    pub fn router(&self) -> anyhow::Result<&Namespace> {
+        self.router.as_ref().context("the router does not exist yet")
+    }
+
     /// The namespace of a cell.
     pub fn cell(&self, cell: Cell) -> anyhow::Result<&Namespace> {
         self.cells.get(&cell).ok_or_else(|| anyhow!("there is no {}", cell.name()))

@@ -132,7 +132,8 @@ impl Cell {
         format!("02:00:0a:ff:{:02x}:01", self.0)
     }
 
-    fn router(self) -> Ipv4Addr {
+    /// The router's address on the link to the cell.
+    pub fn router(self) -> Ipv4Addr {
         Ipv4Addr::new(172, 30, self.0, 1)
     }
 

@@ -46,7 +46,10 @@ impl Resident {
     }
 
     /// A resident of a named namespace.
-    fn of(name: &str) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// There is no such namespace.
+    pub fn of(name: &str) -> anyhow::Result<Self> {
         let path = path_of(name);
         let moved = move || {
             let file = File::open(&path)?;

@@ -12,13 +12,13 @@ mod foundation;
 mod front;
 mod ledger;
 mod locks;
-mod packets;
+pub mod packets;
 mod plan;
 mod report;
 mod site;
 mod stage;
 mod starts;
-mod versions;
+pub mod versions;
 mod watchers;
 
 use std::io::Write;

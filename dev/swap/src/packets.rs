@@ -1,6 +1,7 @@
 //! Packets from the containers: a thread in each container's namespace sends datagrams, each
 //! from a new port, so that each is judged as a new flow.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,47 +18,59 @@ use tokio::time::Instant;
 use crate::versions::{self, Expected, Versions};
 
 /// A destination that a global group allows at all times.
-pub(crate) const ALWAYS: Ipv4Addr = Ipv4Addr::new(1, 2, 3, 4);
+pub const ALWAYS: Ipv4Addr = Ipv4Addr::new(1, 2, 3, 4);
 /// A destination that no group allows.
-pub(crate) const NEVER: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 7);
+pub const NEVER: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 7);
 /// The destination of the groups that change.
-pub(crate) const CHANGING: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
+pub const CHANGING: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
 
 /// The port that all others are redirected to.
 const ECHO_PORT: u16 = 7;
-/// Pause between two packets of a container.
-const PAUSE: Duration = Duration::from_millis(8);
 /// After that time a packet counts as lost. On one machine an answer takes microseconds.
 const TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Source ports are used in turn: with at most 125 packets a second none is used again
 /// before the kernel has forgotten its flow, after 30 s.
 const SOURCES: std::ops::Range<u16> = 20_000..60_000;
 
+/// Distance of the first source ports of two containers: more packets than a container sends
+/// until the kernel has forgotten a flow.
+const STRIDE: usize = 3_001;
+
 /// Where a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Goal {
+pub enum Goal {
+    /// To [`ALWAYS`].
     Always,
+    /// To [`NEVER`].
     Never,
-    /// To the port of that number.
+    /// To the port of that number at [`CHANGING`].
     Port(usize),
 }
 
 /// What became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
+    /// The echo came back.
     Passed,
+    /// An ICMP error came back.
     Rejected,
+    /// Neither came back in time.
     Silent,
 }
 
 /// One packet.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Packet {
-    pub(crate) container: usize,
-    pub(crate) sent: Instant,
-    pub(crate) done: Instant,
-    pub(crate) goal: Goal,
-    pub(crate) fate: Fate,
+pub struct Packet {
+    /// The number of the sender.
+    pub container: usize,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When the answer came, or the timeout ended.
+    pub done: Instant,
+    /// Its destination.
+    pub goal: Goal,
+    /// The result.
+    pub fate: Fate,
 }
 
 /// How the ports of a container's changing group are judged.
@@ -94,15 +107,37 @@ impl Packet {
 
 /// All senders and the echo.
 #[derive(Debug)]
-pub(crate) struct Senders {
+pub struct Senders {
     sent: Arc<Mutex<Vec<Packet>>>,
     over: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<anyhow::Result<()>>>,
+    echo: JoinHandle<anyhow::Result<()>>,
+    senders: BTreeMap<usize, Running>,
+}
+
+/// The thread of a sender.
+#[derive(Debug)]
+struct Running {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+/// What a sender sends.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The newest port number that may be open.
+    pub newest: Arc<AtomicUsize>,
+    /// How many ports a version opens.
+    pub width: usize,
+    /// The pause between two packets.
+    pub pause: Duration,
 }
 
 impl Senders {
     /// Echoes every datagram that reaches the outside.
-    pub(crate) async fn new(outside: &Namespace) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// The echo cannot be bound.
+    pub async fn new(outside: &Namespace) -> anyhow::Result<Self> {
         let rules = format!(
             "table ip outside {{ chain prerouting {{ \
              type nat hook prerouting priority dstnat; \
@@ -114,24 +149,42 @@ impl Senders {
         let socket = bound.await?.context("cannot echo outside")?;
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
-        let threads = vec![thread::spawn(move || echo(&socket, &ended))];
-        Ok(Self { sent: Arc::default(), over, threads })
+        let echo = thread::spawn(move || echo(&socket, &ended));
+        Ok(Self { sent: Arc::default(), over, echo, senders: BTreeMap::new() })
     }
 
-    /// Starts the sender of a container. `newest` is the newest port that may be open.
-    pub(crate) async fn add(
+    /// Starts the sender of a container.
+    ///
+    /// # Errors
+    /// The container's namespace is gone.
+    pub async fn add(
         &mut self,
         inside: &Resident,
         container: usize,
-        newest: Arc<AtomicUsize>,
-        width: usize,
+        plan: Plan,
     ) -> anyhow::Result<()> {
-        let (sent, over) = (Arc::clone(&self.sent), Arc::clone(&self.over));
-        let sender = Sender { container, newest, width, sent, over, next_source: 0, unopened: 0 };
+        let (sent, over) = (Arc::clone(&self.sent), Arc::new(AtomicBool::new(false)));
+        let ended = Arc::clone(&over);
+        // The kernel may still know the flows of an earlier container with the same address.
+        let next_source = u16::try_from(container * STRIDE % SOURCES.len())?;
+        let sender = Sender { container, plan, sent, over: ended, next_source, unopened: 0 };
         // A thread is in the namespace of the thread that starts it.
         let thread = inside.run(move || thread::spawn(move || sender.run())).await?;
-        self.threads.push(thread);
+        self.senders.insert(container, Running { over, thread });
         Ok(())
+    }
+
+    /// Ends the sender of a container soon; its network may be gone already.
+    pub fn stop(&self, container: usize) {
+        if let Some(running) = self.senders.get(&container) {
+            running.over.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the packets that are done.
+    #[must_use]
+    pub fn take(&self) -> Vec<Packet> {
+        std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether a packet of the container has passed to the port of that number.
@@ -144,13 +197,21 @@ impl Senders {
         })
     }
 
-    /// Ends all threads; returns all packets.
-    pub(crate) fn end(self) -> anyhow::Result<Vec<Packet>> {
-        self.over.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().ok().context("a sender panicked")??;
+    /// Ends all threads; returns the packets that were not taken.
+    ///
+    /// # Errors
+    /// A sender could not send.
+    pub fn end(mut self) -> anyhow::Result<Vec<Packet>> {
+        for running in self.senders.values() {
+            running.over.store(true, Ordering::Relaxed);
         }
-        Ok(std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner)))
+        for (_, running) in std::mem::take(&mut self.senders) {
+            running.thread.join().ok().context("a sender panicked")??;
+        }
+        let packets = self.take();
+        self.over.store(true, Ordering::Relaxed);
+        self.echo.join().ok().context("the echo panicked")??;
+        Ok(packets)
     }
 }
 
@@ -171,8 +232,7 @@ fn echo(socket: &UdpSocket, over: &AtomicBool) -> anyhow::Result<()> {
 
 struct Sender {
     container: usize,
-    newest: Arc<AtomicUsize>,
-    width: usize,
+    plan: Plan,
     sent: Arc<Mutex<Vec<Packet>>>,
     over: Arc<AtomicBool>,
     next_source: u16,
@@ -186,22 +246,25 @@ impl Sender {
             if self.over.load(Ordering::Relaxed) {
                 break;
             }
-            let newest = self.newest.load(Ordering::Relaxed);
+            let newest = self.plan.newest.load(Ordering::Relaxed);
             let goal = match turn % 4 {
                 0 => Goal::Always,
                 1 => Goal::Never,
                 2 => Goal::Port(self.unopened.min(newest)),
                 _ => {
-                    let lowest = newest.saturating_sub(2 * self.width);
+                    let lowest = newest.saturating_sub(2 * self.plan.width);
                     Goal::Port(fastrand::usize(lowest..=newest))
                 }
             };
-            let packet = self.send(goal)?;
+            let packet = match self.send(goal) {
+                Err(_gone) if self.over.load(Ordering::Relaxed) => break,
+                sent => sent?,
+            };
             if goal == Goal::Port(self.unopened) && packet.fate == Fate::Passed {
                 self.unopened += 1;
             }
             self.sent.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
-            pause();
+            pause(self.plan.pause);
         }
         Ok(())
     }
@@ -233,8 +296,8 @@ impl Sender {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the thread has nothing else to do")]
-fn pause() {
-    thread::sleep(PAUSE);
+fn pause(time: Duration) {
+    thread::sleep(time);
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::foundation::Foundation;
 use crate::front::{self, Pool};
 use crate::ledger::{At, Ledger};
 use crate::locks::{self, Instances};
-use crate::packets::{Packet, Rules, Senders};
+use crate::packets::{Packet, Plan, Rules, Senders};
 use crate::report::{Records, Report, Step};
 use crate::site::{CELLS, INSTANCES, Job, Side, local};
 use crate::starts::{Outcome, Starts};
@@ -35,6 +35,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(50);
 /// Interval of the changes: every port is open for twice the window.
 const CHANGES: Duration = Duration::from_secs(2);
+/// Pause between two packets of a container.
+const PACKETS: Duration = Duration::from_millis(8);
 /// Watchers of the policy store.
 const WATCHERS: usize = 10;
 
@@ -116,7 +118,8 @@ impl Stage {
             starts.add(cell, container.handle.clone()).await?;
             let newest = Arc::clone(&groups.spaces[container.space].newest);
             let inside = container.attachment.namespace.resident();
-            senders.add(inside, number, newest, WIDTH).await?;
+            let plan = Plan { newest, width: WIDTH, pause: PACKETS };
+            senders.add(inside, number, plan).await?;
         }
         let addresses = foundation.site.ports.lockets.map(local).to_vec();
         let locks = Instances::new(addresses, foundation.site.client_tls()?);

@@ -36,12 +36,12 @@ pub(crate) enum Expected {
 }
 
 /// The port with that number.
-pub(crate) fn port(number: usize) -> u16 {
+pub fn port(number: usize) -> u16 {
     FIRST_PORT + u16::try_from(number).expect("a run has few versions")
 }
 
 /// The rules of a version.
-pub(crate) fn rules(version: usize, width: usize, destination: &str) -> Value {
+pub fn rules(version: usize, width: usize, destination: &str) -> Value {
     let (from, to) = (port(version), port(version + width - 1));
     json!([{ "protocol": "udp", "destination": destination, "ports": format!("{from}-{to}") }])
 }

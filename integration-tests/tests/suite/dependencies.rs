@@ -23,7 +23,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("certificates", vec!["runtime"]),
         ("cni", vec!["runtime"]),
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
-        ("chaos", vec![]),
+        ("chaos", vec!["certificates", "cluster", "cni", "proto", "runtime", "storage", "swap"]),
         ("cluster", vec!["certificates", "cni", "runtime"]),
         ("load", vec!["certificates", "cni", "model", "proto", "runtime"]),
         ("originals", vec!["proto", "runtime"]),
@@ -31,7 +31,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
             "swap",
             vec!["certificates", "cluster", "cni", "originals", "proto", "runtime", "storage"],
         ),
-        ("dev", vec!["cloud-controller", "cluster", "cni", "load", "originals", "swap"]),
+        ("dev", vec!["chaos", "cloud-controller", "cluster", "cni", "load", "originals", "swap"]),
     ])
 }
 

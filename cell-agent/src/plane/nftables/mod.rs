@@ -205,12 +205,12 @@ impl NftablesPlane {
             let mut step = if self.order(orders, before).await {
                 self.follows(before)
             } else {
-                self.apply_script(&script).await
+                self.apply_script(&script, before).await
             };
             if let Err(Error::TooLong) = step
                 && !parts.is_empty()
             {
-                step = self.apply_in_parts(&parts).await;
+                step = self.apply_in_parts(&parts, before).await;
             }
             let (now, follows) = step?;
             right &= follows;
@@ -223,12 +223,13 @@ impl NftablesPlane {
     }
 
     /// The nf_tables generation after a script, and whether no other process changed
-    /// anything meanwhile.
+    /// anything since `before`. The kernel rejects netlink operations when it is no longer at
+    /// `before`: read again here, the generation would hide the foreign change that caused that.
     async fn apply_script(
         &mut self,
         script: &str,
+        before: Option<KernelGeneration>,
     ) -> Result<(Option<KernelGeneration>, bool), Error> {
-        let before = self.line.generation();
         if let Err(error) = self.nft.apply(script).await {
             // The script may have been applied nevertheless: assume nothing.
             if let Error::Hangs | Error::Run { .. } = error {
@@ -244,11 +245,12 @@ impl NftablesPlane {
     async fn apply_in_parts(
         &mut self,
         parts: &[String],
+        before: Option<KernelGeneration>,
     ) -> Result<(Option<KernelGeneration>, bool), Error> {
         tracing::debug!(parts = parts.len(), "change-split");
-        let (mut now, mut right) = (None, true);
+        let (mut now, mut right) = (before, true);
         for (index, part) in parts.iter().enumerate() {
-            let step = self.apply_script(part).await;
+            let step = self.apply_script(part, now).await;
             if step.is_err() && index > 0 {
                 // The change is partly applied: assume nothing.
                 self.belief = Belief::Foreign(self.nft.list().await?.unwrap_or_default());

@@ -1,12 +1,12 @@
 //! The listeners: public API, UAA, and the internal API behind mutual TLS.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::{Extension, Router};
+use axum::{Extension, Router, middleware};
 use runtime::server::{Http, Listener};
 use runtime::supervise::Tasks;
 use runtime::tls::{Alpn, Files, ServerTls};
@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{Config, ConfiguredClient};
+use super::http::trouble;
 use super::http::uaa::router as uaa_router;
 use super::http::{Scheme, Shared, api_router, internal_router};
 use super::state::{Moment, State};
@@ -34,6 +35,7 @@ pub struct App {
     internal: Listener,
     internal_tls: ServerTls,
     shared: Arc<Shared>,
+    trouble_file: Option<PathBuf>,
     certificates: Files,
     // Temporary directory of generated certificates, deleted with the process.
     _temporary: Option<TempDir>,
@@ -81,6 +83,7 @@ impl App {
             internal,
             internal_tls,
             shared: Arc::new(shared),
+            trouble_file: config.trouble_file,
             certificates,
             _temporary: temporary,
         })
@@ -102,11 +105,13 @@ impl App {
         tracing::info!(api = %api, uaa = %uaa, internal = %internal,
             ca = %certificates.ca.display(), "started");
         let mut tasks = Tasks::new(shutdown.clone());
-        tasks.add("api", self.api.serve(api_router(self.shared.clone()), shutdown.clone()));
+        let trouble = middleware::from_fn_with_state(self.trouble_file, trouble::apply);
+        let api = api_router(self.shared.clone()).layer(trouble.clone());
+        tasks.add("api", self.api.serve(api, shutdown.clone()));
         tasks.add("uaa", self.uaa.serve(uaa_router(self.shared.clone()), shutdown.clone()));
         tasks.add("certificates", self.internal_tls.clone().watch(shutdown.clone()));
         let internal = Http::new(self.internal, Some(self.internal_tls));
-        let router = internal_router(self.shared.clone());
+        let router = internal_router(self.shared.clone()).layer(trouble);
         tasks.add("internal", async move {
             internal.serve(router, shutdown, DRAIN).await;
             Ok(())

@@ -27,6 +27,8 @@ pub struct Config {
     pub certificates_directory: Option<PathBuf>,
     /// File of the persistent state; by default the state is in memory only.
     pub state_file: Option<PathBuf>,
+    /// While this file exists, responses are wrong as its word says.
+    pub trouble_file: Option<PathBuf>,
     /// Options of rule validation.
     pub flags: Flags,
     /// Initial users.
@@ -128,6 +130,7 @@ impl Configure for Config {
         let internal_tls = keys.section("internal_tls");
         let certificates_directory = keys.optional("certificates_directory");
         let state_file = keys.optional("state_file");
+        let trouble_file = keys.optional("trouble_file");
         let ipv6 = keys.or("enable_ipv6", false);
         let comma_destinations = keys.or("enable_comma_delimited_destinations", true);
         let strict = keys.or("strict_rules", false);
@@ -145,6 +148,7 @@ impl Configure for Config {
             internal_tls: internal_tls?,
             certificates_directory: certificates_directory?,
             state_file: state_file?,
+            trouble_file: trouble_file?,
             flags: Flags { ipv6: ipv6?, comma_destinations: comma_destinations?, strict: strict? },
             users: users?.0,
             clients: clients?.0,

@@ -82,3 +82,34 @@ async fn with_a_certificate_the_public_listeners_speak_https() {
     assert_eq!(send(client.get(format!("{uaa}/login"))).await.status, 200);
     controller.stop().await;
 }
+
+#[tokio::test]
+async fn responses_are_wrong_while_the_trouble_file_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trouble");
+    let controller = Controller::start(&format!(r#""trouble_file":"{}""#, file.display())).await;
+    let admin = controller.admin().await;
+    let path = "/v3/security_groups";
+    let whole = admin.get(path).await;
+    let get = || controller.api(Method::GET, path).bearer_auth(&admin.token);
+    let reply = async |word: &str| {
+        std::fs::write(&file, word).unwrap();
+        send(get()).await
+    };
+    assert_eq!(reply("503\n").await.status, 503);
+    let limited = get().send().await.unwrap();
+    assert_eq!(limited.headers()["retry-after"], "1");
+    assert_eq!(reply("empty").await.text, "{}");
+    assert_eq!(reply("html").await.text, "<html>Please wait</html>");
+    assert_eq!(reply("half").await.text, whole.text[..whole.text.len() / 2]);
+    let fewer = reply("fewer").await;
+    assert_eq!(fewer.listed("name"), [""; 0]);
+    let total = |reply: &Json| reply.at(&["pagination", "total_results"]).unwrap().to_text();
+    assert_eq!(total(&fewer.json()), total(&whole.json()));
+    std::fs::write(&file, "cut").unwrap();
+    let cut = async { get().send().await?.text().await };
+    let cut = cut.await;
+    assert!(cut.is_err(), "{cut:?}");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(admin.get(path).await.text, whole.text);
+}

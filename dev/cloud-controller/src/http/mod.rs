@@ -6,6 +6,7 @@ mod groups;
 mod internal;
 mod organizations;
 mod stubs;
+pub(crate) mod trouble;
 pub(crate) mod uaa;
 mod users;
 

@@ -122,7 +122,7 @@ impl Authority {
     ///
     /// `alternatives` are its DNS names and IP addresses.
     pub fn issue(&self, name: &str, alternatives: &[&str]) -> Result<Files, Error> {
-        self.issue_in(None, name, alternatives)
+        self.issue_in(None, name, alternatives, false)
     }
 
     /// Issues a certificate with an organizational unit, which identifies a cell.
@@ -132,7 +132,17 @@ impl Authority {
         name: &str,
         alternatives: &[&str],
     ) -> Result<Files, Error> {
-        self.issue_in(Some(unit), name, alternatives)
+        self.issue_in(Some(unit), name, alternatives, false)
+    }
+
+    /// Issues a certificate that expired yesterday.
+    pub fn issue_expired(
+        &self,
+        unit: Option<&str>,
+        name: &str,
+        alternatives: &[&str],
+    ) -> Result<Files, Error> {
+        self.issue_in(unit, name, alternatives, true)
     }
 
     fn issue_in(
@@ -140,6 +150,7 @@ impl Authority {
         unit: Option<&str>,
         name: &str,
         alternatives: &[&str],
+        expired: bool,
     ) -> Result<Files, Error> {
         let making = |source| Error::Make { name: name.to_owned(), source };
         let alternatives: Vec<String> = alternatives.iter().map(|&text| text.to_owned()).collect();
@@ -152,6 +163,10 @@ impl Authority {
         parameters.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         set_validity(&mut parameters);
+        if expired {
+            parameters.not_after = parameters.not_before;
+            parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        }
         let key = KeyPair::generate_for(&PKCS_RSA_SHA256).map_err(making)?;
         let certificate = parameters.signed_by(&key, &self.issuer).map_err(making)?;
         let files = Files {

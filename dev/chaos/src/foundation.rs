@@ -1,7 +1,10 @@
 //! The running foundation: processes, network, containers, and the faults done to them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -18,6 +21,9 @@ use storage::testing::TestServer;
 use crate::links::{self, Cut};
 use crate::schedule::{Fault, Kind, Part};
 use crate::site::{IPTABLES, Plane, Site};
+
+/// The file that fills a disk.
+const FILLER: &str = "filler";
 
 /// A container.
 #[derive(Debug)]
@@ -75,6 +81,16 @@ impl Foundation {
         Ok(())
     }
 
+    /// The addresses at which parts see the database server, each on its own link.
+    pub(crate) fn database_addresses(&self) -> anyhow::Result<Vec<SocketAddrV4>> {
+        let Some(server) = &self.database else { return Ok(Vec::new()) };
+        let links = self.site.shape.links().into_iter();
+        let clients = links.filter(|(_, to)| *to == Part::Database).map(|(from, _)| from);
+        clients
+            .map(|part| Ok(SocketAddrV4::new(self.site.place(part)?.router(), server.port())))
+            .collect()
+    }
+
     pub(crate) fn outside(&self) -> anyhow::Result<&Namespace> {
         self.network.outside()
     }
@@ -125,6 +141,15 @@ impl Foundation {
                 self.excused.insert(part);
                 self.site.tear(part)
             }
+            Kind::Expire(part) => {
+                self.excused.insert(part);
+                self.site.expire(part)
+            }
+            Kind::Fill(part) => {
+                self.excused.insert(part);
+                fill(&self.site.disk(part).join(FILLER))
+            }
+            Kind::Err(way) => Ok(std::fs::write(self.site.trouble(), way)?),
         }
     }
 
@@ -140,10 +165,15 @@ impl Foundation {
                 Ok(links::cut(&self.name.router(), &self.cuts)?)
             }
             Kind::Flush(_) | Kind::Renew(_) => Ok(()),
-            Kind::Tear(part) => {
+            Kind::Tear(part) | Kind::Expire(part) => {
                 self.excused.remove(&part);
                 self.site.issue(part)
             }
+            Kind::Fill(part) => {
+                self.excused.remove(&part);
+                Ok(std::fs::remove_file(self.site.disk(part).join(FILLER))?)
+            }
+            Kind::Err(_) => Ok(std::fs::remove_file(self.site.trouble())?),
         }
     }
 
@@ -254,7 +284,7 @@ impl Foundation {
     }
 
     /// Stops and removes everything; continues after a failure and returns the first error.
-    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn end(&mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for name in self.processes.names() {
             result = result.and(self.processes.kill(&name, &mut self.state).await);
@@ -262,7 +292,21 @@ impl Foundation {
         for container in std::mem::take(&mut self.containers).into_values() {
             result = result.and(self.network.detach(container.attachment, &mut self.state));
         }
+        result = result.and(self.site.unmount().map_err(Into::into));
         result.and(self.network.lower(&mut self.state)).context("removing the foundation")
+    }
+}
+
+/// Writes until the disk is full.
+fn fill(file: &Path) -> anyhow::Result<()> {
+    let mut file = File::create(file)?;
+    let block = [0; 64 << 10];
+    loop {
+        match file.write(&block) {
+            Ok(_length) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+            Err(error) => return Err(error).context("filling a disk"),
+        }
     }
 }
 

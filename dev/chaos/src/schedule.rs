@@ -90,7 +90,17 @@ pub(crate) enum Kind {
     Renew(Part),
     /// The certificate's file is half as long, until a new one is written.
     Tear(Part),
+    /// The certificate has expired, until a new one is written.
+    Expire(Part),
+    /// The disk of a part with SQLite is full.
+    Fill(Part),
+    /// The Cloud Controller's responses are wrong in this way.
+    Err(&'static str),
 }
+
+/// The ways in which the development Cloud Controller can err (docs/dev-cloud-controller.md#configuration).
+const ERRORS: [&str; 10] =
+    ["401", "404", "429", "500", "503", "empty", "html", "half", "cut", "fewer"];
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -104,6 +114,9 @@ impl fmt::Display for Kind {
             Self::Flush(cell) => write!(f, "flush the rules of cell-{cell}"),
             Self::Renew(part) => write!(f, "new certificate of {part}"),
             Self::Tear(part) => write!(f, "half a certificate of {part}"),
+            Self::Expire(part) => write!(f, "expired certificate of {part}"),
+            Self::Fill(part) => write!(f, "full disk of {part}"),
+            Self::Err(way) => write!(f, "errors of the cloud-controller: {way}"),
         }
     }
 }
@@ -112,9 +125,13 @@ impl Kind {
     /// The parts that are in trouble themselves; two faults do not share one.
     fn parts(self) -> Vec<Part> {
         match self {
-            Self::Kill(part) | Self::Pause(part) | Self::Renew(part) | Self::Tear(part) => {
-                vec![part]
-            }
+            Self::Kill(part)
+            | Self::Pause(part)
+            | Self::Renew(part)
+            | Self::Tear(part)
+            | Self::Expire(part)
+            | Self::Fill(part) => vec![part],
+            Self::Err(_) => vec![Part::CloudController],
             Self::Cut { from, to, .. } => vec![from, to],
             Self::Flush(cell) => vec![Part::Agent(cell)],
         }
@@ -175,7 +192,9 @@ fn length(random: &mut Rng, kind: Kind, heal: Duration) -> Duration {
         Kind::Renew(_) => second / 10,
         Kind::Pause(_) => second / 2 + (LONGEST_PAUSE - second / 2).mul_f64(random.f64()),
         Kind::Kill(_) => second / 10 + (second * 5).mul_f64(random.f64()),
-        Kind::Cut { .. } | Kind::Tear(_) => second + (second * 8).mul_f64(random.f64()),
+        Kind::Cut { .. } | Kind::Tear(_) | Kind::Expire(_) | Kind::Fill(_) | Kind::Err(_) => {
+            second + (second * 8).mul_f64(random.f64())
+        }
     }
 }
 
@@ -185,25 +204,31 @@ fn kind(random: &mut Rng, shape: Shape) -> Kind {
     let with_certificate = |part| {
         if part == Part::CloudController { Part::Syncer(1) } else { part }
     };
-    match random.u8(..12) {
-        0..=2 => Kind::Kill(part),
-        3..=4 => Kind::Pause(part),
-        5 if shape.has_database => {
+    match random.u8(..16) {
+        0..=3 => Kind::Kill(part),
+        4..=5 => Kind::Pause(part),
+        6 if shape.has_database => {
             if random.bool() {
                 Kind::Kill(Part::Database)
             } else {
                 Kind::Pause(Part::Database)
             }
         }
-        5..=8 => {
+        6 => {
+            let parts = [Part::LockServer(1), Part::PolicyStore(1)];
+            Kind::Fill(parts[random.usize(..parts.len())])
+        }
+        7..=10 => {
             let (client, server) = links[random.usize(..links.len())];
             let (from, to) = if random.bool() { (client, server) } else { (server, client) };
             let percent = if random.u8(..3) == 0 { 40 } else { 100 };
             Kind::Cut { from, to, both: random.bool(), percent }
         }
-        9 => Kind::Flush(random.u8(1..=shape.cells)),
-        10 => Kind::Renew(with_certificate(part)),
-        _ => Kind::Tear(with_certificate(part)),
+        11 => Kind::Flush(random.u8(1..=shape.cells)),
+        12 => Kind::Renew(with_certificate(part)),
+        13 => Kind::Tear(with_certificate(part)),
+        14 => Kind::Expire(with_certificate(part)),
+        _ => Kind::Err(ERRORS[random.usize(..ERRORS.len())]),
     }
 }
 
@@ -247,10 +272,13 @@ mod tests {
         for part in SHAPE.parts().into_iter().chain([Part::Database]) {
             assert!(faults.iter().any(|fault| fault.kind.parts().contains(&part)), "{part}");
         }
-        let names = ["kill", "SIGSTOP", "drop 100%", "drop 40%", "flush", "new", "half"];
+        let names = ["kill", "SIGSTOP", "drop 100%", "drop 40%", "flush", "new", "half", "expired"];
         for name in names {
             let has = faults.iter().any(|fault| fault.kind.to_string().starts_with(name));
             assert!(has, "{name}");
+        }
+        for way in ERRORS {
+            assert!(faults.iter().any(|fault| fault.kind == Kind::Err(way)), "{way}");
         }
     }
 }

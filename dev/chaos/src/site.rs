@@ -11,6 +11,7 @@ use certificates::{Authority, Files};
 use cluster::control;
 use cluster::process::Program;
 use cluster::topology::{Cell, OVERLAY};
+use cni::tools;
 use runtime::tls::ClientTls;
 use serde_json::{Value, json};
 use storage::server::Dialect;
@@ -51,6 +52,9 @@ impl Plane {
     }
 }
 
+/// The size of a disk: enough for the databases of an hour.
+const DISK: &str = "96m";
+
 /// The prefix of the programs of iptables.
 pub(crate) const IPTABLES: &str = "iptables-legacy";
 
@@ -77,12 +81,17 @@ impl Site {
         database: Option<&TestServer>,
     ) -> anyhow::Result<Self> {
         let cells = (1..=shape.cells).map(|number| format!("cell-{number}"));
+        for disk in disks(root, Shape { has_database: false, ..shape }) {
+            // Of an earlier run that was killed; usually there is none.
+            let _none = tools::run("umount", [&disk]);
+        }
         for directory in cells.chain(["config", "logs", "data"].map(str::to_owned)) {
             remove(&root.join(directory))?;
         }
         for directory in ["config", "logs", "data"] {
             fs::create_dir_all(root.join(directory))?;
         }
+        mount(root, shape)?;
         let authority = Authority::create(&root.join("certificates"))?;
         let site = Self {
             operator: authority.issue("operator", &[])?,
@@ -117,9 +126,8 @@ impl Site {
 
     /// Writes a new certificate of a part.
     pub(crate) fn issue(&self, part: Part) -> anyhow::Result<()> {
-        let address = self.address(part)?.to_string();
-        let (locks, store) = (LOCKS_NAME.to_string(), STORE_NAME.to_string());
-        let names = ["localhost", "127.0.0.1", address.as_str(), &locks, &store];
+        let names = self.names(part)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         match part {
             Part::Agent(number) => {
                 self.authority.issue_in_unit("cell", &format!("cell-{number}"), &[])?
@@ -127,6 +135,27 @@ impl Site {
             _ => self.authority.issue(&part.to_string(), &names)?,
         };
         Ok(())
+    }
+
+    /// Writes a certificate of a part that has expired.
+    pub(crate) fn expire(&self, part: Part) -> anyhow::Result<()> {
+        let names = self.names(part)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        match part {
+            Part::Agent(number) => {
+                self.authority.issue_expired(Some("cell"), &format!("cell-{number}"), &[])?
+            }
+            _ => self.authority.issue_expired(None, &part.to_string(), &names)?,
+        };
+        Ok(())
+    }
+
+    /// The names of a server in its certificate.
+    fn names(&self, part: Part) -> anyhow::Result<[String; 5]> {
+        let address = self.address(part)?;
+        let names = [LOCKS_NAME, STORE_NAME, address, Ipv4Addr::LOCALHOST];
+        let [locks, store, own, here] = names.map(|address| address.to_string());
+        Ok(["localhost".to_owned(), here, own, locks, store])
     }
 
     /// Cuts the file of a part's certificate in half.
@@ -202,6 +231,22 @@ impl Site {
         Ok(ClientTls::load(&self.watcher.clone().into())?)
     }
 
+    /// The file with the way in which the Cloud Controller errs.
+    pub(crate) fn trouble(&self) -> PathBuf {
+        self.root.join("data").join("trouble")
+    }
+
+    /// The disk of a part with SQLite.
+    pub(crate) fn disk(&self, part: Part) -> PathBuf {
+        self.root.join("data").join(part.to_string())
+    }
+
+    /// Unmounts the disks.
+    pub(crate) fn unmount(&self) -> Result<(), tools::Error> {
+        let disks = disks(&self.root, self.shape);
+        disks.iter().try_for_each(|disk| tools::run("umount", [disk]).map(drop))
+    }
+
     fn config(&self, part: Part) -> PathBuf {
         self.root.join("config").join(format!("{part}.json"))
     }
@@ -247,6 +292,7 @@ impl Site {
             "tls": { "cert_file": cert, "key_file": key },
             "internal_tls": { "ca_file": ca, "cert_file": cert, "key_file": key },
             "state_file": self.root.join("data").join("cloud-controller.json"),
+            "trouble_file": self.trouble(),
         })
     }
 
@@ -257,7 +303,7 @@ impl Site {
                 (driver(server), server.connection_string(&self.router(part), LOCKS_DATABASE))
             }
             None => {
-                let file = self.root.join("data").join(format!("{part}.db"));
+                let file = self.disk(part).join("locks.db");
                 ("sqlite", file.to_string_lossy().into_owned())
             }
         };
@@ -284,7 +330,7 @@ impl Site {
                 "database_name": GROUPS_DATABASE,
             }),
             None => json!({
-                "type": "sqlite", "path": self.root.join("data").join(format!("{part}.db")),
+                "type": "sqlite", "path": self.disk(part).join("groups.db"),
             }),
         };
         let writers = (1..=self.shape.syncers).map(|n| format!("cn=syncer-{n}"));
@@ -337,6 +383,35 @@ impl Site {
             "debug_server_host": "127.0.0.1", "debug_server_port": 8721, "log_level": "info",
         })
     }
+}
+
+/// The disks of the parts with SQLite, which can be full.
+fn disks(root: &Path, shape: Shape) -> Vec<PathBuf> {
+    if shape.has_database {
+        return Vec::new();
+    }
+    let parts = [Part::LockServer(1), Part::PolicyStore(1)];
+    parts.iter().map(|part| root.join("data").join(part.to_string())).collect()
+}
+
+/// Mounts a small disk for each part with SQLite.
+fn mount(root: &Path, shape: Shape) -> anyhow::Result<()> {
+    for disk in disks(root, shape) {
+        fs::create_dir_all(&disk)?;
+        let size = format!("size={DISK}");
+        tools::run(
+            "mount",
+            [
+                "-t".as_ref(),
+                "tmpfs".as_ref(),
+                "-o".as_ref(),
+                size.as_ref(),
+                "tmpfs".as_ref(),
+                disk.as_os_str(),
+            ],
+        )?;
+    }
+    Ok(())
 }
 
 /// Starts a database server with the databases of the foundation.

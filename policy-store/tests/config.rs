@@ -100,8 +100,16 @@ fn every_problem_is_told_at_once() {
         "cell_id_from": "ip",
         "report_save_interval_seconds": 0,
         "log_level": "loud",
+        "rollout": {
+            "canary_cells": ["a*b*"], "percent_steps": [10, 10], "pause_seconds": 0,
+            "max_failing_percent": 100,
+        },
     }));
     for start in [
+        "rollout.canary_cells: must be ids of cells with at most one `*` each",
+        "rollout.percent_steps: expects an array of ascending numbers from 1 to 99",
+        "rollout.pause_seconds: must not be zero",
+        "rollout.max_failing_percent: must be from 0 to 99",
         "grpc_listen_address: ",
         "ca_cert_file: missing",
         "server_cert_file: missing",
@@ -114,6 +122,21 @@ fn every_problem_is_told_at_once() {
     ] {
         assert!(problems.iter().any(|text| text.starts_with(start)), "{start} in {problems:#?}");
     }
+}
+
+#[test]
+fn a_rollout_has_a_step() {
+    let rollout = |section| with(&json!({ "rollout": section }));
+    assert_eq!(
+        problems(&rollout(json!({}))),
+        ["rollout.percent_steps: must have an element, or canary_cells must have one"]
+    );
+    let plan = read(&rollout(json!({ "canary_cells": ["c-*"], "percent_steps": [5, 50] })));
+    let plan = plan.rollout.unwrap();
+    assert_eq!(
+        (plan.steps(), plan.pause, plan.max_failing_percent),
+        (3, Duration::from_secs(30), 0)
+    );
 }
 
 #[test]

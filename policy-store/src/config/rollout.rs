@@ -1,7 +1,5 @@
 //! The section `rollout`.
 
-use std::time::Duration;
-
 use runtime::config::{Configure, Reader, Seconds, Value};
 
 use crate::groups::rollout::Plan;
@@ -20,13 +18,13 @@ impl Configure for Plan {
         }
         let (canary_cells, percent_steps) = (canary_cells?, percent_steps?.0);
         if canary_cells.is_empty() && percent_steps.is_empty() {
-            keys.problem("percent_steps", "or canary_cells must have an element");
+            keys.problem("percent_steps", "must have an element, or canary_cells must have one");
         }
         let Seconds(pause): Seconds = pause?;
         Some(Self {
             canary_cells: canary_cells.into_iter().map(String::into_boxed_str).collect(),
             percent_steps: percent_steps.into(),
-            pause: pause.max(Duration::from_secs(1)),
+            pause,
             max_failing_percent: u8::try_from(max_failing_percent?).unwrap_or(99),
         })
     }

@@ -232,16 +232,7 @@ impl Foundation {
         if self.site.plane == Plane::Iptables {
             self.chains(place, &added(&handle, address))?;
         }
-        let metadata = [
-            ("policy_group_id", app.as_str()),
-            ("app_id", &app),
-            ("space_id", space),
-            ("ports", "8080"),
-            ("container_workload", "app"),
-        ];
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let metadata = Some(metadata.into_iter().collect());
-        let entry = Entry { handle: handle.clone(), ip: address.to_string(), metadata };
+        let entry = Entry::app(&handle, address, &app, space);
         Store::at(self.site.metadata(cell)).add(entry)?;
         Ok(handle)
     }

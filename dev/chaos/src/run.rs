@@ -1,7 +1,6 @@
 //! A run: starts the foundation, the load and the observers, plays the faults, and waits until
 //! all parts agree.
 
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +14,11 @@ use cluster::topology::Name;
 use cni::namespace::Resident;
 use runtime::supervise::Tasks;
 use storage::testing::TestServer;
+use swap::front::{self, Pool};
 use swap::packets::Senders;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +114,9 @@ async fn run(
     progress("starting all parts");
     for address in foundation.lock().await.database_addresses()? {
         let listener = TcpListener::bind(address).await?;
-        tasks.add("database", forward(listener, address.port(), shutdown.clone()));
+        // The server listens on 127.0.0.1 only.
+        let server = Pool::new(&[(address.port(), None)]);
+        tasks.add("database", front::serve(listener, server, shutdown.clone()));
     }
     foundation.lock().await.start_all().await?;
     let supervised = supervise(Arc::clone(foundation), record.clone(), deaths, shutdown.clone());
@@ -261,32 +261,6 @@ async fn faults_in_turn(
         }
     }
     Ok(())
-}
-
-/// Connects clients of one link with the database server, which listens on 127.0.0.1 only.
-async fn forward(
-    listener: TcpListener,
-    port: u16,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            accepted = listener.accept() => {
-                // A failed accept concerns only that client.
-                let Ok((mut near, _peer)) = accepted else { continue };
-                connections.spawn(async move {
-                    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
-                    let Ok(mut far) = server else { return };
-                    let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                    // A broken connection ends on both sides; the client handles that.
-                    let _ = copy_bidirectional(&mut near, &mut far).await;
-                });
-            }
-            Some(_ended) = connections.join_next() => {}
-        }
-    }
 }
 
 /// Starts processes again that ended by themselves.

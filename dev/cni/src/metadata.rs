@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,26 @@ pub struct Entry {
     pub ip: String,
     /// `policy_group_id`, `space_id`, `container_workload` and so on.
     pub metadata: Option<BTreeMap<String, String>>,
+}
+
+impl Entry {
+    /// A running app with what the CNI plugin writes for it.
+    #[must_use]
+    pub fn app(handle: &str, address: Ipv4Addr, app: &str, space: &str) -> Self {
+        let metadata = [
+            ("policy_group_id", app),
+            ("app_id", app),
+            ("space_id", space),
+            ("ports", "8080"),
+            ("container_workload", "app"),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Self {
+            handle: handle.to_owned(),
+            ip: address.to_string(),
+            metadata: Some(metadata.into_iter().collect()),
+        }
+    }
 }
 
 /// Why an entry was not written.

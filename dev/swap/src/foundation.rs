@@ -176,19 +176,7 @@ impl Foundation {
         let [handle, app] = [(); 2].map(|()| uuid::Uuid::new_v4().to_string());
         let address = attachment.address;
         self.containers.push(Container { attachment, handle: handle.clone(), space: number });
-        let metadata = [
-            ("policy_group_id", app.as_str()),
-            ("app_id", &app),
-            ("space_id", space),
-            ("ports", "8080"),
-            ("container_workload", "app"),
-        ];
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let entry = Entry {
-            handle: handle.clone(),
-            ip: address.to_string(),
-            metadata: Some(metadata.into_iter().collect()),
-        };
+        let entry = Entry::app(&handle, address, &app, space);
         Store::at(self.site.metadata(cell)).add(entry)?;
         self.add_chains(cell, &handle, address)?;
         control::force_asgs(self.network.cell(cell)?.resident(), &handle).await

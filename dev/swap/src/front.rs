@@ -25,14 +25,15 @@ struct Instance {
 
 /// The instances behind a name.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub struct Pool {
     instances: Vec<Instance>,
     next: AtomicUsize,
 }
 
 impl Pool {
     /// Instances by port, each with the port of its health check.
-    pub(crate) fn new(instances: &[(u16, Option<u16>)]) -> Arc<Self> {
+    #[must_use]
+    pub fn new(instances: &[(u16, Option<u16>)]) -> Arc<Self> {
         let instance = |&(port, health): &(u16, Option<u16>)| Instance {
             port,
             health,
@@ -89,7 +90,10 @@ pub(crate) async fn listen(namespace: &Resident, port: u16) -> anyhow::Result<Tc
 }
 
 /// Connects every client to an instance; a client that finds none is disconnected.
-pub(crate) async fn serve(
+///
+/// # Errors
+/// Never; the result lets it be a task of [`runtime::supervise::Tasks`].
+pub async fn serve(
     listener: TcpListener,
     pool: Arc<Pool>,
     shutdown: CancellationToken,

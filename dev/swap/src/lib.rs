@@ -9,7 +9,7 @@
 mod changes;
 mod database;
 mod foundation;
-mod front;
+pub mod front;
 mod ledger;
 mod locks;
 pub mod packets;

@@ -13,7 +13,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Dialect, Restore, Schema, Server,
@@ -34,6 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// MySQL error codes of a statement that was already applied: the object to create exists, or the
 /// object to drop is gone.
 const DONE_BEFORE: [&str; 5] = ["1050", "1060", "1061", "1068", "1091"];
+
+/// MySQL error code: the table exists. MariaDB hides a table from `information_schema` while another
+/// process alters it, so a table that looks lost may exist.
+const EXISTS: &str = "1050";
+/// Attempts of a repair that meets such a table, and the pause between them.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Migrates and repairs; `restore` is `None` at the start of a program. Returns what was missing.
 pub(super) async fn migrate(
@@ -110,6 +117,26 @@ async fn repair(
     if schema.tables.is_empty() {
         return Ok(Vec::new());
     }
+    let mut attempt = 1;
+    loop {
+        match repair_once(lease, dialect, schema, restore).await {
+            Err(Error::Server { source })
+                if source.code() == Some(EXISTS) && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+                sleep(PAUSE).await;
+            }
+            repaired => return repaired,
+        }
+    }
+}
+
+async fn repair_once(
+    lease: &mut Lease,
+    dialect: Dialect,
+    schema: &Schema,
+    restore: Option<&Restore<'_>>,
+) -> Result<Vec<Lost>, Error> {
     let found = found_by(lease, dialect, schema).await?;
     // MySQL commits each statement separately, so tables get their final names at the end.
     let suffix = if dialect == Dialect::MySql { "_made" } else { "" };
@@ -129,7 +156,12 @@ async fn repair(
     if dialect == Dialect::MySql && !made.is_empty() {
         let renames = made.iter().map(|name| format!("{name}{suffix} TO {name}"));
         let sql = format!("RENAME TABLE {}", renames.collect::<Vec<_>>().join(", "));
-        lease.batch(&sql).await.map_err(failed)?;
+        if let Err(fault) = lease.batch(&sql).await {
+            let tables = made.iter().map(|name| format!("{name}{suffix}"));
+            let sql = format!("DROP TABLE {}", tables.collect::<Vec<_>>().join(", "));
+            lease.batch(&sql).await.map_err(failed)?;
+            return Err(failed(fault));
+        }
     }
     for sql in seeds {
         lease.batch(sql).await.map_err(failed)?;

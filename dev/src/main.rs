@@ -39,7 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     match CommandLine::parse().command {
         #[cfg(feature = "load")]
-        Command::Chaos(arguments) => chaos::main(arguments),
+        Command::Chaos(arguments) => chaos::main(&arguments),
         Command::CloudController(arguments) => cloud_controller::main(arguments),
         Command::Cluster(arguments) => cluster::main(arguments),
         #[cfg(feature = "load")]

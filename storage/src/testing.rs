@@ -6,6 +6,7 @@
 //! reason: a small shell waits for that. A failure to start fails the test, with the name of the
 //! package.
 
+mod replica;
 mod settings;
 mod slow;
 
@@ -94,6 +95,15 @@ impl TestServer {
         certificate: Option<&Certificate>,
         settings: &[&str],
     ) -> Self {
+        let mut server = Self::prepare(dialect);
+        server.create();
+        server.settle(certificate, settings);
+        server.start_on_a_free_port();
+        server
+    }
+
+    /// A server without data.
+    fn prepare(dialect: Dialect) -> Self {
         let directory = TempDir::new().expect("a directory for a database server");
         let keeper = Command::new("/bin/sh")
             .args(["-c", KEEPER, "keeper"])
@@ -102,22 +112,24 @@ impl TestServer {
             .spawn()
             .expect("/bin/sh runs");
         own(directory.path());
-        let mut server = Self {
+        Self {
             dialect,
             port: 0,
             child: Mutex::new(None),
             keeper,
             directory,
             databases: AtomicU32::new(0),
-        };
-        server.create(certificate, settings);
+        }
+    }
+
+    fn start_on_a_free_port(&mut self) {
         for _ in 0..ATTEMPTS {
-            server.port = free_port();
-            if server.spawn() {
-                return server;
+            self.port = free_port();
+            if self.spawn() {
+                return;
             }
         }
-        panic!("{dialect:?} does not start: {}", server.log());
+        panic!("{:?} does not start: {}", self.dialect, self.log());
     }
 
     /// SQL dialect of the server.
@@ -247,8 +259,8 @@ impl TestServer {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Creates data directory and settings.
-    fn create(&self, certificate: Option<&Certificate>, settings: &[&str]) {
+    /// Creates the data directory.
+    fn create(&self) {
         let place = self.directory.path();
         let mut command = match self.dialect {
             Dialect::Postgres => {
@@ -277,6 +289,11 @@ impl TestServer {
         let output = command.current_dir(place).output();
         let output = output.expect("the program that makes a database runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Writes the settings.
+    fn settle(&self, certificate: Option<&Certificate>, settings: &[&str]) {
+        let place = self.directory.path();
         let text = match self.dialect {
             Dialect::Postgres => settings::postgres(place, certificate, settings),
             Dialect::MySql => settings::mysql(place, certificate, settings),

@@ -1,13 +1,11 @@
 //! The running foundation: processes, network, containers, and the faults done to them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use cluster::network::{Attachment, Network};
 use cluster::process::{Death, Processes};
 use cluster::state::State;
@@ -16,14 +14,17 @@ use cni::metadata::{Entry, Store};
 use cni::namespace::Namespace;
 use cni::tools;
 use nix::sys::signal::Signal;
-use storage::testing::TestServer;
+use swap::front::Pool;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::links::{self, Cut};
-use crate::schedule::{Fault, Kind, Part};
+use crate::database::Database;
+use crate::delay::Delays;
+use crate::disk::{self, Disk};
+use crate::fault::{Fault, Kind};
+use crate::links::{self, Cut, Slow};
+use crate::part::Part;
 use crate::site::{IPTABLES, Plane, Site};
-
-/// The file that fills a disk.
-const FILLER: &str = "filler";
 
 /// A container.
 #[derive(Debug)]
@@ -41,11 +42,19 @@ pub(crate) struct Foundation {
     network: Network,
     state: State,
     processes: Processes,
-    database: Option<Arc<TestServer>>,
+    database: Option<Arc<Database>>,
     containers: BTreeMap<String, Container>,
     cuts: Vec<Cut>,
+    slow: Vec<Slow>,
+    delays: Delays,
+    /// Disks that are slow, until the token is cancelled.
+    slow_disks: BTreeMap<u32, (CancellationToken, JoinSet<anyhow::Result<()>>)>,
     /// Parts whose process may end because of a fault.
     excused: BTreeSet<Part>,
+    /// Parts that a fault has ended.
+    down: BTreeSet<Part>,
+    /// Parts that run the earlier release.
+    earlier: BTreeSet<Part>,
 }
 
 impl Foundation {
@@ -55,10 +64,35 @@ impl Foundation {
         network: Network,
         state: State,
         processes: Processes,
-        database: Option<Arc<TestServer>>,
+        database: Option<Arc<Database>>,
     ) -> Self {
-        let (containers, cuts, excused) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        Self { site, name, network, state, processes, database, containers, cuts, excused }
+        let (cuts, slow, delays) = (Vec::new(), Vec::new(), Delays::default());
+        let (excused, down, earlier) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (containers, slow_disks) = (BTreeMap::new(), BTreeMap::new());
+        Self {
+            site,
+            name,
+            network,
+            state,
+            processes,
+            database,
+            containers,
+            cuts,
+            slow,
+            delays,
+            slow_disks,
+            excused,
+            down,
+            earlier,
+        }
+    }
+
+    /// The task that delays the packets of slow links; it runs in the router's namespace.
+    pub(crate) fn delaying(
+        &self,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + use<> {
+        self.delays.clone().carry(self.name.router(), shutdown)
     }
 
     /// Prepares the network, and starts all parts.
@@ -82,13 +116,15 @@ impl Foundation {
     }
 
     /// The addresses at which parts see the database server, each on its own link.
-    pub(crate) fn database_addresses(&self) -> anyhow::Result<Vec<SocketAddrV4>> {
-        let Some(server) = &self.database else { return Ok(Vec::new()) };
+    pub(crate) fn database_addresses(&self) -> anyhow::Result<Vec<(SocketAddrV4, Arc<Pool>)>> {
+        let Some(database) = &self.database else { return Ok(Vec::new()) };
         let links = self.site.shape.links().into_iter();
         let clients = links.filter(|(_, to)| *to == Part::Database).map(|(from, _)| from);
-        clients
-            .map(|part| Ok(SocketAddrV4::new(self.site.place(part)?.router(), server.port())))
-            .collect()
+        let address = |part| {
+            let router = self.site.place(part)?.router();
+            Ok((SocketAddrV4::new(router, database.port()), database.pool()))
+        };
+        clients.map(address).collect()
     }
 
     pub(crate) fn outside(&self) -> anyhow::Result<&Namespace> {
@@ -96,21 +132,31 @@ impl Foundation {
     }
 
     async fn start(&mut self, part: Part) -> anyhow::Result<()> {
-        let program = self.site.program(part);
-        if !program.executable.is_file() {
-            bail!("{} is not there; build it, or name its directory", program.executable.display());
-        }
+        let program = self.site.program(part, self.earlier.contains(&part))?;
         let resident = self.network.cell(self.site.place(part)?)?.resident();
+        self.down.remove(&part);
         self.processes.start(&program, resident, &mut self.state).await.map(drop)
+    }
+
+    /// Ends a part, which may have ended by itself; it stays down.
+    async fn end_part(&mut self, part: Part) -> anyhow::Result<()> {
+        self.down.insert(part);
+        let name = part.to_string();
+        if self.processes.mark(&name).is_none() {
+            return Ok(());
+        }
+        self.processes.kill(&name, &mut self.state).await
     }
 
     /// Starts a part that ended by itself, as a process supervisor does.
     pub(crate) async fn start_again(&mut self, death: &Death) -> anyhow::Result<()> {
         self.processes.note_death(death, &mut self.state)?;
         let parts = self.site.shape.parts();
-        match parts.into_iter().find(|part| part.to_string() == death.name) {
-            Some(part) => self.start(part).await,
-            None => Ok(()),
+        let part = parts.into_iter().find(|part| part.to_string() == death.name);
+        let runs = self.processes.mark(&death.name).is_some();
+        match part {
+            Some(part) if !runs && !self.down.contains(&part) => self.start(part).await,
+            _ => Ok(()),
         }
     }
 
@@ -121,68 +167,117 @@ impl Foundation {
 
     /// The beginning of a fault.
     pub(crate) async fn harm(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        let number = fault.number;
         match fault.kind {
             Kind::Kill(Part::Database) => self.with_database(|server| server.kill()).await,
             Kind::Pause(Part::Database) => self.with_database(|server| server.pause()).await,
-            Kind::Kill(part) => self.processes.kill(&part.to_string(), &mut self.state).await,
+            Kind::Failover => self.with_database(Database::fail_over).await,
+            Kind::Kill(part) => self.end_part(part).await,
+            Kind::TornFile(part) => {
+                self.end_part(part).await?;
+                disk::tear(&self.site.database_file(part))
+            }
             Kind::Pause(part) => self.processes.signal(&part.to_string(), Signal::SIGSTOP),
             Kind::Cut { from, to, both, percent } => {
                 let (a, b) = self.ends(from, to)?;
-                let cut = |from, to| Cut { fault: fault.number, from, to, percent };
+                let cut = |from, to| Cut { fault: number, from, to, percent };
                 self.cuts.push(cut(a, b));
                 if both {
                     self.cuts.push(cut(b, a));
                 }
-                Ok(links::cut(&self.name.router(), &self.cuts)?)
+                self.harm_links()
+            }
+            Kind::Delay { from, to, milliseconds } => {
+                let ends: [Ipv4Addr; 2] = self.ends(from, to)?.into();
+                self.delays.add(ends, Duration::from_millis(milliseconds.into()));
+                self.slow.push(Slow { fault: number, ends });
+                self.harm_links()
             }
             Kind::Flush(cell) => self.flush(cell),
             Kind::Renew(part) => self.site.issue(part),
-            Kind::Tear(part) => {
+            Kind::Err(error) => Ok(std::fs::write(self.site.trouble(), error.word())?),
+            Kind::Step { part, seconds } => self.site.set_clock(part, seconds),
+            Kind::Tear(part)
+            | Kind::Expire(part)
+            | Kind::Fill(part)
+            | Kind::Slow(part)
+            | Kind::Earlier(part) => {
                 self.excused.insert(part);
-                self.site.tear(part)
+                self.harm_part(part, fault).await
             }
-            Kind::Expire(part) => {
-                self.excused.insert(part);
-                self.site.expire(part)
+        }
+    }
+
+    /// A fault whose part may end by itself.
+    async fn harm_part(&mut self, part: Part, fault: &Fault) -> anyhow::Result<()> {
+        match fault.kind {
+            Kind::Tear(_) => self.site.tear(part),
+            Kind::Expire(_) => self.site.expire(part),
+            Kind::Fill(_) => self.site.disk(part).fill(),
+            Kind::Slow(_) => {
+                let end = CancellationToken::new();
+                let mut slow = JoinSet::new();
+                slow.spawn(Disk::slow(self.site.disk(part), end.clone()));
+                self.slow_disks.insert(fault.number, (end, slow));
+                Ok(())
             }
-            Kind::Fill(part) => {
-                self.excused.insert(part);
-                fill(&self.site.disk(part).join(FILLER))
+            Kind::Earlier(_) => {
+                self.end_part(part).await?;
+                self.earlier.insert(part);
+                self.start(part).await
             }
-            Kind::Err(way) => Ok(std::fs::write(self.site.trouble(), way)?),
+            _ => Ok(()),
         }
     }
 
     /// The end of a fault.
     pub(crate) async fn mend(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        self.excused.retain(|part| !fault.kind.parts().contains(part));
         match fault.kind {
             Kind::Kill(Part::Database) => self.with_database(|server| server.restart()).await,
             Kind::Pause(Part::Database) => self.with_database(|server| server.resume()).await,
-            Kind::Kill(part) => self.start(part).await,
+            Kind::Failover => self.with_database(Database::return_killed).await,
+            Kind::Kill(part) | Kind::TornFile(part) => self.start(part).await,
             Kind::Pause(part) => self.processes.signal(&part.to_string(), Signal::SIGCONT),
             Kind::Cut { .. } => {
                 self.cuts.retain(|cut| cut.fault != fault.number);
-                Ok(links::cut(&self.name.router(), &self.cuts)?)
+                self.harm_links()
+            }
+            Kind::Delay { from, to, .. } => {
+                self.slow.retain(|slow| slow.fault != fault.number);
+                self.harm_links()?;
+                self.delays.remove(self.ends(from, to)?.into());
+                Ok(())
             }
             Kind::Flush(_) | Kind::Renew(_) => Ok(()),
-            Kind::Tear(part) | Kind::Expire(part) => {
-                self.excused.remove(&part);
-                self.site.issue(part)
+            Kind::Tear(part) | Kind::Expire(part) => self.site.issue(part),
+            Kind::Fill(part) => self.site.disk(part).empty(),
+            Kind::Slow(_) => {
+                let slow = self.slow_disks.remove(&fault.number);
+                let (end, mut slow) = slow.context("a disk that is not slow")?;
+                end.cancel();
+                slow.join_next().await.context("the slow disk")??
             }
-            Kind::Fill(part) => {
-                self.excused.remove(&part);
-                Ok(std::fs::remove_file(self.site.disk(part).join(FILLER))?)
+            Kind::Step { part, .. } => self.site.set_clock(part, 0),
+            Kind::Earlier(part) => {
+                self.end_part(part).await?;
+                self.earlier.remove(&part);
+                self.start(part).await
             }
             Kind::Err(_) => Ok(std::fs::remove_file(self.site.trouble())?),
         }
     }
 
+    fn harm_links(&self) -> anyhow::Result<()> {
+        Ok(links::harm(&self.name.router(), &self.cuts, &self.slow)?)
+    }
+
     async fn with_database(
         &self,
-        work: impl FnOnce(&TestServer) + Send + 'static,
+        work: impl FnOnce(&Database) -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<()> {
         let server = Arc::clone(self.database.as_ref().context("there is no database server")?);
-        tokio::task::spawn_blocking(move || work(&server)).await.context("the database server")
+        tokio::task::spawn_blocking(move || work(&server)).await.context("the database server")?
     }
 
     /// The addresses of both ends. A client sees the database server at the router.
@@ -208,7 +303,8 @@ impl Foundation {
                 let chains = listing.lines().filter_map(|line| line.strip_prefix("-N "));
                 for chain in chains.filter(|chain| chain.starts_with("asg-")) {
                     let flush = ["netns", "exec", &namespace, IPTABLES, "-w", "-F", chain];
-                    tools::run("ip", flush)?;
+                    // The agent may have removed the chain meanwhile.
+                    let _flushed = tools::run("ip", flush);
                 }
             }
         }
@@ -283,21 +379,16 @@ impl Foundation {
         for container in std::mem::take(&mut self.containers).into_values() {
             result = result.and(self.network.detach(container.attachment, &mut self.state));
         }
-        result = result.and(self.site.unmount().map_err(Into::into));
-        result.and(self.network.lower(&mut self.state)).context("removing the foundation")
-    }
-}
-
-/// Writes until the disk is full.
-fn fill(file: &Path) -> anyhow::Result<()> {
-    let mut file = File::create(file)?;
-    let block = [0; 64 << 10];
-    loop {
-        match file.write(&block) {
-            Ok(_length) => {}
-            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
-            Err(error) => return Err(error).context("filling a disk"),
+        for (end, mut slow) in std::mem::take(&mut self.slow_disks).into_values() {
+            end.cancel();
+            while let Some(ended) = slow.join_next().await {
+                result = result.and(ended.unwrap_or_else(|panic| Err(panic.into())));
+            }
         }
+        for part in self.site.shape.with_files() {
+            result = result.and(self.site.disk(part).unmount().map_err(Into::into));
+        }
+        result.and(self.network.lower(&mut self.state)).context("removing the foundation")
     }
 }
 

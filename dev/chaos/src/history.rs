@@ -165,6 +165,8 @@ pub enum Event {
         /// Whether a fault of the run ended it, or may have.
         expected: bool,
     },
+    /// The times of the schedule count from here.
+    Trouble,
     /// All faults and changes are over.
     Calm,
     /// The last entry.
@@ -184,6 +186,9 @@ pub struct Begin {
     pub cells: Vec<String>,
     /// The name of the group with a rule that cells cannot enforce.
     pub bad_group: Option<String>,
+    /// Whether a failover of the database can lose acknowledged commits.
+    #[serde(default)]
+    pub loses_commits: bool,
     /// The stated bounds.
     pub bounds: Bounds,
 }

@@ -8,15 +8,23 @@
 mod changes;
 pub mod check;
 mod churn;
+mod config;
+mod database;
+mod delay;
+mod disk;
+mod fault;
 mod foundation;
 pub mod history;
 mod links;
 mod owners;
+mod part;
 mod record;
 mod run;
 mod schedule;
+mod shrink;
 mod site;
 mod stores;
+mod verdict;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -32,12 +40,12 @@ use cluster::topology::Name;
 use cni::namespace::Resident;
 use storage::server::Dialect;
 
-use crate::run::Options;
-use crate::schedule::Shape;
-use crate::site::{Plane, Site};
-
-/// How many violations are printed; all are in the file `violations`.
-const MOST_VIOLATIONS: usize = 40;
+use crate::database::{Database, Replication};
+use crate::fault::Fault;
+use crate::part::Shape;
+use crate::run::{BOUNDS, Options};
+use crate::site::{Binaries, Plane, Site};
+use crate::verdict::Verdict;
 
 /// Random trouble for a foundation of real processes, judged by the ten laws
 ///
@@ -61,8 +69,21 @@ pub struct Arguments {
     /// Number of cells
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=16))]
     cells: u8,
+    /// Replica of the PostgreSQL server, which takes over in a failover
+    #[arg(long, value_enum, default_value_t = Replication::None)]
+    replication: Replication,
+    /// Directory of an earlier release's programs, which take the place of the current ones at
+    /// times
+    #[arg(long, value_name = "DIR")]
+    earlier_dir: Option<PathBuf>,
+    /// Play the faults of this file, as an earlier run wrote it, instead of random ones
+    #[arg(long, value_name = "FILE")]
+    schedule: Option<PathBuf>,
+    /// After a violation, run again up to so many times to find the faults that it needs
+    #[arg(long, value_name = "RUNS", default_value_t = 0)]
+    shrink: usize,
     /// Only judge this history
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
     /// Prefix of the names of all network namespaces
     #[arg(long, default_value = "chaos", value_parser = Name::parse)]
@@ -123,7 +144,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Runs the trouble, and judges the history.
 ///
 /// Returns the exit code of the process.
-pub fn main(arguments: Arguments) -> ExitCode {
+pub fn main(arguments: &Arguments) -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -134,56 +155,103 @@ pub fn main(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(history) = &arguments.check {
-        return judge(history);
+        return Verdict::read(history)?.print(history);
     }
-    let Arguments { duration, seed, backend, plane, cells, name, state_dir, bin_dir, .. } =
-        arguments;
     runtime::tls::install_provider();
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let directory = match &arguments.state_dir {
+        Some(directory) => std::path::absolute(directory)?,
+        None => cluster::default_directory(&arguments.name)?,
+    };
+    let options = options(arguments, seed)?;
+    let faults = match &arguments.schedule {
+        Some(file) => read(file)?,
+        None => {
+            let heal = Duration::from_micros(BOUNDS.heal);
+            schedule::schedule(seed, options.shape, arguments.duration, heal)
+        }
+    };
+    progress(&format!(
+        "chaos --duration {}s --seed {seed} --backend {} --plane {} --cells {}",
+        arguments.duration.as_secs(),
+        options.backend,
+        options.plane.name(),
+        options.shape.cells,
+    ));
+    let (file, verdict) = once(&options, &directory, &faults)?;
+    let Some((started, at, law)) = verdict.first() else { return verdict.print(&file) };
+    write(&directory.join("schedule.json"), &faults)?;
+    let mut near = shrink::near(&faults, started, at, BOUNDS);
+    if arguments.shrink > 0 {
+        near = shrink::reduce(near, arguments.shrink, |rest| {
+            progress(&format!("shrinking: {} faults", rest.len()));
+            let (_, verdict) = once(&options, &directory.join("shrink"), rest)?;
+            Ok(verdict.has(law))
+        })?;
+    }
+    let shrunken = directory.join("shrunken.json");
+    write(&shrunken, &near)?;
+    progress(&format!("{} faults near the first violation: {}", near.len(), shrunken.display()));
+    verdict.print(&file)
+}
+
+/// What to run, from the arguments.
+fn options(arguments: &Arguments, seed: u64) -> anyhow::Result<Options> {
+    let Arguments { backend, replication, plane, cells, name, bin_dir, earlier_dir, .. } =
+        arguments;
+    let dialect = backend.dialect();
+    if *replication != Replication::None && dialect != Some(Dialect::Postgres) {
+        bail!("--replication needs --backend postgres");
+    }
     let own = std::env::current_exe()?;
     let beside = own.parent().context("this executable lies in a directory")?;
-    let binaries = bin_dir.map_or_else(|| Ok(beside.to_owned()), std::path::absolute)?;
-    let directory = state_dir.map_or_else(|| cluster::default_directory(&name), Ok)?;
-    let (state, left) = State::take(&std::path::absolute(directory)?)?;
-    let instances = if backend.dialect().is_some() { 3 } else { 1 };
+    let current = std::path::absolute(bin_dir.as_deref().unwrap_or(beside))?;
+    let earlier = earlier_dir.as_deref().map(std::path::absolute).transpose()?;
+    let instances = if dialect.is_some() { 3 } else { 1 };
     let shape = Shape {
         lock_servers: instances,
         policy_stores: instances,
         syncers: 3,
-        cells,
-        has_database: backend.dialect().is_some(),
+        cells: *cells,
+        has_database: dialect.is_some(),
+        has_replica: *replication != Replication::None,
+        has_earlier: earlier.is_some(),
     };
-    progress(&format!(
-        "chaos --duration {}s --seed {seed} --backend {} --plane {} --cells {cells}",
-        duration.as_secs(),
-        backend.name(),
-        plane.name()
-    ));
-    let history = state.directory().join("history.jsonl");
-    let backend_name = backend.name().to_owned();
-    let options = Options {
-        name,
+    Ok(Options {
+        name: name.clone(),
         seed,
-        duration,
-        backend: backend_name,
-        plane,
+        backend: backend.name().to_owned(),
+        dialect,
+        replication: *replication,
+        plane: *plane,
         shape,
-        binaries,
-        history: history.clone(),
-    };
-    in_router(options, state, &left, backend.dialect())?;
-    judge(&history)
+        binaries: Binaries { current, earlier },
+    })
+}
+
+/// Plays the faults, and judges the history. Returns the file of the history.
+fn once(
+    options: &Options,
+    directory: &Path,
+    faults: &[Fault],
+) -> anyhow::Result<(PathBuf, Verdict)> {
+    let (state, left) = State::take(directory)?;
+    let history = directory.join("history.jsonl");
+    in_router(options.clone(), history.clone(), state, &left, faults.to_vec())?;
+    let verdict = Verdict::read(&history)?;
+    Ok((history, verdict))
 }
 
 /// Builds the network, and runs in the namespace of its router, from which all parts are
 /// reachable.
 fn in_router(
     options: Options,
+    history: PathBuf,
     mut state: State,
     left: &state::Made,
-    dialect: Option<Dialect>,
+    faults: Vec<Fault>,
 ) -> anyhow::Result<()> {
     let builder = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let router = options.name.router();
@@ -200,9 +268,11 @@ fn in_router(
     }
     let resident = Resident::of(&router)?;
     let inside = move || -> anyhow::Result<()> {
-        let database = dialect.map(site::database);
+        let start = |dialect| Database::start(dialect, options.replication);
+        let database = options.dialect.map(start);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let outcome = runtime.block_on(run::play(options, network, state, database));
+        let played = run::play(options, &history, network, state, database, &faults);
+        let outcome = runtime.block_on(played);
         runtime.shutdown_background();
         outcome
     };
@@ -211,35 +281,15 @@ fn in_router(
     thread.join().map_err(|_panic| anyhow!("the run panicked"))?
 }
 
-/// Judges a history; prints the counts and the violations.
-fn judge(path: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(path);
-    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
-    let entries = history::parse(&text).map_err(|why| anyhow!("{}: {why}", path.display()))?;
-    let violations = check::check(&entries).map_err(anyhow::Error::msg)?;
-    let mut out = std::io::stdout().lock();
-    for (kind, count) in check::count(&entries).kinds {
-        writeln!(out, "{count:9} {kind}")?;
-    }
-    writeln!(out, "{:9} violations", violations.len())?;
-    out.flush()?;
-    if violations.is_empty() {
-        return Ok(());
-    }
-    let lines: Vec<String> = violations
-        .iter()
-        .map(|violation| {
-            let check::Violation { law, at, what } = violation;
-            format!("law {law} at {:.3} s: {what}", at.seconds())
-        })
-        .collect();
-    let file = path.with_file_name("violations");
-    std::fs::write(&file, lines.join("\n") + "\n")?;
-    for line in lines.iter().take(MOST_VIOLATIONS) {
-        progress(line);
-    }
-    let seed = check::begin(&entries).map_err(anyhow::Error::msg)?.seed;
-    bail!("{} violations with seed {seed}; history and logs: {}", lines.len(), path.display())
+fn read(file: &Path) -> anyhow::Result<Vec<Fault>> {
+    let text = std::fs::read_to_string(file);
+    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no schedule", file.display()))
+}
+
+fn write(file: &Path, faults: &[Fault]) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(faults)?;
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Prints a line of progress.

@@ -1,7 +1,7 @@
 //! A run: starts the foundation, the load and the observers, plays the faults, and waits until
 //! all parts agree.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use cluster::state::State;
 use cluster::topology::Name;
 use cni::namespace::Resident;
 use runtime::supervise::Tasks;
-use storage::testing::TestServer;
-use swap::front::{self, Pool};
+use storage::server::Dialect;
+use swap::front;
 use swap::packets::Senders;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,13 +24,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::changes::{BAD, Groups};
 use crate::churn::Churn;
+use crate::database::{Database, Replication};
+use crate::fault::Fault;
 use crate::foundation::Foundation;
 use crate::history::{Begin, Bounds, Event};
 use crate::owners::{KEYS, OWNERS, Owner};
+use crate::part::{Part, Shape};
 use crate::progress;
 use crate::record::Record;
-use crate::schedule::{Part, Shape, schedule};
-use crate::site::{API, Plane, Site, UAA};
+use crate::site::{API, Binaries, Plane, Site, UAA};
 use crate::stores::{self, Store};
 
 /// Timeout of the start, on a busy machine.
@@ -49,26 +51,28 @@ pub(crate) const BOUNDS: Bounds =
     Bounds { recovery: 40_000_000, change: 5_000_000, heal: 10_000_000, late: 2_000_000 };
 
 /// What to run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) name: Name,
     pub(crate) seed: u64,
-    pub(crate) duration: Duration,
     pub(crate) backend: String,
+    pub(crate) dialect: Option<Dialect>,
+    pub(crate) replication: Replication,
     pub(crate) plane: Plane,
     pub(crate) shape: Shape,
-    pub(crate) binaries: PathBuf,
-    pub(crate) history: PathBuf,
+    pub(crate) binaries: Binaries,
 }
 
 /// Runs in the router's namespace, and removes everything.
 pub(crate) async fn play(
     options: Options,
+    history: &Path,
     network: Network,
     state: State,
-    database: Option<TestServer>,
+    database: Option<Database>,
+    faults: &[Fault],
 ) -> anyhow::Result<()> {
-    let Options { name, plane, shape, binaries, history, .. } = &options;
+    let Options { name, plane, shape, binaries, .. } = &options;
     let directory = state.directory().to_owned();
     let site = Site::write(&directory, binaries.clone(), *plane, *shape, database.as_ref())?;
     let site = Arc::new(site);
@@ -85,13 +89,14 @@ pub(crate) async fn play(
         plane: plane.name().to_owned(),
         cells: (1..=shape.cells).map(|cell| format!("cell-{cell}")).collect(),
         bad_group: Some(BAD.to_owned()),
+        loses_commits: options.replication == Replication::Asynchronous,
         bounds: BOUNDS,
     }));
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let [interrupt, terminate, hangup] = kinds.map(signal);
     let (mut interrupt, mut terminate, mut hangup) = (interrupt?, terminate?, hangup?);
     let outcome = tokio::select! {
-        outcome = run(&options, &site, &foundation, &record, deaths) => outcome,
+        outcome = run(&options, faults, &site, &foundation, &record, deaths) => outcome,
         _signal = interrupt.recv() => Err(anyhow!("interrupted")),
         _signal = terminate.recv() => Err(anyhow!("interrupted")),
         _signal = hangup.recv() => Err(anyhow!("interrupted")),
@@ -104,6 +109,7 @@ pub(crate) async fn play(
 
 async fn run(
     options: &Options,
+    faults: &[Fault],
     site: &Arc<Site>,
     foundation: &Arc<Mutex<Foundation>>,
     record: &Record,
@@ -112,11 +118,10 @@ async fn run(
     let shutdown = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
     progress("starting all parts");
-    for address in foundation.lock().await.database_addresses()? {
+    tasks.add("delays", foundation.lock().await.delaying(shutdown.clone()));
+    for (address, pool) in foundation.lock().await.database_addresses()? {
         let listener = TcpListener::bind(address).await?;
-        // The server listens on 127.0.0.1 only.
-        let server = Pool::new(&[(address.port(), None)]);
-        tasks.add("database", front::serve(listener, server, shutdown.clone()));
+        tasks.add("database", front::serve(listener, pool, shutdown.clone()));
     }
     foundation.lock().await.start_all().await?;
     let supervised = supervise(Arc::clone(foundation), record.clone(), deaths, shutdown.clone());
@@ -132,7 +137,7 @@ async fn run(
         record: record.clone(),
         shutdown: shutdown.clone(),
     };
-    let outcome = trouble(options, site, &churn, tasks, record).await;
+    let outcome = trouble(options, faults, site, &churn, tasks, record).await;
     shutdown.cancel();
     let Churn { senders, .. } = &churn;
     let packets = senders.lock().await.take();
@@ -143,6 +148,7 @@ async fn run(
 
 async fn trouble(
     options: &Options,
+    faults: &[Fault],
     site: &Arc<Site>,
     churn: &Churn,
     mut tasks: Tasks,
@@ -166,10 +172,8 @@ async fn trouble(
         end.cancelled().await;
         Ok(())
     });
-    let heal = Duration::from_micros(BOUNDS.heal);
-    let faults = schedule(options.seed, site.shape, options.duration, heal);
-    progress(&format!("{} faults in {:?}", faults.len(), options.duration));
-    faults_in_turn(&faults, foundation, record, shutdown).await?;
+    record.note(Event::Trouble);
+    faults_in_turn(faults, foundation, record, shutdown).await?;
     end_of_changes.cancel();
     groups.finish().await?;
     record.note(Event::Calm);
@@ -229,7 +233,7 @@ fn observe(
 
 /// Plays the faults; each begins and ends at its time.
 async fn faults_in_turn(
-    faults: &[crate::schedule::Fault],
+    faults: &[Fault],
     foundation: &Arc<Mutex<Foundation>>,
     record: &Record,
     shutdown: &CancellationToken,
@@ -238,17 +242,15 @@ async fn faults_in_turn(
     let ends = faults.iter().map(|fault| (fault.to, false, fault));
     let mut steps: Vec<_> = begins.chain(ends).collect();
     steps.sort_by_key(|(at, begins, fault)| (*at, *begins, fault.number));
+    progress(&format!("{} faults", faults.len()));
     let since = Instant::now();
     for (at, begins, fault) in steps {
         if shutdown.run_until_cancelled(sleep_until(since + at)).await.is_none() {
             bail!("a task of the run ended");
         }
-        let flushed = match fault.kind {
-            crate::schedule::Kind::Flush(cell) => Some(format!("cell-{cell}")),
-            _ => None,
-        };
         let (number, what) = (fault.number, fault.kind.to_string());
-        let event = Event::Fault { number, what: what.clone(), begins, flushed };
+        let event =
+            Event::Fault { number, what: what.clone(), begins, flushed: fault.kind.flushed() };
         let mut foundation = foundation.lock().await;
         // The trouble begins after the first entry, and ends before the second.
         if begins {

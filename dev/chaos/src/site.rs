@@ -2,22 +2,20 @@
 //! its own, with a link to the router: the cells 1 to 5 are cells, the others are the VMs of
 //! the control plane.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use certificates::{Authority, Files};
-use cluster::control;
 use cluster::process::Program;
-use cluster::topology::{Cell, OVERLAY};
-use cni::tools;
+use cluster::topology::Cell;
 use runtime::tls::ClientTls;
-use serde_json::{Value, json};
-use storage::server::Dialect;
-use storage::testing::TestServer;
 
-use crate::schedule::{Part, Shape};
+use crate::database::Database;
+use crate::disk::Disk;
+use crate::part::{Part, Shape};
 
 pub(crate) const API: u16 = 9022;
 pub(crate) const INTERNAL_API: u16 = 9023;
@@ -29,10 +27,6 @@ pub(crate) const STORE: u16 = 4004;
 pub(crate) const LOCKS_NAME: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
 /// `policy-store.service.cf.internal`.
 pub(crate) const STORE_NAME: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
-
-/// The databases of a shared server.
-const LOCKS_DATABASE: &str = "locket";
-const GROUPS_DATABASE: &str = "network_policy";
 
 /// The data plane of the cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -52,8 +46,8 @@ impl Plane {
     }
 }
 
-/// The size of a disk: enough for the databases of an hour.
-const DISK: &str = "96m";
+/// Lets a process have a wall clock of its own, from Debian's package libfaketime.
+const FAKE_CLOCK: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// The prefix of the programs of iptables.
 pub(crate) const IPTABLES: &str = "iptables-legacy";
@@ -61,9 +55,9 @@ pub(crate) const IPTABLES: &str = "iptables-legacy";
 /// Directories, certificates and configuration files.
 #[derive(Debug)]
 pub(crate) struct Site {
-    root: PathBuf,
+    pub(crate) root: PathBuf,
     own: PathBuf,
-    binaries: PathBuf,
+    binaries: Binaries,
     pub(crate) plane: Plane,
     pub(crate) shape: Shape,
     authority: Authority,
@@ -71,27 +65,37 @@ pub(crate) struct Site {
     watcher: Files,
 }
 
+/// The directories of the services' programs.
+#[derive(Debug, Clone)]
+pub(crate) struct Binaries {
+    pub(crate) current: PathBuf,
+    /// Those of an earlier release.
+    pub(crate) earlier: Option<PathBuf>,
+}
+
 impl Site {
-    /// Writes all files below the directory.
+    /// Writes all files below the directory, and mounts the disks.
     pub(crate) fn write(
         root: &Path,
-        binaries: PathBuf,
+        binaries: Binaries,
         plane: Plane,
         shape: Shape,
-        database: Option<&TestServer>,
+        database: Option<&Database>,
     ) -> anyhow::Result<Self> {
-        let cells = (1..=shape.cells).map(|number| format!("cell-{number}"));
-        for disk in disks(root, Shape { has_database: false, ..shape }) {
-            // Of an earlier run that was killed; usually there is none.
-            let _none = tools::run("umount", [&disk]);
+        // A killed run leaves its disks mounted.
+        for part in (Shape { has_database: false, ..shape }).with_files() {
+            Disk::at(disk(root, part)).unmount_leftover();
         }
+        let cells = (1..=shape.cells).map(|number| format!("cell-{number}"));
         for directory in cells.chain(["config", "logs", "data"].map(str::to_owned)) {
             remove(&root.join(directory))?;
         }
         for directory in ["config", "logs", "data"] {
             fs::create_dir_all(root.join(directory))?;
         }
-        mount(root, shape)?;
+        for part in shape.with_files() {
+            Disk::at(disk(root, part)).mount()?;
+        }
         let authority = Authority::create(&root.join("certificates"))?;
         let site = Self {
             operator: authority.issue("operator", &[])?,
@@ -104,24 +108,22 @@ impl Site {
             authority,
         };
         for part in shape.parts() {
-            site.issue(part)?;
-            let config = match part {
-                Part::CloudController => site.cloud_controller(),
-                Part::LockServer(_) => site.lock_server(part, database),
-                Part::PolicyStore(_) => site.policy_store(part, database),
-                Part::Syncer(_) => site.syncer(part),
-                Part::Agent(number) => {
-                    fs::create_dir_all(site.cell(number).join("container-metadata"))?;
-                    fs::create_dir_all(site.cell(number).join("agent"))?;
-                    site.agent(number)
-                }
-                Part::Database => continue,
-            };
-            let path = site.config(part);
-            fs::write(&path, serde_json::to_string_pretty(&config)?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            site.prepare(part, database)?;
         }
         Ok(site)
+    }
+
+    /// Writes the files of a part.
+    fn prepare(&self, part: Part, database: Option<&Database>) -> anyhow::Result<()> {
+        self.issue(part)?;
+        self.set_clock(part, 0)?;
+        if let Part::Agent(number) = part {
+            fs::create_dir_all(self.cell(number).join("container-metadata"))?;
+            fs::create_dir_all(self.cell(number).join("agent"))?;
+        }
+        let path = self.config(part);
+        let text = serde_json::to_string_pretty(&self.configuration(part, database))?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Writes a new certificate of a part.
@@ -165,7 +167,7 @@ impl Site {
         fs::write(&path, &text[..text.len() / 2]).with_context(|| path.display().to_string())
     }
 
-    fn certificate(&self, part: Part) -> Files {
+    pub(crate) fn certificate(&self, part: Part) -> Files {
         let name = match part {
             Part::Agent(number) => format!("cell-{number}"),
             _ => part.to_string(),
@@ -196,7 +198,7 @@ impl Site {
         Ok(self.place(part)?.underlay())
     }
 
-    fn at(&self, part: Part, port: u16) -> String {
+    pub(crate) fn at(&self, part: Part, port: u16) -> String {
         let place = self.place(part).expect("the schedule has only parts of the shape");
         SocketAddrV4::new(place.underlay(), port).to_string()
     }
@@ -237,21 +239,31 @@ impl Site {
     }
 
     /// The disk of a part with SQLite.
-    pub(crate) fn disk(&self, part: Part) -> PathBuf {
-        self.root.join("data").join(part.to_string())
+    pub(crate) fn disk(&self, part: Part) -> Disk {
+        Disk::at(disk(&self.root, part))
     }
 
-    /// Unmounts the disks.
-    pub(crate) fn unmount(&self) -> Result<(), tools::Error> {
-        let disks = disks(&self.root, self.shape);
-        disks.iter().try_for_each(|disk| tools::run("umount", [disk]).map(drop))
+    /// The database file of a part with SQLite.
+    pub(crate) fn database_file(&self, part: Part) -> PathBuf {
+        let name = if matches!(part, Part::LockServer(_)) { "locks.db" } else { "groups.db" };
+        disk(&self.root, part).join(name)
+    }
+
+    /// Lets the wall clock of a part be wrong by so many seconds.
+    pub(crate) fn set_clock(&self, part: Part, seconds: i32) -> anyhow::Result<()> {
+        let path = self.clock(part);
+        fs::write(&path, format!("{seconds:+}\n")).with_context(|| path.display().to_string())
+    }
+
+    fn clock(&self, part: Part) -> PathBuf {
+        self.root.join("config").join(format!("{part}.clock"))
     }
 
     fn config(&self, part: Part) -> PathBuf {
         self.root.join("config").join(format!("{part}.json"))
     }
 
-    fn cell(&self, number: u8) -> PathBuf {
+    pub(crate) fn cell(&self, number: u8) -> PathBuf {
         self.root.join(format!("cell-{number}"))
     }
 
@@ -263,171 +275,48 @@ impl Site {
         self.cell(cell).join("agent.sock")
     }
 
-    /// The command line of a part.
-    pub(crate) fn program(&self, part: Part) -> Program {
-        let config = self.config(part).into_os_string();
-        let ours = |program: &str, flag: &str| {
-            (self.binaries.join(program), vec![flag.into(), config.clone()])
-        };
-        let (executable, arguments) = match part {
+    /// The command line of a part, of the current or the earlier release.
+    pub(crate) fn program(&self, part: Part, is_earlier: bool) -> anyhow::Result<Program> {
+        let earlier = self.binaries.earlier.as_ref().filter(|_| is_earlier);
+        let directory = earlier.unwrap_or(&self.binaries.current);
+        let (executable, flags) = match part {
             Part::CloudController | Part::Database => {
-                let arguments = ["cloud-controller", "--config-file"].map(Into::into);
-                (self.own.clone(), arguments.into_iter().chain([config]).collect())
+                (self.own.clone(), &["cloud-controller", "--config-file"][..])
             }
-            Part::LockServer(_) => ours("lock-server", "-config"),
-            Part::PolicyStore(_) => ours("policy-store", "-config-file"),
-            Part::Syncer(_) => ours("syncer", "-config-file"),
-            Part::Agent(_) => ours("cell-agent", "-config-file"),
+            Part::LockServer(_) => (directory.join("lock-server"), &["-config"][..]),
+            Part::PolicyStore(_) => (directory.join("policy-store"), &["-config-file"][..]),
+            Part::Syncer(_) => (directory.join("syncer"), &["-config-file"][..]),
+            Part::Agent(_) => (directory.join("cell-agent"), &["-config-file"][..]),
         };
+        for (file, advice) in [
+            (executable.as_path(), "build it, or name its directory"),
+            (FAKE_CLOCK.as_ref(), "install the package faketime"),
+        ] {
+            if !file.is_file() {
+                bail!("{} is not there: {advice}", file.display());
+            }
+        }
+        let clock = self.clock(part).into_os_string();
+        let mut arguments: Vec<OsString> = ["LD_PRELOAD=", "FAKETIME_TIMESTAMP_FILE="]
+            .into_iter()
+            .zip([OsString::from(FAKE_CLOCK), clock])
+            .map(|(name, value)| [name.into(), value].into_iter().collect())
+            .collect();
+        // The file is read again every second. The monotonic clock does not jump.
+        arguments.extend(
+            ["FAKETIME_CACHE_DURATION=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"]
+                .map(OsString::from),
+        );
+        arguments.push(executable.into_os_string());
+        arguments.extend(flags.iter().map(OsString::from));
+        arguments.push(self.config(part).into_os_string());
         let log = self.root.join("logs").join(format!("{part}.log"));
-        Program { name: part.to_string(), executable, arguments, log }
-    }
-
-    fn cloud_controller(&self) -> Value {
-        let part = Part::CloudController;
-        let Files { ca, cert, key } = self.certificate(part);
-        json!({
-            "api_address": self.at(part, API), "uaa_address": self.at(part, UAA),
-            "internal_address": self.at(part, INTERNAL_API),
-            "tls": { "cert_file": cert, "key_file": key },
-            "internal_tls": { "ca_file": ca, "cert_file": cert, "key_file": key },
-            "state_file": self.root.join("data").join("cloud-controller.json"),
-            "trouble_file": self.trouble(),
-        })
-    }
-
-    fn lock_server(&self, part: Part, database: Option<&TestServer>) -> Value {
-        let Files { ca, cert, key } = self.certificate(part);
-        let (driver, connection) = match database {
-            Some(server) => {
-                (driver(server), server.connection_string(&self.router(part), LOCKS_DATABASE))
-            }
-            None => {
-                let file = self.disk(part).join("locks.db");
-                ("sqlite", file.to_string_lossy().into_owned())
-            }
-        };
-        json!({
-            "listen_address": self.at(part, LOCKS), "debug_address": "127.0.0.1:17018",
-            "ca_file": ca, "cert_file": cert, "key_file": key,
-            "database_driver": driver, "database_connection_string": connection,
-            "log_level": "info", "time_format": "rfc3339",
-        })
-    }
-
-    /// The router as that part sees it.
-    fn router(&self, part: Part) -> String {
-        let place = self.place(part).expect("the schedule has only parts of the shape");
-        place.router().to_string()
-    }
-
-    fn policy_store(&self, part: Part, database: Option<&TestServer>) -> Value {
-        let Files { ca, cert, key } = self.certificate(part);
-        let database = match database {
-            Some(server) => json!({
-                "type": driver(server), "user": "tester", "password": "secret",
-                "host": self.router(part), "port": server.port(), "timeout": 60,
-                "database_name": GROUPS_DATABASE,
-            }),
-            None => json!({
-                "type": "sqlite", "path": self.disk(part).join("groups.db"),
-            }),
-        };
-        let writers = (1..=self.shape.syncers).map(|n| format!("cn=syncer-{n}"));
-        let writers: Vec<_> = writers.chain(["cn=operator".to_owned()]).collect();
-        json!({
-            "grpc_listen_address": self.at(part, STORE), "admin_listen_address": "127.0.0.1:4005",
-            "ca_cert_file": ca, "server_cert_file": cert, "server_key_file": key,
-            "database": database,
-            "writer_identities": writers,
-            "cell_identities": ["ou=cell"], "operator_identities": ["cn=operator"],
-            "cell_id_from": "any", "log_level": "info",
-        })
-    }
-
-    fn syncer(&self, part: Part) -> Value {
-        let Files { ca, cert, key } = self.certificate(part);
-        let controller = self.at(Part::CloudController, UAA);
-        let controller = controller.split(':').next().unwrap_or_default();
-        json!({
-            "uuid": part.to_string(), "log_level": "info", "log_prefix": "cfnetworking",
-            "debug_server_port": 17021,
-            "cc_url": self.url(API), "cc_ca_cert": ca,
-            "cc_internal_url": self.url(INTERNAL_API), "cc_internal_ca_cert": ca,
-            "cc_internal_client_cert": cert, "cc_internal_client_key": key,
-            "uaa_url": format!("https://{controller}"), "uaa_port": UAA, "uaa_ca": ca,
-            "uaa_client": "network-policy", "uaa_client_secret": "network-policy-secret",
-            "locket_address": format!("{LOCKS_NAME}:{LOCKS}"), "locket_ca_cert_file": ca,
-            "locket_client_cert_file": cert, "locket_client_key_file": key,
-            "policy_store_address": format!("{STORE_NAME}:{STORE}"),
-            "policy_store_ca_cert_file": ca, "policy_store_client_cert_file": cert,
-            "policy_store_client_key_file": key,
-        })
-    }
-
-    fn agent(&self, number: u8) -> Value {
-        let part = Part::Agent(number);
-        let Files { ca, cert, key } = self.certificate(part);
-        let directory = self.cell(number);
-        json!({
-            "cell_id": format!("cell-{number}"),
-            "policy_store_address": format!("{STORE_NAME}:{STORE}"),
-            "ca_cert_file": ca, "client_cert_file": cert, "client_key_file": key,
-            "cni_datastore_path": self.metadata(number), "overlay_network": OVERLAY,
-            "underlay_ips": [self.address(part).unwrap_or(Ipv4Addr::UNSPECIFIED)],
-            "state_directory": directory.join("agent"), "control_socket": self.socket(number),
-            "data_plane": self.plane.name(), "iptables_path": IPTABLES,
-            "iptables_lock_file": directory.join("iptables.lock"),
-            "force_policy_poll_cycle_host": "127.0.0.1",
-            "force_policy_poll_cycle_port": control::PORT,
-            "debug_server_host": "127.0.0.1", "debug_server_port": 8721, "log_level": "info",
-        })
+        Ok(Program { name: part.to_string(), executable: "/usr/bin/env".into(), arguments, log })
     }
 }
 
-/// The disks of the parts with SQLite, which can be full.
-fn disks(root: &Path, shape: Shape) -> Vec<PathBuf> {
-    if shape.has_database {
-        return Vec::new();
-    }
-    let parts = [Part::LockServer(1), Part::PolicyStore(1)];
-    parts.iter().map(|part| root.join("data").join(part.to_string())).collect()
-}
-
-/// Mounts a small disk for each part with SQLite.
-fn mount(root: &Path, shape: Shape) -> anyhow::Result<()> {
-    for disk in disks(root, shape) {
-        fs::create_dir_all(&disk)?;
-        let size = format!("size={DISK}");
-        tools::run(
-            "mount",
-            [
-                "-t".as_ref(),
-                "tmpfs".as_ref(),
-                "-o".as_ref(),
-                size.as_ref(),
-                "tmpfs".as_ref(),
-                disk.as_os_str(),
-            ],
-        )?;
-    }
-    Ok(())
-}
-
-/// Starts a database server with the databases of the foundation.
-pub(crate) fn database(dialect: Dialect) -> TestServer {
-    let server = TestServer::start(dialect);
-    for name in [LOCKS_DATABASE, GROUPS_DATABASE] {
-        server.sql(&format!("CREATE DATABASE {name}"));
-    }
-    server
-}
-
-fn driver(server: &TestServer) -> &'static str {
-    match server.dialect() {
-        Dialect::Postgres => "postgres",
-        Dialect::MySql => "mysql",
-    }
+fn disk(root: &Path, part: Part) -> PathBuf {
+    root.join("data").join(part.to_string())
 }
 
 /// Removes what an earlier run left.

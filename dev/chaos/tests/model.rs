@@ -70,6 +70,7 @@ pub(crate) fn history(seed: u64) -> Vec<Entry> {
         plane: "model".to_owned(),
         cells: CELLS.map(str::to_owned).to_vec(),
         bad_group: Some(BAD.to_owned()),
+        loses_commits: false,
         bounds: BOUNDS,
     };
     entries.insert(0, Entry { at: Moment(0), event: Event::Begin(begin) });

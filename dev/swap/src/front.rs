@@ -43,6 +43,13 @@ impl Pool {
         Arc::new(Self { instances, next: AtomicUsize::new(0) })
     }
 
+    /// Leads new connections to this instance only.
+    pub fn prefer(&self, number: usize) {
+        for (place, instance) in self.instances.iter().enumerate() {
+            instance.is_healthy.store(place == number, Ordering::Relaxed);
+        }
+    }
+
     /// Asks for the health of the instances again and again.
     pub(crate) async fn check(self: Arc<Self>, shutdown: CancellationToken) -> anyhow::Result<()> {
         const INTERVAL: Duration = Duration::from_millis(200);

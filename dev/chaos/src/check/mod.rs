@@ -76,7 +76,7 @@ pub fn count(history: &[Entry]) -> Counts {
 
 fn kind(event: &Event) -> &'static str {
     match event {
-        Event::Begin(_) | Event::Calm | Event::End => "marks",
+        Event::Begin(_) | Event::Trouble | Event::Calm | Event::End => "marks",
         Event::Claim(_) => "lock claims",
         Event::Release { .. } => "lock releases",
         Event::Owner { .. } => "lock observations",

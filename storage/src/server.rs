@@ -106,6 +106,9 @@ pub struct Options {
     pub start_timeout: Duration,
     /// Application name shown to database operators (PostgreSQL).
     pub application_name: String,
+    /// Statements for each new connection, before any other (PostgreSQL). If they fail, the
+    /// connection is not used.
+    pub on_connect: &'static str,
 }
 
 impl Options {
@@ -122,6 +125,7 @@ impl Options {
             operation_timeout: Duration::from_secs(10),
             start_timeout: Duration::ZERO,
             application_name: "portcullis".to_owned(),
+            on_connect: "",
         }
     }
 
@@ -143,6 +147,7 @@ impl fmt::Debug for Options {
             operation_timeout,
             start_timeout,
             application_name,
+            on_connect: _,
         } = self;
         formatter
             .debug_struct("Options")

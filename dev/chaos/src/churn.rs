@@ -17,7 +17,7 @@ use crate::history::{Event, Fate, Goal, Phase};
 use crate::record::Record;
 
 /// Pause between two packets of a container.
-const PACKETS: Duration = Duration::from_millis(100);
+const PACKETS: Duration = Duration::from_millis(200);
 /// How long the packets of a container are at most kept in memory.
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long the CNI plugin waits for the agent here; the original waits forever.
@@ -42,7 +42,7 @@ struct Running {
 }
 
 impl Churn {
-    /// Keeps between two and `most` containers on a cell. Its seed is that of the run.
+    /// Keeps between half of `most` and `most` containers on a cell. Its seed is that of the run.
     pub(crate) async fn on_cell(
         self,
         cell: u8,
@@ -52,9 +52,9 @@ impl Churn {
     ) -> anyhow::Result<()> {
         let mut random = fastrand::Rng::with_seed(seed ^ u64::from(cell));
         let mut running: Vec<Running> = Vec::new();
-        let mut number = 0_u32;
+        let (mut number, least) = (0_u32, most / 2);
         while !self.shutdown.is_cancelled() {
-            if running.len() < 2 || (running.len() < most && random.bool()) {
+            if running.len() < least || (running.len() < most && random.bool()) {
                 number += 1;
                 let name = format!("c{cell}-{number}");
                 let space = random.usize(..self.groups.spaces.len());
@@ -63,7 +63,7 @@ impl Churn {
                 let gone = running.swap_remove(random.usize(..running.len()));
                 self.remove(cell, &inside, gone).await?;
             }
-            let pause = if running.len() < 2 { 200 } else { random.u64(500..6_000) };
+            let pause = if running.len() < least { 200 } else { random.u64(500..6_000) };
             self.shutdown.run_until_cancelled(sleep(Duration::from_millis(pause))).await;
         }
         Ok(())

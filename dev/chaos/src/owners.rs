@@ -24,14 +24,23 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// The longest time that an owner keeps a lock.
 const LONGEST: f64 = 6.0;
 
-pub(crate) const KEYS: [&str; 3] = ["chaos-1", "chaos-2", "chaos-3"];
+pub(crate) const KEYS: [Key; 4] = [
+    Key("chaos-1", TypeCode::Lock),
+    Key("chaos-2", TypeCode::Lock),
+    Key("chaos-3", TypeCode::Lock),
+    Key("chaos-presence", TypeCode::Presence),
+];
 pub(crate) const OWNERS: usize = 2;
+
+/// A key and its kind. A presence follows the same laws as a lock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key(&'static str, TypeCode);
 
 /// A client with a connection to every lock server.
 pub(crate) struct Owner {
     servers: Vec<LocketClient<Channel>>,
     record: Record,
-    key: String,
+    key: Key,
     name: String,
     shutdown: CancellationToken,
 }
@@ -41,7 +50,7 @@ impl Owner {
         addresses: &[String],
         tls: &ClientTls,
         record: &Record,
-        key: &str,
+        key: Key,
         name: String,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Self> {
@@ -52,7 +61,7 @@ impl Owner {
         Ok(Self {
             servers: addresses.iter().map(open).collect::<anyhow::Result<_>>()?,
             record: record.clone(),
-            key: key.to_owned(),
+            key,
             name,
             shutdown: shutdown.clone(),
         })
@@ -119,7 +128,7 @@ impl Owner {
             Ok(Err(_)) | Err(_) => Claimed::Unknown,
         };
         let ttl = u64::try_from(TTL.as_micros()).unwrap_or(u64::MAX);
-        let (key, owner) = (self.key.clone(), owner.to_owned());
+        let (key, owner) = (self.key.0.to_owned(), owner.to_owned());
         self.record.note(Event::Claim(Claim { key, owner, sent, ttl, outcome }));
         outcome
     }
@@ -128,7 +137,7 @@ impl Owner {
         let request = ReleaseRequest { resource: Some(self.resource(owner)) };
         let sent = self.record.now();
         let answer = timeout(PATIENCE, self.any().release(request)).await;
-        let (key, owner) = (self.key.clone(), owner.to_owned());
+        let (key, owner) = (self.key.0.to_owned(), owner.to_owned());
         let confirmed = matches!(answer, Ok(Ok(_)));
         self.record.note(Event::Release { key, owner, sent, confirmed });
     }
@@ -140,10 +149,10 @@ impl Owner {
 
     fn resource(&self, owner: &str) -> Resource {
         Resource {
-            key: self.key.clone(),
+            key: self.key.0.to_owned(),
             owner: owner.to_owned(),
             value: "chaos".to_owned(),
-            type_code: TypeCode::Lock.into(),
+            type_code: self.key.1.into(),
             ..Resource::default()
         }
     }
@@ -151,7 +160,7 @@ impl Owner {
     /// Asks for the owners again and again.
     pub(crate) async fn witness(mut self) -> anyhow::Result<()> {
         while self.shutdown.run_until_cancelled(sleep(GLANCE)).await.is_some() {
-            for key in KEYS {
+            for Key(key, _) in KEYS {
                 let sent = self.record.now();
                 let request = FetchRequest { key: key.to_owned() };
                 let answer = timeout(PATIENCE, self.any().fetch(request)).await;

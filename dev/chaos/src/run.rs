@@ -41,7 +41,7 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// How long a supervisor waits before it starts a process again.
 const RESPAWN: Duration = Duration::from_millis(500);
 /// The most containers of a cell.
-const CONTAINERS: usize = 4;
+const CONTAINERS: usize = 10;
 /// Packets and observations go on for this long after all parts agree.
 const AFTERMATH: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(20);
@@ -209,7 +209,7 @@ fn observe(
         }
     }
     for server in servers {
-        let witness = Owner::new(&[server], &tls, record, "", "witness".to_owned(), shutdown)?;
+        let witness = Owner::new(&[server], &tls, record, KEYS[0], "witness".to_owned(), shutdown)?;
         tasks.add("witness", witness.witness());
     }
     let spaces: Vec<String> = groups.spaces.iter().map(|space| space.guid.clone()).collect();

@@ -35,6 +35,7 @@ mod rows;
 #[cfg(test)]
 mod rules_tests;
 mod statements;
+mod timeline;
 mod view;
 
 use std::{
@@ -49,7 +50,7 @@ use model::lock::{Claim, Lock, LockKey, Owner, Selector};
 use runtime::error::chain;
 use storage::{
     Kind, Mending,
-    server::{Options, Server},
+    server::{Dialect, Options, Server},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -132,7 +133,12 @@ impl Shared {
     /// The server cannot be reached or used; tables cannot be created.
     pub async fn open(options: &Options, feed: Feed) -> Result<(Self, Follower), storage::Error> {
         let schema = statements::schema(options.dialect);
-        let server = Server::connect(options, &schema).await?;
+        let options = Options { on_connect: timeline::RAISE_TOKENS, ..options.clone() };
+        let server = Server::connect(&options, &schema).await?;
+        if options.dialect == Dialect::Postgres {
+            // The first connection may be older than the tables.
+            server.execute(timeline::RAISE_TOKENS, &[]).await?;
+        }
         let view = Arc::new(Mutex::new(View::new(feed.clone())));
         let (notices, to_tell) = mpsc::channel(NOTICES);
         let (asks, to_claim) = mpsc::channel(ASKS);

@@ -6,6 +6,7 @@ mod backup;
 mod certificates;
 mod conformance;
 mod disk;
+mod failover;
 mod fuzz;
 mod laws;
 mod lost;

@@ -72,8 +72,10 @@ impl Connector {
              SET idle_in_transaction_session_timeout = {};
              SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
              SELECT set_config('synchronous_commit', 'on', false)
-             WHERE current_setting('synchronous_commit') = 'off'",
-            millis * 2
+             WHERE current_setting('synchronous_commit') = 'off';
+             {}",
+            millis * 2,
+            options.on_connect
         );
         Ok(Self { config, places, trust, session })
     }

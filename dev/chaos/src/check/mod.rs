@@ -2,7 +2,7 @@
 //!
 //! | law | judged | not judged |
 //! |---|---|---|
-//! | 1 | two owners at a time, a lock refused or unknown to its owner before its end | presences |
+//! | 1 | two owners at a time, a lock refused or unknown to its owner before its end | |
 //! | 2 | fencing tokens that do not rise with the owner, or are given twice | |
 //! | 3 | a Replace with an older token than seen; a generation with older content than an earlier one | a writer without a token |
 //! | 4 | generation, token, watermark and "enforced" that go back; packets that contradict the generation that a cell reported as enforced | the watermark against the content |

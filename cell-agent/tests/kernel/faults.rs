@@ -1,6 +1,6 @@
 //! Refusals by the kernel, and foreign changes: laws 6 to 8.
 
-use std::{fs, process::Command, time::Duration};
+use std::fs;
 
 use proto::cell_v1::{EffectiveRulesRequest, ReconcileRequest};
 use serde_json::json;
@@ -168,34 +168,6 @@ fn foreign_changes_are_undone() {
             assert_eq!(prober.probe(C1, CLOSED, connection(80)).await, Fate::Reject, "{edit}");
         }
         assert_eq!(cell.status().await.drift_healed, 10);
-        cell.stop().await;
-    });
-}
-
-/// Whoever flushes the table may do it just before, during or after the agent's own transaction.
-#[test]
-fn a_flush_beside_an_own_change_is_undone() {
-    lab(async |lab| {
-        let (mut cell, _prober) = cell(&lab, json!({})).await;
-        let groups = ["10.1.0.0/16", "10.2.0.0/16"].map(|to| vec![global("g1", vec![all(to)])]);
-        let mut contents = Vec::new();
-        for group in &groups {
-            cell.store.set(group.clone());
-            cell.caught_up().await;
-            cell.settled().await;
-            contents.push(Plane::Nftables.ours());
-        }
-        for round in 0..60 {
-            let flush = ["flush", "table", "inet", "portcullis"];
-            let mut flushing = Command::new("nft").args(flush).spawn().unwrap();
-            // nft needs some milliseconds to start, the agent to receive the groups.
-            tokio::time::sleep(Duration::from_micros(round * 200)).await;
-            let turn = usize::from(round % 2 == 1);
-            cell.store.set(groups[turn].clone());
-            assert!(flushing.wait().unwrap().success());
-            let whole = async || Plane::Nftables.ours() == contents[turn];
-            eventually(&format!("the rules are whole, round {round}"), whole).await;
-        }
         cell.stop().await;
     });
 }

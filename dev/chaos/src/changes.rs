@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use swap::packets::{ALWAYS, CHANGING};
 use swap::versions;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::history::{Event, Group, Outcome, Version};
@@ -32,6 +32,8 @@ const BAD_DESTINATION: &str = "10.9.9.0/255.255.255.0";
 /// Interval of changes: five a second.
 const INTERVAL: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Longer than any fault of the Cloud Controller, and two in turn.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(180);
 /// Pause after a change with an unknown result, in which it takes effect or is lost.
 const LATE: Duration = Duration::from_secs(1);
 
@@ -123,6 +125,21 @@ impl Groups {
         Ok(())
     }
 
+    /// Waits until the Cloud Controller answers again.
+    async fn until_alive(&self, path: &str) -> anyhow::Result<()> {
+        let since = Instant::now();
+        loop {
+            let answer = timeout(PATIENCE, self.cloud.call(Method::GET, path, None)).await;
+            match answer.context("no answer in time").flatten() {
+                Ok(_alive) => return Ok(()),
+                Err(error) if since.elapsed() > LONGEST_OUTAGE => {
+                    return Err(error.context("the Cloud Controller is away for too long"));
+                }
+                Err(_) => sleep(INTERVAL).await,
+            }
+        }
+    }
+
     async fn change_one(&self, space: &Space) -> anyhow::Result<Outcome> {
         let mut next = space.next.lock().await;
         let version = *next;
@@ -141,10 +158,7 @@ impl Groups {
         self.record.note(Event::Change { group, version, ports, sent, outcome });
         *next += 1;
         if outcome == Outcome::Unknown {
-            let alive = || timeout(PATIENCE, self.cloud.call(Method::GET, &path, None));
-            while !matches!(alive().await, Ok(Ok(_))) {
-                sleep(INTERVAL).await;
-            }
+            self.until_alive(&path).await?;
             sleep(LATE).await;
         }
         Ok(outcome)

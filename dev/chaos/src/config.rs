@@ -11,6 +11,9 @@ use crate::database::{Database, GROUPS, LOCKS as LOCKS_DATABASE};
 use crate::part::Part;
 use crate::site::{API, INTERNAL_API, IPTABLES, LOCKS, LOCKS_NAME, STORE, STORE_NAME, Site, UAA};
 
+/// More than the longest run, in seconds.
+const LONGEST_RUN: u32 = 200_000;
+
 impl Site {
     /// The configuration of a part.
     pub(crate) fn configuration(&self, part: Part, database: Option<&Database>) -> Value {
@@ -33,6 +36,8 @@ impl Site {
             "internal_tls": { "ca_file": ca, "cert_file": cert, "key_file": key },
             "state_file": self.root.join("data").join("cloud-controller.json"),
             "trouble_file": self.trouble(),
+            // The client of a run logs in once.
+            "access_token_seconds": LONGEST_RUN,
         })
     }
 

@@ -15,6 +15,7 @@ use crate::history::{Claim, Claimed, Entry, Event, Moment};
 #[derive(Debug)]
 struct Hold<'a> {
     owner: &'a str,
+    token: u64,
     from: Moment,
     until: Moment,
 }
@@ -77,11 +78,17 @@ impl<'a> Lock<'a> {
             }
             Claimed::Granted(token) => {
                 let until = sent.after(Duration::from_micros(*ttl));
-                if let Some(place) = held {
-                    self.holds[place].until = until;
+                // With another token, a late claim may have found the lock expired.
+                let is_refresh = |place: &usize| {
+                    let hold = &self.holds[*place];
+                    hold.token == *token || at <= hold.until
+                };
+                if let Some(place) = held.filter(is_refresh) {
+                    let hold = &mut self.holds[place];
+                    (hold.until, hold.token) = (until, *token);
                 } else {
                     self.open.insert(owner, self.holds.len());
-                    self.holds.push(Hold { owner, from: at, until });
+                    self.holds.push(Hold { owner, token: *token, from: at, until });
                 }
                 self.grants.push(Grant { owner, token: *token, sent: *sent, at });
             }
@@ -151,4 +158,33 @@ fn observed(entry: &Entry, locks: &BTreeMap<&str, Lock<'_>>) -> Option<Violation
         at: entry.at,
         what: format!("lock {key}: {} has it, and a server names {seen:?}", hold.owner),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    fn claim(sent: u64, at: u64, outcome: Claimed) -> Entry {
+        let (key, owner) = ("k".to_owned(), "a".to_owned());
+        let (sent, at, ttl) = (Moment(sent * SECOND), Moment(at * SECOND), 5 * SECOND);
+        Entry { at, event: Event::Claim(Claim { key, owner, sent, ttl, outcome }) }
+    }
+
+    fn seen(sent: u64, owner: Option<&str>) -> Entry {
+        let owner = owner.map(str::to_owned);
+        let (key, sent, at) = ("k".to_owned(), Moment(sent * SECOND), Moment(sent * SECOND + 1));
+        Entry { at, event: Event::Owner { key, sent, owner } }
+    }
+
+    /// A paused server answers a claim after the lock has expired and was granted anew.
+    #[test]
+    fn a_late_grant_with_another_token_is_a_new_hold() {
+        let first = claim(0, 1, Claimed::Granted(1));
+        let history = [first, seen(6, None), claim(4, 8, Claimed::Granted(2)), seen(8, None)];
+        let violations = check(&history);
+        assert_eq!(violations.len(), 1, "{violations:?}");
+        assert_eq!(violations[0].at, history[3].at, "the second hold lasts from 8 s to 9 s");
+    }
 }

@@ -46,8 +46,12 @@ impl Plane {
     }
 }
 
-/// Lets a process have a wall clock of its own, from Debian's package libfaketime.
-const FAKE_CLOCK: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// Lets a process have a wall clock of its own, from Debian's package faketime.
+const FAKE_CLOCK: &str = if cfg!(target_arch = "aarch64") {
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"
+} else {
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+};
 
 /// The prefix of the programs of iptables.
 pub(crate) const IPTABLES: &str = "iptables-legacy";

@@ -10,6 +10,7 @@ mod decide;
 mod explain;
 mod foundation;
 mod freeze;
+mod fuzz;
 mod grpc;
 mod grpc_cells;
 mod grpc_history;

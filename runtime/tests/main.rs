@@ -4,6 +4,7 @@
 
 mod certificates;
 mod drain;
+mod fuzz;
 mod grpc;
 mod http;
 mod listen;

@@ -5,6 +5,7 @@
 mod call_order;
 mod configuration;
 mod contract_messages;
+mod fuzz;
 mod import;
 mod integrity;
 mod keeper;

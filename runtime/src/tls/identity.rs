@@ -105,3 +105,7 @@ fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
     let v6 = <[u8; 16]>::try_from(bytes).map(|octets| Ipv6Addr::from(octets).into());
     v4.or(v6).ok()
 }
+
+#[cfg(test)]
+#[path = "identity_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -268,3 +268,7 @@ mod tests {
         assert_eq!(first(&[50, 90]), Some(90));
     }
 }
+
+#[cfg(test)]
+#[path = "material_fuzz_tests.rs"]
+mod fuzz_tests;

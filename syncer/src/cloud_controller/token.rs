@@ -61,6 +61,9 @@ const EARLY: Duration = Duration::from_secs(60);
 /// ignores the lifetime.
 const UNSTATED_LIFE: Duration = Duration::from_secs(60);
 
+/// Upper bound of the lifetime: its end must be a moment that the clock can represent.
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How long a token with `expires_in` seconds is used: a short lifetime is reduced by a
 /// quarter, a long one by a minute.
 fn usable(expires_in: Option<i64>) -> Duration {
@@ -68,7 +71,7 @@ fn usable(expires_in: Option<i64>) -> Duration {
         None => UNSTATED_LIFE,
         Some(seconds) => {
             let life = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-            life - EARLY.min(life / 4)
+            (life - EARLY.min(life / 4)).min(LONGEST_LIFE)
         }
     }
 }
@@ -130,11 +133,16 @@ impl Tokens {
         if code != StatusCode::OK {
             return Err(Fault::Uaa { code, message: message(&body), retry_after });
         }
-        let granted: Granted = runtime::json::from_slice(&body).map_err(Fault::Json)?;
-        match granted.access_token {
-            Some(token) if !token.is_empty() => Ok((bearer(&token)?, usable(granted.expires_in))),
-            _ => Err(Fault::NoToken),
-        }
+        granted(&body)
+    }
+}
+
+/// Header and lifetime of the token in UAA's response.
+fn granted(body: &[u8]) -> Result<(HeaderValue, Duration), Fault> {
+    let granted: Granted = runtime::json::from_slice(body).map_err(Fault::Json)?;
+    match granted.access_token {
+        Some(token) if !token.is_empty() => Ok((bearer(&token)?, usable(granted.expires_in))),
+        _ => Err(Fault::NoToken),
     }
 }
 
@@ -197,6 +205,7 @@ mod tests {
         assert_eq!(usable(Some(8)), Duration::from_secs(6));
         assert_eq!(usable(Some(0)), Duration::ZERO);
         assert_eq!(usable(Some(-5)), Duration::ZERO);
+        assert_eq!(usable(Some(i64::MAX)), LONGEST_LIFE);
         assert_eq!(usable(None), UNSTATED_LIFE);
     }
 
@@ -225,3 +234,7 @@ mod tests {
         assert!(text.contains(r#""Host":"uaa:8443""#) && !text.contains("hush"), "{text}");
     }
 }
+
+#[cfg(test)]
+#[path = "answer_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -12,6 +12,7 @@ pub mod browser;
 pub mod grpcurl;
 pub mod hostile;
 pub mod process;
+pub mod sandbox;
 pub mod services;
 pub mod tools;
 pub mod wait;

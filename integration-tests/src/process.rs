@@ -61,6 +61,17 @@ impl Process {
         Self::spawn(name, command)
     }
 
+    /// Starts a binary of the workspace through a program that executes its last arguments.
+    ///
+    /// # Panics
+    /// The program is missing.
+    pub fn start_through(launcher: &[String], name: &str, args: &[&str]) -> Self {
+        let (program, more) = launcher.split_first().expect("a program");
+        let mut command = Command::new(program);
+        command.args(more).arg(binaries::path(name)).args(args);
+        Self::spawn(name, command)
+    }
+
     fn spawn(name: &str, mut command: Command) -> Self {
         let child = command
             .stdin(Stdio::null())
@@ -130,6 +141,17 @@ impl Process {
                 })
                 .ok_or_else(|| self.lines().join("\n"))
         })
+    }
+
+    /// Waits until the output has this text.
+    ///
+    /// # Panics
+    /// The text does not appear within the timeout.
+    pub fn wait_for_text(&self, text: &str) {
+        wait::until(&format!("{text:?} in the output of {}", self.name), || {
+            let output = self.lines().join("\n");
+            if output.contains(text) { Ok(()) } else { Err(output) }
+        });
     }
 
     /// Number of log lines whose message ends with this text.

@@ -1,7 +1,13 @@
 //! The cell-agent's Unix socket, used with grpcurl and portcullisctl. Without a policy
 //! store, containers of an unknown space are denied everything.
 
-use std::{fs, panic::resume_unwind, path::Path, process::Command, thread};
+use std::{
+    fs,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
 
 use integration_tests::{
     binaries,
@@ -18,7 +24,8 @@ pub(crate) const HANDLE: &str = "1d1e63ae-302f-49d3-8c33-d79363f46c9c";
 /// An app GUID with terminal control characters.
 pub(crate) const APP: &str = "app\u{1b}[31m\u{202e}\n\u{9b}1";
 
-pub(crate) fn start(site: &Site) -> Process {
+/// Writes the agent's configuration and a metadata store with one container.
+pub(crate) fn configure(site: &Site) -> PathBuf {
     let files = site.cell_certificate("cell-1");
     let store = site.path("store.json");
     let metadata = json!({
@@ -36,7 +43,11 @@ pub(crate) fn start(site: &Site) -> Process {
         "control_socket": site.path("control.sock"),
         "force_policy_poll_cycle_port": 0, "debug_server_port": 0,
     });
-    let config = site.config("cell-agent", &config).display().to_string();
+    site.config("cell-agent", &config)
+}
+
+pub(crate) fn start(site: &Site) -> Process {
+    let config = configure(site).display().to_string();
     let agent = Process::start_apart("cell-agent", &["-config-file", &config]);
     agent.wait_for("vxlan-policy-agent.started");
     agent.wait_for("vxlan-policy-agent.rules-applied");

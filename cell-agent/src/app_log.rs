@@ -210,3 +210,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "app_log_fuzz_tests.rs"]
+mod fuzz_tests;

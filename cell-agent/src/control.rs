@@ -331,3 +331,7 @@ fn failure(enforced: &Enforced, reading: u64) -> Option<String> {
 #[cfg(test)]
 #[path = "control_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "control_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -49,3 +49,7 @@ impl Cell for Service {
         Ok(Response::new(self.0.status()))
     }
 }
+
+#[cfg(test)]
+#[path = "grpc_fuzz_tests.rs"]
+mod fuzz_tests;

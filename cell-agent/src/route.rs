@@ -172,3 +172,7 @@ mod tests {
         assert_eq!(read(&answer), Some(Answer::Route(UNICAST, None)));
     }
 }
+
+#[cfg(test)]
+#[path = "route_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -37,13 +37,15 @@ impl StateDirectory {
         Self { path: path.to_owned() }
     }
 
-    /// Replaces a file. Blocks until the file is on disk.
+    /// Replaces a file, which only its owner may read. Blocks until the file is on disk.
     ///
     /// # Errors
     /// The file is unchanged.
     pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let fresh = self.path.join(format!("{name}.new"));
         let mut file = File::create(&fresh)?;
+        // Also a file that an earlier process left.
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(header(name, content).as_bytes())?;
         file.write_all(content)?;
         file.sync_all()?;
@@ -80,6 +82,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_the_owner_can_read_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let old = directory.path().join("groups.new");
+        fs::write(&old, "left").unwrap();
+        fs::set_permissions(&old, fs::Permissions::from_mode(0o644)).unwrap();
+        for name in ["groups", "told"] {
+            state.write(name, b"content").unwrap();
+            let mode = fs::metadata(directory.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
     fn only_a_written_file_can_be_read() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(&directory.path().join("a/b")).unwrap();
@@ -105,3 +121,7 @@ mod tests {
         state.read("applied").unwrap_err();
     }
 }
+
+#[cfg(test)]
+#[path = "state_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -295,3 +295,7 @@ mod tests {
         assert_eq!(snapshot.containers[&handle("c")].shared, None);
     }
 }
+
+#[cfg(test)]
+#[path = "fuzz_tests.rs"]
+mod fuzz_tests;

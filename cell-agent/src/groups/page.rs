@@ -322,3 +322,7 @@ mod tests {
         assert_eq!(read.problems().map(|(index, _)| index).collect::<Vec<_>>(), [0]);
     }
 }
+
+#[cfg(test)]
+#[path = "page_fuzz_tests.rs"]
+mod fuzz_tests;

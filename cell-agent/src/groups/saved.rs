@@ -247,3 +247,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "saved_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -29,6 +29,7 @@ mod once;
 mod packets;
 mod planes;
 mod polled;
+mod privileges;
 mod process;
 #[path = "../recorded/mod.rs"]
 mod recorded;

@@ -489,3 +489,7 @@ impl Batch {
 #[cfg(test)]
 #[path = "batch_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "batch_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -241,6 +241,11 @@ impl Iptables {
 /// does not understand, for one that the kernel refuses (nft), and for a whole table
 /// that the kernel refuses (legacy), where the line is that of COMMIT.
 fn refusal(stderr: &str) -> Refusal {
+    if let Some((_, rest)) = stderr.split_once("can't open lock file ") {
+        let path = rest.split(':').next().unwrap_or_default().into();
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        return Refusal::Failed(Error::Lock { path, source });
+    }
     if stderr.contains("Permission denied") || stderr.contains("you must be root") {
         return Refusal::Failed(Error::Permission);
     }
@@ -292,6 +297,16 @@ mod tests {
             let Refusal::Refused { line: found, reason: why } = refusal(stderr) else { panic!() };
             assert_eq!((found, why.as_str()), (line, reason), "{stderr}");
         }
+    }
+
+    #[test]
+    fn a_lock_file_of_another_user_is_no_missing_capability() {
+        let stderr = "Fatal: can't open lock file /run/xtables.lock: Permission denied\n";
+        let Refusal::Failed(error) = refusal(stderr) else { panic!() };
+        assert_eq!(error.to_string(), "cannot lock /run/xtables.lock");
+        let stderr = "iptables-restore: unable to initialize table 'filter'\n\
+                      Permission denied (you must be root)";
+        assert!(matches!(refusal(stderr), Refusal::Failed(Error::Permission)));
     }
 
     #[test]

@@ -239,3 +239,7 @@ mod tests {
         assert_ne!(fingerprint(&listing("", "10.0.0.2 : jump p")), plain);
     }
 }
+
+#[cfg(test)]
+#[path = "listing_fuzz_tests.rs"]
+mod fuzz_tests;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, ops::ControlFlow};
 
 use super::message::{
     DONE, DUMP, Draft, ERROR, HEADER, HEADERS, INET, NESTED, NEW_ELEMENT, NEW_RULE, REQUEST, head,
-    of_subsystem, value,
+    of_subsystem, refusal, value,
 };
 use crate::plane::nftables::table::NAME;
 
@@ -110,7 +110,7 @@ fn messages(
         let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
         match (kind, code.map(i32::from_ne_bytes)) {
             (DONE | ERROR, Some(code)) if code < 0 => {
-                return ControlFlow::Break(Err(io::Error::from_raw_os_error(-code)));
+                return ControlFlow::Break(Err(refusal(code)));
             }
             _ if flags & INTERRUPTED != 0 => {
                 return ControlFlow::Break(Err(io::ErrorKind::Interrupted.into()));

@@ -277,7 +277,7 @@ impl Answer {
             if let (ERROR, Some(code)) = (kind, code) {
                 match i32::from_ne_bytes(code) {
                     0 => self.confirmed = true,
-                    code => self.error = self.error.or(Some(-code)),
+                    code => self.error = self.error.or(Some(code.saturating_neg())),
                 }
             }
             datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -292,6 +292,11 @@ impl Answer {
             (None, false) => Err(io::Error::other("the kernel does not confirm the transaction")),
         }
     }
+}
+
+/// The error of a negative code.
+pub(super) fn refusal(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code.saturating_neg())
 }
 
 /// Length and type of the first message.
@@ -336,7 +341,7 @@ pub(super) fn counters(
         let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
         match (kind, code.map(i32::from_ne_bytes)) {
             (DONE | ERROR, Some(code)) if code < 0 => {
-                return ControlFlow::Break(Err(io::Error::from_raw_os_error(-code)));
+                return ControlFlow::Break(Err(refusal(code)));
             }
             (DONE, _) => return ControlFlow::Break(Ok(())),
             (NEW_OBJECT, _) => counted.extend(counter(message)),

@@ -229,3 +229,7 @@ impl NetlinkConnection {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "fuzz_tests.rs"]
+mod fuzz_tests;

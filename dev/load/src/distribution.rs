@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// For each time the percentage of times that are not longer.
 #[expect(clippy::cast_precision_loss, reason = "no plot has 2^52 points")]
-fn cumulative(sorted: &[f64]) -> Vec<(f64, f64)> {
+pub(super) fn cumulative(sorted: &[f64]) -> Vec<(f64, f64)> {
     let count = sorted.len() as f64;
     let points = sorted.iter().enumerate();
     points.map(|(index, time)| (*time, (index + 1) as f64 * 100.0 / count)).collect()

@@ -76,7 +76,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Waits for SIGTERM or SIGINT.
-fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+pub(super) fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

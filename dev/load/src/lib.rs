@@ -1,6 +1,6 @@
 //! Load tools: measure throughput and latency of a lock server or a policy store, the
-//! cost of a large foundation for a syncer, the effect of a cell agent on a cell, and
-//! resource usage.
+//! cost of a large foundation for a syncer, the effect of a cell agent on a cell, a whole
+//! foundation with many cells, and resource usage.
 //!
 //! Invariants:
 //! - A worker has one call open at a time. Latency is measured at the caller, and a
@@ -14,9 +14,11 @@
 
 mod calls;
 mod cell;
+mod cloud;
 mod connect;
 mod distribution;
 mod empty;
+mod foundation;
 mod histogram;
 mod locket;
 mod meter;
@@ -58,6 +60,8 @@ enum Command {
     Sync(sync::Arguments),
     /// Change groups and containers of a full cell, and measure its agent and packets
     Cell(cell::Arguments),
+    /// Run a foundation with real and simulated cells, and measure changes and restarts
+    Foundation(Box<foundation::Arguments>),
     /// Plot the distribution of times that `portcullis-dev cluster --changes` recorded
     Distribution(distribution::Arguments),
     /// Serve a gRPC call that does nothing, on the same stack as the services
@@ -81,7 +85,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime::tls::install_provider();
     connect::raise_descriptor_limit()?;
-    if let Command::Cell(_) = &arguments.command {
+    if let Command::Foundation(_) = &arguments.command {
+        foundation::limits::raise()?;
+    }
+    if let Command::Cell(_) | Command::Foundation(_) = &arguments.command {
         // Before a second thread exists: all threads must be in the new namespace.
         cell::lab::leave()?;
     }
@@ -94,6 +101,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Store(arguments) => store::run(*arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,
             Command::Cell(arguments) => cell::run(arguments).await,
+            Command::Foundation(arguments) => foundation::run(*arguments).await,
             Command::Distribution(arguments) => distribution::run(&arguments),
             Command::EmptyServer(arguments) => empty::run(arguments).await,
         }

@@ -1,8 +1,10 @@
 //! Servers that the load tools start: processes of our binaries with their own files.
 //! They end with the tool.
 
+mod lines;
+
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::str::FromStr;
@@ -15,10 +17,13 @@ use serde_json::{Map, Value, json};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use self::lines::{controls_by_log, data_of, listens_by_log, serves_http_by_log};
 use super::connect::Target;
 use super::empty;
 use super::meter::{self, Usage};
 use certificates::{Authority, Files};
+use cni::namespace::Resident;
+use cni::tools;
 
 /// Timeout of a server's start, and of its shutdown.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +38,14 @@ pub(super) struct Site {
     files: Files,
     binaries: PathBuf,
     started: u32,
+}
+
+/// How a server is started.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    name: String,
+    binary: PathBuf,
+    arguments: Vec<OsString>,
 }
 
 /// A running server.
@@ -76,11 +89,16 @@ const SYNC: Duration = Duration::from_secs(300);
 impl Site {
     /// The binaries are in this directory, or beside this program.
     pub(super) fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
+        Self::on("127.0.0.1", binaries)
+    }
+
+    /// The servers' certificates are also valid for this address.
+    pub(super) fn on(host: &str, binaries: Option<PathBuf>) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let beside = own.parent().context("this executable lies in a directory")?;
         let directory = tempfile::tempdir().context("making a directory for the servers")?;
         let authority = Authority::create(&directory.path().join("certificates"))?;
-        let files = authority.issue("load", &["localhost", "127.0.0.1"])?;
+        let files = authority.issue("load", &["localhost", "127.0.0.1", host])?;
         let binaries = binaries.unwrap_or_else(|| beside.to_owned());
         Ok(Self { directory, authority, files, binaries, started: 0 })
     }
@@ -88,6 +106,14 @@ impl Site {
     /// A new path for a server's file.
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(format!("{}-{name}", self.started))
+    }
+
+    /// A service of our binaries with a new configuration file.
+    fn program(&self, name: &str, flag: &str, config: &Value) -> anyhow::Result<Program> {
+        let path = self.path(&format!("{name}.json"));
+        fs::write(&path, config.to_string()).context("writing a configuration")?;
+        let arguments = vec![flag.into(), path.into()];
+        Ok(Program { name: name.to_owned(), binary: self.binaries.join(name), arguments })
     }
 
     /// A lock server with a new SQLite file, or on a database server.
@@ -108,40 +134,53 @@ impl Site {
             "max_open_database_connections": 200,
             "log_level": "info",
         });
-        let path = self.path("lock-server.json");
-        fs::write(&path, config.to_string()).context("writing a configuration")?;
-        let mut command = Command::new(self.binaries.join("lock-server"));
-        command.arg("-config").arg(path);
-        self.serve("lock-server", command, listens_by_log).await
+        let program = self.program("lock-server", "-config", &config)?;
+        self.serve(&program, listens_by_log).await
     }
 
-    /// A policy store with a new SQLite file, which accepts any cell name with a cell's
-    /// certificate, and its endpoints.
+    /// A policy store with a new SQLite file, and its endpoints.
     pub(super) async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
+        let program = self.store_program("127.0.0.1:0", None)?;
+        let mut server = self.serve(&program, listens_by_log).await?;
+        let http = server.line(TIMEOUT, serves_http_by_log).await?;
+        let ends = Ends { http: Some(http), ..self.ends(&server)? };
+        Ok((server, ends))
+    }
+
+    /// A policy store with this gRPC address, which accepts any cell name with a cell's
+    /// certificate; its `database`, or a new SQLite file.
+    pub(super) fn store_program(
+        &mut self,
+        address: &str,
+        database: Option<&Value>,
+    ) -> anyhow::Result<Program> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
+        let own = json!({ "type": "sqlite", "path": self.path("groups.db") });
         let config = json!({
-            "grpc_listen_address": "127.0.0.1:0", "admin_listen_address": "127.0.0.1:0",
+            "grpc_listen_address": address, "admin_listen_address": "127.0.0.1:0",
             "listen_host": "127.0.0.1", "internal_listen_port": 0,
             "ca_cert_file": ca, "server_cert_file": cert, "server_key_file": key,
-            "database": { "type": "sqlite", "path": self.path("groups.db") },
+            "database": database.unwrap_or(&own),
             "writer_identities": ["cn=writer"], "cell_identities": ["ou=cell"],
             "cell_id_from": "any",
             "log_level": "info",
         });
-        let path = self.path("policy-store.json");
-        fs::write(&path, config.to_string()).context("writing a configuration")?;
-        let mut command = Command::new(self.binaries.join("policy-store"));
-        command.arg("-config-file").arg(path);
-        let mut server = self.serve("policy-store", command, listens_by_log).await?;
-        let http = server.line(TIMEOUT, serves_http_by_log).await?;
-        let as_client = |files: Files| {
-            let Files { ca: _, cert, key } = files;
-            Target { cert, key, ..server.target() }
-        };
-        let writer = as_client(self.authority.issue("writer", &[])?);
-        let cell = as_client(self.authority.issue_in_unit("cell", "cell", &[])?);
-        Ok((server, Ends { writer, cell, http: Some(http) }))
+        self.program("policy-store", "-config-file", &config)
+    }
+
+    /// The endpoints of a policy store, without its HTTP API.
+    pub(super) fn ends(&self, server: &Server) -> anyhow::Result<Ends> {
+        let writer = self.client(server, "writer")?;
+        let Files { ca: _, cert, key } = self.authority.issue_in_unit("cell", "cell", &[])?;
+        let cell = Target { cert, key, ..server.target() };
+        Ok(Ends { writer, cell, http: None })
+    }
+
+    /// A server for a client with this common name.
+    pub(super) fn client(&self, server: &Server, name: &str) -> anyhow::Result<Target> {
+        let Files { ca: _, cert, key } = self.authority.issue(name, &[])?;
+        Ok(Target { cert, key, ..server.target() })
     }
 
     /// A cell agent that gets its groups from that store; the keys are added to its
@@ -151,6 +190,16 @@ impl Site {
         store: &Target,
         keys: Map<String, Value>,
     ) -> anyhow::Result<Server> {
+        let program = self.agent_program(store, keys)?;
+        self.serve(&program, controls_by_log).await
+    }
+
+    /// The program of [`Self::cell_agent`].
+    pub(super) fn agent_program(
+        &mut self,
+        store: &Target,
+        keys: Map<String, Value>,
+    ) -> anyhow::Result<Program> {
         self.started += 1;
         let Target { address, ca, cert, key, server_pid: _ } = store;
         let config = json!({
@@ -162,26 +211,24 @@ impl Site {
         });
         let mut config = config.as_object().cloned().unwrap_or_default();
         config.extend(keys);
-        let path = self.path("cell-agent.json");
-        fs::write(&path, Value::Object(config).to_string()).context("writing a configuration")?;
-        let mut command = Command::new(self.binaries.join("cell-agent"));
-        command.arg("-config-file").arg(path);
-        self.serve("cell-agent", command, controls_by_log).await
+        self.program("cell-agent", "-config-file", &Value::Object(config))
     }
 
     /// A server of the empty call, or of responses over TLS alone.
     pub(super) async fn empty(&mut self, bare: bool) -> anyhow::Result<Server> {
         self.started += 1;
-        let mut command = Command::new(std::env::current_exe()?);
         let Files { ca, cert, key } = &self.files;
-        command.args(["load", "empty-server", "--ca"]).arg(ca);
-        command.arg("--cert").arg(cert).arg("--key").arg(key);
-        command.args(bare.then_some("--bare"));
+        let mut arguments: Vec<OsString> =
+            ["load", "empty-server", "--ca"].map(Into::into).to_vec();
+        arguments.extend([ca.into(), "--cert".into(), cert.into(), "--key".into(), key.into()]);
+        arguments.extend(bare.then(|| "--bare".into()));
+        let (name, binary) = ("empty-server".to_owned(), std::env::current_exe()?);
         let listens = |text: &str| text.strip_prefix(empty::LISTENS).map(str::to_owned);
-        self.serve("empty-server", command, listens).await
+        self.serve(&Program { name, binary, arguments }, listens).await
     }
 
-    /// A development Cloud Controller with TLS on all endpoints.
+    /// A development Cloud Controller with TLS on all endpoints: `portcullis-dev` beside the
+    /// other binaries, or else this program.
     pub(super) async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
@@ -191,11 +238,11 @@ impl Site {
             "tls": { "cert_file": cert, "key_file": key },
             "internal_tls": { "ca_file": ca, "cert_file": cert, "key_file": key },
         });
-        let path = self.path("cloud-controller.json");
-        fs::write(&path, config.to_string()).context("writing a configuration")?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["cloud-controller", "--config-file"]).arg(path);
-        let mut server = self.start("cloud-controller", command)?;
+        let mut program = self.program("cloud-controller", "--config-file", &config)?;
+        program.arguments.insert(0, "cloud-controller".into());
+        let beside = self.binaries.join("portcullis-dev");
+        program.binary = if beside.exists() { beside } else { std::env::current_exe()? };
+        let mut server = self.start(&program)?;
         let started = server.line(TIMEOUT, |line| data_of(line, "started")).await?;
         let url = |key: &str| started[key].as_str().unwrap_or_default().to_owned();
         let (api, uaa, internal) = (url("api"), url("uaa"), url("internal"));
@@ -226,37 +273,67 @@ impl Site {
             "policy_store_ca_cert_file": store.ca, "policy_store_client_cert_file": store.cert,
             "policy_store_client_key_file": store.key,
         });
-        let path = self.path("syncer.json");
-        fs::write(&path, config.to_string()).context("writing a configuration")?;
-        let mut command = Command::new(self.binaries.join("syncer"));
-        command.arg("-config-file").arg(path);
-        self.start("syncer", command)
+        self.start(&self.program("syncer", "-config-file", &config)?)
     }
 
     async fn serve(
         &self,
-        name: &str,
-        command: Command,
+        program: &Program,
         listens: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Server> {
-        let mut server = self.start(name, command)?;
+        let mut server = self.start(program)?;
         server.address = server.line(TIMEOUT, listens).await?;
         Ok(server)
     }
 
-    fn start(&self, name: &str, mut command: Command) -> anyhow::Result<Server> {
-        let log = self.path(&format!("{name}.log"));
-        let out = File::create(&log).context("making a log file")?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
+    fn start(&self, program: &Program) -> anyhow::Result<Server> {
+        let log = self.path(&format!("{}.log", program.name));
+        let child = program.command(&log)?.spawn();
+        self.adopt(program, child.map_err(Into::into), log)
+    }
+
+    /// Starts a program, also one that ran before, and returns at once.
+    pub(super) fn start_again(&mut self, program: &Program) -> anyhow::Result<Server> {
+        self.started += 1;
+        self.start(program)
+    }
+
+    /// Starts a program in the namespace of a resident, and returns at once.
+    pub(super) async fn start_in(
+        &mut self,
+        place: &Resident,
+        program: &Program,
+    ) -> anyhow::Result<Server> {
+        self.started += 1;
+        let log = self.path(&format!("{}.log", program.name));
+        let child = place.spawn(program.command(&log)?).await;
+        self.adopt(program, child, log)
+    }
+
+    fn adopt(
+        &self,
+        program: &Program,
+        child: anyhow::Result<Child>,
+        log: PathBuf,
+    ) -> anyhow::Result<Server> {
+        let Program { name, binary, arguments: _ } = program;
+        let child = child.with_context(|| format!("starting {}", binary.display()))?;
         let pid = child.id().with_context(|| format!("{name} has ended already"))?;
-        let (name, address, files) = (name.to_owned(), String::new(), self.files.clone());
+        let (name, address, files) = (name.clone(), String::new(), self.files.clone());
         Ok(Server { name, child, pid, address, files, log })
+    }
+}
+
+impl Program {
+    /// Starts it in a process group of its own, so that Ctrl-C reaches only this tool. The
+    /// kernel kills it when the thread that started it ends.
+    fn command(&self, log: &Path) -> anyhow::Result<Command> {
+        let out = File::create(log).context("making a log file")?;
+        let mut command = Command::new(tools::find("setpriv")?);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.binary).args(&self.arguments);
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        command.process_group(0).kill_on_drop(true);
+        Ok(command)
     }
 }
 
@@ -323,10 +400,31 @@ impl Server {
         Target { address: self.address.clone(), ca, cert, key, server_pid: Some(self.pid) }
     }
 
+    /// Waits until it listens, and returns the time.
+    pub(super) async fn listens(&mut self) -> anyhow::Result<Instant> {
+        self.address = self.line(TIMEOUT, listens_by_log).await?;
+        Ok(Instant::now())
+    }
+
+    /// Kills the server as `kill -9` does.
+    pub(super) async fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill().await.with_context(|| format!("killing {}", self.name))
+    }
+
     /// Ends the server, and waits for its exit.
-    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+    pub(super) async fn end(self) -> anyhow::Result<()> {
+        self.terminate()?;
+        self.ended().await
+    }
+
+    /// Sends SIGTERM.
+    pub(super) fn terminate(&self) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid)?);
-        kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))?;
+        kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))
+    }
+
+    /// Waits for its exit after SIGTERM.
+    pub(super) async fn ended(mut self) -> anyhow::Result<()> {
         let ended = timeout(TIMEOUT, self.child.wait()).await;
         let status = ended.with_context(|| format!("{} does not end", self.name))??;
         if !status.success() {
@@ -368,40 +466,6 @@ impl FromStr for Database {
     }
 }
 
-/// The data of a log line whose message has this suffix.
-fn data_of(line: &str, message: &str) -> Option<Value> {
-    let mut line: Value = serde_json::from_str(line).ok()?;
-    let logged = line["message"].as_str()?;
-    let is_it = logged.strip_suffix(message).is_some_and(|rest| rest.ends_with('.'));
-    is_it.then(|| line["data"].take())
-}
-
-/// The gRPC listen address in a log line, if any.
-fn listens_by_log(line: &str) -> Option<String> {
-    let line: Value = serde_json::from_str(line).ok()?;
-    let is_started = line["message"].as_str()?.ends_with(".started");
-    let address = line["data"]["address"].as_str()?;
-    let _well_formed: SocketAddr = address.parse().ok()?;
-    is_started.then(|| address.to_owned())
-}
-
-/// The address of a policy store's HTTP API of the original in a log line, if any.
-fn serves_http_by_log(line: &str) -> Option<String> {
-    let line: Value = serde_json::from_str(line).ok()?;
-    let is_it = line["message"].as_str()?.ends_with(".starting internal server");
-    let host = line["data"]["listen-address"].as_str()?;
-    let port = line["data"]["port"].as_u64()?;
-    is_it.then(|| format!("{host}:{port}"))
-}
-
-/// The address of an agent's control endpoints in a log line, if any.
-fn controls_by_log(line: &str) -> Option<String> {
-    let line: Value = serde_json::from_str(line).ok()?;
-    let is_started = line["message"].as_str()?.ends_with(".started");
-    let address = line["data"]["control"].as_str()?;
-    is_started.then(|| address.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,34 +476,5 @@ mod tests {
         assert_eq!(driver("postgres://u@h/locket"), Ok("postgres"));
         assert_eq!(driver("u:p@tcp(127.0.0.1:3306)/locket"), Ok("mysql"));
         assert!(driver("locket.db").unwrap_err().contains("locket.db"));
-    }
-
-    #[test]
-    fn a_message_is_known_by_its_last_word() {
-        let line = r#"{"message":"a.b.applied","data":{"added":7}}"#;
-        assert_eq!(data_of(line, "applied"), Some(json!({ "added": 7 })));
-        assert_eq!(data_of(line, "b.applied"), Some(json!({ "added": 7 })));
-        assert_eq!(data_of(line, "lied"), None);
-        assert_eq!(data_of("not JSON", "applied"), None);
-    }
-
-    #[test]
-    fn the_log_says_where_http_is_served() {
-        let line = r#"{"message":"x.policy-server-internal.starting internal server","data":{"listen-address":"127.0.0.1","port":7}}"#;
-        assert_eq!(serves_http_by_log(line).as_deref(), Some("127.0.0.1:7"));
-        assert_eq!(serves_http_by_log(r#"{"message":"x.started","data":{"port":7}}"#), None);
-    }
-
-    #[test]
-    fn the_log_says_where_a_service_listens() {
-        let line = r#"{"message":"locket.grpc-server.started","data":{"address":"127.0.0.1:7"}}"#;
-        assert_eq!(listens_by_log(line).as_deref(), Some("127.0.0.1:7"));
-        for other in [
-            r#"{"message":"locket.debug-server.bound","data":{"address":"127.0.0.1:7"}}"#,
-            r#"{"message":"locket.started","data":{}}"#,
-            "thread panicked",
-        ] {
-            assert_eq!(listens_by_log(other), None, "{other}");
-        }
     }
 }

@@ -25,7 +25,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
         ("chaos", vec!["certificates", "cluster", "cni", "proto", "runtime", "storage", "swap"]),
         ("cluster", vec!["certificates", "cni", "runtime"]),
-        ("load", vec!["certificates", "cni", "model", "proto", "runtime"]),
+        ("load", vec!["certificates", "cni", "model", "proto", "runtime", "storage"]),
         ("originals", vec!["proto", "runtime"]),
         (
             "swap",

@@ -5,7 +5,7 @@
 mod containers;
 pub(super) mod data;
 mod pollers;
-mod watchers;
+pub(super) mod watchers;
 pub(super) mod writer;
 
 use std::path::PathBuf;

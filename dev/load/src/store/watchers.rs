@@ -44,18 +44,26 @@ pub(super) struct Cells {
 
 /// A cell that watches.
 #[derive(Debug)]
-struct Cell {
-    number: usize,
-    spaces: Vec<String>,
-    containers: u32,
+pub(crate) struct Cell {
+    pub(crate) number: usize,
+    pub(crate) spaces: Vec<String>,
+    pub(crate) containers: u32,
 }
 
 /// A cell has received a complete generation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival {
+    pub(crate) generation: u64,
+    pub(crate) stamp: i64,
+    pub(crate) at: Instant,
+    pub(crate) bytes: u64,
+}
+
+/// The watch of a cell.
 #[derive(Debug)]
-struct Arrival {
-    generation: u64,
-    at: Instant,
-    bytes: u64,
+pub(crate) struct Session {
+    requests: mpsc::Sender<WatchRequest>,
+    answers: Streaming<Answer>,
 }
 
 /// All cells.
@@ -139,74 +147,91 @@ async fn watch(
 ) -> anyhow::Error {
     let first = async {
         let _place = connecting.acquire().await;
-        let (requests, mut answers) = open(channel, &cell).await?;
-        Ok::<_, Status>((whole(&mut answers).await?, requests, answers))
+        let mut session = Session::open(channel, &cell, None).await?;
+        Ok::<_, Status>((session.whole().await?, session))
     };
     let failed = |status| failure(&status).context(cell.id());
-    let (first, requests, mut answers) = match first.await {
+    let (first, mut session) = match first.await {
         Ok(opened) => opened,
         Err(status) => return failed(status),
     };
-    for step in containers::inventory(cell.number, cell.containers, &cell.spaces) {
-        say(&requests, step).await;
-    }
+    session.report_containers(&cell).await;
     let mut arrived = Ok(first);
     loop {
         let arrival = match arrived {
             Ok(arrival) => arrival,
             Err(status) => return failed(status),
         };
-        if cell.containers > 0 {
-            let report = containers::report(cell.number, cell.containers, arrival.generation);
-            say(&requests, report).await;
-        }
+        session.report(&cell, arrival.generation).await;
         // The receiver is gone when the tool ends.
-        drop(sender.send(arrival).await);
-        arrived = whole(&mut answers).await;
+        let _refused = sender.send(arrival).await;
+        arrived = session.whole().await;
     }
 }
 
-/// A refused message means that the stream has ended; the next response has the reason.
-async fn say(requests: &Requests, step: Step) {
-    let _refused = requests.send(WatchRequest { step: Some(step) }).await;
-}
-
 impl Cell {
-    fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         format!("cell-{}", self.number)
     }
 }
 
-/// The next complete state.
-async fn whole(answers: &mut Streaming<Answer>) -> Result<Arrival, Status> {
-    let mut all = 0;
-    while let Some(Answer { generation, complete, bytes }) = answers.message().await? {
-        all += bytes;
-        if complete {
-            return Ok(Arrival { generation, at: Instant::now(), bytes: all });
+impl Session {
+    /// Sends the cell's Hello; with a state that the cell has, it resumes from that.
+    pub(crate) async fn open(
+        channel: Channel,
+        cell: &Cell,
+        known: Option<Arrival>,
+    ) -> Result<Self, Status> {
+        let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST);
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let hello = Hello {
+            cell_id: cell.id(),
+            space_guids: cell.spaces.clone(),
+            generation: known.map_or(0, |known| known.generation),
+            stamp: known.map_or(0, |known| known.stamp),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            plane: "nftables".to_owned(),
+            ..Hello::default()
+        };
+        let (requests, words) = mpsc::channel(4);
+        say(&requests, Step::Hello(hello)).await;
+        let words = ReceiverStream::new(words);
+        let path = PathAndQuery::from_static("/portcullis.policy.v1.PolicyStore/Watch");
+        let answers = client.streaming(Request::new(words), path, Glance).await?;
+        Ok(Self { requests, answers: answers.into_inner() })
+    }
+
+    /// The next complete state.
+    pub(crate) async fn whole(&mut self) -> Result<Arrival, Status> {
+        let mut all = 0;
+        while let Some(answer) = self.answers.message().await? {
+            let Answer { generation, stamp, complete, bytes } = answer;
+            all += bytes;
+            if complete {
+                return Ok(Arrival { generation, stamp, at: Instant::now(), bytes: all });
+            }
+        }
+        Err(Status::unavailable("the store ended the watch"))
+    }
+
+    /// Reports all containers.
+    pub(crate) async fn report_containers(&self, cell: &Cell) {
+        for step in containers::inventory(cell.number, cell.containers, &cell.spaces) {
+            say(&self.requests, step).await;
         }
     }
-    Err(Status::unavailable("the store ended the watch"))
+
+    /// Reports that a generation is in force, if the cell has containers.
+    pub(crate) async fn report(&self, cell: &Cell, generation: u64) {
+        if cell.containers > 0 {
+            say(&self.requests, containers::report(cell.number, cell.containers, generation)).await;
+        }
+    }
 }
 
-type Requests = mpsc::Sender<WatchRequest>;
-
-async fn open(channel: Channel, cell: &Cell) -> Result<(Requests, Streaming<Answer>), Status> {
-    let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST);
-    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let hello = Hello {
-        cell_id: cell.id(),
-        space_guids: cell.spaces.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        plane: "nftables".to_owned(),
-        ..Hello::default()
-    };
-    let (requests, words) = mpsc::channel(4);
-    say(&requests, Step::Hello(hello)).await;
-    let words = ReceiverStream::new(words);
-    let path = PathAndQuery::from_static("/portcullis.policy.v1.PolicyStore/Watch");
-    let answers = client.streaming(Request::new(words), path, Glance).await?;
-    Ok((requests, answers.into_inner()))
+/// A refused message means that the stream has ended; the next response has the reason.
+async fn say(requests: &mpsc::Sender<WatchRequest>, step: Step) {
+    let _refused = requests.send(WatchRequest { step: Some(step) }).await;
 }
 
 /// The relevant fields of `WatchResponse`; others are skipped.
@@ -216,11 +241,14 @@ struct Progress {
     generation: u64,
     #[prost(bool, tag = "5")]
     complete: bool,
+    #[prost(int64, tag = "7")]
+    stamp: i64,
 }
 
 #[derive(Debug, PartialEq)]
 struct Answer {
     generation: u64,
+    stamp: i64,
     complete: bool,
     bytes: u64,
 }
@@ -254,9 +282,9 @@ impl Decoder for Glance {
 
 fn glance(answer: &mut impl Buf) -> Result<Answer, Status> {
     let bytes = answer.remaining() as u64;
-    let Progress { generation, complete } =
+    let Progress { generation, complete, stamp } =
         Progress::decode(answer).map_err(|error| Status::internal(error.to_string()))?;
-    Ok(Answer { generation, complete, bytes })
+    Ok(Answer { generation, stamp, complete, bytes })
 }
 
 #[cfg(test)]
@@ -274,10 +302,12 @@ mod tests {
             upserted,
             removed,
             complete: true,
+            stamp: -3,
             ..WatchResponse::default()
         };
         let encoded = answer.encode_to_vec();
-        let expected = Answer { generation: 9, complete: true, bytes: encoded.len() as u64 };
+        let bytes = encoded.len() as u64;
+        let expected = Answer { generation: 9, stamp: -3, complete: true, bytes };
         assert_eq!(glance(&mut &encoded[..]).unwrap(), expected);
         assert!(glance(&mut &encoded[1..]).is_err());
     }

@@ -51,7 +51,7 @@ pub(crate) struct Writer {
 pub(crate) struct Replaced {
     pub(crate) generation: u64,
     pub(super) began: Instant,
-    pub(super) confirmed: Instant,
+    pub(crate) confirmed: Instant,
 }
 
 type Requests = mpsc::Sender<ReplaceRequest>;

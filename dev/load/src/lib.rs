@@ -85,8 +85,8 @@ pub fn main(arguments: Arguments) -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime::tls::install_provider();
     connect::raise_descriptor_limit()?;
-    if let Command::Foundation(_) = &arguments.command {
-        foundation::limits::raise()?;
+    if let Command::Foundation(arguments) = &arguments.command {
+        arguments.raise_limits()?;
     }
     if let Command::Cell(_) | Command::Foundation(_) = &arguments.command {
         // Before a second thread exists: all threads must be in the new namespace.

@@ -1,14 +1,20 @@
 //! The load tools measure real servers.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use certificates::Files;
 use integration_tests::{
     binaries,
     services::{LockServer, Site},
+    wait,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use serde_json::Value;
 
@@ -147,6 +153,70 @@ fn a_syncer_is_measured_in_time_and_memory() {
         assert!(round["change_seen_ms"].as_f64() > Some(0.0), "{round}");
         assert!(round["idle_poll_cpu_ms"].as_f64() < Some(1_000.0), "{round}");
     }
+}
+
+/// A small foundation, with all its services.
+fn foundation() -> Vec<String> {
+    let directory = binaries::path("policy-store");
+    let directory = directory.parent().expect("a binary lies in a directory");
+    let size = ["--cells", "5", "--real", "2", "--containers", "3", "--cell-spaces", "3"];
+    let data = ["--groups", "20", "--rules", "2", "--bindings", "2", "--spaces", "15"];
+    let files = ["foundation", "--bin-dir", text(directory)];
+    [&files[..], &size, &data].concat().into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn changes_and_restarts_are_timed_on_real_and_simulated_cells() {
+    let site = Site::new();
+    let plot = site.path("foundation.png");
+    let foundation = foundation();
+    let foundation: Vec<&str> = foundation.iter().map(String::as_str).collect();
+    let run = ["--changes", "3", "--idle", "1s", "--plot", text(&plot)];
+    let report = json(&[&foundation[..], &run].concat());
+    let changes = &report["changes"];
+    assert_eq!(changes["packet_ms"]["count"], 3 * 2, "each change on each real cell: {report}");
+    assert_eq!(changes["reported_ms"]["count"], 3, "{report}");
+    for none in ["early_packets", "missing_packets", "unreported"] {
+        assert_eq!(changes[none], 0, "{none}: {report}");
+    }
+    for herd in [&report["start"], &report["restart"]] {
+        assert_eq!((&herd["cells"], &herd["real_ms"]["count"]), (&5.into(), &2.into()), "{report}");
+    }
+    assert_eq!(report["after_restart"]["packet_ms"]["count"], 2, "{report}");
+    let parts = changes["costs"]["parts"].as_array().expect("a list");
+    assert_eq!(parts.len(), 5, "store, syncer, lock server, Cloud Controller, agents: {report}");
+    for part in parts {
+        assert!(part["peak_mib"]["max"].as_f64() > Some(1.0), "{part}");
+    }
+    assert!(std::fs::read(&plot).expect("the plot is there").starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn a_stopped_foundation_leaves_no_process() {
+    let mut command = Command::new(binaries::path("portcullis-dev"));
+    command.arg("load").args(foundation()).args(["--idle", "1h"]);
+    let mut tool = command.stderr(Stdio::piped()).spawn().expect("portcullis-dev can be run");
+    let errors = BufReader::new(tool.stderr.take().expect("it is piped"));
+    let idle = errors.lines().map_while(Result::ok).any(|line| line.ends_with("idle"));
+    assert!(idle, "it starts all cells");
+    let children = children(tool.id());
+    assert!(children.len() >= 6, "{children:?}");
+    let pid = Pid::from_raw(i32::try_from(tool.id()).expect("the kernel's process ids fit"));
+    kill(pid, Signal::SIGINT).expect("it runs");
+    assert!(!tool.wait().expect("it ends").success());
+    wait::until("the end of all processes", || {
+        let left = children.iter().filter(|child| Path::new(child).exists()).collect::<Vec<_>>();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}
+
+/// The directories of the processes that this process started.
+fn children(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let lists = tasks.map(|task| task.expect("it runs").path().join("children"));
+    let texts: Vec<String> = lists.filter_map(|list| std::fs::read_to_string(list).ok()).collect();
+    let children = texts.iter().flat_map(|text| text.split_ascii_whitespace());
+    children.map(|child| format!("/proc/{child}")).collect()
 }
 
 #[test]

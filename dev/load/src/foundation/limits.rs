@@ -18,8 +18,15 @@ const LEAST: [(&str, u64); 6] = [
     ("net/core/somaxconn", 4_096),
 ];
 
-/// Raises the limits. Must run in the machine's own network namespace, where they are.
-pub(crate) fn raise() -> anyhow::Result<()> {
+/// Number of real cells for which the defaults of the kernel are enough.
+const FEW: u32 = 50;
+
+/// Raises the limits for this number of real cells. Must run in the machine's own network
+/// namespace, where the limits are.
+pub(crate) fn raise(real: u32) -> anyhow::Result<()> {
+    if real <= FEW {
+        return Ok(());
+    }
     for (name, least) in LEAST {
         let path = format!("/proc/sys/{name}");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;

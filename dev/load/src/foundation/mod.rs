@@ -14,7 +14,7 @@ mod changes;
 mod costs;
 mod ground;
 mod herd;
-pub(super) mod limits;
+mod limits;
 mod probes;
 mod report;
 mod simulated;
@@ -130,6 +130,11 @@ impl fmt::Display for Kind {
 }
 
 impl Arguments {
+    /// Raises limits of the machine, in the machine's own network namespace.
+    pub(super) fn raise_limits(&self) -> anyhow::Result<()> {
+        limits::raise(self.real)
+    }
+
     /// The first group, which changes, is a global one.
     fn shape(&self) -> Shape {
         Shape { global: self.shape.global.max(1), ..self.shape }

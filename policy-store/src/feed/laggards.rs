@@ -35,7 +35,7 @@ pub enum News<'a> {
 }
 
 impl Laggards {
-    /// Compares all known cells with the newest generation.
+    /// Compares all known cells, ascending by id, with the newest generation.
     pub fn look<'a>(
         &mut self,
         cells: &'a [CellStatus],
@@ -44,7 +44,7 @@ impl Laggards {
     ) -> Vec<News<'a>> {
         let long = i128::try_from(LONG.as_nanos()).unwrap_or(i128::MAX);
         // A deleted cell is not reported as caught up.
-        self.0.retain(|id| cells.iter().any(|cell| cell.id == *id));
+        self.0.retain(|id| cells.binary_search_by(|cell| cell.id.cmp(id)).is_ok());
         let news = cells.iter().filter_map(|cell| match cell.behind_since(history) {
             Some(since) if now.as_nanosecond() - i128::from(since.0) >= long => {
                 self.0.insert(cell.id.clone()).then_some(News::Behind(cell, since))
@@ -99,6 +99,9 @@ mod tests {
     use super::*;
     use crate::{groups::history::Step, reports::Report};
 
+    /// A foundation of this size is not expected; a look at it must still be short.
+    const MANY: usize = 30_000;
+
     fn cell(id: &str, enforced: u64) -> CellStatus {
         let report = Report {
             enforced: Generation(enforced),
@@ -126,5 +129,20 @@ mod tests {
         laggards.look(&cells, &history, at(30));
         assert_eq!(laggards.look(&well[1..], &history, at(31)), [], "it was forgotten");
         assert_eq!(laggards.look(&well, &history, at(32)), []);
+    }
+
+    #[tokio::test]
+    async fn a_look_is_short_also_when_many_cells_are_behind() {
+        let point = |generation| Point { generation: Generation(generation), stamp: Stamp(0) };
+        let history = History::starting(point(1))
+            .followed_by([Step { point: point(2), changes: Vec::new() }]);
+        let cells: Vec<_> = (0..MANY).map(|number| cell(&format!("c{number:05}"), 1)).collect();
+        let mut laggards = Laggards::default();
+        let at = Timestamp::from_second(20).unwrap();
+        assert_eq!(laggards.look(&cells, &history, at).len(), MANY);
+        let began = tokio::time::Instant::now();
+        assert_eq!(laggards.look(&cells, &history, at), []);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(2), "{took:?}");
     }
 }

@@ -14,7 +14,7 @@ use super::simulated::{Connected, Simulated};
 use super::system::System;
 
 /// Timeout until all cells have their state.
-const WAIT: Duration = Duration::from_secs(180);
+const WAIT: Duration = Duration::from_secs(900);
 /// After the last cell has its state, before memory and CPU time are read: reports and
 /// containers of the cells arrive.
 const SETTLE: Duration = Duration::from_secs(3);

@@ -102,6 +102,32 @@ async fn more_connections_than_allowed_wait_for_their_turn() {
     timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
 }
 
+/// After the TLS handshake, here without one, a client must speak; a part of the preface is not
+/// enough.
+#[tokio::test]
+async fn a_client_that_never_speaks_is_disconnected() {
+    let listener = Listener::tcp("grpc", "127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let limits = Limits { handshake: Duration::from_millis(500), ..Limits::default() };
+    let server = Grpc::new(listener, None, &Health::new()).limits(limits).add(Odd::default());
+    let shutdown = CancellationToken::new();
+    let server = spawn(server.serve(shutdown.clone(), LONG));
+    for first in [&b""[..], &PREFACE[..23]] {
+        let mut silent = TcpStream::connect(&address).await.unwrap();
+        silent.write_all(first).await.unwrap();
+        let mut rest = Vec::new();
+        let closed = timeout(PATIENCE, silent.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "connected for ever after {} bytes", first.len());
+    }
+    let mut speaks = TcpStream::connect(&address).await.unwrap();
+    speaks.write_all(PREFACE).await.unwrap();
+    let open =
+        timeout(Duration::from_secs(1), async { while frame(&mut speaks).await.is_some() {} });
+    assert!(open.await.is_err(), "a client that has spoken stays");
+    shutdown.cancel();
+    timeout(PATIENCE, server).await.expect("drained").unwrap().unwrap();
+}
+
 /// HTTP/2 connection preface and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 

@@ -241,3 +241,27 @@ async fn open_requests_may_end_and_idle_connections_do_not_hold_up() {
     let drained = tokio::time::timeout(Duration::from_secs(20), running.server).await;
     drained.expect("drained").unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_long_body_is_refused() {
+    let running = Running::start().await;
+    let long = "1".repeat(5_000);
+    for path in ["/log-level", "/block-profile-rate"] {
+        let (status, _) = running.ask(Method::POST, path, &long).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{path}");
+    }
+    assert_eq!(running.ask(Method::POST, "/log-level", "info").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_long_head_is_refused() {
+    let running = Running::start().await;
+    let mut stream = TcpStream::connect(&running.address).await.unwrap();
+    let field = format!("X-Long: {}\r\n", "a".repeat(8_000));
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+    // The server may close before it has read everything.
+    let _closed = stream.write_all(field.repeat(9).as_bytes()).await;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 431");
+}

@@ -8,12 +8,12 @@
 //! | `POST /log-level` | sets the level; docs/compatibility/locket.md#debug-server |
 //! | `/block-profile-rate`, `/mutex-profile-fraction` | Go's profiles: accepts an integer, without effect |
 //!
-//! All other requests return 404.
+//! All other requests return 404, and a body above 4 KiB 413.
 
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use http::{Method, StatusCode, header};
@@ -24,6 +24,10 @@ use super::{Health, Http, Listener};
 use crate::lager::{Control, Level};
 use crate::metrics::Handle;
 use crate::process::Process;
+
+/// Size limit of a request body: a log level, or a number. A client that never ends its body holds
+/// this much memory, not axum's 2 MiB.
+const LARGEST_BODY: usize = 4 << 10;
 
 /// The admin server.
 pub struct Admin {
@@ -71,7 +75,8 @@ impl Admin {
         let address = self.local_addr();
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
-        task.spawn(self.http.serve(self.router, stop.clone(), drain));
+        let router = self.router.layer(DefaultBodyLimit::max(LARGEST_BODY));
+        task.spawn(self.http.serve(router, stop.clone(), drain));
         RunningAdmin { address, stop, task }
     }
 }

@@ -49,7 +49,7 @@ pub struct Limits {
     pub connections: usize,
     /// Maximum number of concurrent streams of one HTTP/2 connection.
     pub streams: u32,
-    /// TLS handshake timeout.
+    /// TLS handshake timeout, and after it the timeout for the HTTP/2 preface.
     pub handshake: Duration,
     /// Timeout of an HTTP/1 connection without a request, and for the arrival of a request. Well
     /// above the minute after which agents poll again.
@@ -89,7 +89,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(180),
             stall: Duration::from_secs(30),
-            buffer: 408 << 10,
+            buffer: 64 << 10,
             keepalive_interval: Duration::from_secs(5),
             keepalive_timeout: Duration::from_secs(4),
             unfinished: 64 << 20,
@@ -144,6 +144,9 @@ pub(super) enum Protocol {
 
 /// Maximum number of pending stream resets of a connection before it counts as an attack.
 const RESETS: usize = 4_096;
+
+/// Length of the HTTP/2 connection preface (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
 
 /// Time for a drained client to show a sign of life: an HTTP/2 client answers a ping at once, and
 /// every client reads the bytes sent to it.
@@ -329,6 +332,7 @@ where
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = poll_fn(|context| driver.poll_and_flush(connection.as_mut(), context)) => ended,
+            () = self.mute(&signs) => return self.note_mute(&peer),
             () = self.exodus.turn() => {
                 let _before = signs.take();
                 connection.as_mut().graceful_shutdown();
@@ -345,6 +349,23 @@ where
             let (server, peer) = (self.what, peer.as_deref());
             tracing::debug!(server, peer, error = %error, "connection-failed");
         }
+    }
+
+    /// Returns when an HTTP/2 client has not sent its preface in time: keepalive begins after it.
+    async fn mute(&self, signs: &Signs) {
+        if self.protocol == Protocol::Http2 {
+            tokio::time::sleep(self.handshake).await;
+            if signs.arrived() < PREFACE {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+
+    fn note_mute(&self, peer: &Peer) {
+        let address = peer.address.map(|address| address.to_string());
+        let (server, seconds) = (self.what, self.handshake.as_secs());
+        tracing::debug!(server, peer = address, seconds, "no-http2-preface");
     }
 
     /// Waits until a drained client shows no sign of life. An HTTP/2 client gets a ping with the

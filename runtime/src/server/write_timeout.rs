@@ -9,17 +9,19 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Signs of life of the peer since the last [`Signs::take`].
+/// Signs of life of the peer, most of them since the last [`Signs::take`].
 #[derive(Debug, Default)]
 pub(super) struct Signs {
     read: AtomicBool,
+    /// Bytes of the peer since the beginning; wraps around.
+    arrived: AtomicUsize,
     written: AtomicBool,
     /// The last write is blocked on the peer.
     waits: AtomicBool,
@@ -35,6 +37,11 @@ pub(super) struct Seen {
 }
 
 impl Signs {
+    /// Number of bytes that the peer has sent, on a new connection.
+    pub(super) fn arrived(&self) -> usize {
+        self.arrived.load(Relaxed)
+    }
+
     /// Returns the signs since the last call.
     pub(super) fn take(&self) -> Seen {
         let written = self.written.swap(false, Relaxed);
@@ -91,9 +98,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for WriteTimeout<I> {
         context: &mut Context<'_>,
         to: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = to.filled().len();
         let read = Pin::new(&mut self.io).poll_read(context, to);
         if read.is_ready() {
             self.signs.read.store(true, Relaxed);
+            self.signs.arrived.fetch_add(to.filled().len() - before, Relaxed);
         }
         read
     }

@@ -21,6 +21,8 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     #[cfg(feature = "load")]
+    Attack(attack::Arguments),
+    #[cfg(feature = "load")]
     Chaos(chaos::Arguments),
     /// Serve a development Cloud Controller and UAA
     CloudController(cloud_controller::Arguments),
@@ -38,6 +40,8 @@ enum Command {
 
 fn main() -> ExitCode {
     match CommandLine::parse().command {
+        #[cfg(feature = "load")]
+        Command::Attack(arguments) => attack::main(&arguments),
         #[cfg(feature = "load")]
         Command::Chaos(arguments) => chaos::main(&arguments),
         Command::CloudController(arguments) => cloud_controller::main(arguments),

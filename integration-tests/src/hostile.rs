@@ -5,10 +5,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+pub use attack::call::unfinished;
+
+use attack::call;
 use bytes::Bytes;
 use certificates::Files;
 use h2::client::{Builder, SendRequest};
-use http::{HeaderMap, Request, header};
 use runtime::{
     client::{self, Options},
     tls::{self, ClientTls},
@@ -65,13 +67,9 @@ impl Hostile {
         for _ in 0..calls {
             let (send, bytes) = (self.send.clone(), bytes.clone());
             let answers = Arc::clone(&self.answers);
-            let request = Request::post(format!("https://{}{path}", self.address))
-                .header(header::CONTENT_TYPE, "application/grpc")
-                .header(header::TE, "trailers")
-                .body(())
-                .expect("a good request");
+            let request = call::request(&self.address, path);
             let call = async move {
-                let status = status(send, request, bytes).await;
+                let status = call::status(send, request, bytes, false).await;
                 let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
                 *answers.entry(status.unwrap_or_else(|error| error.to_string())).or_default() += 1;
             };
@@ -83,35 +81,4 @@ impl Hostile {
     pub fn answers(&self) -> Answers {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-}
-
-/// `grpc-status` of the answer; the call stays open until it arrives.
-async fn status(
-    send: SendRequest<Bytes>,
-    request: Request<()>,
-    bytes: Bytes,
-) -> Result<String, h2::Error> {
-    let (answer, mut stream) = send.ready().await?.send_request(request, false)?;
-    stream.send_data(bytes, false)?;
-    let (head, mut body) = answer.await?.into_parts();
-    if let Some(status) = text(&head.headers) {
-        return Ok(status);
-    }
-    while let Some(data) = body.data().await {
-        body.flow_control().release_capacity(data?.len())?;
-    }
-    let trailers = body.trailers().await?;
-    Ok(trailers.as_ref().and_then(text).unwrap_or_else(|| "none".to_owned()))
-}
-
-fn text(headers: &HeaderMap) -> Option<String> {
-    Some(headers.get("grpc-status")?.to_str().ok()?.to_owned())
-}
-
-/// The prefix of a gRPC message of `announced` bytes, and `sent` bytes of it.
-pub fn unfinished(announced: u32, sent: usize) -> Bytes {
-    let mut bytes = vec![0];
-    bytes.extend(announced.to_be_bytes());
-    bytes.resize(bytes.len() + sent, 0);
-    bytes.into()
 }

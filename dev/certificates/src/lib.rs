@@ -63,6 +63,19 @@ impl From<Files> for runtime::tls::Files {
     }
 }
 
+/// What makes a certificate unusable for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// It expired yesterday.
+    Expired,
+    /// It is valid from the next year on.
+    NotYetValid,
+    /// Its only usage is serverAuth.
+    ServerOnly,
+    /// Its own key signed it, not the CA.
+    SelfSigned,
+}
+
 /// A CA whose files are in one directory: `ca.crt`, `ca.key`, and `NAME.crt`,
 /// `NAME.key` for each issued certificate.
 #[derive(Debug)]
@@ -122,7 +135,7 @@ impl Authority {
     ///
     /// `alternatives` are its DNS names and IP addresses.
     pub fn issue(&self, name: &str, alternatives: &[&str]) -> Result<Files, Error> {
-        self.issue_in(None, name, alternatives, false)
+        self.issue_in(None, name, alternatives, None)
     }
 
     /// Issues a certificate with an organizational unit, which identifies a cell.
@@ -132,7 +145,7 @@ impl Authority {
         name: &str,
         alternatives: &[&str],
     ) -> Result<Files, Error> {
-        self.issue_in(Some(unit), name, alternatives, false)
+        self.issue_in(Some(unit), name, alternatives, None)
     }
 
     /// Issues a certificate that expired yesterday.
@@ -142,7 +155,12 @@ impl Authority {
         name: &str,
         alternatives: &[&str],
     ) -> Result<Files, Error> {
-        self.issue_in(unit, name, alternatives, true)
+        self.issue_in(unit, name, alternatives, Some(Flaw::Expired))
+    }
+
+    /// Issues a certificate that servers must refuse.
+    pub fn issue_flawed(&self, name: &str, flaw: Flaw) -> Result<Files, Error> {
+        self.issue_in(None, name, &[], Some(flaw))
     }
 
     fn issue_in(
@@ -150,7 +168,7 @@ impl Authority {
         unit: Option<&str>,
         name: &str,
         alternatives: &[&str],
-        expired: bool,
+        flaw: Option<Flaw>,
     ) -> Result<Files, Error> {
         let making = |source| Error::Make { name: name.to_owned(), source };
         let alternatives: Vec<String> = alternatives.iter().map(|&text| text.to_owned()).collect();
@@ -163,12 +181,26 @@ impl Authority {
         parameters.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         set_validity(&mut parameters);
-        if expired {
-            parameters.not_after = parameters.not_before;
-            parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        match flaw {
+            Some(Flaw::Expired) => {
+                parameters.not_after = parameters.not_before;
+                parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            }
+            Some(Flaw::NotYetValid) => {
+                let next = i32::from(Timestamp::now().to_zoned(TimeZone::UTC).year()) + 1;
+                parameters.not_before = rcgen::date_time_ymd(next, 1, 1);
+            }
+            Some(Flaw::ServerOnly) => {
+                parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            }
+            Some(Flaw::SelfSigned) | None => {}
         }
         let key = KeyPair::generate_for(&PKCS_RSA_SHA256).map_err(making)?;
-        let certificate = parameters.signed_by(&key, &self.issuer).map_err(making)?;
+        let certificate = match flaw {
+            Some(Flaw::SelfSigned) => parameters.self_signed(&key),
+            _ => parameters.signed_by(&key, &self.issuer),
+        };
+        let certificate = certificate.map_err(making)?;
         let files = Files {
             ca: self.ca_file(),
             cert: self.directory.join(format!("{name}.crt")),
@@ -236,6 +268,20 @@ mod tests {
         let files = cell.into();
         ServerTls::load(&files, Alpn::None).unwrap();
         ClientTls::load(&files).unwrap();
+    }
+
+    #[test]
+    fn flawed_certificates_differ_in_their_flaw() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(directory.path()).unwrap();
+        for flaw in [Flaw::Expired, Flaw::NotYetValid] {
+            let files = authority.issue_flawed("outside-its-time", flaw).unwrap();
+            assert!(ClientTls::load(&files.into()).is_err(), "{flaw:?}");
+        }
+        for flaw in [Flaw::ServerOnly, Flaw::SelfSigned] {
+            let files = authority.issue_flawed("flawed", flaw).unwrap();
+            ClientTls::load(&files.into()).unwrap();
+        }
     }
 
     #[test]

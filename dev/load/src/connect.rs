@@ -10,27 +10,27 @@ use tonic::transport::Channel;
 
 /// The server under load.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Target {
+pub struct Target {
     /// Address of the server, host:port; its certificate must be valid for the host
     #[arg(long)]
-    pub(super) address: String,
+    pub address: String,
     /// PEM file of the CA of both certificates
     #[arg(long)]
-    pub(super) ca: PathBuf,
+    pub ca: PathBuf,
     /// PEM file of the client certificate
     #[arg(long)]
-    pub(super) cert: PathBuf,
+    pub cert: PathBuf,
     /// PEM file of its private key
     #[arg(long)]
-    pub(super) key: PathBuf,
+    pub key: PathBuf,
     /// Process id of the server, if it runs on this machine; reports its CPU time and memory
     #[arg(long)]
-    pub(super) server_pid: Option<u32>,
+    pub server_pid: Option<u32>,
 }
 
 impl Target {
     /// Opens this number of channels, one connection each.
-    pub(super) fn channels(&self, count: usize) -> anyhow::Result<Vec<Channel>> {
+    pub fn channels(&self, count: usize) -> anyhow::Result<Vec<Channel>> {
         let tls = self.tls()?;
         // Pings would be traffic that the genuine clients do not have.
         let options = Options { keepalive_interval: None, ..Options::default() };
@@ -40,7 +40,7 @@ impl Target {
     }
 
     /// The client's side of the connection.
-    pub(super) fn tls(&self) -> anyhow::Result<ClientTls> {
+    pub fn tls(&self) -> anyhow::Result<ClientTls> {
         let Self { address: _, ca, cert, key, server_pid: _ } = self;
         let files = Files { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
         ClientTls::load(&files).context("the certificate of the load")
@@ -48,7 +48,7 @@ impl Target {
 }
 
 /// Raises the limit of open files to its maximum, since each connection needs one.
-pub(super) fn raise_descriptor_limit() -> anyhow::Result<()> {
+pub fn raise_descriptor_limit() -> anyhow::Result<()> {
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
     if soft < hard {

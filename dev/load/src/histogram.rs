@@ -9,7 +9,7 @@ use tonic::Code;
 
 /// Latencies in microseconds, and failures by code. One per worker, then merged.
 #[derive(Debug)]
-pub(super) struct Tally {
+pub struct Tally {
     latencies: Histogram<u64>,
     failures: BTreeMap<String, u64>,
     bytes: u64,
@@ -17,21 +17,21 @@ pub(super) struct Tally {
 
 /// The figures of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Summary {
+pub struct Summary {
     /// Calls that succeeded.
-    pub(super) operations: u64,
+    pub operations: u64,
     /// Successful calls per second.
-    pub(super) per_second: f64,
+    pub per_second: f64,
     /// Median latency in milliseconds.
-    pub(super) p50_ms: f64,
+    pub p50_ms: f64,
     /// 99th percentile in milliseconds.
-    pub(super) p99_ms: f64,
+    pub p99_ms: f64,
     /// Maximum latency in milliseconds.
-    pub(super) max_ms: f64,
+    pub max_ms: f64,
     /// Bytes of all responses, if counted.
-    pub(super) bytes: u64,
+    pub bytes: u64,
     /// Failures by code.
-    pub(super) failures: BTreeMap<String, u64>,
+    pub failures: BTreeMap<String, u64>,
 }
 
 impl Default for Tally {
@@ -43,24 +43,24 @@ impl Default for Tally {
 
 impl Tally {
     /// Counts a successful call with its latency and response size.
-    pub(super) fn success(&mut self, took: Duration, bytes: usize) {
+    pub fn success(&mut self, took: Duration, bytes: usize) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.latencies.record(micros).expect("a histogram that grows takes every value");
         self.bytes += bytes as u64;
     }
 
     /// Adds bytes beyond those of the responses.
-    pub(super) fn add_bytes(&mut self, bytes: u64) {
+    pub fn add_bytes(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
 
     /// Counts a failed call.
-    pub(super) fn failure(&mut self, code: Code) {
+    pub fn failure(&mut self, code: Code) {
         *self.failures.entry(format!("{code:?}")).or_default() += 1;
     }
 
     /// Merges the tally of another worker.
-    pub(super) fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         let Self { latencies, failures, bytes } = other;
         self.latencies.add(latencies).expect("a histogram that grows takes every value");
         for (code, count) in failures {
@@ -70,7 +70,7 @@ impl Tally {
     }
 
     /// The summary of a run of length `elapsed`.
-    pub(super) fn summary(self, elapsed: Duration) -> Summary {
+    pub fn summary(self, elapsed: Duration) -> Summary {
         let Self { latencies, failures, bytes } = self;
         let operations = latencies.len();
         let at = |quantile| millis(latencies.value_at_quantile(quantile));
@@ -93,12 +93,12 @@ fn millis(micros: u64) -> f64 {
 
 /// Rate per second; 0 for an empty period.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-pub(super) fn per(count: u64, elapsed: Duration) -> f64 {
+pub fn per(count: u64, elapsed: Duration) -> f64 {
     if elapsed.is_zero() { 0.0 } else { count as f64 / elapsed.as_secs_f64() }
 }
 
 /// The median; for an even number of values the lower of the two middle ones.
-pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len().checked_sub(1)? / 2;
     values.get(middle).copied()

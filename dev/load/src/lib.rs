@@ -10,7 +10,8 @@
 //! - CPU usage of other processes is reported: on a busy machine the figures mean
 //!   little.
 //!
-//! Figures and commands: docs/performance.md.
+//! Figures and commands: docs/performance.md. The public modules start and measure services for
+//! other tools: [`attack`](../attack/index.html).
 
 mod calls;
 mod cell;
@@ -20,17 +21,23 @@ mod distribution;
 mod empty;
 mod foundation;
 mod histogram;
+pub mod connect;
+mod distribution;
+mod empty;
+pub mod histogram;
 mod locket;
-mod meter;
+pub mod meter;
 mod plot;
 mod raw_tls;
 mod report;
-mod server;
+pub mod server;
 mod soak;
-mod store;
+pub mod store;
 mod suite;
 mod sync;
 mod wire;
+
+pub use cell::lab::leave as leave_network;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -126,7 +133,10 @@ fn length(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses a duration greater than zero.
-fn positive_length(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// The text is not such a duration.
+pub fn positive_length(text: &str) -> Result<Duration, String> {
     length(text)?.checked_sub(Duration::from_nanos(1)).ok_or(format!("{text:?} is no time"))?;
     length(text)
 }

@@ -12,35 +12,35 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// Usage of a process at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Usage {
+pub struct Usage {
     /// CPU time of all its threads since its start.
-    pub(super) cpu: Duration,
+    pub cpu: Duration,
     /// Resident memory in bytes.
-    pub(super) resident: u64,
+    pub resident: u64,
     /// Peak memory in bytes.
-    pub(super) peak: u64,
+    pub peak: u64,
 }
 
 /// Resource usage of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Cost {
+pub struct Cost {
     /// CPU cores used by the server.
-    pub(super) server_cores: Option<f64>,
+    pub server_cores: Option<f64>,
     /// CPU microseconds of the server per call.
-    pub(super) server_micros_per_call: Option<f64>,
+    pub server_micros_per_call: Option<f64>,
     /// Resident memory of the server at the end, in bytes.
-    pub(super) server_resident: Option<u64>,
+    pub server_resident: Option<u64>,
     /// Peak memory of the server, in bytes.
-    pub(super) server_peak: Option<u64>,
+    pub server_peak: Option<u64>,
     /// CPU cores used by the load tool itself.
-    pub(super) load_cores: f64,
+    pub load_cores: f64,
     /// CPU cores used by all other processes.
-    pub(super) other_cores: f64,
+    pub other_cores: f64,
 }
 
 /// Usage of the server, of this tool and of the machine at one moment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reading {
+pub struct Reading {
     server: Option<Usage>,
     own: Usage,
     machine: Duration,
@@ -48,7 +48,7 @@ pub(super) struct Reading {
 
 impl Reading {
     /// Reads the current usage.
-    pub(super) fn take(server: Option<u32>) -> anyhow::Result<Self> {
+    pub fn take(server: Option<u32>) -> anyhow::Result<Self> {
         let server = server.map(|pid| usage(&pid.to_string())).transpose()?;
         let own = usage("self")?;
         let text = read("/proc/stat")?;
@@ -57,7 +57,7 @@ impl Reading {
     }
 
     /// Usage since `before`, divided among the calls.
-    pub(super) fn since(&self, before: &Self, elapsed: Duration, calls: u64) -> Cost {
+    pub fn since(&self, before: &Self, elapsed: Duration, calls: u64) -> Cost {
         let spent = self.server.zip(before.server).map(|(now, then)| now.cpu - then.cpu);
         let own = self.own.cpu - before.own.cpu;
         let others = (self.machine.saturating_sub(before.machine))
@@ -78,7 +78,7 @@ impl Reading {
 }
 
 /// Usage of a process: its ID, or `self`.
-pub(super) fn usage(process: &str) -> anyhow::Result<Usage> {
+pub fn usage(process: &str) -> anyhow::Result<Usage> {
     let stat = read(&format!("/proc/{process}/stat"))?;
     let cpu = cpu(&stat).with_context(|| format!("/proc/{process}/stat has another form"))?;
     let status = read(&format!("/proc/{process}/status"))?;
@@ -90,7 +90,7 @@ pub(super) fn usage(process: &str) -> anyhow::Result<Usage> {
 
 /// Activity of an idle process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Activity {
+pub struct Activity {
     /// CPU time of its living threads, to the nanosecond.
     on_cpu: Duration,
     /// Its children, and the page faults of exited children: each exited process had
@@ -101,7 +101,7 @@ pub(super) struct Activity {
 
 impl Activity {
     /// Activity of a process until now.
-    pub(super) fn of(process: u32) -> anyhow::Result<Self> {
+    pub fn of(process: u32) -> anyhow::Result<Self> {
         let stat = read(&format!("/proc/{process}/stat"))?;
         let ended = faults_of_ended(&stat).context("/proc/PID/stat has another form")?;
         let (mut on_cpu, mut children) = (Duration::ZERO, BTreeSet::new());
@@ -120,7 +120,7 @@ impl Activity {
     }
 
     /// CPU time since `before`, and whether no process was started.
-    pub(super) fn since(&self, before: &Self) -> (Duration, bool) {
+    pub fn since(&self, before: &Self) -> (Duration, bool) {
         let none = self.children == before.children && self.ended == before.ended;
         (self.on_cpu.saturating_sub(before.on_cpu), none)
     }

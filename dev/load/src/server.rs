@@ -32,7 +32,7 @@ const GLANCE: Duration = Duration::from_millis(10);
 
 /// Directory with the files of the servers, and certificates of a CA created for them.
 #[derive(Debug)]
-pub(super) struct Site {
+pub struct Site {
     directory: tempfile::TempDir,
     authority: Authority,
     files: Files,
@@ -50,7 +50,7 @@ pub(super) struct Program {
 
 /// A running server.
 #[derive(Debug)]
-pub(super) struct Server {
+pub struct Server {
     name: String,
     child: Child,
     pid: u32,
@@ -62,25 +62,28 @@ pub(super) struct Server {
 
 /// Endpoints of a policy store: for its writer, and for its cells.
 #[derive(Debug, Clone)]
-pub(super) struct Ends {
-    pub(super) writer: Target,
-    pub(super) cell: Target,
+pub struct Ends {
+    /// For its writer.
+    pub writer: Target,
+    /// For its cells.
+    pub cell: Target,
     /// Address that agents of the original poll: host:port.
-    pub(super) http: Option<String>,
+    pub http: Option<String>,
 }
 
 /// A running development Cloud Controller.
 #[derive(Debug)]
-pub(super) struct Cloud {
-    pub(super) server: Server,
+pub struct Cloud {
+    /// The process.
+    pub server: Server,
     /// URL of the v3 API.
-    pub(super) api: String,
+    pub api: String,
     /// URL of the UAA.
-    pub(super) uaa: String,
+    pub uaa: String,
     /// URL of the internal API.
-    pub(super) internal: String,
+    pub internal: String,
     /// The CA of its certificates, and the certificates of its clients.
-    pub(super) files: Files,
+    pub files: Files,
 }
 
 /// Timeout of a syncer's sync.
@@ -94,6 +97,7 @@ impl Site {
 
     /// The servers' certificates are also valid for this address.
     pub(super) fn on(host: &str, binaries: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let beside = own.parent().context("this executable lies in a directory")?;
         let directory = tempfile::tempdir().context("making a directory for the servers")?;
@@ -103,8 +107,18 @@ impl Site {
         Ok(Self { directory, authority, files, binaries, started: 0 })
     }
 
+    /// The CA of all certificates.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Files of the servers' certificate, which is valid for clients too.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
     /// A new path for a server's file.
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(format!("{}-{name}", self.started))
     }
 
@@ -117,10 +131,7 @@ impl Site {
     }
 
     /// A lock server with a new SQLite file, or on a database server.
-    pub(super) async fn lock_server(
-        &mut self,
-        database: Option<&Database>,
-    ) -> anyhow::Result<Server> {
+    pub async fn lock_server(&mut self, database: Option<&Database>) -> anyhow::Result<Server> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
         let (driver, connection) = match database {
@@ -154,6 +165,9 @@ impl Site {
         address: &str,
         database: Option<&Value>,
     ) -> anyhow::Result<Program> {
+    /// A policy store with a new SQLite file, which accepts any cell name with a cell's
+    /// certificate, and its endpoints.
+    pub async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
         let own = json!({ "type": "sqlite", "path": self.path("groups.db") });
@@ -185,7 +199,7 @@ impl Site {
 
     /// A cell agent that gets its groups from that store; the keys are added to its
     /// configuration. Its address is that of its control endpoints.
-    pub(super) async fn cell_agent(
+    pub async fn cell_agent(
         &mut self,
         store: &Target,
         keys: Map<String, Value>,
@@ -215,7 +229,7 @@ impl Site {
     }
 
     /// A server of the empty call, or of responses over TLS alone.
-    pub(super) async fn empty(&mut self, bare: bool) -> anyhow::Result<Server> {
+    pub async fn empty(&mut self, bare: bool) -> anyhow::Result<Server> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
         let mut arguments: Vec<OsString> =
@@ -230,6 +244,8 @@ impl Site {
     /// A development Cloud Controller with TLS on all endpoints: `portcullis-dev` beside the
     /// other binaries, or else this program.
     pub(super) async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
+    /// A development Cloud Controller with TLS on all endpoints.
+    pub async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
         let any = "127.0.0.1:0";
@@ -250,7 +266,7 @@ impl Site {
     }
 
     /// A syncer between a Cloud Controller and a policy store.
-    pub(super) fn syncer(
+    pub fn syncer(
         &mut self,
         cloud: &Cloud,
         locks: &Server,
@@ -366,7 +382,7 @@ impl Server {
 
     /// Waits, within the sync timeout, for a log line whose message has this suffix and
     /// whose data match; returns the data.
-    pub(super) async fn log_line(
+    pub async fn log_line(
         &mut self,
         message: &str,
         fits: impl Fn(&Value) -> bool,
@@ -375,27 +391,27 @@ impl Server {
     }
 
     /// Its current and peak resource usage.
-    pub(super) fn usage(&self) -> anyhow::Result<Usage> {
+    pub fn usage(&self) -> anyhow::Result<Usage> {
         meter::usage(&self.pid.to_string())
     }
 
     /// Its log file, with standard error.
-    pub(super) fn log(&self) -> &Path {
+    pub fn log(&self) -> &Path {
         &self.log
     }
 
     /// Its process.
-    pub(super) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Its listen address.
-    pub(super) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.address
     }
 
     /// Its address and TLS files.
-    pub(super) fn target(&self) -> Target {
+    pub fn target(&self) -> Target {
         let Files { ca, cert, key } = self.files.clone();
         Target { address: self.address.clone(), ca, cert, key, server_pid: Some(self.pid) }
     }
@@ -419,6 +435,7 @@ impl Server {
 
     /// Sends SIGTERM.
     pub(super) fn terminate(&self) -> anyhow::Result<()> {
+    pub async fn end(mut self) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid)?);
         kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))
     }
@@ -437,14 +454,14 @@ impl Server {
 /// A database server, as in `database_driver` and `database_connection_string`
 /// (docs/compatibility/locket.md#configuration).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Database {
+pub struct Database {
     driver: &'static str,
     connection: String,
 }
 
 impl Database {
     /// Whether it is MySQL or MariaDB.
-    pub(super) fn is_mysql(&self) -> bool {
+    pub fn is_mysql(&self) -> bool {
         self.driver == "mysql"
     }
 }

@@ -20,6 +20,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("syncer", vec!["fuzz", "model", "proto", "runtime"]),
         ("cell-agent", vec!["fuzz", "model", "proto", "runtime"]),
         ("ctl", vec!["model", "proto", "runtime"]),
+        ("attack", vec!["certificates", "cni", "load", "proto", "runtime"]),
         ("certificates", vec!["runtime"]),
         ("cni", vec!["runtime"]),
         ("cloud-controller", vec!["certificates", "model", "runtime"]),
@@ -33,6 +34,19 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ),
         ("fuzz", vec![]),
         ("dev", vec!["chaos", "cloud-controller", "cluster", "cni", "load", "originals", "swap"]),
+        (
+            "dev",
+            vec![
+                "attack",
+                "chaos",
+                "cloud-controller",
+                "cluster",
+                "cni",
+                "load",
+                "originals",
+                "swap",
+            ],
+        ),
     ])
 }
 

@@ -1,6 +1,7 @@
 mod access;
 mod addresses;
 mod alarms;
+mod attack;
 mod cell_agent;
 mod citations;
 mod cycles;

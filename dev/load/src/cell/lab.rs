@@ -19,7 +19,7 @@ pub(super) const UNDERLAY: &str = "outside";
 const GATE: &str = "10.99.0.1";
 
 /// Moves the process into a new, empty network namespace.
-pub(crate) fn leave() -> anyhow::Result<()> {
+pub fn leave() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context(
         "making a network namespace: this needs root, or `unshare --user --map-root-user --net`",
     )?;

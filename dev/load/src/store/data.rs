@@ -6,45 +6,46 @@ use model::rule::RuleSpec;
 
 /// How many of what.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(crate) struct Shape {
+pub struct Shape {
     /// Number of security groups
     #[arg(long, default_value_t = 13_500, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) groups: u32,
+    pub groups: u32,
     /// Number of global groups among them
     #[arg(long, default_value_t = 0)]
-    pub(crate) global: u32,
+    pub global: u32,
     /// Number of rules per group
     #[arg(long, default_value_t = 20)]
-    pub(crate) rules: u32,
+    pub rules: u32,
     /// Number of spaces that a group is bound to for running containers
     #[arg(long, default_value_t = 3)]
-    pub(crate) bindings: u32,
+    pub bindings: u32,
     /// Number of spaces that a group is bound to for staging containers
     #[arg(long, default_value_t = 0)]
-    pub(crate) staging_bindings: u32,
+    pub staging_bindings: u32,
     /// Bind groups to spaces at random instead of neighbouring spaces: a cell with many
     /// spaces then has far more groups
     #[arg(long)]
-    pub(crate) scattered: bool,
+    pub scattered: bool,
     /// Number of spaces
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) spaces: u32,
+    pub spaces: u32,
 }
 
 /// A changing set of groups, with the hash of each.
 #[derive(Debug)]
-pub(crate) struct Data {
+pub struct Data {
     groups: Vec<SecurityGroup>,
     hashes: Vec<ContentHash>,
 }
 
 impl Data {
-    pub(crate) fn new(shape: &Shape) -> Self {
+    /// Groups of this shape.
+    pub fn new(shape: &Shape) -> Self {
         Self::of((0..shape.groups).map(|index| group(shape, index)).collect())
     }
 
     /// From these groups.
-    pub(crate) fn of(groups: Vec<SecurityGroup>) -> Self {
+    pub fn of(groups: Vec<SecurityGroup>) -> Self {
         let hashes = groups.iter().map(SecurityGroup::content_hash).collect();
         Self { groups, hashes }
     }
@@ -67,6 +68,7 @@ impl Data {
     }
 
     fn change_first(&mut self, change: impl FnOnce(&mut Vec<RuleSpec>)) {
+    pub fn change(&mut self, revision: u32) {
         let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
             return;
         };
@@ -75,17 +77,17 @@ impl Data {
     }
 
     /// The groups, in order.
-    pub(crate) fn groups(&self) -> &[SecurityGroup] {
+    pub fn groups(&self) -> &[SecurityGroup] {
         &self.groups
     }
 
     /// GUID and hash of each group, in order.
-    pub(super) fn manifest(&self) -> impl Iterator<Item = (&GroupGuid, &ContentHash)> {
+    pub fn manifest(&self) -> impl Iterator<Item = (&GroupGuid, &ContentHash)> {
         self.groups.iter().map(|group| &group.guid).zip(&self.hashes)
     }
 
     /// The groups with these GUIDs.
-    pub(super) fn find<'a>(
+    pub fn find<'a>(
         &'a self,
         guids: &'a std::collections::HashSet<String>,
     ) -> impl Iterator<Item = &'a SecurityGroup> {
@@ -95,6 +97,7 @@ impl Data {
 
 /// The spaces of a simulated cell: cells have distinct spaces while enough exist.
 pub(crate) fn spaces_of(cell: usize, count: u32, shape: &Shape) -> Vec<SpaceGuid> {
+pub fn spaces_of(cell: usize, count: u32, shape: &Shape) -> Vec<SpaceGuid> {
     let first = cell as u64 * u64::from(count);
     (0..u64::from(count)).map(|offset| space((first + offset) % u64::from(shape.spaces))).collect()
 }
@@ -104,6 +107,8 @@ fn space(number: u64) -> SpaceGuid {
 }
 
 pub(crate) fn guid(kind: u32, number: u64) -> String {
+/// A GUID that differs by kind and number.
+pub fn guid(kind: u32, number: u64) -> String {
     format!("{kind:08x}-0000-4000-8000-{number:012x}")
 }
 

@@ -3,10 +3,12 @@
 //! it. Then agents of the original poll over HTTP, if requested.
 
 mod containers;
-pub(super) mod data;
+pub mod data;
 mod pollers;
 pub(super) mod watchers;
 pub(super) mod writer;
+mod watchers;
+pub mod writer;
 
 use std::path::PathBuf;
 use std::time::Duration;

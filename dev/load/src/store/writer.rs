@@ -25,7 +25,7 @@ const PART: usize = 1 << 20;
 
 /// Identity of the writer.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// Lock owner sent to the store
     #[arg(long, default_value = "load")]
     owner: String,
@@ -40,16 +40,18 @@ impl Default for Identity {
     }
 }
 
+/// The only writer of a policy store.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub struct Writer {
     client: PolicyStoreClient<Channel>,
     identity: Identity,
 }
 
 /// A confirmed Replace.
 #[derive(Debug)]
-pub(crate) struct Replaced {
-    pub(crate) generation: u64,
+pub struct Replaced {
+    /// Its generation.
+    pub generation: u64,
     pub(super) began: Instant,
     pub(crate) confirmed: Instant,
 }
@@ -57,13 +59,14 @@ pub(crate) struct Replaced {
 type Requests = mpsc::Sender<ReplaceRequest>;
 
 impl Writer {
-    pub(crate) fn new(channel: Channel, identity: Identity) -> Self {
+    /// Writes over this channel.
+    pub fn new(channel: Channel, identity: Identity) -> Self {
         Self { client: PolicyStoreClient::new(channel), identity }
     }
 
     /// Replaces the store's groups by this data. Sends and receives concurrently: the
     /// store may read the whole manifest before it responds.
-    pub(crate) async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
+    pub async fn replace(&mut self, data: &Data) -> anyhow::Result<Replaced> {
         let began = Instant::now();
         let (requests, stream) = mpsc::channel(1);
         let begin = self.begin()?;

@@ -16,14 +16,10 @@
 mod calls;
 mod cell;
 mod cloud;
-mod connect;
-mod distribution;
-mod empty;
-mod foundation;
-mod histogram;
 pub mod connect;
 mod distribution;
 mod empty;
+mod foundation;
 pub mod histogram;
 mod locket;
 pub mod meter;

@@ -91,13 +91,12 @@ const SYNC: Duration = Duration::from_secs(300);
 
 impl Site {
     /// The binaries are in this directory, or beside this program.
-    pub(super) fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
         Self::on("127.0.0.1", binaries)
     }
 
     /// The servers' certificates are also valid for this address.
     pub(super) fn on(host: &str, binaries: Option<PathBuf>) -> anyhow::Result<Self> {
-    pub fn new(binaries: Option<PathBuf>) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let beside = own.parent().context("this executable lies in a directory")?;
         let directory = tempfile::tempdir().context("making a directory for the servers")?;
@@ -150,7 +149,7 @@ impl Site {
     }
 
     /// A policy store with a new SQLite file, and its endpoints.
-    pub(super) async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
+    pub async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
         let program = self.store_program("127.0.0.1:0", None)?;
         let mut server = self.serve(&program, listens_by_log).await?;
         let http = server.line(TIMEOUT, serves_http_by_log).await?;
@@ -165,9 +164,6 @@ impl Site {
         address: &str,
         database: Option<&Value>,
     ) -> anyhow::Result<Program> {
-    /// A policy store with a new SQLite file, which accepts any cell name with a cell's
-    /// certificate, and its endpoints.
-    pub async fn policy_store(&mut self) -> anyhow::Result<(Server, Ends)> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
         let own = json!({ "type": "sqlite", "path": self.path("groups.db") });
@@ -243,8 +239,6 @@ impl Site {
 
     /// A development Cloud Controller with TLS on all endpoints: `portcullis-dev` beside the
     /// other binaries, or else this program.
-    pub(super) async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
-    /// A development Cloud Controller with TLS on all endpoints.
     pub async fn cloud_controller(&mut self) -> anyhow::Result<Cloud> {
         self.started += 1;
         let Files { ca, cert, key } = &self.files;
@@ -428,14 +422,13 @@ impl Server {
     }
 
     /// Ends the server, and waits for its exit.
-    pub(super) async fn end(self) -> anyhow::Result<()> {
+    pub async fn end(self) -> anyhow::Result<()> {
         self.terminate()?;
         self.ended().await
     }
 
     /// Sends SIGTERM.
     pub(super) fn terminate(&self) -> anyhow::Result<()> {
-    pub async fn end(mut self) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid)?);
         kill(pid, Signal::SIGTERM).with_context(|| format!("ending {}", self.name))
     }

@@ -33,7 +33,6 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
             vec!["certificates", "cluster", "cni", "originals", "proto", "runtime", "storage"],
         ),
         ("fuzz", vec![]),
-        ("dev", vec!["chaos", "cloud-controller", "cluster", "cni", "load", "originals", "swap"]),
         (
             "dev",
             vec![

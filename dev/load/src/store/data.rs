@@ -55,7 +55,7 @@ impl Data {
     }
 
     /// Changes a rule of the first group, which is a global one if there are any.
-    pub(crate) fn change(&mut self, revision: u32) {
+    pub fn change(&mut self, revision: u32) {
         self.change_first(|rules| {
             rules.truncate(rules.len().saturating_sub(1));
             rules.push(rule(0, 1_000_000 + revision));
@@ -68,7 +68,6 @@ impl Data {
     }
 
     fn change_first(&mut self, change: impl FnOnce(&mut Vec<RuleSpec>)) {
-    pub fn change(&mut self, revision: u32) {
         let (Some(group), Some(hash)) = (self.groups.first_mut(), self.hashes.first_mut()) else {
             return;
         };
@@ -96,7 +95,6 @@ impl Data {
 }
 
 /// The spaces of a simulated cell: cells have distinct spaces while enough exist.
-pub(crate) fn spaces_of(cell: usize, count: u32, shape: &Shape) -> Vec<SpaceGuid> {
 pub fn spaces_of(cell: usize, count: u32, shape: &Shape) -> Vec<SpaceGuid> {
     let first = cell as u64 * u64::from(count);
     (0..u64::from(count)).map(|offset| space((first + offset) % u64::from(shape.spaces))).collect()
@@ -106,7 +104,6 @@ fn space(number: u64) -> SpaceGuid {
     SpaceGuid::parse(&guid(1, number)).expect("it has the form of a guid")
 }
 
-pub(crate) fn guid(kind: u32, number: u64) -> String {
 /// A GUID that differs by kind and number.
 pub fn guid(kind: u32, number: u64) -> String {
     format!("{kind:08x}-0000-4000-8000-{number:012x}")

@@ -6,8 +6,6 @@ mod containers;
 pub mod data;
 mod pollers;
 pub(super) mod watchers;
-pub(super) mod writer;
-mod watchers;
 pub mod writer;
 
 use std::path::PathBuf;

@@ -138,7 +138,7 @@ impl<'a> Reader<'a> {
     /// Records a problem with the value of `key`.
     pub fn problem(&mut self, key: &'static str, text: impl Display) {
         match self.find(key) {
-            Some(json) if !is_secret(&self.prefix) && !is_secret(key) => {
+            Some(json) if !is_secret(&self.prefix) && !is_secret(key) && !has_object(json) => {
                 let shown = shorten(&json.to_string());
                 self.say(key, format_args!("{text} (the value is {shown})"));
             }
@@ -166,6 +166,15 @@ impl<'a> Reader<'a> {
 fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["password", "secret", "token", "connection_string"].iter().any(|word| key.contains(word))
+}
+
+/// Whether a value has an object in it, whose keys may be those of secrets.
+fn has_object(json: &Json) -> bool {
+    match json {
+        Json::Object(_) => true,
+        Json::Array(values) => values.iter().any(has_object),
+        _ => false,
+    }
 }
 
 fn shorten(json: &str) -> String {

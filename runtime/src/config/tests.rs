@@ -193,6 +193,16 @@ fn all_problems_are_reported_at_once() {
     );
 }
 
+/// A section in the place of another value may have secrets.
+#[test]
+fn an_object_is_not_shown() {
+    for name in [r#"{"password":"hush"}"#, r#"[[{"password":"hush"}]]"#] {
+        let found = problems(&format!(r#"{{"name":{name},"section":{{"password":"p"}}}}"#));
+        assert!(found[0].starts_with("name: expects a string, not a"), "{found:?}");
+        assert!(!found[0].contains("hush"), "{found:?}");
+    }
+}
+
 #[test]
 fn a_wrong_value_is_named_with_its_key() {
     for (key, value, expected) in [

@@ -388,8 +388,26 @@ impl Foundation {
         for part in self.site.shape.with_files() {
             result = result.and(self.site.disk(part).unmount().map_err(Into::into));
         }
+        result = result.and(remove_shared_memory().context("the files of libfaketime"));
         result.and(self.network.lower(&mut self.state)).context("removing the foundation")
     }
+}
+
+/// Removes the files that libfaketime leaves for each killed process.
+fn remove_shared_memory() -> std::io::Result<()> {
+    for file in std::fs::read_dir("/dev/shm")? {
+        let name = file?.file_name().into_string().unwrap_or_default();
+        let pid = ["faketime_shm_", "sem.faketime_sem_"]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix));
+        let is_left = |pid: &str| {
+            pid.parse::<u32>().is_ok() && !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true)
+        };
+        if pid.is_some_and(is_left) {
+            std::fs::remove_file(format!("/dev/shm/{name}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn netout(handle: &str) -> String {

@@ -52,6 +52,13 @@ const FAKE_CLOCK: &str = if cfg!(target_arch = "aarch64") {
 } else {
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 };
+/// Preloads that library for one program. `LD_PRELOAD` would hold for its children too, which share
+/// a semaphore: a killed child that has it lets all later ones hang.
+const LOADER: &str = if cfg!(target_arch = "aarch64") {
+    "/lib/ld-linux-aarch64.so.1"
+} else {
+    "/lib64/ld-linux-x86-64.so.2"
+};
 
 /// The prefix of the programs of iptables.
 pub(crate) const IPTABLES: &str = "iptables-legacy";
@@ -300,17 +307,15 @@ impl Site {
                 bail!("{} is not there: {advice}", file.display());
             }
         }
-        let clock = self.clock(part).into_os_string();
-        let mut arguments: Vec<OsString> = ["LD_PRELOAD=", "FAKETIME_TIMESTAMP_FILE="]
-            .into_iter()
-            .zip([OsString::from(FAKE_CLOCK), clock])
-            .map(|(name, value)| [name.into(), value].into_iter().collect())
-            .collect();
+        let mut clock = OsString::from("FAKETIME_TIMESTAMP_FILE=");
+        clock.push(self.clock(part));
         // The file is read again every second. The monotonic clock does not jump.
-        arguments.extend(
+        let mut arguments: Vec<OsString> =
             ["FAKETIME_CACHE_DURATION=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"]
-                .map(OsString::from),
-        );
+                .map(OsString::from)
+                .into();
+        arguments.push(clock);
+        arguments.extend([LOADER, "--preload", FAKE_CLOCK].map(OsString::from));
         arguments.push(executable.into_os_string());
         arguments.extend(flags.iter().map(OsString::from));
         arguments.push(self.config(part).into_os_string());

@@ -6,7 +6,7 @@
 //!   attacks run one after another, so that leaks add up.
 //! - The attacker's threads have the lowest priority, and attacks are paced: an attacker of a
 //!   real foundation has a machine of his own.
-//! - [`judge`] is pure: figures in, problems out.
+//! - `judge` is pure: figures in, problems out.
 //!
 //! Results: docs/reliability.md. The module [`call`] is also the client of hostile tests.
 

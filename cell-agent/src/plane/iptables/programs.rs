@@ -242,8 +242,9 @@ impl Iptables {
 /// that the kernel refuses (legacy), where the line is that of COMMIT.
 fn refusal(stderr: &str) -> Refusal {
     if let Some((_, rest)) = stderr.split_once("can't open lock file ") {
-        let path = rest.split(':').next().unwrap_or_default().into();
-        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let line = rest.lines().next().unwrap_or_default();
+        let (path, reason) = line.split_once(": ").unwrap_or((line, "unknown reason"));
+        let (path, source) = (path.into(), io::Error::other(reason.to_owned()));
         return Refusal::Failed(Error::Lock { path, source });
     }
     if stderr.contains("Permission denied") || stderr.contains("you must be root") {
@@ -303,7 +304,8 @@ mod tests {
     fn a_lock_file_of_another_user_is_no_missing_capability() {
         let stderr = "Fatal: can't open lock file /run/xtables.lock: Permission denied\n";
         let Refusal::Failed(error) = refusal(stderr) else { panic!() };
-        assert_eq!(error.to_string(), "cannot lock /run/xtables.lock");
+        let text = runtime::error::chain(&error).to_string();
+        assert_eq!(text, "cannot lock /run/xtables.lock: Permission denied");
         let stderr = "iptables-restore: unable to initialize table 'filter'\n\
                       Permission denied (you must be root)";
         assert!(matches!(refusal(stderr), Refusal::Failed(Error::Permission)));

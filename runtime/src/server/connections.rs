@@ -145,9 +145,6 @@ pub(super) enum Protocol {
 /// Maximum number of pending stream resets of a connection before it counts as an attack.
 const RESETS: usize = 4_096;
 
-/// Length of the HTTP/2 connection preface (RFC 9113, section 3.4).
-const PREFACE: usize = 24;
-
 /// Time for a drained client to show a sign of life: an HTTP/2 client answers a ping at once, and
 /// every client reads the bytes sent to it.
 const SIGN: Duration = Duration::from_secs(2);
@@ -353,13 +350,10 @@ where
 
     /// Returns when an HTTP/2 client has not sent its preface in time: keepalive begins after it.
     async fn mute(&self, signs: &Signs) {
-        if self.protocol == Protocol::Http2 {
-            tokio::time::sleep(self.handshake).await;
-            if signs.arrived() < PREFACE {
-                return;
-            }
+        tokio::time::sleep(self.handshake).await;
+        if self.protocol == Protocol::Http1 || signs.has_preface() {
+            std::future::pending::<()>().await;
         }
-        std::future::pending::<()>().await;
     }
 
     fn note_mute(&self, peer: &Peer) {

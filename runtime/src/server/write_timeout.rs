@@ -16,6 +16,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+/// Length of the HTTP/2 connection preface (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+
 /// Signs of life of the peer, most of them since the last [`Signs::take`].
 #[derive(Debug, Default)]
 pub(super) struct Signs {
@@ -37,9 +40,9 @@ pub(super) struct Seen {
 }
 
 impl Signs {
-    /// Number of bytes that the peer has sent, on a new connection.
-    pub(super) fn arrived(&self) -> usize {
-        self.arrived.load(Relaxed)
+    /// Whether the peer of a new connection has sent enough for an HTTP/2 connection preface.
+    pub(super) fn has_preface(&self) -> bool {
+        self.arrived.load(Relaxed) >= PREFACE
     }
 
     /// Returns the signs since the last call.

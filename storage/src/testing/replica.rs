@@ -38,7 +38,7 @@ impl TestServer {
 
     /// Makes this replica a primary.
     pub fn promote(&self) {
-        self.sql("SELECT pg_promote()");
+        assert_eq!(self.sql("SELECT pg_promote()"), "t", "{}", self.log());
     }
 
     fn copy(&self, primary: &Self) {

@@ -9,11 +9,15 @@
 
 /// By how much all tokens rise: more than one key changes its owner within the lag of a replica,
 /// and far below the policy store's `max_fencing_token_step`.
-#[cfg(test)]
-const RISE: u64 = 100_000;
+macro_rules! rise {
+    () => {
+        100_000
+    };
+}
 
 /// Raises all tokens if the timeline is a new one.
-pub(super) const RAISE_TOKENS: &str = "DO $portcullis$
+pub(super) const RAISE_TOKENS: &str = concat!(
+    "DO $portcullis$
 DECLARE
     current BIGINT;
     known BIGINT;
@@ -39,21 +43,26 @@ BEGIN
     IF known IS NULL THEN
         INSERT INTO fencing_timeline (timeline) VALUES (current);
     ELSIF known <> current THEN
-        UPDATE fencing_tokens SET token = token + 100000;
+        UPDATE fencing_tokens SET token = token + ",
+    rise!(),
+    ";
         SELECT pg_get_expr(d.adbin, d.adrelid) INTO first
             FROM pg_attrdef d
             JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
             WHERE d.adrelid = 'fencing_tokens'::regclass AND a.attname = 'token';
         EXECUTE 'SELECT ' || first INTO raised;
         EXECUTE format('ALTER TABLE fencing_tokens ALTER COLUMN token SET DEFAULT %s',
-            raised + 100000);
+            raised + ",
+    rise!(),
+    ");
         UPDATE fencing_timeline SET timeline = current;
     END IF;
 EXCEPTION
     WHEN undefined_function OR feature_not_supported OR insufficient_privilege THEN
         RAISE WARNING 'fencing tokens do not rise after a failover: %', SQLERRM;
 END
-$portcullis$";
+$portcullis$"
+);
 
 #[cfg(test)]
 mod tests {
@@ -62,7 +71,9 @@ mod tests {
         testing::TestServer,
     };
 
-    use super::{super::statements, RAISE_TOKENS, RISE};
+    use super::{super::statements, RAISE_TOKENS};
+
+    const RISE: u64 = rise!();
 
     async fn token(server: &Server, path: &str) -> u64 {
         let sql = "INSERT INTO fencing_tokens AS f (path, modified_id) VALUES (?, 'a')

@@ -206,12 +206,9 @@ async fn lock_server(mut site: Site) -> anyhow::Result<Running> {
     Ok(Running { target: Arc::new(target), honest, server, _others: Vec::new(), _site: site })
 }
 
-/// A store with groups, and its admin address.
-async fn filled_store(site: &mut Site) -> anyhow::Result<(Server, Ends, String)> {
-    let (mut server, ends) = site.policy_store().await?;
-    let started = server.log_line("started", |data| data["admin-address"].is_string()).await?;
-    let admin = started["admin-address"].as_str().unwrap_or_default().to_owned();
-    let shape = Shape {
+/// The groups of the stores.
+pub(crate) fn groups() -> Data {
+    Data::new(&Shape {
         groups: GROUPS,
         global: 2,
         rules: 20,
@@ -219,9 +216,16 @@ async fn filled_store(site: &mut Site) -> anyhow::Result<(Server, Ends, String)>
         staging_bindings: 0,
         scattered: false,
         spaces: 100,
-    };
+    })
+}
+
+/// A store with groups, and its admin address.
+async fn filled_store(site: &mut Site) -> anyhow::Result<(Server, Ends, String)> {
+    let (mut server, ends) = site.policy_store().await?;
+    let started = server.log_line("started", |data| data["admin-address"].is_string()).await?;
+    let admin = started["admin-address"].as_str().unwrap_or_default().to_owned();
     let channel = ends.writer.channels(1)?.remove(0);
-    Writer::new(channel, Identity::default()).replace(&Data::new(&shape)).await?;
+    Writer::new(channel, Identity::default()).replace(&groups()).await?;
     Ok((server, ends, admin))
 }
 

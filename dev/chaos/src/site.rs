@@ -302,6 +302,7 @@ impl Site {
         for (file, advice) in [
             (executable.as_path(), "build it, or name its directory"),
             (FAKE_CLOCK.as_ref(), "install the package faketime"),
+            (LOADER.as_ref(), "a system with glibc has it"),
         ] {
             if !file.is_file() {
                 bail!("{} is not there: {advice}", file.display());

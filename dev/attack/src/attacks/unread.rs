@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use load::store::data::{Data, Shape, guid};
+use load::store::data::guid;
 use load::store::writer::{Identity, Writer};
 use prost::Message;
 use proto::models::locket_client::LocketClient;
@@ -17,7 +17,7 @@ use crate::call;
 use crate::context::Context;
 use crate::dial::Protocol;
 use crate::frame::{self, DATA, END_HEADERS, END_STREAM, HEADERS};
-use crate::target::Door;
+use crate::target::{self, Door};
 
 const CONNECTIONS: u32 = 20;
 /// Watchers of one connection.
@@ -74,16 +74,7 @@ async fn change_lock(context: &Context) -> anyhow::Result<()> {
 
 async fn change_groups(context: &Context) -> anyhow::Result<()> {
     let Some(ends) = &context.target.ends else { return Ok(()) };
-    let shape = Shape {
-        groups: 200,
-        global: 2,
-        rules: 20,
-        bindings: 3,
-        staging_bindings: 0,
-        scattered: false,
-        spaces: 100,
-    };
-    let mut data = Data::new(&shape);
+    let mut data = target::groups();
     let mut writer = Writer::new(ends.writer.channels(1)?.remove(0), Identity::default());
     let mut pace = interval(Duration::from_millis(500));
     for revision in 1.. {

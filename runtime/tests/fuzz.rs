@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use ::fuzz::{Fuzz, Language};
+use ::fuzz::{Bounds, Fuzz, Language};
 use runtime::{
     config::GoDuration,
     go_json::Go,
@@ -50,7 +50,9 @@ fn same(one: &Value, other: &Value) -> bool {
 /// A value is read as serde_json reads it, and is the same after it was written as Go writes it.
 #[test]
 fn json_values() {
-    let fuzz = Fuzz::new(env!("CARGO_MANIFEST_DIR"), "json", Language::Json);
+    // The test holds three values at one time; a list takes 128 bytes, and its text has two.
+    let bounds = Bounds { bytes: (64 << 10, 600), ..Bounds::default() };
+    let fuzz = Fuzz::new(env!("CARGO_MANIFEST_DIR"), "json", Language::Json).bounds(bounds);
     fuzz.tokens(&["\\u2028", "\\ud83d", "\\u0000", "1e400", "-0", "<&>"]).expects(&["ok"]).run(
         |input| {
             let plain = serde_json::from_slice::<Value>(input).map_err(|error| error.to_string());

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::{
-    cloud_controller::{self, CloudController},
+    cloud_controller::{self, CloudController, listing::Moved},
     import::Malformed,
     lease::keeper::Term,
     manifest::{ListSnapshot, StoreHashes},
@@ -82,6 +82,8 @@ pub struct Synced {
     pub malformed: usize,
     /// Number of groups whose stored version was kept.
     pub kept: usize,
+    /// Whether the list changed while it was read.
+    pub moved: bool,
     /// Duration of the read.
     pub read_time: Duration,
     /// Duration of the Replace.
@@ -97,6 +99,8 @@ pub struct Cause {
     pub noticed_at: Timestamp,
     /// Names the sync.
     pub trace: TraceContext,
+    /// What to do with a list that changes while it is read.
+    pub moved: Moved,
 }
 
 /// Syncs under the stamp of `cause`. `held` are the known hashes in the store;
@@ -112,7 +116,7 @@ pub async fn run(
     held: Option<Arc<StoreHashes>>,
     times: &Report,
 ) -> Result<Synced, Error> {
-    let Cause { stamp, noticed_at, trace } = cause;
+    let Cause { stamp, noticed_at, trace, moved } = cause;
     let began = Instant::now();
     let known = held.as_ref().map(|held| held.len());
     let mut held = held.unwrap_or_default();
@@ -120,14 +124,19 @@ pub async fn run(
         Some(count) => count,
         None => store.count().await?,
     };
-    let reading = read(cloud_controller, &held, before).await?;
+    let mut reading = read(cloud_controller, &held, before, moved).await?;
+    if known.is_none() && reading.needs_held() {
+        held = Arc::new(store.held().await?);
+    }
+    let moved = reading.moved();
+    if moved {
+        reading = cloud_controller.complete(reading, &held).await?;
+        info!(count = reading.count(), "accepted-unstable-security-groups-list");
+    }
     let read_time = began.elapsed();
     let origin = Origin { noticed_at, read_at: Timestamp::now(), trace };
     times.retrieved(read_time);
     otlp::record(|| Span::below(trace.ids(), "read-security-groups", read_time));
-    if known.is_none() && reading.needs_held() {
-        held = Arc::new(store.held().await?);
-    }
     report(reading.malformed_groups());
     let malformed = reading.malformed_groups().len();
     let manifest = reading.into_manifest(&held);
@@ -145,6 +154,7 @@ pub async fn run(
         committed: committed?,
         malformed,
         kept: manifest.kept,
+        moved,
         held: Arc::new(manifest.into_held()),
         read_time,
         store_time,
@@ -158,8 +168,9 @@ async fn read(
     cloud_controller: &CloudController,
     held: &Arc<StoreHashes>,
     before: usize,
+    moved: Moved,
 ) -> Result<ListSnapshot, cloud_controller::Error> {
-    let reading = cloud_controller.list(held).await?;
+    let reading = cloud_controller.list(held, moved).await?;
     let count = reading.count();
     if count == 0 {
         info!("reading-empty-list-again");
@@ -170,7 +181,7 @@ async fn read(
     }
     drop(reading);
     cloud_controller.renew_token().await;
-    cloud_controller.list(held).await
+    cloud_controller.list(held, moved).await
 }
 
 /// Whether at least two groups and at least a tenth of all are missing.

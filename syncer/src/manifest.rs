@@ -46,6 +46,7 @@ pub struct ListSnapshot {
     content: HashMap<GroupGuid, Bytes>,
     malformed: Vec<Malformed>,
     nameless: bool,
+    moved: bool,
     /// The groups in log format, if the log shows them.
     echo: Option<Vec<Box<RawValue>>>,
 }
@@ -137,6 +138,23 @@ impl ListSnapshot {
         self.count() == 0
     }
 
+    /// The list changed while it was read.
+    pub fn set_moved(&mut self) {
+        self.moved = true;
+    }
+
+    /// Whether the list changed while it was read.
+    #[must_use]
+    pub fn moved(&self) -> bool {
+        self.moved
+    }
+
+    /// Groups of the store that the list lacks.
+    #[must_use]
+    pub fn missing(&self, held: &StoreHashes) -> Vec<GroupGuid> {
+        held.keys().filter(|guid| !self.places.contains_key(*guid)).cloned().collect()
+    }
+
     /// The malformed groups.
     #[must_use]
     pub fn malformed_groups(&self) -> &[Malformed] {
@@ -152,13 +170,15 @@ impl ListSnapshot {
     /// Whether the manifest requires the hashes in the store.
     #[must_use]
     pub fn needs_held(&self) -> bool {
-        self.nameless || self.entries.iter().any(|(_, entry)| *entry == Entry::Malformed)
+        self.moved
+            || self.nameless
+            || self.entries.iter().any(|(_, entry)| *entry == Entry::Malformed)
     }
 
     /// Manifest for a store with the hashes `held`.
     #[must_use]
     pub fn into_manifest(self, held: &StoreHashes) -> Manifest {
-        let Self { entries, places, content, malformed: _, nameless, echo: _ } = self;
+        let Self { entries, places, content, malformed: _, nameless, moved: _, echo: _ } = self;
         let mut manifest =
             Manifest { entries: Vec::with_capacity(entries.len()), content, kept: 0 };
         for (guid, entry) in entries {

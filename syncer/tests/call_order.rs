@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use runtime::lager::{self, Level};
 use serde_json::{Value, json};
+use syncer::cloud_controller::listing::Moved;
 use tokio::time::Instant;
 
 use crate::support::{
@@ -424,7 +425,7 @@ async fn requests_have_the_originals_habits() {
     let cloud = Cloud::start().await;
     one_page(&cloud);
     let client = cloud.client();
-    client.list(&Default::default()).await.unwrap();
+    client.list(&Default::default(), Moved::Refused).await.unwrap();
     let calls = cloud.calls();
     let header = |call: usize, name: &str| calls[call].headers[name].to_str().unwrap().to_owned();
     assert_eq!(calls[0].line, "POST /oauth/token");
@@ -473,7 +474,7 @@ async fn errors_say_which_call_and_why() {
     for (call, reply, expected) in failing {
         let client = cloud.client();
         cloud.on(call, [reply]);
-        let err = client.list(&Default::default()).await.unwrap_err();
+        let err = client.list(&Default::default(), Moved::Refused).await.unwrap_err();
         let text = format!("{:#}", anyhow::Error::from(err));
         assert!(text.starts_with(expected), "{text}");
         one_page(&cloud);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use runtime::lager::{self, Level};
 use serde_json::{Value, json};
+use syncer::cloud_controller::listing::Moved;
 use tokio::time::sleep;
 
 use crate::support::{
@@ -123,20 +124,20 @@ async fn a_redirect_is_followed_on_the_same_host_only() {
     for to in ["/moved", &format!("{}/moved", cloud.url)] {
         cloud.on(&page(1), [moved(to)]);
         cloud.on("GET /moved", [counted(&many(2), false, 2, 1)]);
-        let reading = cloud.client().list(&Default::default()).await;
+        let reading = cloud.client().list(&Default::default(), Moved::Refused).await;
         assert_eq!(reading.map(|reading| reading.count()).map_err(|err| chain(&err)), Ok(2));
         let last = cloud.calls().into_iter().rfind(|call| call.line == "GET /moved").unwrap();
         assert_eq!(last.headers["authorization"], "bearer t1");
     }
     cloud.on(&page(1), [moved(&format!("{}/moved", elsewhere.url))]);
-    let error = chain(&cloud.client().list(&Default::default()).await.unwrap_err());
+    let error = chain(&cloud.client().list(&Default::default(), Moved::Refused).await.unwrap_err());
     let sentence = format!("http status 302: redirects to {}", elsewhere.url);
     assert!(error.contains(&sentence), "{error}");
     assert_eq!(elsewhere.lines(), [""; 0], "no call, and so no token");
 
     cloud.on("GET /moved", [moved("/moved")]);
     cloud.on(&page(1), [moved("/moved")]);
-    let error = chain(&cloud.client().list(&Default::default()).await.unwrap_err());
+    let error = chain(&cloud.client().list(&Default::default(), Moved::Refused).await.unwrap_err());
     assert!(error.contains("more than 5 redirects"), "{error}");
 }
 

@@ -13,6 +13,7 @@ mod law_nine;
 mod law_nine_loop;
 mod lease;
 mod log_lines;
+mod moving_list;
 mod pacing;
 mod private_ca;
 mod process;

@@ -97,7 +97,14 @@ impl Made {
 pub struct State {
     directory: PathBuf,
     made: Made,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for State {
+    /// A child process between fork and exec still has the file open, and with it the lock.
+    fn drop(&mut self) {
+        let _best_effort = self.lock.unlock();
+    }
 }
 
 impl State {
@@ -121,7 +128,7 @@ impl State {
             Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
         }
         let made = Made { boot: boot(), launcher: std::process::id(), ..Made::default() };
-        let state = Self { directory: directory.to_owned(), made, _lock: lock };
+        let state = Self { directory: directory.to_owned(), made, lock };
         Ok((state, before.unwrap_or_default()))
     }
 

@@ -6,12 +6,19 @@
 //! each other at once, also after other errors; an error with `Retry-After` ends the
 //! attempts, so that the wait is kept.
 //!
+//! While changes follow each other faster than the list can be read, every attempt would be
+//! discarded. [`Moved::Accepted`] keeps the pages although the stamp differs: each group is as
+//! it was at some time during the read (ADR 45). A deletion between two pages moves the groups
+//! after it, one of which is then on neither page, so a group that the store has and the pages
+//! lack is requested by its guid ([`CloudController::complete`]).
+//!
 //! Differences from the original: an attempt fails when a page has no list, or when the
 //! number of groups on all pages differs from `pagination.total_results` (`Whole`). The
 //! original treats the groups it has as the complete list, and so deletes the rest.
 
 use std::sync::Arc;
 
+use reqwest::Response;
 use runtime::error::chain;
 use tokio::time::Instant;
 use tracing::{Level, debug, info};
@@ -24,18 +31,30 @@ use crate::{
 
 /// Limit of attempts per poll.
 const ATTEMPTS: u32 = 3;
+/// Number of guids per request of [`CloudController::complete`]: 2 KB of URL.
+const GUIDS: usize = 50;
+
+/// What to do with a list whose stamp moved while it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// Another attempt.
+    Refused,
+    /// The list counts. It must be completed before it is applied.
+    Accepted,
+}
 
 impl CloudController {
     /// Reads the list. `held` are the hashes in the store, whose content need not be kept.
     ///
     /// # Errors
-    /// That of the last attempt; [`Fault::Moved`] when the list changed during each attempt.
-    pub async fn list(&self, held: &Arc<StoreHashes>) -> Result<ListSnapshot, Error> {
+    /// That of the last attempt; [`Fault::Moved`] when the list changed during each attempt, and
+    /// `moved` refuses this.
+    pub async fn list(&self, held: &Arc<StoreHashes>, moved: Moved) -> Result<ListSnapshot, Error> {
         info!("get-security-groups");
         let mut attempt = 0;
         loop {
             debug!(attempt, "get-security-groups-retry-loop");
-            match self.attempt(held).await {
+            match self.attempt(held, moved).await {
                 Ok(reading) => {
                     debug!(
                         "security-groups" = runtime::lager::json(&reading.echo(0)),
@@ -55,7 +74,45 @@ impl CloudController {
         }
     }
 
-    async fn attempt(&self, held: &Arc<StoreHashes>) -> Result<ListSnapshot, Error> {
+    /// Adds the groups that the store has, the Cloud Controller still has, and the list lacks.
+    ///
+    /// # Errors
+    /// A request failed.
+    pub async fn complete(
+        &self,
+        mut reading: ListSnapshot,
+        held: &Arc<StoreHashes>,
+    ) -> Result<ListSnapshot, Error> {
+        let missing = reading.missing(held);
+        for guids in missing.chunks(GUIDS) {
+            let response = self.groups(guids).await?;
+            (reading, _) = self.receive(response, 1, reading, held).await?;
+        }
+        Ok(reading)
+    }
+
+    /// Reads the body of `page` into `reading`.
+    async fn receive(
+        &self,
+        response: Response,
+        page: u32,
+        reading: ListSnapshot,
+        held: &Arc<StoreHashes>,
+    ) -> Result<(ListSnapshot, Page), Error> {
+        let error = |fault| Error { step: Step::List, fault };
+        let read = stream::read(response, reading, Arc::clone(held)).await.map_err(error)?;
+        self.answered.send_replace(Instant::now());
+        if let Some(body) = read.echo {
+            self.public.show(&body);
+        }
+        if !read.page.listed {
+            debug!("no-additional-security-groups");
+            return Err(error(Fault::Unlisted { page }));
+        }
+        Ok((read.reading, read.page))
+    }
+
+    async fn attempt(&self, held: &Arc<StoreHashes>, moved: Moved) -> Result<ListSnapshot, Error> {
         info!("get-security-groups-attempt-pagination");
         let before = self.last_update().await?;
         let mut reading = ListSnapshot::new(tracing::enabled!(Level::DEBUG));
@@ -66,17 +123,8 @@ impl CloudController {
             let shown = reading.count();
             let response = self.page(page).await?;
             let error = |fault| Error { step: Step::List, fault };
-            let read = stream::read(response, reading, Arc::clone(held)).await.map_err(error)?;
-            self.answered.send_replace(Instant::now());
-            reading = read.reading;
-            if let Some(body) = read.echo {
-                self.public.show(&body);
-            }
-            let found = read.page;
-            if !found.listed {
-                debug!("no-additional-security-groups");
-                return Err(error(Fault::Unlisted { page }));
-            }
+            let mut found;
+            (reading, found) = self.receive(response, page, reading, held).await?;
             let groups = reading.echo(shown);
             debug!(
                 resources = runtime::lager::json(&groups),
@@ -89,12 +137,17 @@ impl CloudController {
                     originalUpdatedAt = %before, newUpdatedAt = %after,
                     "get-security-groups-timestamps-differ"
                 );
-                return Err(error(Fault::Moved));
+                if moved == Moved::Refused {
+                    return Err(error(Fault::Moved));
+                }
+                reading.set_moved();
+                found = whole.forget(found);
+            } else {
+                debug!(
+                    originalUpdatedAt = %before, newUpdatedAt = %after,
+                    "get-security-groups-timestamps-match"
+                );
             }
-            debug!(
-                originalUpdatedAt = %before, newUpdatedAt = %after,
-                "get-security-groups-timestamps-match"
-            );
             whole.add(page, found, reading.count()).map_err(error)?;
             if !found.more {
                 debug!(page, "get-security-groups-last-page");
@@ -118,6 +171,13 @@ struct Whole {
 }
 
 impl Whole {
+    /// Numbers of different times cannot be compared.
+    fn forget(&mut self, found: Page) -> Page {
+        self.stated = None;
+        let total_pages = found.total_pages.filter(|_| found.more);
+        Page { total_results: None, total_pages, ..found }
+    }
+
     /// Adds `page`, after which the list has `count` distinct groups.
     fn add(&mut self, page: u32, found: Page, count: usize) -> Result<(), Fault> {
         let Page { more, listed: _, total_results, total_pages } = found;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ::http::{HeaderValue, StatusCode, header::AUTHORIZATION};
+use model::ids::GroupGuid;
 use reqwest::Response;
 use tokio::{sync::watch, time::Instant};
 use tracing::{Span, debug, error, error_span, info};
@@ -168,8 +169,24 @@ impl CloudController {
         info!(page, "get-security-groups-with-page");
         let route = format!("/v3/security_groups?per_page={}&page={page}", self.settings.page_size);
         debug!(route, "get-security-groups-with-page-request");
+        self.get_groups(&route).await
+    }
+
+    /// Requests the groups with these guids, at most 100; the body is not read yet.
+    async fn groups(&self, guids: &[GroupGuid]) -> Result<Response, Error> {
+        info!(count = guids.len(), "get-security-groups-by-guid");
+        // A comma in a guid is escaped twice, since the value is a list.
+        let list: Vec<_> = guids.iter().map(|guid| guid.as_str().replace(',', "%2C")).collect();
+        let query = form_urlencoded::Serializer::new(String::new())
+            .append_pair("per_page", &guids.len().to_string())
+            .append_pair("guids", &list.join(","))
+            .finish();
+        self.get_groups(&format!("/v3/security_groups?{query}")).await
+    }
+
+    async fn get_groups(&self, route: &str) -> Result<Response, Error> {
         let token = self.tokens.get(&self.public.http).await?;
-        self.get(&self.public, &route, token)
+        self.get(&self.public, route, token)
             .await?
             .map_err(|fault| Error { step: Step::List, fault })
     }

@@ -30,7 +30,7 @@ use self::{
     sync_now::{Outcome, SyncNow},
 };
 use crate::{
-    cloud_controller::CloudController,
+    cloud_controller::{CloudController, listing::Moved},
     cycle::{self, Cause, Synced},
     lease::keeper::{Fenced, Term},
     manifest::StoreHashes,
@@ -63,7 +63,7 @@ pub struct Settings {
     /// not ready.
     pub retry_deadline: Duration,
     /// How long a due poll may be without success, or the store without a response, before
-    /// the leader is not ready.
+    /// the leader is not ready. After this time a list counts that changes while it is read.
     pub max_staleness: Duration,
 }
 
@@ -118,6 +118,7 @@ impl Poller {
             held: None,
             fresh: true,
             last_good: Instant::now(),
+            unstable_since: None,
             backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
         };
         loop {
@@ -164,6 +165,8 @@ struct Leadership<'a> {
     /// No poll was made yet.
     fresh: bool,
     last_good: Instant,
+    /// When the list began to change during each read.
+    unstable_since: Option<Instant>,
     backoff: Backoff,
 }
 
@@ -215,7 +218,11 @@ impl Leadership<'_> {
         let known = held.clone();
         let (trace, span) = (Uuid::new_v4().as_u128(), Uuid::new_v4().as_u64_pair().1);
         let trace = TraceContext::from_random(trace, span);
-        let cause = Cause { stamp, noticed_at: jiff::Timestamp::now(), trace };
+        let moved = match self.unstable_for() >= Some(self.poller.settings.max_staleness) {
+            true => Moved::Accepted,
+            false => Moved::Refused,
+        };
+        let cause = Cause { stamp, noticed_at: jiff::Timestamp::now(), trace, moved };
         let outcome = cycle::run(cloud_controller, store, &self.term, cause, known, report).await;
         if !matches!(outcome, Err(cycle::Error::CloudController(_))) {
             report.synced(began.elapsed());
@@ -235,6 +242,11 @@ impl Leadership<'_> {
         let Synced { stamp, began: reading_began, malformed, read_time, .. } = synced;
         let confirmed = Confirmed { stamp, began: reading_began, took: read_time, malformed };
         self.schedule.synced(confirmed, fastrand::f64());
+        if synced.moved {
+            self.schedule.request();
+        } else {
+            self.unstable_since = None;
+        }
         debug!(
             "old-local-latest-update-time" = %local,
             "new-local-latest-update-time" = %synced.stamp,
@@ -251,6 +263,10 @@ impl Leadership<'_> {
         record(&synced);
         self.held = Some(synced.held);
         Ok(applied)
+    }
+
+    fn unstable_for(&self) -> Option<Duration> {
+        self.unstable_since.map(|since| since.elapsed())
     }
 
     fn good(&mut self) {
@@ -274,10 +290,15 @@ impl Leadership<'_> {
         POLLS.counter_by([("outcome", "failed")]).increment(1);
         FAILURES.counter_by([("cause", err.cause())]).increment(1);
         self.show_watermark();
-        let pause = self.backoff.pause().max(err.retry_after().unwrap_or_default());
-        let deadline = self.poller.settings.retry_deadline;
+        let mut pause = self.backoff.pause().max(err.retry_after().unwrap_or_default());
+        let Settings { retry_deadline: deadline, max_staleness, .. } = self.poller.settings;
         let stale = self.last_good.elapsed() > deadline;
         let unstable = err.is_unstable();
+        if unstable {
+            let since = *self.unstable_since.get_or_insert_with(Instant::now);
+            let accepted = max_staleness.saturating_sub(since.elapsed());
+            pause = pause.min(accepted.max(SHORTEST_PAUSE));
+        }
         let mut text = chain(err);
         if unstable && stale {
             text = format!(

@@ -31,6 +31,7 @@ mod planes;
 mod polled;
 mod privileges;
 mod process;
+mod race;
 #[path = "../recorded/mod.rs"]
 mod recorded;
 mod reported;

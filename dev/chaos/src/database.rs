@@ -26,6 +26,17 @@ pub(crate) enum Replication {
     Asynchronous,
 }
 
+impl Replication {
+    /// The word on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Synchronous => "synchronous",
+            Self::Asynchronous => "asynchronous",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Servers {
     primary: TestServer,

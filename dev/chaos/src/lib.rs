@@ -174,9 +174,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     };
     progress(&format!(
-        "chaos --duration {}s --seed {seed} --backend {} --plane {} --cells {}",
+        "chaos --duration {}s --seed {seed} --backend {} --replication {} --plane {} --cells {}",
         arguments.duration.as_secs(),
         options.backend,
+        options.replication.name(),
         options.plane.name(),
         options.shape.cells,
     ));

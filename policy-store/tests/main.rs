@@ -8,6 +8,7 @@ mod changes;
 mod config;
 mod decide;
 mod explain;
+mod fencing;
 mod foundation;
 mod freeze;
 mod fuzz;

@@ -1,157 +1,20 @@
 //! The whole process: configuration, certificates, signals, the debug server.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    net::UdpSocket,
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, net::UdpSocket, process::Command, time::Duration};
 
 use prost::Message as _;
-use runtime::{
-    dropsonde::Envelope,
-    metrics::Family,
-    tls::{Alpn, Files, ServerTls},
-};
+use runtime::{dropsonde::Envelope, metrics::Family};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 use crate::support::{
-    certificates::{Authority, authority, issue},
+    certificates::issue,
     cloud::{Cloud, EARLY, LATE, Reply, STAMP, group, groups, page, stamp},
-    locket::LockServer,
-    store::{PolicyStoreTwin, Write},
+    process::{Syncer, World},
+    store::Write,
     until,
 };
-
-/// All servers that a syncer uses, with certificates.
-struct World {
-    folder: tempfile::TempDir,
-    authority: Authority,
-    cloud: Cloud,
-    locks: LockServer,
-    store: PolicyStoreTwin,
-}
-
-impl World {
-    async fn start() -> Self {
-        Self::with_locket(true).await
-    }
-
-    /// `ours`: with the Portcullis extensions of Locket.
-    async fn with_locket(ours: bool) -> Self {
-        runtime::tls::install_provider();
-        let folder = tempfile::tempdir().unwrap();
-        let authority = authority("ours");
-        let tls =
-            |name| ServerTls::load(&issue(&authority, folder.path(), name), Alpn::H2).unwrap();
-        let locks = LockServer::with_tls(ours, Some(tls("locks"))).await;
-        locks.with(|state| state.tokens = ours);
-        let store = PolicyStoreTwin::with_tls(Some(tls("store"))).await;
-        Self { cloud: Cloud::start().await, locks, store, authority, folder }
-    }
-
-    fn config(&self, uuid: &str) -> Value {
-        let Files { ca, cert, key } = issue(&self.authority, self.folder.path(), uuid);
-        let (scheme_and_host, port) = self.cloud.url.rsplit_once(':').unwrap();
-        json!({
-            "uuid": uuid, "log_level": "info", "asg_poll_interval_seconds": 1,
-            "uaa_client": "network-policy", "uaa_client_secret": "hush",
-            "uaa_url": scheme_and_host, "uaa_port": port.parse::<u16>().unwrap(),
-            "uaa_ca": ca,
-            "cc_url": self.cloud.url, "cc_internal_url": self.cloud.url,
-            "cc_internal_ca_cert": ca, "cc_internal_client_cert": cert,
-            "cc_internal_client_key": key,
-            "locket_address": self.locks.address,
-            "locket_ca_cert_file": ca, "locket_client_cert_file": cert,
-            "locket_client_key_file": key,
-            "policy_store_address": self.store.address,
-            "policy_store_ca_cert_file": ca, "policy_store_client_cert_file": cert,
-            "policy_store_client_key_file": key,
-            "debug_server_port": 0,
-        })
-    }
-
-    fn run(&self, uuid: &str) -> Syncer {
-        Syncer::start(self.folder.path(), uuid, &self.config(uuid))
-    }
-}
-
-/// A running process; killed on drop.
-struct Syncer {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Syncer {
-    fn start(folder: &Path, name: &str, config: &Value) -> Self {
-        let path = folder.join(format!("{name}.json"));
-        fs::write(&path, config.to_string()).unwrap();
-        let log = folder.join(format!("{name}.log"));
-        let child = Command::new(env!("CARGO_BIN_EXE_syncer"))
-            .arg(format!("-config-file={}", path.display()))
-            .stdout(File::create(&log).unwrap())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        Self { child, log }
-    }
-
-    /// The data of each line with this message.
-    fn told(&self, action: &str) -> Vec<Value> {
-        let message = format!("cfnetworking.policy-server-asg-syncer.{action}");
-        let text = fs::read_to_string(&self.log).unwrap();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines
-            .filter(|line| line["message"] == message.as_str())
-            .map(|mut l| l["data"].take())
-            .collect()
-    }
-
-    async fn until_told(&self, action: &str) -> Value {
-        until(action, || !self.told(action).is_empty()).await;
-        self.told(action).remove(0)
-    }
-
-    async fn url(&self) -> String {
-        let told = self.until_told("debug-server-bound").await;
-        format!("http://{}", told["address"].as_str().unwrap())
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-    }
-
-    async fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it does not end");
-            sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Peak memory, in KiB.
-    fn peak(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-}
-
-impl Drop for Syncer {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
 
 async fn sync_now(syncer: &Syncer) -> (u16, Value) {
     let url = format!("{}/sync-now", syncer.url().await);

@@ -4,6 +4,7 @@ pub(crate) mod certificates;
 pub(crate) mod cloud;
 pub(crate) mod leader;
 pub(crate) mod locket;
+pub(crate) mod process;
 pub(crate) mod store;
 
 use std::{net::SocketAddr, time::Duration};

@@ -9,7 +9,7 @@ use crate::groups::snapshot::Entry;
 
 /// Size limit of a message. Small, since each watcher that does not read costs one
 /// message of memory; a larger group is sent in a message of its own.
-pub const PART_BYTES: usize = 256 << 10;
+pub const PART_BYTES: usize = 64 << 10;
 
 /// One message of an update.
 #[derive(Debug)]

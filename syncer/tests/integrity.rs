@@ -1,10 +1,13 @@
 //! Lists that are incomplete, endless, or redirected.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use runtime::lager::{self, Level};
 use serde_json::{Value, json};
-use syncer::cloud_controller::listing::Moved;
+use syncer::{
+    cloud_controller::listing::Moved,
+    manifest::{ListSnapshot, StoreHashes},
+};
 use tokio::time::sleep;
 
 use crate::support::{
@@ -139,6 +142,32 @@ async fn a_redirect_is_followed_on_the_same_host_only() {
     cloud.on(&page(1), [moved("/moved")]);
     let error = chain(&cloud.client().list(&Default::default(), Moved::Refused).await.unwrap_err());
     assert!(error.contains("more than 5 redirects"), "{error}");
+}
+
+/// Nothing is removed because the Cloud Controller ignores the guids of a request.
+#[tokio::test]
+async fn a_list_is_completed_only_with_the_requested_groups() {
+    let cloud = Cloud::start().await;
+    let list = many(2);
+    cloud.on(STAMP, [EARLY, LATE].map(stamp));
+    cloud.on(&page(1), [counted(&list[..1], false, 1, 1)]);
+    let mut held = ListSnapshot::new(false);
+    let all = json!({ "resources": list });
+    held.page(all.to_string().as_bytes(), &StoreHashes::new()).unwrap();
+    let held = Arc::new(held.into_manifest(&StoreHashes::new()).into_held());
+    let client = cloud.client();
+    let listed = async || client.list(&held, Moved::Accepted).await.unwrap();
+    cloud.on(ANY_PAGE, [counted(&list[..1], false, 1, 1)]);
+    let error = client.complete(listed().await, &held).await.unwrap_err();
+    assert_eq!(
+        chain(&error),
+        "getting the security groups: the list is incomplete: pagination.total_results says 1, \
+         the pages had 0"
+    );
+    cloud.on(ANY_PAGE, [counted(&list[1..], false, 1, 1)]);
+    assert_eq!(client.complete(listed().await, &held).await.unwrap().count(), 2);
+    cloud.on(ANY_PAGE, [counted(&[], false, 0, 1)]);
+    assert_eq!(client.complete(listed().await, &held).await.unwrap().count(), 1);
 }
 
 fn chain(error: &syncer::cloud_controller::Error) -> String {

@@ -77,7 +77,7 @@ impl CloudController {
     /// Adds the groups that the store has, the Cloud Controller still has, and the list lacks.
     ///
     /// # Errors
-    /// A request failed.
+    /// A request failed, or the response is not about the requested groups.
     pub async fn complete(
         &self,
         mut reading: ListSnapshot,
@@ -86,7 +86,13 @@ impl CloudController {
         let missing = reading.missing(held);
         for guids in missing.chunks(GUIDS) {
             let response = self.groups(guids).await?;
-            (reading, _) = self.receive(response, 1, reading, held).await?;
+            let before = reading.count();
+            let found;
+            (reading, found) = self.receive(response, 1, reading, held).await?;
+            // A Cloud Controller that ignores the guids has more results than these.
+            let added = reading.count() - before;
+            let checked = Whole::default().add(1, Page { more: false, ..found }, added);
+            checked.map_err(|fault| Error { step: Step::List, fault })?;
         }
         Ok(reading)
     }

@@ -172,7 +172,7 @@ impl CloudController {
         self.get_groups(&route).await
     }
 
-    /// Requests the groups with these guids, at most 100; the body is not read yet.
+    /// Requests the groups with these guids, on one page; the body is not read yet.
     async fn groups(&self, guids: &[GroupGuid]) -> Result<Response, Error> {
         info!(count = guids.len(), "get-security-groups-by-guid");
         // A comma in a guid is escaped twice, since the value is a list.

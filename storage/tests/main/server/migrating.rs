@@ -24,6 +24,7 @@ on_both! {
     a_migration_that_fails_is_named
     programs_with_different_records_share_a_database
     lost_tables_and_columns_are_recreated
+    a_table_that_is_being_altered_is_not_lost
     the_start_waits_for_an_unavailable_server
 }
 
@@ -199,6 +200,32 @@ async fn lost_tables_and_columns_are_recreated(dialect: Dialect) {
     assert_eq!(mend().await, [""; 0]);
     let error = Server::connect(&options, &TABLES).await.unwrap_err();
     assert!(matches!(error, Error::NewerSchema { found: 2, known: 1 }), "{error:?}");
+}
+
+/// MariaDB hides a table from `information_schema` while another process alters it.
+async fn a_table_that_is_being_altered_is_not_lost(dialect: Dialect) {
+    let options = TestServer::shared(dialect).database();
+    let altering = Server::connect(&options, &TABLES).await.unwrap();
+    let mut starts = JoinSet::new();
+    for _ in 0..2 {
+        let options = options.clone();
+        starts.spawn(async move {
+            for _ in 0..20 {
+                let started = Server::connect(&options, &TABLES).await.unwrap();
+                assert_eq!(balances(&started).await, [100, 100]);
+                started.close().await;
+            }
+        });
+    }
+    let drop = match dialect {
+        Dialect::Postgres => "DROP INDEX by_balance",
+        Dialect::MySql => "DROP INDEX by_balance ON accounts",
+    };
+    while starts.try_join_next().map(Result::unwrap).is_none() {
+        altering.execute("CREATE INDEX by_balance ON accounts (balance)", &[]).await.unwrap();
+        altering.execute(drop, &[]).await.unwrap();
+    }
+    starts.join_all().await;
 }
 
 /// One log line per attempt, and no failure before the timeout.

@@ -149,6 +149,8 @@ fn denied_connections_have_lines_if_configured() {
         let mut cell = Cell::new(json!({"denied_connection_logs": logs})).await;
         let loggregator = Loggregator::start(&cell).await;
         cell.configure(loggregator.config(&cell).as_object().unwrap());
+        // A generation to wait for: without groups the agent is caught up before its first rules.
+        cell.store.set(vec![global("g", vec![all("10.2.0.0/16")])]);
         cell.add_entry("c1", "10.255.1.1", &with_log("s1", "app-1"));
         cell.start().await;
         cell.caught_up().await;

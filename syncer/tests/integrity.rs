@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use model::ids::GroupGuid;
 use runtime::lager::{self, Level};
 use serde_json::{Value, json};
 use syncer::{
@@ -168,6 +169,13 @@ async fn a_list_is_completed_only_with_the_requested_groups() {
     assert_eq!(client.complete(listed().await, &held).await.unwrap().count(), 2);
     cloud.on(ANY_PAGE, [counted(&[], false, 0, 1)]);
     assert_eq!(client.complete(listed().await, &held).await.unwrap().count(), 1);
+    // A comma in a guid does not separate two guids.
+    let mut held = StoreHashes::clone(&held);
+    let hash = held[&GroupGuid::parse("g00000").unwrap()];
+    held.insert(GroupGuid::parse("g,1").unwrap(), hash);
+    client.complete(listed().await, &Arc::new(held)).await.unwrap();
+    let asked = "GET /v3/security_groups?per_page=2&guids=g%252C1%2Cg00001";
+    assert_eq!(cloud.lines().last().map(String::as_str), Some(asked));
 }
 
 fn chain(error: &syncer::cloud_controller::Error) -> String {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::support::{
     cloud::{client, group},
     leader::{Leader, SETTINGS},
-    listen,
+    serve_http,
     store::PolicyStoreTwin,
     until,
 };
@@ -95,16 +95,13 @@ async fn list(
 }
 
 async fn serve(content: Shared) -> (String, JoinSet<()>) {
-    let (listener, address) = listen().await;
     let token = || async { Json(json!({ "access_token": "t", "expires_in": 1_000 })) };
     let router = Router::new()
         .route("/oauth/token", post(token))
         .route("/internal/v4/asg_latest_update", get(last_update))
         .route("/v3/security_groups", get(list))
         .with_state(content);
-    let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (format!("http://{address}"), server)
+    serve_http(router).await
 }
 
 fn stored(store: &PolicyStoreTwin) -> BTreeMap<String, String> {

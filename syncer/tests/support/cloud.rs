@@ -120,12 +120,10 @@ pub(crate) struct Cloud {
 
 impl Cloud {
     pub(crate) async fn start() -> Self {
-        let (listener, address) = super::listen().await;
         let script = Arc::new(Mutex::new(Script::default()));
         let router = Router::new().fallback(answer).with_state(Arc::clone(&script));
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let cloud = Self { script, url: format!("http://{address}"), _server: server };
+        let (url, server) = super::serve_http(router).await;
+        let cloud = Self { script, url, _server: server };
         cloud.on(TOKEN, [token("t1")]);
         cloud
     }

@@ -9,6 +9,7 @@ pub(crate) mod store;
 
 use std::{net::SocketAddr, time::Duration};
 
+use axum::Router;
 use runtime::{
     client, lager,
     server::{Grpc, Health, Listener},
@@ -34,6 +35,14 @@ async fn grpc(tls: Option<ServerTls>) -> (Grpc, String) {
     let listener = Listener::tcp("twin", "127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
     (Grpc::new(listener, tls, &Health::new()), address)
+}
+
+/// An HTTP server on a free port, which stops on drop. Returns its URL as well.
+pub(crate) async fn serve_http(router: Router) -> (String, JoinSet<()>) {
+    let (listener, address) = listen().await;
+    let mut server = JoinSet::new();
+    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (format!("http://{address}"), server)
 }
 
 /// A server that stops on drop.

@@ -11,9 +11,10 @@ use std::{
     thread,
     time::Duration,
 };
-use tokio::time::Instant;
 
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::Instant;
 
 use crate::lab::Lab;
 
@@ -78,7 +79,14 @@ impl Prober {
             let protocol = Protocol::from(i32::from(ETHERTYPE_IPV4.to_be()));
             Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap()
         });
-        seen.set_recv_buffer_size(64 << 20).unwrap();
+        // A flood must not fill a buffer: a lost packet would look like a blocked one.
+        for socket in [&seen, &errors] {
+            let size = 64 << 20;
+            // Without root, `rmem_max` bounds the size.
+            if setsockopt(socket, RcvBufForce, &size).is_err() {
+                socket.set_recv_buffer_size(size).unwrap();
+            }
+        }
         let fates: Arc<Mutex<BTreeMap<u16, Fate>>> = Arc::default();
         listen(seen, &fates, |packet| Some((identification(packet)?, Fate::Accept)));
         listen(errors, &fates, |packet| {

@@ -16,12 +16,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{Config, ConfiguredClient};
-use super::http::trouble;
 use super::http::uaa::router as uaa_router;
 use super::http::{Scheme, Shared, api_router, internal_router};
+use super::http::{bodies, trouble};
 use super::state::{Moment, State};
 use super::store::{Content, Store, new_guid};
-use super::tls::{self, TlsListener};
+use super::tls;
 use super::uaa::Client;
 use super::uaa::token::Signer;
 use certificates::Authority;
@@ -218,25 +218,15 @@ impl Public {
     }
 
     async fn serve(self, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let router = router.layer(Extension(Scheme(self.scheme())));
+        let scheme = Extension(Scheme(self.scheme()));
+        let router = router.layer(middleware::from_fn_with_state(bodies::budget(), bodies::bound));
+        let router = router.layer(scheme);
         match self {
-            Self::Plain(listener) => {
-                Http::new(listener, None).serve(router, shutdown, DRAIN).await;
-                Ok(())
-            }
+            Self::Plain(listener) => Http::new(listener, None).serve(router, shutdown, DRAIN).await,
             Self::Tls(listener, _, acceptor) => {
-                let listener = TlsListener::new(listener, acceptor);
-                let serve = axum::serve(listener, router)
-                    .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-                let deadline = async {
-                    shutdown.cancelled().await;
-                    tokio::time::sleep(DRAIN).await;
-                };
-                tokio::select! {
-                    served = serve.into_future() => Ok(served?),
-                    () = deadline => Ok(()),
-                }
+                tls::serve(listener, acceptor, router, shutdown, DRAIN).await;
             }
         }
+        Ok(())
     }
 }

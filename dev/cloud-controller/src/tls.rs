@@ -1,12 +1,16 @@
 //! HTTPS for the public listeners, without client certificates.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use runtime::server::Limits;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -14,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -57,62 +62,71 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Error>
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Accepts TLS connections. Handshakes run concurrently, so that a slow or failing
-/// client does not affect others.
-pub(crate) struct TlsListener {
+/// Serves `router` on TLS connections until `shutdown`; open requests then have `drain` to finish.
+/// A slow or failing client does not affect others.
+pub(crate) async fn serve(
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
-}
-
-impl TlsListener {
-    /// Wraps a bound listener.
-    pub(crate) fn new(listener: TcpListener, acceptor: TlsAcceptor) -> Self {
-        Self { listener, acceptor, handshakes: JoinSet::new() }
-    }
-
-    fn begin(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let acceptor = self.acceptor.clone();
-        self.handshakes.spawn(async move {
-            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
-            match handshake {
-                Ok(Ok(stream)) => Some((stream, peer)),
-                Ok(Err(error)) => {
-                    tracing::debug!(peer = %peer, error = %error, "tls-handshake-failed");
-                    None
-                }
-                Err(_elapsed) => None,
+    router: Router,
+    shutdown: CancellationToken,
+    drain: Duration,
+) {
+    let http = Arc::new(builder());
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+        while connections.try_join_next().is_some() {}
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Usually out of file descriptors, which is temporary.
+                tracing::error!(error = %error, "failed-to-accept");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (http, watcher) = (Arc::clone(&http), graceful.watcher());
+        let (acceptor, router) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
+        connections.spawn(async move {
+            let Some(stream) = shake_hands(&acceptor, stream, peer).await else { return };
+            let connection = http.serve_connection(TokioIo::new(stream), router);
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
+                tracing::debug!(peer = %peer, error = %error, "connection-failed");
             }
         });
     }
+    drop(listener);
+    let _deadline = tokio::time::timeout(drain, graceful.shutdown()).await;
 }
 
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.begin(stream, peer),
-                    Err(error) => {
-                        // Usually out of file descriptors, which is temporary.
-                        tracing::error!(error = %error, "failed-to-accept");
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                },
-                // A failed handshake must not cancel the accept.
-                Some(done) = self.handshakes.join_next() => {
-                    if let Ok(Some(ready)) = done {
-                        return ready;
-                    }
-                }
-            }
+async fn shake_hands(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<TlsStream<TcpStream>> {
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(peer = %peer, error = %error, "tls-handshake-failed");
+            None
         }
+        Err(_elapsed) => None,
     }
+}
 
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
+/// HTTP/1 and HTTP/2 with the limits that the other listeners have.
+fn builder() -> auto::Builder<TokioExecutor> {
+    let limits = Limits::default();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .max_buf_size(limits.buffer);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
+    builder
 }

@@ -1,5 +1,6 @@
 //! The HTTP handlers: parse, call the state, and present.
 
+pub(crate) mod bodies;
 mod discovery;
 mod extract;
 mod groups;
@@ -51,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) uaa_port: u16,
 }
 
-/// Maximum request size. The rules of one group can have 16 MB, and escaped JSON can be
+/// Maximum size of a request's body. The rules of one group can have 16 MB, and escaped JSON can be
 /// longer.
 const MAX_BODY: usize = 64 << 20;
 

@@ -108,7 +108,6 @@ fn push_process_metrics(text: &mut String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = |key| field_of(&status, key).map(|value| value * 1024.0);
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let open = fs::read_dir("/proc/self/fd").ok();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     for (family, value) in [
         (own::RESIDENT, kilobytes("VmRSS:")),
@@ -117,12 +116,22 @@ fn push_process_metrics(text: &mut String) {
         (own::THREADS, field_of(&status, "Threads:")),
         (own::CPU, cpu_seconds(&stat)),
         (own::STARTED, start_time(&stat)),
-        (own::OPEN_FILES, open.map(|entries| entries.count() as f64)),
+        (own::OPEN_FILES, open_files().map(|count| count as f64)),
         (own::MAX_FILES, field_of(&limits, "Max open files")),
     ] {
         if let Some(value) = value {
             family.push(text, "", value);
         }
+    }
+}
+
+/// Number of open files. Since Linux 6.2 it is the size of the directory: listing thousands of
+/// entries takes milliseconds.
+fn open_files() -> Option<u64> {
+    let directory = "/proc/self/fd";
+    match fs::metadata(directory).ok()?.len() {
+        0 => Some(fs::read_dir(directory).ok()?.count() as u64),
+        count => Some(count),
     }
 }
 

@@ -4,6 +4,8 @@ use certificates::Authority;
 use cloud_controller::app::Addresses;
 use cloud_controller::json::Json;
 use reqwest::Method;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::{Controller, foreign_identity, send};
 
@@ -112,4 +114,27 @@ async fn responses_are_wrong_while_the_trouble_file_says_so() {
     assert!(cut.is_err(), "{cut:?}");
     std::fs::remove_file(&file).unwrap();
     assert_eq!(admin.get(path).await.text, whole.text);
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_has_a_limit() {
+    let controller = Controller::start("").await;
+    let admin = controller.admin().await;
+    let address = controller.addresses.api.strip_prefix("http://").unwrap();
+    // White space is an empty object.
+    let post = async |length: usize| {
+        let request = format!(
+            "POST /v3/security_groups HTTP/1.1\r\nhost: cc\r\nauthorization: bearer {}\r\n\
+             transfer-encoding: chunked\r\nconnection: close\r\n\r\n{length:x}\r\n{}\r\n0\r\n\r\n",
+            admin.token,
+            " ".repeat(length)
+        );
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _refused_before_its_end = stream.write_all(request.as_bytes()).await;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        String::from_utf8(status.to_vec()).unwrap()
+    };
+    assert_eq!(post(1 << 20).await, "HTTP/1.1 422");
+    assert_eq!(post((1 << 20) + 1).await, "HTTP/1.1 400");
 }

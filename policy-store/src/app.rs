@@ -430,7 +430,7 @@ mod tests {
             manifest::Supplied,
             snapshot::Snapshot,
         },
-        store::{Contents, memory::Memory},
+        store::{Contents, testing::Memory},
     };
 
     /// The thread exits without a request, as after a panic.

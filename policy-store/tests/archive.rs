@@ -16,7 +16,7 @@ use policy_store::{
         decide::{Origin, Replacement},
         snapshot::Snapshot,
     },
-    store::{Store, memory::Memory, sqlite::Sqlite},
+    store::{Store, sqlite::Sqlite, testing::Memory},
 };
 use proptest::prelude::*;
 use storage::{server::Dialect, testing::TestServer};

@@ -20,7 +20,7 @@ use policy_store::{
         decide::{Origin, Replacement},
         snapshot::Snapshot,
     },
-    store::{Contents, memory::Memory},
+    store::{Contents, testing::Memory},
 };
 use proto::{
     cell_v1,

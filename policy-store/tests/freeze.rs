@@ -12,7 +12,7 @@ use policy_store::{
         held::Hold,
         snapshot::Snapshot,
     },
-    store::{Contents, Store, memory::Memory},
+    store::{Contents, Store, testing::Memory},
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;

@@ -166,7 +166,7 @@ async fn old_entries_are_dropped_while_the_store_runs() {
         config::History,
         feed::changes::Changes,
         groups::{archive::Query, current::SnapshotPublisher, decide::Held, snapshot::Snapshot},
-        store::{Contents, Store as _, memory::Memory},
+        store::{Contents, Store as _, testing::Memory},
         upkeep::Upkeep,
     };
     use tokio_util::sync::CancellationToken;

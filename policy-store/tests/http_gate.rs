@@ -6,7 +6,7 @@ use policy_store::{
     access::{Access, CellIdentity},
     groups::{current::SnapshotPublisher, snapshot::Snapshot},
     http::{Api, admission::Admission, tags::Tags},
-    store::{Store as _, memory::Memory},
+    store::{Store as _, testing::Memory},
 };
 use reqwest::{Method, Response, StatusCode};
 use runtime::{

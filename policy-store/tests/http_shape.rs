@@ -5,7 +5,7 @@ use std::sync::Arc;
 use policy_store::{
     groups::{decide::Replacement, fragment::Texts, json, snapshot::Snapshot},
     http::frames::{Coding, Frames},
-    store::{Store as _, memory::Memory},
+    store::{Store as _, testing::Memory},
 };
 use proptest::prelude::*;
 

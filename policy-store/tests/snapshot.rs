@@ -11,7 +11,7 @@ use policy_store::{
         page::{Filter, page},
         snapshot::{Entry, Snapshot},
     },
-    store::{Store as _, Stored, memory::Memory},
+    store::{Store as _, Stored, testing::Memory},
 };
 use proptest::prelude::*;
 use prost::Message as _;

@@ -18,9 +18,9 @@ use policy_store::{
     reports::{Report, Unsaved},
     store::{
         Contents, Error, News, Store,
-        memory::Memory,
         server::{CHECK, Server},
         sqlite::Sqlite,
+        testing::Memory,
     },
 };
 use storage::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model::generation::{Generation, Watermark};
 use policy_store::{
     groups::decide::{Refusal, Refused},
-    store::{Contents, Error, Store, memory::Memory, sqlite::Sqlite},
+    store::{Contents, Error, Store, sqlite::Sqlite, testing::Memory},
 };
 use proptest::prelude::*;
 

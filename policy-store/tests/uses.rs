@@ -14,7 +14,7 @@ use policy_store::{
         snapshot::Snapshot,
         unused::{Period, UnusedGroup, coverage, unused},
     },
-    store::{Store, memory::Memory},
+    store::{Store, testing::Memory},
     uses::{Batch, DAY, Recorded, Used},
 };
 use proto::policy_v1::{

@@ -15,7 +15,7 @@ use policy_store::{
         page::{Filter, page},
         snapshot::Snapshot,
     },
-    store::{Store as _, memory::Memory},
+    store::{Store as _, testing::Memory},
 };
 use prost::Message as _;
 use proto::policy_v1::{ListResponse, StoredGroup, WatchResponse};

@@ -128,7 +128,7 @@ mod tests {
             snapshot::Snapshot,
         },
         reports::{Report, Unsaved},
-        store::{Archive, Contents, Mended, News, memory::Memory},
+        store::{Archive, Contents, Mended, News, testing::Memory},
     };
 
     /// A store that reads its newest generation when the test permits.

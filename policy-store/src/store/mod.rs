@@ -1,17 +1,18 @@
 //! Storage of security groups.
 //!
 //! [`Store`] is the trait; `tests/store.rs` contains the conformance suite of all
-//! implementations: [`memory`] for tests, [`sqlite`] for one instance, [`server`] for
-//! several that share a database.
+//! implementations: [`sqlite`] for one instance, [`server`] for several that share a database,
+//! and an in-memory reference for tests (feature `testing`).
 
 mod archive;
 mod held_text;
-pub mod memory;
 mod plan;
 mod rows;
 mod rules;
 pub mod server;
 pub mod sqlite;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod uses;
 
 use std::{fmt::Debug, pin::Pin, sync::Arc};

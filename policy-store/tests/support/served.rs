@@ -11,7 +11,7 @@ use policy_store::{
         snapshot::Snapshot,
     },
     release,
-    store::{Contents, Store, memory::Memory},
+    store::{Contents, Store, testing::Memory},
     uses::Uses,
 };
 use tokio::{task::JoinSet, time::Instant};

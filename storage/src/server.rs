@@ -435,7 +435,7 @@ impl Server {
         loop {
             let deadline = attempts.deadline;
             let lease = self.lease(&mut attempts).await?;
-            let transaction = Transaction::new(lease, deadline);
+            let transaction = Transaction::new(lease, self.dialect(), deadline);
             let Ok(done) = timeout_at(deadline, work(transaction.clone())).await else {
                 return Err(attempts.timed_out().into());
             };

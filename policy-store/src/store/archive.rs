@@ -1,6 +1,7 @@
 //! The stored history of the generations.
 
 mod groups;
+pub(super) mod queries;
 mod rows;
 mod sql;
 
@@ -10,12 +11,6 @@ use model::generation::Generation;
 
 use super::Answer;
 use crate::groups::archive::{Bounds, Numbered, OperatorDecision, Query, Reached, Undo};
-
-pub(super) use self::{
-    groups::{GroupBefore, GroupRows, UndoRows, changed_group},
-    rows::{Columns, EntryRow, ProgressRow, reached, weighed},
-    sql::Sql,
-};
 
 /// The history of a store; see [`crate::groups::archive`].
 ///

@@ -5,15 +5,19 @@
 //! and an in-memory reference for tests (feature `testing`).
 
 mod archive;
+mod batch;
 mod held_text;
 mod plan;
+mod read;
 mod rows;
 mod rules;
 pub mod server;
+mod session;
 pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod uses;
+mod write;
 
 use std::{fmt::Debug, pin::Pin, sync::Arc};
 

@@ -10,34 +10,39 @@
 //! - Tables have their own names (`portcullis_...`), so that the database can be that of
 //!   the original. On request the original's own tables are written as well.
 
-mod archive;
-mod batch;
-mod load;
-mod mend;
 mod original;
+mod set;
 mod tables;
-mod uses;
-mod write;
 
 use std::{
+    collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use model::{generation::Point, ids::CellId};
-use storage::server::{self, Dialect, Listener, Options, Row, Stats};
+use model::{
+    generation::{Generation, Point},
+    ids::{CellId, GroupGuid},
+};
+use storage::server::{self, Dialect, Listener, Options, Stats, Transaction};
 use tokio_util::sync::CancellationToken;
 
-use self::original::Original;
-use super::{Answer, Archive, Contents, Error, Mended, News, Store, UseLog, rows::corrupt};
+use self::original::{Attempt, Original};
+use super::{
+    Answer, Archive, Contents, Error, Mended, News, Store, UseLog, archive::queries as archive,
+    plan::Loss, read, rows::corrupt, session::only, uses, write,
+};
 use crate::{
     groups::{
-        decide::{Decision, Replacement, State},
+        archive::{Bounds, Numbered, OperatorDecision, Query, Reached, Undo},
+        decide::{Decision, Known, Refused, Replacement, State, Upsert},
         held::Order,
+        history::Past,
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
+    uses::{Batch, Recorded},
 };
 
 /// Poll interval on MySQL: bounds how late an instance observes changes.
@@ -45,7 +50,6 @@ pub const POLL: Duration = Duration::from_millis(100);
 /// Poll interval on PostgreSQL, in addition to notifications.
 pub const CHECK: Duration = Duration::from_secs(5);
 
-const CHANNEL: &str = "portcullis_policy_store";
 /// Size of a statement without the rules of a group.
 const STATEMENT_ROOM: usize = 64 << 10;
 /// Reports are read again from this long before the newest one read: clocks of instances
@@ -74,7 +78,7 @@ impl Server {
     /// The server cannot be reached or used.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
         let server = server::Server::connect(options, tables::schema(options.dialect)).await?;
-        let listener = tokio::sync::Mutex::new(server.listen(CHANNEL));
+        let listener = tokio::sync::Mutex::new(server.listen(write::CHANNEL));
         let most = most(&server).await?;
         let closed = CancellationToken::new();
         let timeout = options.operation_timeout;
@@ -96,7 +100,79 @@ impl Server {
     /// # Errors
     /// The database failed.
     pub async fn reset_fencing(&self) -> Result<State, Error> {
-        write::reset_fencing(&self.server).await
+        self.server.transaction(async |on: Transaction| write::reset_fencing(&on).await).await
+    }
+
+    /// Writes the original's tables with the set, if possible.
+    async fn replace(&self, write: &Replacement) -> Result<Decision, Error> {
+        let Some(attempt) = self.original.as_ref().and_then(Original::attempt) else {
+            return Ok(self.replace_once(None, write).await??);
+        };
+        let outcome = match self.replace_once(Some(&attempt), write).await {
+            // The tables may be the reason: ours are written without them.
+            Err(error) if attempt.has_begun() && !is_unknown(&error) => {
+                attempt.fail(&error);
+                self.replace_once(None, write).await
+            }
+            outcome => outcome,
+        };
+        if attempt.has_begun() && outcome.is_ok() {
+            attempt.settle();
+        }
+        Ok(outcome??)
+    }
+
+    async fn replace_once(
+        &self,
+        attempt: Option<&Attempt<'_>>,
+        write: &Replacement,
+    ) -> Result<Result<Decision, Refused>, Error> {
+        self.server
+            .transaction(async |on: Transaction| {
+                let attempt = attempt.filter(|attempt| attempt.is_first());
+                let (decision, mut known) = match write::replace(&on, self.most, write).await? {
+                    Ok(replaced) => replaced,
+                    Err(refused) => return Ok(Err(refused)),
+                };
+                if let Some(attempt) = attempt {
+                    apply(&decision, &mut known);
+                    attempt.write(&on, &known, &decision.upserts).await?;
+                }
+                Ok::<_, Error>(Ok(decision))
+            })
+            .await
+    }
+
+    async fn load(&self, since: Option<Point>) -> Result<Contents, Error> {
+        // The common case, no change, takes no lock.
+        if let Some(since) = since {
+            let state = read::state(&self.server, "").await?;
+            if state.point() == since {
+                let past = Past { from: since, steps: Vec::new() };
+                return Ok(Contents { state, since: Some(since), past, ..Contents::default() });
+            }
+        }
+        let lock = match self.server.dialect() {
+            Dialect::Postgres => "FOR SHARE",
+            Dialect::MySql => "LOCK IN SHARE MODE",
+        };
+        let load = async |on: Transaction| read::load(&on, since, lock).await;
+        let mut contents = self.server.transaction(load).await?;
+        if contents.since.is_none() {
+            contents.reports = read::reports(&self.server, i64::MIN).await?;
+        }
+        Ok(contents)
+    }
+
+    async fn mend(&self, served: &Snapshot) -> Result<Mended, Error> {
+        self.server.mend(&|_| Vec::new()).await?;
+        // The common case, no loss, takes no lock.
+        if let Ok(Loss::None) = write::loss(&self.server, served).await {
+            return Ok(Mended::Nothing);
+        }
+        let seed = tables::seed(self.server.dialect());
+        let mend = async |on: Transaction| write::mend(&on, seed, self.most, served).await;
+        self.server.transaction(mend).await
     }
 
     async fn wait_for_news(&self) {
@@ -105,6 +181,20 @@ impl Server {
             // Any result, including a timeout: there may be a change.
             Some(listener) => _ = tokio::time::timeout(CHECK, listener.next()).await,
         }
+    }
+}
+
+fn is_unknown(error: &Error) -> bool {
+    matches!(error, Error::Database(storage::Error::OutcomeUnknown { .. }))
+}
+
+/// The groups after a decision.
+fn apply(decision: &Decision, known: &mut HashMap<GroupGuid, Known>) {
+    for (_, guid) in &decision.removed {
+        known.remove(guid);
+    }
+    for Upsert { id, group, hash, added: _ } in &decision.upserts {
+        known.insert(group.guid.clone(), Known { id: *id, hash: *hash });
     }
 }
 
@@ -121,41 +211,30 @@ async fn most(server: &server::Server) -> Result<usize, Error> {
     }
 }
 
-fn only(rows: &[Row]) -> Result<&Row, Error> {
-    match rows {
-        [row] => Ok(row),
-        rows => Err(corrupt("store_state")(format!("{} rows instead of one", rows.len()))),
-    }
-}
-
-/// Reads a text, also from a binary column.
-fn text<'a>(row: &'a Row, column: usize, field: &'static str) -> Result<&'a str, Error> {
-    match row.get::<&str>(column) {
-        Ok(text) => Ok(text),
-        Err(_) => str::from_utf8(row.get::<&[u8]>(column)?).map_err(corrupt(field)),
-    }
-}
-
 impl Store for Server {
     fn load(&self, since: Option<Point>) -> Answer<'_, Contents> {
-        Box::pin(load::load(&self.server, since))
+        Box::pin(self.load(since))
     }
 
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
-        Box::pin(async move {
-            write::replace(&self.server, self.most, self.original.as_ref(), &write).await
-        })
+        Box::pin(async move { self.replace(&write).await })
     }
 
     fn hold(&self, change: Arc<Order>) -> Answer<'_, State> {
-        Box::pin(async move { write::change_hold(&self.server, &change).await })
+        Box::pin(async move {
+            let hold = async |on: Transaction| write::change_hold(&on, &change).await;
+            self.server.transaction(hold).await
+        })
     }
 
     fn save_reports(&self, unsaved: Arc<Unsaved>) -> Answer<'_, Vec<(CellId, Report)>> {
         Box::pin(async move {
-            write::save_reports(&self.server, &unsaved).await?;
+            if !unsaved.is_empty() {
+                let save = async |on: Transaction| write::save_reports(&on, &unsaved).await;
+                self.server.transaction(save).await?;
+            }
             let since = *self.heard_ms.lock().unwrap_or_else(PoisonError::into_inner);
-            let reports = load::reports(&self.server, since - OVERLAP_MS).await?;
+            let reports = read::reports(&self.server, since - OVERLAP_MS).await?;
             let newest = reports.iter().map(|(_, report)| report.at.as_millisecond()).max();
             let mut heard = self.heard_ms.lock().unwrap_or_else(PoisonError::into_inner);
             *heard = since.max(newest.unwrap_or(0));
@@ -164,7 +243,7 @@ impl Store for Server {
     }
 
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
-        Box::pin(mend::mend(&self.server, self.most, served))
+        Box::pin(async move { self.mend(&served).await })
     }
 
     fn history(&self) -> &dyn Archive {
@@ -176,7 +255,7 @@ impl Store for Server {
     }
 
     fn newest(&self) -> Option<Answer<'_, Point>> {
-        Some(Box::pin(async { Ok(load::state(&self.server).await?.point()) }))
+        Some(Box::pin(async { Ok(read::state(&self.server, "").await?.point()) }))
     }
 
     fn stats(&self) -> Option<Stats> {
@@ -201,5 +280,63 @@ impl Store for Server {
             self.server.close().await;
             Ok(())
         })
+    }
+}
+
+impl Archive for Server {
+    fn entries(&self, query: Query) -> Answer<'_, Vec<Numbered>> {
+        Box::pin(async move { archive::entries(&self.server, &query).await })
+    }
+
+    fn undo(&self, from: Generation, to: Generation) -> Answer<'_, Option<Undo>> {
+        Box::pin(archive::undo(&self.server, from, to))
+    }
+
+    fn record(&self, decision: Arc<OperatorDecision>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let record = async |on: Transaction| {
+                // Two entries must not get the same number.
+                read::state_for_update(&on).await?;
+                archive::record(&on, &decision).await
+            };
+            self.server.transaction(record).await
+        })
+    }
+
+    fn save_progress(
+        &self,
+        instance: Arc<str>,
+        progress: Arc<[(Generation, Reached)]>,
+    ) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let save =
+                async |on: Transaction| archive::save_progress(&on, &instance, &progress).await;
+            self.server.transaction(save).await
+        })
+    }
+
+    fn prune(&self, bounds: Bounds) -> Answer<'_, bool> {
+        Box::pin(async move {
+            match archive::excess(&self.server, &bounds).await? {
+                Some(excess) => archive::prune(&self.server, excess).await,
+                None => Ok(false),
+            }
+        })
+    }
+}
+
+impl UseLog for Server {
+    fn save(&self, batch: Arc<Batch>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.server.transaction(async |on: Transaction| uses::save(&on, &batch).await).await
+        })
+    }
+
+    fn recorded(&self) -> Answer<'_, Recorded> {
+        Box::pin(uses::recorded(&self.server))
+    }
+
+    fn prune(&self, today: i64) -> Answer<'_, u64> {
+        Box::pin(uses::prune(&self.server, today))
     }
 }

@@ -1,46 +1,49 @@
 //! SQLite: for one instance, in one file.
 //!
-//! The write transaction reads the state and the hashes, calls [`decide`], and writes
-//! the difference. `synchronous=FULL`: every change confirmed to a writer is on the
+//! The write transaction reads the state and the hashes, calls
+//! [`decide`](crate::groups::decide::decide), and writes the difference. `synchronous=FULL`: every change confirmed to a writer is on the
 //! disk, so after a power failure the watermark never exceeds the stored content.
 
-mod archive;
-mod load;
+mod set;
 mod tables;
-mod uses;
 
 use std::{
-    collections::HashMap,
+    future::{Future, ready},
     path::Path,
     pin::Pin,
-    sync::{Arc, mpsc},
-    thread,
+    sync::Arc,
 };
 
+use futures_util::FutureExt as _;
 use model::{
     generation::{Generation, Point},
-    ids::{CellId, GroupGuid},
+    ids::CellId,
 };
-use rusqlite::{Connection, Transaction, params, params_from_iter};
+use rusqlite::{Connection, Transaction, params_from_iter, types};
 use storage::{
     Migration,
+    server::{Row, Value},
     sqlite::{Database, Options, Synchronous},
 };
 
-use self::tables::TABLES;
+use self::tables::{STATE_SEED, TABLES};
 use super::{
     Answer, Archive, Contents, Error, Mended, News, Store, UseLog,
-    plan::{self, Binding, Loss, PastPlan},
-    rows::{self, ReportRow, Scopes, StateRow, to_sql},
-    rules,
+    archive::queries as archive,
+    plan::Loss,
+    read,
+    session::{Kind, Session},
+    uses, write,
 };
 use crate::{
     groups::{
-        decide::{Decision, Known, Refused, Replacement, State, Upsert, decide},
-        held::{Order, hold},
+        archive::{Bounds, Numbered, OperatorDecision, Query, Reached, Undo},
+        decide::{Decision, Replacement, State},
+        held::Order,
         snapshot::Snapshot,
     },
     reports::{Report, Unsaved},
+    uses::{Batch, Recorded},
 };
 
 const MIGRATIONS: &[Migration] = &[
@@ -65,14 +68,8 @@ const MIGRATIONS: &[Migration] = &[
 const PAGE_BYTES: u32 = 16 << 10;
 /// Page cache for the pages that all groups of a set modify.
 const CACHE_KIB: u32 = 8 << 10;
-/// Number of ids per statement.
-const IDS_AT_ONCE: usize = 500;
-/// Number of bindings per statement: takes half the time of one statement per binding.
-const BINDINGS_AT_ONCE: usize = 64;
-/// From this number of groups on, another thread encodes their rules.
-const MANY: usize = 64;
-/// How many texts that thread may be ahead.
-const TEXTS_AHEAD: usize = 32;
+/// Servers have such a limit for the rules of a group.
+const NO_LIMIT: usize = usize::MAX;
 
 /// An open database.
 #[derive(Debug)]
@@ -100,36 +97,110 @@ impl Sqlite {
     /// # Errors
     /// The database failed.
     pub async fn reset_fencing(&self) -> Result<State, Error> {
-        let reset = |transaction: &Transaction<'_>| {
-            let before = load::state(transaction)?;
-            if before.token.is_some() {
-                store_state(transaction, &State { token: None, ..before.clone() })?;
-            }
-            Ok::<_, Error>(before)
-        };
-        self.database.write(reset).await
+        self.write(async |on: &Connection| write::reset_fencing(on).await).await
+    }
+
+    /// Runs `work` in the next transaction.
+    async fn write<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    {
+        self.database.write(move |on: &Transaction<'_>| at_once(work(on))).await
+    }
+
+    /// Runs `work` on a read-only connection, in one snapshot.
+    async fn read<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    {
+        self.database.read(move |on: &Connection| at_once(work(on))).await
+    }
+}
+
+/// The result of a future on a connection: SQLite answers in the call.
+fn at_once<T>(work: impl Future<Output = T>) -> T {
+    work.now_or_never().expect("a statement does not wait")
+}
+
+impl Session for Connection {
+    fn kind(&self) -> Kind {
+        Kind::Sqlite
+    }
+
+    fn query(
+        &self,
+        sql: &str,
+        values: &[Value],
+    ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send {
+        ready(query(self, sql, values))
+    }
+
+    fn execute(
+        &self,
+        sql: &str,
+        values: &[Value],
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(execute(self, sql, values))
+    }
+}
+
+fn query(connection: &Connection, sql: &str, values: &[Value]) -> Result<Vec<Row>, Error> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let count = statement.column_count();
+    let mut rows = statement.query(params_from_iter(values.iter().map(to_sqlite)))?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let columns = (0..count).map(|column| Ok(from_sqlite(row.get(column)?)));
+        all.push(Row::new(columns.collect::<Result<_, Error>>()?));
+    }
+    Ok(all)
+}
+
+fn execute(connection: &Connection, sql: &str, values: &[Value]) -> Result<(), Error> {
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.execute(params_from_iter(values.iter().map(to_sqlite)))?;
+    Ok(())
+}
+
+fn to_sqlite(value: &Value) -> types::ToSqlOutput<'_> {
+    types::ToSqlOutput::Borrowed(match value {
+        Value::Null => types::ValueRef::Null,
+        Value::Int(number) => types::ValueRef::Integer(*number),
+        Value::Text(text) => types::ValueRef::Text(text.as_bytes()),
+        Value::Bytes(bytes) => types::ValueRef::Blob(bytes),
+    })
+}
+
+/// No column of these tables has a fraction.
+fn from_sqlite(value: types::Value) -> Value {
+    match value {
+        types::Value::Null | types::Value::Real(_) => Value::Null,
+        types::Value::Integer(number) => Value::Int(number),
+        types::Value::Text(text) => Value::Text(text),
+        types::Value::Blob(bytes) => Value::Bytes(bytes),
     }
 }
 
 impl Store for Sqlite {
     fn load(&self, since: Option<Point>) -> Answer<'_, Contents> {
-        Box::pin(self.database.read(move |connection| load::load(connection, since)))
+        Box::pin(self.read(async move |on: &Connection| {
+            let mut contents = read::load(on, since, "").await?;
+            if contents.since.is_none() {
+                contents.reports = read::reports(on, i64::MIN).await?;
+            }
+            Ok(contents)
+        }))
     }
 
     fn replace(&self, write: Arc<Replacement>) -> Answer<'_, Decision> {
-        let work = move |transaction: &Transaction<'_>| replace(transaction, &write);
-        Box::pin(async { Ok(self.database.write(work).await??) })
+        let replace = async move |on: &Connection| write::replace(on, NO_LIMIT, &write).await;
+        Box::pin(async { Ok(self.write(replace).await??.0) })
     }
 
     fn hold(&self, change: Arc<Order>) -> Answer<'_, State> {
-        let work = move |transaction: &Transaction<'_>| {
-            let before = load::state(transaction)?;
-            let Some((state, decision)) = hold(&before, &change) else { return Ok(before) };
-            store_state(transaction, &state)?;
-            archive::record(transaction, &decision)?;
-            Ok(state)
-        };
-        Box::pin(self.database.write(work))
+        Box::pin(self.write(async move |on: &Connection| write::change_hold(on, &change).await))
     }
 
     /// There are no other instances.
@@ -137,8 +208,8 @@ impl Store for Sqlite {
         if unsaved.is_empty() {
             return Box::pin(async { Ok(Vec::new()) });
         }
-        let work = move |transaction: &Transaction<'_>| save_reports(transaction, &unsaved);
-        Box::pin(async { self.database.write(work).await.map(|()| Vec::new()) })
+        let save = async move |on: &Connection| write::save_reports(on, &unsaved).await;
+        Box::pin(async { self.write(save).await.map(|()| Vec::new()) })
     }
 
     fn mend(&self, served: Arc<Snapshot>) -> Answer<'_, Mended> {
@@ -146,13 +217,15 @@ impl Store for Sqlite {
             self.database.mend(|_, _| Ok(())).await?;
             let look = {
                 let served = Arc::clone(&served);
-                move |connection: &Connection| loss(connection, &served)
+                async move |on: &Connection| write::loss(on, &served).await
             };
-            match self.database.read(look).await? {
+            match self.read(look).await? {
                 Loss::None => Ok(Mended::Nothing),
                 Loss::Restore | Loss::Forget => {
-                    let work = move |transaction: &Transaction<'_>| mend(transaction, &served);
-                    self.database.write(work).await
+                    let mend = async move |on: &Connection| {
+                        write::mend(on, STATE_SEED, NO_LIMIT, &served).await
+                    };
+                    self.write(mend).await
                 }
             }
         })
@@ -185,280 +258,49 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
-fn loss(connection: &Connection, served: &Snapshot) -> Result<Loss, Error> {
-    let mut any = connection.prepare_cached("SELECT 1 FROM security_groups LIMIT 1")?;
-    Ok(plan::loss(&load::state(connection)?, any.exists([])?, served))
-}
-
-fn mend(transaction: &Transaction<'_>, served: &Snapshot) -> Result<Mended, Error> {
-    transaction.execute(tables::STATE_SEED, [])?;
-    let state = load::state(transaction)?;
-    match loss(transaction, served)? {
-        Loss::None => Ok(Mended::Nothing),
-        Loss::Restore => {
-            forget(transaction)?;
-            carry_out(transaction, &plan::restoration(&state, served), None)?;
-            Ok(Mended::Restored)
-        }
-        Loss::Forget => {
-            forget(transaction)?;
-            store_state(transaction, &plan::forgotten(&state))?;
-            Ok(Mended::Forgotten)
-        }
+impl Archive for Sqlite {
+    fn entries(&self, query: Query) -> Answer<'_, Vec<Numbered>> {
+        Box::pin(self.read(async move |on: &Connection| archive::entries(on, &query).await))
     }
-}
 
-/// Deletes the remaining rows of the set and of its history.
-fn forget(transaction: &Transaction<'_>) -> Result<(), Error> {
-    for table in ["security_group_spaces", "security_groups", "group_changes", "generations"] {
-        transaction.execute(&format!("DELETE FROM {table}"), [])?;
+    fn undo(&self, from: Generation, to: Generation) -> Answer<'_, Option<Undo>> {
+        Box::pin(self.read(async move |on: &Connection| archive::undo(on, from, to).await))
     }
-    Ok(())
-}
 
-/// A refusal does not abort the transaction: the seen token is committed.
-fn replace(
-    transaction: &Transaction<'_>,
-    write: &Replacement,
-) -> Result<Result<Decision, Refused>, Error> {
-    let state = load::state(transaction)?;
-    if !state.is_whole() {
-        forget(transaction)?;
+    fn record(&self, decision: Arc<OperatorDecision>) -> Answer<'_, ()> {
+        Box::pin(self.write(async move |on: &Connection| archive::record(on, &decision).await))
     }
-    let decision = match decide(&state, &known(transaction)?, write) {
-        Ok(decision) => decision,
-        Err(refused) => {
-            if let Some(seen) = &refused.seen {
-                store_state(transaction, seen)?;
-            }
-            return Ok(Err(refused));
-        }
-    };
-    carry_out(transaction, &decision, Some((write, !state.is_whole())))?;
-    Ok(Ok(decision))
-}
 
-/// `made`: the Replace behind a decision, and whether no set was stored before. A restored set
-/// is in the history already.
-fn carry_out(
-    transaction: &Transaction<'_>,
-    decision: &Decision,
-    made: Option<(&Replacement, bool)>,
-) -> Result<(), Error> {
-    let before = scopes(transaction, &plan::touched(decision)?)?;
-    if let Some((write, is_first)) = made {
-        archive::add(transaction, write, decision, is_first, &before)?;
+    fn save_progress(
+        &self,
+        instance: Arc<str>,
+        progress: Arc<[(Generation, Reached)]>,
+    ) -> Answer<'_, ()> {
+        Box::pin(self.write(async move |on: &Connection| {
+            archive::save_progress(on, &instance, &progress).await
+        }))
     }
-    if let Some(past) = plan::past(decision, &before, &generations(transaction)?)? {
-        remember(transaction, &past)?;
-    }
-    for (id, _) in &decision.removed {
-        remove(transaction, plan::sql_id(*id)?)?;
-    }
-    store_all(transaction, &decision.upserts)?;
-    bind(transaction, decision, &before)?;
-    store_state(transaction, &decision.state)
-}
 
-fn known(connection: &Connection) -> Result<HashMap<GroupGuid, Known>, Error> {
-    let mut statement =
-        connection.prepare_cached("SELECT guid, id, content_hash FROM security_groups")?;
-    let mut rows = statement.query([])?;
-    let mut known = HashMap::new();
-    while let Some(row) = rows.next()? {
-        let guid = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-        let hash = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-        let (guid, one) = rows::known(row.get(1)?, guid, hash)?;
-        known.insert(guid, one);
-    }
-    Ok(known)
-}
-
-/// Scopes of these groups.
-fn scopes(connection: &Connection, ids: &[i64]) -> Result<Scopes, Error> {
-    let mut scopes = Scopes::default();
-    for ids in ids.chunks(IDS_AT_ONCE) {
-        let marks = vec!["?"; ids.len()].join(",");
-        let mut statement = connection.prepare(&format!(
-            "SELECT id, running_default, staging_default FROM security_groups WHERE id IN ({marks})"
-        ))?;
-        let mut rows = statement.query(params_from_iter(ids))?;
-        while let Some(row) = rows.next()? {
-            scopes.everywhere(row.get(0)?, row.get(1)?, row.get(2)?);
-        }
-        let mut statement = connection.prepare(&format!(
-            "SELECT group_id, lifecycle, space_guid FROM security_group_spaces
-             WHERE group_id IN ({marks})"
-        ))?;
-        load::bind_all(&mut statement.query(params_from_iter(ids))?, &mut scopes)?;
-    }
-    Ok(scopes)
-}
-
-/// Remembered generations and their weights, newest first.
-fn generations(connection: &Connection) -> Result<Vec<(Generation, usize)>, Error> {
-    let mut statement = connection
-        .prepare_cached("SELECT generation, weight FROM generations ORDER BY generation DESC")?;
-    let mut rows = statement.query([])?;
-    let mut generations = Vec::new();
-    while let Some(row) = rows.next()? {
-        generations.push(rows::weighed(row.get(0)?, row.get(1)?)?);
-    }
-    Ok(generations)
-}
-
-fn remember(transaction: &Transaction<'_>, past: &PastPlan) -> Result<(), Error> {
-    let PastPlan { point, weight, changes, from } = past;
-    let generation = to_sql("generations.generation", point.generation.0)?;
-    let from = to_sql("generations.generation", from.0)?;
-    transaction
-        .prepare_cached(
-            "INSERT INTO generations (generation, stamp_ns, weight) VALUES (?1, ?2, ?3)",
-        )?
-        .execute(params![generation, point.stamp.0, weight])?;
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO group_changes (generation, group_id, guid, reach_before)
-         VALUES (?1, ?2, ?3, ?4)",
-    )?;
-    for change in changes {
-        insert.execute(params![
-            generation,
-            change.id,
-            change.guid.as_str(),
-            change.reach_before
-        ])?;
-    }
-    transaction
-        .prepare_cached("DELETE FROM group_changes WHERE generation <= ?1")?
-        .execute([from])?;
-    transaction.prepare_cached("DELETE FROM generations WHERE generation < ?1")?.execute([from])?;
-    Ok(())
-}
-
-fn remove(transaction: &Transaction<'_>, id: i64) -> Result<(), Error> {
-    transaction
-        .prepare_cached("DELETE FROM security_group_spaces WHERE group_id = ?1")?
-        .execute([id])?;
-    transaction.prepare_cached("DELETE FROM security_groups WHERE id = ?1")?.execute([id])?;
-    Ok(())
-}
-
-fn store_all(transaction: &Transaction<'_>, upserts: &[Upsert]) -> Result<(), Error> {
-    let text = |upsert: &Upsert| rules::to_text(&upsert.group.rules());
-    if upserts.len() < MANY {
-        return upserts.iter().try_for_each(|upsert| store(transaction, upsert, &text(upsert)));
-    }
-    thread::scope(|scope| {
-        let (sender, texts) = mpsc::sync_channel(TEXTS_AHEAD);
-        // Ends early when the database failed and the receiver was dropped.
-        scope.spawn(move || upserts.iter().map(text).try_for_each(|text| sender.send(text)));
-        let mut stored = upserts.iter().zip(texts);
-        stored.try_for_each(|(upsert, text)| store(transaction, upsert, &text))
-    })
-}
-
-fn store(transaction: &Transaction<'_>, upsert: &Upsert, rules: &str) -> Result<(), Error> {
-    let Upsert { id, group, hash, added: _ } = upsert;
-    transaction
-        .prepare_cached(
-            "INSERT INTO security_groups
-                 (id, guid, name, running_default, staging_default, rules, content_hash)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (id) DO UPDATE SET
-                 name = excluded.name, running_default = excluded.running_default,
-                 staging_default = excluded.staging_default, rules = excluded.rules,
-                 content_hash = excluded.content_hash",
-        )?
-        .execute(params![
-            plan::sql_id(*id)?,
-            group.guid.as_str(),
-            group.name,
-            group.running.everywhere,
-            group.staging.everywhere,
-            rules,
-            hash.0
-        ])?;
-    Ok(())
-}
-
-fn bind(transaction: &Transaction<'_>, decision: &Decision, before: &Scopes) -> Result<(), Error> {
-    let (gone, mut new) = plan::bindings(decision, before)?;
-    let mut delete = transaction.prepare_cached(
-        "DELETE FROM security_group_spaces
-         WHERE group_id = ?1 AND lifecycle = ?2 AND space_guid = ?3",
-    )?;
-    for binding in gone {
-        delete.execute(params![binding.group_id, binding.lifecycle, binding.space.as_str()])?;
-    }
-    let mut together = Vec::with_capacity(BINDINGS_AT_ONCE);
-    loop {
-        together.extend(new.by_ref().take(BINDINGS_AT_ONCE));
-        if together.len() < BINDINGS_AT_ONCE {
-            return together.chunks(1).try_for_each(|bindings| insert(transaction, bindings));
-        }
-        insert(transaction, &together)?;
-        together.clear();
+    fn prune(&self, bounds: Bounds) -> Answer<'_, bool> {
+        Box::pin(async move {
+            // The search takes longer than the work, and a Replace does not wait for it.
+            let look = async move |on: &Connection| archive::excess(on, &bounds).await;
+            let Some(excess) = self.read(look).await? else { return Ok(false) };
+            self.write(async move |on: &Connection| archive::prune(on, excess).await).await
+        })
     }
 }
 
-fn insert(transaction: &Transaction<'_>, bindings: &[Binding<'_>]) -> Result<(), Error> {
-    let marks = vec!["(?,?,?)"; bindings.len()].join(",");
-    let mut insert = transaction.prepare_cached(&format!(
-        "INSERT INTO security_group_spaces (group_id, lifecycle, space_guid) VALUES {marks}"
-    ))?;
-    for (at, Binding { group_id, lifecycle, space }) in bindings.iter().enumerate() {
-        insert.raw_bind_parameter(3 * at + 1, group_id)?;
-        insert.raw_bind_parameter(3 * at + 2, lifecycle)?;
-        insert.raw_bind_parameter(3 * at + 3, space.as_str())?;
+impl UseLog for Sqlite {
+    fn save(&self, batch: Arc<Batch>) -> Answer<'_, ()> {
+        Box::pin(self.write(async move |on: &Connection| uses::save(on, &batch).await))
     }
-    insert.raw_execute()?;
-    Ok(())
-}
 
-fn store_state(transaction: &Transaction<'_>, state: &State) -> Result<(), Error> {
-    let row = StateRow::try_from(state)?;
-    transaction
-        .prepare_cached(
-            "INSERT OR REPLACE INTO store_state
-                 (only_row, generation, stamp_ns, watermark_seconds, watermark_nanoseconds,
-                  fencing_token, writer, synced_at_ms, last_id, held)
-             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-        )?
-        .execute(params![
-            row.generation,
-            row.stamp_ns,
-            row.watermark_seconds,
-            row.watermark_nanoseconds,
-            row.fencing_token,
-            row.writer,
-            row.synced_at_ms,
-            row.last_id,
-            row.held,
-        ])?;
-    Ok(())
-}
+    fn recorded(&self) -> Answer<'_, Recorded> {
+        Box::pin(self.read(async |on: &Connection| uses::recorded(on).await))
+    }
 
-fn save_reports(transaction: &Transaction<'_>, unsaved: &Unsaved) -> Result<(), Error> {
-    let mut insert = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO cell_reports
-             (cell_id, enforced_generation, containers, isolated_rules, reported_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?;
-    for (cell, report) in &unsaved.reports {
-        let ReportRow { cell_id, enforced_generation, containers, isolated_rules, reported_at_ms } =
-            rows::report_row(cell, report)?;
-        insert.execute(params![
-            cell_id,
-            enforced_generation,
-            containers,
-            isolated_rules,
-            reported_at_ms
-        ])?;
+    fn prune(&self, today: i64) -> Answer<'_, u64> {
+        Box::pin(self.write(async move |on: &Connection| uses::prune(on, today).await))
     }
-    let mut delete = transaction
-        .prepare_cached("DELETE FROM cell_reports WHERE cell_id = ?1 AND reported_at_ms = ?2")?;
-    for (cell, at) in &unsaved.forgotten {
-        delete.execute(params![cell.as_str(), at.as_millisecond()])?;
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    Rows,
+    Dialect, Rows,
     copy::{NewRows, Pieces},
     fault::Fault,
     pool::Lease,
@@ -18,6 +18,7 @@ use crate::Error;
 #[derive(Clone)]
 pub struct Transaction {
     active: Arc<Mutex<Active>>,
+    dialect: Dialect,
 }
 
 impl std::fmt::Debug for Transaction {
@@ -56,9 +57,15 @@ impl Active {
 }
 
 impl Transaction {
-    pub(super) fn new(lease: Lease, deadline: Instant) -> Self {
+    pub(super) fn new(lease: Lease, dialect: Dialect, deadline: Instant) -> Self {
         let active = Active { lease: Some(lease), begun: false, failed: None, deadline };
-        Self { active: Arc::new(Mutex::new(active)) }
+        Self { active: Arc::new(Mutex::new(active)), dialect }
+    }
+
+    /// The kind of server.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// Runs a statement, and returns its rows.

@@ -87,7 +87,9 @@ pub struct Row {
 }
 
 impl Row {
-    pub(super) fn new(values: Vec<Value>) -> Self {
+    /// A row with these columns.
+    #[must_use]
+    pub fn new(values: Vec<Value>) -> Self {
         Self { values }
     }
 
@@ -99,8 +101,8 @@ impl Row {
     }
 
     /// All columns.
-    pub fn into_values(self) -> Vec<Value> {
-        self.values
+    pub fn values(&self) -> &[Value] {
+        &self.values
     }
 }
 

@@ -15,14 +15,12 @@ use model::{
 use serde::{Deserialize, Serialize};
 use storage::server::Value;
 
-use super::{
-    super::{
-        Error, Stored,
-        plan::sql_id,
-        rows::{Scopes, corrupt, from_sql},
-        rules,
-    },
-    rows::Columns,
+use super::super::{
+    Error, Stored,
+    plan::sql_id,
+    rows::{Scopes, corrupt, from_sql},
+    rules,
+    session::Columns,
 };
 use crate::groups::{
     archive::{ChangedGroup, Kind, Undo},

@@ -14,6 +14,7 @@ use storage::server::Value;
 use super::super::{
     Error,
     rows::{corrupt, from_sql, to_sql},
+    session::Columns,
 };
 use crate::groups::{
     archive::{Change, ChangedGroup, Entry, MARKS, Numbered, OperatorDecision, Reached, Weighed},
@@ -200,46 +201,6 @@ fn moment(field: &'static str, nanoseconds: i64) -> Result<Timestamp, Error> {
     Timestamp::from_nanosecond(nanoseconds.into()).map_err(corrupt(field))
 }
 
-/// Reads the columns of a row in their order.
-pub(in crate::store) struct Columns<'a>(pub(in crate::store) std::slice::Iter<'a, Value>);
-
-impl Columns<'_> {
-    pub(in crate::store) fn int(&mut self, field: &'static str) -> Result<i64, Error> {
-        self.optional(field)?.ok_or_else(|| corrupt(field)("NULL"))
-    }
-
-    pub(in crate::store) fn optional(&mut self, field: &'static str) -> Result<Option<i64>, Error> {
-        match self.0.next() {
-            Some(Value::Int(number)) => Ok(Some(*number)),
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Text(_) | Value::Bytes(_)) => Err(corrupt(field)("not a number")),
-        }
-    }
-
-    /// Text, also of a binary column.
-    pub(in crate::store) fn text(&mut self, field: &'static str) -> Result<Option<String>, Error> {
-        match self.0.next() {
-            Some(Value::Text(text)) => Ok(Some(text.clone())),
-            Some(Value::Bytes(bytes)) => {
-                Ok(Some(str::from_utf8(bytes).map_err(corrupt(field))?.to_owned()))
-            }
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Int(_)) => Err(corrupt(field)("a number")),
-        }
-    }
-
-    pub(in crate::store) fn bytes(
-        &mut self,
-        field: &'static str,
-    ) -> Result<Option<Vec<u8>>, Error> {
-        match self.0.next() {
-            Some(Value::Bytes(bytes)) => Ok(Some(bytes.clone())),
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Text(_) | Value::Int(_)) => Err(corrupt(field)("not bytes")),
-        }
-    }
-}
-
 /// A row of `archive_progress`.
 #[derive(Debug)]
 pub(in crate::store) struct ProgressRow;
@@ -280,12 +241,12 @@ impl ProgressRow {
 }
 
 /// Adds rows of `archive_progress` by generation.
-pub(in crate::store) fn reached(
-    rows: impl IntoIterator<Item = Vec<Value>>,
+pub(in crate::store) fn reached<'a>(
+    rows: impl Iterator<Item = &'a [Value]>,
 ) -> Result<HashMap<i64, Reached>, Error> {
     let mut all: HashMap<i64, Reached> = HashMap::new();
     for row in rows {
-        let (generation, reached) = ProgressRow::read(&row)?;
+        let (generation, reached) = ProgressRow::read(row)?;
         let sum = all.get(&generation).map_or(reached, |before| before.and(&reached));
         all.insert(generation, sum);
     }

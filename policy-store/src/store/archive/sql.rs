@@ -1,8 +1,8 @@
 //! Statements of the history, with `?` for parameters.
 
-use storage::server::Value;
+use storage::server::{Dialect, Value};
 
-use super::super::{Error, rows::to_sql};
+use super::super::{Error, rows::to_sql, session::Kind};
 use crate::groups::archive::{DROPPED_AT_ONCE, NAMED_GROUPS, Query};
 
 /// Columns of `archive_entries`.
@@ -21,12 +21,21 @@ const CONTENTS_AT_ONCE: usize = 500;
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Sql {
     /// Before the name of each table.
-    pub(in crate::store) prefix: &'static str,
+    prefix: &'static str,
     /// Type of an integer in a cast.
-    pub(in crate::store) integer: &'static str,
+    integer: &'static str,
 }
 
 impl Sql {
+    pub(in crate::store) fn of(kind: Kind) -> Self {
+        let integer = match kind {
+            Kind::Sqlite => "INTEGER",
+            Kind::Server(Dialect::Postgres) => "BIGINT",
+            Kind::Server(Dialect::MySql) => "SIGNED",
+        };
+        Self { prefix: kind.prefix(), integer }
+    }
+
     /// Highest number and generation; 0 when there are no entries.
     pub(in crate::store) fn newest(self) -> String {
         let Self { prefix, .. } = self;
@@ -147,6 +156,15 @@ impl Sql {
     pub(in crate::store) fn bytes(self) -> String {
         let Self { prefix, integer } = self;
         format!("SELECT CAST(COALESCE(SUM(bytes), 0) AS {integer}) FROM {prefix}archive_entries")
+    }
+
+    /// A content without an entry, if any.
+    pub(in crate::store) fn orphans(self) -> String {
+        let Self { prefix, .. } = self;
+        format!(
+            "SELECT 1 FROM {prefix}archive_groups
+             WHERE generation < (SELECT MIN(generation) FROM {prefix}archive_entries) LIMIT 1"
+        )
     }
 
     pub(in crate::store) fn drop_entries(self) -> String {

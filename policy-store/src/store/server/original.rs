@@ -33,7 +33,7 @@ use self::{
 };
 use super::{
     super::{Error, plan},
-    load,
+    set,
 };
 use crate::{
     groups::{
@@ -220,7 +220,7 @@ async fn contents(
             None => unread.push(plan::sql_id(known.id)?),
         }
     }
-    let read = load::these(transaction, &unread).await?;
+    let read = set::these(transaction, &unread).await?;
     contents.extend(read.into_iter().map(|stored| (stored.id, stored.group, stored.hash)));
     contents.sort_unstable_by_key(|(id, ..)| *id);
     Ok(contents.into_iter().map(|(_, group, hash)| (group, hash)).collect())

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use storage::{
     Error, Kind, Migration,
-    server::{Dialect, NewRows, Options, Row, Schema, Server, Value},
+    server::{Dialect, NewRows, Options, Schema, Server, Value},
     testing::TestServer,
 };
 use tokio::{sync::Barrier, task::JoinSet, time::timeout};
@@ -97,7 +97,7 @@ async fn values_come_back_as_they_went_in(dialect: Dialect) {
         assert_eq!(server.execute(insert, values).await.unwrap(), 1);
     }
     let rows = server.query("SELECT * FROM things ORDER BY a IS NULL", &[]).await.unwrap();
-    let rows: Vec<_> = rows.into_iter().map(Row::into_values).collect();
+    let rows: Vec<_> = rows.iter().map(|row| row.values().to_vec()).collect();
     assert_eq!(rows, [first, second]);
     let count = server.query("SELECT COUNT(*) FROM things WHERE d = ?", &["x".into()]).await;
     assert_eq!(count.unwrap()[0].get::<i64>(0).unwrap(), 0);

@@ -8,7 +8,7 @@ use std::{
 use storage::server::{Dialect, Transaction, Value};
 
 use super::{
-    super::{super::Error, batch::Batch, text},
+    super::super::{Error, batch::Batch, session::text},
     Failure,
     row::{Found, Layout, Row, list},
 };

@@ -1,12 +1,12 @@
 //! Writes many rows with few statements.
 //!
 //! Rows and bytes of a statement are bounded: servers accept 65,535 parameters at most,
-//! and MySQL limits bytes by `max_allowed_packet`. The number of rows is one of a few
+//! SQLite 32,766, and MySQL limits bytes by `max_allowed_packet`. The number of rows is one of a few
 //! counts, so that a connection prepares few statements.
 
-use storage::server::{Transaction, Value};
+use storage::server::Value;
 
-use super::super::Error;
+use super::{Error, session::Session};
 
 /// Number of rows per statement; the first count that fits is used.
 const COUNTS: [usize; 4] = [512, 64, 8, 1];
@@ -29,7 +29,7 @@ impl Batch<'_> {
     /// Executes the statement for all rows, in their order.
     pub(super) async fn run(
         &self,
-        transaction: &Transaction,
+        session: &impl Session,
         rows: Vec<Vec<Value>>,
     ) -> Result<(), Error> {
         let mut sizes = rows.iter().map(|row| row.iter().map(size).sum()).collect::<Vec<usize>>();
@@ -38,7 +38,7 @@ impl Batch<'_> {
             let count = count(&sizes);
             let parameters: Vec<Value> = rows.by_ref().take(count).flatten().collect();
             sizes.drain(..count);
-            transaction.execute(&self.text(count), &parameters).await?;
+            session.execute(&self.text(count), &parameters).await?;
         }
         Ok(())
     }

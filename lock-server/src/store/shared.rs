@@ -46,6 +46,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use model::lock::{Claim, Lock, LockKey, Owner, Selector};
 use runtime::error::chain;
 use storage::{
@@ -88,6 +89,10 @@ const ASKS: usize = 1024;
 
 /// Retry limit when the row changes between the two statements of a call.
 const LOOKS: usize = 8;
+
+/// Number of transactions that issue tokens concurrently to locks of the original: the first pass
+/// over a table of the original does so for all of them.
+const FENCED_AT_ONCE: usize = 16;
 
 /// A handle; clones share the connections and the view.
 #[derive(Debug, Clone)]
@@ -262,19 +267,14 @@ impl Shared {
         let mark = self.view().mark();
         let rows = rows::read(&self.server, None).await?;
         let mut found = std::collections::HashSet::with_capacity(rows.len());
+        let mut untold = Vec::new();
         for row in &rows {
             match rows::parse(row) {
                 Ok(Found::LockVersion(held)) => {
                     found.insert(held.lock.key.clone());
                     self.view().observe(held, Instant::now());
                 }
-                Ok(Found::Untold(mut held)) => {
-                    if let Some(token) = statements::fence(&self.server, &held).await? {
-                        held.lock.token = token;
-                        found.insert(held.lock.key.clone());
-                        self.view().observe(held, Instant::now());
-                    }
-                }
+                Ok(Found::Untold(held)) => untold.push(held),
                 Ok(Found::Dead(held)) => {
                     statements::delete_version(&self.server, &held).await?;
                 }
@@ -284,8 +284,24 @@ impl Shared {
                 }
             }
         }
+        let fenced = stream::iter(untold).map(|held| self.fence(held));
+        let mut fenced = fenced.buffer_unordered(FENCED_AT_ONCE);
+        while let Some(held) = fenced.try_next().await? {
+            let Some(held) = held else { continue };
+            found.insert(held.lock.key.clone());
+            self.view().observe(held, Instant::now());
+        }
         self.view().end_missing(mark, |_| true, |key| found.contains(key), Instant::now());
         Ok(())
+    }
+
+    /// Issues a token for a lock that the original wrote, if the lock still exists.
+    async fn fence(&self, mut held: LockVersion) -> Result<Option<LockVersion>, storage::Error> {
+        let token = statements::fence(&self.server, &held).await?;
+        Ok(token.map(|token| {
+            held.lock.token = token;
+            held
+        }))
     }
 }
 

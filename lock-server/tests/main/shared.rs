@@ -229,6 +229,30 @@ async fn rows_of_others_are_read_as_far_as_they_make_sense() {
     }
 }
 
+/// A table of the original has no tokens: the first pass issues all of them.
+#[tokio::test]
+async fn each_lock_of_the_original_has_a_token_from_the_start() {
+    for dialect in [Dialect::Postgres, Dialect::MySql] {
+        let options = TestServer::shared(dialect).database();
+        let before = Instance::open(&options).await;
+        let earlier = take(&before.store, claim("k7", "o")).await.lock.token;
+        before.store.release(&key("k7"), &owner("o")).await.unwrap();
+        before.close().await;
+        let original = Original::connect(&options).await;
+        for n in 0..100 {
+            original.insert(&format!("k{n}"), "original", 60).await;
+        }
+        let ours = Instance::open(&options).await;
+        let locks = ours.store.select(&Selector::Kind(LockKind::Lock)).await.unwrap();
+        assert_eq!(locks.len(), 100, "{dialect:?}");
+        for held in locks.iter() {
+            let lowest = if held.lock.key == key("k7") { earlier.0 + 1 } else { 1 };
+            assert!(held.lock.token.0 >= lowest, "{dialect:?}: {held:?}");
+        }
+        ours.close().await;
+    }
+}
+
 /// Queued claims share one statement: each gets its own result.
 #[tokio::test]
 async fn claims_that_wait_together_are_answered_each_for_itself() {

@@ -14,6 +14,7 @@ mod rules;
 pub mod server;
 mod session;
 pub mod sqlite;
+mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod uses;

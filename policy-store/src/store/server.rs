@@ -10,9 +10,9 @@
 //! - Tables have their own names (`portcullis_...`), so that the database can be that of
 //!   the original. On request the original's own tables are written as well.
 
+mod migrations;
 mod original;
 mod set;
-mod tables;
 
 use std::{
     collections::HashMap,
@@ -77,7 +77,7 @@ impl Server {
     /// # Errors
     /// The server cannot be reached or used.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let server = server::Server::connect(options, tables::schema(options.dialect)).await?;
+        let server = server::Server::connect(options, migrations::schema(options.dialect)).await?;
         let listener = tokio::sync::Mutex::new(server.listen(write::CHANNEL));
         let most = most(&server).await?;
         let closed = CancellationToken::new();
@@ -170,8 +170,7 @@ impl Server {
         if let Ok(Loss::None) = write::loss(&self.server, served).await {
             return Ok(Mended::Nothing);
         }
-        let seed = tables::seed(self.server.dialect());
-        let mend = async |on: Transaction| write::mend(&on, seed, self.most, served).await;
+        let mend = async |on: Transaction| write::mend(&on, self.most, served).await;
         self.server.transaction(mend).await
     }
 

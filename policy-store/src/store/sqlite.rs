@@ -5,7 +5,6 @@
 //! disk, so after a power failure the watermark never exceeds the stored content.
 
 mod set;
-mod tables;
 
 use std::{
     future::{Future, ready},
@@ -26,14 +25,13 @@ use storage::{
     sqlite::{Database, Options, Synchronous},
 };
 
-use self::tables::{STATE_SEED, TABLES};
 use super::{
     Answer, Archive, Contents, Error, Mended, News, Store, UseLog,
     archive::queries as archive,
     plan::Loss,
     read,
     session::{Kind, Session},
-    uses, write,
+    tables, uses, write,
 };
 use crate::{
     groups::{
@@ -89,7 +87,7 @@ impl Sqlite {
             cache_kib: CACHE_KIB,
             ..Options::default()
         };
-        Ok(Self { database: Database::open_whole(path, &options, MIGRATIONS, TABLES)? })
+        Ok(Self { database: Database::open_whole(path, &options, MIGRATIONS, tables::SQLITE)? })
     }
 
     /// Resets the newest fencing token; returns the previous state.
@@ -222,9 +220,8 @@ impl Store for Sqlite {
             match self.read(look).await? {
                 Loss::None => Ok(Mended::Nothing),
                 Loss::Restore | Loss::Forget => {
-                    let mend = async move |on: &Connection| {
-                        write::mend(on, STATE_SEED, NO_LIMIT, &served).await
-                    };
+                    let mend =
+                        async move |on: &Connection| write::mend(on, NO_LIMIT, &served).await;
                     self.write(mend).await
                 }
             }
@@ -302,5 +299,32 @@ impl UseLog for Sqlite {
 
     fn prune(&self, today: i64) -> Answer<'_, u64> {
         Box::pin(self.write(async move |on: &Connection| uses::prune(on, today).await))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_list_is_what_the_migrations_make() {
+        let file = Connection::open_in_memory().unwrap();
+        for migration in MIGRATIONS {
+            file.execute_batch(migration.sql).unwrap();
+        }
+        let mut made = file
+            .prepare(
+                "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c
+                 WHERE m.type = 'table'",
+            )
+            .unwrap();
+        let made = made.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let made: BTreeSet<(String, String)> = made.map(Result::unwrap).collect();
+        let columns = tables::SQLITE.iter().flat_map(|table| {
+            table.columns.iter().map(|column| (table.name.to_owned(), column.name.to_owned()))
+        });
+        assert_eq!(made, columns.collect());
     }
 }

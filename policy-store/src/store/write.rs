@@ -14,6 +14,7 @@ use super::{
     read::{generations, known, scopes, state, state_for_update},
     rows::{self, StateRow, to_sql},
     session::{Kind, Session, Set},
+    tables::state_seed,
 };
 use crate::{
     groups::{
@@ -86,14 +87,13 @@ async fn loss_of(session: &impl Session, state: &State, served: &Snapshot) -> Re
     Ok(plan::loss(state, !session.query(&any, &[]).await?.is_empty(), served))
 }
 
-/// See [`super::Store::mend`]; the tables exist. `seed` inserts a missing row of the state.
+/// See [`super::Store::mend`]; the tables exist.
 pub(super) async fn mend(
     session: &impl Set,
-    seed: &str,
     most: usize,
     served: &Snapshot,
 ) -> Result<Mended, Error> {
-    session.execute(seed, &[]).await?;
+    session.execute(state_seed(session.kind()), &[]).await?;
     let state = state_for_update(session).await?;
     match loss_of(session, &state, served).await? {
         Loss::None => Ok(Mended::Nothing),

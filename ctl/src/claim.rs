@@ -1,62 +1,50 @@
 //! `lock claim`, `lock release` and `presence claim`, as cfdot's commands of these names.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, ensure};
 use proto::models::{
     FetchRequest, LockRequest, ReleaseRequest, Resource, TypeCode, locket_client::LocketClient,
 };
 
-use crate::{confirm::confirm, connect::Connection, field::Field, report::Report};
-
-/// What is claimed.
-#[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) key: String,
-    pub(crate) owner: String,
-    pub(crate) value: String,
-    pub(crate) ttl: Duration,
-    pub(crate) code: TypeCode,
-}
+use crate::{cli::Claim, confirm::confirm, connect::Connection, field::Field, report::Report};
 
 /// A claimed lock or presence.
 #[derive(Debug)]
 pub(crate) struct Claimed {
-    wanted: Wanted,
+    what: Claim,
     /// 0 for Locket, which has no tokens.
     token: u64,
 }
 
 pub(crate) const CLAIMED: &[Field<Claimed>] = &[
-    Field::text("key", |of| of.wanted.key.clone()),
-    Field::text("owner", |of| of.wanted.owner.clone()),
+    Field::text("key", |of| of.what.claimed.clone()),
+    Field::text("owner", |of| of.what.owner.clone()),
     Field::integer("fencing_token", |of| (of.token > 0).then_some(of.token)),
-    Field::integer("ttl_seconds", |of| Some(of.wanted.ttl.as_secs())),
-    Field::text("value", |of| of.wanted.value.clone()),
+    Field::integer("ttl_seconds", |of| Some(of.what.ttl.as_secs())),
+    Field::text("value", |of| of.what.value.clone()),
 ];
 
 /// Claims a lock or presence until its time to live ends: nothing refreshes it.
 pub(crate) async fn claim(
     connection: &Connection,
-    wanted: Wanted,
-    yes: bool,
+    what: Claim,
+    code: TypeCode,
 ) -> anyhow::Result<Report> {
-    let Wanted { key, owner, value, ttl, code } = &wanted;
+    let Claim { claimed: key, owner, value, ttl, yes } = &what;
     ensure!(ttl.subsec_nanos() == 0, "--ttl {ttl:?}: not whole seconds");
-    let kind = if *code == TypeCode::Lock { "lock" } else { "presence" };
-    confirm(&format!("Claim the {kind} {key} for {owner} for {} s?", ttl.as_secs()), yes)?;
+    let kind = if code == TypeCode::Lock { "lock" } else { "presence" };
+    confirm(&format!("Claim the {kind} {key} for {owner} for {} s?", ttl.as_secs()), *yes)?;
     let resource = Resource {
         key: key.clone(),
         owner: owner.clone(),
         value: value.clone(),
-        type_code: (*code).into(),
+        type_code: code.into(),
         ..Resource::default()
     };
     let ttl_in_seconds = i64::try_from(ttl.as_secs()).context("--ttl is too long")?;
     let request = LockRequest { resource: Some(resource), ttl_in_seconds };
     let mut client = LocketClient::new(connection.to_lock_server()?);
     let answer = connection.ask("claim", client.lock(request)).await?.into_inner();
-    Ok(Report::record(CLAIMED, Claimed { wanted, token: answer.fencing_token }))
+    Ok(Report::record(CLAIMED, Claimed { what, token: answer.fencing_token }))
 }
 
 pub(crate) const RELEASED: &[Field<Resource>] =

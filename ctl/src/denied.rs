@@ -15,6 +15,7 @@ use crate::{
     asking,
     cell::Written,
     cells,
+    cli::DeniedSelection,
     connect::Connection,
     containers,
     escape::escape,
@@ -34,17 +35,6 @@ const LISTED: u32 = 200;
 const FOLLOWED: u32 = 1_000;
 /// Between two questions of `--follow`.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Which denied connections.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Selection {
-    pub(crate) app: Option<String>,
-    pub(crate) space: Option<String>,
-    pub(crate) container: Option<String>,
-    pub(crate) cell: Option<String>,
-    /// Only those with a packet within this time.
-    pub(crate) since: Option<Duration>,
-}
 
 /// Denied packets of a container of one cell to one target.
 #[derive(Debug, Clone)]
@@ -108,7 +98,10 @@ pub(crate) const DENIED: &[Field<Denied>] = &[
 ];
 
 /// Lists denied connections, the most recent first.
-pub(crate) async fn list(connection: &Connection, wanted: &Selection) -> anyhow::Result<Report> {
+pub(crate) async fn list(
+    connection: &Connection,
+    wanted: &DeniedSelection,
+) -> anyhow::Result<Report> {
     let mut asked = Asked::default();
     let mut found = asked.all(connection, wanted, LISTED).await?;
     found.sort_by(|one, other| (other.last(), &other.cell).cmp(&(one.last(), &one.cell)));
@@ -128,7 +121,7 @@ pub(crate) async fn list(connection: &Connection, wanted: &Selection) -> anyhow:
 /// user interrupts.
 pub(crate) async fn follow(
     connection: &Connection,
-    wanted: &Selection,
+    wanted: &DeniedSelection,
     output: &Output,
 ) -> anyhow::Result<()> {
     let (mut asked, mut failing, mut first) = (Asked::default(), false, true);
@@ -186,7 +179,7 @@ impl Asked {
     async fn all(
         &mut self,
         connection: &Connection,
-        wanted: &Selection,
+        wanted: &DeniedSelection,
         limit: u32,
     ) -> anyhow::Result<Vec<Denied>> {
         let cells = of(connection, wanted).await?;
@@ -231,8 +224,8 @@ impl Asked {
 
 /// The cells of the selected containers; all connected cells without a selection, and if no
 /// instance knows such a container: it may be deleted.
-async fn of(connection: &Connection, wanted: &Selection) -> anyhow::Result<Vec<String>> {
-    let Selection { app, space, container, cell, since: _ } = wanted;
+async fn of(connection: &Connection, wanted: &DeniedSelection) -> anyhow::Result<Vec<String>> {
+    let DeniedSelection { app, space, container, cell, .. } = wanted;
     if let Some(cell) = cell {
         return Ok(vec![cell.clone()]);
     }

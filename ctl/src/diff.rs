@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::{
     cells::{self, Seen},
     connect::Connection,
+    context::CloudController,
     field::{Field, Tone},
     groups,
     report::{Report, warn},
@@ -42,13 +43,6 @@ pub(crate) const DIFFERENCES: &[Field<Difference>] = &[
     Field::text("detail", |of| of.detail.clone()),
     Field::wide(Field::text("guid", |of| of.guid.clone())),
 ];
-
-/// Where the Cloud Controller is.
-#[derive(Debug)]
-pub(crate) struct CloudController {
-    pub(crate) url: Option<String>,
-    pub(crate) ca: Option<PathBuf>,
-}
 
 /// All differences. Without a URL of the Cloud Controller only those of the cells.
 pub(crate) async fn diff(

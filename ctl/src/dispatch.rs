@@ -5,18 +5,17 @@ use std::process::ExitCode;
 use proto::{models::TypeCode, policy_v1::ContainersRequest};
 
 use crate::{
-    cell, cells, changes,
-    claim::{self, Wanted},
+    cell, cells, changes, claim,
     cli::{
-        Claim, Cli, Command, ContainerSelection, ContextCommand, DeniedSelection, Describe,
-        Explain, Get, GroupSelection, LockCommand, PresenceCommand, Watch,
+        Cli, Command, ContainerSelection, ContextCommand, Describe, Explain, Get, GroupSelection,
+        LockCommand, PresenceCommand, Watch,
     },
     complete,
     confirm::confirm,
     connect::Connection,
-    containers, context, denied, describe,
-    diff::{self, CloudController},
-    doctor,
+    containers,
+    context::{self, CloudController},
+    denied, describe, diff, doctor,
     everywhere::{self, Subject},
     explain,
     flags::Flags,
@@ -25,8 +24,7 @@ use crate::{
     reach,
     report::{self, Report},
     rollout::{self, RolloutCommand},
-    store, sync, top, unused, version, watching,
-    what_if::{self, Asked},
+    store, sync, top, unused, version, watching, what_if,
 };
 
 /// Exit status if `diff` finds differences.
@@ -41,72 +39,112 @@ const NO_SUCH_SPACE: u8 = 3;
 pub(crate) async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { flags, output, command } = cli;
     let output = &Output::new(&output);
-    let command = match offline(&flags, command, output).await? {
-        Some(command) => command,
-        None => return Ok(ExitCode::SUCCESS),
+    let Some(command) = offline(&flags, command, output).await? else {
+        return Ok(ExitCode::SUCCESS);
     };
     let connection = &Connection::new(&flags)?;
-    let print = |report: Report| report.print(output);
     match command {
-        Command::Get(what) => return get(connection, what, output).await,
-        Command::Describe(what) => print(describe(connection, what).await?)?,
-        Command::Explain(question) => return explain(connection, question, output).await,
-        Command::WhoCanReach { to } => print(reach::who_can_reach(connection, to).await?)?,
-        Command::Denied(selection) => return denied(connection, selection, output).await,
-        Command::WhatIf(change) => {
-            let (report, changes) = what_if::what_if(connection, &Asked(change)).await?;
-            print(report)?;
-            return Ok(if changes { CHANGES.into() } else { ExitCode::SUCCESS });
-        }
-        Command::Trace { change } => print(changes::trace(connection, &change).await?)?,
-        Command::Watch(what) => watch(connection, what, output).await?,
-        Command::Diff { cc_url, cc_ca } => {
-            let url = cc_url.filter(|url| !url.is_empty());
-            let (report, any) = diff::diff(connection, CloudController { url, ca: cc_ca }).await?;
-            print(report)?;
-            return Ok(if any { DIFFERENT.into() } else { ExitCode::SUCCESS });
-        }
-        Command::Unused(what) => {
-            let (reports, complete) = unused::list(connection, what).await?;
-            reports.iter().try_for_each(|report| report.print(output))?;
-            return Ok(if complete { ExitCode::SUCCESS } else { INCOMPLETE.into() });
-        }
-        Command::History(what) => print(history(connection, what).await?)?,
-        Command::Doctor => {
-            let (report, failed) = doctor::run(connection).await?;
-            print(report)?;
-            return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
-        }
-        Command::Lock(_)
-        | Command::Presence(_)
-        | Command::Sync { .. }
-        | Command::Freeze(_)
-        | Command::Unfreeze(_)
-        | Command::Rollout(_) => {
-            print(act(connection, command).await?)?;
-        }
-        Command::Reconcile { .. } => print(act(connection, command).await?)?,
-        Command::Context(_)
-        | Command::Completion { .. }
-        | Command::Complete { .. }
-        | Command::Version => {
-            unreachable!("offline has executed these")
-        }
-        Command::Status => print(store::status(connection).await?)?,
-        Command::Containers => print(cell::containers(connection).await?)?,
-        Command::Rules { handle } => print(cell::rules(connection, handle).await?)?,
         Command::Top { interval, once } => {
             return top::run(connection, interval, once, output.color).await;
         }
-        Command::Cell => print(cell::status(connection).await?)?,
-        Command::WatchLocks(which) => locks::watch(connection, which.lock, output).await?,
-        Command::Locks { presences } => print(locks::list(connection, presences).await?)?,
-        Command::Cells => print(cells::list(connection).await?)?,
-        Command::Groups { name, selection } => {
-            return list_groups(connection, name, selection, output).await;
+        Command::Watch(Watch::Locks(which)) | Command::WatchLocks(which) => {
+            locks::watch(connection, which.lock, output).await?;
+        }
+        Command::Watch(Watch::Changes) => changes::watch(connection, output).await?,
+        Command::Watch(Watch::Cells) => watching::cells(connection, output).await?,
+        Command::Denied(selection) if selection.follow => {
+            denied::follow(connection, &selection, output).await?;
+        }
+        command => {
+            let (reports, code) = judged(connection, command).await?;
+            reports.iter().try_for_each(|report| report.print(output))?;
+            return Ok(code.into());
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Executes a command; returns its reports and the exit status.
+async fn judged(connection: &Connection, command: Command) -> anyhow::Result<(Vec<Report>, u8)> {
+    let (report, code) = match command {
+        Command::Explain(question) => explain(connection, question).await?,
+        Command::WhatIf(change) => {
+            let (report, changes) = what_if::what_if(connection, &change).await?;
+            (report, if changes { CHANGES } else { 0 })
+        }
+        Command::Diff { cc_url, cc_ca } => {
+            let url = cc_url.filter(|url| !url.is_empty());
+            let (report, any) = diff::diff(connection, CloudController { url, ca: cc_ca }).await?;
+            (report, if any { DIFFERENT } else { 0 })
+        }
+        Command::Unused(what) => {
+            let (reports, complete) = unused::list(connection, what).await?;
+            return Ok((reports, if complete { 0 } else { INCOMPLETE }));
+        }
+        Command::Doctor => {
+            let (report, failed) = doctor::run(connection).await?;
+            (report, u8::from(failed))
+        }
+        Command::Get(Get::Groups(selection)) => return groups(connection, None, selection).await,
+        Command::Groups { name, selection } => return groups(connection, name, selection).await,
+        command => (answer(connection, command).await?, 0),
+    };
+    Ok((vec![report], code))
+}
+
+/// Executes a command that succeeds with one report.
+async fn answer(connection: &Connection, command: Command) -> anyhow::Result<Report> {
+    match command {
+        Command::Get(what) => get(connection, what).await,
+        Command::Describe(what) => describe(connection, what).await,
+        Command::WhoCanReach { to } => reach::who_can_reach(connection, to).await,
+        Command::Denied(selection) => denied::list(connection, &selection).await,
+        Command::Trace { change } => changes::trace(connection, &change).await,
+        Command::History(what) => history(connection, what).await,
+        Command::Status => store::status(connection).await,
+        Command::Containers => cell::containers(connection).await,
+        Command::Rules { handle } => cell::rules(connection, handle).await,
+        Command::Cell => cell::status(connection).await,
+        Command::Locks { presences } => locks::list(connection, presences).await,
+        Command::Cells => cells::list(connection).await,
+        Command::Lock(LockCommand::Claim(what)) => {
+            claim::claim(connection, what, TypeCode::Lock).await
+        }
+        Command::Presence(PresenceCommand::Claim(what)) => {
+            claim::claim(connection, what, TypeCode::Presence).await
+        }
+        Command::Lock(LockCommand::Release { lock, owner, yes }) => {
+            claim::release(connection, lock, owner, yes).await
+        }
+        Command::Sync { syncer_admin, accept_removal } => {
+            sync::sync(connection, &syncer_admin, accept_removal).await
+        }
+        Command::Reconcile { cell: Some(cell), yes } => {
+            let question = format!("Compare and repair the kernel's rules on the cell {cell}?");
+            confirm(&question, yes)?;
+            cell::reconcile_on(connection, &cell).await
+        }
+        Command::Reconcile { cell: None, .. } => cell::reconcile(connection).await,
+        Command::Freeze(what) => freeze::freeze(connection, what).await,
+        Command::Unfreeze(what) => freeze::unfreeze(connection, what).await,
+        Command::Rollout(RolloutCommand::Status) => {
+            Ok(rollout::report(store::fetch_status(connection).await?))
+        }
+        Command::Rollout(RolloutCommand::Finish(what)) => rollout::finish(connection, what).await,
+        Command::Context(_)
+        | Command::Completion { .. }
+        | Command::Complete { .. }
+        | Command::Version
+        | Command::Top { .. }
+        | Command::Watch(_)
+        | Command::WatchLocks(_)
+        | Command::Explain(_)
+        | Command::WhatIf(_)
+        | Command::Diff { .. }
+        | Command::Unused(_)
+        | Command::Doctor
+        | Command::Groups { .. } => unreachable!("executed before"),
+    }
 }
 
 /// Executes commands that need no connection, even with an invalid context. Returns any
@@ -136,46 +174,11 @@ async fn offline(
     Ok(None)
 }
 
-/// Executes commands that change something.
-async fn act(connection: &Connection, command: Command) -> anyhow::Result<Report> {
-    match command {
-        Command::Lock(LockCommand::Claim(what)) => claim(connection, what, TypeCode::Lock).await,
-        Command::Presence(PresenceCommand::Claim(what)) => {
-            claim(connection, what, TypeCode::Presence).await
-        }
-        Command::Lock(LockCommand::Release { lock, owner, yes }) => {
-            claim::release(connection, lock, owner, yes).await
-        }
-        Command::Sync { syncer_admin, accept_removal } => {
-            sync::sync(connection, &syncer_admin, accept_removal).await
-        }
-        Command::Reconcile { cell: Some(cell), yes } => {
-            let question = format!("Compare and repair the kernel's rules on the cell {cell}?");
-            confirm(&question, yes)?;
-            cell::reconcile_on(connection, &cell).await
-        }
-        Command::Freeze(what) => freeze::freeze(connection, what).await,
-        Command::Unfreeze(what) => freeze::unfreeze(connection, what).await,
-        Command::Rollout(RolloutCommand::Status) => {
-            Ok(rollout::report(store::fetch_status(connection).await?))
-        }
-        Command::Rollout(RolloutCommand::Finish(what)) => rollout::finish(connection, what).await,
-        Command::Reconcile { cell: None, .. } => cell::reconcile(connection).await,
-        _ => unreachable!("no other command changes anything"),
-    }
-}
-
-async fn claim(connection: &Connection, what: Claim, code: TypeCode) -> anyhow::Result<Report> {
-    let Claim { claimed, owner, value, ttl, yes } = what;
-    claim::claim(connection, Wanted { key: claimed, owner, value, ttl, code }, yes).await
-}
-
-async fn get(connection: &Connection, what: Get, output: &Output) -> anyhow::Result<ExitCode> {
-    let report = match what {
-        Get::Locks => locks::list(connection, false).await?,
-        Get::Presences => locks::list(connection, true).await?,
-        Get::Groups(selection) => return list_groups(connection, None, selection, output).await,
-        Get::Cells => cells::list(connection).await?,
+async fn get(connection: &Connection, what: Get) -> anyhow::Result<Report> {
+    match what {
+        Get::Locks => locks::list(connection, false).await,
+        Get::Presences => locks::list(connection, true).await,
+        Get::Cells => cells::list(connection).await,
         Get::Containers(ContainerSelection { handle, app, space, cell, address }) => {
             let selection = ContainersRequest {
                 cell_id: cell.unwrap_or_default(),
@@ -185,12 +188,11 @@ async fn get(connection: &Connection, what: Get, output: &Output) -> anyhow::Res
                 address: address.unwrap_or_default(),
                 ..ContainersRequest::default()
             };
-            containers::list(connection, &selection).await?
+            containers::list(connection, &selection).await
         }
-        Get::Changes { last, group } => changes::list(connection, last, group).await?,
-    };
-    report.print(output)?;
-    Ok(ExitCode::SUCCESS)
+        Get::Changes { last, group } => changes::list(connection, last, group).await,
+        Get::Groups(_) => unreachable!("executed before"),
+    }
 }
 
 async fn history(connection: &Connection, what: history::History) -> anyhow::Result<Report> {
@@ -218,44 +220,16 @@ async fn describe(connection: &Connection, what: Describe) -> anyhow::Result<Rep
     }
 }
 
-async fn watch(connection: &Connection, what: Watch, output: &Output) -> anyhow::Result<()> {
-    match what {
-        Watch::Locks(which) => locks::watch(connection, which.lock, output).await,
-        Watch::Changes => changes::watch(connection, output).await,
-        Watch::Cells => watching::cells(connection, output).await,
-    }
-}
-
-async fn denied(
-    connection: &Connection,
-    selection: DeniedSelection,
-    output: &Output,
-) -> anyhow::Result<ExitCode> {
-    let DeniedSelection { app, space, container, cell, since, follow } = selection;
-    let wanted = denied::Selection { app, space, container, cell, since };
-    match follow {
-        true => denied::follow(connection, &wanted, output).await?,
-        false => denied::list(connection, &wanted).await?.print(output)?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn list_groups(
+async fn groups(
     connection: &Connection,
     name: Option<String>,
     selection: GroupSelection,
-    output: &Output,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<(Vec<Report>, u8)> {
     let found = groups::groups(connection, name, selection.spaces).await?;
-    found.reports.iter().try_for_each(|report| report.print(output))?;
-    Ok(if found.spaces_known { ExitCode::SUCCESS } else { NO_SUCH_SPACE.into() })
+    Ok((found.reports, if found.spaces_known { 0 } else { NO_SUCH_SPACE }))
 }
 
-async fn explain(
-    connection: &Connection,
-    question: Explain,
-    output: &Output,
-) -> anyhow::Result<ExitCode> {
+async fn explain(connection: &Connection, question: Explain) -> anyhow::Result<(Report, u8)> {
     let Explain { app, space, container, staging, to, handle, protocol, destination, exit_code } =
         question;
     let subject = app.map(Subject::App).or(space.map(Subject::Space));
@@ -267,6 +241,5 @@ async fn explain(
         }
         (None, None) => unreachable!("clap requires the one or the other"),
     };
-    report.print(output)?;
-    Ok(if exit_code { code.into() } else { ExitCode::SUCCESS })
+    Ok((report, if exit_code { code } else { 0 }))
 }

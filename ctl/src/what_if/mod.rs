@@ -10,8 +10,8 @@ use proto::policy_v1::{
     what_if_response::{Difference, Finding, Remark},
 };
 
-pub(crate) use self::request::Asked;
 use crate::{
+    cli::WhatIf,
     connect::Connection,
     field::{Field, Row, Tone, rows},
     reach::written,
@@ -106,9 +106,9 @@ pub(crate) const REMARKS: &[Field<Remark>] = &[
 /// Computes a change. Also returns whether it opens or closes anything.
 pub(crate) async fn what_if(
     connection: &Connection,
-    asked: &Asked,
+    change: &WhatIf,
 ) -> anyhow::Result<(Report, bool)> {
-    let request = asked.request()?;
+    let request = request::request(change)?;
     let call = async |channel| {
         let answer = foundation(channel).what_if(request.clone()).await;
         answer.map(tonic::Response::into_inner)

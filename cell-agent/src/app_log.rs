@@ -70,11 +70,8 @@ impl AppLogs {
         enforced: watch::Receiver<Arc<Enforced>>,
         state: StateDirectory,
     ) -> Self {
-        let read = state.read(FILE).unwrap_or_else(|error| {
-            tracing::error!(error = %error, file = FILE, "state-unreadable");
-            None
-        });
-        let containers = read.and_then(|content| runtime::json::from_slice(&content).ok());
+        let containers =
+            state.load(FILE).and_then(|content| runtime::json::from_slice(&content).ok());
         let reported =
             Reported { containers: containers.unwrap_or_default(), ..Reported::default() };
         Self { loggregator, enforced, state, reported }
@@ -116,11 +113,7 @@ impl AppLogs {
 
     async fn write(&self) {
         let content = serde_json::to_vec(&self.reported.containers).expect("texts");
-        let state = self.state.clone();
-        let written = tokio::task::spawn_blocking(move || state.write(FILE, &content));
-        if let Err(error) = written.await.expect("writing does not panic") {
-            tracing::error!(error = %error, file = FILE, "state-not-written");
-        }
+        self.state.save(FILE, || content).await;
     }
 }
 

@@ -71,6 +71,31 @@ impl StateDirectory {
         }
         Ok(Some(body))
     }
+
+    /// Reads a file; a file that cannot be read is logged and counts as missing.
+    #[must_use]
+    pub fn load(&self, name: &'static str) -> Option<Vec<u8>> {
+        self.read(name).unwrap_or_else(|error| {
+            tracing::error!(error = %error, file = name, "state-unreadable");
+            None
+        })
+    }
+
+    /// Replaces a file on a blocking thread, with the content that `encode` makes there. Logs a
+    /// failure; returns whether the file is on disk.
+    pub async fn save(
+        &self,
+        name: &'static str,
+        encode: impl FnOnce() -> Vec<u8> + Send + 'static,
+    ) -> bool {
+        let state = self.clone();
+        let written = tokio::task::spawn_blocking(move || state.write(name, &encode()));
+        let written = written.await.expect("writing does not panic");
+        if let Err(error) = &written {
+            tracing::error!(error = %error, file = name, "state-not-written");
+        }
+        written.is_ok()
+    }
 }
 
 fn header(name: &str, content: &[u8]) -> String {

@@ -22,13 +22,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Loads the saved state; `None`, with a log line, when it is unusable.
 #[must_use]
 pub fn load(state: &StateDirectory) -> Option<Arc<Known>> {
-    let content = match state.read(FILE) {
-        Ok(content) => content?,
-        Err(error) => {
-            tracing::error!(error = %error, file = FILE, "state-unreadable");
-            return None;
-        }
-    };
+    let content = state.load(FILE)?;
     match decode(&content) {
         Ok(known) => {
             let (groups, spaces) = (known.groups.len(), known.spaces.len());
@@ -88,15 +82,7 @@ fn is_same(one: &Option<Arc<Known>>, other: &Option<Arc<Known>>) -> bool {
 /// reported.
 pub async fn save(state: &StateDirectory, known: Option<Arc<Known>>) -> bool {
     let Some(known) = known else { return true };
-    let state = state.clone();
-    let written = tokio::task::spawn_blocking(move || state.write(FILE, &encode(&known)));
-    match written.await.expect("writing does not panic") {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::error!(error = %error, file = FILE, "state-not-written");
-            false
-        }
-    }
+    state.save(FILE, move || encode(&known)).await
 }
 
 fn encode(known: &Known) -> Vec<u8> {

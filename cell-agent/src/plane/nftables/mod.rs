@@ -160,13 +160,7 @@ impl NftablesPlane {
     }
 
     fn remembered(&self) -> Option<Applied> {
-        match self.state.read(FILE) {
-            Ok(content) => content.and_then(|content| runtime::json::from_slice(&content).ok()),
-            Err(error) => {
-                tracing::error!(error = %error, file = FILE, "state-unreadable");
-                None
-            }
-        }
+        runtime::json::from_slice(&self.state.load(FILE)?).ok()
     }
 
     /// Writes the whole table again, in place if possible.
@@ -304,14 +298,8 @@ impl NftablesPlane {
             salt: self.salt.clone(),
             table: self.wanted.clone(),
         };
-        let state = self.state.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let content = serde_json::to_vec(&applied).expect("a table of texts");
-            state.write(FILE, &content)
-        });
-        if let Err(error) = written.await.expect("writing does not panic") {
-            tracing::error!(error = %error, file = FILE, "state-not-written");
-        }
+        let content = move || serde_json::to_vec(&applied).expect("a table of texts");
+        self.state.save(FILE, content).await;
     }
 }
 

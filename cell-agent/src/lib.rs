@@ -40,6 +40,7 @@ pub mod interfaces;
 pub mod isolate;
 mod lookup;
 pub mod metrics;
+mod netlink;
 pub mod once;
 pub mod plan;
 pub mod plane;

@@ -1,25 +1,24 @@
 //! Asks the kernel for the route to an address (`linux/rtnetlink.h`).
 
-use std::{io, net::IpAddr, os::fd::AsRawFd as _};
+use std::{io, net::IpAddr};
 
 use nix::{
     errno::Errno,
     net::if_::if_indextoname,
     sys::{
-        socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-            setsockopt, socket, sockopt::ReceiveTimeout,
-        },
+        socket::{AddressFamily, SockFlag, SockProtocol, setsockopt, sockopt::ReceiveTimeout},
         time::TimeVal,
     },
 };
 
-/// `NLMSG_ERROR`, `RTM_NEWROUTE` and `RTM_GETROUTE`.
-const ERROR: u16 = 2;
+use crate::netlink::{
+    message::{Draft, ERROR, HEADER, REQUEST, code, value},
+    open, receive, send,
+};
+
+/// `RTM_NEWROUTE` and `RTM_GETROUTE`.
 const NEW_ROUTE: u16 = 24;
 const GET_ROUTE: u16 = 26;
-/// `NLM_F_REQUEST`.
-const REQUEST: u16 = 1;
 /// Attributes of a route.
 const DESTINATION: u16 = 1;
 const SOURCE: u16 = 2;
@@ -29,8 +28,7 @@ const OUTGOING: u16 = 4;
 const UNICAST: u8 = 1;
 const LOCAL: u8 = 2;
 const ANYCAST: u8 = 4;
-/// Lengths of `struct nlmsghdr` and `struct rtmsg`.
-const HEADER: usize = 16;
+/// Length of `struct rtmsg`.
 const ROUTE: usize = 12;
 
 /// Where the kernel sends packets to an address.
@@ -50,19 +48,13 @@ pub enum Route {
 /// # Errors
 /// The kernel does not respond, or refuses such packets.
 pub fn route(to: IpAddr, coming: Option<(u32, IpAddr)>) -> io::Result<Route> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
+    let socket = open(SockProtocol::NetlinkRoute, SockFlag::empty())?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::new(1, 0))?;
-    let kernel = NetlinkAddr::new(0, 0);
-    sendto(socket.as_raw_fd(), &question(to, coming), &kernel, MsgFlags::empty())?;
+    send(&socket, &question(to, coming))?;
     let mut answer = [0; 4096];
-    let received = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let answer = receive(&socket, &mut answer)?;
     let torn = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is no route");
-    match read(answer.get(..received).unwrap_or_default()).ok_or_else(torn)? {
+    match read(answer).ok_or_else(torn)? {
         Answer::Refused(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => {
             Ok(Route::None)
         }
@@ -85,27 +77,18 @@ fn question(to: IpAddr, coming: Option<(u32, IpAddr)>) -> Vec<u8> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let source = coming.map(|(_, from)| from).filter(|from| from.is_ipv4() == to.is_ipv4());
     let source_bits = source.map_or(0, bits);
-    let mut body = vec![family as u8, bits(to), source_bits, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let mut attribute = |kind: u16, value: &[u8]| {
-        let length = u16::try_from(4 + value.len()).expect("an address is short");
-        body.extend(length.to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(value);
-    };
-    attribute(DESTINATION, &octets(to));
-    if let Some(source) = source {
-        attribute(SOURCE, &octets(source));
-    }
-    if let Some((interface, _)) = coming {
-        attribute(INCOMING, &interface.to_ne_bytes());
-    }
-    let length = u32::try_from(HEADER + body.len()).expect("the message is short");
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(GET_ROUTE.to_ne_bytes());
-    message.extend(REQUEST.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    message
+    let head = [family as u8, bits(to), source_bits, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut draft = Draft::default();
+    draft.request(GET_ROUTE, REQUEST, &head, |draft| {
+        draft.value(DESTINATION, &octets(to));
+        if let Some(source) = source {
+            draft.value(SOURCE, &octets(source));
+        }
+        if let Some((interface, _)) = coming {
+            draft.value(INCOMING, &interface.to_ne_bytes());
+        }
+    });
+    draft.0
 }
 
 /// The kernel's response.
@@ -120,30 +103,14 @@ fn read(message: &[u8]) -> Option<Answer> {
     let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
     let body = message.get(HEADER..)?;
     match kind {
-        ERROR => {
-            let error = i32::from_ne_bytes(body.get(..4)?.try_into().ok()?);
-            Some(Answer::Refused(Errno::from_raw(error.checked_neg()?)))
-        }
+        ERROR => Some(Answer::Refused(Errno::from_raw(code(message)?.checked_neg()?))),
         NEW_ROUTE => {
             let route_type = *body.get(7)?;
-            let outgoing = attribute(body.get(ROUTE..)?, OUTGOING);
+            let outgoing = value(body.get(ROUTE..)?, OUTGOING);
             let index = outgoing.and_then(|value| Some(u32::from_ne_bytes(value.try_into().ok()?)));
             Some(Answer::Route(route_type, index))
         }
         _ => None,
-    }
-}
-
-/// The value of an attribute.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?);
-        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        let value = attributes.get(4..usize::from(length))?;
-        if kind == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(usize::from(length).next_multiple_of(4)..)?;
     }
 }
 

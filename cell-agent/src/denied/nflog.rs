@@ -11,24 +11,21 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-        setsockopt, socket, sockopt::RcvBufForce,
-    },
+    sys::socket::{MsgFlags, SockFlag, SockProtocol, recv, setsockopt, sockopt::RcvBufForce},
 };
 use tokio::io::unix::AsyncFd;
 
 use crate::{
+    netlink::{
+        self,
+        message::{CONFIRM, Draft, ERROR, REQUEST, code, head, refusal},
+        receive, send,
+    },
     plan::COPIED,
-    plane::nftables::netlink::{HEADER, head},
 };
 
 /// `NFNL_SUBSYS_ULOG` and `NFULNL_MSG_CONFIG`.
 const CONFIG: u16 = (4 << 8) | 1;
-/// `NLMSG_ERROR`, which is also the acknowledgement.
-const ERROR: u16 = 2;
-/// `NLM_F_REQUEST` and `NLM_F_ACK`.
-const FLAGS: u16 = 1 | 4;
 /// `NFULNL_CFG_CMD_BIND` and `NFULNL_COPY_PACKET`.
 const BIND: u8 = 1;
 const COPY: u8 = 2;
@@ -55,20 +52,13 @@ impl Nflog {
     /// The kernel refuses: without support for NFLOG with `EINVAL`, and with `EBUSY` or
     /// `EPERM` while another process has the group.
     pub fn open(group: u16) -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::NetlinkNetFilter,
-        )?;
+        let socket = netlink::open(SockProtocol::NetlinkNetFilter, SockFlag::SOCK_NONBLOCK)?;
         // With a small buffer more packets are lost; the losses are counted.
         let _may_be_small = setsockopt(&socket, RcvBufForce, &BUFFER);
-        let kernel = NetlinkAddr::new(0, 0);
-        sendto(socket.as_raw_fd(), &configuration(group), &kernel, MsgFlags::empty())?;
+        send(&socket, &configuration(group))?;
         // The kernel has responded before the send returns.
         let mut answer = [0; 1024];
-        let received = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        acknowledged(answer.get(..received).unwrap_or_default())?;
+        acknowledged(receive(&socket, &mut answer)?)?;
         let datagram = vec![0; 2 * DATAGRAM as usize];
         #[expect(deprecated, reason = "the other constructor is unsafe; an OwnedFd stays open")]
         let socket = AsyncFd::new(socket)?;
@@ -108,35 +98,22 @@ impl Nflog {
 
 /// The message that binds the group and sets the modes of sending.
 fn configuration(group: u16) -> Vec<u8> {
-    let mut body = vec![0, 0];
-    body.extend(group.to_be_bytes());
-    let mut attribute = |kind: u16, value: &[u8]| {
-        let length = u16::try_from(4 + value.len()).expect("a few bytes");
-        body.extend(length.to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(value);
-        body.resize(body.len().next_multiple_of(4), 0);
-    };
-    attribute(1, &[BIND]);
-    let [a, b, c, d] = COPIED.to_be_bytes();
-    attribute(2, &[a, b, c, d, COPY, 0]);
-    attribute(3, &DATAGRAM.to_be_bytes());
-    attribute(4, &CENTISECONDS.to_be_bytes());
-    attribute(5, &MESSAGES.to_be_bytes());
-    let length = u32::try_from(HEADER + body.len()).expect("a few bytes");
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(CONFIG.to_ne_bytes());
-    message.extend(FLAGS.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    message
+    let ([high, low], [a, b, c, d]) = (group.to_be_bytes(), COPIED.to_be_bytes());
+    let mut draft = Draft::default();
+    draft.request(CONFIG, REQUEST | CONFIRM, &[0, 0, high, low], |draft| {
+        draft.value(1, &[BIND]);
+        draft.value(2, &[a, b, c, d, COPY, 0]);
+        draft.value(3, &DATAGRAM.to_be_bytes());
+        draft.value(4, &CENTISECONDS.to_be_bytes());
+        draft.value(5, &MESSAGES.to_be_bytes());
+    });
+    draft.0
 }
 
 fn acknowledged(answer: &[u8]) -> io::Result<()> {
-    let code = answer.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
-    match (head(answer), code.map(i32::from_ne_bytes)) {
+    match (head(answer), code(answer)) {
         (Some((_, ERROR)), Some(0)) => Ok(()),
-        (Some((_, ERROR)), Some(code)) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+        (Some((_, ERROR)), Some(code)) if code < 0 => Err(refusal(code)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is no acknowledgement")),
     }
 }

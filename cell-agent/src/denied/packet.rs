@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::plane::nftables::netlink::{HEADERS, head, value};
+use crate::netlink::message::{HEADERS, messages, value};
 
 /// `NFNL_SUBSYS_ULOG` and `NFULNL_MSG_PACKET`.
 const PACKET: u16 = 4 << 8;
@@ -63,16 +63,9 @@ pub enum Detail {
 
 /// Decodes the denied packets of one datagram.
 #[must_use]
-pub fn denied(mut datagram: &[u8]) -> Vec<Denied> {
-    let mut found = Vec::new();
-    while let Some((length, kind)) = head(datagram) {
-        let Some(message) = datagram.get(..length) else { break };
-        if kind == PACKET {
-            found.extend(message.get(HEADERS..).and_then(one));
-        }
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
+pub fn denied(datagram: &[u8]) -> Vec<Denied> {
+    let packets = messages(datagram).filter(|(kind, _)| *kind == PACKET);
+    packets.filter_map(|(_, message)| one(message.get(HEADERS..)?)).collect()
 }
 
 fn one(attributes: &[u8]) -> Option<Denied> {

@@ -3,14 +3,18 @@
 
 use std::{collections::BTreeMap, io, ops::ControlFlow};
 
-use super::message::{
-    DONE, DUMP, Draft, ERROR, HEADER, HEADERS, INET, NESTED, NEW_ELEMENT, NEW_RULE, REQUEST, head,
-    of_subsystem, refusal, value,
+use super::message::{INET, NEW_ELEMENT, NEW_RULE, of_subsystem};
+use crate::{
+    netlink::message::{
+        DONE, DUMP, Draft, ERROR, HEADERS, NESTED, REQUEST, code, messages, refusal, value,
+    },
+    plane::nftables::table::NAME,
 };
-use crate::plane::nftables::table::NAME;
 
 const GET_RULE: u16 = of_subsystem(7);
 const GET_ELEMENT: u16 = of_subsystem(13);
+const NEW_OBJECT: u16 = of_subsystem(18);
+const GET_OBJECT: u16 = of_subsystem(19);
 /// `NLM_F_DUMP_INTR`: the state changed during the dump.
 const INTERRUPTED: u16 = 0x10;
 /// `NFT_SET_ELEM_INTERVAL_END`.
@@ -36,6 +40,17 @@ pub(super) struct FoundRule {
     pub(super) set: Option<String>,
 }
 
+/// The request for the named counters of our table.
+pub(super) fn ask_counters() -> Vec<u8> {
+    let mut draft = Draft::default();
+    draft.message(GET_OBJECT, REQUEST | DUMP, INET, 0, |draft| {
+        draft.text(1, NAME);
+        // `NFT_OBJECT_COUNTER`.
+        draft.value(3, &1_u32.to_be_bytes());
+    });
+    draft.0
+}
+
 /// The request for the rules of a chain.
 pub(super) fn ask_rules(chain: &str) -> Vec<u8> {
     let mut draft = Draft::default();
@@ -58,7 +73,7 @@ pub(super) fn ask_elements(set: &str) -> Vec<u8> {
 
 /// Decodes one datagram of rules.
 pub(super) fn rules(datagram: &[u8], found: &mut Vec<FoundRule>) -> ControlFlow<io::Result<()>> {
-    messages(datagram, NEW_RULE, |attributes| {
+    dump(datagram, NEW_RULE, true, |attributes| {
         let expressions = list(value(attributes, 4).unwrap_or_default());
         let mut rule = FoundRule::default();
         for expression in expressions {
@@ -81,7 +96,7 @@ pub(super) fn elements(
     datagram: &[u8],
     found: &mut BTreeMap<Vec<u8>, u64>,
 ) -> ControlFlow<io::Result<()>> {
-    messages(datagram, NEW_ELEMENT, |attributes| {
+    dump(datagram, NEW_ELEMENT, true, |attributes| {
         for element in list(value(attributes, 3).unwrap_or_default()) {
             let flags = value(element, 3).and_then(|flags| flags.try_into().ok());
             if flags.map_or(0, u32::from_be_bytes) & INTERVAL_END != 0 {
@@ -98,28 +113,40 @@ pub(super) fn elements(
     })
 }
 
-/// Calls `each` with the attributes of each message of a dump.
-fn messages(
-    mut datagram: &[u8],
+/// Decodes one datagram of named counters: the packets that each counted.
+pub(super) fn counters(
+    datagram: &[u8],
+    counted: &mut BTreeMap<String, u64>,
+) -> ControlFlow<io::Result<()>> {
+    dump(datagram, NEW_OBJECT, false, |attributes| counted.extend(counter(attributes)))
+}
+
+/// Name and packet count of a counter.
+fn counter(attributes: &[u8]) -> Option<(String, u64)> {
+    Some((text(value(attributes, 2))?, packets(value(attributes, 4)?)?))
+}
+
+/// Calls `each` with the attributes of each message of a dump. Breaks at the end of the dump, with
+/// the error if there is one. `whole`: a dump during which the state changed is an error.
+fn dump(
+    datagram: &[u8],
     wanted: u16,
+    whole: bool,
     mut each: impl FnMut(&[u8]),
 ) -> ControlFlow<io::Result<()>> {
-    while let Some((length, kind)) = head(datagram) {
-        let Some(message) = datagram.get(..length) else { break };
+    for (kind, message) in messages(datagram) {
         let flags = u16::from_ne_bytes([message[6], message[7]]);
-        let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
-        match (kind, code.map(i32::from_ne_bytes)) {
+        match (kind, code(message)) {
             (DONE | ERROR, Some(code)) if code < 0 => {
                 return ControlFlow::Break(Err(refusal(code)));
             }
-            _ if flags & INTERRUPTED != 0 => {
+            _ if whole && flags & INTERRUPTED != 0 => {
                 return ControlFlow::Break(Err(io::ErrorKind::Interrupted.into()));
             }
             (DONE, _) => return ControlFlow::Break(Ok(())),
             (kind, _) if kind == wanted => each(message.get(HEADERS..).unwrap_or_default()),
             _ => {}
         }
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     ControlFlow::Continue(())
 }

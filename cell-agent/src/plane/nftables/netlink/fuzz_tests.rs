@@ -24,7 +24,7 @@ fn fuzz_netlink() {
         match first % 6 {
             0 => {
                 let mut counted = BTreeMap::new();
-                let end = message::counters(datagram, &mut counted);
+                let end = counts::counters(datagram, &mut counted);
                 format!("counters {end:?} {}", counted.len())
             }
             1 => {

@@ -1,10 +1,13 @@
 //! Encodes nf_tables messages (`linux/netfilter/nf_tables.h`) and decodes the kernel's
 //! responses. Pure.
 
-use std::{collections::BTreeMap, io, net::IpAddr, ops::ControlFlow};
+use std::{collections::BTreeMap, io, net::IpAddr};
 
 use super::KernelGeneration;
-use crate::plane::nftables::table::{Key, NAME};
+use crate::{
+    netlink::message::{CONFIRM, Draft, ERROR, HEADERS, REQUEST, code, head, value},
+    plane::nftables::table::{Key, NAME},
+};
 
 /// nf_tables operations that need no rule compiler, all on our table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +45,6 @@ const SUBSYSTEM: u8 = 10;
 pub(super) const INET: u8 = 1;
 
 /// Message types; those of nf_tables are in its subsystem.
-pub(super) const ERROR: u16 = 2;
-pub(super) const DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 pub(super) const fn of_subsystem(kind: u8) -> u16 {
@@ -54,35 +55,21 @@ pub(super) const NEW_RULE: u16 = of_subsystem(6);
 const DELETE_RULE: u16 = of_subsystem(8);
 pub(super) const NEW_ELEMENT: u16 = of_subsystem(12);
 const DELETE_ELEMENT: u16 = of_subsystem(14);
-const NEW_OBJECT: u16 = of_subsystem(18);
-const GET_OBJECT: u16 = of_subsystem(19);
 const NEW_GENERATION: u16 = of_subsystem(15);
 const GET_GENERATION: u16 = of_subsystem(16);
 
-/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP`, `NLM_F_CREATE`, `NLM_F_APPEND`.
-pub(super) const REQUEST: u16 = 1;
-const CONFIRM: u16 = 4;
-pub(super) const DUMP: u16 = 0x300;
+/// `NLM_F_CREATE`, `NLM_F_APPEND`.
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-/// `NLA_F_NESTED`.
-pub(super) const NESTED: u16 = 0x8000;
 /// `NFT_JUMP`.
 const JUMP: i32 = -3;
 /// `NFTA_GEN_ID`, and `NFNL_BATCH_GENID`.
 const GENERATION_ID: u16 = 1;
-/// Lengths of the netlink header and the netfilter header after it.
-pub(crate) const HEADER: usize = 16;
-pub(crate) const HEADERS: usize = HEADER + 4;
 /// `IFNAMSIZ`.
 const INTERFACE: usize = 16;
 /// An attribute has at most 64 KiB; an element takes about a hundred bytes.
 const ELEMENTS_MOST: usize = 256;
-
-/// Netlink message builder.
-#[derive(Debug, Default)]
-pub(super) struct Draft(pub(super) Vec<u8>);
 
 /// The request for the nf_tables generation.
 pub(super) fn ask_generation() -> Vec<u8> {
@@ -91,22 +78,11 @@ pub(super) fn ask_generation() -> Vec<u8> {
     draft.0
 }
 
-/// The request for the named counters of our table.
-pub(super) fn ask_counters() -> Vec<u8> {
-    let mut draft = Draft::default();
-    draft.message(GET_OBJECT, REQUEST | DUMP, INET, 0, |draft| {
-        draft.text(1, NAME);
-        // `NFT_OBJECT_COUNTER`.
-        draft.attribute(3, |draft| draft.bytes(&1_u32.to_be_bytes()));
-    });
-    draft.0
-}
-
 /// One transaction; the kernel accepts it only in this generation.
 pub(super) fn batch(orders: &[NftOp], generation: KernelGeneration) -> Vec<u8> {
     let mut draft = Draft::default();
     draft.message(BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, |draft| {
-        draft.attribute(GENERATION_ID, |draft| draft.bytes(&generation.number().to_be_bytes()));
+        draft.value(GENERATION_ID, &generation.number().to_be_bytes());
     });
     let mut last = 0;
     for order in orders {
@@ -122,10 +98,6 @@ pub(super) fn batch(orders: &[NftOp], generation: KernelGeneration) -> Vec<u8> {
 }
 
 impl Draft {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
     pub(super) fn message(
         &mut self,
         kind: u16,
@@ -134,38 +106,8 @@ impl Draft {
         resource: u8,
         body: impl FnOnce(&mut Self),
     ) {
-        let start = self.0.len();
-        self.bytes(&[0; 4]);
-        self.bytes(&kind.to_ne_bytes());
-        self.bytes(&flags.to_ne_bytes());
-        // The kernel fills in sequence and sender, and the netfilter header's version
-        // is 0.
-        self.bytes(&[0; 8]);
-        self.bytes(&[family, 0, 0, resource]);
-        body(self);
-        let length = u32::try_from(self.0.len() - start).expect("a few kilobytes");
-        self.0[start..start + 4].copy_from_slice(&length.to_ne_bytes());
-    }
-
-    fn attribute(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
-        let start = self.0.len();
-        self.bytes(&[0; 2]);
-        self.bytes(&kind.to_ne_bytes());
-        body(self);
-        let length = u16::try_from(self.0.len() - start).expect("lists are cut to fit");
-        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
-        self.attribute(NESTED | kind, body);
-    }
-
-    pub(super) fn text(&mut self, kind: u16, text: &str) {
-        self.attribute(kind, |draft| {
-            draft.bytes(text.as_bytes());
-            draft.bytes(&[0]);
-        });
+        // The netfilter header's version is 0.
+        self.request(kind, flags, &[family, 0, 0, resource], body);
     }
 
     /// Appends an operation; returns the offset of its last message.
@@ -208,14 +150,14 @@ impl Draft {
     fn immediate(&mut self, to: &str) {
         self.text(1, "immediate");
         self.nested(2, |draft| {
-            draft.attribute(1, |draft| draft.bytes(&0_u32.to_be_bytes()));
+            draft.value(1, &0_u32.to_be_bytes());
             draft.nested(2, |draft| draft.verdict(to));
         });
     }
 
     fn verdict(&mut self, to: &str) {
         self.nested(2, |draft| {
-            draft.attribute(1, |draft| draft.bytes(&JUMP.to_be_bytes()));
+            draft.value(1, &JUMP.to_be_bytes());
             draft.text(2, to);
         });
     }
@@ -273,12 +215,10 @@ impl Answer {
     /// Decodes one datagram.
     pub(super) fn read(&mut self, mut datagram: &[u8]) {
         while let Some((length, kind)) = head(datagram) {
-            let code = datagram.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
-            if let (ERROR, Some(code)) = (kind, code) {
-                match i32::from_ne_bytes(code) {
-                    0 => self.confirmed = true,
-                    code => self.error = self.error.or(Some(code.saturating_neg())),
-                }
+            match (kind, code(datagram)) {
+                (ERROR, Some(0)) => self.confirmed = true,
+                (ERROR, Some(code)) => self.error = self.error.or(Some(code.saturating_neg())),
+                _ => {}
             }
             datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -294,18 +234,6 @@ impl Answer {
     }
 }
 
-/// The error of a negative code.
-pub(super) fn refusal(code: i32) -> io::Error {
-    io::Error::from_raw_os_error(code.saturating_neg())
-}
-
-/// Length and type of the first message.
-pub(crate) fn head(datagram: &[u8]) -> Option<(usize, u16)> {
-    let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?);
-    let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
-    Some((usize::try_from(length).ok().filter(|length| *length >= HEADER)?, kind))
-}
-
 /// Decodes the generation from the kernel's response.
 pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
     let (_, kind) = head(answer)?;
@@ -316,53 +244,10 @@ pub(super) fn generation(answer: &[u8]) -> Option<KernelGeneration> {
     Some(KernelGeneration::new(u32::from_be_bytes(number.try_into().ok()?)))
 }
 
-/// Finds an attribute's value.
-pub(crate) fn value(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    while attributes.len() >= 4 {
-        let length = usize::from(u16::from_ne_bytes(attributes[..2].try_into().ok()?));
-        let kind = u16::from_ne_bytes(attributes[2..4].try_into().ok()?);
-        let value = attributes.get(4..length)?;
-        if kind & !NESTED == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-    None
-}
-
-/// Decodes one datagram of counters: the packets that each counted. Breaks at the end
-/// of the dump, with the error if there is one.
-pub(super) fn counters(
-    mut datagram: &[u8],
-    counted: &mut BTreeMap<String, u64>,
-) -> ControlFlow<io::Result<()>> {
-    while let Some((length, kind)) = head(datagram) {
-        let Some(message) = datagram.get(..length) else { break };
-        let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
-        match (kind, code.map(i32::from_ne_bytes)) {
-            (DONE | ERROR, Some(code)) if code < 0 => {
-                return ControlFlow::Break(Err(refusal(code)));
-            }
-            (DONE, _) => return ControlFlow::Break(Ok(())),
-            (NEW_OBJECT, _) => counted.extend(counter(message)),
-            _ => {}
-        }
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    ControlFlow::Continue(())
-}
-
-/// Name and packet count of a counter.
-fn counter(message: &[u8]) -> Option<(String, u64)> {
-    let attributes = message.get(HEADERS..)?;
-    let name = std::str::from_utf8(value(attributes, 2)?).ok()?.trim_end_matches('\0');
-    let packets = value(value(attributes, 4)?, 2)?;
-    Some((name.to_owned(), u64::from_be_bytes(packets.try_into().ok()?)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::message::{HEADER, NESTED};
 
     #[test]
     fn the_kernels_number_is_read() {

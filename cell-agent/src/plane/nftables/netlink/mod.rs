@@ -15,7 +15,7 @@ mod message;
 
 use std::{
     collections::BTreeMap,
-    io::{self, ErrorKind, IoSlice},
+    io::{self, ErrorKind},
     ops::ControlFlow,
     os::fd::{AsRawFd as _, OwnedFd},
 };
@@ -24,8 +24,7 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendmsg,
-            setsockopt, socket,
+            MsgFlags, SockFlag, SockProtocol, recv, setsockopt,
             sockopt::{ReceiveTimeout, SndBufForce},
         },
         time::TimeVal,
@@ -35,7 +34,8 @@ use nix::{
 pub use counts::Counters;
 pub use generation::KernelGeneration;
 pub use message::NftOp;
-pub(crate) use message::{HEADER, HEADERS, head, value};
+
+use crate::netlink::{open, receive, send};
 
 /// Larger than a batch of all containers of a cell.
 const SEND: usize = 2 << 20;
@@ -54,12 +54,7 @@ impl Netlink {
     /// # Errors
     /// The socket cannot be opened.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
+        let socket = open(SockProtocol::NetlinkNetFilter, SockFlag::empty())?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(2, 0))?;
         // Without this privilege, large batches are applied by nft.
         let _may_be_small = setsockopt(&socket, SndBufForce, &SEND);
@@ -71,11 +66,9 @@ impl Netlink {
     /// # Errors
     /// The kernel does not respond.
     pub fn generation(&self) -> io::Result<KernelGeneration> {
-        self.send(&message::ask_generation())?;
+        send(&self.0, &message::ask_generation())?;
         let mut answer = [0; 1024];
-        let received = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        let answer = answer.get(..received).unwrap_or_default();
-        let number = message::generation(answer);
+        let number = message::generation(receive(&self.0, &mut answer)?);
         number
             .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "the response has no generation"))
     }
@@ -86,7 +79,7 @@ impl Netlink {
     /// The kernel does not respond.
     pub fn counters(&self) -> io::Result<BTreeMap<String, u64>> {
         let mut counted = BTreeMap::new();
-        self.dump(&message::ask_counters(), |datagram| message::counters(datagram, &mut counted))?;
+        self.dump(&counts::ask_counters(), |datagram| counts::counters(datagram, &mut counted))?;
         Ok(counted)
     }
 
@@ -117,11 +110,10 @@ impl Netlink {
         request: &[u8],
         mut read: impl FnMut(&[u8]) -> ControlFlow<io::Result<()>>,
     ) -> io::Result<()> {
-        self.send(request)?;
+        send(&self.0, request)?;
         let mut datagram = vec![0; RECEIVE];
         loop {
-            let received = recv(self.0.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
-            if let ControlFlow::Break(end) = read(datagram.get(..received).unwrap_or_default()) {
+            if let ControlFlow::Break(end) = read(receive(&self.0, &mut datagram)?) {
                 return end;
             }
         }
@@ -134,7 +126,7 @@ impl Netlink {
     /// The kernel refuses, or does not acknowledge; then the generation shows whether
     /// the transaction was applied nevertheless. The socket must not be used any more.
     pub fn commit(&self, orders: &[NftOp], generation: KernelGeneration) -> io::Result<()> {
-        self.send(&message::batch(orders, generation))?;
+        send(&self.0, &message::batch(orders, generation))?;
         let mut answer = message::Answer::default();
         let mut datagram = vec![0; RECEIVE];
         // The kernel has processed the batch and responded before the send returns.
@@ -146,13 +138,6 @@ impl Netlink {
             }
         }
     }
-
-    fn send(&self, message: &[u8]) -> io::Result<()> {
-        let kernel = NetlinkAddr::new(0, 0);
-        let parts = [IoSlice::new(message)];
-        sendmsg(self.0.as_raw_fd(), &parts, &[], MsgFlags::empty(), Some(&kernel))?;
-        Ok(())
-    }
 }
 
 /// A socket that is opened on first use, and again after a failure.
@@ -162,18 +147,19 @@ pub struct NetlinkConnection(Option<Netlink>);
 impl NetlinkConnection {
     /// Current nf_tables generation, if available.
     pub fn generation(&mut self) -> Option<KernelGeneration> {
-        let netlink = self.0.take().map_or_else(Netlink::open, Ok).ok()?;
-        let generation = netlink.generation().ok()?;
-        self.0 = Some(netlink);
-        Some(generation)
+        self.ask(Netlink::generation)
     }
 
     /// [`Netlink::counters`]; `None` on failure.
     pub fn counters(&mut self) -> Option<BTreeMap<String, u64>> {
+        self.ask(Netlink::counters)
+    }
+
+    fn ask<T>(&mut self, question: impl FnOnce(&Netlink) -> io::Result<T>) -> Option<T> {
         let netlink = self.0.take().map_or_else(Netlink::open, Ok).ok()?;
-        let counters = netlink.counters().ok()?;
+        let answer = question(&netlink).ok()?;
         self.0 = Some(netlink);
-        Some(counters)
+        Some(answer)
     }
 
     /// [`Netlink::counters_of`] for several chains, on a blocking thread.

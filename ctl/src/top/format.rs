@@ -3,17 +3,13 @@
 use std::time::Duration;
 
 use super::data::Change;
+use crate::field;
 
 /// A duration in two units at most: `0.4s`, `34s`, `2m13s`, `1h2m`, `3d4h`.
 pub(crate) fn span(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) if seconds < 10 => format!("{}.{}s", seconds, time.subsec_millis() / 100),
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
-        (0, ..) => format!("{hours}h{}m", minutes % 60),
-        _ => format!("{days}d{}h", hours % 24),
+    match time.as_secs() {
+        seconds if seconds < 10 => format!("{seconds}.{}s", time.subsec_millis() / 100),
+        seconds => field::span(seconds),
     }
 }
 

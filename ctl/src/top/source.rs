@@ -78,8 +78,8 @@ impl<'a> Sources<'a> {
     /// the cell whose containers are requested.
     pub(crate) async fn follow(&self, wanted: watch::Receiver<Option<String>>) {
         tokio::select! {
-            Err(Closed) = self.follow_store() => {}
-            Err(Closed) = self.follow_locks() => {}
+            Err(Closed) = self.repeat(async || self.store_message().await) => {}
+            Err(Closed) = self.repeat(async || self.locks_message().await) => {}
             Err(Closed) = self.follow_changes() => {}
             Err(Closed) = self.follow_containers(wanted) => {}
             else => {}
@@ -107,12 +107,13 @@ impl<'a> Sources<'a> {
         self.connection.ask_within(TIMEOUT, what, call).await
     }
 
-    async fn follow_store(&self) -> Result<(), Closed> {
+    /// Sends a message at each interval.
+    async fn repeat(&self, message: impl AsyncFn() -> Message) -> Result<(), Closed> {
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.send(self.store_message().await).await?;
+            self.send(message().await).await?;
         }
     }
 
@@ -171,15 +172,6 @@ impl<'a> Sources<'a> {
         let channel = self.open(instance).await?;
         let status = self.ask("status", store::status_of(channel.clone())).await?;
         Ok((status, self.ask("cells", cells::pages(channel, "")).await?))
-    }
-
-    async fn follow_locks(&self) -> Result<(), Closed> {
-        let mut ticks = interval(self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            self.send(self.locks_message().await).await?;
-        }
     }
 
     async fn locks_message(&self) -> Message {

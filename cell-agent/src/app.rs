@@ -234,58 +234,35 @@ fn choose_plane(config: &mut Config) {
 impl Agent {
     /// Starts every part of an agent that enforces.
     async fn start(self, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let Self {
-            config,
-            plane,
-            state,
-            tls,
-            http,
-            debug,
-            socket,
-            loggregator,
-            policies,
-            times,
-            nflog,
-            counted,
-            process,
-        } = self;
+        let (config, times, token) = (self.config, self.times, || shutdown.clone());
         let health = Health::new();
-        let tls = tls.telling(health.component("policy-store-certificate"));
-        let (containers, follower) = Feed::open(
-            StoreFile::new(&config.container_store, assemble::LOCK_TIMEOUT),
-            times.clone(),
-        )
-        .await;
-        let saved = groups::load(&state);
+        let tls = self.tls.telling(health.component("policy-store-certificate"));
+        let store = StoreFile::new(&config.container_store, assemble::LOCK_TIMEOUT);
+        let (containers, follower) = Feed::open(store, times.clone()).await;
+        let saved = groups::load(&self.state);
         let has_saved = saved.is_some();
         let (known, groups) = watch::channel(saved);
         let inputs = assemble::inputs(&config, containers.latest(), groups.clone(), times.clone());
-        let (reconciler, enforced, nudge) = Reconciler::new(inputs, plane);
+        let (reconciler, enforced, nudge) = Reconciler::new(inputs, self.plane);
         let counts = config.settings.count_use && matches!(config.plane, DataPlane::Nftables);
         let uses = counts.then(RuleUse::new);
         let recorded = uses.clone().map(|uses| (uses, config.use_interval));
-        let reconciler = reconciler.counting_from(counted).recording(recorded);
-        let (of_containers, of_kernel) = (containers.latest(), enforced.clone());
+        let reconciler = reconciler.counting_from(self.counted).recording(recorded);
         let (asked, questions) = questions::channel();
         let parts = Groups {
-            containers: of_containers,
-            enforced: of_kernel,
+            containers: containers.latest(),
+            enforced: enforced.clone(),
             known,
             times: times.clone(),
             questions: Some(asked),
             uses,
         };
         let (learner, link, refresh) = assemble::learner(&config, &tls, parts)?;
-        process.metrics.at_scrape({
-            let link = link.clone();
-            move || {
-                crate::metrics::number(
-                    STORE_CONNECTED,
-                    u64::from(*link.borrow() == Connectivity::Up),
-                );
-            }
+        let up = link.clone();
+        self.process.metrics.at_scrape(move || {
+            crate::metrics::number(STORE_CONNECTED, u64::from(*up.borrow() == Connectivity::Up));
         });
-        tasks.add(learner.name(), learner.run(shutdown.clone()));
+        tasks.add(learner.name(), learner.run(token()));
         let cell = control::Cell {
             containers,
             groups: groups.clone(),
@@ -295,7 +272,7 @@ impl Agent {
             beside_plugin: matches!(config.plane, DataPlane::Iptables { .. }),
             timeout: config.force_timeout,
         };
-        let apps = loggregator.as_ref().map(|(loggregator, _)| loggregator.clone());
+        let apps = self.loggregator.as_ref().map(|(loggregator, _)| loggregator.clone());
         let lines = (config.denied_lines, apps);
         let inspector = Arc::new(Inspector {
             cell: config.cell,
@@ -304,43 +281,34 @@ impl Agent {
             link: link.clone(),
             certificate: tls.clone(),
             nudge,
-            denials: start_recorder(nflog, &enforced, lines, tasks, shutdown),
+            denials: start_recorder(self.nflog, &enforced, lines, tasks, shutdown),
         });
-        tasks.add(
-            "questions",
-            questions::answer(questions, Arc::clone(&inspector), shutdown.clone()),
-        );
-        let grpc = Grpc::new(socket, None, &health)
+        tasks.add("questions", questions::answer(questions, Arc::clone(&inspector), token()));
+        let grpc = Grpc::new(self.socket, None, &health)
             .descriptors(proto::DESCRIPTORS)
             .add(CellServer::new(grpc::Service(inspector)));
-        let routes = control::router(Control { cell: Some(cell), policies });
-        let admin = admin(debug, &process, &health, config.c2c_logging);
-        let token = || shutdown.clone();
-        if let Some((loggregator, delivery)) = loggregator {
-            let logs = AppLogs::new(loggregator, enforced.clone(), state.clone());
+        let routes = control::router(Control { cell: Some(cell), policies: self.policies });
+        let admin = admin(self.debug, &self.process, &health, config.c2c_logging);
+        if let Some((loggregator, delivery)) = self.loggregator {
+            let logs = AppLogs::new(loggregator, enforced.clone(), self.state.clone());
             tasks.add("app-log", logs.run(token()));
             tasks.add("loggregator", delivery.run(token()));
         }
         tasks.add("metrics", times.of_process(token()));
         tasks.add("certificate-watch", tls.watch(token()));
         tasks.add("container-store", follower.run(token()));
-        tasks.add("saved-groups", groups::save_latest(state, groups, token()));
-        let link_at_start = link.clone();
-        tasks.add("health", watch_health(health, enforced, link, token()));
-        tasks.add("reconcile", {
-            let (link, shutdown) = (link_at_start, token());
-            async move {
-                if has_saved {
-                    wait_for_first_answer(link, &shutdown).await;
-                }
-                reconciler.run(shutdown).await
+        tasks.add("saved-groups", groups::save_latest(self.state, groups, token()));
+        tasks.add("health", watch_health(health, enforced, link.clone(), token()));
+        let shutdown = token();
+        tasks.add("reconcile", async move {
+            if has_saved {
+                wait_for_first_answer(link, &shutdown).await;
             }
+            reconciler.run(shutdown).await
         });
-        tasks.add("cell-service", {
-            let shutdown = token();
-            async move { Ok(grpc.serve(shutdown, DRAIN).await?) }
-        });
-        tasks.add("control-endpoints", serve(http, routes, token()));
+        let shutdown = token();
+        tasks.add("cell-service", async move { Ok(grpc.serve(shutdown, DRAIN).await?) });
+        tasks.add("control-endpoints", serve(self.http, routes, token()));
         tasks.add("debug-server", admin.start(DRAIN).run(token()));
         Ok(())
     }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    committer,
+    committer::{self, Commits},
     config::{Config, Database},
     feed::{
         cells::Cells,
@@ -234,93 +234,81 @@ impl App {
 
     fn tasks(self, shutdown: &CancellationToken) -> Tasks {
         self.tell_start();
-        let Self {
-            config,
-            tls,
-            grpc,
-            internal,
-            health_checks,
-            began,
-            admin,
-            health,
-            metron,
-            store,
-            board,
-            cells,
-            page,
-        } = self;
-        let (commits, committer) = committer::committer(Arc::clone(&store), Arc::clone(&board));
-        let reads = health.component(http::health::DATABASE);
-        let committer = committer.telling(reads, health.component("database writes"));
         let (force_close, drained) = (CancellationToken::new(), CancellationToken::new());
-        let changes = Changes::default();
-        let committer =
-            committer.recording(changes.clone(), cells.clone()).rolling_out(config.rollout.clone());
-        let drain = force_close.clone();
-        let upkeep = Upkeep {
-            store: Arc::clone(&store),
-            board: Arc::clone(&board),
-            changes: changes.clone(),
-            limits: config.history,
+        let (commits, committer) =
+            committer::committer(Arc::clone(&self.store), Arc::clone(&self.board));
+        let reads = self.health.component(http::health::DATABASE);
+        let feed = Feed {
+            board: Arc::clone(&self.board),
+            cells: self.cells.clone(),
+            changes: Changes::default(),
+            uses: Uses::default(),
+            drain: force_close.clone(),
         };
-        let uses = Uses::default();
-        let feed = Feed { board: Arc::clone(&board), cells, changes, uses, drain };
-        let stale_after = config.stale_after;
-        let synced = health.component("sync");
+        let committer = committer
+            .telling(reads, self.health.component("database writes"))
+            .recording(feed.changes.clone(), feed.cells.clone())
+            .rolling_out(self.config.rollout.clone());
         let mut tasks = Tasks::new(shutdown.clone());
-        tasks.add("certificates", tls.clone().watch(shutdown.clone()));
-        tasks.add(
-            "drain",
-            force_close_after(shutdown.clone(), config.drain_spread, force_close, drained.clone()),
-        );
-        if let Some(internal) = internal {
-            let api = api(&config, &board).as_new_as(Arc::clone(&store)).telling(metron.clone());
-            let api = api.noting(feed.uses.clone());
-            serve_internal(&mut tasks, internal, api, config.drain_timeout, shutdown);
+        tasks.add("certificates", self.tls.clone().watch(shutdown.clone()));
+        let spread = self.config.drain_spread;
+        let drain = force_close_after(shutdown.clone(), spread, force_close, drained.clone());
+        tasks.add("drain", drain);
+        tasks.add("writer", committer.run(drained.clone()));
+        self.keep(&mut tasks, &feed, &commits, &drained);
+        let stale_after = self.config.stale_after;
+        if let Some(internal) = self.internal {
+            let api = api(&self.config, &self.board).as_new_as(Arc::clone(&self.store));
+            let api = api.telling(self.metron.clone()).noting(feed.uses.clone());
+            serve_internal(&mut tasks, internal, api, self.config.drain_timeout, shutdown);
         }
-        if let Some(listener) = health_checks {
-            let (health, board) = (health.clone(), Arc::clone(&board));
-            let checked = http::health::Checked { health, board, stale_after, began };
-            let router = http::health::router(checked, metron.clone());
+        if let Some(listener) = self.health_checks {
+            let (health, board) = (self.health.clone(), Arc::clone(&self.board));
+            let checked = http::health::Checked { health, board, stale_after, began: self.began };
+            let router = http::health::router(checked, self.metron.clone());
             serve_health_checks(&mut tasks, listener, router, shutdown);
         }
-        let report = Report { metron, store: Arc::clone(&store), began };
+        let synced = self.health.component("sync");
+        let readiness = tell_readiness(self.board, stale_after, synced, shutdown.clone());
+        tasks.add("readiness", readiness);
+        let report =
+            Report { metron: self.metron, store: Arc::clone(&self.store), began: self.began };
         tasks.add("metrics", report.run(shutdown.clone()));
-        tasks.add("readiness", tell_readiness(board, stale_after, synced, shutdown.clone()));
-        let every = config.report_save_interval;
-        let reports = save_reports(Arc::clone(&store), feed.clone(), every, drained.clone());
-        tasks.add("reports", reports);
-        let uses = UseUpkeep::new(Arc::clone(&store), feed.clone());
-        tasks.add("uses", uses.run(every, drained.clone()));
-        tasks.add("history", upkeep.run(drained.clone()));
-        tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
-        let rollout = rollout::Watch { feed: feed.clone(), commits: commits.clone() };
-        tasks.add("rollout", rollout.run(drained.clone()));
-        tasks.add("writer", committer.run(drained.clone()));
-        tasks.add("admin", admin.run(shutdown.clone()));
-        let service = PolicyStore::new(config.access, feed, commits, store, config.replaces);
+        tasks.add("admin", self.admin.run(shutdown.clone()));
+        let Config { access, replaces, drain_timeout, .. } = self.config;
+        let service = PolicyStore::new(access, feed, commits, self.store, replaces);
         let foundation = service.foundation();
-        if let Some(page) = page {
+        if let Some(page) = self.page {
             page.open(Services { store: service.clone(), foundation: foundation.clone() });
         }
-        let limits = Limits {
-            spread: config.drain_spread,
-            // Fits four Replaces with messages of the maximum size.
-            unfinished: 128 << 20,
-            ..Limits::default()
-        };
-        let server = Grpc::new(grpc, Some(tls), &health).limits(limits);
-        let server = server.descriptors(proto::DESCRIPTORS);
-        let server = server
-            .enter(service.entry())
-            .enter(foundation.entry())
-            .serve(shutdown.clone(), config.drain_timeout);
+        // Fits four Replaces with messages of the maximum size.
+        let limits = Limits { spread, unfinished: 128 << 20, ..Limits::default() };
+        let server = Grpc::new(self.grpc, Some(self.tls), &self.health).limits(limits);
+        let server = server.descriptors(proto::DESCRIPTORS).enter(service.entry());
+        let server = server.enter(foundation.entry()).serve(shutdown.clone(), drain_timeout);
         tasks.add("grpc", async move {
             let outcome = server.await;
             drained.cancel();
             Ok(outcome?)
         });
         tasks
+    }
+
+    /// Starts what runs until the servers have drained.
+    fn keep(&self, tasks: &mut Tasks, feed: &Feed, commits: &Commits, drained: &CancellationToken) {
+        let (store, every) = (|| Arc::clone(&self.store), self.config.report_save_interval);
+        tasks.add("reports", save_reports(store(), feed.clone(), every, drained.clone()));
+        tasks.add("uses", UseUpkeep::new(store(), feed.clone()).run(every, drained.clone()));
+        let upkeep = Upkeep {
+            store: store(),
+            board: Arc::clone(&self.board),
+            changes: feed.changes.clone(),
+            limits: self.config.history,
+        };
+        tasks.add("history", upkeep.run(drained.clone()));
+        tasks.add("laggards", laggards::watch(feed.clone(), drained.clone()));
+        let rollout = rollout::Watch { feed: feed.clone(), commits: commits.clone() };
+        tasks.add("rollout", rollout.run(drained.clone()));
     }
 }
 

@@ -228,10 +228,7 @@ pub(crate) async fn explain(
 /// The answer of the instance that knows most containers. An app is known by the instances that
 /// its cells watch.
 async fn ask(connection: &Connection, request: ExplainRequest) -> anyhow::Result<ExplainResponse> {
-    let call = async |channel| {
-        let answer = foundation(channel).explain(request.clone()).await;
-        answer.map(tonic::Response::into_inner)
-    };
+    let call = async |channel| Ok(foundation(channel).explain(request.clone()).await?.into_inner());
     let answers = connection.survey("explain", call).await?;
     let known = answers.iter().any(|(_, answer)| answer.is_ok());
     let counts = |answer: &anyhow::Result<ExplainResponse>| match answer {

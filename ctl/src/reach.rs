@@ -37,10 +37,7 @@ pub(crate) async fn who_can_reach(
     target: Target,
 ) -> anyhow::Result<Report> {
     let request = ReachRequest { connection: Some(target.into()) };
-    let call = async |channel| {
-        let answer = foundation(channel).reach(request.clone()).await;
-        answer.map(tonic::Response::into_inner)
-    };
+    let call = async |channel| Ok(foundation(channel).reach(request.clone()).await?.into_inner());
     let answers = connection.ask_stores("who-can-reach", call).await?;
     let newest = answers.iter().map(|answer| answer.generation).max();
     let mut groups: Vec<Group> = Vec::new();

@@ -47,8 +47,7 @@ pub(crate) async fn accept(
     removed: u64,
 ) -> anyhow::Result<RefusedRemoval> {
     let call = async |channel| {
-        let answer = foundation(channel).accept_removal(AcceptRemovalRequest { removed }).await;
-        answer.map(tonic::Response::into_inner)
+        Ok(foundation(channel).accept_removal(AcceptRemovalRequest { removed }).await?.into_inner())
     };
     let answers = connection.survey("accept removal", call).await?;
     let accepted = answers.into_iter().map(|(address, answer)| {

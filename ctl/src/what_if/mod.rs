@@ -109,10 +109,7 @@ pub(crate) async fn what_if(
     change: &WhatIf,
 ) -> anyhow::Result<(Report, bool)> {
     let request = request::request(change)?;
-    let call = async |channel| {
-        let answer = foundation(channel).what_if(request.clone()).await;
-        answer.map(tonic::Response::into_inner)
-    };
+    let call = async |channel| Ok(foundation(channel).what_if(request.clone()).await?.into_inner());
     let answers = connection.ask_stores("what-if", call).await?;
     let answer = together(answers);
     let changes = answer.differences_total > 0;

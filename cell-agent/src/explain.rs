@@ -179,15 +179,12 @@ fn not_enforced(policy: &Policy, known: &Known, fit: Fit, rule: &NotEnforced) ->
 
 /// Rules that match but are not enforced, the most certain first.
 fn isolated(policy: &Policy, known: &Known, probe: Probe) -> Vec<(Fit, NotEnforced)> {
-    let unreadable = policy.rules.isolated.iter();
-    let unreadable =
-        unreadable.map(|(problem, at)| (&at.group, at.rule, Some(problem), problem.to_string()));
-    let refused = policy.refused.iter();
-    let refused = refused.map(|(group, rule, reason)| (group, *rule, None, reason.clone()));
-    let fitting = unreadable.chain(refused).filter_map(|(group, rule, problem, reason)| {
+    let fitting = policy.not_enforced().filter_map(|(group, rule, problem, reason)| {
         let spec = known.groups.get(group)?.rule(rule)?;
         let fit = fit(spec, problem, probe);
-        (fit != Fit::No).then(|| (fit, NotEnforced { group: group.clone(), rule, reason }))
+        let not_enforced =
+            || NotEnforced { group: group.clone(), rule, reason: reason.to_string() };
+        (fit != Fit::No).then(|| (fit, not_enforced()))
     });
     let mut fitting: Vec<_> = fitting.collect();
     fitting.sort_by_key(|(fit, _)| Reverse(*fit));

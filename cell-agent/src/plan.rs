@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    fmt::Display,
     net::IpAddr,
     sync::Arc,
     time::Instant,
@@ -24,7 +25,7 @@ use model::{
     generation::{Generation, Stamp},
     group::Lifecycle,
     ids::{ContainerHandle, GroupGuid, SpaceGuid},
-    rule::RuleSpec,
+    rule::{RuleSpec, Unenforceable},
     trace::TraceContext,
 };
 
@@ -268,7 +269,19 @@ impl Policy {
     /// Number of rules that are not enforced.
     #[must_use]
     pub fn isolated(&self) -> usize {
-        self.rules.isolated.len() + self.refused.len()
+        self.not_enforced().count()
+    }
+
+    /// Rules that are not enforced: group, index, the problem of an unreadable rule, and the
+    /// reason.
+    pub fn not_enforced(
+        &self,
+    ) -> impl Iterator<Item = (&GroupGuid, usize, Option<&Unenforceable>, &dyn Display)> {
+        let unreadable = self.rules.isolated.iter();
+        let unreadable = unreadable
+            .map(|(problem, at)| (&at.group, at.rule, Some(problem), problem as &dyn Display));
+        let refused = self.refused.iter();
+        unreadable.chain(refused.map(|(group, rule, reason)| (group, *rule, None, reason as _)))
     }
 }
 
@@ -291,8 +304,7 @@ impl Ruleset {
     pub fn isolated_rules(&self) -> usize {
         let mut isolated = BTreeSet::new();
         for policy in self.policies.values() {
-            isolated.extend(policy.rules.isolated.iter().map(|(_, at)| (&at.group, at.rule)));
-            isolated.extend(policy.refused.iter().map(|(group, rule, _)| (group, *rule)));
+            isolated.extend(policy.not_enforced().map(|(group, rule, ..)| (group, rule)));
         }
         isolated.len()
     }

@@ -105,13 +105,9 @@ pub(crate) fn written(
 
 /// The rules of a policy that are not enforced.
 pub(crate) fn isolated(enforced: &Enforced, policy: &Policy) -> Vec<IsolatedRule> {
-    let unreadable = policy.rules.isolated.iter();
-    let unreadable = unreadable.map(|(problem, at)| (&at.group, at.rule, problem.to_string()));
-    let refused = policy.refused.iter();
-    let refused = refused.map(|(group, rule, reason)| (group, *rule, reason.clone()));
-    let isolated = unreadable.chain(refused).map(|(group, index, reason)| {
+    let isolated = policy.not_enforced().map(|(group, index, _, reason)| {
         let (rule, source) = written(enforced, group, index);
-        IsolatedRule { rule, source: Some(source), reason }
+        IsolatedRule { rule, source: Some(source), reason: reason.to_string() }
     });
     isolated.collect()
 }

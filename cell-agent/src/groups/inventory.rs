@@ -182,11 +182,8 @@ fn bounded_container(container: Container) -> Container {
 fn isolated(enforced: &Enforced) -> IsolatedRules {
     let mut all: BTreeMap<(&GroupGuid, usize), &dyn Display> = BTreeMap::new();
     for policy in enforced.ruleset.policies.values() {
-        for (problem, at) in &policy.rules.isolated {
-            all.entry((&at.group, at.rule)).or_insert(problem);
-        }
-        for (group, rule, reason) in &policy.refused {
-            all.entry((group, *rule)).or_insert(reason);
+        for (group, rule, _, reason) in policy.not_enforced() {
+            all.entry((group, rule)).or_insert(reason);
         }
     }
     let total = wire::count(all.len());

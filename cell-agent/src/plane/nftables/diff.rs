@@ -235,11 +235,7 @@ fn removals(applied: &Table, after: &Table) -> String {
 /// so this is only for a table that cannot be changed in place.
 #[must_use]
 pub fn replace(wanted: &Table) -> Change {
-    let script = format!(
-        "table inet {NAME} {{}}\ndelete table inet {NAME}\n{}{}",
-        wanted.block(),
-        wanted.elements()
-    );
+    let script = format!("{}{}{}", remove(), wanted.block(), wanted.elements());
     Change { script, orders: Vec::new(), parts: Vec::new(), after: wanted.clone() }
 }
 

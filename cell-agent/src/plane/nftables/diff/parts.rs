@@ -32,7 +32,7 @@ pub(super) fn parts(applied: &Table, after: &Table) -> Vec<String> {
 /// Scripts that together try a whole table, each complete by itself.
 #[must_use]
 pub fn trials(table: &Table) -> Vec<String> {
-    let mut head = format!("table inet {NAME} {{}}\ndelete table inet {NAME}\n");
+    let mut head = super::remove();
     head.extend(table.declarations());
     let elements = table.maps.iter().flat_map(|(name, Map { key: _, jumps })| {
         let jumps: Vec<_> = jumps.iter().collect();

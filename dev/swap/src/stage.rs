@@ -87,40 +87,14 @@ impl Stage {
         }
         let originals = server.open_groups()?;
         let empty = database::originals_stamp(&originals).await?;
-        foundation.start(Job::CloudController, Side::Original).await?;
-        let ports = &foundation.site.ports;
-        let (api, uaa) = (ports.api, ports.uaa);
-        let url = |port| format!("https://{}", local(port));
-        let cloud = Cloud::log_in(&url(api), &url(uaa), foundation.site.ca()).await?;
-        let groups = Arc::new(Groups::create(cloud, WIDTH).await?);
-        for number in 0..INSTANCES {
-            foundation.start(Job::Locket(number), Side::Original).await?;
-        }
-        for number in 0..INSTANCES {
-            foundation.start(Job::Policies(number), Side::Original).await?;
-            foundation.start(Job::Syncer(number), Side::Original).await?;
-        }
+        let groups = Arc::new(create_groups(foundation).await?);
+        start_originals(foundation).await?;
         until("the first sync of the original", async || {
             Ok(database::originals_stamp(&originals).await? > empty)
         })
         .await?;
         let mut senders = Senders::new(foundation.outside()?).await?;
-        for cell in Cell::all(CELLS) {
-            foundation.start(Job::Agent(cell), Side::Original).await?;
-            for (space, details) in groups.spaces.iter().enumerate() {
-                let name = format!("app{space}");
-                foundation.add_container(cell, &name, (space, &details.guid)).await?;
-            }
-        }
-        let mut starts = Starts::default();
-        for (number, container) in foundation.containers.iter().enumerate() {
-            let cell = foundation.network.cell(container.attachment.cell)?.resident();
-            starts.add(cell, container.handle.clone()).await?;
-            let newest = Arc::clone(&groups.spaces[container.space].newest);
-            let inside = container.attachment.namespace.resident();
-            let plan = Plan { newest, width: WIDTH, pause: PACKETS };
-            senders.add(inside, number, plan).await?;
-        }
+        let starts = start_cells(foundation, &groups, &mut senders).await?;
         let addresses = foundation.site.ports.lockets.map(local).to_vec();
         let locks = Instances::new(addresses, foundation.site.client_tls()?);
         let ledger = Arc::new(Ledger::default());
@@ -249,4 +223,50 @@ pub(crate) async fn until(
         sleep(GLANCE).await;
     }
     Ok(())
+}
+
+/// Starts the Cloud Controller, and creates the groups of the load.
+async fn create_groups(foundation: &mut Foundation) -> anyhow::Result<Groups> {
+    foundation.start(Job::CloudController, Side::Original).await?;
+    let ports = &foundation.site.ports;
+    let url = |port| format!("https://{}", local(port));
+    let cloud = Cloud::log_in(&url(ports.api), &url(ports.uaa), foundation.site.ca()).await?;
+    Groups::create(cloud, WIDTH).await
+}
+
+/// Starts the originals beside the cells.
+async fn start_originals(foundation: &mut Foundation) -> anyhow::Result<()> {
+    for number in 0..INSTANCES {
+        foundation.start(Job::Locket(number), Side::Original).await?;
+    }
+    for number in 0..INSTANCES {
+        foundation.start(Job::Policies(number), Side::Original).await?;
+        foundation.start(Job::Syncer(number), Side::Original).await?;
+    }
+    Ok(())
+}
+
+/// Starts the cells with an app of each space, and packets from each container.
+async fn start_cells(
+    foundation: &mut Foundation,
+    groups: &Groups,
+    senders: &mut Senders,
+) -> anyhow::Result<Starts> {
+    for cell in Cell::all(CELLS) {
+        foundation.start(Job::Agent(cell), Side::Original).await?;
+        for (space, details) in groups.spaces.iter().enumerate() {
+            let name = format!("app{space}");
+            foundation.add_container(cell, &name, (space, &details.guid)).await?;
+        }
+    }
+    let mut starts = Starts::default();
+    for (number, container) in foundation.containers.iter().enumerate() {
+        let cell = foundation.network.cell(container.attachment.cell)?.resident();
+        starts.add(cell, container.handle.clone()).await?;
+        let newest = Arc::clone(&groups.spaces[container.space].newest);
+        let inside = container.attachment.namespace.resident();
+        let plan = Plan { newest, width: WIDTH, pause: PACKETS };
+        senders.add(inside, number, plan).await?;
+    }
+    Ok(starts)
 }

@@ -269,8 +269,7 @@ impl App {
             serve_health_checks(&mut tasks, listener, router, shutdown);
         }
         let synced = self.health.component("sync");
-        let readiness = tell_readiness(self.board, stale_after, synced, shutdown.clone());
-        tasks.add("readiness", readiness);
+        tasks.add("readiness", tell_readiness(self.board, stale_after, synced, shutdown.clone()));
         let report =
             Report { metron: self.metron, store: Arc::clone(&self.store), began: self.began };
         tasks.add("metrics", report.run(shutdown.clone()));

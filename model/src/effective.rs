@@ -69,6 +69,18 @@ pub enum ProbeKind {
 }
 
 impl Service {
+    /// The name of the protocol in a rule.
+    #[must_use]
+    pub fn protocol(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Tcp(_) => "tcp",
+            Self::Udp(_) => "udp",
+            Self::Icmp(_) => "icmp",
+            Self::Icmpv6(_) => "icmpv6",
+        }
+    }
+
     /// Whether the service matches a packet of this kind; `v6`: whether the packet is IPv6.
     fn matches(self, kind: ProbeKind, v6: bool) -> bool {
         match (self, kind) {

@@ -3,7 +3,7 @@
 //! Identifiers are opaque: Portcullis compares and prints them and never parses them. Cloning is
 //! cheap, since one space guid occurs in thousands of groups.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 /// Maximum length of an identifier in characters; longer texts are rejected.
 pub const MAX_CHARS: usize = 255;
@@ -64,25 +64,9 @@ macro_rules! identifier {
                 check($what, text)?;
                 Ok(Self(text.into()))
             }
-
-            /// The unchanged text.
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", &*self.0)
-            }
-        }
+        text!($name);
     };
 }
 

@@ -25,13 +25,12 @@ impl PermitKey {
     #[must_use]
     pub fn of(permit: &Permit) -> Self {
         let Permit { destination, service, log: _ } = permit;
-        let icmp = |IcmpMatch { icmp_type, code }: IcmpMatch| format!("{icmp_type}/{code}");
-        let (protocol, detail) = match service {
-            Service::All => ("all", String::new()),
-            Service::Tcp(ports) => ("tcp", ports.to_string()),
-            Service::Udp(ports) => ("udp", ports.to_string()),
-            Service::Icmp(wanted) => ("icmp", icmp(*wanted)),
-            Service::Icmpv6(wanted) => ("icmpv6", icmp(*wanted)),
+        let protocol = service.protocol();
+        let detail = match service {
+            Service::All => String::new(),
+            Service::Tcp(ports) | Service::Udp(ports) => ports.to_string(),
+            Service::Icmp(IcmpMatch { icmp_type, code })
+            | Service::Icmpv6(IcmpMatch { icmp_type, code }) => format!("{icmp_type}/{code}"),
         };
         let (first, last) = (destination.first(), destination.last());
         let hash = Sha256::digest(format!("{protocol} {first} {last} {detail}"));

@@ -161,7 +161,7 @@ fn message(icmp_type: u8, code: u8) -> u16 {
     u16::from_be_bytes([icmp_type, code])
 }
 
-fn number_of(address: IpAddr) -> u128 {
+pub(crate) fn number_of(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(u32::from(v4)),
         IpAddr::V6(v6) => u128::from(v6),

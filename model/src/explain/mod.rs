@@ -8,10 +8,7 @@ pub use self::{
     intended::{Fit, fit},
     near::near_misses,
 };
-use crate::{
-    effective::{Permit, Service},
-    rule::IcmpMatch,
-};
+use crate::effective::{Permit, Service};
 
 /// What a permit allows, for a sentence: `tcp port 443 to 10.0.0.0/8`.
 #[must_use]
@@ -20,15 +17,13 @@ pub fn describe(permit: &Permit) -> String {
 }
 
 fn service(service: Service) -> String {
-    let icmp = |name: &str, wanted: IcmpMatch| match wanted.exact() {
-        None => name.to_owned(),
-        Some((icmp_type, code)) => format!("{name} type {icmp_type} code {code}"),
-    };
+    let name = service.protocol();
     match service {
         Service::All => "everything".to_owned(),
-        Service::Tcp(ports) => format!("tcp port {ports}"),
-        Service::Udp(ports) => format!("udp port {ports}"),
-        Service::Icmp(wanted) => icmp("icmp", wanted),
-        Service::Icmpv6(wanted) => icmp("icmpv6", wanted),
+        Service::Tcp(ports) | Service::Udp(ports) => format!("{name} port {ports}"),
+        Service::Icmp(wanted) | Service::Icmpv6(wanted) => match wanted.exact() {
+            None => name.to_owned(),
+            Some((icmp_type, code)) => format!("{name} type {icmp_type} code {code}"),
+        },
     }
 }

@@ -3,6 +3,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use crate::{
+    connections::number_of,
     effective::{Permit, Probe, ProbeKind, Service, Source},
     rule::{IcmpMatch, PortRange},
 };
@@ -69,7 +70,7 @@ fn miss(permit: &Permit, probe: Probe) -> Option<(Distance, String)> {
         }
         (service, _) => {
             let distance = if wide { Distance::ProtocolOfMany } else { Distance::Protocol };
-            (distance, format!("{} is not {}", of_probe(kind), protocol(service)))
+            (distance, format!("{} is not {}", of_probe(kind), service.protocol()))
         }
     })
 }
@@ -78,19 +79,12 @@ fn miss(permit: &Permit, probe: Probe) -> Option<(Distance, String)> {
 fn gap(permit: &Permit, to: IpAddr) -> Option<u128> {
     let (first, last) = (permit.destination.first(), permit.destination.last());
     let same_family = first.is_ipv4() == to.is_ipv4();
-    let (first, last, to) = (number(first), number(last), number(to));
+    let (first, last, to) = (number_of(first), number_of(last), number_of(to));
     same_family.then(|| first.saturating_sub(to).max(to.saturating_sub(last)))
 }
 
 fn size(permit: &Permit) -> u128 {
-    number(permit.destination.last()) - number(permit.destination.first())
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => u128::from(v6),
-    }
+    number_of(permit.destination.last()) - number_of(permit.destination.first())
 }
 
 fn icmp(wanted: IcmpMatch) -> String {
@@ -106,15 +100,5 @@ fn of_probe(kind: ProbeKind) -> &'static str {
         ProbeKind::Udp(_) => "udp",
         ProbeKind::Icmp { .. } => "icmp",
         ProbeKind::Other => "another protocol",
-    }
-}
-
-fn protocol(service: Service) -> &'static str {
-    match service {
-        Service::All => "all",
-        Service::Tcp(_) => "tcp",
-        Service::Udp(_) => "udp",
-        Service::Icmp(_) => "icmp",
-        Service::Icmpv6(_) => "icmpv6",
     }
 }

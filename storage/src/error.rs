@@ -314,3 +314,9 @@ impl From<rusqlite::Error> for Error {
         Self::Statement { source: Arc::new(source) }
     }
 }
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        Self::Server { source: Arc::new(fault) }
+    }
+}

@@ -85,7 +85,7 @@ pub struct Tls {
 }
 
 /// Connection options of a server.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Options {
     /// SQL dialect.
     pub dialect: Dialect,
@@ -187,12 +187,17 @@ struct Rows {
 }
 
 /// Handle to a database on a server; clones share its connections.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Server").field("dialect", &self.dialect()).finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     dialect: Dialect,
     connector: Connector,
@@ -245,20 +250,7 @@ impl Attempts {
 
 /// Whether the error is transient, so that an immediate retry can succeed.
 fn passes(error: &Error) -> bool {
-    match error.kind() {
-        Kind::Busy | Kind::Standby | Kind::Unavailable => true,
-        Kind::Full
-        | Kind::Io
-        | Kind::Corrupt
-        | Kind::ReadOnly
-        | Kind::Timeout
-        | Kind::Refused
-        | Kind::Constraint
-        | Kind::Data
-        | Kind::Schema
-        | Kind::Closed
-        | Kind::Other => false,
-    }
+    error.is_retryable() && !matches!(error.kind(), Kind::Full | Kind::Io | Kind::Timeout)
 }
 
 impl Server {
@@ -325,8 +317,7 @@ impl Server {
         loop {
             let work = async {
                 let lease = self.shared.pool.lease().await?;
-                let rows = lease.single(attempts.deadline, sql, parameters).await;
-                rows.map_err(|fault| Error::Server { source: Arc::new(fault) })
+                Ok::<_, Error>(lease.single(attempts.deadline, sql, parameters).await?)
             };
             match timeout_at(attempts.deadline, work).await {
                 Ok(Ok(rows)) => return Ok(rows.rows),
@@ -384,8 +375,7 @@ impl Server {
             let mut lease = self.shared.pool.lease().await?;
             // A failed text may leave settings and locks in the session.
             lease.locked();
-            let defined = lease.batch(sql).await;
-            defined.map_err(|fault| Error::Server { source: Arc::new(fault) })
+            Ok::<_, Error>(lease.batch(sql).await?)
         };
         timeout_at(attempts.deadline, work).await.unwrap_or_else(|_| Err(attempts.timed_out()))
     }

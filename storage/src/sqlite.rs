@@ -34,22 +34,9 @@ use self::{
 };
 use crate::{Error, Lost, Migration, Table, migration};
 
-/// Durability of a commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Synchronous {
-    /// On disk before the response.
-    #[default]
-    Full,
-    /// In the write-ahead log before the response: survives the death of the process, but may lose
-    /// the last commits when the machine loses power.
-    Normal,
-}
-
 /// Options for opening a database.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Durability of a commit.
-    pub synchronous: Synchronous,
     /// How long a statement waits for another program's lock on the file.
     pub busy_timeout: Duration,
     /// Capacity of the write queue.
@@ -71,7 +58,6 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            synchronous: Synchronous::Full,
             busy_timeout: Duration::from_secs(5),
             queue: 1024,
             batch: 256,

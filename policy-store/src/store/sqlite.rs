@@ -22,7 +22,7 @@ use rusqlite::{Connection, Transaction, params_from_iter, types};
 use storage::{
     Migration,
     server::{Row, Value},
-    sqlite::{Database, Options, Synchronous},
+    sqlite::{Database, Options},
 };
 
 use super::{
@@ -81,12 +81,7 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be used; the error names the file and the reason.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let options = Options {
-            synchronous: Synchronous::Full,
-            page_size: PAGE_BYTES,
-            cache_kib: CACHE_KIB,
-            ..Options::default()
-        };
+        let options = Options { page_size: PAGE_BYTES, cache_kib: CACHE_KIB, ..Options::default() };
         Ok(Self { database: Database::open_whole(path, &options, MIGRATIONS, tables::SQLITE)? })
     }
 

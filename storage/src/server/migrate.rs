@@ -104,7 +104,7 @@ fn found(rows: &[Row]) -> Result<Found, Error> {
 
 async fn found_by(lease: &mut Lease, dialect: Dialect, schema: &Schema) -> Result<Found, Error> {
     let (sql, values) = look(dialect, schema);
-    found(&lease.part(false, &sql, &values).await.map_err(failed)?.rows)
+    found(&lease.part(false, &sql, &values).await?.rows)
 }
 
 /// Recreates missing tables and columns, and restores rows.
@@ -144,13 +144,13 @@ async fn repair_once(
     let Repair { lost, statements, made, seeds } =
         schema::repair(schema.tables, &found, now, suffix);
     for sql in &statements {
-        lease.batch(sql).await.map_err(failed)?;
+        lease.batch(sql).await?;
     }
     if let Some(restore) = restore
         && !lost.is_empty()
     {
         for (sql, values) in restore(&Mending { lost: &lost, made: &made, suffix }) {
-            lease.part(false, &sql, &values).await.map_err(failed)?;
+            lease.part(false, &sql, &values).await?;
         }
     }
     if dialect == Dialect::MySql && !made.is_empty() {
@@ -159,12 +159,12 @@ async fn repair_once(
         if let Err(fault) = lease.batch(&sql).await {
             let tables = made.iter().map(|name| format!("{name}{suffix}"));
             let sql = format!("DROP TABLE {}", tables.collect::<Vec<_>>().join(", "));
-            lease.batch(&sql).await.map_err(failed)?;
-            return Err(failed(fault));
+            lease.batch(&sql).await?;
+            return Err(fault.into());
         }
     }
     for sql in seeds {
-        lease.batch(sql).await.map_err(failed)?;
+        lease.batch(sql).await?;
     }
     Ok(lost)
 }
@@ -179,10 +179,6 @@ fn is_unrecorded(
     applied.is_empty()
         && !schema.tables.is_empty()
         && (restore.is_some() || schema::is_ours(schema.tables, found))
-}
-
-fn failed(fault: Fault) -> Error {
-    Error::Server { source: Arc::new(fault) }
 }
 
 /// Lock number derived from the record's name (FNV-1a), so that two programs in one database do not
@@ -209,7 +205,7 @@ async fn on_postgres(
              done INTEGER NOT NULL)",
         number(record)
     );
-    lease.batch(&begin).await.map_err(failed)?;
+    lease.batch(&begin).await?;
     let applied = applied(lease, record).await?;
     let found = found_by(lease, Dialect::Postgres, schema).await?;
     let is_unrecorded = is_unrecorded(&applied, schema, &found, restore);
@@ -254,13 +250,13 @@ async fn on_mysql(
     // Lock names are global to the server, so the database's name is part of it.
     const GET: &str = "SELECT GET_LOCK(CONCAT(?, MD5(DATABASE())), ?)";
     const RELEASE: &str = "SELECT RELEASE_LOCK(CONCAT(?, MD5(DATABASE())))";
-    let got = lease.part(false, GET, &[lock.as_str().into(), wait]).await.map_err(failed)?;
+    let got = lease.part(false, GET, &[lock.as_str().into(), wait]).await?;
     if got.rows.first().map(|row| row.get::<Option<i64>>(0)).transpose()?.flatten() != Some(1) {
-        return Err(failed(Fault::new(Kind::Busy, "another process is changing the schema")));
+        return Err(Fault::new(Kind::Busy, "another process is changing the schema").into());
     }
     lease.locked();
     let lost = on_mysql_alone(lease, schema, restore).await?;
-    lease.part(false, RELEASE, &[lock.into()]).await.map_err(failed)?;
+    lease.part(false, RELEASE, &[lock.into()]).await?;
     lease.released();
     Ok(lost)
 }
@@ -277,7 +273,7 @@ async fn on_mysql_alone(
              statements LONGTEXT NOT NULL, done INTEGER NOT NULL)
          CHARACTER SET utf8mb4"
     );
-    lease.batch(&create).await.map_err(failed)?;
+    lease.batch(&create).await?;
     let applied = applied(lease, record).await?;
     check(&applied, migrations)?;
     let found = found_by(lease, Dialect::MySql, schema).await?;
@@ -324,7 +320,7 @@ fn is_done_before(fault: &Fault) -> bool {
 /// The recorded migrations, and how many statements of each are applied.
 async fn applied(lease: &mut Lease, record: &str) -> Result<Vec<(Applied, usize)>, Error> {
     let select = format!("SELECT version, name, statements, done FROM {record} ORDER BY version");
-    let rows = lease.part(false, &select, &[]).await.map_err(failed)?.rows;
+    let rows = lease.part(false, &select, &[]).await?.rows;
     rows.iter().map(read).collect()
 }
 

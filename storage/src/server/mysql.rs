@@ -1,6 +1,6 @@
 //! Connections to MySQL and MariaDB.
 
-use std::{fmt, future::pending, net::SocketAddr, time::Duration};
+use std::{future::pending, net::SocketAddr, time::Duration};
 
 use mysql_async::{
     Column, Conn, Opts, OptsBuilder, Params, SslOpts, consts::ColumnType, prelude::Queryable as _,
@@ -43,12 +43,6 @@ pub(super) struct Connector {
     host: Option<(String, u16)>,
     trust: Trust,
     session: String,
-}
-
-impl fmt::Debug for Connector {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Connector").field("trust", &self.trust).finish_non_exhaustive()
-    }
 }
 
 impl Connector {

@@ -13,7 +13,6 @@
 mod background;
 
 use std::{
-    fmt,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -51,7 +50,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Timeout for closing all connections when the pool closes.
 const CLOSE: Duration = Duration::from_secs(3);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) enum Connector {
     Postgres(Box<postgres::Connector>),
     MySql(Box<mysql::Connector>),
@@ -176,12 +175,6 @@ pub(super) struct Pool {
     permits: Arc<Semaphore>,
     counters: Counters,
     background: Background,
-}
-
-impl fmt::Debug for Pool {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Pool").field("status", &self.pool.status()).finish_non_exhaustive()
-    }
 }
 
 impl Pool {

@@ -49,7 +49,7 @@ impl Active {
 
     fn noted(&mut self, outcome: Result<Rows, Fault>) -> Result<Rows, Error> {
         outcome.map_err(|fault| {
-            let error = Error::Server { source: Arc::new(fault) };
+            let error = Error::from(fault);
             self.failed = Some(error.clone());
             error
         })

@@ -9,7 +9,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Options, Synchronous};
+use super::Options;
 use crate::{Error, Migration, Table, migration};
 
 /// Size limit of the log after a checkpoint: 4 MiB.
@@ -42,7 +42,8 @@ pub(super) fn open(
     tables: &'static [Table],
 ) -> Result<Opened, Error> {
     let guard = lock(path)?;
-    create(path)?;
+    // SQLite creates its log with the mode of the existing file.
+    private(path)?;
     let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, options)
         .and_then(|writer| set_up_writer(writer, options))
         .map_err(Error::open(path.to_owned()))?;
@@ -88,11 +89,6 @@ pub(super) fn lock_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// SQLite creates its log with the mode of the existing file.
-fn create(path: &Path) -> Result<(), Error> {
-    private(path).map(drop)
-}
-
 fn connect(
     path: &Path,
     access: OpenFlags,
@@ -111,11 +107,8 @@ fn set_up_writer(writer: Connection, options: &Options) -> Result<Connection, ru
     // Negative: KiB instead of pages.
     writer.pragma_update(None, "cache_size", -i64::from(options.cache_kib))?;
     writer.pragma_update(None, "journal_mode", "wal")?;
-    let synchronous = match options.synchronous {
-        Synchronous::Full => "full",
-        Synchronous::Normal => "normal",
-    };
-    writer.pragma_update(None, "synchronous", synchronous)?;
+    // A commit is on disk before the response.
+    writer.pragma_update(None, "synchronous", "full")?;
     writer.pragma_update_and_check(None, "journal_size_limit", JOURNAL_SIZE_LIMIT, |_| Ok(()))?;
     // The writer thread checkpoints after the responses.
     writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;

@@ -1,7 +1,6 @@
 //! Work on a connection that continues after its caller is cancelled.
 
 use std::{
-    fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -18,12 +17,6 @@ use super::Pool;
 /// Tasks of a pool, each with a deadline.
 #[derive(Default)]
 pub(super) struct Background(Mutex<JoinSet<()>>);
-
-impl fmt::Debug for Background {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Background").finish_non_exhaustive()
-    }
-}
 
 impl Background {
     fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {

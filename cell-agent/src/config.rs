@@ -416,10 +416,7 @@ fn loggregator(keys: &mut Reader<'_>) -> Option<Option<loggregator::Config>> {
 }
 
 fn tls_files(keys: &mut Reader<'_>) -> Option<tls::Files> {
-    let ca = keys.required("ca_cert_file");
-    let cert = keys.required("client_cert_file");
-    let key = keys.required("client_key_file");
-    Some(tls::Files { ca: ca?, cert: cert?, key: key? })
+    tls::Files::required(keys, ["ca_cert_file", "client_cert_file", "client_key_file"])
 }
 
 /// A network; host bits are ignored.

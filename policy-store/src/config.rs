@@ -101,9 +101,7 @@ impl Configure for Config {
             .map(|port| port.and_then(|port| joined("127.0.0.1", port)));
         let debug_server = host_and_port(keys, DEBUG, "127.0.0.1");
         let admin_listen_address = admin(keys, debug_server);
-        let ca = keys.required("ca_cert_file");
-        let cert = keys.required("server_cert_file");
-        let key = keys.required("server_key_file");
+        let tls = Files::required(keys, ["ca_cert_file", "server_cert_file", "server_key_file"]);
         let database: Option<Database> = keys.required_section("database");
         let access = access(keys);
         let stale_after = keys.or("stale_after_seconds", Seconds::new(600));
@@ -130,7 +128,7 @@ impl Configure for Config {
             internal_listen_address: internal_listen_address?,
             health_check_address: health_check_address?,
             admin_listen_address: admin_listen_address?,
-            tls: Files { ca: ca?, cert: cert?, key: key? },
+            tls: tls?,
             database: database?,
             access: access?,
             stale_after: Some(stale_after?.0).filter(|after| !after.is_zero()),

@@ -9,7 +9,7 @@
 //! Limit: serde buffers the content of `flatten`, `untagged` and internally tagged
 //! types, which bypasses [`Objects`]. No type of the services is one of these.
 
-use std::{fmt, io};
+use std::{fmt, io, marker::PhantomData};
 
 use serde::de::{
     Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess,
@@ -22,10 +22,7 @@ use serde_json::{Error, Value};
 /// # Errors
 /// The text is not JSON, or not a `T`.
 pub fn from_str<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, Error> {
-    let mut json = serde_json::Deserializer::from_str(json);
-    let value = T::deserialize(Objects(&mut json))?;
-    json.end()?;
-    Ok(value)
+    read(serde_json::Deserializer::from_str(json), PhantomData)
 }
 
 /// Reads `T` from all of a body.
@@ -33,10 +30,7 @@ pub fn from_str<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, Error> {
 /// # Errors
 /// The body is not JSON, or not a `T`.
 pub fn from_slice<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Error> {
-    let mut json = serde_json::Deserializer::from_slice(json);
-    let value = T::deserialize(Objects(&mut json))?;
-    json.end()?;
-    Ok(value)
+    read(serde_json::Deserializer::from_slice(json), PhantomData)
 }
 
 /// Reads all of `json` with `seed`.
@@ -47,7 +41,13 @@ pub fn from_reader<'de, S: DeserializeSeed<'de>>(
     json: impl io::Read,
     seed: S,
 ) -> Result<S::Value, Error> {
-    let mut json = serde_json::Deserializer::from_reader(json);
+    read(serde_json::Deserializer::from_reader(json), seed)
+}
+
+fn read<'de, R: serde_json::de::Read<'de>, S: DeserializeSeed<'de>>(
+    mut json: serde_json::Deserializer<R>,
+    seed: S,
+) -> Result<S::Value, Error> {
     let value = seed.deserialize(Objects(&mut json))?;
     json.end()?;
     Ok(value)
@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(error, "trailing characters at line 1 column 4");
         let error = from_slice::<Inner>(b"{}]").unwrap_err().to_string();
         assert_eq!(error, "trailing characters at line 1 column 3");
-        let seed = std::marker::PhantomData::<Inner>;
+        let seed = PhantomData::<Inner>;
         assert_eq!(from_reader(&b"{\"on\":true}"[..], seed).unwrap(), Inner { on: true });
         assert!(from_reader(&b"[true]"[..], seed).is_err());
         assert!(from_reader(&b"{}x"[..], seed).is_err());

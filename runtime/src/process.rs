@@ -14,11 +14,13 @@
 
 mod about;
 mod args;
+#[cfg(feature = "testing")]
+mod testing;
 
 use std::future::Future;
 use std::io::{self, Write};
 use std::panic;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -105,25 +107,6 @@ impl Process {
     pub fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|given| given.name == flag)
     }
-
-    /// The same process with these flags.
-    #[must_use]
-    pub fn with_flags(self, flags: &[Flag]) -> Self {
-        Self { flags: flags.to_vec(), ..self }
-    }
-
-    /// A process for tests that bind a service themselves. Its log level and metrics are not
-    /// connected to anything.
-    pub fn detached() -> Self {
-        let options = lager::Options {
-            source: "detached".into(),
-            level: lager::Level::Info,
-            format: lager::TimeFormat::Rfc3339,
-        };
-        let (_layer, log) = lager::layer(options, io::sink());
-        let (_recorder, metrics) = metrics::recorder("detached", "0");
-        Self { log, metrics, ending: Ending::default(), flags: Vec::new() }
-    }
 }
 
 /// Copies the persistent state of a process with this configuration to a file, whether or not the
@@ -194,49 +177,41 @@ pub fn main<S: Service>() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let (path, wanted) = match request {
-        Request::Run(path, flags) => (path, Wanted::Service(flags)),
-        Request::Check(path) => (path, Wanted::Check),
-        Request::Backup { config, to } => (config, Wanted::Backup(to)),
-        Request::Task(path, flag) => (path, Wanted::Task(flag)),
-        Request::NoConfig => {
-            let flag = about.config_flag;
-            let name = about.name;
-            let text = format!("no configuration file is named: run {name} -{flag}=FILE");
-            return refuse(&about, [text]);
-        }
+    let Some((path, request)) = request else {
+        let About { name, config_flag: flag, .. } = about;
+        let text = format!("no configuration file is named: run {name} -{flag}=FILE");
+        return refuse(&about, [text]);
     };
     let loaded = match config::load::<S::Config>(&path) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&about, error.lines()),
     };
-    match wanted {
-        Wanted::Check => report_check(&loaded.unknown),
-        Wanted::Service(flags) => start::<S>(loaded, flags),
-        Wanted::Backup(to) => back_up::<S>(&loaded.config, &to),
-        Wanted::Task(flag) => carry_out::<S>(&loaded.config, flag),
+    match request {
+        Request::Check => report_check(&loaded.unknown),
+        Request::Run(flags) => start::<S>(loaded, flags),
+        Request::Backup(to) => {
+            let backup = S::BACKUP.expect("without it there is no such flag");
+            let copied = backup(&loaded.config, &to);
+            let text = copied.map(|bytes| format!("copied {bytes} bytes to {}", to.display()));
+            report_outcome(text, "no backup was made")
+        }
+        Request::Task(flag) => {
+            let task = S::TASKS.iter().find(|task| task.flag == flag);
+            let task = task.expect("only flags of tasks are parsed as such");
+            crate::tls::install_provider();
+            report_outcome((task.run)(&loaded.config), flag.name)
+        }
     }
 }
 
-/// What to do once the configuration is valid.
-enum Wanted {
-    Check,
-    Service(Vec<Flag>),
-    Backup(PathBuf),
-    Task(Flag),
-}
-
-fn carry_out<S: Service>(config: &S::Config, flag: Flag) -> ExitCode {
-    let task = S::TASKS.iter().find(|task| task.flag == flag);
-    let task = task.expect("only flags of tasks are parsed as such");
-    crate::tls::install_provider();
-    match (task.run)(config) {
+fn report_outcome(outcome: anyhow::Result<String>, problem: &str) -> ExitCode {
+    match outcome {
         Ok(text) => {
             let _closed = writeln!(io::stdout(), "{text}");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let _closed = writeln!(io::stderr(), "{}: {error:#}", flag.name);
+            let _closed = writeln!(io::stderr(), "{problem}: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -258,20 +233,6 @@ fn report_check(unknown: &[String]) -> ExitCode {
         let _closed = writeln!(stdout, "unknown key, ignored: {key}");
     }
     ExitCode::SUCCESS
-}
-
-fn back_up<S: Service>(config: &S::Config, to: &Path) -> ExitCode {
-    let backup = S::BACKUP.expect("without it there is no such flag");
-    match backup(config, to) {
-        Ok(bytes) => {
-            let _closed = writeln!(io::stdout(), "copied {bytes} bytes to {}", to.display());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            let _closed = writeln!(io::stderr(), "no backup was made: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 fn start<S: Service>(loaded: Loaded<S::Config>, flags: Vec<Flag>) -> ExitCode {

@@ -137,16 +137,10 @@ fn split_digits(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
+/// No digits before a point are zero.
 fn parse_whole(digits: &str) -> Result<u64, ParseDurationError> {
-    let mut value: u64 = 0;
-    for digit in digits.bytes() {
-        value = value
-            .checked_mul(10)
-            .and_then(|value| value.checked_add(u64::from(digit - b'0')))
-            .filter(|value| *value <= LIMIT)
-            .ok_or(ParseDurationError::Overflow)?;
-    }
-    Ok(value)
+    let value = if digits.is_empty() { Some(0) } else { digits.parse().ok() };
+    value.filter(|value| *value <= LIMIT).ok_or(ParseDurationError::Overflow)
 }
 
 /// The fraction `0.<digits>` of a unit, computed with a float64 as in Go, so that thirds of an hour

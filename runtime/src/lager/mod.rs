@@ -33,11 +33,12 @@
 
 mod batch;
 mod budget;
-mod capture;
 mod fields;
 mod layer;
 mod level;
 mod redactor;
+#[cfg(feature = "testing")]
+mod testing;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,11 +50,12 @@ use crate::go_json::Go;
 use crate::metrics::own;
 
 pub use batch::batch_writes;
-pub use capture::{Capture, capture};
 pub use fields::json;
 pub use layer::Lager;
 pub use level::{Level, TimeFormat, UnknownName};
 pub use redactor::Redactor;
+#[cfg(feature = "testing")]
+pub use testing::{Capture, capture};
 
 use budget::Budget;
 use level::AtomicLevel;

@@ -12,11 +12,11 @@
 //!   address.
 //! - Envelopes passed to a connection that breaks may be lost, as agents send no acknowledgements.
 
-#[cfg(feature = "testing")]
-mod agent;
 mod config;
 mod delivery;
 mod envelope;
+#[cfg(feature = "testing")]
+mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use std::time::Duration;
 use metrics::Counter;
 use tokio::sync::mpsc;
 
-#[cfg(feature = "testing")]
-pub use agent::Agent;
 pub use config::Config;
 pub use delivery::Delivery;
 pub use envelope::{Envelope, EnvelopeBatch, Gauge, GaugeValue, Log, Message, Stream};
+#[cfg(feature = "testing")]
+pub use testing::{Agent, detached};
 
 use crate::metrics::own;
 use crate::tls::{ClientTls, Role};
@@ -43,16 +43,9 @@ pub const LINGER: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Loggregator {
     queue: mpsc::Sender<Envelope>,
-    about: Arc<About>,
+    /// Names the sender in each envelope.
+    about: Arc<Config>,
     dropped: Counter,
-}
-
-/// Sender fields of each envelope.
-#[derive(Debug)]
-struct About {
-    source_id: String,
-    instance_id: String,
-    origin: String,
 }
 
 /// A line for the log of an app.
@@ -74,28 +67,13 @@ pub struct AppLog {
 /// `service` is the prefix of the service's metrics. Unusable certificates do not prevent the start
 /// of a service: delivery begins once they can be used.
 pub fn bind(service: &'static str, config: &Config) -> Option<(Loggregator, Delivery)> {
-    let Config { use_v2_api: _, address, files, origin, source_id, instance_id, batch } = config;
+    let Config { address, files, batch, .. } = config;
     let files = files.as_ref()?;
     let tls = ClientTls::follow(Role { service, name: "loggregator-client" }, files);
     let (queue, receiver) = mpsc::channel(QUEUE);
-    let about = About {
-        source_id: source_id.clone(),
-        instance_id: instance_id.clone(),
-        origin: origin.clone(),
-    };
-    let loggregator =
-        Loggregator { queue, about: Arc::new(about), dropped: own::LOGGREGATOR_DROPPED.counter() };
+    let about = Arc::new(config.clone());
+    let loggregator = Loggregator { queue, about, dropped: own::LOGGREGATOR_DROPPED.counter() };
     Some((loggregator, Delivery::new(receiver, address.clone(), tls, *batch)))
-}
-
-/// A queue without a delivery task, and its receiver.
-#[cfg(feature = "testing")]
-pub fn detached() -> (Loggregator, mpsc::Receiver<Envelope>) {
-    let (queue, queued) = mpsc::channel(QUEUE);
-    let name = || "detached".to_owned();
-    let about = About { source_id: name(), instance_id: name(), origin: name() };
-    let dropped = Counter::noop();
-    (Loggregator { queue, about: Arc::new(about), dropped }, queued)
 }
 
 impl Loggregator {

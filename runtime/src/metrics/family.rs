@@ -209,37 +209,23 @@ fn combinations(labels: &[Label]) -> Vec<Vec<(&'static str, &'static str)>> {
 #[macro_export]
 macro_rules! families {
     (certificates $service:literal; $($rest:tt)*) => {
-        $crate::families! { @list [
-            $crate::metrics::Family::new(
-                $crate::metrics::Kind::Gauge,
-                concat!($service, "_certificate_expiry_timestamp_seconds"),
-                "End of the first certificate of the file that ends.",
-            )
-            .by(&[
-                $crate::metrics::Label { name: "tls", values: &[] },
-                $crate::metrics::Label { name: "file", values: &[] },
-            ]),
-            $crate::metrics::Family::new(
-                $crate::metrics::Kind::Gauge,
-                concat!($service, "_certificate_last_reload_successful"),
-                "1 if the TLS files on the disk could be loaded, else 0.",
-            )
-            .by(&[$crate::metrics::Label { name: "tls", values: &[] }]),
-            $crate::metrics::Family::new(
-                $crate::metrics::Kind::Counter,
-                concat!($service, "_certificate_reload_failures_total"),
-                "Loads of TLS files that failed.",
-            )
-            .by(&[$crate::metrics::Label { name: "tls", values: &[] }]),
-        ] $($rest)* }
+        $crate::families! {
+            $($rest)*
+            CERTIFICATE_EXPIRY: Gauge (concat!($service, "_certificate_expiry_timestamp_seconds"))
+                { tls: &[], file: &[] },
+                "End of the first certificate of the file that ends.";
+            CERTIFICATE_LOADED: Gauge (concat!($service, "_certificate_last_reload_successful"))
+                { tls: &[] },
+                "1 if the TLS files on the disk could be loaded, else 0.";
+            CERTIFICATE_FAILURES: Counter (concat!($service, "_certificate_reload_failures_total"))
+                { tls: &[] },
+                "Loads of TLS files that failed.";
+        }
     };
-    (
-        @list [$($certificate:expr),* $(,)?]
-        $(
-            $name:ident: $kind:ident $text:literal
-            $({ $($label:ident: $values:expr),+ $(,)? })? $(when $when:literal)?, $help:literal;
-        )*
-    ) => {
+    ($(
+        $name:ident: $kind:ident $text:tt
+        $({ $($label:ident: $values:expr),+ $(,)? })? $(when $when:literal)?, $help:literal;
+    )*) => {
         $(
             #[doc = $help]
             pub const $name: $crate::metrics::Family = $crate::metrics::Family::new(
@@ -252,10 +238,7 @@ macro_rules! families {
             }),+]))?$(.only($when))?;
         )*
         /// All metric families of this crate.
-        pub const FAMILIES: &[$crate::metrics::Family] = &[$($name,)* $($certificate,)*];
-    };
-    ($($list:tt)*) => {
-        $crate::families! { @list [] $($list)* }
+        pub const FAMILIES: &[$crate::metrics::Family] = &[$($name,)*];
     };
 }
 

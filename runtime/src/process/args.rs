@@ -22,24 +22,17 @@ pub(crate) struct Own {
     pub(crate) keeps: bool,
 }
 
-/// Result of parsing the command line.
+/// What to do with the configuration, once it is valid.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Serve with this configuration and these flags.
-    Run(PathBuf, Vec<Flag>),
-    /// Check this configuration.
-    Check(PathBuf),
-    /// Back up the persistent state of this configuration's process to a file.
-    Backup {
-        /// The configuration.
-        config: PathBuf,
-        /// The backup file.
-        to: PathBuf,
-    },
-    /// Run this task with this configuration instead of serving.
-    Task(PathBuf, Flag),
-    /// No configuration file is named.
-    NoConfig,
+    /// Serve with these flags.
+    Run(Vec<Flag>),
+    /// Report that it is valid.
+    Check,
+    /// Back up the persistent state of the configuration's process to this file.
+    Backup(PathBuf),
+    /// Run this task instead of serving.
+    Task(Flag),
 }
 
 const CHECK: &str = "check-config";
@@ -54,22 +47,20 @@ pub(crate) fn parse(
     about: &About,
     own: &Own,
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<Request, clap::Error> {
+) -> Result<Option<(PathBuf, Request)>, clap::Error> {
     let mut matches = command(about, own).try_get_matches_from(double_dashes(arguments))?;
     let check = matches.get_flag(CHECK);
     let backup = matches.try_remove_one::<OsString>(BACKUP).ok().flatten().map(PathBuf::from);
     let flags = own.flags.iter().filter(|flag| matches.get_flag(flag.name)).copied().collect();
     let task = own.tasks.iter().find(|task| matches.get_flag(task.name)).copied();
     let path = matches.remove_one::<OsString>(about.config_flag);
-    Ok(match path.filter(|path| !path.is_empty()).map(PathBuf::from) {
-        None => Request::NoConfig,
-        Some(path) if check => Request::Check(path),
-        Some(path) => match (backup, task) {
-            (Some(to), _) => Request::Backup { config: path, to },
-            (None, Some(task)) => Request::Task(path, task),
-            (None, None) => Request::Run(path, flags),
-        },
-    })
+    let request = match (backup, task) {
+        _ if check => Request::Check,
+        (Some(to), _) => Request::Backup(to),
+        (None, Some(task)) => Request::Task(task),
+        (None, None) => Request::Run(flags),
+    };
+    Ok(path.filter(|path| !path.is_empty()).map(|path| (path.into(), request)))
 }
 
 fn command(about: &About, own: &Own) -> Command {
@@ -173,11 +164,11 @@ mod tests {
         keeps: false,
     };
 
-    fn run(path: impl Into<PathBuf>) -> Request {
-        Request::Run(path.into(), Vec::new())
+    fn run(path: impl Into<PathBuf>) -> Option<(PathBuf, Request)> {
+        Some((path.into(), Request::Run(Vec::new())))
     }
 
-    fn parsed(arguments: &[&str]) -> Result<Request, clap::Error> {
+    fn parsed(arguments: &[&str]) -> Result<Option<(PathBuf, Request)>, clap::Error> {
         let all = ["lock-server"].iter().chain(arguments);
         parse(&ABOUT, &OWN, all.map(OsString::from))
     }
@@ -214,16 +205,16 @@ mod tests {
     #[test]
     fn checking_needs_a_configuration_too() {
         let request = parsed(&["-check-config", "-config=a"]).expect("known flags");
-        assert_eq!(request, Request::Check("a".into()));
+        assert_eq!(request, Some(("a".into(), Request::Check)));
         for nothing in [&["--check-config"][..], &[], &["-config="]] {
-            assert_eq!(parsed(nothing).expect("known flags"), Request::NoConfig);
+            assert_eq!(parsed(nothing).expect("known flags"), None);
         }
     }
 
     #[test]
     fn a_service_has_flags_of_its_own() {
         let request = parsed(&["-once", "-config=a"]).expect("known flags");
-        assert_eq!(request, Request::Run("a".into(), vec![ONCE]));
+        assert_eq!(request, Some(("a".into(), Request::Run(vec![ONCE]))));
         let without = parse(&ABOUT, &Own::default(), ["x", "--once"].map(OsString::from));
         without.expect_err("another service's flag");
     }
@@ -233,7 +224,7 @@ mod tests {
         let arguments = ["lock-server", "-config=a", "-backup-to=b"].map(OsString::from);
         let own = |keeps| Own { keeps, ..Own::default() };
         let request = parse(&ABOUT, &own(true), arguments.clone()).expect("known flags");
-        assert_eq!(request, Request::Backup { config: "a".into(), to: "b".into() });
+        assert_eq!(request, Some(("a".into(), Request::Backup("b".into()))));
         let error = parse(&ABOUT, &own(false), arguments).expect_err("there is no such flag");
         assert_eq!(error.kind(), ErrorKind::UnknownArgument);
     }

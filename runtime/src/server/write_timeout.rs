@@ -83,8 +83,6 @@ impl<I> WriteTimeout<I> {
         self.signs.waits.store(written.is_pending(), Relaxed);
         if written.is_ready() {
             self.signs.written.store(true, Relaxed);
-        }
-        if written.is_ready() {
             self.stalled = None;
             return written;
         }

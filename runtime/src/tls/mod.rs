@@ -55,6 +55,12 @@ pub struct Files {
 }
 
 impl Files {
+    /// Reads three keys that must be set: CA, certificate and private key.
+    pub fn required(keys: &mut Reader<'_>, names: [&'static str; 3]) -> Option<Self> {
+        let [ca, cert, key] = names.map(|name| keys.required(name));
+        Some(Self { ca: ca?, cert: cert?, key: key? })
+    }
+
     /// The files that these keys name (CA, certificate, key): all three or none. The outer `None`
     /// says that a problem was recorded.
     pub fn optional(keys: &mut Reader<'_>, names: [&'static str; 3]) -> Option<Option<Self>> {
@@ -68,6 +74,11 @@ impl Files {
         }
         let [ca, cert, key] = paths;
         Some(Some(Self { ca: ca?, cert: cert?, key: key? }))
+    }
+
+    fn all(&self) -> [PathBuf; 3] {
+        let Self { ca, cert, key } = self;
+        [ca.clone(), cert.clone(), key.clone()]
     }
 }
 
@@ -88,13 +99,6 @@ pub struct Unusable(String);
 impl From<Unusable> for io::Error {
     fn from(error: Unusable) -> Self {
         Self::new(io::ErrorKind::InvalidInput, error)
-    }
-}
-
-impl Files {
-    fn all(&self) -> [PathBuf; 3] {
-        let Self { ca, cert, key } = self;
-        [ca.clone(), cert.clone(), key.clone()]
     }
 }
 

@@ -126,7 +126,7 @@ impl<T: Send + Sync + 'static> HotReload<T> {
 
     fn new(role: Role, files: &[PathBuf], loaded: FileStamps, state: State<T>) -> Self {
         let report = Report::new(role);
-        report.begin(state.failed.is_none());
+        report.loaded(state.failed.is_none());
         if let Some(made) = &state.made {
             report.expiry(&made.facts);
         }
@@ -178,7 +178,8 @@ impl<T: Send + Sync + 'static> HotReload<T> {
                 let changed = handled != look;
                 handled = look;
                 tried = Instant::now();
-                let Some(loaded) = blocking(load.clone()).await else {
+                // It reads files. Without an outcome the runtime is shutting down.
+                let Ok(loaded) = tokio::task::spawn_blocking(load.clone()).await else {
                     return;
                 };
                 self.swap(loaded, changed, &mut report);
@@ -250,11 +251,6 @@ fn identity(path: &Path) -> FileIdentity {
         metadata.ctime(),
         metadata.ctime_nsec(),
     ])
-}
-
-/// Runs file I/O outside the runtime's threads. `None` when the runtime is shutting down.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
 }
 
 #[cfg(test)]

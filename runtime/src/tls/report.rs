@@ -44,11 +44,7 @@ impl Report {
     }
 
     /// Initializes the metrics after the first load.
-    pub(super) fn begin(&self, loaded: bool) {
-        self.loaded(loaded);
-    }
-
-    fn loaded(&self, loaded: bool) {
+    pub(super) fn loaded(&self, loaded: bool) {
         let successful = gauge!(self.name("last_reload_successful"), self.labels());
         successful.set(f64::from(u8::from(loaded)));
         let failures = counter!(self.name("reload_failures_total"), self.labels());

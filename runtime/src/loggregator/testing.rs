@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use metrics::Counter;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::server::{ClientStreamingService, NamedService};
@@ -14,6 +16,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::envelope::{BatchSenderResponse, Envelope, EnvelopeBatch};
+use super::{Config, Loggregator, QUEUE};
 
 /// Ingress service of an agent, for [`Grpc::add`](crate::server::Grpc::add); clones share the
 /// received envelopes.
@@ -94,4 +97,21 @@ impl ClientStreamingService<EnvelopeBatch> for Agent {
             }
         })
     }
+}
+
+/// A queue without a delivery task, and its receiver.
+pub fn detached() -> (Loggregator, mpsc::Receiver<Envelope>) {
+    let (queue, queued) = mpsc::channel(QUEUE);
+    let name = || "detached".to_owned();
+    let about = Config {
+        use_v2_api: true,
+        address: name(),
+        files: None,
+        origin: name(),
+        source_id: name(),
+        instance_id: name(),
+        batch: 1,
+    };
+    let dropped = Counter::noop();
+    (Loggregator { queue, about: Arc::new(about), dropped }, queued)
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error_span, info};
 
 use crate::{
-    cloud_controller::{self, CloudController, Http, Identity, Trust, Uaa},
+    cloud_controller::{CloudController, Http, Trust},
     config::{self, Config, InternalTls},
     lease::{
         Times,
@@ -31,8 +31,7 @@ use crate::{
         locket::Locket,
     },
     poll::{
-        self, Poller,
-        schedule::Intervals,
+        Poller,
         sync_now::{Outcome, SyncNow},
     },
     report::Report,
@@ -135,7 +134,6 @@ impl Service for App {
         let keeper = keeper(&lock, &uuid, &mut watched)?;
         let store = reach_store(store, uuid, &mut watched)?;
         let sync_now = SyncNow::default();
-        let poll = poll::Settings::from(poll);
         let interval = poll.intervals.poll;
         let poller = Poller::new(poll, cloud_controller, store, times, &health, sync_now.clone());
         let admin = match debug_server {
@@ -225,42 +223,19 @@ fn reach_cloud_controller(
     config: config::CloudController,
     watched: &mut Watched,
 ) -> anyhow::Result<CloudController> {
-    let config::CloudController {
-        url,
-        internal_url,
-        uaa_url,
-        uaa_client,
-        uaa_client_secret,
-        authorities,
-        internal_tls,
-        page_size,
-        call_timeout,
-        page_timeout,
-        user_agent,
-    } = config;
+    let config::CloudController { settings, authorities, internal_tls, user_agent } = config;
     let (public, internal) = match internal_tls {
         InternalTls::Files(files) => {
             let tls = watched.follow("cc-internal-client", "cc-internal-certificate", &files);
             (public_trust(&authorities, watched), Trust::Files(tls))
         }
-        InternalTls::Skip(identity) => {
-            let identity = identity.map(|(cert, key)| Identity { cert, key });
-            (Trust::Anything(None), Trust::Anything(identity))
-        }
+        InternalTls::Skip(identity) => (Trust::Anything(None), Trust::Anything(identity)),
     };
     let public =
-        Http::new(public, user_agent.clone(), Servers::new(&[url.as_str(), uaa_url.as_str()]))
+        Http::new(public, user_agent.clone(), Servers::new(&[&settings.url, &settings.uaa.url]))
             .context("uaa_ca, cc_ca_cert")?;
-    let internal = Http::new(internal, user_agent, Servers::new(&[internal_url.as_str()]))
+    let internal = Http::new(internal, user_agent, Servers::new(&[&settings.internal_url]))
         .context("cc_internal client")?;
-    let settings = cloud_controller::Settings {
-        url,
-        internal_url,
-        uaa: Uaa { url: uaa_url, client: uaa_client, secret: uaa_client_secret },
-        page_size,
-        call_timeout,
-        page_timeout,
-    };
     Ok(CloudController::new(settings, public, internal))
 }
 
@@ -303,24 +278,4 @@ fn answer(outcome: Outcome) -> (StatusCode, Json<serde_json::Value>) {
         }
     };
     (status, Json(body))
-}
-
-impl From<config::Poll> for poll::Settings {
-    fn from(poll: config::Poll) -> Self {
-        let config::Poll {
-            interval,
-            full_sync_interval,
-            unstamped_sync_interval,
-            retry_deadline,
-            max_staleness,
-        } = poll;
-        let intervals = Intervals {
-            poll: interval.unwrap_or(poll::FASTEST_POLL),
-            poll_share: if interval.is_none() { poll::POLL_SHARE } else { 0 },
-            full: full_sync_interval,
-            unstamped: unstamped_sync_interval,
-            repair: poll::REPAIR,
-        };
-        Self { intervals, retry_deadline, max_staleness }
-    }
 }

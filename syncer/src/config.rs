@@ -5,12 +5,16 @@ use std::{path::PathBuf, time::Duration};
 
 use model::lock::Owner;
 use runtime::{
-    config::{Configure, HostPort, Reader, Seconds, Value},
+    config::{Configure, HostPort, Reader, Seconds},
     lager, otlp, redact,
     tls::Files,
 };
 
-use crate::{cloud_controller::Secret, lease::Times};
+use crate::{
+    cloud_controller::{self, Identity, Secret, Uaa},
+    lease::Times,
+    poll::{self, schedule::Intervals},
+};
 
 /// Parsed configuration file.
 #[derive(Debug)]
@@ -27,8 +31,8 @@ pub struct Config {
     pub metron: Option<HostPort>,
     /// OpenTelemetry collector for the spans of changes, if any.
     pub otlp: Option<otlp::Config>,
-    /// Poll intervals.
-    pub poll: Poll,
+    /// The poll loop.
+    pub poll: poll::Settings,
     /// The Cloud Controller and UAA.
     pub cloud_controller: CloudController,
     /// The lock server and the lock.
@@ -37,46 +41,15 @@ pub struct Config {
     pub store: Store,
 }
 
-/// Poll intervals.
-#[derive(Debug)]
-pub struct Poll {
-    /// Interval of stamp polls; absent for the default, which depends on how fast the Cloud
-    /// Controller responds.
-    pub interval: Option<Duration>,
-    /// Interval of full reads of the list while the stamp does not change.
-    pub full_sync_interval: Duration,
-    /// Interval of full reads when the Cloud Controller has no stamp.
-    pub unstamped_sync_interval: Duration,
-    /// Time without success after which an unstable list is an error, and the leader not
-    /// ready.
-    pub retry_deadline: Duration,
-    /// How long a due poll may be without success before the leader is not ready.
-    pub max_staleness: Duration,
-}
-
 /// The Cloud Controller and UAA.
 #[derive(Debug)]
 pub struct CloudController {
-    /// URL of the v3 API, without a trailing slash.
-    pub url: String,
-    /// URL of the internal API, without a trailing slash.
-    pub internal_url: String,
-    /// URL of UAA, with port.
-    pub uaa_url: String,
-    /// UAA client.
-    pub uaa_client: String,
-    /// UAA client secret.
-    pub uaa_client_secret: Secret,
+    /// URLs, credentials and timeouts.
+    pub settings: cloud_controller::Settings,
     /// CAs of UAA and the v3 API; empty for the system's.
     pub authorities: Vec<PathBuf>,
     /// Mutual TLS with the internal API.
     pub internal_tls: InternalTls,
-    /// Groups per page.
-    pub page_size: u16,
-    /// Timeout of a token or stamp call.
-    pub call_timeout: Duration,
-    /// Timeout of a page.
-    pub page_timeout: Duration,
     /// User agent of HTTP requests.
     pub user_agent: String,
 }
@@ -87,8 +60,8 @@ pub enum InternalTls {
     /// Mutual TLS with these files.
     Files(Files),
     /// No verification of server certificates, including UAA's; sends a client certificate
-    /// (certificate, key) if configured.
-    Skip(Option<(PathBuf, PathBuf)>),
+    /// if configured.
+    Skip(Option<Identity>),
 }
 
 /// The lock server and the lock.
@@ -129,14 +102,15 @@ const UNUSED: [&str; 1] = ["database"];
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
         keys.ignore(&UNUSED);
-        let uuid = required::<String>(keys, "uuid")
+        let uuid = keys
+            .required::<String>("uuid")
             .and_then(|text| Owner::parse(&text).map_err(|err| keys.problem("uuid", err)).ok());
         let log_prefix = keys.or("log_prefix", "cfnetworking".to_owned());
         let log_level = keys.or("log_level", lager::Level::Info);
         let debug_server = debug_server(keys);
         let metron = keys.optional::<HostPort>("metron_address");
         let otlp = keys.section("otlp");
-        let poll = Poll::read(keys);
+        let poll = poll(keys);
         let cloud_controller = CloudController::read(keys);
         let lock = Lock::read(keys);
         let store = Store::read(keys);
@@ -153,10 +127,6 @@ impl Configure for Config {
             store: store?,
         })
     }
-}
-
-fn required<T: Value>(keys: &mut Reader<'_>, key: &'static str) -> Option<T> {
-    keys.required(key)
 }
 
 #[expect(clippy::option_option, reason = "as the reader: the outer is a recorded problem")]
@@ -191,21 +161,24 @@ fn optional_seconds(keys: &mut Reader<'_>, key: &'static str) -> Option<Option<D
     Some(value)
 }
 
-impl Poll {
-    fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        let interval = optional_seconds(keys, "asg_poll_interval_seconds");
-        let full_sync_interval = seconds(keys, "full_sync_interval_seconds", 300);
-        let unstamped_sync_interval = seconds(keys, "unstamped_sync_interval_seconds", 60);
-        let retry_deadline = seconds(keys, "retry_deadline_seconds", 300);
-        let max_staleness = seconds(keys, "max_staleness_seconds", 30);
-        Some(Self {
-            interval: interval?,
-            full_sync_interval: full_sync_interval?,
-            unstamped_sync_interval: unstamped_sync_interval?,
-            retry_deadline: retry_deadline?,
-            max_staleness: max_staleness?,
-        })
-    }
+/// Without a configured interval, that of the stamp polls depends on how fast the Cloud Controller
+/// responds.
+fn poll(keys: &mut Reader<'_>) -> Option<poll::Settings> {
+    let interval = optional_seconds(keys, "asg_poll_interval_seconds");
+    let full = seconds(keys, "full_sync_interval_seconds", 300);
+    let unstamped = seconds(keys, "unstamped_sync_interval_seconds", 60);
+    let retry_deadline = seconds(keys, "retry_deadline_seconds", 300);
+    let max_staleness = seconds(keys, "max_staleness_seconds", 30);
+    let interval = interval?;
+    let intervals = Intervals {
+        poll: interval.unwrap_or(poll::FASTEST_POLL),
+        poll_share: if interval.is_none() { poll::POLL_SHARE } else { 0 },
+        full: full?,
+        unstamped: unstamped?,
+        repair: poll::REPAIR,
+    };
+    let (retry_deadline, max_staleness) = (retry_deadline?, max_staleness?);
+    Some(poll::Settings { intervals, retry_deadline, max_staleness })
 }
 
 /// Maximum page size of the Cloud Controller.
@@ -216,9 +189,9 @@ impl CloudController {
         let url = url(keys, "cc_url");
         let internal_url = self::url(keys, "cc_internal_url");
         let uaa_base = self::url(keys, "uaa_url");
-        let uaa_port = required::<u16>(keys, "uaa_port");
-        let uaa_client = required(keys, "uaa_client");
-        let uaa_client_secret = required(keys, "uaa_client_secret");
+        let uaa_port = keys.required::<u16>("uaa_port");
+        let uaa_client = keys.required("uaa_client");
+        let uaa_client_secret = keys.required("uaa_client_secret");
         let uaa_ca = keys.optional::<PathBuf>("uaa_ca");
         let cc_ca = keys.optional::<PathBuf>("cc_ca_cert");
         let internal_tls = InternalTls::read(keys);
@@ -227,19 +200,22 @@ impl CloudController {
         let page_timeout = seconds(keys, "cc_page_timeout_seconds", 120);
         let agent = concat!("portcullis-syncer/", env!("CARGO_PKG_VERSION"));
         let user_agent = keys.or("cc_user_agent", agent.to_owned());
-        Some(Self {
+        let uaa = Uaa {
+            url: format!("{}:{}", uaa_base?, uaa_port?),
+            client: uaa_client?,
+            secret: Secret(uaa_client_secret?),
+        };
+        let settings = cloud_controller::Settings {
             url: url?,
             internal_url: internal_url?,
-            uaa_url: format!("{}:{}", uaa_base?, uaa_port?),
-            uaa_client: uaa_client?,
-            uaa_client_secret: Secret(uaa_client_secret?),
-            authorities: [uaa_ca?, cc_ca?].into_iter().flatten().collect(),
-            internal_tls: internal_tls?,
+            uaa,
             page_size: page_size?,
             call_timeout: call_timeout?,
             page_timeout: page_timeout?,
-            user_agent: user_agent?,
-        })
+        };
+        let authorities = [uaa_ca?, cc_ca?].into_iter().flatten().collect();
+        let (internal_tls, user_agent) = (internal_tls?, user_agent?);
+        Some(Self { settings, authorities, internal_tls, user_agent })
     }
 }
 
@@ -276,22 +252,10 @@ impl InternalTls {
             keys.ignore(&[CA]);
             let cert = keys.optional::<PathBuf>(CERT);
             let key = keys.optional::<PathBuf>(KEY);
-            return Some(Self::Skip(cert?.zip(key?)));
+            return Some(Self::Skip(cert?.zip(key?).map(|(cert, key)| Identity { cert, key })));
         }
-        files(keys, CA, CERT, KEY).map(Self::Files)
+        Files::required(keys, [CA, CERT, KEY]).map(Self::Files)
     }
-}
-
-fn files(
-    keys: &mut Reader<'_>,
-    ca: &'static str,
-    cert: &'static str,
-    key: &'static str,
-) -> Option<Files> {
-    let ca = required(keys, ca);
-    let cert = required(keys, cert);
-    let key = required(keys, key);
-    Some(Files { ca: ca?, cert: cert?, key: key? })
 }
 
 /// Those of the original.
@@ -304,9 +268,11 @@ const USUAL_TIMES_WITH_TOKENS: Times =
 
 impl Lock {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        let address = required(keys, "locket_address");
-        let tls =
-            files(keys, "locket_ca_cert_file", "locket_client_cert_file", "locket_client_key_file");
+        let address = keys.required("locket_address");
+        let tls = Files::required(
+            keys,
+            ["locket_ca_cert_file", "locket_client_cert_file", "locket_client_key_file"],
+        );
         let ttl = optional_seconds(keys, "lock_ttl_seconds");
         let retry_interval = optional_seconds(keys, "lock_retry_interval_seconds");
         let keepalive_time = keys.or("locket_client_keepalive_time", Seconds::new(0));
@@ -339,12 +305,14 @@ impl Lock {
 
 impl Store {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
-        let address = required(keys, "policy_store_address");
-        let tls = files(
+        let address = keys.required("policy_store_address");
+        let tls = Files::required(
             keys,
-            "policy_store_ca_cert_file",
-            "policy_store_client_cert_file",
-            "policy_store_client_key_file",
+            [
+                "policy_store_ca_cert_file",
+                "policy_store_client_cert_file",
+                "policy_store_client_key_file",
+            ],
         );
         let timeout = seconds(keys, "policy_store_timeout_seconds", 60);
         let allow_mass_removal = keys.or("allow_mass_removal", false);

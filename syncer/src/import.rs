@@ -19,10 +19,10 @@ use model::{
 };
 use runtime::json;
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 /// A group that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,7 +242,7 @@ fields! {
     log "log": bool,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
 struct Group {
     #[serde(deserialize_with = "guid")]
@@ -257,7 +257,7 @@ struct Group {
     relationships: Relationships,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
 struct Enabled {
     #[serde(deserialize_with = "running")]
@@ -266,23 +266,23 @@ struct Enabled {
     staging: bool,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
 struct Relationships {
-    #[serde(deserialize_with = "running_spaces")]
-    running_spaces: Bindings,
     #[serde(deserialize_with = "staging_spaces")]
     staging_spaces: Bindings,
+    #[serde(deserialize_with = "running_spaces")]
+    running_spaces: Bindings,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
 struct Bindings {
     #[serde(deserialize_with = "data")]
     data: Vec<Binding>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
 struct Binding {
     guid: Option<String>,
@@ -307,7 +307,7 @@ struct Rule {
     log: bool,
 }
 
-#[derive(Default)]
+#[derive(Serialize, Default)]
 struct Rules(Vec<RuleSpec>);
 
 impl<'de> Deserialize<'de> for Rules {
@@ -367,7 +367,34 @@ impl Group {
     }
 }
 
+impl From<&SecurityGroup> for Group {
+    fn from(group: &SecurityGroup) -> Self {
+        let SecurityGroup { guid, name, rules, running, staging } = group;
+        Self {
+            guid: guid.to_string(),
+            name: name.clone(),
+            globally_enabled: Enabled { running: running.everywhere, staging: staging.everywhere },
+            rules: Rules(rules.clone()),
+            relationships: Relationships {
+                staging_spaces: Bindings::of(staging),
+                running_spaces: Bindings::of(running),
+            },
+        }
+    }
+}
+
+/// A group in the format of the original's debug lines: its own structs, with every key present.
+#[must_use]
+pub(crate) fn echo(group: &SecurityGroup) -> Box<RawValue> {
+    to_raw_value(&Group::from(group)).expect("texts, numbers and lists are JSON")
+}
+
 impl Bindings {
+    fn of(scope: &Scope) -> Self {
+        let binding = |space: &SpaceGuid| Binding { guid: Some(space.to_string()) };
+        Self { data: scope.spaces.iter().map(binding).collect() }
+    }
+
     /// The texts are the original's, where this error fails the whole sync.
     fn into_model(self, lifecycle: &str, group: &GroupGuid) -> Result<BTreeSet<SpaceGuid>, String> {
         let mut spaces = BTreeSet::new();

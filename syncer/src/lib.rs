@@ -26,7 +26,6 @@ pub mod config;
 pub mod cycle;
 pub mod import;
 pub mod lease;
-mod log_format;
 pub mod manifest;
 pub mod metrics;
 pub mod poll;

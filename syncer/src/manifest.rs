@@ -94,7 +94,7 @@ impl ListSnapshot {
     fn good(&mut self, group: SecurityGroup, held: &StoreHashes) {
         let hash = group.content_hash();
         if let Some(echo) = &mut self.echo {
-            echo.push(crate::log_format::group(&group));
+            echo.push(crate::import::echo(&group));
         }
         self.enter(&group.guid, Entry::Good(hash));
         if held.get(&group.guid) == Some(&hash) {

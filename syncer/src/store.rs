@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use crate::{
     lease::keeper::Term,
@@ -198,15 +198,15 @@ impl Store {
     /// status is unavailable, the worse cause is assumed.
     async fn precondition(&self, message: &str, token: FencingToken) -> Error {
         let mut client = self.client.clone();
-        let status = timeout(self.settings.timeout, client.status(StatusRequest {})).await;
-        let fenced = match status {
-            Ok(Ok(status)) => {
-                let writer = status.into_inner().writer.unwrap_or_default();
+        let status = client.status(StatusRequest {});
+        let fenced = match within(self.settings.timeout, "Status", status).await {
+            Ok(status) => {
+                let writer = status.writer.unwrap_or_default();
                 let newest = FencingToken(writer.fencing_token);
                 let taken = newest == token && writer.owner != self.settings.owner.as_str();
                 newest > token || (taken && token.0 != 0)
             }
-            Ok(Err(_)) | Err(_) => true,
+            Err(_) => true,
         };
         match fenced {
             true => Error::Fenced(message.to_owned()),
@@ -228,11 +228,8 @@ impl Store {
     /// The call failed or timed out.
     pub async fn count_within(&self, patience: Duration) -> Result<usize, Error> {
         let mut client = self.client.clone();
-        let status = timeout(patience, client.status(StatusRequest {}))
-            .await
-            .unwrap_or_else(|_| Err(Status::deadline_exceeded("not answered in time")))
-            .map_err(failed("Status"))?;
-        Ok(usize::try_from(status.into_inner().groups).unwrap_or(usize::MAX))
+        let status = within(patience, "Status", client.status(StatusRequest {})).await?;
+        Ok(usize::try_from(status.groups).unwrap_or(usize::MAX))
     }
 
     /// Guid and hash of every group in the store.
@@ -246,11 +243,7 @@ impl Store {
         loop {
             let request =
                 ListRequest { space_guids: Vec::new(), all: true, page_size: PAGE, page_token };
-            let page = timeout(self.settings.timeout, client.list(request))
-                .await
-                .unwrap_or_else(|_| Err(Status::deadline_exceeded("not answered in time")))
-                .map_err(failed("List"))?
-                .into_inner();
+            let page = within(self.settings.timeout, "List", client.list(request)).await?;
             for stored in page.groups {
                 let group = SecurityGroup::try_from(proto::decode_group(stored.group)?)?;
                 held.insert(group.guid.clone(), group.content_hash());
@@ -261,6 +254,16 @@ impl Store {
             page_token = page.next_page_token;
         }
     }
+}
+
+async fn within<T>(
+    patience: Duration,
+    operation: &'static str,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
+    let answer = timeout(patience, call).await;
+    let late = |_| Err(Status::deadline_exceeded("not answered in time"));
+    answer.unwrap_or_else(late).map(Response::into_inner).map_err(failed(operation))
 }
 
 fn failed(operation: &'static str) -> impl Fn(Status) -> Error {

@@ -48,10 +48,11 @@ fn the_originals_file_is_taken_as_it_is() {
     let Loaded { config, unknown } = read(&bosh()).unwrap();
     assert_eq!(unknown, [""; 0]);
     assert_eq!(config.uuid.as_str(), "instance-1");
-    assert_eq!(config.poll.interval, Some(Duration::from_secs(60)));
+    assert_eq!(config.poll.intervals.poll, Duration::from_secs(60));
+    assert_eq!(config.poll.intervals.poll_share, 0);
     let cc = &config.cloud_controller;
-    assert_eq!(cc.url, "https://cloud-controller-ng.service.cf.internal:9024");
-    assert_eq!(cc.uaa_url, "https://uaa.service.cf.internal:8443");
+    assert_eq!(cc.settings.url, "https://cloud-controller-ng.service.cf.internal:9024");
+    assert_eq!(cc.settings.uaa.url, "https://uaa.service.cf.internal:8443");
     assert_eq!(cc.authorities.len(), 2);
     assert!(!format!("{config:?}").contains("hush"));
 }
@@ -74,18 +75,19 @@ fn what_is_left_out_has_the_documented_default() {
     }
     let config = read(&json).unwrap().config;
     let seconds = Duration::from_secs;
-    assert_eq!(config.poll.interval, None);
-    assert_eq!(config.poll.full_sync_interval, seconds(300));
-    assert_eq!(config.poll.unstamped_sync_interval, seconds(60));
+    assert_eq!(config.poll.intervals.poll, Duration::from_millis(250));
+    assert_eq!(config.poll.intervals.poll_share, 100);
+    assert_eq!(config.poll.intervals.full, seconds(300));
+    assert_eq!(config.poll.intervals.unstamped, seconds(60));
     assert_eq!(config.poll.retry_deadline, seconds(300));
     let times = |ttl, retry| Times { ttl: seconds(ttl), retry_interval: seconds(retry) };
     assert_eq!(config.lock.times, times(15, 5));
     assert_eq!(config.lock.times_with_tokens, times(5, 1));
     assert!(!config.lock.exit_on_loss && !config.store.allow_mass_removal);
     assert_eq!(config.store.timeout, seconds(60));
-    assert_eq!(config.cloud_controller.page_size, 5000);
-    assert_eq!(config.cloud_controller.call_timeout, seconds(10));
-    assert_eq!(config.cloud_controller.page_timeout, seconds(120));
+    assert_eq!(config.cloud_controller.settings.page_size, 5000);
+    assert_eq!(config.cloud_controller.settings.call_timeout, seconds(10));
+    assert_eq!(config.cloud_controller.settings.page_timeout, seconds(120));
     assert!(config.cloud_controller.user_agent.starts_with("portcullis-syncer/"));
     assert!(config.cloud_controller.authorities.is_empty());
     assert!(config.debug_server.is_none() && config.metron.is_none());

@@ -32,6 +32,7 @@ pub enum Trust {
 }
 
 /// Client certificate and key, where the server's certificate is not verified.
+#[derive(Debug)]
 pub struct Identity {
     /// PEM of the certificate.
     pub cert: PathBuf,

@@ -106,11 +106,8 @@ impl Locket {
             resource: Some(resource(claim)),
             ttl_in_seconds: claim.ttl.seconds(),
         };
-        let (request, request_uuid) = tagged(message);
-        within(patience, self.locks.lock(request))
-            .await
-            .map(|answer| FencingToken(answer.fencing_token))
-            .map_err(|status| Failure { status, request_uuid })
+        let answer = call(message, patience, |request| self.locks.lock(request)).await?;
+        Ok(FencingToken(answer.fencing_token))
     }
 
     /// Releases the lock.
@@ -119,11 +116,7 @@ impl Locket {
     /// Held by another owner, unreachable, or timed out.
     pub async fn release(&mut self, claim: &Claim, patience: Duration) -> Result<(), Failure> {
         let message = models::ReleaseRequest { resource: Some(resource(claim)) };
-        let (request, request_uuid) = tagged(message);
-        within(patience, self.locks.release(request))
-            .await
-            .map(drop)
-            .map_err(|status| Failure { status, request_uuid })
+        call(message, patience, |request| self.locks.release(request)).await.map(drop)
     }
 
     /// The owner of the lock.
@@ -132,11 +125,8 @@ impl Locket {
     /// The lock is free, the server is unreachable, or the call timed out.
     pub async fn owner(&mut self, claim: &Claim, patience: Duration) -> Result<String, Failure> {
         let message = models::FetchRequest { key: claim.key.as_str().to_owned() };
-        let (request, request_uuid) = tagged(message);
-        within(patience, self.locks.fetch(request))
-            .await
-            .map(|answer| answer.resource.unwrap_or_default().owner)
-            .map_err(|status| Failure { status, request_uuid })
+        let answer = call(message, patience, |request| self.locks.fetch(request)).await?;
+        Ok(answer.resource.unwrap_or_default().owner)
     }
 
     /// Waits until the lock is free.
@@ -165,21 +155,22 @@ impl Locket {
     }
 }
 
-/// Adds the metadata that identifies the call in the lock server's log.
-fn tagged<T>(message: T) -> (Request<T>, Uuid) {
-    let uuid = Uuid::new_v4();
-    let mut request = Request::new(message);
-    let value = uuid.to_string().parse().expect("a uuid is ASCII");
-    request.metadata_mut().insert("uuid", value);
-    (request, uuid)
-}
-
-async fn within<T>(
+/// Sends a request with the metadata that identifies the call in the lock server's log.
+async fn call<M, T, F>(
+    message: M,
     patience: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(patience, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_) => Err(Status::deadline_exceeded("context deadline exceeded")),
-    }
+    send: impl FnOnce(Request<M>) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let request_uuid = Uuid::new_v4();
+    let mut request = Request::new(message);
+    let value = request_uuid.to_string().parse().expect("a uuid is ASCII");
+    request.metadata_mut().insert("uuid", value);
+    let answer = tokio::time::timeout(patience, send(request)).await;
+    answer
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("context deadline exceeded")))
+        .map(tonic::Response::into_inner)
+        .map_err(|status| Failure { status, request_uuid })
 }

@@ -19,13 +19,12 @@ use runtime::{
     supervise::Tasks,
     tls::{Alpn, Role, ServerTls},
 };
-use storage::server::Dialect;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
 use crate::{
     access::Access,
-    config::{Config, Database, HealthCheck},
+    config::{Config, Database},
     feed::Feed,
     grpc::Service,
     locks::Locks,
@@ -34,7 +33,7 @@ use crate::{
     report::{self, Report},
     store::{
         Store,
-        shared::{Check, Shared},
+        shared::{HealthCheck, Shared},
     },
 };
 
@@ -97,18 +96,18 @@ impl runtime::process::Service for App {
         Database::Embedded(path) => Ok(storage::sqlite::backup(path, to)?),
         Database::Shared(server) => bail!(
             "the database is on a server: back it up there, as with {}",
-            Dialect::from(server.driver).backup_tool()
+            server.dialect.backup_tool()
         ),
     });
 
     const METRICS: &'static [Family] = crate::metrics::FAMILIES;
 
     fn log(config: &Config) -> runtime::lager::Options {
-        config.log()
+        config.log.clone()
     }
 
     fn redactor(config: &Config) -> runtime::lager::Redactor {
-        config.log.redactor.clone()
+        config.redactor.clone()
     }
 
     async fn bind(config: Config, process: &Process) -> anyhow::Result<Self> {
@@ -125,6 +124,7 @@ impl runtime::process::Service for App {
             loggregator,
             debug_address,
             log: _,
+            redactor: _,
         } = config;
         let health = Health::new();
         let agent = loggregator.as_ref().and_then(|config| loggregator::bind(METRICS, config));
@@ -184,8 +184,7 @@ impl Front {
         tasks: &mut Tasks,
         shutdown: &CancellationToken,
     ) {
-        if let Some(HealthCheck { timeout, interval, attempts }) = check {
-            let check = Check { timeout, interval, attempts };
+        if let Some(check) = check {
             let span = info_span!("db-health-check-runner");
             let work = store.clone().watch_health(check, shutdown.clone()).instrument(span);
             tasks.add("database health", work);

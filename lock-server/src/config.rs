@@ -4,18 +4,22 @@
 //! A duration that is not positive means the default, as the original's zero value
 //! does, unless the key is documented otherwise.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use runtime::{
     config::{Configure, GoDuration, HostPort, Reader, Value},
-    lager::{self, Level, Redactor, TimeFormat},
+    lager::{self, Redactor, TimeFormat},
     loggregator,
     server::Limits,
     tls::{self, Pattern},
 };
 use serde_json::Value as Json;
+use storage::server::{Dialect, Options, Tls};
 
-use crate::access::{Access, KeyRule};
+use crate::{
+    access::{Access, KeyRule},
+    store::shared::HealthCheck,
+};
 
 /// Go's listen address when none is configured: any free port on all interfaces.
 const ANY_ADDRESS: &str = ":0";
@@ -55,17 +59,8 @@ pub struct Config {
     pub loggregator: Option<loggregator::Config>,
     /// `debug_address`: endpoint for metrics, health and log level; disabled when absent.
     pub debug_address: Option<HostPort>,
-    /// Log settings.
-    pub log: Log,
-}
-
-/// Log settings: `log_level`, `time_format` and redaction.
-#[derive(Debug, Clone)]
-pub struct Log {
-    /// `log_level`.
-    pub level: Level,
-    /// `time_format`.
-    pub format: TimeFormat,
+    /// `log_level`, `time_format`.
+    pub log: lager::Options,
     /// `redact_secrets`, `redact_patterns`, `max_data_string_length`.
     pub redactor: Redactor,
 }
@@ -76,105 +71,13 @@ pub enum Database {
     /// `sqlite`: a local file.
     Embedded(PathBuf),
     /// `postgres`, `mysql`: a server that several instances can share.
-    Shared(Server),
-}
-
-/// Database driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Driver {
-    /// `postgres`.
-    Postgres,
-    /// `mysql`: MySQL or MariaDB.
-    MySql,
-}
-
-impl From<Driver> for storage::server::Dialect {
-    fn from(driver: Driver) -> Self {
-        match driver {
-            Driver::Postgres => Self::Postgres,
-            Driver::MySql => Self::MySql,
-        }
-    }
-}
-
-/// A database server and its connection settings.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Server {
-    /// `database_driver`.
-    pub driver: Driver,
-    /// `database_connection_string`; contains a password and is never printed.
-    pub connection_string: String,
-    /// `sql_ca_cert_file`: CA of the server's certificate, if TLS is required.
-    pub ca: Option<PathBuf>,
-    /// `sql_enable_identity_verification`: whether the certificate must match the host
-    /// of the connection string.
-    pub verify_identity: bool,
-    /// `max_open_database_connections`; `None`: the store's default.
-    pub max_open: Option<usize>,
-    /// `max_database_connection_lifetime`.
-    pub max_lifetime: Option<Duration>,
-    /// `db_connection_timeout`.
-    pub connect_timeout: Duration,
-    /// Timeout of a call: the shortest of `db_operation_timeout`, `db_read_timeout` and
-    /// `db_write_timeout`.
-    pub operation_timeout: Duration,
-    /// `db_start_timeout`: how long the start waits for the server; no wait when it is
-    /// not positive.
-    pub start_timeout: Duration,
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            driver,
-            connection_string: _,
-            ca,
-            verify_identity,
-            max_open,
-            max_lifetime,
-            connect_timeout,
-            operation_timeout,
-            start_timeout,
-        } = self;
-        f.debug_struct("Server")
-            .field("driver", driver)
-            .field("ca", ca)
-            .field("verify_identity", verify_identity)
-            .field("max_open", max_open)
-            .field("max_lifetime", max_lifetime)
-            .field("connect_timeout", connect_timeout)
-            .field("operation_timeout", operation_timeout)
-            .field("start_timeout", start_timeout)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Settings of the database health check
-/// (docs/compatibility/locket.md#database-health-check).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// `health_check_timeout`: timeout of one attempt.
-    pub timeout: Duration,
-    /// `health_check_interval`: interval between checks.
-    pub interval: Duration,
-    /// `health_check_failure_threshold`: attempts per check.
-    pub attempts: u32,
-}
-
-impl Config {
-    /// Options of the logger.
-    pub fn log(&self) -> lager::Options {
-        let Log { level, format, redactor: _ } = self.log;
-        lager::Options { source: "locket".to_owned(), level, format }
-    }
+    Shared(Options),
 }
 
 impl Configure for Config {
     fn read(keys: &mut Reader<'_>) -> Option<Self> {
         let listen_address = keys.optional::<HostPort>("listen_address");
-        let ca = keys.required("ca_file");
-        let cert = keys.required("cert_file");
-        let key = keys.required("key_file");
+        let tls = tls::Files::required(keys, ["ca_file", "cert_file", "key_file"]);
         let operation_timeout = duration(keys, "db_operation_timeout", OPERATION);
         let database = database(keys, operation_timeout.unwrap_or(OPERATION));
         let drain_timeout = duration(keys, "drain_timeout", operation_timeout.unwrap_or(OPERATION));
@@ -185,10 +88,11 @@ impl Configure for Config {
         let loggregator = keys.section("loggregator");
         let debug_address = keys.optional("debug_address");
         let log = log(keys);
+        let redactor = Redactor::read(keys);
         Some(Self {
             listen_address: listen_address?
                 .map_or_else(|| ANY_ADDRESS.to_owned(), |address| address.to_string()),
-            tls: tls::Files { ca: ca?, cert: cert?, key: key? },
+            tls: tls?,
             database: database?,
             operation_timeout: operation_timeout?,
             drain_timeout: drain_timeout?,
@@ -202,6 +106,7 @@ impl Configure for Config {
             loggregator: loggregator?,
             debug_address: debug_address?,
             log: log?,
+            redactor: redactor?,
         })
     }
 }
@@ -230,10 +135,10 @@ fn database(keys: &mut Reader<'_>, operation: Duration) -> Option<Database> {
     let read_timeout = duration(keys, "db_read_timeout", operation);
     let write_timeout = duration(keys, "db_write_timeout", operation);
     let start_timeout = keys.or("db_start_timeout", START).map(GoDuration::to_duration);
-    let driver = match driver?.as_str() {
+    let dialect = match driver?.as_str() {
         "sqlite" => None,
-        "postgres" => Some(Driver::Postgres),
-        "mysql" => Some(Driver::MySql),
+        "postgres" => Some(Dialect::Postgres),
+        "mysql" => Some(Dialect::MySql),
         _ => {
             let text = "invalid-driver-name: expects sqlite, postgres or mysql";
             keys.problem("database_driver", text);
@@ -243,19 +148,19 @@ fn database(keys: &mut Reader<'_>, operation: Duration) -> Option<Database> {
     let (connection_string, ca, verify_identity) = (connection?, ca?, verify_identity?);
     let (max_open, max_lifetime) = (max_open?, max_lifetime?);
     let (connect_timeout, start_timeout) = (connect_timeout?, start_timeout?);
+    // The timeout of a call is the shortest of the three.
     let operation_timeout = operation.min(read_timeout?).min(write_timeout?);
-    Some(match driver {
+    Some(match dialect {
         None => Database::Embedded(connection_string.into()),
-        Some(driver) => Database::Shared(Server {
-            driver,
-            connection_string,
-            ca,
-            verify_identity,
-            max_open: usize::try_from(max_open).ok().filter(|max| *max > 0),
+        Some(dialect) => Database::Shared(Options {
+            tls: ca.map(|ca| Tls { ca, verify_identity }),
+            max_open: usize::try_from(max_open).unwrap_or(0),
             max_lifetime,
             connect_timeout,
             operation_timeout,
             start_timeout,
+            application_name: "locket".to_owned(),
+            ..Options::new(dialect, connection_string)
         }),
     })
 }
@@ -313,11 +218,10 @@ fn health_check(keys: &mut Reader<'_>) -> Option<Option<HealthCheck>> {
     Some(wanted?.then_some(check))
 }
 
-fn log(keys: &mut Reader<'_>) -> Option<Log> {
+fn log(keys: &mut Reader<'_>) -> Option<lager::Options> {
     let level = keys.required("log_level");
     let format = keys.or("time_format", TimeFormat::UnixEpoch);
-    let redactor = Redactor::read(keys);
-    Some(Log { level: level?, format: format?, redactor: redactor? })
+    Some(lager::Options { source: "locket".to_owned(), level: level?, format: format? })
 }
 
 #[cfg(test)]

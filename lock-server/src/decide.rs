@@ -8,9 +8,11 @@
 //! Only owners are compared. The owner may change everything else, including the
 //! kind. Pure functions: no I/O, no clock.
 
+use std::sync::Arc;
+
 use model::lock::{Claim, Lock, Owner};
 
-use crate::lock_version::Version;
+use crate::lock_version::{LockVersion, Version};
 
 /// Effect of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,42 +46,42 @@ pub fn claim(current: Option<&Lock>, claim: &Claim) -> Claimed {
 }
 
 /// Effect of a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Released {
-    /// The owner releases the lock.
-    Delete,
-    /// The key is free: no change and no error.
+    /// The owner releases the lock: the key becomes free.
+    Deleted(Arc<LockVersion>),
+    /// The key is free already: no change and no error.
     Absent,
     /// Another owner holds the key.
-    Collide,
+    Collision(Arc<LockVersion>),
 }
 
 /// Decides the effect of a release by `owner` on `current`.
-pub fn release(current: Option<&Lock>, owner: &Owner) -> Released {
+pub fn release(current: Option<&Arc<LockVersion>>, owner: &Owner) -> Released {
     match current {
         None => Released::Absent,
-        Some(lock) if lock.owner == *owner => Released::Delete,
-        Some(_) => Released::Collide,
+        Some(held) if held.lock.owner == *owner => Released::Deleted(Arc::clone(held)),
+        Some(held) => Released::Collision(Arc::clone(held)),
     }
 }
 
 /// Effect of a passed deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expired {
-    /// The current version is the one that expired.
-    Delete,
+    /// The current version is the one that expired: the key becomes free.
+    Deleted(Arc<LockVersion>),
     /// The lock no longer exists.
     Absent,
-    /// The lock was claimed since.
-    Newer,
+    /// The lock was claimed since; the newest version.
+    Newer(Arc<LockVersion>),
 }
 
 /// Decides the effect on `current` when the deadline of `seen` has passed.
-pub fn expire(current: Option<Version>, seen: Version) -> Expired {
+pub fn expire(current: Option<&Arc<LockVersion>>, seen: Version) -> Expired {
     match current {
         None => Expired::Absent,
-        Some(current) if current == seen => Expired::Delete,
-        Some(_) => Expired::Newer,
+        Some(held) if held.version() == seen => Expired::Deleted(Arc::clone(held)),
+        Some(held) => Expired::Newer(Arc::clone(held)),
     }
 }
 
@@ -88,6 +90,7 @@ mod tests {
     use model::lock::{FencingToken, LockKey, LockKind, LockValue, Ttl};
 
     use super::*;
+    use crate::tests::held;
 
     fn owner(text: &str) -> Owner {
         Owner::parse(text).unwrap()
@@ -131,29 +134,26 @@ mod tests {
 
     #[test]
     fn releases() {
+        let held = held("k", 3, 7, 15);
         let table = [
             (None, "o", Released::Absent),
-            (Some(lock()), "o", Released::Delete),
-            (Some(lock()), "p", Released::Collide),
-            (Some(lock()), "o ", Released::Collide),
+            (Some(&held), "o", Released::Deleted(Arc::clone(&held))),
+            (Some(&held), "p", Released::Collision(Arc::clone(&held))),
+            (Some(&held), "o ", Released::Collision(Arc::clone(&held))),
         ];
         for (current, by, expected) in table {
-            assert_eq!(release(current.as_ref(), &owner(by)), expected, "{current:?} {by}");
+            assert_eq!(release(current, &owner(by)), expected, "{current:?} {by}");
         }
     }
 
     #[test]
     fn expiries() {
-        let version = |token, index| Version { token: FencingToken(token), index };
-        let table = [
-            (None, Expired::Absent),
-            (Some(version(3, 7)), Expired::Delete),
-            (Some(version(3, 8)), Expired::Newer),
-            (Some(version(4, 7)), Expired::Newer),
-            (Some(version(4, 1)), Expired::Newer),
-        ];
-        for (current, expected) in table {
-            assert_eq!(expire(current, version(3, 7)), expected, "{current:?}");
+        let version = |token, index| held("k", token, index, 15);
+        let seen = version(3, 7);
+        assert_eq!(expire(None, seen.version()), Expired::Absent);
+        assert_eq!(expire(Some(&seen), seen.version()), Expired::Deleted(Arc::clone(&seen)));
+        for newer in [version(3, 8), version(4, 7), version(4, 1)] {
+            assert_eq!(expire(Some(&newer), seen.version()), Expired::Newer(Arc::clone(&newer)));
         }
     }
 }

@@ -19,14 +19,18 @@ use std::{
     time::Duration,
 };
 
-use model::lock::{LockKey, LockKind, Selector};
+use model::lock::{LockKey, Selector};
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
 use tracing::info_span;
 
-use crate::{expiry::Deadlines, lock_version::LockVersion, metrics::Population};
+use crate::{
+    expiry::Deadlines,
+    lock_version::{ByKind, LockVersion},
+    metrics::{self, Kind},
+};
 
 /// Event buffer size of a watcher.
 pub const WATCHER_ROOM: usize = 1024;
@@ -111,7 +115,7 @@ struct Shared {
     sooner: Notify,
     watchers: Mutex<Watchers>,
     next_watcher: AtomicU64,
-    population: Population,
+    population: ByKind<Kind>,
     watcher_room: usize,
 }
 
@@ -130,14 +134,14 @@ impl Feed {
                 sooner: Notify::new(),
                 watchers: Mutex::default(),
                 next_watcher: AtomicU64::new(0),
-                population: Population::default(),
+                population: metrics::population(),
                 watcher_room,
             }),
         }
     }
 
     /// Counts of held and of expired locks.
-    pub fn population(&self) -> &Population {
+    pub fn population(&self) -> &ByKind<Kind> {
         &self.shared.population
     }
 
@@ -151,7 +155,7 @@ impl Feed {
 
     /// Registers a lock that the store loaded at the start of the process.
     pub fn found(&self, held: &Arc<LockVersion>) {
-        self.shared.population.enters(held.lock.kind);
+        self.shared.population[held.lock.kind].active.add(1);
         self.seen(held);
     }
 
@@ -160,22 +164,22 @@ impl Feed {
         let population = &self.shared.population;
         match event {
             Event::Acquired(held) => {
-                population.enters(held.lock.kind);
+                population[held.lock.kind].active.add(1);
                 self.seen(held);
             }
             Event::Updated { before, held } => {
-                population.leaves(before.lock.kind);
-                population.enters(held.lock.kind);
+                population[before.lock.kind].active.add(-1);
+                population[held.lock.kind].active.add(1);
                 self.seen(held);
             }
             Event::Refreshed(held) => self.seen(held),
             Event::Released(held) => {
-                population.leaves(held.lock.kind);
+                population[held.lock.kind].active.add(-1);
                 self.deadlines().forget(&held.lock.key, held.version());
             }
             Event::Expired(held) => {
-                population.leaves(held.lock.kind);
-                population.expired(held.lock.kind);
+                population[held.lock.kind].active.add(-1);
+                population[held.lock.kind].expired.increment();
                 self.deadlines().forget(&held.lock.key, held.version());
             }
         }
@@ -251,8 +255,7 @@ impl Feed {
 #[derive(Debug, Default)]
 struct Watchers {
     keys: HashMap<LockKey, Vec<Watcher>>,
-    locks: Vec<Watcher>,
-    presences: Vec<Watcher>,
+    kinds: ByKind<Vec<Watcher>>,
     /// Existing subscriptions, including disconnected ones.
     count: usize,
 }
@@ -271,17 +274,10 @@ impl Watcher {
 }
 
 impl Watchers {
-    fn kind(&mut self, kind: LockKind) -> &mut Vec<Watcher> {
-        match kind {
-            LockKind::Lock => &mut self.locks,
-            LockKind::Presence => &mut self.presences,
-        }
-    }
-
     fn list(&mut self, selector: &Selector) -> &mut Vec<Watcher> {
         match selector {
             Selector::Key(key) => self.keys.entry(key.clone()).or_default(),
-            Selector::Kind(kind) => self.kind(*kind),
+            Selector::Kind(kind) => &mut self.kinds[*kind],
         }
     }
 
@@ -293,12 +289,12 @@ impl Watchers {
         if let Some(watchers) = self.keys.get_mut(&lock.key) {
             watchers.retain(|watcher| watcher.publish(event));
         }
-        self.kind(lock.kind).retain(|watcher| watcher.publish(event));
+        self.kinds[lock.kind].retain(|watcher| watcher.publish(event));
         // A watcher of the previous kind must learn that the lock left that kind.
         if let Event::Updated { before, .. } = event
             && before.lock.kind != lock.kind
         {
-            self.kind(before.lock.kind).retain(|watcher| watcher.publish(event));
+            self.kinds[before.lock.kind].retain(|watcher| watcher.publish(event));
         }
     }
 
@@ -345,6 +341,8 @@ impl Drop for Subscription {
 
 #[cfg(test)]
 mod tests {
+    use model::lock::LockKind;
+
     use super::*;
     use crate::tests::held;
 
@@ -372,7 +370,7 @@ mod tests {
         for index in 1..4 {
             feed.publish(&Event::Acquired(held("k", 1, index, 9)));
         }
-        assert_eq!(feed.watchers().locks.len(), 0);
+        assert_eq!(feed.watchers().kinds.locks.len(), 0);
         assert!(slow.next().await.is_ok());
         assert_eq!(slow.next().await, Err(Lagged));
         drop(slow);

@@ -1,8 +1,11 @@
 //! One version of a held lock.
 
-use std::sync::Arc;
+use std::{
+    ops::{Index, IndexMut},
+    sync::Arc,
+};
 
-use model::lock::{Claim, FencingToken, Lock};
+use model::lock::{Claim, FencingToken, Lock, LockKind};
 
 /// A lock as stored, with fields that are never sent to clients.
 ///
@@ -75,3 +78,32 @@ pub type LockList = Arc<[Arc<LockVersion>]>;
 
 /// `uuid` of a request's metadata, if present: any text.
 pub type Request = Option<Arc<str>>;
+
+/// One value for each kind of lock.
+#[derive(Debug, Default)]
+pub struct ByKind<T> {
+    /// The value for locks.
+    pub locks: T,
+    /// The value for presences.
+    pub presences: T,
+}
+
+impl<T> Index<LockKind> for ByKind<T> {
+    type Output = T;
+
+    fn index(&self, kind: LockKind) -> &T {
+        match kind {
+            LockKind::Lock => &self.locks,
+            LockKind::Presence => &self.presences,
+        }
+    }
+}
+
+impl<T> IndexMut<LockKind> for ByKind<T> {
+    fn index_mut(&mut self, kind: LockKind) -> &mut T {
+        match kind {
+            LockKind::Lock => &mut self.locks,
+            LockKind::Presence => &mut self.presences,
+        }
+    }
+}

@@ -7,8 +7,9 @@ use std::{
 };
 
 use metrics::Histogram;
-use model::lock::LockKind;
 use runtime::metrics::Family;
+
+use crate::lock_version::ByKind;
 
 runtime::families! {
     certificates "lock_server";
@@ -101,13 +102,6 @@ impl Gauge {
     }
 }
 
-/// Counts of held and of expired locks.
-#[derive(Debug)]
-pub struct Population {
-    locks: Kind,
-    presences: Kind,
-}
-
 /// Counts for one kind.
 #[derive(Debug)]
 pub struct Kind {
@@ -117,41 +111,15 @@ pub struct Kind {
     pub expired: Counter,
 }
 
-impl Default for Population {
-    fn default() -> Self {
-        let kind = |active: Family, expired: Family| Kind {
-            active: Gauge::new(active.gauge()),
-            expired: Counter::new(expired.counter()),
-        };
-        Self {
-            locks: kind(ACTIVE_LOCKS, LOCKS_EXPIRED),
-            presences: kind(ACTIVE_PRESENCES, PRESENCES_EXPIRED),
-        }
-    }
-}
-
-impl Population {
-    /// Counts for this kind.
-    pub fn of(&self, kind: LockKind) -> &Kind {
-        match kind {
-            LockKind::Lock => &self.locks,
-            LockKind::Presence => &self.presences,
-        }
-    }
-
-    /// Counts one more held lock.
-    pub fn enters(&self, kind: LockKind) {
-        self.of(kind).active.add(1);
-    }
-
-    /// Counts one fewer held lock.
-    pub fn leaves(&self, kind: LockKind) {
-        self.of(kind).active.add(-1);
-    }
-
-    /// Counts one lock deleted at its deadline.
-    pub fn expired(&self, kind: LockKind) {
-        self.of(kind).expired.increment();
+/// Counts of held and of expired locks.
+pub fn population() -> ByKind<Kind> {
+    let kind = |active: Family, expired: Family| Kind {
+        active: Gauge::new(active.gauge()),
+        expired: Counter::new(expired.counter()),
+    };
+    ByKind {
+        locks: kind(ACTIVE_LOCKS, LOCKS_EXPIRED),
+        presences: kind(ACTIVE_PRESENCES, PRESENCES_EXPIRED),
     }
 }
 

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use runtime::process::Failure;
-use storage::server::{Options, Tls};
+use storage::server::Options;
 
 use crate::{
-    config::{Database, Server},
+    config::Database,
     feed::Feed,
     store::{
         embedded::{Embedded, Flusher},
@@ -35,7 +35,7 @@ pub enum Opened {
 pub async fn open(database: &Database, feed: Feed) -> Result<Opened, Failure> {
     match database {
         Database::Embedded(path) => embedded(path, feed).await,
-        Database::Shared(server) => shared(server, feed).await,
+        Database::Shared(options) => shared(options, feed).await,
     }
 }
 
@@ -47,10 +47,9 @@ async fn embedded(path: &Path, feed: Feed) -> Result<Opened, Failure> {
     Ok(Opened::Embedded(store, flusher))
 }
 
-async fn shared(server: &Server, feed: Feed) -> Result<Opened, Failure> {
-    let options = options(server);
+async fn shared(options: &Options, feed: Feed) -> Result<Opened, Failure> {
     options.check().map_err(|error| Failure::fatal("invalid-db-connection-string", error))?;
-    let opened = Shared::open(&options, feed).await.map_err(|error| {
+    let opened = Shared::open(options, feed).await.map_err(|error| {
         let line = match error {
             storage::Error::Migration { .. } | storage::Error::Step { .. } => {
                 "failed-to-create-lock-table"
@@ -61,28 +60,4 @@ async fn shared(server: &Server, feed: Feed) -> Result<Opened, Failure> {
     });
     let (store, follower) = opened?;
     Ok(Opened::Shared(store, Box::new(follower)))
-}
-
-fn options(server: &Server) -> Options {
-    let Server {
-        driver,
-        connection_string,
-        ca,
-        verify_identity,
-        max_open,
-        max_lifetime,
-        connect_timeout,
-        operation_timeout,
-        start_timeout,
-    } = server;
-    Options {
-        tls: ca.as_ref().map(|ca| Tls { ca: ca.clone(), verify_identity: *verify_identity }),
-        max_open: max_open.unwrap_or(0),
-        max_lifetime: *max_lifetime,
-        connect_timeout: *connect_timeout,
-        operation_timeout: *operation_timeout,
-        start_timeout: *start_timeout,
-        application_name: "locket".to_owned(),
-        ..Options::new((*driver).into(), connection_string.clone())
-    }
 }

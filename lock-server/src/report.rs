@@ -76,7 +76,7 @@ impl Report {
         for (kind, name) in
             [(LockKind::Lock, "ActiveLocks"), (LockKind::Presence, "ActivePresences")]
         {
-            self.send(name, METRIC, population.of(kind).active.get() as f64);
+            self.send(name, METRIC, population[kind].active.get() as f64);
         }
     }
 
@@ -85,7 +85,7 @@ impl Report {
         for (kind, name) in
             [(LockKind::Lock, "LocksExpired"), (LockKind::Presence, "PresenceExpired")]
         {
-            self.send(name, METRIC, population.of(kind).expired.get() as f64);
+            self.send(name, METRIC, population[kind].expired.get() as f64);
         }
     }
 

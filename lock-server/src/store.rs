@@ -1,17 +1,19 @@
 //! Storage of locks.
 //!
-//! [`Store`] is the trait; [`memory`], [`embedded`] and [`shared`] implement its
-//! contract, which one conformance suite tests for all of them.
+//! [`Store`] is the trait; [`embedded`], [`shared`] and, for tests, `testing::Memory` implement
+//! its contract, which one conformance suite tests for all of them.
 
 pub mod embedded;
 mod journal;
-pub mod memory;
 pub mod shared;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::{error, sync::Arc};
 
 use model::lock::{Claim, LockKey, Owner, Selector};
 
+pub use crate::decide::{Expired, Released};
 use crate::{
     feed::Subscription,
     lock_version::{LockList, LockVersion, Request},
@@ -78,28 +80,6 @@ pub enum Claimed {
     LockVersion(Arc<LockVersion>),
     /// Another owner holds the key.
     Collision(Arc<LockVersion>),
-}
-
-/// Result of a release.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Released {
-    /// The key was freed.
-    Deleted(Arc<LockVersion>),
-    /// The key was free already.
-    Absent,
-    /// Another owner holds the key.
-    Collision(Arc<LockVersion>),
-}
-
-/// Result of a passed deadline.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expired {
-    /// The key was freed.
-    Deleted(Arc<LockVersion>),
-    /// The key was free already.
-    Absent,
-    /// The lock was claimed since; the newest version.
-    Newer(Arc<LockVersion>),
 }
 
 /// Reason why a store call fails.

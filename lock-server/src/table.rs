@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use model::lock::{Lock, LockKey, LockKind, Selector};
+use model::lock::{Lock, LockKey, Selector};
 
-use crate::lock_version::{LockList, LockVersion};
+use crate::lock_version::{ByKind, LockList, LockVersion};
 
 /// Locks and presences, each in the order of their keys; a key is in at most one of
 /// the two.
@@ -15,8 +15,7 @@ use crate::lock_version::{LockList, LockVersion};
 pub struct Table {
     /// Locks of both kinds, by key.
     held: HashMap<LockKey, Arc<LockVersion>>,
-    locks: Kind,
-    presences: Kind,
+    kinds: ByKind<Kind>,
 }
 
 /// The locks of one kind.
@@ -48,13 +47,6 @@ impl Kind {
 }
 
 impl Table {
-    fn of_mut(&mut self, kind: LockKind) -> &mut Kind {
-        match kind {
-            LockKind::Lock => &mut self.locks,
-            LockKind::Presence => &mut self.presences,
-        }
-    }
-
     /// The lock with this key.
     pub fn get(&self, key: &LockKey) -> Option<&Arc<LockVersion>> {
         self.held.get(key)
@@ -72,12 +64,12 @@ impl Table {
         let before = self.held.insert(key.clone(), held);
         match before.as_ref().map(|before| before.lock.kind) {
             // Nearly always a refresh: the key stays in its kind.
-            Some(same) if same == kind => self.of_mut(kind).all = None,
+            Some(same) if same == kind => self.kinds[kind].all = None,
             other => {
                 if let Some(other) = other {
-                    self.of_mut(other).remove(&key);
+                    self.kinds[other].remove(&key);
                 }
-                self.of_mut(kind).add(key);
+                self.kinds[kind].add(key);
             }
         }
         before
@@ -86,7 +78,7 @@ impl Table {
     /// Frees a key.
     pub fn remove(&mut self, key: &LockKey) -> Option<Arc<LockVersion>> {
         let held = self.held.remove(key)?;
-        self.of_mut(held.lock.kind).remove(key);
+        self.kinds[held.lock.kind].remove(key);
         Some(held)
     }
 
@@ -94,13 +86,7 @@ impl Table {
     pub fn select(&mut self, selector: &Selector) -> LockList {
         match selector {
             Selector::Key(key) => self.get(key).cloned().into_iter().collect(),
-            Selector::Kind(kind) => {
-                let Self { held, locks, presences } = self;
-                match kind {
-                    LockKind::Lock => locks.all(held),
-                    LockKind::Presence => presences.all(held),
-                }
-            }
+            Selector::Kind(kind) => self.kinds[*kind].all(&self.held),
         }
     }
 }

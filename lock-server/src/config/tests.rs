@@ -1,4 +1,4 @@
-use runtime::config::parse;
+use runtime::{config::parse, lager::Level};
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn read(more: &str) -> Config {
     loaded.config
 }
 
-fn server(more: &str) -> Server {
+fn server(more: &str) -> Options {
     match read(more).database {
         Database::Shared(server) => server,
         Database::Embedded(path) => panic!("a file: {}", path.display()),
@@ -42,6 +42,7 @@ fn what_is_not_said_has_its_default() {
         loggregator,
         debug_address,
         log,
+        redactor: _,
     } = loaded.config;
     assert_eq!(listen_address, ":0");
     assert_eq!((tls.ca, tls.cert, tls.key), ("ca".into(), "cert".into(), "key".into()));
@@ -59,16 +60,15 @@ fn what_is_not_said_has_its_default() {
 #[test]
 fn a_server_has_what_the_original_has() {
     let plain = server(r#""database_driver": "postgres""#);
-    let expected = Server {
-        driver: Driver::Postgres,
-        connection_string: "locket.db".into(),
-        ca: None,
-        verify_identity: false,
-        max_open: None,
+    let expected = Options {
+        tls: None,
+        max_open: 0,
         max_lifetime: None,
         connect_timeout: 10 * SECOND,
         operation_timeout: 10 * SECOND,
         start_timeout: 300 * SECOND,
+        application_name: "locket".into(),
+        ..Options::new(Dialect::Postgres, "locket.db")
     };
     assert_eq!(plain, expected);
     let job = server(
@@ -77,11 +77,10 @@ fn a_server_has_what_the_original_has() {
            "max_database_connection_lifetime": "1h", "db_connection_timeout": "30s",
            "db_read_timeout": "60s", "db_write_timeout": "4s", "db_start_timeout": "0s""#,
     );
-    let expected = Server {
-        driver: Driver::MySql,
-        ca: Some("sql/ca.crt".into()),
-        verify_identity: true,
-        max_open: Some(200),
+    let expected = Options {
+        dialect: Dialect::MySql,
+        tls: Some(Tls { ca: "sql/ca.crt".into(), verify_identity: true }),
+        max_open: 200,
         max_lifetime: Some(3_600 * SECOND),
         connect_timeout: 30 * SECOND,
         operation_timeout: 4 * SECOND,
@@ -229,5 +228,5 @@ fn the_documentation_agrees() {
         r#""database_driver": {}, "database_connection_string": {}"#,
         texts[0], texts[1]
     ));
-    assert_eq!(read.driver, Driver::Postgres);
+    assert_eq!(read.dialect, Dialect::Postgres);
 }

@@ -12,17 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use model::lock::{Lock, LockKind};
 
 use super::pre_encoded::{Encoded, TooLarge};
-use crate::lock_version::{LockList, LockVersion};
+use crate::lock_version::{ByKind, LockList, LockVersion};
 
 /// Size limit of a cached response: that of about 20,000 cells.
 const KEPT: usize = 16 << 20;
 
 /// One cached response per kind.
 #[derive(Debug, Default)]
-pub(super) struct Answers {
-    locks: Mutex<Option<Answer>>,
-    presences: Mutex<Option<Answer>>,
-}
+pub(super) struct Answers(ByKind<Mutex<Option<Answer>>>);
 
 #[derive(Debug)]
 struct Answer {
@@ -32,11 +29,7 @@ struct Answer {
 
 impl Answers {
     fn of(&self, kind: LockKind) -> MutexGuard<'_, Option<Answer>> {
-        let kept = match kind {
-            LockKind::Lock => &self.locks,
-            LockKind::Presence => &self.presences,
-        };
-        kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0[kind].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The response with `held`, which are all locks of a kind.

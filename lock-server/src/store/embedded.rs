@@ -259,34 +259,19 @@ impl Store for Embedded {
     }
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
-        let decide = |current: Option<&Arc<LockVersion>>| match (
-            current,
-            decide::release(current.map(|held| &held.lock), owner),
-        ) {
-            (Some(held), decide::Released::Delete) => {
-                Verdict::Store(Change::Release(Arc::clone(held)))
-            }
-            (Some(held), decide::Released::Collide) => {
-                Verdict::Answer(Released::Collision(Arc::clone(held)))
-            }
-            (None, _) | (_, decide::Released::Absent) => Verdict::Answer(Released::Absent),
+        let decide = |current: Option<&Arc<LockVersion>>| match decide::release(current, owner) {
+            Released::Deleted(held) => Verdict::Store(Change::Release(held)),
+            answer => Verdict::Answer(answer),
         };
         self.change(key, decide, Released::Deleted).await
     }
 
     async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
-        let decide = |current: Option<&Arc<LockVersion>>| match (
-            current,
-            decide::expire(current.map(|held| held.version()), seen.version()),
-        ) {
-            (Some(held), decide::Expired::Delete) => {
-                Verdict::Store(Change::Expire(Arc::clone(held)))
-            }
-            (Some(held), decide::Expired::Newer) => {
-                Verdict::Answer(Expired::Newer(Arc::clone(held)))
-            }
-            (None, _) | (_, decide::Expired::Absent) => Verdict::Answer(Expired::Absent),
-        };
+        let decide =
+            |current: Option<&Arc<LockVersion>>| match decide::expire(current, seen.version()) {
+                Expired::Deleted(held) => Verdict::Store(Change::Expire(held)),
+                answer => Verdict::Answer(answer),
+            };
         self.change(&seen.lock.key, decide, Expired::Deleted).await
     }
 

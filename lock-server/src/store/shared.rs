@@ -68,7 +68,7 @@ use self::{
     statements::Taken,
     view::{End, View},
 };
-pub use self::{follow::Follower, health::Check};
+pub use self::{follow::Follower, health::HealthCheck};
 use super::{Claimed, Error, Expired, Released, Store};
 use crate::{
     decide,
@@ -233,17 +233,11 @@ impl Shared {
         let mut view = self.view();
         let now = Instant::now();
         let mut all = Vec::with_capacity(rows.len());
-        for row in rows {
-            match rows::parse(row) {
-                Ok(Found::LockVersion(held)) => all.push(view.observe(held, now).0),
-                // The pass gives the lock a token, or deletes it.
-                Ok(Found::Untold(held) | Found::Dead(held)) => all.push(Arc::new(held)),
-                Err(error) => {
-                    let key = rows::key(row);
-                    tracing::error!(key, error = %error, "failed-to-scan-lock");
-                }
-            }
-        }
+        all.extend(rows.iter().filter_map(rows::readable).map(|found| match found {
+            Found::LockVersion(held) => view.observe(held, now).0,
+            // The pass gives the lock a token, or deletes it.
+            Found::Untold(held) | Found::Dead(held) => Arc::new(held),
+        }));
         all
     }
 
@@ -268,19 +262,15 @@ impl Shared {
         let rows = rows::read(&self.server, None).await?;
         let mut found = std::collections::HashSet::with_capacity(rows.len());
         let mut untold = Vec::new();
-        for row in &rows {
-            match rows::parse(row) {
-                Ok(Found::LockVersion(held)) => {
+        for row in rows.iter().filter_map(rows::readable) {
+            match row {
+                Found::LockVersion(held) => {
                     found.insert(held.lock.key.clone());
                     self.view().observe(held, Instant::now());
                 }
-                Ok(Found::Untold(held)) => untold.push(held),
-                Ok(Found::Dead(held)) => {
+                Found::Untold(held) => untold.push(held),
+                Found::Dead(held) => {
                     statements::delete_version(&self.server, &held).await?;
-                }
-                Err(error) => {
-                    let key = rows::key(row);
-                    tracing::error!(key, error = %error, "failed-to-scan-lock");
                 }
             }
         }
@@ -349,7 +339,7 @@ impl Store for Shared {
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
         let may = |held: &Arc<LockVersion>| {
-            decide::release(Some(&held.lock), owner) == decide::Released::Delete
+            matches!(decide::release(Some(held), owner), Released::Deleted(_))
         };
         let mut known = self.view().get(key).cloned().filter(may);
         for _ in 0..LOOKS {
@@ -414,10 +404,7 @@ impl Store for Shared {
             found => found?,
         };
         let mut view = self.view();
-        let named = |held: &LockVersion| match selector {
-            Selector::Key(key) => held.lock.key == *key,
-            Selector::Kind(kind) => held.lock.kind == *kind,
-        };
+        let named = |held: &LockVersion| selector.matches(&held.lock);
         let is_found = |key: &LockKey| found.iter().any(|held| held.lock.key == *key);
         view.end_missing(mark, named, is_found, Instant::now());
         let subscription = self.feed.subscribe(selector).ok_or(Error::TooManyWatchers)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lock_server::{
     feed::{Event, Feed},
     lock_version::LockVersion,
-    store::{Claimed, Error, Expired, Released, Store, memory::Memory},
+    store::{Claimed, Error, Expired, Released, Store, testing::Memory},
 };
 use model::lock::{Claim, FencingToken, LockKind, LockValue, Selector, Ttl};
 use storage::{server::Dialect, testing::TestServer};

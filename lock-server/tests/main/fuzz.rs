@@ -9,7 +9,7 @@ use lock_server::{
     feed::Feed,
     grpc::{PreEncoded, Service},
     locks::Locks,
-    store::memory::Memory,
+    store::testing::Memory,
 };
 use proto::{lock_v1::lock_watch_server::LockWatchServer, models::locket_server::LocketServer};
 use tokio_util::sync::CancellationToken;

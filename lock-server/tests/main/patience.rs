@@ -7,7 +7,7 @@ use lock_server::{
     grpc::Service,
     lock_version::{LockList, LockVersion, Request},
     locks::Locks,
-    store::{Claimed, Error, Expired, Released, Store, memory::Memory},
+    store::{Claimed, Error, Expired, Released, Store, testing::Memory},
 };
 use model::lock::{Claim, LockKey, Owner, Selector};
 use proto::models::{LockRequest, Resource, locket_server::Locket};

@@ -12,7 +12,7 @@ use lock_server::{
     feed::{Feed, Subscription},
     lock_version::{LockList, LockVersion, Request},
     reaper,
-    store::{Claimed, Error, Expired, Released, Store, memory::Memory},
+    store::{Claimed, Error, Expired, Released, Store, testing::Memory},
 };
 use model::lock::{Claim, LockKey, LockKind, Owner, Selector, Ttl};
 use tokio::{

@@ -1,6 +1,6 @@
 //! Malformed bytes and fields: error responses, never a panic.
 
-use lock_server::{feed::Feed, grpc::Service, locks::Locks, store::memory::Memory};
+use lock_server::{feed::Feed, grpc::Service, locks::Locks, store::testing::Memory};
 use proptest::prelude::*;
 use prost::Message;
 use proto::{

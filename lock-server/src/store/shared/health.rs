@@ -16,14 +16,14 @@ const ON_POSTGRES: &str = "CREATE TABLE IF NOT EXISTS locket_health_check
 const ON_MYSQL: &str = "CREATE TABLE IF NOT EXISTS locket_health_check
 (id BIGINT AUTO_INCREMENT PRIMARY KEY, time BIGINT NOT NULL)";
 
-/// Settings of the health check.
-#[derive(Debug, Clone, Copy)]
-pub struct Check {
-    /// Timeout of one attempt.
+/// Settings of the health check (docs/compatibility/locket.md#database-health-check).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `health_check_timeout`: timeout of one attempt.
     pub timeout: Duration,
-    /// Interval between checks.
+    /// `health_check_interval`: interval between checks.
     pub interval: Duration,
-    /// Attempts per check, without a delay between them.
+    /// `health_check_failure_threshold`: attempts per check, without a delay between them.
     pub attempts: u32,
 }
 
@@ -35,7 +35,7 @@ impl Shared {
     /// restarts it.
     pub async fn watch_health(
         self,
-        check: Check,
+        check: HealthCheck,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
         let mut beat = interval(check.interval.max(Duration::from_millis(1)));
@@ -48,7 +48,7 @@ impl Shared {
     }
 }
 
-async fn attempts(server: &Server, check: Check) -> anyhow::Result<()> {
+async fn attempts(server: &Server, check: HealthCheck) -> anyhow::Result<()> {
     let mut errors = Vec::new();
     for attempt in 1..=check.attempts.max(1) {
         let error = match timeout(check.timeout, sign(server)).await {

@@ -22,7 +22,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{PASS, Shared, changes, rows, unread};
 use crate::{
-    lock_version::{LockList, LockVersion},
+    lock_version::{ByKind, LockList, LockVersion},
     store::Error,
 };
 
@@ -45,10 +45,7 @@ pub(super) struct AllOf {
 
 /// The cached image of each kind.
 #[derive(Debug, Default)]
-pub(super) struct Images {
-    locks: Mutex<Option<Image>>,
-    presences: Mutex<Option<Image>>,
-}
+pub(super) struct Images(ByKind<Mutex<Option<Image>>>);
 
 #[derive(Debug)]
 struct Image {
@@ -60,11 +57,7 @@ struct Image {
 
 impl Images {
     fn of(&self, kind: LockKind) -> MutexGuard<'_, Option<Image>> {
-        let image = match kind {
-            LockKind::Lock => &self.locks,
-            LockKind::Presence => &self.presences,
-        };
-        image.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0[kind].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The image of a kind if it was read at this mark.

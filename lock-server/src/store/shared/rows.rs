@@ -166,7 +166,11 @@ pub(super) fn parse(row: &Row) -> Result<Found, Unreadable> {
     })
 }
 
-/// The row's key, for the log.
-pub(super) fn key(row: &Row) -> Option<String> {
-    row.get(0).ok()
+/// A row of [`read`]; a row that is no lock is logged.
+pub(super) fn readable(row: &Row) -> Option<Found> {
+    let unreadable = |error: Unreadable| {
+        let key: Option<String> = row.get(0).ok();
+        tracing::error!(key, error = %error, "failed-to-scan-lock");
+    };
+    parse(row).map_err(unreadable).ok()
 }

@@ -1,5 +1,7 @@
 //! Each statement, on a random row, has the outcome that `decide` has for the lock of that row.
 
+use std::sync::Arc;
+
 use model::lock::{Claim, FencingToken, Lock, LockKey, LockKind, LockValue, Owner, Selector, Ttl};
 use proptest::{prelude::*, sample::select};
 use storage::{
@@ -157,8 +159,8 @@ async fn claim(server: &Server, row: Option<&Row>, asked: &Claim) -> Option<Lock
 async fn release(server: &Server, before: Option<LockVersion>, by: &str) -> Option<LockVersion> {
     let by = Owner::parse(by).unwrap();
     let deleted = statements::release(server, &LockKey::parse("k").unwrap(), &by).await.unwrap();
-    let decided = decide::release(before.as_ref().map(|held| &held.lock), &by);
-    assert_eq!(deleted, decided == decide::Released::Delete);
+    let decided = decide::release(before.clone().map(Arc::new).as_ref(), &by);
+    assert_eq!(deleted, matches!(decided, decide::Released::Deleted(_)));
     before.filter(|_| !deleted)
 }
 
@@ -168,8 +170,8 @@ async fn expire(server: &Server, row: Option<&Row>, token: i64, index: i64) -> O
     let owner = owner.filter(|owner| !owner.is_empty()).unwrap_or("o");
     let seen = version(claim, owner, token, index);
     let deleted = statements::delete_version(server, &seen).await.unwrap();
-    let decided = decide::expire(before.as_ref().map(LockVersion::version), seen.version());
-    assert_eq!(deleted, decided == decide::Expired::Delete);
+    let decided = decide::expire(before.clone().map(Arc::new).as_ref(), seen.version());
+    assert_eq!(deleted, matches!(decided, decide::Expired::Deleted(_)));
     before.filter(|_| !deleted)
 }
 

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use lock_server::{
     feed::Feed,
     lock_version::LockVersion,
-    store::{Claimed, Expired, Released, Store, memory::Memory},
+    store::{Claimed, Expired, Released, Store, testing::Memory},
 };
 use model::lock::{Claim, LockKind, LockValue, Selector, Ttl};
 use proptest::{prelude::*, sample::select};

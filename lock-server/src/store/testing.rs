@@ -79,34 +79,22 @@ impl Store for Memory {
 
     async fn release(&self, key: &LockKey, owner: &Owner) -> Result<Released, Error> {
         let mut state = self.state();
-        let Some(held) = state.table.get(key).cloned() else {
-            return Ok(Released::Absent);
-        };
-        match decide::release(Some(&held.lock), owner) {
-            decide::Released::Absent => Ok(Released::Absent),
-            decide::Released::Collide => Ok(Released::Collision(held)),
-            decide::Released::Delete => {
-                state.table.remove(key);
-                self.feed.publish(&Event::Released(Arc::clone(&held)));
-                Ok(Released::Deleted(held))
-            }
+        let released = decide::release(state.table.get(key), owner);
+        if let Released::Deleted(held) = &released {
+            state.table.remove(key);
+            self.feed.publish(&Event::Released(Arc::clone(held)));
         }
+        Ok(released)
     }
 
     async fn expire(&self, seen: &LockVersion) -> Result<Expired, Error> {
         let mut state = self.state();
-        let Some(held) = state.table.get(&seen.lock.key).cloned() else {
-            return Ok(Expired::Absent);
-        };
-        match decide::expire(Some(held.version()), seen.version()) {
-            decide::Expired::Absent => Ok(Expired::Absent),
-            decide::Expired::Newer => Ok(Expired::Newer(held)),
-            decide::Expired::Delete => {
-                state.table.remove(&seen.lock.key);
-                self.feed.publish(&Event::Expired(Arc::clone(&held)));
-                Ok(Expired::Deleted(held))
-            }
+        let expired = decide::expire(state.table.get(&seen.lock.key), seen.version());
+        if let Expired::Deleted(held) = &expired {
+            state.table.remove(&seen.lock.key);
+            self.feed.publish(&Event::Expired(Arc::clone(held)));
         }
+        Ok(expired)
     }
 
     async fn select(&self, selector: &Selector) -> Result<LockList, Error> {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - One process owns the database: `<path>.lock` is locked while the database is open (the kernel
 //!   releases the lock when the process dies for any reason). Other programs may read the file.
-//! - A write that returned `Ok` is in the write-ahead log, and with [`Synchronous::Full`] on disk.
+//! - A write that returned `Ok` is in the write-ahead log, and on disk (`synchronous=FULL`).
 //!   A write that returned an error is not stored, with one exception: if the disk fails during a
 //!   commit, the outcome is known only after the next start.
 //! - Writes run in the order in which they were queued. Queued writes share one transaction and one

@@ -31,6 +31,8 @@ struct Inner<I> {
     gathered: Vec<u8>,
     /// Number of bytes already written.
     written: usize,
+    /// `io` may have bytes in a buffer of its own, as TLS does when the kernel accepts no more.
+    is_unflushed: bool,
     /// Unbuffered: everything is written at once.
     is_direct: bool,
 }
@@ -48,7 +50,7 @@ impl<I> CoalescingStream<I> {
     }
 
     fn of(io: I, is_direct: bool) -> Self {
-        let inner = Inner { io, gathered: Vec::new(), written: 0, is_direct };
+        let inner = Inner { io, gathered: Vec::new(), written: 0, is_unflushed: false, is_direct };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -88,6 +90,7 @@ impl<I: AsyncWrite + Unpin> Inner<I> {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.written += count,
             }
+            self.is_unflushed = true;
         }
         self.written = 0;
         self.gathered = Vec::new();
@@ -97,7 +100,10 @@ impl<I: AsyncWrite + Unpin> Inner<I> {
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.gathered.is_empty() {
             ready!(self.poll_send(context))?;
+        }
+        if self.is_unflushed {
             ready!(Pin::new(&mut self.io).poll_flush(context))?;
+            self.is_unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -233,6 +239,58 @@ mod tests {
         };
         assert!(read == large);
         assert_eq!(gather.inner().gathered.capacity(), 0);
+    }
+
+    /// Accepts each write into a buffer, and waits once before it flushes the buffer, as TLS does.
+    struct Buffered<I> {
+        io: I,
+        buffer: Vec<u8>,
+        has_waited: bool,
+    }
+
+    impl<I: AsyncWrite + Unpin> AsyncWrite for Buffered<I> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.buffer.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let Self { io, buffer, has_waited } = self.get_mut();
+            if !std::mem::replace(has_waited, true) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            while !buffer.is_empty() {
+                let count = ready!(Pin::new(&mut *io).poll_write(context, buffer))?;
+                buffer.drain(..count);
+            }
+            Pin::new(io).poll_flush(context)
+        }
+
+        fn poll_shutdown(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_shutdown(context)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flush_that_was_pending_is_continued() {
+        let (near, mut far) = duplex(64);
+        let near = Buffered { io: near, buffer: Vec::new(), has_waited: false };
+        let gather = CoalescingStream::new(near);
+        let mut connection = pin!(say(gather.share(), &[b"last"]));
+        let mut text = [0; 4];
+        tokio::select! {
+            _ = poll_fn(|context| gather.poll_and_flush(connection.as_mut(), context)) => panic!(),
+            read = far.read_exact(&mut text) => assert_eq!(read.unwrap(), 4),
+        }
+        assert_eq!(&text, b"last");
     }
 
     #[tokio::test]

@@ -279,7 +279,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_flush_that_was_pending_is_continued() {
         let (near, mut far) = duplex(64);
         let near = Buffered { io: near, buffer: Vec::new(), has_waited: false };
@@ -289,6 +289,7 @@ mod tests {
         tokio::select! {
             _ = poll_fn(|context| gather.poll_and_flush(connection.as_mut(), context)) => panic!(),
             read = far.read_exact(&mut text) => assert_eq!(read.unwrap(), 4),
+            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => panic!("not flushed"),
         }
         assert_eq!(&text, b"last");
     }
